@@ -1,0 +1,1 @@
+"""Examples on disk and made ones: what the model is trained and scored on."""

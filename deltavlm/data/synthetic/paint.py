@@ -1,0 +1,355 @@
+"""A plan turned into pixels: two clean views from above, and the truth of what differs between them.
+
+Pillow draws the shapes; the textures come from a small bank of periodic noise made once a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+from deltavlm.data.synthetic.layout import House, Plan, Points, Rng, blob, rectangle
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+# Codes of the change map. Built and removed are apart: the direction is half of a caption.
+CHANGES = (
+    "none",
+    "building_built",
+    "building_removed",
+    "road_built",
+    "road_removed",
+    "trees_removed",
+    "trees_planted",
+    "water_new",
+    "water_gone",
+    "ground_opened",
+    "ground_closed",
+)
+CODE = {name: code for code, name in enumerate(CHANGES)}
+# Codes of the cover map: what was on the ground before, for "replacing the trees".
+COVERS = ("grass", "crops", "soil", "trees", "water", "built")
+COVER = {name: code for code, name in enumerate(COVERS)}
+TILE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """The sun of one date: direction of the shadows (x, y), their length per height, and their darkness."""
+
+    dx: float
+    dy: float
+    darkness: float
+    lean: tuple[float, float]  # how far roofs lean out per pixel of height (off-nadir view)
+
+
+@cache
+def _noise(sigma: float, seed: int = 0) -> Floats:
+    """Periodic Gaussian noise of unit variance, (TILE, TILE)."""
+    white = np.random.default_rng([seed, int(sigma * 100)]).standard_normal((TILE, TILE))
+    freq = np.fft.fftfreq(TILE)
+    pass_band = np.exp(-2 * (np.pi * sigma) ** 2 * (freq[:, None] ** 2 + freq[None, :] ** 2))
+    field = np.fft.ifft2(np.fft.fft2(white) * pass_band).real
+    return (field / field.std()).astype(np.float32)
+
+
+def noise(rng: Rng, size: tuple[int, int], sigma: float) -> Floats:
+    """A random cut, (height, width), of noise with grains of about `sigma` pixels."""
+    width, height = size
+    field = _noise(sigma, int(rng.integers(3)))
+    if rng.random() < 0.5:
+        field = field.T
+    ys = (np.arange(height) + rng.integers(TILE)) % TILE
+    xs = (np.arange(width) + rng.integers(TILE)) % TILE
+    return np.ascontiguousarray(field[ys[:, None], xs[None, :]])
+
+
+# Base colours (R, G, B) of ground covers, several a kind; one is drawn a parcel, and drifts with the season.
+PALETTE: dict[str, list[tuple[int, int, int]]] = {
+    "grass": [(96, 118, 70), (120, 130, 86), (136, 132, 96), (84, 104, 66), (150, 148, 108)],
+    "crops": [(88, 120, 58), (134, 146, 84), (168, 152, 104), (188, 172, 122), (104, 112, 64), (142, 118, 84)],
+    "soil": [(158, 132, 102), (184, 160, 130), (136, 110, 84), (202, 186, 160), (118, 98, 78)],
+    "trees": [(58, 78, 48), (74, 92, 58), (64, 82, 60), (88, 96, 64)],
+}
+ROOFS = [
+    (150, 88, 72), (168, 104, 84), (132, 78, 66), (120, 112, 104), (140, 134, 126), (98, 92, 88), (172, 164, 154),
+    (206, 200, 192), (228, 226, 222), (110, 90, 78), (136, 116, 98), (88, 96, 110), (122, 138, 158), (84, 78, 76),
+]  # fmt: skip
+ROADS = {
+    "asphalt": [(96, 96, 98), (118, 118, 118), (136, 134, 130), (80, 82, 86)],
+    "concrete": [(176, 172, 164), (196, 192, 184), (160, 156, 150)],
+    "dirt": [(178, 156, 124), (196, 176, 146), (160, 138, 108)],
+}
+WATER = [(44, 62, 66), (58, 76, 72), (40, 54, 74), (84, 92, 76), (30, 42, 48), (104, 112, 100)]
+GROUND = {"soil": "soil", "construction": "soil", "lawn": "grass", "parking": "asphalt", "drive": "concrete"}
+
+
+def pick(rng: Rng, colours: list[tuple[int, int, int]], spread: float = 10) -> npt.NDArray[np.float32]:
+    return np.asarray(colours[int(rng.integers(len(colours)))], np.float32) + rng.normal(0, spread, 3).astype(np.float32)
+
+
+def parcels(rng: Rng, size: tuple[int, int]) -> npt.NDArray[np.intp]:
+    """A mosaic of fields: ids, (height, width). Turned strips cut across at different places."""
+    width, height = size
+    angle, pitch = rng.uniform(0, np.pi), float(np.exp(rng.uniform(np.log(22), np.log(400))))
+    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+    along = xs * np.cos(angle) + ys * np.sin(angle) + 0.0
+    across = ys * np.cos(angle) - xs * np.sin(angle)
+    if rng.random() < 0.4:
+        across += noise(rng, size, 40) * 8
+    strip = np.floor(across / pitch).astype(int)
+    strip -= strip.min()
+    shift = rng.uniform(0, 999, strip.max() + 1).astype(np.float32)
+    block = np.floor((along + shift[strip]) / (pitch * rng.uniform(0.8, 5))).astype(int)
+    block -= block.min()
+    ids = strip * (block.max() + 1) + block
+    return np.unique(ids, return_inverse=True)[1].reshape(height, width)
+
+
+def polygon(points: Points) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in points]
+
+
+class Painter:
+    """Paints one plan at two dates. What does not change between them (seeds of parcels, roofs, crowns) is fixed here."""
+
+    def __init__(self, rng: Rng, plan: Plan) -> None:
+        self.rng, self.plan = rng, plan
+        self.fields = parcels(rng, plan.size)
+        count = int(self.fields.max()) + 1
+        weights = rng.dirichlet([1.2, 1.0, 0.5])
+        self.kinds = rng.choice(["grass", "crops", "soil"], count, p=weights)
+        self.base = np.stack([pick(rng, PALETTE[kind]) for kind in self.kinds])
+        self.grain = noise(rng, plan.size, 1.0) * 0.5 + noise(rng, plan.size, 3.0) * 0.5
+        self.broad = noise(rng, plan.size, 12.0)
+        self.roofs = [pick(rng, ROOFS, 8) for _ in plan.houses]
+        self.streets = [pick(rng, ROADS[road.surface], 7) for road in plan.roads]
+        self.crowns = [pick(rng, PALETTE["trees"], 8) for _ in plan.woods]
+        self.waters = [pick(rng, WATER, 6) for _ in plan.ponds]
+        self.grounds = [
+            pick(rng, (PALETTE | ROADS)[GROUND[p.ground]], 10) for p in plan.patches
+        ]
+        self.litter = float(rng.choice([0, 3, 15])) * plan.size[0] * plan.size[1] / 288**2
+        # A few darker or lighter stretches in one date alone: ground mosaics that differ without anything new.
+        self.turnover = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.05
+
+    # -- one date ----------------------------------------------------------------------------------------------------
+
+    def ground(self, rng: Rng, season: npt.NDArray[np.float32]) -> Floats:
+        """Fields in one season, (height, width, 3) floats. Crops are new every date."""
+        colours = self.base.copy()
+        for parcel, kind in enumerate(self.kinds):
+            if kind == "crops" and rng.random() < 0.7 or rng.random() < self.turnover:
+                other = "soil" if kind == "crops" and rng.random() < 0.3 else kind
+                colours[parcel] = pick(rng, PALETTE[other])
+        colours += season * np.where(self.kinds == "soil", 0.3, 1.0)[:, None].astype(np.float32)
+        image = colours[self.fields]
+        contrast = rng.uniform(3, 11)
+        texture = self.grain * 0.6 + noise(rng, self.plan.size, 1.0) * 0.6 + self.broad * rng.uniform(0.2, 1.0)
+        image += (texture * contrast)[..., None]
+        if rng.random() < 0.4:  # drifting tint: moisture, haze layers, mosaicking
+            image += noise(rng, self.plan.size, 40.0)[..., None] * (rng.normal(0, 5) + rng.normal(0, 1.5, 3)).astype(np.float32)
+        if rng.random() < 0.5:  # rows of crops
+            ys, xs = np.mgrid[0 : self.plan.size[1], 0 : self.plan.size[0]].astype(np.float32)
+            angle, step = rng.uniform(0, np.pi), rng.uniform(2.5, 9)
+            stripes = np.sin((xs * np.cos(angle) + ys * np.sin(angle)) * (2 * np.pi / step))
+            image += ((self.kinds == "crops")[self.fields] * stripes * rng.uniform(1, 7))[..., None]
+        if rng.random() < 0.35:  # shrub
+            shrub = noise(rng, self.plan.size, 3.0) if rng.random() < 0.5 else self.grain * 1.6
+            cover = (shrub + self.broad * 0.5 > rng.uniform(0.9, 2.0)) & (self.kinds != "crops")[self.fields]
+            image[cover] = image[cover] * 0.55 + pick(rng, PALETTE["trees"]) * 0.45
+        return image
+
+    def view(self, rng: Rng, date: int, light: Light) -> Bytes:
+        """Date 0 (before) or 1 (after) as (height, width, 3) uint8, clean of sensor and weather."""
+        plan = self.plan
+        gone = ("removed", "built")[1 - date]
+        season = (rng.normal(0, 1) * np.array([13, 11, 8]) + rng.normal(0, [4, 5, 4])).astype(np.float32)
+        if rng.random() < 0.3:
+            season *= 0.2
+        image = Image.fromarray(np.clip(self.ground(rng, season), 0, 255).astype(np.uint8))
+        draw = ImageDraw.Draw(image)
+        shade = Image.new("L", plan.size, 0)
+        dark = ImageDraw.Draw(shade)
+
+        def there(when: str) -> bool:
+            return when == "both" or when != gone
+
+        tint = lambda colour, amount=1.0: tuple(  # noqa: E731
+            int(v) for v in np.clip(np.asarray(colour) + season * 0.25 * amount, 0, 255)
+        )
+        for patch, colour in zip(plan.patches, self.grounds, strict=True):
+            if there(patch.when):
+                draw.polygon(polygon(patch.outline), fill=tint(colour))
+                if patch.ground == "construction":
+                    self.ruts(rng, draw, patch.outline)
+                if patch.ground == "parking":
+                    self.cars(rng, draw, patch.outline, int(rng.integers(0, 40)))
+        for _ in range(rng.poisson(self.litter)):  # heaps, tarpaulins, puddles, worn spots: new every date, and no change
+            spot = (float(rng.uniform(0, plan.size[0])), float(rng.uniform(0, plan.size[1])))
+            kind = ["soil", "grass", "crops"][int(rng.integers(3))]
+            draw.polygon(polygon(blob(rng, spot, float(rng.uniform(2, 12)))), fill=tint(pick(rng, PALETTE[kind], 16)))
+        for pond, colour in zip(plan.ponds, self.waters, strict=True):
+            if there(pond.when):
+                draw.polygon(polygon(pond.outline), fill=tint(colour + rng.normal(0, 8, 3)))
+        for road, colour in zip(plan.roads, self.streets, strict=True):
+            if there(road.when):
+                line = polygon(road.line)
+                if road.surface != "dirt" and road.width > 9 and rng.random() < 0.5:
+                    draw.line(line, fill=tint(colour + 30), width=round(road.width * 1.3), joint="curve")
+                draw.line(line, fill=tint(colour + rng.normal(0, 4)), width=max(2, round(road.width)), joint="curve")
+                if road.surface == "asphalt" and road.width > 12 and rng.random() < 0.6:
+                    draw.line(line, fill=tint(colour + 60), width=1)
+                self.traffic(rng, draw, road.line, road.width)
+        for wood, colour in zip(plan.woods, self.crowns, strict=True):
+            if there(wood.when):
+                self.trees(rng, draw, dark, wood.trees, colour + season * 0.5, light)
+        for house in plan.houses:
+            if there(house.when):
+                self.shadow(dark, house, light)
+        shadow = np.asarray(shade.filter(ImageFilter.BoxBlur(1)), np.float32)[..., None] / 255
+        pixels = np.asarray(image, np.float32)
+        image = Image.fromarray((pixels * (1 - light.darkness * shadow)).astype(np.uint8))
+        draw = ImageDraw.Draw(image)
+        for house, colour in zip(plan.houses, self.roofs, strict=True):
+            if there(house.when):
+                self.roof(draw, house, colour + rng.normal(0, 5), light)
+        return np.asarray(image)
+
+    def ruts(self, rng: Rng, draw: ImageDraw.ImageDraw, outline: Points) -> None:
+        """Heaps and tracks of a building site."""
+        low, high = outline.min(axis=0), outline.max(axis=0)
+        for _ in range(int(rng.integers(3, 12))):
+            spot = rng.uniform(low + (high - low) * 0.25, high - (high - low) * 0.25)
+            shape = blob(rng, (float(spot[0]), float(spot[1])), float(rng.uniform(3, 12)))
+            draw.polygon(polygon(shape), fill=tuple(int(v) for v in np.clip(pick(rng, PALETTE["soil"]), 0, 255)))
+
+    def cars(self, rng: Rng, draw: ImageDraw.ImageDraw, corners: Points, number: int) -> None:
+        """Parked in a rectangle, in other places every date."""
+        a, b, _, d = corners[:4]
+        angle = float(np.arctan2(*(b - a)[::-1]))
+        for _ in range(number):
+            spot = a + (b - a) * rng.uniform(0.05, 0.95) + (d - a) * rng.uniform(0.05, 0.95)
+            self.car(rng, draw, (float(spot[0]), float(spot[1])), angle + np.pi / 2)
+
+    def traffic(self, rng: Rng, draw: ImageDraw.ImageDraw, line: Points, width: float) -> None:
+        if width < 7:
+            return
+        for _ in range(rng.poisson(1.2)):
+            at = int(rng.integers(len(line) - 1))
+            step = line[at + 1] - line[at]
+            angle = float(np.arctan2(step[1], step[0]))
+            side = rng.choice([-1, 1]) * width * 0.22
+            self.car(rng, draw, (line[at][0] - np.sin(angle) * side, line[at][1] + np.cos(angle) * side), angle)
+
+    def car(self, rng: Rng, draw: ImageDraw.ImageDraw, spot: tuple[float, float], angle: float) -> None:
+        scale = self.plan.scale
+        colour = [(230, 230, 230), (40, 40, 44), (150, 40, 36), (60, 80, 130), (170, 172, 176)][int(rng.integers(5))]
+        draw.polygon(polygon(rectangle(spot, 8 * scale, 3.8 * scale, angle)), fill=colour)
+
+    def trees(
+        self, rng: Rng, draw: ImageDraw.ImageDraw, dark: ImageDraw.ImageDraw, trees: Points, colour: Floats, light: Light
+    ) -> None:
+        """Crowns with a lit side; their shadows go onto the ground."""
+        bright = rng.normal(0, 9, len(trees))
+        for (x, y, r), lift in zip(trees.tolist(), bright.tolist(), strict=True):
+            sx, sy = x + light.dx * r * 0.9, y + light.dy * r * 0.9
+            dark.ellipse((sx - r, sy - r, sx + r, sy + r), fill=150)
+            low, top = np.clip(colour + lift - 12, 0, 255), np.clip(colour + lift + 12, 0, 255)
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=(int(low[0]), int(low[1]), int(low[2])))
+            q, hx, hy = r * 0.55, x - light.dx * r * 0.3, y - light.dy * r * 0.3
+            draw.ellipse((hx - q, hy - q, hx + q, hy + q), fill=(int(top[0]), int(top[1]), int(top[2])))
+
+    def shadow(self, dark: ImageDraw.ImageDraw, house: House, light: Light) -> None:
+        base = rectangle(house.centre, house.length, house.depth, house.angle)
+        reach = np.array([light.dx, light.dy]) * house.height
+        for share in (0.35, 0.7, 1.0):
+            dark.polygon(polygon(base + reach * share), fill=255)
+
+    def roof(self, draw: ImageDraw.ImageDraw, house: House, colour: Floats, light: Light) -> None:
+        lean = np.asarray(light.lean) * house.height
+        corners = rectangle(house.centre, house.length, house.depth, house.angle)
+        if light.lean != (0.0, 0.0):  # the wall that an off-nadir view shows
+            draw.polygon(polygon(corners + lean * 0.5), fill=paint(colour * 0.6))
+        a, b, c, d = corners + lean
+        sun = -(light.dx * -np.sin(house.angle) + light.dy * np.cos(house.angle))  # how the c-d slope faces the light
+        lit, shaded = colour * (1 + 0.16 * sun), colour * (1 - 0.16 * sun)
+        if house.roof == "flat":
+            draw.polygon(polygon(np.stack([a, b, c, d])), fill=paint(colour), outline=paint(colour * 0.8))
+            if house.length > 40:  # plant on big roofs
+                spot = a + (b - a) * 0.3 + (d - a) * 0.4
+                draw.polygon(polygon(rectangle((spot[0], spot[1]), 6, 4, house.angle)), fill=paint(colour * 0.7))
+        elif house.roof == "hip":
+            ridge = [(a + d) / 2 + (b - a) * 0.28, (b + c) / 2 - (b - a) * 0.28]
+            draw.polygon(polygon(np.stack([a, b, ridge[1], ridge[0]])), fill=paint(shaded))
+            draw.polygon(polygon(np.stack([d, c, ridge[1], ridge[0]])), fill=paint(lit))
+            draw.polygon(polygon(np.stack([a, d, ridge[0]])), fill=paint(colour * 0.94))
+            draw.polygon(polygon(np.stack([b, c, ridge[1]])), fill=paint(colour * 1.05))
+        else:
+            if house.roof == "ell":
+                wing = rectangle(((c + b) / 2 + (c - b) * 0.35).tolist(), house.length * 0.42, house.depth, house.angle)
+                draw.polygon(polygon(wing + 0.0), fill=paint(lit * 0.97))
+            left, right = (a + d) / 2, (b + c) / 2
+            draw.polygon(polygon(np.stack([a, b, right, left])), fill=paint(shaded))
+            draw.polygon(polygon(np.stack([d, c, right, left])), fill=paint(lit))
+
+    # -- the truth ---------------------------------------------------------------------------------------------------
+
+    def truth(self) -> tuple[Bytes, npt.NDArray[np.uint16], Bytes]:
+        """Change codes, ids of changed roads and buildings (0 none), and cover before; each (height, width)."""
+        plan = self.plan
+        change, things = Image.new("L", plan.size, 0), Image.new("I", plan.size, 0)
+        cover = Image.fromarray(np.asarray([COVER[kind] for kind in self.kinds], np.uint8)[self.fields])
+        code, thing, under = ImageDraw.Draw(change), ImageDraw.Draw(things), ImageDraw.Draw(cover)
+        for patch in plan.patches:
+            if patch.when == "both":
+                under.polygon(polygon(patch.outline), fill=COVER["built" if patch.ground == "parking" else "soil"])
+            elif patch.ground in ("construction", "parking"):
+                code.polygon(polygon(patch.outline), fill=CODE["ground_opened"])
+        for wood in plan.woods:
+            for x, y, r in wood.trees.tolist():
+                if wood.when != "built":
+                    under.ellipse((x - r, y - r, x + r, y + r), fill=COVER["trees"])
+                if wood.when != "both":
+                    kind = "trees_removed" if wood.when == "removed" else "trees_planted"
+                    code.ellipse((x - r, y - r, x + r, y + r), fill=CODE[kind])
+        for pond in plan.ponds:
+            if pond.when == "both":
+                under.polygon(polygon(pond.outline), fill=COVER["water"])
+                code.polygon(polygon(pond.outline), fill=0)
+            else:
+                code.polygon(polygon(pond.outline), fill=CODE["water_new" if pond.when == "built" else "water_gone"])
+        number = 0
+        for when in ("built", "removed", "both"):  # where a new road meets an old one, the old one is no change
+            for road in plan.roads:
+                if road.when == when:
+                    line, width = polygon(road.line), max(2, round(road.width))
+                    if when == "both":
+                        under.line(line, fill=COVER["built"], width=width, joint="curve")
+                        code.line(line, fill=0, width=width, joint="curve")
+                        thing.line(line, fill=0, width=width, joint="curve")
+                    else:
+                        number += 1
+                        code.line(line, fill=CODE[f"road_{when}"], width=width, joint="curve")
+                        thing.line(line, fill=number, width=width, joint="curve")
+        for house in plan.houses:
+            base = polygon(rectangle(house.centre, house.length, house.depth, house.angle))
+            if house.when == "both":
+                under.polygon(base, fill=COVER["built"])
+                code.polygon(base, fill=0)
+                thing.polygon(base, fill=0)
+            else:
+                number += 1
+                code.polygon(base, fill=CODE[f"building_{house.when}"])
+                thing.polygon(base, fill=number)
+        return np.asarray(change), np.asarray(things).astype(np.uint16), np.asarray(cover)
+
+
+def paint(colour: Floats) -> tuple[int, int, int]:
+    r, g, b = np.clip(colour, 0, 255)
+    return int(r), int(g), int(b)

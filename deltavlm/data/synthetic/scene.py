@@ -1,0 +1,68 @@
+"""A finished scene: two pictures and the truth, from one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from deltavlm.data.synthetic.layout import make_plan
+from deltavlm.data.synthetic.nuisance import photograph, sun
+from deltavlm.data.synthetic.paint import Painter
+
+MARGIN = 16  # drawn around the picture, so that a shift never shows an edge
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Two dates of one place. Arrays are rows first, north up."""
+
+    before: npt.NDArray[np.uint8]  # (height, width, 3) RGB
+    after: npt.NDArray[np.uint8]  # (height, width, 3) RGB
+    change: npt.NDArray[np.uint8]  # (height, width) codes of paint.CHANGES
+    things: npt.NDArray[np.uint16]  # (height, width) id of the changed road or building, 0 elsewhere
+    cover: npt.NDArray[np.uint8]  # (height, width) codes of paint.COVERS: what was there before
+
+    def window(self, row: int, col: int, size: int) -> Scene:
+        """A square cut, in pixels."""
+        cut = (slice(row, row + size), slice(col, col + size))
+        return Scene(self.before[cut], self.after[cut], self.change[cut], self.things[cut], self.cover[cut])
+
+    def turned(self, quarter: int, mirror: bool) -> Scene:
+        """Turned by quarters anti-clockwise, then mirrored left to right."""
+
+        def turn(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+            array = np.rot90(array, quarter)
+            return np.ascontiguousarray(array[:, ::-1] if mirror else array)
+
+        return Scene(*(turn(getattr(self, name)) for name in self.__slots__))  # type: ignore[arg-type]
+
+
+def make_scene(
+    seed: int,
+    width: int = 256,
+    height: int = 256,
+    *,
+    change: float = 0.55,
+    scale: float | None = None,
+    misregistration_px: float = 2.0,
+    strength: float = 1.0,
+) -> Scene:
+    """The scene of a seed: the same arrays on every machine with the same numpy and Pillow.
+
+    `change` is the chance that a neighbourhood (about 300 px) changes; `scale` the size of things relative to 0.5 m per
+    pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after picture; `strength` how
+    far the light, haze and contrast of the dates differ.
+    """
+    rng = np.random.default_rng(seed)
+    plan = make_plan(rng, (width + 2 * MARGIN, height + 2 * MARGIN), change=change, scale=scale)
+    painter = Painter(rng, plan)
+    views = []
+    for date in (0, 1):
+        view = painter.view(rng, date, sun(rng))
+        shift = misregistration_px * (date == 1) * rng.random()
+        views.append(photograph(rng, view, MARGIN, misregistration_px=shift, strength=strength))
+    inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
+    change_map, things, cover = painter.truth()
+    return Scene(views[0], views[1], change_map[inner].copy(), things[inner].copy(), cover[inner].copy())

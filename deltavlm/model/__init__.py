@@ -1,0 +1,1 @@
+"""Arrays and text: DeltaVLM itself. Knows nothing of files on a map."""

@@ -1,0 +1,118 @@
+"""The numbers of a DeltaVLM. Sizes nano and 7b differ in these, not in code.
+
+`configs/nano.yaml` and `configs/deltavlm-7b.yaml` hold the two shipped sets; a checkpoint folder holds its own in
+`config.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The encoder of one date. `tower` is "conv" (ours, for nano) or the name of a timm vision transformer."""
+
+    tower: str
+    image_px: int
+    patch_px: int
+    width: int
+    depth: int  # transformer blocks
+    heads: int
+    mlp_ratio: float
+    prefix_tokens: int = 0  # class tokens before the patches
+    stem: int = 32  # conv tower: channels at half resolution
+    stages: tuple[tuple[int, int], ...] = ()  # conv tower: (channels, residual blocks) at 1/4, 1/8, ... resolution
+    norm_eps: float = 1e-5  # of the output norm; the blocks of EVA-ViT keep their own 1e-6
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_px // self.patch_px
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceConfig:
+    """`csrm` gates the difference (the paper); `concat` passes both dates on as they are."""
+
+    mode: Literal["csrm", "concat"] = "csrm"
+    dropout: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DenseConfig:
+    """The change mask read from the difference tokens.
+
+    Every patch gives `upsample` x `upsample` mask pixels; `counted` classes also get a density whose sum is a count.
+    """
+
+    classes: tuple[str, ...]  # the first is "none"
+    counted: tuple[str, ...]
+    width: int = 64
+    upsample: int = 4
+    evidence: bool = True  # hand cell and scene totals to the Q-Former as ten more tokens
+    count_basis: int = 16  # numbers 0..15 that a count is spread over in the evidence
+
+
+@dataclass(frozen=True, slots=True)
+class QFormerConfig:
+    """BLIP-2's querying transformer with the question beside the queries (InstructBLIP, arXiv 2305.06500)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    queries: int
+    vocab: int
+    cross_every: int = 2
+    dropout: float = 0.1
+    max_text_tokens: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageConfig:
+    """A Llama decoder."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocab: int
+    context: int = 4096
+    rms_eps: float = 1e-5
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConfig:
+    """How a question is worded for the model. `normalise`: lower case, no punctuation, as in training (3.4 of BLIP's processor)."""
+
+    normalise: bool = False
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """P(yes) = sigmoid(scale * (logit_yes - logit_no) + offset); fitted on held-out synthetic pairs."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaVLMConfig:
+    """Everything that is needed to build the model; weights and tokenizers come beside it."""
+
+    name: str
+    vision: VisionConfig
+    qformer: QFormerConfig
+    language: LanguageConfig
+    difference: DifferenceConfig = field(default_factory=DifferenceConfig)
+    dense: DenseConfig | None = None
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    calibration: Calibration = field(default_factory=Calibration)
+    chip_px: int = 256
+    training_gsd_m: float = 0.5

@@ -1,0 +1,191 @@
+"""DeltaVLM (arXiv 2507.22346): two dates of a place and a question in, an answer out.
+
+    before, after -> VisionEncoder -> DifferencePerception -> [DenseHead] -> QFormer(question) -> Linear -> Llama
+
+`encode_pair` holds no question and is paid once a pair; `query` holds one. `loss` and `generate` both go through these
+two, so that training and use can never see different features.
+
+B pairs, R rows (one a question), T image tokens, D vision width, Q queries, S text tokens, L language width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.dense import DenseHead
+from deltavlm.model.difference import DifferencePerception
+from deltavlm.model.language import llama
+from deltavlm.model.qformer import QFormer
+from deltavlm.model.vision import VisionEncoder
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+IGNORED = -100  # label of a position that carries no loss
+
+
+@dataclass(frozen=True, slots=True)
+class PairFeatures:
+    """What is known of B pairs before any question."""
+
+    tokens: Tensor  # (B, T, D)
+    mask_logits: Tensor | None = None  # (B, C, rows, cols)
+    density: Tensor | None = None  # (B, K, G, G)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A padded batch of token ids with 1 where a token is real."""
+
+    ids: Tensor  # (R, S)
+    mask: Tensor  # (R, S)
+
+    def to(self, device: str | torch.device) -> Text:
+        return Text(self.ids.to(device), self.mask.to(device))
+
+
+class DeltaVLM(nn.Module):
+    """The whole model. Its parts are made outside and handed in; `build` makes them from numbers."""
+
+    def __init__(
+        self,
+        vision: VisionEncoder,
+        difference: DifferencePerception,
+        dense: DenseHead | None,
+        qformer: QFormer,
+        projection: nn.Linear,
+        language: LlamaForCausalLM,
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.difference = difference
+        self.dense = dense
+        self.qformer = qformer
+        self.projection = projection
+        self.language = language
+
+    def encode_pair(self, before_B3HW: Tensor, after_B3HW: Tensor) -> PairFeatures:
+        """Normalised pixels of both dates -> features without a question."""
+        before_BND, after_BND = self.vision(torch.cat([before_B3HW, after_B3HW])).chunk(2)
+        tokens = self.difference(before_BND, after_BND)
+        if self.dense is None:
+            return PairFeatures(tokens)
+        prefix = self.vision.config.prefix_tokens
+        halves = [half[:, prefix:] for half in tokens.chunk(2, dim=1)]
+        mask_logits, density = self.dense(torch.cat(halves, dim=1))
+        if self.dense.config.evidence:
+            tokens = torch.cat([tokens, self.dense.evidence(mask_logits, density).to(tokens.dtype)], dim=1)
+        return PairFeatures(tokens, mask_logits, density)
+
+    def query(self, tokens_RTD: Tensor, question: Text) -> Tensor:
+        """Image tokens, a row for each question, and the questions -> soft prompt (R, Q, L)."""
+        soft: Tensor = self.projection(self.qformer(tokens_RTD, question.ids, question.mask))
+        return soft
+
+    def prompt(self, soft_RQL: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+        """Embeddings [soft prompt ; text] and their attention mask, for the language model."""
+        words = self.language.get_input_embeddings()(text.ids)
+        seen = text.mask.new_ones(soft_RQL.shape[:2])
+        return torch.cat([soft_RQL.to(words.dtype), words], dim=1), torch.cat([seen, text.mask], dim=1)
+
+    def token_losses(self, tokens_RTD: Tensor, question: Text, text: Text, labels_RS: Tensor) -> Tensor:
+        """Cross-entropy of each answer token (R, S), 0 elsewhere; `text` is question and answer, right-padded,
+        `labels` are IGNORED outside the answer."""
+        embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
+        hidden = self.language.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        told = hidden[:, -labels_RS.shape[1] - 1 : -1]  # the state before each text token predicts it
+        wanted = labels_RS != IGNORED
+        logits = self.language.lm_head(told[wanted])
+        losses = torch.zeros(labels_RS.shape, device=logits.device)
+        losses[wanted] = F.cross_entropy(logits.float(), labels_RS[wanted], reduction="none")
+        return losses
+
+    def loss(self, tokens_RTD: Tensor, question: Text, text: Text, labels_RS: Tensor) -> Tensor:
+        """Mean cross-entropy over all answer tokens, as the published model was trained with."""
+        return self.token_losses(tokens_RTD, question, text, labels_RS).sum() / (labels_RS != IGNORED).sum()
+
+    def use_attention(self, kind: Literal["eager", "sdpa"]) -> None:
+        """How attention is computed. "eager" trains several times faster on a CPU in bf16; "sdpa" is best on a GPU."""
+        self.language.set_attn_implementation(kind)
+        self.qformer.bert.set_attn_implementation(kind)
+        for module in self.vision.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = kind == "sdpa"
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens_RTD: Tensor,
+        question: Text,
+        text: Text,
+        *,
+        max_new_tokens: int,
+        bos: int,
+        eos: int,
+        pad: int,
+        beams: int = 1,
+        repetition_penalty: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Answers (R, new) as ids, padded behind their end, and the log-probability of each (R, new), 0 on padding.
+
+        `text` is padded on the left. Greedy unless `beams` is above 1.
+        """
+        embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
+        out = self.language.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=beams,
+            repetition_penalty=repetition_penalty,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=pad,
+            output_logits=True,
+            output_scores=beams > 1,
+            return_dict_in_generate=True,
+        )
+        ids: Tensor = out.sequences
+        if beams > 1:
+            steps = self.language.compute_transition_scores(ids, out.scores, out.beam_indices, normalize_logits=False)
+        else:
+            steps = torch.stack(
+                [
+                    logits.float().log_softmax(dim=-1).gather(1, ids[:, step : step + 1])[:, 0]
+                    for step, logits in enumerate(out.logits)
+                ],
+                dim=1,
+            )
+        ended = (ids == eos).cumsum(dim=1) - (ids == eos).int() > 0
+        return ids.masked_fill(ended, pad), steps[:, : ids.shape[1]].masked_fill(ended, 0.0)
+
+    @torch.inference_mode()
+    def first_logits(self, tokens_RTD: Tensor, question: Text, text: Text) -> Tensor:
+        """Logits (R, vocabulary) of the first answer token; `text` is padded on the left."""
+        embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        out = self.language.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions)
+        logits: Tensor = self.language.lm_head(out.last_hidden_state[:, -1])
+        return logits.float()
+
+
+def build(config: DeltaVLMConfig) -> DeltaVLM:
+    """A model with fresh weights."""
+    width = config.vision.width
+    return DeltaVLM(
+        VisionEncoder(config.vision),
+        DifferencePerception(width, config.difference),
+        DenseHead(width, config.dense) if config.dense else None,
+        QFormer(config.qformer, width),
+        nn.Linear(config.qformer.hidden, config.language.hidden),
+        llama(config.language),
+    )

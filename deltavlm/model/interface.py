@@ -1,0 +1,58 @@
+"""What the rest of the program knows of a model: pairs of pictures and questions in, replies out. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One thing to ask of every pair.
+
+    `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` bounds the answer's length in tokens.
+    """
+
+    name: str
+    prompt: str
+    yes_no: bool = False
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said.
+
+    `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
+    answer's tokens (end of text included; 0 is certain, more negative is less sure).
+    """
+
+    text: str
+    score: float
+
+
+class ChangeModel(Protocol):
+    """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
+
+    name: str
+    fingerprint: str  # first 16 hex digits of the sha256 of configuration and weights
+    device: str
+    chip_px: int  # side of the pictures it was trained on
+    training_gsd_m: float  # metres a pixel of those pictures
+
+    def encode(self, before: Pixels, after: Pixels) -> Any:
+        """Question-free features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.
+
+        Raises: ModelOutOfMemory when the batch does not fit.
+        """
+        ...
+
+    def answer(self, encoded: Any, questions: Sequence[Question]) -> list[list[Reply]]:
+        """Replies as [pair][question]. Raises: ModelOutOfMemory when the batch does not fit."""
+        ...

@@ -1,0 +1,31 @@
+"""The causal language model that writes the answer: a Llama of transformers, built from our numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltavlm.model.config import LanguageConfig
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+
+def llama(config: LanguageConfig) -> LlamaForCausalLM:
+    """A Llama with fresh weights; ids of padding, begin and end of text are given with every call."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab,
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.intermediate,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.rms_eps,
+            tie_word_embeddings=config.tied,
+            pad_token_id=None,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )

@@ -1,0 +1,155 @@
+"""Pictures and questions in, answers with scores out: what the pipeline calls.
+
+Encodes each pair once, asks many questions of many pairs in one batch.
+N pairs, R = rows of (pair, question).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.model import checkpoint
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
+from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
+from deltavlm.model.tokenizer import Codec, load_codec
+from deltavlm.wording import normalise
+
+SHIPPED = Path(__file__).resolve().parent.parent / "weights"
+ROWS = 64  # rows answered together: enough to fill the machine, little enough to stay in its caches
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A ChangeModel over a DeltaVLM and its tokenizer."""
+
+    model: DeltaVLM
+    config: DeltaVLMConfig
+    codec: Codec
+    device: str
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def chip_px(self) -> int:
+        return self.config.chip_px
+
+    @property
+    def training_gsd_m(self) -> float:
+        return self.config.training_gsd_m
+
+    @torch.inference_mode()
+    def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
+        """Features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB. Raises: ModelOutOfMemory."""
+        try:
+            return self.model.encode_pair(self.pixels(before), self.pixels(after))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelOutOfMemory(f"{len(before)} pairs do not fit on {self.device}; ask for a smaller batch") from error
+
+    def answer(self, encoded: PairFeatures, questions: Sequence[Question]) -> list[list[Reply]]:
+        """Replies as [pair][question]. Raises: ModelOutOfMemory."""
+        rows = [(pair, question) for question in questions for pair in range(len(encoded))]
+        replies: dict[tuple[int, int], Reply] = {}
+        try:
+            for start in range(0, len(rows), ROWS):
+                part = rows[start : start + ROWS]
+                for (pair, question), reply in zip(part, self._answer(encoded, part), strict=True):
+                    replies[pair, id(question)] = reply
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelOutOfMemory(f"{len(rows)} questions do not fit on {self.device}; ask for a smaller batch") from error
+        return [[replies[pair, id(question)] for question in questions] for pair in range(len(encoded))]
+
+    def pixels(self, images: Pixels) -> Tensor:
+        """uint8 RGB of any size -> normalised pixels of the model's size."""
+        size = self.config.vision.image_px
+        if images.shape[-2:] != (size, size):
+            images = np.stack([resized(image, size) for image in images])
+        return self.model.vision.normalise(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
+
+    def worded(self, prompt: str) -> str:
+        """The question as the model was trained to read it."""
+        style = self.config.prompt
+        text = normalise(prompt) if style.normalise else prompt
+        return text if text.startswith(style.prefix) else style.prefix + text
+
+    def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+        """Replies to one batch of rows: yes/no from the first logits, the rest written out."""
+        replies: dict[int, Reply] = {}
+        yes_no = [index for index, (_, question) in enumerate(rows) if question.yes_no]
+        if yes_no:
+            tokens, question, text = self._inputs(encoded, [rows[index] for index in yes_no])
+            logits = self.model.first_logits(tokens, question, text)
+            yes, no = self.codec.encode("yes")[0], self.codec.encode("no")[0]
+            fit = self.config.calibration
+            chance = torch.sigmoid(fit.scale * (logits[:, yes] - logits[:, no]) + fit.offset).tolist()
+            said = logits.argmax(dim=1).tolist()
+            for index, first, score in zip(yes_no, said, chance, strict=True):
+                if first in (yes, no):
+                    replies[index] = Reply("yes" if score >= 0.5 else "no", score)
+        written = [index for index in range(len(rows)) if index not in replies]
+        if written:
+            tokens, question, text = self._inputs(encoded, [rows[index] for index in written])
+            limit = max(rows[index][1].max_new_tokens for index in written)
+            ids, logs = self.model.generate(
+                tokens, question, text, max_new_tokens=limit, bos=self.codec.bos, eos=self.codec.eos, pad=self.codec.pad
+            )
+            lengths = (ids != self.codec.pad).sum(dim=1).clamp(min=1)
+            means = (logs.sum(dim=1) / lengths).tolist()
+            for index, row, mean in zip(written, ids.tolist(), means, strict=True):
+                score = chance[yes_no.index(index)] if index in yes_no else mean
+                replies[index] = Reply(self.codec.decode(row), score)
+        return [replies[index] for index in range(len(rows))]
+
+    def _inputs(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> tuple[Tensor, Text, Text]:
+        ids = [self.codec.encode(self.worded(question.prompt)) for _, question in rows]
+        limit = self.config.qformer.max_text_tokens
+        question = self.codec.batch([row[-limit:] for row in ids], "right").to(self.device)
+        text = self.codec.batch([[self.codec.bos, *row] for row in ids], "left").to(self.device)
+        pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
+        return encoded.tokens[pairs], question, text
+
+
+def resized(image_CHW: Pixels, size: int) -> Pixels:
+    """Bicubic with antialiasing by Pillow, as the published model was fed; transformers' own differs by a grey level."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(image_CHW.transpose(1, 2, 0)))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is the first of cuda, mps, cpu that is there. Raises: ModelError for one that is not."""
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in have.items() if there)
+    kind = device.split(":")[0]
+    if kind not in have:
+        raise ModelError(f"unknown device {device!r}; known are auto, cpu, cuda, cuda:N and mps")
+    if not have[kind]:
+        raise ModelError(f"this machine has no {kind} device that torch can use; try --device cpu, or run deltavlm doctor")
+    return device
+
+
+def load_model(name_or_folder: str = "nano", *, device: str = "auto", threads: int | None = None) -> ChangeModel:
+    """A model that ships in the package, by name, or any checkpoint folder, by path. Raises: ModelError."""
+    if threads:
+        torch.set_num_threads(threads)
+    shipped = SHIPPED / name_or_folder
+    folder = shipped if (shipped / checkpoint.CONFIG).is_file() else Path(name_or_folder)
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
+        raise ModelError(f"no model {name_or_folder!r}: neither a shipped model ({known}) nor a checkpoint folder")
+    where = pick_device(device)
+    config, model = checkpoint.load(folder)
+    codec = load_codec(folder / checkpoint.TOKENIZER)
+    return Predictor(model.to(where), config, codec, where, checkpoint.fingerprint(folder))

@@ -1,0 +1,46 @@
+"""The instruction-guided Q-Former: learned queries read the question and look at both dates' tokens.
+
+B batch (one row a question), T image tokens, D their width, Q queries, S question tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deltavlm.model.config import QFormerConfig
+
+
+class QFormer(nn.Module):
+    """Image tokens (B, T, D) and question ids (B, S) -> what the queries found, (B, Q, hidden)."""
+
+    def __init__(self, config: QFormerConfig, image_width: int) -> None:
+        super().__init__()
+        from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+
+        self.query_tokens = nn.Parameter(torch.randn(1, config.queries, config.hidden) * 0.02)
+        self.bert = InstructBlipQFormerModel(
+            InstructBlipQFormerConfig(
+                vocab_size=config.vocab,
+                hidden_size=config.hidden,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=config.intermediate,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+                cross_attention_frequency=config.cross_every,
+                encoder_hidden_size=image_width,
+            )
+        )
+
+    def forward(self, image_BTD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        queries = self.query_tokens.expand(len(ids_BS), -1, -1)
+        seen = mask_BS.new_ones(queries.shape[:2])
+        found = self.bert(
+            input_ids=ids_BS,
+            attention_mask=torch.cat([seen, mask_BS], dim=1),
+            query_embeds=queries.to(image_BTD.dtype),
+            encoder_hidden_states=image_BTD,
+        ).last_hidden_state
+        soft: Tensor = found[:, : queries.shape[1]]
+        return soft

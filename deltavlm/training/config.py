@@ -1,0 +1,47 @@
+"""A training run in numbers. `configs/train_nano.yaml` is the recipe of the shipped weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["vision", "language", "joint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenes:
+    """Made scenes, drawn once."""
+
+    train: int
+    validation: int
+    size_px: int = 256
+    change: float = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of training.
+
+    `part` "vision" fits encoder, difference and dense head to masks; "language" fits Q-Former and language model to true
+    maps with made-up errors, no picture drawn; "joint" fits everything to pictures and words.
+    """
+
+    part: Part
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 200
+    crop_px: int | None = None
+    weight_decay: float = 0.03
+    words: float = 1.0  # weight of the words' loss beside the masks'
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    model: str  # name of a model config in configs/
+    scenes: Scenes
+    phases: dict[str, Phase]
+    seed: int = 0
+    clip: float = 1.0
+    ema: float = 0.999
+    checkpoint_every: int = 500  # steps

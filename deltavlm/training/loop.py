@@ -1,0 +1,169 @@
+"""The training loop: phases in order, one optimiser each, a running mean of the weights, checkpoints to resume from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltavlm.data.batches import Batch, draw_batch, lesson
+from deltavlm.data.synthetic.cache import open_cache
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.deltavlm import IGNORED, DeltaVLM
+from deltavlm.model.tokenizer import Codec
+from deltavlm.training.config import Phase, TrainConfig
+from deltavlm.training.losses import density_loss, mask_loss
+from deltavlm.training.rows import make_rows
+
+log = logging.getLogger(__name__)
+
+PARTS = {"vision": ("vision", "difference", "dense"), "language": ("dense", "qformer", "projection", "language")}
+
+
+def parameters(model: DeltaVLM, part: str) -> list[nn.Parameter]:
+    """What a phase fits."""
+    modules = PARTS.get(part, (*PARTS["vision"], *PARTS["language"][1:]))
+    return [parameter for name in modules for parameter in getattr(model, name).parameters()]
+
+
+def optimiser(model: DeltaVLM, phase: Phase) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices alone."""
+    every = list(dict.fromkeys(parameters(model, phase.part)))
+    groups = [
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": phase.weight_decay},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=phase.lr, betas=(0.9, 0.98))
+
+
+def rate(phase: Phase, step: int) -> float:
+    """Linear warm-up, then a cosine to a hundredth."""
+    if step < phase.warmup:
+        return (step + 1) / phase.warmup
+    done = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """True maps as an imperfect dense head would give them: blurred, patchy, unsure; (mask logits, density)."""
+    share = F.one_hot(maps_BHW, classes).movedim(-1, 1).float()
+    share = F.avg_pool2d(share, 3, 1, 1)
+    sure = torch.rand(len(share), 1, 1, 1) * 6 + 2
+    blotches = F.interpolate(torch.randn(len(share), classes, 8, 8), scale_factor=8, mode="bilinear")
+    logits = (share - 0.5) * 2 * sure + torch.randn_like(share) * 0.5 + blotches * torch.rand(len(share), 1, 1, 1)
+    logits[:, 0] += 2.0
+    return logits, density * torch.exp(0.15 * torch.randn_like(density)) + 0.002 * torch.rand_like(density)
+
+
+class Trainer:
+    """State of a run. Everything random comes from the seed and the step, so that a resumed run goes on as it would have."""
+
+    def __init__(
+        self, config: TrainConfig, model_config: DeltaVLMConfig, model: DeltaVLM, codec: Codec, cache: Path, out: Path
+    ) -> None:
+        self.config, self.model_config, self.model, self.codec, self.out = config, model_config, model, codec, out
+        self.pictures, self.truth = open_cache(cache)
+        model.use_attention("eager")
+        self.mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def batch(self, name: str, phase: Phase, step: int) -> tuple[Batch, np.random.Generator]:
+        rng = np.random.default_rng([self.config.seed, step, *name.encode()])
+        return draw_batch(rng, self.pictures, self.truth, phase.batch, crop_px=phase.crop_px), rng
+
+    def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Named losses of a batch, to be added up."""
+        model, dense = self.model, self.model_config.dense
+        assert dense is not None and model.dense is not None
+        mask, density = torch.from_numpy(batch.mask), torch.from_numpy(batch.density)
+        losses: dict[str, Tensor] = {}
+        if phase.part == "language":
+            logits, noisy = mistaken(mask, density, len(dense.classes))
+            tokens = model.dense.evidence(logits, noisy)
+        else:
+            before, after = (model.vision.normalise(torch.from_numpy(p)) for p in (batch.before, batch.after))
+            pair = model.encode_pair(before, after)
+            assert pair.mask_logits is not None and pair.density is not None
+            losses["mask"] = mask_loss(pair.mask_logits, mask)
+            losses["density"] = density_loss(pair.density, density)
+            tokens = pair.tokens
+        if phase.part != "vision":
+            groups = make_rows(self.model_config, self.codec, [lesson(rng, facts) for facts in batch.facts])
+            weighed = []
+            for rows in groups:
+                told = model.token_losses(tokens[rows.pairs], rows.question, rows.text, rows.labels)
+                length = (rows.labels != IGNORED).sum(dim=1)
+                weighed.append((told.sum(dim=1) / length.sqrt()).sum())  # a "yes" must not drown in lists of cells
+            losses["words"] = phase.words * torch.stack(weighed).sum() / sum(len(rows.pairs) for rows in groups)
+        return losses
+
+    def run(self, name: str, *, until: float = math.inf) -> bool:
+        """Runs a phase from its last checkpoint. Stops early at the time `until`; returns whether it is finished."""
+        phase, model = self.config.phases[name], self.model
+        optim = optimiser(model, phase)
+        start = self.resume(name, optim)
+        fitted = [p for group in optim.param_groups for p in group["params"]]
+        chosen = {id(p) for p in fitted}
+        for p in model.parameters():
+            p.requires_grad_(id(p) in chosen)
+        model.train()
+        shown, since, told = dict[str, float](), time.monotonic(), start
+        for step in range(start, phase.steps):
+            for group in optim.param_groups:
+                group["lr"] = phase.lr * rate(phase, step)
+            torch.manual_seed(hash((self.config.seed, step)) % 2**31)
+            batch, rng = self.batch(name, phase, step)
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = self.loss(phase, batch, rng)
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            optim.zero_grad(set_to_none=True)
+            total.backward()
+            norm = nn.utils.clip_grad_norm_(fitted, self.config.clip)
+            if torch.isfinite(norm):
+                optim.step()
+            self.average(step - start)
+            for key, loss in losses.items():
+                shown[key] = 0.98 * shown.get(key, loss.item()) + 0.02 * loss.item()
+            if (step + 1) % 50 == 0:
+                speed = (step + 1 - told) * phase.batch / (time.monotonic() - since)
+                since, told = time.monotonic(), step + 1
+                text = " ".join(f"{key} {value:.3f}" for key, value in shown.items())
+                log.info("%s %d/%d %s | %.1f pairs/s", name, step + 1, phase.steps, text, speed)
+            if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == phase.steps or time.time() > until:
+                self.keep(name, step + 1, optim)
+                if time.time() > until:
+                    return step + 1 == phase.steps
+        return True
+
+    def average(self, step: int) -> None:
+        """Exponential moving average of weights and statistics, short at first."""
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for key, tensor in self.model.state_dict().items():
+                if tensor.is_floating_point():
+                    self.mean[key].lerp_(tensor, 1 - decay)
+
+    def keep(self, name: str, step: int, optim: torch.optim.Optimizer) -> None:
+        """Writes what `resume` needs; whole or not at all."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {"step": step, "model": self.model.state_dict(), "mean": self.mean, "optim": optim.state_dict()}
+        scratch = self.out / f".{name}.tmp"
+        torch.save(state, scratch)
+        scratch.replace(self.out / f"{name}.pt")
+        (self.out / f"{name}.json").write_text(json.dumps({"step": step}))
+
+    def resume(self, name: str, optim: torch.optim.Optimizer) -> int:
+        path = self.out / f"{name}.pt"
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.mean = state["mean"]
+        optim.load_state_dict(state["optim"])
+        return int(state["step"])
