@@ -1,0 +1,66 @@
+"""What the documents promise is there: links, columns, flags. Prose cannot be checked; names can."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from deltacli.main import app
+from deltavlm.config import shipped
+from deltavlm.pipeline.layers import LOCATIONS, chips_layer
+from deltavlm.tasks.questions import load_questions
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("sample_data/*.md"),
+    ]
+)
+NOT_OURS = {"--index-url"}  # of pip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [to for to in targets if "://" not in to and not (page.parent / to).exists()]
+    assert not missing
+
+
+def table_under(heading: str) -> list[str]:
+    """The first column of the table that follows a heading of docs/formats.md."""
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+
+
+def test_every_column_of_the_chips_is_described() -> None:
+    layer = chips_layer(load_questions(shipped("questions.yaml")))
+    assert table_under("Layer `chips`") == [field.name for field in layer.fields]
+
+
+def test_every_column_of_the_locations_is_described() -> None:
+    assert table_under("Layer `locations`") == [field.name for field in LOCATIONS.fields]
+
+
+def test_the_flags_of_the_readme_exist() -> None:
+    commands = typer.main.get_command(app)
+    known = set()
+    for command in [commands, *getattr(commands, "commands", {}).values()]:
+        known |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", text.replace("<!--", "").replace("-->", "")))
+    assert not named - known - NOT_OURS - {"--help"}
+
+
+def test_the_tree_of_the_architecture_is_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = text.split("\n## Tree\n", 1)[1].split("\n## ", 1)[0]
+    drawn = set(re.findall(r"\b(\w+\.py)\b", tree)) - {"test_arrows.py", "test_docs.py"}
+    there = {path.name for package in ("deltacli", "deltavlm") for path in (ROOT / package).rglob("*.py")}
+    assert drawn == there - {"__init__.py"}
