@@ -1,0 +1,3 @@
+"""The command line: words, options, progress and exit codes. Nothing in `deltavlm` imports this."""
+
+from __future__ import annotations

@@ -1,0 +1,211 @@
+"""What the program says: notes, warnings, errors, progress, tables. All of it on stderr; stdout is for data.
+
+On a terminal Rich draws a bar and a table; elsewhere everything is one plain line at a time, fit for a log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Color", "Voice", "open_streams", "silence", "voice"]
+
+Color = Literal["auto", "always", "never"]
+
+_LINE_EVERY_S = 30.0  # without a terminal: a progress line at each tenth of the work, and at least this often
+_LINE_REST_S = 1.0
+
+
+@dataclass
+class Voice:
+    """How much is said and in which dress; one a process, set by the global flags."""
+
+    verbosity: int = 0  # -1 quiet, 1 -v, 2 -vv
+    progress: bool = True
+    color: Color = "auto"
+
+    def reset(self) -> None:
+        """Back to the defaults, so that a second run in one process starts afresh."""
+        self.verbosity, self.progress, self.color = 0, True, "auto"
+        self.route_logging()
+
+    @property
+    def on_terminal(self) -> bool:
+        """True when stderr is a terminal, where bars, boxes and tables are welcome."""
+        return sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """A note, unless -q."""
+        if self.verbosity >= 0:
+            self._write(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, unless -q."""
+        if self.verbosity >= 0:
+            self._write(text, label="Warning:", style="33")
+
+    def error(self, text: str) -> None:
+        """One line, always."""
+        self._write(text, label="Error:", style="1;31")
+
+    def traceback(self, error: BaseException) -> None:
+        """The traceback, with -vv only."""
+        if self.verbosity >= 2:
+            import traceback
+
+            self._raw("".join(traceback.format_exception(error)))
+
+    @contextmanager
+    def counting(
+        self, total: int, what: str, *, beside_data: bool = False
+    ) -> Iterator[Callable[[int, str], None]]:
+        """Gives `tell(done, note)`: a bar with ETA on a terminal, now and then a plain line elsewhere.
+
+        `beside_data`: stdout carries data; if it goes to the terminal, a bar would run through it.
+        """
+        is_in_the_way = beside_data and sys.stdout.isatty()
+        if not self.progress or self.verbosity < 0 or total == 0 or is_in_the_way:
+            yield lambda done, note: None
+        elif self.on_terminal:
+            with self._bar(total, what) as tell:
+                yield tell
+        else:
+            yield self._lines(total, what)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table on a terminal, unless -q; nothing elsewhere."""
+        if not self.on_terminal or self.verbosity < 0 or not rows:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))  # Text: model words are not markup
+        self._console().print(table)
+
+    def route_logging(self) -> None:
+        """Send the library's log to stderr: warnings by default, more with -v and -vv, errors with -q."""
+        own = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(self.verbosity, logging.DEBUG)
+        others = {0: logging.ERROR, 1: logging.WARNING}.get(self.verbosity, logging.INFO)
+        handler = _ToVoice(self)
+        root = logging.getLogger()
+        root.handlers = [old for old in root.handlers if not isinstance(old, _ToVoice)] + [handler]
+        root.setLevel(logging.CRITICAL if self.verbosity < 0 else others)
+        logging.getLogger("deltavlm").setLevel(own)
+        logging.captureWarnings(True)
+
+    def _write(self, text: str, label: str = "", style: str = "") -> None:
+        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        if label:
+            dressed = f"\x1b[{style}m{label}\x1b[0m" if self._coloured() else label
+            line = f"{dressed} {line}"
+        self._raw(line + "\n")
+
+    def _raw(self, text: str) -> None:
+        try:
+            sys.stderr.write(text.encode("utf-8", "replace").decode("utf-8"))
+            sys.stderr.flush()
+        except BrokenPipeError:
+            silence(sys.stderr)
+
+    def _coloured(self) -> bool:
+        if self.color != "auto":
+            return self.color == "always"
+        return self.on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, no_color=not self._coloured(), highlight=False)
+
+    @contextmanager
+    def _bar(self, total: int, what: str) -> Iterator[Callable[[int, str], None]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns: list[Any] = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        ]
+        # redirect_stdout: Rich would draw the features of `-o - | ...` above the bar, on stderr
+        with Progress(*columns, console=self._console(), transient=True, redirect_stdout=False) as progress:
+            task = progress.add_task(what, total=total, note="")
+            yield lambda done, note: progress.update(task, completed=done, note=note)
+
+    def _lines(self, total: int, what: str) -> Callable[[int, str], None]:
+        start = told = time.monotonic()
+        told_done = 0
+
+        def tell(done: int, note: str) -> None:
+            nonlocal told, told_done
+            now = time.monotonic()
+            tenth = (done - told_done) * 10 >= total and now - told >= _LINE_REST_S
+            if done < total and (tenth or now - told >= _LINE_EVERY_S):
+                left_s = (now - start) / done * (total - done) if done else 0.0
+                parts = [f"{what} {done}/{total} ({100 * done // total} %)", note, f"ETA {_duration(left_s)}"]
+                self.say(", ".join(part for part in parts if part))
+                told, told_done = now, done
+
+        return tell
+
+
+class _ToVoice(logging.Handler):
+    """Log records become lines of the voice, one each."""
+
+    def __init__(self, owner: Voice) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            self.owner.warn(text)
+        else:
+            self.owner.say(text)
+
+
+def open_streams() -> None:
+    """Give closed streams (`2>&-`) somewhere to write to, and stdout UTF-8 in every locale, as JSON is."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def silence(stream: TextIO) -> None:
+    """Point a stream whose reader has gone at nowhere, so that Python's flush at exit stays quiet."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # a stream without a file under it, as in tests
+        pass
+
+
+def _duration(seconds: float) -> str:
+    """`75.2` -> `1 min 15 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+voice = Voice()

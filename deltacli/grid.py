@@ -1,0 +1,79 @@
+"""`deltavlm grid`: the outlines of the chips, without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltacli import options, values
+from deltacli.console import voice
+from deltacli.plan import pair_plan, show_plan
+
+
+def grid(
+    before: options.Before,
+    after: Annotated[
+        str | None,
+        typer.Argument(metavar="[AFTER]", help="The later image; the grid covers what both cover."),
+    ] = None,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    chip_size: options.ChipSize = 256,
+    overlap: options.Overlap = None,
+    stride: options.Stride = None,
+    bbox: options.Bbox = None,
+    bbox_crs: options.BboxCrs = "EPSG:4326",
+    aoi: options.Aoi = None,
+    align: options.Align = "auto",
+    gsd: options.Gsd = None,
+    allow_no_crs: options.AllowNoCrs = False,
+    gdal_config: options.GdalConfig = None,
+    json_summary: options.Json = False,
+    config: options.ConfigFile = None,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+    progress: options.ShowProgress = None,
+    color: options.ColorWhen = None,
+) -> None:
+    """Write the outlines of the chips that `analyze` would ask about.
+
+    Without -o the result is <BEFORE's stem>_grid.gpkg in the current folder.
+    """
+    before = values.location_of("BEFORE", before)
+    after = before if after is None else values.location_of("AFTER", after)
+    target = output or values.default_output(before, "_grid.gpkg")
+    if target == "-" and json_summary:
+        raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
+    overlap_px = values.overlap_of(chip_size, overlap, stride)
+    gsd_m, box = values.gsd_of(gsd), values.bbox_of(bbox)
+    os.environ.update(values.gdal_settings_of(gdal_config))
+
+    from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
+    from deltavlm.geo.sinks import check_output, open_sink
+    from deltavlm.pipeline.layers import OUTLINES, outline_feature
+
+    path = None if target == "-" else Path(target)
+    if path is not None:
+        check_output(path, overwrite)
+    read_options = ReadOptions(
+        align=align, gsd_m=gsd_m, allow_no_crs=allow_no_crs, bbox=box, bbox_crs=bbox_crs, aoi=aoi
+    )
+    with open_pair(RasterPair(before, after), read_options) as reader:
+        for note in reader.notes:
+            voice.say(note)
+        chips = reader.grid(chip_size, overlap_px)
+        plan = pair_plan(reader, chips, target)
+        if dry_run:
+            show_plan(plan, as_json=json_summary, on_stdout=path is not None)
+            return
+        record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
+        with open_sink(path, (OUTLINES,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
+            sink.write(OUTLINES.name, map(outline_feature, chips))
+    voice.say(f"{len(chips)} chips; output {'on stdout' if path is None else target}")
+    if json_summary:
+        typer.echo(json.dumps(plan | {"dry_run": False}, ensure_ascii=False))

@@ -1,0 +1,153 @@
+"""`deltavlm`: the commands, the global flags, and the one bridge from an error to a line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 finished with some chips failed,
+130 stopped by Ctrl-C, 143 by SIGTERM, 141 when the reader of stdout went away (`| head`).
+Nothing heavy is imported here: every command imports what it needs in its body.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from deltacli import options
+from deltacli.analyze import analyze
+from deltacli.console import open_streams, silence, voice
+from deltacli.doctor import doctor
+from deltacli.grid import grid
+from deltacli.signals import stoppable
+from deltacli.synth import synth
+from deltavlm.errors import DeltaVLMError
+
+__all__ = ["app"]
+
+_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell would report it
+_IS_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None after `>&-`
+
+
+class Bridge(TyperGroup):
+    """The group of commands; its `main` is what both the console script and `CliRunner` call."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and exit with its code; every error is one line on stderr."""
+        open_streams()
+        voice.reset()
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except typer.Abort:
+            code = 1
+        except Exception as error:
+            code = _told(error)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command; signals and a closed pipe become exit codes after its clean-up is done."""
+        with stoppable() as stop:
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError as error:
+                silence(sys.stdout)
+                raise typer.Exit(_CLOSED_PIPE) from error
+            except BaseException as error:
+                if stop.signum is None:
+                    raise
+                voice.traceback(error)
+                voice.error(f"stopped by {stop.name}")
+                raise typer.Exit(128 + stop.signum) from error
+
+
+def _told(error: Exception) -> int:
+    """Say what went wrong in one line; the exit code."""
+    voice.traceback(error)
+    if isinstance(error, DeltaVLMError):
+        voice.error(str(error))
+        return error.exit_code
+    if hasattr(error, "format_message"):  # a usage error of Typer's own Click, which has no public name
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+        else:
+            voice.error(_usage(error))
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, MemoryError):
+        voice.error("out of memory; a smaller --batch-size or --chip-size needs less")
+        return 1
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a vanished folder
+        voice.error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+        return 1
+    detail = str(error).strip().partition("\n")[0]
+    hint = "" if voice.verbosity >= 2 else "; run again with -vv for the traceback"
+    voice.error(f"unexpected {type(error).__name__}: {detail}{hint}")
+    return 1
+
+
+def _usage(error: Any) -> str:
+    """A usage error in our words: what is wrong, the nearest right word, where the help is."""
+    ctx = getattr(error, "ctx", None)
+    text = str(error.format_message()).strip().rstrip(".").replace("Value error, ", "")
+    option = getattr(error, "option_name", None)
+    if ctx is not None and isinstance(option, str) and "No such option" in text:
+        flags = [flag for param in ctx.command.params for flag in (*param.opts, *param.secondary_opts)]
+        close = get_close_matches(option, flags, n=1)
+        text = f"No such option: {option}{f'; did you mean {close[0]}?' if close else ''}"
+    given = _given(error)
+    if given is not None and repr(given) not in text:
+        text += f", not {given!r}"
+    if ctx is not None:
+        text += f" (see '{ctx.command_path} --help')"
+    return text
+
+
+def _given(error: BaseException) -> Any:
+    """The value that was refused, which Typer leaves out of its message; None where it is not known."""
+    try:
+        return error.__cause__.errors()[0]["input"]  # type: ignore[union-attr]  # pydantic's ValidationError
+    except (AttributeError, LookupError):
+        return None
+
+
+app = typer.Typer(
+    name="deltavlm",
+    cls=Bridge,
+    help="Ask what changed between two images of one place, and put the answers on the map.",
+    epilog="Start with: deltavlm analyze before.tif after.tif -o out.gpkg",
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DELTAVLM"},
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if _IS_TERMINAL and not os.environ.get("NO_COLOR") else None,
+)
+app.command()(analyze)
+app.command()(grid)
+app.command()(doctor)
+app.add_typer(synth, name="synth")
+
+
+@app.callback()
+def deltavlm(
+    ctx: typer.Context,
+    version: options.Version = False,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+    progress: options.ShowProgress = None,
+    color: options.ColorWhen = None,
+    config: options.ConfigFile = None,
+) -> None:
+    """Ask what changed between two images of one place, and put the answers on the map."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(2)

@@ -1,0 +1,197 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from deltacli.console import Color, voice
+from deltacli.defaults import read_defaults
+from deltavlm import __version__
+
+RASTERS, CHIPS, OUTPUT, TALK = "Rasters", "Chips", "Output", "Talk"  # groups of flags in the help
+
+
+def flag(*names: str, panel: str, **settings: Any) -> Any:
+    """A `typer.Option` in one of the groups; how variables are named is told once, at --config."""
+    return typer.Option(*names, rich_help_panel=panel, show_envvar=False, **settings)
+
+
+# What the global flags do as soon as they are read
+
+
+def _say_version(value: bool) -> None:
+    if value:
+        typer.echo(f"deltavlm {__version__}")
+        raise typer.Exit
+
+
+def _add_verbosity(value: int) -> int:
+    if value:
+        voice.verbosity = min(max(voice.verbosity, 0) + value, 2)
+        voice.route_logging()
+    return value
+
+
+def _be_quiet(value: bool) -> bool:
+    if value:
+        voice.verbosity = -1
+        voice.route_logging()
+    return value
+
+
+def _set_progress(value: bool | None) -> bool | None:
+    if value is not None:
+        voice.progress = value
+    return value
+
+
+def _set_color(value: Color | None) -> Color | None:
+    if value is not None:
+        voice.color = value
+    return value
+
+
+Version = Annotated[
+    bool,
+    flag(
+        *("--version", "-V"),
+        panel=TALK,
+        is_eager=True,
+        allow_from_autoenv=False,
+        callback=_say_version,
+        help="Show the version and exit.",
+    ),
+]
+Verbose = Annotated[
+    int,
+    flag(
+        *("--verbose", "-v"),
+        panel=TALK,
+        count=True,
+        callback=_add_verbosity,
+        show_default=False,
+        help="Say more; -vv also shows tracebacks.",
+    ),
+]
+Quiet = Annotated[bool, flag("--quiet", "-q", panel=TALK, callback=_be_quiet, help="Say errors only.")]
+ShowProgress = Annotated[
+    bool | None,
+    flag(
+        "--progress/--no-progress",
+        panel=TALK,
+        callback=_set_progress,
+        show_default=False,
+        help="Progress on stderr: a bar on a terminal, plain lines elsewhere.",
+    ),
+]
+ColorWhen = Annotated[
+    Literal["auto", "always", "never"] | None,
+    flag(
+        "--color",
+        panel=TALK,
+        callback=_set_color,
+        show_default="auto",
+        help="Colours in messages; NO_COLOR counts as never.",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    flag(
+        "--config",
+        panel=TALK,
+        metavar="FILE",
+        is_eager=True,
+        callback=read_defaults,
+        help="TOML file of defaults, a table for each command. A flag wins over a variable "
+        "DELTAVLM_<COMMAND>_<FLAG>, and that over the file.",
+    ),
+]
+Json = Annotated[
+    bool, flag("--json", panel=TALK, allow_from_autoenv=False, help="One JSON object on stdout at the end.")
+]
+
+Before = Annotated[
+    str, typer.Argument(metavar="BEFORE", help="The earlier image: path, https://, s3:// or /vsi...")
+]
+After = Annotated[str, typer.Argument(metavar="AFTER", help="The later image of the same place.")]
+
+Output = Annotated[
+    str | None,
+    flag(
+        *("--output", "-o"),
+        panel=OUTPUT,
+        metavar="FILE|-",
+        help=".gpkg .geojson .geojsonl .ndjson .fgb .parquet; - is NDJSON on stdout.",
+    ),
+]
+Overwrite = Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Replace the output if it is there.")]
+DryRun = Annotated[
+    bool,
+    flag("--dry-run", "-n", panel=OUTPUT, help="Show pair check, grid and plan; load and write nothing."),
+]
+
+ChipSize = Annotated[
+    int, flag("--chip-size", panel=CHIPS, metavar="PX", min=16, max=8192, help="Side of a chip.")
+]
+Overlap = Annotated[
+    int | None,
+    flag(
+        "--overlap", panel=CHIPS, metavar="PX", min=0, show_default="0", help="What neighbouring chips share."
+    ),
+]
+Stride = Annotated[
+    int | None,
+    flag(
+        "--stride",
+        panel=CHIPS,
+        metavar="PX",
+        min=1,
+        show_default="chip size",
+        help="From chip to chip, instead of --overlap.",
+    ),
+]
+Bbox = Annotated[
+    str | None,
+    flag("--bbox", panel=CHIPS, metavar="XMIN,YMIN,XMAX,YMAX", help="Only chips that touch this box."),
+]
+BboxCrs = Annotated[str, flag("--bbox-crs", panel=CHIPS, metavar="CRS", help="CRS of --bbox.")]
+Aoi = Annotated[
+    Path | None,
+    flag(
+        "--aoi",
+        panel=CHIPS,
+        metavar="FILE",
+        help="Only chips that touch the polygons of this vector file, in any CRS.",
+    ),
+]
+
+Align = Annotated[
+    Literal["auto", "strict"],
+    flag(
+        "--align",
+        panel=RASTERS,
+        help="auto warps AFTER onto BEFORE's grid where they differ; strict refuses.",
+    ),
+]
+Resampling = Annotated[
+    Literal["nearest", "bilinear", "cubic", "average", "lanczos"],
+    flag("--resampling", panel=RASTERS, help="How a warp looks up pixels."),
+]
+Gsd = Annotated[
+    float | None, flag("--gsd", panel=RASTERS, metavar="M", help="Resample both to M metres a pixel.")
+]
+AllowNoCrs = Annotated[
+    bool,
+    flag(
+        "--allow-no-crs",
+        panel=RASTERS,
+        help="Accept images without a CRS; the output then has pixel coordinates.",
+    ),
+]
+GdalConfig = Annotated[
+    list[str] | None,
+    flag("--gdal-config", panel=RASTERS, metavar="KEY=VALUE", help="A GDAL setting; can be repeated."),
+]

@@ -1,0 +1,86 @@
+"""What a dry run shows: the pair check, the grid, and where the result would go."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deltacli.console import voice
+
+if TYPE_CHECKING:
+    from deltavlm.geo.grid import ChipGrid
+    from deltavlm.geo.pair import PairReader
+
+
+def pair_plan(reader: PairReader, grid: ChipGrid, target: str) -> dict[str, Any]:
+    """The plan as plain values, ready for JSON."""
+    return {
+        "dry_run": True,
+        "inputs": reader.provenance(),
+        "notes": list(reader.notes),
+        "gsd_m": reader.gsd_m,
+        "overlap_share": reader.overlap_share,
+        "chips": len(grid),
+        "rows": grid.rows,
+        "cols": grid.cols,
+        "chip_px": grid.size,
+        "overlap_px": grid.overlap,
+        "output": target,
+    }
+
+
+def show_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
+    """Print the plan: one JSON object, or a line for each thing; on stderr where stdout is for features."""
+    if as_json:
+        typer.echo(json.dumps(plan, ensure_ascii=False))
+        return
+    inputs = plan["inputs"]
+    lines = [(date, _raster(inputs[date])) for date in ("before", "after")]
+    lines += [
+        ("pair", _pair(inputs["alignment"])),
+        (
+            "pixel",
+            f"{plan['gsd_m']:.3g} m on the ground" if plan["gsd_m"] else "size on the ground not known",
+        ),
+        (
+            "chips",
+            f"{plan['chips']} of {plan['chip_px']} px, in {plan['rows']} rows and {plan['cols']} columns, "
+            f"overlap {plan['overlap_px']} px",
+        ),
+    ]
+    if plan.get("limit"):
+        lines.append(("limit", f"only the first {plan['limit']} chips"))
+    if "questions" in plan:
+        lines += [
+            ("questions", ", ".join(plan["questions"])),
+            ("model", f"{plan['model']} on {plan['device']} (not loaded)"),
+        ]
+    lines.append(("output", "stdout" if plan["output"] == "-" else plan["output"]))
+    for name, text in lines:
+        line = f"{name:<10} {text}"
+        if on_stdout:
+            typer.echo(line)
+        else:
+            voice.say(line)
+
+
+def _raster(described: dict[str, Any]) -> str:
+    bands = ",".join(map(str, described["bands"]))
+    text = (
+        f"{described['path']}: {described['width']} x {described['height']} px, "
+        f"{described['crs'] or 'no CRS'}, {described['dtype']}, bands {bands}"
+    )
+    stretch = described["stretch"]
+    if stretch:
+        low, high = (",".join(f"{value:g}" for value in stretch[edge]) for edge in ("low", "high"))
+        text += f", {low} to {high} become 0 to 255"
+    return text
+
+
+def _pair(alignment: dict[str, Any]) -> str:
+    share = f"{alignment['overlap_share']:.1%} of before is covered by after"
+    if alignment["same_grid"]:
+        return f"same grid, {share}"
+    return f"after is warped onto the grid of before ({alignment['resampling']}), {share}"

@@ -1,0 +1,210 @@
+"""`deltavlm synth`: made scenes with known truth, as a set of chips or as one pair of GeoTIFFs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from deltacli import options
+from deltacli.console import voice
+
+if TYPE_CHECKING:
+    from deltavlm.data.synthetic import Scene
+
+synth = typer.Typer(
+    help="Make scenes with known truth: pairs to train and to score on, or one pair of GeoTIFFs.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; made if it is missing.")]
+Seed = Annotated[int, typer.Option("--seed", show_envvar=False, min=0, help="The same seed gives the same scenes.")]
+Change = Annotated[
+    float,
+    typer.Option(
+        "--change", min=0.0, max=1.0, metavar="SHARE", help="How many places of about 300 px change."
+    ),
+]
+LARGEST_PX = 8192
+
+COLOURS = {
+    0: (0, 0, 0),
+    1: (228, 26, 28),
+    2: (152, 78, 163),
+    3: (255, 220, 0),
+    4: (255, 127, 0),
+    5: (77, 175, 74),
+    6: (26, 120, 60),
+    7: (55, 126, 184),
+    8: (120, 180, 220),
+    9: (166, 100, 50),
+    10: (110, 90, 70),
+}
+
+
+def free(paths: list[Path], overwrite: bool) -> None:
+    """Raises: OutputError when one of the paths is there and may not be replaced."""
+    from deltavlm.errors import OutputError
+
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; give another folder, or --overwrite to replace it")
+
+
+def make(folder: Path) -> None:
+    from deltavlm.errors import OutputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; give another one") from error
+
+
+@synth.command()
+def chips(
+    folder: Folder,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="How many pairs.")] = 100,
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option("--split", help="Name of the split.")
+    ] = "test",
+    size: Annotated[
+        int, typer.Option("--size", min=64, max=1024, metavar="PX", help="Side of a picture.")
+    ] = 256,
+    seed: Seed = 0,
+    change: Change = 0.6,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    progress: options.ShowProgress = None,
+) -> None:
+    """Pairs of PNGs with questions and answers, in ChangeChat-105k's layout.
+
+    FOLDER/images/SPLIT/A, B and label, and FOLDER/synthetic_SPLIT*.json. Pair i is the scene of seed + i.
+    """
+    from deltavlm.data.changechat import write_chip_set
+    from deltavlm.data.synthetic import make_scene
+    from deltavlm.errors import OutputError
+
+    free([folder / f"synthetic_{split}.json"], overwrite)
+    make(folder)
+    width = len(str(count - 1))
+
+    def scenes() -> Iterator[tuple[str, Scene]]:
+        with voice.counting(count, "pairs") as tell:
+            for index in range(count):
+                yield f"{split}_{index:0{width}d}", make_scene(seed + index, size, size, change=change)
+                tell(index + 1, "")
+
+    try:
+        number = write_chip_set(folder, split, scenes())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {folder}: {error.strerror}; check permissions and free disk space"
+        ) from error
+    voice.say(f"{number} pairs in {folder}")
+
+
+@synth.command()
+def scene(
+    folder: Folder,
+    width: Annotated[
+        int, typer.Option("--width", min=64, max=LARGEST_PX, metavar="PX", help="Columns.")
+    ] = 1024,
+    height: Annotated[
+        int, typer.Option("--height", min=64, max=LARGEST_PX, metavar="PX", help="Rows.")
+    ] = 1024,
+    seed: Seed = 0,
+    change: Change = 0.6,
+    crs: Annotated[str, typer.Option("--crs", help="A projected CRS in metres.")] = "EPSG:32633",
+    origin: Annotated[
+        str, typer.Option("--origin", metavar="X,Y", help="Top left corner, in the CRS.")
+    ] = "500000,5400000",
+    gsd: Annotated[
+        float, typer.Option("--gsd", min=0.01, max=100.0, metavar="M", help="Metres a pixel.")
+    ] = 0.5,
+    scale: Annotated[
+        float | None,
+        typer.Option("--scale", min=0.2, max=3.0, help="Size of things; left out, the seed decides."),
+    ] = None,
+    compress: Annotated[
+        Literal["deflate", "jpeg"], typer.Option("--compress", help="jpeg is lossy and a tenth of the size.")
+    ] = "deflate",
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """One pair of GeoTIFFs: before.tif, after.tif, truth.tif (codes) and truth.json (what is true of each chip)."""
+    from affine import Affine
+
+    from deltavlm.data.synthetic import make_scene
+    from deltavlm.data.synthetic.paint import CHANGES
+    from deltavlm.geo.write import write_geotiff
+
+    made = [folder / name for name in ("before.tif", "after.tif", "truth.tif", "truth.json")]
+    left, top = corner(origin)
+    metres(crs)
+    free(made, overwrite)
+    make(folder)
+    pair = make_scene(seed, width, height, change=change, scale=scale)
+    transform = Affine(gsd, 0, left, 0, -gsd, top)
+    for path, pixels in zip(made, (pair.before, pair.after), strict=False):
+        write_geotiff(path, pixels, transform=transform, crs=crs, compress=compress)
+    write_geotiff(made[2], pair.change, transform=transform, crs=crs, colormap=COLOURS)
+    truth = {
+        "seed": seed,
+        "gsd_m": gsd,
+        "crs": crs,
+        "codes": dict(enumerate(CHANGES)),
+        "chips": truth_of(pair),
+    }
+    made[3].write_text(json.dumps(truth, indent=1) + "\n")
+    voice.say(f"{width} x {height} px, {len(truth['chips'])} chips in {folder}")  # type: ignore[arg-type]
+
+
+def truth_of(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:
+    """What is true of each chip of the default grid, by chip_id, in the columns of `analyze`."""
+    from affine import Affine
+
+    from deltavlm.data.synthetic import words
+    from deltavlm.data.synthetic.facts import facts_of
+    from deltavlm.geo.grid import ChipGrid
+
+    height, width = pair.change.shape
+    said = {}
+    for chip in ChipGrid(width, height, Affine.identity(), size):
+        col, row, cols, rows = chip.window
+        cut = (slice(row, row + rows), slice(col, col + cols))
+        facts = facts_of(pair.change[cut], pair.things[cut], pair.cover[cut])
+        said[chip.chip_id] = {
+            "changed": facts.changed,
+            "new_roads": facts.counts["road_built"],
+            "new_buildings": facts.counts["building_built"],
+            "road_cells": list(facts.road_cells),
+            "building_cells": list(facts.building_cells),
+            "captions": list(words.captions(facts)),
+        }
+    return said
+
+
+def corner(text: str) -> tuple[float, float]:
+    """Raises: BadParameter unless the text is two numbers."""
+    try:
+        left, top = (float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise typer.BadParameter(f"expected X,Y, got {text!r}", param_hint="--origin") from error
+    return left, top
+
+
+def metres(crs: str) -> None:
+    """Raises: BadParameter unless the CRS is known, projected and in metres."""
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        known = CRS.from_user_input(crs)
+    except CRSError as error:
+        raise typer.BadParameter(f"unknown CRS {crs!r}; try EPSG:32633", param_hint="--crs") from error
+    if not known.is_projected or known.axis_info[0].unit_conversion_factor != 1.0:
+        raise typer.BadParameter(f"{crs} is not projected in metres; try a UTM zone", param_hint="--crs")

@@ -1,0 +1,214 @@
+"""YAML files and frozen dataclasses, one into the other; an unknown key is an error that names the nearest.
+
+Values are checked against the annotations of the dataclass: `int`, `float`, `bool`, `str`, `Path`, `Literal`,
+`X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]` and dataclasses inside dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from deltavlm.errors import ConfigError
+
+__all__ = ["dump", "from_mapping", "load", "nearest", "read_yaml", "shipped", "to_mapping"]
+
+T = TypeVar("T")
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(name: str) -> Path:
+    """Path of `configs/<name>`, in a source checkout as well as in an installed package.
+
+    Raises: ConfigError naming the files that are there.
+    """
+    folders = [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    known = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
+    raise ConfigError(f"no shipped config {name!r}{nearest(name, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, else all of them.
+
+    >>> nearest("devise", ["device", "limit"]), nearest("x", ["device", "limit"])
+    ("; did you mean 'device'?", '; known are device, limit')
+    """
+    known = list(known)
+    close = get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}" if known else ""
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """The dataclass `kind` from a YAML file; keys that are left out keep their defaults.
+
+    Raises: ConfigError naming file, key and value.
+    """
+    return from_mapping(kind, read_yaml(path), where=str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises: ConfigError when it is missing, not YAML, or repeats a key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{line}: not valid YAML: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
+
+
+def from_mapping(kind: type[T], values: Any, where: str) -> T:
+    """The dataclass `kind` from nested plain values; `where` names their origin in messages.
+
+    Raises: ConfigError for an unknown or missing key, or a value of the wrong type.
+    """
+    if not dataclasses.is_dataclass(kind):
+        raise ValueError(f"{kind!r} is not a dataclass")
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected keys with values, got {_shown(values)}")
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), fields)}")
+    hints = get_type_hints(kind)
+    given = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    for name, field in fields.items():
+        has_default = field.default is not dataclasses.MISSING
+        if name not in given and not has_default and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: {name!r} is missing")
+    try:
+        return kind(**given)
+    except ValueError as error:  # a rule of the dataclass itself, from its __post_init__
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def to_mapping(value: Any) -> Any:
+    """A dataclass as nested plain values, in field order, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(key): to_mapping(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_mapping(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dump(value: Any) -> str:
+    """A dataclass as YAML text that `load` reads back to an equal value."""
+    return yaml.safe_dump(to_mapping(value), sort_keys=False, allow_unicode=True)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotation `hint` asks for it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        # 0 == False in Python, so compare the types too
+        if not any(value == choice and type(value) is type(choice) for choice in args):
+            names = [str(choice) for choice in args]
+            raise ConfigError(f"{where}: {_shown(value)} is not a choice{nearest(str(value), names)}")
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(args, value, where)
+    if origin in (tuple, list):
+        return _sequence(origin, args, value, where)
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected keys with values, got {_shown(value)}")
+        return {str(key): _value(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where) if isinstance(hint, type) else value
+    return _scalar(hint, value, where)
+
+
+def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    errors = []
+    for choice in args:
+        if choice is not type(None):
+            try:
+                return _value(choice, value, where)
+            except ConfigError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _sequence(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
+    if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
+        if len(value) != len(args):
+            raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
+        hints = args
+    else:
+        hints = (args[0],) * len(value)
+    return origin(
+        _value(hint, item, f"{where}[{index}]")
+        for index, (hint, item) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and not isinstance(value, bool):
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text, because it has no dot
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    if hint is str and isinstance(value, str):
+        return value
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if hint not in (bool, int, float, str, Path):
+        raise ValueError(f"{where}: no rule for the annotation {hint!r}")
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    hint_quotes = " (put it in quotes?)" if hint is str and value is not None else ""
+    raise ConfigError(f"{where}: expected {names[hint]}, got {_shown(value)}{hint_quotes}")
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a repeated key, where plain YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen and key_node.value != "<<":
+                    problem = f"the key {key_node.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)

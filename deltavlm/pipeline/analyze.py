@@ -1,0 +1,261 @@
+"""The tool itself: cut the pair into chips, ask the model about each, write the answers on the map."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from deltavlm.errors import ModelError, ModelOutOfMemory, RasterError
+from deltavlm.geo.grid import Chip
+from deltavlm.geo.pair import ChipPixels, PairReader
+from deltavlm.geo.sinks import FeatureSink
+from deltavlm.model.interface import ChangeModel, Reply
+from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.pipeline.layers import ChipResult, Origin, Status, chip_feature, location_features
+from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = [
+    "AnalyzeOptions",
+    "ChangedChip",
+    "Progress",
+    "Summary",
+    "analyze",
+    "analyzed",
+    "auto_batch_size",
+    "scale_warning",
+]
+
+logger = logging.getLogger(__name__)
+
+FAR_SCALE = 2.0  # a pixel this many times larger or smaller than those of the training is worth a warning
+_MOST_CHANGED = 10
+_LONGEST_GROUP = 256  # chips written together, where most of them are nodata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeOptions:
+    """How the raster is cut and what happens to chips that fail."""
+
+    chip_px: int = 256
+    overlap_px: int = 0
+    max_nodata: float = 0.5  # a chip with a larger invalid share is not asked
+    batch_size: int = 16  # chips in one call of the model; halved where they do not fit
+    limit: int | None = None  # only the first chips of the grid
+    on_error: Literal["skip", "fail"] = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, after each group of chips."""
+
+    done: int
+    changed: int
+    failed: int
+    chips_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedChip:
+    """A chip that the model calls changed, and the middle of its footprint in the raster's CRS."""
+
+    score: float
+    chip_id: str
+    x: float
+    y: float
+    caption: str
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run has come to; `first_failure` says why the first failed chip failed."""
+
+    statuses: Counter[Status] = field(default_factory=Counter)
+    changed: int = 0
+    seconds: float = 0.0
+    batch_size: int = 0
+    first_failure: str = ""
+    most_changed: list[ChangedChip] = field(default_factory=list)  # largest score first
+
+    @property
+    def chips(self) -> int:
+        return self.statuses.total()
+
+    @property
+    def failed(self) -> int:
+        return self.statuses["unreadable"] + self.statuses["error"]
+
+    @property
+    def chips_per_s(self) -> float:
+        return self.chips / self.seconds if self.seconds > 0 else 0.0
+
+
+def auto_batch_size(device: str) -> int:
+    """Chips to ask at once when nobody says how many; on a GPU more, halved where memory is short."""
+    return 16 if device.startswith("cpu") else 64
+
+
+def scale_warning(gsd_m: float | None, training_gsd_m: float) -> str | None:
+    """What to tell the user where pixels are far from the size that the model learned on, metres."""
+    if gsd_m is None:
+        return f"the size of a pixel is not known; the model learned on {training_gsd_m:g} m"
+    if training_gsd_m / FAR_SCALE <= gsd_m <= training_gsd_m * FAR_SCALE:
+        return None
+    text = (
+        f"a pixel is {gsd_m:.3g} m, the model learned on {training_gsd_m:g} m: its answers are less sure here"
+    )
+    return text if gsd_m > training_gsd_m else f"{text}; --gsd {training_gsd_m:g} resamples both images"
+
+
+def analyze(
+    reader: PairReader,
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    sink: FeatureSink,
+    origin: Origin,
+    options: AnalyzeOptions,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Ask every question about every chip and write the layers `chips` and `locations`.
+
+    Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
+    """
+    started = time.monotonic()
+    summary = Summary()
+    for group in analyzed(reader, model, specs, options, summary):
+        sink.write("chips", [chip_feature(result, specs, origin) for result in group])
+        sink.write("locations", [feature for result in group for feature in location_features(result)])
+        for result in group:
+            _tally(summary, result)
+        summary.seconds = time.monotonic() - started
+        watch(Progress(summary.chips, summary.changed, summary.failed, summary.chips_per_s))
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def analyzed(
+    reader: PairReader,
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    options: AnalyzeOptions,
+    summary: Summary,
+) -> Iterator[list[ChipResult]]:
+    """Results in the order of the grid, a group at a time; `summary.batch_size` follows the halving."""
+    summary.batch_size = options.batch_size
+    chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
+    for group in _groups(reader, chips, options):
+        asked = [look.pixels for look in group if look.pixels is not None]
+        replies = iter(_ask(model, specs, asked, summary))
+        results = []
+        for look in group:
+            result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason)
+            if look.pixels is not None:
+                result = _answered(look, specs, next(replies))
+            if result.status in ("unreadable", "error"):
+                logger.info("%s: %s: %s", result.chip.chip_id, result.status, result.reason)
+                if options.on_error == "fail":
+                    raise (
+                        RasterError(result.reason)
+                        if result.status == "unreadable"
+                        else ModelError(result.reason)
+                    )
+            results.append(result)
+        yield results
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A chip after reading; pixels only if it will be asked."""
+
+    chip: Chip
+    status: Status
+    valid_fraction: float | None = None
+    pixels: ChipPixels | None = None
+    reason: str = ""
+
+
+def _look(reader: PairReader, chip: Chip, options: AnalyzeOptions) -> _Look:
+    try:
+        pixels = reader.read(chip)
+    except RasterError as error:
+        return _Look(chip, "unreadable", reason=str(error))
+    valid = pixels.valid_fraction
+    if 1 - valid > options.max_nodata or valid == 0:
+        return _Look(chip, "nodata", valid)
+    return _Look(chip, "answered", valid, pixels)
+
+
+def _groups(reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions) -> Iterator[list[_Look]]:
+    """Chips read in order, in groups that hold a batch to ask."""
+    group: list[_Look] = []
+    to_ask = 0
+    for chip in chips:
+        look = _look(reader, chip, options)
+        group.append(look)
+        to_ask += look.pixels is not None
+        if to_ask == options.batch_size or len(group) == _LONGEST_GROUP:
+            yield group
+            group, to_ask = [], 0
+    if group:
+        yield group
+
+
+def _ask(
+    model: ChangeModel, specs: Sequence[QuestionSpec], asked: Sequence[ChipPixels], summary: Summary
+) -> list[list[Reply] | ModelError]:
+    """Replies for each chip, or why there are none.
+
+    Where a batch does not fit into memory it is halved, and stays so; where it fails otherwise, each of its
+    chips is asked alone, so that one bad chip takes no other with it.
+    """
+    questions = [question_of(spec) for spec in specs]
+    replies: list[list[Reply] | ModelError] = []
+    alone_until = 0
+    while len(replies) < len(asked):
+        size = 1 if len(replies) < alone_until else summary.batch_size
+        batch = asked[len(replies) : len(replies) + size]
+        before = np.stack([pixels.before for pixels in batch])
+        after = np.stack([pixels.after for pixels in batch])
+        try:
+            replies += model.answer(model.encode(before, after), questions)
+        except ModelError as error:
+            if len(batch) == 1:
+                replies.append(error)
+            elif isinstance(error, ModelOutOfMemory):
+                summary.batch_size = len(batch) // 2
+                logger.info(
+                    "%d chips do not fit into memory at once; going on with %d", len(batch), len(batch) // 2
+                )
+            else:
+                alone_until = len(replies) + len(batch)
+    return replies
+
+
+def _answered(look: _Look, specs: Sequence[QuestionSpec], replies: list[Reply] | ModelError) -> ChipResult:
+    if isinstance(replies, ModelError):
+        return ChipResult(look.chip, "error", look.valid_fraction, reason=str(replies))
+    answers = {spec.name: read_answer(spec, reply) for spec, reply in zip(specs, replies, strict=True)}
+    return ChipResult(look.chip, "answered", look.valid_fraction, answers)
+
+
+def _tally(summary: Summary, result: ChipResult) -> None:
+    summary.statuses[result.status] += 1
+    if result.status in ("unreadable", "error") and not summary.first_failure:
+        summary.first_failure = result.reason
+    change, caption = result.of_task("change"), result.of_task("caption")
+    if change is None or change.value is not True:
+        return
+    summary.changed += 1
+    middle = result.chip.footprint.centroid
+    said = caption.text if caption else ""
+    score = change.score if change.score is not None else 0.0
+    found = ChangedChip(score, result.chip.chip_id, middle.x, middle.y, said)
+    summary.most_changed = sorted([*summary.most_changed, found], key=lambda chip: -chip.score)[
+        :_MOST_CHANGED
+    ]

@@ -1,0 +1,55 @@
+"""From a reply to a value: which task reads which answer, and what is asked of the model for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltavlm.errors import AnswerParseError
+from deltavlm.model.interface import Question, Reply
+from deltavlm.tasks import ask, caption, classify, count, locate
+from deltavlm.tasks.questions import QuestionSpec, TaskName
+from deltavlm.tasks.text import clean
+
+__all__ = ["Answer", "question_of", "read_answer"]
+
+_PARSE: Mapping[TaskName, Callable[[str], Any]] = {
+    "caption": caption.parse,
+    "change": classify.parse,
+    "count": count.parse,
+    "location": locate.parse,
+    "open": ask.parse,
+}
+_MAX_NEW_TOKENS: Mapping[TaskName, int] = {"change": 4, "count": 32, "location": 128}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was said to one question. The text is always kept; the value is None where it cannot be read."""
+
+    task: TaskName
+    text: str
+    value: Any  # str, bool, Counts or Cells, as the task reads it
+    score: float | None  # None where the model gave no finite number
+
+
+def question_of(spec: QuestionSpec) -> Question:
+    """What the model is asked for one entry of the question set."""
+    return Question(
+        name=spec.name,
+        prompt=spec.prompt,
+        yes_no=spec.task == "change",
+        max_new_tokens=_MAX_NEW_TOKENS.get(spec.task, 64),
+    )
+
+
+def read_answer(spec: QuestionSpec, reply: Reply) -> Answer:
+    """The reply cleaned to one line, and its value if the task can read it."""
+    text = clean(reply.text)
+    try:
+        value = _PARSE[spec.task](text)
+    except AnswerParseError:
+        value = None
+    return Answer(spec.task, text, value, reply.score if math.isfinite(reply.score) else None)

@@ -1,0 +1,41 @@
+"""Classify: has anything changed, yes or no?"""
+
+from __future__ import annotations
+
+import re
+
+from deltavlm.errors import AnswerParseError
+from deltavlm.tasks.text import says_no_change, simplified
+
+__all__ = ["PROMPT", "format_answer", "parse", "score"]
+
+PROMPT = "Please judge whether these two images have changed. Please answer yes or no."
+
+_ECHO = re.compile(r"(yes|no) (or|and) (yes|no)\b")  # the question repeated is not an answer
+
+
+def format_answer(value: bool) -> str:
+    """`"yes"` when something changed, else `"no"`."""
+    return "yes" if value else "no"
+
+
+def parse(text: str) -> bool:
+    """True for yes. The first word decides; a sentence that says "nothing changed" is a no.
+
+    >>> parse("Yes, two houses were built."), parse("No."), parse("there is no difference")
+    (True, False, False)
+
+    Raises: AnswerParseError for anything else.
+    """
+    words = simplified(text)
+    first = words.partition(" ")[0]
+    if first in ("yes", "no") and not _ECHO.match(words):
+        return first == "yes"
+    if says_no_change(words):
+        return False
+    raise AnswerParseError(f"neither yes nor no in {text!r}")
+
+
+def score(said: bool, truth: bool) -> dict[str, float]:
+    """`correct`: 1 when both agree."""
+    return {"correct": float(said == truth)}

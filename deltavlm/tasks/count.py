@@ -1,0 +1,132 @@
+"""Count: how many roads and buildings are new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltavlm.errors import AnswerParseError
+from deltavlm.tasks.text import says_no_change
+
+__all__ = ["PROMPT", "Counts", "format_answer", "parse", "score"]
+
+PROMPT = "Please determine how many roads and buildings have changed?"
+
+LARGEST = 9999  # a chip cannot hold more; a longer number is a stutter of the model
+_NOUNS = {"road": "roads", "roads": "roads", "building": "buildings", "buildings": "buildings"}
+_WORDS = (  # 0 to 19
+    *(
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_NUMBERS = {
+    **{word: number for number, word in enumerate(_WORDS)},
+    **{word: 10 * number for number, word in enumerate(_TENS, start=2)},
+    **dict.fromkeys(("no", "none", "nothing"), 0),
+}
+_TOKEN = re.compile(r"-?[0-9]+(?:[.,][0-9]+)?|[^\W\d_]+")
+_JOINING = {"or", "nor", "and", "new", "the", "any"}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """New roads and new buildings of one chip."""
+
+    roads: int
+    buildings: int
+
+
+def format_answer(value: Counts) -> str:
+    """The count in ChangeChat's words.
+
+    >>> format_answer(Counts(2, 5)), format_answer(Counts(0, 1))
+    ('2 new roads and 5 new buildings', 'no new roads and 1 new building')
+    >>> format_answer(Counts(0, 0))
+    'there are no changes in roads or buildings'
+    """
+    if value == Counts(0, 0):
+        return "there are no changes in roads or buildings"
+    return f"{_some(value.roads, 'road')} and {_some(value.buildings, 'building')}"
+
+
+def parse(text: str) -> Counts:
+    """The two numbers of an answer, in digits or words; a kind that is not named counts as 0.
+
+    >>> parse("There are three new roads and no new buildings, north of the river.")
+    Counts(roads=3, buildings=0)
+    >>> parse("no roads has changed, and no buildings has changed")
+    Counts(roads=0, buildings=0)
+
+    Raises: AnswerParseError when a kind is named without a number, or with two that disagree.
+    """
+    tokens = _TOKEN.findall(text.lower())
+    nouns = [index for index, token in enumerate(tokens) if token in _NOUNS]
+    if not nouns:
+        if says_no_change(text):
+            return Counts(0, 0)
+        raise AnswerParseError(f"neither roads nor buildings in {text!r}")
+    number_first = _number(tokens[: nouns[0]]) is not None  # "2 new roads", else "roads: 2"
+    found: dict[str, int] = {}
+    previous: int | None = None
+    for place, index in enumerate(nouns):
+        before = nouns[place - 1] + 1 if place else 0
+        after = nouns[place + 1] if place + 1 < len(nouns) else len(tokens)
+        part = tokens[before:index] if number_first else tokens[index + 1 : after]
+        number = _number(part)
+        if number is None and previous == 0 and number_first and _JOINING.issuperset(part):
+            number = 0  # "no new roads or buildings"
+        if number is None:
+            raise AnswerParseError(f"no number of {tokens[index]} in {text!r}")
+        kind = _NOUNS[tokens[index]]
+        if found.setdefault(kind, number) != number:
+            raise AnswerParseError(f"two different numbers of {kind} in {text!r}")
+        previous = number
+    return Counts(found.get("roads", 0), found.get("buildings", 0))
+
+
+def score(said: Counts, truth: Counts) -> dict[str, float]:
+    """Absolute error of each kind, and `exact`: 1 when both are right."""
+    return {
+        "roads_error": float(abs(said.roads - truth.roads)),
+        "buildings_error": float(abs(said.buildings - truth.buildings)),
+        "exact": float(said == truth),
+    }
+
+
+def _some(number: int, noun: str) -> str:
+    return f"{number or 'no'} new {noun}{'' if number == 1 else 's'}"
+
+
+def _number(tokens: Sequence[str]) -> int | None:
+    """The last number among the tokens; "a" or "an" is one if there is no other."""
+    value: int | None = None
+    tens = False  # the word before was twenty, thirty, ...
+    for token in tokens:
+        if token in _NUMBERS:
+            digit = token in _WORDS[1:10]
+            value = value + _NUMBERS[token] if tens and digit and value is not None else _NUMBERS[token]
+            tens = token in _TENS
+        elif token[-1].isdigit():
+            if not token.isdecimal() or len(token) > 4 or int(token) > LARGEST:
+                raise AnswerParseError(f"{token} is not a plausible count")
+            value, tens = int(token), False
+        else:
+            tens = False
+    if value is None and any(token in ("a", "an") for token in tokens):
+        return 1
+    return value

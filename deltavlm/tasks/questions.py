@@ -1,0 +1,87 @@
+"""The question set: a YAML list of what is asked about every chip."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deltavlm.config import from_mapping, nearest, read_yaml
+from deltavlm.errors import ConfigError
+from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks.text import clean
+
+__all__ = ["QuestionSpec", "TaskName", "load_questions", "pick_questions", "read_questions"]
+
+TaskName = Literal["caption", "change", "count", "location", "open"]
+
+_PROMPTS: Mapping[str, str] = {
+    "caption": caption.PROMPT,
+    "change": classify.PROMPT,
+    "count": count.PROMPT,
+    "location": locate.PROMPT,
+}
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSpec:
+    """One entry of a question set: the answer's column is `answer_<name>`, the task says how to read it."""
+
+    name: str
+    task: TaskName
+    prompt: str = ""  # empty: the task's own words
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name {self.name!r} cannot be a column; use lower-case letters, digits and underscores, "
+                "a letter first, 40 at most"
+            )
+        words = clean(self.prompt) or _PROMPTS.get(self.task, "")
+        if not words:
+            raise ValueError(f"{self.name!r} has no prompt; write the question under 'prompt:'")
+        object.__setattr__(self, "prompt", words)
+
+
+def load_questions(path: Path) -> tuple[QuestionSpec, ...]:
+    """The question set of a YAML file. Raises: ConfigError naming file, entry and the nearest key."""
+    return read_questions(read_yaml(path), where=str(path))
+
+
+def read_questions(entries: Any, where: str) -> tuple[QuestionSpec, ...]:
+    """The question set from plain values: a list of {name, task, prompt}.
+
+    Raises: ConfigError when the list is empty, an entry is wrong, or two entries share a name or,
+    `open` aside, a task (both would want the same column).
+    """
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{where}: expected a list of questions, each '- name: ...' and 'task: ...'")
+    specs = [
+        from_mapping(QuestionSpec, entry, where=f"{where}, entry {number}")
+        for number, entry in enumerate(entries, start=1)
+    ]
+    names: set[str] = set()
+    tasks: set[str] = set()
+    for number, spec in enumerate(specs, start=1):
+        if spec.name in names:
+            raise ConfigError(f"{where}, entry {number}: the name {spec.name!r} is there twice")
+        if spec.task in tasks and spec.task != "open":
+            raise ConfigError(
+                f"{where}, entry {number}: the task {spec.task!r} is there twice and has one column; "
+                "make the second one 'task: open'"
+            )
+        names.add(spec.name)
+        tasks.add(spec.task)
+    return tuple(specs)
+
+
+def pick_questions(specs: Sequence[QuestionSpec], names: Sequence[str]) -> tuple[QuestionSpec, ...]:
+    """Those of the set with these names, in the set's order. Raises: ConfigError for an unknown name."""
+    known = [spec.name for spec in specs]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"no question {name!r} in the question set{nearest(name, known)}")
+    return tuple(spec for spec in specs if spec.name in names)

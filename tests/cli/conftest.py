@@ -1,0 +1,80 @@
+"""The command line, run in this process with the scripted model, or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deltacli.main import app
+from tests.scripted_model import ScriptedModel
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# A whole program with the scripted model in place of a real one; its arguments are those of `deltavlm`.
+PROGRAM = """
+import sys, time
+import deltacli.analyze
+from deltacli.main import app
+from tests.scripted_model import ScriptedModel
+
+class Slow(ScriptedModel):
+    def answer(self, encoded, questions):
+        time.sleep({pause})
+        return super().answer(encoded, questions)
+
+deltacli.analyze._load = lambda name, device, threads: Slow()
+app(prog_name="deltavlm")
+"""
+
+
+@dataclass
+class Run:
+    """`run("analyze", before, ...)` in this process; `loads` keeps what the model was loaded with."""
+
+    loads: list[tuple[str, str, int | None]] = field(default_factory=list)
+
+    def __call__(self, *args: object, **settings: Any) -> Result:
+        return CliRunner().invoke(app, [str(arg) for arg in args], **settings)
+
+
+@pytest.fixture
+def run(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """A runner with the scripted model, in an empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("DELTAVLM_")]:
+        monkeypatch.delenv(name)
+    runner = Run()
+
+    def load(name: str, device: str, threads: int | None) -> ScriptedModel:
+        runner.loads.append((name, device, threads))
+        return model
+
+    monkeypatch.setattr("deltacli.analyze._load", load)
+    return runner
+
+
+def one_line(result: Result) -> str:
+    """The single line on stderr, which has no traceback and no box."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert "Traceback" not in result.output
+    assert not {*"╭│╰─"} & {*result.output}
+    return lines[0]
+
+
+def program(*args: object, pause: float = 0.0, **settings: Any) -> subprocess.Popen[str]:
+    """`deltavlm` as a process with the scripted model, which rests for `pause` seconds at every batch."""
+    command = [sys.executable, "-c", PROGRAM.format(pause=pause), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+    return subprocess.Popen(command, env=environment, text=True, **streams)

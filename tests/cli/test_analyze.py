@@ -1,0 +1,260 @@
+"""`deltavlm analyze`: what it writes, and what it says about it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyogrio
+import pytest
+
+from deltacli.console import Voice
+from tests.cli.conftest import Run, one_line
+from tests.conftest import Scene
+from tests.scripted_model import CHANGED, ScriptedModel
+
+SMALL = ("--chip-size", 32)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".geojsonl", ".ndjson", ".fgb"])
+def test_every_format_holds_the_chips(run: Run, scene: Scene, suffix: str) -> None:
+    result = run("analyze", *scene.args, "-o", f"out{suffix}", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    layer = {"layer": "chips"} if suffix == ".gpkg" else {}
+    meta, _, geometry, columns = pyogrio.raw.read(f"out{suffix}", **layer)
+    assert len(geometry) == 15
+    values = dict(zip(meta["fields"], columns, strict=True))
+    assert [name for name, changed in zip(values["chip_id"], values["changed"], strict=True) if changed] == [
+        scene.changed_chip
+    ]
+
+
+def test_parquet_and_the_other_layer(run: Run, scene: Scene) -> None:
+    import pyarrow.parquet
+
+    assert run("analyze", *scene.args, "-o", "out.parquet", "--layer", "locations", *SMALL).exit_code == 0
+    table = pyarrow.parquet.read_table("out.parquet")
+    assert sorted(zip(table["class"].to_pylist(), table["cell"].to_pylist(), strict=True)) == [
+        ("building", "center-center"),
+        ("building", "top-left"),
+        ("road", "center-left"),
+    ]
+
+
+def test_the_geopackage_has_both_layers(run: Run, scene: Scene) -> None:
+    assert run("analyze", *scene.args, "-o", "out.gpkg", *SMALL).exit_code == 0
+    assert {"chips", "locations"} <= {str(name) for name, _ in pyogrio.list_layers("out.gpkg")}
+
+
+def test_without_o_the_result_is_named_after_the_later_image(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, *SMALL)
+    assert result.exit_code == 0
+    assert [path.name for path in Path.cwd().iterdir()] == ["after_changes.gpkg"]
+    assert "after_changes.gpkg" in result.stderr
+
+
+def test_ndjson_on_stdout_and_everything_else_on_stderr(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-o", "-", *SMALL)
+    assert result.exit_code == 0
+    features = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [feature["type"] for feature in features] == ["Feature"] * 15
+    changed = [feature["properties"] for feature in features if feature["properties"]["changed"]]
+    assert changed[0]["caption"] == CHANGED["caption"]
+    assert changed[0]["building_cells"] == ["top-left", "center-center"]
+    assert "15 chips" in result.stderr
+    assert not list(Path.cwd().iterdir())
+
+
+def test_wild_model_text_keeps_ndjson_one_line_a_feature(
+    run: Run, scene: Scene, model: ScriptedModel
+) -> None:
+    model.script = lambda *asked: "two\nhouses\x00\x1b[31m \ud800 \u2028 \"quoted\" 'list'"
+    result = run("analyze", *scene.args, "-o", "-", *SMALL)
+    assert result.exit_code == 0
+    features = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(features) == 15
+    assert features[0]["properties"]["caption"] == "two houses [31m \"quoted\" 'list'"
+
+
+def test_json_summary(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-o", "out.gpkg", "--json", *SMALL)
+    outcome = json.loads(result.stdout)
+    assert len(result.stdout.splitlines()) == 1
+    assert (outcome["chips"], outcome["answered"], outcome["changed"]) == (15, 15, 1)
+    assert outcome["output"] == "out.gpkg"
+    assert outcome["most_changed"][0]["chip_id"] == scene.changed_chip
+    assert 2.9 < outcome["most_changed"][0]["lon"] < 3.1
+    assert 45.1 < outcome["most_changed"][0]["lat"] < 45.2
+    assert outcome["device"] == "cpu"
+
+
+def test_json_and_features_cannot_share_stdout(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-o", "-", "--json")
+    assert result.exit_code == 2
+    assert "--json" in one_line(result)
+
+
+def test_the_summary_names_model_device_chips_speed_and_output(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-o", "out.gpkg", *SMALL, "--device", "cpu")
+    assert "scripted (0123456789abcdef) on cpu" in result.stderr
+    assert "15 chips: 1 changed" in result.stderr
+    assert "chips/s" in result.stderr
+    assert result.stderr.rstrip().endswith("output out.gpkg")
+    assert run.loads == [("nano", "cpu", None)]
+
+
+def test_quiet_says_nothing(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-o", "out.gpkg", "-q", *SMALL)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert run("-q", "analyze", *scene.args, "-o", "two.gpkg", *SMALL).stderr == ""
+
+
+def test_a_table_of_the_most_changed_chips_on_a_terminal(
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setenv("COLUMNS", "200")
+    result = run("analyze", *scene.args, "-o", "out.gpkg", "--color", "never", *SMALL)
+    assert result.exit_code == 0
+    row = next(line for line in result.stderr.splitlines() if scene.changed_chip in line)
+    assert CHANGED["caption"] in row
+    assert "0.90" in row
+    assert "3.000" in row
+    assert "45.1" in row
+
+
+def test_markup_in_a_caption_is_shown_as_it_is(
+    run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setenv("COLUMNS", "200")
+    model.script = lambda before, after, question: "yes" if question.yes_no else "[red]a[/nonsense]"
+    result = run("analyze", *scene.args, "-o", "out.gpkg", *SMALL)
+    assert result.exit_code == 0
+    assert "[red]a[/nonsense]" in result.stderr
+
+
+def test_dry_run_shows_the_plan_and_loads_and_writes_nothing(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-n", *SMALL)
+    assert result.exit_code == 0
+    for word in (
+        "EPSG:32631",
+        "same grid",
+        "0.5 m",
+        "15 of 32 px",
+        "3 rows and 5 columns",
+        "caption, change",
+    ):
+        assert word in result.stdout
+    assert "after_changes.gpkg" in result.stdout
+    assert run.loads == []
+    assert not list(Path.cwd().iterdir())
+    assert "first 4 chips" in run("analyze", *scene.args, "-n", "--limit", 4).stdout
+    plan = json.loads(run("analyze", *scene.args, "-n", "--json", *SMALL).stdout)
+    assert (plan["dry_run"], plan["chips"]) == (True, 15)
+
+
+def test_dry_run_of_features_on_stdout_leaves_stdout_empty(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-n", "-o", "-")
+    assert result.stdout == ""
+    assert "same grid" in result.stderr
+
+
+def test_own_questions_become_columns(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    Path("q.yaml").write_text(
+        "- name: change\n  task: change\n- name: water\n  task: open\n  prompt: Any new water?\n"
+    )
+    result = run("analyze", *scene.args, "-o", "-", "-Q", "q.yaml", *SMALL)
+    first = json.loads(result.stdout.splitlines()[0])["properties"]
+    assert first["answer_water"] == "nothing to say"
+    assert [question.prompt for question in model.history[0]][1] == "Any new water?"
+
+
+def test_a_wrong_question_file_is_told_before_anything_else(run: Run, scene: Scene) -> None:
+    Path("q.yaml").write_text("- {name: water, tsk: open, prompt: x}\n")
+    result = run("analyze", *scene.args, "-Q", "q.yaml")
+    assert result.exit_code == 2
+    line = one_line(result)
+    assert "q.yaml" in line
+    assert "did you mean 'task'" in line
+
+
+def test_ask_picks_questions(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    run("analyze", *scene.args, "-o", "a.gpkg", "--ask", "change,count", *SMALL)
+    assert [question.name for question in model.history[0]] == ["change", "count"]
+    result = run("analyze", *scene.args, "-o", "b.gpkg", "--ask", "chnge")
+    assert result.exit_code == 2
+    assert "did you mean 'change'" in one_line(result)
+
+
+def test_chip_flags(run: Run, scene: Scene) -> None:
+    def chips(*args: object) -> int:
+        return int(json.loads(run("analyze", *scene.args, "-n", "--json", *args).stdout)["chips"])
+
+    assert chips("--chip-size", 64) == 2 * 3
+    assert chips("--chip-size", 64, "--overlap", 32) == 2 * 4
+    assert chips("--chip-size", 64, "--stride", 32) == 2 * 4
+    assert (
+        chips("--chip-size", 32, "--bbox", "500000,4999985,500015,5000000", "--bbox-crs", "EPSG:32631") == 1
+    )
+    assert (
+        chips("--chip-size", 32, "--bbox", "500000 4999985 500015 5000000", "--bbox-crs", "EPSG:32631") == 1
+    )
+
+
+def test_limit_and_batch_size_reach_the_model(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    run("analyze", *scene.args, "-o", "a.gpkg", "--limit", 5, "--batch-size", 2, *SMALL)
+    assert model.batches == [2, 2, 1]
+
+
+def test_gdal_settings_reach_gdal(run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "60")  # so that it is put back afterwards
+    assert run("analyze", *scene.args, "-n", "--gdal-config", "GDAL_HTTP_TIMEOUT=7").exit_code == 0
+    assert os.environ["GDAL_HTTP_TIMEOUT"] == "7"
+
+
+def test_far_from_the_models_scale_is_a_warning(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    assert "Warning" not in run("analyze", *scene.args, "-o", "a.gpkg", *SMALL).stderr
+    model.training_gsd_m = 3.0
+    result = run("analyze", *scene.args, "-o", "b.gpkg", *SMALL)
+    assert "Warning: a pixel is 0.5 m, the model learned on 3 m" in result.stderr
+    assert result.exit_code == 0
+
+
+def test_failed_chips_are_written_and_the_exit_code_is_3(
+    run: Run, scene: Scene, model: ScriptedModel
+) -> None:
+    model.most = 0
+    result = run("analyze", *scene.args, "-o", "out.geojson", "--json", *SMALL)
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[-1].startswith("Error: 15 of 15 chips failed")
+    assert json.loads(result.stdout)["error"] == 15
+    features = json.loads(Path("out.geojson").read_text())["features"]
+    assert {feature["properties"]["status"] for feature in features} == {"error"}
+
+
+def test_on_error_fail_stops_and_leaves_no_output(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    model.most = 0
+    result = run("analyze", *scene.args, "-o", "out.gpkg", "--on-error", "fail", *SMALL)
+    assert result.exit_code == 1
+    assert "do not fit" in result.stderr.splitlines()[-1]
+    assert not list(Path.cwd().iterdir())
+
+
+def test_an_unforeseen_error_is_one_line_and_leaves_no_output(
+    run: Run, scene: Scene, model: ScriptedModel
+) -> None:
+    def script(*asked: object) -> str:
+        raise KeyError("oops\nand more")
+
+    model.script = script
+    result = run("analyze", *scene.args, "-o", "out.gpkg", *SMALL)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: unexpected KeyError: ")
+    assert "-vv" in last
+    assert "Traceback" not in result.stderr
+    assert not list(Path.cwd().iterdir())
+    assert "Traceback" in run("analyze", *scene.args, "-o", "out.gpkg", "-vv", *SMALL).stderr

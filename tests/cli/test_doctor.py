@@ -1,0 +1,115 @@
+"""`deltavlm doctor`: what fits, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deltacli.doctor import _required_torch, proj_findings, torchvision_finding
+from deltavlm.errors import ModelError
+from tests.cli.conftest import Run
+from tests.scripted_model import ScriptedModel
+
+
+@pytest.fixture
+def predictor(monkeypatch: pytest.MonkeyPatch, model: ScriptedModel) -> SimpleNamespace:
+    stand_in = SimpleNamespace(load_model=lambda name: model)
+    monkeypatch.setitem(sys.modules, "deltavlm.model.predictor", stand_in)
+    return stand_in
+
+
+def test_a_healthy_machine(run: Run, predictor: SimpleNamespace) -> None:
+    result = run("doctor", "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0, report
+    assert report["ok"]
+    assert report["versions"]["rasterio"]
+    details = {check["name"]: check["detail"] for check in report["checks"]}
+    assert "GDAL" in details["gdal"]
+    assert "PROJ" in details["gdal"]
+    assert "cores" in details["devices"]
+    assert "scripted" in details["model"]
+    assert "fit together" in details["torchvision"]
+
+
+def test_something_broken_is_exit_code_1_with_a_remedy(run: Run, predictor: SimpleNamespace) -> None:
+    def fail(name: str) -> None:
+        raise ModelError("weights/nano is missing")
+
+    predictor.load_model = fail
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "broken   model" in result.stdout
+    assert "weights/nano is missing" in result.stdout
+    assert "-> reinstall" in result.stdout
+    assert result.stderr == "Error: broken: model; see the remedies above\n"
+
+
+def test_a_check_that_fails_is_a_finding(run: Run, predictor: SimpleNamespace) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("no such thing\nand more")
+
+    predictor.load_model = fail
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    broken = [check for check in json.loads(result.stdout)["checks"] if check["status"] == "broken"]
+    assert [(one["name"], one["detail"]) for one in broken] == [("model", "RuntimeError: no such thing")]
+
+
+def test_a_torchvision_of_another_torch_is_explained() -> None:
+    """With it `import timm` and every transformers model fail with words that name neither."""
+    failure = RuntimeError("operator torchvision::nms does not exist")
+    finding = torchvision_finding("2.15.0+cpu", "0.28.0", "2.14.0", failure)
+    assert finding.status == "broken"
+    assert "do not fit together" in finding.detail
+    assert "torchvision::nms" in finding.detail
+    assert "pip install --force-reinstall torch torchvision" in finding.remedy
+    assert torchvision_finding("2.15.0+cpu", "0.28.0", "2.14.0", None).status == "warning"
+    assert torchvision_finding("2.15.0+cpu", "0.29.0", "2.15.0", None).status == "ok"
+    assert torchvision_finding("2.15.0", "0.29.0", None, None).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "required"),
+    [
+        (["numpy", "torch==2.15.0"], "2.15.0"),
+        (["torch (==2.1) ; x"], "2.1"),
+        (["torch>=2"], None),
+        ([], None),
+    ],
+)
+def test_what_torchvision_asks_for(requirements: list[str], required: str | None) -> None:
+    assert _required_torch(requirements) == required
+
+
+def make_proj(folder: Path, minor: int) -> Path:
+    folder.mkdir()
+    connection = sqlite3.connect(folder / "proj.db")
+    connection.execute("CREATE TABLE metadata (key TEXT, value TEXT)")
+    connection.execute("INSERT INTO metadata VALUES ('DATABASE.LAYOUT.VERSION.MINOR', ?)", [str(minor)])
+    connection.commit()
+    connection.close()
+    return folder
+
+
+def test_poisoned_proj_data(tmp_path: Path) -> None:
+    old, new = make_proj(tmp_path / "old", 2), make_proj(tmp_path / "new", 6)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def status(environ: dict[str, str], unset: dict[str, str]) -> list[str]:
+        return [finding.status for finding in proj_findings(environ, unset, 6)]
+
+    assert status({}, {}) == []
+    assert status({}, {"PROJ_DATA": str(old)}) == ["ok"]  # deltavlm does not listen to it
+    assert status({"PROJ_DATA": str(old)}, {}) == ["broken"]
+    assert status({"PROJ_LIB": str(empty)}, {}) == ["broken"]
+    assert status({"PROJ_DATA": str(new)}, {}) == ["ok"]
+    (finding,) = proj_findings({"PROJ_DATA": str(old)}, {}, 6)
+    assert str(old) in finding.detail
+    assert "unset PROJ_DATA" in finding.remedy

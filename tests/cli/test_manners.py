@@ -1,0 +1,281 @@
+"""Streams, signals, start-up and configuration: how the program behaves beside others."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import typer
+
+from deltacli import values
+from deltacli.console import _duration
+from deltacli.main import app
+from deltavlm import __version__
+from deltavlm.errors import DeltaVLMError, InputError, ModelOutOfMemory, PartialFailure
+from tests.cli.conftest import ROOT, Run, one_line, program
+from tests.conftest import Scene
+
+COMMANDS = sorted(getattr(typer.main.get_command(app), "commands", {}))
+
+
+def test_starting_and_helping_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['deltavlm', 'analyze', '--help']\n"
+        "try: runpy.run_module('deltacli', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio'}\n"
+        "print(sorted(heavy & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--chip-size" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_answers_in_under_half_a_second(command: str) -> None:
+    """The best of a few tries, because other work may hold the machine."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "deltacli", command, "--help"], cwd=ROOT, capture_output=True, check=True
+        )
+        times.append(time.perf_counter() - start)
+        if times[-1] < 0.5:
+            break
+    assert min(times) < 0.5
+
+
+def test_version_and_short_help(run: Run) -> None:
+    assert run("-V").stdout == f"deltavlm {__version__}\n"
+    assert run("--version").exit_code == 0
+    for args in (["-h"], ["--help"], ["analyze", "-h"]):
+        result = run(*args)
+        assert result.exit_code == 0
+        assert "Usage: " in result.stdout
+
+
+def test_without_a_command_the_help_is_on_stderr(run: Run) -> None:
+    result = run()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "analyze" in result.stderr
+
+
+def test_exit_codes_of_errors() -> None:
+    assert [kind.exit_code for kind in (DeltaVLMError, InputError, ModelOutOfMemory, PartialFailure)] == [
+        1,
+        2,
+        1,
+        3,
+    ]
+
+
+def test_head_ends_the_run_quietly(scene: Scene) -> None:
+    """`deltavlm analyze ... -o - | head -1`"""
+    reader, writer = os.pipe()
+    args = (*scene.args, "-o", "-", "--chip-size", 32, "--batch-size", 1)
+    with program("analyze", *args, pause=0.05, stdout=writer) as process:
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            json.loads(stream.readline())
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 141
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
+    assert "Error" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_stdout_is_one_line(scene: Scene) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        program("analyze", *scene.args, "-o", "-", stdout=full) as process,
+    ):
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("Error: No space left on device")
+    assert "Traceback" not in said
+
+
+def test_closed_streams_do_no_harm(scene: Scene, tmp_path: Path) -> None:
+    """`2>&-` and `>&-`: Python then has None in place of the streams."""
+    for redirect in ("2>&-", ">&-"):
+        command = [
+            sys.executable,
+            "-m",
+            "deltacli",
+            "grid",
+            scene.before,
+            "-o",
+            tmp_path / "g.gpkg",
+            "--overwrite",
+        ]
+        line = " ".join(f"'{word}'" for word in command)
+        done = subprocess.run(f"{line} {redirect}", shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_leaves_no_partial_output(scene: Scene, tmp_path: Path, name: str, code: int) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    args = (*scene.args, "-o", folder / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
+    with program("analyze", *args, pause=0.5) as process:
+        assert process.stderr is not None
+        while "model scripted" not in process.stderr.readline():  # the run is under way
+            assert process.poll() is None
+        process.send_signal(getattr(signal, name))
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert said.splitlines()[-1] == f"Error: stopped by {name}"
+    assert "Traceback" not in said
+    assert not list(folder.iterdir())
+
+
+def on_terminal(*args: object) -> tuple[int, str, str]:
+    """Exit code, stdout and what a terminal on stderr shows."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    said = b""
+    with program(*args, pause=0.05, stderr=slave) as process:
+        os.close(slave)
+        with suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while part := os.read(master, 4096):
+                said += part
+        written, _ = process.communicate(timeout=20)
+    os.close(master)
+    return process.returncode, written, said.decode()
+
+
+def test_a_bar_with_eta_and_a_table_on_a_terminal(scene: Scene, tmp_path: Path) -> None:
+    args = (*scene.args, "-o", tmp_path / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
+    code, written, said = on_terminal("analyze", *args)
+    assert (code, written) == (0, "")
+    assert "ETA" in said
+    assert re.search(r"\d+/15", said)
+    assert "Most changed chips" in said
+    assert scene.changed_chip in said
+
+
+def test_the_bar_does_not_swallow_the_features_on_stdout(scene: Scene) -> None:
+    """Rich's Progress takes over stdout too, and would draw `-o - | ...` on the terminal above the bar."""
+    code, written, said = on_terminal("analyze", *scene.args, "-o", "-", "--chip-size", 32, "--batch-size", 1)
+    assert code == 0
+    assert "ETA" in said
+    assert len([json.loads(line) for line in written.splitlines()]) == 15
+    assert "Feature" not in said
+
+
+def test_plain_lines_elsewhere(scene: Scene, tmp_path: Path) -> None:
+    args = (*scene.args, "-o", tmp_path / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
+    with program("analyze", *args, pause=0.2) as process:
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    lines = [line for line in said.splitlines() if line.startswith("chips ")]
+    assert lines
+    assert re.fullmatch(r"chips \d+/15 \(\d+ %\), \d+ changed, [\d.]+ chips/s, ETA \d+ s", lines[0])
+    assert "\r" not in said
+    assert "\x1b" not in said
+
+
+def test_progress_can_be_turned_off(run: Run, scene: Scene) -> None:
+    for args in (["--no-progress", "analyze", *scene.args], ["analyze", *scene.args, "--no-progress"]):
+        result = run(*args, "-o", "out.gpkg", "--overwrite", "--chip-size", 32, "--batch-size", 1)
+        assert not [line for line in result.stderr.splitlines() if line.startswith("chips ")]
+
+
+def test_colour_only_where_it_is_wanted(run: Run) -> None:
+    assert "\x1b" not in run("analyze", "a", "b").stderr
+    assert "\x1b[1;31mError:\x1b[0m" in run("analyze", "a", "b", "--color", "always").stderr
+    assert "\x1b" in run("--color", "always", "analyze", "a", "b").stderr
+    assert run("analyze", "a", "b", "--color", "sometimes").exit_code == 2
+
+
+def test_flag_beats_variable_beats_file_beats_default(
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("c.toml").write_text("[analyze]\nchip-size = 64\nbands = [3, 2, 1]\nno_such = 1\n")
+    result = run("--config", "c.toml", "analyze", *scene.args, "-n")
+    assert result.exit_code == 2
+    assert "no_such" in one_line(result)
+    Path("c.toml").write_text("[analyze]\nchip-size = 64\nbands = [3, 2, 1]\njson = true\n")
+
+    def chip_px(*args: object) -> int:
+        return int(json.loads(run(*args).stdout)["chip_px"])
+
+    for where in (
+        ["--config", "c.toml", "analyze", *scene.args],
+        ["analyze", *scene.args, "--config", "c.toml"],
+    ):
+        assert chip_px(*where, "-n") == 64
+        monkeypatch.setenv("DELTAVLM_ANALYZE_CHIP_SIZE", "48")
+        assert chip_px(*where, "-n") == 48
+        assert chip_px(*where, "-n", "--chip-size", 40) == 40
+        monkeypatch.delenv("DELTAVLM_ANALYZE_CHIP_SIZE")
+    assert chip_px("analyze", *scene.args, "-n", "--json") == 256
+    plan = json.loads(run("--config", "c.toml", "analyze", *scene.args, "-n").stdout)
+    assert plan["inputs"]["before"]["bands"] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[analyse]\n", ("'analyse'", "'analyze'")),
+        ("[synth.chip]\n", ("'chip'", "'chips'")),
+        ("[synth.chips]\ncuont = 3\n", ("'cuont'", "[synth.chips]", "'count'")),
+        ("[analyze]\nchipsize = 3\n", ("'chipsize'", "'chip-size'")),
+        ("analyze = 3\n", ("[analyze]",)),
+        ("[analyze\n", ("not valid TOML",)),
+    ],
+)
+def test_mistakes_in_a_config_file(run: Run, text: str, words: tuple[str, ...]) -> None:
+    Path("c.toml").write_text(text)
+    result = run("--config", "c.toml", "analyze", "a", "b")
+    assert result.exit_code == 2
+    line = one_line(result)
+    for word in ("c.toml", *words):
+        assert word in line
+
+
+def test_a_variable_named_like_the_program_shows_no_version(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Build scripts set such things."""
+    monkeypatch.setenv("DELTAVLM_VERSION", "1")
+    assert "no such file" in run("analyze", "a", "b").stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("after.tif", "after_changes.gpkg"),
+        ("/data/x/2020.v2.tif", "2020.v2_changes.gpkg"),
+        ("https://host/a/after.tif?token=a/b.c", "after_changes.gpkg"),
+        ("s3://bucket/key/after.tif", "after_changes.gpkg"),
+        ("/vsizip/a.zip/in/after.tif", "after_changes.gpkg"),
+        ("C:\\data\\after.tif", "after_changes.gpkg"),
+        ("https://host/", "raster_changes.gpkg"),
+    ],
+)
+def test_default_output(source: str, name: str) -> None:
+    assert values.default_output(source, "_changes.gpkg") == name
+
+
+def test_durations() -> None:
+    assert [_duration(s) for s in (0.2, 59.6, 75.2, 3600, 7384)] == [
+        "0 s",
+        "1 min 00 s",
+        "1 min 15 s",
+        "1 h 00 min",
+        "2 h 03 min",
+    ]

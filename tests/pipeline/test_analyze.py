@@ -1,0 +1,299 @@
+"""The loop: every chip has a row, whatever happened to it, and batches never change an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deltavlm.config import shipped
+from deltavlm.errors import ModelError, RasterError
+from deltavlm.geo.features import Feature
+from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.model.interface import Reply
+from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary, analyze, scale_warning
+from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
+from deltavlm.pipeline.provenance import provenance
+from deltavlm.tasks.questions import QuestionSpec, load_questions
+from tests.conftest import CHIP, Scene
+from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
+
+SPECS = load_questions(shipped("questions.yaml"))
+
+
+class ListSink:
+    """Keeps what is written, and checks it against the layers."""
+
+    def __init__(self, specs: Iterable[QuestionSpec] = SPECS) -> None:
+        self.rows: dict[str, list[Feature]] = {"chips": [], "locations": []}
+        layers = (chips_layer(tuple(specs)), LOCATIONS)
+        self.columns = {layer.name: [field.name for field in layer.fields] for layer in layers}
+
+    def write(self, layer: str, features: Iterable[Feature]) -> None:
+        for feature in features:
+            assert list(feature.properties) == self.columns[layer]
+            self.rows[layer].append(feature)
+
+    def chips(self) -> dict[str, Mapping[str, Any]]:
+        return {str(row.properties["chip_id"]): row.properties for row in self.rows["chips"]}
+
+
+def run(
+    scene: Scene,
+    model: ScriptedModel,
+    specs: tuple[QuestionSpec, ...] = SPECS,
+    read: ReadOptions | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    **options: Any,
+) -> tuple[ListSink, Summary]:
+    sink = ListSink(specs)
+    settings = AnalyzeOptions(**({"chip_px": CHIP} | options))
+    with open_pair(RasterPair(str(scene.before), str(scene.after)), read or ReadOptions()) as reader:
+        summary = analyze(reader, model, specs, sink, Origin.of(reader, model), settings, watch)
+    return sink, summary
+
+
+def test_every_chip_has_a_row_and_the_changed_one_is_found(scene: Scene, model: ScriptedModel) -> None:
+    sink, summary = run(scene, model)
+    chips = sink.chips()
+    assert len(chips) == summary.chips == 15
+    assert {name for name, row in chips.items() if row["changed"]} == {scene.changed_chip}
+    assert summary.changed == 1
+    row = chips[scene.changed_chip]
+    assert row == {
+        "chip_id": scene.changed_chip,
+        "status": "answered",
+        "changed": True,
+        "changed_score": 0.9,
+        "caption": CHANGED["caption"],
+        "caption_score": -0.25,
+        "new_roads": 1,
+        "new_buildings": 2,
+        "road_cells": ["center-left"],
+        "building_cells": ["top-left", "center-center"],
+        "answer_caption": CHANGED["caption"],
+        "answer_change": "yes",
+        "answer_count": CHANGED["count"],
+        "answer_location": CHANGED["location"],
+        "valid_fraction": 1.0,
+        "gsd_m": pytest.approx(0.5, rel=0.01),
+        "model": "scripted 0123456789abcdef",
+        "before": str(scene.before),
+        "after": str(scene.after),
+    }
+    unchanged = chips["r00000_c00000"]
+    assert (unchanged["changed"], unchanged["changed_score"]) == (False, 0.1)
+    assert (unchanged["new_roads"], unchanged["road_cells"]) == (0, [])
+    assert unchanged["answer_caption"] == UNCHANGED["caption"]
+
+
+def test_locations_are_the_named_cells_of_the_chip(scene: Scene, model: ScriptedModel) -> None:
+    sink, _ = run(scene, model)
+    footprint = next(
+        row.geometry for row in sink.rows["chips"] if row.properties["chip_id"] == scene.changed_chip
+    )
+    cells = {(row.properties["class"], row.properties["cell"]): row for row in sink.rows["locations"]}
+    assert set(cells) == {("road", "center-left"), ("building", "top-left"), ("building", "center-center")}
+    for row in cells.values():
+        assert row.properties["chip_id"] == scene.changed_chip
+        assert row.properties["caption"] == CHANGED["caption"]
+        assert footprint.buffer(1e-6).contains(row.geometry)
+        assert row.geometry.area == pytest.approx(footprint.area / 9)
+    assert cells["building", "center-center"].geometry.centroid.distance(footprint.centroid) < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_the_batch_size_changes_nothing(scene: Scene, batch_size: int) -> None:
+    model = ScriptedModel()
+    sink, _ = run(scene, model, batch_size=batch_size)
+    expected, _ = run(scene, ScriptedModel(), batch_size=15)
+    assert list(sink.chips().items()) == list(expected.chips().items())
+    assert sink.rows["locations"] == expected.rows["locations"]
+    assert max(model.batches) == min(batch_size, 15)
+
+
+def test_every_question_of_a_batch_is_asked_at_once(scene: Scene, model: ScriptedModel) -> None:
+    run(scene, model, batch_size=15)
+    assert len(model.history) == 1
+    assert [question.name for question in model.history[0]] == ["caption", "change", "count", "location"]
+    assert [question.yes_no for question in model.history[0]] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_a_batch_that_does_not_fit_is_halved_and_asked_again(scene: Scene, most: int) -> None:
+    sink, summary = run(scene, ScriptedModel(most=most), batch_size=12)
+    expected, _ = run(scene, ScriptedModel())
+    assert sink.chips() == expected.chips()
+    assert summary.batch_size <= most
+    assert not summary.failed
+
+
+def test_a_chip_that_never_fits_is_an_error_of_its_own(scene: Scene) -> None:
+    sink, summary = run(scene, ScriptedModel(most=0), batch_size=4)
+    assert {row["status"] for row in sink.chips().values()} == {"error"}
+    assert summary.statuses["error"] == 15
+    assert "do not fit" in summary.first_failure
+    row = sink.chips()["r00000_c00000"]
+    assert row["caption"] is None
+    assert row["answer_caption"] is None
+    assert row["valid_fraction"] == 1
+
+
+def test_one_bad_chip_takes_no_other_with_it(
+    tmp_path: Path, pixels: np.ndarray, write_raster: Callable[..., Path]
+) -> None:
+    before = write_raster(tmp_path / "a.tif", pixels)
+    pixels[:, 32:64, 64:96] = 255
+    scene = Scene(before, write_raster(tmp_path / "b.tif", pixels))
+    sink, summary = run(scene, ScriptedModel(poison=255), batch_size=15)
+    statuses = {name: row["status"] for name, row in sink.chips().items()}
+    assert statuses.pop("r00032_c00064") == "error"
+    assert set(statuses.values()) == {"answered"}
+    assert summary.first_failure == "this pair cannot be answered"
+    assert summary.batch_size == 15  # the size was not to blame
+    with pytest.raises(ModelError, match="cannot be answered"):
+        run(scene, ScriptedModel(poison=255), on_error="fail")
+
+
+def test_an_unreadable_chip_is_written_and_the_rest_answered(
+    scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = PairReader.read
+
+    def broken(self: PairReader, chip: Any) -> ChipPixels:
+        if chip.chip_id == scene.changed_chip:
+            raise RasterError(f"chip {chip.chip_id}: {scene.after} is broken there")
+        return read(self, chip)
+
+    monkeypatch.setattr(PairReader, "read", broken)
+    sink, summary = run(scene, model, batch_size=4)
+    row = sink.chips()[scene.changed_chip]
+    assert row["status"] == "unreadable"
+    assert row["valid_fraction"] is None
+    assert summary.statuses == {"answered": 14, "unreadable": 1}
+    assert "is broken there" in summary.first_failure
+    with pytest.raises(RasterError, match="is broken there"):
+        run(scene, model, on_error="fail")
+
+
+def test_chips_without_data_are_written_and_not_asked(
+    tmp_path: Path, pixels: np.ndarray, write_raster: Callable[..., Path]
+) -> None:
+    before = write_raster(tmp_path / "a.tif", pixels)
+    pixels[:, :, :32] = 0  # the first column of chips
+    pixels[:, :8, 32:64] = 0  # a quarter of another chip
+    scene = Scene(before, write_raster(tmp_path / "b.tif", pixels, nodata=0))
+    model = ScriptedModel()
+    sink, summary = run(scene, model, batch_size=100)
+    chips = sink.chips()
+    assert {name for name, row in chips.items() if row["status"] == "nodata"} == {
+        "r00000_c00000",
+        "r00032_c00000",
+        "r00064_c00000",
+    }
+    assert sum(model.batches) == 12
+    assert chips["r00000_c00032"]["valid_fraction"] == 0.75
+    assert chips["r00000_c00000"]["changed"] is None
+    assert summary.statuses["nodata"] == 3
+    strict, _ = run(scene, ScriptedModel(), max_nodata=0.2)
+    assert strict.chips()["r00000_c00032"]["status"] == "nodata"
+    # "at most everything" still asks nothing about chips without a single pixel
+    lax, _ = run(scene, ScriptedModel(), max_nodata=1)
+    assert lax.chips()["r00000_c00000"]["status"] == "nodata"
+
+
+def test_limit_takes_the_first_chips(scene: Scene, model: ScriptedModel) -> None:
+    sink, summary = run(scene, model, limit=4, batch_size=3)
+    assert list(sink.chips()) == ["r00000_c00000", "r00000_c00032", "r00000_c00064", "r00000_c00096"]
+    assert model.batches == [3, 1]
+    assert summary.chips == 4
+
+
+def test_an_answer_that_cannot_be_read_keeps_its_text_and_has_no_value(scene: Scene) -> None:
+    said = {"caption": "", "change": "perhaps", "count": "many", "location": "roads ['north'] buildings []"}
+    sink, summary = run(scene, ScriptedModel(script=lambda before, after, question: said[question.name]))
+    row = sink.chips()[scene.changed_chip]
+    assert row["status"] == "answered"
+    assert [row[name] for name in ("changed", "caption", "new_roads", "road_cells")] == [None] * 4
+    assert [row[f"answer_{name}"] for name in said] == list(said.values())
+    assert not sink.rows["locations"]
+    assert not summary.failed
+
+
+def test_model_text_is_one_clean_line_and_scores_are_numbers(scene: Scene) -> None:
+    wild = "two\nhouses\x00\t\x1b[31mred \ud800\u202e"
+    sink, _ = run(scene, ScriptedModel(script=lambda *asked: Reply(wild, float("nan"))))
+    row = sink.chips()[scene.changed_chip]
+    assert row["caption"] == row["answer_count"] == "two houses [31mred"
+    assert row["caption_score"] is None
+    assert row["changed_score"] is None
+
+
+def test_own_questions_are_columns_of_their_own(scene: Scene) -> None:
+    specs = (
+        QuestionSpec("water", "open", "Any new water?"),
+        QuestionSpec("cap", "caption", "Describe."),
+        QuestionSpec("trees", "open", "Any trees felled?"),
+    )
+    model = ScriptedModel(script=lambda before, after, question: f"said to {question.prompt}")
+    sink, summary = run(scene, model, specs)
+    row = sink.chips()[scene.changed_chip]
+    assert row["answer_water"] == "said to Any new water?"
+    assert row["answer_trees"] == "said to Any trees felled?"
+    assert row["caption"] == row["answer_cap"] == "said to Describe."
+    assert row["changed"] is None
+    assert "answer_change" not in row
+    assert summary.changed == 0
+
+
+def test_progress_ends_at_the_number_of_chips(scene: Scene, model: ScriptedModel) -> None:
+    told: list[Progress] = []
+    run(scene, model, batch_size=4, watch=told.append)
+    assert [progress.done for progress in told] == [4, 8, 12, 15]
+    assert told[-1].changed == 1
+
+
+def test_the_most_changed_chips_come_first_and_are_few(scene: Scene) -> None:
+    scores = iter(np.random.default_rng(1).permutation(15) / 20 + 0.2)
+    model = ScriptedModel(
+        script=lambda before, after, question: (
+            Reply("yes", float(next(scores))) if question.name == "change" else "x"
+        )
+    )
+    _, summary = run(scene, model)
+    assert summary.changed == 15
+    assert [chip.score for chip in summary.most_changed] == pytest.approx(
+        [0.2 + i / 20 for i in range(14, 4, -1)]
+    )
+
+
+def test_provenance_is_json_and_names_what_was_used(scene: Scene, model: ScriptedModel) -> None:
+    with open_pair(RasterPair(*scene.args)) as reader:
+        record = provenance(reader, model, SPECS, AnalyzeOptions())
+    again = json.loads(json.dumps(record, allow_nan=False))
+    assert again["model"]["fingerprint"] == model.fingerprint
+    assert [question["name"] for question in again["questions"]] == ["caption", "change", "count", "location"]
+    assert again["versions"]["deltavlm"]
+    assert again["inputs"]["before"]["path"] == str(scene.before)
+
+
+@pytest.mark.parametrize(
+    ("gsd_m", "words"),
+    [
+        (0.5, None),
+        (0.3, None),
+        (1.0, None),
+        (1.01, "1.01 m"),
+        (10.0, "10 m"),
+        (0.1, "--gsd 0.5"),
+        (None, "not known"),
+    ],
+)
+def test_a_pixel_far_from_the_training_is_worth_a_warning(gsd_m: float | None, words: str | None) -> None:
+    warning = scale_warning(gsd_m, 0.5)
+    assert (warning is None) == (words is None)
+    assert words is None or warning is None or words in warning

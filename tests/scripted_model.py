@@ -1,0 +1,81 @@
+"""A ChangeModel that says what it is told to, and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.model.interface import Question, Reply
+
+UNCHANGED = {
+    "caption": "there is no difference",
+    "change": "no",
+    "count": "there are no changes in roads or buildings",
+    "location": "roads [] buildings []",
+}
+CHANGED = {
+    "caption": "two houses were built beside the new road",
+    "change": "yes",
+    "count": "1 new road and 2 new buildings",
+    "location": "roads ['center-left'] buildings ['top-left', 'center-center']",
+}
+
+
+def reply(text: str) -> Reply:
+    """`yes` and `no` come with a probability, every other text with a log-probability."""
+    return Reply(text, {"yes": 0.9, "no": 0.1}.get(text, -0.25))
+
+
+@dataclass
+class ScriptedModel:
+    """Answers by `script`, else from `queue`, else CHANGED where the two pictures differ, else UNCHANGED.
+
+    `most` pairs fit into memory at once. A pair whose `after` is all `poison` makes the whole batch fail.
+    """
+
+    queue: Iterable[str | Reply] = ()
+    script: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Question], str | Reply] | None = None
+    most: int | None = None
+    poison: int | None = None
+    name: str = "scripted"
+    fingerprint: str = "0123456789abcdef"
+    device: str = "cpu"
+    chip_px: int = 256
+    training_gsd_m: float = 0.5
+    batches: list[int] = field(default_factory=list)  # pairs in each call of encode
+    history: list[tuple[Question, ...]] = field(default_factory=list)  # questions in each call of answer
+
+    def __post_init__(self) -> None:
+        self.replies = deque(self.queue)
+
+    def encode(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Any:
+        assert before.shape == after.shape
+        assert before.dtype == after.dtype == np.uint8
+        assert before.ndim == 4
+        assert before.shape[1] == 3
+        self.batches.append(len(before))
+        if self.most is not None and len(before) > self.most:
+            raise ModelOutOfMemory(f"{len(before)} pairs do not fit")
+        if self.poison is not None and any((picture == self.poison).all() for picture in after):
+            raise ModelError("this pair cannot be answered")
+        return list(zip(before, after, strict=True))
+
+    def answer(self, encoded: Any, questions: Sequence[Question]) -> list[list[Reply]]:
+        self.history.append(tuple(questions))
+        return [[self._say(before, after, question) for question in questions] for before, after in encoded]
+
+    def _say(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], question: Question) -> Reply:
+        if self.script is not None:
+            said = self.script(before, after, question)
+        elif self.replies:
+            said = self.replies.popleft()
+        else:
+            answers = CHANGED if (before != after).any() else UNCHANGED
+            said = answers.get(question.name, "nothing to say")
+        return said if isinstance(said, Reply) else reply(said)

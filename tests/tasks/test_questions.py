@@ -1,0 +1,63 @@
+"""The question set: what is shipped, and what a mistake in one's own says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from deltavlm.config import shipped
+from deltavlm.errors import ConfigError
+from deltavlm.tasks import classify
+from deltavlm.tasks.questions import TaskName, load_questions, pick_questions, read_questions
+
+
+def test_the_shipped_set_asks_the_four_known_questions_in_their_trained_words() -> None:
+    specs = load_questions(shipped("questions.yaml"))
+    assert [spec.name for spec in specs] == ["caption", "change", "count", "location"]
+    assert {spec.task for spec in specs} | {"open"} == {*get_args(TaskName)}
+    assert specs[1].prompt == classify.PROMPT
+
+
+def test_own_questions(tmp_path: Path) -> None:
+    path = tmp_path / "q.yaml"
+    path.write_text('- {name: water, task: open, prompt: "Any\\nwater?"}\n- {name: cap, task: caption}\n')
+    specs = load_questions(path)
+    assert [(spec.name, spec.task) for spec in specs] == [("water", "open"), ("cap", "caption")]
+    assert specs[0].prompt == "Any water?"  # one line
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (None, ["list of questions"]),
+        ([], ["list of questions"]),
+        ({"name": "a"}, ["list of questions"]),
+        ([3], ["entry 1", "3"]),
+        ([{"name": "a", "tsk": "open"}], ["entry 1", "'tsk'", "'task'"]),
+        ([{"name": "a", "task": "captoin"}], ["entry 1", "'captoin'", "'caption'"]),
+        ([{"name": "a", "task": "open"}], ["entry 1", "prompt"]),
+        ([{"name": "a", "task": "open", "prompt": "  "}], ["entry 1", "prompt"]),
+        ([{"task": "open", "prompt": "x"}], ["entry 1", "'name'", "missing"]),
+        ([{"name": "New Roads", "task": "count"}], ["entry 1", "'New Roads'", "lower-case"]),
+        ([{"name": False, "task": "count"}], ["entry 1", "name", "quotes"]),
+        ([{"name": "a", "task": "count"}, {"name": "a", "task": "change"}], ["entry 2", "'a'", "twice"]),
+        ([{"name": "a", "task": "count"}, {"name": "b", "task": "count"}], ["entry 2", "'count'", "open"]),
+    ],
+)
+def test_mistakes_name_the_file_the_entry_and_the_nearest_word(entries: Any, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_questions(entries, where="my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_picking() -> None:
+    specs = load_questions(shipped("questions.yaml"))
+    assert [spec.name for spec in pick_questions(specs, ["count", "caption"])] == ["caption", "count"]
+    with pytest.raises(ConfigError, match="did you mean 'location'"):
+        pick_questions(specs, ["locations"])
