@@ -34,7 +34,9 @@ class Batch:
     facts: tuple[Facts, ...]
 
 
-def density(change: npt.NDArray[np.uint8], things: npt.NDArray[np.uint8], facts: Facts) -> npt.NDArray[np.float32]:
+def density(
+    change: npt.NDArray[np.uint8], things: npt.NDArray[np.uint8], facts: Facts
+) -> npt.NDArray[np.float32]:
     """Where the counted things are, (2, G, G); truth arrays are at half the picture's resolution."""
     side = change.shape[0] // (PATCH_PX // 2)
     maps = np.zeros((2, side, side), np.float32)

@@ -18,4 +18,6 @@ def mae(said: Sequence[int], truth: Sequence[int]) -> float:
 
 def rmse(said: Sequence[int], truth: Sequence[int]) -> float:
     """Root of the mean squared error."""
-    return float(np.sqrt(np.mean((np.asarray(said) - np.asarray(truth)) ** 2.0))) if len(truth) else float("nan")
+    return (
+        float(np.sqrt(np.mean((np.asarray(said) - np.asarray(truth)) ** 2.0))) if len(truth) else float("nan")
+    )

@@ -22,7 +22,9 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 SHOWN = 5  # keys named in an error
 
 
-def save(folder: Path, config: DeltaVLMConfig, weights: Mapping[str, Tensor], *, provenance: Mapping[str, str]) -> None:
+def save(
+    folder: Path, config: DeltaVLMConfig, weights: Mapping[str, Tensor], *, provenance: Mapping[str, str]
+) -> None:
     """Writes configuration and weights (float tensors as fp16); each file is whole or not there."""
     from safetensors.torch import save_file
 
@@ -30,7 +32,9 @@ def save(folder: Path, config: DeltaVLMConfig, weights: Mapping[str, Tensor], *,
     small = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
         for name, tensor in weights.items()
-        if not name.endswith("num_batches_tracked") and name != "language.lm_head.weight" or not config.language.tied
+        if not name.endswith("num_batches_tracked")
+        and name != "language.lm_head.weight"
+        or not config.language.tied
     }
     scratch = folder / f".{WEIGHTS}.tmp"
     save_file(small, scratch, metadata=dict(provenance))
@@ -46,7 +50,9 @@ def read_config(folder: Path) -> DeltaVLMConfig:
     try:
         return from_mapping(DeltaVLMConfig, json.loads(path.read_text()), where=str(path))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} is not a checkpoint: it has no {CONFIG}; give a folder or a model's name") from error
+        raise ModelError(
+            f"{folder} is not a checkpoint: it has no {CONFIG}; give a folder or a model's name"
+        ) from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise ModelError(f"cannot use {path}: {error}") from error
 
@@ -85,13 +91,19 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: b
     ]
     faults = [
         f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
-        for what, names in (("keys missing", missing), ("keys unexpected", unexpected), ("shapes wrong", wrong))
+        for what, names in (
+            ("keys missing", missing),
+            ("keys unexpected", unexpected),
+            ("shapes wrong", wrong),
+        )
         if names
     ]
     if faults:
         raise ModelError(f"{where} does not fit its {CONFIG}: {'; '.join(faults)}")
     restore_buffers(model)
-    ready = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    ready = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+    }
     model.load_state_dict(ready, strict=False, assign=True)
     if tied:
         model.language.tie_weights()  # type: ignore[operator,union-attr]
@@ -112,7 +124,9 @@ def restore_buffers(model: nn.Module) -> None:
             elif name == "position_ids":
                 value = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
             else:
-                value = torch.zeros(buffer.shape, dtype=buffer.dtype)  # running statistics, filled by the checkpoint
+                value = torch.zeros(
+                    buffer.shape, dtype=buffer.dtype
+                )  # running statistics, filled by the checkpoint
             persistent = name not in module._non_persistent_buffers_set
             module.register_buffer(name, value, persistent=persistent)
 

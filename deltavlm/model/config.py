@@ -23,7 +23,9 @@ class VisionConfig:
     mlp_ratio: float
     prefix_tokens: int = 0  # class tokens before the patches
     stem: int = 32  # conv tower: channels at half resolution
-    stages: tuple[tuple[int, int], ...] = ()  # conv tower: (channels, residual blocks) at 1/4, 1/8, ... resolution
+    stages: tuple[
+        tuple[int, int], ...
+    ] = ()  # conv tower: (channels, residual blocks) at 1/4, 1/8, ... resolution
     norm_eps: float = 1e-5  # of the output norm; the blocks of EVA-ViT keep their own 1e-6
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
@@ -44,15 +46,11 @@ class DifferenceConfig:
 
 @dataclass(frozen=True, slots=True)
 class DenseConfig:
-    """The change mask read from the difference tokens.
-
-    Every patch gives `upsample` x `upsample` mask pixels; `counted` classes also get a density whose sum is a count.
-    """
+    """The change mask, four mask pixels along a patch; `counted` classes also get a density whose sum is a count."""
 
     classes: tuple[str, ...]  # the first is "none"
     counted: tuple[str, ...]
     width: int = 64
-    upsample: int = 4
     evidence: bool = True  # hand cell and scene totals to the Q-Former as ten more tokens
     count_basis: int = 16  # numbers 0..15 that a count is spread over in the evidence
 

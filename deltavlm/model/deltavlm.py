@@ -11,7 +11,7 @@ B pairs, R rows (one a question), T image tokens, D vision width, Q queries, S t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,13 +75,14 @@ class DeltaVLM(nn.Module):
 
     def encode_pair(self, before_B3HW: Tensor, after_B3HW: Tensor) -> PairFeatures:
         """Normalised pixels of both dates -> features without a question."""
-        before_BND, after_BND = self.vision(torch.cat([before_B3HW, after_B3HW])).chunk(2)
+        both, maps = self.vision(torch.cat([before_B3HW, after_B3HW]))
+        before_BND, after_BND = both.chunk(2)
         tokens = self.difference(before_BND, after_BND)
         if self.dense is None:
             return PairFeatures(tokens)
         prefix = self.vision.config.prefix_tokens
         halves = [half[:, prefix:] for half in tokens.chunk(2, dim=1)]
-        mask_logits, density = self.dense(torch.cat(halves, dim=1))
+        mask_logits, density = self.dense(torch.cat(halves, dim=2), [torch.cat(m.chunk(2), dim=1) for m in maps])
         if self.dense.config.evidence:
             tokens = torch.cat([tokens, self.dense.evidence(mask_logits, density).to(tokens.dtype)], dim=1)
         return PairFeatures(tokens, mask_logits, density)
@@ -119,7 +120,7 @@ class DeltaVLM(nn.Module):
         self.qformer.bert.set_attn_implementation(kind)
         for module in self.vision.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = kind == "sdpa"
+                module.fused_attn = kind == "sdpa"  # type: ignore[assignment]
 
     @torch.inference_mode()
     def generate(
@@ -140,7 +141,8 @@ class DeltaVLM(nn.Module):
         `text` is padded on the left. Greedy unless `beams` is above 1.
         """
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
-        out = self.language.generate(
+        language: Any = self.language  # the types of its mix-in do not fit a Llama
+        out = language.generate(
             inputs_embeds=embeds,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
@@ -156,7 +158,9 @@ class DeltaVLM(nn.Module):
         )
         ids: Tensor = out.sequences
         if beams > 1:
-            steps = self.language.compute_transition_scores(ids, out.scores, out.beam_indices, normalize_logits=False)
+            steps = language.compute_transition_scores(
+                ids, out.scores, out.beam_indices, normalize_logits=False
+            )
         else:
             steps = torch.stack(
                 [
@@ -184,7 +188,7 @@ def build(config: DeltaVLMConfig) -> DeltaVLM:
     return DeltaVLM(
         VisionEncoder(config.vision),
         DifferencePerception(width, config.difference),
-        DenseHead(width, config.dense) if config.dense else None,
+        DenseHead(width, config.dense, config.vision) if config.dense else None,
         QFormer(config.qformer, width),
         nn.Linear(config.qformer.hidden, config.language.hidden),
         llama(config.language),

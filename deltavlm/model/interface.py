@@ -40,11 +40,26 @@ class Reply:
 class ChangeModel(Protocol):
     """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
 
-    name: str
-    fingerprint: str  # first 16 hex digits of the sha256 of configuration and weights
-    device: str
-    chip_px: int  # side of the pictures it was trained on
-    training_gsd_m: float  # metres a pixel of those pictures
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the sha256 of configuration, weights and tokenizer."""
+        ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def chip_px(self) -> int:
+        """Side of the pictures that it was trained on."""
+        ...
+
+    @property
+    def training_gsd_m(self) -> float:
+        """Metres a pixel of those pictures."""
+        ...
 
     def encode(self, before: Pixels, after: Pixels) -> Any:
         """Question-free features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.

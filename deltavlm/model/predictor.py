@@ -6,7 +6,8 @@ N pairs, R = rows of (pair, question).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,22 +52,18 @@ class Predictor:
     @torch.inference_mode()
     def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
         """Features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB. Raises: ModelOutOfMemory."""
-        try:
+        with translated(f"{len(before)} pairs", self.device):
             return self.model.encode_pair(self.pixels(before), self.pixels(after))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelOutOfMemory(f"{len(before)} pairs do not fit on {self.device}; ask for a smaller batch") from error
 
     def answer(self, encoded: PairFeatures, questions: Sequence[Question]) -> list[list[Reply]]:
         """Replies as [pair][question]. Raises: ModelOutOfMemory."""
         rows = [(pair, question) for question in questions for pair in range(len(encoded))]
         replies: dict[tuple[int, int], Reply] = {}
-        try:
+        with translated(f"{len(rows)} questions", self.device):
             for start in range(0, len(rows), ROWS):
                 part = rows[start : start + ROWS]
                 for (pair, question), reply in zip(part, self._answer(encoded, part), strict=True):
                     replies[pair, id(question)] = reply
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelOutOfMemory(f"{len(rows)} questions do not fit on {self.device}; ask for a smaller batch") from error
         return [[replies[pair, id(question)] for question in questions] for pair in range(len(encoded))]
 
     def pixels(self, images: Pixels) -> Tensor:
@@ -101,22 +98,42 @@ class Predictor:
             tokens, question, text = self._inputs(encoded, [rows[index] for index in written])
             limit = max(rows[index][1].max_new_tokens for index in written)
             ids, logs = self.model.generate(
-                tokens, question, text, max_new_tokens=limit, bos=self.codec.bos, eos=self.codec.eos, pad=self.codec.pad
+                tokens,
+                question,
+                text,
+                max_new_tokens=limit,
+                bos=self.codec.bos,
+                eos=self.codec.eos,
+                pad=self.codec.pad,
             )
-            lengths = (ids != self.codec.pad).sum(dim=1).clamp(min=1)
-            means = (logs.sum(dim=1) / lengths).tolist()
-            for index, row, mean in zip(written, ids.tolist(), means, strict=True):
-                score = chance[yes_no.index(index)] if index in yes_no else mean
-                replies[index] = Reply(self.codec.decode(row), score)
+            for index, row, log in zip(written, ids.tolist(), logs.tolist(), strict=True):
+                most = rows[index][1].max_new_tokens  # its own limit, whatever its neighbours were given
+                length = max(1, sum(id_ != self.codec.pad for id_ in row[:most]))
+                score = chance[yes_no.index(index)] if index in yes_no else sum(log[:length]) / length
+                replies[index] = Reply(self.codec.decode(row[:most]), score)
         return [replies[index] for index in range(len(rows))]
 
-    def _inputs(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> tuple[Tensor, Text, Text]:
+    def _inputs(
+        self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]
+    ) -> tuple[Tensor, Text, Text]:
         ids = [self.codec.encode(self.worded(question.prompt)) for _, question in rows]
         limit = self.config.qformer.max_text_tokens
         question = self.codec.batch([row[-limit:] for row in ids], "right").to(self.device)
         text = self.codec.batch([[self.codec.bos, *row] for row in ids], "left").to(self.device)
         pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
         return encoded.tokens[pairs], question, text
+
+
+@contextmanager
+def translated(what: str, device: str) -> Iterator[None]:
+    """torch's errors as ours: too much for the memory, or anything else that it cannot compute."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelOutOfMemory(f"{what} do not fit on {device}; ask for a smaller batch") from error
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{what} failed on {device}: {reason}; try --device cpu") from error
 
 
 def resized(image_CHW: Pixels, size: int) -> Pixels:
@@ -136,11 +153,15 @@ def pick_device(device: str) -> str:
     if kind not in have:
         raise ModelError(f"unknown device {device!r}; known are auto, cpu, cuda, cuda:N and mps")
     if not have[kind]:
-        raise ModelError(f"this machine has no {kind} device that torch can use; try --device cpu, or run deltavlm doctor")
+        raise ModelError(
+            f"this machine has no {kind} device that torch can use; try --device cpu, or run deltavlm doctor"
+        )
     return device
 
 
-def load_model(name_or_folder: str = "nano", *, device: str = "auto", threads: int | None = None) -> ChangeModel:
+def load_model(
+    name_or_folder: str = "nano", *, device: str = "auto", threads: int | None = None
+) -> ChangeModel:
     """A model that ships in the package, by name, or any checkpoint folder, by path. Raises: ModelError."""
     if threads:
         torch.set_num_threads(threads)
@@ -148,7 +169,9 @@ def load_model(name_or_folder: str = "nano", *, device: str = "auto", threads: i
     folder = shipped if (shipped / checkpoint.CONFIG).is_file() else Path(name_or_folder)
     if not folder.is_dir():
         known = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
-        raise ModelError(f"no model {name_or_folder!r}: neither a shipped model ({known}) nor a checkpoint folder")
+        raise ModelError(
+            f"no model {name_or_folder!r}: neither a shipped model ({known}) nor a checkpoint folder"
+        )
     where = pick_device(device)
     config, model = checkpoint.load(folder)
     codec = load_codec(folder / checkpoint.TOKENIZER)

@@ -65,12 +65,14 @@ def load_codec(path: Path) -> Codec:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"cannot read the tokenizer {path}: {error}; copy the whole checkpoint folder again") from error
+        raise ModelError(
+            f"cannot read the tokenizer {path}: {error}; copy the whole checkpoint folder again"
+        ) from error
     tokenizer.encode_special_tokens = True  # "</s>" inside a question is text
-    ids = [tokenizer.token_to_id(token) for token in (PAD, BOS, EOS)]
-    if None in ids:
+    pad, bos, eos = (tokenizer.token_to_id(token) for token in (PAD, BOS, EOS))
+    if pad is None or bos is None or eos is None:
         raise ModelError(f"the tokenizer {path} lacks one of {PAD} {BOS} {EOS}; it is not one of deltavlm's")
-    return Codec(tokenizer, *ids)
+    return Codec(tokenizer, pad, bos, eos)
 
 
 def train_codec(corpus: Iterable[str], vocab: int, path: Path) -> Codec:

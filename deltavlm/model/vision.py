@@ -61,22 +61,32 @@ class ConvTower(nn.Module):
         self.stages = nn.Sequential(*layers)
         self.pos_embed = nn.Parameter(torch.randn(1, config.grid, config.grid, config.width) * 0.02)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, mlp_ratio=config.mlp_ratio, qkv_bias=True) for _ in range(config.depth)
+            Block(config.width, config.heads, mlp_ratio=config.mlp_ratio, qkv_bias=True)
+            for _ in range(config.depth)
         )
 
-    def forward_features(self, images_B3HW: Tensor) -> Tensor:
+    def forward_features(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens, and the maps (B, C, h, w) of every stage, finest first."""
         x = F.pixel_unshuffle(images_B3HW, 2).contiguous(memory_format=torch.channels_last)
-        x = self.stages(F.relu(self.stem_norm(self.stem(x))))
+        x = F.relu(self.stem_norm(self.stem(x)))
+        maps: list[Tensor] = []
+        for layer in self.stages:
+            if isinstance(layer, Down) and layer is not self.stages[0]:
+                maps.append(x)
+            x = layer(x)
         rows, cols = x.shape[-2:]
         x = x.permute(0, 2, 3, 1) + self.pos_embed[:, :rows, :cols]
         x_BND = x.flatten(1, 2)
         for block in self.blocks:
             x_BND = block(x_BND)
-        return x_BND
+        return x_BND, tuple(maps)
 
 
 class VisionEncoder(nn.Module):
-    """A tower and the output norm behind it: normalised pixels (B, 3, H, W) -> (B, N, D)."""
+    """A tower and the output norm behind it: normalised pixels (B, 3, H, W) -> tokens (B, N, D).
+
+    The conv tower also hands out its finer maps, for the dense head.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -88,12 +98,15 @@ class VisionEncoder(nn.Module):
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
         """uint8 RGB -> CLIP's mean and deviation, in the dtype of the weights."""
-        pixels = (images_B3HW.to(self.mean.dtype) / 255 - self.mean) / self.std  # type: ignore[operator]
+        pixels = (images_B3HW.float() / 255 - self.get_buffer("mean")) / self.get_buffer("std")
         return pixels.to(self.norm.weight.dtype)
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        tokens: Tensor = self.norm(self.tower.forward_features(images_B3HW))  # type: ignore[operator]
-        return tokens
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens (B, N, D) and the tower's maps (B, C, h, w), finest first; an EVA tower has none."""
+        if isinstance(self.tower, ConvTower):
+            tokens, maps = self.tower.forward_features(images_B3HW)
+            return self.norm(tokens), maps
+        return self.norm(self.tower.forward_features(images_B3HW)), ()  # type: ignore[operator]
 
 
 def eva(config: VisionConfig) -> nn.Module:

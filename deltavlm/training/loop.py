@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +25,10 @@ from deltavlm.training.rows import make_rows
 
 log = logging.getLogger(__name__)
 
-PARTS = {"vision": ("vision", "difference", "dense"), "language": ("dense", "qformer", "projection", "language")}
+PARTS = {
+    "vision": ("vision", "difference", "dense"),
+    "language": ("dense", "qformer", "projection", "language"),
+}
 
 
 def parameters(model: DeltaVLM, part: str) -> list[nn.Parameter]:
@@ -57,7 +61,9 @@ def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, T
     share = F.avg_pool2d(share, 3, 1, 1)
     sure = torch.rand(len(share), 1, 1, 1) * 6 + 2
     blotches = F.interpolate(torch.randn(len(share), classes, 8, 8), scale_factor=8, mode="bilinear")
-    logits = (share - 0.5) * 2 * sure + torch.randn_like(share) * 0.5 + blotches * torch.rand(len(share), 1, 1, 1)
+    logits = (
+        (share - 0.5) * 2 * sure + torch.randn_like(share) * 0.5 + blotches * torch.rand(len(share), 1, 1, 1)
+    )
     logits[:, 0] += 2.0
     return logits, density * torch.exp(0.15 * torch.randn_like(density)) + 0.002 * torch.rand_like(density)
 
@@ -66,16 +72,29 @@ class Trainer:
     """State of a run. Everything random comes from the seed and the step, so that a resumed run goes on as it would have."""
 
     def __init__(
-        self, config: TrainConfig, model_config: DeltaVLMConfig, model: DeltaVLM, codec: Codec, cache: Path, out: Path
+        self,
+        config: TrainConfig,
+        model_config: DeltaVLMConfig,
+        model: DeltaVLM,
+        codec: Codec,
+        cache: Path,
+        out: Path,
     ) -> None:
-        self.config, self.model_config, self.model, self.codec, self.out = config, model_config, model, codec, out
+        self.config, self.model_config, self.model, self.codec, self.out = (
+            config,
+            model_config,
+            model,
+            codec,
+            out,
+        )
         self.pictures, self.truth = open_cache(cache)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         model.use_attention("eager")
         self.mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def batch(self, name: str, phase: Phase, step: int) -> tuple[Batch, np.random.Generator]:
-        rng = np.random.default_rng([self.config.seed, step, *name.encode()])
-        return draw_batch(rng, self.pictures, self.truth, phase.batch, crop_px=phase.crop_px), rng
+        rng = np.random.default_rng([self.config.seed, step, self.rank, *name.encode()])
+        return draw_batch(rng, self.pictures, self.truth, phase.batch // self.world, crop_px=phase.crop_px), rng
 
     def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Named losses of a batch, to be added up."""
@@ -99,8 +118,12 @@ class Trainer:
             for rows in groups:
                 told = model.token_losses(tokens[rows.pairs], rows.question, rows.text, rows.labels)
                 length = (rows.labels != IGNORED).sum(dim=1)
-                weighed.append((told.sum(dim=1) / length.sqrt()).sum())  # a "yes" must not drown in lists of cells
-            losses["words"] = phase.words * torch.stack(weighed).sum() / sum(len(rows.pairs) for rows in groups)
+                weighed.append(
+                    (told.sum(dim=1) / length.sqrt()).sum()
+                )  # a "yes" must not drown in lists of cells
+            losses["words"] = (
+                phase.words * torch.stack(weighed).sum() / sum(len(rows.pairs) for rows in groups)
+            )
         return losses
 
     def run(self, name: str, *, until: float = math.inf) -> bool:
@@ -117,29 +140,45 @@ class Trainer:
         for step in range(start, phase.steps):
             for group in optim.param_groups:
                 group["lr"] = phase.lr * rate(phase, step)
-            torch.manual_seed(hash((self.config.seed, step)) % 2**31)
+            torch.manual_seed(hash((self.config.seed, step, self.rank)) % 2**31)
             batch, rng = self.batch(name, phase, step)
             with torch.autocast("cpu", torch.bfloat16):
                 losses = self.loss(phase, batch, rng)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
             optim.zero_grad(set_to_none=True)
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
+            self.share(fitted)
             norm = nn.utils.clip_grad_norm_(fitted, self.config.clip)
             if torch.isfinite(norm):
                 optim.step()
             self.average(step - start)
             for key, loss in losses.items():
                 shown[key] = 0.98 * shown.get(key, loss.item()) + 0.02 * loss.item()
-            if (step + 1) % 50 == 0:
+            if (step + 1) % 50 == 0 and self.rank == 0:
                 speed = (step + 1 - told) * phase.batch / (time.monotonic() - since)
                 since, told = time.monotonic(), step + 1
                 text = " ".join(f"{key} {value:.3f}" for key, value in shown.items())
                 log.info("%s %d/%d %s | %.1f pairs/s", name, step + 1, phase.steps, text, speed)
-            if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == phase.steps or time.time() > until:
+            if (
+                (step + 1) % self.config.checkpoint_every == 0
+                or step + 1 == phase.steps
+                or time.time() > until
+            ):
                 self.keep(name, step + 1, optim)
                 if time.time() > until:
                     return step + 1 == phase.steps
         return True
+
+    def share(self, fitted: list[nn.Parameter]) -> None:
+        """Means of the gradients over all processes, in one message."""
+        if self.world == 1:
+            return
+        grads = [p.grad for p in fitted if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
 
     def average(self, step: int) -> None:
         """Exponential moving average of weights and statistics, short at first."""
@@ -151,8 +190,15 @@ class Trainer:
 
     def keep(self, name: str, step: int, optim: torch.optim.Optimizer) -> None:
         """Writes what `resume` needs; whole or not at all."""
+        if self.rank:
+            return
         self.out.mkdir(parents=True, exist_ok=True)
-        state = {"step": step, "model": self.model.state_dict(), "mean": self.mean, "optim": optim.state_dict()}
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "mean": self.mean,
+            "optim": optim.state_dict(),
+        }
         scratch = self.out / f".{name}.tmp"
         torch.save(state, scratch)
         scratch.replace(self.out / f"{name}.pt")

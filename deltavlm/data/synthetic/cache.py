@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,10 @@ from deltavlm.data.synthetic.scene import Scene, make_scene
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
 
 
-def half(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Every second pixel of a truth array, as uint8."""
-    return np.minimum(array[::2, ::2], 255).astype(np.uint8)
+    small: npt.NDArray[np.uint8] = np.minimum(array[::2, ::2], 255).astype(np.uint8)
+    return small
 
 
 def _draw(job: tuple[str, int, int, int, int, float]) -> int:
@@ -31,22 +33,32 @@ def _draw(job: tuple[str, int, int, int, int, float]) -> int:
         scene = make_scene(seed + index, size, size, change=change)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
         truth[index] = np.stack([half(scene.change), half(scene.things), half(scene.cover)])
-    pictures.flush()
-    truth.flush()
     return stop - start
 
 
 def draw_cache(
-    folder: Path, count: int, *, seed: int, size_px: int = 256, change: float = 0.6, workers: int | None = None
+    folder: Path,
+    count: int,
+    *,
+    seed: int,
+    size_px: int = 256,
+    change: float = 0.6,
+    workers: int | None = None,
 ) -> None:
     """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it is."""
-    stamp, numbers = folder / "drawn.txt", f"{count} scenes of {size_px} px from seed {seed}, change {change}\n"
+    stamp, numbers = (
+        folder / "drawn.txt",
+        f"{count} scenes of {size_px} px from seed {seed}, change {change}\n",
+    )
     if stamp.exists() and stamp.read_text() == numbers:
         return
     folder.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
     half_px = size_px // 2
-    for name, shape in (("pictures", (count, 2, size_px, size_px, 3)), ("truth", (count, 3, half_px, half_px))):
+    for name, shape in (
+        ("pictures", (count, 2, size_px, size_px, 3)),
+        ("truth", (count, 3, half_px, half_px)),
+    ):
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
     jobs = [(str(folder), at, min(at + step, count), seed, size_px, change) for at in range(0, count, step)]
@@ -56,11 +68,13 @@ def draw_cache(
     stamp.write_text(numbers)
 
 
-def open_cache(folder: Path, mode: str = "r") -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def open_cache(
+    folder: Path, mode: Literal["r", "r+"] = "r"
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """(pictures, truth) as memory maps."""
     return (
-        np.load(folder / "pictures.npy", mmap_mode=mode),  # type: ignore[call-overload]
-        np.load(folder / "truth.npy", mmap_mode=mode),  # type: ignore[call-overload]
+        np.load(folder / "pictures.npy", mmap_mode=mode),
+        np.load(folder / "truth.npy", mmap_mode=mode),
     )
 
 

@@ -15,7 +15,9 @@ from deltavlm.tasks.locate import LABELS
 
 Array = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-LEAST_THING = 0.0004  # share of the picture that a building or road must show to be counted (26 px of 256 x 256)
+LEAST_THING = (
+    0.0004  # share of the picture that a building or road must show to be counted (26 px of 256 x 256)
+)
 LEAST_CELL = 0.01  # share of a cell that must have changed for the cell to be named
 LEAST_GROUND = 0.004  # share of the picture below which changed trees, water or ground go unmentioned
 
@@ -75,7 +77,8 @@ def cell_shares(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     rows = np.linspace(0, mask.shape[0], 4).round().astype(int)
     cols = np.linspace(0, mask.shape[1], 4).round().astype(int)
     sums = np.add.reduceat(np.add.reduceat(mask.astype(np.float64), rows[:-1], axis=0), cols[:-1], axis=1)
-    return (sums / (np.diff(rows)[:, None] * np.diff(cols)[None, :])).ravel()
+    shares: npt.NDArray[np.float64] = (sums / (np.diff(rows)[:, None] * np.diff(cols)[None, :])).ravel()
+    return shares
 
 
 def facts_of(change: Array, things: Array, cover: Array) -> Facts:
@@ -93,8 +96,8 @@ def facts_of(change: Array, things: Array, cover: Array) -> Facts:
         if len(seen) and not named.any():
             named[shares.argmax()] = True
         cells[kind] = tuple(label for label, on in zip(LABELS, named, strict=True) if on)
-    sizes = np.bincount(change.ravel(), minlength=len(CHANGES)) / area
-    ground = {kind: float(sizes[CODE[kind]]) for kind in CHANGES[5:] if sizes[CODE[kind]] >= LEAST_GROUND}
+    whole = np.bincount(change.ravel(), minlength=len(CHANGES)) / area
+    ground = {kind: float(whole[CODE[kind]]) for kind in CHANGES[5:] if whole[CODE[kind]] >= LEAST_GROUND}
     new = (change == CODE["building_built"]) | (change == CODE["road_built"])
     replaced = None
     if counts["building_built"] + counts["road_built"]:
@@ -103,4 +106,6 @@ def facts_of(change: Array, things: Array, cover: Array) -> Facts:
         replaced = "trees" if under[COVERS.index("trees")] > 0.3 else COVERS[int(under.argmax())]
     mass = cell_shares(change > 0)
     top = mass >= max(0.4 * mass.max(), 1e-9)
-    return Facts(counts, cells, ground, replaced, tuple(label for label, on in zip(LABELS, top, strict=True) if on))
+    return Facts(
+        counts, cells, ground, replaced, tuple(label for label, on in zip(LABELS, top, strict=True) if on)
+    )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 Rng = np.random.Generator
 Points = npt.NDArray[np.float64]  # (n, 2) as x, y
 When = Literal["both", "built", "removed"]
+BLOCK_PX = 400  # no house is longer
 Ground = Literal["soil", "construction", "parking", "lawn", "drive"]
 
 
@@ -24,6 +25,15 @@ class Road:
     width: float
     surface: Literal["asphalt", "concrete", "dirt"]
     when: When = "both"
+
+    def gap(self, spot: tuple[float, float]) -> float:
+        """From a point to the nearest corner of the middle line."""
+        return float(np.min(np.hypot(*(self.line - np.asarray(spot)).T)))
+
+    def reaches(self, spot: tuple[float, float], margin: float) -> bool:
+        """Whether the point lies within `margin` of the line, checked cheaply first."""
+        (left, top), (right, bottom) = self.line.min(axis=0) - margin, self.line.max(axis=0) + margin
+        return bool(left < spot[0] < right and top < spot[1] < bottom) and self.gap(spot) < margin
 
 
 @dataclass(slots=True)
@@ -73,6 +83,28 @@ class Plan:
     woods: list[Wood] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     ponds: list[Pond] = field(default_factory=list)
+    _blocks: dict[tuple[int, int], list[House]] = field(default_factory=dict)
+
+    def add_house(self, house: House) -> None:
+        self.houses.append(house)
+        self._blocks.setdefault(self._block(house.centre), []).append(house)
+
+    def drop_houses(self, dropped: list[House]) -> None:
+        for house in dropped:
+            self.houses.remove(house)
+            self._blocks[self._block(house.centre)].remove(house)
+
+    def houses_near(self, spot: tuple[float, float]) -> list[House]:
+        """Every house that could touch one at `spot`, and some others."""
+        col, row = self._block(spot)
+        blocks = [
+            self._blocks.get((c, r), []) for c in (col - 1, col, col + 1) for r in (row - 1, row, row + 1)
+        ]
+        return [house for block in blocks for house in block]
+
+    @staticmethod
+    def _block(spot: tuple[float, float]) -> tuple[int, int]:
+        return int(spot[0] // BLOCK_PX), int(spot[1] // BLOCK_PX)
 
 
 def rectangle(centre: tuple[float, float], length: float, depth: float, angle: float) -> Points:
@@ -80,7 +112,9 @@ def rectangle(centre: tuple[float, float], length: float, depth: float, angle: f
     along = np.array([np.cos(angle), np.sin(angle)]) * length / 2
     across = np.array([-np.sin(angle), np.cos(angle)]) * depth / 2
     middle = np.asarray(centre)
-    return np.stack([middle - along - across, middle + along - across, middle + along + across, middle - along + across])
+    return np.stack(
+        [middle - along - across, middle + along - across, middle + along + across, middle - along + across]
+    )
 
 
 def blob(rng: Rng, centre: tuple[float, float], radius: float, roughness: float = 0.3) -> Points:
@@ -93,7 +127,11 @@ def blob(rng: Rng, centre: tuple[float, float], radius: float, roughness: float 
     x, y = radius * reach * np.cos(turn), radius * reach * np.sin(turn) * stretch
     angle = rng.uniform(0, np.pi)
     return np.stack(
-        [centre[0] + x * np.cos(angle) - y * np.sin(angle), centre[1] + x * np.sin(angle) + y * np.cos(angle)], axis=1
+        [
+            centre[0] + x * np.cos(angle) - y * np.sin(angle),
+            centre[1] + x * np.sin(angle) + y * np.cos(angle),
+        ],
+        axis=1,
     )
 
 
@@ -104,7 +142,8 @@ def curve(rng: Rng, start: tuple[float, float], heading: float, length: float, b
     if rng.random() < 0.25:  # an S
         turn = heading + (turn - heading) * np.sin(np.linspace(0, 2 * np.pi, steps))
     hops = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (length / steps)
-    return np.asarray(start) + np.concatenate([np.zeros((1, 2)), np.cumsum(hops, axis=0)])
+    line: Points = np.asarray(start) + np.concatenate([np.zeros((1, 2)), np.cumsum(hops, axis=0)])
+    return line
 
 
 class Planner:
@@ -132,7 +171,9 @@ class Planner:
         start = (x - np.cos(heading) * length / 2, y - np.sin(heading) * length / 2)
         surface = rng.choice(["asphalt", "concrete", "dirt"], p=[0.6, 0.25, 0.15])
         width = float(np.clip(rng.lognormal(np.log(12), 0.35), 6, 34)) * scale
-        return Road(curve(rng, start, heading, length, rng.choice([0.1, 0.6, 1.6])), max(width, 3.0), surface, when)
+        return Road(
+            curve(rng, start, heading, length, rng.choice([0.1, 0.6, 1.6])), max(width, 3.0), surface, when
+        )
 
     def house(self, centre: tuple[float, float], angle: float, when: When, *, grow: float = 1.0) -> House:
         rng = self.rng
@@ -140,29 +181,38 @@ class Planner:
         depth = length * rng.uniform(0.55, 0.95)
         roof = self.style if rng.random() < 0.7 else rng.choice(["gable", "hip", "flat", "ell"])
         height = (rng.uniform(5, 10) if grow < 1.6 else rng.uniform(8, 16)) * self.plan.scale
-        return House(centre, length, depth, angle, height, "flat" if grow > 1.6 and rng.random() < 0.7 else roof, when)
+        return House(
+            centre, length, depth, angle, height, "flat" if grow > 1.6 and rng.random() < 0.7 else roof, when
+        )
 
     def fits(self, house: House) -> bool:
         """Clear of every other house and road, whatever their dates, and of water."""
         middle = np.asarray(house.centre)
-        for other in self.plan.houses:
-            if np.hypot(*(middle - other.centre)) < 0.85 * (house.radius + other.radius):
+        x, y = house.centre
+        for other in self.plan.houses_near(house.centre):
+            if np.hypot(x - other.centre[0], y - other.centre[1]) < 0.85 * (house.radius + other.radius):
                 return False
-        for road in self.plan.roads:
-            if np.min(np.hypot(*(road.line - middle).T)) < house.radius * 0.85 + road.width / 2:
-                return False
+        if any(road.reaches(house.centre, house.radius * 0.85 + road.width / 2) for road in self.plan.roads):
+            return False
         for pond in self.plan.ponds:
-            if np.min(np.hypot(*(pond.outline - middle).T)) < house.radius or inside(pond.outline, house.centre):
+            if np.min(np.hypot(*(pond.outline - middle).T)) < house.radius or inside(
+                pond.outline, house.centre
+            ):
                 return False
         return True
 
     def try_house(self, house: House) -> bool:
         if not self.fits(house):
             return False
-        self.plan.houses.append(house)
+        self.plan.add_house(house)
         rng, (x, y) = self.rng, house.centre
         if rng.random() < self.yards:
-            plot = rectangle(house.centre, house.length * rng.uniform(1.2, 1.9), house.depth * rng.uniform(1.3, 2.2), house.angle)
+            plot = rectangle(
+                house.centre,
+                house.length * rng.uniform(1.2, 1.9),
+                house.depth * rng.uniform(1.3, 2.2),
+                house.angle,
+            )
             self.plan.patches.append(Patch(plot, self.yard if rng.random() < 0.8 else "drive", house.when))
         if rng.random() < 0.4:
             side, reach = rng.choice([-1, 1]), house.depth * rng.uniform(0.6, 1.1)
@@ -188,7 +238,10 @@ class Planner:
                 x = float(road.line[here][0] - np.sin(angle) * side * setback + rng.normal(0, 1.5))
                 y = float(road.line[here][1] + np.cos(angle) * side * setback + rng.normal(0, 1.5))
                 at += gap * rng.uniform(0.9, 1.15)
-                near = abs(x - self.centre[0]) < self.reach * 0.62 and abs(y - self.centre[1]) < self.reach * 0.62
+                near = (
+                    abs(x - self.centre[0]) < self.reach * 0.62
+                    and abs(y - self.centre[1]) < self.reach * 0.62
+                )
                 if near and rng.random() < share:
                     count += self.try_house(self.house((x, y), angle + rng.normal(0, 0.05), when))
         return count
@@ -218,18 +271,30 @@ class Planner:
     def hedge(self) -> Wood:
         """A row of trees, as along a road or between fields."""
         rng = self.rng
-        line = curve(rng, self.somewhere(), self.grain + rng.choice([0, np.pi / 2]), self.reach * rng.uniform(0.3, 1.2), 0.3)
+        line = curve(
+            rng,
+            self.somewhere(),
+            self.grain + rng.choice([0, np.pi / 2]),
+            self.reach * rng.uniform(0.3, 1.2),
+            0.3,
+        )
         walk = np.interp(np.arange(0, len(line) - 1, rng.uniform(0.5, 1.4)), np.arange(len(line)), line[:, 0])
         down = np.interp(np.linspace(0, len(line) - 1, len(walk)), np.arange(len(line)), line[:, 1])
         size = rng.uniform(3.5, 8) * self.plan.scale * rng.uniform(0.7, 1.3, len(walk))
-        return Wood(np.column_stack([walk + rng.normal(0, 1.5, len(walk)), down + rng.normal(0, 1.5, len(walk)), size]))
+        return Wood(
+            np.column_stack(
+                [walk + rng.normal(0, 1.5, len(walk)), down + rng.normal(0, 1.5, len(walk)), size]
+            )
+        )
 
     # -- what was there already --------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """The land as both dates know it."""
         rng, plan = self.rng, self.plan
-        kind = rng.choice(["open", "hamlet", "suburb", "village", "works", "wood"], p=[0.13, 0.17, 0.27, 0.23, 0.1, 0.1])
+        kind = rng.choice(
+            ["open", "hamlet", "suburb", "village", "works", "wood"], p=[0.13, 0.17, 0.27, 0.23, 0.1, 0.1]
+        )
         if rng.random() < 0.14:
             plan.ponds.append(Pond(blob(rng, self.somewhere(1.2), self.reach * rng.uniform(0.08, 0.35), 0.5)))
         for _ in range(rng.poisson({"open": 0.6, "wood": 0.5}.get(kind, 1.7))):
@@ -246,23 +311,32 @@ class Planner:
         if kind == "works":
             self.scatter(int(rng.integers(1, 5)), "both", grow=rng.uniform(1.6, 3.5))
             if rng.random() < 0.6:
-                spot = rectangle(self.somewhere(), self.reach * rng.uniform(0.1, 0.3), self.reach * 0.15, self.grain)
+                spot = rectangle(
+                    self.somewhere(), self.reach * rng.uniform(0.1, 0.3), self.reach * 0.15, self.grain
+                )
                 plan.patches.append(Patch(spot, "parking"))
         if kind == "wood":
             for _ in range(int(rng.integers(2, 6))):
                 plan.woods.append(self.wood(self.somewhere(1.2), self.reach * rng.uniform(0.2, 0.5), "both"))
         for _ in range(rng.poisson(1.5)):
-            plan.woods.append(self.wood(self.somewhere(1.1), self.reach * rng.uniform(0.05, 0.25), "both", 0.7))
+            plan.woods.append(
+                self.wood(self.somewhere(1.1), self.reach * rng.uniform(0.05, 0.25), "both", 0.7)
+            )
         for _ in range(rng.poisson(1.0)):
             plan.woods.append(self.hedge())
         if rng.random() < 0.7:
             number = int(rng.integers(5, 50))
             spots = np.stack([self.somewhere(1.2) for _ in range(number)])
-            plan.woods.append(Wood(np.column_stack([spots, rng.uniform(2.5, 9, number) * plan.scale]), "both"))
+            plan.woods.append(
+                Wood(np.column_stack([spots, rng.uniform(2.5, 9, number) * plan.scale]), "both")
+            )
         for _ in range(rng.poisson(rng.choice([0.3, 2, 8]))):
             grounds: list[Ground] = ["soil", "lawn", "drive"]
             plan.patches.append(
-                Patch(blob(rng, self.somewhere(1.1), self.reach * rng.uniform(0.015, 0.15)), grounds[int(rng.integers(3))])
+                Patch(
+                    blob(rng, self.somewhere(1.1), self.reach * rng.uniform(0.015, 0.15)),
+                    grounds[int(rng.integers(3))],
+                )
             )
 
     # -- what happens ------------------------------------------------------------------------------------------------
@@ -289,20 +363,31 @@ class Planner:
                 self.row(road, "built", share=rng.uniform(0.5, 1.0))
             if rng.random() < 0.5:
                 for house in plan.houses[start:]:
-                    plan.patches.append(Patch(blob(rng, house.centre, house.radius * 1.7), rng.choice(["lawn", "soil"]), "built"))
+                    plan.patches.append(
+                        Patch(
+                            blob(rng, house.centre, house.radius * 1.7), rng.choice(["lawn", "soil"]), "built"
+                        )
+                    )
         elif event == "row":
             roads = [r for r in plan.roads if r.when == "both"]
             if not roads:
                 plan.roads.append(self.road())
                 roads = [plan.roads[-1]]
                 self.drop_crossed(roads[0])
-            self.row(roads[int(rng.integers(len(roads)))], "built", share=rng.uniform(0.4, 1.0), limit=int(rng.integers(2, 12)))
+            self.row(
+                roads[int(rng.integers(len(roads)))],
+                "built",
+                share=rng.uniform(0.4, 1.0),
+                limit=int(rng.integers(2, 12)),
+            )
         elif event == "houses":
             self.scatter(int(rng.choice([1, 1, 2, 3, 4, 6])), "built")
         elif event == "works":
             self.scatter(int(rng.choice([1, 1, 2, 3])), "built", grow=rng.uniform(1.6, 3.5))
             if rng.random() < 0.5:
-                spot = rectangle(self.somewhere(), self.reach * rng.uniform(0.15, 0.35), self.reach * 0.18, self.grain)
+                spot = rectangle(
+                    self.somewhere(), self.reach * rng.uniform(0.15, 0.35), self.reach * 0.18, self.grain
+                )
                 plan.patches.append(Patch(spot, "parking", "built"))
         elif event == "road":
             for _ in range(int(rng.choice([1, 1, 1, 2]))):
@@ -318,7 +403,7 @@ class Planner:
             if len(standing) < 2:
                 self.scatter(int(rng.integers(1, 5)), "removed")
             else:
-                rng.shuffle(standing)  # type: ignore[arg-type]
+                rng.shuffle(standing)
                 for house in standing[: int(rng.integers(1, max(2, len(standing) // 2) + 1))]:
                     house.when = "removed"
         elif event == "clear":
@@ -327,7 +412,9 @@ class Planner:
         elif event == "plant":
             plan.woods.append(self.wood(self.somewhere(0.8), self.reach * rng.uniform(0.15, 0.4), "built"))
         elif event == "pond":
-            plan.ponds.append(Pond(blob(rng, self.somewhere(0.8), self.reach * rng.uniform(0.07, 0.2)), "built"))
+            plan.ponds.append(
+                Pond(blob(rng, self.somewhere(0.8), self.reach * rng.uniform(0.07, 0.2)), "built")
+            )
         elif event == "construction":
             centre, radius = self.somewhere(0.8), self.reach * rng.uniform(0.1, 0.3)
             self.clear(centre, radius)
@@ -335,14 +422,24 @@ class Planner:
 
     def drop_crossed(self, road: Road) -> None:
         """A road goes where houses stood: those are not in the plan then."""
-        self.plan.houses = [
-            house
-            for house in self.plan.houses
-            if np.min(np.hypot(*(road.line - np.asarray(house.centre)).T)) > house.radius * 0.85 + road.width / 2
-        ]
+        self.plan.drop_houses(
+            [h for h in self.plan.houses if road.gap(h.centre) <= h.radius * 0.85 + road.width / 2]
+        )
 
 
-EVENTS = ["estate", "row", "houses", "works", "road", "road_gone", "demolish", "clear", "plant", "pond", "construction"]
+EVENTS = [
+    "estate",
+    "row",
+    "houses",
+    "works",
+    "road",
+    "road_gone",
+    "demolish",
+    "clear",
+    "plant",
+    "pond",
+    "construction",
+]
 ODDS = [0.24, 0.15, 0.17, 0.09, 0.09, 0.02, 0.08, 0.06, 0.02, 0.03, 0.05]
 
 

@@ -16,7 +16,9 @@ def sun(rng: Rng) -> Light:
     """The light and the view of one date."""
     turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
     lean = (0.0, 0.0) if rng.random() < 0.4 else tuple((rng.normal(0, 0.22, 2)).tolist())
-    return Light(float(np.cos(turn) * reach), float(np.sin(turn) * reach), float(rng.uniform(0.25, 0.65)), lean)
+    return Light(
+        float(np.cos(turn) * reach), float(np.sin(turn) * reach), float(rng.uniform(0.25, 0.65)), lean
+    )
 
 
 def misregister(rng: Rng, image: Image.Image, margin: int, most_px: float) -> Image.Image:
@@ -45,7 +47,9 @@ def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.ND
     return pixels.astype(np.float32)
 
 
-def photograph(rng: Rng, view: Bytes, margin: int, *, misregistration_px: float = 2.0, strength: float = 1.0) -> Bytes:
+def photograph(
+    rng: Rng, view: Bytes, margin: int, *, misregistration_px: float = 2.0, strength: float = 1.0
+) -> Bytes:
     """A clean view as a sensor hands it out: (height, width, 3) uint8, smaller by the margin on each side."""
     image = misregister(rng, Image.fromarray(view), margin, misregistration_px)
     blur = abs(rng.normal(0, 0.7)) + 0.35

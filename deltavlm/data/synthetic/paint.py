@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,8 @@ def _noise(sigma: float, seed: int = 0) -> Floats:
     freq = np.fft.fftfreq(TILE)
     pass_band = np.exp(-2 * (np.pi * sigma) ** 2 * (freq[:, None] ** 2 + freq[None, :] ** 2))
     field = np.fft.ifft2(np.fft.fft2(white) * pass_band).real
-    return (field / field.std()).astype(np.float32)
+    even: Floats = (field / field.std()).astype(np.float32)
+    return even
 
 
 def noise(rng: Rng, size: tuple[int, int], sigma: float) -> Floats:
@@ -72,7 +74,14 @@ def noise(rng: Rng, size: tuple[int, int], sigma: float) -> Floats:
 # Base colours (R, G, B) of ground covers, several a kind; one is drawn a parcel, and drifts with the season.
 PALETTE: dict[str, list[tuple[int, int, int]]] = {
     "grass": [(96, 118, 70), (120, 130, 86), (136, 132, 96), (84, 104, 66), (150, 148, 108)],
-    "crops": [(88, 120, 58), (134, 146, 84), (168, 152, 104), (188, 172, 122), (104, 112, 64), (142, 118, 84)],
+    "crops": [
+        (88, 120, 58),
+        (134, 146, 84),
+        (168, 152, 104),
+        (188, 172, 122),
+        (104, 112, 64),
+        (142, 118, 84),
+    ],
     "soil": [(158, 132, 102), (184, 160, 130), (136, 110, 84), (202, 186, 160), (118, 98, 78)],
     "trees": [(58, 78, 48), (74, 92, 58), (64, 82, 60), (88, 96, 64)],
 }
@@ -90,7 +99,9 @@ GROUND = {"soil": "soil", "construction": "soil", "lawn": "grass", "parking": "a
 
 
 def pick(rng: Rng, colours: list[tuple[int, int, int]], spread: float = 10) -> npt.NDArray[np.float32]:
-    return np.asarray(colours[int(rng.integers(len(colours)))], np.float32) + rng.normal(0, spread, 3).astype(np.float32)
+    return np.asarray(colours[int(rng.integers(len(colours)))], np.float32) + rng.normal(0, spread, 3).astype(
+        np.float32
+    )
 
 
 def parcels(rng: Rng, size: tuple[int, int]) -> npt.NDArray[np.intp]:
@@ -131,9 +142,7 @@ class Painter:
         self.streets = [pick(rng, ROADS[road.surface], 7) for road in plan.roads]
         self.crowns = [pick(rng, PALETTE["trees"], 8) for _ in plan.woods]
         self.waters = [pick(rng, WATER, 6) for _ in plan.ponds]
-        self.grounds = [
-            pick(rng, (PALETTE | ROADS)[GROUND[p.ground]], 10) for p in plan.patches
-        ]
+        self.grounds = [pick(rng, (PALETTE | ROADS)[GROUND[p.ground]], 10) for p in plan.patches]
         self.litter = float(rng.choice([0, 3, 15])) * plan.size[0] * plan.size[1] / 288**2
         # A few darker or lighter stretches in one date alone: ground mosaics that differ without anything new.
         self.turnover = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.05
@@ -150,10 +159,14 @@ class Painter:
         colours += season * np.where(self.kinds == "soil", 0.3, 1.0)[:, None].astype(np.float32)
         image = colours[self.fields]
         contrast = rng.uniform(3, 11)
-        texture = self.grain * 0.6 + noise(rng, self.plan.size, 1.0) * 0.6 + self.broad * rng.uniform(0.2, 1.0)
+        texture = (
+            self.grain * 0.6 + noise(rng, self.plan.size, 1.0) * 0.6 + self.broad * rng.uniform(0.2, 1.0)
+        )
         image += (texture * contrast)[..., None]
         if rng.random() < 0.4:  # drifting tint: moisture, haze layers, mosaicking
-            image += noise(rng, self.plan.size, 40.0)[..., None] * (rng.normal(0, 5) + rng.normal(0, 1.5, 3)).astype(np.float32)
+            image += noise(rng, self.plan.size, 40.0)[..., None] * (
+                rng.normal(0, 5) + rng.normal(0, 1.5, 3)
+            ).astype(np.float32)
         if rng.random() < 0.5:  # rows of crops
             ys, xs = np.mgrid[0 : self.plan.size[1], 0 : self.plan.size[0]].astype(np.float32)
             angle, step = rng.uniform(0, np.pi), rng.uniform(2.5, 9)
@@ -180,9 +193,9 @@ class Painter:
         def there(when: str) -> bool:
             return when == "both" or when != gone
 
-        tint = lambda colour, amount=1.0: tuple(  # noqa: E731
-            int(v) for v in np.clip(np.asarray(colour) + season * 0.25 * amount, 0, 255)
-        )
+        def tint(colour: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
+            return paint(colour + season * 0.25)
+
         for patch, colour in zip(plan.patches, self.grounds, strict=True):
             if there(patch.when):
                 draw.polygon(polygon(patch.outline), fill=tint(colour))
@@ -190,10 +203,14 @@ class Painter:
                     self.ruts(rng, draw, patch.outline)
                 if patch.ground == "parking":
                     self.cars(rng, draw, patch.outline, int(rng.integers(0, 40)))
-        for _ in range(rng.poisson(self.litter)):  # heaps, tarpaulins, puddles, worn spots: new every date, and no change
+        for _ in range(
+            rng.poisson(self.litter)
+        ):  # heaps, tarpaulins, puddles, worn spots: new every date, and no change
             spot = (float(rng.uniform(0, plan.size[0])), float(rng.uniform(0, plan.size[1])))
             kind = ["soil", "grass", "crops"][int(rng.integers(3))]
-            draw.polygon(polygon(blob(rng, spot, float(rng.uniform(2, 12)))), fill=tint(pick(rng, PALETTE[kind], 16)))
+            draw.polygon(
+                polygon(blob(rng, spot, float(rng.uniform(2, 12)))), fill=tint(pick(rng, PALETTE[kind], 16))
+            )
         for pond, colour in zip(plan.ponds, self.waters, strict=True):
             if there(pond.when):
                 draw.polygon(polygon(pond.outline), fill=tint(colour + rng.normal(0, 8, 3)))
@@ -202,7 +219,9 @@ class Painter:
                 line = polygon(road.line)
                 if road.surface != "dirt" and road.width > 9 and rng.random() < 0.5:
                     draw.line(line, fill=tint(colour + 30), width=round(road.width * 1.3), joint="curve")
-                draw.line(line, fill=tint(colour + rng.normal(0, 4)), width=max(2, round(road.width)), joint="curve")
+                draw.line(
+                    line, fill=tint(colour + rng.normal(0, 4)), width=max(2, round(road.width)), joint="curve"
+                )
                 if road.surface == "asphalt" and road.width > 12 and rng.random() < 0.6:
                     draw.line(line, fill=tint(colour + 60), width=1)
                 self.traffic(rng, draw, road.line, road.width)
@@ -227,7 +246,7 @@ class Painter:
         for _ in range(int(rng.integers(3, 12))):
             spot = rng.uniform(low + (high - low) * 0.25, high - (high - low) * 0.25)
             shape = blob(rng, (float(spot[0]), float(spot[1])), float(rng.uniform(3, 12)))
-            draw.polygon(polygon(shape), fill=tuple(int(v) for v in np.clip(pick(rng, PALETTE["soil"]), 0, 255)))
+            draw.polygon(polygon(shape), fill=paint(pick(rng, PALETTE["soil"])))
 
     def cars(self, rng: Rng, draw: ImageDraw.ImageDraw, corners: Points, number: int) -> None:
         """Parked in a rectangle, in other places every date."""
@@ -245,15 +264,25 @@ class Painter:
             step = line[at + 1] - line[at]
             angle = float(np.arctan2(step[1], step[0]))
             side = rng.choice([-1, 1]) * width * 0.22
-            self.car(rng, draw, (line[at][0] - np.sin(angle) * side, line[at][1] + np.cos(angle) * side), angle)
+            self.car(
+                rng, draw, (line[at][0] - np.sin(angle) * side, line[at][1] + np.cos(angle) * side), angle
+            )
 
     def car(self, rng: Rng, draw: ImageDraw.ImageDraw, spot: tuple[float, float], angle: float) -> None:
         scale = self.plan.scale
-        colour = [(230, 230, 230), (40, 40, 44), (150, 40, 36), (60, 80, 130), (170, 172, 176)][int(rng.integers(5))]
+        colour = [(230, 230, 230), (40, 40, 44), (150, 40, 36), (60, 80, 130), (170, 172, 176)][
+            int(rng.integers(5))
+        ]
         draw.polygon(polygon(rectangle(spot, 8 * scale, 3.8 * scale, angle)), fill=colour)
 
     def trees(
-        self, rng: Rng, draw: ImageDraw.ImageDraw, dark: ImageDraw.ImageDraw, trees: Points, colour: Floats, light: Light
+        self,
+        rng: Rng,
+        draw: ImageDraw.ImageDraw,
+        dark: ImageDraw.ImageDraw,
+        trees: Points,
+        colour: Floats,
+        light: Light,
     ) -> None:
         """Crowns with a lit side; their shadows go onto the ground."""
         bright = rng.normal(0, 9, len(trees))
@@ -277,13 +306,17 @@ class Painter:
         if light.lean != (0.0, 0.0):  # the wall that an off-nadir view shows
             draw.polygon(polygon(corners + lean * 0.5), fill=paint(colour * 0.6))
         a, b, c, d = corners + lean
-        sun = -(light.dx * -np.sin(house.angle) + light.dy * np.cos(house.angle))  # how the c-d slope faces the light
+        sun = -(
+            light.dx * -np.sin(house.angle) + light.dy * np.cos(house.angle)
+        )  # how the c-d slope faces the light
         lit, shaded = colour * (1 + 0.16 * sun), colour * (1 - 0.16 * sun)
         if house.roof == "flat":
             draw.polygon(polygon(np.stack([a, b, c, d])), fill=paint(colour), outline=paint(colour * 0.8))
             if house.length > 40:  # plant on big roofs
                 spot = a + (b - a) * 0.3 + (d - a) * 0.4
-                draw.polygon(polygon(rectangle((spot[0], spot[1]), 6, 4, house.angle)), fill=paint(colour * 0.7))
+                draw.polygon(
+                    polygon(rectangle((spot[0], spot[1]), 6, 4, house.angle)), fill=paint(colour * 0.7)
+                )
         elif house.roof == "hip":
             ridge = [(a + d) / 2 + (b - a) * 0.28, (b + c) / 2 - (b - a) * 0.28]
             draw.polygon(polygon(np.stack([a, b, ridge[1], ridge[0]])), fill=paint(shaded))
@@ -292,7 +325,9 @@ class Painter:
             draw.polygon(polygon(np.stack([b, c, ridge[1]])), fill=paint(colour * 1.05))
         else:
             if house.roof == "ell":
-                wing = rectangle(((c + b) / 2 + (c - b) * 0.35).tolist(), house.length * 0.42, house.depth, house.angle)
+                wing = rectangle(
+                    ((c + b) / 2 + (c - b) * 0.35).tolist(), house.length * 0.42, house.depth, house.angle
+                )
                 draw.polygon(polygon(wing + 0.0), fill=paint(lit * 0.97))
             left, right = (a + d) / 2, (b + c) / 2
             draw.polygon(polygon(np.stack([a, b, right, left])), fill=paint(shaded))
@@ -308,7 +343,9 @@ class Painter:
         code, thing, under = ImageDraw.Draw(change), ImageDraw.Draw(things), ImageDraw.Draw(cover)
         for patch in plan.patches:
             if patch.when == "both":
-                under.polygon(polygon(patch.outline), fill=COVER["built" if patch.ground == "parking" else "soil"])
+                under.polygon(
+                    polygon(patch.outline), fill=COVER["built" if patch.ground == "parking" else "soil"]
+                )
             elif patch.ground in ("construction", "parking"):
                 code.polygon(polygon(patch.outline), fill=CODE["ground_opened"])
         for wood in plan.woods:
@@ -323,9 +360,15 @@ class Painter:
                 under.polygon(polygon(pond.outline), fill=COVER["water"])
                 code.polygon(polygon(pond.outline), fill=0)
             else:
-                code.polygon(polygon(pond.outline), fill=CODE["water_new" if pond.when == "built" else "water_gone"])
+                code.polygon(
+                    polygon(pond.outline), fill=CODE["water_new" if pond.when == "built" else "water_gone"]
+                )
         number = 0
-        for when in ("built", "removed", "both"):  # where a new road meets an old one, the old one is no change
+        for when in (
+            "built",
+            "removed",
+            "both",
+        ):  # where a new road meets an old one, the old one is no change
             for road in plan.roads:
                 if road.when == when:
                     line, width = polygon(road.line), max(2, round(road.width))
@@ -350,6 +393,6 @@ class Painter:
         return np.asarray(change), np.asarray(things).astype(np.uint16), np.asarray(cover)
 
 
-def paint(colour: Floats) -> tuple[int, int, int]:
+def paint(colour: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
     r, g, b = np.clip(colour, 0, 255)
     return int(r), int(g), int(b)

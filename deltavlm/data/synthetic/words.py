@@ -32,7 +32,7 @@ class Turn:
 
 
 def amount(number: int, noun: str) -> str:
-    """"a house", "two houses", "several houses", "many houses"."""
+    """ "a house", "two houses", "several houses", "many houses"."""
     if number == 1:
         return f"a {noun}"
     if number <= 3:
@@ -126,7 +126,13 @@ def _others(facts: Facts, gone: int, lost: int) -> list[str]:
 def _ways(clause: str) -> list[str]:
     """A clause that stands alone, told in five ways where the language has them."""
     past = clause.replace(" is ", " has been ").replace(" are ", " have been ")
-    ways = [clause, past, f"in the second image {clause}", f"the change is that {clause}", f"{clause} between the two dates"]
+    ways = [
+        clause,
+        past,
+        f"in the second image {clause}",
+        f"the change is that {clause}",
+        f"{clause} between the two dates",
+    ]
     return list(dict.fromkeys(ways))
 
 
@@ -154,12 +160,24 @@ def open_questions(facts: Facts) -> tuple[Turn, ...]:
     gone = facts.counts["building_removed"]
     trees, water = facts.ground.get("trees_removed"), facts.ground.get("water_new")
     turns = [
-        Turn("Are there any new buildings?", f"yes, {amount(built, 'new house')}" if built else "no, there are no new buildings"),
-        Turn("Are there any new roads?", f"yes, {amount(roads, 'new road')}" if roads else "no, there are no new roads"),
+        Turn(
+            "Are there any new buildings?",
+            f"yes, {amount(built, 'new house')}" if built else "no, there are no new buildings",
+        ),
+        Turn(
+            "Are there any new roads?",
+            f"yes, {amount(roads, 'new road')}" if roads else "no, there are no new roads",
+        ),
         Turn("Where are the new buildings located?", in_words(facts.cells["building_built"])),
         Turn("Where are the new roads located?", in_words(facts.cells["road_built"])),
-        Turn("Were any buildings demolished?", f"yes, {amount(gone, 'house')}" if gone else "no, no building was demolished"),
-        Turn("Have trees been removed?", "yes, the trees are removed" if trees else "no, the trees are still there"),
+        Turn(
+            "Were any buildings demolished?",
+            f"yes, {amount(gone, 'house')}" if gone else "no, no building was demolished",
+        ),
+        Turn(
+            "Have trees been removed?",
+            "yes, the trees are removed" if trees else "no, the trees are still there",
+        ),
         Turn("Is there any new water?", "yes, a pond appears" if water else "no, there is no new water"),
         Turn("What is the main change between the two images?", captions(facts)[0]),
     ]

@@ -1,0 +1,81 @@
+"""Scores of a model on drawn scenes: what it says against what is true, answer by answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltavlm.data.synthetic import words
+from deltavlm.data.synthetic.cache import open_cache
+from deltavlm.data.synthetic.facts import Facts, facts_of
+from deltavlm.errors import AnswerParseError
+from deltavlm.metrics import binary, counts, sets
+from deltavlm.model.interface import ChangeModel, Question, Reply
+from deltavlm.tasks import caption, classify, count, locate
+
+QUESTIONS = (
+    Question("caption", caption.PROMPT),
+    Question("change", classify.PROMPT, yes_no=True),
+    Question("count", count.PROMPT),
+    Question("location", locate.PROMPT),
+)
+
+
+def said_and_true(
+    model: ChangeModel, cache: Path, limit: int | None = None, batch: int = 16
+) -> tuple[list[list[Reply]], list[Facts]]:
+    """The four standing questions asked of every pair of a cache: replies as [pair][question], and the facts."""
+    pictures, truth = open_cache(cache)
+    number = min(limit or len(pictures), len(pictures))
+    replies: list[list[Reply]] = []
+    for start in range(0, number, batch):
+        part = np.ascontiguousarray(pictures[start : min(start + batch, number)].transpose(1, 0, 4, 2, 3))
+        replies += model.answer(model.encode(part[0], part[1]), QUESTIONS)
+    return replies, [facts_of(*maps) for maps in truth[:number]]
+
+
+def scores(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[str, Any]:
+    """What the nano table shows. An answer that cannot be read counts as "nothing" and is counted in `unreadable`."""
+    unreadable = 0
+
+    def read(task: Any, text: str, nothing: Any) -> Any:
+        nonlocal unreadable
+        try:
+            return task.parse(text)
+        except AnswerParseError:
+            unreadable += 1
+            return nothing
+
+    changed = [fact.changed for fact in facts]
+    chance = [reply[1].score for reply in replies]
+    said_yes = [read(classify, reply[1].text, False) for reply in replies]
+    counted = [read(count, reply[2].text, count.Counts(0, 0)) for reply in replies]
+    true_counts = [words.counted(fact) for fact in facts]
+    located = [read(locate, reply[3].text, locate.Cells()) for reply in replies]
+    true_cells = [words.located(fact) for fact in facts]
+    exact = [
+        caption.score(reply[0].text, words.captions(fact))["exact"]
+        for reply, fact in zip(replies, facts, strict=True)
+    ]
+    roads = [(a.roads, b.roads) for a, b in zip(counted, true_counts, strict=True)]
+    buildings = [(a.buildings, b.buildings) for a, b in zip(counted, true_counts, strict=True)]
+    return {
+        "pairs": len(facts),
+        "changed_share": float(np.mean(changed)),
+        "yes_no_accuracy": binary.accuracy(said_yes, changed),
+        "yes_no_balanced": binary.balanced_accuracy(said_yes, changed),
+        "yes_no_auc": binary.auc(chance, changed),
+        "calibration_error": binary.calibration_error(chance, changed),
+        "count_mae_buildings": counts.mae(*zip(*buildings, strict=True)),
+        "count_mae_roads": counts.mae(*zip(*roads, strict=True)),
+        "count_mae_all": counts.mae(*zip(*(roads + buildings), strict=True)),
+        "count_mae_always_zero": counts.mae([0] * 2 * len(facts), [true for _, true in roads + buildings]),
+        "cell_f1_buildings": sets.micro([c.buildings for c in located], [c.buildings for c in true_cells]).f1,
+        "cell_f1_roads": sets.micro([c.roads for c in located], [c.roads for c in true_cells]).f1,
+        "caption_exact": float(np.mean(exact)),
+        "caption_exact_changed": float(np.mean([e for e, c in zip(exact, changed, strict=True) if c])),
+        "unreadable": unreadable,
+    }

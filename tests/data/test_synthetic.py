@@ -1,0 +1,129 @@
+"""Made scenes: the same from the same seed, with a truth that survives cutting, turning and swapping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltavlm.data.synthetic import Scene, make_scene, words
+from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
+from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
+from deltavlm.data.synthetic.paint import CHANGES, CODE
+from deltavlm.tasks import classify, count, locate
+from deltavlm.tasks.text import NO_CHANGE, clean
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [make_scene(seed) for seed in range(12)]
+
+
+def facts(scene: Scene) -> Facts:
+    return facts_of(scene.change, scene.things, scene.cover)
+
+
+def test_a_seed_is_a_scene(scenes: list[Scene]) -> None:
+    again, other = make_scene(0), make_scene(1)
+    assert np.array_equal(again.after, scenes[0].after)
+    assert not np.array_equal(other.after, scenes[0].after)
+    assert again.before.shape == (256, 256, 3)
+    assert again.change.shape == again.things.shape == again.cover.shape == (256, 256)
+
+
+def test_scenes_of_both_kinds_come_out(scenes: list[Scene]) -> None:
+    assert {facts(scene).changed for scene in scenes} == {True, False}
+
+
+def test_an_unchanged_scene_differs_in_pixels_alone(scenes: list[Scene]) -> None:
+    """Season, light and noise differ although nothing has changed: that is the hard part."""
+    still = [scene for scene in scenes if not scene.change.any()]
+    assert still
+    for scene in still:
+        assert np.abs(scene.before.astype(int) - scene.after).mean() > 2
+
+
+def test_change_share_is_obeyed() -> None:
+    assert not any(make_scene(seed, 64, 64, change=0.0).change.any() for seed in range(8))
+
+
+def test_built_things_are_new_pixels(scenes: list[Scene]) -> None:
+    """Every counted thing has its own id, and lies where the change map says building or road."""
+    for scene in scenes:
+        kinds = np.isin(scene.change, [CODE[k] for k in CHANGES if k.startswith(("building", "road"))])
+        assert not scene.things[~kinds].any()
+
+
+@pytest.mark.parametrize("quarter", [1, 2, 3])
+def test_turning_a_scene_turns_its_cells(scenes: list[Scene], quarter: int) -> None:
+    for scene in scenes:
+        told, turned = facts(scene), facts(scene.turned(quarter, mirror=False))
+        assert told.counts == turned.counts
+        grid = np.array([label in told.building_cells for label in locate.LABELS]).reshape(3, 3)
+        wanted = np.rot90(grid, quarter).ravel()
+        said = [label in turned.building_cells for label in locate.LABELS]
+        assert np.sum(wanted != said) <= 1  # 256 px do not split into three equal parts
+
+
+def test_swapping_the_dates_swaps_built_and_removed(scenes: list[Scene]) -> None:
+    assert np.array_equal(SWAPPED[SWAPPED], np.arange(len(CHANGES)))
+    for scene in scenes:
+        there, back = facts(scene), facts_of(SWAPPED[scene.change], scene.things, scene.cover)
+        assert there.counts["building_built"] == back.counts["building_removed"]
+        assert there.counts["road_built"] == back.counts["road_removed"]
+        assert there.changed == back.changed
+
+
+def test_a_window_has_the_facts_of_its_part(scenes: list[Scene]) -> None:
+    scene = next(s for s in scenes if facts(s).counts["building_built"] > 3)
+    parts = [scene.window(row, col, 128) for row in (0, 128) for col in (0, 128)]
+    assert sum(facts(p).counts["building_built"] for p in parts) >= facts(scene).counts["building_built"]
+
+
+def test_cell_shares_add_up() -> None:
+    mask = np.random.default_rng(0).random((100, 130)) < 0.3
+    shares = cell_shares(mask)
+    areas = np.outer(np.diff([0, 33, 67, 100]), np.diff([0, 43, 87, 130])).ravel()
+    assert shares @ areas == pytest.approx(mask.sum())
+
+
+def test_answers_read_back_as_the_truth(scenes: list[Scene]) -> None:
+    """parse after format is the identity, for every task and every scene."""
+    for scene in scenes:
+        fact = facts(scene)
+        assert classify.parse(classify.format_answer(fact.changed)) == fact.changed
+        assert count.parse(words.told_count(fact)) == words.counted(fact)
+        assert locate.parse(locate.format_answer(words.located(fact))) == words.located(fact)
+        turns = words.dialogue(fact)
+        assert count.parse(turns[1].answer) == words.counted(fact)
+        assert (words.captions(fact) == NO_CHANGE) == (not fact.changed)
+
+
+def test_sentences_are_clean_and_differ(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        told = words.captions(facts(scene))
+        assert len(set(told)) >= 3
+        for sentence in (*told, *(turn.answer for turn in words.open_questions(facts(scene)))):
+            assert sentence == clean(sentence)
+            assert "  " not in sentence
+            assert sentence == sentence.strip()
+
+
+def test_a_cache_holds_the_scenes_of_its_seeds(tmp_path: Path) -> None:
+    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    pictures, truth = open_cache(tmp_path)
+    assert pictures.shape == (3, 2, 64, 64, 3)
+    scene = make_scene(41, 64, 64, change=0.6)
+    assert np.array_equal(pictures[1, 0], scene.before)
+    assert np.array_equal(truth[1, 0], half(scene.change))
+    stamp = (tmp_path / "pictures.npy").stat().st_mtime_ns
+    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
+
+
+def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
+    scene = make_scene(2, 640, 320, change=1.0)
+    assert scene.before.shape == (320, 640, 3)
+    assert scene.change[:, :320].any()
+    assert scene.change[:, 320:].any()

@@ -1,0 +1,149 @@
+"""The two halves, and the laws that hold between training and use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltavlm.config import load, shipped
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.deltavlm import IGNORED, Text, build
+from tests.tiny import TINY, tiny_codec, tiny_model
+
+
+def pictures(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(7)
+    return torch.randn(pairs, 3, 64, 64), torch.randn(pairs, 3, 64, 64)
+
+
+def test_a_pair_alone_equals_the_pair_in_a_batch() -> None:
+    model, (before, after) = tiny_model(), pictures(3)
+    with torch.inference_mode():
+        many = model.encode_pair(before, after)
+        for index in range(3):
+            alone = model.encode_pair(before[index : index + 1], after[index : index + 1])
+            torch.testing.assert_close(alone.tokens[0], many.tokens[index], atol=2e-5, rtol=1e-4)
+
+
+def test_swapping_the_dates_changes_the_features() -> None:
+    """Direction must survive: after minus before is not before minus after."""
+    model, (before, after) = tiny_model(), pictures(1)
+    with torch.inference_mode():
+        there, back = model.encode_pair(before, after).tokens, model.encode_pair(after, before).tokens
+    half = TINY.vision.grid**2
+    assert not torch.allclose(there[:, :half], back[:, half : 2 * half], atol=1e-3)
+
+
+def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
+    """The log-probability of every generated token is what the loss gives for the same answer."""
+    model, codec = tiny_model(), tiny_codec(tmp_path)
+    ids = codec.encode("q please briefly describe the changes in these two images")
+    question = codec.batch([ids, ids], "right")
+    prompt = codec.batch([[codec.bos, *ids]] * 2, "left")
+    with torch.inference_mode():
+        tokens = model.encode_pair(*pictures(2)).tokens
+        made, logs = model.generate(
+            tokens, question, prompt, max_new_tokens=9, bos=codec.bos, eos=codec.eos, pad=codec.pad
+        )
+        answers = [[id_ for id_ in row if id_ != codec.pad] for row in made.tolist()]
+        text = codec.batch([[codec.bos, *ids, *answer] for answer in answers], "right")
+        labels = text.ids.masked_fill(text.mask == 0, IGNORED)
+        labels[:, : len(ids) + 1] = IGNORED
+        losses = model.token_losses(tokens, question, text, labels)
+    for row, answer in enumerate(answers):
+        told = losses[row][len(ids) + 1 : len(ids) + 1 + len(answer)]
+        torch.testing.assert_close(-told, logs[row, : len(answer)], atol=1e-4, rtol=1e-4)
+
+
+def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path) -> None:
+    model, codec = tiny_model(), tiny_codec(tmp_path)
+    long, short = codec.encode("q please judge whether these two images have changed"), codec.encode("q yes")
+    question = codec.batch([long, short], "right")
+    prompt = codec.batch([[codec.bos, *long], [codec.bos, *short]], "left")
+    with torch.inference_mode():
+        tokens = model.encode_pair(*pictures(2)).tokens
+        first = model.first_logits(tokens, question, prompt)
+        made, logs = model.generate(
+            tokens, question, prompt, max_new_tokens=1, bos=codec.bos, eos=codec.eos, pad=codec.pad
+        )
+    assert first.argmax(dim=1).tolist() == made[:, 0].tolist()
+    torch.testing.assert_close(first.log_softmax(dim=1).amax(dim=1), logs[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_padding_does_not_reach_the_answer(tmp_path: Path) -> None:
+    """A short question beside a long one gets the logits that it gets alone."""
+    model, codec = tiny_model(), tiny_codec(tmp_path)
+    long, short = codec.encode("q please judge whether these two images have changed"), codec.encode("q yes")
+    with torch.inference_mode():
+        tokens = model.encode_pair(*pictures(1)).tokens
+        alone = model.first_logits(
+            tokens, codec.batch([short], "right"), codec.batch([[codec.bos, *short]], "left")
+        )
+        mixed = model.first_logits(
+            tokens.expand(2, -1, -1),
+            codec.batch([long, short], "right"),
+            codec.batch([[codec.bos, *long], [codec.bos, *short]], "left"),
+        )
+    torch.testing.assert_close(alone[0], mixed[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_question_guides_what_the_queries_find(tmp_path: Path) -> None:
+    model, codec = tiny_model(), tiny_codec(tmp_path)
+    with torch.inference_mode():
+        tokens = model.encode_pair(*pictures(1)).tokens
+        soft = [
+            model.query(tokens, codec.batch([codec.encode(q)], "right")) for q in ("q yes", "q two houses")
+        ]
+    assert soft[0].shape == (1, TINY.qformer.queries, TINY.language.hidden)
+    assert not torch.allclose(soft[0], soft[1], atol=1e-4)
+
+
+def test_gradient_of_the_words_reaches_the_vision_tower(tmp_path: Path) -> None:
+    """The whole path difference tokens -> Q-Former -> language model is trained, the point of the architecture."""
+    model, codec = tiny_model().train(), tiny_codec(tmp_path)
+    model.use_attention("eager")
+    tokens = model.encode_pair(*pictures(2)).tokens
+    ids = codec.encode("q yes")
+    text = codec.batch([[codec.bos, *ids, codec.eos]] * 2, "right")
+    labels = text.ids.masked_fill(text.ids != codec.eos, IGNORED)
+    model.loss(tokens, codec.batch([ids] * 2, "right"), text, labels).backward()
+    for module in (model.vision.tower, model.difference.context1, model.qformer, model.projection):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        (
+            "deltavlm-7b",
+            {
+                "vision.tower": 985_894_528,
+                "vision.norm": 2_816,
+                "difference": 1_982_464 + 1_983_872 + 1_982_464 + 1_983_872 + 5_948_800,
+                "qformer.bert": 185_660_672 - 512,  # upstream counts the position_ids buffer
+                "qformer.query_tokens": 24_576,
+                "projection": 3_149_824,
+                "language": 6_738_415_616,
+            },
+        ),
+        ("nano", {"dense.place": 2_560}),
+    ],
+)
+def test_shipped_configs_build_at_the_published_size(name: str, counts: dict[str, int]) -> None:
+    """Parameter counts of every part of the published model, on the meta device."""
+    with torch.device("meta"):
+        model = build(load(shipped(f"{name}.yaml"), DeltaVLMConfig))
+    for part, count in counts.items():
+        found = (
+            model.get_parameter(part).numel()
+            if part.endswith(("tokens", "place"))
+            else sum(p.numel() for p in model.get_submodule(part).parameters())
+        )
+        assert found == count, part
+
+
+def test_text_batches_move() -> None:
+    text = Text(torch.ones(1, 2), torch.ones(1, 2)).to("meta")
+    assert text.ids.is_meta and text.mask.is_meta
