@@ -1,7 +1,8 @@
 """Scores of a model on held-out made scenes and, where a folder of them is given, on real pairs.
 
-Made: scenes of seeds that no training or calibration ever saw. Real: a folder with `mask_cells.csv` (pair_id, share of the
-mask, cells) and `labels.csv` (labels by eye), and for every pair a folder with before.png, after.png and mask.png.
+Made: scenes of seeds that no training or calibration ever saw. Real: a folder with `mask_cells.csv`
+(pair_id, share of the mask, cells) and `labels.csv` (labels by eye), and for every pair a folder with
+before.png, after.png and mask.png.
 
     python benchmarks/nano_scores.py --scenes 1000 --real FOLDER --json scores.json
 
@@ -36,7 +37,7 @@ from deltavlm.tasks.locate import LABELS  # noqa: E402
 from deltavlm.training.evaluate import QUESTIONS, said_and_true, scores  # noqa: E402
 
 LEAST_CHANGED = 0.005  # share of the mask from which a real pair counts as changed
-SHORT = dict(zip("TL TC TR ML MC MR BL BC BR".split(), LABELS, strict=True))
+SHORT = dict(zip(("TL", "TC", "TR", "ML", "MC", "MR", "BL", "BC", "BR"), LABELS, strict=True))
 
 
 def made(model: ChangeModel, number: int) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def picture(path: Path, size: int) -> np.ndarray:
 
 
 def plain_difference(before: np.ndarray, after: np.ndarray) -> float:
-    """The baseline that knows nothing: mean absolute difference after matching mean and deviation of the bands."""
+    """The baseline that knows nothing: mean absolute difference after matching mean and deviation of the
+    bands."""
     a, b = (x.astype(float) for x in (before, after))
     a, b = ((x - x.mean((1, 2), keepdims=True)) / (x.std((1, 2), keepdims=True) + 1e-6) for x in (a, b))
     return float(np.abs(a - b).mean())
@@ -68,7 +70,9 @@ def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
     replies: list[Sequence[Reply]] = []
     plain = []
     for row in rows:
-        before, after = (picture(folder / row[0] / f"{date}.png", model.chip_px) for date in ("before", "after"))
+        before, after = (
+            picture(folder / row[0] / f"{date}.png", model.chip_px) for date in ("before", "after")
+        )
         replies += model.answer(model.encode(before[None], after[None]), QUESTIONS)
         plain.append(plain_difference(before, after))
     chance = [reply[1].score for reply in replies]
@@ -85,7 +89,12 @@ def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
     seen = [index for index, label in enumerate(eye) if label is not None]
     # Buildings: cells of the mask where the mask is of buildings, cells by eye where new buildings were seen.
     levir = [index for index, row in enumerate(rows) if row[0].startswith("levir")]
-    built = [i for i in seen if by_eye[rows[i][0]]["buildings_new"] in ("yes", "no") and by_eye[rows[i][0]]["roads_new"] != "unsure"]
+    built = [
+        i
+        for i in seen
+        if by_eye[rows[i][0]]["buildings_new"] in ("yes", "no")
+        and by_eye[rows[i][0]]["roads_new"] != "unsure"
+    ]
 
     def eye_cells(index: int) -> list[str]:
         row = by_eye[rows[index][0]]
@@ -100,14 +109,20 @@ def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
         "balanced accuracy, any mask": binary.balanced_accuracy(yes, any_mask),
         "AUC, any mask": binary.auc(chance, any_mask),
         "pairs by eye": len(seen),
-        "balanced accuracy, by eye": binary.balanced_accuracy([yes[i] for i in seen], [bool(eye[i]) for i in seen]),
+        "balanced accuracy, by eye": binary.balanced_accuracy(
+            [yes[i] for i in seen], [bool(eye[i]) for i in seen]
+        ),
         "AUC, by eye": binary.auc([chance[i] for i in seen], [bool(eye[i]) for i in seen]),
         "AUC plain difference, by eye": binary.auc([plain[i] for i in seen], [bool(eye[i]) for i in seen]),
         "building cells F1, LEVIR-CD masks": sets.micro(
             [located[i] for i in levir], [[SHORT[c] for c in rows[i][4].split()] for i in levir]
         ).f1,
-        "building cells F1, by eye": sets.micro([located[i] for i in built], [eye_cells(i) for i in built]).f1,
-        "building cells F1, every cell always": sets.micro([LABELS for _ in built], [eye_cells(i) for i in built]).f1,
+        "building cells F1, by eye": sets.micro(
+            [located[i] for i in built], [eye_cells(i) for i in built]
+        ).f1,
+        "building cells F1, every cell always": sets.micro(
+            [LABELS for _ in built], [eye_cells(i) for i in built]
+        ).f1,
     }
     for row, reply, truth in zip(rows, replies, masked, strict=True):
         print(f"{row[0]:44s} {truth!s:5} {row[2]} {reply[1].score:.2f} {reply[0].text}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
     python benchmarks/overlay.py before.tif after.tif out.gpkg picture.png [--width 700]
 
-Left the earlier image, right the later one; a chip's frame goes from grey (0) to red (1) with `changed_score`, cells that
-were named are shaded, and changed chips carry their captions.
+Left the earlier image, right the later one; a chip's frame goes from grey (0) to red (1) with
+`changed_score`, cells that were named are shaded, and changed chips carry their captions.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ def views(before: str, after: str, *, allow_no_crs: bool) -> tuple[list[Image.Im
         return [Image.fromarray(array) for array in arrays], reader.transform
 
 
-def draw(before: str, after: str, output: str, picture: Path, width: int, *, allow_no_crs: bool, captions: bool) -> None:
+def draw(
+    before: str, after: str, output: str, picture: Path, width: int, *, allow_no_crs: bool, captions: bool
+) -> None:
     images, transform = views(before, after, allow_no_crs=allow_no_crs)
     chips = pyogrio.read_dataframe(output, layer="chips")
     cells = pyogrio.read_dataframe(output, layer="locations")
     inverse = ~transform  # type: ignore[operator]
     scale = width / images[0].width
-    panels = [image.resize((width, round(image.height * scale)), Image.Resampling.LANCZOS) for image in images]
+    panels = [
+        image.resize((width, round(image.height * scale)), Image.Resampling.LANCZOS) for image in images
+    ]
     font = ImageFont.load_default(size=max(11, min(17, round(15 * scale * 256 / 230))))
 
     def points(shape: object) -> list[tuple[float, float]]:
@@ -57,7 +61,9 @@ def draw(before: str, after: str, output: str, picture: Path, width: int, *, all
     panels[1] = Image.alpha_composite(panels[1].convert("RGBA"), shade).convert("RGB")
     pen = ImageDraw.Draw(panels[1])
     for _, chip in chips.iterrows():
-        score = 0.0 if chip.changed_score is None or np.isnan(chip.changed_score) else float(chip.changed_score)
+        score = (
+            0.0 if chip.changed_score is None or np.isnan(chip.changed_score) else float(chip.changed_score)
+        )
         colour = (int(150 + 105 * score), int(150 - 110 * score), int(150 - 120 * score))
         corners = points(chip.geometry)
         pen.line([*corners, corners[0]], fill=colour, width=3 if score >= 0.5 else 1)
@@ -65,7 +71,9 @@ def draw(before: str, after: str, output: str, picture: Path, width: int, *, all
             x, y = min(p[0] for p in corners) + 5, min(p[1] for p in corners) + 4
             room = max(12, int((max(p[0] for p in corners) - x) / (font.size * 0.53)))
             text = "\n".join(textwrap.wrap(f"{score:.2f} {chip.caption}", room))
-            pen.multiline_text((x, y), text, font=font, fill=(255, 255, 255), stroke_width=2, stroke_fill=(0, 0, 0))
+            pen.multiline_text(
+                (x, y), text, font=font, fill=(255, 255, 255), stroke_width=2, stroke_fill=(0, 0, 0)
+            )
     gap = 6
     sheet = Image.new("RGB", (2 * width + gap, panels[0].height), (255, 255, 255))
     sheet.paste(panels[0], (0, 0))

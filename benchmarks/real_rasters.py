@@ -2,9 +2,10 @@
 
     python benchmarks/real_rasters.py FOLDER OUT
 
-FOLDER holds naip_nd/2009_2020 (grids differ), oscd/abudhabi (uint16, grids differ), landsat_peru/1985_2020 (EPSG:4326) and
-sztaki_256/szada_2_y256_x256 (PNG, no CRS). For each pair: the output is read back, chips are counted against the plan,
-every polygon must lie inside the footprint of the before image, and a picture is drawn into OUT. Exits 1 if one fails.
+FOLDER holds naip_nd/2009_2020 (grids differ), oscd/abudhabi (uint16, grids differ), landsat_peru/1985_2020
+(EPSG:4326) and sztaki_256/szada_2_y256_x256 (PNG, no CRS). For each pair: the output is read back, chips
+are counted against the plan, every polygon must lie inside the footprint of the before image, and a
+picture is drawn into OUT. Exits 1 if one fails.
 """
 
 from __future__ import annotations
@@ -43,7 +44,18 @@ def check(folder: Path, name: str, suffix: str, flags: list[str], out: Path) -> 
     """Runs one pair; returns what was wrong."""
     before, after = (folder / name / f"{date}{suffix}" for date in ("before", "after"))
     output = out / f"{name.replace('/', '_')}.gpkg"
-    command = [sys.executable, "-m", "deltacli", "analyze", str(before), str(after), "-o", str(output), "--overwrite", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "deltacli",
+        "analyze",
+        str(before),
+        str(after),
+        "-o",
+        str(output),
+        "--overwrite",
+        *flags,
+    ]
     plan = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, text=True, cwd=ROOT)
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT)
     print(f"\n{name}: exit {done.returncode}\n{done.stderr.strip()}")
@@ -59,9 +71,19 @@ def check(folder: Path, name: str, suffix: str, flags: list[str], out: Path) -> 
     outside = [chip.chip_id for _, chip in chips.iterrows() if not slack.contains(chip.geometry)]
     if outside:
         faults.append(f"outside the footprint: {', '.join(outside)}")
-    print(f"{len(chips)} chips, {int(chips.changed.fillna(False).sum())} changed, statuses {chips.status.value_counts().to_dict()}")
+    changed, statuses = int(chips.changed.fillna(False).sum()), chips.status.value_counts().to_dict()
+    changed, statuses = int(chips.changed.fillna(False).sum()), chips.status.value_counts().to_dict()
+    print(f"{len(chips)} chips, {changed} changed, statuses {statuses}")
     picture = out / f"{name.replace('/', '_')}.png"
-    draw(str(before), str(after), str(output), picture, 700, allow_no_crs="--allow-no-crs" in flags, captions=True)
+    draw(
+        str(before),
+        str(after),
+        str(output),
+        picture,
+        700,
+        allow_no_crs="--allow-no-crs" in flags,
+        captions=True,
+    )
     return faults
 
 

@@ -22,7 +22,9 @@ synth = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; made if it is missing.")]
-Seed = Annotated[int, typer.Option("--seed", show_envvar=False, min=0, help="The same seed gives the same scenes.")]
+Seed = Annotated[
+    int, typer.Option("--seed", show_envvar=False, min=0, help="The same seed gives the same scenes.")
+]
 Change = Annotated[
     float,
     typer.Option(
@@ -135,7 +137,8 @@ def scene(
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """One pair of GeoTIFFs: before.tif, after.tif, truth.tif (codes) and truth.json (what is true of each chip)."""
+    """One pair of GeoTIFFs: before.tif, after.tif, truth.tif (codes) and truth.json (what is true of each
+    chip)."""
     from affine import Affine
 
     from deltavlm.data.synthetic import make_scene

@@ -63,8 +63,8 @@ def draw_batch(
 ) -> Batch:
     """`size` random pairs of a cache.
 
-    `crop_px` cuts squares, of which the share `centred` lies on a changed place; `swap` is the chance that the dates
-    change places (what was built is then removed).
+    `crop_px` cuts squares, of which the share `centred` lies on a changed place; `swap` is the chance that
+    the dates change places (what was built is then removed).
     """
     chosen = rng.integers(len(pictures), size=size)
     return assemble(

@@ -1,7 +1,7 @@
 """ChangeChat-105k's layout on disk: pictures in images/SPLIT/A and B, questions and answers in JSON files.
 
-Two schemas (dataset card of hlwu/changechat-105k): captions as `{image_A, image_B, captions, changeflag}`, everything
-else as `{id, image: [A, B], changeflag, conversations: [{from: human | gpt, value}, ...]}`.
+Two schemas (dataset card of hlwu/changechat-105k): captions as `{image_A, image_B, captions, changeflag}`,
+everything else as `{id, image: [A, B], changeflag, conversations: [{from: human | gpt, value}, ...]}`.
 """
 
 from __future__ import annotations
@@ -82,10 +82,11 @@ def training_records(name: str, split: str, facts: Facts) -> list[dict[str, Any]
 
 
 def write_chip_set(folder: Path, split: str, scenes: Iterable[tuple[str, Scene]]) -> int:
-    """Writes named scenes as a split: pictures, `label` maps of change codes, and JSON files; returns how many.
+    """Writes named scenes as a split: pictures, `label` maps of change codes, and JSON files; returns how
+    many.
 
-    The files are `synthetic_SPLIT.json` (captions) and `synthetic_SPLIT_binary.json`, `_count`, `_loc`, `_open`, `_dialog`;
-    for "train" one `synthetic_train.json` of instructions, as ChangeChat-105k has it.
+    The files are `synthetic_SPLIT.json` (captions) and `synthetic_SPLIT_binary.json`, `_count`, `_loc`,
+    `_open`, `_dialog`; for "train" one `synthetic_train.json` of instructions, as ChangeChat-105k has it.
     """
     files: dict[str, list[dict[str, Any]]] = {}
     number = 0

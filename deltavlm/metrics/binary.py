@@ -13,7 +13,8 @@ def accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float:
 
 
 def balanced_accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float:
-    """Mean of the shares of right answers among the true yes and among the true no; nan if one of them is empty.
+    """Mean of the shares of right answers among the true yes and among the true no; nan if one of them is
+    empty.
 
     >>> balanced_accuracy([True, True, False, True], [True, True, True, False])
     0.3333333333333333
@@ -39,7 +40,8 @@ def auc(scores: Sequence[float], truth: Sequence[bool]) -> float:
 
 
 def calibration_error(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> float:
-    """Expected calibration error: how far the mean score of a bin lies from its share of yes, weighted by size."""
+    """Expected calibration error: how far the mean score of a bin lies from its share of yes, weighted by
+    size."""
     values, facts = np.asarray(scores, float), np.asarray(truth, bool)
     which = np.minimum((values * bins).astype(int), bins - 1)
     gaps = [

@@ -32,9 +32,7 @@ def save(
     small = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
         for name, tensor in weights.items()
-        if not name.endswith("num_batches_tracked")
-        and name != "language.lm_head.weight"
-        or not config.language.tied
+        if stored(name, tied=config.language.tied)
     }
     scratch = folder / f".{WEIGHTS}.tmp"
     save_file(small, scratch, metadata=dict(provenance))
@@ -42,6 +40,11 @@ def save(
     scratch = folder / f".{CONFIG}.tmp"
     scratch.write_text(json.dumps(to_mapping(config), indent=1) + "\n")
     scratch.replace(folder / CONFIG)
+
+
+def stored(name: str, *, tied: bool) -> bool:
+    """Whether a checkpoint holds this tensor: not the batch counters, and a tied output layer not twice."""
+    return not name.endswith("num_batches_tracked") and not (tied and name == "language.lm_head.weight")
 
 
 def read_config(folder: Path) -> DeltaVLMConfig:
@@ -77,12 +80,9 @@ def load(folder: Path) -> tuple[DeltaVLMConfig, DeltaVLM]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: bool) -> None:
-    """Puts weights into a model of meta tensors, strictly, in float32. Raises: ModelError naming the first differences."""
-    wanted = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.endswith("num_batches_tracked") and not (tied and name == "language.lm_head.weight")
-    }
+    """Puts weights into a model of meta tensors, strictly, in float32. Raises: ModelError naming the first
+    differences."""
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if stored(name, tied=tied)}
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     wrong = [
         f"{name} is {tuple(weights[name].shape)}, should be {tuple(tensor.shape)}"
@@ -110,7 +110,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: b
 
 
 def restore_buffers(model: nn.Module) -> None:
-    """Buffers that no checkpoint holds (image means, rotary frequencies, position ids) are made anew on the CPU."""
+    """Buffers that no checkpoint holds (image means, rotary frequencies, position ids) are made anew on
+    the CPU."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     for module in model.modules():

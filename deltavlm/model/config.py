@@ -1,7 +1,7 @@
 """The numbers of a DeltaVLM. Sizes nano and 7b differ in these, not in code.
 
-`configs/nano.yaml` and `configs/deltavlm-7b.yaml` hold the two shipped sets; a checkpoint folder holds its own in
-`config.json`.
+`configs/nano.yaml` and `configs/deltavlm-7b.yaml` hold the two shipped sets; a checkpoint folder holds its
+own in `config.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The encoder of one date. `tower` is "conv" (ours, for nano) or the name of a timm vision transformer."""
+    """The encoder of one date. `tower` is "conv" (ours, for nano) or the name of a timm vision
+    transformer."""
 
     tower: str
     image_px: int
@@ -46,7 +47,8 @@ class DifferenceConfig:
 
 @dataclass(frozen=True, slots=True)
 class DenseConfig:
-    """The change mask, four mask pixels along a patch; `counted` classes also get a density whose sum is a count."""
+    """The change mask, four mask pixels along a patch; `counted` classes also get a density whose sum is a
+    count."""
 
     classes: tuple[str, ...]  # the first is "none"
     counted: tuple[str, ...]
@@ -86,7 +88,8 @@ class LanguageConfig:
 
 @dataclass(frozen=True, slots=True)
 class PromptConfig:
-    """How a question is worded for the model. `normalise`: lower case, no punctuation, as in training (3.4 of BLIP's processor)."""
+    """How a question is worded for the model. `normalise`: lower case, no punctuation, as in training (3.4
+    of BLIP's processor)."""
 
     normalise: bool = False
     prefix: str = ""

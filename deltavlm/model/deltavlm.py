@@ -1,9 +1,10 @@
 """DeltaVLM (arXiv 2507.22346): two dates of a place and a question in, an answer out.
 
-    before, after -> VisionEncoder -> DifferencePerception -> [DenseHead] -> QFormer(question) -> Linear -> Llama
+    before, after -> VisionEncoder -> DifferencePerception -> [DenseHead] -> QFormer(question) -> Linear ->
+    Llama
 
-`encode_pair` holds no question and is paid once a pair; `query` holds one. `loss` and `generate` both go through these
-two, so that training and use can never see different features.
+`encode_pair` holds no question and is paid once a pair; `query` holds one. `loss` and `generate` both go
+through these two, so that training and use can never see different features.
 
 B pairs, R rows (one a question), T image tokens, D vision width, Q queries, S text tokens, L language width.
 """
@@ -82,7 +83,9 @@ class DeltaVLM(nn.Module):
             return PairFeatures(tokens)
         prefix = self.vision.config.prefix_tokens
         halves = [half[:, prefix:] for half in tokens.chunk(2, dim=1)]
-        mask_logits, density = self.dense(torch.cat(halves, dim=2), [torch.cat(m.chunk(2), dim=1) for m in maps])
+        mask_logits, density = self.dense(
+            torch.cat(halves, dim=2), [torch.cat(m.chunk(2), dim=1) for m in maps]
+        )
         if self.dense.config.evidence:
             tokens = torch.cat([tokens, self.dense.evidence(mask_logits, density).to(tokens.dtype)], dim=1)
         return PairFeatures(tokens, mask_logits, density)
@@ -99,8 +102,8 @@ class DeltaVLM(nn.Module):
         return torch.cat([soft_RQL.to(words.dtype), words], dim=1), torch.cat([seen, text.mask], dim=1)
 
     def token_losses(self, tokens_RTD: Tensor, question: Text, text: Text, labels_RS: Tensor) -> Tensor:
-        """Cross-entropy of each answer token (R, S), 0 elsewhere; `text` is question and answer, right-padded,
-        `labels` are IGNORED outside the answer."""
+        """Cross-entropy of each answer token (R, S), 0 elsewhere; `text` is question and answer,
+        right-padded, `labels` are IGNORED outside the answer."""
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
         hidden = self.language.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         told = hidden[:, -labels_RS.shape[1] - 1 : -1]  # the state before each text token predicts it
@@ -115,7 +118,8 @@ class DeltaVLM(nn.Module):
         return self.token_losses(tokens_RTD, question, text, labels_RS).sum() / (labels_RS != IGNORED).sum()
 
     def use_attention(self, kind: Literal["eager", "sdpa"]) -> None:
-        """How attention is computed. "eager" trains several times faster on a CPU in bf16; "sdpa" is best on a GPU."""
+        """How attention is computed. "eager" trains several times faster on a CPU in bf16; "sdpa" is best
+        on a GPU."""
         self.language.set_attn_implementation(kind)
         self.qformer.bert.set_attn_implementation(kind)
         for module in self.vision.modules():
@@ -136,7 +140,8 @@ class DeltaVLM(nn.Module):
         beams: int = 1,
         repetition_penalty: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Answers (R, new) as ids, padded behind their end, and the log-probability of each (R, new), 0 on padding.
+        """Answers (R, new) as ids, padded behind their end, and the log-probability of each (R, new), 0 on
+        padding.
 
         `text` is padded on the left. Greedy unless `beams` is above 1.
         """

@@ -35,10 +35,11 @@ class Up(nn.Module):
 class DenseHead(nn.Module):
     """Mask logits (B, C, 4 G, 4 G) and densities (B, K, G, G), whose sums are counts.
 
-    The difference tokens say what changed; on the way up to a quarter of the picture's resolution they meet the tower's
-    finer maps of both dates, if it has any (the decoder of FC-Siam-conc, Daudt et al. 2018, arXiv 1810.08462).
-    Trained as an auxiliary loss the head teaches the tokens where things are; `evidence` hands what it saw, in ten tokens
-    (the nine cells of the 3x3 grid, then the whole), to the Q-Former.
+    The difference tokens say what changed; on the way up to a quarter of the picture's resolution they
+    meet the tower's finer maps of both dates, if it has any (the decoder of FC-Siam-conc, Daudt et al.
+    2018, arXiv 1810.08462). Trained as an auxiliary loss the head teaches the tokens where things are;
+    `evidence` hands what it saw, in ten tokens (the nine cells of the 3x3 grid, then the whole), to the
+    Q-Former.
     """
 
     def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
@@ -58,17 +59,23 @@ class DenseHead(nn.Module):
             self.norm = nn.LayerNorm(width)
 
     def forward(self, patches_BN2D: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Difference tokens of both dates side by side (B, N, 2 D), and the tower's maps of both dates, finest first."""
+        """Difference tokens of both dates side by side (B, N, 2 D), and the tower's maps of both dates,
+        finest first."""
         side = int(patches_BN2D.shape[1] ** 0.5)
         x = F.relu(self.fuse(patches_BN2D)).transpose(1, 2).reshape(len(patches_BN2D), -1, side, side)
         for up, seen in zip(self.ups, reversed(maps) if maps else (None, None), strict=True):
             x = up(x, seen)
-        inside = torch.cat([F.avg_pool2d(x, UPSAMPLE), F.max_pool2d(x, UPSAMPLE)], dim=1).flatten(2).transpose(1, 2)
+        inside = (
+            torch.cat([F.avg_pool2d(x, UPSAMPLE), F.max_pool2d(x, UPSAMPLE)], dim=1)
+            .flatten(2)
+            .transpose(1, 2)
+        )
         density = F.softplus(self.density(torch.cat([patches_BN2D, inside], dim=2)))
         return self.mask(x), density.transpose(1, 2).reshape(len(x), -1, side, side)
 
     def evidence(self, mask_logits: Tensor, density: Tensor) -> Tensor:
-        """Ten tokens (B, 10, D): for each cell, row by row, and for the whole, how much of which class, and how many."""
+        """Ten tokens (B, 10, D): for each cell, row by row, and for the whole, how much of which class,
+        and how many."""
         share = mask_logits.float().softmax(dim=1)
         mean = torch.cat([thirds(share).flatten(2), share.mean(dim=(2, 3))[..., None]], dim=2)
         most = torch.cat(

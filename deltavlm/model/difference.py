@@ -20,8 +20,9 @@ class DifferencePerception(nn.Module):
         context = tanh(W_c d + W_c' x)      gate = sigmoid(W_g d + W_g' x)
         out     = W [x ; d ; gate * context]
 
-    One set of weights serves both dates, and d has the same sign for both, as in the released code. (The paper writes
-    separate weights, and hands on gate * context alone.) Mode "concat" hands both dates on untouched.
+    One set of weights serves both dates, and d has the same sign for both, as in the released code. (The
+    paper writes separate weights, and hands on gate * context alone.) Mode "concat" hands both dates on
+    untouched.
     """
 
     def __init__(self, width: int, config: DifferenceConfig) -> None:

@@ -1,4 +1,5 @@
-"""What the rest of the program knows of a model: pairs of pictures and questions in, replies out. Imports no torch."""
+"""What the rest of the program knows of a model: pairs of pictures and questions in, replies out. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Pixels = npt.NDArray[np.uint8]
 class Question:
     """One thing to ask of every pair.
 
-    `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` bounds the answer's length in tokens.
+    `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` bounds the answer's length
+    in tokens.
     """
 
     name: str

@@ -137,7 +137,8 @@ def translated(what: str, device: str) -> Iterator[None]:
 
 
 def resized(image_CHW: Pixels, size: int) -> Pixels:
-    """Bicubic with antialiasing by Pillow, as the published model was fed; transformers' own differs by a grey level."""
+    """Bicubic with antialiasing by Pillow, as the published model was fed; transformers' own differs by a
+    grey level."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(image_CHW.transpose(1, 2, 0)))

@@ -42,7 +42,8 @@ class Down(nn.Module):
 class ConvTower(nn.Module):
     """Residual convolutions down to one token a 16 px patch, then a few transformer blocks over all of them.
 
-    Convolutions learn edges and roofs from nothing in minutes on a CPU, where a plain ViT of this size does not.
+    Convolutions learn edges and roofs from nothing in minutes on a CPU, where a plain ViT of this size
+    does not.
     """
 
     def __init__(self, config: VisionConfig) -> None:

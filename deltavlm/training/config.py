@@ -22,8 +22,8 @@ class Scenes:
 class Phase:
     """One stretch of training.
 
-    `part` "vision" fits encoder, difference and dense head to masks; "language" fits Q-Former and language model to true
-    maps with made-up errors, no picture drawn; "joint" fits everything to pictures and words.
+    `part` "vision" fits encoder, difference and dense head to masks; "language" fits Q-Former and language
+    model to true maps with made-up errors, no picture drawn; "joint" fits everything to pictures and words.
     """
 
     part: Part

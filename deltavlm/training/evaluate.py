@@ -27,7 +27,8 @@ QUESTIONS = (
 def said_and_true(
     model: ChangeModel, cache: Path, limit: int | None = None, batch: int = 16
 ) -> tuple[list[list[Reply]], list[Facts]]:
-    """The four standing questions asked of every pair of a cache: replies as [pair][question], and the facts."""
+    """The four standing questions asked of every pair of a cache: replies as [pair][question], and the
+    facts."""
     pictures, truth = open_cache(cache)
     number = min(limit or len(pictures), len(pictures))
     replies: list[list[Reply]] = []
@@ -38,7 +39,8 @@ def said_and_true(
 
 
 def scores(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[str, Any]:
-    """What the nano table shows. An answer that cannot be read counts as "nothing" and is counted in `unreadable`."""
+    """What the nano table shows. An answer that cannot be read counts as "nothing" and is counted in
+    `unreadable`."""
     unreadable = 0
 
     def read(task: Any, text: str, nothing: Any) -> Any:

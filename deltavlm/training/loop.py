@@ -1,4 +1,5 @@
-"""The training loop: phases in order, one optimiser each, a running mean of the weights, checkpoints to resume from."""
+"""The training loop: phases in order, one optimiser each, a running mean of the weights, checkpoints to
+resume from."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def rate(phase: Phase, step: int) -> float:
 
 
 def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """True maps as an imperfect dense head would give them: blurred, patchy, unsure; (mask logits, density)."""
+    """True maps as an imperfect dense head would give them: blurred, patchy, unsure; (mask logits,
+    density)."""
     share = F.one_hot(maps_BHW, classes).movedim(-1, 1).float()
     share = F.avg_pool2d(share, 3, 1, 1)
     sure = torch.rand(len(share), 1, 1, 1) * 6 + 2
@@ -69,7 +71,8 @@ def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, T
 
 
 class Trainer:
-    """State of a run. Everything random comes from the seed and the step, so that a resumed run goes on as it would have."""
+    """State of a run. Everything random comes from the seed and the step, so that a resumed run goes on as
+    it would have."""
 
     def __init__(
         self,
@@ -94,12 +97,15 @@ class Trainer:
 
     def batch(self, name: str, phase: Phase, step: int) -> tuple[Batch, np.random.Generator]:
         rng = np.random.default_rng([self.config.seed, step, self.rank, *name.encode()])
-        return draw_batch(rng, self.pictures, self.truth, phase.batch // self.world, crop_px=phase.crop_px), rng
+        return draw_batch(
+            rng, self.pictures, self.truth, phase.batch // self.world, crop_px=phase.crop_px
+        ), rng
 
     def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Named losses of a batch, to be added up."""
         model, dense = self.model, self.model_config.dense
-        assert dense is not None and model.dense is not None
+        assert dense is not None, "the recipe trains a dense head"
+        assert model.dense is not None
         mask, density = torch.from_numpy(batch.mask), torch.from_numpy(batch.density)
         losses: dict[str, Tensor] = {}
         if phase.part == "language":
@@ -108,7 +114,8 @@ class Trainer:
         else:
             before, after = (model.vision.normalise(torch.from_numpy(p)) for p in (batch.before, batch.after))
             pair = model.encode_pair(before, after)
-            assert pair.mask_logits is not None and pair.density is not None
+            assert pair.mask_logits is not None
+            assert pair.density is not None
             losses["mask"] = mask_loss(pair.mask_logits, mask)
             losses["density"] = density_loss(pair.density, density)
             tokens = pair.tokens
@@ -127,7 +134,8 @@ class Trainer:
         return losses
 
     def run(self, name: str, *, until: float = math.inf) -> bool:
-        """Runs a phase from its last checkpoint. Stops early at the time `until`; returns whether it is finished."""
+        """Runs a phase from its last checkpoint. Stops early at the time `until`; returns whether it is
+        finished."""
         phase, model = self.config.phases[name], self.model
         optim = optimiser(model, phase)
         start = self.resume(name, optim)

@@ -45,10 +45,14 @@ def test_masks_follow_the_pictures(cache: Path) -> None:
     painted = np.repeat(np.repeat(truth[:, 0], 2, axis=1), 2, axis=2)
     pictures = np.repeat(np.stack([painted, painted], axis=1)[..., None], 3, axis=-1)
     for seed in range(6):
-        batch = draw_batch(np.random.default_rng(seed), pictures, truth, 3, crop_px=[None, 128][seed % 2], swap=0.0)
-        assert np.array_equal(batch.before[:, 0, ::4, ::4], batch.mask) or np.array_equal(
-            batch.before[:, 0, 1::4, 1::4], batch.mask
-        ) or (batch.before[:, 0, ::4, ::4] == batch.mask).mean() > 0.93
+        batch = draw_batch(
+            np.random.default_rng(seed), pictures, truth, 3, crop_px=[None, 128][seed % 2], swap=0.0
+        )
+        assert (
+            np.array_equal(batch.before[:, 0, ::4, ::4], batch.mask)
+            or np.array_equal(batch.before[:, 0, 1::4, 1::4], batch.mask)
+            or (batch.before[:, 0, ::4, ::4] == batch.mask).mean() > 0.93
+        )
 
 
 def test_swapped_dates_swap_pictures_and_words(cache: Path) -> None:
@@ -67,6 +71,14 @@ def test_lessons_teach_the_truth(cache: Path) -> None:
     assert classify.parse(rows[classify.PROMPT]) == batch.facts[0].changed
     assert count.parse(rows[count.PROMPT]).buildings == batch.facts[0].counts["building_built"]
     assert locate.parse(rows[locate.PROMPT]).buildings == batch.facts[0].building_cells
-    asked = [prompt for seed in range(40) for prompt, _ in lesson(np.random.default_rng(seed), batch.facts[0], 1.0)[4:]]
-    assert any(prompt.startswith("q please judge") and " a " in prompt for prompt in asked), "no dialogue turn"
-    assert any(prompt.startswith(("Are there", "Where", "What", "Were", "Have", "Is there")) for prompt in asked)
+    asked = [
+        prompt
+        for seed in range(40)
+        for prompt, _ in lesson(np.random.default_rng(seed), batch.facts[0], 1.0)[4:]
+    ]
+    assert any(prompt.startswith("q please judge") and " a " in prompt for prompt in asked), (
+        "no dialogue turn"
+    )
+    assert any(
+        prompt.startswith(("Are there", "Where", "What", "Were", "Have", "Is there")) for prompt in asked
+    )

@@ -56,4 +56,6 @@ def test_a_training_split_is_one_file_of_instructions(tmp_path: Path) -> None:
 def test_the_label_map_is_beside_the_pictures(tmp_path: Path, split: str) -> None:
     scene = make_scene(6, 64, 64, change=1.0)
     write_chip_set(tmp_path, split, [("x", scene)])
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / split / "label" / "x.png")), scene.change)
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "images" / split / "label" / "x.png")), scene.change
+    )

@@ -56,7 +56,7 @@ def test_loading_is_strict(tmp_path: Path, change: object, words: str) -> None:
     weights = load_file(tmp_path / checkpoint.WEIGHTS)
     change(weights)  # type: ignore[operator]
     save_file(weights, tmp_path / checkpoint.WEIGHTS)
-    with pytest.raises(ModelError, match=".") as caught:
+    with pytest.raises(ModelError) as caught:
         checkpoint.load(tmp_path)
     assert words in str(caught.value)
 

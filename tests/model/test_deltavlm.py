@@ -101,7 +101,8 @@ def test_the_question_guides_what_the_queries_find(tmp_path: Path) -> None:
 
 
 def test_gradient_of_the_words_reaches_the_vision_tower(tmp_path: Path) -> None:
-    """The whole path difference tokens -> Q-Former -> language model is trained, the point of the architecture."""
+    """The whole path difference tokens -> Q-Former -> language model is trained, the point of the
+    architecture."""
     model, codec = tiny_model().train(), tiny_codec(tmp_path)
     model.use_attention("eager")
     tokens = model.encode_pair(*pictures(2)).tokens
@@ -146,4 +147,5 @@ def test_shipped_configs_build_at_the_published_size(name: str, counts: dict[str
 
 def test_text_batches_move() -> None:
     text = Text(torch.ones(1, 2), torch.ones(1, 2)).to("meta")
-    assert text.ids.is_meta and text.mask.is_meta
+    assert text.ids.is_meta
+    assert text.mask.is_meta

@@ -46,16 +46,25 @@ def trainer(cache: Path, codec: Codec, out: Path, config: TrainConfig = CONFIG) 
 
 
 @pytest.mark.parametrize("name", list(PHASES))
-def test_every_part_runs_and_moves_what_it_fits_alone(name: str, cache: Path, codec: Codec, tmp_path: Path) -> None:
+def test_every_part_runs_and_moves_what_it_fits_alone(
+    name: str, cache: Path, codec: Codec, tmp_path: Path
+) -> None:
     run = trainer(cache, codec, tmp_path)
     before = {key: tensor.clone() for key, tensor in run.model.named_parameters()}
     assert run.run(name)
-    moved = {key.split(".")[0] for key, tensor in run.model.named_parameters() if not torch.equal(tensor, before[key])}
-    assert moved == {
-        "vision": {"vision", "difference", "dense"},
-        "language": {"dense", "qformer", "projection", "language"},
-        "joint": {"vision", "difference", "dense", "qformer", "projection", "language"},
-    }[name]
+    moved = {
+        key.split(".")[0]
+        for key, tensor in run.model.named_parameters()
+        if not torch.equal(tensor, before[key])
+    }
+    assert (
+        moved
+        == {
+            "vision": {"vision", "difference", "dense"},
+            "language": {"dense", "qformer", "projection", "language"},
+            "joint": {"vision", "difference", "dense", "qformer", "projection", "language"},
+        }[name]
+    )
 
 
 def test_a_resumed_run_is_an_unbroken_run(cache: Path, codec: Codec, tmp_path: Path) -> None:
@@ -81,7 +90,9 @@ def test_the_loss_falls_on_a_few_pairs(cache: Path, codec: Codec, tmp_path: Path
 
 
 def test_labels_are_the_answer_and_its_end(codec: Codec) -> None:
-    rows = make_rows(TINY, codec, [[("Has it changed?", "Yes.")], [("How many?", "2 new roads.")]], groups=1)[0]
+    rows = make_rows(TINY, codec, [[("Has it changed?", "Yes.")], [("How many?", "2 new roads.")]], groups=1)[
+        0
+    ]
     for index, answer in zip(rows.pairs.tolist(), ["yes", "2 new roads"], strict=True):
         told = rows.labels[rows.pairs.tolist().index(index)]
         ids = told[told != IGNORED].tolist()

@@ -1,4 +1,5 @@
-"""Made scenes with known truth, in the order they come about: layout -> paint -> nuisance -> Scene -> facts -> words."""
+"""Made scenes with known truth, in the order they come about: layout -> paint -> nuisance -> Scene ->
+facts -> words."""
 
 from deltavlm.data.synthetic.scene import Scene, make_scene
 

@@ -26,11 +26,11 @@ def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return small
 
 
-def _draw(job: tuple[str, int, int, int, int, float]) -> int:
-    folder, start, stop, seed, size, change = job
+def _draw(job: tuple[str, int, int, int, int, float, float]) -> int:
+    folder, start, stop, seed, size, change, strength = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
-        scene = make_scene(seed + index, size, size, change=change)
+        scene = make_scene(seed + index, size, size, change=change, strength=strength)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
         truth[index] = np.stack([half(scene.change), half(scene.things), half(scene.cover)])
     return stop - start
@@ -43,13 +43,14 @@ def draw_cache(
     seed: int,
     size_px: int = 256,
     change: float = 0.6,
+    strength: float = 1.0,
     workers: int | None = None,
 ) -> None:
-    """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it is."""
-    stamp, numbers = (
-        folder / "drawn.txt",
-        f"{count} scenes of {size_px} px from seed {seed}, change {change}\n",
-    )
+    """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it
+    is."""
+    stamp = folder / "drawn.txt"
+    numbers = f"{count} scenes of {size_px} px from seed {seed}, change {change}"
+    numbers += f", strength {strength}\n" if strength != 1.0 else "\n"
     if stamp.exists() and stamp.read_text() == numbers:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,10 @@ def draw_cache(
     ):
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
-    jobs = [(str(folder), at, min(at + step, count), seed, size_px, change) for at in range(0, count, step)]
+    jobs = [
+        (str(folder), at, min(at + step, count), seed, size_px, change, strength)
+        for at in range(0, count, step)
+    ]
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
         for _ in pool.imap_unordered(_draw, jobs):
             pass

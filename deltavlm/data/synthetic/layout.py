@@ -1,7 +1,8 @@
-"""What stands where, and when: a plan of land, roads, houses, trees and water for two dates. Geometry only, no pixels.
+"""What stands where, and when: a plan of land, roads, houses, trees and water for two dates. Geometry
+only, no pixels.
 
-Lengths are in pixels of the picture; `scale` turns the sizes of things at 0.5 m per pixel into the sizes drawn.
-Points are (x, y), x to the right and y down, as drawing wants them.
+Lengths are in pixels of the picture; `scale` turns the sizes of things at 0.5 m per pixel into the sizes
+drawn. Points are (x, y), x to the right and y down, as drawing wants them.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def curve(rng: Rng, start: tuple[float, float], heading: float, length: float, b
 
 
 class Planner:
-    """Fills one neighbourhood (a square of `reach` around `centre`) of a plan, then lets something happen to it."""
+    """Fills one neighbourhood (a square of `reach` around `centre`) of a plan, then lets something happen
+    to it."""
 
     def __init__(self, rng: Rng, plan: Plan, centre: tuple[float, float], reach: float) -> None:
         self.rng, self.plan, self.centre, self.reach = rng, plan, centre, reach
@@ -157,7 +159,8 @@ class Planner:
         self.yards = rng.choice([0.0, 0.3, 0.9])  # how many houses have their own ground
         self.yard: Ground = rng.choice(["lawn", "soil"])
 
-    # -- pieces ------------------------------------------------------------------------------------------------------
+    # -- pieces
+    # ------------------------------------------------------------------------------------------------------
 
     def somewhere(self, share: float = 1.0) -> tuple[float, float]:
         half = self.reach / 2 * share
@@ -287,7 +290,8 @@ class Planner:
             )
         )
 
-    # -- what was there already --------------------------------------------------------------------------------------
+    # -- what was there already
+    # --------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """The land as both dates know it."""
@@ -339,7 +343,8 @@ class Planner:
                 )
             )
 
-    # -- what happens ------------------------------------------------------------------------------------------------
+    # -- what happens
+    # ------------------------------------------------------------------------------------------------
 
     def clear(self, centre: tuple[float, float], radius: float) -> None:
         """Trees of standing woods within the circle are cut between the dates."""
@@ -455,7 +460,8 @@ def inside(outline: Points, point: tuple[float, float]) -> bool:
 
 
 def make_plan(rng: Rng, size: tuple[int, int], *, change: float = 0.55, scale: float | None = None) -> Plan:
-    """A plan of `size` (width, height) pixels; each neighbourhood of about 300 px changes with probability `change`."""
+    """A plan of `size` (width, height) pixels; each neighbourhood of about 300 px changes with probability
+    `change`."""
     width, height = size
     if scale is None:
         scale = float(np.clip(np.exp(rng.normal(-0.15, 0.4)), 0.33, 1.6))

@@ -1,4 +1,5 @@
-"""What the weather and the camera do to a clean view: everything that changes although nothing has changed."""
+"""What the weather and the camera do to a clean view: everything that changes although nothing has
+changed."""
 
 from __future__ import annotations
 

@@ -86,8 +86,9 @@ PALETTE: dict[str, list[tuple[int, int, int]]] = {
     "trees": [(58, 78, 48), (74, 92, 58), (64, 82, 60), (88, 96, 64)],
 }
 ROOFS = [
-    (150, 88, 72), (168, 104, 84), (132, 78, 66), (120, 112, 104), (140, 134, 126), (98, 92, 88), (172, 164, 154),
-    (206, 200, 192), (228, 226, 222), (110, 90, 78), (136, 116, 98), (88, 96, 110), (122, 138, 158), (84, 78, 76),
+    (150, 88, 72), (168, 104, 84), (132, 78, 66), (120, 112, 104), (140, 134, 126),
+    (98, 92, 88), (172, 164, 154), (206, 200, 192), (228, 226, 222), (110, 90, 78),
+    (136, 116, 98), (88, 96, 110), (122, 138, 158), (84, 78, 76),
 ]  # fmt: skip
 ROADS = {
     "asphalt": [(96, 96, 98), (118, 118, 118), (136, 134, 130), (80, 82, 86)],
@@ -127,7 +128,8 @@ def polygon(points: Points) -> list[tuple[float, float]]:
 
 
 class Painter:
-    """Paints one plan at two dates. What does not change between them (seeds of parcels, roofs, crowns) is fixed here."""
+    """Paints one plan at two dates. What does not change between them (seeds of parcels, roofs, crowns) is
+    fixed here."""
 
     def __init__(self, rng: Rng, plan: Plan) -> None:
         self.rng, self.plan = rng, plan
@@ -144,16 +146,18 @@ class Painter:
         self.waters = [pick(rng, WATER, 6) for _ in plan.ponds]
         self.grounds = [pick(rng, (PALETTE | ROADS)[GROUND[p.ground]], 10) for p in plan.patches]
         self.litter = float(rng.choice([0, 3, 15])) * plan.size[0] * plan.size[1] / 288**2
-        # A few darker or lighter stretches in one date alone: ground mosaics that differ without anything new.
+        # A few darker or lighter stretches in one date alone: ground mosaics that differ without anything
+        # new.
         self.turnover = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.05
 
-    # -- one date ----------------------------------------------------------------------------------------------------
+    # -- one date
+    # ----------------------------------------------------------------------------------------------------
 
     def ground(self, rng: Rng, season: npt.NDArray[np.float32]) -> Floats:
         """Fields in one season, (height, width, 3) floats. Crops are new every date."""
         colours = self.base.copy()
         for parcel, kind in enumerate(self.kinds):
-            if kind == "crops" and rng.random() < 0.7 or rng.random() < self.turnover:
+            if (kind == "crops" and rng.random() < 0.7) or rng.random() < self.turnover:
                 other = "soil" if kind == "crops" and rng.random() < 0.3 else kind
                 colours[parcel] = pick(rng, PALETTE[other])
         colours += season * np.where(self.kinds == "soil", 0.3, 1.0)[:, None].astype(np.float32)
@@ -333,10 +337,12 @@ class Painter:
             draw.polygon(polygon(np.stack([a, b, right, left])), fill=paint(shaded))
             draw.polygon(polygon(np.stack([d, c, right, left])), fill=paint(lit))
 
-    # -- the truth ---------------------------------------------------------------------------------------------------
+    # -- the truth
+    # ---------------------------------------------------------------------------------------------------
 
     def truth(self) -> tuple[Bytes, npt.NDArray[np.uint16], Bytes]:
-        """Change codes, ids of changed roads and buildings (0 none), and cover before; each (height, width)."""
+        """Change codes, ids of changed roads and buildings (0 none), and cover before; each (height,
+        width)."""
         plan = self.plan
         change, things = Image.new("L", plan.size, 0), Image.new("I", plan.size, 0)
         cover = Image.fromarray(np.asarray([COVER[kind] for kind in self.kinds], np.uint8)[self.fields])

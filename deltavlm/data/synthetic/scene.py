@@ -51,9 +51,9 @@ def make_scene(
 ) -> Scene:
     """The scene of a seed: the same arrays on every machine with the same numpy and Pillow.
 
-    `change` is the chance that a neighbourhood (about 300 px) changes; `scale` the size of things relative to 0.5 m per
-    pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after picture; `strength` how
-    far the light, haze and contrast of the dates differ.
+    `change` is the chance that a neighbourhood (about 300 px) changes; `scale` the size of things relative
+    to 0.5 m per pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after
+    picture; `strength` how far the light, haze and contrast of the dates differ.
     """
     rng = np.random.default_rng(seed)
     plan = make_plan(rng, (width + 2 * MARGIN, height + 2 * MARGIN), change=change, scale=scale)

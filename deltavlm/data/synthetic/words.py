@@ -1,6 +1,8 @@
-"""Facts in words: captions, answers, open questions and dialogues in the forms of LEVIR-CC and ChangeChat-105k.
+"""Facts in words: captions, answers, open questions and dialogues in the forms of LEVIR-CC and
+ChangeChat-105k.
 
-Our own sentences in their style. The captions of a pair say the same thing in up to five ways, as LEVIR-CC's do.
+Our own sentences in their style. The captions of a pair say the same thing in up to five ways, as
+LEVIR-CC's do.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks import dialogue as talk
 from deltavlm.tasks.text import NO_CHANGE
 
-NUMBERS = "no a two three four five six seven eight nine ten".split()
+NUMBERS = ("no", "a", "two", "three")
 LAND = {
     "grass": "the grassland",
     "crops": "the farmland",
@@ -43,7 +45,8 @@ def amount(number: int, noun: str) -> str:
 
 
 def place(labels: tuple[str, ...]) -> str:
-    """Where most of it is: "in the top-left corner", "on the right", "in the center", or nothing when it is everywhere."""
+    """Where most of it is: "in the top-left corner", "on the right", "in the center", or nothing when it
+    is everywhere."""
     spots = [locate.position(label) for label in labels]
     rows, cols = {row for row, _ in spots}, {col for _, col in spots}
     row = ("at the top", "", "at the bottom")[next(iter(rows))] if len(rows) == 1 else None

@@ -1,0 +1,61 @@
+"""Makes the yes/no score a probability: Platt's scaling of logit(yes) - logit(no) on held-out made pairs.
+
+Half of the pairs are hard negatives: nothing has changed, and season, light and haze differ more than in
+training. Never fitted on real pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deltavlm.data.synthetic.cache import draw_cache, open_cache
+from deltavlm.data.synthetic.facts import facts_of
+from deltavlm.model.config import Calibration
+from deltavlm.model.predictor import Predictor
+from deltavlm.training.evaluate import QUESTIONS
+
+HARD_SEED = 700_000_000
+HARD_STRENGTH = 1.5
+
+
+def fit(margins: Sequence[float], truth: Sequence[bool], steps: int = 50) -> Calibration:
+    """Scale and offset of least log-loss, by Newton's method with a little pull towards scale 1, offset 0.
+
+    >>> found = fit([-2.0, -1.0, 0.5, 1.0, 2.0, 3.0], [False, False, True, False, True, True])
+    >>> 0 < found.scale < 5
+    True
+    """
+    x = np.stack([np.asarray(margins, float), np.ones(len(margins))], axis=1)
+    y, w = np.asarray(truth, float), np.array([1.0, 0.0])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -40, 40)))
+        pull = 1e-3 * len(y) * (w - [1.0, 0.0])
+        gradient = x.T @ (p - y) + pull
+        curve = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * len(y) * np.eye(2)
+        w = w - np.linalg.solve(curve, gradient)
+    return Calibration(float(w[0]), float(w[1]))
+
+
+def margins(model: Predictor, cache: Path, batch: int = 16) -> tuple[list[float], list[bool]]:
+    """logit(yes) - logit(no) and the truth of every pair of a cache."""
+    plain = replace(model, config=replace(model.config, calibration=Calibration()))
+    pictures, truth = open_cache(cache)
+    found: list[float] = []
+    for start in range(0, len(pictures), batch):
+        part = np.ascontiguousarray(pictures[start : start + batch].transpose(1, 0, 4, 2, 3))
+        replies = plain.answer(plain.encode(part[0], part[1]), QUESTIONS[1:2])
+        found += [float(torch.logit(torch.tensor(reply[0].score), eps=1e-7)) for reply in replies]
+    return found, [facts_of(*maps).changed for maps in truth]
+
+
+def calibrated(model: Predictor, validation: Path, hard: Path) -> Calibration:
+    """Fitted on the validation scenes and as many hard negatives, which are drawn into `hard`."""
+    number = len(open_cache(validation)[0])
+    draw_cache(hard, number, seed=HARD_SEED, change=0.0, strength=HARD_STRENGTH)
+    one, other = margins(model, validation), margins(model, hard)
+    return fit(one[0] + other[0], one[1] + other[1])
