@@ -116,7 +116,7 @@ def to_mapping(value: Any) -> Any:
 
 def dump(value: Any) -> str:
     """A dataclass as YAML text that `load` reads back to an equal value."""
-    return yaml.safe_dump(to_mapping(value), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_mapping(value), sort_keys=False, allow_unicode=False)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

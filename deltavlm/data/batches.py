@@ -114,14 +114,17 @@ def assemble(pairs: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
     )
 
 
-def lesson(rng: Rng, facts: Facts, extra: float = 0.5) -> list[tuple[str, str]]:
+def lesson(rng: Rng, facts: Facts, extra: float = 0.5, plain: float = 0.8) -> list[tuple[str, str]]:
     """(prompt, answer) rows about one pair: the four standing questions, and with chance `extra` one more.
 
     The one more is an open question or a later turn of a dialogue, with the true answers as its history.
+    `plain` is the chance of the first of a pair's captions: were all five as likely, the few sentences that say
+    "no change" would each outweigh the many that say what has changed, and greedy decoding would fall to them.
     """
     ways = words.captions(facts)
+    told = ways[0] if rng.random() < plain else ways[int(rng.integers(len(ways)))]
     rows = [
-        (caption.PROMPT, ways[int(rng.integers(len(ways)))]),
+        (caption.PROMPT, told),
         (classify.PROMPT, classify.format_answer(facts.changed)),
         (count.PROMPT, words.told_count(facts)),
         (locate.PROMPT, locate.format_answer(words.located(facts))),

@@ -34,6 +34,7 @@ class Phase:
     crop_px: int | None = None
     weight_decay: float = 0.03
     words: float = 1.0  # weight of the words' loss beside the masks'
+    rows: int = 5  # questions asked about a pair in one step, at most
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,11 @@ def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, T
     return logits, density * torch.exp(0.15 * torch.randn_like(density)) + 0.002 * torch.rand_like(density)
 
 
+def taught(rng: np.random.Generator, rows: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    """At most so many of the rows, drawn anew every time."""
+    return [rows[at] for at in rng.permutation(len(rows))[:most]]
+
+
 class Trainer:
     """State of a run. Everything random comes from the seed and the step, so that a resumed run goes on as
     it would have."""
@@ -120,7 +125,11 @@ class Trainer:
             losses["density"] = density_loss(pair.density, density)
             tokens = pair.tokens
         if phase.part != "vision":
-            groups = make_rows(self.model_config, self.codec, [lesson(rng, facts) for facts in batch.facts])
+            groups = make_rows(
+                self.model_config,
+                self.codec,
+                [taught(rng, lesson(rng, facts), phase.rows) for facts in batch.facts],
+            )
             weighed = []
             for rows in groups:
                 told = model.token_losses(tokens[rows.pairs], rows.question, rows.text, rows.labels)
@@ -185,7 +194,7 @@ class Trainer:
         flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
         flat /= self.world
-        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
     def average(self, step: int) -> None:

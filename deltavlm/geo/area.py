@@ -1,0 +1,81 @@
+"""The part of the ground that was asked for: a box, or the areas of a file, in the raster's CRS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import shapely
+from rasterio.crs import CRS
+from shapely.geometry.base import BaseGeometry
+
+from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.alignment import PixelGrid, lonlat_box, project
+
+__all__ = ["area_of_box", "area_of_file"]
+
+EDGE_POINTS = 20  # a straight edge bends when it is projected
+
+
+def area_of_box(box: tuple[float, float, float, float], box_crs: str, grid: PixelGrid) -> BaseGeometry:
+    """`xmin, ymin, xmax, ymax` in the grid's CRS; in degrees, xmin > xmax crosses the antimeridian.
+
+    Raises:
+        ConfigError: the box is empty, or its CRS unknown.
+        RasterError: it lies outside the grid.
+    """
+    name = f"bbox {','.join(f'{value:g}' for value in box)}"
+    try:
+        crs = CRS.from_user_input(box_crs)
+    except ValueError:  # CRSError is one, and "EPSG:word" gives a bare one
+        raise ConfigError(f"bbox CRS {box_crs!r} is not known; write for example EPSG:4326") from None
+    xmin, ymin, xmax, ymax = box
+    if not (ymin < ymax and (xmin < xmax or (xmin > xmax and crs.is_geographic))):
+        raise ConfigError(f"{name} is empty: the order is xmin,ymin,xmax,ymax")
+    parts = [(xmin, xmax)] if xmin < xmax else [(xmin, 180.0), (-180.0, xmax)]
+    shape = shapely.MultiPolygon([shapely.box(left, ymin, right, ymax) for left, right in parts])
+    return _on_grid(shape, crs, grid, name)
+
+
+def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
+    """All areas of a vector file as one shape in the grid's CRS.
+
+    Raises:
+        RasterError: the file is missing, unreadable, without areas or CRS, or lies outside the grid.
+    """
+    import pyogrio
+    from pyogrio.errors import DataSourceError
+
+    if not path.exists() and not str(path).startswith("/vsi"):
+        raise RasterError(f"{path}: no such file")
+    try:
+        meta, _, wkb, _ = pyogrio.raw.read(path, columns=[])
+        shapes = shapely.from_wkb([shape for shape in wkb if shape is not None])
+    except (DataSourceError, shapely.GEOSException, ValueError, OSError) as error:
+        raise RasterError(
+            f"{path}: no areas can be read from it ({str(error).partition(chr(10))[0]})"
+        ) from error
+    union = shapely.union_all(shapely.make_valid(shapes))
+    if union.area == 0:
+        raise RasterError(f"{path}: holds no areas; give polygons")
+    if not meta["crs"]:
+        raise RasterError(f"{path}: has no CRS; save it with one")
+    return _on_grid(union, CRS.from_user_input(meta["crs"]), grid, str(path))
+
+
+def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseGeometry:
+    """Project what lies near the grid: a country need not be expressible in the CRS of one image."""
+    ground = grid.to_ground(grid.outline())
+    seen_from_shape = project(ground, grid.crs, crs)
+    if np.isfinite(seen_from_shape).all():
+        near = shapely.MultiPoint(seen_from_shape).envelope
+        left, bottom, right, top = near.bounds
+        shape = shapely.intersection(shape, near.buffer(max(right - left, top - bottom) / 10))
+    if shape.area:
+        left, bottom, right, top = shape.bounds
+        shape = shapely.segmentize(shape, max(right - left, top - bottom) / EDGE_POINTS)
+        shape = shapely.transform(shape, lambda points: project(points, crs, grid.crs))
+    finite = shape.area and np.isfinite(shape.bounds).all()
+    if not finite or shapely.intersection(shapely.make_valid(shape), shapely.Polygon(ground)).area == 0:
+        raise RasterError(f"{name}: has no part of the pair in it, which covers lon/lat {lonlat_box(grid)}")
+    return shapely.make_valid(shape)

@@ -1,0 +1,83 @@
+"""Where a raster lies, how GDAL is told to go there, and GDAL's errors turned into ours."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import rasterio
+from rasterio._err import CPLE_BaseError  # raised by warps and transforms, and not exported anywhere else
+from rasterio.errors import CRSError, RasterioError
+
+from deltavlm.errors import RasterError
+
+__all__ = ["gdal_settings", "is_remote", "public_name", "refuse_what_is_no_file", "translated"]
+
+CACHE_BYTES = 64 * 2**20
+"""GDAL's block cache, bounded so that memory does not grow with the raster. It holds one row of 512 px blocks
+of two RGB rasters 20 000 px wide."""
+
+REMOTE_MARKS = ("http://", "https://", "s3://", "gs://", "az://", "/vsicurl", "/vsis3", "/vsigs", "/vsiaz")
+
+
+def is_remote(location: str) -> bool:
+    """Whether looking at the location costs a request."""
+    return any(mark in location for mark in REMOTE_MARKS)
+
+
+def public_name(location: str) -> str:
+    """The location for messages and results: a URL loses its user and query, which may be secrets.
+
+    >>> public_name("https://me:secret@example.org/before.tif?token=secret")
+    'https://example.org/before.tif'
+    """
+    if "://" not in location:
+        return location
+    return re.sub(r"://[^/@]*@", "://", location.partition("?")[0])
+
+
+def gdal_settings() -> rasterio.Env:
+    """GDAL's settings for a run; what the user has set in the environment stays."""
+    settings: dict[str, int | str] = {
+        "GDAL_CACHEMAX": CACHE_BYTES,
+        "GDAL_HTTP_MAX_RETRY": "3",
+        "GDAL_HTTP_RETRY_DELAY": "1",
+        "GDAL_HTTP_TIMEOUT": "60",
+        "VSI_CACHE": "TRUE",
+    }
+    return rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ})
+
+
+@contextmanager
+def translated(location: str, problem: str) -> Iterator[None]:
+    """Let GDAL's errors out as one RasterError that names the file.
+
+    Raises:
+        RasterError: `<file>: <problem> (<GDAL's own words>)`.
+    """
+    try:
+        yield
+    except (RasterioError, CRSError, CPLE_BaseError, OSError, MemoryError) as error:
+        detail = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
+        detail = detail.replace(location, public_name(location)).rstrip(".")
+        raise RasterError(f"{public_name(location)}: {problem} ({detail})") from error
+
+
+def refuse_what_is_no_file(location: str) -> None:
+    """Tell the plain mistakes apart, for which GDAL has one answer only.
+
+    Raises:
+        RasterError: a local path that does not exist, is a folder, or is empty.
+    """
+    path = Path(location)
+    if "://" in location or location.startswith("/vsi") or (":" in location and not path.exists()):
+        return
+    if not path.exists():
+        raise RasterError(f"{location}: no such file")
+    if path.is_dir():
+        raise RasterError(f"{location}: is a folder, not a raster; name a file in it")
+    if path.stat().st_size == 0:
+        raise RasterError(f"{location}: is empty (0 bytes); copy or download it again")

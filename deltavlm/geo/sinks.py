@@ -1,0 +1,181 @@
+"""Where features go: a file that is whole or not there, in the format of its suffix, or lines on stdout."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pyarrow as pa
+
+from deltavlm.errors import OutputError
+from deltavlm.geo.features import Feature, Layer
+from deltavlm.geo.geojson import FeatureCollection, FeatureLines, Put, to_lonlat
+from deltavlm.geo.geopackage import companions, settle, write_geopackage
+from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
+
+if TYPE_CHECKING:
+    from rasterio.crs import CRS
+
+__all__ = ["SUFFIXES", "FeatureSink", "check_output", "open_sink"]
+
+TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
+TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
+    ".geojson": FeatureCollection,
+    ".geojsonl": FeatureLines,
+    ".ndjson": FeatureLines,
+}
+SUFFIXES = (*TABLE_WRITERS, *TEXT_WRITERS)
+
+PIXELS = "no CRS: pixels of the image, x right and y down, or what its own transform gives"
+
+WRITE_ERRORS = (OSError, RuntimeError, sqlite3.Error, pa.ArrowException)  # pyogrio's are RuntimeErrors
+
+
+class FeatureSink(Protocol):
+    """Takes features of named layers; a format with one layer leaves those of the others out."""
+
+    def write(self, layer: str, features: Iterable[Feature]) -> None: ...
+
+
+def check_output(path: Path | None, overwrite: bool) -> None:
+    """Find out before any work whether the output can be written. None or `-` is stdout.
+
+    Raises:
+        OutputError: unknown suffix, no such folder, not writable, there already, or open in another program.
+    """
+    path = _file(path)
+    if path is None:
+        return
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write in {path.parent} ({error.strerror})") from error
+    if path.suffix.lower() == ".gpkg":
+        settle(path)
+
+
+@contextmanager
+def open_sink(
+    path: Path | None,
+    layers: Sequence[Layer],
+    crs: CRS | None,
+    provenance: Mapping[str, object],
+    *,
+    overwrite: bool = False,
+    only_layer: str | None = None,
+) -> Iterator[FeatureSink]:
+    """A sink for `layers`, whose geometries are in `crs`; None or `-` writes GeoJSON lines to stdout.
+
+    The file appears under its name when the `with` ends without an exception, else nothing does. A GeoPackage
+    holds all layers, the other formats the first; `only_layer` picks one. JSON is in WGS 84, others in `crs`.
+
+    Raises:
+        OutputError: as `check_output`; or the layer is unknown, or writing fails.
+    """
+    names = [layer.name for layer in layers]
+    if only_layer is not None and only_layer not in names:
+        raise OutputError(f"there is no layer {only_layer!r}; choose one of {', '.join(names)}")
+    chosen = [layer for layer in layers if layer.name == (only_layer or names[0])]
+    if crs is None:
+        provenance = {**provenance, "coordinates": PIXELS}
+    path = _file(path)
+    if path is None:
+        yield FeatureLines(_to_stdout, chosen[0], to_lonlat(crs), provenance)
+        return
+    check_output(path, overwrite)
+    suffix = path.suffix.lower()
+    if suffix in TEXT_WRITERS:
+        lonlat = to_lonlat(crs)
+        with _whole(path, overwrite) as part, _text(part, path) as put:
+            sink = TEXT_WRITERS[suffix](put, chosen[0], lonlat, provenance)
+            yield sink
+            sink.close()
+    else:
+        tables = Tables(layers if suffix == ".gpkg" and only_layer is None else chosen)
+        yield tables
+        with _whole(path, overwrite) as part, _translated(path):
+            TABLE_WRITERS[suffix](part, tables, crs, provenance)
+
+
+def _file(path: Path | None) -> Path | None:
+    return None if path is None or str(path) == "-" else path
+
+
+def _to_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextmanager
+def _text(part: Path, path: Path) -> Iterator[Put]:
+    """A function that writes text to `part` and tells at once, for `path`, when that fails."""
+    stream = part.open("w", encoding="utf-8", newline="\n")
+
+    def put(text: str) -> None:
+        with _translated(path):
+            stream.write(text)
+            stream.flush()
+
+    try:
+        yield put
+    finally:
+        with suppress(OSError):  # nothing is left to flush but what failed already
+            stream.close()
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        words = str(error).partition("\n")[0]
+        raise OutputError(f"{path}: writing failed ({words}); nothing is left under that name") from error
+
+
+@contextmanager
+def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        with _translated(path):
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            try:
+                check_output(path, overwrite)  # hours may have passed
+            except OutputError as error:
+                kept = path.with_name(f"{path.stem}.new{path.suffix}")
+                part.replace(kept)
+                raise OutputError(f"{error}; the results are in {kept}") from error
+            part.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        for left in (part, *companions(part)):
+            left.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name outlast a power cut, where the system allows it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

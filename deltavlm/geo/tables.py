@@ -1,0 +1,116 @@
+"""Features as Arrow tables, and FlatGeobuf and GeoParquet made of them, in the raster's CRS."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from deltavlm.geo.features import Feature, Layer
+
+if TYPE_CHECKING:
+    from rasterio.crs import CRS
+
+__all__ = ["Tables", "write_flatgeobuf", "write_geoparquet", "write_table"]
+
+GEOMETRY = "geometry"
+TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "list": pa.list_(pa.string()),
+    "json": pa.json_(),
+}
+
+
+class Tables:
+    """A sink that keeps the features of each layer as one Arrow table, to be written when all are there."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self.layers = {layer.name: layer for layer in layers}
+        self.batches: dict[str, list[pa.RecordBatch]] = {name: [] for name in self.layers}
+
+    def write(self, layer: str, features: Iterable[Feature]) -> None:
+        if layer in self.layers:
+            self.batches[layer].append(_batch(self.layers[layer], list(features)))
+
+    def table(self, name: str) -> pa.Table:
+        return pa.Table.from_batches(self.batches[name], _schema(self.layers[name]))
+
+
+def _schema(layer: Layer) -> pa.Schema:
+    described = [
+        pa.field(column.name, TYPES[column.type], metadata={"description": column.description})
+        for column in layer.fields
+    ]
+    return pa.schema([*described, pa.field(GEOMETRY, pa.binary())])
+
+
+def _batch(layer: Layer, features: list[Feature]) -> pa.RecordBatch:
+    rows = [feature.row(layer) for feature in features]
+    columns = []
+    for column in layer.fields:
+        values = [row[column.name] for row in rows]
+        if column.type == "json":
+            texts = [None if value is None else json.dumps(value, allow_nan=False) for value in values]
+            columns.append(pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string())))
+        else:
+            columns.append(pa.array(values, TYPES[column.type]))
+    shapes = np.array([feature.geometry for feature in features], dtype=object)
+    columns.append(pa.array(shapely.to_wkb(shapes), pa.binary()))
+    return pa.RecordBatch.from_arrays(columns, schema=_schema(layer))
+
+
+def write_table(table: pa.Table, path: Path, layer: str, crs: CRS | None, **options: Any) -> None:
+    """Write a table by GDAL; `options` go to `pyogrio.write_arrow`."""
+    import pyogrio
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")  # pixel coordinates have none
+        pyogrio.write_arrow(
+            table,
+            path,
+            layer=layer,
+            geometry_name=GEOMETRY,
+            geometry_type="Polygon",
+            crs=crs.to_wkt() if crs else None,
+            **options,
+        )
+
+
+def write_flatgeobuf(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
+    """Write the one layer of `tables`, in no order; the provenance is its metadata "deltavlm"."""
+    (layer,) = tables.layers
+    metadata = {"deltavlm": json.dumps(provenance)}
+    write_table(tables.table(layer), path, layer, crs, driver="FlatGeobuf", layer_metadata=metadata)
+
+
+def write_geoparquet(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
+    """Write the one layer of `tables` as GeoParquet 1.1; the provenance is the key "deltavlm"."""
+    import pyarrow.parquet as pq
+    import pyproj
+
+    (layer,) = tables.layers
+    table = tables.table(layer)
+    bounds = shapely.bounds(shapely.from_wkb(table[GEOMETRY].to_pylist()))
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T.reshape(4, -1)], names=sides)
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "crs": pyproj.CRS.from_wkt(crs.to_wkt()).to_json_dict() if crs else None,
+        "covering": {"bbox": {side: ["bbox", side] for side in sides}},
+    }
+    if len(table):
+        column["bbox"] = [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()]
+    geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
+    keys = {"geo": json.dumps(geo), "deltavlm": json.dumps(provenance)}
+    table = table.append_column("bbox", boxes).replace_schema_metadata(keys)
+    pq.write_table(table, path, compression="zstd")

@@ -1,0 +1,61 @@
+"""Writes a picture as a GeoTIFF that every GIS reads fast: tiled, compressed, whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from deltavlm.errors import OutputError
+
+
+def write_geotiff(
+    path: Path,
+    pixels: NDArray[np.uint8],
+    *,
+    transform: Affine,
+    crs: str,
+    colormap: dict[int, tuple[int, int, int]] | None = None,
+    compress: Literal["deflate", "jpeg"] = "deflate",
+) -> None:
+    """`pixels` is (height, width, 3) RGB or (height, width) codes, whose colours `colormap` gives.
+
+    "jpeg" (RGB only) is lossy and about a tenth of the size.
+
+    Raises: OutputError when the file cannot be written.
+    """
+    bands = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+    scratch = path.with_name(f".{path.name}.tmp")
+    settings = {
+        "driver": "GTiff",
+        "width": bands.shape[2],
+        "height": bands.shape[1],
+        "count": bands.shape[0],
+        "dtype": "uint8",
+        "crs": crs,
+        "transform": transform,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "compress": compress,
+    }
+    if compress == "jpeg":
+        settings |= {"photometric": "YCBCR", "jpeg_quality": 90}
+    elif pixels.ndim == 3:
+        settings |= {"photometric": "RGB", "predictor": 2}
+    try:
+        with rasterio.open(scratch, "w", **settings) as target:
+            target.write(bands)
+            if colormap:
+                target.write_colormap(1, colormap)
+        scratch.replace(path)
+    except (RasterioError, OSError) as error:
+        scratch.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error}; check the folder and the free disk space"
+        ) from error

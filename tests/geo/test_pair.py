@@ -1,0 +1,171 @@
+"""Two rasters as one: the same pixels by windows, other grids by a warp, everything where it belongs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from PIL import Image
+from rasterio.control import GroundControlPoint
+
+from deltavlm.errors import ConfigError, RasterError
+from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all
+from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, write_raster
+
+
+def test_same_grid_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
+    first, second = noise(), noise()[::-1]
+    write_raster(tmp_path / "b.tif", first, photometric="RGB")
+    write_raster(tmp_path / "a.tif", second, photometric="RGB", tiled=True, blockxsize=64, blockysize=64)
+    with opened(tmp_path / "b.tif", tmp_path / "a.tif") as reader:
+        images = mosaic(reader, read_all(reader))
+        assert reader.notes == ()
+        assert reader.overlap_share == 1
+        assert reader.gsd_m == pytest.approx(0.5, rel=0.001)
+        assert reader.provenance()["alignment"]["same_grid"]  # type: ignore[index]
+    assert (images[0] == first).all()
+    assert (images[1] == second).all()
+    assert images[2].all()
+
+
+def test_whole_pixel_offset_is_read_by_windows_of_the_intersection(tmp_path: Path, before: Path) -> None:
+    after = write_raster(tmp_path / "after.tif", smooth()[:, 7:, 11:], transform=moved(11, 7))
+    with opened(before, after) as reader:
+        assert (reader.width, reader.height) == (COLS - 11, ROWS - 7)
+        assert reader.transform == moved(11, 7)
+        assert reader.overlap_share == pytest.approx((COLS - 11) * (ROWS - 7) / (COLS * ROWS))
+        assert reader.notes[-1].startswith("after: covers")
+        chips = read_all(reader)
+    for pixels in chips:
+        assert pixels.valid.all()
+        assert (pixels.before == pixels.after).all()
+
+
+def test_chip_footprints_lie_in_the_footprint_of_both(tmp_path: Path, before: Path) -> None:
+    after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(-30.4, 20.3))
+    with opened(before, after) as reader:
+        grounds = []
+        for path in (before, after):
+            with rasterio.open(path) as raster:
+                grounds.append(shapely.box(*raster.bounds).buffer(0.5))  # a pixel
+        for chip in reader.grid(SIZE):
+            assert grounds[0].contains(chip.footprint)
+            assert grounds[1].contains(chip.footprint)
+
+
+def test_half_a_pixel_is_warped_and_said(tmp_path: Path, before: Path) -> None:
+    after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(0.5, 0))
+    with opened(before, after) as reader:
+        assert any("warped" in note and "0.50 px off" in note for note in reader.notes)
+    with pytest.raises(RasterError, match=r"after\.tif: not on the grid.*0\.50 px off.*--align auto"):
+        opened(before, after, align="strict").__enter__()
+
+
+def test_a_warp_puts_ground_on_ground(tmp_path: Path, before: Path) -> None:
+    """The same picture in another CRS and resolution shows the same colours at the same place."""
+    after = tmp_path / "after.tif"
+    with rasterio.open(before) as source:
+        transform, width, height = rasterio.warp.calculate_default_transform(
+            source.crs, "EPSG:3857", source.width, source.height, *source.bounds, resolution=0.3
+        )
+        pixels = np.zeros((3, height, width), np.uint8)
+        rasterio.warp.reproject(
+            rasterio.band(source, (1, 2, 3)), pixels, dst_transform=transform, dst_crs="EPSG:3857",
+            resampling=rasterio.enums.Resampling.bilinear,
+        )  # fmt: skip
+    write_raster(after, pixels, crs="EPSG:3857", transform=transform, nodata=0)
+    with opened(before, after) as reader:
+        shown = mosaic(reader, read_all(reader))
+        assert any("EPSG:3857 -> EPSG:32631" in note for note in reader.notes)
+    assert shown[2].mean() > 0.95
+    assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
+
+
+def test_pixels_of_very_different_size_are_noted(tmp_path: Path, before: Path) -> None:
+    after = write_raster(tmp_path / "after.tif", smooth(3, 32, 32), transform=HALF_METRE * Affine.scale(5))
+    with opened(before, after) as reader:
+        assert any("5 times as long" in note for note in reader.notes)
+
+
+def test_no_overlap_names_both_boxes(tmp_path: Path, before: Path) -> None:
+    after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(5000, 0))
+    with pytest.raises(RasterError, match=r"do not overlap; in lon/lat before covers \(3\.0000, .*\) to \("):
+        opened(before, after).__enter__()
+
+
+def test_rotated_rasters_are_read_and_placed_by_their_corners(tmp_path: Path) -> None:
+    rotated = HALF_METRE * Affine.rotation(30)
+    paths = [write_raster(tmp_path / f"{name}.tif", smooth(), transform=rotated) for name in "ab"]
+    with opened(*paths) as reader:
+        shown = mosaic(reader, read_all(reader))
+        corners = np.array(reader.footprint.exterior.coords)[:4]
+    assert (shown[0] == smooth()).all()
+    expected = [rotated * corner for corner in ((0, 0), (0, ROWS), (COLS, ROWS), (COLS, 0))]
+    assert corners == pytest.approx(np.array(expected))
+
+
+def test_ground_control_points_place_a_raster(tmp_path: Path, before: Path) -> None:
+    points = [
+        GroundControlPoint(row, col, *(HALF_METRE * (col, row)))
+        for row, col in ((0, 0), (0, COLS), (ROWS, 0), (ROWS, COLS))
+    ]
+    placed = write_raster(tmp_path / "gcps.tif", smooth(), transform=None, crs=UTM, gcps=points)
+    with rasterio.open(placed) as raster:
+        assert raster.crs is None
+    for first, second in ((before, placed), (placed, before)):
+        with opened(first, second) as reader:
+            shown = mosaic(reader, read_all(reader))
+            assert any("4 ground control points" in note for note in reader.notes)
+            assert (
+                shapely.box(*HALF_METRE * (0, ROWS), *HALF_METRE * (COLS, 0))
+                .buffer(1)
+                .contains(reader.footprint)
+            )
+        assert shown[2].mean() > 0.9
+        assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_lie_pixel_on_pixel(tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / f"{name}.{suffix}" for name in "ba"]
+    for path in paths:
+        Image.fromarray(smooth().transpose(1, 2, 0)).save(path)
+    with opened(*paths, allow_no_crs=True) as reader:
+        assert (reader.crs, reader.gsd_m) == (None, None)
+        assert reader.grid(SIZE)[1, 2].footprint.bounds == (64, 32, 96, 64)
+        shown = mosaic(reader, read_all(reader))
+        assert json.dumps(reader.provenance())
+    assert np.abs(shown[0].astype(int) - smooth()).max() <= (0 if suffix == "png" else 30)
+    with pytest.raises(RasterError, match=r"b\.\w+ and .*a\.\w+: no CRS.*--allow-no-crs"):
+        opened(*paths).__enter__()
+    for wish in ({"gsd_m": 1.0}, {"bbox": (0.0, 0.0, 1.0, 1.0)}):
+        with pytest.raises(ConfigError, match="CRS"):
+            opened(*paths, allow_no_crs=True, **wish).__enter__()
+
+
+def test_pictures_of_different_size_are_refused(tmp_path: Path) -> None:
+    first = write_raster(tmp_path / "b.tif", smooth(), crs=None, transform=None)
+    second = write_raster(tmp_path / "a.tif", smooth(3, 50, 60), crs=None, transform=None)
+    with pytest.raises(RasterError, match=r"160 x 96 px.*60 x 50 px.*resize"):
+        opened(first, second, allow_no_crs=True).__enter__()
+
+
+def test_a_crs_on_one_side_only(tmp_path: Path, before: Path) -> None:
+    bare = write_raster(tmp_path / "bare.tif", smooth(), crs=None, transform=None)
+    with pytest.raises(RasterError, match=r"bare\.tif: no CRS, but the other date has one"):
+        opened(before, bare, allow_no_crs=True).__enter__()
+
+
+def test_world_files_without_crs_compare_by_their_grids(tmp_path: Path) -> None:
+    first = write_raster(tmp_path / "b.tif", smooth(), crs=None)
+    inside = write_raster(tmp_path / "a.tif", smooth()[:, 10:, 10:], crs=None, transform=moved(10, 10))
+    with opened(first, inside, allow_no_crs=True) as reader:
+        assert (reader.width, reader.height) == (COLS - 10, ROWS - 10)
+    off = write_raster(tmp_path / "c.tif", smooth(), crs=None, transform=moved(0.5, 0))
+    with pytest.raises(RasterError, match="no CRS to warp by"):
+        opened(first, off, allow_no_crs=True).__enter__()

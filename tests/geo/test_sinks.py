@@ -1,0 +1,405 @@
+"""What is written can be read back, in every format, and is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pyogrio
+import pytest
+import shapely
+from rasterio.crs import CRS
+
+from deltavlm.errors import OutputError
+from deltavlm.geo import sinks
+from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.sinks import SUFFIXES, check_output, open_sink
+from deltavlm.geo.styles import layer_style
+
+ROOT = Path(__file__).resolve().parents[2]
+UTM = CRS.from_epsg(32631)
+CHIPS = Layer(
+    "chips",
+    (
+        Field("chip_id", "str", "name of the chip"),
+        Field("changed", "bool"),
+        Field("changed_score", "float"),
+        Field("new_roads", "int"),
+        Field("road_cells", "list"),
+        Field("extra", "json"),
+        Field("caption", "str"),
+    ),
+)
+LOCATIONS = Layer("locations", (Field("chip_id", "str"), Field("class", "str"), Field("cell", "str")))
+PROVENANCE = {"model": {"name": "nano"}, "questions": ["caption"]}
+
+
+def square(step: int) -> shapely.Polygon:
+    return shapely.box(500_000 + 128 * step, 5_000_000, 500_128 + 128 * step, 5_000_128)
+
+
+FULL = {
+    "chip_id": "r00000_c00000",
+    "changed": np.bool_(True),
+    "changed_score": np.float32(0.75),
+    "new_roads": np.int64(2),
+    "road_cells": ("top-left", "center-center"),
+    "extra": {"a": [1, None]},
+    "caption": 'a "road" — 新道路\n\tand <b>',
+}
+EMPTY = {"chip_id": "r00000_c00256", "changed_score": np.float32("inf"), "road_cells": []}
+FEATURES = [
+    Feature(square(0), FULL),
+    Feature(square(1), EMPTY),
+    Feature(square(2), {"chip_id": "last", "changed_score": float("nan")}),
+]
+CELLS = [Feature(square(0), {"chip_id": "r00000_c00000", "class": "road", "cell": "top-left"})]
+
+
+def write(path: Path, crs: CRS | None = UTM, **options: Any) -> None:
+    with open_sink(path, (CHIPS, LOCATIONS), crs, PROVENANCE, **options) as sink:
+        sink.write("chips", FEATURES[:1])
+        sink.write("locations", CELLS)
+        sink.write("chips", iter(FEATURES[1:]))
+        sink.write("chips", [])
+
+
+def rows_of(path: Path, layer: str | None = None) -> dict[str, dict[str, Any]]:
+    """The rows by chip_id, NaN as None and JSON texts parsed, whatever the format."""
+    if path.suffix == ".parquet":
+        frame = geopandas.read_parquet(path)
+    else:
+        frame = pyogrio.read_dataframe(path, layer=layer, use_arrow=path.suffix == ".gpkg")
+    rows = {}
+    for row in frame.to_dict("records"):
+        values = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in row.items()
+        }
+        values = {
+            key: None if not isinstance(value, list | dict | shapely.Polygon) and pd.isna(value) else value
+            for key, value in values.items()
+        }
+        for key in ("road_cells", "extra"):
+            if isinstance(values.get(key), str):
+                values[key] = json.loads(values[key])
+        rows[values["chip_id"]] = values
+    return rows
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_values_come_back(tmp_path: Path, suffix: str) -> None:
+    """Lists once came back as the repr of a Python list, and whole numbers with a gap as text."""
+    path = tmp_path / f"out{suffix}"
+    write(path)
+    rows = rows_of(path, "chips" if suffix == ".gpkg" else None)
+    assert list(rows) == ["r00000_c00000", "r00000_c00256", "last"] or suffix == ".fgb"
+    full = rows["r00000_c00000"]
+    expected = FULL | {"road_cells": ["top-left", "center-center"]}
+    assert {name: full[name] for name in FULL} == expected
+    empty = rows["r00000_c00256"]
+    assert empty["road_cells"] == []
+    assert [empty[name] for name in ("changed", "changed_score", "new_roads", "extra", "caption")] == [
+        None
+    ] * 5
+    assert (rows["last"]["road_cells"], rows["last"]["changed_score"]) == (None, None)
+    assert set(rows) == {"r00000_c00000", "r00000_c00256", "last"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_polygons_come_back_in_the_right_crs(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix.upper()}"
+    write(path)
+    frame = geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path, layer=0)
+    in_lonlat = "json" in suffix
+    assert frame.crs.to_epsg() == (4326 if in_lonlat else 32631)
+    back = frame.set_index("chip_id").to_crs(32631).geometry
+    for step, name in enumerate(("r00000_c00000", "r00000_c00256", "last")):
+        assert back[name].symmetric_difference(square(step)).area < (10 if in_lonlat else 1e-9)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_provenance_is_in_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    write(path)
+    text: Any
+    if suffix == ".parquet":
+        text = pq.read_metadata(path).metadata[b"deltavlm"]
+    elif suffix in (".gpkg", ".fgb"):
+        text = pyogrio.read_info(path, layer="chips" if suffix == ".gpkg" else None)["layer_metadata"][
+            "deltavlm"
+        ]
+    elif suffix == ".geojson":
+        text = json.dumps(json.loads(path.read_text())["deltavlm"])
+    else:
+        first, *others = path.read_text().splitlines()
+        text = json.dumps(json.loads(first)["deltavlm"])
+        assert not any("deltavlm" in json.loads(line) for line in others)
+    assert json.loads(text) == PROVENANCE
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_layer_can_be_chosen(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    write(path, only_layer="locations")
+    assert rows_of(path, "locations" if suffix == ".gpkg" else None)["r00000_c00000"]["class"] == "road"
+    with pytest.raises(OutputError, match=r"'cells'.*chips, locations"):
+        write(tmp_path / f"other{suffix}", only_layer="cells")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_without_crs_and_without_features(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"pixels{suffix}", crs=None)
+    frame = rows_of(tmp_path / f"pixels{suffix}", "chips" if suffix == ".gpkg" else None)
+    assert frame["last"]["geometry"].symmetric_difference(square(2)).area == 0
+    empty = tmp_path / f"empty{suffix}"
+    with open_sink(empty, (CHIPS, LOCATIONS), UTM, PROVENANCE):
+        pass
+    if suffix in (".geojsonl", ".ndjson"):
+        assert empty.read_text() == ""
+    else:
+        assert rows_of(empty, "chips" if suffix == ".gpkg" else None) == {}
+
+
+def test_geopackage_holds_both_layers_and_their_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "out.gpkg"
+    write(path)
+    assert [name for name, _ in pyogrio.list_layers(path)] == ["chips", "locations", "layer_styles"]
+    info = pyogrio.read_info(path, layer="chips")
+    subtypes = dict(zip(info["fields"].tolist(), info["ogr_subtypes"], strict=True))
+    assert (subtypes["road_cells"], subtypes["changed"]) == ("OFSTJSON", "OFSTBoolean")
+    with sqlite3.connect(path) as database:
+        described = database.execute("SELECT column_name, description FROM gpkg_data_columns").fetchall()
+        assert ("chip_id", "name of the chip") in described
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    database.close()
+
+
+def test_geopackage_opens_styled_in_qgis(tmp_path: Path) -> None:
+    """QGIS takes a default style only where catalog and schema are '' and the geometry column is right."""
+    path = tmp_path / "out.gpkg"
+    write(path)
+    columns = "f_table_catalog, f_table_schema, f_table_name, f_geometry_column, useAsDefault"
+    with sqlite3.connect(path) as database:
+        rows = database.execute(f"SELECT {columns}, styleQML FROM layer_styles").fetchall()
+    database.close()
+    assert [row[:5] for row in rows] == [("", "", name, "geom", 1) for name in ("chips", "locations")]
+    renderer = ET.fromstring(rows[0][5]).find("renderer-v2")
+    assert renderer is not None
+    assert "changed_score" in renderer.attrib["attr"]
+    bounds = [(float(one.attrib["lower"]), float(one.attrib["upper"])) for one in renderer.iter("range")]
+    assert bounds[0][1] < 0  # what has no score
+    assert [low for low, _ in bounds[1:]] == [0, 0.2, 0.4, 0.6, 0.8]
+    assert bounds[-1][1] == 1
+    assert len(list(renderer.iter("symbol"))) == len(bounds)
+
+
+def test_only_our_layers_have_a_style() -> None:
+    assert layer_style("grid")
+    assert layer_style("roads") is None
+
+
+def test_geoparquet_says_where_each_row_is(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    write(path)
+    geo = json.loads(pq.read_metadata(path).metadata[b"geo"])
+    column = geo["columns"]["geometry"]
+    assert geo["version"] == "1.1.0"
+    assert column["bbox"] == [500_000, 5_000_000, 500_384, 5_000_128]
+    east = geopandas.read_parquet(path, bbox=(500_300, 5_000_000, 500_400, 5_000_010))
+    assert east["chip_id"].tolist() == ["last"]
+
+
+def test_stdout_gets_a_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_sink(Path("-"), (CHIPS, LOCATIONS), UTM, PROVENANCE) as sink:
+        sink.write("chips", FEATURES[:1])
+        first = capsys.readouterr().out
+        sink.write("locations", CELLS)
+        assert capsys.readouterr().out == ""
+        sink.write("chips", FEATURES[1:])
+    assert json.loads(first)["properties"]["caption"] == FULL["caption"]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    with open_sink(None, (CHIPS,), UTM, PROVENANCE) as sink:
+        sink.write("chips", FEATURES)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["type"] for line in lines] == ["Feature"] * 3
+
+
+def test_a_property_that_no_layer_has_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        Feature(square(0), {"colour": "red"}).row(CHIPS)
+
+
+# --- whole or not there -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("old", [None, b"the old result"])
+def test_an_exception_leaves_nothing(tmp_path: Path, suffix: str, old: bytes | None) -> None:
+    path = tmp_path / f"out{suffix}"
+    if old:
+        path.write_bytes(old)
+
+    def interrupted() -> None:
+        with open_sink(path, (CHIPS, LOCATIONS), UTM, PROVENANCE, overwrite=True) as sink:
+            sink.write("chips", FEATURES)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [found.read_bytes() for found in tmp_path.iterdir()] == ([old] if old else [])
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".parquet"])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, *_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sinks.TABLE_WRITERS, suffix, fail)
+    with pytest.raises(OutputError, match=r"writing failed .*No space left.*nothing is left"):
+        write(tmp_path / f"out{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_a_file_that_may_not_grow_is_one_clear_error(tmp_path: Path, suffix: str) -> None:
+    """The same with the real writers: the process may write files of 1 KiB, as on a full disk."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from tests.geo.test_sinks import write;"
+        "from deltavlm.errors import OutputError; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "try: write(Path(sys.argv[1]))\n"
+        "except OutputError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / f"out{suffix}")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert "writing failed" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+    there = tmp_path / "there.gpkg"
+    there.write_bytes(b"something")
+    (tmp_path / "folder.gpkg").mkdir()
+    for path, words in {
+        there: "exists already; add --overwrite",
+        tmp_path / "folder.gpkg": "is a folder",
+        tmp_path / "out.shp": r"suffix '\.shp' is not one of \.gpkg, ",
+        tmp_path / "out": "suffix ''",
+        tmp_path / "no" / "such" / "out.gpkg": "there is no folder",
+        Path("/proc/out.gpkg"): "cannot write in /proc",
+    }.items():
+        with pytest.raises(OutputError, match=words) as caught:
+            check_output(path, overwrite=False)
+        assert str(caught.value).startswith(f"{path}: ")
+        with pytest.raises(OutputError):
+            write(path)
+    check_output(there, overwrite=True)
+    for stdout in (None, Path("-")):
+        check_output(stdout, overwrite=False)
+
+
+def test_overwriting_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "out.gpkg"
+    path.write_bytes(b"not a database")
+    write(path, overwrite=True)
+    write(path, overwrite=True)
+    assert len(rows_of(path, "chips")) == 3
+
+
+def leave_a_log(path: Path) -> None:
+    """A process that dies with the GeoPackage open, as QGIS may, and leaves its write-ahead log."""
+    code = (
+        "import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1]);"
+        "database.execute('PRAGMA journal_mode=WAL');"
+        "database.execute('CREATE TABLE left_over (a)'); database.commit(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+
+
+def test_a_log_left_behind_does_not_spoil_the_new_file(tmp_path: Path) -> None:
+    """Replacing a GeoPackage beside a stale -wal gave "malformed database schema"."""
+    path = tmp_path / "out.gpkg"
+    write(path)
+    leave_a_log(path)
+    assert (tmp_path / "out.gpkg-wal").exists()
+    write(path, overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(rows_of(path, "chips")) == 3
+
+
+def test_a_log_without_its_file_is_removed(tmp_path: Path) -> None:
+    """Whoever deletes out.gpkg alone leaves a log that the next out.gpkg would be read with."""
+    path = tmp_path / "out.gpkg"
+    write(path)
+    leave_a_log(path)
+    path.unlink()
+    write(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(rows_of(path, "chips")) == 3
+
+
+def test_a_geopackage_open_elsewhere_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "out.gpkg"
+    write(path)
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM chips").fetchone()
+        with pytest.raises(OutputError, match="open in another program, QGIS perhaps"):
+            check_output(path, overwrite=True)
+    other.close()
+
+
+def test_results_are_kept_when_the_name_is_taken_meanwhile(tmp_path: Path) -> None:
+    """Hours of answers must not go because somebody else wrote the file in the meantime."""
+    path = tmp_path / "out.geojson"
+
+    def overtaken() -> None:
+        with open_sink(path, (CHIPS,), UTM, PROVENANCE) as sink:
+            sink.write("chips", FEATURES)
+            path.write_text("taken")
+
+    with pytest.raises(OutputError, match=r"exists already.*the results are in .*out\.new\.geojson"):
+        overtaken()
+    assert path.read_text() == "taken"
+    assert len(rows_of(tmp_path / "out.new.geojson")) == 3
+
+
+def environment(**variables: str) -> Mapping[str, str]:
+    return {**os.environ, **variables}
+
+
+@pytest.mark.parametrize(("keep", "works"), [("0", True), ("1", False)])
+def test_a_poisoned_proj_data_is_unset(tmp_path: Path, keep: str, works: bool) -> None:
+    """QGIS and OSGeo4W set PROJ_DATA for their own PROJ, and every CRS of rasterio failed."""
+    code = (
+        "from deltavlm.geo import UNSET_VARIABLES; from rasterio.crs import CRS;"
+        "print(UNSET_VARIABLES); print(CRS.from_epsg(32631).to_epsg())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(PROJ_DATA=str(tmp_path), DELTAVLM_KEEP_PROJ=keep),
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode == 0 and "32631" in done.stdout) == works
+    assert (str(tmp_path) in done.stdout) == works

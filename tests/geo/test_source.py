@@ -1,0 +1,224 @@
+"""Colours of any raster, files that are no rasters or broken, and files over the wire."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.location import public_name
+from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, seen
+from tests.rasters import HALF_METRE, UTM, moved, noise, write_raster
+
+
+def test_same_value_same_colour_in_every_chip(tmp_path: Path) -> None:
+    """A stretch per chip made unchanged pixels differ by a third of the range."""
+    ramp = np.linspace(0, 9000, COLS).astype("uint16") * np.ones((3, ROWS, 1), "uint16")
+    paths = [write_raster(tmp_path / f"{name}.tif", ramp, photometric="RGB") for name in "ba"]
+    with opened(*paths) as reader:
+        low, high = (reader.provenance()["before"]["stretch"][edge] for edge in ("low", "high"))  # type: ignore[index]
+        grid = reader.grid(SIZE, 16)
+        shown = mosaic(reader, [reader.read(chip) for chip in grid])
+    assert (shown[0] == shown[0][:, :1]).all()
+    assert (np.diff(shown[0][0, 0].astype(int)) >= 0).all()
+    assert low == pytest.approx([180] * 3, rel=0.1)
+    assert high == pytest.approx([8820] * 3, rel=0.1)
+
+
+def test_scale_is_recorded_and_the_same_for_both_dates(tmp_path: Path) -> None:
+    first = write_raster(tmp_path / "b.tif", noise(dtype="uint16", high=3000), photometric="RGB")
+    second = write_raster(tmp_path / "a.tif", noise(dtype="uint16", high=3300), photometric="RGB")
+    with opened(first, second) as reader:
+        described = reader.provenance()
+        assert described["before"]["stretch"] == described["after"]["stretch"]  # type: ignore[index]
+        assert json.loads(json.dumps(described)) == described
+    shown = seen(first, second, scale="0,6000")
+    assert shown[0].astype(int) == pytest.approx(noise(dtype="float", high=3000) * 255 / 6000, abs=0.51)
+
+
+def test_a_large_raster_is_sampled_all_over(tmp_path: Path) -> None:
+    """Without overviews small windows stand for the whole; they once came from the first blocks only."""
+    ramp = np.linspace(0, 10_000, 1400).astype("uint16") * np.ones((1, 1300, 1), "uint16")
+    path = write_raster(tmp_path / "large.tif", ramp)
+    with opened(path, path) as reader:
+        stretch = reader.stretches[0]
+    assert stretch is not None
+    assert (stretch.low[0], stretch.high[0]) == pytest.approx((200, 9800), abs=250)
+
+
+def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path) -> None:
+    """Sentinel-2 since 2022 stores reflectance plus 1000."""
+    plain = write_raster(tmp_path / "b.tif", noise(dtype="uint16", high=3000), photometric="RGB")
+    lifted = write_raster(
+        tmp_path / "a.tif",
+        noise(dtype="uint16", high=3000) + 1000,
+        photometric="RGB",
+        tags={"offsets": [-1000.0] * 3},
+    )
+    shown = seen(plain, lifted, scale="0,3000")
+    assert (shown[0] == shown[1]).all()
+
+
+def test_bands_by_label_by_wish_and_by_guess(tmp_path: Path) -> None:
+    pixels = noise(4)
+    labelled = write_raster(
+        tmp_path / "b.tif",
+        pixels,
+        photometric="MINISBLACK",
+        colorinterp=["blue", "green", "red", "undefined"],
+    )
+    plain = write_raster(tmp_path / "a.tif", pixels, photometric="MINISBLACK", alpha="NO")
+    with opened(labelled, plain) as reader:
+        shown = mosaic(reader, read_all(reader))
+        assert [note.partition(": no band is labelled")[0] for note in reader.notes] == ["after"]
+    assert (shown[0] == pixels[[2, 1, 0]]).all()
+    assert (shown[1] == pixels[[0, 1, 2]]).all()
+    shown = seen(labelled, plain, before_bands=(4, 4, 1), after_bands=(2,))
+    assert (shown[0] == pixels[[3, 3, 0]]).all()
+    assert (shown[1] == pixels[[1, 1, 1]]).all()
+    with pytest.raises(ConfigError, match=r"b\.tif: bands 5,1,1"):
+        opened(labelled, plain, before_bands=(5, 1, 1)).__enter__()
+
+
+def test_one_band_is_repeated(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "grey.tif", noise(1))
+    shown = seen(path, path)
+    assert (shown[0] == noise(1)).all()
+    assert shown[0].shape[0] == 3
+
+
+def test_a_palette_is_looked_up(tmp_path: Path, shift: float) -> None:
+    """Numbers of a palette are names of colours: mixing them in a warp makes colours that are nowhere."""
+    colours = {1: (10, 20, 30), 2: (200, 100, 50), 9: (0, 0, 255)}
+    numbers = np.random.default_rng(1).choice([1, 2, 9], (1, ROWS, COLS)).astype("uint8")
+    before = write_raster(tmp_path / "b.tif", numbers, palette=colours)
+    after = write_raster(tmp_path / "a.tif", numbers, palette=colours, transform=moved(shift, 0))
+    shown = seen(before, after)
+    for image in shown[:2]:
+        assert {tuple(pixel) for pixel in image[:, shown[2]].T.tolist()} == set(colours.values())
+
+
+def test_plain_mistakes_have_plain_messages(tmp_path: Path, before: Path) -> None:
+    (tmp_path / "empty.tif").touch()
+    (tmp_path / "text.tif").write_text("not a raster\n" * 100)
+    bare = {"driver": "GTiff", "width": 9, "height": 9, "count": 1, "dtype": "complex64", "crs": UTM}
+    with rasterio.open(tmp_path / "complex.tif", "w", transform=HALF_METRE, **bare) as raster:
+        raster.write(np.ones((1, 9, 9), "complex64"))
+    for name, words in {
+        "nosuch.tif": "no such file",
+        "": "is a folder",
+        "empty.tif": r"0 bytes",
+        "text.tif": "cannot be read as a raster",
+        "complex.tif": "complex",
+    }.items():
+        path = str(tmp_path / name) if name else str(tmp_path)
+        for pair in ((path, before), (before, path)):
+            with pytest.raises(RasterError, match=words) as caught:
+                opened(*pair).__enter__()
+            assert path in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_corrupt_block_spoils_its_chips_only(tmp_path: Path, before: Path) -> None:
+    after = write_raster(
+        tmp_path / "after.tif", noise(), tiled=True, blockxsize=32, blockysize=32, compress="deflate"
+    )
+    with rasterio.open(after) as raster:
+        offset = int(raster.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
+    content = bytearray(after.read_bytes())
+    content[offset : offset + 64] = bytes(64)
+    after.write_bytes(content)
+    message = f"chip r00032_c00064: {after}: a part of it cannot be read "
+    with opened(before, after) as reader:
+        for chip in reader.grid(SIZE):
+            if chip.chip_id == "r00032_c00064":
+                with pytest.raises(RasterError, match=re.escape(message)) as caught:
+                    reader.read(chip)
+                assert "See previous exception" not in str(caught.value)
+            else:
+                assert reader.read(chip).valid.all()
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.02])
+@pytest.mark.parametrize("kind", ["tif", "png", "jpg"])
+def test_a_truncated_raster_is_one_clear_error(tmp_path: Path, kind: str, keep: float) -> None:
+    path = tmp_path / f"after.{kind}"
+    if kind == "tif":
+        write_raster(path, noise(dtype="uint16"), compress="deflate", crs=None, transform=None)
+    else:
+        Image.fromarray(noise().transpose(1, 2, 0)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with (
+        pytest.raises(
+            RasterError, match=rf"after\.{kind}: .* cannot be read|cannot be read as a raster"
+        ) as caught,
+        opened(path, path, allow_no_crs=True) as reader,
+    ):
+        read_all(reader)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves the folder; in a process of its own, as GDAL may wait for it without letting Python run."""
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "http.server",
+        "0",
+        "--bind",
+        "127.0.0.1",
+        "--directory",
+        str(tmp_path),
+    ]
+    with (tmp_path / "requests.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        line = process.stdout.readline()  # Serving HTTP on 127.0.0.1 port 43210 (http://127.0.0.1:43210/) ...
+        yield line.partition("(")[2].partition(")")[0]
+        process.terminate()
+        process.communicate()
+
+
+def test_urls_are_read_without_looking_around(
+    server: str, tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    url = f"{server}before.tif"
+    with opened(f"{url}?token=secret", f"/vsicurl/{url}") as reader:
+        read_all(reader)
+        assert "secret" not in json.dumps(reader.provenance())
+    asked = re.findall(r"(?:GET|HEAD) (/[^ ?]*)", (tmp_path / "requests.log").read_text())
+    assert set(asked) == {"/before.tif"}
+    with pytest.raises(RasterError, match=r"/nosuch\.tif: cannot be read as a raster") as caught:
+        opened(url.replace("before", "nosuch") + "?token=secret", before).__enter__()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_keeps_no_secrets() -> None:
+    for location in (
+        "https://me:secret@host/x.tif?sig=secret",
+        "/vsicurl/https://me:secret@host/x.tif?sig=secret",
+    ):
+        assert public_name(location) == location.replace("me:secret@", "").replace("?sig=secret", "")
+    assert public_name("odd?name.tif") == "odd?name.tif"
+
+
+def test_a_vsi_path_is_a_raster(tmp_path: Path, before: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pair.zip", "w") as archive:
+        archive.write(before, "before.tif")
+    shown = seen(f"/vsizip/{tmp_path}/pair.zip/before.tif", before)
+    assert (shown[0] == shown[1]).all()

@@ -1,0 +1,141 @@
+"""Nothing invalid is taken for data, by whatever way a file says so, warped or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from deltavlm.errors import ConfigError
+from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, seen
+from tests.rasters import moved, noise, smooth, write_raster
+
+HOLE = np.zeros((ROWS, COLS), bool)
+HOLE[20:60, 30:90] = True
+
+
+def assert_hole(valid: np.ndarray) -> None:
+    """The hole is invalid and the rest is not, apart from two pixels at edges, where a warp mixes."""
+    assert not valid[22:58, 32:88].any()
+    around = valid.copy()
+    around[18:62, 28:92] = True
+    assert around[:, 2:-2].all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+@pytest.mark.parametrize("kind", ["mask", "nodata", "alpha"])
+def test_holes_stay_holes(tmp_path: Path, before: Path, shift: float, dtype: str, kind: str) -> None:
+    """An internal mask was lost in a warp, and alpha of int16 and float rasters was taken for fully valid."""
+    pixels = smooth(3, dtype=dtype)
+    profile: dict[str, Any] = {"transform": moved(shift, 0)}
+    if kind == "mask":
+        profile["mask"] = ~HOLE
+    elif kind == "nodata":
+        pixels[:, HOLE] = 0
+        profile["nodata"] = 0
+    else:
+        opaque = 255 if dtype == "uint8" else 1 if dtype == "float32" else np.iinfo(dtype).max
+        pixels = np.concatenate([pixels, np.where(HOLE, 0, opaque)[None].astype(dtype)])
+        profile["colorinterp"] = ["red", "green", "blue", "alpha"]
+    after = write_raster(tmp_path / "after.tif", pixels, **profile)
+    shown = seen(before, after)
+    assert_hole(shown[2])
+    assert_hole(seen(after, before)[2])
+    assert (shown[0][:, ~shown[2]] == shown[1][:, ~shown[2]]).all()
+
+
+def test_not_a_number_is_no_data(tmp_path: Path, before: Path, shift: float) -> None:
+    pixels = smooth(dtype="float32")
+    pixels[0, HOLE] = np.nan
+    for nodata in (None, np.nan):
+        after = write_raster(tmp_path / "after.tif", pixels, nodata=nodata, transform=moved(shift, 0))
+        assert_hole(seen(before, after)[2])
+
+
+def test_nodata_can_be_given(tmp_path: Path, before: Path, shift: float) -> None:
+    pixels = smooth()
+    pixels[:, HOLE] = 7
+    after = write_raster(tmp_path / "after.tif", pixels, transform=moved(shift, 0))
+    assert seen(before, after)[2][5:-5, 5:-5].all()
+    assert_hole(seen(before, after, nodata=7)[2])
+
+
+@pytest.mark.parametrize("nodata", [-1, 256, 0.5, float("nan")])
+def test_nodata_that_no_pixel_can_have(before: Path, nodata: float) -> None:
+    with pytest.raises(ConfigError, match=r"before\.tif: nodata .* uint8"):
+        opened(before, before, nodata=nodata).__enter__()
+
+
+def test_one_black_band_is_data(tmp_path: Path, before: Path) -> None:
+    """Only a pixel with no data in any colour is a hole: deep water is 0 in red."""
+    pixels = smooth()
+    pixels[0, HOLE] = 0
+    after = write_raster(tmp_path / "after.tif", pixels, nodata=0)
+    assert seen(before, after)[2].all()
+
+
+def test_a_mask_beside_the_file_counts(tmp_path: Path, before: Path) -> None:
+    """GDAL's shortcut for URLs hid `after.tif.msk` when it was used for files too."""
+    after = write_raster(tmp_path / "after.tif", smooth())
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(after, "r+") as raster:
+        raster.write_mask(~HOLE)
+    assert (tmp_path / "after.tif.msk").exists()
+    assert_hole(seen(before, after)[2])
+
+
+def test_near_infrared_labelled_alpha_hides_nothing(tmp_path: Path, before: Path, shift: float) -> None:
+    """GDAL labels the fourth band of a plain 4-band uint8 file alpha, and warps by it unasked."""
+    pixels = np.concatenate([smooth(3), noise(1, low=0)])
+    pixels[3, HOLE] = 0
+    after = write_raster(tmp_path / "after.tif", pixels, transform=moved(shift, 0))
+    with rasterio.open(after) as raster:
+        assert raster.colorinterp[3].name == "alpha"
+    with opened(before, after) as reader:
+        shown = mosaic(reader, read_all(reader))
+        assert any("alpha" in note for note in reader.notes)
+    assert shown[2][5:-5, 5:-5].all()
+    assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
+
+
+def test_alpha_with_soft_edges_is_alpha_unless_refused(tmp_path: Path, before: Path) -> None:
+    alpha = np.where(HOLE, 0, 255)
+    alpha[20, 30:90] = np.arange(60) * 4
+    after = write_raster(tmp_path / "after.tif", np.concatenate([smooth(), alpha[None].astype("uint8")]))
+    assert not seen(before, after)[2].all()
+    assert seen(before, after, alpha_band="none")[2].all()
+
+
+def test_outside_of_a_raster_is_no_data(tmp_path: Path) -> None:
+    """A warp onto a larger grid filled up with black that counted as data."""
+    before = write_raster(tmp_path / "before.tif", smooth(3, 200, 300))
+    after = write_raster(
+        tmp_path / "after.tif", smooth(3, 60, 60), transform=moved(40.5, 40) * Affine.rotation(30)
+    )
+    shown = seen(before, after)
+    assert 0.3 < shown[2].mean() < 0.75
+    assert (shown[0][:, ~shown[2]] == shown[1][:, ~shown[2]]).all()
+
+
+def test_a_raster_smaller_than_a_chip_is_padded_alike(tmp_path: Path) -> None:
+    first = write_raster(tmp_path / "b.tif", np.full((3, 20, 30), 100, np.uint8))
+    second = write_raster(tmp_path / "a.tif", np.full((3, 20, 30), 200, np.uint8))
+    with opened(first, second) as reader:
+        (chip,) = reader.grid(SIZE)
+        pixels = reader.read(chip)
+    assert pixels.valid_fraction == 1
+    assert pixels.valid.sum() == 20 * 30
+    assert pixels.before.shape == pixels.after.shape == (3, SIZE, SIZE)
+    assert (pixels.before[:, 20:] == 150).all()
+    assert (pixels.after[:, :, 30:] == 150).all()
+
+
+def test_a_chip_without_data(tmp_path: Path, before: Path) -> None:
+    after = write_raster(tmp_path / "after.tif", np.zeros((3, ROWS, COLS), np.uint8), nodata=0)
+    with opened(before, after) as reader:
+        for pixels in read_all(reader):
+            assert pixels.valid_fraction == 0
+            assert (pixels.before == pixels.after).all()

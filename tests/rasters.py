@@ -1,0 +1,77 @@
+"""Rasters for tests, written to order: small, seeded, and as odd as the test needs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
+
+UTM = "EPSG:32631"
+HALF_METRE = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+
+
+def noise(
+    bands: int = 3, rows: int = 96, cols: int = 160, dtype: str = "uint8", *, low: int = 1, high: int = 255
+) -> NDArray[Any]:
+    """(bands, rows, cols) seeded noise in [low, high); never 0 unless `low` says so."""
+    values = np.random.default_rng(2).integers(low, high, (bands, rows, cols))
+    return values.astype(dtype)
+
+
+def smooth(bands: int = 3, rows: int = 96, cols: int = 160, dtype: str = "uint8") -> NDArray[Any]:
+    """(bands, rows, cols) gentle slopes between 20 and 235, which survive a resampling nearly unchanged."""
+    x, y = np.meshgrid(np.linspace(0, 1, cols), np.linspace(0, 1, rows))
+    planes = [20 + 215 * np.abs(np.sin(2 * (band + 1) * x + y)) for band in range(bands)]
+    return np.array(planes).astype(dtype)
+
+
+def write_raster(
+    path: Path,
+    pixels: NDArray[Any],
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    colorinterp: list[str] | None = None,
+    tags: dict[str, list[float]] | None = None,
+    palette: dict[int, tuple[int, int, int]] | None = None,
+    **profile: Any,
+) -> Path:
+    """Write (bands, rows, cols) pixels as a GeoTIFF of 0.5 m pixels in UTM 31N.
+
+    `profile` overrides, and leaves out what it gives as None. `mask` becomes an internal mask; `tags` sets
+    `scales` and `offsets`.
+    """
+    count, height, width = pixels.shape
+    settings: dict[str, Any] = {
+        "driver": "GTiff",
+        "crs": UTM,
+        "transform": HALF_METRE,
+        "dtype": pixels.dtype,
+        "count": count,
+        "height": height,
+        "width": width,
+    }
+    settings = {key: value for key, value in (settings | profile).items() if value is not None}
+    with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **settings) as raster:
+            if colorinterp:
+                raster.colorinterp = [rasterio.enums.ColorInterp[name] for name in colorinterp]
+            for key, values in (tags or {}).items():
+                setattr(raster, key, values)
+            if palette:
+                raster.write_colormap(1, palette)
+            raster.write(pixels)
+            if mask is not None:
+                raster.write_mask(mask)
+    return path
+
+
+def moved(cols: float, rows: float, transform: Affine = HALF_METRE) -> Affine:
+    """The transform of a raster whose corner lies at pixel (cols, rows) of another one."""
+    return transform * Affine.translation(cols, rows)
