@@ -118,8 +118,9 @@ def lesson(rng: Rng, facts: Facts, extra: float = 0.5, plain: float = 0.8) -> li
     """(prompt, answer) rows about one pair: the four standing questions, and with chance `extra` one more.
 
     The one more is an open question or a later turn of a dialogue, with the true answers as its history.
-    `plain` is the chance of the first of a pair's captions: were all five as likely, the few sentences that say
-    "no change" would each outweigh the many that say what has changed, and greedy decoding would fall to them.
+    `plain` is the chance of the first of a pair's captions: were all five as likely, the few sentences
+    that say "no change" would each outweigh the many that say what has changed, and greedy decoding would
+    fall to them.
     """
     ways = words.captions(facts)
     told = ways[0] if rng.random() < plain else ways[int(rng.integers(len(ways)))]

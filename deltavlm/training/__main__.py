@@ -1,5 +1,5 @@
-"""`python -m deltavlm.training CONFIG OUT`: draws the scenes, runs the phases in order, ends with a
-checkpoint folder.
+"""`python -m deltavlm.training CONFIG OUT --export FOLDER`: draws scenes, runs the phases in order, writes a
+model folder.
 
 Phases "vision" and "language" do not need each other: two processes may run one each (`--phase NAME`) on
 one core each. Run it again after an interruption: it goes on from the last checkpoint. Several processes
@@ -13,7 +13,6 @@ import argparse
 import logging
 import math
 import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.tokenizer import Codec, load_codec, train_codec
 from deltavlm.training.config import TrainConfig
+from deltavlm.training.export import export
 from deltavlm.training.loop import Trainer, parameters
 from deltavlm.wording import normalise
 
@@ -68,21 +68,12 @@ def merge(model: DeltaVLM, out: Path, done: list[tuple[str, str]]) -> None:
                 state[key].copy_(tensor)
 
 
-def commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def main() -> None:
     ask = argparse.ArgumentParser(prog="python -m deltavlm.training", description=__doc__)
     ask.add_argument("config", type=Path, help="YAML of a TrainConfig, as configs/train_nano.yaml")
     ask.add_argument("out", type=Path, help="folder for caches, checkpoints and the result")
-    ask.add_argument("--phase", help="run this phase alone")
+    ask.add_argument("--phase", help='run this phase alone; "none" only exports')
+    ask.add_argument("--export", type=Path, help="at the end, write a model folder from the last joint phase")
     ask.add_argument(
         "--minutes", type=float, default=math.inf, help="stop (with a checkpoint) after so many minutes"
     )
@@ -119,16 +110,12 @@ def main() -> None:
                 sum(p.numel() for p in set(parameters(model, phase.part))) / 1e6,
             )
             if not trainer.run(name, until=until):
-                return
-            if phase.part == "joint" and trainer.rank == 0:
-                about = {
-                    "trained_on": "synthetic scenes",
-                    "commit": commit(),
-                    "command": f"{args.config.name}, seed {config.seed}",
-                }
-                checkpoint.save(args.out, model_config, trainer.mean, provenance=about)
-                log.info("wrote %s", args.out)
+                break
         done.append((name, phase.part))
+    joint = [name for name, phase in config.phases.items() if phase.part == "joint"][-1]
+    if args.export and (not dist.is_initialized() or dist.get_rank() == 0):
+        found = export(args.out, joint, model_config, args.export, args.config.name)
+        log.info("wrote %s; P(yes) = sigmoid(%.3f margin %+.3f)", args.export, found.scale, found.offset)
 
 
 if __name__ == "__main__":

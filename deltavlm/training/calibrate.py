@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from deltavlm.data.synthetic.cache import draw_cache, open_cache
@@ -31,13 +32,20 @@ def fit(margins: Sequence[float], truth: Sequence[bool], steps: int = 50) -> Cal
     True
     """
     x = np.stack([np.asarray(margins, float), np.ones(len(margins))], axis=1)
-    y, w = np.asarray(truth, float), np.array([1.0, 0.0])
+    y, home, w = np.asarray(truth, float), np.array([1.0, 0.0]), np.array([1.0, 0.0])
+
+    def loss(w: npt.NDArray[np.float64]) -> float:
+        z = x @ w
+        return float((np.logaddexp(0, z) - y * z).mean() + 5e-4 * ((w - home) ** 2).sum())
+
     for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.clip(x @ w, -40, 40)))
-        pull = 1e-3 * len(y) * (w - [1.0, 0.0])
-        gradient = x.T @ (p - y) + pull
-        curve = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * len(y) * np.eye(2)
-        w = w - np.linalg.solve(curve, gradient)
+        p = 0.5 * (1 + np.tanh(x @ w / 2))
+        slope = x.T @ (p - y) / len(y) + 1e-3 * (w - home)
+        curve = (x * (p * (1 - p))[:, None]).T @ x / len(y) + 1e-3 * np.eye(2)
+        step = np.linalg.solve(curve, slope)
+        while loss(w - step) > loss(w) and np.abs(step).max() > 1e-9:
+            step /= 2
+        w = w - step
     return Calibration(float(w[0]), float(w[1]))
 
 

@@ -62,7 +62,7 @@ def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, T
     share = F.one_hot(maps_BHW, classes).movedim(-1, 1).float()
     share = F.avg_pool2d(share, 3, 1, 1)
     sure = torch.rand(len(share), 1, 1, 1) * 6 + 2
-    blotches = F.interpolate(torch.randn(len(share), classes, 8, 8), scale_factor=8, mode="bilinear")
+    blotches = F.interpolate(torch.randn(len(share), classes, 8, 8), size=share.shape[-2:], mode="bilinear")
     logits = (
         (share - 0.5) * 2 * sure + torch.randn_like(share) * 0.5 + blotches * torch.rand(len(share), 1, 1, 1)
     )

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,33 +25,20 @@ from tests.conftest import Scene
 COMMANDS = sorted(getattr(typer.main.get_command(app), "commands", {}))
 
 
-def test_starting_and_helping_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_helping_loads_nothing_heavy(command: str) -> None:
+    """What keeps `--help` fast; `benchmarks/startup.py` measures how fast."""
     code = (
         "import sys, runpy\n"
-        "sys.argv = ['deltavlm', 'analyze', '--help']\n"
+        f"sys.argv = ['deltavlm', {command!r}, '--help']\n"
         "try: runpy.run_module('deltacli', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio'}\n"
+        "heavy = {'torch', 'transformers', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio', 'PIL'}\n"
         "print(sorted(heavy & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "--chip-size" in done.stdout
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_answers_in_under_half_a_second(command: str) -> None:
-    """The best of a few tries, because other work may hold the machine."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "deltacli", command, "--help"], cwd=ROOT, capture_output=True, check=True
-        )
-        times.append(time.perf_counter() - start)
-        if times[-1] < 0.5:
-            break
-    assert min(times) < 0.5
+    assert "--help" in done.stdout
 
 
 def test_version_and_short_help(run: Run) -> None:

@@ -1,0 +1,85 @@
+"""`deltavlm synth`: what it writes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from tests.cli.conftest import Run, one_line
+
+
+def test_chips(run: Run, tmp_path: Path) -> None:
+    done = run("synth", "chips", str(tmp_path / "set"), "-n", "2", "--size", "64", "--split", "train")
+    assert done.exit_code == 0
+    assert len(list((tmp_path / "set/images/train/A").glob("*.png"))) == 2
+    assert json.loads((tmp_path / "set/synthetic_train.json").read_text())
+    again = run("synth", "chips", str(tmp_path / "set"), "-n", "2", "--size", "64", "--split", "train")
+    assert again.exit_code == 2
+    assert "exists" in one_line(again)
+
+
+def test_a_scene_is_a_georeferenced_pair_with_its_truth(run: Run, tmp_path: Path) -> None:
+    args = ["--width", "300", "--height", "256", "--seed", "3", "--change", "1", "--gsd", "0.25"]
+    args += ["--crs", "EPSG:32618", "--origin", "300000,4500000"]
+    assert run("synth", "scene", str(tmp_path), *args).exit_code == 0
+    with rasterio.open(tmp_path / "before.tif") as before, rasterio.open(tmp_path / "after.tif") as after:
+        assert before.crs == after.crs == "EPSG:32618"
+        assert before.transform == after.transform
+        assert (before.width, before.height, before.res) == (300, 256, (0.25, 0.25))
+        assert before.transform * (0, 0) == (300000, 4500000)
+        first = before.read()
+    with rasterio.open(tmp_path / "truth.tif") as truth:
+        codes = truth.read(1)
+        assert truth.colormap(1)[1][:3] == (228, 26, 28)
+    told = json.loads((tmp_path / "truth.json").read_text())
+    assert set(told["chips"]) == {"r00000_c00000", "r00000_c00044"}
+    assert any(chip["changed"] for chip in told["chips"].values()) == bool((codes > 0).any())
+    assert run("synth", "scene", str(tmp_path), *args, "--overwrite", "-q").exit_code == 0
+    with rasterio.open(tmp_path / "before.tif") as before:
+        assert np.array_equal(before.read(), first)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--origin", "here"], "expected X,Y"),
+        (["--crs", "EPSG:4326"], "not projected in metres"),
+        (["--crs", "banana"], "unknown CRS"),
+        (["--width", "9000"], "9000"),
+    ],
+)
+def test_bad_scene_options(run: Run, tmp_path: Path, args: list[str], words: str) -> None:
+    done = run("synth", "scene", str(tmp_path / "new"), *args)
+    assert done.exit_code == 2
+    assert words in one_line(done)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for kind in ("chips", "scene"):
+        done = run("synth", kind, str(tmp_path / "file" / "below"))
+        assert done.exit_code == 2
+        assert "cannot make the folder" in one_line(done)
+
+
+def test_jpeg_is_small(run: Run, tmp_path: Path) -> None:
+    sizes = []
+    for compress in ("deflate", "jpeg"):
+        run(
+            "synth",
+            "scene",
+            str(tmp_path / compress),
+            "--width",
+            "256",
+            "--height",
+            "256",
+            "--compress",
+            compress,
+        )
+        sizes.append((tmp_path / compress / "after.tif").stat().st_size)
+    assert sizes[1] < sizes[0] / 2
