@@ -3,8 +3,7 @@ model folder.
 
 Phases "vision" and "language" do not need each other: two processes may run one each (`--phase NAME`) on
 one core each. Run it again after an interruption: it goes on from the last checkpoint. Several processes
-share a phase with `torchrun --nproc-per-node 2 -m deltavlm.training ...`: on a CPU two of one thread are
-nearly twice as fast as one of two.
+share a phase with `torchrun --nproc-per-node 2 -m deltavlm.training ...`.
 """
 
 from __future__ import annotations
