@@ -34,8 +34,6 @@ __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "open_pair"]
 
 RESAMPLING = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
 
-RESAMPLING = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
-
 
 @dataclass(frozen=True, slots=True)
 class RasterPair:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deltavlm.wording import normalise
+
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
@@ -93,6 +95,11 @@ class PromptConfig:
 
     normalise: bool = False
     prefix: str = ""
+
+    def worded(self, prompt: str) -> str:
+        """The question as the model reads it, in training and in use."""
+        text = normalise(prompt) if self.normalise else prompt
+        return text if text.startswith(self.prefix) else self.prefix + text
 
 
 @dataclass(frozen=True, slots=True)

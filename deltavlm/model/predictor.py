@@ -21,7 +21,6 @@ from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.model.tokenizer import Codec, load_codec
-from deltavlm.wording import normalise
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 ROWS = 64  # rows answered together: enough to fill the machine, little enough to stay in its caches
@@ -75,9 +74,7 @@ class Predictor:
 
     def worded(self, prompt: str) -> str:
         """The question as the model was trained to read it."""
-        style = self.config.prompt
-        text = normalise(prompt) if style.normalise else prompt
-        return text if text.startswith(style.prefix) else style.prefix + text
+        return self.config.prompt.worded(prompt)
 
     def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """Replies to one batch of rows: yes/no from the first logits, the rest written out."""

@@ -30,15 +30,13 @@ def make_rows(
 ) -> list[Rows]:
     """Rows of all pairs' lessons, in `groups` of like length, so that little is spent on padding.
 
-    Questions are worded as `Predictor.worded` words them; answers are normalised.
+    Questions are worded as in use; answers are normalised.
     """
-    style = config.prompt
     rows: list[tuple[int, list[int], list[int]]] = []
     for pair, lesson in enumerate(lessons):
         for prompt, answer in lesson:
-            asked = normalise(prompt) if style.normalise else prompt
-            asked = asked if asked.startswith(style.prefix) else style.prefix + asked
-            rows.append((pair, codec.encode(asked), [*codec.encode(normalise(answer)), codec.eos]))
+            asked = codec.encode(config.prompt.worded(prompt))
+            rows.append((pair, asked, [*codec.encode(normalise(answer)), codec.eos]))
     rows.sort(key=lambda row: len(row[1]) + len(row[2]))
     size = -(-len(rows) // groups)
     return [_stack(config, codec, rows[at : at + size]) for at in range(0, len(rows), size)]

@@ -48,11 +48,8 @@ def test_masks_follow_the_pictures(cache: Path) -> None:
         batch = draw_batch(
             np.random.default_rng(seed), pictures, truth, 3, crop_px=[None, 128][seed % 2], swap=0.0
         )
-        assert (
-            np.array_equal(batch.before[:, 0, ::4, ::4], batch.mask)
-            or np.array_equal(batch.before[:, 0, 1::4, 1::4], batch.mask)
-            or (batch.before[:, 0, ::4, ::4] == batch.mask).mean() > 0.93
-        )
+        assert batch.mask.any()
+        assert np.array_equal(batch.before[:, 0, ::4, ::4], batch.mask)
 
 
 def test_swapped_dates_swap_pictures_and_words(cache: Path) -> None:
