@@ -142,7 +142,7 @@ def scene(
     from affine import Affine
 
     from deltavlm.data.synthetic import make_scene
-    from deltavlm.data.synthetic.paint import CHANGES
+    from deltavlm.data.synthetic.truth import CHANGES
     from deltavlm.geo.write import write_geotiff
 
     made = [folder / name for name in ("before.tif", "after.tif", "truth.tif", "truth.json")]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deltavlm.data.synthetic import words
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, facts_of
-from deltavlm.data.synthetic.paint import CODE
+from deltavlm.data.synthetic.truth import CODE
 from deltavlm.tasks import caption, classify, count, dialogue, locate
 
 if TYPE_CHECKING:

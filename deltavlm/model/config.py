@@ -72,6 +72,7 @@ class QFormerConfig:
     cross_every: int = 2
     dropout: float = 0.1
     max_text_tokens: int = 128
+    anchored: int = 0  # so many queries start from the last image tokens (the dense head's evidence)
 
 
 @dataclass(frozen=True, slots=True)

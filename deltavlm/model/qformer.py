@@ -12,12 +12,19 @@ from deltavlm.model.config import QFormerConfig
 
 
 class QFormer(nn.Module):
-    """Image tokens (B, T, D) and question ids (B, S) -> what the queries found, (B, Q, hidden)."""
+    """Image tokens (B, T, D) and question ids (B, S) -> what the queries found, (B, Q, hidden).
+
+    With `anchored` = A the first A queries start from the last A image tokens, so that a query is about
+    one cell of the picture from the outset and need not learn to look there.
+    """
 
     def __init__(self, config: QFormerConfig, image_width: int) -> None:
         super().__init__()
         from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
+        self.anchored = config.anchored
+        if config.anchored and config.hidden != image_width:
+            raise ValueError(f"anchored queries need hidden {config.hidden} = image width {image_width}")
         self.query_tokens = nn.Parameter(torch.randn(1, config.queries, config.hidden) * 0.02)
         self.bert = InstructBlipQFormerModel(
             InstructBlipQFormerConfig(
@@ -35,6 +42,9 @@ class QFormer(nn.Module):
 
     def forward(self, image_BTD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         queries = self.query_tokens.expand(len(ids_BS), -1, -1)
+        if self.anchored:
+            start = image_BTD[:, -self.anchored :]
+            queries = torch.cat([queries[:, : self.anchored] + start, queries[:, self.anchored :]], dim=1)
         seen = mask_BS.new_ones(queries.shape[:2])
         found = self.bert(
             input_ids=ids_BS,

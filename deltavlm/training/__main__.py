@@ -1,9 +1,8 @@
 """`python -m deltavlm.training CONFIG OUT --export FOLDER`: draws scenes, runs the phases in order, writes a
 model folder.
 
-Phases "vision" and "language" do not need each other: two processes may run one each (`--phase NAME`) on
-one core each. Run it again after an interruption: it goes on from the last checkpoint. Several processes
-share a phase with `torchrun --nproc-per-node 2 -m deltavlm.training ...`.
+Run it again after an interruption: it goes on from the last checkpoint. Several processes share the work with
+`torchrun --nproc-per-node 2 -m deltavlm.training ...`: on a CPU, one a core with `--threads 1`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from deltavlm.data.synthetic.cache import TRAIN_SEED, VALIDATION_SEED, draw_cach
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import DeltaVLM, build
+from deltavlm.model.deltavlm import build
 from deltavlm.model.tokenizer import Codec, load_codec, train_codec
-from deltavlm.training.config import TrainConfig
+from deltavlm.training.config import Scenes, TrainConfig
 from deltavlm.training.export import export
 from deltavlm.training.loop import Trainer, parameters
 from deltavlm.wording import normalise
@@ -45,26 +44,20 @@ def corpus(cache: Path, limit: int = 6000) -> list[str]:
     return said
 
 
-def codec_of(config: DeltaVLMConfig, cache: Path, out: Path) -> Codec:
+def prepare(scenes: Scenes, out: Path) -> None:
+    """Draws what is not drawn yet."""
+    for name, number, seed in (
+        ("scenes", scenes.train, TRAIN_SEED),
+        ("validation", scenes.validation, VALIDATION_SEED),
+    ):
+        draw_cache(out / name, number, seed=seed, size_px=scenes.size_px, change=scenes.change)
+
+
+def codec_of(config: DeltaVLMConfig, out: Path) -> Codec:
     path = out / checkpoint.TOKENIZER
-    return load_codec(path) if path.exists() else train_codec(corpus(cache), config.language.vocab, path)
-
-
-def merge(model: DeltaVLM, out: Path, done: list[tuple[str, str]]) -> None:
-    """Takes from each finished phase (name, part) the averaged weights of what it fitted."""
-    for name, part in done:
-        mean = torch.load(out / f"{name}.pt", weights_only=True)["mean"]
-        state = model.state_dict()
-        prefixes = {
-            "vision": ("vision.", "difference.", "dense."),
-            "language": ("qformer.", "projection.", "language."),
-        }
-        shared = ("dense.totals", "dense.place", "dense.norm")  # evidence: fitted with the language
-        for key, tensor in mean.items():
-            own = key.startswith(prefixes.get(part, ("",)))
-            evidence = key.startswith(shared)
-            if part == "joint" or (own and not evidence) or (evidence and part == "language"):
-                state[key].copy_(tensor)
+    if path.exists():
+        return load_codec(path)
+    return train_codec(corpus(out / "scenes"), config.language.vocab, path)
 
 
 def main() -> None:
@@ -72,7 +65,7 @@ def main() -> None:
     ask.add_argument("config", type=Path, help="YAML of a TrainConfig, as configs/train_nano.yaml")
     ask.add_argument("out", type=Path, help="folder for caches, checkpoints and the result")
     ask.add_argument("--phase", help='run this phase alone; "none" only exports')
-    ask.add_argument("--export", type=Path, help="at the end, write a model folder from the last joint phase")
+    ask.add_argument("--export", type=Path, help="at the end, write a model folder from the last phase")
     ask.add_argument(
         "--minutes", type=float, default=math.inf, help="stop (with a checkpoint) after so many minutes"
     )
@@ -85,24 +78,21 @@ def main() -> None:
         dist.init_process_group("gloo")
     config = load(args.config, TrainConfig)
     model_config = load(shipped(f"{config.model}.yaml"), DeltaVLMConfig)
-    scenes, cache = config.scenes, args.out / "scenes"
-    draw_cache(cache, scenes.train, seed=TRAIN_SEED, size_px=scenes.size_px, change=scenes.change)
-    draw_cache(
-        args.out / "validation",
-        scenes.validation,
-        seed=VALIDATION_SEED,
-        size_px=scenes.size_px,
-        change=scenes.change,
-    )
-    codec = codec_of(model_config, cache, args.out)
-    done: list[tuple[str, str]] = []
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if first:
+        prepare(config.scenes, args.out)
+        codec_of(model_config, args.out)
+    if dist.is_initialized():
+        dist.barrier()
+    codec = codec_of(model_config, args.out)
+    before: str | None = None
     for name, phase in config.phases.items():
         if args.phase in (None, name):
             torch.manual_seed(config.seed)
             model = build(model_config).to(memory_format=torch.channels_last)
-            if phase.part == "joint":
-                merge(model, args.out, done)
-            trainer = Trainer(config, model_config, model, codec, cache, args.out)
+            if before:
+                model.load_state_dict(torch.load(args.out / f"{before}.pt", weights_only=True)["mean"])
+            trainer = Trainer(config, model_config, model, codec, args.out / "scenes", args.out)
             log.info(
                 "%s: %.1f M parameters fitted",
                 name,
@@ -110,10 +100,9 @@ def main() -> None:
             )
             if not trainer.run(name, until=until):
                 break
-        done.append((name, phase.part))
-    joint = [name for name, phase in config.phases.items() if phase.part == "joint"][-1]
-    if args.export and (not dist.is_initialized() or dist.get_rank() == 0):
-        found = export(args.out, joint, model_config, args.export, args.config.name)
+        before = name
+    if args.export and first:
+        found = export(args.out, name, model_config, args.export, args.config.name)
         log.info("wrote %s; P(yes) = sigmoid(%.3f margin %+.3f)", args.export, found.scale, found.offset)
 
 

@@ -1,7 +1,8 @@
 """Makes the yes/no score a probability: Platt's scaling of logit(yes) - logit(no) on held-out made pairs.
 
-Half of the pairs are hard negatives: nothing has changed, and season, light and haze differ more than in
-training. Never fitted on real pairs.
+Beside the validation scenes there are as many hard negatives: nothing has changed, and season, light and
+haze differ more than in training. Changed and unchanged pairs weigh the same in the fit, however many there
+are of each, so P(yes) is the probability at even odds. Never fitted on real pairs.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ HARD_STRENGTH = 1.5
 def fit(margins: Sequence[float], truth: Sequence[bool], steps: int = 50) -> Calibration:
     """Scale and offset of least log-loss, by Newton's method with a little pull towards scale 1, offset 0.
 
+    Each class weighs a half.
+
     >>> found = fit([-2.0, -1.0, 0.5, 1.0, 2.0, 3.0], [False, False, True, False, True, True])
     >>> 0 < found.scale < 5
     True
     """
     x = np.stack([np.asarray(margins, float), np.ones(len(margins))], axis=1)
     y, home, w = np.asarray(truth, float), np.array([1.0, 0.0]), np.array([1.0, 0.0])
+    share = np.clip(y.mean(), 0.5 / len(y), 1 - 0.5 / len(y))
+    weight = 0.5 * np.where(y == 1, 1 / share, 1 / (1 - share))
 
     def loss(w: npt.NDArray[np.float64]) -> float:
         z = x @ w
-        return float((np.logaddexp(0, z) - y * z).mean() + 5e-4 * ((w - home) ** 2).sum())
+        return float((weight * (np.logaddexp(0, z) - y * z)).mean() + 5e-4 * ((w - home) ** 2).sum())
 
     for _ in range(steps):
         p = 0.5 * (1 + np.tanh(x @ w / 2))
-        slope = x.T @ (p - y) / len(y) + 1e-3 * (w - home)
-        curve = (x * (p * (1 - p))[:, None]).T @ x / len(y) + 1e-3 * np.eye(2)
+        slope = x.T @ (weight * (p - y)) / len(y) + 1e-3 * (w - home)
+        curve = (x * (weight * p * (1 - p))[:, None]).T @ x / len(y) + 1e-3 * np.eye(2)
         step = np.linalg.solve(curve, slope)
         while loss(w - step) > loss(w) and np.abs(step).max() > 1e-9:
             step /= 2

@@ -22,8 +22,9 @@ class Scenes:
 class Phase:
     """One stretch of training.
 
-    `part` "vision" fits encoder, difference and dense head to masks; "language" fits Q-Former and language
-    model to true maps with made-up errors, no picture drawn; "joint" fits everything to pictures and words.
+    `part` "vision" fits encoder, difference and dense head to masks; "language" fits what reads them, the
+    Q-Former and the language model, to words; "joint" fits everything to both. A phase starts from the
+    averaged weights of the phase before it.
     """
 
     part: Part

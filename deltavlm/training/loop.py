@@ -7,12 +7,12 @@ import json
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.data.batches import Batch, draw_batch, lesson
@@ -20,27 +20,28 @@ from deltavlm.data.synthetic.cache import open_cache
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import IGNORED, DeltaVLM
 from deltavlm.model.tokenizer import Codec
-from deltavlm.training.config import Phase, TrainConfig
+from deltavlm.training.config import Part, Phase, TrainConfig
 from deltavlm.training.losses import density_loss, mask_loss
 from deltavlm.training.rows import make_rows
 
 log = logging.getLogger(__name__)
 
-PARTS = {
-    "vision": ("vision", "difference", "dense"),
-    "language": ("dense", "qformer", "projection", "language"),
-}
+EVIDENCE = ("dense.totals.", "dense.place", "dense.norm.")  # what the language reads of the dense head
+SEES = ("vision.", "difference.", "dense.")
 
 
-def parameters(model: DeltaVLM, part: str) -> list[nn.Parameter]:
-    """What a phase fits."""
-    modules = PARTS.get(part, (*PARTS["vision"], *PARTS["language"][1:]))
-    return [parameter for name in modules for parameter in getattr(model, name).parameters()]
+def parameters(model: DeltaVLM, part: Part) -> list[nn.Parameter]:
+    """What a phase fits: "vision" all that sees, "language" all the rest, "joint" everything."""
+    sees = {
+        name: name.startswith(SEES) and not name.startswith(EVIDENCE) for name, _ in model.named_parameters()
+    }
+    wanted = {"vision": (True,), "language": (False,), "joint": (True, False)}[part]
+    return [parameter for name, parameter in model.named_parameters() if sees[name] in wanted]
 
 
 def optimiser(model: DeltaVLM, phase: Phase) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices alone."""
-    every = list(dict.fromkeys(parameters(model, phase.part)))
+    every = parameters(model, phase.part)
     groups = [
         {"params": [p for p in every if p.ndim > 1], "weight_decay": phase.weight_decay},
         {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
@@ -54,20 +55,6 @@ def rate(phase: Phase, step: int) -> float:
         return (step + 1) / phase.warmup
     done = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def mistaken(maps_BHW: Tensor, density: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """True maps as an imperfect dense head would give them: blurred, patchy, unsure; (mask logits,
-    density)."""
-    share = F.one_hot(maps_BHW, classes).movedim(-1, 1).float()
-    share = F.avg_pool2d(share, 3, 1, 1)
-    sure = torch.rand(len(share), 1, 1, 1) * 6 + 2
-    blotches = F.interpolate(torch.randn(len(share), classes, 8, 8), size=share.shape[-2:], mode="bilinear")
-    logits = (
-        (share - 0.5) * 2 * sure + torch.randn_like(share) * 0.5 + blotches * torch.rand(len(share), 1, 1, 1)
-    )
-    logits[:, 0] += 2.0
-    return logits, density * torch.exp(0.15 * torch.randn_like(density)) + 0.002 * torch.rand_like(density)
 
 
 def taught(rng: np.random.Generator, rows: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
@@ -108,22 +95,17 @@ class Trainer:
 
     def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Named losses of a batch, to be added up."""
-        model, dense = self.model, self.model_config.dense
-        assert dense is not None, "the recipe trains a dense head"
-        assert model.dense is not None
-        mask, density = torch.from_numpy(batch.mask), torch.from_numpy(batch.density)
+        model = self.model
+        assert model.dense is not None, "the recipe trains a dense head"
         losses: dict[str, Tensor] = {}
-        if phase.part == "language":
-            logits, noisy = mistaken(mask, density, len(dense.classes))
-            tokens = model.dense.evidence(logits, noisy)
-        else:
-            before, after = (model.vision.normalise(torch.from_numpy(p)) for p in (batch.before, batch.after))
-            pair = model.encode_pair(before, after)
-            assert pair.mask_logits is not None
-            assert pair.density is not None
-            losses["mask"] = mask_loss(pair.mask_logits, mask)
-            losses["density"] = density_loss(pair.density, density)
-            tokens = pair.tokens
+        pair = model.encode_pair(
+            *(model.vision.normalise(torch.from_numpy(p)) for p in (batch.before, batch.after))
+        )
+        assert pair.mask_logits is not None
+        assert pair.density is not None
+        if phase.part != "language":
+            losses["mask"] = mask_loss(pair.mask_logits, torch.from_numpy(batch.mask))
+            losses["density"] = density_loss(pair.density, torch.from_numpy(batch.density))
         if phase.part != "vision":
             groups = make_rows(
                 self.model_config,
@@ -132,7 +114,7 @@ class Trainer:
             )
             weighed = []
             for rows in groups:
-                told = model.token_losses(tokens[rows.pairs], rows.question, rows.text, rows.labels)
+                told = model.token_losses(pair.tokens[rows.pairs], rows.question, rows.text, rows.labels)
                 length = (rows.labels != IGNORED).sum(dim=1)
                 weighed.append(
                     (told.sum(dim=1) / length.sqrt()).sum()
@@ -153,12 +135,19 @@ class Trainer:
         for p in model.parameters():
             p.requires_grad_(id(p) in chosen)
         model.train()
+        if phase.part == "language":  # what sees stays as it is, statistics included
+            model.vision.eval()
+            model.difference.eval()
+            model.dense.eval()  # type: ignore[union-attr]
         shown, since, told = dict[str, float](), time.monotonic(), start
+        reader = ThreadPoolExecutor(1)  # the next batch is read while this one is learnt
+        ahead = reader.submit(self.batch, name, phase, start)
         for step in range(start, phase.steps):
             for group in optim.param_groups:
                 group["lr"] = phase.lr * rate(phase, step)
             torch.manual_seed(hash((self.config.seed, step, self.rank)) % 2**31)
-            batch, rng = self.batch(name, phase, step)
+            batch, rng = ahead.result()
+            ahead = reader.submit(self.batch, name, phase, step + 1)
             with torch.autocast("cpu", torch.bfloat16):
                 losses = self.loss(phase, batch, rng)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()

@@ -10,7 +10,7 @@ import pytest
 from deltavlm.data.synthetic import Scene, make_scene, words
 from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
-from deltavlm.data.synthetic.paint import CHANGES, CODE
+from deltavlm.data.synthetic.truth import CHANGES, CODE
 from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks.text import NO_CHANGE, clean
 

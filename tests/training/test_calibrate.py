@@ -19,8 +19,19 @@ def test_the_curve_is_found() -> None:
     x = rng.normal(1, 3, 4000)
     y = rng.random(4000) < 1 / (1 + np.exp(-(0.5 * x - 1)))
     found = fit(x.tolist(), y.tolist())
+    odds = np.log(y.mean() / (1 - y.mean()))  # taken out: the fit is at even odds
     assert found.scale == pytest.approx(0.5, abs=0.06)
-    assert found.offset == pytest.approx(-1, abs=0.15)
+    assert found.offset == pytest.approx(-1 - odds, abs=0.15)
+
+
+def test_each_class_weighs_a_half() -> None:
+    """Ten times as many negatives of the same kind move nothing."""
+    rng = np.random.default_rng(1)
+    yes, no = rng.normal(1, 2, 500).tolist(), rng.normal(-1, 2, 500).tolist()
+    even = fit(yes + no, [True] * 500 + [False] * 500)
+    odd = fit(yes + no * 10, [True] * 500 + [False] * 5000)
+    assert odd.scale == pytest.approx(even.scale, abs=0.01)
+    assert odd.offset == pytest.approx(even.offset, abs=0.01)
 
 
 def test_perfect_answers_do_not_run_away() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from deltavlm.config import load, shipped
 from deltavlm.data.synthetic.cache import draw_cache
-from deltavlm.data.synthetic.paint import CHANGES
+from deltavlm.data.synthetic.truth import CHANGES
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import IGNORED
 from deltavlm.model.tokenizer import Codec

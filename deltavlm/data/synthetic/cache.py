@@ -26,7 +26,7 @@ def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return small
 
 
-def _draw(job: tuple[str, int, int, int, int, float, float]) -> int:
+def _draw(job: tuple[str, int, int, int, int, float, float | None]) -> int:
     folder, start, stop, seed, size, change, strength = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
@@ -43,14 +43,14 @@ def draw_cache(
     seed: int,
     size_px: int = 256,
     change: float = 0.6,
-    strength: float = 1.0,
+    strength: float | None = None,
     workers: int | None = None,
 ) -> None:
     """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it
     is."""
     stamp = folder / "drawn.txt"
     numbers = f"{count} scenes of {size_px} px from seed {seed}, change {change}"
-    numbers += f", strength {strength}\n" if strength != 1.0 else "\n"
+    numbers += f", strength {strength}\n" if strength is not None else "\n"
     if stamp.exists() and stamp.read_text() == numbers:
         return
     folder.mkdir(parents=True, exist_ok=True)

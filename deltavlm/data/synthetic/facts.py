@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic.paint import CHANGES, CODE, COVERS
+from deltavlm.data.synthetic.truth import CHANGES, CODE, COVERS
 from deltavlm.tasks.locate import LABELS
 
 Array = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -19,6 +19,7 @@ LEAST_THING = (
     0.0004  # share of the picture that a building or road must show to be counted (26 px of 256 x 256)
 )
 LEAST_CELL = 0.01  # share of a cell that must have changed for the cell to be named
+MOST = 0.7  # share of all change from which on it is said to lie in one row or column of the 3x3 grid
 LEAST_GROUND = 0.004  # share of the picture below which changed trees, water or ground go unmentioned
 
 SWAPPED = np.array(
@@ -104,8 +105,12 @@ def facts_of(change: Array, things: Array, cover: Array) -> Facts:
         under = np.bincount(cover[new], minlength=len(COVERS)) / max(1, new.sum())
         # Trees are seldom most of a plot, and yet what one sees go.
         replaced = "trees" if under[COVERS.index("trees")] > 0.3 else COVERS[int(under.argmax())]
-    mass = cell_shares(change > 0)
-    top = mass >= max(0.4 * mass.max(), 1e-9)
-    return Facts(
-        counts, cells, ground, replaced, tuple(label for label, on in zip(LABELS, top, strict=True) if on)
-    )
+    return Facts(counts, cells, ground, replaced, most(cell_shares(change > 0).reshape(3, 3)))
+
+
+def most(mass: npt.NDArray[np.float64]) -> tuple[str, ...]:
+    """Cells in which most of a mass (3, 3) lies: those of one row where it holds MOST of it, of one column
+    likewise."""
+    rows, cols = (mass.sum(axis=axis) / max(mass.sum(), 1e-9) >= MOST for axis in (1, 0))
+    held = (rows if rows.any() else ~rows)[:, None] & (cols if cols.any() else ~cols)[None, :]
+    return tuple(label for label, on in zip(LABELS, held.ravel(), strict=True) if on)

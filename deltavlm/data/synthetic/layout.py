@@ -1,155 +1,31 @@
-"""What stands where, and when: a plan of land, roads, houses, trees and water for two dates. Geometry
-only, no pixels.
-
-Lengths are in pixels of the picture; `scale` turns the sizes of things at 0.5 m per pixel into the sizes
-drawn. Points are (x, y), x to the right and y down, as drawing wants them.
-"""
+"""A neighbourhood laid out: roads first, houses along them, then trees, yards and water."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import numpy as np
-import numpy.typing as npt
 
-Rng = np.random.Generator
-Points = npt.NDArray[np.float64]  # (n, 2) as x, y
-When = Literal["both", "built", "removed"]
-BLOCK_PX = 400  # no house is longer
-Ground = Literal["soil", "construction", "parking", "lawn", "drive"]
-
-
-@dataclass(slots=True)
-class Road:
-    line: Points
-    width: float
-    surface: Literal["asphalt", "concrete", "dirt"]
-    when: When = "both"
-
-    def gap(self, spot: tuple[float, float]) -> float:
-        """From a point to the nearest corner of the middle line."""
-        return float(np.min(np.hypot(*(self.line - np.asarray(spot)).T)))
-
-    def reaches(self, spot: tuple[float, float], margin: float) -> bool:
-        """Whether the point lies within `margin` of the line, checked cheaply first."""
-        (left, top), (right, bottom) = self.line.min(axis=0) - margin, self.line.max(axis=0) + margin
-        return bool(left < spot[0] < right and top < spot[1] < bottom) and self.gap(spot) < margin
+from deltavlm.data.synthetic.plan import (
+    Ground,
+    House,
+    Patch,
+    Plan,
+    Pond,
+    Rng,
+    Road,
+    When,
+    Wood,
+    blob,
+    curve,
+    inside,
+    rectangle,
+)
 
 
-@dataclass(slots=True)
-class House:
-    centre: tuple[float, float]
-    length: float
-    depth: float
-    angle: float  # radians
-    height: float
-    roof: Literal["gable", "hip", "flat", "ell"]
-    when: When = "both"
+class Neighbourhood:
+    """A square of `reach` around `centre` of a plan, with its own grain of streets and kind of houses.
 
-    @property
-    def radius(self) -> float:
-        return 0.5 * float(np.hypot(self.length, self.depth))
-
-
-@dataclass(slots=True)
-class Wood:
-    """Trees as (x, y, radius) rows. `when` "removed" means cleared between the dates, "built" planted."""
-
-    trees: npt.NDArray[np.float64]
-    when: When = "both"
-
-
-@dataclass(slots=True)
-class Patch:
-    """A stretch of special ground; `when` "built" means that it appears between the dates."""
-
-    outline: Points
-    ground: Ground
-    when: When = "both"
-
-
-@dataclass(slots=True)
-class Pond:
-    outline: Points
-    when: When = "both"
-
-
-@dataclass(slots=True)
-class Plan:
-    size: tuple[int, int]  # width, height
-    scale: float
-    roads: list[Road] = field(default_factory=list)
-    houses: list[House] = field(default_factory=list)
-    woods: list[Wood] = field(default_factory=list)
-    patches: list[Patch] = field(default_factory=list)
-    ponds: list[Pond] = field(default_factory=list)
-    _blocks: dict[tuple[int, int], list[House]] = field(default_factory=dict)
-
-    def add_house(self, house: House) -> None:
-        self.houses.append(house)
-        self._blocks.setdefault(self._block(house.centre), []).append(house)
-
-    def drop_houses(self, dropped: list[House]) -> None:
-        for house in dropped:
-            self.houses.remove(house)
-            self._blocks[self._block(house.centre)].remove(house)
-
-    def houses_near(self, spot: tuple[float, float]) -> list[House]:
-        """Every house that could touch one at `spot`, and some others."""
-        col, row = self._block(spot)
-        blocks = [
-            self._blocks.get((c, r), []) for c in (col - 1, col, col + 1) for r in (row - 1, row, row + 1)
-        ]
-        return [house for block in blocks for house in block]
-
-    @staticmethod
-    def _block(spot: tuple[float, float]) -> tuple[int, int]:
-        return int(spot[0] // BLOCK_PX), int(spot[1] // BLOCK_PX)
-
-
-def rectangle(centre: tuple[float, float], length: float, depth: float, angle: float) -> Points:
-    """Four corners of a turned rectangle, in order."""
-    along = np.array([np.cos(angle), np.sin(angle)]) * length / 2
-    across = np.array([-np.sin(angle), np.cos(angle)]) * depth / 2
-    middle = np.asarray(centre)
-    return np.stack(
-        [middle - along - across, middle + along - across, middle + along + across, middle - along + across]
-    )
-
-
-def blob(rng: Rng, centre: tuple[float, float], radius: float, roughness: float = 0.3) -> Points:
-    """A smooth closed outline of about `radius`."""
-    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    reach = np.ones_like(turn)
-    for wave in range(2, 6):
-        reach += roughness / wave * rng.normal() * np.cos(wave * turn + rng.uniform(0, 2 * np.pi))
-    stretch = rng.uniform(0.6, 1.0)
-    x, y = radius * reach * np.cos(turn), radius * reach * np.sin(turn) * stretch
-    angle = rng.uniform(0, np.pi)
-    return np.stack(
-        [
-            centre[0] + x * np.cos(angle) - y * np.sin(angle),
-            centre[1] + x * np.sin(angle) + y * np.cos(angle),
-        ],
-        axis=1,
-    )
-
-
-def curve(rng: Rng, start: tuple[float, float], heading: float, length: float, bend: float) -> Points:
-    """A road's middle line from `start`, turning by up to `bend` radians over its length."""
-    steps = max(3, int(length / 10))
-    turn = np.cumsum(np.full(steps, rng.uniform(-bend, bend) / steps)) + heading
-    if rng.random() < 0.25:  # an S
-        turn = heading + (turn - heading) * np.sin(np.linspace(0, 2 * np.pi, steps))
-    hops = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (length / steps)
-    line: Points = np.asarray(start) + np.concatenate([np.zeros((1, 2)), np.cumsum(hops, axis=0)])
-    return line
-
-
-class Planner:
-    """Fills one neighbourhood (a square of `reach` around `centre`) of a plan, then lets something happen
-    to it."""
+    Puts single things into the plan, and `settle` all that both dates know; `events` does the rest.
+    """
 
     def __init__(self, rng: Rng, plan: Plan, centre: tuple[float, float], reach: float) -> None:
         self.rng, self.plan, self.centre, self.reach = rng, plan, centre, reach
@@ -342,141 +218,3 @@ class Planner:
                     grounds[int(rng.integers(3))],
                 )
             )
-
-    # -- what happens
-    # ------------------------------------------------------------------------------------------------
-
-    def clear(self, centre: tuple[float, float], radius: float) -> None:
-        """Trees of standing woods within the circle are cut between the dates."""
-        for wood in [w for w in self.plan.woods if w.when == "both"]:
-            hit = np.hypot(wood.trees[:, 0] - centre[0], wood.trees[:, 1] - centre[1]) < radius
-            if hit.sum() > 3:
-                self.plan.woods.append(Wood(wood.trees[hit], "removed"))
-                wood.trees = wood.trees[~hit]
-
-    def happen(self, event: str) -> None:
-        """Lets one named thing happen between the dates."""
-        rng, plan = self.rng, self.plan
-        if event == "estate":
-            if rng.random() < 0.3:
-                plan.woods.append(self.wood(self.centre, self.reach * rng.uniform(0.25, 0.5), "removed"))
-            start = len(plan.houses)
-            for _ in range(int(rng.integers(1, 3))):
-                road = self.road("built", short=rng.random() < 0.6)
-                plan.roads.append(road)
-                self.drop_crossed(road)
-                self.row(road, "built", share=rng.uniform(0.5, 1.0))
-            if rng.random() < 0.5:
-                for house in plan.houses[start:]:
-                    plan.patches.append(
-                        Patch(
-                            blob(rng, house.centre, house.radius * 1.7), rng.choice(["lawn", "soil"]), "built"
-                        )
-                    )
-        elif event == "row":
-            roads = [r for r in plan.roads if r.when == "both"]
-            if not roads:
-                plan.roads.append(self.road())
-                roads = [plan.roads[-1]]
-                self.drop_crossed(roads[0])
-            self.row(
-                roads[int(rng.integers(len(roads)))],
-                "built",
-                share=rng.uniform(0.4, 1.0),
-                limit=int(rng.integers(2, 12)),
-            )
-        elif event == "houses":
-            self.scatter(int(rng.choice([1, 1, 2, 3, 4, 6])), "built")
-        elif event == "works":
-            self.scatter(int(rng.choice([1, 1, 2, 3])), "built", grow=rng.uniform(1.6, 3.5))
-            if rng.random() < 0.5:
-                spot = rectangle(
-                    self.somewhere(), self.reach * rng.uniform(0.15, 0.35), self.reach * 0.18, self.grain
-                )
-                plan.patches.append(Patch(spot, "parking", "built"))
-        elif event == "road":
-            for _ in range(int(rng.choice([1, 1, 1, 2]))):
-                road = self.road("built", short=rng.random() < 0.3)
-                plan.roads.append(road)
-                self.drop_crossed(road)
-        elif event == "road_gone":
-            road = self.road("removed", short=True)
-            plan.roads.append(road)
-            self.drop_crossed(road)
-        elif event == "demolish":
-            standing = [h for h in plan.houses if h.when == "both"]
-            if len(standing) < 2:
-                self.scatter(int(rng.integers(1, 5)), "removed")
-            else:
-                rng.shuffle(standing)
-                for house in standing[: int(rng.integers(1, max(2, len(standing) // 2) + 1))]:
-                    house.when = "removed"
-        elif event == "clear":
-            centre, radius = self.somewhere(0.8), self.reach * rng.uniform(0.15, 0.4)
-            plan.woods.append(self.wood(centre, radius, "removed"))
-        elif event == "plant":
-            plan.woods.append(self.wood(self.somewhere(0.8), self.reach * rng.uniform(0.15, 0.4), "built"))
-        elif event == "pond":
-            plan.ponds.append(
-                Pond(blob(rng, self.somewhere(0.8), self.reach * rng.uniform(0.07, 0.2)), "built")
-            )
-        elif event == "construction":
-            centre, radius = self.somewhere(0.8), self.reach * rng.uniform(0.1, 0.3)
-            self.clear(centre, radius)
-            plan.patches.append(Patch(blob(rng, centre, radius), "construction", "built"))
-
-    def drop_crossed(self, road: Road) -> None:
-        """A road goes where houses stood: those are not in the plan then."""
-        self.plan.drop_houses(
-            [h for h in self.plan.houses if road.gap(h.centre) <= h.radius * 0.85 + road.width / 2]
-        )
-
-
-EVENTS = [
-    "estate",
-    "row",
-    "houses",
-    "works",
-    "road",
-    "road_gone",
-    "demolish",
-    "clear",
-    "plant",
-    "pond",
-    "construction",
-]
-ODDS = [0.24, 0.15, 0.17, 0.09, 0.09, 0.02, 0.08, 0.06, 0.02, 0.03, 0.05]
-
-
-def inside(outline: Points, point: tuple[float, float]) -> bool:
-    """Even-odd rule."""
-    x, y = point
-    ax, ay = outline.T
-    bx, by = np.roll(ax, -1), np.roll(ay, -1)
-    crosses = (ay > y) != (by > y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        reach = ax + (y - ay) * (bx - ax) / (by - ay)
-    return bool(np.sum(crosses & (x < reach)) % 2)
-
-
-def make_plan(rng: Rng, size: tuple[int, int], *, change: float = 0.55, scale: float | None = None) -> Plan:
-    """A plan of `size` (width, height) pixels; each neighbourhood of about 300 px changes with probability
-    `change`."""
-    width, height = size
-    if scale is None:
-        scale = float(np.clip(np.exp(rng.normal(-0.15, 0.4)), 0.33, 1.6))
-    plan = Plan(size, scale)
-    columns, rows = max(1, round(width / 300)), max(1, round(height / 300))
-    reach = max(width / columns, height / rows)
-    planners = [
-        Planner(rng, plan, ((column + 0.5) * width / columns, (row + 0.5) * height / rows), reach)
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    for planner in planners:
-        planner.settle()
-    for planner in planners:
-        if rng.random() < change:
-            for event in rng.choice(EVENTS, size=1 + (rng.random() < 0.3), p=ODDS, replace=False):
-                planner.happen(str(event))
-    return plan

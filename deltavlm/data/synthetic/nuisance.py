@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from deltavlm.data.synthetic.layout import Rng
-from deltavlm.data.synthetic.paint import Bytes, Light, noise
+from deltavlm.data.synthetic.paint import Bytes, Light
+from deltavlm.data.synthetic.plan import Rng
+from deltavlm.data.synthetic.texture import noise
 
 
 def sun(rng: Rng) -> Light:

@@ -1,42 +1,30 @@
-"""A plan turned into pixels: two clean views from above, and the truth of what differs between them.
-
-Pillow draws the shapes; the textures come from a small bank of periodic noise made once a process.
-"""
+"""A plan turned into pixels: clean views from above at either date. Pillow draws the shapes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from deltavlm.data.synthetic.layout import House, Plan, Points, Rng, blob, rectangle
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
-
-# Codes of the change map. Built and removed are apart: the direction is half of a caption.
-CHANGES = (
-    "none",
-    "building_built",
-    "building_removed",
-    "road_built",
-    "road_removed",
-    "trees_removed",
-    "trees_planted",
-    "water_new",
-    "water_gone",
-    "ground_opened",
-    "ground_closed",
+from deltavlm.data.synthetic.plan import House, Plan, Points, Rng, blob, polygon, rectangle
+from deltavlm.data.synthetic.texture import (
+    GROUND,
+    PALETTE,
+    ROADS,
+    ROOFS,
+    WATER,
+    Floats,
+    noise,
+    paint,
+    parcels,
+    pick,
 )
-CODE = {name: code for code, name in enumerate(CHANGES)}
-# Codes of the cover map: what was on the ground before, for "replacing the trees".
-COVERS = ("grass", "crops", "soil", "trees", "water", "built")
-COVER = {name: code for code, name in enumerate(COVERS)}
-TILE = 512
+from deltavlm.data.synthetic.truth import COVER
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,84 +35,6 @@ class Light:
     dy: float
     darkness: float
     lean: tuple[float, float]  # how far roofs lean out per pixel of height (off-nadir view)
-
-
-@cache
-def _noise(sigma: float, seed: int = 0) -> Floats:
-    """Periodic Gaussian noise of unit variance, (TILE, TILE)."""
-    white = np.random.default_rng([seed, int(sigma * 100)]).standard_normal((TILE, TILE))
-    freq = np.fft.fftfreq(TILE)
-    pass_band = np.exp(-2 * (np.pi * sigma) ** 2 * (freq[:, None] ** 2 + freq[None, :] ** 2))
-    field = np.fft.ifft2(np.fft.fft2(white) * pass_band).real
-    even: Floats = (field / field.std()).astype(np.float32)
-    return even
-
-
-def noise(rng: Rng, size: tuple[int, int], sigma: float) -> Floats:
-    """A random cut, (height, width), of noise with grains of about `sigma` pixels."""
-    width, height = size
-    field = _noise(sigma, int(rng.integers(3)))
-    if rng.random() < 0.5:
-        field = field.T
-    ys = (np.arange(height) + rng.integers(TILE)) % TILE
-    xs = (np.arange(width) + rng.integers(TILE)) % TILE
-    return np.ascontiguousarray(field[ys[:, None], xs[None, :]])
-
-
-# Base colours (R, G, B) of ground covers, several a kind; one is drawn a parcel, and drifts with the season.
-PALETTE: dict[str, list[tuple[int, int, int]]] = {
-    "grass": [(96, 118, 70), (120, 130, 86), (136, 132, 96), (84, 104, 66), (150, 148, 108)],
-    "crops": [
-        (88, 120, 58),
-        (134, 146, 84),
-        (168, 152, 104),
-        (188, 172, 122),
-        (104, 112, 64),
-        (142, 118, 84),
-    ],
-    "soil": [(158, 132, 102), (184, 160, 130), (136, 110, 84), (202, 186, 160), (118, 98, 78)],
-    "trees": [(58, 78, 48), (74, 92, 58), (64, 82, 60), (88, 96, 64)],
-}
-ROOFS = [
-    (150, 88, 72), (168, 104, 84), (132, 78, 66), (120, 112, 104), (140, 134, 126),
-    (98, 92, 88), (172, 164, 154), (206, 200, 192), (228, 226, 222), (110, 90, 78),
-    (136, 116, 98), (88, 96, 110), (122, 138, 158), (84, 78, 76),
-]  # fmt: skip
-ROADS = {
-    "asphalt": [(96, 96, 98), (118, 118, 118), (136, 134, 130), (80, 82, 86)],
-    "concrete": [(176, 172, 164), (196, 192, 184), (160, 156, 150)],
-    "dirt": [(178, 156, 124), (196, 176, 146), (160, 138, 108)],
-}
-WATER = [(44, 62, 66), (58, 76, 72), (40, 54, 74), (84, 92, 76), (30, 42, 48), (104, 112, 100)]
-GROUND = {"soil": "soil", "construction": "soil", "lawn": "grass", "parking": "asphalt", "drive": "concrete"}
-
-
-def pick(rng: Rng, colours: list[tuple[int, int, int]], spread: float = 10) -> npt.NDArray[np.float32]:
-    return np.asarray(colours[int(rng.integers(len(colours)))], np.float32) + rng.normal(0, spread, 3).astype(
-        np.float32
-    )
-
-
-def parcels(rng: Rng, size: tuple[int, int]) -> npt.NDArray[np.intp]:
-    """A mosaic of fields: ids, (height, width). Turned strips cut across at different places."""
-    width, height = size
-    angle, pitch = rng.uniform(0, np.pi), float(np.exp(rng.uniform(np.log(22), np.log(400))))
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-    along = xs * np.cos(angle) + ys * np.sin(angle) + 0.0
-    across = ys * np.cos(angle) - xs * np.sin(angle)
-    if rng.random() < 0.4:
-        across += noise(rng, size, 40) * 8
-    strip = np.floor(across / pitch).astype(int)
-    strip -= strip.min()
-    shift = rng.uniform(0, 999, strip.max() + 1).astype(np.float32)
-    block = np.floor((along + shift[strip]) / (pitch * rng.uniform(0.8, 5))).astype(int)
-    block -= block.min()
-    ids = strip * (block.max() + 1) + block
-    return np.unique(ids, return_inverse=True)[1].reshape(height, width)
-
-
-def polygon(points: Points) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in points]
 
 
 class Painter:
@@ -245,12 +155,28 @@ class Painter:
         return np.asarray(image)
 
     def ruts(self, rng: Rng, draw: ImageDraw.ImageDraw, outline: Points) -> None:
-        """Heaps and tracks of a building site."""
+        """Wheel tracks, heaps and stacked material of a building site: what tells it from a bare field."""
         low, high = outline.min(axis=0), outline.max(axis=0)
+        middle, reach = (low + high) / 2, (high - low).min() / 2
+        soil = pick(rng, PALETTE["soil"])
+        for _ in range(int(rng.integers(3, 9))):
+            turn = rng.uniform(0, np.pi)
+            along, across = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+            off, lane = across * rng.uniform(-0.6, 0.6) * reach, across * rng.uniform(1.5, 3)
+            for side in (lane, -lane):
+                ends = [middle + off + side + along * reach * end for end in (-0.75, 0.75)]
+                draw.line(polygon(np.stack(ends)), fill=paint(soil + rng.normal(18, 8)), width=2)
         for _ in range(int(rng.integers(3, 12))):
-            spot = rng.uniform(low + (high - low) * 0.25, high - (high - low) * 0.25)
-            shape = blob(rng, (float(spot[0]), float(spot[1])), float(rng.uniform(3, 12)))
+            spot = middle + rng.uniform(-0.6, 0.6, 2) * reach
+            shape = blob(rng, (float(spot[0]), float(spot[1])), float(rng.uniform(3, 10)))
+            draw.polygon(polygon(shape + 1.5), fill=paint(soil * 0.5))
             draw.polygon(polygon(shape), fill=paint(pick(rng, PALETTE["soil"])))
+        for _ in range(int(rng.integers(0, 8))):
+            spot = middle + rng.uniform(-0.6, 0.6, 2) * reach
+            stack = rectangle(
+                (float(spot[0]), float(spot[1])), rng.uniform(2, 8), rng.uniform(2, 8), rng.uniform(0, np.pi)
+            )
+            draw.polygon(polygon(stack), fill=paint(pick(rng, ROOFS, 12)))
 
     def cars(self, rng: Rng, draw: ImageDraw.ImageDraw, corners: Points, number: int) -> None:
         """Parked in a rectangle, in other places every date."""
@@ -337,68 +263,7 @@ class Painter:
             draw.polygon(polygon(np.stack([a, b, right, left])), fill=paint(shaded))
             draw.polygon(polygon(np.stack([d, c, right, left])), fill=paint(lit))
 
-    # -- the truth
-    # ---------------------------------------------------------------------------------------------------
-
-    def truth(self) -> tuple[Bytes, npt.NDArray[np.uint16], Bytes]:
-        """Change codes, ids of changed roads and buildings (0 none), and cover before; each (height,
-        width)."""
-        plan = self.plan
-        change, things = Image.new("L", plan.size, 0), Image.new("I", plan.size, 0)
-        cover = Image.fromarray(np.asarray([COVER[kind] for kind in self.kinds], np.uint8)[self.fields])
-        code, thing, under = ImageDraw.Draw(change), ImageDraw.Draw(things), ImageDraw.Draw(cover)
-        for patch in plan.patches:
-            if patch.when == "both":
-                under.polygon(
-                    polygon(patch.outline), fill=COVER["built" if patch.ground == "parking" else "soil"]
-                )
-            elif patch.ground in ("construction", "parking"):
-                code.polygon(polygon(patch.outline), fill=CODE["ground_opened"])
-        for wood in plan.woods:
-            for x, y, r in wood.trees.tolist():
-                if wood.when != "built":
-                    under.ellipse((x - r, y - r, x + r, y + r), fill=COVER["trees"])
-                if wood.when != "both":
-                    kind = "trees_removed" if wood.when == "removed" else "trees_planted"
-                    code.ellipse((x - r, y - r, x + r, y + r), fill=CODE[kind])
-        for pond in plan.ponds:
-            if pond.when == "both":
-                under.polygon(polygon(pond.outline), fill=COVER["water"])
-                code.polygon(polygon(pond.outline), fill=0)
-            else:
-                code.polygon(
-                    polygon(pond.outline), fill=CODE["water_new" if pond.when == "built" else "water_gone"]
-                )
-        number = 0
-        for when in (
-            "built",
-            "removed",
-            "both",
-        ):  # where a new road meets an old one, the old one is no change
-            for road in plan.roads:
-                if road.when == when:
-                    line, width = polygon(road.line), max(2, round(road.width))
-                    if when == "both":
-                        under.line(line, fill=COVER["built"], width=width, joint="curve")
-                        code.line(line, fill=0, width=width, joint="curve")
-                        thing.line(line, fill=0, width=width, joint="curve")
-                    else:
-                        number += 1
-                        code.line(line, fill=CODE[f"road_{when}"], width=width, joint="curve")
-                        thing.line(line, fill=number, width=width, joint="curve")
-        for house in plan.houses:
-            base = polygon(rectangle(house.centre, house.length, house.depth, house.angle))
-            if house.when == "both":
-                under.polygon(base, fill=COVER["built"])
-                code.polygon(base, fill=0)
-                thing.polygon(base, fill=0)
-            else:
-                number += 1
-                code.polygon(base, fill=CODE[f"building_{house.when}"])
-                thing.polygon(base, fill=number)
-        return np.asarray(change), np.asarray(things).astype(np.uint16), np.asarray(cover)
-
-
-def paint(colour: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
-    r, g, b = np.clip(colour, 0, 255)
-    return int(r), int(g), int(b)
+    def land(self) -> Bytes:
+        """Cover codes of the bare fields, (height, width)."""
+        codes: Bytes = np.asarray([COVER[kind] for kind in self.kinds], np.uint8)[self.fields]
+        return codes

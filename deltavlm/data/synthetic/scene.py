@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic.layout import make_plan
+from deltavlm.data.synthetic.events import EVENTS, ODDS, happen
+from deltavlm.data.synthetic.layout import Neighbourhood
 from deltavlm.data.synthetic.nuisance import photograph, sun
 from deltavlm.data.synthetic.paint import Painter
+from deltavlm.data.synthetic.plan import Plan, Rng
+from deltavlm.data.synthetic.truth import draw_truth
 
 MARGIN = 16  # drawn around the picture, so that a shift never shows an edge
 
@@ -47,22 +50,47 @@ def make_scene(
     change: float = 0.55,
     scale: float | None = None,
     misregistration_px: float = 2.0,
-    strength: float = 1.0,
+    strength: float | None = None,
 ) -> Scene:
     """The scene of a seed: the same arrays on every machine with the same numpy and Pillow.
 
     `change` is the chance that a neighbourhood (about 300 px) changes; `scale` the size of things relative
     to 0.5 m per pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after
-    picture; `strength` how far the light, haze and contrast of the dates differ.
+    picture; `strength` how far the light, haze and contrast of the dates differ (None draws one, 0.2 to 1.1).
     """
     rng = np.random.default_rng(seed)
     plan = make_plan(rng, (width + 2 * MARGIN, height + 2 * MARGIN), change=change, scale=scale)
     painter = Painter(rng, plan)
+    if strength is None:
+        strength = rng.uniform(0.2, 1.1)
     views = []
     for date in (0, 1):
         view = painter.view(rng, date, sun(rng))
         shift = misregistration_px * (date == 1) * rng.random()
         views.append(photograph(rng, view, MARGIN, misregistration_px=shift, strength=strength))
     inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
-    change_map, things, cover = painter.truth()
+    change_map, things, cover = draw_truth(plan, painter.land())
     return Scene(views[0], views[1], change_map[inner].copy(), things[inner].copy(), cover[inner].copy())
+
+
+def make_plan(rng: Rng, size: tuple[int, int], *, change: float = 0.55, scale: float | None = None) -> Plan:
+    """A plan of `size` (width, height) pixels; each neighbourhood of about 300 px changes with probability
+    `change`."""
+    width, height = size
+    if scale is None:
+        scale = float(np.clip(np.exp(rng.normal(-0.15, 0.4)), 0.33, 1.6))
+    plan = Plan(size, scale)
+    columns, rows = max(1, round(width / 300)), max(1, round(height / 300))
+    reach = max(width / columns, height / rows)
+    places = [
+        Neighbourhood(rng, plan, ((column + 0.5) * width / columns, (row + 0.5) * height / rows), reach)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    for place in places:
+        place.settle()
+    for place in places:
+        if rng.random() < change:
+            for event in rng.choice(EVENTS, size=1 + (rng.random() < 0.3), p=ODDS, replace=False):
+                happen(place, str(event))
+    return plan

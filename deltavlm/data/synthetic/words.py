@@ -14,12 +14,12 @@ from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks import dialogue as talk
 from deltavlm.tasks.text import NO_CHANGE
 
-NUMBERS = ("no", "a", "two", "three")
+WORTH_ADDING = 0.02  # share of the picture from which changed ground is told beside new houses or roads
 LAND = {
     "grass": "the grassland",
     "crops": "the farmland",
     "soil": "the bare land",
-    "trees": "the trees",
+    "trees": "the woodland",
     "water": "the water",
     "built": "the built land",
 }
@@ -34,14 +34,10 @@ class Turn:
 
 
 def amount(number: int, noun: str) -> str:
-    """ "a house", "two houses", "several houses", "many houses"."""
+    """ "a house", "some houses", "many houses": captions do not count, the count question does."""
     if number == 1:
         return f"a {noun}"
-    if number <= 3:
-        return f"{NUMBERS[number]} {noun}s"
-    if number <= 6:
-        return f"some {noun}s"
-    return f"many {noun}s"
+    return f"some {noun}s" if number <= 5 else f"many {noun}s"
 
 
 def place(labels: tuple[str, ...]) -> str:
@@ -55,7 +51,9 @@ def place(labels: tuple[str, ...]) -> str:
         return ""
     if row and col:
         return f"in the {row.split()[-1]}-{col.split()[-1]} corner"
-    return row or col or "in the center"
+    if row == col == "":
+        return "in the center"
+    return row or col or ""
 
 
 def captions(facts: Facts) -> tuple[str, ...]:
@@ -77,7 +75,7 @@ def captions(facts: Facts) -> tuple[str, ...]:
         first = [
             f"{houses} and {road} are built on {land}{spot}",
             f"{houses} {verb} built along {road}{spot}",
-            f"{land} is replaced by {houses} and {road}{spot}".replace("the trees is", "the trees are"),
+            f"{land} is replaced by {houses} and {road}{spot}",
             f"{houses} with {road} appear{spot}",
             f"{road} and {houses} have been built{spot}",
         ]
@@ -99,7 +97,7 @@ def captions(facts: Facts) -> tuple[str, ...]:
             f"{road} {'has' if roads == 1 else 'have'} been built{spot}",
             f"there {be} {'a new road' if roads == 1 else 'new roads'}{spot}",
         ]
-    more = _others(facts, gone, lost)
+    more = _others(facts, gone, lost, WORTH_ADDING if first else 0.0)
     if not first:
         head, more = more[0], more[1:]
         first = [f"{way}{spot}" for way in _ways(head)]
@@ -107,8 +105,8 @@ def captions(facts: Facts) -> tuple[str, ...]:
     return tuple(sentence + tail for sentence in first)
 
 
-def _others(facts: Facts, gone: int, lost: int) -> list[str]:
-    """Everything but new houses and roads, largest first."""
+def _others(facts: Facts, gone: int, lost: int, least: float) -> list[str]:
+    """Everything but new houses and roads, largest first; ground from the share `least` on."""
     said: list[tuple[float, str]] = []
     if gone:
         said.append((1.0, f"{amount(gone, 'house')} {'is' if gone == 1 else 'are'} demolished"))
@@ -122,7 +120,11 @@ def _others(facts: Facts, gone: int, lost: int) -> list[str]:
         "ground_opened": "the ground is opened for construction",
         "ground_closed": "a construction site is finished",
     }
-    said += [(share, phrases[kind]) for kind, share in facts.ground.items()]
+    said += [
+        (share, phrases[kind])
+        for kind, share in facts.ground.items()
+        if share >= least and not (kind == "trees_removed" and facts.replaced == "trees")  # said already
+    ]
     return [phrase for _, phrase in sorted(said, key=lambda item: -item[0])]
 
 
