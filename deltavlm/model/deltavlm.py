@@ -42,6 +42,10 @@ class PairFeatures:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def to(self, dtype: torch.dtype) -> PairFeatures:
+        mask, density = (None if x is None else x.to(dtype) for x in (self.mask_logits, self.density))
+        return PairFeatures(self.tokens.to(dtype), mask, density)
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

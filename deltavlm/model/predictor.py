@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,17 @@ class Predictor:
 
     @torch.inference_mode()
     def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
-        """Features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB. Raises: ModelOutOfMemory."""
-        with translated(f"{len(before)} pairs", self.device):
-            return self.model.encode_pair(self.pixels(before), self.pixels(after))
+        """Features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB. Raises: ModelOutOfMemory.
+
+        On a CPU that multiplies bf16 in hardware the pictures are looked at in bf16, as in training.
+        """
+        half = self.device == "cpu" and bf16_cpu()
+        with (
+            translated(f"{len(before)} pairs", self.device),
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+        ):
+            found = self.model.encode_pair(self.pixels(before), self.pixels(after))
+        return found.to(self.model.projection.weight.dtype)
 
     def answer(self, encoded: PairFeatures, questions: Sequence[Question]) -> list[list[Reply]]:
         """Replies as [pair][question]. Raises: ModelOutOfMemory."""
@@ -131,6 +140,13 @@ def translated(what: str, device: str) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{what} failed on {device}: {reason}; try --device cpu") from error
+
+
+@cache
+def bf16_cpu() -> bool:
+    """Whether this CPU has instructions that multiply matrices of bf16."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 def resized(image_CHW: Pixels, size: int) -> Pixels:
