@@ -178,6 +178,7 @@ def analyze(
 
     from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
     from deltavlm.geo.sinks import check_output, open_sink
+    from deltavlm.model.folder import find_folder, read_config
     from deltavlm.pipeline import analyze as pipeline
     from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
     from deltavlm.pipeline.provenance import provenance
@@ -204,10 +205,17 @@ def analyze(
         **read,
     )
     with open_pair(RasterPair(before, after), read_options) as reader:
+
+        def warn_of_scale(training_gsd_m: float) -> None:
+            warning = pipeline.scale_warning(reader.gsd_m, training_gsd_m)
+            if warning:
+                voice.warn(warning)
+
         for note in reader.notes:
             voice.say(note)
         grid = reader.grid(chip_size, overlap_px)
         if dry_run:
+            warn_of_scale(read_config(find_folder(model)).training_gsd_m)
             plan = pair_plan(reader, grid, target)
             plan |= {
                 "limit": limit,
@@ -222,9 +230,7 @@ def analyze(
         asked = _load(model, device, threads)
         load_s = time.monotonic() - started
         voice.say(f"model {asked.name} ({asked.fingerprint}) on {asked.device}, loaded in {load_s:.1f} s")
-        warning = pipeline.scale_warning(reader.gsd_m, asked.training_gsd_m)
-        if warning:
-            voice.warn(warning)
+        warn_of_scale(asked.training_gsd_m)
         run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(asked.device))
         origin = Origin.of(reader, asked)
         layers = (chips_layer(specs), LOCATIONS)

@@ -17,6 +17,7 @@ from deltavlm.model.config import (
     VisionConfig,
 )
 from deltavlm.model.deltavlm import DeltaVLM, build
+from deltavlm.model.folder import TOKENIZER
 from deltavlm.model.tokenizer import Codec, train_codec
 
 WORDS = [
@@ -63,7 +64,7 @@ def tiny_model(seed: int = 0, config: DeltaVLMConfig = TINY) -> DeltaVLM:
 
 
 def tiny_codec(folder: Path) -> Codec:
-    return train_codec(WORDS, TINY.language.vocab, folder / checkpoint.TOKENIZER)
+    return train_codec(WORDS, TINY.language.vocab, folder / TOKENIZER)
 
 
 def tiny_checkpoint(folder: Path, seed: int = 0) -> DeltaVLM:

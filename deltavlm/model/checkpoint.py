@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deltavlm.config import from_mapping, to_mapping
-from deltavlm.errors import ConfigError, ModelError
+from deltavlm.config import to_mapping
+from deltavlm.errors import ModelError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
+from deltavlm.model.folder import CONFIG, TOKENIZER, WEIGHTS, read_config
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 SHOWN = 5  # keys named in an error
 
 
@@ -45,19 +45,6 @@ def save(
 def stored(name: str, *, tied: bool) -> bool:
     """Whether a checkpoint holds this tensor: not the batch counters, and a tied output layer not twice."""
     return not name.endswith("num_batches_tracked") and not (tied and name == "language.lm_head.weight")
-
-
-def read_config(folder: Path) -> DeltaVLMConfig:
-    """The numbers of a checkpoint. Raises: ModelError."""
-    path = folder / CONFIG
-    try:
-        return from_mapping(DeltaVLMConfig, json.loads(path.read_text()), where=str(path))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} is not a checkpoint: it has no {CONFIG}; give a folder or a model's name"
-        ) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise ModelError(f"cannot use {path}: {error}") from error
 
 
 def load(folder: Path) -> tuple[DeltaVLMConfig, DeltaVLM]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,10 +19,10 @@ from deltavlm.errors import ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
+from deltavlm.model.folder import TOKENIZER, find_folder
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.model.tokenizer import Codec, load_codec
 
-SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 ROWS = 64  # rows answered together: enough to fill the machine, little enough to stay in its caches
 
 
@@ -179,14 +178,8 @@ def load_model(
     """A model that ships in the package, by name, or any checkpoint folder, by path. Raises: ModelError."""
     if threads:
         torch.set_num_threads(threads)
-    shipped = SHIPPED / name_or_folder
-    folder = shipped if (shipped / checkpoint.CONFIG).is_file() else Path(name_or_folder)
-    if not folder.is_dir():
-        known = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
-        raise ModelError(
-            f"no model {name_or_folder!r}: neither a shipped model ({known}) nor a checkpoint folder"
-        )
+    folder = find_folder(name_or_folder)
     where = pick_device(device)
     config, model = checkpoint.load(folder)
-    codec = load_codec(folder / checkpoint.TOKENIZER)
+    codec = load_codec(folder / TOKENIZER)
     return Predictor(model.to(where), config, codec, where, checkpoint.fingerprint(folder))

@@ -22,9 +22,9 @@ from deltavlm.config import load, shipped
 from deltavlm.data.batches import lesson
 from deltavlm.data.synthetic.cache import TRAIN_SEED, VALIDATION_SEED, draw_cache, open_cache
 from deltavlm.data.synthetic.facts import facts_of
-from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
+from deltavlm.model.folder import TOKENIZER
 from deltavlm.model.tokenizer import Codec, load_codec, train_codec
 from deltavlm.training.config import Scenes, TrainConfig
 from deltavlm.training.export import export
@@ -54,7 +54,7 @@ def prepare(scenes: Scenes, out: Path) -> None:
 
 
 def codec_of(config: DeltaVLMConfig, out: Path) -> Codec:
-    path = out / checkpoint.TOKENIZER
+    path = out / TOKENIZER
     if path.exists():
         return load_codec(path)
     return train_codec(corpus(out / "scenes"), config.language.vocab, path)

@@ -12,6 +12,7 @@ import torch
 from deltavlm.errors import ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Calibration, DeltaVLMConfig
+from deltavlm.model.folder import TOKENIZER
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training.calibrate import calibrated
 
@@ -43,7 +44,7 @@ def export(run: Path, phase: str, config: DeltaVLMConfig, folder: Path, recipe: 
     plain = replace(config, calibration=Calibration())
     checkpoint.save(folder, plain, kept["mean"], provenance=about)
     if folder != run:
-        shutil.copy(run / checkpoint.TOKENIZER, folder / checkpoint.TOKENIZER)
+        shutil.copy(run / TOKENIZER, folder / TOKENIZER)
     model = load_model(str(folder.resolve()), device="cpu")
     assert isinstance(model, Predictor)
     found = calibrated(model, run / "validation", run / "hard")

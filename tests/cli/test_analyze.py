@@ -223,6 +223,15 @@ def test_far_from_the_models_scale_is_a_warning(run: Run, scene: Scene, model: S
     assert result.exit_code == 0
 
 
+def test_dry_run_knows_the_model_without_loading_it(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-n", "--gsd", 2, *SMALL)
+    assert "Warning: a pixel is 2 m, the model learned on 0.5 m" in result.stderr
+    result = run("analyze", *scene.args, "-n", "-m", "no-such-model", *SMALL)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no model 'no-such-model'")
+    assert run.loads == []
+
+
 def test_failed_chips_are_written_and_the_exit_code_is_3(
     run: Run, scene: Scene, model: ScriptedModel
 ) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import deltavlm
 from deltavlm.errors import ModelError
 from deltavlm.model import checkpoint
+from deltavlm.model.folder import CONFIG, WEIGHTS
 from tests.tiny import TINY, tiny_checkpoint
 
 
@@ -53,9 +54,9 @@ def test_no_parameter_is_left_without_a_value(tmp_path: Path) -> None:
 )
 def test_loading_is_strict(tmp_path: Path, change: object, words: str) -> None:
     tiny_checkpoint(tmp_path)
-    weights = load_file(tmp_path / checkpoint.WEIGHTS)
+    weights = load_file(tmp_path / WEIGHTS)
     change(weights)  # type: ignore[operator]
-    save_file(weights, tmp_path / checkpoint.WEIGHTS)
+    save_file(weights, tmp_path / WEIGHTS)
     with pytest.raises(ModelError) as caught:
         checkpoint.load(tmp_path)
     assert words in str(caught.value)
@@ -63,7 +64,7 @@ def test_loading_is_strict(tmp_path: Path, change: object, words: str) -> None:
 
 def test_torn_weights_are_one_line(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path)
-    path = tmp_path / checkpoint.WEIGHTS
+    path = tmp_path / WEIGHTS
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ModelError, match=r"cannot read .*model\.safetensors"):
         checkpoint.load(tmp_path)
@@ -73,11 +74,11 @@ def test_missing_files_and_bad_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a checkpoint"):
         checkpoint.load(tmp_path)
     tiny_checkpoint(tmp_path)
-    (tmp_path / checkpoint.WEIGHTS).unlink()
+    (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         checkpoint.load(tmp_path)
-    numbers = json.loads((tmp_path / checkpoint.CONFIG).read_text())
-    (tmp_path / checkpoint.CONFIG).write_text(json.dumps(numbers | {"visionn": 1}))
+    numbers = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(numbers | {"visionn": 1}))
     with pytest.raises(ModelError, match="visionn"):
         checkpoint.load(tmp_path)
 
