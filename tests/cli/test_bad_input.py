@@ -6,7 +6,6 @@ Unwritable places are found without permissions, because tests may run as root.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run, one_line
-from tests.conftest import Scene
+from tests.conftest import Scene, write_tiled
 from tests.scripted_model import ScriptedModel
 
 
@@ -72,10 +71,10 @@ def partly_unreadable(run: Run, before: Path, after: Path) -> dict[str, str]:
 
 
 def test_a_truncated_tiff_answers_the_chips_that_are_there(
-    run: Run, tmp_path: Path, pixels: np.ndarray, write_raster: Callable[..., Path]
+    run: Run, tmp_path: Path, pixels: np.ndarray
 ) -> None:
-    before = write_raster(tmp_path / "a.tif", pixels)
-    whole = write_raster(tmp_path / "b.tif", pixels)
+    before = write_tiled(tmp_path / "a.tif", pixels)
+    whole = write_tiled(tmp_path / "b.tif", pixels)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
     statuses = partly_unreadable(run, before, whole)
     assert len(statuses) == 15
@@ -84,13 +83,11 @@ def test_a_truncated_tiff_answers_the_chips_that_are_there(
     assert {*statuses.values()} == {"answered", "unreadable"}
 
 
-def test_a_corrupted_tile_costs_its_chip_alone(
-    run: Run, tmp_path: Path, pixels: np.ndarray, write_raster: Callable[..., Path]
-) -> None:
+def test_a_corrupted_tile_costs_its_chip_alone(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
     import rasterio
 
-    before = write_raster(tmp_path / "a.tif", pixels)
-    after = write_raster(tmp_path / "b.tif", pixels, compress="deflate", interleave="pixel")
+    before = write_tiled(tmp_path / "a.tif", pixels)
+    after = write_tiled(tmp_path / "b.tif", pixels, compress="deflate", interleave="pixel")
     with rasterio.open(after) as raster:
         offset = int(raster.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
         size = int(raster.get_tag_item("BLOCK_SIZE_2_1", "TIFF", bidx=1))

@@ -19,7 +19,7 @@ from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary, analyze
 from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
 from deltavlm.pipeline.provenance import provenance
 from deltavlm.tasks.questions import QuestionSpec, load_questions
-from tests.conftest import CHIP, Scene
+from tests.conftest import CHIP, Scene, write_tiled
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
 SPECS = load_questions(shipped("questions.yaml"))
@@ -143,12 +143,10 @@ def test_a_chip_that_never_fits_is_an_error_of_its_own(scene: Scene) -> None:
     assert row["valid_fraction"] == 1
 
 
-def test_one_bad_chip_takes_no_other_with_it(
-    tmp_path: Path, pixels: np.ndarray, write_raster: Callable[..., Path]
-) -> None:
-    before = write_raster(tmp_path / "a.tif", pixels)
+def test_one_bad_chip_takes_no_other_with_it(tmp_path: Path, pixels: np.ndarray) -> None:
+    before = write_tiled(tmp_path / "a.tif", pixels)
     pixels[:, 32:64, 64:96] = 255
-    scene = Scene(before, write_raster(tmp_path / "b.tif", pixels))
+    scene = Scene(before, write_tiled(tmp_path / "b.tif", pixels))
     sink, summary = run(scene, ScriptedModel(poison=255), batch_size=15)
     statuses = {name: row["status"] for name, row in sink.chips().items()}
     assert statuses.pop("r00032_c00064") == "error"
@@ -180,13 +178,11 @@ def test_an_unreadable_chip_is_written_and_the_rest_answered(
         run(scene, model, on_error="fail")
 
 
-def test_chips_without_data_are_written_and_not_asked(
-    tmp_path: Path, pixels: np.ndarray, write_raster: Callable[..., Path]
-) -> None:
-    before = write_raster(tmp_path / "a.tif", pixels)
+def test_chips_without_data_are_written_and_not_asked(tmp_path: Path, pixels: np.ndarray) -> None:
+    before = write_tiled(tmp_path / "a.tif", pixels)
     pixels[:, :, :32] = 0  # the first column of chips
     pixels[:, :8, 32:64] = 0  # a quarter of another chip
-    scene = Scene(before, write_raster(tmp_path / "b.tif", pixels, nodata=0))
+    scene = Scene(before, write_tiled(tmp_path / "b.tif", pixels, nodata=0))
     model = ScriptedModel()
     sink, summary = run(scene, model, batch_size=100)
     chips = sink.chips()
