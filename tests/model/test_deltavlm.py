@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from deltavlm.config import load, shipped
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import IGNORED, Text, build
+from deltavlm.model.qformer import QFormer
 from tests.tiny import TINY, tiny_codec, tiny_model
 
 
@@ -98,6 +100,27 @@ def test_the_question_guides_what_the_queries_find(tmp_path: Path) -> None:
         ]
     assert soft[0].shape == (1, TINY.qformer.queries, TINY.language.hidden)
     assert not torch.allclose(soft[0], soft[1], atol=1e-4)
+
+
+def test_anchored_queries_start_from_the_evidence() -> None:
+    """Where attention is shut off, a change of one evidence token reaches its own query alone."""
+    config = replace(TINY.qformer, queries=12, anchored=10, layers=1, cross_every=9)
+    torch.manual_seed(0)
+    qformer = QFormer(config, TINY.vision.width).eval()
+    attention = qformer.bert.encoder.layer[0].attention.attention
+    torch.nn.init.zeros_(attention.value.weight)
+    tokens, ids = torch.randn(1, 30, 32), torch.ones(1, 3, dtype=torch.long)
+    layer = qformer.bert.encoder.layer[0]
+    layer.has_cross_attention = False
+    other = tokens.clone()
+    other[:, -10] += torch.randn(32)  # the first of the ten
+    moved = (qformer(tokens, ids, ids) - qformer(other, ids, ids)).abs().amax(dim=2)[0] > 1e-6
+    assert moved.tolist() == [True] + [False] * 11
+
+
+def test_anchored_queries_need_the_width_of_the_tokens() -> None:
+    with pytest.raises(ValueError, match="anchored"):
+        QFormer(replace(TINY.qformer, anchored=10), 2 * TINY.qformer.hidden)
 
 
 def test_gradient_of_the_words_reaches_the_vision_tower(tmp_path: Path) -> None:
