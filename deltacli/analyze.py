@@ -206,16 +206,19 @@ def analyze(
     )
     with open_pair(RasterPair(before, after), read_options) as reader:
 
-        def warn_of_scale(training_gsd_m: float) -> None:
-            warning = pipeline.scale_warning(reader.gsd_m, training_gsd_m)
+        def warn_of_scale(training_gsd_m: float, chip_px: int) -> None:
+            warning = pipeline.scale_warning(reader.gsd_m, training_gsd_m, chip_size / chip_px)
             if warning:
                 voice.warn(warning)
 
         for note in reader.notes:
             voice.say(note)
+        if reader.gsd_m is not None:
+            voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
         grid = reader.grid(chip_size, overlap_px)
         if dry_run:
-            warn_of_scale(read_config(find_folder(model)).training_gsd_m)
+            numbers = read_config(find_folder(model))
+            warn_of_scale(numbers.training_gsd_m, numbers.chip_px)
             plan = pair_plan(reader, grid, target)
             plan |= {
                 "limit": limit,
@@ -230,7 +233,7 @@ def analyze(
         asked = _load(model, device, threads)
         load_s = time.monotonic() - started
         voice.say(f"model {asked.name} ({asked.fingerprint}) on {asked.device}, loaded in {load_s:.1f} s")
-        warn_of_scale(asked.training_gsd_m)
+        warn_of_scale(asked.training_gsd_m, asked.chip_px)
         run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(asked.device))
         origin = Origin.of(reader, asked)
         layers = (chips_layer(specs), LOCATIONS)
@@ -260,22 +263,26 @@ def _load(name: str, device: str, threads: int | None) -> ChangeModel:
     return load_model(name, device=device, threads=threads)
 
 
-def _lonlat(summary: Summary, reader: PairReader) -> list[tuple[float, float]]:
-    """Where the most changed chips are; in pixels where the ground is unknown."""
-    xs, ys = [chip.x for chip in summary.most_changed], [chip.y for chip in summary.most_changed]
-    if reader.crs is not None and xs:
-        from rasterio.warp import transform
+def _places(summary: Summary, reader: PairReader) -> tuple[bool, list[tuple[float, float]]]:
+    """Where the most changed chips are: whether in lon/lat, and the points; else as the raster has them."""
+    import numpy as np
+    from rasterio.crs import CRS
 
-        xs, ys = transform(reader.crs, "EPSG:4326", xs, ys)
-    return list(zip(xs, ys, strict=True))
+    from deltavlm.geo.alignment import project
+
+    points = np.array([(chip.x, chip.y) for chip in summary.most_changed]).reshape(-1, 2)
+    degrees = project(points, reader.crs, CRS.from_epsg(4326))
+    known = reader.crs is not None and bool(np.isfinite(degrees).all())
+    return known, [(float(x), float(y)) for x, y in (degrees if known else points)]
 
 
 def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
-    where = "lon/lat" if reader.crs is not None else "x/y px"
-    digits = 5 if reader.crs is not None else 0
+    known, places = _places(summary, reader)
+    where = "lon/lat" if known else "x/y" if reader.crs is not None else "x/y px"
+    digits = 5 if known else 0
     rows = [
         (chip.chip_id, f"{x:.{digits}f}, {y:.{digits}f}", f"{chip.score:.2f}", chip.caption)
-        for chip, (x, y) in zip(summary.most_changed, _lonlat(summary, reader), strict=True)
+        for chip, (x, y) in zip(summary.most_changed, places, strict=True)
     ]
     voice.table("Most changed chips", ("chip", where, "score", "caption"), rows)
     parts = [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
@@ -288,6 +295,8 @@ def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
 
 def _outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[str, Any]:
     """The summary as one JSON object."""
+    known, places = _places(summary, reader)
+    x_name, y_name = ("lon", "lat") if known else ("x", "y")
     return {
         "chips": summary.chips,
         **{status: summary.statuses[status] for status in ("answered", "nodata", "unreadable", "error")},
@@ -303,9 +312,7 @@ def _outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[s
         "batch_size": summary.batch_size,
         "first_failure": summary.first_failure or None,
         "most_changed": [
-            {"chip_id": chip.chip_id, "score": chip.score, "lon": x, "lat": y, "caption": chip.caption}
-            if reader.crs is not None
-            else {"chip_id": chip.chip_id, "score": chip.score, "x": x, "y": y, "caption": chip.caption}
-            for chip, (x, y) in zip(summary.most_changed, _lonlat(summary, reader), strict=True)
+            {"chip_id": chip.chip_id, "score": chip.score, x_name: x, y_name: y, "caption": chip.caption}
+            for chip, (x, y) in zip(summary.most_changed, places, strict=True)
         ],
     }

@@ -46,7 +46,7 @@ class ScriptedModel:
     name: str = "scripted"
     fingerprint: str = "0123456789abcdef"
     device: str = "cpu"
-    chip_px: int = 256
+    chip_px: int = 32
     training_gsd_m: float = 0.5
     batches: list[int] = field(default_factory=list)  # pairs in each call of encode
     history: list[tuple[Question, ...]] = field(default_factory=list)  # questions in each call of answer

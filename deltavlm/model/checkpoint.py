@@ -59,8 +59,13 @@ def load(folder: Path) -> tuple[DeltaVLMConfig, DeltaVLM]:
         raise ModelError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder again") from error
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {folder / WEIGHTS}: {error}; copy the file again") from error
-    with torch.device("meta"):
-        model = build(config)
+    try:
+        with torch.device("meta"):
+            model = build(config)
+    except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        if "torchvision" in str(error):  # a broken installation, not a broken checkpoint
+            raise
+        raise ModelError(f"{folder / CONFIG}: its numbers make no model ({error}); copy it again") from error
     fill(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
     model.eval()
     return config, model

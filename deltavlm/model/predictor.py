@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
@@ -122,6 +122,13 @@ class Predictor:
         self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]
     ) -> tuple[Tensor, Text, Text]:
         ids = [self.codec.encode(self.worded(question.prompt)) for _, question in rows]
+        room = self.config.language.context - self.config.qformer.queries - 1
+        for row, (_, asked) in zip(ids, rows, strict=True):
+            if len(row) + asked.max_new_tokens > room:
+                raise ConfigError(
+                    f"question {asked.name!r} is {len(row)} word pieces long; {self.name} reads at most "
+                    f"{room - asked.max_new_tokens}; shorten it"
+                )
         limit = self.config.qformer.max_text_tokens
         question = self.codec.batch([row[-limit:] for row in ids], "right").to(self.device)
         text = self.codec.batch([[self.codec.bos, *row] for row in ids], "left").to(self.device)
@@ -175,7 +182,10 @@ def pick_device(device: str) -> str:
 def load_model(
     name_or_folder: str = "nano", *, device: str = "auto", threads: int | None = None
 ) -> ChangeModel:
-    """A model that ships in the package, by name, or any checkpoint folder, by path. Raises: ModelError."""
+    """A model that ships in the package, by name, or any checkpoint folder, by path.
+
+    Raises: InputError where there is none, ModelError where it cannot be used.
+    """
     if threads:
         torch.set_num_threads(threads)
     folder = find_folder(name_or_folder)

@@ -34,7 +34,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FAR_SCALE = 2.0  # a pixel this many times larger or smaller than those of the training is worth a warning
+FAR_SCALE = 2.02  # a pixel this many times larger or smaller than those of the training is worth a warning
 _MOST_CHANGED = 10
 _LONGEST_GROUP = 256  # chips written together, where most of them are nodata
 
@@ -101,16 +101,23 @@ def auto_batch_size(device: str) -> int:
     return 16 if device.startswith("cpu") else 64
 
 
-def scale_warning(gsd_m: float | None, training_gsd_m: float) -> str | None:
-    """What to tell the user where pixels are far from the size that the model learned on, metres."""
+def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
+    """What to tell the user where pixels are far from the size that the model learned on, metres.
+
+    `shrink` is how many times larger than the model's own chips are: it sees them made smaller.
+    """
     if gsd_m is None:
         return f"the size of a pixel is not known; the model learned on {training_gsd_m:g} m"
-    if training_gsd_m / FAR_SCALE <= gsd_m <= training_gsd_m * FAR_SCALE:
+    seen_m = gsd_m * shrink
+    if training_gsd_m / FAR_SCALE <= seen_m <= training_gsd_m * FAR_SCALE:
         return None
-    text = (
-        f"a pixel is {gsd_m:.3g} m, the model learned on {training_gsd_m:g} m: its answers are less sure here"
+    what = f"a pixel is {seen_m:.3g} m" if shrink == 1 else f"chips of this size show {seen_m:.3g} m a pixel"
+    text = f"{what}, the model learned on {training_gsd_m:g} m: its answers are less sure here"
+    if seen_m > training_gsd_m:
+        return text
+    return (
+        f"{text}; {f'--gsd {training_gsd_m:g} resamples both images' if shrink == 1 else 'cut larger ones'}"
     )
-    return text if gsd_m > training_gsd_m else f"{text}; --gsd {training_gsd_m:g} resamples both images"
 
 
 def analyze(

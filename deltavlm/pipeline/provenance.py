@@ -17,7 +17,10 @@ from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = ["provenance", "versions"]
 
-_RECORDED = ("numpy", "rasterio", "pyproj", "shapely", "pyogrio", "torch", "transformers", "tokenizers")
+_RECORDED = (
+    *("numpy", "pillow", "rasterio", "pyproj", "shapely", "pyogrio"),
+    *("torch", "timm", "transformers", "tokenizers", "safetensors"),
+)
 
 
 def versions() -> dict[str, str]:

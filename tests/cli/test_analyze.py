@@ -224,12 +224,24 @@ def test_far_from_the_models_scale_is_a_warning(run: Run, scene: Scene, model: S
 
 
 def test_dry_run_knows_the_model_without_loading_it(run: Run, scene: Scene) -> None:
-    result = run("analyze", *scene.args, "-n", "--gsd", 2, *SMALL)
+    result = run("analyze", *scene.args, "-n", "--gsd", 2)
     assert "Warning: a pixel is 2 m, the model learned on 0.5 m" in result.stderr
     result = run("analyze", *scene.args, "-n", "-m", "no-such-model", *SMALL)
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: no model 'no-such-model'")
+    assert result.exit_code == 2
+    assert "Error: no model 'no-such-model'; give a shipped one" in result.stderr
     assert run.loads == []
+
+
+def test_a_crs_without_a_way_to_degrees_is_told_in_its_own(run: Run, tmp_path: Path, scene: Scene) -> None:
+    import rasterio
+
+    for path in (scene.before, scene.after):
+        with rasterio.open(path, "r+") as raster:
+            raster.crs = rasterio.CRS.from_wkt('LOCAL_CS["here",UNIT["metre",1]]')
+    result = run("analyze", *scene.args, "-o", "out.gpkg", "--json", *SMALL)
+    assert result.exit_code == 0
+    assert {"x", "y"} <= set(json.loads(result.stdout)["most_changed"][0])
+    assert Path("out.gpkg").exists()
 
 
 def test_failed_chips_are_written_and_the_exit_code_is_3(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltavlm
-from deltavlm.errors import ModelError
+from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import CONFIG, WEIGHTS
 from tests.tiny import TINY, tiny_checkpoint
@@ -71,7 +71,7 @@ def test_torn_weights_are_one_line(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_bad_config(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is not a checkpoint"):
+    with pytest.raises(InputError, match="is not a checkpoint"):
         checkpoint.load(tmp_path)
     tiny_checkpoint(tmp_path)
     (tmp_path / WEIGHTS).unlink()
@@ -80,6 +80,19 @@ def test_missing_files_and_bad_config(tmp_path: Path) -> None:
     numbers = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(numbers | {"visionn": 1}))
     with pytest.raises(ModelError, match="visionn"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"vision": {"heads": 0}}, {"vision": {"tower": "foo"}}, {"qformer": {"heads": 7}}]
+)
+def test_numbers_that_make_no_model(tmp_path: Path, wrong: dict[str, dict[str, object]]) -> None:
+    tiny_checkpoint(tmp_path)
+    numbers = json.loads((tmp_path / CONFIG).read_text())
+    for part, changes in wrong.items():
+        numbers[part] |= changes
+    (tmp_path / CONFIG).write_text(json.dumps(numbers))
+    with pytest.raises(ModelError, match=r"config\.json: its numbers make no model"):
         checkpoint.load(tmp_path)
 
 

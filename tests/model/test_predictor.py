@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.model.config import Calibration
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model, pick_device, resized
@@ -99,7 +99,7 @@ def test_a_question_cannot_smuggle_special_tokens_in(predictor: Predictor) -> No
 
 def test_any_unicode_question_is_answered(predictor: Predictor) -> None:
     encoded = predictor.encode(*pairs(1))
-    for prompt in ("", "建物は？", "🏠" * 10, "a" * 3000, "\x00\n"):
+    for prompt in ("", "建物は？", "🏠" * 10, "a" * 200, "\x00\n"):
         assert isinstance(
             predictor.answer(encoded, [Question("x", prompt, max_new_tokens=2)])[0][0].text, str
         )
@@ -137,7 +137,13 @@ def test_devices_and_names_that_are_not_there(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="no cuda device"):
             pick_device("cuda")
-    with pytest.raises(ModelError, match="no model 'nanoo'"):
+    with pytest.raises(InputError, match="no model 'nanoo'; give a shipped one"):
         load_model("nanoo")
-    with pytest.raises(ModelError, match="is not a checkpoint"):
+    with pytest.raises(InputError, match="is not a checkpoint"):
         load_model(str(tmp_path))
+
+
+def test_a_question_longer_than_the_model_reads_is_refused(predictor: Predictor) -> None:
+    encoded = predictor.encode(*pairs(1))
+    with pytest.raises(ConfigError, match=r"question 'essay' is .* word pieces long; tiny reads at most"):
+        predictor.answer(encoded, [Question("essay", "how many roads? " * 300)])

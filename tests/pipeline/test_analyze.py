@@ -283,7 +283,8 @@ def test_provenance_is_json_and_names_what_was_used(scene: Scene, model: Scripte
         (0.5, None),
         (0.3, None),
         (1.0, None),
-        (1.01, "1.01 m"),
+        (1.005, None),  # half a per cent of rounding in a warp
+        (1.1, "1.1 m"),
         (10.0, "10 m"),
         (0.1, "--gsd 0.5"),
         (None, "not known"),
@@ -293,3 +294,9 @@ def test_a_pixel_far_from_the_training_is_worth_a_warning(gsd_m: float | None, w
     warning = scale_warning(gsd_m, 0.5)
     assert (warning is None) == (words is None)
     assert words is None or warning is None or words in warning
+
+
+def test_chips_larger_than_the_models_show_larger_pixels() -> None:
+    assert scale_warning(0.5, 0.5, shrink=2) is None
+    assert "chips of this size show 2 m a pixel" in (scale_warning(0.5, 0.5, shrink=4) or "")
+    assert scale_warning(0.1, 0.5, shrink=4) is None
