@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options, values
-from deltacli.console import voice
+from deltacli.console import counted, voice
 from deltacli.plan import pair_plan, show_plan
 from deltavlm.config import shipped
 from deltavlm.errors import PartialFailure
@@ -212,7 +212,7 @@ def analyze(
                 voice.warn(warning)
 
         for note in reader.notes:
-            voice.say(note)
+            (voice.warn if note in reader.warnings else voice.say)(note)
         if reader.gsd_m is not None:
             voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
         grid = reader.grid(chip_size, overlap_px)
@@ -263,23 +263,20 @@ def _load(name: str, device: str, threads: int | None) -> ChangeModel:
     return load_model(name, device=device, threads=threads)
 
 
-def _places(summary: Summary, reader: PairReader) -> tuple[bool, list[tuple[float, float]]]:
-    """Where the most changed chips are: whether in lon/lat, and the points; else as the raster has them."""
-    import numpy as np
-    from rasterio.crs import CRS
+def _places(summary: Summary, reader: PairReader) -> tuple[str, list[tuple[float, float]]]:
+    """Where the most changed chips are, and in what; without a way to lon/lat, as the output has it."""
+    from deltavlm.geo.alignment import lonlat
 
-    from deltavlm.geo.alignment import project
-
-    points = np.array([(chip.x, chip.y) for chip in summary.most_changed]).reshape(-1, 2)
-    degrees = project(points, reader.crs, CRS.from_epsg(4326))
-    known = reader.crs is not None and bool(np.isfinite(degrees).all())
-    return known, [(float(x), float(y)) for x, y in (degrees if known else points)]
+    xs, ys = [chip.x for chip in summary.most_changed], [chip.y for chip in summary.most_changed]
+    known = lonlat(reader.crs, xs, ys)
+    if known is not None:
+        return "lon/lat", known
+    return ("x/y px" if reader.crs is None else "x/y"), list(zip(xs, ys, strict=True))
 
 
 def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
-    known, places = _places(summary, reader)
-    where = "lon/lat" if known else "x/y" if reader.crs is not None else "x/y px"
-    digits = 5 if known else 0
+    where, places = _places(summary, reader)
+    digits = 5 if where == "lon/lat" else 0
     rows = [
         (chip.chip_id, f"{x:.{digits}f}, {y:.{digits}f}", f"{chip.score:.2f}", chip.caption)
         for chip, (x, y) in zip(summary.most_changed, places, strict=True)
@@ -287,7 +284,7 @@ def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
     voice.table("Most changed chips", ("chip", where, "score", "caption"), rows)
     parts = [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
     voice.say(
-        f"{summary.chips} chips: {', '.join([f'{summary.changed} changed', *parts])}; "
+        f"{counted(summary.chips, 'chip')}: {', '.join([f'{summary.changed} changed', *parts])}; "
         f"{summary.seconds:.1f} s, {summary.chips_per_s:.1f} chips/s; "
         f"output {'on stdout' if target == '-' else target}"
     )
@@ -295,8 +292,8 @@ def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
 
 def _outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[str, Any]:
     """The summary as one JSON object."""
-    known, places = _places(summary, reader)
-    x_name, y_name = ("lon", "lat") if known else ("x", "y")
+    where, places = _places(summary, reader)
+    x_name, y_name = ("lon", "lat") if where == "lon/lat" else ("x", "y")
     return {
         "chips": summary.chips,
         **{status: summary.statuses[status] for status in ("answered", "nodata", "unreadable", "error")},

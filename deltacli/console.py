@@ -11,14 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from deltacli.signals import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Color", "Voice", "open_streams", "silence", "voice"]
+__all__ = ["Color", "Voice", "counted", "open_streams", "silence", "voice"]
 
 Color = Literal["auto", "always", "never"]
 
@@ -33,10 +35,11 @@ class Voice:
     verbosity: int = 0  # -1 quiet, 1 -v, 2 -vv
     progress: bool = True
     color: Color = "auto"
+    stop: Stop = field(default_factory=Stop)
 
     def reset(self) -> None:
         """Back to the defaults, so that a second run in one process starts afresh."""
-        self.verbosity, self.progress, self.color = 0, True, "auto"
+        self.verbosity, self.progress, self.color, self.stop = 0, True, "auto", Stop()
         self.route_logging()
 
     @property
@@ -71,8 +74,19 @@ class Voice:
     ) -> Iterator[Callable[[int, str], None]]:
         """Gives `tell(done, note)`: a bar with ETA on a terminal, now and then a plain line elsewhere.
 
+        `tell` also heeds a signal that a library swallowed.
         `beside_data`: stdout carries data; if it goes to the terminal, a bar would run through it.
         """
+        with self._counter(total, what, beside_data) as show:
+
+            def tell(done: int, note: str) -> None:
+                self.stop.check()
+                show(done, note)
+
+            yield tell
+
+    @contextmanager
+    def _counter(self, total: int, what: str, beside_data: bool) -> Iterator[Callable[[int, str], None]]:
         is_in_the_way = beside_data and sys.stdout.isatty()
         if not self.progress or self.verbosity < 0 or total == 0 or is_in_the_way:
             yield lambda done, note: None
@@ -178,6 +192,11 @@ class _ToVoice(logging.Handler):
             self.owner.warn(text)
         else:
             self.owner.say(text)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 chip`, `2 chips`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def open_streams() -> None:

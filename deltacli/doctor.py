@@ -10,15 +10,17 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from deltacli import options
+from deltacli.console import voice
 from deltavlm import __version__
-from deltavlm.errors import ConfigError, DeltaVLMError
+from deltavlm.errors import ConfigError, DeltaVLMError, InputError
 
 _NEEDED = (
     *("numpy", "rasterio", "pyproj", "shapely", "pyogrio", "pyarrow", "geopandas"),
@@ -66,8 +68,9 @@ def _looked(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
     except Exception as error:
+        voice.traceback(error)
         name = look.__name__.removeprefix("_check_").replace("_", " ")
-        yield Finding(name, "broken", _one_line(error), "run deltavlm doctor -vv, and reinstall deltavlm")
+        yield Finding(name, "broken", _one_line(error), "reinstall deltavlm; -vv shows the traceback")
 
 
 def _one_line(error: BaseException) -> str:
@@ -97,22 +100,25 @@ def _check_packages() -> Iterator[Finding]:
 
 
 def _check_torch() -> Iterator[Finding]:
-    failure: BaseException | None = None
-    try:
-        import_module("torch")
-    except Exception as error:
-        yield Finding("torch", "broken", _one_line(error), "pip install --force-reinstall torch torchvision")
+    failure = _import_failure("torch")
+    if failure is not None:
+        remedy = "pip install --force-reinstall torch torchvision"
+        yield Finding("torch", "broken", _one_line(failure), remedy)
         return
-    try:
-        import_module("torchvision")
-    except Exception as error:
-        failure = error
     yield torchvision_finding(
         _version("torch"),
         _version("torchvision"),
         _required_torch(metadata.requires("torchvision") or []),
-        failure,
+        _import_failure("torchvision"),
     )
+
+
+def _import_failure(package: str) -> Exception | None:
+    try:
+        import_module(package)
+    except Exception as error:  # a library that does not fit can fail with anything
+        return error
+    return None
 
 
 def torchvision_finding(
@@ -190,8 +196,10 @@ def _check_gdal() -> Iterator[Finding]:
         )
     else:
         yield Finding("gdal", "ok", text)
-    bundled = _layout_minor(Path(rasterio.__file__).parent / "proj_data")
-    yield from proj_findings(os.environ, unset, bundled)
+    kept = [*proj_findings(os.environ, unset, _bundled_minor())]
+    yield from kept
+    if any(finding.status == "broken" for finding in kept):
+        return
     (x,), (y,) = transform("EPSG:4326", CRS.from_epsg(32631), [3.0], [0.0])
     if abs(x - 500_000) > 0.01 or abs(y) > 0.01:
         yield Finding(
@@ -224,6 +232,24 @@ def proj_findings(
             yield Finding("proj", "broken", trouble, f"unset {name} and DELTAVLM_KEEP_PROJ")
 
 
+class NeedsProj(TyperCommand):
+    """A command that does not start while DELTAVLM_KEEP_PROJ keeps a PROJ_DATA that rasterio cannot read."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Raises: InputError, in one line; PROJ itself would write another to stderr."""
+        if os.environ.get("DELTAVLM_KEEP_PROJ") == "1":
+            for finding in proj_findings(os.environ, {}, _bundled_minor()):
+                if finding.status == "broken":
+                    raise InputError(f"{finding.detail}; {finding.remedy}, or run deltavlm doctor")
+        return super().invoke(ctx)
+
+
+def _bundled_minor() -> int | None:
+    """Minor version of the layout that rasterio brings; rasterio is found, not imported."""
+    rasterio = util.find_spec("rasterio")
+    return _layout_minor(Path(rasterio.origin).parent / "proj_data") if rasterio and rasterio.origin else None
+
+
 def _layout_minor(folder: Path) -> int | None:
     """Minor version of the layout of a folder's proj.db; None without a readable one."""
     database = folder / "proj.db"
@@ -253,14 +279,27 @@ def _check_questions() -> Iterator[Finding]:
 
 
 def _check_model() -> Iterator[Finding]:
+    if _import_failure("torchvision") is not None:
+        yield Finding("model", "warning", "not tried: it needs torch and torchvision", "mend these first")
+        return
+    import numpy as np
+
+    from deltavlm.model.interface import Question
     from deltavlm.model.predictor import load_model
+    from deltavlm.tasks.classify import PROMPT
 
     try:
         model = load_model("nano")
+        black = np.zeros((1, 3, model.chip_px, model.chip_px), np.uint8)
+        ((said,),) = model.answer(model.encode(black, black), [Question("change", PROMPT, yes_no=True)])
     except DeltaVLMError as error:
         yield Finding("model", "broken", str(error), "reinstall deltavlm")
         return
-    yield Finding("model", "ok", f"{model.name} ({model.fingerprint}) loads and runs on {model.device}")
+    yield Finding(
+        "model",
+        "ok",
+        f"{model.name} ({model.fingerprint}) runs on {model.device}; two black pictures changed? {said.text}",
+    )
 
 
 _CHECKS = (_check_packages, _check_torch, _check_devices, _check_gdal, _check_questions, _check_model)

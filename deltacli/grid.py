@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from deltacli import options, values
-from deltacli.console import voice
+from deltacli.console import counted, voice
 from deltacli.plan import pair_plan, show_plan
 
 
@@ -61,11 +61,18 @@ def grid(
     if path is not None:
         check_output(path, overwrite)
     read_options = ReadOptions(
-        align=align, gsd_m=gsd_m, allow_no_crs=allow_no_crs, bbox=box, bbox_crs=bbox_crs, aoi=aoi
+        align=align,
+        gsd_m=gsd_m,
+        allow_no_crs=allow_no_crs,
+        bbox=box,
+        bbox_crs=bbox_crs,
+        aoi=aoi,
+        outlines_only=True,
     )
     with open_pair(RasterPair(before, after), read_options) as reader:
         for note in reader.notes:
-            voice.say(note)
+            tell = voice.warn if note in reader.warnings else voice.say
+            tell(note)
         chips = reader.grid(chip_size, overlap_px)
         plan = pair_plan(reader, chips, target)
         if dry_run:
@@ -74,6 +81,6 @@ def grid(
         record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
         with open_sink(path, (OUTLINES,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
             sink.write(OUTLINES.name, map(outline_feature, chips))
-    voice.say(f"{len(chips)} chips; output {'on stdout' if path is None else target}")
+    voice.say(f"{counted(len(chips), 'chip')}; output {'on stdout' if path is None else target}")
     if json_summary:
         typer.echo(json.dumps(plan | {"dry_run": False}, ensure_ascii=False))

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from deltacli import options
 from deltacli.analyze import analyze
 from deltacli.console import open_streams, silence, voice
-from deltacli.doctor import doctor
+from deltacli.doctor import NeedsProj, doctor
 from deltacli.grid import grid
 from deltacli.signals import stoppable
 from deltacli.synth import synth
@@ -28,6 +28,11 @@ from deltavlm.errors import DeltaVLMError
 __all__ = ["app"]
 
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell would report it
+_MISFITS = (  # what timm and transformers raise where torchvision is not the one of this torch
+    "torchvision::nms",
+    "Could not import module",
+    "partially initialized module 'torchvision'",
+)
 _IS_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None after `>&-`
 
 
@@ -59,6 +64,7 @@ class Bridge(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; signals and a closed pipe become exit codes after its clean-up is done."""
         with stoppable() as stop:
+            voice.stop = stop
             try:
                 return super().invoke(ctx)
             except BrokenPipeError as error:
@@ -91,6 +97,9 @@ def _told(error: Exception) -> int:
         voice.error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
         return 1
     detail = str(error).strip().partition("\n")[0]
+    if any(sign in str(error) for sign in _MISFITS):
+        voice.error(f"torch and torchvision do not fit together ({detail}); run deltavlm doctor")
+        return 1
     hint = "" if voice.verbosity >= 2 else "; run again with -vv for the traceback"
     voice.error(f"unexpected {type(error).__name__}: {detail}{hint}")
     return 1
@@ -131,8 +140,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if _IS_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
-app.command()(analyze)
-app.command()(grid)
+app.command(cls=NeedsProj)(analyze)
+app.command(cls=NeedsProj)(grid)
 app.command()(doctor)
 app.add_typer(synth, name="synth")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltacli.console import voice
+from deltacli.console import counted, voice
 
 if TYPE_CHECKING:
     from deltavlm.geo.grid import ChipGrid
@@ -46,12 +46,13 @@ def show_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
         ),
         (
             "chips",
-            f"{plan['chips']} of {plan['chip_px']} px, in {plan['rows']} rows and {plan['cols']} columns, "
+            f"{plan['chips']} of {plan['chip_px']} px, in {counted(plan['rows'], 'row')} and "
+            f"{counted(plan['cols'], 'column')}, "
             f"overlap {plan['overlap_px']} px",
         ),
     ]
     if plan.get("limit"):
-        lines.append(("limit", f"only the first {plan['limit']} chips"))
+        lines.append(("limit", f"only the first {counted(plan['limit'], 'chip')}"))
     if "questions" in plan:
         lines += [
             ("questions", ", ".join(plan["questions"])),

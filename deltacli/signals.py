@@ -25,6 +25,11 @@ class Stop:
     def name(self) -> str:
         return signal.Signals(self.signum).name if self.signum else ""
 
+    def check(self) -> None:
+        """Raise `Stopped` again, for a library (numpy's `choice`) may have swallowed it."""
+        if self.signum is not None:
+            raise Stopped(self.name)
+
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:

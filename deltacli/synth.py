@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from deltacli import options
-from deltacli.console import voice
+from deltacli.console import counted, voice
+from deltacli.doctor import NeedsProj
 
 if TYPE_CHECKING:
     from deltavlm.data.synthetic import Scene
@@ -57,13 +62,39 @@ def free(paths: list[Path], overwrite: bool) -> None:
             raise OutputError(f"{path} exists; give another folder, or --overwrite to replace it")
 
 
-def make(folder: Path) -> None:
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into: what is in it moves to `folder` at the end, or goes on any exception.
+
+    It lies in `folder`, or in the nearest folder above that is there, so that moving is renaming.
+
+    Raises: OutputError when one of the two cannot be made or written.
+    """
     from deltavlm.errors import OutputError
 
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    part = there / f".deltavlm-{os.urandom(4).hex()}"  # named first: a signal may come right after `mkdir`
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        yield part
+        voice.stop.check()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        merge(part, folder)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; give another one") from error
+        raise OutputError(
+            f"cannot write into {folder}: {error.strerror or error}; check the path and the free disk space"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def merge(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; of two folders, what is inside, in the order of names."""
+    if source.is_dir() and target.is_dir():
+        for path in sorted(source.iterdir()):
+            merge(path, target / path.name)
+    else:
+        source.replace(target)
 
 
 @synth.command()
@@ -79,8 +110,12 @@ def chips(
     seed: Seed = 0,
     change: Change = 0.6,
     overwrite: options.Overwrite = False,
+    json_summary: options.Json = False,
+    config: options.ConfigFile = None,
+    verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     progress: options.ShowProgress = None,
+    color: options.ColorWhen = None,
 ) -> None:
     """Pairs of PNGs with questions and answers, in ChangeChat-105k's layout.
 
@@ -88,10 +123,8 @@ def chips(
     """
     from deltavlm.data.changechat import write_chip_set
     from deltavlm.data.synthetic import make_scene
-    from deltavlm.errors import OutputError
 
     free([folder / f"synthetic_{split}.json"], overwrite)
-    make(folder)
     width = len(str(count - 1))
 
     def scenes() -> Iterator[tuple[str, Scene]]:
@@ -100,16 +133,16 @@ def chips(
                 yield f"{split}_{index:0{width}d}", make_scene(seed + index, size, size, change=change)
                 tell(index + 1, "")
 
-    try:
-        number = write_chip_set(folder, split, scenes())
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into {folder}: {error.strerror}; check permissions and free disk space"
-        ) from error
-    voice.say(f"{number} pairs in {folder}")
+    with whole(folder) as part:
+        number = write_chip_set(part, split, scenes())
+        files = [str(folder / path.name) for path in sorted(part.glob("*.json"))]
+    voice.say(f"{counted(number, 'pair')} in {folder}")
+    if json_summary:
+        summary = {"folder": str(folder), "split": split, "pairs": number, "files": files}
+        typer.echo(json.dumps(summary, ensure_ascii=False))
 
 
-@synth.command()
+@synth.command(cls=NeedsProj)
 def scene(
     folder: Folder,
     width: Annotated[
@@ -135,7 +168,12 @@ def scene(
         Literal["deflate", "jpeg"], typer.Option("--compress", help="jpeg is lossy and a tenth of the size.")
     ] = "deflate",
     overwrite: options.Overwrite = False,
+    json_summary: options.Json = False,
+    config: options.ConfigFile = None,
+    verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
+    progress: options.ShowProgress = None,
+    color: options.ColorWhen = None,
 ) -> None:
     """One pair of GeoTIFFs: before.tif, after.tif, truth.tif (codes) and truth.json (what is true of each
     chip)."""
@@ -145,25 +183,24 @@ def scene(
     from deltavlm.data.synthetic.truth import CHANGES
     from deltavlm.geo.write import write_geotiff
 
-    made = [folder / name for name in ("before.tif", "after.tif", "truth.tif", "truth.json")]
+    names = ("before.tif", "after.tif", "truth.tif", "truth.json")
     left, top = corner(origin)
     metres(crs)
-    free(made, overwrite)
-    make(folder)
-    pair = make_scene(seed, width, height, change=change, scale=scale)
+    free([folder / name for name in names], overwrite)
     transform = Affine(gsd, 0, left, 0, -gsd, top)
-    for path, pixels in zip(made, (pair.before, pair.after), strict=False):
-        write_geotiff(path, pixels, transform=transform, crs=crs, compress=compress)
-    write_geotiff(made[2], pair.change, transform=transform, crs=crs, colormap=COLOURS)
-    truth = {
-        "seed": seed,
-        "gsd_m": gsd,
-        "crs": crs,
-        "codes": dict(enumerate(CHANGES)),
-        "chips": truth_of(pair),
-    }
-    made[3].write_text(json.dumps(truth, indent=1) + "\n")
-    voice.say(f"{width} x {height} px, {len(truth['chips'])} chips in {folder}")  # type: ignore[arg-type]
+    with whole(folder) as part:
+        pair = make_scene(seed, width, height, change=change, scale=scale)
+        for name, pixels in zip(names, (pair.before, pair.after), strict=False):
+            write_geotiff(part / name, pixels, transform=transform, crs=crs, compress=compress)
+        write_geotiff(part / names[2], pair.change, transform=transform, crs=crs, colormap=COLOURS)
+        told = truth_of(pair)
+        truth = {"seed": seed, "gsd_m": gsd, "crs": crs, "codes": dict(enumerate(CHANGES)), "chips": told}
+        (part / names[3]).write_text(json.dumps(truth, indent=1) + "\n")
+    voice.say(f"{width} x {height} px, {counted(len(told), 'chip')} in {folder}")
+    if json_summary:
+        summary = {"folder": str(folder), "width": width, "height": height, "chips": len(told)}
+        summary["files"] = [str(folder / name) for name in names]
+        typer.echo(json.dumps(summary, ensure_ascii=False))
 
 
 def truth_of(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:
@@ -192,12 +229,14 @@ def truth_of(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:
 
 
 def corner(text: str) -> tuple[float, float]:
-    """Raises: BadParameter unless the text is two numbers."""
+    """Raises: BadParameter unless the text is two finite numbers."""
     try:
-        left, top = (float(part) for part in text.replace(",", " ").split())
-    except ValueError as error:
-        raise typer.BadParameter(f"expected X,Y, got {text!r}", param_hint="--origin") from error
-    return left, top
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+        raise typer.BadParameter(f"expected X,Y in metres, got {text!r}", param_hint="--origin")
+    return numbers[0], numbers[1]
 
 
 def metres(crs: str) -> None:

@@ -6,7 +6,8 @@
     ├── InputError             2   what the user gave cannot be used
     │   ├── RasterError        2   missing, unreadable, not comparable, without CRS, without overlap
     │   ├── ConfigError        2   unknown key, wrong value, bad question file
-    │   └── OutputError        2   exists, cannot be written, unknown suffix
+    │   └── OutputError        2   exists, no place to write, unknown suffix
+    ├── WriteError             1   the output cannot be written to its end: the disk is full
     ├── ModelError             1   checkpoint missing or not matching, unknown device
     │   └── ModelOutOfMemory   1   the batch did not fit; the pipeline halves it and tries again
     ├── AnswerParseError       1   an answer that no task can read; caught for each answer
@@ -29,6 +30,7 @@ __all__ = [
     "OutputError",
     "PartialFailure",
     "RasterError",
+    "WriteError",
 ]
 
 
@@ -53,7 +55,11 @@ class ConfigError(InputError):
 
 
 class OutputError(InputError):
-    """The output exists already, cannot be written there, or has an unknown suffix."""
+    """The output exists already, cannot be put there, or has an unknown suffix."""
+
+
+class WriteError(DeltaVLMError):
+    """Writing failed after all checks: the disk is full, or the folder has gone."""
 
 
 class ModelError(DeltaVLMError):

@@ -6,7 +6,7 @@ Grids are compared by where their pixels fall, never by `==`: rounding in a file
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,16 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.grid import Window
 
-__all__ = ["PixelGrid", "Placement", "ground_size_m", "lonlat_box", "place", "resampled"]
+__all__ = [
+    "PixelGrid",
+    "Placement",
+    "covers",
+    "ground_size_m",
+    "is_off_the_globe",
+    "lonlat",
+    "place",
+    "resampled",
+]
 
 Points = NDArray[np.float64]  # (N, 2) x, y
 
@@ -30,6 +39,7 @@ SAME_GRID_PX = 0.05
 """Grids whose pixels differ by less are one grid: no pixel would be interpolated to any use."""
 
 LONLAT = CRS.from_epsg(4326)
+FARTHEST = (720, 100)  # two turns; a pole in grads, or half a coarse pixel beyond one in degrees
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +179,21 @@ def resampled(grid: PixelGrid, size_m: tuple[float, float], gsd_m: float) -> Pix
     return replace(grid, transform=grid.transform * scale, width=width, height=height)
 
 
-def lonlat_box(grid: PixelGrid) -> str:
-    """The box around the grid in longitude and latitude (without a CRS, in its own units), for a message."""
+def lonlat(crs: CRS | None, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]] | None:
+    """Ground points as (longitude, latitude), or None where a CRS does not lead there from all of them."""
+    points = np.array([xs, ys], dtype=float).T
+    projected = np.full_like(points, np.inf) if crs is None else project(points, crs, LONLAT)
+    return [(x, y) for x, y in projected.tolist()] if np.isfinite(projected).all() else None
+
+
+def covers(grid: PixelGrid) -> str:
+    """The box around the grid for a message: "lon/lat (3, 45) to (4, 46)", or x/y of what leads nowhere."""
     points = grid.to_ground(grid.outline())
-    projected = project(points, grid.crs, LONLAT)
-    west, south = projected.min(axis=0)
-    east, north = projected.max(axis=0)
-    return f"({west:.4f}, {south:.4f}) to ({east:.4f}, {north:.4f})"
+    known = lonlat(grid.crs, *points.T.tolist())
+    (left, bottom), (right, top) = (edge(known or points, axis=0) for edge in (np.min, np.max))
+    return f"{'lon/lat' if known else 'x/y'} ({left:.4f}, {bottom:.4f}) to ({right:.4f}, {top:.4f})"
+
+
+def is_off_the_globe(points: Points, crs: CRS | None) -> bool:
+    """Whether points are no longitudes and latitudes although their CRS says so: it must be the wrong one."""
+    return crs is not None and bool(crs.is_geographic) and bool((np.abs(points) > FARTHEST).any())

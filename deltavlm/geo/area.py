@@ -10,11 +10,13 @@ from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import PixelGrid, lonlat_box, project
+from deltavlm.geo.alignment import PixelGrid, covers, is_off_the_globe, project
+from deltavlm.geo.location import refuse_a_missing_file
 
 __all__ = ["area_of_box", "area_of_file"]
 
 EDGE_POINTS = 20  # a straight edge bends when it is projected
+GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
 
 
 def area_of_box(box: tuple[float, float, float, float], box_crs: str, grid: PixelGrid) -> BaseGeometry:
@@ -46,27 +48,46 @@ def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
     import pyogrio
     from pyogrio.errors import DataSourceError
 
-    if not path.exists() and not str(path).startswith("/vsi"):
-        raise RasterError(f"{path}: no such file")
+    refuse_a_missing_file(str(path))
     try:
         meta, _, wkb, _ = pyogrio.raw.read(path, columns=[])
-        shapes = shapely.from_wkb([shape for shape in wkb if shape is not None])
+        shapes = shapely.from_wkb([shape for shape in wkb if shape is not None] if wkb is not None else [])
+        union = shapely.union_all(shapely.make_valid(shapes))
     except (DataSourceError, shapely.GEOSException, ValueError, OSError) as error:
-        raise RasterError(
-            f"{path}: no areas can be read from it ({str(error).partition(chr(10))[0]})"
-        ) from error
-    union = shapely.union_all(shapely.make_valid(shapes))
+        words = str(error).partition("\n")[0]
+        raise RasterError(f"{path}: no areas can be read from it ({words}); {GIVE_POLYGONS}") from error
     if union.area == 0:
-        raise RasterError(f"{path}: holds no areas; give polygons")
+        raise RasterError(f"{path}: holds no areas; {GIVE_POLYGONS}")
     if not meta["crs"]:
         raise RasterError(f"{path}: has no CRS; save it with one")
-    return _on_grid(union, CRS.from_user_input(meta["crs"]), grid, str(path))
+    try:
+        crs = CRS.from_user_input(meta["crs"])
+    except ValueError as error:
+        raise RasterError(f"{path}: its CRS is not known ({error}); save it with another one") from error
+    return _on_grid(union, crs, grid, str(path))
 
 
 def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseGeometry:
     """Project what lies near the grid: a country need not be expressible in the CRS of one image."""
-    ground = grid.to_ground(grid.outline())
-    seen_from_shape = project(ground, grid.crs, crs)
+    if is_off_the_globe(np.reshape(shape.bounds, (2, 2)), crs):
+        raise RasterError(f"{name}: is no longitude and latitude, so its CRS looks wrong; give the right one")
+    ground = shapely.Polygon(grid.to_ground(grid.outline()))
+    try:
+        with np.errstate(all="ignore"):  # coordinates may be absurd
+            near = _projected_near(shape, crs, ground, grid.crs)
+            is_seen = np.isfinite(near.bounds).all() and shapely.intersection(near, ground).area > 0
+    except shapely.GEOSException:
+        is_seen = False
+    if not is_seen:
+        raise RasterError(
+            f"{name}: has no part of the pair in it, which covers {covers(grid)}; move it there"
+        )
+    return near
+
+
+def _projected_near(shape: BaseGeometry, crs: CRS, ground: BaseGeometry, ground_crs: CRS) -> BaseGeometry:
+    """What of `shape` lies on the ground or near it, in the CRS of the ground; perhaps empty."""
+    seen_from_shape = project(shapely.get_coordinates(ground), ground_crs, crs)
     if np.isfinite(seen_from_shape).all():
         near = shapely.MultiPoint(seen_from_shape).envelope
         left, bottom, right, top = near.bounds
@@ -74,8 +95,5 @@ def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseG
     if shape.area:
         left, bottom, right, top = shape.bounds
         shape = shapely.segmentize(shape, max(right - left, top - bottom) / EDGE_POINTS)
-        shape = shapely.transform(shape, lambda points: project(points, crs, grid.crs))
-    finite = shape.area and np.isfinite(shape.bounds).all()
-    if not finite or shapely.intersection(shapely.make_valid(shape), shapely.Polygon(ground)).area == 0:
-        raise RasterError(f"{name}: has no part of the pair in it, which covers lon/lat {lonlat_box(grid)}")
+        shape = shapely.transform(shape, lambda points: project(points, crs, ground_crs))
     return shapely.make_valid(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,10 +15,13 @@ from deltavlm.geo.features import Layer
 from deltavlm.geo.styles import layer_style
 from deltavlm.geo.tables import Tables, write_table
 
+if sys.platform != "win32":
+    import fcntl
+
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["companions", "settle", "write_geopackage"]
+__all__ = ["companions", "is_open_elsewhere", "settle", "write_geopackage"]
 
 # Tables of the GeoPackage standard (1.2, annex F.9) and of QGIS.
 DATA_COLUMNS = """
@@ -79,6 +83,28 @@ def _style(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
 def companions(path: Path) -> list[Path]:
     """The files that SQLite may keep beside a database."""
     return [path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal")]
+
+
+# The bytes that SQLite locks (its os.h): whoever has a database with a write-ahead log open shares them.
+SHARED_FIRST, SHARED_SIZE = 0x40000002, 510
+
+
+def is_open_elsewhere(path: Path) -> bool:
+    """Whether another process has the database open, as far as it shows; changes nothing.
+
+    To ask SQLite would write to the file. Where Python cannot ask for locks (Windows) it is not known before
+    `settle`.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        with path.open("rb+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
+    except BlockingIOError:
+        return True
+    except OSError:  # not there, or no locks on that file system
+        return False
+    return False
 
 
 def settle(path: Path) -> None:

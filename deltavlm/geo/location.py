@@ -14,7 +14,14 @@ from rasterio.errors import CRSError, RasterioError
 
 from deltavlm.errors import RasterError
 
-__all__ = ["gdal_settings", "is_remote", "public_name", "refuse_what_is_no_file", "translated"]
+__all__ = [
+    "gdal_settings",
+    "is_remote",
+    "public_name",
+    "refuse_a_missing_file",
+    "refuse_what_is_no_file",
+    "translated",
+]
 
 CACHE_BYTES = 64 * 2**20
 """GDAL's block cache, bounded so that memory does not grow with the raster. It holds one row of 512 px blocks
@@ -52,18 +59,39 @@ def gdal_settings() -> rasterio.Env:
 
 
 @contextmanager
-def translated(location: str, problem: str) -> Iterator[None]:
+def translated(location: str, problem: str, advice: str) -> Iterator[None]:
     """Let GDAL's errors out as one RasterError that names the file.
 
     Raises:
-        RasterError: `<file>: <problem> (<GDAL's own words>)`.
+        RasterError: `<file>: <problem> (<GDAL's own words>); <advice>`.
     """
     try:
         yield
     except (RasterioError, CRSError, CPLE_BaseError, OSError, MemoryError) as error:
         detail = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         detail = detail.replace(location, public_name(location)).rstrip(".")
-        raise RasterError(f"{public_name(location)}: {problem} ({detail})") from error
+        raise RasterError(f"{public_name(location)}: {problem} ({detail}); {advice}") from error
+
+
+def _is_for_gdal(location: str) -> bool:
+    return "://" in location or location.startswith("/vsi")
+
+
+def refuse_a_missing_file(location: str) -> None:
+    """Say so before GDAL does; only GDAL knows whether a URL, a /vsi path or a subdataset is there.
+
+    Raises:
+        RasterError: a local path that does not exist or that the system refuses to look for.
+    """
+    if _is_for_gdal(location):
+        return
+    try:
+        Path(location).stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if ":" not in location:
+            raise RasterError(f"{location}: no such file; check the name") from error
+    except OSError as error:
+        raise RasterError(f"{location}: cannot be looked at ({error.strerror}); check the name") from error
 
 
 def refuse_what_is_no_file(location: str) -> None:
@@ -72,11 +100,10 @@ def refuse_what_is_no_file(location: str) -> None:
     Raises:
         RasterError: a local path that does not exist, is a folder, or is empty.
     """
+    refuse_a_missing_file(location)
     path = Path(location)
-    if "://" in location or location.startswith("/vsi") or (":" in location and not path.exists()):
+    if _is_for_gdal(location) or not path.exists():
         return
-    if not path.exists():
-        raise RasterError(f"{location}: no such file")
     if path.is_dir():
         raise RasterError(f"{location}: is a folder, not a raster; name a file in it")
     if path.stat().st_size == 0:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from affine import Affine
 from rasterio.crs import CRS
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import (
     PixelGrid,
     Placement,
+    covers,
     crop_window,
     ground_size_m,
-    lonlat_box,
+    is_off_the_globe,
     place,
     resampled,
 )
 from deltavlm.geo.source import Source
 
-__all__ = ["Meeting", "check_placed", "meet"]
+__all__ = ["ADD_A_CRS", "Meeting", "check_placed", "meet"]
 
 FAR_SCALE = 2.0  # a ratio of pixel lengths that is worth a note
 SAME_GSD = 0.01  # a relative difference that is not worth a resampling
@@ -45,8 +47,15 @@ def check_placed(before: Source, after: Source, allow_no_crs: bool) -> None:
     """Refuse rasters that nothing places on each other.
 
     Raises:
-        RasterError: a CRS is missing and not allowed to be; or only one is; or sizes differ without one.
+        RasterError: a CRS cannot be the right one; or is missing and not allowed to be; or only one is; or
+            sizes differ without one.
     """
+    for source in (before, after):
+        if is_off_the_globe(source.grid.to_ground(source.grid.outline()), source.grid.crs):
+            raise RasterError(
+                f"{source.name}: its CRS {_crs_name(source.grid.crs)} looks wrong, as {covers(source.grid)}"
+                " is nowhere on earth; assign the right one (gdal_edit.py -a_srs EPSG:...)"
+            )
     unplaced = [source for source in (before, after) if source.grid.crs is None]
     names = " and ".join(dict.fromkeys(source.name for source in unplaced))
     if unplaced and not allow_no_crs:
@@ -74,9 +83,11 @@ def meet(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m:
     placement = place(after.grid, before.grid)
     window = crop_window(placement.covered, before.grid)
     if window is None:
-        boxes = f"before covers {lonlat_box(before.grid)}, after {lonlat_box(after.grid)}"
-        unit = "lon/lat" if before.grid.crs else "their own units"
-        raise RasterError(f"{before.name} and {after.name} do not overlap; in {unit} {boxes}")
+        boxes = f"before covers {covers(before.grid)}, after {covers(after.grid)}"
+        raise RasterError(
+            f"{before.name} and {after.name} do not overlap: {boxes};"
+            " give two images of one place, and check the CRS of each"
+        )
     notes: list[str] = []
     if placement.offset is None:
         words = _difference(before, after, placement)
@@ -99,8 +110,10 @@ def meet(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m:
     if gsd_m is not None:
         finer = _with_gsd(grid, gsd_m)
         if finer is not grid:
-            notes.append(f"both dates: resampled to {gsd_m:g} m per pixel, {finer.width} x {finer.height} px")
+            notes.append(f"resampled to {gsd_m:g} m per pixel, {finer.width} x {finer.height} px")
             grid, before_offset, after_offset = finer, None, None
+    if grid.crs is None:  # pixels of before are the ground; what its own transform means, nobody says
+        grid = replace(grid, transform=Affine.translation(window.col_off, window.row_off))
     return Meeting(grid, before_offset, after_offset, placement, share, tuple(notes))
 
 
@@ -110,7 +123,7 @@ def _with_gsd(grid: PixelGrid, gsd_m: float) -> PixelGrid:
     if gsd_m <= 0 or not math.isfinite(gsd_m):
         raise ConfigError(f"gsd {gsd_m:g} m: give a number above 0")
     if size_m is None:
-        raise ConfigError(f"gsd {gsd_m:g} m: needs rasters with a CRS, to know the size of their pixels")
+        raise ConfigError(f"gsd {gsd_m:g} m: needs a CRS that leads to longitude and latitude; {ADD_A_CRS}")
     if max(abs(size / gsd_m - 1) for size in size_m) <= SAME_GSD:
         return grid
     return resampled(grid, size_m, gsd_m)

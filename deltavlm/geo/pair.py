@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from deltavlm.geo.alignment import PixelGrid, ground_size_m
 from deltavlm.geo.area import area_of_box, area_of_file
 from deltavlm.geo.grid import Chip, ChipGrid, polygon
 from deltavlm.geo.location import gdal_settings
-from deltavlm.geo.meeting import Meeting, check_placed, meet
+from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
 from deltavlm.geo.radiometry import Stretch, parse_scale, plan_stretches
 from deltavlm.geo.source import Source, View, open_source
 
@@ -60,6 +60,7 @@ class ReadOptions:
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
     aoi: Path | None = None
+    outlines_only: bool = False  # only where the chips lie is wanted: no pixel is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class PairReader:
     area: BaseGeometry | None  # what was asked for, in the grid's CRS
     options: ReadOptions
     notes: tuple[str, ...]  # one sentence each, for the user
+    warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
 
     @property
     def width(self) -> int:
@@ -124,19 +126,15 @@ class PairReader:
         """The chips of the pair, or those of them that touch the bbox or area of interest."""
         return ChipGrid(self.width, self.height, self.transform, size_px, overlap_px, self.area)
 
-    def aoi_fraction(self, chip: Chip) -> float:
-        """Share of the chip's ground that lies in the bbox or area of interest; 1 without one."""
-        if self.area is None:
-            return 1.0
-        footprint = chip.footprint
-        return float(footprint.intersection(self.area).area / footprint.area)
-
     def read(self, chip: Chip) -> ChipPixels:
         """The pixels of a chip of `grid()`.
 
         Raises:
             RasterError: a part of a file cannot be decoded; other chips may be readable.
+            ValueError: the pair was opened for outlines only.
         """
+        if self.options.outlines_only:
+            raise ValueError("a pair opened for outlines only has no pixels")
         try:
             values, valid = zip(*(view.read(chip.window) for view in self.views), strict=True)
         except RasterError as error:
@@ -207,20 +205,23 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
     """Check a pair, put both dates on one grid, and read it chip by chip inside the `with`.
 
     Raises:
-        RasterError: a file cannot be read, or the two cannot be compared: no CRS, no overlap, or grids that
-            differ under `align="strict"`.
+        RasterError: a file cannot be read, not even in part, or the two cannot be compared: no CRS, no
+            overlap, or grids that differ under `align="strict"`.
         ConfigError: an option does not fit the files.
     """
     options = options or ReadOptions()
     if options.resampling not in RESAMPLING:
         raise ConfigError(f"resampling {options.resampling!r} is not one of {', '.join(RESAMPLING)}")
-    trust_alpha = options.alpha_band == "auto"
+    opened = partial(
+        open_source,
+        nodata=options.nodata,
+        trust_alpha=options.alpha_band == "auto",
+        look=not options.outlines_only,
+    )
     with ExitStack() as stack:
         stack.enter_context(gdal_settings())
         before, after = (
-            stack.enter_context(
-                open_source(path, bands=bands, nodata=options.nodata, trust_alpha=trust_alpha)
-            )
+            stack.enter_context(opened(path, bands=bands))
             for path, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
         )
         check_placed(before, after, options.allow_no_crs)
@@ -236,26 +237,34 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
             stack.enter_context(before.seen_on(grid, meeting.before_offset, options.resampling)),
             stack.enter_context(after.seen_on(grid, meeting.after_offset, options.resampling)),
         )
-        stretches, scale_notes = _stretches(views, grid, options.scale)
-        notes = (*_notes_of(before, after), *meeting.notes, *scale_notes)
-        yield PairReader(meeting, views, stretches, _area(grid, options), options, notes)
+        area = _area(grid, options)
+        stretches, scale_notes = _stretches(views, grid, options)
+        notes = (*_dated(before, after, before.notes, after.notes), *meeting.notes, *scale_notes)
+        warnings = _dated(before, after, before.warnings, after.warnings)
+        yield PairReader(meeting, views, stretches, area, options, tuple(notes), tuple(warnings))
 
 
-def _notes_of(before: Source, after: Source) -> Iterator[str]:
-    for note in dict.fromkeys(before.notes + after.notes):
-        dates = [name for name, source in (("before", before), ("after", after)) if note in source.notes]
-        yield f"{'both dates' if len(dates) == 2 else dates[0]}: {note}"
+def _dated(before: Source, after: Source, first: tuple[str, ...], second: tuple[str, ...]) -> Iterator[str]:
+    """The notes on each date with its name, unless one image is both."""
+    for note in dict.fromkeys(first + second):
+        date = "both dates" if note in first and note in second else "before" if note in first else "after"
+        yield note if before.location == after.location else f"{date}: {note}"
 
 
 def _stretches(
-    views: tuple[View, View], grid: PixelGrid, scale: str
+    views: tuple[View, View], grid: PixelGrid, options: ReadOptions
 ) -> tuple[tuple[Stretch | None, Stretch | None], tuple[str, ...]]:
-    spec = parse_scale(scale)
-    is_8bit = all(view.source.dtype == "uint8" for view in views)
-    needs_no_sample = spec.kind == "fixed" or (is_8bit and spec.kind != "percent")
-    before, after = (
-        np.empty((3, 0), view.source.dtype) if needs_no_sample else view.sample(grid) for view in views
-    )
+    """The stretch of each date and notes on it; files of which no part can be read are refused here."""
+    spec = parse_scale(options.scale)
+    if options.outlines_only:
+        return (None, None), ()
+    if spec.kind == "fixed" or (
+        spec.kind != "percent" and all(view.source.dtype == "uint8" for view in views)
+    ):
+        for view in views:
+            view.check_readable(grid)
+        return plan_stretches(spec, *(np.empty((3, 0), view.source.dtype) for view in views))
+    before, after = (view.sample(grid) for view in views)
     return plan_stretches(spec, before, after)
 
 
@@ -263,10 +272,10 @@ def _area(grid: PixelGrid, options: ReadOptions) -> BaseGeometry | None:
     if options.bbox is None and options.aoi is None:
         return None
     if grid.crs is None:
-        raise ConfigError("bbox and aoi need rasters with a CRS")
+        raise ConfigError(f"bbox and aoi need rasters with a CRS; leave them out, or {ADD_A_CRS}")
     areas = [] if options.bbox is None else [area_of_box(options.bbox, options.bbox_crs, grid)]
     areas += [] if options.aoi is None else [area_of_file(options.aoi, grid)]
     area = areas[0].intersection(areas[-1])
     if area.area == 0:
-        raise RasterError("bbox and aoi have no ground in common")
+        raise RasterError("bbox and aoi have no ground in common; leave one of them out")
     return area

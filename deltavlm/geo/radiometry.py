@@ -74,7 +74,10 @@ class Stretch:
     def apply(self, values: Values) -> NDArray[np.uint8]:
         """`values` (3, rows, cols) of any real dtype -> uint8 of that shape; what is no number becomes 0."""
         low, high = (np.array(edge, dtype=np.float32)[:, None, None] for edge in (self.low, self.high))
-        scaled = (values.astype(np.float32) - low) * (255 / (high - low))
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # nodata such as -3.4e38; it is clipped, and masked
+            scaled = (values.astype(np.float32) - low) * (255 / (high - low))
         return (np.nan_to_num(scaled, nan=0).clip(0, 255) + 0.5).astype(np.uint8)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import sqlite3
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,10 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
-from deltavlm.errors import OutputError
+from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.geojson import FeatureCollection, FeatureLines, Put, to_lonlat
-from deltavlm.geo.geopackage import companions, settle, write_geopackage
+from deltavlm.geo.geopackage import companions, is_open_elsewhere, settle, write_geopackage
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 
 if TYPE_CHECKING:
@@ -32,7 +35,10 @@ TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
 }
 SUFFIXES = (*TABLE_WRITERS, *TEXT_WRITERS)
 
-PIXELS = "no CRS: pixels of the image, x right and y down, or what its own transform gives"
+PIXELS = "no CRS: pixels of the earlier image, x right and y down"
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, what is not UTF-8, ends of lines
+LONGEST_ENDING = "-journal"  # of SQLite; what else lies beside an output has shorter names
 
 WRITE_ERRORS = (OSError, RuntimeError, sqlite3.Error, pa.ArrowException)  # pyogrio's are RuntimeErrors
 
@@ -44,29 +50,41 @@ class FeatureSink(Protocol):
 
 
 def check_output(path: Path | None, overwrite: bool) -> None:
-    """Find out before any work whether the output can be written. None or `-` is stdout.
+    """Find out before any work whether the output can be written; changes nothing. None or `-` is stdout.
 
     Raises:
-        OutputError: unknown suffix, no such folder, not writable, there already, or open in another program.
+        OutputError: unknown suffix, no such folder, not writable, there already, or open in another program;
+            or a name that is too long or cannot be printed.
     """
     path = _file(path)
     if path is None:
         return
+    if any(unicodedata.category(char) in UNPRINTABLE for char in str(path)):
+        raise OutputError(f"{str(path)!r}: has control characters in its name; choose another name")
+    try:
+        for name in (path, path.with_name(path.name + LONGEST_ENDING)):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                name.stat()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    folder = _followed(path).parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: there is no folder {folder}; create it first")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"{path}: cannot write in {path.parent} ({error.strerror})") from error
-    if path.suffix.lower() == ".gpkg":
-        settle(path)
+        raise OutputError(
+            f"{path}: cannot write in {folder} ({error.strerror}); choose another folder"
+        ) from error
+    if path.suffix.lower() == ".gpkg" and is_open_elsewhere(path):
+        raise OutputError(f"{path}: is open in another program, QGIS perhaps; close it there")
 
 
 @contextmanager
@@ -81,11 +99,13 @@ def open_sink(
 ) -> Iterator[FeatureSink]:
     """A sink for `layers`, whose geometries are in `crs`; None or `-` writes GeoJSON lines to stdout.
 
-    The file appears under its name when the `with` ends without an exception, else nothing does. A GeoPackage
-    holds all layers, the other formats the first; `only_layer` picks one. JSON is in WGS 84, others in `crs`.
+    The file appears under its name when the `with` ends without an exception, else nothing does; a symbolic
+    link stays one, and what it leads to is replaced. A GeoPackage holds all layers, the other formats the
+    first; `only_layer` picks one. JSON is in WGS 84, others in `crs`.
 
     Raises:
-        OutputError: as `check_output`; or the layer is unknown, or writing fails.
+        OutputError: as `check_output`; or the layer is unknown.
+        WriteError: writing fails, as on a full disk.
     """
     names = [layer.name for layer in layers]
     if only_layer is not None and only_layer not in names:
@@ -116,6 +136,11 @@ def _file(path: Path | None) -> Path | None:
     return None if path is None or str(path) == "-" else path
 
 
+def _followed(path: Path) -> Path:
+    """The file itself where `path` is a symbolic link to it."""
+    return path.resolve() if path.is_symlink() else path
+
+
 def _to_stdout(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -124,7 +149,8 @@ def _to_stdout(text: str) -> None:
 @contextmanager
 def _text(part: Path, path: Path) -> Iterator[Put]:
     """A function that writes text to `part` and tells at once, for `path`, when that fails."""
-    stream = part.open("w", encoding="utf-8", newline="\n")
+    with _translated(path):
+        stream = part.open("w", encoding="utf-8", newline="\n")
 
     def put(text: str) -> None:
         with _translated(path):
@@ -144,13 +170,16 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except WRITE_ERRORS as error:
         words = str(error).partition("\n")[0]
-        raise OutputError(f"{path}: writing failed ({words}); nothing is left under that name") from error
+        raise WriteError(
+            f"{path}: writing failed ({words}) and left nothing behind; free some space or write elsewhere"
+        ) from error
 
 
 @contextmanager
 def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    target = _followed(path)
+    part = target.with_name(f".deltavlm-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield part
         with _translated(path):
@@ -158,15 +187,24 @@ def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             try:
                 check_output(path, overwrite)  # hours may have passed
+                if path.suffix.lower() == ".gpkg":
+                    settle(target)
             except OutputError as error:
-                kept = path.with_name(f"{path.stem}.new{path.suffix}")
+                kept = _free_name(target, path.suffix)
                 part.replace(kept)
                 raise OutputError(f"{error}; the results are in {kept}") from error
-            part.replace(path)
-            _sync_folder(path.parent)
+            part.replace(target)
+            _sync_folder(target.parent)
     finally:
         for left in (part, *companions(part)):
             left.unlink(missing_ok=True)
+
+
+def _free_name(path: Path, suffix: str) -> Path:
+    """`out.new.gpkg`, or `out.new2.gpkg` and so on, whichever is not taken."""
+    endings = itertools.chain([""], itertools.count(2))
+    names = (path.with_name(f"{path.stem}.new{ending}{suffix}") for ending in endings)
+    return next(name for name in names if not any(map(os.path.lexists, (name, *companions(name)))))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -33,7 +34,7 @@ Part = TypeVar("Part")
 SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
 SAMPLE_WINDOWS = 16  # along a side, where there are no overviews to sample from
 MOSTLY = 0.9  # share of an alpha band that is wholly transparent or wholly opaque
-UNREADABLE = "a part of it cannot be read"
+UNREADABLE = "a part of it cannot be read", "copy or download it again"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Source:
     dataset: DatasetReader
     bands: tuple[int, int, int]  # red, green, blue, from 1
     nodata: float | None
-    notes: tuple[str, ...]  # what was guessed about it
+    notes: tuple[str, ...]  # what was found out about it
+    warnings: tuple[str, ...]  # those of the notes that are a guess
 
     @cached_property
     def grid(self) -> PixelGrid:
@@ -77,23 +79,35 @@ class Source:
             RasterError: it cannot be warped onto that grid.
         """
         if offset is not None:
-            yield View(self, self.dataset, *offset)
+            yield View(self, self.dataset, self.dataset, *offset)
             return
         with ExitStack() as stack:
-            with translated(self.location, "cannot be warped"):
-                warped = WarpedVRT(
-                    self.dataset,
+
+            def warped(dataset: DatasetReader, nodata: float | None, **how: str) -> WarpedVRT:
+                virtual = WarpedVRT(
+                    dataset,
                     crs=grid.crs,
                     transform=grid.transform,
                     width=grid.width,
                     height=grid.height,
                     resampling=Resampling.nearest if self.palette is not None else Resampling[resampling],
-                    src_nodata=self.nodata,
-                    nodata=self.nodata,
-                    add_alpha=_loses_validity(self.dataset, self.nodata),
+                    src_nodata=nodata,
+                    nodata=nodata,
+                    add_alpha=_loses_validity(dataset, nodata),
+                    **how,
                 )
-                stack.enter_context(warped)
-            yield View(self, warped, 0, 0)
+                return stack.enter_context(virtual)
+
+            with translated(
+                self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
+            ):
+                if self.nodata is None or not _has_mask(self.dataset):
+                    colours = mask = warped(self.dataset, self.nodata)
+                else:  # GDAL heeds one of the two only, so each is warped by itself
+                    bare = stack.enter_context(_without_alpha(self.dataset))
+                    colours = warped(bare, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
+                    mask = warped(self.dataset, None)
+            yield View(self, colours, mask, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,7 @@ class View:
 
     source: Source
     dataset: DatasetReader | WarpedVRT
+    mask: DatasetReader | WarpedVRT  # the same again, or what has the mask or alpha where that has lost it
     col_off: int
     row_off: int
 
@@ -119,7 +134,7 @@ class View:
         distinct = sorted(set(source.bands))
         place = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
         shape = shape or (window.height, window.width)
-        with translated(source.location, UNREADABLE):
+        with translated(source.location, *UNREADABLE):
             values = self.dataset.read(distinct, window=place, out_shape=(len(distinct), *shape))
             valid = self._validity(values, place, shape)
         release_now_and_then()
@@ -130,17 +145,20 @@ class View:
     def _validity(
         self, values: NDArray[Any], place: RasterioWindow, shape: tuple[int, int]
     ) -> NDArray[np.bool_]:
-        """True where there is data. Alpha is read as a band: GDAL masks by it in 8 and 16 bit files only."""
-        nodata, alpha = self.source.nodata, _alpha_band(self.dataset)
+        """True where all that the file has to say about it agrees that there is data.
+
+        Alpha is read as a band: GDAL masks by it in 8 and 16 bit files only.
+        """
+        nodata, alpha = self.source.nodata, _alpha_band(self.mask)
         valid = np.ones(shape, bool)
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(axis=0)
         if nodata is not None:
             valid &= (values != nodata).any(axis=0)  # NaN as nodata is not finite already
-        elif alpha is not None:
-            valid &= self.dataset.read(alpha, window=place, out_shape=shape) > 0
-        else:
-            valid &= self.dataset.read_masks(self.source.bands[0], window=place, out_shape=shape) > 0
+        if alpha is not None:
+            valid &= self.mask.read(alpha, window=place, out_shape=shape) > 0
+        elif _has_mask(self.mask):
+            valid &= self.mask.read_masks(1, window=place, out_shape=shape) > 0
         return valid
 
     def _physical(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -149,7 +167,9 @@ class View:
         if values.dtype == np.uint8 or (set(scales), set(offsets)) == ({1.0}, {0.0}):
             return values
         scale, offset = (np.array(of, np.float32)[:, None, None] for of in (scales, offsets))
-        return values * scale + offset
+        with np.errstate(over="ignore"):  # nodata such as -3.4e38
+            scaled: NDArray[Any] = values * scale + offset
+        return scaled
 
     def sample(self, grid: PixelGrid) -> NDArray[Any]:  # (3, N)
         """Valid colours from all over the grid.
@@ -160,42 +180,63 @@ class View:
         parts = _spread(grid.width, grid.height, self.dataset, self.read)
         return np.concatenate([values[:, valid] for values, valid in parts], axis=1)
 
+    def check_readable(self, grid: PixelGrid) -> None:
+        """Look into the file until a part of it can be decoded.
+
+        Raises:
+            RasterError: no part of it can be read.
+        """
+        next(_spread(grid.width, grid.height, self.dataset, self.read, whole=False))
+
 
 def _spread(
     width: int,
     height: int,
     dataset: DatasetReader | WarpedVRT,
     read: Callable[[Window, tuple[int, int]], Part],
-) -> list[Part]:
+    *,
+    whole: bool = True,
+) -> Iterator[Part]:
     """Parts that stand for the whole: a decimated read of overviews, or small windows all over the raster.
 
-    `read` takes a window and the (rows, cols) to give for it. What cannot be read is left out.
+    `read` takes a window and the (rows, cols) to give for it. What cannot be read is left out; where that is
+    a part of the decimated read, small windows take its place, and with `whole=False` always.
+
+    Raises:
+        RasterError: no part can be read.
     """
-    if dataset.overviews(1) or max(width, height) <= 2 * SAMPLE_PX:
-        windows = [Window(0, 0, width, height)]
-    else:
-        side = SAMPLE_PX // SAMPLE_WINDOWS
-        wide, high = min(side, width), min(side, height)
-        lefts, tops = (
-            np.linspace(0, length - part, SAMPLE_WINDOWS, dtype=int).tolist()
-            for length, part in ((width, wide), (height, high))
-        )
-        windows = [Window(left, top, wide, high) for top in tops for left in lefts]
-    parts: list[Part] = []
-    failure: RasterError | None = None
-    for window in windows:
+    if whole and (dataset.overviews(1) or max(width, height) <= 2 * SAMPLE_PX):
+        with suppress(RasterError):
+            yield read(Window(0, 0, width, height), (min(height, SAMPLE_PX), min(width, SAMPLE_PX)))
+            return
+    side = SAMPLE_PX // SAMPLE_WINDOWS
+    wide, high = min(side, width), min(side, height)
+    lefts, tops = (
+        np.unique(np.linspace(0, length - part, SAMPLE_WINDOWS, dtype=int)).tolist()
+        for length, part in ((width, wide), (height, high))
+    )
+    failures: list[RasterError] = []
+    readable = False
+    for left, top in itertools.product(lefts, tops):
         try:
-            parts.append(read(window, (min(window.height, SAMPLE_PX), min(window.width, SAMPLE_PX))))
+            part = read(Window(left, top, wide, high), (high, wide))
         except RasterError as error:
-            failure = error
-    if failure and not parts:
-        raise failure
-    return parts
+            failures.append(error)
+        else:
+            readable = True
+            yield part
+    if not readable:
+        raise failures[0]
 
 
 def _alpha_band(dataset: DatasetReader | WarpedVRT) -> int | None:
     interp = dataset.colorinterp
     return interp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in interp else None
+
+
+def _has_mask(dataset: DatasetReader | WarpedVRT) -> bool:
+    """Whether a mask or an alpha band hides pixels, apart from any nodata value."""
+    return _alpha_band(dataset) is not None or MaskFlags.per_dataset in dataset.mask_flag_enums[0]
 
 
 def _loses_validity(dataset: DatasetReader, nodata: float | None) -> bool:
@@ -210,11 +251,13 @@ def open_source(
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     trust_alpha: bool = True,
+    look: bool = True,
 ) -> Iterator[Source]:
     """Open one raster: a path, `https://`, `s3://` or `/vsi...`.
 
     A raster placed by ground control points alone is warped into their CRS. An "alpha" band that varies like
-    an image is taken for data and a note says so; with `trust_alpha=False` every one is.
+    an image is taken for data and a note says so; with `trust_alpha=False` every one is. `look=False` is for
+    those who want its place alone: no pixel is read, and nothing is said about bands.
 
     Raises:
         RasterError: missing, empty, a folder, not a raster, or without bands to use.
@@ -224,14 +267,14 @@ def open_source(
     name = public_name(location)
     notes: list[str] = []
     with ExitStack() as stack:
-        with translated(location, "cannot be read as a raster"):
+        with translated(location, "cannot be read as a raster", "give a whole GeoTIFF or other image"):
             dataset = stack.enter_context(_opened(location))
             if dataset.count == 0:
                 raise RasterError(f"{name}: holds no bands itself; name one of its subdatasets")
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
             alpha = _alpha_band(dataset)
-            if alpha is not None and not (trust_alpha and _is_transparency(location, dataset, alpha)):
+            if look and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
                 notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
                 dataset = stack.enter_context(_without_alpha(dataset))
             gcps, gcp_crs = dataset.gcps
@@ -245,13 +288,12 @@ def open_source(
             chosen, guess = choose_bands([interp.name for interp in dataset.colorinterp], bands)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-        if guess:
-            notes.append(guess)
+        guesses = (guess,) if guess and look else ()
         if nodata is None:
             nodata = dataset.nodatavals[chosen[0] - 1]
         else:
             _check_nodata(nodata, dataset.dtypes[chosen[0] - 1], name)
-        yield Source(location, dataset, chosen, nodata, tuple(notes))
+        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses)
 
 
 @contextmanager
@@ -266,23 +308,27 @@ def _opened(location: str) -> Iterator[DatasetReader]:
 
 
 def _check_nodata(nodata: float, dtype: str, name: str) -> None:
-    if np.dtype(dtype).kind == "f":
-        return
-    values = np.iinfo(dtype)
-    if not (float(nodata).is_integer() and values.min <= nodata <= values.max):
-        raise ConfigError(f"{name}: nodata {nodata:g} is not a value that {dtype} can hold")
+    is_float = np.dtype(dtype).kind == "f"
+    limits: Any = np.finfo(dtype) if is_float else np.iinfo(dtype)
+    low, high = (limit.item() if is_float else limit for limit in (limits.min, limits.max))
+    fits = low <= nodata <= high if np.isfinite(nodata) else is_float
+    if not fits or not (is_float or float(nodata).is_integer()):
+        raise ConfigError(
+            f"{name}: nodata {nodata:g} is not a value that {dtype} can hold;"
+            f" give a {'number' if is_float else 'whole number'} from {low} to {high}"
+        )
 
 
 def _is_transparency(location: str, dataset: DatasetReader, alpha: int) -> bool:
     """Whether the label is right: transparency is on or off nearly everywhere, near infrared is not."""
 
     def read(window: Window, shape: tuple[int, int]) -> NDArray[Any]:
-        with translated(location, UNREADABLE):
+        with translated(location, *UNREADABLE):
             values: NDArray[Any] = dataset.read(alpha, window=RasterioWindow(*window), out_shape=shape)
         release_now_and_then()
         return values.ravel()
 
-    values = np.concatenate(_spread(dataset.width, dataset.height, dataset, read))
+    values = np.concatenate(list(_spread(dataset.width, dataset.height, dataset, read)))
     opaque = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else values.max()
     return bool(np.isin(values, (0, 255, opaque)).mean() >= MOSTLY)
 

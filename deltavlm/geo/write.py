@@ -11,7 +11,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from deltavlm.errors import OutputError
+from deltavlm.errors import WriteError
 
 
 def write_geotiff(
@@ -27,7 +27,7 @@ def write_geotiff(
 
     "jpeg" (RGB only) is lossy and about a tenth of the size.
 
-    Raises: OutputError when the file cannot be written.
+    Raises: WriteError when the file cannot be written.
     """
     bands = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
     scratch = path.with_name(f".{path.name}.tmp")
@@ -56,6 +56,4 @@ def write_geotiff(
         scratch.replace(path)
     except (RasterioError, OSError) as error:
         scratch.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {path}: {error}; check the folder and the free disk space"
-        ) from error
+        raise WriteError(f"cannot write {path}: {error}; check the folder and the free disk space") from error

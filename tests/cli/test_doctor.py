@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 
 from deltacli.doctor import _required_torch, proj_findings, torchvision_finding
 from deltavlm.errors import ModelError
-from tests.cli.conftest import Run
+from tests.cli.conftest import ROOT, Run, one_line
 from tests.scripted_model import ScriptedModel
 
 
@@ -23,7 +25,7 @@ def predictor(monkeypatch: pytest.MonkeyPatch, model: ScriptedModel) -> SimpleNa
     return stand_in
 
 
-def test_a_healthy_machine(run: Run, predictor: SimpleNamespace) -> None:
+def test_a_healthy_machine(run: Run, predictor: SimpleNamespace, model: ScriptedModel) -> None:
     result = run("doctor", "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 0, report
@@ -34,7 +36,16 @@ def test_a_healthy_machine(run: Run, predictor: SimpleNamespace) -> None:
     assert "PROJ" in details["gdal"]
     assert "cores" in details["devices"]
     assert "scripted" in details["model"]
+    assert details["model"].endswith("changed? no")
     assert "fit together" in details["torchvision"]
+    assert [question.name for (question,) in model.history] == ["change"]  # it ran, rather than loaded
+
+
+def test_a_model_that_loads_but_cannot_answer(run: Run, predictor: SimpleNamespace) -> None:
+    predictor.load_model = lambda name: ScriptedModel(poison=0)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "broken   model" in result.stdout
 
 
 def test_something_broken_is_exit_code_1_with_a_remedy(run: Run, predictor: SimpleNamespace) -> None:
@@ -72,6 +83,28 @@ def test_a_torchvision_of_another_torch_is_explained() -> None:
     assert torchvision_finding("2.15.0+cpu", "0.28.0", "2.14.0", None).status == "warning"
     assert torchvision_finding("2.15.0+cpu", "0.29.0", "2.15.0", None).status == "ok"
     assert torchvision_finding("2.15.0", "0.29.0", None, None).status == "ok"
+
+
+def test_a_model_is_not_tried_without_torchvision(
+    run: Run, predictor: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails with words that name neither, and was told to reinstall deltavlm."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it fails
+    predictor.load_model = None
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    assert one_line(result) == "Error: broken: torchvision; see the remedies above"
+    (said,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "model"]
+    assert (said["status"], said["detail"]) == ("warning", "not tried: it needs torch and torchvision")
+
+
+def test_a_failing_check_shows_its_traceback(run: Run, predictor: SimpleNamespace) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("no such thing")
+
+    predictor.load_model = fail
+    assert "RuntimeError: no such thing" in run("doctor", "-vv").stderr
+    assert "Traceback" not in run("doctor").stderr
 
 
 @pytest.mark.parametrize(
@@ -113,3 +146,29 @@ def test_poisoned_proj_data(tmp_path: Path) -> None:
     (finding,) = proj_findings({"PROJ_DATA": str(old)}, {}, 6)
     assert str(old) in finding.detail
     assert "unset PROJ_DATA" in finding.remedy
+
+
+@pytest.mark.parametrize("words", ["grid a.tif", "synth scene out", "doctor", "grid -h"])
+def test_a_kept_proj_data_that_is_empty(tmp_path: Path, words: str) -> None:
+    """PROJ itself wrote a line to stderr, and a CRSError followed that named no variable."""
+    kept = {"DELTAVLM_KEEP_PROJ": "1", "PROJ_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "deltacli", *words.split()],
+        cwd=tmp_path,
+        env=os.environ | kept,
+        capture_output=True,
+        text=True,
+    )
+    if words == "grid -h":
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    (line,) = done.stderr.splitlines()
+    if words == "doctor":
+        assert (done.returncode, line) == (1, "Error: broken: proj; see the remedies above")
+        line = done.stdout
+    else:
+        assert done.returncode == 2
+        assert "deltavlm doctor" in line
+    assert f"PROJ_DATA={tmp_path} has no readable proj.db" in line
+    assert "unset PROJ_DATA" in line
+    assert not (tmp_path / "out").exists()

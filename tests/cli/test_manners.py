@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 import typer
 
 from deltacli import values
-from deltacli.console import _duration
+from deltacli.console import Voice, _duration
 from deltacli.main import app
+from deltacli.signals import Stopped, stoppable
 from deltavlm import __version__
 from deltavlm.errors import DeltaVLMError, InputError, ModelOutOfMemory, PartialFailure
 from tests.cli.conftest import ROOT, Run, one_line, program
@@ -111,21 +113,86 @@ def test_closed_streams_do_no_harm(scene: Scene, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_leaves_no_partial_output(scene: Scene, tmp_path: Path, name: str, code: int) -> None:
+def test_a_signal_leaves_no_partial_output(
+    scene: Scene, tmp_path: Path, name: str, code: int, suffix: str
+) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    args = (*scene.args, "-o", folder / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
+    args = (*scene.args, "-o", folder / f"out{suffix}", "--chip-size", 32, "--batch-size", 1)
     with program("analyze", *args, pause=0.5) as process:
         assert process.stderr is not None
         while "model scripted" not in process.stderr.readline():  # the run is under way
             assert process.poll() is None
+        while suffix == ".geojson" and not list(folder.iterdir()):  # written as it goes, under another name
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(getattr(signal, name))
         _, said = process.communicate(timeout=20)
     assert process.returncode == code
     assert said.splitlines()[-1] == f"Error: stopped by {name}"
     assert "Traceback" not in said
     assert not list(folder.iterdir())
+
+
+def test_a_swallowed_signal_is_heeded_at_the_next_step() -> None:
+    """numpy's `choice` now and then loses the exception of a signal: the run went on to its end."""
+    voice = Voice()
+    with stoppable() as voice.stop, voice.counting(2, "chips") as tell:
+        tell(1, "")
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            tell(2, "")
+
+
+def stub(folder: Path, package: str, source: str) -> dict[str, str]:
+    """An environment in which `package` is `source`."""
+    (folder / "stubs").mkdir()
+    (folder / "stubs" / f"{package}.py").write_text(source)
+    return os.environ | {"PYTHONPATH": f"{folder / 'stubs'}{os.pathsep}{ROOT}"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process can be sent a Ctrl-C alone")
+@pytest.mark.parametrize("argv", [["-m", "deltacli"], ["bin/deltavlm"]])
+def test_ctrl_c_among_the_imports(tmp_path: Path, argv: list[str]) -> None:
+    """It showed a traceback of a KeyboardInterrupt."""
+    environment = stub(tmp_path, "typer", "import time\nprint(flush=True)\ntime.sleep(30)\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/deltavlm").write_text("import sys\nfrom deltacli.main import app\nsys.exit(app())\n")
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *argv], cwd=tmp_path, env=environment, **streams) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (-signal.SIGINT, b"")  # 130 in a shell
+
+
+def test_ctrl_c_stays_as_it_is_for_who_imports_us() -> None:
+    code = "import signal, deltacli.main; print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_torchvision_of_another_torch(scene: Scene, tmp_path: Path) -> None:
+    """It was an `unexpected RuntimeError`, with no word of what to do."""
+    environment = stub(
+        tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "deltacli", "analyze", *scene.args],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("Error: torch and torchvision do not fit together (")
+    assert line.endswith("); run deltavlm doctor")
+    assert not list(tmp_path.glob("*.gpkg"))
 
 
 def on_terminal(*args: object) -> tuple[int, str, str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 
-from tests.cli.conftest import Run, one_line
+from tests.cli.conftest import ROOT, Run, one_line
 
 
 def test_chips(run: Run, tmp_path: Path) -> None:
@@ -47,6 +51,8 @@ def test_a_scene_is_a_georeferenced_pair_with_its_truth(run: Run, tmp_path: Path
     ("args", "words"),
     [
         (["--origin", "here"], "expected X,Y"),
+        (["--origin", "1,2,3"], "expected X,Y"),
+        (["--origin", "nan,inf"], "expected X,Y"),
         (["--crs", "EPSG:4326"], "not projected in metres"),
         (["--crs", "banana"], "unknown CRS"),
         (["--width", "9000"], "9000"),
@@ -59,12 +65,70 @@ def test_bad_scene_options(run: Run, tmp_path: Path, args: list[str], words: str
     assert not (tmp_path / "new").exists()
 
 
+def test_the_shared_flags_after_the_command(run: Run, tmp_path: Path) -> None:
+    Path("c.toml").write_text("[synth.chips]\ncount = 1\n[synth.scene]\nwidth = 256\n")
+    shared = ["--json", "-v", "--no-progress", "--color", "always", "--config", "c.toml"]
+    done = run("synth", "chips", "set", "--size", "64", *shared)
+    assert done.stderr == "1 pair in set\n"
+    written = json.loads(done.stdout)
+    assert (written["folder"], written["split"], written["pairs"]) == ("set", "test", 1)
+    assert written["files"] == sorted(map(str, Path("set").glob("*.json")))
+    done = run("synth", "scene", "one", "--height", "256", *shared)
+    assert done.stderr == "256 x 256 px, 1 chip in one\n"
+    written = json.loads(done.stdout)
+    assert (written["width"], written["height"], written["chips"]) == (256, 256, 1)
+    assert sorted(written["files"]) == sorted(map(str, Path("one").iterdir()))
+    assert run("synth", "scene", "one", "--overwrite", "-q", *shared[2:]).output == ""
+
+
+def test_a_split_joins_the_others_and_replaces_itself(run: Run) -> None:
+    small = ["synth", "chips", "set", "-n", "1", "--size", "64", "--split"]
+    for split in ("train", "val"):
+        assert run(*small, split).exit_code == 0
+    Path("set/mine.txt").write_text("kept")
+    before = Path("set/images/val/A/val_0.png").read_bytes()
+    assert run(*small, "val", "--seed", "7", "--overwrite").exit_code == 0
+    assert Path("set/images/val/A/val_0.png").read_bytes() != before
+    assert sorted(path.name for path in Path("set").glob("*_???*.json"))[0] == "synthetic_train.json"
+    assert sorted(path.name for path in Path("set/images").iterdir()) == ["train", "val"]
+    assert Path("set/mine.txt").exists()
+    assert not list(Path("set").glob(".*"))
+
+
+@pytest.mark.parametrize("into", ["new/below", "here"])
+@pytest.mark.parametrize(
+    ("args", "name", "code"),
+    [
+        (["chips", "-n", "1000000", "--size", "64"], "SIGTERM", 143),
+        (["scene", "--width", "2048", "--height", "2048"], "SIGINT", 130),
+    ],
+)
+def test_a_signal_leaves_nothing_behind(
+    tmp_path: Path, into: str, args: list[str], name: str, code: int
+) -> None:
+    """It left half of `images/`, or an empty folder."""
+    (tmp_path / "here").mkdir()
+    there = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-m", "deltacli", "synth", *args, str(tmp_path / into)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while sorted(tmp_path.rglob("*")) == there:  # until it writes
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(getattr(signal, name))
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said.splitlines()[-1]) == (code, f"Error: stopped by {name}")
+    assert sorted(tmp_path.rglob("*")) == there
+
+
 def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for kind in ("chips", "scene"):
         done = run("synth", kind, str(tmp_path / "file" / "below"))
         assert done.exit_code == 2
-        assert "cannot make the folder" in one_line(done)
+        assert "cannot write into" in one_line(done)
 
 
 def test_jpeg_is_small(run: Run, tmp_path: Path) -> None:

@@ -45,20 +45,15 @@ def lonlat_of(cols: tuple[float, float], rows: tuple[float, float]) -> tuple[flo
 def test_bbox_and_area_of_interest_keep_their_chips(tmp_path: Path, before: Path) -> None:
     box = lonlat_of((40, 60), (40, 60))
     with opened(before, before, bbox=box) as reader:
-        grid = reader.grid(SIZE)
-        assert [chip.chip_id for chip in grid] == ["r00032_c00032"]
-        assert reader.aoi_fraction(next(iter(grid))) == pytest.approx(400 / SIZE**2, rel=0.1)
+        assert [chip.chip_id for chip in reader.grid(SIZE)] == ["r00032_c00032"]
     in_utm = (500_000.0, 4_999_990.0, 500_020.0, 5_000_000.0)
     with opened(before, before, bbox=in_utm, bbox_crs=UTM) as reader:
         assert len(reader.grid(SIZE)) == 2
-        assert reader.aoi_fraction(reader.grid(SIZE)[2, 4]) == 0
     for suffix, crs in ((".geojson", "EPSG:4326"), (".gpkg", "EPSG:3857")):
         aoi = tmp_path / f"aoi{suffix}"
         geopandas.GeoSeries([shapely.box(*box)], crs="EPSG:4326").to_crs(crs).to_file(aoi)
         with opened(before, before, aoi=aoi) as reader:
             assert [chip.chip_id for chip in reader.grid(SIZE)] == ["r00032_c00032"]
-    with opened(before, before) as reader:
-        assert reader.aoi_fraction(reader.grid(SIZE)[0, 0]) == 1
 
 
 def test_a_country_is_an_area_of_interest(tmp_path: Path, before: Path) -> None:
@@ -87,7 +82,10 @@ def test_bbox_over_the_antimeridian(tmp_path: Path) -> None:
         ({"bbox": (3.0, 45.0, 3.1, 45.1), "bbox_crs": "EPSG:0"}, "EPSG:0"),
         ({"bbox": (3.0, 45.0, 3.1, 45.1), "bbox_crs": "EPSG:word"}, "EPSG:word"),
         ({"bbox": (10.0, 45.0, 10.1, 45.1)}, "covers lon/lat"),
-        ({"aoi": Path("nosuch.geojson")}, "no such file"),
+        ({"bbox": (5e5, 49e5, 6e5, 50e5)}, "CRS looks wrong; give the right one"),
+        ({"bbox": (-1e308, -1e308, 1e308, 1e308), "bbox_crs": UTM}, "covers lon/lat"),
+        ({"aoi": Path("nosuch.geojson")}, "no such file; check the name"),
+        ({"aoi": Path("a" * 300 + ".geojson")}, "File name too long"),
         ({"resampling": "gauss"}, "gauss"),
         ({"scale": "9,1"}, "9,1"),
         ({"gsd_m": 0.0}, "above 0"),
@@ -104,4 +102,36 @@ def test_an_area_file_without_areas(tmp_path: Path, before: Path, content: str) 
     aoi = tmp_path / "aoi.geojson"
     aoi.write_text(content)
     with pytest.raises(RasterError, match=r"aoi\.geojson: .*areas"):
+        opened(before, before, aoi=aoi).__enter__()
+
+
+def test_a_table_is_no_area(tmp_path: Path, before: Path) -> None:
+    """A CSV has no geometry at all, which was an unexpected TypeError."""
+    aoi = tmp_path / "aoi.csv"
+    aoi.write_text("name,size\nhere,3\n")
+    with pytest.raises(RasterError, match=r"aoi\.csv: holds no areas; give polygons"):
+        opened(before, before, aoi=aoi).__enter__()
+
+
+@pytest.mark.parametrize("number", ["1e400", "1e300", "5000"])
+def test_an_area_beyond_the_world(tmp_path: Path, before: Path, number: str) -> None:
+    """GEOS refuses to look at infinite coordinates, which was an unexpected GEOSException."""
+    aoi = tmp_path / "aoi.geojson"
+    ring = f"[[3, 45], [{number}, 45], [4, 46], [3, 45]]"
+    aoi.write_text(f'{{"type": "Polygon", "coordinates": [{ring}]}}')
+    with pytest.raises(RasterError, match=r"aoi\.geojson: .*; give ") as caught:
+        opened(before, before, aoi=aoi).__enter__()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_area_in_a_crs_that_nobody_knows(
+    tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyogrio
+
+    aoi = tmp_path / "aoi.gpkg"
+    geopandas.GeoSeries([shapely.box(3, 45, 4, 46)], crs="EPSG:4326").to_file(aoi)
+    meta, *others = pyogrio.raw.read(aoi, columns=[])
+    monkeypatch.setattr(pyogrio.raw, "read", lambda *_, **__: (meta | {"crs": "my own"}, *others))
+    with pytest.raises(RasterError, match=r"aoi\.gpkg: its CRS is not known .*; save it"):
         opened(before, before, aoi=aoi).__enter__()

@@ -12,8 +12,10 @@ import shapely
 from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 
 from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.alignment import lonlat
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all
 from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, write_raster
 
@@ -94,7 +96,9 @@ def test_pixels_of_very_different_size_are_noted(tmp_path: Path, before: Path) -
 
 def test_no_overlap_names_both_boxes(tmp_path: Path, before: Path) -> None:
     after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(5000, 0))
-    with pytest.raises(RasterError, match=r"do not overlap; in lon/lat before covers \(3\.0000, .*\) to \("):
+    with pytest.raises(
+        RasterError, match=r"do not overlap: before covers lon/lat \(3\.0000, .*\) to \(.*; give"
+    ):
         opened(before, after).__enter__()
 
 
@@ -162,10 +166,102 @@ def test_a_crs_on_one_side_only(tmp_path: Path, before: Path) -> None:
 
 
 def test_world_files_without_crs_compare_by_their_grids(tmp_path: Path) -> None:
+    """What is written is in pixels all the same: it came out in the unknown units of the world file."""
     first = write_raster(tmp_path / "b.tif", smooth(), crs=None)
     inside = write_raster(tmp_path / "a.tif", smooth()[:, 10:, 10:], crs=None, transform=moved(10, 10))
     with opened(first, inside, allow_no_crs=True) as reader:
         assert (reader.width, reader.height) == (COLS - 10, ROWS - 10)
+        assert reader.grid(SIZE)[0, 1].footprint.bounds == (10 + SIZE, 10, 10 + 2 * SIZE, 10 + SIZE)
     off = write_raster(tmp_path / "c.tif", smooth(), crs=None, transform=moved(0.5, 0))
     with pytest.raises(RasterError, match="no CRS to warp by"):
         opened(first, off, allow_no_crs=True).__enter__()
+
+
+LOCAL = 'LOCAL_CS["a building site",UNIT["metre",1]]'
+
+
+def test_a_crs_that_leads_nowhere_is_told_in_its_own_units(tmp_path: Path, before: Path) -> None:
+    """Messages gave `lon/lat (inf, inf) to (inf, inf)`."""
+    local = write_raster(tmp_path / "local.tif", smooth(), crs=LOCAL)
+    own = r"x/y \(500000\.0000, 4999952\.0000\) to \("
+    with pytest.raises(RasterError, match=rf"before covers lon/lat \(3\..*, after {own}"):
+        opened(before, local).__enter__()
+    with pytest.raises(RasterError, match=f"bbox 0,0,1,1: .*covers {own}"):
+        opened(local, local, bbox=(0, 0, 1, 1)).__enter__()
+    with opened(local, local) as reader:
+        assert reader.gsd_m is None
+        assert lonlat(reader.crs, [500_000], [4_999_952]) is None
+    assert lonlat(None, [0], [0]) is None
+    assert lonlat(CRS.from_string(UTM), [500_000], [0]) == [pytest.approx((3, 0))]
+    assert lonlat(CRS.from_string(UTM), [], []) == []
+
+
+def test_a_crs_that_cannot_be_the_right_one(tmp_path: Path, before: Path) -> None:
+    """Metres that were labelled degrees led to `no overlap` and infinite boxes, or to nonsense on the map."""
+    wrong = write_raster(tmp_path / "wrong.tif", smooth(), crs="EPSG:4326")
+    for pair in ((before, wrong), (wrong, wrong)):
+        with pytest.raises(RasterError, match=r"wrong\.tif: its CRS EPSG:4326 looks wrong.*; assign"):
+            opened(*pair).__enter__()
+    world = write_raster(
+        tmp_path / "world.tif",
+        smooth(3, 73, 144),
+        crs="EPSG:4326",
+        transform=Affine(2.5, 0, 0, 0, -2.5, 91.25),
+    )
+    opened(world, world).__enter__()  # 0 to 360 degrees, and half a pixel over each pole
+
+
+def test_outlines_need_no_pixels(tmp_path: Path) -> None:
+    """A file whose pixels cannot be decoded still has a place; nothing is said of bands or brightness."""
+    for dtype in ("uint8", "uint16"):
+        path = undecodable(tmp_path / f"{dtype}.tif", dtype)
+        with opened(path, path, outlines_only=True, gsd_m=1.0) as reader:
+            chips = list(reader.grid(SIZE))
+            assert len(chips) == 6
+            assert [note.partition(" ")[0] for note in reader.notes] == ["resampled"]
+            assert json.dumps(reader.provenance())
+            with pytest.raises(ValueError, match="outlines"):
+                reader.read(chips[0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("scale", ["auto", "0,100", "pct:2,98"])
+def test_a_raster_without_a_readable_part_is_refused_at_once(
+    tmp_path: Path, dtype: str, scale: str, before: Path
+) -> None:
+    """With 16 bit the sample for the stretch failed; with 8 bit each chip, one by one."""
+    path = undecodable(tmp_path / "after.tif", dtype)
+    with pytest.raises(RasterError, match=r"after\.tif: a part of it cannot be read .*; copy or download"):
+        opened(before, path, scale=scale).__enter__()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_raster_with_a_readable_part_is_read(tmp_path: Path, dtype: str) -> None:
+    """One bad block spoilt the sample of a small 16-bit raster, and with it the whole run."""
+    path = undecodable(tmp_path / "after.tif", dtype, but_first=True)
+    with opened(path, path) as reader:
+        first, *others = reader.grid(SIZE)
+        assert reader.read(first).valid.all()
+        for chip in others:
+            with pytest.raises(RasterError, match=chip.chip_id):
+                reader.read(chip)
+
+
+def undecodable(path: Path, dtype: str, *, but_first: bool = False) -> Path:
+    """In blocks of a chip that hold zeros instead of deflated pixels."""
+    layout = {"tiled": True, "blockxsize": SIZE, "blockysize": SIZE, "compress": "deflate"}
+    write_raster(path, noise(dtype=dtype), interleave="pixel", photometric="RGB", **layout)
+    content = bytearray(path.read_bytes())
+    with rasterio.open(path) as raster:
+        blocks = [
+            [
+                int(raster.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=1))
+                for what in ("OFFSET", "SIZE")
+            ]
+            for row in range(ROWS // SIZE)
+            for col in range(COLS // SIZE)
+        ]
+    for offset, size in blocks[but_first:]:
+        content[offset : offset + size] = bytes(size)
+    path.write_bytes(content)
+    return path

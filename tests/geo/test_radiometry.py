@@ -54,6 +54,15 @@ def test_what_is_no_number_becomes_black() -> None:
     assert Stretch((0,) * 3, (1,) * 3).apply(values)[0, 0].tolist() == [0, 255, 0, 255]
 
 
+def test_absurd_values_are_clipped_without_a_warning() -> None:
+    """The nodata value of float rasters is often the least of all numbers; stretching it overflows."""
+    for dtype in ("float32", "float64"):
+        values = (
+            np.array([np.finfo(dtype).min, np.finfo(dtype).max, 0.0], dtype).reshape(1, 1, 3).repeat(3, 0)
+        )
+        assert Stretch((0,) * 3, (0.1,) * 3).apply(values)[0, 0].tolist() == [0, 255, 0]
+
+
 def sample(low: int, high: int, dtype: str = "uint16") -> np.ndarray:
     return noise(3, 1, 5000, dtype, low=low, high=high)[:, 0]
 

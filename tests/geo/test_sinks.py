@@ -21,7 +21,7 @@ import pytest
 import shapely
 from rasterio.crs import CRS
 
-from deltavlm.errors import OutputError
+from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo import sinks
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import SUFFIXES, check_output, open_sink
@@ -133,7 +133,18 @@ def test_polygons_come_back_in_the_right_crs(tmp_path: Path, suffix: str) -> Non
 def test_provenance_is_in_the_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     write(path)
+    assert provenance_of(path) == PROVENANCE
+    with open_sink(path, (CHIPS, LOCATIONS), UTM, PROVENANCE, overwrite=True):
+        pass
+    if suffix in (".geojsonl", ".ndjson"):
+        assert path.read_bytes() == b""
+    else:
+        assert provenance_of(path) == PROVENANCE
+
+
+def provenance_of(path: Path) -> Any:
     text: Any
+    suffix = path.suffix
     if suffix == ".parquet":
         text = pq.read_metadata(path).metadata[b"deltavlm"]
     elif suffix in (".gpkg", ".fgb"):
@@ -146,7 +157,7 @@ def test_provenance_is_in_the_file(tmp_path: Path, suffix: str) -> None:
         first, *others = path.read_text().splitlines()
         text = json.dumps(json.loads(first)["deltavlm"])
         assert not any("deltavlm" in json.loads(line) for line in others)
-    assert json.loads(text) == PROVENANCE
+    return json.loads(text)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -269,7 +280,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(sinks.TABLE_WRITERS, suffix, fail)
-    with pytest.raises(OutputError, match=r"writing failed .*No space left.*nothing is left"):
+    with pytest.raises(WriteError, match=r"writing failed .*No space left.*free some space"):
         write(tmp_path / f"out{suffix}")
     assert list(tmp_path.iterdir()) == []
 
@@ -280,10 +291,10 @@ def test_a_file_that_may_not_grow_is_one_clear_error(tmp_path: Path, suffix: str
     """The same with the real writers: the process may write files of 1 KiB, as on a full disk."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from tests.geo.test_sinks import write;"
-        "from deltavlm.errors import OutputError; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from deltavlm.errors import WriteError; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
         "try: write(Path(sys.argv[1]))\n"
-        "except OutputError as error: print(error)"
+        "except WriteError as error: print(error, error.exit_code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / f"out{suffix}")],
@@ -293,6 +304,7 @@ def test_a_file_that_may_not_grow_is_one_clear_error(tmp_path: Path, suffix: str
         cwd=ROOT,
     )
     assert "writing failed" in done.stdout, done.stderr
+    assert done.stdout.endswith(" 1\n")  # no mistake of the user
     assert list(tmp_path.iterdir()) == []
 
 
@@ -306,6 +318,8 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         tmp_path / "out.shp": r"suffix '\.shp' is not one of \.gpkg, ",
         tmp_path / "out": "suffix ''",
         tmp_path / "no" / "such" / "out.gpkg": "there is no folder",
+        tmp_path / f"{'a' * 245}.gpkg": "File name too long",  # the name fits, that of SQLite's log does not
+        tmp_path / f"{'a' * 300}.fgb": "File name too long",
         Path("/proc/out.gpkg"): "cannot write in /proc",
     }.items():
         with pytest.raises(OutputError, match=words) as caught:
@@ -361,17 +375,75 @@ def test_a_log_without_its_file_is_removed(tmp_path: Path) -> None:
 def test_a_geopackage_open_elsewhere_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "out.gpkg"
     write(path)
-    with sqlite3.connect(path) as other:
-        other.execute("PRAGMA journal_mode=WAL")
-        other.execute("BEGIN")
-        other.execute("SELECT count(*) FROM chips").fetchone()
-        with pytest.raises(OutputError, match="open in another program, QGIS perhaps"):
+    code = (
+        "import sqlite3, sys; database = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "database.execute('PRAGMA journal_mode=WAL'); database.execute('SELECT * FROM chips').fetchall();"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(OutputError, match="open in another program, QGIS perhaps; close it"):
             check_output(path, overwrite=True)
-    other.close()
+        other.communicate()
+    check_output(path, overwrite=True)
+
+
+def test_checking_an_output_changes_nothing(tmp_path: Path) -> None:
+    """A dry run took the write-ahead log of an existing GeoPackage into the file and removed it."""
+    path = tmp_path / "out.gpkg"
+    write(path)
+    leave_a_log(path)
+    there = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
+    assert "out.gpkg-wal" in there
+    check_output(path, overwrite=True)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize("name", ["a\nb.gpkg", "a\x1b[31m.geojson", "a\udcff.fgb"])
+def test_a_name_that_cannot_be_printed(tmp_path: Path, name: str) -> None:
+    """GDAL cuts such a name short, and what it wrote under the other name stayed behind."""
+    with pytest.raises(OutputError, match="control characters") as caught:
+        write(tmp_path / name)
+    assert str(caught.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_long_name_that_the_system_takes(tmp_path: Path, suffix: str) -> None:
+    """The hidden file had a longer name than the result, and failed after all the work."""
+    path = tmp_path / f"{'a' * (255 - len('-journal') - len(suffix))}{suffix}"
+    write(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_is_followed(tmp_path: Path, suffix: str, is_there: bool) -> None:
+    """The link was replaced by a file, and what it led to stayed old."""
+    target, link = tmp_path / "store" / f"target{suffix}", tmp_path / f"link{suffix}"
+    target.parent.mkdir()
+    if is_there:
+        target.write_bytes(b"old")
+        with pytest.raises(OutputError, match="exists already"):
+            check_output(link.parent / "store" / target.name, overwrite=False)
+    link.symlink_to(target)
+    write(link, overwrite=is_there)
+    assert link.is_symlink()
+    assert len(rows_of(target, "chips" if suffix == ".gpkg" else None)) == 3
+    assert list(target.parent.iterdir()) == [target]
+    link.unlink()
+    link.symlink_to(link.name)
+    with pytest.raises(OutputError, match=r"link\.\w+: cannot be written"):
+        check_output(link, overwrite=True)
 
 
 def test_results_are_kept_when_the_name_is_taken_meanwhile(tmp_path: Path) -> None:
-    """Hours of answers must not go because somebody else wrote the file in the meantime."""
+    """Hours of answers must not go because somebody else wrote the file in the meantime.
+
+    Nor must another file go: what was kept the last time was replaced.
+    """
     path = tmp_path / "out.geojson"
 
     def overtaken() -> None:
@@ -383,6 +455,12 @@ def test_results_are_kept_when_the_name_is_taken_meanwhile(tmp_path: Path) -> No
         overtaken()
     assert path.read_text() == "taken"
     assert len(rows_of(tmp_path / "out.new.geojson")) == 3
+    path.unlink()
+    (tmp_path / "out.new.geojson").write_text("precious")
+    with pytest.raises(OutputError, match=r"the results are in .*out\.new2\.geojson"):
+        overtaken()
+    assert (tmp_path / "out.new.geojson").read_text() == "precious"
+    assert len(rows_of(tmp_path / "out.new2.geojson")) == 3
 
 
 def environment(**variables: str) -> Mapping[str, str]:

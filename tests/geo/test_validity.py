@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,51 @@ def test_holes_stay_holes(tmp_path: Path, before: Path, shift: float, dtype: str
     assert (shown[0][:, ~shown[2]] == shown[1][:, ~shown[2]]).all()
 
 
+@pytest.mark.parametrize("kind", ["mask", "alpha"])
+@pytest.mark.parametrize(
+    ("nodata", "dtype"),
+    [
+        *itertools.product(["in the file", "as an option"], ["uint8", "int16", "uint16", "float32"]),
+        ("nan", "float32"),
+    ],
+)
+def test_all_that_is_said_of_holes_counts(
+    tmp_path: Path, before: Path, shift: float, dtype: str, kind: str, nodata: str
+) -> None:
+    """A mask or alpha was not looked at where a nodata value was known; a warp did look at it."""
+    left, right = HOLE.copy(), HOLE.copy()
+    left[:, 62:], right[:, :58] = False, False  # they overlap, for at an edge a warp mixes
+    value = np.nan if nodata == "nan" else 7
+    pixels = smooth(3, dtype=dtype)
+    pixels[:, right] = value
+    profile: dict[str, Any] = {"transform": moved(shift, 0)}
+    if kind == "mask":
+        profile["mask"] = ~left
+    else:
+        opaque = 255 if dtype == "uint8" else 1 if dtype == "float32" else np.iinfo(dtype).max
+        pixels = np.concatenate([pixels, np.where(left, 0, opaque)[None].astype(dtype)])
+        profile["colorinterp"] = ["red", "green", "blue", "alpha"]
+    if nodata != "as an option":
+        profile["nodata"] = value
+    options = {"nodata": value} if nodata == "as an option" else {}
+    after = write_raster(tmp_path / "after.tif", pixels, **profile)
+    for pair in ((before, after), (after, before)):
+        assert_hole(seen(*pair, **options)[2])
+
+
+def test_the_least_number_as_nodata_makes_no_noise(tmp_path: Path, shift: float) -> None:
+    """It overflows when it is scaled; warnings are errors here."""
+    least = float(np.finfo("float32").min)
+    pixels = smooth(dtype="float32") / 1000
+    pixels[:, HOLE] = least
+    for tags in ({}, {"scales": [10.0] * 3}):
+        before = write_raster(tmp_path / "before.tif", pixels, nodata=least, tags=tags)
+        after = write_raster(
+            tmp_path / "after.tif", pixels, nodata=least, tags=tags, transform=moved(shift, 0)
+        )
+        assert_hole(seen(before, after)[2])
+
+
 def test_not_a_number_is_no_data(tmp_path: Path, before: Path, shift: float) -> None:
     pixels = smooth(dtype="float32")
     pixels[0, HOLE] = np.nan
@@ -66,8 +112,18 @@ def test_nodata_can_be_given(tmp_path: Path, before: Path, shift: float) -> None
 
 @pytest.mark.parametrize("nodata", [-1, 256, 0.5, float("nan")])
 def test_nodata_that_no_pixel_can_have(before: Path, nodata: float) -> None:
-    with pytest.raises(ConfigError, match=r"before\.tif: nodata .* uint8"):
+    with pytest.raises(
+        ConfigError, match=r"before\.tif: nodata .* uint8 .*; give a whole number from 0 to 255"
+    ):
         opened(before, before, nodata=nodata).__enter__()
+
+
+def test_nodata_that_no_float_pixel_can_have(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "float.tif", smooth(dtype="float32"))
+    with pytest.raises(ConfigError, match=r"nodata 1e\+39 .* float32 .*; give a number from -3\.4"):
+        opened(path, path, nodata=1e39).__enter__()
+    for nodata in (-np.inf, np.nan, 0.5):
+        opened(path, path, nodata=nodata).__enter__()
 
 
 def test_one_black_band_is_data(tmp_path: Path, before: Path) -> None:
