@@ -56,7 +56,7 @@ def tiled_pair(before: Path, after: Path, chips: int, chip_px: int, folder: Path
         big = np.tile(pixels, repeats)[:, : rows * chip_px, : cols * chip_px]
         profile.update(
             driver="GTiff", width=big.shape[2], height=big.shape[1], compress="deflate", tiled=True,
-            blockxsize=256, blockysize=256,
+            blockxsize=256, blockysize=256, photometric="RGB",
         )  # fmt: skip
         made.append(folder / f"{source.stem}_{rows}x{cols}.tif")
         with rasterio.open(made[-1], "w", **profile) as target:
