@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import FAR_TEST_SEED, TEST_SEED, draw_cache  # noqa: E402
 from deltavlm.metrics import binary, sets  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Reply  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
@@ -40,10 +40,11 @@ LEAST_CHANGED = 0.005  # share of the mask from which a real pair counts as chan
 SHORT = dict(zip(("TL", "TC", "TR", "ML", "MC", "MR", "BL", "BC", "BR"), LABELS, strict=True))
 
 
-def made(model: ChangeModel, number: int) -> dict[str, Any]:
-    """Scores on `number` scenes of the test seeds."""
+def made(model: ChangeModel, number: int, *, far: bool = False) -> dict[str, Any]:
+    """Scores on `number` scenes of the test seeds; `far` ones have pixels twice as coarse."""
     with tempfile.TemporaryDirectory() as scratch:
-        draw_cache(Path(scratch), number, seed=TEST_SEED)
+        seed, reduce = (FAR_TEST_SEED, 2) if far else (TEST_SEED, 1)
+        draw_cache(Path(scratch), number, seed=seed, reduce=reduce)
         return scores(*said_and_true(model, Path(scratch)))
 
 
@@ -153,6 +154,8 @@ def main() -> None:
     if args.scenes:
         found["made"] = made(model, args.scenes)
         table("Made scenes, held out", found["made"])
+        found["far"] = made(model, args.scenes, far=True)
+        table("Made scenes of pixels twice as coarse (about 0.6 to 3 m), held out", found["far"])
     if args.real:
         found["real"] = real(model, args.real)
         table("Real pairs, never trained or tuned on", found["real"])

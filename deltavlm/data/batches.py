@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from deltavlm.data.synthetic import words
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, facts_of
+from deltavlm.data.synthetic.nuisance import retone
 from deltavlm.data.synthetic.truth import CODE
 from deltavlm.tasks import caption, classify, count, dialogue, locate
 
@@ -51,7 +52,10 @@ def density(
     return maps
 
 
-def draw_batch(
+Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # pictures (2, P, P, 3), truth (3, P / 2, P / 2)
+
+
+def draw_pairs(
     rng: Rng,
     pictures: npt.NDArray[np.uint8],
     truth: npt.NDArray[np.uint8],
@@ -60,16 +64,16 @@ def draw_batch(
     crop_px: int | None = None,
     centred: float = 0.75,
     swap: float = 0.15,
-) -> Batch:
-    """`size` random pairs of a cache.
+    toned: float = 0.0,
+) -> list[Pair]:
+    """`size` random pairs of a cache, varied.
 
     `crop_px` cuts squares, of which the share `centred` lies on a changed place; `swap` is the chance that
-    the dates change places (what was built is then removed).
+    the dates change places (what was built is then removed); `toned` the chance that the colours of a pair
+    are developed anew, each date for itself.
     """
     chosen = rng.integers(len(pictures), size=size)
-    return assemble(
-        [vary(rng, pictures[index], truth[index], crop_px, centred, swap) for index in chosen],
-    )
+    return [vary(rng, pictures[index], truth[index], crop_px, centred, swap, toned) for index in chosen]
 
 
 def vary(
@@ -79,8 +83,9 @@ def vary(
     crop_px: int | None,
     centred: float,
     swap: float,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """One pair (2, P, P, 3) and its truth (3, P / 2, P / 2), cut and turned."""
+    toned: float,
+) -> Pair:
+    """One pair and its truth, cut and turned."""
     if crop_px:
         room = pair.shape[1] - crop_px
         row, col = rng.integers(room // 2 + 1, size=2) * 2
@@ -97,11 +102,13 @@ def vary(
     pair, truth = np.rot90(pair, turns, (1, 2)), np.rot90(truth, turns, (1, 2))
     if rng.random() < 0.5:
         pair, truth = pair[:, :, ::-1], truth[:, :, ::-1]
+    if toned and rng.random() < toned:
+        pair = np.stack([retone(rng, picture) for picture in pair])
     return pair, truth
 
 
-def assemble(pairs: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]) -> Batch:
-    """A batch of (pictures (2, P, P, 3), truth (3, P / 2, P / 2))."""
+def assemble(pairs: Sequence[Pair]) -> Batch:
+    """A batch of pairs of one size."""
     facts = tuple(facts_of(truth[0], truth[1], truth[2]) for _, truth in pairs)
     pictures = np.stack([pair for pair, _ in pairs]).transpose(1, 0, 4, 2, 3)
     step = PATCH_PX // UPSAMPLE // 2

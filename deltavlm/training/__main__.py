@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from deltavlm.config import load, shipped
 from deltavlm.data.batches import lesson
-from deltavlm.data.synthetic.cache import TRAIN_SEED, VALIDATION_SEED, draw_cache, open_cache
+from deltavlm.data.synthetic.cache import FAR_SEED, TRAIN_SEED, VALIDATION_SEED, draw_cache, open_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
@@ -46,11 +46,15 @@ def corpus(cache: Path, limit: int = 6000) -> list[str]:
 
 def prepare(scenes: Scenes, out: Path) -> None:
     """Draws what is not drawn yet."""
-    for name, number, seed in (
-        ("scenes", scenes.train, TRAIN_SEED),
-        ("validation", scenes.validation, VALIDATION_SEED),
+    for name, number, seed, reduce in (
+        ("scenes", scenes.train, TRAIN_SEED, 1),
+        ("validation", scenes.validation, VALIDATION_SEED, 1),
+        ("far", scenes.far, FAR_SEED, 2),
     ):
-        draw_cache(out / name, number, seed=seed, size_px=scenes.size_px, change=scenes.change)
+        if number:
+            draw_cache(
+                out / name, number, seed=seed, size_px=scenes.size_px, change=scenes.change, reduce=reduce
+            )
 
 
 def codec_of(config: DeltaVLMConfig, out: Path) -> Codec:
@@ -92,7 +96,7 @@ def main() -> None:
             model = build(model_config).to(memory_format=torch.channels_last)
             if before:
                 model.load_state_dict(torch.load(args.out / f"{before}.pt", weights_only=True)["mean"])
-            trainer = Trainer(config, model_config, model, codec, args.out / "scenes", args.out)
+            trainer = Trainer(config, model_config, model, codec, args.out)
             log.info(
                 "%s: %.1f M parameters fitted",
                 name,

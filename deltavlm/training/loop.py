@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deltavlm.data.batches import Batch, draw_batch, lesson
+from deltavlm.data.batches import Batch, assemble, draw_pairs, lesson
 from deltavlm.data.synthetic.cache import open_cache
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import IGNORED, DeltaVLM
@@ -72,7 +72,6 @@ class Trainer:
         model_config: DeltaVLMConfig,
         model: DeltaVLM,
         codec: Codec,
-        cache: Path,
         out: Path,
     ) -> None:
         self.config, self.model_config, self.model, self.codec, self.out = (
@@ -82,16 +81,20 @@ class Trainer:
             codec,
             out,
         )
-        self.pictures, self.truth = open_cache(cache)
+        self.near = open_cache(out / "scenes")
+        self.far = open_cache(out / "far") if config.scenes.far else None
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         model.use_attention("eager")
         self.mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def batch(self, name: str, phase: Phase, step: int) -> tuple[Batch, np.random.Generator]:
         rng = np.random.default_rng([self.config.seed, step, self.rank, *name.encode()])
-        return draw_batch(
-            rng, self.pictures, self.truth, phase.batch // self.world, crop_px=phase.crop_px
-        ), rng
+        size = phase.batch // self.world
+        distant = rng.binomial(size, phase.far) if self.far and phase.far else 0
+        pairs = draw_pairs(rng, *self.near, size - distant, crop_px=phase.crop_px, toned=phase.toned)
+        if self.far and distant:
+            pairs += draw_pairs(rng, *self.far, distant, crop_px=phase.crop_px, toned=phase.toned)
+        return assemble(pairs), rng
 
     def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Named losses of a batch, to be added up."""
@@ -114,7 +117,8 @@ class Trainer:
             )
             weighed = []
             for rows in groups:
-                told = model.token_losses(pair.tokens[rows.pairs], rows.question, rows.text, rows.labels)
+                seen = self.hide(pair.tokens[rows.pairs], phase.hidden)
+                told = model.token_losses(seen, rows.question, rows.text, rows.labels)
                 length = (rows.labels != IGNORED).sum(dim=1)
                 weighed.append(
                     (told.sum(dim=1) / length.sqrt()).sum()
@@ -123,6 +127,17 @@ class Trainer:
                 phase.words * torch.stack(weighed).sum() / sum(len(rows.pairs) for rows in groups)
             )
         return losses
+
+    def hide(self, tokens_RTD: Tensor, share: float) -> Tensor:
+        """Difference tokens with some set to zero, of each row another part, from none to twice the share;
+        the dense head's evidence stays, so that an answer has to rest on both."""
+        if not share:
+            return tokens_RTD
+        evidence = len(self.model.dense.place) if self.model.dense and self.model.dense.config.evidence else 0
+        rows, tokens, _ = tokens_RTD.shape
+        keep = torch.rand(rows, tokens, 1) >= 2 * share * torch.rand(rows, 1, 1)
+        keep[:, tokens - evidence :] = True
+        return tokens_RTD * keep.to(tokens_RTD.dtype)
 
     def run(self, name: str, *, until: float = math.inf) -> bool:
         """Runs a phase from its last checkpoint. Stops early at the time `until`; returns whether it is

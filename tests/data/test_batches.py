@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from deltavlm.data.batches import assemble, draw_batch, lesson
+from deltavlm.data.batches import Batch, assemble, draw_pairs, lesson
 from deltavlm.data.synthetic.cache import draw_cache, open_cache
 from deltavlm.tasks import classify, count, locate
+
+
+def draw_batch(*args: Any, **kwargs: Any) -> Batch:
+    return assemble(draw_pairs(*args, **kwargs))
 
 
 @pytest.fixture(scope="module")

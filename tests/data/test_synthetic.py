@@ -10,6 +10,7 @@ import pytest
 from deltavlm.data.synthetic import Scene, make_scene, words
 from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
+from deltavlm.data.synthetic.nuisance import retone
 from deltavlm.data.synthetic.truth import CHANGES, CODE
 from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks.text import NO_CHANGE, clean
@@ -120,6 +121,35 @@ def test_a_cache_holds_the_scenes_of_its_seeds(tmp_path: Path) -> None:
     stamp = (tmp_path / "pictures.npy").stat().st_mtime_ns
     draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
+
+
+def test_a_reduced_scene_is_the_large_one_averaged_down() -> None:
+    far = make_scene(9, 64, 64, change=1.0, scale=1.0, reduce=2)
+    near = make_scene(9, 160, 160, change=1.0, scale=1.0).window(16, 16, 128)  # the margin is reduced too
+    assert far.change.any()
+    assert np.array_equal(far.change, near.change[::2, ::2])
+    assert np.array_equal(far.things, near.things[::2, ::2])
+    mean = near.before.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.corrcoef(mean.ravel(), far.before.ravel())[0, 1] > 0.9  # light and noise are drawn anew
+
+
+def test_a_reduced_scene_changes_as_often() -> None:
+    seeds = range(60)
+    far = sum(make_scene(seed, 96, 96, change=0.5, reduce=2).change.any() for seed in seeds)
+    assert 10 <= far <= 40  # not 0.5 for each of the neighbourhoods that now fit
+
+
+def test_retoning_moves_colours_and_not_shapes(scenes: list[Scene]) -> None:
+    """One table a band: equal values stay equal, and their order stays."""
+    rng = np.random.default_rng(1)
+    for scene in scenes[:4]:
+        new = retone(rng, scene.before)
+        assert new.shape == scene.before.shape
+        assert new.dtype == np.uint8
+        assert not np.array_equal(new, scene.before)
+        for band in range(3):
+            order = np.argsort(scene.before[..., band], axis=None, kind="stable")
+            assert (np.diff(new[..., band].ravel()[order].astype(int)) >= 0).all()
 
 
 def test_larger_scenes_keep_changing_by_neighbourhood() -> None:

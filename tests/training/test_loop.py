@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,17 +23,18 @@ from tests.tiny import TINY, tiny_codec, tiny_model
 PHASES = {
     "vision": Phase(part="vision", steps=4, batch=4, lr=1e-3, warmup=1, crop_px=64),
     "language": Phase(part="language", steps=3, batch=2, lr=1e-3, warmup=1),
-    "joint": Phase(part="joint", steps=3, batch=2, lr=1e-3, warmup=1),
+    "joint": Phase(part="joint", steps=3, batch=2, lr=1e-3, warmup=1, far=0.5, toned=0.5, hidden=0.3),
 }
-CONFIG = TrainConfig(model="tiny", scenes=Scenes(4, 2, 64), phases=PHASES, checkpoint_every=2)
+CONFIG = TrainConfig(model="tiny", scenes=Scenes(4, 2, 64, far=4), phases=PHASES, checkpoint_every=2)
 assert TINY.dense is not None
 MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    draw_cache(folder, 4, seed=11, size_px=64, change=1.0, workers=1)
+    folder = tmp_path_factory.mktemp("caches")
+    draw_cache(folder / "scenes", 4, seed=11, size_px=64, change=1.0, workers=1)
+    draw_cache(folder / "far", 4, seed=12, size_px=64, change=1.0, workers=1, reduce=2)
     return folder
 
 
@@ -42,7 +44,11 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 
 
 def trainer(cache: Path, codec: Codec, out: Path, config: TrainConfig = CONFIG) -> Trainer:
-    return Trainer(config, MODEL, tiny_model(config=MODEL), codec, cache, out)
+    out.mkdir(exist_ok=True)
+    for name in ("scenes", "far"):
+        if not (out / name).exists():
+            (out / name).symlink_to(cache / name)
+    return Trainer(config, MODEL, tiny_model(config=MODEL), codec, out)
 
 
 @pytest.mark.parametrize("name", list(PHASES))
@@ -87,6 +93,28 @@ def test_the_loss_falls_on_a_few_pairs(cache: Path, codec: Codec, tmp_path: Path
     batch, rng = run.batch("joint", phase, 0)
     last = sum(loss.item() for loss in run.loss(phase, batch, rng).values())
     assert last < 0.8 * first
+
+
+def test_hiding_spares_the_evidence_and_hides_the_share(cache: Path, codec: Codec, tmp_path: Path) -> None:
+    run = trainer(cache, codec, tmp_path)
+    tokens = torch.ones(64, 40, 8)
+    assert run.hide(tokens, 0.0) is tokens
+    hidden = run.hide(tokens, 0.3)[..., 0]
+    assert (hidden[:, -10:] == 1).all()
+    shares = (hidden[:, :-10] == 0).float().mean(dim=1)
+    assert shares.mean().item() == pytest.approx(0.3, abs=0.08)
+    assert shares.max() - shares.min() > 0.3  # of each row another part
+
+
+def test_far_scenes_are_drawn_from_by_their_share(cache: Path, codec: Codec, tmp_path: Path) -> None:
+    run = trainer(cache, codec, tmp_path)
+    assert run.far is not None
+    every = replace(PHASES["joint"], batch=8, far=1.0, toned=0.0)
+    drawn, _ = run.batch("joint", every, 0)
+    known = {np.sort(picture, axis=None).tobytes() for pair in run.far[0] for picture in pair}
+    assert all(np.sort(picture, axis=None).tobytes() in known for picture in drawn.before)
+    none, _ = run.batch("joint", replace(every, far=0.0), 0)
+    assert not any(np.sort(picture, axis=None).tobytes() in known for picture in none.before)
 
 
 def test_labels_are_the_answer_and_its_end(codec: Codec) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from deltavlm.data.synthetic.scene import Scene, make_scene
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
+FAR_SEED, FAR_TEST_SEED = 1_000_000_000, 1_500_000_000
 
 
 def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -26,11 +27,11 @@ def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return small
 
 
-def _draw(job: tuple[str, int, int, int, int, float, float | None]) -> int:
-    folder, start, stop, seed, size, change, strength = job
+def _draw(job: tuple[str, int, int, int, int, float, float | None, int]) -> int:
+    folder, start, stop, seed, size, change, strength, reduce = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
-        scene = make_scene(seed + index, size, size, change=change, strength=strength)
+        scene = make_scene(seed + index, size, size, change=change, strength=strength, reduce=reduce)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
         truth[index] = np.stack([half(scene.change), half(scene.things), half(scene.cover)])
     return stop - start
@@ -44,13 +45,14 @@ def draw_cache(
     size_px: int = 256,
     change: float = 0.6,
     strength: float | None = None,
+    reduce: int = 1,
     workers: int | None = None,
 ) -> None:
     """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it
     is."""
     stamp = folder / "drawn.txt"
     numbers = f"{count} scenes of {size_px} px from seed {seed}, change {change}"
-    numbers += f", strength {strength}\n" if strength is not None else "\n"
+    numbers += f", strength {strength}" * (strength is not None) + f", reduced {reduce}" * (reduce > 1) + "\n"
     if stamp.exists() and stamp.read_text() == numbers:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ def draw_cache(
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
     jobs = [
-        (str(folder), at, min(at + step, count), seed, size_px, change, strength)
+        (str(folder), at, min(at + step, count), seed, size_px, change, strength, reduce)
         for at in range(0, count, step)
     ]
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
@@ -82,4 +84,14 @@ def open_cache(
     )
 
 
-__all__ = ["TEST_SEED", "TRAIN_SEED", "VALIDATION_SEED", "Scene", "draw_cache", "half", "open_cache"]
+__all__ = [
+    "FAR_SEED",
+    "FAR_TEST_SEED",
+    "TEST_SEED",
+    "TRAIN_SEED",
+    "VALIDATION_SEED",
+    "Scene",
+    "draw_cache",
+    "half",
+    "open_cache",
+]

@@ -49,6 +49,14 @@ def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.ND
     return pixels.astype(np.float32)
 
 
+def retone(rng: Rng, picture: Bytes) -> Bytes:
+    """A finished picture developed anew: gain, gamma and offset of each band, by one table of 256 values."""
+    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))
+    curve = (np.arange(256)[:, None] / 255) ** np.exp(rng.normal(0, 0.2)) * gain * 255 + rng.normal(0, 10)
+    table = np.clip(curve, 0, 255).astype(np.uint8)
+    return np.stack([table[:, band][picture[..., band]] for band in range(3)], axis=-1)
+
+
 def photograph(
     rng: Rng, view: Bytes, margin: int, *, misregistration_px: float = 2.0, strength: float = 1.0
 ) -> Bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from deltavlm.data.synthetic.events import EVENTS, ODDS, happen
 from deltavlm.data.synthetic.layout import Neighbourhood
@@ -51,24 +52,28 @@ def make_scene(
     scale: float | None = None,
     misregistration_px: float = 2.0,
     strength: float | None = None,
+    reduce: int = 1,
 ) -> Scene:
     """The scene of a seed: the same arrays on every machine with the same numpy and Pillow.
 
-    `change` is the chance that a neighbourhood (about 300 px) changes; `scale` the size of things relative
-    to 0.5 m per pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after
+    `change` is the chance that about 300 px of the picture change; `scale` the size of things relative to
+    0.5 m per pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after
     picture; `strength` how far the light, haze and contrast of the dates differ (None draws one, 0.2 to 1.1).
+    `reduce` draws so many times larger and averages down, as a camera with coarser pixels would: with 2,
+    things are half as large, and there are four times as many.
     """
     rng = np.random.default_rng(seed)
-    plan = make_plan(rng, (width + 2 * MARGIN, height + 2 * MARGIN), change=change, scale=scale)
+    size = ((width + 2 * MARGIN) * reduce, (height + 2 * MARGIN) * reduce)
+    plan = make_plan(rng, size, change=1 - (1 - change) ** (1 / reduce**2), scale=scale)
     painter = Painter(rng, plan)
     if strength is None:
         strength = rng.uniform(0.2, 1.1)
     views = []
     for date in (0, 1):
-        view = painter.view(rng, date, sun(rng))
+        view = np.asarray(Image.fromarray(painter.view(rng, date, sun(rng))).reduce(reduce))
         shift = misregistration_px * (date == 1) * rng.random()
         views.append(photograph(rng, view, MARGIN, misregistration_px=shift, strength=strength))
-    inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
+    inner = tuple(slice(MARGIN * reduce, (MARGIN + side) * reduce, reduce) for side in (height, width))
     change_map, things, cover = draw_truth(plan, painter.land())
     return Scene(views[0], views[1], change_map[inner].copy(), things[inner].copy(), cover[inner].copy())
 
