@@ -23,6 +23,7 @@ from deltacli.doctor import NeedsProj, doctor
 from deltacli.grid import grid
 from deltacli.signals import stoppable
 from deltacli.synth import synth
+from deltacli.weights import weights
 from deltavlm.errors import DeltaVLMError
 
 __all__ = ["app"]
@@ -144,6 +145,7 @@ app.command(cls=NeedsProj)(analyze)
 app.command(cls=NeedsProj)(grid)
 app.command()(doctor)
 app.add_typer(synth, name="synth")
+app.add_typer(weights, name="weights")
 
 
 @app.callback()

@@ -34,11 +34,23 @@ ARROWS: dict[str, frozenset[str]] = {
     "data": LEAVES | {"model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
     "training": LEAVES | {"data", "model", "tasks", "metrics"},
-    "deltacli": LEAVES | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training"},
+    "upstream": LEAVES | {"model"},
+    "deltacli": LEAVES | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training", "upstream"},
 }
 
 GROUND = frozenset({"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "fiona", "osgeo"})
-TORCH = frozenset({"torch", "torchvision", "transformers", "timm", "safetensors", "tokenizers"})
+TORCH = frozenset(
+    {
+        "torch",
+        "torchvision",
+        "transformers",
+        "timm",
+        "safetensors",
+        "tokenizers",
+        "sentencepiece",
+        "huggingface_hub",
+    }
+)
 TERMINAL = frozenset({"typer", "rich", "click"})
 
 #: part of the house -> third-party packages that never appear in it
@@ -54,6 +66,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "data": GROUND | TERMINAL,
     "pipeline": TORCH | TERMINAL,
     "training": GROUND | TERMINAL,
+    "upstream": GROUND | TERMINAL,
     "deltacli": frozenset(),
 }
 

@@ -1,4 +1,4 @@
-"""A checkpoint is a folder: config.json, model.safetensors, tokenizer.json (both text sides share it).
+"""A checkpoint is a folder: config.json, one or more .safetensors, and the tokenizers.
 
 Loading is strict. A missing or an unexpected key, or a wrong shape, is an error that names it.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
-from deltavlm.model.folder import CONFIG, TOKENIZER, WEIGHTS, read_config
+from deltavlm.model.folder import CONFIG, QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS, read_config
 
 SHOWN = 5  # keys named in an error
 
@@ -37,6 +38,11 @@ def save(
     scratch = folder / f".{WEIGHTS}.tmp"
     save_file(small, scratch, metadata=dict(provenance))
     scratch.replace(folder / WEIGHTS)
+    save_config(folder, config)
+
+
+def save_config(folder: Path, config: DeltaVLMConfig) -> None:
+    """Writes config.json; what is as its default is left out below the parts."""
     scratch = folder / f".{CONFIG}.tmp"
     scratch.write_text(json.dumps(to_mapping(config), indent=1) + "\n")
     scratch.replace(folder / CONFIG)
@@ -47,18 +53,16 @@ def stored(name: str, *, tied: bool) -> bool:
     return not name.endswith("num_batches_tracked") and not (tied and name == "language.lm_head.weight")
 
 
-def load(folder: Path) -> tuple[DeltaVLMConfig, DeltaVLM]:
-    """The model of a checkpoint folder, on the CPU in float32, ready to answer. Raises: ModelError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def load(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[DeltaVLMConfig, DeltaVLM]:
+    """The model of a checkpoint folder, ready to answer. Raises: ModelError."""
     config = read_config(folder)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder again") from error
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {folder / WEIGHTS}: {error}; copy the file again") from error
+    weights = {
+        name: tensor
+        for path in weight_files(folder, config)
+        for name, tensor in _tensors(path, dtype, device)
+    }
     try:
         with torch.device("meta"):
             model = build(config)
@@ -68,12 +72,66 @@ def load(folder: Path) -> tuple[DeltaVLMConfig, DeltaVLM]:
         raise ModelError(f"{folder / CONFIG}: its numbers make no model ({error}); copy it again") from error
     fill(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
     model.eval()
-    return config, model
+    return config, model.to(device)
+
+
+def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
+    """The files with weights: those beside the configuration, and those of a language model elsewhere.
+
+    Raises: ModelError.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder again")
+    missing = [name for name in config.files if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} has no {missing[0]}; copy the whole checkpoint folder again")
+    files = [folder / WEIGHTS, *sorted(folder.glob("language-*.safetensors"))]
+    if config.language.folder is None:
+        return files
+    linked = Path(config.language.folder)
+    found = sorted(linked.glob("*.safetensors")) or sorted(linked.glob("*.bin"))
+    if not found:
+        raise ModelError(
+            f"{folder / CONFIG} says that the language model is in {linked}, which has no weights; put it"
+            f" back, or convert again without --link-llm"
+        )
+    return [*files, *found]
+
+
+def _tensors(path: Path, dtype: torch.dtype, device: str) -> Iterator[tuple[str, Tensor]]:
+    """A file's tensors in our names, floats as `dtype`. Raises: ModelError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".bin":
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            for name, tensor in found.items():
+                if our := linked_name(name):
+                    yield our, tensor.to(device, dtype if tensor.is_floating_point() else None)
+            return
+        with safe_open(path, framework="pt", device=device) as file:
+            for name in file.keys():  # noqa: SIM118  not a dict
+                if our := linked_name(name):
+                    tensor = file.get_tensor(name)
+                    yield our, tensor.to(dtype) if tensor.is_floating_point() else tensor
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
+        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
+
+
+def linked_name(name: str) -> str | None:
+    """Our name of a tensor of ours, or of a Llama's own file; None for a buffer that is computed.
+
+    >>> linked_name("projection.bias"), linked_name("model.norm.weight")
+    ('projection.bias', 'language.model.norm.weight')
+    """
+    name = name.removeprefix("language_model.")  # LLaVA-1.5's
+    if name.endswith("rotary_emb.inv_freq") or "vision_tower." in name or "_projector." in name:
+        return None
+    return f"language.{name}" if name.startswith(("model.", "lm_head.")) else name
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: bool) -> None:
-    """Puts weights into a model of meta tensors, strictly, in float32. Raises: ModelError naming the first
-    differences."""
+    """Puts weights into a model of meta tensors, strictly. Raises: ModelError naming the first faults."""
     wanted = {name: tensor for name, tensor in model.state_dict().items() if stored(name, tied=tied)}
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     wrong = [
@@ -92,18 +150,15 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: b
     ]
     if faults:
         raise ModelError(f"{where} does not fit its {CONFIG}: {'; '.join(faults)}")
-    restore_buffers(model)
-    ready = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-    }
-    model.load_state_dict(ready, strict=False, assign=True)
+    restore_buffers(model, next(t.dtype for t in weights.values() if t.is_floating_point()))
+    model.load_state_dict(dict(weights), strict=False, assign=True)
     if tied:
         model.language.tie_weights()  # type: ignore[operator,union-attr]
 
 
-def restore_buffers(model: nn.Module) -> None:
-    """Buffers that no checkpoint holds (image means, rotary frequencies, position ids) are made anew on
-    the CPU."""
+def restore_buffers(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Buffers that no checkpoint holds (image means, rotary frequencies, position ids, the zero bias of EVA's
+    keys) are made anew on the CPU; what meets the weights is of their `dtype`."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     for module in model.modules():
@@ -117,16 +172,19 @@ def restore_buffers(model: nn.Module) -> None:
             elif name == "position_ids":
                 value = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
             else:
-                value = torch.zeros(
-                    buffer.shape, dtype=buffer.dtype
-                )  # running statistics, filled by the checkpoint
+                value = torch.zeros(buffer.shape, dtype=dtype if buffer.is_floating_point() else buffer.dtype)
             persistent = name not in module._non_persistent_buffers_set
             module.register_buffer(name, value, persistent=persistent)
 
 
 def fingerprint(folder: Path) -> str:
-    """First 16 hex digits of the sha256 of configuration, weights and tokenizer."""
+    """First 16 hex digits of the sha256 of configuration, weights and tokenizers.
+
+    A converted checkpoint's configuration holds the sums of its large files, which are not read again.
+    """
+    known = read_config(folder).files
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        digest.update((folder / name).read_bytes())
+    for name in (CONFIG, WEIGHTS, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
+        if name not in known and (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]

@@ -41,7 +41,10 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceConfig:
-    """`csrm` gates the difference (the paper); `concat` passes both dates on as they are."""
+    """`csrm` gates the difference (the paper); `concat` passes both dates on as they are.
+
+    The weights are the same in both, so that a checkpoint can be switched in its config.json.
+    """
 
     mode: Literal["csrm", "concat"] = "csrm"
     dropout: float = 0.5
@@ -87,6 +90,7 @@ class LanguageConfig:
     context: int = 4096
     rms_eps: float = 1e-5
     tied: bool = False
+    folder: str | None = None  # where its weights are, if not beside the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,15 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """How an answer is written: beams (1 is greedy), and how much a token that was written is made less
+    likely to be written again (CTRL, arXiv 1909.05858; 1 is not at all)."""
+
+    beams: int = 1
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaVLMConfig:
     """Everything that is needed to build the model; weights and tokenizers come beside it."""
 
@@ -123,5 +136,8 @@ class DeltaVLMConfig:
     dense: DenseConfig | None = None
     prompt: PromptConfig = field(default_factory=PromptConfig)
     calibration: Calibration = field(default_factory=Calibration)
+    decoding: Decoding = field(default_factory=Decoding)
     chip_px: int = 256
     training_gsd_m: float = 0.5
+    sources: dict[str, str] = field(default_factory=dict)  # what a converted checkpoint was made of
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of its weights, by file

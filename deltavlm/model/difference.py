@@ -28,13 +28,12 @@ class DifferencePerception(nn.Module):
     def __init__(self, width: int, config: DifferenceConfig) -> None:
         super().__init__()
         self.mode = config.mode
-        if config.mode == "csrm":
-            self.context1 = nn.Linear(width, width, bias=False)
-            self.context2 = nn.Linear(width, width)
-            self.gate1 = nn.Linear(width, width, bias=False)
-            self.gate2 = nn.Linear(width, width)
-            self.context3 = nn.Linear(3 * width, width)
-            self.dropout = nn.Dropout(config.dropout)
+        self.context1 = nn.Linear(width, width, bias=False)
+        self.context2 = nn.Linear(width, width)
+        self.gate1 = nn.Linear(width, width, bias=False)
+        self.gate2 = nn.Linear(width, width)
+        self.context3 = nn.Linear(3 * width, width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, before_BND: Tensor, after_BND: Tensor) -> Tensor:
         if self.mode == "concat":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from deltavlm.config import from_mapping
@@ -10,17 +11,35 @@ from deltavlm.errors import ConfigError, InputError, ModelError
 from deltavlm.model.config import DeltaVLMConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
+def home() -> Path:
+    """Where models that were fetched live: $DELTAVLM_HOME, else deltavlm in the user's folder for data."""
+    given = os.environ.get("DELTAVLM_HOME")
+    if given:
+        return Path(given).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "deltavlm"
+
+
+def models() -> dict[str, Path]:
+    """Folders of the models that are known by name: those fetched, and those that ship in the package."""
+    return {
+        path.parent.name: path.parent for place in (home(), SHIPPED) for path in place.glob(f"*/{CONFIG}")
+    }
+
+
 def find_folder(name_or_folder: str) -> Path:
-    """The folder of a model that ships in the package, by name, or any other by path. Raises: InputError."""
-    shipped = SHIPPED / name_or_folder
-    folder = shipped if (shipped / CONFIG).is_file() else Path(name_or_folder)
+    """The folder of a model known by name, or any other by path. Raises: InputError."""
+    known = models()
+    folder = known.get(name_or_folder, Path(name_or_folder))
     if not folder.is_dir():
-        known = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
+        fetch = "deltavlm weights fetch deltavlm-7b gets it, or " if name_or_folder == "deltavlm-7b" else ""
         raise InputError(
-            f"no model {name_or_folder!r}; give a shipped one ({known}) or the path of a checkpoint folder"
+            f"no model {name_or_folder!r}; {fetch}give a known one ({', '.join(sorted(known)) or 'none'}) or "
+            f"the path of a checkpoint folder"
         )
     return folder
 

@@ -19,9 +19,9 @@ from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
-from deltavlm.model.folder import TOKENIZER, find_folder
+from deltavlm.model.folder import find_folder
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
-from deltavlm.model.tokenizer import Codec, load_codec
+from deltavlm.model.tokenizer import Codec, load_codecs
 
 ROWS = 64  # rows answered together: enough to fill the machine, little enough to stay in its caches
 
@@ -32,7 +32,8 @@ class Predictor:
 
     model: DeltaVLM
     config: DeltaVLMConfig
-    codec: Codec
+    questions: Codec  # of the Q-Former
+    codec: Codec  # of the language model
     device: str
     fingerprint: str
 
@@ -84,6 +85,17 @@ class Predictor:
         """The question as the model was trained to read it."""
         return self.config.prompt.worded(prompt)
 
+    def texts(self, prompts: Sequence[str]) -> tuple[Text, Text]:
+        """Questions as the Q-Former reads them, padded on the right, and as the language model reads them,
+        padded on the left."""
+        most = self.config.qformer.max_text_tokens
+        asked = [self.questions.question(prompt, most) for prompt in prompts]
+        told = [[self.codec.start, *self.codec.encode(prompt)] for prompt in prompts]
+        return (
+            self.questions.batch(asked, "right").to(self.device),
+            self.codec.batch(told, "left").to(self.device),
+        )
+
     def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """Replies to one batch of rows: yes/no from the first logits, the rest written out."""
         replies: dict[int, Reply] = {}
@@ -110,6 +122,8 @@ class Predictor:
                 bos=self.codec.bos,
                 eos=self.codec.eos,
                 pad=self.codec.pad,
+                beams=self.config.decoding.beams,
+                repetition_penalty=self.config.decoding.repetition_penalty,
             )
             for index, row, log in zip(written, ids.tolist(), logs.tolist(), strict=True):
                 most = rows[index][1].max_new_tokens  # its own limit, whatever its neighbours were given
@@ -121,17 +135,14 @@ class Predictor:
     def _inputs(
         self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]
     ) -> tuple[Tensor, Text, Text]:
-        ids = [self.codec.encode(self.worded(question.prompt)) for _, question in rows]
-        room = self.config.language.context - self.config.qformer.queries - 1
-        for row, (_, asked) in zip(ids, rows, strict=True):
-            if len(row) + asked.max_new_tokens > room:
+        question, text = self.texts([self.worded(asked.prompt) for _, asked in rows])
+        room = self.config.language.context - self.config.qformer.queries
+        for length, (_, asked) in zip(text.mask.sum(dim=1).tolist(), rows, strict=True):
+            if length + asked.max_new_tokens > room:
                 raise ConfigError(
-                    f"question {asked.name!r} is {len(row)} word pieces long; {self.name} reads at most "
-                    f"{room - asked.max_new_tokens}; shorten it"
+                    f"question {asked.name!r} is {length - 1} word pieces long; {self.name} reads at most "
+                    f"{room - asked.max_new_tokens - 1}; shorten it"
                 )
-        limit = self.config.qformer.max_text_tokens
-        question = self.codec.batch([row[-limit:] for row in ids], "right").to(self.device)
-        text = self.codec.batch([[self.codec.bos, *row] for row in ids], "left").to(self.device)
         pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
         return encoded.tokens[pairs], question, text
 
@@ -190,6 +201,6 @@ def load_model(
         torch.set_num_threads(threads)
     folder = find_folder(name_or_folder)
     where = pick_device(device)
-    config, model = checkpoint.load(folder)
-    codec = load_codec(folder / TOKENIZER)
-    return Predictor(model.to(where), config, codec, where, checkpoint.fingerprint(folder))
+    config, model = checkpoint.load(folder, device=where)
+    questions, codec = load_codecs(folder)
+    return Predictor(model, config, questions, codec, where, checkpoint.fingerprint(folder))
