@@ -19,10 +19,11 @@ from deltavlm.errors import PartialFailure
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import PairReader
+    from deltavlm.model.config import Running
     from deltavlm.model.interface import ChangeModel
     from deltavlm.pipeline.analyze import Progress, Summary
 
-_ASK = "Questions and model"
+_ASK = options.ASK
 
 
 def analyze(
@@ -65,6 +66,10 @@ def analyze(
             "--threads", panel=_ASK, metavar="N", min=1, show_default="all cores", help="CPU threads."
         ),
     ] = None,
+    dtype: options.Dtype = "auto",
+    decode: options.Decode = "auto",
+    beams: options.Beams = None,
+    prompt_style: options.PromptStyle = "auto",
     batch_size: Annotated[
         str,
         options.flag(
@@ -178,12 +183,21 @@ def analyze(
 
     from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
     from deltavlm.geo.sinks import check_output, open_sink
+    from deltavlm.model.config import Running
     from deltavlm.model.folder import find_folder, read_config
     from deltavlm.pipeline import analyze as pipeline
     from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
     from deltavlm.pipeline.provenance import provenance
     from deltavlm.tasks.questions import load_questions, pick_questions
 
+    running = Running(
+        device=device,
+        threads=threads,
+        dtype=dtype,
+        decode=None if decode == "auto" else decode,
+        beams=beams,
+        prompt_style=None if prompt_style == "auto" else prompt_style,
+    )
     specs = load_questions(questions or shipped("questions.yaml"))
     if ask is not None:
         specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
@@ -217,7 +231,7 @@ def analyze(
             voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
         grid = reader.grid(chip_size, overlap_px)
         if dry_run:
-            numbers = read_config(find_folder(model))
+            numbers = running.applied(read_config(find_folder(model)))
             warn_of_scale(numbers.training_gsd_m, numbers.chip_px)
             plan = pair_plan(reader, grid, target)
             plan |= {
@@ -230,7 +244,7 @@ def analyze(
             return
         chips = min(len(grid), limit or len(grid))
         started = time.monotonic()
-        asked = _load(model, device, threads)
+        asked = _load(model, running)
         load_s = time.monotonic() - started
         voice.say(f"model {asked.name} ({asked.fingerprint}) on {asked.device}, loaded in {load_s:.1f} s")
         warn_of_scale(asked.training_gsd_m, asked.chip_px)
@@ -257,10 +271,10 @@ def analyze(
         )
 
 
-def _load(name: str, device: str, threads: int | None) -> ChangeModel:
+def _load(name: str, running: Running) -> ChangeModel:
     from deltavlm.model.predictor import load_model
 
-    return load_model(name, device=device, threads=threads)
+    return load_model(name, running)
 
 
 def _places(summary: Summary, reader: PairReader) -> tuple[str, list[tuple[float, float]]]:

@@ -11,7 +11,13 @@ from deltacli.console import Color, voice
 from deltacli.defaults import read_defaults
 from deltavlm import __version__
 
-RASTERS, CHIPS, OUTPUT, TALK = "Rasters", "Chips", "Output", "Talk"  # groups of flags in the help
+ASK, RASTERS, CHIPS, OUTPUT, TALK = (
+    "Questions and model",
+    "Rasters",
+    "Chips",
+    "Output",
+    "Talk",
+)  # groups of flags in the help
 
 
 def flag(*names: str, panel: str, **settings: Any) -> Any:
@@ -131,6 +137,28 @@ Overwrite = Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Replace the 
 DryRun = Annotated[
     bool,
     flag("--dry-run", "-n", panel=OUTPUT, help="Show pair check, grid and plan; load and write nothing."),
+]
+
+Dtype = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    flag("--dtype", panel=ASK, help="Of weights; auto is fp32 for nano, 16 bit for a large model."),
+]
+Decode = Annotated[
+    Literal["auto", "upstream", "fast"],
+    flag(
+        "--decode",
+        panel=ASK,
+        help="upstream punishes repeated words, as the published model's authors do; fast does not; "
+        "auto is as the model says.",
+    ),
+]
+Beams = Annotated[
+    int | None,
+    flag("--beams", panel=ASK, metavar="N", min=1, max=64, show_default="1", help="Answers tried at once."),
+]
+PromptStyle = Annotated[
+    Literal["auto", "raw", "trained"],
+    flag("--prompt-style", panel=ASK, help="Questions as written, or as in the model's training."),
 ]
 
 ChipSize = Annotated[

@@ -46,6 +46,7 @@ class ScriptedModel:
     name: str = "scripted"
     fingerprint: str = "0123456789abcdef"
     device: str = "cpu"
+    details: dict[str, Any] = field(default_factory=dict)
     chip_px: int = 32
     training_gsd_m: float = 0.5
     batches: list[int] = field(default_factory=list)  # pairs in each call of encode

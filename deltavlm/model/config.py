@@ -6,9 +6,10 @@ own in `config.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from deltavlm.errors import ConfigError
 from deltavlm.wording import normalise
 
 
@@ -107,6 +108,10 @@ class PromptConfig:
         return text if text.startswith(self.prefix) else self.prefix + text
 
 
+# As it stands, or as the published model was trained to read it: normalised, behind "q".
+PROMPT_STYLES = {"raw": PromptConfig(), "trained": PromptConfig(normalise=True, prefix="q ")}
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """P(yes) = sigmoid(scale * (logit_yes - logit_no) + offset); fitted on held-out synthetic pairs."""
@@ -122,6 +127,38 @@ class Decoding:
 
     beams: int = 1
     repetition_penalty: float = 1.0
+
+
+# The authors' inference, and plain greedy decoding. The penalty is theirs, also where it hurts: in a list of
+# cells every "top" makes the next one less likely.
+DECODING = {"upstream": Decoding(repetition_penalty=1.5), "fast": Decoding()}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a checkpoint is run. What is None is as its configuration says."""
+
+    device: str = "auto"
+    threads: int | None = None  # of the CPU
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    decode: Literal["upstream", "fast"] | None = None
+    beams: int | None = None
+    prompt_style: Literal["raw", "trained"] | None = None
+
+    def applied(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
+        """The configuration with these wishes in it. Raises: ConfigError where a model does not have them."""
+        decoding, prompt = config.decoding, config.prompt
+        if self.decode:
+            decoding = replace(DECODING[self.decode], beams=decoding.beams)
+        if self.beams:
+            decoding = replace(decoding, beams=self.beams)
+        if self.prompt_style:
+            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style]:
+                raise ConfigError(
+                    f"{config.name} reads questions as it was trained to; leave --prompt-style out"
+                )
+            prompt = PROMPT_STYLES[self.prompt_style]
+        return replace(config, decoding=decoding, prompt=prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,9 +147,13 @@ class DeltaVLM(nn.Module):
         """Answers (R, new) as ids, padded behind their end, and the log-probability of each (R, new), 0 on
         padding.
 
-        `text` is padded on the left. Greedy unless `beams` is above 1.
+        `text` is padded on the left. Greedy unless `beams` is above 1. `repetition_penalty` makes what an
+        answer has said already less likely; it does not look at the prompt.
         """
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
+        if beams == 1:
+            limits = {"max_new_tokens": max_new_tokens, "bos": bos, "eos": eos, "pad": pad}
+            return self.greedy(embeds, mask, **limits, penalty=repetition_penalty)
         language: Any = self.language  # the types of its mix-in do not fit a Llama
         out = language.generate(
             inputs_embeds=embeds,
@@ -161,25 +165,70 @@ class DeltaVLM(nn.Module):
             bos_token_id=bos,
             eos_token_id=eos,
             pad_token_id=pad,
-            output_logits=True,
-            output_scores=beams > 1,
+            output_scores=True,
             return_dict_in_generate=True,
         )
         ids: Tensor = out.sequences
-        if beams > 1:
-            steps = language.compute_transition_scores(
-                ids, out.scores, out.beam_indices, normalize_logits=False
-            )
-        else:
-            steps = torch.stack(
-                [
-                    logits.float().log_softmax(dim=-1).gather(1, ids[:, step : step + 1])[:, 0]
-                    for step, logits in enumerate(out.logits)
-                ],
-                dim=1,
-            )
+        steps = language.compute_transition_scores(ids, out.scores, out.beam_indices, normalize_logits=False)
         ended = (ids == eos).cumsum(dim=1) - (ids == eos).int() > 0
         return ids.masked_fill(ended, pad), steps[:, : ids.shape[1]].masked_fill(ended, 0.0)
+
+    def greedy(
+        self,
+        embeds_RSL: Tensor,
+        mask_RS: Tensor,
+        *,
+        max_new_tokens: int,
+        bos: int,
+        eos: int,
+        pad: int,
+        penalty: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The likeliest token at every step, as `generate` returns it.
+
+        Rows that have ended leave the batch when a quarter of it has, so that a long answer does not keep
+        the short ones computing. The penalty counts `bos` as said, as the published model's code did.
+        """
+        from transformers import DynamicCache
+
+        count, device = len(embeds_RSL), embeds_RSL.device
+        ids = torch.full((count, max_new_tokens), pad, device=device)
+        begin = torch.full((count, 1), bos, device=device)
+        logs = torch.zeros((count, max_new_tokens), device=device)
+        cache = DynamicCache(config=self.language.config)
+        rows = torch.arange(count, device=device)  # those that are still in the batch
+        running = torch.ones(count, dtype=torch.bool, device=device)
+        positions = (mask_RS.cumsum(dim=1) - 1).clamp(min=0)
+        for step in range(max_new_tokens):
+            hidden = self.language.model(
+                inputs_embeds=embeds_RSL,
+                attention_mask=mask_RS,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            logits = self.language.lm_head(hidden[:, -1]).float()
+            wanted = logits
+            if penalty != 1.0:
+                said = torch.cat([begin[rows], ids[rows, :step]], dim=1)
+                seen = logits.gather(1, said)
+                wanted = logits.scatter(1, said, torch.where(seen > 0, seen / penalty, seen * penalty))
+            token = wanted.argmax(dim=1)
+            chance = logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
+            ids[rows[running], step] = token[running]
+            logs[rows[running], step] = chance[running]
+            running = running & (token != eos)
+            left = int(running.sum())
+            if left == 0:
+                return ids[:, : step + 1], logs[:, : step + 1]
+            if left <= 0.75 * len(rows):
+                rows, mask_RS, token, positions = (x[running] for x in (rows, mask_RS, token, positions))
+                cache.batch_select_indices(running.nonzero()[:, 0])
+                running = running[running]
+            embeds_RSL = self.language.get_input_embeddings()(token)[:, None]
+            mask_RS = torch.cat([mask_RS, mask_RS.new_ones(len(rows), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return ids, logs
 
     @torch.inference_mode()
     def first_logits(self, tokens_RTD: Tensor, question: Text, text: Text) -> Tensor:

@@ -54,6 +54,11 @@ class ChangeModel(Protocol):
     def device(self) -> str: ...
 
     @property
+    def details(self) -> dict[str, Any]:
+        """How it runs and what it was made of, as plain values: for the record in an output."""
+        ...
+
+    @property
     def chip_px(self) -> int:
         """Side of the pictures that it was trained on."""
         ...

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
-from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.config import Decoding, DeltaVLMConfig, Running
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
-from deltavlm.model.folder import find_folder
+from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.model.tokenizer import Codec, load_codecs
 
@@ -40,6 +41,16 @@ class Predictor:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {
+            "dtype": str(self.model.projection.weight.dtype).removeprefix("torch."),
+            "decoding": asdict(self.config.decoding),
+            "prompt": asdict(self.config.prompt),
+            "difference": self.config.difference.mode,
+            "sources": self.config.sources,
+        }
 
     @property
     def chip_px(self) -> int:
@@ -108,7 +119,7 @@ class Predictor:
             chance = torch.sigmoid(fit.scale * (logits[:, yes] - logits[:, no]) + fit.offset).tolist()
             said = logits.argmax(dim=1).tolist()
             for index, first, score in zip(yes_no, said, chance, strict=True):
-                if first in (yes, no):
+                if first in (yes, no) and self.config.decoding == Decoding():  # the answer is that one word
                     replies[index] = Reply("yes" if score >= 0.5 else "no", score)
         written = [index for index in range(len(rows)) if index not in replies]
         if written:
@@ -190,17 +201,35 @@ def pick_device(device: str) -> str:
     return device
 
 
-def load_model(
-    name_or_folder: str = "nano", *, device: str = "auto", threads: int | None = None
-) -> ChangeModel:
-    """A model that ships in the package, by name, or any checkpoint folder, by path.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LARGE = 2048  # width of a language model from which on 16 bit is worth it
+
+
+def pick_dtype(wanted: str, config: DeltaVLMConfig, device: str) -> torch.dtype:
+    """ "auto" is float32 for a small model, and for a large one the best 16 bit that the device computes in
+    hardware: bf16, else fp16 on a GPU and float32 on a CPU."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if config.language.hidden < LARGE:
+        return torch.float32
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device == "mps":
+        return torch.float16
+    return torch.bfloat16 if bf16_cpu() else torch.float32
+
+
+def load_model(name_or_folder: str = "nano", running: Running | None = None, **wishes: Any) -> ChangeModel:
+    """A model that is known by name, or any checkpoint folder, by path; `wishes` are fields of `Running`.
 
     Raises: InputError where there is none, ModelError where it cannot be used.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    running = replace(running or Running(), **wishes)
+    if running.threads:
+        torch.set_num_threads(running.threads)
     folder = find_folder(name_or_folder)
-    where = pick_device(device)
-    config, model = checkpoint.load(folder, device=where)
+    where = pick_device(running.device)
+    config = running.applied(read_config(folder))
+    _, model = checkpoint.load(folder, dtype=pick_dtype(running.dtype, config, where), device=where)
     questions, codec = load_codecs(folder)
     return Predictor(model, config, questions, codec, where, checkpoint.fingerprint(folder))

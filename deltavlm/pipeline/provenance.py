@@ -19,7 +19,7 @@ __all__ = ["provenance", "versions"]
 
 _RECORDED = (
     *("numpy", "pillow", "rasterio", "pyproj", "shapely", "pyogrio"),
-    *("torch", "timm", "transformers", "tokenizers", "safetensors"),
+    *("torch", "timm", "transformers", "tokenizers", "safetensors", "sentencepiece"),
 )
 
 
@@ -41,7 +41,12 @@ def provenance(
     return {
         "tool": "deltavlm analyze",
         "inputs": reader.provenance(),
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "device": model.device},
+        "model": {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "device": model.device,
+            **model.details,
+        },
         "questions": [asdict(spec) for spec in specs],
         "options": asdict(options),
         "versions": versions(),

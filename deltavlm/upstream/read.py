@@ -29,7 +29,7 @@ def unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported operand" not in str(error) and "GLOBAL" in str(error):
             raise InputError(
                 f"{path} holds code, not only weights, and was not opened; get the file from its source"
             ) from error

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
-from deltavlm.model.predictor import Predictor, pick_device
+from deltavlm.model.predictor import DTYPES, Predictor, pick_device
 from deltavlm.model.tokenizer import load_codecs
 from deltavlm.upstream.read import tensors
 
 TOLERANCE = 1e-4  # largest absolute difference in float32
 EXACT = ("pixels", "question ids", "text ids")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
+from deltavlm.model.config import Running
 from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,7 +30,7 @@ class Slow(ScriptedModel):
         time.sleep({pause})
         return super().answer(encoded, questions)
 
-deltacli.analyze._load = lambda name, device, threads: Slow()
+deltacli.analyze._load = lambda name, running: Slow()
 app(prog_name="deltavlm")
 """
 
@@ -38,7 +39,7 @@ app(prog_name="deltavlm")
 class Run:
     """`run("analyze", before, ...)` in this process; `loads` keeps what the model was loaded with."""
 
-    loads: list[tuple[str, str, int | None]] = field(default_factory=list)
+    loads: list[tuple[str, Running]] = field(default_factory=list)
 
     def __call__(self, *args: object, **settings: Any) -> Result:
         return CliRunner().invoke(app, [str(arg) for arg in args], **settings)
@@ -54,8 +55,8 @@ def run(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         monkeypatch.delenv(name)
     runner = Run()
 
-    def load(name: str, device: str, threads: int | None) -> ScriptedModel:
-        runner.loads.append((name, device, threads))
+    def load(name: str, running: Running) -> ScriptedModel:
+        runner.loads.append((name, running))
         return model
 
     monkeypatch.setattr("deltacli.analyze._load", load)

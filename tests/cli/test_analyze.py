@@ -10,6 +10,7 @@ import pyogrio
 import pytest
 
 from deltacli.console import Voice
+from deltavlm.model.config import Running
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
 from tests.scripted_model import CHANGED, ScriptedModel
@@ -102,7 +103,7 @@ def test_the_summary_names_model_device_chips_speed_and_output(run: Run, scene: 
     assert "15 chips: 1 changed" in result.stderr
     assert "chips/s" in result.stderr
     assert result.stderr.rstrip().endswith("output out.gpkg")
-    assert run.loads == [("nano", "cpu", None)]
+    assert run.loads == [("nano", Running(device="cpu"))]
 
 
 def test_quiet_says_nothing(run: Run, scene: Scene) -> None:
@@ -228,7 +229,7 @@ def test_dry_run_knows_the_model_without_loading_it(run: Run, scene: Scene) -> N
     assert "Warning: a pixel is 2 m, the model learned on 0.5 m" in result.stderr
     result = run("analyze", *scene.args, "-n", "-m", "no-such-model", *SMALL)
     assert result.exit_code == 2
-    assert "Error: no model 'no-such-model'; give a shipped one" in result.stderr
+    assert "Error: no model 'no-such-model'; give a known one" in result.stderr
     assert run.loads == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,43 @@ def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
     for row, answer in enumerate(answers):
         told = losses[row][len(ids) + 1 : len(ids) + 1 + len(answer)]
         torch.testing.assert_close(-told, logs[row, : len(answer)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, penalty: float) -> None:
+    """Rows that end at different steps, so that some leave the batch early, alone and together."""
+    untied = replace(TINY, language=replace(TINY.language, tied=False))  # more lively than a tied one
+    model, codec = tiny_model(3, untied), tiny_codec(tmp_path)
+    asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses", "q the bare land", "yes", "no new")]
+    question = codec.batch(asked, "right")
+    prompt = codec.batch([[codec.bos, *row] for row in asked], "left")
+    with torch.inference_mode():
+        tokens = model.encode_pair(*pictures(6)).tokens
+        free, _ = model.generate(
+            tokens, question, prompt, max_new_tokens=12, bos=codec.bos, eos=-1, pad=codec.pad
+        )
+        first = {t: (free == t).int().argmax(dim=1)[(free == t).any(dim=1)] for t in free.unique().tolist()}
+        eos = max(first, key=lambda t: len(set(first[t].tolist())))  # ends rows at the most different steps
+        settings = {"max_new_tokens": 12, "bos": codec.bos, "eos": eos, "pad": codec.pad}
+        ids, logs = model.generate(tokens, question, prompt, **settings, repetition_penalty=penalty)
+        embeds, mask = model.prompt(model.query(tokens, question), prompt)
+        language: Any = model.language
+        theirs = language.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=12,
+            do_sample=False,
+            repetition_penalty=penalty,
+            bos_token_id=codec.bos,
+            eos_token_id=eos,
+            pad_token_id=codec.pad,
+        )
+    assert ids.tolist() == theirs.tolist()
+    said = [row.index(eos) + 1 if eos in row else len(row) for row in ids.tolist()]
+    assert len(set(said)) >= 2
+    for row, length in enumerate(said):
+        assert (logs[row, :length] < 0).all()
+        assert (logs[row, length:] == 0).all()
 
 
 def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_devices_and_names_that_are_not_there(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="no cuda device"):
             pick_device("cuda")
-    with pytest.raises(InputError, match="no model 'nanoo'; give a shipped one"):
+    with pytest.raises(InputError, match="no model 'nanoo'; give a known one"):
         load_model("nanoo")
     with pytest.raises(InputError, match="is not a checkpoint"):
         load_model(str(tmp_path))

@@ -1,0 +1,126 @@
+"""`deltavlm weights`: from the published files to answers on the map, and what can go wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyogrio
+import pytest
+from typer.testing import CliRunner, Result
+
+from deltacli.main import app
+from deltavlm.model.folder import SHIPPED
+from tests.cli.conftest import one_line
+from tests.conftest import Scene
+from tests.upstream.conftest import GOLDEN
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def converted(folder: Path, *extra: object) -> Result:
+    return run(
+        *("weights", "convert", "--checkpoint", GOLDEN / "checkpoint_best.pth"),
+        *("--vision", GOLDEN / "eva_vit_g.pth", "--llm", GOLDEN / "vicuna-7b-v1.5"),
+        *("--bert", GOLDEN / "bert-base-uncased", "-o", folder, *extra),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DELTAVLM_HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def test_convert_verify_and_analyze(tmp_path: Path, scene: Scene) -> None:
+    """The way that a researcher goes, at small size: the words are nonsense, the plumbing is right."""
+    folder = tmp_path / "home" / "deltavlm-7b"
+    made = converted(folder, "--json")
+    assert made.exit_code == 0, made.stderr
+    record = json.loads(made.stdout)
+    assert record["difference"] == "csrm"
+    assert record["tensors"] == 189
+    assert "least cosine" in made.stderr  # the fixture's base is another on purpose
+    equal = run("weights", "verify", folder, "--expected", GOLDEN)
+    assert equal.exit_code == 0, equal.stderr
+    assert "ids, 5 beams               9 of   9 equal" in equal.stdout
+    assert "equal to the original in fp32" in equal.stderr
+    listed = run("weights", "list", "--json")
+    assert [model["name"] for model in json.loads(listed.stdout)["models"]] == ["deltavlm-7b", "nano"]
+    done = run("analyze", *scene.args, "-m", "deltavlm-7b", "-o", "out.gpkg", "--decode", "fast", "-q")
+    assert done.exit_code == 0, done.stderr
+    table = pyogrio.read_dataframe("out.gpkg", layer="chips")
+    assert (table["model"].str.startswith("deltavlm-7b")).all()
+    assert (table["status"] == "answered").all()
+
+
+def test_a_model_that_is_not_equal_is_told_and_fails(tmp_path: Path) -> None:
+    converted(tmp_path / "out")
+    expected = Path(shutil.copytree(GOLDEN, tmp_path / "expected"))
+    record = json.loads((expected / "expected.json").read_text())
+    record["cases"][0]["token_ids"][3] += 1
+    (expected / "expected.json").write_text(json.dumps(record))
+    found = run("weights", "verify", tmp_path / "out", "--expected", expected)
+    assert found.exit_code == 1
+    assert "is not equal to the original: ids, greedy;" in one_line(found)
+
+
+def test_half_precision_is_a_report_and_no_failure(tmp_path: Path) -> None:
+    converted(tmp_path / "out")
+    found = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--dtype", "bf16", "--json")
+    assert found.exit_code == 0
+    checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    assert checks["soft prompt"]["passed"] is False
+    assert checks["text ids"]["passed"] is True
+
+
+def test_inspect_says_what_is_in_it() -> None:
+    path = GOLDEN / "checkpoint_best.pth"
+    found = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth")
+    assert found.exit_code == 0
+    assert "vision blocks: 1, 2" in found.stdout
+    assert "difference module was trained: beyond the range of a fresh layer" in found.stdout
+    assert "difference: auto means csrm" in found.stdout
+    assert "Warning: the vision base does not look like" in found.stderr
+    record = json.loads(run("weights", "inspect", path, "--json").stdout)
+    assert record["csrm_trained"] is True
+    assert record["epoch"] == 7
+
+
+def test_an_own_choice_of_the_difference_is_kept(tmp_path: Path) -> None:
+    made = converted(tmp_path / "out", "--difference", "concat")
+    assert "because" not in made.stderr
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["difference"]["mode"] == "concat"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("inspect", "nowhere.pth"), "no file nowhere.pth"),
+        (("inspect", GOLDEN / "expected.json"), "is not a file of torch, or it is cut off"),
+        (("inspect", GOLDEN / "eva_vit_g.pth"), "is no checkpoint of DeltaVLM"),
+        (("verify", "nowhere", "--expected", GOLDEN), "nowhere is not a checkpoint"),
+        (("verify", SHIPPED / "nano", "--expected", "nowhere"), "expected.json is not a file"),
+        (("convert",), "Missing option '--checkpoint'"),
+    ],
+)
+def test_bad_input_is_one_line(args: tuple[object, ...], words: str) -> None:
+    found = run("weights", *args)
+    assert found.exit_code == 2
+    assert words in one_line(found)
+
+
+def test_an_unknown_model_names_those_that_are_known(scene: Scene) -> None:
+    found = run("analyze", *scene.args, "-m", "deltavlm-7b")
+    assert found.exit_code == 2
+    assert "no model 'deltavlm-7b'; deltavlm weights fetch deltavlm-7b gets it" in found.stderr
+
+
+def test_what_a_model_cannot_do_is_refused(scene: Scene) -> None:
+    found = run("analyze", *scene.args, "--prompt-style", "raw", "-n")
+    assert found.exit_code == 2
+    assert "nano reads questions as it was trained to" in found.stderr
