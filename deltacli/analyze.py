@@ -15,7 +15,7 @@ from deltacli import options, values
 from deltacli.console import counted, voice
 from deltacli.plan import pair_plan, show_plan
 from deltavlm.config import shipped
-from deltavlm.errors import PartialFailure
+from deltavlm.errors import ConfigError, PartialFailure
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import PairReader
@@ -70,6 +70,14 @@ def analyze(
     decode: options.Decode = "auto",
     beams: options.Beams = None,
     prompt_style: options.PromptStyle = "auto",
+    cascade: Annotated[
+        bool,
+        options.flag(
+            "--cascade",
+            panel=_ASK,
+            help="First ask whether it changed, and the rest only of chips that say yes.",
+        ),
+    ] = False,
     batch_size: Annotated[
         str,
         options.flag(
@@ -201,11 +209,18 @@ def analyze(
     specs = load_questions(questions or shipped("questions.yaml"))
     if ask is not None:
         specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
+    if cascade and not any(spec.task == "change" for spec in specs):
+        raise ConfigError("--cascade needs the yes/no question; add an entry 'task: change', or leave it out")
     path = None if target == "-" else Path(target)
     if path is not None:
         check_output(path, overwrite)
     run = pipeline.AnalyzeOptions(
-        chip_px=chip_size, overlap_px=overlap_px, max_nodata=max_nodata, limit=limit, on_error=on_error
+        chip_px=chip_size,
+        overlap_px=overlap_px,
+        max_nodata=max_nodata,
+        limit=limit,
+        on_error=on_error,
+        cascade=cascade,
     )
     read_options = ReadOptions(
         align=align,
@@ -310,7 +325,10 @@ def _outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[s
     x_name, y_name = ("lon", "lat") if where == "lon/lat" else ("x", "y")
     return {
         "chips": summary.chips,
-        **{status: summary.statuses[status] for status in ("answered", "nodata", "unreadable", "error")},
+        **{
+            status: summary.statuses[status]
+            for status in ("answered", "cascaded", "nodata", "unreadable", "error")
+        },
         "changed": summary.changed,
         "seconds": round(summary.seconds, 3),
         "chips_per_s": round(summary.chips_per_s, 3),

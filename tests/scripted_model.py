@@ -67,8 +67,11 @@ class ScriptedModel:
             raise ModelError("this pair cannot be answered")
         return list(zip(before, after, strict=True))
 
-    def answer(self, encoded: Any, questions: Sequence[Question]) -> list[list[Reply]]:
+    def answer(
+        self, encoded: Any, questions: Sequence[Question], pairs: Sequence[int] | None = None
+    ) -> list[list[Reply]]:
         self.history.append(tuple(questions))
+        encoded = encoded if pairs is None else [encoded[pair] for pair in pairs]
         return [[self._say(before, after, question) for question in questions] for before, after in encoded]
 
     def _say(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], question: Question) -> Reply:

@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from deltacli.main import app
-from deltavlm.config import shipped
+from deltavlm.config import load, shipped
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
 from deltavlm.tasks.questions import load_questions
+from deltavlm.upstream import names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -51,11 +55,28 @@ def test_every_column_of_the_locations_is_described() -> None:
 def test_the_flags_of_the_readme_exist() -> None:
     commands = typer.main.get_command(app)
     known = set()
-    for command in [commands, *getattr(commands, "commands", {}).values()]:
+    tops = getattr(commands, "commands", {}).values()
+    for command in [commands, *tops, *(c for top in tops for c in getattr(top, "commands", {}).values())]:
         known |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", text.replace("<!--", "").replace("-->", "")))
     assert not named - known - NOT_OURS - {"--help"}
+
+
+def test_the_tensors_of_the_model_page_are_the_models() -> None:
+    text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| ([\d, ]+) \| (?:Vicuna's )?`([\w.]+)` \|$", text, re.M)
+    with torch.device("meta"):
+        model = build(load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig))
+    there: dict[tuple[str, str], int] = {}
+    for name, tensor in model.state_dict().items():
+        key = (re.sub(r"\.\d+\.", ".N.", name), ", ".join(map(str, tensor.shape)))
+        there[key] = there.get(key, 0) + 1
+    assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == there
+    for ours, _, _, published in rows:
+        if not ours.startswith("language."):
+            assert names.ours(published) == ours
+    assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
 
 
 def test_the_tree_of_the_architecture_is_the_tree() -> None:

@@ -75,6 +75,11 @@ class ChangeModel(Protocol):
         """
         ...
 
-    def answer(self, encoded: Any, questions: Sequence[Question]) -> list[list[Reply]]:
-        """Replies as [pair][question]. Raises: ModelOutOfMemory when the batch does not fit."""
+    def answer(
+        self, encoded: Any, questions: Sequence[Question], pairs: Sequence[int] | None = None
+    ) -> list[list[Reply]]:
+        """Replies as [pair][question], of all pairs or of those with these indices.
+
+        Raises: ModelOutOfMemory when the batch does not fit.
+        """
         ...

@@ -74,16 +74,20 @@ class Predictor:
             found = self.model.encode_pair(self.pixels(before), self.pixels(after))
         return found.to(self.model.projection.weight.dtype)
 
-    def answer(self, encoded: PairFeatures, questions: Sequence[Question]) -> list[list[Reply]]:
-        """Replies as [pair][question]. Raises: ModelOutOfMemory."""
-        rows = [(pair, question) for question in questions for pair in range(len(encoded))]
+    def answer(
+        self, encoded: PairFeatures, questions: Sequence[Question], pairs: Sequence[int] | None = None
+    ) -> list[list[Reply]]:
+        """Replies as [pair][question], of all pairs or of those with these indices. Raises:
+        ModelOutOfMemory."""
+        pairs = range(len(encoded)) if pairs is None else pairs
+        rows = [(pair, question) for question in questions for pair in pairs]
         replies: dict[tuple[int, int], Reply] = {}
         with translated(f"{len(rows)} questions", self.device):
             for start in range(0, len(rows), ROWS):
                 part = rows[start : start + ROWS]
                 for (pair, question), reply in zip(part, self._answer(encoded, part), strict=True):
                     replies[pair, id(question)] = reply
-        return [[replies[pair, id(question)] for question in questions] for pair in range(len(encoded))]
+        return [[replies[pair, id(question)] for question in questions] for pair in pairs]
 
     def pixels(self, images: Pixels) -> Tensor:
         """uint8 RGB of any size -> normalised pixels of the model's size."""

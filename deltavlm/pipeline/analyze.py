@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.model.interface import ChangeModel, Reply
-from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.pipeline.answers import question_of, read_answer, unchanged
 from deltavlm.pipeline.layers import ChipResult, Origin, Status, chip_feature, location_features
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -49,6 +49,7 @@ class AnalyzeOptions:
     batch_size: int = 16  # chips in one call of the model; halved where they do not fit
     limit: int | None = None  # only the first chips of the grid
     on_error: Literal["skip", "fail"] = "skip"
+    cascade: bool = False  # ask whether it changed, and the rest only of chips that say yes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def analyzed(
     chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
     for group in _groups(reader, chips, options):
         asked = [look.pixels for look in group if look.pixels is not None]
-        replies = iter(_ask(model, specs, asked, summary))
+        replies = iter(_ask(model, specs, asked, summary, options.cascade))
         results = []
         for look in group:
             result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason)
@@ -174,6 +175,9 @@ def analyzed(
                     )
             results.append(result)
         yield results
+
+
+_Replies = list[Reply | None]  # in the order of the questions; None for one that was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +218,18 @@ def _groups(reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions) 
 
 
 def _ask(
-    model: ChangeModel, specs: Sequence[QuestionSpec], asked: Sequence[ChipPixels], summary: Summary
-) -> list[list[Reply] | ModelError]:
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    asked: Sequence[ChipPixels],
+    summary: Summary,
+    cascade: bool,
+) -> list[_Replies | ModelError]:
     """Replies for each chip, or why there are none.
 
     Where a batch does not fit into memory it is halved, and stays so; where it fails otherwise, each of its
     chips is asked alone, so that one bad chip takes no other with it.
     """
-    questions = [question_of(spec) for spec in specs]
-    replies: list[list[Reply] | ModelError] = []
+    replies: list[_Replies | ModelError] = []
     alone_until = 0
     while len(replies) < len(asked):
         size = 1 if len(replies) < alone_until else summary.batch_size
@@ -230,7 +237,7 @@ def _ask(
         before = np.stack([pixels.before for pixels in batch])
         after = np.stack([pixels.after for pixels in batch])
         try:
-            replies += model.answer(model.encode(before, after), questions)
+            replies += _replies(model, specs, model.encode(before, after), len(batch), cascade)
         except ModelError as error:
             if len(batch) == 1:
                 replies.append(error)
@@ -244,11 +251,45 @@ def _ask(
     return replies
 
 
-def _answered(look: _Look, specs: Sequence[QuestionSpec], replies: list[Reply] | ModelError) -> ChipResult:
+def _replies(
+    model: ChangeModel, specs: Sequence[QuestionSpec], encoded: Any, count: int, cascade: bool
+) -> list[_Replies]:
+    """Replies for each of `count` encoded pairs, in the order of the questions.
+
+    With `cascade` the yes/no question comes first, and only pairs that say yes are asked the rest; an
+    answer that cannot be read counts as yes.
+    """
+    questions = [question_of(spec) for spec in specs]
+    first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
+    if not cascade or first is None:
+        return [list(row) for row in model.answer(encoded, questions)]
+    rest = [index for index in range(len(specs)) if index != first]
+    replies: list[_Replies] = []
+    for (said,) in model.answer(encoded, [questions[first]]):
+        replies.append([said if index == first else None for index in range(len(specs))])
+    changed = [
+        index
+        for index, row in enumerate(replies)
+        if read_answer(specs[first], row[first]).value is not False  # type: ignore[arg-type]
+    ]
+    if changed and rest:
+        more = model.answer(encoded, [questions[index] for index in rest], changed)
+        for pair, row in zip(changed, more, strict=True):
+            for index, reply in zip(rest, row, strict=True):
+                replies[pair][index] = reply
+    return replies
+
+
+def _answered(look: _Look, specs: Sequence[QuestionSpec], replies: _Replies | ModelError) -> ChipResult:
     if isinstance(replies, ModelError):
         return ChipResult(look.chip, "error", look.valid_fraction, reason=str(replies))
-    answers = {spec.name: read_answer(spec, reply) for spec, reply in zip(specs, replies, strict=True)}
-    return ChipResult(look.chip, "answered", look.valid_fraction, answers)
+    answers = {
+        spec.name: answer
+        for spec, reply in zip(specs, replies, strict=True)
+        if (answer := unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
+    }
+    status: Status = "cascaded" if None in replies else "answered"
+    return ChipResult(look.chip, status, look.valid_fraction, answers)
 
 
 def _tally(summary: Summary, result: ChipResult) -> None:

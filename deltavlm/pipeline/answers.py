@@ -11,9 +11,9 @@ from deltavlm.errors import AnswerParseError
 from deltavlm.model.interface import Question, Reply
 from deltavlm.tasks import ask, caption, classify, count, locate
 from deltavlm.tasks.questions import QuestionSpec, TaskName
-from deltavlm.tasks.text import clean
+from deltavlm.tasks.text import NO_CHANGE, clean
 
-__all__ = ["Answer", "question_of", "read_answer"]
+__all__ = ["Answer", "question_of", "read_answer", "unchanged"]
 
 _PARSE: Mapping[TaskName, Callable[[str], Any]] = {
     "caption": caption.parse,
@@ -21,6 +21,11 @@ _PARSE: Mapping[TaskName, Callable[[str], Any]] = {
     "count": count.parse,
     "location": locate.parse,
     "open": ask.parse,
+}
+_NO_CHANGE: Mapping[TaskName, str] = {
+    "caption": NO_CHANGE[0],
+    "count": count.format_answer(count.Counts(0, 0)),
+    "location": locate.format_answer(locate.Cells()),
 }
 _MAX_NEW_TOKENS: Mapping[TaskName, int] = {"change": 4, "count": 32, "location": 128}
 
@@ -43,6 +48,13 @@ def question_of(spec: QuestionSpec) -> Question:
         yes_no=spec.task == "change",
         max_new_tokens=_MAX_NEW_TOKENS.get(spec.task, 64),
     )
+
+
+def unchanged(spec: QuestionSpec) -> Answer | None:
+    """What stands for the answer where the model has said that nothing changed and was not asked further:
+    the standard sentence of no change, without a score. None for a question of the user's own."""
+    text = _NO_CHANGE.get(spec.task)
+    return None if text is None else Answer(spec.task, text, _PARSE[spec.task](text), None)
 
 
 def read_answer(spec: QuestionSpec, reply: Reply) -> Answer:

@@ -28,11 +28,16 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Status = Literal["answered", "nodata", "unreadable", "error"]
+Status = Literal["answered", "cascaded", "nodata", "unreadable", "error"]
 
 _FIRST = (
     Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner"),
-    Field("status", "str", "answered; nodata: not asked; unreadable: no pixels; error: no reply"),
+    Field(
+        "status",
+        "str",
+        "answered; cascaded: only asked whether it changed; nodata: not asked; unreadable: no pixels; "
+        "error: no reply",
+    ),
     Field("changed", "bool", "Has anything changed?"),
     Field("changed_score", "float", "Probability that something changed, 0 to 1"),
     Field("caption", "str", "What changed, in one sentence"),

@@ -26,9 +26,9 @@ from deltacli.main import app
 from tests.scripted_model import ScriptedModel
 
 class Slow(ScriptedModel):
-    def answer(self, encoded, questions):
+    def answer(self, encoded, questions, pairs=None):
         time.sleep({pause})
-        return super().answer(encoded, questions)
+        return super().answer(encoded, questions, pairs)
 
 deltacli.analyze._load = lambda name, running: Slow()
 app(prog_name="deltavlm")

@@ -280,3 +280,11 @@ def test_an_unforeseen_error_is_one_line_and_leaves_no_output(
     assert "Traceback" not in result.stderr
     assert not list(Path.cwd().iterdir())
     assert "Traceback" in run("analyze", *scene.args, "-o", "out.gpkg", "-vv", *SMALL).stderr
+
+
+def test_a_cascade_needs_the_yes_no_question(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "--cascade", "--ask", "caption")
+    assert result.exit_code == 2
+    assert "--cascade needs the yes/no question" in one_line(result)
+    done = run("analyze", *scene.args, "--cascade", "--json", "-q")
+    assert json.loads(done.stdout)["cascaded"] == 14

@@ -202,6 +202,40 @@ def test_chips_without_data_are_written_and_not_asked(tmp_path: Path, pixels: np
     assert lax.chips()["r00000_c00000"]["status"] == "nodata"
 
 
+def test_a_cascade_asks_the_rest_of_changed_chips_alone(scene: Scene, model: ScriptedModel) -> None:
+    sink, summary = run(scene, model, batch_size=15, cascade=True)
+    plain, _ = run(scene, ScriptedModel(), batch_size=15)
+    assert [len(asked) for asked in model.history] == [1, 3]
+    assert summary.statuses == {"answered": 1, "cascaded": 14}
+    for name, row in sink.chips().items():
+        whole = plain.chips()[name]
+        if name == scene.changed_chip:
+            assert row == whole
+            continue
+        assert row["status"] == "cascaded"
+        assert row["caption_score"] is None
+        for column in ("changed", "changed_score", "caption", "new_roads", "new_buildings", "road_cells"):
+            assert row[column] == whole[column], column
+
+
+def test_a_cascade_leaves_own_questions_empty_and_asks_again_where_memory_is_short(scene: Scene) -> None:
+    own = (*SPECS, QuestionSpec("water", "open", "any water?"))
+    sink, summary = run(scene, ScriptedModel(most=4), own, batch_size=15, cascade=True)
+    assert summary.batch_size == 3
+    chips = sink.chips()
+    assert chips[scene.changed_chip]["answer_water"] == "nothing to say"
+    assert [row["answer_water"] for name, row in chips.items() if name != scene.changed_chip] == [None] * 14
+
+
+def test_a_cascade_goes_on_where_yes_or_no_cannot_be_read(scene: Scene) -> None:
+    def mumble(before: Any, after: Any, question: Any) -> str:
+        return "perhaps" if question.name == "change" else CHANGED[question.name]
+
+    sink, _ = run(scene, ScriptedModel(script=mumble), cascade=True)
+    assert {row["status"] for row in sink.chips().values()} == {"answered"}
+    assert {row["new_buildings"] for row in sink.chips().values()} == {2}
+
+
 def test_limit_takes_the_first_chips(scene: Scene, model: ScriptedModel) -> None:
     sink, summary = run(scene, model, limit=4, batch_size=3)
     assert list(sink.chips()) == ["r00000_c00000", "r00000_c00032", "r00000_c00064", "r00000_c00096"]
