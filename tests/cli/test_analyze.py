@@ -286,5 +286,5 @@ def test_a_cascade_needs_the_yes_no_question(run: Run, scene: Scene) -> None:
     result = run("analyze", *scene.args, "--cascade", "--ask", "caption")
     assert result.exit_code == 2
     assert "--cascade needs the yes/no question" in one_line(result)
-    done = run("analyze", *scene.args, "--cascade", "--json", "-q")
+    done = run("analyze", *scene.args, "--cascade", "--chip-size", 32, "--json", "-q")
     assert json.loads(done.stdout)["cascaded"] == 14
