@@ -1,0 +1,338 @@
+"""Chips per second of the full-size architecture with random weights: no download, no real words.
+
+Each chip is encoded once and asked four questions of ChangeChat's lengths; every answer has a fixed length,
+since random weights never end one. Baseline, in the same run: the published inference flow re-enacted with
+the same modules, one pair and one question at a time, pictures encoded again for each question, greedy and
+with five beams. The answers of both are compared, word for word, for the greedy one.
+
+    python benchmarks/gpu_7b.py                       # full size, on a GPU
+    python benchmarks/gpu_7b.py --size small          # the same code at a thousandth of the size, on a CPU
+    python benchmarks/gpu_7b.py --memory-gb 24        # under a budget of memory
+
+Prints dated Markdown rows on stdout; talk goes to stderr. Needs no rasterio and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from deltavlm.config import load, shipped  # noqa: E402
+from deltavlm.errors import ModelOutOfMemory  # noqa: E402
+from deltavlm.model.config import DECODING, DeltaVLMConfig  # noqa: E402
+from deltavlm.model.deltavlm import DeltaVLM, build  # noqa: E402
+from deltavlm.model.interface import Question  # noqa: E402
+from deltavlm.model.predictor import DTYPES, Predictor  # noqa: E402
+from deltavlm.model.tokenizer import Codec  # noqa: E402
+from deltavlm.tasks import caption, classify, count, locate  # noqa: E402
+
+# (question, tokens of the answer): what ChangeChat's test answers come to, about
+QUESTIONS = (
+    Question("caption", caption.PROMPT, max_new_tokens=16),
+    Question("change", classify.PROMPT, max_new_tokens=2),
+    Question("count", count.PROMPT, max_new_tokens=14),
+    Question("location", locate.PROMPT, max_new_tokens=32),
+)
+CHANGED = 0.1  # share of chips that the cascade asks everything
+
+
+@dataclass(frozen=True, slots=True)
+class Words(Codec):
+    """A codec without a vocabulary: a word is an id and a third, as Llama's pieces come out for English."""
+
+    vocab: int
+
+    def encode(self, text: str) -> list[int]:
+        ids = [3 + hash_of(word) % (self.vocab - 3) for word in text.split()]
+        return ids + ids[: len(ids) // 3]
+
+    def spell(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def hash_of(word: str) -> int:
+    """The same number in every process."""
+    return sum(ord(char) * 31**at for at, char in enumerate(word)) % 1_000_003
+
+
+def small(config: DeltaVLMConfig) -> DeltaVLMConfig:
+    """The same architecture at about a thousandth of the numbers."""
+    return replace(
+        config,
+        vision=replace(config.vision, width=128, depth=4, heads=4, image_px=112),
+        qformer=replace(config.qformer, hidden=64, layers=4, heads=4, intermediate=128, vocab=999),
+        language=replace(config.language, hidden=128, layers=4, heads=4, intermediate=256, vocab=999),
+    )
+
+
+def random_model(config: DeltaVLMConfig, dtype: torch.dtype, device: str, seed: int) -> DeltaVLM:
+    """Random weights made where they will be used; small enough that nothing overflows in 16 bit."""
+    from deltavlm.model.checkpoint import restore_buffers
+
+    with torch.device("meta"):
+        model = build(config).to(dtype)
+    restore_buffers(model, dtype)
+    made = torch.Generator(device).manual_seed(seed)
+    for name, meta in list(model.named_parameters()):
+        tensor = torch.empty(meta.shape, dtype=dtype, device=device)
+        if "norm" in name.lower() and name.endswith("weight"):
+            tensor.fill_(1.0)
+        elif meta.ndim > 1:
+            tensor.normal_(0, 0.02, generator=made)
+        else:
+            tensor.zero_()
+        owner = model.get_submodule(name.rpartition(".")[0])
+        setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(tensor, requires_grad=False))
+    return model.to(device).eval()
+
+
+def rate(work: Callable[[], int], device: str, seconds: float) -> float:
+    """What `work` does a second: one round to warm up, then rounds until so many seconds have passed."""
+    work()
+    wait(device)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        done += work()
+        wait(device)
+    return done / (time.perf_counter() - start)
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def matmul_flops(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations a second of one large product: the roof that this machine shows."""
+    side = 8192 if device.startswith("cuda") else 1024
+    a = torch.randn(side, side, device=device).to(dtype)
+
+    def work() -> int:
+        torch.mm(a, a)
+        return 1
+
+    return 2 * side**3 * rate(work, device, 2.0)
+
+
+def flops_a_chip(config: DeltaVLMConfig, codec: Codec) -> float:
+    """Multiplications and additions of the products for one chip with all questions, greedy."""
+    v, q, l = config.vision, config.qformer, config.language  # noqa: E741
+    n, d = v.grid**2 + 1, v.width
+    ff = int(d * v.mlp_ratio)
+    picture = v.depth * (2 * n * (4 * d * d + 2 * d * ff) + 4 * n * n * d) + 2 * n * 3 * v.patch_px**2 * d
+    difference = 2 * 2 * n * 7 * d * d
+    crossed = q.layers // q.cross_every
+    keys = crossed * 2 * (2 * n) * 2 * d * q.hidden
+    block = l.layers * (4 * l.hidden**2 + 3 * l.hidden * l.intermediate)
+    total = 2 * picture + difference + keys
+    for question in QUESTIONS:
+        text = len(codec.encode(question.prompt))
+        read = q.queries + text + 1
+        inner = q.layers * (4 * q.hidden**2 + 2 * q.hidden * q.intermediate) * (q.queries + text)
+        total += 2 * inner + crossed * q.queries * (4 * q.hidden**2 + 4 * 2 * n * q.hidden)
+        steps = question.max_new_tokens - 1
+        total += 2 * block * (read + steps) + 4 * l.layers * l.hidden * (read**2 + steps * read)
+        total += 2 * l.hidden * l.vocab * (1 + steps)
+    return float(total)
+
+
+def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(0, 256, (count, 3, 256, 256), dtype=np.uint8) for _ in range(2))  # type: ignore[return-value]
+
+
+def upstream_flow(
+    predictor: Predictor, before: np.ndarray, after: np.ndarray, beams: int
+) -> Callable[[int, Question], str]:
+    """One question about one pair, as the published inference goes: both pictures are encoded again, and
+    transformers writes the answer."""
+    codec, model = predictor.codec, predictor.model
+    language: Any = model.language
+
+    def ask(pair: int, question: Question) -> str:
+        with torch.inference_mode():
+            encoded = predictor.encode(before[pair : pair + 1], after[pair : pair + 1])
+            asked, text = predictor.texts([question.prompt])
+            embeds, mask = model.prompt(model.query(encoded.tokens, asked), text)
+            ids = language.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                max_new_tokens=question.max_new_tokens,
+                do_sample=False,
+                num_beams=beams,
+                repetition_penalty=DECODING["upstream"].repetition_penalty,
+                bos_token_id=codec.bos,
+                eos_token_id=codec.eos,
+                pad_token_id=codec.pad,
+            )
+        return codec.decode(ids[0].tolist())
+
+    return ask
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--size", choices=("full", "small"), default="full")
+    ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    ask.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    ask.add_argument("--batch", type=int, nargs="+", default=[64], help="chips at once; several are tried")
+    ask.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
+    ask.add_argument("--pairs", type=int, default=8, help="pairs that the upstream flow is asked about")
+    ask.add_argument("--memory-gb", type=float, help="most GPU memory that may be used")
+    ask.add_argument("--json", type=Path, help="also write the numbers there")
+    args = ask.parse_args()
+    device, dtype = args.device, DTYPES[args.dtype]
+    if args.memory_gb:
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / whole)
+    config = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    config = config if args.size == "full" else small(config)
+    vocab = min(config.language.vocab, config.qformer.vocab)
+    codec = Words(pad=0, bos=1, eos=config.language.vocab, start=2, vocab=vocab)  # an end that is never said
+    model = random_model(config, dtype, device, seed=0)
+    predictor = Predictor(model, config, codec, codec, device, "random")
+    found: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
+        "torch": torch.__version__,
+        "size": args.size,
+        "dtype": args.dtype,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    print(found, file=sys.stderr)
+    roof = matmul_flops(dtype, device)
+    need = flops_a_chip(config, codec)
+    found |= {"matmul_tflops": roof / 1e12, "gflop_a_chip": need / 1e9, "batches": []}
+    for batch in args.batch:
+        before, after = pictures(batch, 1)
+        try:
+            row = measured(predictor, before, after, device, args.seconds)
+        except ModelOutOfMemory as error:
+            print(f"batch {batch}: {error}", file=sys.stderr)
+            continue
+        row |= {"batch": batch, "roofline": row["chips_per_s"] * need / roof}
+        found["batches"].append(row)
+        print(row, file=sys.stderr)
+    before, after = pictures(args.pairs, 1)
+    found |= compared(predictor, before, after, device, args.seconds)
+    best = max(found["batches"], key=lambda row: row["chips_per_s"])
+    found |= {f"times_upstream_{kind}": best["chips_per_s"] / found[f"upstream_{kind}"] for kind in KINDS}
+    show(found)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+KINDS = {"greedy": 1, "beam5": 5}
+
+
+def measured(
+    predictor: Predictor, before: np.ndarray, after: np.ndarray, device: str, seconds: float
+) -> dict[str, Any]:
+    """Chips a second in all, of each stage, and with the cascade; and the peak of memory."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    count = len(before)
+    encoded = predictor.encode(before, after)
+
+    def whole() -> int:
+        predictor.answer(predictor.encode(before, after), QUESTIONS)
+        return count
+
+    def looked() -> int:
+        predictor.encode(before, after)
+        return count
+
+    def asked(questions: Sequence[Question]) -> Callable[[], int]:
+        def work() -> int:
+            predictor.answer(encoded, questions)
+            return count
+
+        return work
+
+    def cascade() -> int:
+        known = predictor.encode(before, after)
+        predictor.answer(known, [QUESTIONS[1]])
+        changed = list(range(max(1, round(CHANGED * count))))
+        predictor.answer(known, [q for q in QUESTIONS if q is not QUESTIONS[1]], changed)
+        return count
+
+    row = {"chips_per_s": rate(whole, device, seconds), "cascade": rate(cascade, device, seconds)}
+    row["encode_ms"] = 1000 / rate(looked, device, seconds / 3)
+    for question in QUESTIONS:
+        row[f"{question.name}_ms"] = 1000 / rate(asked([question]), device, seconds / 3)
+    if device.startswith("cuda"):
+        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return row
+
+
+def compared(
+    predictor: Predictor, before: np.ndarray, after: np.ndarray, device: str, seconds: float
+) -> dict[str, Any]:
+    """The published flow's chips a second, greedy and with beams, and how many greedy answers are ours."""
+    ours = Predictor(
+        predictor.model,
+        replace(predictor.config, decoding=DECODING["upstream"]),
+        *(predictor.questions, predictor.codec, device, "random"),
+    )
+    replies = ours.answer(ours.encode(before, after), QUESTIONS)
+    found: dict[str, Any] = {}
+    for kind, beams in KINDS.items():
+        ask = upstream_flow(predictor, before, after, beams)
+        turn = iter(range(10**9))
+
+        def one(ask: Callable[[int, Question], str] = ask, turn: Any = turn) -> int:
+            pair = next(turn) % len(before)
+            for question in QUESTIONS:
+                ask(pair, question)
+            return 1
+
+        found[f"upstream_{kind}"] = rate(one, device, seconds)
+    ask = upstream_flow(predictor, before, after, 1)
+    same = [
+        ask(pair, question) == replies[pair][index].text
+        for pair in range(len(before))
+        for index, question in enumerate(QUESTIONS)
+    ]
+    return found | {"equal_answers": sum(same), "compared_answers": len(same)}
+
+
+def show(found: dict[str, Any]) -> None:
+    best = max(found["batches"], key=lambda row: row["chips_per_s"])
+    print(
+        "| date (UTC) | hardware | torch | size, dtype | batch | chips/s, 4 questions"
+        " | with cascade, 10 % changed | share of the roof | peak GB | upstream flow chips/s, greedy, 5 beams | ratio | equal answers |"
+    )
+    print("|" + "---|" * 12)
+    print(
+        f"| {found['date']} | {found['hardware']} | {found['torch']} | {found['size']}, {found['dtype']} "
+        f"| {best['batch']} | {best['chips_per_s']:.2f} | {best['cascade']:.2f} | {best['roofline']:.2f} "
+        f"| {best.get('peak_gb', float('nan')):.1f} "
+        f"| {found['upstream_greedy']:.3f}, {found['upstream_beam5']:.3f} "
+        f"| **{found['times_upstream_greedy']:.1f}x**, {found['times_upstream_beam5']:.1f}x "
+        f"| {found['equal_answers']} of {found['compared_answers']} |"
+    )
+    stages = ("encode_ms", *(f"{question.name}_ms" for question in QUESTIONS))
+    print(
+        f"\n| batch | chips/s | cascade | {' | '.join(stages)} (ms a chip) |\n|{'---|' * (3 + len(stages))}"
+    )
+    for row in found["batches"]:
+        cells = " | ".join(f"{row[stage]:.2f}" for stage in stages)
+        print(f"| {row['batch']} | {row['chips_per_s']:.2f} | {row['cascade']:.2f} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
