@@ -11,6 +11,7 @@ B pairs, R rows (one a question), T image tokens, D vision width, Q queries, S t
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,19 +156,21 @@ class DeltaVLM(nn.Module):
             limits = {"max_new_tokens": max_new_tokens, "bos": bos, "eos": eos, "pad": pad}
             return self.greedy(embeds, mask, **limits, penalty=repetition_penalty)
         language: Any = self.language  # the types of its mix-in do not fit a Llama
-        out = language.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=beams,
-            repetition_penalty=repetition_penalty,
-            bos_token_id=bos,
-            eos_token_id=eos,
-            pad_token_id=pad,
-            output_scores=True,
-            return_dict_in_generate=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the penalty does not look at the prompt
+            out = language.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=beams,
+                repetition_penalty=repetition_penalty,
+                bos_token_id=bos,
+                eos_token_id=eos,
+                pad_token_id=pad,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
         ids: Tensor = out.sequences
         steps = language.compute_transition_scores(ids, out.scores, out.beam_indices, normalize_logits=False)
         ended = (ids == eos).cumsum(dim=1) - (ids == eos).int() > 0
