@@ -135,7 +135,7 @@ def convert(
             "checkpoint": _told(sources.checkpoint),
             "epoch": str(rest.get("epoch")),
             "vision": _told(sources.vision),
-            "language": sources.language.resolve().name,
+            "language": called(sources.language),
         }
         save(scratch / WEIGHTS, own, made)
         written = {WEIGHTS: digest(scratch / WEIGHTS)}
@@ -359,6 +359,19 @@ def digest(path: Path) -> str:
 
 
 def _told(path: Path) -> str:
-    """A file's or folder's name and the start of its (first shard's) sha256, for the record."""
-    first = shards(path)[0]
-    return f"{path.resolve().name} sha256:{digest(first)[:16]}"
+    """What a file or folder is called, and the start of its (first shard's) sha256, for the record."""
+    return f"{called(path)} sha256:{digest(shards(path)[0])[:16]}"
+
+
+def called(path: Path) -> str:
+    """A file's or folder's name; in the Hub's cache, where that is a checksum, its repository and commit.
+
+    >>> called(Path("/cache/models--lmsys--vicuna-7b-v1.5/snapshots/3321f76e3f527bd14065daf69dad9344000a201d"))
+    'lmsys/vicuna-7b-v1.5@3321f76e3f52'
+    """
+    steps = path.absolute().parts
+    if "snapshots" not in steps[:-1]:
+        return path.absolute().name
+    at = steps.index("snapshots")
+    repository = steps[at - 1].removeprefix("models--").replace("--", "/")
+    return "/".join((f"{repository}@{steps[at + 1][:12]}", *steps[at + 2 :]))

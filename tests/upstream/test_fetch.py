@@ -791,7 +791,10 @@ def test_the_command_ends_with_a_model_that_is_known_by_name(small: Callable[...
     record = json.loads(done.stdout)
     assert record["parts"]["hlwu/DeltaVLM"]["commit"] == hub[CHECKPOINT].commit
     assert models()["deltavlm-7b"] == Path(record["output"])
-    assert read_config(find_folder("deltavlm-7b")).vision.depth == 3
+    config = read_config(find_folder("deltavlm-7b"))
+    assert config.vision.depth == 3
+    assert config.sources["language"] == f"lmsys/vicuna-7b-v1.5@{hub[LANGUAGE].commit[:12]}"
+    assert config.sources["checkpoint"].startswith("hlwu/DeltaVLM@")
     assert "is there already" in refused_line(small())
 
 
