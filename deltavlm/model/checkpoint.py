@@ -42,7 +42,7 @@ def save(
 
 
 def save_config(folder: Path, config: DeltaVLMConfig) -> None:
-    """Writes config.json; what is as its default is left out below the parts."""
+    """Writes config.json, whole or not at all."""
     scratch = folder / f".{CONFIG}.tmp"
     scratch.write_text(json.dumps(to_mapping(config), indent=1) + "\n")
     scratch.replace(folder / CONFIG)

@@ -366,8 +366,8 @@ def _told(path: Path) -> str:
 def called(path: Path) -> str:
     """A file's or folder's name; in the Hub's cache, where that is a checksum, its repository and commit.
 
-    >>> called(Path("/cache/models--lmsys--vicuna-7b-v1.5/snapshots/3321f76e3f527bd14065daf69dad9344000a201d"))
-    'lmsys/vicuna-7b-v1.5@3321f76e3f52'
+    >>> called(Path("/cache/models--lmsys--vicuna-7b-v1.5/snapshots/0123456789abcdef0123/config.json"))
+    'lmsys/vicuna-7b-v1.5@0123456789ab/config.json'
     """
     steps = path.absolute().parts
     if "snapshots" not in steps[:-1]:
