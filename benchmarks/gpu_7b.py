@@ -314,7 +314,8 @@ def show(found: dict[str, Any]) -> None:
     best = max(found["batches"], key=lambda row: row["chips_per_s"])
     print(
         "| date (UTC) | hardware | torch | size, dtype | batch | chips/s, 4 questions"
-        " | with cascade, 10 % changed | share of the roof | peak GB | upstream flow chips/s, greedy, 5 beams | ratio | equal answers |"
+        " | with cascade, 10 % changed | share of the roof | peak GB"
+        " | upstream flow chips/s, greedy, 5 beams | ratio | equal answers |"
     )
     print("|" + "---|" * 12)
     print(

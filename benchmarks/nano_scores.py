@@ -69,12 +69,15 @@ def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
         by_eye = {row["pair_id"]: row for row in csv.DictReader(table)}
     rows = [row for row in rows if (folder / row[0] / "before.png").exists()]
     replies: list[Sequence[Reply]] = []
-    plain = []
+    plain, area = [], []
     for row in rows:
         before, after = (
             picture(folder / row[0] / f"{date}.png", model.chip_px) for date in ("before", "after")
         )
-        replies += model.answer(model.encode(before[None], after[None]), QUESTIONS)
+        encoded = model.encode(before[None], after[None])
+        replies += model.answer(encoded, QUESTIONS)
+        mask = getattr(encoded, "mask_logits", None)  # of a model with a dense head
+        area.append(0.0 if mask is None else float((1 - mask.float().softmax(dim=1)[:, 0]).mean()))
         plain.append(plain_difference(before, after))
     chance = [reply[1].score for reply in replies]
     yes = [score >= 0.5 for score in chance]
@@ -107,6 +110,7 @@ def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
         "balanced accuracy": binary.balanced_accuracy(yes, masked),
         "AUC": binary.auc(chance, masked),
         "AUC plain difference": binary.auc(plain, masked),
+        "AUC of the dense head's changed area": binary.auc(area, masked),
         "balanced accuracy, any mask": binary.balanced_accuracy(yes, any_mask),
         "AUC, any mask": binary.auc(chance, any_mask),
         "pairs by eye": len(seen),
@@ -115,6 +119,9 @@ def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
         ),
         "AUC, by eye": binary.auc([chance[i] for i in seen], [bool(eye[i]) for i in seen]),
         "AUC plain difference, by eye": binary.auc([plain[i] for i in seen], [bool(eye[i]) for i in seen]),
+        "AUC of the dense head's changed area, by eye": binary.auc(
+            [area[i] for i in seen], [bool(eye[i]) for i in seen]
+        ),
         "building cells F1, LEVIR-CD masks": sets.micro(
             [located[i] for i in levir], [[SHORT[c] for c in rows[i][4].split()] for i in levir]
         ).f1,

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("", "analyze", "grid", "synth", "doctor")
+COMMANDS = ("", "analyze", "grid", "synth", "weights", "doctor")
 
 
 def seconds(command: list[str]) -> float:

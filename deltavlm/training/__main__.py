@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,14 @@ import torch.distributed as dist
 
 from deltavlm.config import load, shipped
 from deltavlm.data.batches import lesson
-from deltavlm.data.synthetic.cache import FAR_SEED, TRAIN_SEED, VALIDATION_SEED, draw_cache, open_cache
+from deltavlm.data.synthetic.cache import (
+    FAR_SEED,
+    STORMY_SEED,
+    TRAIN_SEED,
+    VALIDATION_SEED,
+    draw_cache,
+    open_cache,
+)
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
@@ -46,15 +54,13 @@ def corpus(cache: Path, limit: int = 6000) -> list[str]:
 
 def prepare(scenes: Scenes, out: Path) -> None:
     """Draws what is not drawn yet."""
-    for name, number, seed, reduce in (
-        ("scenes", scenes.train, TRAIN_SEED, 1),
-        ("validation", scenes.validation, VALIDATION_SEED, 1),
-        ("far", scenes.far, FAR_SEED, 2),
-    ):
-        if number:
-            draw_cache(
-                out / name, number, seed=seed, size_px=scenes.size_px, change=scenes.change, reduce=reduce
-            )
+    draw = partial(draw_cache, size_px=scenes.size_px)
+    draw(out / "scenes", scenes.train, seed=TRAIN_SEED, change=scenes.change)
+    draw(out / "validation", scenes.validation, seed=VALIDATION_SEED, change=scenes.change)
+    if scenes.far:
+        draw(out / "far", scenes.far, seed=FAR_SEED, change=scenes.change, reduce=2)
+    if scenes.stormy:
+        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, change=0.5, strength=2.0)
 
 
 def codec_of(config: DeltaVLMConfig, out: Path) -> Codec:

@@ -10,13 +10,15 @@ Part = Literal["vision", "language", "joint"]
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """Made scenes, drawn once: `train` of them, and `far` more whose pixels are twice as coarse."""
+    """Made scenes, drawn once: `train` of them, `far` more whose pixels are twice as coarse, and `stormy`
+    ones, between whose dates light, haze and contrast differ twice as much, and of which half change."""
 
     train: int
     validation: int
     size_px: int = 256
     change: float = 0.6
     far: int = 0
+    stormy: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Phase:
     words: float = 1.0  # weight of the words' loss beside the masks'
     rows: int = 5  # questions asked about a pair in one step, at most
     far: float = 0.0  # share of the pairs that come from the far scenes
+    stormy: float = 0.0  # share of the pairs that come from the stormy scenes
     toned: float = 0.0  # share of the pairs whose colours are developed anew every time
     hidden: float = 0.0  # mean share of the difference tokens that a question does not get to see
 

@@ -79,5 +79,6 @@ def scores(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[s
         "cell_f1_roads": sets.micro([c.roads for c in located], [c.roads for c in true_cells]).f1,
         "caption_exact": float(np.mean(exact)),
         "caption_exact_changed": float(np.mean([e for e, c in zip(exact, changed, strict=True) if c])),
+        "caption_exact_unchanged": float(np.mean([e for e, c in zip(exact, changed, strict=True) if not c])),
         "unreadable": unreadable,
     }

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ class Trainer:
             out,
         )
         self.near = open_cache(out / "scenes")
-        self.far = open_cache(out / "far") if config.scenes.far else None
+        others = {"far": config.scenes.far, "stormy": config.scenes.stormy}
+        self.others = {name: open_cache(out / name) for name, number in others.items() if number}
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         model.use_attention("eager")
         self.mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -90,11 +92,13 @@ class Trainer:
     def batch(self, name: str, phase: Phase, step: int) -> tuple[Batch, np.random.Generator]:
         rng = np.random.default_rng([self.config.seed, step, self.rank, *name.encode()])
         size = phase.batch // self.world
-        distant = rng.binomial(size, phase.far) if self.far and phase.far else 0
-        pairs = draw_pairs(rng, *self.near, size - distant, crop_px=phase.crop_px, toned=phase.toned)
-        if self.far and distant:
-            pairs += draw_pairs(rng, *self.far, distant, crop_px=phase.crop_px, toned=phase.toned)
-        return assemble(pairs), rng
+        draw = partial(draw_pairs, rng, crop_px=phase.crop_px, toned=phase.toned)
+        shares = {name: getattr(phase, name) for name in self.others}
+        drawn = {name: rng.binomial(size, share) for name, share in shares.items() if share}
+        pairs = draw(*self.near, max(0, size - sum(drawn.values())))
+        for name, number in drawn.items():
+            pairs += draw(*self.others[name], number)
+        return assemble(pairs[:size]), rng
 
     def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Named losses of a batch, to be added up."""

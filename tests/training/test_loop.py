@@ -25,7 +25,9 @@ PHASES = {
     "language": Phase(part="language", steps=3, batch=2, lr=1e-3, warmup=1),
     "joint": Phase(part="joint", steps=3, batch=2, lr=1e-3, warmup=1, far=0.5, toned=0.5, hidden=0.3),
 }
-CONFIG = TrainConfig(model="tiny", scenes=Scenes(4, 2, 64, far=4), phases=PHASES, checkpoint_every=2)
+CONFIG = TrainConfig(
+    model="tiny", scenes=Scenes(4, 2, 64, far=4, stormy=4), phases=PHASES, checkpoint_every=2
+)
 assert TINY.dense is not None
 MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
 
@@ -35,6 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("caches")
     draw_cache(folder / "scenes", 4, seed=11, size_px=64, change=1.0, workers=1)
     draw_cache(folder / "far", 4, seed=12, size_px=64, change=1.0, workers=1, reduce=2)
+    draw_cache(folder / "stormy", 4, seed=13, size_px=64, change=1.0, workers=1, strength=2.0)
     return folder
 
 
@@ -45,7 +48,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 
 def trainer(cache: Path, codec: Codec, out: Path, config: TrainConfig = CONFIG) -> Trainer:
     out.mkdir(exist_ok=True)
-    for name in ("scenes", "far"):
+    for name in ("scenes", "far", "stormy"):
         if not (out / name).exists():
             (out / name).symlink_to(cache / name)
     return Trainer(config, MODEL, tiny_model(config=MODEL), codec, out)
@@ -106,15 +109,18 @@ def test_hiding_spares_the_evidence_and_hides_the_share(cache: Path, codec: Code
     assert shares.max() - shares.min() > 0.3  # of each row another part
 
 
-def test_far_scenes_are_drawn_from_by_their_share(cache: Path, codec: Codec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["far", "stormy"])
+def test_other_scenes_are_drawn_from_by_their_share(
+    name: str, cache: Path, codec: Codec, tmp_path: Path
+) -> None:
     run = trainer(cache, codec, tmp_path)
-    assert run.far is not None
-    every = replace(PHASES["joint"], batch=8, far=1.0, toned=0.0)
-    drawn, _ = run.batch("joint", every, 0)
-    known = {np.sort(picture, axis=None).tobytes() for pair in run.far[0] for picture in pair}
+    none = replace(PHASES["joint"], batch=8, far=0.0, stormy=0.0, toned=0.0)
+    known = {np.sort(picture, axis=None).tobytes() for pair in run.others[name][0] for picture in pair}
+    drawn, _ = run.batch("joint", replace(none, **{name: 1.0}), 0)
+    assert len(drawn.before) == 8
     assert all(np.sort(picture, axis=None).tobytes() in known for picture in drawn.before)
-    none, _ = run.batch("joint", replace(every, far=0.0), 0)
-    assert not any(np.sort(picture, axis=None).tobytes() in known for picture in none.before)
+    drawn, _ = run.batch("joint", none, 0)
+    assert not any(np.sort(picture, axis=None).tobytes() in known for picture in drawn.before)
 
 
 def test_labels_are_the_answer_and_its_end(codec: Codec) -> None:
@@ -144,4 +150,4 @@ def test_the_shipped_recipe_fits_the_shipped_model() -> None:
     model = load(shipped(f"{recipe.model}.yaml"), DeltaVLMConfig)
     assert model.dense is not None
     assert model.dense.classes == CHANGES
-    assert [phase.part for phase in recipe.phases.values()][-1] == "joint"
+    assert {phase.part for phase in recipe.phases.values()} == {"vision", "language", "joint"}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from deltavlm.data.synthetic.scene import Scene, make_scene
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
-FAR_SEED, FAR_TEST_SEED = 1_000_000_000, 1_500_000_000
+FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_000
 
 
 def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -87,6 +87,7 @@ def open_cache(
 __all__ = [
     "FAR_SEED",
     "FAR_TEST_SEED",
+    "STORMY_SEED",
     "TEST_SEED",
     "TRAIN_SEED",
     "VALIDATION_SEED",
