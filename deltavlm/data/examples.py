@@ -121,7 +121,9 @@ def missing_images(examples: Iterable[Example], images: Path) -> list[Problem]:
     """The pictures that examples name and the folder does not hold, each once."""
     named = dict.fromkeys(path for example in examples for path in (example.before, example.after))
     return [
-        Problem("image", name, f"{images / name} is missing") for name in named if not (images / name).is_file()
+        Problem("image", name, f"{images / name} is missing")
+        for name in named
+        if not (images / name).is_file()
     ]
 
 
@@ -134,7 +136,11 @@ def parsed(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}") from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "nested too deeply, or a number too long"
+        reason = (
+            "not UTF-8 text"
+            if isinstance(error, UnicodeDecodeError)
+            else "nested too deeply, or a number too long"
+        )
         raise InputError(f"{path} is not valid JSON: {reason}") from error
 
 

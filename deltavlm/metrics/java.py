@@ -72,7 +72,9 @@ def meteor(rows: Array) -> Tally:
     weights = np.asarray([1.0, 0.6, 0.8, 0.6])
 
     def finish(sums: Array) -> float:
-        matched = weights @ sums[4:20].reshape(4, 4)  # content said, content true, function said, function true
+        matched = weights @ sums[4:20].reshape(
+            4, 4
+        )  # content said, content true, function said, function true
         shares = []
         for side in (0, 1):
             content, function = sums[side] - sums[2 + side], sums[2 + side]

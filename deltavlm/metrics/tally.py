@@ -32,7 +32,9 @@ class Tally:
         """The figure over all examples; nan where there are none."""
         return float(self.finish(self.rows.sum(axis=0))) if len(self.rows) else float("nan")
 
-    def interval(self, rounds: int = ROUNDS, seed: int = 0, share: float = 0.95) -> tuple[float, float] | None:
+    def interval(
+        self, rounds: int = ROUNDS, seed: int = 0, share: float = 0.95
+    ) -> tuple[float, float] | None:
         """The percentile bootstrap's interval: examples drawn with replacement, `rounds` times.
 
         The same seed and number of examples give the same draws, so figures of one table can be compared.

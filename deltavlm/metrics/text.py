@@ -1,4 +1,4 @@
-"""Sentences against references: BLEU, ROUGE-L, CIDEr as pycocoevalcap computes them, and their mean with METEOR.
+"""Sentences against references: BLEU, ROUGE-L and CIDEr as pycocoevalcap has them, and S*m with METEOR.
 
 Sentences come tokenised, with a space between tokens; what a token is, the protocol decides.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def bleu(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[Tally
         ratio = (sums[0] + tiny) / (sums[1] + small)
         return float(product ** (1 / order) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0))
 
-    return [Tally(rows, lambda sums, order=order: finish(sums, order)) for order in (1, 2, 3, 4)]
+    return [Tally(rows, partial(finish, order=order)) for order in (1, 2, 3, 4)]
 
 
 def rouge_l(said: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:

@@ -1,7 +1,7 @@
 """How the original's notebooks read answers, quirks and all, so that numbers compare with its tables.
 
-Where they stop with an error, the answer is unreadable here. Written anew from what they do (hanlinwu/DeltaVLM,
-scripts/test_cap, test-cls, test-count, test-loc, test_open_questions, commit fa34e9b).
+Where they stop with an error, the answer is unreadable here. Written anew from what they do: test_cap,
+test-cls, test-count, test-loc and test_open_questions in scripts/ of hanlinwu/DeltaVLM at commit fa34e9b.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def reference_ids(text: str, words: Mapping[str, int]) -> str:
 
 
 def answer_ids(text: str, words: Mapping[str, int]) -> str:
-    """An answer as ids: every full stop goes; letter case, and spaces at the ends, stay and are unknown words.
+    """An answer as ids: every full stop goes; letter case stays, and a space at an end makes an unknown word.
 
     >>> answer_ids("A house.", {"a": 20, "house": 7, "<unk>": 465})
     '465 7'

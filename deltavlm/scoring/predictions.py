@@ -63,7 +63,7 @@ def match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mat
     Where only one example of a task is about a picture, the picture's path, file name or stem is as good as
     the id: "test/A/test_000004.png", "test_000004.png", "test_000004".
     """
-    ids = {(example.task, example.id): example for example in examples}
+    ids: dict[tuple[str, str], Example] = {(example.task, example.id): example for example in examples}
     others: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for example in examples:
         path = PurePosixPath(example.before)
@@ -74,10 +74,10 @@ def match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mat
     unknown, repeated = [], []
     for prediction in predictions:
         key = (prediction.task, prediction.id)
-        example = ids.get(key) or aliases.get(key)
-        if example is None:
+        meant = ids.get(key) or aliases.get(key)
+        if meant is None:
             unknown.append(prediction)
-        elif answered.setdefault((example.task, example.id), prediction) is not prediction:
+        elif answered.setdefault((meant.task, meant.id), prediction) is not prediction:
             repeated.append(prediction)
     return Matched(
         pairs=tuple((example, answered[key]) for key, example in ids.items() if key in answered),
@@ -133,6 +133,8 @@ def _prediction(record: Any) -> Prediction:
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         wanted = "a list of texts, one for each turn" if task == "dialogue" else "text"
         raise ValueError(f"{name}: answer is not {wanted}")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score)):
+    if score is not None and (
+        isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score)
+    ):
         raise ValueError(f"{name}: score is not a finite number")
     return Prediction(str(name), task, tuple(answers), None if score is None else float(score))
