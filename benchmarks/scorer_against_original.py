@@ -2,9 +2,9 @@
 
     python benchmarks/scorer_against_original.py FOLDER
 
-FOLDER holds changechat_105k_test.json, predictions.jsonl, wordmap.json and expected.json: `paper` and `strict`,
-each with the groups all, changed and unchanged, and the counts of captions read as yes/no. Needs Java and the
-extra `eval`. The captions of LEVIR-CC are for academic use and are not part of this repository.
+FOLDER holds changechat_105k_test.json, predictions.jsonl, wordmap.json and expected.json (`paper` and
+`strict`: all, changed and unchanged, and the counts of captions read as yes/no). Needs Java
+and the extra `eval`. The captions of LEVIR-CC are for academic use and are not part of this repository.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main(folder: Path) -> int:
     pairs = match(data.examples, given).pairs
     words = read_word_map(folder / "wordmap.json")
     expected = json.loads((folder / "expected.json").read_text())
-    print(f"{len(data.examples)} examples, {len(pairs)} answered, {len(data.problems) + len(problems)} problems")
+    print(
+        f"{len(data.examples)} examples, {len(pairs)} answered, {len(data.problems) + len(problems)} problems"
+    )
     largest = 0.0
     for protocol in PROTOCOLS:
         setup = Setup(protocol, words if protocol == "paper" else None, rounds=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,7 +59,7 @@ def evaluate(
             panel=ASK,
             metavar="N",
             min=0,
-            max=100_000,
+            max=10_000,
             help="Draws for the intervals; 0: none.",
         ),
     ] = 1000,
@@ -84,7 +85,7 @@ def evaluate(
     The table goes to stdout; no model is loaded and no image is opened.
     """
     from deltavlm.data.examples import TASKS, read_set
-    from deltavlm.errors import ConfigError
+    from deltavlm.errors import ConfigError, ToolError
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
@@ -95,7 +96,7 @@ def evaluate(
         raise ConfigError("running a model is not there yet; give its answers with --predictions FILE")
     if protocol == "strict" and word_map is not None:
         raise ConfigError("--word-map belongs to --protocol paper; strict scores real words")
-    targets = _targets(output, overwrite)
+    targets = _targets(output, overwrite, [data, predictions, *([] if word_map is None else [word_map])])
     given, problems = read_predictions(predictions)
     asked = chosen or tuple(task for task in TASKS if any(one.task == task for one in given))
     if protocol == "paper" and "caption" in asked and "change" not in asked and chosen is None:
@@ -106,8 +107,7 @@ def evaluate(
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
         there = ", ".join(dict.fromkeys(example.task for example in dataset.examples))
-        wanted = ", ".join(sorted(needed))
-        raise ConfigError(f"{data} has no example of {wanted}; there is {there}")
+        raise ConfigError(f"{data} has no example of {', '.join(sorted(needed))}; there is {there}")
     words = None
     if word_map is not None:
         words = read_word_map(word_map)
@@ -117,8 +117,17 @@ def evaluate(
             " or leave text out with --tasks change,count,location"
         )
     setup = Setup(protocol, words, bootstrap, seed)
-    matched = match(examples, [one for one in given if one.task in needed])
+    wanted = [one for one in given if one.task in needed]
+    matched = match(examples, wanted)
+    if not matched.pairs:
+        theirs = f"they have {wanted[0].id!r}" if wanted else "they are of other tasks"
+        raise ConfigError(
+            f"no prediction in {predictions} has the id of an example:"
+            f" {theirs}, {data} has {examples[0].id!r}"
+        )
     scores = score(matched.pairs, asked, setup)
+    if not scores.figures:
+        raise ToolError("; ".join(scores.notes) or "no answer could be scored")
     trouble = [*dataset.problems, *problems, *scores.problems]
     for task in sorted({one.task for one in given} - needed):
         if task == "change" and protocol == "paper":
@@ -134,16 +143,11 @@ def evaluate(
     lines = report.findings(matched, trouble)
     for line in (*scores.notes, *lines):
         voice.warn(line)
-    if not scores.figures:
-        raise ConfigError(f"nothing to score: no prediction of {', '.join(asked)} has the id of an example")
-    for path, content in zip(
-        targets,
-        (json.dumps(told, indent=1, ensure_ascii=False) + "\n", report.markdown(told, scores.figures, lines)),
-        strict=False,
-    ):
+    pages = (json.dumps(told, indent=1) + "\n", report.markdown(told, scores.figures, lines))
+    for path, content in zip(targets, pages, strict=False):
         _write(path, content)
     if json_summary:
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        typer.echo(json.dumps(told))  # ids may hold characters that no encoding has
     else:
         typer.echo(
             f"{dataset.name} {dataset.split}, protocol {protocol}; published: {told['published_source']}"
@@ -165,7 +169,7 @@ def _tasks(text: str | None) -> tuple[Task, ...] | None:
     return tuple(task for task in TASKS if task in names)
 
 
-def _targets(output: Path | None, overwrite: bool) -> tuple[Path, ...]:
+def _targets(output: Path | None, overwrite: bool, inputs: Sequence[Path]) -> tuple[Path, ...]:
     """The report and its page. Raises: OutputError when one cannot be written there."""
     from deltavlm.errors import OutputError
 
@@ -177,6 +181,8 @@ def _targets(output: Path | None, overwrite: bool) -> tuple[Path, ...]:
     for path in paths:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give another name with -o")
+        if path.resolve() in (given.resolve() for given in inputs):
+            raise OutputError(f"{path} is an input; give another name with -o")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")
     if not output.absolute().parent.is_dir():

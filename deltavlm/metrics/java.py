@@ -19,7 +19,7 @@ import numpy as np
 from deltavlm.errors import ToolError
 from deltavlm.metrics.tally import Array, Tally
 
-__all__ = ["METEOR_PARTS", "meteor", "meteor_rows", "ptb_tokens"]
+__all__ = ["METEOR_PARTS", "meteor", "meteor_rows", "package", "ptb_tokens"]
 
 METEOR_PARTS = 23
 _TOKENIZER = "stanford-corenlp-3.4.1.jar"
@@ -31,7 +31,7 @@ def ptb_tokens(sentences: Sequence[str]) -> list[str]:
 
     Raises: ToolError when Java or pycocoevalcap is missing, or Java fails.
     """
-    folder = _package() / "tokenizer"
+    folder = package() / "tokenizer"
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
     command = ["-cp", _TOKENIZER, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
@@ -44,7 +44,7 @@ def meteor_rows(said: Sequence[str], references: Sequence[Sequence[str]]) -> Arr
 
     Raises: ToolError when Java or pycocoevalcap is missing, or Java fails.
     """
-    folder = _package() / "meteor"
+    folder = package() / "meteor"
     lines = [
         " ||| ".join(["SCORE", *map(_fenced, known), _fenced(text)])
         for text, known in zip(said, references, strict=True)
@@ -94,8 +94,8 @@ def _fenced(text: str) -> str:
     return " ".join(text.replace("|||", " ").split())
 
 
-def _package() -> Path:
-    """Raises: ToolError when pycocoevalcap is not installed."""
+def package() -> Path:
+    """The folder of pycocoevalcap. Raises: ToolError when it is not installed."""
     try:
         import pycocoevalcap
     except ImportError as error:
@@ -120,5 +120,5 @@ def _java(arguments: Sequence[str], folder: Path, lines: Sequence[str]) -> list[
     said = run.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if run.returncode or len(said) != len(lines):
         reason = (run.stderr.decode("utf-8", "replace").strip() or "no message").splitlines()[0]
-        raise ToolError(f"Java failed on {arguments[1]}: {reason}")
+        raise ToolError(f"Java failed in {folder.name}: {reason}")
     return said

@@ -44,7 +44,9 @@ class Tally:
         """
         if not len(self.rows) or rounds < 1:
             return None
-        sums = _draws(len(self.rows), rounds, seed).astype(np.float64) @ self.rows
+        draws = _draws(len(self.rows), rounds, seed)
+        parts = np.array_split(draws, -(-rounds // 100))  # a few at a time, as they grow when made floats
+        sums = np.concatenate([part.astype(np.float64) @ self.rows for part in parts])
         values = np.asarray([self.finish(row) for row in sums])
         values = values[~np.isnan(values)]
         if not len(values):
@@ -59,7 +61,7 @@ def mean(values: npt.ArrayLike) -> Tally:
     return Tally(np.stack([flat, np.ones(len(flat))], axis=1), lambda sums: float(sums[0] / sums[1]))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _draws(number: int, rounds: int, seed: int) -> npt.NDArray[np.uint16]:
     """(rounds, number): how often each example is drawn."""
     rng = np.random.default_rng(seed)

@@ -12,8 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from deltavlm.errors import ToolError
-from deltavlm.metrics.java import meteor
+from deltavlm.metrics.java import meteor, package
 from deltavlm.metrics.tally import Array, Tally, mean
 
 __all__ = ["MEAN_OF", "simple_tokens", "tallies"]
@@ -57,10 +56,9 @@ def bleu(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[Tally
 
     Papineni, Roukos, Ward, Zhu: BLEU, ACL 2002.
     """
-    try:
-        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-    except ImportError as error:
-        raise _missing() from error
+    package()
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
     scorer = BleuScorer(n=4)
     for text, known in zip(said, references, strict=True):
         scorer += (text, list(known))
@@ -92,10 +90,9 @@ def rouge_l(said: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
 
     Lin: ROUGE, ACL workshop on text summarization, 2004.
     """
-    try:
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise _missing() from error
+    package()
+    from pycocoevalcap.rouge.rouge import Rouge
+
     scorer = Rouge()
     return mean([scorer.calc_score([text], list(k)) for text, k in zip(said, references, strict=True)])
 
@@ -106,10 +103,9 @@ def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     0 where all references are alike, because nothing then tells a pair from the others.
     Vedantam, Zitnick, Parikh: CIDEr, arXiv 1411.5726.
     """
-    try:
-        from pycocoevalcap.cider.cider_scorer import CiderScorer
-    except ImportError as error:
-        raise _missing() from error
+    package()
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
     if not any(text.split() for known in references for text in known):
         return mean([0.0] * len(said))
     scorer = CiderScorer(n=4, sigma=6.0)
@@ -127,7 +123,3 @@ def average(parts: Sequence[Tally]) -> Tally:
         return float(np.mean([part.finish(piece) for part, piece in zip(parts, pieces, strict=True)]))
 
     return Tally(np.concatenate([part.rows for part in parts], axis=1), finish)
-
-
-def _missing() -> ToolError:
-    return ToolError('pycocoevalcap is not installed: pip install "deltavlm[eval]"')

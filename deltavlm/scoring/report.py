@@ -138,7 +138,8 @@ def _places(problems: Iterable[Problem], kind: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{char}" if char in "\\`*_<>|[]" else char for char in " ".join(text.split()))
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return "".join(f"\\{char}" if char in "\\`*_<>|[]" else char for char in line)
 
 
 def _json(value: Any) -> Any:

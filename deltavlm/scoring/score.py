@@ -102,6 +102,7 @@ def _text(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> Non
     said = [prediction.answers[0] for _, prediction in pairs]
     references = [example.turns[0].answers for example, _ in pairs]
     try:
+        java.package()  # without it one note is enough
         words, known = _tokens(scores, setup, said, references)
         matched: Array | None = None
         try:
