@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -81,7 +81,8 @@ class Dataset:
 def read_set(path: Path, split: str = "test", tasks: Sequence[Task] = TASKS) -> Dataset:
     """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
 
-    Of two records with one id and task the first counts; a caption's id is the file name of its first image.
+    A caption has the file name of its first image as its id. Of two records with one task, id and question the
+    first counts; a second question under an id is kept as ID#2. Both are named among the problems.
 
     Raises: InputError when there is no file, files of several sets, or nothing in them that can be used.
     """
@@ -149,7 +150,9 @@ def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
         return [path], []
     if not path.is_dir():
         raise InputError(f"{path} does not exist; expected a JSON file or a folder with SET_{split}*.json")
-    named = [(file, _NAME.fullmatch(file.name)) for file in sorted(path.glob("*.json"))]
+    folders = (path, path / "annotations")  # the second: where the original's code expects them
+    inside = next(filter(None, (sorted(folder.glob("*.json")) for folder in folders)), [])
+    named = [(file, _NAME.fullmatch(file.name)) for file in inside]
     found = [(file, match) for file, match in named if match and match["split"] == split]
     if not found:
         there = sorted({match["split"] for _, match in named if match})
@@ -217,18 +220,34 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 
 
 def _unique(records: Sequence[Example]) -> tuple[list[Example], list[Problem]]:
-    kept: dict[tuple[str, str], Example] = {}
-    times: Counter[tuple[str, str]] = Counter()
+    """Each id once a task; another question under a known id gets an id of its own: x, x#2, x#3."""
+    taken = {(example.task, example.id) for example in records}
+    asked: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    again: Counter[tuple[str, str]] = Counter()
+    kept = []
     for example in records:
         key = (example.task, example.id)
-        times[key] += 1
-        kept.setdefault(key, example)
-    doubles = [
-        Problem("duplicate", f"{task} {name}", f"{name} stands {number} times among {task}; the first counts")
-        for (task, name), number in times.items()
-        if number > 1
-    ]
-    return list(kept.values()), doubles
+        questions = tuple(turn.question for turn in example.turns)
+        known = asked.setdefault(key, [])
+        if questions in known:
+            again[key] += 1
+            continue
+        known.append(questions)
+        if len(known) > 1:
+            name = f"{example.id}#{len(known)}"
+            if (example.task, name) in taken:
+                again[key] += 1
+                continue
+            example = replace(example, id=name)
+        kept.append(example)
+    doubles = []
+    for (task, name), known in asked.items():
+        others, repeats = len(known) - 1, again[task, name]
+        if others or repeats:
+            told = [f"{others} other questions of this id are {name}#2 and so on"] if others else []
+            told += [f"{repeats} repeat it and are left out"] if repeats else []
+            doubles.append(Problem("duplicate", f"{task} {name}", "; ".join(told)))
+    return kept, doubles
 
 
 def _shown(value: Any) -> str:

@@ -67,7 +67,7 @@ def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
         ([f"{e.task} {e.id}" for e in matched.missing], f"of {whole} examples have no answer"),
         ([f"{one.task} {one.id}" for one in matched.unknown], "predictions are of no example"),
         ([f"{one.task} {one.id}" for one in matched.repeated], "predictions repeat an id; the first counts"),
-        (_places(problems, "duplicate"), "ids stand twice in the data; the first counts"),
+        (_places(problems, "duplicate"), "ids stand more than once in the data"),
         (_places(problems, "record"), "records do not follow the schema"),
         (_places(problems, "prediction"), "predictions cannot be used"),
         (_places(problems, "reference"), "references are in doubt"),

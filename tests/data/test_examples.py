@@ -109,9 +109,36 @@ def test_a_second_record_of_an_id_is_named(tmp_path: Path) -> None:
     second = record(changeflag=0)
     data = read_set(write(tmp_path / "s_test_binary.json", [record(), second, second, record(id="y")]))
     assert [(one.id, one.changed) for one in data.examples] == [("x_1", True), ("y", True)]
-    assert [problem.what for problem in data.problems] == [
-        "x_1 stands 3 times among change; the first counts"
+    assert [(one.kind, one.where, one.what) for one in data.problems] == [
+        ("duplicate", "change x_1", "2 repeat it and are left out")
     ]
+
+
+def test_other_questions_under_an_id_are_kept(tmp_path: Path) -> None:
+    """An open question's id may be that of its pair; the second question is no repetition of the first."""
+
+    def asked(question: str, name: str = "x") -> dict[str, Any]:
+        told = [{"from": "human", "value": question}, {"from": "gpt", "value": "a"}]
+        return record(id=name, conversations=told)
+
+    rows = [asked("1?"), asked("2?"), asked("1?"), asked("3?"), asked("4?", "y")]
+    data = read_set(write(tmp_path / "s_test_open.json", rows))
+    assert [(one.id, one.turns[0].question) for one in data.examples] == [
+        ("x", "1?"),
+        ("x#2", "2?"),
+        ("x#3", "3?"),
+        ("y", "4?"),
+    ]
+    assert len(data.problems) == 1
+    rows = [asked("1?"), asked("2?"), asked("3?", "x#2")]
+    data = read_set(write(tmp_path / "s_test_open.json", rows))
+    assert [(one.id, one.turns[0].question) for one in data.examples] == [("x", "1?"), ("x#2", "3?")]
+
+
+def test_annotations_may_lie_in_their_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    write(tmp_path / "annotations" / "s_test_binary.json", [record()])
+    assert len(read_set(tmp_path).examples) == 1
 
 
 @pytest.mark.parametrize("content", ["[1,", "{}", '"text"', "\udcff", "[" * 100_000])

@@ -200,7 +200,7 @@ def test_the_order_of_examples_changes_nothing() -> None:
 
 
 def test_scoring_loads_no_model() -> None:
-    """`data` may know the model; what scoring takes of it must not bring torch in, nor anything to draw with."""
+    """`data` may know the model; what scoring takes of it must not bring torch in."""
     code = "import sys, deltavlm.scoring.report; print({'torch', 'transformers', 'PIL'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "set()"
