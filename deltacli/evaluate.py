@@ -89,6 +89,7 @@ def evaluate(
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
+    from deltavlm.scoring.published import DATA
     from deltavlm.scoring.score import Setup, score
 
     chosen = _tasks(tasks)
@@ -116,7 +117,7 @@ def evaluate(
             "--protocol paper scores text on the ids of a word map: give --word-map FILE,"
             " or leave text out with --tasks change,count,location"
         )
-    setup = Setup(protocol, words, bootstrap, seed)
+    setup = Setup(protocol, words, bootstrap, seed, beside=(dataset.name, dataset.split) == DATA)
     wanted = [one for one in given if one.task in needed]
     matched = match(examples, wanted)
     if not matched.pairs:
@@ -149,9 +150,8 @@ def evaluate(
     if json_summary:
         typer.echo(json.dumps(told))  # ids may hold characters that no encoding has
     else:
-        typer.echo(
-            f"{dataset.name} {dataset.split}, protocol {protocol}; published: {told['published_source']}"
-        )
+        known = told["published_source"] or "nothing on these data"
+        typer.echo(f"{dataset.name} {dataset.split}, protocol {protocol}; published: {known}")
         typer.echo("\n".join(report.table(scores.figures)))
 
 

@@ -81,8 +81,8 @@ class Dataset:
 def read_set(path: Path, split: str = "test", tasks: Sequence[Task] = TASKS) -> Dataset:
     """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
 
-    A caption has the file name of its first image as its id. Of two records with one task, id and question the
-    first counts; a second question under an id is kept as ID#2. Both are named among the problems.
+    A caption has the file name of its first image as its id. Of two records with one task, id and question
+    the first counts; a second question under an id is kept as ID#2. Both are named among the problems.
 
     Raises: InputError when there is no file, files of several sets, or nothing in them that can be used.
     """

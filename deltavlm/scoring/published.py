@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["SOURCE", "published"]
+__all__ = ["DATA", "SOURCE", "published"]
+
+DATA = ("changechat_105k", "test")  # set and split
 
 SOURCE = "DeltaVLM, arXiv 2507.22346, ChangeChat-105k test (as transcribed by a third party)"
 

@@ -45,7 +45,7 @@ def record(
         "tokens": scores.tokens,
         "word_map_size": None if setup.word_map is None else len(setup.word_map),
         "bootstrap": {"rounds": setup.rounds, "seed": setup.seed, "share": 0.95},
-        "published_source": f"{SOURCE}; comparable under the paper protocol only",
+        "published_source": f"{SOURCE}; comparable under the paper protocol only" if setup.beside else None,
         "figures": [
             {key: _json(value) for key, value in asdict(figure).items()} for figure in scores.figures
         ],
@@ -101,7 +101,8 @@ def markdown(report: Mapping[str, Any], figures: Sequence[Figure], lines: Sequen
         f"deltavlm {report['version']}. Predictions: `{report['sources']['predictions']}`.{tokens} Intervals:"
         f" 95 %, percentile bootstrap, {draws['rounds']} rounds, seed {draws['seed']}.",
         "",
-        f"Published: {report['published_source']}. Rates and text scores are times 100.",
+        f"Published: {report['published_source'] or 'nothing on these data'}."
+        " Rates and text scores are times 100.",
         "",
         "| " + " | ".join(_HEAD) + " |",
         "|---|---|---|---:|---:|---:|---:|",

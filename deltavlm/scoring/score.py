@@ -28,12 +28,16 @@ Pair = tuple[Example, Prediction]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How answers are read and how intervals are drawn; word_map: what `paper` turns words into."""
+    """How answers are read and how intervals are drawn.
+
+    word_map: what `paper` turns words into. beside: whether the data are those of the published figures.
+    """
 
     protocol: Protocol = "strict"
     word_map: Mapping[str, int] | None = None
     rounds: int = ROUNDS
     seed: int = 0
+    beside: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class Scores:
             counted = metric in ("tp", "fp", "fn", "tn", "unreadable")
             limits = None if counted else tally.interval(setup.rounds, setup.seed)
             low, high = limits or (None, None)
-            known = published(task, group, metric)
+            known = published(task, group, metric) if setup.beside else None
             self.figures.append(
                 Figure(task, group, metric, setup.protocol, tally.value(), low, high, len(tally.rows), known)
             )

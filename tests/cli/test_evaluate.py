@@ -94,7 +94,7 @@ def test_the_same_report_whatever_the_order(run: Run, made: Path, perfect: list[
         write(perfect)
     assert reports[0] == reports[1]
     assert "protocol `strict`" in reports[0][1]
-    assert "| count | roads | MAE | 0.00 | 0.00 to 0.00 | 4 | 0.24 |" in reports[0][1]
+    assert "| count | roads | MAE | 0.00 | 0.00 to 0.00 | 4 |  |" in reports[0][1]
 
 
 def test_the_table_is_on_stdout_and_talk_on_stderr(
@@ -107,7 +107,7 @@ def test_the_table_is_on_stdout_and_talk_on_stderr(
     assert result.exit_code == 0, result.stderr
     head, columns, *rows = result.stdout.splitlines()
     assert "protocol strict" in head
-    assert "paper protocol only" in head
+    assert "published: nothing on these data" in head
     assert columns.split()[-1] == "published"
     assert {row.split()[0] for row in rows} == {"count"}
     assert f"1 of 4 examples have no answer: count {left_out['id']}" in result.stderr
@@ -115,6 +115,27 @@ def test_the_table_is_on_stdout_and_talk_on_stderr(
     assert f"1 predictions repeat an id; the first counts: count {kept[0]['id']}" in result.stderr
     assert "1 predictions cannot be used: line 6" in result.stderr
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "answers.jsonl"]
+
+
+@pytest.mark.usefixtures("perfect")
+def test_published_numbers_stand_beside_their_own_data_only(run: Run, made: Path) -> None:
+    shutil.copy(made / "synthetic_test_count.json", "changechat_105k_test_count.json")
+    args = ("--predictions", "answers.jsonl", "--tasks", "count")
+    result = run("eval", "changechat_105k_test_count.json", *args)
+    assert "paper protocol only" in result.stdout
+    assert result.stdout.splitlines()[2].split() == [
+        "count",
+        "roads",
+        "MAE",
+        "0.00",
+        "0.00",
+        "to",
+        "0.00",
+        "4",
+        "0.24",
+    ]
+    report = json.loads(run("eval", made, *args, "--json").stdout)
+    assert {one["published"] for one in report["figures"]} == {None}
 
 
 @pytest.mark.usefixtures("perfect")
