@@ -149,6 +149,15 @@ def test_text_without_java_has_a_note_and_the_rest() -> None:
     assert {one.published for one in paper.figures if one.metric == "bleu_4"} == {0.6251, None}
 
 
+@pytest.mark.usefixtures("no_java")
+def test_text_is_split_by_what_is_true() -> None:
+    rows = pairs("caption", ("a", "a", True), ("b", "c", False), (SAME, SAME, False))
+    found = [one for one in scored(rows, ["caption"]).figures if one.metric == "rouge_l"]
+    assert [(one.group, one.n) for one in found] == [("all", 3), ("changed", 1), ("unchanged", 2)]
+    assert [one.value for one in found] == pytest.approx([2 / 3, 1, 1 / 2])
+    assert {one.group for one in scored(rows[:1], ["caption"]).figures} == {"all", "changed"}
+
+
 def test_unknown_words_match_each_other_on_paper_only(no_java: None) -> None:
     rows = pairs("open", ("a palace is built", "a villa is built", True))
     assert values(scored(rows, ["open"], "paper"), "open")["bleu_4"] == pytest.approx(1)
