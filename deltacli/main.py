@@ -20,6 +20,7 @@ from deltacli import options
 from deltacli.analyze import analyze
 from deltacli.console import open_streams, silence, voice
 from deltacli.doctor import NeedsProj, doctor
+from deltacli.evaluate import evaluate
 from deltacli.grid import grid
 from deltacli.signals import stoppable
 from deltacli.synth import synth
@@ -143,6 +144,7 @@ app = typer.Typer(
 )
 app.command(cls=NeedsProj)(analyze)
 app.command(cls=NeedsProj)(grid)
+app.command("eval")(evaluate)
 app.command()(doctor)
 app.add_typer(synth, name="synth")
 app.add_typer(weights, name="weights")

@@ -10,6 +10,7 @@
     ├── WriteError             1   the output cannot be written to its end: the disk is full
     ├── ModelError             1   checkpoint missing or not matching, unknown device
     │   └── ModelOutOfMemory   1   the batch did not fit; the pipeline halves it and tries again
+    ├── ToolError              1   a program or package that is needed is missing or fails: Java
     ├── AnswerParseError       1   an answer that no task can read; caught for each answer
     └── PartialFailure         3   the run finished and its output is whole, but some chips failed
 
@@ -30,6 +31,7 @@ __all__ = [
     "OutputError",
     "PartialFailure",
     "RasterError",
+    "ToolError",
     "WriteError",
 ]
 
@@ -68,6 +70,10 @@ class ModelError(DeltaVLMError):
 
 class ModelOutOfMemory(ModelError):
     """One batch did not fit into memory; a smaller one may."""
+
+
+class ToolError(DeltaVLMError):
+    """A program or an optional package is missing or fails."""
 
 
 class AnswerParseError(DeltaVLMError):

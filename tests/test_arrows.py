@@ -34,8 +34,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "data": LEAVES | {"model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
     "training": LEAVES | {"data", "model", "tasks", "metrics"},
+    "scoring": LEAVES | {"data", "tasks", "metrics"},
     "upstream": LEAVES | {"model"},
-    "deltacli": LEAVES | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training", "upstream"},
+    "deltacli": LEAVES
+    | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training", "scoring", "upstream"},
 }
 
 GROUND = frozenset({"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "fiona", "osgeo"})
@@ -66,6 +68,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "data": GROUND | TERMINAL,
     "pipeline": TORCH | TERMINAL,
     "training": GROUND | TERMINAL,
+    "scoring": GROUND | TORCH | TERMINAL,
     "upstream": GROUND | TERMINAL,
     "deltacli": frozenset(),
 }

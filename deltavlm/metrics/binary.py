@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deltavlm.metrics.tally import Tally
+
 
 def accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float:
     """Share of right answers; nan for no answers."""
@@ -50,3 +52,47 @@ def calibration_error(scores: Sequence[float], truth: Sequence[bool], bins: int 
         if (which == b).any()
     ]
     return float(np.sum(gaps))
+
+
+def tallies(said: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Tally]:
+    """Accuracy, precision, recall and F1 of yes, and the four counts they are made of.
+
+    None is an answer that is neither; it counts as the wrong one. A ratio without a denominator is 0, as in
+    scikit-learn's `precision_recall_fscore_support(..., zero_division=0)`.
+
+    >>> {name: tally.value() for name, tally in tallies([True, None, False], [True, True, False]).items()}
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'accuracy': 0.6666666666666666, 'precision': 1.0, 'recall': 0.5, 'f1': 0.6666666666666666,
+     'tp': 1.0, 'fp': 0.0, 'fn': 1.0, 'tn': 1.0}
+    """
+    rows = np.zeros((len(truth), 4))  # tp, fp, fn, tn
+    for row, answer, fact in zip(rows, said, truth, strict=True):
+        right = answer is not None and answer == fact
+        row[(0 if right else 2) if fact else (3 if right else 1)] = 1
+
+    def ratio(above: Sequence[float], below: Sequence[float]) -> Tally:
+        up, down = np.asarray(above, float), np.asarray(below, float)
+        return Tally(rows, lambda sums: float(sums @ up / (sums @ down)) if sums @ down else 0.0)
+
+    def total(place: int) -> Tally:
+        return Tally(rows, lambda sums: float(sums[place]))
+
+    return {
+        "accuracy": ratio((1, 0, 0, 1), (1, 1, 1, 1)),
+        "precision": ratio((1, 0, 0, 0), (1, 1, 0, 0)),
+        "recall": ratio((1, 0, 0, 0), (1, 0, 1, 0)),
+        "f1": ratio((2, 0, 0, 0), (2, 1, 1, 0)),
+        **{name: total(place) for place, name in enumerate(("tp", "fp", "fn", "tn"))},
+    }
+
+
+def calibration(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> Tally:
+    """`calibration_error` as a tally: for each bin its size, its scores and its share of yes.
+
+    Naeini, Cooper, Hauskrecht: Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
+    """
+    rows = np.zeros((len(truth), bins + 1))
+    for row, score, fact in zip(rows, scores, truth, strict=True):
+        row[min(int(score * bins), bins - 1)] = score - fact
+        row[bins] = 1
+    return Tally(rows, lambda sums: float(np.abs(sums[:bins]).sum() / sums[bins]))

@@ -1,0 +1,1 @@
+"""Answers against references: two named protocols, one table."""

@@ -1,0 +1,140 @@
+"""Answers made elsewhere: read from JSON or JSONL, and laid beside the examples by id, never by order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from deltavlm.config import nearest
+from deltavlm.data.examples import TASKS, Example, Problem, parsed
+from deltavlm.errors import InputError
+
+__all__ = ["Matched", "Prediction", "match", "read_predictions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer; of a dialogue, one for each turn. score: of a yes/no answer, the probability of yes."""
+
+    id: str
+    task: str
+    answers: tuple[str, ...]
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Examples with their answers in the examples' order, and what has no partner."""
+
+    pairs: tuple[tuple[Example, Prediction], ...]
+    missing: tuple[Example, ...]
+    unknown: tuple[Prediction, ...]
+    repeated: tuple[Prediction, ...]  # a second answer to the same example; the first counts
+
+
+def read_predictions(path: Path) -> tuple[list[Prediction], list[Problem]]:
+    """Records `{id, task, answer, score}` from a JSON list or a file of one object a line; score is optional.
+
+    Raises: InputError when the file cannot be read or holds no prediction.
+    """
+    found: list[Prediction] = []
+    problems: list[Problem] = []
+    for where, record in _records(path):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            found.append(_prediction(record))
+        except ValueError as error:
+            problems.append(Problem("prediction", where, str(error)))
+    if not found:
+        detail = f": {problems[0].where}: {problems[0].what}" if problems else ""
+        raise InputError(f"{path} holds no prediction{detail}")
+    return found, problems
+
+
+def match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Matched:
+    """Each example's prediction of the same task and id.
+
+    Where only one example of a task is about a picture, the picture's path, file name or stem is as good as
+    the id: "test/A/test_000004.png", "test_000004.png", "test_000004".
+    """
+    ids: dict[tuple[str, str], Example] = {(example.task, example.id): example for example in examples}
+    others: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for example in examples:
+        path = PurePosixPath(example.before)
+        for name in (example.before, path.name, path.stem):
+            others[example.task, name].add(example.id)
+    aliases = {key: ids[key[0], next(iter(names))] for key, names in others.items() if len(names) == 1}
+    answered: dict[tuple[str, str], Prediction] = {}
+    unknown, repeated = [], []
+    for prediction in predictions:
+        key = (prediction.task, prediction.id)
+        meant = ids.get(key) or aliases.get(key)
+        if meant is None:
+            unknown.append(prediction)
+        elif answered.setdefault((meant.task, meant.id), prediction) is not prediction:
+            repeated.append(prediction)
+    return Matched(
+        pairs=tuple((example, answered[key]) for key, example in ids.items() if key in answered),
+        missing=tuple(example for key, example in ids.items() if key not in answered),
+        unknown=tuple(unknown),
+        repeated=tuple(repeated),
+    )
+
+
+def named(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are.
+
+    >>> named(["a", "b", "c", "d", "a"])
+    'a (2 times), b, c and 1 more'
+    """
+    times = Counter(names)
+    shown = [name if number == 1 else f"{name} ({number} times)" for name, number in times.items()]
+    rest = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _records(path: Path) -> list[tuple[str, Any]]:
+    """(place, record or the ValueError of its line)."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text") from error
+    if text.lstrip().startswith("["):
+        content = parsed(path)
+        return [(f"record {number}", record) for number, record in enumerate(content, start=1)]
+    records: list[tuple[str, Any]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                records.append((f"line {number}", json.loads(line)))
+            except (ValueError, RecursionError):
+                records.append((f"line {number}", ValueError("not a JSON object on one line")))
+    return records
+
+
+def _prediction(record: Any) -> Prediction:
+    """Raises: ValueError saying what is wrong with the record."""
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object with id, task and answer")
+    name, task, answer, score = (record.get(key) for key in ("id", "task", "answer", "score"))
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise ValueError("id is not text or a whole number")
+    if task not in TASKS:
+        raise ValueError(f"{name}: no task {task!r}{nearest(str(task), TASKS)}")
+    answers = answer if task == "dialogue" else [answer]
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
+        wanted = "a list of texts, one for each turn" if task == "dialogue" else "text"
+        raise ValueError(f"{name}: answer is not {wanted}")
+    if score is not None and (
+        isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score)
+    ):
+        raise ValueError(f"{name}: score is not a finite number")
+    return Prediction(str(name), task, tuple(answers), None if score is None else float(score))

@@ -1,0 +1,225 @@
+"""`deltavlm eval`: answers made elsewhere, scored without a model and without images."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltavlm.data.changechat import write_chip_set
+from deltavlm.data.examples import read_set
+from deltavlm.data.synthetic import make_scene
+from tests.cli.conftest import Run, one_line
+
+WORDS = {"a": 0, "house": 1, "road": 2, "<unk>": 3}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made set of four pairs, without its pictures."""
+    folder = tmp_path_factory.mktemp("made")
+    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(4)]
+    write_chip_set(folder, "test", scenes)
+    shutil.rmtree(folder / "images")
+    return folder
+
+
+@pytest.fixture
+def perfect(made: Path, run: Run) -> list[dict[str, Any]]:
+    """The first reference of every example as its answer, in no order."""
+    answers: list[dict[str, Any]] = []
+    for example in read_set(made).examples:
+        told = [turn.answers[0] for turn in example.turns]
+        answer = told if example.task == "dialogue" else told[0]
+        answers.append({"id": example.id, "task": example.task, "answer": answer})
+    random.Random(0).shuffle(answers)
+    write(answers)
+    return answers
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The METEOR of real runs is tested with the metrics; starting Java takes seconds."""
+    monkeypatch.setattr("deltavlm.metrics.java.shutil.which", lambda name: None)
+
+
+def write(answers: list[dict[str, Any]], name: str = "answers.jsonl") -> None:
+    Path(name).write_text("".join(json.dumps(one) + "\n" for one in answers))
+
+
+def figures(report: dict[str, Any]) -> dict[tuple[str, str, str], float]:
+    return {(one["task"], one["group"], one["metric"]): one["value"] for one in report["figures"]}
+
+
+@pytest.mark.usefixtures("perfect")
+def test_perfect_answers_have_perfect_scores(run: Run, made: Path) -> None:
+    result = run("eval", made, "--predictions", "answers.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["protocol"] == "strict"
+    assert {one["protocol"] for one in report["figures"]} == {"strict"}
+    found = figures(report)
+    assert found["change", "all", "f1"] == found["location", "roads", "jaccard"] == 1
+    assert found["count", "both", "exact"] == 1
+    assert found["count", "buildings", "mae"] == 0
+    assert found["dialogue, turn 1", "all", "accuracy"] == 1
+    assert found["caption", "all", "bleu_4"] > 0.99
+    assert report["examples"]["open"]["missing"] == 0
+    assert report["problems"] == []
+    assert any("Java" in note for note in report["notes"])
+    assert run.loads == []
+
+
+def test_the_same_report_whatever_the_order(run: Run, made: Path, perfect: list[dict[str, Any]]) -> None:
+    reports = []
+    for _ in range(2):
+        args = (
+            "eval",
+            made,
+            "--predictions",
+            "answers.jsonl",
+            "-o",
+            "r.json",
+            "--overwrite",
+            "--bootstrap",
+            50,
+        )
+        assert run(*args).exit_code == 0
+        reports.append((Path("r.json").read_text(), Path("r.md").read_text()))
+        perfect.reverse()
+        write(perfect)
+    assert reports[0] == reports[1]
+    assert "protocol `strict`" in reports[0][1]
+    assert "| count | roads | MAE | 0.00 | 0.00 to 0.00 | 4 |  |" in reports[0][1]
+
+
+def test_the_table_is_on_stdout_and_talk_on_stderr(
+    run: Run, made: Path, perfect: list[dict[str, Any]]
+) -> None:
+    left_out = next(one for one in perfect if one["task"] == "count")
+    kept = [one for one in perfect if one["task"] == "count" and one is not left_out]
+    write([*kept, kept[0], {"id": "nosuch", "task": "count", "answer": "no"}, {"id": "x"}])
+    result = run("eval", made, "--predictions", "answers.jsonl")
+    assert result.exit_code == 0, result.stderr
+    head, columns, *rows = result.stdout.splitlines()
+    assert "protocol strict" in head
+    assert "published: nothing on these data" in head
+    assert columns.split()[-1] == "published"
+    assert {row.split()[0] for row in rows} == {"count"}
+    assert f"1 of 4 examples have no answer: count {left_out['id']}" in result.stderr
+    assert "1 predictions are of no example: count nosuch" in result.stderr
+    assert f"1 predictions repeat an id; the first counts: count {kept[0]['id']}" in result.stderr
+    assert "1 predictions cannot be used: line 6" in result.stderr
+    assert list(Path.cwd().iterdir()) == [Path.cwd() / "answers.jsonl"]
+
+
+@pytest.mark.usefixtures("perfect")
+def test_published_numbers_stand_beside_their_own_data_only(run: Run, made: Path) -> None:
+    shutil.copy(made / "synthetic_test_count.json", "changechat_105k_test_count.json")
+    args = ("--predictions", "answers.jsonl", "--tasks", "count")
+    result = run("eval", "changechat_105k_test_count.json", *args)
+    assert "paper protocol only" in result.stdout
+    assert result.stdout.splitlines()[2].split() == [
+        "count",
+        "roads",
+        "MAE",
+        "0.00",
+        "0.00",
+        "to",
+        "0.00",
+        "4",
+        "0.24",
+    ]
+    report = json.loads(run("eval", made, *args, "--json").stdout)
+    assert {one["published"] for one in report["figures"]} == {None}
+
+
+@pytest.mark.usefixtures("perfect")
+def test_paper(run: Run, made: Path) -> None:
+    Path("words.json").write_text(json.dumps(WORDS))
+    args = ("eval", made, "--predictions", "answers.jsonl", "--protocol", "paper")
+    assert "--word-map" in one_line(run(*args))
+    result = run(*args, "--word-map", "words.json", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["protocol"], report["tokens"], report["word_map_size"]) == ("paper", "word map", 4)
+    assert figures(report)["change", "all", "f1"] == 1  # from the captions
+    assert any("from captions" in note for note in report["notes"])
+    result = run(*args, "--tasks", "count,change", "--json")
+    assert {one["task"] for one in json.loads(result.stdout)["figures"]} == {"change", "count"}
+
+
+@pytest.mark.usefixtures("perfect")
+def test_outputs_are_kept(run: Run, made: Path) -> None:
+    args = ("eval", made, "--predictions", "answers.jsonl", "--tasks", "count")
+    Path("r.md").write_text("mine")
+    result = run(*args, "-o", "r.json")
+    assert result.exit_code == 2
+    assert "r.md exists" in one_line(result)
+    assert not Path("r.json").exists()
+    shutil.copy("answers.jsonl", "answers.json")
+    for name, what in (("no/r.json", "does not exist"), ("r.csv", "suffix"), ("answers.json", "exists")):
+        result = run(*args, "-o", name)
+        assert result.exit_code == 2
+        assert what in one_line(result)
+    args = ("eval", made, "--predictions", "answers.json", "-o", "answers.json", "--overwrite")
+    assert "is an input" in one_line(run(*args))
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        ([], "--predictions"),
+        (["--predictions", "nosuch"], "nosuch"),
+        (["--predictions", "answers.jsonl", "--tasks", "cuont"], "did you mean 'count'"),
+        (["--predictions", "answers.jsonl", "--tasks", ""], "no task ''"),
+        (["--predictions", "answers.jsonl", "--split", "val"], "there is test"),
+        (["--predictions", "answers.jsonl", "--word-map", "x"], "--protocol paper"),
+        (
+            ["--predictions", "answers.jsonl", "--protocol", "paper", "--word-map", "answers.jsonl"],
+            "answers.jsonl",
+        ),
+        (["--predictions", "foreign.jsonl"], "has the id of an example: they have 'f'"),
+    ],
+)
+@pytest.mark.usefixtures("perfect")
+def test_mistakes_are_one_line(run: Run, made: Path, args: list[str], what: str) -> None:
+    write([{"id": "f", "task": "count", "answer": "no"}], "foreign.jsonl")
+    result = run("eval", made, *args)
+    assert result.exit_code == 2, result.stderr
+    assert what in one_line(result)
+    assert result.stdout == ""
+
+
+@pytest.mark.usefixtures("perfect")
+def test_data_that_is_not_there(run: Run, made: Path) -> None:
+    for path, what in (("nosuch", "does not exist"), ("answers.jsonl", "not valid JSON")):
+        result = run("eval", path, "--predictions", "answers.jsonl")
+        assert result.exit_code == 2
+        assert what in one_line(result)
+    result = run(
+        "eval", made / "synthetic_test_count.json", "--predictions", "answers.jsonl", "--tasks", "open"
+    )
+    assert "there is count" in one_line(result)
+
+
+def test_odd_characters_do_no_harm(run: Run, made: Path, perfect: list[dict[str, Any]]) -> None:
+    """A lone surrogate has no UTF-8; a control character would break a line."""
+    odd = {"id": "\ud800\n\x1b[31m|", "task": "count", "answer": "\ud800"}
+    write(
+        [
+            *perfect,
+            odd,
+            {**odd, "id": next(one["id"] for one in perfect if one["task"] == "open"), "task": "open"},
+        ]
+    )
+    for flag in ("--json", "--quiet"):
+        result = run(
+            "eval", made, "--predictions", "answers.jsonl", "-o", f"{flag}.json", flag, "--tasks", "count"
+        )
+        assert result.exit_code == 0, result.stderr
+    assert json.loads(Path("--json.json").read_text())["unknown"] == ["count \ud800\n\x1b[31m|"]

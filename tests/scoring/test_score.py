@@ -1,0 +1,215 @@
+"""Figures under both protocols: on the same answers each reads, counts and compares in its own way."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from deltavlm.data.examples import Example, Task, Turn
+from deltavlm.errors import ToolError
+from deltavlm.metrics import java
+from deltavlm.scoring.predictions import Prediction
+from deltavlm.scoring.score import Protocol, Scores, Setup, score
+from deltavlm.tasks import dialogue
+
+WORDS = {"a": 0, "house": 1, "is": 2, "built": 3, "there": 4, "no": 5, "difference": 6, "<unk>": 7}
+SAME = "there is no difference"
+
+
+def pairs(
+    task: Task, *rows: tuple[str, str, bool] | tuple[str, str, bool, float]
+) -> list[tuple[Example, Prediction]]:
+    """(answer, reference, changed[, score]) as pairs."""
+    found = []
+    for number, (answer, reference, changed, *rest) in enumerate(rows):
+        name = str(number)
+        example = Example(name, task, (Turn("?", (reference,)),), changed, f"A/{name}.png", f"B/{name}.png")
+        found.append((example, Prediction(name, task, (answer,), rest[0] if rest else None)))
+    return found
+
+
+def values(scores: Scores, task: str, group: str = "all") -> dict[str, float]:
+    return {one.metric: one.value for one in scores.figures if (one.task, one.group) == (task, group)}
+
+
+def scored(
+    rows: Sequence[tuple[Example, Prediction]], tasks: Sequence[str], protocol: Protocol = "strict"
+) -> Scores:
+    words = WORDS if protocol == "paper" else None
+    found = score(rows, tasks, Setup(protocol, words, rounds=20))
+    assert {one.protocol for one in found.figures} <= {protocol}
+    return found
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java.shutil, "which", lambda name: None)
+
+
+def test_yes_and_no_are_read_from_the_answer() -> None:
+    rows = pairs(
+        "change",
+        ("Yes.", "yes", True, 0.9),
+        ("no", "no", False, 0.2),
+        ("", "no", False, 0.5),
+        ("north", "yes", True, 0.6),
+        (SAME, "yes", True, 0.4),
+    )
+    found = values(scored(rows, ["change"]), "change")
+    assert (found["tp"], found["fp"], found["fn"], found["tn"]) == (1, 1, 2, 1)
+    assert found["unreadable"] == 2
+    assert found["accuracy"] == pytest.approx(0.4)
+    assert 0 < found["calibration_error"] < 1
+
+
+def test_the_flag_is_the_truth_and_a_doubt_is_named() -> None:
+    found = scored(pairs("change", ("yes", "no", True)), ["change"])
+    assert values(found, "change")["accuracy"] == 1
+    assert [problem.where for problem in found.problems] == ["change 0"]
+
+
+def test_scores_that_are_no_probabilities_are_not_calibrated() -> None:
+    found = scored(pairs("change", ("yes", "yes", True, -3.5)), ["change"])
+    assert "calibration_error" not in values(found, "change")
+    assert "probability" in found.notes[0]
+    assert scored(pairs("change", ("yes", "yes", True)), ["change"]).notes == []
+
+
+@pytest.mark.usefixtures("no_java")
+def test_paper_judges_change_from_captions() -> None:
+    rows = pairs(
+        "caption", (SAME, SAME, False), ("There is no difference.", SAME, False), ("a house", "a", True)
+    )
+    found = values(scored(rows, ["change"], "paper"), "change")
+    assert (found["tp"], found["fp"], found["fn"], found["tn"]) == (1, 1, 0, 1)
+    yes_no = pairs("change", ("yes", "yes", True))
+    assert scored(yes_no, ["change"], "paper").figures == []
+
+
+def test_counts_under_both_protocols() -> None:
+    rows = pairs(
+        "count",
+        ("2 new roads and 1 new building", "2 new roads and 1 new building", True),
+        ("2 new roads in the north and 3 new buildings", "2 new roads and 3 new buildings", True),
+        ("no new roads or buildings", "There are no changes in roads or buildings.", False),
+        ("three new roads and no new buildings", "3 new roads and no new buildings", True),
+        ("gibberish", "1 new road and no new buildings", True),
+        ("1 new road", "unheard of", True),
+    )
+    strict, paper = (scored(rows, ["count"], protocol) for protocol in ("strict", "paper"))
+    assert values(strict, "count", "roads") == {"mae": 0, "rmse": 0, "exact": 0.8}
+    assert values(strict, "count", "both") == {"exact": 0.8, "unreadable": 1}
+    # "north" makes 3 buildings 0, and "three" is no number
+    assert values(paper, "count", "buildings")["mae"] == 1.0
+    assert values(paper, "count", "buildings")["rmse"] == pytest.approx(math.sqrt(3))
+    assert values(paper, "count", "both")["unreadable"] == 2
+    assert [one.n for one in strict.figures if one.metric == "mae"] == [4, 4]
+    assert [problem.where for problem in strict.problems] == ["count 5"]
+
+
+def test_cells_under_both_protocols() -> None:
+    empty = "roads [] buildings []"
+    rows = pairs(
+        "location",
+        (empty, empty, False),
+        ("roads ['top-left'] buildings []", "roads: ['top-left'] buildings: ['center-left']", True),
+        ("Roads: [top left], buildings: [center-left]", "roads ['top-left'] buildings ['center-left']", True),
+        ("roads ['top-left' buildings [", empty, False),
+    )
+    strict, paper = (scored(rows, ["location"], protocol) for protocol in ("strict", "paper"))
+    roads = values(strict, "location", "roads")
+    assert (roads["precision"], roads["recall"], roads["jaccard"], roads["subset"]) == (1, 1, 0.75, 0.75)
+    roads = values(paper, "location", "roads")
+    assert (roads["precision"], roads["recall"], roads["jaccard"], roads["subset"]) == (1, 0.5, 0.25, 0.5)
+    assert values(paper, "location", "both") == {"unreadable": 2}
+    baseline = {
+        protocol: values(found, "location", "buildings, always empty")
+        for protocol, found in (("strict", strict), ("paper", paper))
+    }
+    assert baseline["strict"]["subset"] == baseline["paper"]["subset"] == baseline["strict"]["jaccard"] == 0.5
+    assert baseline["paper"]["jaccard"] == baseline["paper"]["f1"] == 0
+
+
+@pytest.mark.usefixtures("no_java")
+def test_text_without_java_has_a_note_and_the_rest() -> None:
+    rows = pairs("caption", ("A house is built!", "a house is built .", True), (SAME, SAME + " .", False))
+    strict, paper = (scored(rows, ["caption"], protocol) for protocol in ("strict", "paper"))
+    assert (strict.tokens, paper.tokens) == ("simple", "word map")
+    assert any("simple rule" in note for note in strict.notes)
+    assert any("no METEOR" in note and "Java" in note for note in paper.notes)
+    assert not any("simple rule" in note for note in paper.notes)
+    assert values(strict, "caption")["bleu_4"] == pytest.approx(1)
+    assert values(paper, "caption")["bleu_4"] < 1  # "A" and "built!" are unknown words
+    assert values(paper, "caption", "unchanged")["rouge_l"] == pytest.approx(1)
+    assert "s_m" not in values(strict, "caption")
+    assert {one.published for one in paper.figures if one.metric == "bleu_4"} == {0.6251, None}
+
+
+@pytest.mark.usefixtures("no_java")
+def test_text_is_split_by_what_is_true() -> None:
+    rows = pairs("caption", ("a", "a", True), ("b", "c", False), (SAME, SAME, False))
+    found = [one for one in scored(rows, ["caption"]).figures if one.metric == "rouge_l"]
+    assert [(one.group, one.n) for one in found] == [("all", 3), ("changed", 1), ("unchanged", 2)]
+    assert [one.value for one in found] == pytest.approx([2 / 3, 1, 1 / 2])
+    assert {one.group for one in scored(rows[:1], ["caption"]).figures} == {"all", "changed"}
+
+
+def test_unknown_words_match_each_other_on_paper_only(no_java: None) -> None:
+    rows = pairs("open", ("a palace is built", "a villa is built", True))
+    assert values(scored(rows, ["open"], "paper"), "open")["bleu_4"] == pytest.approx(1)
+    assert values(scored(rows, ["open"]), "open")["bleu_4"] < 0.5
+
+
+def test_text_without_the_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        raise ToolError("not installed: deltavlm[eval]")
+
+    monkeypatch.setattr(java, "package", gone)
+    rows = [*pairs("caption", ("a", "a", True)), *pairs("change", ("yes", "yes", True))]
+    found = scored(rows, ["caption", "change"])
+    assert [note for note in found.notes if "deltavlm[eval]" in note] == found.notes
+    assert len(found.notes) == 1
+    assert {one.task for one in found.figures} == {"change"}
+
+
+@pytest.mark.usefixtures("no_java")
+def test_dialogues_are_scored_turn_by_turn() -> None:
+    asked = (*dialogue.TURNS, "And the trees?")
+    truth = ("yes", "2 roads has changed, and no buildings has changed", "a house is built", "they are gone")
+    turns = tuple(Turn(question, (answer,)) for question, answer in zip(asked, truth, strict=True))
+    rows = [
+        (Example("a", "dialogue", turns, True, "A", "B"), Prediction("a", "dialogue", truth)),
+        (Example("b", "dialogue", turns, True, "A", "B"), Prediction("b", "dialogue", ("no",))),
+    ]
+    found = scored(rows, ["dialogue"])
+    assert values(found, "dialogue, turn 1")["accuracy"] == 0.5
+    assert values(found, "dialogue, turn 2", "roads") == {"mae": 0, "rmse": 0, "exact": 1}
+    assert values(found, "dialogue, turn 3")["rouge_l"] == pytest.approx(1)
+    assert "rouge_l" in values(found, "dialogue, turn 4")
+    assert any("fewer answers" in note for note in found.notes)
+    assert "dialogue, turn 1" not in {one.task for one in scored(rows, ["dialogue"], "paper").figures}
+
+
+def test_paper_needs_its_words() -> None:
+    with pytest.raises(ValueError, match="word map"):
+        score(pairs("caption", ("a", "a", True)), ["caption"], Setup("paper"))
+
+
+def test_the_order_of_examples_changes_nothing() -> None:
+    rows = pairs(
+        "count",
+        *((f"{i} new roads and 1 new building", "3 new roads and 1 new building", True) for i in range(9)),
+    )
+    one, other = (scored(part, ["count"]) for part in (rows, rows[::-1]))
+    assert [figure.value for figure in one.figures] == [figure.value for figure in other.figures]
+
+
+def test_scoring_loads_no_model() -> None:
+    """`data` may know the model; what scoring takes of it must not bring torch in."""
+    code = "import sys, deltavlm.scoring.report; print({'torch', 'transformers', 'PIL'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "set()"
