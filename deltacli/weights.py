@@ -52,6 +52,7 @@ def list_models(
 ) -> None:
     """The models that --model knows by name, with their size and place."""
     from deltavlm.model.folder import home, models
+    from deltavlm.upstream.fetch import size_text
 
     found: list[dict[str, Any]] = [
         {
@@ -65,7 +66,7 @@ def list_models(
         typer.echo(json.dumps({"models": found, "home": str(home())}, ensure_ascii=False))
         return
     for model in found:
-        typer.echo(f"{model['name']:16s} {size(model['bytes']):>9s}  {model['folder']}")
+        typer.echo(f"{model['name']:16s} {size_text(model['bytes']):>9s}  {model['folder']}")
     if not any(model["name"] == "deltavlm-7b" for model in found):
         typer.echo(f"{'deltavlm-7b':16s} {'not here':>9s}  deltavlm weights fetch deltavlm-7b")
 
@@ -153,12 +154,13 @@ def fetch(
     if not no_convert:
         needed = sum(part.size for part in planned.parts if not (link_llm and part.part.name == hub.LANGUAGE))
         free = hub.free_bytes(folder)
-        voice.say(f"then made into {folder}: up to {size(needed)}, {size(free)} free there")
+        voice.say(f"then made into {folder}: up to {hub.size_text(needed)}, {hub.size_text(free)} free there")
         same_disk = planned.missing if _same_disk(folder, planned.cache_dir) else 0
         if needed + same_disk > free and not dry_run:
             raise InputError(
-                f"{folder} needs up to {size(needed + same_disk)} with the downloads, {size(free)} are free;"
-                f" give -o on another disk, or --link-llm to leave the language model where it is"
+                f"{folder} needs up to {hub.size_text(needed + same_disk)} with the downloads,"
+                f" {hub.size_text(free)} are free; give -o on another disk,"
+                f" or --link-llm to leave the language model where it is"
             )
     record: dict[str, Any] = {
         "parts": {
@@ -229,13 +231,14 @@ def inspect(
     color: options.ColorWhen = None,
 ) -> None:
     """What a checkpoint holds, whether its difference module was trained, and whether a vision base fits."""
+    from deltavlm.upstream.fetch import size_text
     from deltavlm.upstream.inspect import inspect as look
 
     found = look(file, vision)
     if json_summary:
         typer.echo(json.dumps(_inspected(found), ensure_ascii=False))
         return
-    typer.echo(f"{found.path}: {size(found.size)}, epoch {found.epoch}")
+    typer.echo(f"{found.path}: {size_text(found.size)}, epoch {found.epoch}")
     for organ in found.organs:
         kinds = ", ".join(organ.dtypes)
         typer.echo(f"  {organ.name:24s} {organ.tensors:4d} tensors {organ.parameters:12,d} numbers  {kinds}")
@@ -355,9 +358,11 @@ def verify(
 
 def tell_converted(done: Converted, chosen: str) -> None:
     """What was made, and what to mind."""
+    from deltavlm.upstream.fetch import size_text
+
     mode = done.config.difference.mode
     voice.say(
-        f"{counted(done.filled, 'tensor')} in {done.folder} ({size(done.bytes)}),"
+        f"{counted(done.filled, 'tensor')} in {done.folder} ({size_text(done.bytes)}),"
         f" {len(done.ignored)} ignored; language model {done.config.sources['language']}"
     )
     if chosen == "auto":
@@ -382,13 +387,3 @@ def _inspected(found: Inspection) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(found) | {"path": str(found.path), "difference": found.difference}
-
-
-def size(number: int) -> str:
-    """Bytes for people: `21.9 MB`."""
-    value = float(number)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
