@@ -214,6 +214,7 @@ def analyze(
     path = None if target == "-" else Path(target)
     if path is not None:
         check_output(path, overwrite)
+    numbers = running.applied(read_config(find_folder(model)))
     run = pipeline.AnalyzeOptions(
         chip_px=chip_size,
         overlap_px=overlap_px,
@@ -246,7 +247,6 @@ def analyze(
             voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
         grid = reader.grid(chip_size, overlap_px)
         if dry_run:
-            numbers = running.applied(read_config(find_folder(model)))
             warn_of_scale(numbers.training_gsd_m, numbers.chip_px)
             plan = pair_plan(reader, grid, target)
             plan |= {
@@ -312,6 +312,11 @@ def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
     ]
     voice.table("Most changed chips", ("chip", where, "score", "caption"), rows)
     parts = [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
+    if summary.unread:
+        voice.warn(
+            f"the model said neither yes nor no to whether {counted(summary.unread, 'chip')} changed; the"
+            f" answers as written are in answer_change"
+        )
     voice.say(
         f"{counted(summary.chips, 'chip')}: {', '.join([f'{summary.changed} changed', *parts])}; "
         f"{summary.seconds:.1f} s, {summary.chips_per_s:.1f} chips/s; "
@@ -330,6 +335,7 @@ def _outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[s
             for status in ("answered", "cascaded", "nodata", "unreadable", "error")
         },
         "changed": summary.changed,
+        "neither_yes_nor_no": summary.unread,
         "seconds": round(summary.seconds, 3),
         "chips_per_s": round(summary.chips_per_s, 3),
         "gsd_m": reader.gsd_m,

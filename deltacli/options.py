@@ -183,7 +183,12 @@ Stride = Annotated[
 ]
 Bbox = Annotated[
     str | None,
-    flag("--bbox", panel=CHIPS, metavar="XMIN,YMIN,XMAX,YMAX", help="Only chips that touch this box."),
+    flag(
+        "--bbox",
+        panel=CHIPS,
+        metavar="XMIN,YMIN,XMAX,YMAX",
+        help="Only chips that touch this box; XMIN above XMAX crosses 180 degrees.",
+    ),
 ]
 BboxCrs = Annotated[str, flag("--bbox-crs", panel=CHIPS, metavar="CRS", help="CRS of --bbox.")]
 Aoi = Annotated[

@@ -235,6 +235,7 @@ def inspect(
     from deltavlm.upstream.inspect import inspect as look
 
     found = look(file, vision)
+    _warn(found)
     if json_summary:
         typer.echo(json.dumps(_inspected(found), ensure_ascii=False))
         return
@@ -251,7 +252,6 @@ def inspect(
     typer.echo(f"difference: auto means {found.difference}")
     if found.base_cosine is not None:
         typer.echo(f"least cosine of the tuned blocks with the base: {found.base_cosine:.4f}")
-    _warn(found)
 
 
 @weights.command()
@@ -336,10 +336,16 @@ def verify(
     from dataclasses import asdict
 
     from deltavlm.errors import ModelError
+    from deltavlm.model.folder import read_config
     from deltavlm.upstream.verify import TOLERANCE
     from deltavlm.upstream.verify import verify as compare
 
     checks = compare(folder, expected, dtype=dtype, device=device)
+    mode = read_config(folder).difference.mode
+    if mode != "csrm":
+        voice.warn(
+            f"{folder} is asked with difference {mode}; it was compared with csrm, as the original runs"
+        )
     failed = [check for check in checks if not check.passed]
     if json_summary:
         rows = [asdict(check) | {"passed": check.passed} for check in checks]
@@ -370,6 +376,8 @@ def tell_converted(done: Converted, chosen: str) -> None:
         verdict = "was trained" if found.csrm_trained else "was NEVER trained"
         tell = voice.say if mode == "csrm" else voice.warn
         tell(f"difference: {mode}, because the difference module {verdict} ({'; '.join(found.evidence)})")
+    else:
+        voice.say(f"difference: {mode}, as asked for")
     _warn(done.inspection)
 
 
@@ -386,4 +394,10 @@ def _warn(found: Inspection) -> None:
 def _inspected(found: Inspection) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(found) | {"path": str(found.path), "difference": found.difference}
+    from deltavlm.upstream.inspect import FITS
+
+    return asdict(found) | {
+        "path": str(found.path),
+        "difference": found.difference,
+        "base_fits": None if found.base_cosine is None else found.base_cosine >= FITS,
+    }

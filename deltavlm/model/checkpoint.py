@@ -37,6 +37,7 @@ def save(
     }
     scratch = folder / f".{WEIGHTS}.tmp"
     save_file(small, scratch, metadata=dict(provenance))
+    scratch.chmod(0o644)  # the library leaves it to the owner alone
     scratch.replace(folder / WEIGHTS)
     save_config(folder, config)
 

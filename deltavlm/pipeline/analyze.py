@@ -79,6 +79,7 @@ class Summary:
 
     statuses: Counter[Status] = field(default_factory=Counter)
     changed: int = 0
+    unread: int = 0  # chips whose answer is neither yes nor no
     seconds: float = 0.0
     batch_size: int = 0
     first_failure: str = ""
@@ -297,6 +298,7 @@ def _tally(summary: Summary, result: ChipResult) -> None:
     if result.status in ("unreadable", "error") and not summary.first_failure:
         summary.first_failure = result.reason
     change, caption = result.of_task("change"), result.of_task("caption")
+    summary.unread += change is not None and change.value is None
     if change is None or change.value is not True:
         return
     summary.changed += 1

@@ -81,6 +81,8 @@ def convert(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there already; give another folder, or delete it")
     pieces = sources.language / SENTENCEPIECE
+    if not sources.language.is_dir():
+        raise InputError(f"no folder {sources.language}; give that of the language model")
     if not pieces.is_file():
         raise InputError(
             f"{sources.language} has no {SENTENCEPIECE}; fetch that file of the language model too"
@@ -95,7 +97,7 @@ def convert(
     tower = read_tower(sources.vision, published)
     config = read_config(sources, published, tower)
     mode = inspection.difference if difference == "auto" else difference
-    config = replace(config, difference=replace(config.difference, mode=mode))
+    config = replace(config, name=folder.name, difference=replace(config.difference, mode=mode))
     tokenizer = bert_tokenizer(sources.bert / "vocab.txt")
     words = tokenizer.get_vocab_size()
     if words not in (config.qformer.vocab, config.qformer.vocab - 1):  # [DEC] is added, and never said
@@ -348,6 +350,7 @@ def save(path: Path, weights: Mapping[str, Tensor], made: Mapping[str, str]) -> 
 
     try:
         save_file({n: t.detach().contiguous().clone() for n, t in weights.items()}, path, metadata=dict(made))
+        path.chmod(0o644)  # the library leaves it to the owner alone
     except SafetensorError as error:
         raise OSError(28, str(error)) from error
 

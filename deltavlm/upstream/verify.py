@@ -153,6 +153,8 @@ def generated(
 def read_expected(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """(arrays, cases). Raises: InputError."""
     path = folder / "expected.json"
+    if not path.is_file():
+        raise InputError(f"no file {path}; give the folder of what the original computed")
     try:
         cases = json.loads(path.read_text())["cases"]
         for case in cases:

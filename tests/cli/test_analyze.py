@@ -288,3 +288,10 @@ def test_a_cascade_needs_the_yes_no_question(run: Run, scene: Scene) -> None:
     assert "--cascade needs the yes/no question" in one_line(result)
     done = run("analyze", *scene.args, "--cascade", "--chip-size", 32, "--json", "-q")
     assert json.loads(done.stdout)["cascaded"] == 14
+
+
+def test_answers_that_are_neither_yes_nor_no_are_told(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    model.script = lambda before, after, question: "perhaps"
+    result = run("analyze", *scene.args, "--chip-size", 32, "--json")
+    assert json.loads(result.stdout)["neither_yes_nor_no"] == 15
+    assert "Warning: the model said neither yes nor no to whether 15 chips changed" in result.stderr

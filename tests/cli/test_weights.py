@@ -86,14 +86,21 @@ def test_inspect_says_what_is_in_it() -> None:
     assert "difference module was trained: beyond the range of a fresh layer" in found.stdout
     assert "difference: auto means csrm" in found.stdout
     assert "Warning: the vision base does not look like" in found.stderr
+    told = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth", "--json")
+    assert "Warning: the vision base does not look like" in told.stderr
+    assert json.loads(told.stdout)["base_fits"] is False
     record = json.loads(run("weights", "inspect", path, "--json").stdout)
+    assert record["base_fits"] is None
     assert record["csrm_trained"] is True
     assert record["epoch"] == 7
 
 
 def test_an_own_choice_of_the_difference_is_kept(tmp_path: Path) -> None:
     made = converted(tmp_path / "out", "--difference", "concat")
-    assert "because" not in made.stderr
+    assert "difference: concat, as asked for" in made.stderr
+    checked = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN)
+    assert checked.exit_code == 0
+    assert "is asked with difference concat; it was compared with csrm" in checked.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["difference"]["mode"] == "concat"
 
 
@@ -104,7 +111,7 @@ def test_an_own_choice_of_the_difference_is_kept(tmp_path: Path) -> None:
         (("inspect", GOLDEN / "expected.json"), "is not a file of torch, or it is cut off"),
         (("inspect", GOLDEN / "eva_vit_g.pth"), "is no checkpoint of DeltaVLM"),
         (("verify", "nowhere", "--expected", GOLDEN), "nowhere is not a checkpoint"),
-        (("verify", SHIPPED / "nano", "--expected", "nowhere"), "expected.json is not a file"),
+        (("verify", SHIPPED / "nano", "--expected", "nowhere"), "no file nowhere/expected.json"),
         (("convert",), "Missing option '--checkpoint'"),
     ],
 )

@@ -294,7 +294,7 @@ def test_shards_prefer_safetensors_and_name_what_is_missing(tmp_path: Path) -> N
 
 def test_a_converted_checkpoint_answers(converted: Path) -> None:
     model = load_model(str(converted), device="cpu")
-    assert model.name == "deltavlm-7b"
+    assert model.name == "tiny"  # its folder's
     assert model.chip_px == 256
     assert len(model.fingerprint) == 16
     before = torch.randint(0, 255, (2, 3, 256, 256), dtype=torch.uint8).numpy()
