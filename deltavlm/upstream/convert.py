@@ -35,7 +35,7 @@ from deltavlm.model.deltavlm import build
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, WEIGHTS
 from deltavlm.model.tokenizer import bert_tokenizer, load_sentencepiece
 from deltavlm.upstream import names
-from deltavlm.upstream.inspect import Inspection, blocks_of, inspect, read_checkpoint
+from deltavlm.upstream.inspect import Inspection, blocks_of, inspected, read_checkpoint
 from deltavlm.upstream.read import shards, tensors
 
 SHARD_BYTES = 2 << 30  # of the language model's files: what is held in memory at once
@@ -87,13 +87,13 @@ def convert(
         raise InputError(
             f"{sources.language} has no {SENTENCEPIECE}; fetch that file of the language model too"
         )
-    inspection = inspect(sources.checkpoint, sources.vision)
+    published, rest = read_checkpoint(sources.checkpoint)
+    inspection = inspected(sources.checkpoint, published, rest, sources.vision)
     if inspection.unknown:
         raise InputError(
             f"{sources.checkpoint} holds {len(inspection.unknown)} tensors that are unknown here,"
             f" {inspection.unknown[0]} the first; it is not a checkpoint of the published model"
         )
-    published, rest = read_checkpoint(sources.checkpoint)
     tower = read_tower(sources.vision, published)
     config = read_config(sources, published, tower)
     mode = inspection.difference if difference == "auto" else difference

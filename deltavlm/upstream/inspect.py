@@ -78,7 +78,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def inspect(path: Path, base: Path | None = None) -> Inspection:
     """Looks at a checkpoint, and at how its vision blocks fit a vision base. Raises: InputError."""
-    weights, rest = read_checkpoint(path)
+    return inspected(path, *read_checkpoint(path), base)
+
+
+def inspected(
+    path: Path, weights: Mapping[str, Tensor], rest: Mapping[str, Any], base: Path | None
+) -> Inspection:
+    """The same of a checkpoint that was read already. Raises: InputError."""
     unknown, organs = [], dict[str, list[Tensor]]()
     for name, tensor in weights.items():
         try:
@@ -119,9 +125,8 @@ def blocks_of(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
 def csrm_trained(weights: Mapping[str, Tensor], optimizer: Any) -> tuple[bool | None, tuple[str, ...]]:
     """Whether the difference module was trained, and why we think so.
 
-    Its weights beyond the bound of a fresh layer say yes for certain. All inside, with an optimiser that has
-    no state for them, says no; without such an optimiser it says no too, unless the control (heads that
-    no code trains) is itself beyond the bound.
+    A weight beyond the bound of a fresh layer says yes for certain, as does a state of the optimiser for one
+    of the layers. Neither says no. None where the file lacks a layer.
     """
     missing = [name for name in CSRM if f"{name}.weight" not in weights]
     if missing:

@@ -35,8 +35,6 @@ IGNORED = (
     (r"text_proj\.(weight|bias)", "head of a contrastive loss that is commented out"),
     (r"temp", "temperature of that loss"),
 )
-# A vision base: files in LAVIS's or timm's names lack the prefix, and have a block and a head more.
-BASE_IGNORED = r"(norm|fc_norm|head)\.(weight|bias)"
 # InstructBLIP's vision tower in transformers' names -> LAVIS's. Its bias of q, k, v is one tensor.
 INSTRUCTBLIP = (
     ("vision_model.embeddings.class_embedding", "cls_token"),

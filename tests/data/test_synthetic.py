@@ -134,9 +134,8 @@ def test_a_reduced_scene_is_the_large_one_averaged_down() -> None:
 
 
 def test_a_reduced_scene_changes_as_often() -> None:
-    seeds = range(60)
-    far = sum(make_scene(seed, 96, 96, change=0.5, reduce=2).change.any() for seed in seeds)
-    assert 10 <= far <= 40  # not 0.5 for each of the neighbourhoods that now fit
+    far = sum(make_scene(seed, change=0.5, reduce=2).change.any() for seed in range(24))
+    assert 5 <= far <= 18  # 12 or so; 22 if each of the four neighbourhoods that now fit had the whole chance
 
 
 def test_retoning_moves_colours_and_not_shapes(scenes: list[Scene]) -> None:
