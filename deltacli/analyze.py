@@ -3,282 +3,155 @@
 from __future__ import annotations
 
 import json
-import os
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deltacli import options, values
 from deltacli.console import counted, voice
+from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
 from deltacli.plan import pair_plan, show_plan
 from deltavlm.config import shipped
 from deltavlm.errors import ConfigError, PartialFailure
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import PairReader
-    from deltavlm.model.config import Running
     from deltavlm.model.interface import ChangeModel
     from deltavlm.pipeline.analyze import Progress, Summary
+    from deltavlm.tasks.questions import QuestionSpec
 
-_ASK = options.ASK
 
-
+@grouped
 def analyze(
     before: options.Before,
     after: options.After,
-    output: options.Output = None,
-    overwrite: options.Overwrite = False,
-    layer: Annotated[
-        Literal["chips", "locations"] | None,
-        options.flag(
-            "--layer",
-            panel=options.OUTPUT,
-            show_default="both in a GeoPackage, else chips",
-            help="Write this layer alone.",
-        ),
-    ] = None,
-    dry_run: options.DryRun = False,
+    *,
+    out: OutputFlags,
     questions: Annotated[
         Path | None,
         options.flag(
             *("--questions", "-Q"),
-            panel=_ASK,
+            panel=options.ASK,
             metavar="FILE",
             help="YAML list of questions, instead of the built-in caption, change, count, location.",
         ),
     ] = None,
     ask: Annotated[
         str | None,
-        options.flag("--ask", panel=_ASK, metavar="NAME,NAME", help="Only these of the question set."),
+        options.flag("--ask", panel=options.ASK, metavar="NAME,NAME", help="Only these of the question set."),
     ] = None,
-    model: Annotated[
-        str, options.flag("--model", "-m", panel=_ASK, metavar="NAME|FOLDER", help="Model to ask.")
-    ] = "nano",
-    device: Annotated[
-        str, options.flag("--device", panel=_ASK, metavar="auto|cpu|cuda|mps", help="Where it runs.")
-    ] = "auto",
-    threads: Annotated[
-        int | None,
-        options.flag(
-            "--threads", panel=_ASK, metavar="N", min=1, show_default="all cores", help="CPU threads."
-        ),
-    ] = None,
-    dtype: options.Dtype = "auto",
-    decode: options.Decode = "auto",
-    beams: options.Beams = None,
-    prompt_style: options.PromptStyle = "auto",
-    cascade: Annotated[
-        bool,
-        options.flag(
-            "--cascade",
-            panel=_ASK,
-            help="First ask whether it changed, and the rest only of chips that say yes.",
-        ),
-    ] = False,
-    batch_size: Annotated[
-        str,
-        options.flag(
-            "--batch-size",
-            panel=_ASK,
-            metavar="auto|N",
-            help="Chips asked at once; halved where memory is short.",
-        ),
-    ] = "auto",
-    chip_size: options.ChipSize = 256,
-    overlap: options.Overlap = None,
-    stride: options.Stride = None,
-    bbox: options.Bbox = None,
-    bbox_crs: options.BboxCrs = "EPSG:4326",
-    aoi: options.Aoi = None,
-    limit: Annotated[
-        int | None,
-        options.flag("--limit", panel=options.CHIPS, metavar="N", min=1, help="Only the first N chips."),
-    ] = None,
-    max_nodata: Annotated[
-        float,
-        options.flag(
-            "--max-nodata",
-            panel=options.CHIPS,
-            metavar="SHARE",
-            min=0,
-            max=1,
-            help="Chips with a larger share without data are not asked.",
-        ),
-    ] = 0.5,
-    on_error: Annotated[
-        Literal["skip", "fail"],
-        options.flag(
-            "--on-error",
-            panel=options.CHIPS,
-            help="A chip that cannot be read or answered: write its status, or stop.",
-        ),
-    ] = "skip",
-    bands: Annotated[
-        str | None,
-        options.flag(
-            *("--bands", "-b", "--bidx"),
-            panel=options.RASTERS,
-            metavar="3,2,1",
-            show_default="RGB by colour, else 1,2,3",
-            help="Red, green and blue band of both.",
-        ),
-    ] = None,
-    before_bands: Annotated[
-        str | None,
-        options.flag("--before-bands", panel=options.RASTERS, metavar="3,2,1", help="The same for BEFORE."),
-    ] = None,
-    after_bands: Annotated[
-        str | None,
-        options.flag("--after-bands", panel=options.RASTERS, metavar="3,2,1", help="The same for AFTER."),
-    ] = None,
-    scale: Annotated[
-        str,
-        options.flag(
-            "--scale",
-            panel=options.RASTERS,
-            metavar="SPEC",
-            help="To 8 bit: auto, none, LO,HI, pct:LO,HI or per-date. With auto, 8 bit stays as it is.",
-        ),
-    ] = "auto",
-    nodata: Annotated[
-        float | None,
-        options.flag(
-            "--nodata",
-            panel=options.RASTERS,
-            metavar="VALUE",
-            show_default="as the files say",
-            help="Pixel value that means no data.",
-        ),
-    ] = None,
-    alpha_band: Annotated[
-        Literal["auto", "none"],
-        options.flag("--alpha-band", panel=options.RASTERS, help="none: a band marked as alpha is data."),
-    ] = "auto",
-    align: options.Align = "auto",
-    resampling: options.Resampling = "bilinear",
-    gsd: options.Gsd = None,
-    allow_no_crs: options.AllowNoCrs = False,
-    gdal_config: options.GdalConfig = None,
+    asked: ModelFlags,
+    cascade: options.Cascade = False,
+    batch_size: options.BatchSize = "auto",
+    chips: ChipFlags,
+    rasters: RasterFlags,
+    talk: TalkFlags,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
 ) -> None:
     """Say chip by chip what changed from BEFORE to AFTER, and write the answers as a map.
 
     Without -o the result is <AFTER's stem>_changes.gpkg in the current folder.
     """
-    before, after = values.location_of("BEFORE", before), values.location_of("AFTER", after)
-    target = output or values.default_output(after, "_changes.gpkg")
+    from deltavlm.tasks.questions import load_questions, pick_questions
+
+    specs = load_questions(questions or shipped("questions.yaml"))
+    if ask is not None:
+        specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
+    analyze_chips(
+        (before, after),
+        specs,
+        out,
+        asked,
+        chips,
+        rasters,
+        cascade=cascade,
+        batch_size=batch_size,
+        json_summary=json_summary,
+    )
+
+
+def analyze_chips(
+    places: tuple[str, str],
+    specs: Sequence[QuestionSpec],
+    out: OutputFlags,
+    asked: ModelFlags,
+    chips: ChipFlags,
+    rasters: RasterFlags,
+    *,
+    cascade: bool,
+    batch_size: str,
+    json_summary: bool,
+) -> None:
+    """Ask the questions about every chip of the pair and write the layers; `ask --all-chips` comes here."""
+    before, after = (
+        values.location_of(name, place) for name, place in zip(("BEFORE", "AFTER"), places, strict=True)
+    )
+    target = out.output or values.default_output(after, "_changes.gpkg")
     if target == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
-    overlap_px = values.overlap_of(chip_size, overlap, stride)
-    both = values.bands_of("--bands", bands)
-    read: dict[str, Any] = {
-        "before_bands": values.bands_of("--before-bands", before_bands) or both,
-        "after_bands": values.bands_of("--after-bands", after_bands) or both,
-        "gsd_m": values.gsd_of(gsd),
-        "bbox": values.bbox_of(bbox),
-    }
-    device = values.device_of(device)
-    wanted_batch = values.batch_size_of(batch_size)
-    os.environ.update(values.gdal_settings_of(gdal_config))  # before GDAL starts: it reads them there
+    overlap_px, wanted_batch = chips.overlap_px, values.batch_size_of(batch_size)
+    read_options = rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
+    running = asked.running()
+    if cascade and not any(spec.task == "change" for spec in specs):
+        raise ConfigError("--cascade needs the yes/no question; add an entry 'task: change', or leave it out")
 
-    from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
+    from deltavlm.geo.pair import RasterPair, open_pair
     from deltavlm.geo.sinks import check_output, open_sink
-    from deltavlm.model.config import Running
     from deltavlm.model.folder import find_folder, read_config
     from deltavlm.pipeline import analyze as pipeline
     from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
     from deltavlm.pipeline.provenance import provenance
-    from deltavlm.tasks.questions import load_questions, pick_questions
 
-    running = Running(
-        device=device,
-        threads=threads,
-        dtype=dtype,
-        decode=None if decode == "auto" else decode,
-        beams=beams,
-        prompt_style=None if prompt_style == "auto" else prompt_style,
-    )
-    specs = load_questions(questions or shipped("questions.yaml"))
-    if ask is not None:
-        specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
-    if cascade and not any(spec.task == "change" for spec in specs):
-        raise ConfigError("--cascade needs the yes/no question; add an entry 'task: change', or leave it out")
     path = None if target == "-" else Path(target)
     if path is not None:
-        check_output(path, overwrite)
-    numbers = running.applied(read_config(find_folder(model)))
+        check_output(path, out.overwrite)
+    numbers = running.applied(read_config(find_folder(asked.model)))
     run = pipeline.AnalyzeOptions(
-        chip_px=chip_size,
+        chip_px=chips.chip_size,
         overlap_px=overlap_px,
-        max_nodata=max_nodata,
-        limit=limit,
-        on_error=on_error,
+        max_nodata=chips.max_nodata,
+        limit=chips.limit,
+        on_error=chips.on_error,
         cascade=cascade,
     )
-    read_options = ReadOptions(
-        align=align,
-        resampling=resampling,
-        scale=scale,
-        nodata=nodata,
-        alpha_band=alpha_band,
-        allow_no_crs=allow_no_crs,
-        bbox_crs=bbox_crs,
-        aoi=aoi,
-        **read,
-    )
     with open_pair(RasterPair(before, after), read_options) as reader:
-
-        def warn_of_scale(training_gsd_m: float, chip_px: int) -> None:
-            warning = pipeline.scale_warning(reader.gsd_m, training_gsd_m, chip_size / chip_px)
-            if warning:
-                voice.warn(warning)
-
-        for note in reader.notes:
-            (voice.warn if note in reader.warnings else voice.say)(note)
-        if reader.gsd_m is not None:
-            voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
-        grid = reader.grid(chip_size, overlap_px)
-        if dry_run:
-            warn_of_scale(numbers.training_gsd_m, numbers.chip_px)
+        tell_notes(reader)
+        grid = reader.grid(chips.chip_size, overlap_px)
+        if out.dry_run:
+            warn_of_scale(reader, numbers.training_gsd_m, chips.chip_size / numbers.chip_px)
             plan = pair_plan(reader, grid, target)
             plan |= {
-                "limit": limit,
+                "limit": chips.limit,
                 "questions": [spec.name for spec in specs],
-                "model": model,
-                "device": device,
+                "model": asked.model,
+                "device": running.device,
             }
             show_plan(plan, as_json=json_summary, on_stdout=path is not None)
             return
-        chips = min(len(grid), limit or len(grid))
-        started = time.monotonic()
-        asked = _load(model, running)
-        load_s = time.monotonic() - started
-        voice.say(f"model {asked.name} ({asked.fingerprint}) on {asked.device}, loaded in {load_s:.1f} s")
-        warn_of_scale(asked.training_gsd_m, asked.chip_px)
-        run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(asked.device))
-        origin = Origin.of(reader, asked)
+        model, load_s = asked.load()
+        warn_of_scale(reader, model.training_gsd_m, chips.chip_size / model.chip_px)
+        run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(model.device))
+        origin = Origin.of(reader, model)
         layers = (chips_layer(specs), LOCATIONS)
-        record = provenance(reader, asked, specs, run)
+        record = provenance(reader, model, specs, run)
+        total = min(len(grid), chips.limit or len(grid))
         with (
-            open_sink(path, layers, reader.crs, record, overwrite=overwrite, only_layer=layer) as sink,
-            voice.counting(chips, "chips", beside_data=path is None) as tell,
+            open_sink(
+                path, layers, reader.crs, record, overwrite=out.overwrite, only_layer=out.layer
+            ) as sink,
+            voice.counting(total, "chips", beside_data=path is None) as tell,
         ):
 
             def watch(progress: Progress) -> None:
                 tell(progress.done, f"{progress.changed} changed, {progress.chips_per_s:.1f} chips/s")
 
-            summary = pipeline.analyze(reader, asked, specs, sink, origin, run, watch)
+            summary = pipeline.analyze(reader, model, specs, sink, origin, run, watch)
         _tell_outcome(summary, reader, target)
         if json_summary:
-            outcome = _outcome(summary, reader, asked) | {"load_seconds": round(load_s, 3), "output": target}
+            outcome = _outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}
             typer.echo(json.dumps(outcome, ensure_ascii=False))
     if summary.failed:
         raise PartialFailure(
@@ -286,10 +159,22 @@ def analyze(
         )
 
 
-def _load(name: str, running: Running) -> ChangeModel:
-    from deltavlm.model.predictor import load_model
+def tell_notes(reader: PairReader) -> None:
+    """What was found of the pair, and how large a pixel is."""
+    for note in reader.notes:
+        (voice.warn if note in reader.warnings else voice.say)(note)
+    if reader.gsd_m is not None:
+        voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
 
-    return load_model(name, running)
+
+def warn_of_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
+    """Warn where the model, which sees pictures `shrink` times smaller, sees ground at a scale far from its
+    training's."""
+    from deltavlm.pipeline.analyze import scale_warning
+
+    warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
+    if warning:
+        voice.warn(warning)
 
 
 def _places(summary: Summary, reader: PairReader) -> tuple[str, list[tuple[float, float]]]:

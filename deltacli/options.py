@@ -161,6 +161,24 @@ PromptStyle = Annotated[
     flag("--prompt-style", panel=ASK, help="Questions as written, or as in the model's training."),
 ]
 
+Cascade = Annotated[
+    bool,
+    flag(
+        "--cascade",
+        panel=ASK,
+        help="First ask whether it changed, and the rest only of chips that say yes.",
+    ),
+]
+BatchSize = Annotated[
+    str,
+    flag(
+        "--batch-size",
+        panel=ASK,
+        metavar="auto|N",
+        help="Chips asked at once; halved where memory is short.",
+    ),
+]
+
 ChipSize = Annotated[
     int, flag("--chip-size", panel=CHIPS, metavar="PX", min=16, max=8192, help="Side of a chip.")
 ]

@@ -74,6 +74,10 @@ class ScriptedModel:
         encoded = encoded if pairs is None else [encoded[pair] for pair in pairs]
         return [[self._say(before, after, question) for question in questions] for before, after in encoded]
 
+    def reply(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+        self.history.append(tuple(question for _, question in rows))
+        return [self._say(*encoded[pair], question) for pair, question in rows]
+
     def _say(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], question: Question) -> Reply:
         if self.script is not None:
             said = self.script(before, after, question)

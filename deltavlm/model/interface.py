@@ -83,3 +83,10 @@ class ChangeModel(Protocol):
         Raises: ModelOutOfMemory when the batch does not fit.
         """
         ...
+
+    def reply(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+        """A reply for each (index of a pair, question), where pairs are asked different things.
+
+        Raises: ModelOutOfMemory when the batch does not fit.
+        """
+        ...

@@ -82,15 +82,17 @@ class Predictor:
         """Replies as [pair][question], of all pairs or of those with these indices. Raises:
         ModelOutOfMemory."""
         pairs = range(len(encoded)) if pairs is None else pairs
-        rows = [(pair, question) for question in questions for pair in pairs]
-        replies: dict[tuple[int, int], Reply] = {}
+        replies = self.reply(encoded, [(pair, question) for question in questions for pair in pairs])
+        return [replies[index :: len(pairs)] for index in range(len(pairs))]
+
+    def reply(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+        """A reply for each (index of a pair, question). Raises: ModelOutOfMemory."""
+        replies: list[Reply] = []
         with translated(f"{len(rows)} questions", self.device):
             most = ROWS[self.device.split(":")[0]]
             for start in range(0, len(rows), most):
-                part = rows[start : start + most]
-                for (pair, question), reply in zip(part, self._answer(encoded, part), strict=True):
-                    replies[pair, id(question)] = reply
-        return [[replies[pair, id(question)] for question in questions] for pair in pairs]
+                replies += self._answer(encoded, rows[start : start + most])
+        return replies
 
     def pixels(self, images: Pixels) -> Tensor:
         """uint8 RGB of any size -> normalised pixels of the model's size."""

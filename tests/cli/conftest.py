@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # A whole program with the scripted model in place of a real one; its arguments are those of `deltavlm`.
 PROGRAM = """
 import sys, time
-import deltacli.analyze
+import deltacli.flags
 from deltacli.main import app
 from tests.scripted_model import ScriptedModel
 
@@ -30,7 +30,7 @@ class Slow(ScriptedModel):
         time.sleep({pause})
         return super().answer(encoded, questions, pairs)
 
-deltacli.analyze._load = lambda name, running: Slow()
+deltacli.flags._load = lambda name, running: Slow()
 app(prog_name="deltavlm")
 """
 
@@ -59,7 +59,7 @@ def run(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         runner.loads.append((name, running))
         return model
 
-    monkeypatch.setattr("deltacli.analyze._load", load)
+    monkeypatch.setattr("deltacli.flags._load", load)
     return runner
 
 
