@@ -1,109 +1,150 @@
-"""`deltavlm eval`: answers against the references of a ChangeChat-format set."""
+"""`deltavlm eval`: a model's answers against the references of a ChangeChat-format set."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deltacli import options
+from deltacli import options, values
+from deltacli.answering import answer_set, images_of, shard_of
 from deltacli.console import voice
+from deltacli.flags import ModelFlags, TalkFlags, grouped
 from deltacli.options import ASK, OUTPUT, flag
+from deltavlm.errors import ConfigError, OutputError, PartialFailure, ToolError
 
 if TYPE_CHECKING:
     from deltavlm.data.examples import Task
 
+SET, SCORES = "Set", "Scores"
 
+
+@grouped
 def evaluate(
     data: Annotated[
         Path,
         typer.Argument(metavar="DATA", help="Folder of a ChangeChat-format set, or one of its JSON files."),
     ],
+    *,
+    split: Annotated[
+        Literal["train", "val", "test"], flag("--split", panel=SET, help="Which split of a folder.")
+    ] = "test",
+    tasks: Annotated[
+        str | None,
+        flag(
+            "--tasks",
+            panel=SET,
+            metavar="TASK,...",
+            show_default="all",
+            help="Of caption, change, count, location, open, dialogue.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        flag(
+            "--images",
+            panel=SET,
+            metavar="DIR",
+            show_default="images beside DATA",
+            help="Where the pictures are that the set names.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        flag("--limit", panel=SET, metavar="N", min=1, help="Only the first N pairs of pictures."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        flag("--shard", panel=SET, metavar="I/N", help="Only part I of N, to ask on several machines."),
+    ] = None,
     predictions: Annotated[
         Path | None,
         flag(
             "--predictions",
             panel=ASK,
             metavar="FILE",
-            help="Answers made elsewhere, JSON or JSONL: id, task, answer, and score where there is one.",
+            help="Answers made elsewhere, JSON or JSONL: id, task, answer, and score where there is one; no "
+            "model is loaded.",
         ),
     ] = None,
-    split: Annotated[
-        Literal["train", "val", "test"], flag("--split", panel=ASK, help="Which split of a folder.")
-    ] = "test",
-    tasks: Annotated[
-        str | None,
-        flag(
-            "--tasks",
-            panel=ASK,
-            metavar="TASK,...",
-            show_default="all that have predictions",
-            help="Of caption, change, count, location, open, dialogue.",
-        ),
-    ] = None,
+    asked: ModelFlags,
+    batch_size: options.BatchSize = "auto",
     protocol: Annotated[
         Literal["strict", "paper"],
-        flag("--protocol", panel=ASK, help="strict is sound; paper re-enacts the published tables' scorer."),
+        flag(
+            "--protocol", panel=SCORES, help="strict is sound; paper re-enacts the published tables' scorer."
+        ),
     ] = "strict",
     word_map: Annotated[
         Path | None,
-        flag("--word-map", panel=ASK, metavar="FILE", help="JSON of words and ids, for --protocol paper."),
+        flag("--word-map", panel=SCORES, metavar="FILE", help="JSON of words and ids, for --protocol paper."),
     ] = None,
     bootstrap: Annotated[
         int,
         flag(
             "--bootstrap",
-            panel=ASK,
+            panel=SCORES,
             metavar="N",
             min=0,
             max=10_000,
             help="Draws for the intervals; 0: none.",
         ),
     ] = 1000,
-    seed: Annotated[int, flag("--seed", panel=ASK, min=0, help="Of the draws.")] = 0,
+    seed: Annotated[int, flag("--seed", panel=SCORES, min=0, help="Of the draws.")] = 0,
     output: Annotated[
         Path | None,
         flag(
             *("--output", "-o"),
             panel=OUTPUT,
             metavar="FILE.json",
-            help="The report; the same for people goes beside it, as FILE.md.",
+            help="The report; beside it FILE.md for people, and the answers in FILE.predictions.jsonl.",
         ),
     ] = None,
-    overwrite: options.Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        flag(
+            "--overwrite",
+            panel=OUTPUT,
+            help="Replace the report, and ask again what an earlier run has answered.",
+        ),
+    ] = False,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    color: options.ColorWhen = None,
+    talk: TalkFlags,
 ) -> None:
-    """Score answers against references, by id, beside the published numbers.
+    """Ask a model about every pair of a set, and score its answers, by id, beside the published numbers.
 
-    The table goes to stdout; no model is loaded and no image is opened.
+    The table goes to stdout. With -o answers are kept as they come, and the same command goes on where an
+    interrupted one stopped. With --predictions answers made elsewhere are scored instead.
     """
     from deltavlm.data.examples import TASKS, read_set
-    from deltavlm.errors import ConfigError, ToolError
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
     from deltavlm.scoring.published import DATA
     from deltavlm.scoring.score import Setup, score
 
-    chosen = _tasks(tasks)
-    if predictions is None:
-        raise ConfigError("running a model is not there yet; give its answers with --predictions FILE")
+    chosen, part, wanted_batch = _tasks(tasks), shard_of(shard), values.batch_size_of(batch_size)
     if protocol == "strict" and word_map is not None:
         raise ConfigError("--word-map belongs to --protocol paper; strict scores real words")
-    targets = _targets(output, overwrite, [data, predictions, *([] if word_map is None else [word_map])])
-    given, problems = read_predictions(predictions)
-    asked = chosen or tuple(task for task in TASKS if any(one.task == task for one in given))
-    if protocol == "paper" and "caption" in asked and "change" not in asked and chosen is None:
-        asked = tuple(task for task in TASKS if task in (*asked, "change"))
+    if predictions is not None and (asked != ModelFlags() or limit or shard or images):
+        raise ConfigError(
+            "--predictions are answers already: leave the flags of a model and of pictures out, --limit and "
+            "--shard too"
+        )
+    inputs = [data, *(path for path in (predictions, word_map) if path is not None)]
+    targets = _targets(output, overwrite, inputs, asks=predictions is None)
+    given, problems = ([], []) if predictions is None else read_predictions(predictions)
+    if chosen is not None or predictions is None:
+        scored = chosen or TASKS
+    else:
+        scored = tuple(task for task in TASKS if any(one.task == task for one in given))
+    if protocol == "paper" and "caption" in scored and "change" not in scored and chosen is None:
+        scored = tuple(task for task in TASKS if task in (*scored, "change"))
     # the paper judges yes/no from captions
-    needed = {"caption" if task == "change" and protocol == "paper" else task for task in asked}
+    needed = {"caption" if task == "change" and protocol == "paper" else task for task in scored}
     dataset = read_set(data, split)
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
@@ -112,12 +153,19 @@ def evaluate(
     words = None
     if word_map is not None:
         words = read_word_map(word_map)
-    elif protocol == "paper" and {"caption", "open", "dialogue"} & {*asked}:
+    elif protocol == "paper" and {"caption", "open", "dialogue"} & {*scored}:
         raise ConfigError(
             "--protocol paper scores text on the ids of a word map: give --word-map FILE,"
             " or leave text out with --tasks change,count,location"
         )
     setup = Setup(protocol, words, bootstrap, seed, beside=(dataset.name, dataset.split) == DATA)
+    by: dict[str, Any] | None = None
+    if predictions is None:
+        folder = images_of(data, images)
+        examples, given, troubles, by = answer_set(
+            dataset, examples, folder, asked, part, limit, wanted_batch, targets, overwrite
+        )
+        problems += troubles
     wanted = [one for one in given if one.task in needed]
     matched = match(examples, wanted)
     if not matched.pairs:
@@ -126,7 +174,7 @@ def evaluate(
             f"no prediction in {predictions} has the id of an example:"
             f" {theirs}, {data} has {examples[0].id!r}"
         )
-    scores = score(matched.pairs, asked, setup)
+    scores = score(matched.pairs, scored, setup)
     if not scores.figures:
         raise ToolError("; ".join(scores.notes) or "no answer could be scored")
     trouble = [*dataset.problems, *problems, *scores.problems]
@@ -137,7 +185,8 @@ def evaluate(
             scores.note(f"{task} was not asked for, and is not scored")
     sources = {
         "data": str(data),
-        "predictions": str(predictions),
+        "predictions": None if predictions is None else str(predictions),
+        "model": by,
         "word_map": None if word_map is None else str(word_map),
     }
     told = report.record(dataset, matched, trouble, scores, setup, sources)
@@ -153,6 +202,11 @@ def evaluate(
         known = told["published_source"] or "nothing on these data"
         typer.echo(f"{dataset.name} {dataset.split}, protocol {protocol}; published: {known}")
         typer.echo("\n".join(report.table(scores.figures)))
+    if predictions is None and matched.missing:
+        raise PartialFailure(
+            f"{len(matched.missing)} of {len(examples)} examples have no answer, the first because: "
+            f"{problems[0].what if problems else 'it was not asked'}"
+        )
 
 
 def _tasks(text: str | None) -> tuple[Task, ...] | None:
@@ -169,31 +223,28 @@ def _tasks(text: str | None) -> tuple[Task, ...] | None:
     return tuple(task for task in TASKS if task in names)
 
 
-def _targets(output: Path | None, overwrite: bool, inputs: Sequence[Path]) -> tuple[Path, ...]:
-    """The report and its page. Raises: OutputError when one cannot be written there."""
-    from deltavlm.errors import OutputError
-
+def _targets(output: Path | None, overwrite: bool, inputs: Sequence[Path], *, asks: bool) -> tuple[Path, ...]:
+    """The report, its page, and the answers. Raises: OutputError when one cannot be written there."""
     if output is None:
         return ()
     if output.suffix != ".json":
         raise OutputError(f"{output} has an unknown suffix; the report is a .json file")
-    paths = (output, output.with_suffix(".md"))
+    paths = [output, output.with_suffix(".md")]
+    paths += [output.with_suffix(".predictions.jsonl")] if asks else []
     for path in paths:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give another name with -o")
         if path.resolve() in (given.resolve() for given in inputs):
             raise OutputError(f"{path} is an input; give another name with -o")
-        if path.exists() and not overwrite:
+        if path.exists() and not overwrite and path.suffix != ".jsonl":
             raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")
     if not output.absolute().parent.is_dir():
         raise OutputError(f"{output}: the folder {output.absolute().parent} does not exist")
-    return paths
+    return tuple(paths)
 
 
 def _write(path: Path, content: str) -> None:
     """The whole file or nothing. Raises: OutputError."""
-    from deltavlm.errors import OutputError
-
     scratch = path.with_name(f".{path.name}.part")
     try:
         scratch.write_text(content, encoding="utf-8", errors="replace")

@@ -34,7 +34,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "data": LEAVES | {"model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
     "training": LEAVES | {"data", "model", "tasks", "metrics"},
-    "scoring": LEAVES | {"data", "tasks", "metrics"},
+    "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"model"},
     "deltacli": LEAVES
     | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training", "scoring", "upstream"},

@@ -62,7 +62,7 @@ class Example:
 class Problem:
     """What could not be used, where it stands, and why."""
 
-    kind: Literal["file", "record", "duplicate", "image", "prediction", "reference"]
+    kind: Literal["file", "record", "duplicate", "image", "prediction", "reference", "answer"]
     where: str
     what: str
 

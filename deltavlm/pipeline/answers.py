@@ -10,7 +10,7 @@ from typing import Any
 from deltavlm.errors import AnswerParseError
 from deltavlm.model.interface import Question, Reply
 from deltavlm.tasks import ask, caption, classify, count, locate
-from deltavlm.tasks.questions import QuestionSpec, TaskName
+from deltavlm.tasks.questions import ANSWER_TOKENS, QuestionSpec, TaskName
 from deltavlm.tasks.text import NO_CHANGE, clean
 
 __all__ = ["Answer", "question_of", "read_answer", "unchanged"]
@@ -27,7 +27,6 @@ _NO_CHANGE: Mapping[TaskName, str] = {
     "count": count.format_answer(count.Counts(0, 0)),
     "location": locate.format_answer(locate.Cells()),
 }
-_MAX_NEW_TOKENS: Mapping[TaskName, int] = {"change": 4, "count": 32, "location": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def question_of(spec: QuestionSpec) -> Question:
         name=spec.name,
         prompt=spec.prompt,
         yes_no=spec.task == "change",
-        max_new_tokens=_MAX_NEW_TOKENS.get(spec.task, 64),
+        max_new_tokens=ANSWER_TOKENS.get(spec.task, 64),
     )
 
 

@@ -17,19 +17,40 @@ from deltavlm.errors import InputError
 __all__ = ["Matched", "Prediction", "match", "read_predictions"]
 
 
+HISTORIES = ("own", "reference")
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """An answer; of a dialogue, one for each turn. score: of a yes/no answer, the probability of yes."""
+    """An answer; of a dialogue, one for each turn. score: of a yes/no answer, the probability of yes.
+
+    history: whether later turns of a dialogue were asked behind the answers that it gave itself, or behind
+    those of the reference.
+    """
 
     id: str
     task: str
     answers: tuple[str, ...]
     score: float | None = None
+    history: str = "own"
+
+    def line(self, **more: str) -> str:
+        """As a line of a file that `read_predictions` reads; `more` are fields of one's own."""
+        told: dict[str, Any] = {"id": self.id, "task": self.task}
+        told["answer"] = list(self.answers) if self.task == "dialogue" else self.answers[0]
+        if self.score is not None and isfinite(self.score):
+            told["score"] = self.score
+        if self.task == "dialogue":
+            told["history"] = self.history
+        return json.dumps(told | more, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Examples with their answers in the examples' order, and what has no partner."""
+    """Examples with their answers in the examples' order, and what has no partner.
+
+    A dialogue may be there twice, with either history.
+    """
 
     pairs: tuple[tuple[Example, Prediction], ...]
     missing: tuple[Example, ...]
@@ -70,18 +91,27 @@ def match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mat
         for name in (example.before, path.name, path.stem):
             others[example.task, name].add(example.id)
     aliases = {key: ids[key[0], next(iter(names))] for key, names in others.items() if len(names) == 1}
-    answered: dict[tuple[str, str], Prediction] = {}
+    answered: dict[tuple[str, str, str], Prediction] = {}
     unknown, repeated = [], []
     for prediction in predictions:
         key = (prediction.task, prediction.id)
         meant = ids.get(key) or aliases.get(key)
         if meant is None:
             unknown.append(prediction)
-        elif answered.setdefault((meant.task, meant.id), prediction) is not prediction:
+        elif answered.setdefault((meant.task, meant.id, prediction.history), prediction) is not prediction:
             repeated.append(prediction)
     return Matched(
-        pairs=tuple((example, answered[key]) for key, example in ids.items() if key in answered),
-        missing=tuple(example for key, example in ids.items() if key not in answered),
+        pairs=tuple(
+            (example, answered[*key, history])
+            for key, example in ids.items()
+            for history in HISTORIES
+            if (*key, history) in answered
+        ),
+        missing=tuple(
+            example
+            for key, example in ids.items()
+            if all((*key, history) not in answered for history in HISTORIES)
+        ),
         unknown=tuple(unknown),
         repeated=tuple(repeated),
     )
@@ -137,4 +167,7 @@ def _prediction(record: Any) -> Prediction:
         isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score)
     ):
         raise ValueError(f"{name}: score is not a finite number")
-    return Prediction(str(name), task, tuple(answers), None if score is None else float(score))
+    history = record.get("history", "own")
+    if history not in HISTORIES or (history != "own" and task != "dialogue"):
+        raise ValueError(f"{name}: history is not own or, of a dialogue, reference")
+    return Prediction(str(name), task, tuple(answers), None if score is None else float(score), history)

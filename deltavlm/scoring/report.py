@@ -32,7 +32,8 @@ def record(
 ) -> dict[str, Any]:
     """All of it; the same input gives the same record. sources: the files that were given."""
     per_task: dict[str, dict[str, int]] = {}
-    for key, examples in (("answered", [e for e, _ in matched.pairs]), ("missing", matched.missing)):
+    answered = {(e.task, e.id): e for e, _ in matched.pairs}.values()
+    for key, examples in (("answered", answered), ("missing", matched.missing)):
         for example in examples:
             per_task.setdefault(example.task, {"answered": 0, "missing": 0})[key] += 1
     return {
@@ -62,7 +63,7 @@ def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
     lines = []
     for problem in (one for one in problems if one.kind == "file"):
         lines.append(problem.what)
-    whole = len(matched.pairs) + len(matched.missing)
+    whole = len({(e.task, e.id) for e, _ in matched.pairs}) + len(matched.missing)
     for names, what in (
         ([f"{e.task} {e.id}" for e in matched.missing], f"of {whole} examples have no answer"),
         ([f"{one.task} {one.id}" for one in matched.unknown], "predictions are of no example"),
@@ -71,7 +72,8 @@ def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
         (_places(problems, "record"), "records do not follow the schema"),
         (_places(problems, "prediction"), "predictions cannot be used"),
         (_places(problems, "reference"), "references are in doubt"),
-        (_places(problems, "image"), "images are missing"),
+        (_places(problems, "image"), "images are missing or cannot be read"),
+        (_places(problems, "answer"), "pairs of images got no answer"),
     ):
         if names:
             lines.append(f"{len(names)} {what}: {named(names)}")
@@ -98,7 +100,7 @@ def markdown(report: Mapping[str, Any], figures: Sequence[Figure], lines: Sequen
     parts = [
         f"# Scores on {data['name']}, {data['split']}, protocol `{report['protocol']}`",
         "",
-        f"deltavlm {report['version']}. Predictions: `{report['sources']['predictions']}`.{tokens} Intervals:"
+        f"deltavlm {report['version']}. {_source(report['sources'])}.{tokens} Intervals:"
         f" 95 %, percentile bootstrap, {draws['rounds']} rounds, seed {draws['seed']}.",
         "",
         f"Published: {report['published_source'] or 'nothing on these data'}."
@@ -132,6 +134,12 @@ def _cell(figure: Figure, value: float) -> str:
     if figure.metric in _COUNTS:
         return f"{value:.0f}"
     return f"{value:.2f}" if figure.metric in _PLAIN else f"{100 * value:.2f}"
+
+
+def _source(sources: Mapping[str, Any]) -> str:
+    if sources.get("model"):
+        return f"Model: `{sources['model']['name']} {sources['model']['fingerprint']}`"
+    return f"Predictions: `{sources['predictions']}`"
 
 
 def _places(problems: Iterable[Problem], kind: str) -> list[str]:

@@ -16,7 +16,7 @@ from deltavlm.errors import AnswerParseError, ToolError
 from deltavlm.metrics import binary, counts, java, sets, text
 from deltavlm.metrics.tally import ROUNDS, Array, Tally, mean
 from deltavlm.scoring import paper
-from deltavlm.scoring.predictions import Prediction
+from deltavlm.scoring.predictions import HISTORIES, Prediction
 from deltavlm.scoring.published import published
 from deltavlm.tasks import classify, count, dialogue, locate
 
@@ -95,7 +95,9 @@ def score(pairs: Sequence[Pair], tasks: Iterable[str], setup: Setup) -> Scores:
             if of.get("caption"):
                 _change(scores, setup, "change", of["caption"])
         elif task == "dialogue":
-            _dialogue(scores, setup, of.get(task, []))
+            for history in HISTORIES:
+                told = [pair for pair in of.get(task, []) if pair[1].history == history]
+                _dialogue(scores, setup, told, "" if history == "own" else ", reference history")
         elif of.get(task):
             _SCORERS[task](scores, setup, task, of[task])
     return scores
@@ -198,8 +200,11 @@ def _location(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) ->
     scores.add(setup, task, "both", {"unreadable": _unreadable(said)})
 
 
-def _dialogue(scores: Scores, setup: Setup, pairs: Sequence[Pair]) -> None:
-    """Each turn as the task that its question is; answers may be fewer than turns, and those are left out."""
+def _dialogue(scores: Scores, setup: Setup, pairs: Sequence[Pair], history: str) -> None:
+    """Each turn as the task that its question is; answers may be fewer than turns, and those are left out.
+
+    The first turn has no history, and is scored once.
+    """
     kinds = {dialogue.TURNS[0]: "change", dialogue.TURNS[1]: "count"}
     turns: dict[tuple[int, str], list[Pair]] = {}
     short = 0
@@ -209,6 +214,8 @@ def _dialogue(scores: Scores, setup: Setup, pairs: Sequence[Pair]) -> None:
             zip(example.turns, prediction.answers, strict=False), start=1
         ):
             kind = kinds.get(turn.question, "text")
+            if history and number == 1:
+                continue
             if kind == "change" and setup.protocol == "paper":
                 scores.note(
                     "the paper has no score of dialogues and no reading of their yes/no; strict has both"
@@ -222,7 +229,7 @@ def _dialogue(scores: Scores, setup: Setup, pairs: Sequence[Pair]) -> None:
             f"{short} of {len(pairs)} dialogues have fewer answers than turns; the rest is not scored"
         )
     for (number, kind), part in sorted(turns.items()):
-        _SCORERS[kind](scores, setup, f"dialogue, turn {number}", part)
+        _SCORERS[kind](scores, setup, f"dialogue, turn {number}{history}", part)
 
 
 _SCORERS: Mapping[str, Callable[[Scores, Setup, str, Sequence[Pair]], None]] = {
@@ -250,7 +257,9 @@ def _with_truth(
 
 
 def _doubt(scores: Scores, example: Example, what: str) -> None:
-    scores.problems.append(Problem("reference", f"{example.task} {example.id}", what))
+    problem = Problem("reference", f"{example.task} {example.id}", what)
+    if problem not in scores.problems:  # a dialogue may be there with two histories
+        scores.problems.append(problem)
 
 
 def _read(parse: Callable[[str], Any], answer: str) -> Any:

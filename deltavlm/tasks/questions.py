@@ -11,18 +11,28 @@ from typing import Any, Literal
 from deltavlm.config import from_mapping, nearest, read_yaml
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import caption, classify, count, locate
-from deltavlm.tasks.text import clean
+from deltavlm.tasks.text import clean, simplified
 
-__all__ = ["QuestionSpec", "TaskName", "load_questions", "pick_questions", "read_questions"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "QuestionSpec",
+    "TaskName",
+    "load_questions",
+    "pick_questions",
+    "read_questions",
+    "task_of",
+]
 
 TaskName = Literal["caption", "change", "count", "location", "open"]
 
-_PROMPTS: Mapping[str, str] = {
+_PROMPTS: Mapping[TaskName, str] = {
     "caption": caption.PROMPT,
     "change": classify.PROMPT,
     "count": count.PROMPT,
     "location": locate.PROMPT,
 }
+_TASKS: Mapping[str, TaskName] = {simplified(prompt): task for task, prompt in _PROMPTS.items()}
+ANSWER_TOKENS: Mapping[str, int] = {"change": 4, "count": 32, "location": 128}  # else 64
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -44,6 +54,15 @@ class QuestionSpec:
         if not words:
             raise ValueError(f"{self.name!r} has no prompt; write the question under 'prompt:'")
         object.__setattr__(self, "prompt", words)
+
+
+def task_of(question: str) -> TaskName:
+    """The task whose own words a question is, letter case and punctuation aside; "open" for any other.
+
+    >>> task_of("please determine how many roads and buildings have changed"), task_of("Is it bigger?")
+    ('count', 'open')
+    """
+    return _TASKS.get(simplified(question), "open")
 
 
 def load_questions(path: Path) -> tuple[QuestionSpec, ...]:

@@ -1,4 +1,4 @@
-"""`deltavlm eval`: answers made elsewhere, scored without a model and without images."""
+"""`deltavlm eval`: a model asked and scored, and answers made elsewhere scored without one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.examples import read_set
 from deltavlm.data.synthetic import make_scene
 from tests.cli.conftest import Run, one_line
+from tests.scripted_model import ScriptedModel
 
 WORDS = {"a": 0, "house": 1, "road": 2, "<unk>": 3}
 
@@ -173,7 +174,12 @@ def test_outputs_are_kept(run: Run, made: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "what"),
     [
-        ([], "--predictions"),
+        ([], "give the folder of the pictures with --images"),
+        (["--images", "nosuch"], "nosuch is not a folder"),
+        (["--shard", "3/2"], "'3/2' is not I/N"),
+        (["--shard", "0/2"], "'0/2' is not I/N"),
+        (["--predictions", "answers.jsonl", "--limit", "3"], "--predictions are answers already"),
+        (["--predictions", "answers.jsonl", "--model", "nana"], "--predictions are answers already"),
         (["--predictions", "nosuch"], "nosuch"),
         (["--predictions", "answers.jsonl", "--tasks", "cuont"], "did you mean 'count'"),
         (["--predictions", "answers.jsonl", "--tasks", ""], "no task ''"),
@@ -223,3 +229,114 @@ def test_odd_characters_do_no_harm(run: Run, made: Path, perfect: list[dict[str,
         )
         assert result.exit_code == 0, result.stderr
     assert json.loads(Path("--json.json").read_text())["unknown"] == ["count \ud800\n\x1b[31m|"]
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made set of six pairs, with its pictures."""
+    folder = tmp_path_factory.mktemp("pictured")
+    write_chip_set(
+        folder, "test", [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(6)]
+    )
+    return folder
+
+
+def test_a_model_is_asked_and_its_answers_can_be_scored_again(run: Run, pictured: Path) -> None:
+    result = run("eval", pictured, "-o", "report.json", "--bootstrap", 50)
+    assert result.exit_code == 0, result.stderr
+    assert [name for name, _ in run.loads] == ["nano"]
+    report = json.loads(Path("report.json").read_text())
+    assert report["sources"]["model"]["name"] == "scripted"
+    assert report["sources"]["predictions"] is None
+    tasks = {one["task"] for one in report["figures"]}
+    assert {"caption", "change", "count", "location", "open"} <= tasks
+    assert {"dialogue, turn 3", "dialogue, turn 3, reference history"} <= tasks
+    assert "dialogue, turn 1, reference history" not in tasks
+    again = run(
+        *("eval", pictured, "--predictions", "report.predictions.jsonl", "-o", "again.json"),
+        *("--bootstrap", 50),
+    )
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(Path("again.json").read_text())["figures"] == report["figures"]
+    assert len(run.loads) == 1
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    run: Run, pictured: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("eval", pictured, "--batch-size", 2, "--bootstrap", 50)
+    assert run(*args, "-o", "whole.json").exit_code == 0
+    asked = len(model.batches)
+
+    encode, calls = model.encode, 0
+
+    def failing(before: Any, after: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(before, after)
+
+    monkeypatch.setattr(model, "encode", failing)
+    result = run(*args, "-o", "cut.json")
+    assert result.exit_code != 0
+    assert "the same command goes on" in result.stderr
+    assert not Path("cut.json").exists()
+    kept = Path("cut.predictions.jsonl")
+    with kept.open("a") as stream:
+        stream.write('{"id": "test_5_bin')  # killed while it wrote
+    result = run(*args, "-o", "cut.json")
+    assert result.exit_code == 0, result.stderr
+    assert "4 pairs of 6 answered already" in result.stderr
+    assert len(model.batches) == 2 * asked  # the third batch alone was asked again
+    for ending in (".json", ".md", ".predictions.jsonl"):
+        assert Path(f"cut{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
+
+
+def test_shards_add_up(run: Run, pictured: Path) -> None:
+    assert run("eval", pictured, "-o", "whole.json", "--bootstrap", 0).exit_code == 0
+    for index in (1, 2):
+        part = run("eval", pictured, "-o", f"part{index}.json", "--shard", f"{index}/2", "--bootstrap", 0)
+        assert part.exit_code == 0, part.stderr
+    Path("all.jsonl").write_text(
+        "".join(Path(f"part{index}.predictions.jsonl").read_text() for index in (1, 2))
+    )
+    assert (
+        run("eval", pictured, "--predictions", "all.jsonl", "-o", "all.json", "--bootstrap", 0).exit_code == 0
+    )
+    whole, parts = (json.loads(Path(f"{name}.json").read_text())["figures"] for name in ("whole", "all"))
+    assert whole == parts
+
+
+def test_answers_of_another_run_are_not_mixed_in(run: Run, pictured: Path, model: ScriptedModel) -> None:
+    args = ("eval", pictured, "-o", "report.json", "--tasks", "count")
+    assert run(*args).exit_code == 0
+    Path("report.json").unlink()
+    Path("report.md").unlink()
+    model.fingerprint = "another"
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "scripted 0123456789abcdef in another run" in one_line_last(result.stderr)
+    assert run(*args, "--overwrite").exit_code == 0
+
+
+def test_missing_pictures_are_named_and_the_rest_is_scored(run: Run, pictured: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(pictured, tmp_path / "copy")
+    (copy / "images/test/B/test_2.png").unlink()
+    result = run("eval", copy, "--tasks", "change,count", "-o", "report.json")
+    assert result.exit_code == 3
+    assert "test/B/test_2.png is missing" in one_line_last(result.stderr)
+    report = json.loads(Path("report.json").read_text())
+    assert report["examples"]["count"] == {"answered": 5, "missing": 1}
+    assert [one["kind"] for one in report["problems"]] == ["image"]
+    shutil.rmtree(copy / "images/test")
+    result = run("eval", copy)
+    assert result.exit_code == 2
+    assert "none of the pictures is there" in one_line(result)
+
+
+def one_line_last(stderr: str) -> str:
+    last = stderr.splitlines()[-1]
+    assert last.startswith("Error: "), stderr
+    assert "Traceback" not in stderr
+    return last
