@@ -95,7 +95,8 @@ def analyze_chips(
     overlap_px, wanted_batch = chips.overlap_px, values.batch_size_of(batch_size)
     read_options = rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
     running = asked.running()
-    if cascade and not any(spec.task == "change" for spec in specs):
+    judged = any(spec.task == "change" for spec in specs)
+    if cascade and not judged:
         raise ConfigError("--cascade needs the yes/no question; add an entry 'task: change', or leave it out")
 
     from deltavlm.geo.pair import RasterPair, open_pair
@@ -146,12 +147,14 @@ def analyze_chips(
         ):
 
             def watch(progress: Progress) -> None:
-                tell(progress.done, f"{progress.changed} changed, {progress.chips_per_s:.1f} chips/s")
+                found = f"{progress.changed} changed, " if judged else ""
+                tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
 
             summary = pipeline.analyze(reader, model, specs, sink, origin, run, watch)
-        _tell_outcome(summary, reader, target)
+        _tell_outcome(summary, reader, target, judged)
         if json_summary:
             outcome = _outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}
+            outcome |= {} if judged else {"changed": None, "neither_yes_nor_no": None}
             typer.echo(json.dumps(outcome, ensure_ascii=False))
     if summary.failed:
         raise PartialFailure(
@@ -188,7 +191,8 @@ def _places(summary: Summary, reader: PairReader) -> tuple[str, list[tuple[float
     return ("x/y px" if reader.crs is None else "x/y"), list(zip(xs, ys, strict=True))
 
 
-def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
+def _tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool) -> None:
+    """judged: whether the yes/no question was asked."""
     where, places = _places(summary, reader)
     digits = 5 if where == "lon/lat" else 0
     rows = [
@@ -196,14 +200,15 @@ def _tell_outcome(summary: Summary, reader: PairReader, target: str) -> None:
         for chip, (x, y) in zip(summary.most_changed, places, strict=True)
     ]
     voice.table("Most changed chips", ("chip", where, "score", "caption"), rows)
-    parts = [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
+    parts = [f"{summary.changed} changed"] if judged else []
+    parts += [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
     if summary.unread:
         voice.warn(
             f"the model said neither yes nor no to whether {counted(summary.unread, 'chip')} changed; the"
             f" answers as written are in answer_change"
         )
     voice.say(
-        f"{counted(summary.chips, 'chip')}: {', '.join([f'{summary.changed} changed', *parts])}; "
+        f"{': '.join(filter(None, [counted(summary.chips, 'chip'), ', '.join(parts)]))}; "
         f"{summary.seconds:.1f} s, {summary.chips_per_s:.1f} chips/s; "
         f"output {'on stdout' if target == '-' else target}"
     )

@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 
 from deltacli import options
 from deltacli.analyze import analyze
+from deltacli.ask import ask
+from deltacli.chat import chat
 from deltacli.console import open_streams, silence, voice
 from deltacli.doctor import NeedsProj, doctor
 from deltacli.evaluate import evaluate
@@ -143,6 +145,8 @@ app = typer.Typer(
     rich_markup_mode="rich" if _IS_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
 app.command(cls=NeedsProj)(analyze)
+app.command(cls=NeedsProj)(ask)
+app.command(cls=NeedsProj)(chat)
 app.command(cls=NeedsProj)(grid)
 app.command("eval")(evaluate)
 app.command()(doctor)

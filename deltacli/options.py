@@ -41,7 +41,7 @@ def _add_verbosity(value: int) -> int:
     return value
 
 
-def _be_quiet(value: bool) -> bool:
+def be_quiet(value: bool) -> bool:
     if value:
         voice.verbosity = -1
         voice.route_logging()
@@ -82,7 +82,7 @@ Verbose = Annotated[
         help="Say more; -vv also shows tracebacks.",
     ),
 ]
-Quiet = Annotated[bool, flag("--quiet", "-q", panel=TALK, callback=_be_quiet, help="Say errors only.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", panel=TALK, callback=be_quiet, help="Say errors only.")]
 ShowProgress = Annotated[
     bool | None,
     flag(

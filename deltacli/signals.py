@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stop", "Stopped", "stoppable"]
+__all__ = ["Stop", "Stopped", "interruptible", "stoppable"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 
@@ -58,3 +59,18 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)  # type: ignore[arg-type]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While open, Ctrl-C raises KeyboardInterrupt each time, for a program that goes on after it; SIGTERM and
+    SIGHUP end it as before."""
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

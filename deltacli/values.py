@@ -47,6 +47,17 @@ def bbox_of(text: str | None) -> tuple[float, float, float, float] | None:
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
+def point_of(text: str) -> tuple[float, float]:
+    """`"lon,lat"` -> two numbers."""
+    try:
+        numbers = [float(part) for part in text.strip("[]() ").replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+        raise typer.BadParameter(f"{text!r} is not lon,lat", param_hint="--at")
+    return numbers[0], numbers[1]
+
+
 def overlap_of(chip_px: int, overlap_px: int | None, stride_px: int | None) -> int:
     """The overlap from --overlap or --stride, whichever is given."""
     if overlap_px is not None and stride_px is not None:

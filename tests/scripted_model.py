@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.errors import ModelError, ModelOutOfMemory
-from deltavlm.model.interface import Question, Reply
+from deltavlm.model.interface import Masks, Question, Reply
 
 UNCHANGED = {
     "caption": "there is no difference",
@@ -77,6 +77,15 @@ class ScriptedModel:
     def reply(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         self.history.append(tuple(question for _, question in rows))
         return [self._say(*encoded[pair], question) for pair, question in rows]
+
+    def masks(self, encoded: Any) -> Masks | None:
+        """A house in the upper left quarter of every picture that changed."""
+        shares = np.zeros((len(encoded), 2, 4, 4), np.float32)
+        for share, (before, after) in zip(shares, encoded, strict=True):
+            share[0] = 1
+            if (before != after).any():
+                share[:, :2, :2] = [[[0.1]], [[0.9]]]
+        return Masks(("none", "building_built"), shares)
 
     def _say(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], question: Question) -> Reply:
         if self.script is not None:

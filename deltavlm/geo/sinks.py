@@ -25,7 +25,7 @@ from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["SUFFIXES", "FeatureSink", "check_output", "open_sink"]
+__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink"]
 
 TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
 TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
@@ -130,6 +130,19 @@ def open_sink(
         yield tables
         with _whole(path, overwrite) as part, _translated(path):
             TABLE_WRITERS[suffix](part, tables, crs, provenance)
+
+
+def geojson_text(
+    layer: Layer, features: Iterable[Feature], crs: CRS | None, provenance: Mapping[str, object]
+) -> str:
+    """Features as one GeoJSON object, as `open_sink` writes them to a `.geojson`."""
+    if crs is None:
+        provenance = {**provenance, "coordinates": PIXELS}
+    pieces: list[str] = []
+    collection = FeatureCollection(pieces.append, layer, to_lonlat(crs), provenance)
+    collection.write(layer.name, features)
+    collection.close()
+    return "".join(pieces)
 
 
 def _file(path: Path | None) -> Path | None:

@@ -39,6 +39,20 @@ class Reply:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What changed, pixel by pixel, for N pairs; the first class is "none"."""
+
+    classes: tuple[str, ...]
+    probabilities: npt.NDArray[np.float32]  # (N, classes, rows, cols), over the whole picture; sum 1
+
+    @property
+    def labels(self) -> Pixels:
+        """(N, rows, cols): the index of the likeliest class."""
+        labels: Pixels = self.probabilities.argmax(axis=1).astype(np.uint8)
+        return labels
+
+
 class ChangeModel(Protocol):
     """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
 
@@ -89,4 +103,8 @@ class ChangeModel(Protocol):
 
         Raises: ModelOutOfMemory when the batch does not fit.
         """
+        ...
+
+    def masks(self, encoded: Any) -> Masks | None:
+        """What changed in each pair, pixel by pixel; None where the model has no mask head."""
         ...

@@ -21,7 +21,7 @@ from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, Running
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
 from deltavlm.model.folder import find_folder, read_config
-from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
+from deltavlm.model.interface import ChangeModel, Masks, Pixels, Question, Reply
 from deltavlm.model.tokenizer import Codec, load_codecs
 
 # Rows answered together. On a CPU, enough to fill it and few enough to stay in its caches; on a GPU, enough
@@ -93,6 +93,13 @@ class Predictor:
             for start in range(0, len(rows), most):
                 replies += self._answer(encoded, rows[start : start + most])
         return replies
+
+    def masks(self, encoded: PairFeatures) -> Masks | None:
+        """What changed in each pair, pixel by pixel; None without a dense head."""
+        if encoded.mask_logits is None or self.config.dense is None:
+            return None
+        shares = encoded.mask_logits.float().softmax(dim=1)
+        return Masks(self.config.dense.classes, shares.cpu().numpy())
 
     def pixels(self, images: Pixels) -> Tensor:
         """uint8 RGB of any size -> normalised pixels of the model's size."""

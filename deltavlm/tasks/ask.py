@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
-from deltavlm.errors import AnswerParseError
+from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks.text import clean, simplified
 
-__all__ = ["format_answer", "parse", "score"]
+__all__ = ["format_answer", "parse", "question", "score"]
+
+
+def question(text: str) -> str:
+    """The question as one clean line.
+
+    Raises: InputError when there is none, or characters in it that nobody types.
+    """
+    for char in text:
+        if unicodedata.category(char) in ("Cc", "Cs") and not char.isspace():
+            raise InputError(f"the question has the control character {char!r} in it; type it anew")
+    words = clean(text)
+    if not words:
+        raise InputError("the question is empty; say what you want to know")
+    return words
 
 
 def format_answer(value: str) -> str:

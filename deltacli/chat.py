@@ -1,0 +1,293 @@
+"""`deltavlm chat`: a conversation about a pair of images, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltacli import options, values
+from deltacli.analyze import warn_of_scale
+from deltacli.console import counted, voice
+from deltacli.flags import ModelFlags, RasterFlags, TalkFlags, grouped
+from deltacli.options import OUTPUT, TALK, flag
+from deltacli.place import PlaceFlags, opened
+from deltacli.signals import interruptible
+from deltavlm.config import nearest
+from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
+
+if TYPE_CHECKING:
+    from deltavlm.pipeline.asking import Conversation
+
+_HELP = {
+    "/help": "these commands",
+    "/image [FILE.png]": "what the conversation is about; with a name, both dates side by side as a picture",
+    "/at LON,LAT": "look at the chip around another point; the conversation begins anew",
+    "/history": "what was said so far",
+    "/save FILE": "write the conversation, a JSON object a line; --continue FILE goes on with it",
+    "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer only",
+}
+
+
+@grouped
+def chat(
+    before: options.Before,
+    after: options.After,
+    *,
+    asked: ModelFlags,
+    place: PlaceFlags,
+    save: Annotated[
+        Path | None,
+        flag(
+            "--save", panel=OUTPUT, metavar="FILE", help="Keep the conversation, turn by turn, as JSON lines."
+        ),
+    ] = None,
+    go_on: Annotated[
+        Path | None,
+        flag(
+            "--continue",
+            panel=OUTPUT,
+            metavar="FILE",
+            help="Go on with a kept conversation, and keep it there; with --save keep it elsewhere.",
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json_records: Annotated[
+        bool,
+        flag(
+            "--json",
+            panel=TALK,
+            allow_from_autoenv=False,
+            help="A JSON object for each answer: question, answer, score, window, model.",
+        ),
+    ] = False,
+    rasters: RasterFlags,
+    talk: TalkFlags,
+) -> None:
+    """Talk about a pair of images; every answer knows what was said before.
+
+    /help lists the commands. With a pipe on stdin a line in is a question, and a line out its answer.
+    """
+    from deltavlm.pipeline.asking import Conversation, continued, look, read_session
+
+    earlier = [] if go_on is None else read_session(go_on)
+    kept = save or go_on
+    if save is not None and save != go_on:
+        _check_new(save, overwrite)
+    running = asked.running()
+    with opened(before, after, place, rasters) as reader:
+        from deltavlm.model.folder import find_folder, read_config
+
+        running.applied(read_config(find_folder(asked.model)))
+        turns: list[tuple[str, str]] = []
+        if earlier:
+            chip, turns = continued(reader, earlier)
+            if place != PlaceFlags():
+                raise InputError("--continue stays at its place; leave --at, --bbox and --chip-size out")
+        else:
+            chip = place.chip(reader)
+        model, _ = asked.load()
+        warn_of_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
+        if earlier and earlier[-1]["model"] != f"{model.name} {model.fingerprint}":
+            voice.warn(f"the conversation was with {earlier[-1]['model']}")
+        conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
+        with _stream(kept, afresh=kept != go_on) as stream:
+            if stream is not None and kept != go_on:
+                _keep(stream, earlier, kept)
+            _Desk(conversation, place, json_records, stream, kept).sit()
+
+
+@dataclass
+class _Desk:
+    """Where questions come in and answers go out."""
+
+    conversation: Conversation
+    place: PlaceFlags
+    json_records: bool
+    stream: IO[str] | None
+    kept: Path | None
+    unanswered: int = 0
+
+    def sit(self) -> None:
+        """Until the questions end. Raises: PartialFailure when a piped question got no answer."""
+        is_terminal = sys.stdin.isatty()
+        if is_terminal:
+            with suppress(ImportError):  # not on Windows
+                import readline  # noqa: F401  # gives `input` a history and editing
+            voice.say("/help lists the commands; Ctrl-D ends")
+            if self.conversation.turns:
+                voice.say(f"{counted(len(self.conversation.turns), 'turn')} so far; /history shows them")
+        with interruptible() if is_terminal else nullcontext():
+            for line in _typed() if is_terminal else sys.stdin:
+                try:
+                    if not self.hear(line.strip()):
+                        break
+                except KeyboardInterrupt:
+                    if not is_terminal:
+                        raise
+                    voice.say("stopped")
+                except WriteError:
+                    raise
+                except DeltaVLMError as error:
+                    voice.error(str(error))
+                    if not is_terminal and not line.startswith("/"):
+                        self.unanswered += 1
+                        typer.echo("null" if self.json_records else "")  # a line out for a line in
+        if self.unanswered:
+            raise PartialFailure(f"{counted(self.unanswered, 'question')} got no answer")
+
+    def hear(self, line: str) -> bool:
+        """A command or a question; False ends it."""
+        from deltavlm.tasks.ask import question
+
+        if line.startswith("/"):
+            name, _, rest = line.partition(" ")
+            return self.obey(name, rest.strip())
+        if not line:
+            return True
+        record = self.conversation.ask(question(line))
+        typer.echo(json.dumps(record, ensure_ascii=False) if self.json_records else record["answer"])
+        sys.stdout.flush()
+        if self.stream is not None:
+            _keep(self.stream, [record], self.kept)
+        return True
+
+    def obey(self, name: str, rest: str) -> bool:
+        """A command; False ends it."""
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": self.help,
+            "/image": self.image,
+            "/at": self.at,
+            "/history": self.history,
+            "/save": self.save,
+        }
+        if name in ("/quit", "/exit"):
+            return False
+        if name not in commands:
+            raise InputError(f"no command {name}{nearest(name, [*commands, '/quit'])}; /help lists them")
+        commands[name](rest)
+        return True
+
+    def help(self, rest: str) -> None:
+        for usage, what in _HELP.items():
+            voice.say(f"{usage}: {what}")
+
+    def image(self, rest: str) -> None:
+        from deltavlm.pipeline.asking import picture_record
+
+        picture = self.conversation.picture
+        told = picture_record(self.conversation.reader, picture)
+        window = told["window"]
+        text = f"{told['before']} and {told['after']}, {window['width']} x {window['height']} px from "
+        text += f"column {window['col_off']}, row {window['row_off']}"
+        if told["bounds"]:
+            text += " (lon/lat {:.5f}, {:.5f} to {:.5f}, {:.5f})".format(*told["bounds"])
+        if told["valid_fraction"] < 1:
+            text += f"; {1 - told['valid_fraction']:.0%} without data"
+        voice.say(text)
+        if rest:
+            path = _named(rest)
+            _check_new(path, overwrite=False)
+            _write_picture(path, picture.pixels.before, picture.pixels.after)
+            voice.say(f"before | after in {path}")
+
+    def at(self, rest: str) -> None:
+        from deltavlm.geo.windows import around
+
+        try:
+            point = values.point_of(rest)
+        except typer.BadParameter:
+            raise InputError(f"{rest!r} is not lon,lat; write for example /at 15.003,48.751") from None
+        talk = self.conversation
+        chip = around(talk.reader, *point, self.place.chip_size)
+        talk.go_to(chip)
+        self.image("")
+
+    def history(self, rest: str) -> None:
+        if not self.conversation.turns:
+            voice.say("nothing was said yet")
+        for asked, answered in self.conversation.turns:
+            voice.say(f"> {asked}")
+            voice.say(f"  {answered}")
+
+    def save(self, rest: str) -> None:
+        if not rest:
+            raise InputError("/save needs the name of a file")
+        if not self.conversation.records:
+            raise InputError("nothing was said yet")
+        path = _named(rest)
+        _check_new(path, overwrite=False)
+        with _stream(path, afresh=True) as stream:
+            assert stream is not None
+            _keep(stream, self.conversation.records, path)
+        voice.say(f"{counted(len(self.conversation.records), 'turn')} in {path}")
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard until Ctrl-D; Ctrl-C drops the line that is being typed."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            typer.echo()
+            return
+        except KeyboardInterrupt:
+            typer.echo()
+
+
+def _named(text: str) -> Path:
+    """A file name, which may be quoted."""
+    try:
+        words = shlex.split(text, posix=sys.platform != "win32")
+    except ValueError:
+        words = []
+    if len(words) != 1:
+        raise InputError(f"{text!r} is not one file name; put it in quotes")
+    return Path(words[0])
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another name")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.absolute().parent}; create it first")
+
+
+def _stream(path: Path | None, *, afresh: bool) -> Any:
+    """A file to keep turns in; nothing without a path."""
+    if path is None:
+        return nullcontext()
+    try:
+        return path.open("w" if afresh else "a", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
+
+
+def _keep(stream: IO[str], records: list[dict[str, Any]], path: Path | None) -> None:
+    try:
+        stream.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        stream.flush()
+    except OSError as error:
+        raise WriteError(f"{path}: writing failed ({error.strerror}); the turns before are in it") from error
+
+
+def _write_picture(path: Path, before: Any, after: Any) -> None:
+    """Both dates side by side. Raises: OutputError."""
+    import numpy as np
+    from PIL import Image
+
+    gap = np.full((3, before.shape[1], 8), 255, np.uint8)
+    both = np.concatenate([before, gap, after], axis=2).transpose(1, 2, 0)
+    try:
+        Image.fromarray(np.ascontiguousarray(both)).save(path)
+    except (OSError, ValueError) as error:  # ValueError: an unknown suffix
+        raise OutputError(f"{path}: cannot be written ({error}); name a .png") from error
