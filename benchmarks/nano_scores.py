@@ -34,7 +34,7 @@ from deltavlm.model.interface import ChangeModel, Reply  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
 from deltavlm.tasks import locate  # noqa: E402
 from deltavlm.tasks.locate import LABELS  # noqa: E402
-from deltavlm.training.evaluate import QUESTIONS, said_and_true, scores  # noqa: E402
+from deltavlm.training.evaluate import QUESTIONS, said_and_true, scores, talk_scores  # noqa: E402
 
 LEAST_CHANGED = 0.005  # share of the mask from which a real pair counts as changed
 SHORT = dict(zip(("TL", "TC", "TR", "ML", "MC", "MR", "BL", "BC", "BR"), LABELS, strict=True))
@@ -45,7 +45,7 @@ def made(model: ChangeModel, number: int, *, far: bool = False) -> dict[str, Any
     with tempfile.TemporaryDirectory() as scratch:
         seed, reduce = (FAR_TEST_SEED, 2) if far else (TEST_SEED, 1)
         draw_cache(Path(scratch), number, seed=seed, reduce=reduce)
-        return scores(*said_and_true(model, Path(scratch)))
+        return scores(*said_and_true(model, Path(scratch))) | talk_scores(model, Path(scratch))
 
 
 def picture(path: Path, size: int) -> np.ndarray:

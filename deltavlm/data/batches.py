@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic import words
+from deltavlm.data.synthetic import talk, words
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, facts_of
 from deltavlm.data.synthetic.nuisance import retone
 from deltavlm.data.synthetic.truth import CODE
@@ -122,12 +122,12 @@ def assemble(pairs: Sequence[Pair]) -> Batch:
 
 
 def lesson(rng: Rng, facts: Facts, extra: float = 0.5, plain: float = 0.8) -> list[tuple[str, str]]:
-    """(prompt, answer) rows about one pair: the four standing questions, and with chance `extra` one more.
+    """(prompt, answer) rows about one pair: the four standing questions, and `extra` more on average.
 
-    The one more is an open question or a later turn of a dialogue, with the true answers as its history.
-    `plain` is the chance of the first of a pair's captions: were all five as likely, the few sentences
-    that say "no change" would each outweigh the many that say what has changed, and greedy decoding would
-    fall to them.
+    One more is an open question, or a later turn of a dialogue or of a free conversation, with the true
+    answers as its history. `plain` is the chance of the first of a pair's captions: were all five as likely,
+    the few sentences that say "no change" would each outweigh the many that say what has changed, and greedy
+    decoding would fall to them.
     """
     ways = words.captions(facts)
     told = ways[0] if rng.random() < plain else ways[int(rng.integers(len(ways)))]
@@ -137,14 +137,20 @@ def lesson(rng: Rng, facts: Facts, extra: float = 0.5, plain: float = 0.8) -> li
         (count.PROMPT, words.told_count(facts)),
         (locate.PROMPT, locate.format_answer(words.located(facts))),
     ]
-    if rng.random() < extra:
-        if rng.random() < 0.6:
-            asked = words.open_questions(facts)
-            turn = asked[int(rng.integers(len(asked)))]
-            rows.append((turn.question, turn.answer))
-        else:
-            turns = words.dialogue(facts)
-            at = int(rng.integers(1, 3))
-            past = [(turn.question, turn.answer) for turn in turns[:at]]
-            rows.append((dialogue.history(past, turns[at].question), turns[at].answer))
-    return rows
+    whole = int(extra)
+    return rows + [_more(rng, facts) for _ in range(whole + (rng.random() < extra - whole))]
+
+
+def _more(rng: Rng, facts: Facts) -> tuple[str, str]:
+    kind = rng.random()
+    if kind < 0.25:
+        asked = words.open_questions(facts)
+        turns = [asked[int(rng.integers(len(asked)))]]
+    elif kind < 0.4:
+        turns = list(words.dialogue(facts)[: int(rng.integers(2, 4))])
+    else:
+        turns = talk.conversation(rng, facts, turns=int(rng.integers(1, 6)))
+    *past, last = turns
+    if not past:
+        return last.question, last.answer
+    return dialogue.history([(turn.question, turn.answer) for turn in past], last.question), last.answer

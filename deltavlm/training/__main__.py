@@ -47,7 +47,7 @@ def corpus(cache: Path, limit: int = 6000) -> list[str]:
     _, truth = open_cache(cache)
     rng, said = np.random.default_rng(0), []
     for change, things, cover in truth[:limit]:
-        for prompt, answer in lesson(rng, facts_of(change, things, cover), extra=1.0):
+        for prompt, answer in lesson(rng, facts_of(change, things, cover), extra=2.0):
             said += [normalise(f"q {prompt}"), normalise(answer)]
     return said
 

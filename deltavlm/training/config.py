@@ -39,6 +39,7 @@ class Phase:
     weight_decay: float = 0.03
     words: float = 1.0  # weight of the words' loss beside the masks'
     rows: int = 5  # questions asked about a pair in one step, at most
+    extra: float = 0.5  # of them beside the four standing ones, on average: open questions and later turns
     far: float = 0.0  # share of the pairs that come from the far scenes
     stormy: float = 0.0  # share of the pairs that come from the stormy scenes
     toned: float = 0.0  # share of the pairs whose colours are developed anew every time

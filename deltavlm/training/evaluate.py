@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.data.synthetic import words
+from deltavlm.data.synthetic import talk, words
 from deltavlm.data.synthetic.cache import open_cache
 from deltavlm.data.synthetic.facts import Facts, facts_of
 from deltavlm.errors import AnswerParseError
 from deltavlm.metrics import binary, counts, sets
 from deltavlm.model.interface import ChangeModel, Question, Reply
-from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks import caption, classify, count, dialogue, locate
+from deltavlm.wording import normalise
 
 QUESTIONS = (
     Question("caption", caption.PROMPT),
@@ -36,6 +37,36 @@ def said_and_true(
         part = np.ascontiguousarray(pictures[start : min(start + batch, number)].transpose(1, 0, 4, 2, 3))
         replies += model.answer(model.encode(part[0], part[1]), QUESTIONS)
     return replies, [facts_of(*maps) for maps in truth[:number]]
+
+
+def talk_scores(model: ChangeModel, cache: Path, turns: int = 4, batch: int = 16) -> dict[str, Any]:
+    """Share of questions that are answered word for word, by how they are asked of every pair of a cache:
+    `file`, in the words of a set's files; `typed`, as people would; `after_1` and so on, behind so many turns
+    of a conversation with the true answers; `unheard`, the last question of all without what it refers to.
+    """
+    pictures, truth = open_cache(cache)
+    hits: dict[str, list[bool]] = {}
+    for start in range(0, len(pictures), batch):
+        part = np.ascontiguousarray(pictures[start : start + batch].transpose(1, 0, 4, 2, 3))
+        encoded = model.encode(part[0], part[1])
+        rows: list[tuple[str, int, str, str]] = []  # how, pair, prompt, truth
+        for pair, maps in enumerate(truth[start : start + batch]):
+            facts, rng = facts_of(*maps), np.random.default_rng(start + pair)
+            files = words.open_questions(facts)
+            asked = files[int(rng.integers(len(files)))]
+            rows.append(("file", pair, asked.question, asked.answer))
+            typed = talk.conversation(rng, facts, 1)[0]
+            rows.append(("typed", pair, typed.question, typed.answer))
+            said = talk.conversation(rng, facts, turns, followed=1.0)
+            for number in range(1, turns):
+                past = [(turn.question, turn.answer) for turn in said[:number]]
+                prompt = dialogue.history(past, said[number].question)
+                rows.append((f"after_{number}", pair, prompt, said[number].answer))
+            rows.append(("unheard", pair, said[-1].question, said[-1].answer))
+        replies = model.reply(encoded, [(pair, Question(how, prompt)) for how, pair, prompt, _ in rows])
+        for (how, *_, true), reply in zip(rows, replies, strict=True):
+            hits.setdefault(how, []).append(normalise(reply.text) == normalise(true))
+    return {f"talk_{how}": float(np.mean(found)) for how, found in hits.items()}
 
 
 def scores(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[str, Any]:

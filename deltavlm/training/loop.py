@@ -117,7 +117,7 @@ class Trainer:
             groups = make_rows(
                 self.model_config,
                 self.codec,
-                [taught(rng, lesson(rng, facts), phase.rows) for facts in batch.facts],
+                [taught(rng, lesson(rng, facts, phase.extra), phase.rows) for facts in batch.facts],
             )
             weighed = []
             for rows in groups:

@@ -30,6 +30,10 @@ class Slow(ScriptedModel):
         time.sleep({pause})
         return super().answer(encoded, questions, pairs)
 
+    def reply(self, encoded, rows):
+        time.sleep({pause})
+        return super().reply(encoded, rows)
+
 deltacli.flags._load = lambda name, running: Slow()
 app(prog_name="deltavlm")
 """

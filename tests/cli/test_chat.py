@@ -1,0 +1,198 @@
+"""`deltavlm chat`: the same conversation through a pipe and at a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltavlm.model.interface import Question, Reply
+from tests.cli.conftest import Run, one_line, program
+from tests.conftest import Scene
+from tests.scripted_model import ScriptedModel
+
+SIX = ["1?", "2?", "3?", "4?", "5?", "6?"]
+
+
+@pytest.fixture(autouse=True)
+def echoing(model: ScriptedModel) -> None:
+    def echo(before: np.ndarray, after: np.ndarray, question: Question) -> Reply:
+        return Reply(f"{len(question.prompt.split())} words", -0.5)
+
+    model.script = echo
+
+
+def typed(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def test_a_line_in_a_line_out(run: Run, scene: Scene) -> None:
+    result = run("chat", *scene.args, input=typed(*SIX))
+    assert result.exit_code == 0, result.stderr
+    # q 1? a 1 words q 2? -- five words more with every turn
+    assert result.stdout == "1 words\n7 words\n12 words\n17 words\n22 words\n27 words\n"
+
+
+def test_commands(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    result = run(
+        "chat",
+        *scene.args,
+        input=typed(
+            *("1?", "/history", "/image", "/image 'both dates.png'", "/save talk.jsonl", "/help"),
+            *("/at 3.0002,45.1532", "2?", "/quit", "never asked"),
+        ),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "1 words\n1 words\n"  # at another place it begins anew
+    assert "> 1?" in result.stderr
+    assert "160 x 96 px from column 0, row 0" in result.stderr
+    assert "/at LON,LAT" in result.stderr
+    assert len(Path("talk.jsonl").read_text().splitlines()) == 1
+    with Image.open("both dates.png") as picture:
+        assert picture.size == (256 + 8 + 256, 256)
+    assert len(model.batches) == 2
+
+
+def test_mistakes_in_a_conversation_do_not_end_it(run: Run, scene: Scene) -> None:
+    Path("there.jsonl").touch()
+    lines = (
+        "/nope",
+        "/at here",
+        "/at 50,50",
+        "/save",
+        "/save a b",
+        "/save there.jsonl",
+        "/image x.nix",
+        "1?",
+    )
+    result = run("chat", *scene.args, "--quiet", input=typed(*lines))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "1 words\n"
+    errors = result.stderr.splitlines()
+    assert all(line.startswith("Error: ") for line in errors)
+    assert len(errors) == 7
+    assert "no command /nope" in errors[0]
+    assert "is not lon,lat" in errors[1]
+    assert "outside" in errors[2]
+
+
+def test_a_question_without_an_answer_keeps_its_line(run: Run, scene: Scene) -> None:
+    for flags, lines in (((), ["1 words", "", "7 words"]), (("--json",), [None, None, None])):
+        result = run("chat", *scene.args, *flags, input=typed("1?", "bell \x07", "2?"))
+        assert result.exit_code == 3
+        assert "1 question got no answer" in result.stderr.splitlines()[-1]
+        found = result.stdout.splitlines()
+        assert len(found) == 3
+        if not flags:
+            assert found == lines
+        else:
+            assert json.loads(found[1]) is None
+
+
+def test_kept_and_gone_on_with(run: Run, scene: Scene) -> None:
+    assert run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?", "2?")).exit_code == 0
+    result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("3?"))
+    assert result.stdout == "12 words\n"  # as the third of one conversation
+    assert [json.loads(line)["question"] for line in Path("talk.jsonl").read_text().splitlines()] == SIX[:3]
+    result = run("chat", *scene.args, "--continue", "talk.jsonl", "--save", "copy.jsonl", input=typed("4?"))
+    assert result.stdout == "17 words\n"
+    assert len(Path("talk.jsonl").read_text().splitlines()) == 3
+    assert len(Path("copy.jsonl").read_text().splitlines()) == 4
+
+
+def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
+    model.fingerprint = "another"
+    result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("2?"))
+    assert result.exit_code == 0
+    assert "the conversation was with scripted 0123456789abcdef" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["--continue", "nosuch.jsonl"], "cannot read nosuch.jsonl"),
+        (["--continue", "text.jsonl"], "text.jsonl, line 1: is no turn"),
+        (["--continue", "other.jsonl"], "the conversation was about elsewhere.tif"),
+        (["--continue", "far.jsonl"], "is not in the pair"),
+        (["--save", "text.jsonl"], "text.jsonl exists already"),
+        (["--save", "nosuch/talk.jsonl"], "there is no folder"),
+        (["--at", "50,50"], "outside"),
+        (["--model", "nana"], "nana"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, scene: Scene, args: list[str], what: str) -> None:
+    window = {"col_off": 0, "row_off": 0, "width": 16, "height": 16, "size": 32}
+    before, after = scene.args
+    told: dict[str, Any] = {"question": "a", "answer": "b", "model": "m", "before": before, "after": after}
+    Path("text.jsonl").write_text("hello\n")
+    Path("other.jsonl").write_text(json.dumps(told | {"window": window, "before": "elsewhere.tif"}) + "\n")
+    Path("far.jsonl").write_text(json.dumps(told | {"window": window | {"col_off": 9999}}) + "\n")
+    result = run("chat", *scene.args, *args, "--quiet", input=typed("1?"))
+    assert result.exit_code == 2, result.stderr
+    assert what in one_line(result)
+    assert run.loads == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_six_turns_at_a_terminal_and_an_interrupted_answer(scene: Scene, tmp_path: Path) -> None:
+    """Ctrl-C stops an answer and not the program; the interrupted question leaves no trace."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = program(
+        *("chat", *scene.args, "--save", tmp_path / "talk.jsonl", "--no-progress"),
+        pause=0.4,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    screen = Screen(ours)
+    try:
+        for number, question in enumerate(SIX):
+            screen.until("> ", count=number + 1)
+            screen.type(question)
+        screen.until("> ", count=7)
+        screen.type("interrupted?")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        screen.until("stopped")
+        screen.type("/history")
+        screen.until("6?", count=2)
+        screen.type("/quit")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    kept = [json.loads(line)["question"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert kept == SIX
+    assert "Traceback" not in screen.seen
+
+
+class Screen:
+    """What a pseudo-terminal shows."""
+
+    def __init__(self, end: int) -> None:
+        self.end, self.seen = end, ""
+
+    def type(self, line: str) -> None:
+        os.write(self.end, f"{line}\n".encode())
+
+    def until(self, text: str, count: int = 1, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while self.seen.count(text) < count:
+            ready, _, _ = select.select([self.end], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen!r}"
+            self.seen += os.read(self.end, 4096).decode(errors="replace")
