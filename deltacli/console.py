@@ -20,7 +20,7 @@ from deltacli.signals import Stop
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Color", "Voice", "counted", "open_streams", "silence", "voice"]
+__all__ = ["Color", "Voice", "counted", "duration", "open_streams", "silence", "voice"]
 
 Color = Literal["auto", "always", "never"]
 
@@ -70,14 +70,14 @@ class Voice:
 
     @contextmanager
     def counting(
-        self, total: int, what: str, *, beside_data: bool = False
+        self, total: int, what: str, *, begun: int = 0, beside_data: bool = False
     ) -> Iterator[Callable[[int, str], None]]:
         """Gives `tell(done, note)`: a bar with ETA on a terminal, now and then a plain line elsewhere.
 
-        `tell` also heeds a signal that a library swallowed.
+        `tell` also heeds a signal that a library swallowed. `begun`: so many were done before.
         `beside_data`: stdout carries data; if it goes to the terminal, a bar would run through it.
         """
-        with self._counter(total, what, beside_data) as show:
+        with self._counter(total, what, begun, beside_data) as show:
 
             def tell(done: int, note: str) -> None:
                 self.stop.check()
@@ -86,15 +86,17 @@ class Voice:
             yield tell
 
     @contextmanager
-    def _counter(self, total: int, what: str, beside_data: bool) -> Iterator[Callable[[int, str], None]]:
+    def _counter(
+        self, total: int, what: str, begun: int, beside_data: bool
+    ) -> Iterator[Callable[[int, str], None]]:
         is_in_the_way = beside_data and sys.stdout.isatty()
         if not self.progress or self.verbosity < 0 or total == 0 or is_in_the_way:
             yield lambda done, note: None
         elif self.on_terminal:
-            with self._bar(total, what) as tell:
+            with self._bar(total, what, begun) as tell:
                 yield tell
         else:
-            yield self._lines(total, what)
+            yield self._lines(total, what, begun)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table on a terminal, unless -q; nothing elsewhere."""
@@ -146,7 +148,7 @@ class Voice:
         return Console(stderr=True, no_color=not self._coloured(), highlight=False)
 
     @contextmanager
-    def _bar(self, total: int, what: str) -> Iterator[Callable[[int, str], None]]:
+    def _bar(self, total: int, what: str, begun: int) -> Iterator[Callable[[int, str], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns: list[Any] = [
@@ -159,20 +161,20 @@ class Voice:
         ]
         # redirect_stdout: Rich would draw the features of `-o - | ...` above the bar, on stderr
         with Progress(*columns, console=self._console(), transient=True, redirect_stdout=False) as progress:
-            task = progress.add_task(what, total=total, note="")
+            task = progress.add_task(what, total=total, completed=begun, note="")
             yield lambda done, note: progress.update(task, completed=done, note=note)
 
-    def _lines(self, total: int, what: str) -> Callable[[int, str], None]:
+    def _lines(self, total: int, what: str, begun: int) -> Callable[[int, str], None]:
         start = told = time.monotonic()
-        told_done = 0
+        told_done = begun
 
         def tell(done: int, note: str) -> None:
             nonlocal told, told_done
             now = time.monotonic()
             tenth = (done - told_done) * 10 >= total and now - told >= _LINE_REST_S
             if done < total and (tenth or now - told >= _LINE_EVERY_S):
-                left_s = (now - start) / done * (total - done) if done else 0.0
-                parts = [f"{what} {done}/{total} ({100 * done // total} %)", note, f"ETA {_duration(left_s)}"]
+                left_s = (now - start) / (done - begun) * (total - done) if done > begun else 0.0
+                parts = [f"{what} {done}/{total} ({100 * done // total} %)", note, f"ETA {duration(left_s)}"]
                 self.say(", ".join(part for part in parts if part))
                 told, told_done = now, done
 
@@ -218,7 +220,7 @@ def silence(stream: TextIO) -> None:
         pass
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`75.2` -> `1 min 15 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -26,6 +26,7 @@ from deltacli.evaluate import evaluate
 from deltacli.grid import grid
 from deltacli.signals import stoppable
 from deltacli.synth import synth
+from deltacli.train import train
 from deltacli.weights import weights
 from deltavlm.errors import DeltaVLMError
 
@@ -149,6 +150,7 @@ app.command(cls=NeedsProj)(ask)
 app.command(cls=NeedsProj)(chat)
 app.command(cls=NeedsProj)(grid)
 app.command("eval")(evaluate)
+app.command()(train)
 app.command()(doctor)
 app.add_typer(synth, name="synth")
 app.add_typer(weights, name="weights")

@@ -33,7 +33,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "tasks": LEAVES | {"metrics"},
     "data": LEAVES | {"model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
-    "training": LEAVES | {"data", "model", "tasks", "metrics"},
+    "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"model"},
     "deltacli": LEAVES

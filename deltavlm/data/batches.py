@@ -16,6 +16,7 @@ from deltavlm.data.synthetic import talk, words
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, facts_of
 from deltavlm.data.synthetic.nuisance import retone
 from deltavlm.data.synthetic.truth import CODE
+from deltavlm.data.warp import Warp
 from deltavlm.tasks import caption, classify, count, dialogue, locate
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def vary(
     centred: float,
     swap: float,
     toned: float,
+    warp: Warp | None = None,
 ) -> Pair:
-    """One pair and its truth, cut and turned."""
+    """One pair and its truth, cut and turned; `warp` is a small crop and turn more."""
     if crop_px:
         room = pair.shape[1] - crop_px
         row, col = rng.integers(room // 2 + 1, size=2) * 2
@@ -102,6 +104,9 @@ def vary(
     pair, truth = np.rot90(pair, turns, (1, 2)), np.rot90(truth, turns, (1, 2))
     if rng.random() < 0.5:
         pair, truth = pair[:, :, ::-1], truth[:, :, ::-1]
+    if warp is not None:
+        pair = np.stack([warp(picture) for picture in pair])
+        truth = np.stack([warp(codes, nearest=True) for codes in truth])
     if toned and rng.random() < toned:
         pair = np.stack([retone(rng, picture) for picture in pair])
     return pair, truth

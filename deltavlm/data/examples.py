@@ -78,11 +78,14 @@ class Dataset:
     problems: tuple[Problem, ...]
 
 
-def read_set(path: Path, split: str = "test", tasks: Sequence[Task] = TASKS) -> Dataset:
+def read_set(
+    path: Path, split: str = "test", tasks: Sequence[Task] = TASKS, *, repeats: bool = False
+) -> Dataset:
     """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
 
     A caption has the file name of its first image as its id. Of two records with one task, id and question
-    the first counts; a second question under an id is kept as ID#2. Both are named among the problems.
+    the first counts; a second question under an id is kept as ID#2. Both are named among the problems. With
+    `repeats` every record is kept as it is: for training, where ids name nothing.
 
     Raises: InputError when there is no file, files of several sets, or nothing in them that can be used.
     """
@@ -107,7 +110,7 @@ def read_set(path: Path, split: str = "test", tasks: Sequence[Task] = TASKS) -> 
                 problems.append(Problem("record", where, str(error)))
     if not records:
         raise InputError(problems[0].what if problems else f"{path} holds no records")
-    examples, doubles = _unique(records)
+    examples, doubles = (records, []) if repeats else _unique(records)
     named = _NAME.fullmatch(files[0].name)
     return Dataset(
         name=named["set"] if named else files[0].stem,

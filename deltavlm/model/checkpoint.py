@@ -55,14 +55,21 @@ def stored(name: str, *, tied: bool) -> bool:
 
 
 def load(
-    folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    language_dtype: torch.dtype | None = None,
 ) -> tuple[DeltaVLMConfig, DeltaVLM]:
-    """The model of a checkpoint folder, ready to answer. Raises: ModelError."""
+    """The model of a checkpoint folder, ready to answer.
+
+    `language_dtype` is that of the language model alone. Raises: ModelError.
+    """
     config = read_config(folder)
     weights = {
         name: tensor
         for path in weight_files(folder, config)
-        for name, tensor in _tensors(path, dtype, device)
+        for name, tensor in _tensors(path, dtype, language_dtype or dtype, device)
     }
     try:
         with torch.device("meta"):
@@ -99,22 +106,27 @@ def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
     return [*files, *found]
 
 
-def _tensors(path: Path, dtype: torch.dtype, device: str) -> Iterator[tuple[str, Tensor]]:
-    """A file's tensors in our names, floats as `dtype`. Raises: ModelError."""
+def _tensors(
+    path: Path, own: torch.dtype, language: torch.dtype, device: str
+) -> Iterator[tuple[str, Tensor]]:
+    """A file's tensors in our names, floats in the dtype of their part. Raises: ModelError."""
     from safetensors import SafetensorError, safe_open
+
+    def wanted(name: str) -> torch.dtype:
+        return language if name.startswith("language.") else own
 
     try:
         if path.suffix == ".bin":
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             for name, tensor in found.items():
                 if our := linked_name(name):
-                    yield our, tensor.to(device, dtype if tensor.is_floating_point() else None)
+                    yield our, tensor.to(device, wanted(our) if tensor.is_floating_point() else None)
             return
         with safe_open(path, framework="pt", device=device) as file:
             for name in file.keys():  # noqa: SIM118  not a dict
                 if our := linked_name(name):
                     tensor = file.get_tensor(name)
-                    yield our, tensor.to(dtype) if tensor.is_floating_point() else tensor
+                    yield our, tensor.to(wanted(our)) if tensor.is_floating_point() else tensor
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
 

@@ -110,7 +110,9 @@ class DeltaVLM(nn.Module):
         """Cross-entropy of each answer token (R, S), 0 elsewhere; `text` is question and answer,
         right-padded, `labels` are IGNORED outside the answer."""
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
-        hidden = self.language.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        hidden = self.language.model(
+            inputs_embeds=embeds, attention_mask=mask, use_cache=False
+        ).last_hidden_state
         told = hidden[:, -labels_RS.shape[1] - 1 : -1]  # the state before each text token predicts it
         wanted = labels_RS != IGNORED
         logits = self.language.lm_head(told[wanted])

@@ -40,16 +40,34 @@ class QFormer(nn.Module):
             )
         )
 
-    def forward(self, image_BTD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        queries = self.query_tokens.expand(len(ids_BS), -1, -1)
+    def queries(self, image_BTD: Tensor) -> Tensor:
+        """The queries (B, Q, hidden) as they start."""
+        queries = self.query_tokens.expand(len(image_BTD), -1, -1)
         if self.anchored:
             start = image_BTD[:, -self.anchored :]
             queries = torch.cat([queries[:, : self.anchored] + start, queries[:, self.anchored :]], dim=1)
+        return queries.to(image_BTD.dtype)
+
+    def look(self, image_BTD: Tensor) -> Tensor:
+        """What the queries find when nothing is asked, (B, Q, hidden): pairs without text, for training."""
+        queries = self.queries(image_BTD)
+        found: Tensor = self.bert(
+            input_ids=None, query_embeds=queries, encoder_hidden_states=image_BTD
+        ).last_hidden_state
+        return found
+
+    def read(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        """Text alone, (B, S, hidden): no picture and no queries, for training."""
+        found: Tensor = self.bert(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        return found
+
+    def forward(self, image_BTD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        queries = self.queries(image_BTD)
         seen = mask_BS.new_ones(queries.shape[:2])
         found = self.bert(
             input_ids=ids_BS,
             attention_mask=torch.cat([seen, mask_BS], dim=1),
-            query_embeds=queries.to(image_BTD.dtype),
+            query_embeds=queries,
             encoder_hidden_states=image_BTD,
         ).last_hidden_state
         soft: Tensor = found[:, : queries.shape[1]]

@@ -2,7 +2,8 @@
 
 Beside the validation scenes there are as many hard negatives: nothing has changed, and season, light and
 haze differ more than in training. Changed and unchanged pairs weigh the same in the fit, however many there
-are of each, so P(yes) is the probability at even odds. Never fitted on real pairs.
+are of each, so P(yes) is the probability at even odds. A model that learns from a set of its own is fitted
+on what that set holds out; the shipped one was never fitted on real pairs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from deltavlm.data.synthetic.cache import draw_cache, open_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
+from deltavlm.scoring.answering import Case, answered
 from deltavlm.training.evaluate import QUESTIONS
 
 HARD_SEED = 700_000_000
@@ -64,6 +66,24 @@ def margins(model: Predictor, cache: Path, batch: int = 16) -> tuple[list[float]
         replies = plain.answer(plain.encode(part[0], part[1]), QUESTIONS[1:2])
         found += [float(torch.logit(torch.tensor(reply[0].score), eps=1e-7)) for reply in replies]
     return found, [facts_of(*maps).changed for maps in truth]
+
+
+def margins_of_cases(model: Predictor, cases: Sequence[Case], images: Path) -> tuple[list[float], list[bool]]:
+    """The same of a set's yes/no questions, against its change flags."""
+    plain = replace(model, config=replace(model.config, calibration=Calibration()))
+    asked = [
+        replace(case, examples=tuple(one for one in case.examples if one.task == "change")[:1])
+        for case in cases
+    ]
+    flags = {one.id: one.changed for case in asked for one in case.examples}
+    found: list[float] = []
+    truth: list[bool] = []
+    for predictions, _ in answered(plain, [case for case in asked if case.examples], images, batch=16):
+        for one in predictions:
+            if one.score is not None:
+                found.append(float(torch.logit(torch.tensor(one.score), eps=1e-7)))
+                truth.append(flags[one.id])
+    return found, truth
 
 
 def calibrated(model: Predictor, validation: Path, hard: Path) -> Calibration:

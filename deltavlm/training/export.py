@@ -1,20 +1,24 @@
-"""From the last checkpoint of a run to a model folder: averaged weights, tokenizer, calibrated yes and no."""
+"""From the checkpoints of a run to a model folder: averaged weights, tokenizers, calibrated yes and no."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from deltavlm.errors import ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Calibration, DeltaVLMConfig
-from deltavlm.model.folder import TOKENIZER
+from deltavlm.model.deltavlm import DeltaVLM
+from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
-from deltavlm.training.calibrate import calibrated
+from deltavlm.training.calibrate import calibrated, fit, margins_of_cases
+from deltavlm.training.config import TrainConfig
+from deltavlm.training.instructions import Held
+
+LEAST = 20  # held-out answers of each kind from which on yes and no are calibrated on a set
 
 
 def commit() -> str:
@@ -26,27 +30,62 @@ def commit() -> str:
         return "unknown"
 
 
-def export(run: Path, phase: str, config: DeltaVLMConfig, folder: Path, recipe: str) -> Calibration:
-    """Writes `folder` from phase `phase` of the run in `run`; returns the calibration that it found.
+def export(
+    run: Path,
+    model: DeltaVLM,
+    config: DeltaVLMConfig,
+    recipe: TrainConfig,
+    about: dict[str, str],
+    folder: Path,
+    start: Path | None,
+    sets: Sequence[Held],
+) -> Calibration:
+    """Writes `folder`; returns the calibration of yes and no: fitted on what a set holds out where that is
+    enough, else on the validation scenes, else left as it was.
 
-    Raises: ModelError when the phase has left no checkpoint.
+    A language model that `start` has in files of its own, and that was held still, is linked, not written.
     """
-    state = run / f"{phase}.pt"
-    if not state.exists():
-        raise ModelError(f"{run} has no checkpoint of phase {phase!r}; run it first")
-    kept = torch.load(state, weights_only=True)
-    about = {
-        "trained_on": "synthetic scenes",
-        "commit": commit(),
-        "command": f"python -m deltavlm.training {recipe}",
-        "steps": f"{phase} {kept['step']}",
-    }
-    plain = replace(config, calibration=Calibration())
-    checkpoint.save(folder, plain, kept["mean"], provenance=about)
-    if folder != run:
-        shutil.copy(run / TOKENIZER, folder / TOKENIZER)
-    model = load_model(str(folder.resolve()), device="cpu")
-    assert isinstance(model, Predictor)
-    found = calibrated(model, run / "validation", run / "hard")
-    checkpoint.save(folder, replace(plain, calibration=found), kept["mean"], provenance=about)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = replace(config, calibration=Calibration(), files={})
+    weights = model.state_dict()
+    links = sorted(start.glob("language-*.safetensors")) if start else []
+    if links or config.language.folder:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("language.")}
+        for path in links:
+            _link(path, folder / path.name)
+        plain = replace(plain, files={name: sum_ for name, sum_ in config.files.items() if name != WEIGHTS})
+    plain = replace(plain, sources={**config.sources, **about})
+    checkpoint.save(folder, plain, weights, provenance=about)
+    for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
+        if (run / name).is_file() and folder != run:
+            shutil.copyfile(run / name, folder / name)
+    found = _calibration(run, folder, recipe, sets) or config.calibration
+    checkpoint.save_config(folder, replace(plain, calibration=found))
     return found
+
+
+def _calibration(run: Path, folder: Path, recipe: TrainConfig, sets: Sequence[Held]) -> Calibration | None:
+    device = "auto" if recipe.device == "auto" else recipe.device
+    if not any(held.held_out for held in sets) and recipe.scenes is None:
+        return None
+    model = load_model(str(folder.resolve()), device=device if recipe.scenes is None else "cpu")
+    assert isinstance(model, Predictor)
+    margins: list[float] = []
+    truth: list[bool] = []
+    for held in sets:
+        one, other = margins_of_cases(model, held.held_out, held.images)
+        margins, truth = margins + one, truth + other
+    if min(sum(truth), len(truth) - sum(truth)) >= LEAST:
+        return fit(margins, truth)
+    if recipe.scenes is not None:
+        return calibrated(model, run / "validation", run / "hard")
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the disk has none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,240 +1,307 @@
-"""The training loop: phases in order, one optimiser each, a running mean of the weights, checkpoints to
-resume from."""
+"""The training loop, one for all phases: an optimiser with a rate for each organ, a schedule, a running mean
+of the weights, checkpoints to resume from, a log, validation.
+
+What is learnt comes from a `Mixture` (what a step holds) and a `Learner` (what is made of it); both are
+functions of seed and step, so a resumed run computes what an unbroken one computes.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from deltavlm.data.batches import Batch, assemble, draw_pairs, lesson
-from deltavlm.data.synthetic.cache import open_cache
-from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORED, DeltaVLM
-from deltavlm.model.tokenizer import Codec
-from deltavlm.training.config import Part, Phase, TrainConfig
-from deltavlm.training.losses import density_loss, mask_loss
-from deltavlm.training.rows import make_rows
+from deltavlm.config import nearest
+from deltavlm.errors import ConfigError
+from deltavlm.training.config import ASKING, Phase, TrainConfig
+from deltavlm.training.keeping import Log, load_state, save_state
+from deltavlm.training.objectives import LOSSES, Learner, Lesson
+from deltavlm.training.organs import hold_still, optimiser, training_modes
+from deltavlm.training.processes import Machine, everywhere, whole
+from deltavlm.training.sources import Batch, Mixture, mixed_seed
+from deltavlm.training.stopping import Stop
 
 log = logging.getLogger(__name__)
 
-EVIDENCE = ("dense.totals.", "dense.place", "dense.norm.")  # what the language reads of the dense head
-SEES = ("vision.", "difference.", "dense.")
-
-
-def parameters(model: DeltaVLM, part: Part) -> list[nn.Parameter]:
-    """What a phase fits: "vision" all that sees, "language" all the rest, "joint" everything."""
-    sees = {
-        name: name.startswith(SEES) and not name.startswith(EVIDENCE) for name, _ in model.named_parameters()
-    }
-    wanted = {"vision": (True,), "language": (False,), "joint": (True, False)}[part]
-    return [parameter for name, parameter in model.named_parameters() if sees[name] in wanted]
-
-
-def optimiser(model: DeltaVLM, phase: Phase) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices alone."""
-    every = parameters(model, phase.part)
-    groups = [
-        {"params": [p for p in every if p.ndim > 1], "weight_decay": phase.weight_decay},
-        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=phase.lr, betas=(0.9, 0.98))
+Ended = Literal["done", "early", "stopped"]
+Validate = Callable[[Learner, Stop], dict[str, float] | None]  # None: stopped in the middle
 
 
 def rate(phase: Phase, step: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
+    """Linear warm-up, then a cosine to the floor, by step."""
     if step < phase.warmup:
         return (step + 1) / phase.warmup
     done = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def taught(rng: np.random.Generator, rows: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    """At most so many of the rows, drawn anew every time."""
-    return [rows[at] for at in rng.permutation(len(rows))[:most]]
+    return phase.floor + (1 - phase.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Trainer:
-    """State of a run. Everything random comes from the seed and the step, so that a resumed run goes on as
-    it would have."""
+    """One phase on its way. `everything`: checkpoints hold all weights, not only those that can change."""
 
     def __init__(
         self,
         config: TrainConfig,
-        model_config: DeltaVLMConfig,
-        model: DeltaVLM,
-        codec: Codec,
+        name: str,
+        learner: Learner,
+        mixture: Mixture,
+        lessons: Callable[[Batch], Lesson],
+        machine: Machine,
         out: Path,
+        *,
+        everything: bool = True,
+        validate: Validate | None = None,
+        tell: Callable[[int, str], None] = lambda done, note: None,
     ) -> None:
-        self.config, self.model_config, self.model, self.codec, self.out = (
-            config,
-            model_config,
-            model,
-            codec,
-            out,
-        )
-        self.near = open_cache(out / "scenes")
-        others = {"far": config.scenes.far, "stormy": config.scenes.stormy}
-        self.others = {name: open_cache(out / name) for name, number in others.items() if number}
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        model.use_attention("eager")
-        self.mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    def batch(self, name: str, phase: Phase, step: int) -> tuple[Batch, np.random.Generator]:
-        rng = np.random.default_rng([self.config.seed, step, self.rank, *name.encode()])
-        size = phase.batch // self.world
-        draw = partial(draw_pairs, rng, crop_px=phase.crop_px, toned=phase.toned)
-        shares = {name: getattr(phase, name) for name in self.others}
-        drawn = {name: rng.binomial(size, share) for name, share in shares.items() if share}
-        pairs = draw(*self.near, max(0, size - sum(drawn.values())))
-        for name, number in drawn.items():
-            pairs += draw(*self.others[name], number)
-        return assemble(pairs[:size]), rng
-
-    def loss(self, phase: Phase, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Named losses of a batch, to be added up."""
-        model = self.model
-        assert model.dense is not None, "the recipe trains a dense head"
-        losses: dict[str, Tensor] = {}
-        pair = model.encode_pair(
-            *(model.vision.normalise(torch.from_numpy(p)) for p in (batch.before, batch.after))
-        )
-        assert pair.mask_logits is not None
-        assert pair.density is not None
-        if phase.part != "language":
-            losses["mask"] = mask_loss(pair.mask_logits, torch.from_numpy(batch.mask))
-            losses["density"] = density_loss(pair.density, torch.from_numpy(batch.density))
-        if phase.part != "vision":
-            groups = make_rows(
-                self.model_config,
-                self.codec,
-                [taught(rng, lesson(rng, facts, phase.extra), phase.rows) for facts in batch.facts],
+        self.config, self.name, self.phase = config, name, config.phases[name]
+        self.learner, self.mixture, self.lessons, self.machine = learner, mixture, lessons, machine
+        self.out, self.validate, self.tell = out, validate, tell
+        self.step, self.best, self.best_step, self.misses, self.owed = 0, math.nan, 0, 0, False
+        share, rest = divmod(self.phase.batch, everywhere.world)
+        self.micro = self.phase.micro or share
+        if rest or share % self.micro:
+            raise ConfigError(
+                f"phase {name}: batch {self.phase.batch} does not divide into {everywhere.world} processes "
+                f"with pieces of {self.phase.micro or 'equal size'}"
             )
-            weighed = []
-            for rows in groups:
-                seen = self.hide(pair.tokens[rows.pairs], phase.hidden)
-                told = model.token_losses(seen, rows.question, rows.text, rows.labels)
-                length = (rows.labels != IGNORED).sum(dim=1)
-                weighed.append(
-                    (told.sum(dim=1) / length.sqrt()).sum()
-                )  # a "yes" must not drown in lists of cells
-            losses["words"] = (
-                phase.words * torch.stack(weighed).sum() / sum(len(rows.pairs) for rows in groups)
-            )
-        return losses
+        self.pieces = share // self.micro
+        found = hold_still(learner, self.phase)
+        path = out / f"{name}.pt"
+        state = load_state(path) if path.exists() else None
+        if state:
+            learner.load_state_dict(state["weights"], strict=False)
+        learner.to(machine.device)
+        self.spread = machine.spread(learner)
+        self.optim = optimiser(learner, self.phase, found)
+        self.fitted = [p for group in self.optim.param_groups for p in group["params"]]
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+        changing = {name for name, p in learner.named_parameters() if p.requires_grad}
+        fixed = {name for name, p in learner.named_parameters() if not p.requires_grad}
+        self.live: dict[str, Tensor] = {  # these share their storage with the learner
+            name: tensor
+            for name, tensor in learner.state_dict().items()
+            if everything or name in changing or name not in fixed
+        }
+        self.mean = {
+            name: tensor.detach().clone()
+            for name, tensor in self.live.items()
+            if config.ema and tensor.is_floating_point()
+        }
+        if state:
+            self.go_on(state)
 
-    def hide(self, tokens_RTD: Tensor, share: float) -> Tensor:
-        """Difference tokens with some set to zero, of each row another part, from none to twice the share;
-        the dense head's evidence stays, so that an answer has to rest on both."""
-        if not share:
-            return tokens_RTD
-        evidence = len(self.model.dense.place) if self.model.dense and self.model.dense.config.evidence else 0
-        rows, tokens, _ = tokens_RTD.shape
-        keep = torch.rand(rows, tokens, 1) >= 2 * share * torch.rand(rows, 1, 1)
-        keep[:, tokens - evidence :] = True
-        return tokens_RTD * keep.to(tokens_RTD.dtype)
+    def batch(self, step: int) -> list[Lesson]:
+        """This process's share of a step, in pieces."""
+        each = self.micro * everywhere.world
+        starts = [piece * each + everywhere.rank * self.micro for piece in range(self.pieces)]
+        return [self.lessons(self.mixture.take(step, at, at + self.micro)) for at in starts]
 
-    def run(self, name: str, *, until: float = math.inf) -> bool:
-        """Runs a phase from its last checkpoint. Stops early at the time `until`; returns whether it is
-        finished."""
-        phase, model = self.config.phases[name], self.model
-        optim = optimiser(model, phase)
-        start = self.resume(name, optim)
-        fitted = [p for group in optim.param_groups for p in group["params"]]
-        chosen = {id(p) for p in fitted}
-        for p in model.parameters():
-            p.requires_grad_(id(p) in chosen)
-        model.train()
-        if phase.part == "language":  # what sees stays as it is, statistics included
-            model.vision.eval()
-            model.difference.eval()
-            model.dense.eval()  # type: ignore[union-attr]
-        shown, since, told = dict[str, float](), time.monotonic(), start
-        reader = ThreadPoolExecutor(1)  # the next batch is read while this one is learnt
-        ahead = reader.submit(self.batch, name, phase, start)
-        for step in range(start, phase.steps):
-            for group in optim.param_groups:
-                group["lr"] = phase.lr * rate(phase, step)
-            torch.manual_seed(hash((self.config.seed, step, self.rank)) % 2**31)
-            batch, rng = ahead.result()
-            ahead = reader.submit(self.batch, name, phase, step + 1)
-            with torch.autocast("cpu", torch.bfloat16):
-                losses = self.loss(phase, batch, rng)
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            optim.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            self.share(fitted)
-            norm = nn.utils.clip_grad_norm_(fitted, self.config.clip)
-            if torch.isfinite(norm):
-                optim.step()
-            self.average(step - start)
-            for key, loss in losses.items():
-                shown[key] = 0.98 * shown.get(key, loss.item()) + 0.02 * loss.item()
-            if (step + 1) % 50 == 0 and self.rank == 0:
-                speed = (step + 1 - told) * phase.batch / (time.monotonic() - since)
-                since, told = time.monotonic(), step + 1
-                text = " ".join(f"{key} {value:.3f}" for key, value in shown.items())
-                log.info("%s %d/%d %s | %.1f pairs/s", name, step + 1, phase.steps, text, speed)
-            if (
-                (step + 1) % self.config.checkpoint_every == 0
-                or step + 1 == phase.steps
-                or time.time() > until
-            ):
-                self.keep(name, step + 1, optim)
-                if time.time() > until:
-                    return step + 1 == phase.steps
-        return True
+    def run(self, stop: Stop, until: float = math.inf) -> Ended:
+        """Runs the phase on from where it is. Stops between two steps, with a checkpoint."""
+        journal = Log(self.out, self.name, self.step) if everywhere.rank == 0 else None
+        try:
+            if self.owed and (ended := self.check(journal, stop)):
+                return ended
+            since, told = time.monotonic(), self.step
+            for step, pieces in self.ahead():
+                if self.told_to_stop(stop, until):
+                    self.keep()
+                    return "stopped"
+                is_last = step + 1 == self.phase.steps
+                shown = is_last or (step + 1) % self.config.log_every == 0
+                numbers = self.learn(step, pieces, shown)
+                self.step = step + 1
+                if numbers:
+                    now = time.monotonic()
+                    numbers["pairs_per_s"] = (self.step - told) * self.phase.batch / max(now - since, 1e-9)
+                    since, told = now, self.step
+                    if journal:
+                        journal.write(self.step, "train", numbers)
+                    self.tell(self.step, " ".join(f"{k} {v:.3f}" for k, v in numbers.items() if k in LOSSES))
+                else:
+                    self.tell(self.step, "")
+                plan = self.config.validation
+                if plan and self.validate and (is_last or self.step % plan.every == 0):
+                    self.owed = True
+                    if ended := self.check(journal, stop):
+                        return ended
+                    since, told = time.monotonic(), self.step
+                elif is_last or self.step % self.config.checkpoint_every == 0:
+                    self.keep()
+            return "done"
+        finally:
+            if journal:
+                journal.close()
 
-    def share(self, fitted: list[nn.Parameter]) -> None:
-        """Means of the gradients over all processes, in one message."""
-        if self.world == 1:
-            return
-        grads = [p.grad for p in fitted if p.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        dist.all_reduce(flat)
-        flat /= self.world
-        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+    def ahead(self) -> Iterator[tuple[int, list[Lesson]]]:
+        """Steps and what they hold; the next ones are read while one is learnt."""
+        with ThreadPoolExecutor(self.config.workers) as reader:
+            asked: dict[int, Future[list[Lesson]]] = {}
+            try:
+                for step in range(self.step, self.phase.steps):
+                    for near in range(step, min(step + 1 + self.config.workers, self.phase.steps)):
+                        if near not in asked:
+                            asked[near] = reader.submit(self.batch, near)
+                    yield step, asked.pop(step).result()
+            finally:
+                for future in asked.values():
+                    future.cancel()
+
+    def told_to_stop(self, stop: Stop, until: float = math.inf) -> bool:
+        """Whether any process was told to, or the time is up."""
+        mine = stop.wanted or time.time() > until
+        wanted = everywhere.summed([float(mine)], self.machine.device)[0] > 0
+        if wanted:
+            stop.wanted = True
+        return wanted
+
+    def learn(self, step: int, pieces: list[Lesson], shown: bool) -> dict[str, float]:
+        """One step of the optimiser; what it was like, where that is to be shown."""
+        scale = rate(self.phase, step)
+        for group in self.optim.param_groups:
+            group["lr"] = self.phase.lr * group["factor"] * scale
+        names = sorted(pieces[0].counts)
+        counted = everywhere.summed(
+            [sum(lesson.counts[name] for lesson in pieces) for name in names], self.machine.device
+        )
+        counts = dict(zip(names, counted, strict=True))
+        self.optim.zero_grad(set_to_none=True)
+        seen = dict.fromkeys(names, torch.zeros((), device=self.machine.device))
+        for number, lesson in enumerate(pieces):
+            torch.manual_seed(mixed_seed(self.config.seed, step, number, everywhere.rank))
+            with self.machine.sharing(self.spread, last=number + 1 == len(pieces)):
+                with self.machine.exact():
+                    sums = self.spread(lesson.to(self.machine.device))
+                # the mean over processes that follows makes these the sum over all, divided by all
+                terms = [sums[k].float() * (everywhere.world / counts[k]) for k in sums if k in LOSSES]
+                self.scaler.scale(torch.stack(terms).sum()).backward()  # type: ignore[no-untyped-call]
+            for name, value in sums.items():
+                seen[name] = seen[name] + value.detach().float()
+        self.scaler.unscale_(self.optim)
+        norm = whole(nn.utils.clip_grad_norm_(self.fitted, self.config.clip))
+        if self.scaler.is_enabled() or torch.isfinite(norm):  # the scaler looks itself
+            self.scaler.step(self.optim)
+        self.scaler.update()
+        self.average(step)
+        if not shown:
+            return {}
+        values = everywhere.summed([seen[name].item() for name in names], self.machine.device)
+        found = {
+            name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]
+        }
+        return found | {"lr": self.phase.lr * scale, "norm": norm.item()}
 
     def average(self, step: int) -> None:
         """Exponential moving average of weights and statistics, short at first."""
         decay = min(self.config.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            for key, tensor in self.model.state_dict().items():
-                if tensor.is_floating_point():
-                    self.mean[key].lerp_(tensor, 1 - decay)
+            for name, mean in self.mean.items():
+                mean.lerp_(self.live[name], 1 - decay)
 
-    def keep(self, name: str, step: int, optim: torch.optim.Optimizer) -> None:
-        """Writes what `resume` needs; whole or not at all."""
-        if self.rank:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        state = {
-            "step": step,
-            "model": self.model.state_dict(),
-            "mean": self.mean,
-            "optim": optim.state_dict(),
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While open, the learner has the averaged weights and is as in use."""
+        kept = {name: self.live[name].detach().clone() for name in self.mean}
+        with torch.no_grad():
+            for name, mean in self.mean.items():
+                self.live[name].copy_(mean)
+        self.learner.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in kept.items():
+                    self.live[name].copy_(tensor)
+            training_modes(self.learner)
+
+    def check(self, journal: Log | None, stop: Stop) -> Ended | None:
+        """Validates, keeps, and says whether that is the end of the phase."""
+        plan = self.config.validation
+        assert plan is not None
+        assert self.validate is not None
+        with self.averaged():
+            found = self.validate(self.learner, stop)
+        if found is None:  # stopped in the middle: to be done again
+            self.keep()
+            return "stopped"
+        self.owed = False
+        if journal:
+            journal.write(self.step, "validation", found)
+            shown = [name for name in found if ".loss." in name or name == plan.metric]
+            told = ", ".join(f"{name} {found[name]:.4g}" for name in shown)
+            log.info("%s step %d, held out: %s", self.name, self.step, told)
+        if plan.metric is not None:
+            if plan.metric not in found:
+                self.keep()
+                asks = {phase.part in ASKING for phase in self.config.phases.values()}
+                if len(asks) == 1:
+                    raise ConfigError(
+                        f"validation.metric: there is no {plan.metric!r}{nearest(plan.metric, found)}"
+                    )
+                log.info("%s has no figure %s: its last weights count", self.name, plan.metric)
+                return None
+            value = found[plan.metric]
+            if math.isnan(self.best) or (value < self.best if plan.lower else value > self.best):
+                self.best, self.best_step, self.misses = value, self.step, 0
+                self.keep(best=True)
+            else:
+                self.misses += 1
+        self.keep()
+        if plan.patience and self.misses >= plan.patience and self.step < self.phase.steps:
+            log.info(
+                "%s: not better than at step %d for %d times; ended", self.name, self.best_step, self.misses
+            )
+            return "early"
+        return None
+
+    def keep(self, *, best: bool = False) -> None:
+        """Writes all that `go_on` needs, or the weights that are best."""
+        state: dict[str, Any] = {
+            "mean": {name: whole(tensor) for name, tensor in self.mean.items()},
+            "step": self.step,
+            "best": [self.best, self.best_step, self.misses],
         }
-        scratch = self.out / f".{name}.tmp"
-        torch.save(state, scratch)
-        scratch.replace(self.out / f"{name}.pt")
-        (self.out / f"{name}.json").write_text(json.dumps({"step": step}))
+        if not best or not self.mean:
+            state["weights"] = {name: whole(tensor) for name, tensor in self.live.items()}
+        if not best:
+            state |= {"owed": self.owed, "scaler": self.scaler.state_dict(), "optim": self._optim_state()}
+        if everywhere.rank == 0:
+            save_state(self.out, f"{self.name}.best" if best else self.name, state)
+        everywhere.wait()
 
-    def resume(self, name: str, optim: torch.optim.Optimizer) -> int:
-        path = self.out / f"{name}.pt"
-        if not path.exists():
-            return 0
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.mean = state["mean"]
-        optim.load_state_dict(state["optim"])
-        return int(state["step"])
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Everything but the weights from a checkpoint."""
+        self.step, self.owed = int(state["step"]), bool(state["owed"])
+        self.best, self.best_step, self.misses = state["best"]
+        for name, mean in self.mean.items():
+            mean.copy_(_like(state["mean"][name], mean))
+        self.scaler.load_state_dict(state["scaler"])
+        optim = state["optim"]
+        for number, parameter in enumerate(self.fitted):  # in the optimiser's own order
+            for key, value in optim["state"].get(number, {}).items():
+                if value.shape == parameter.shape:
+                    optim["state"][number][key] = _like(value, parameter)
+        self.optim.load_state_dict(optim)
+
+    def _optim_state(self) -> dict[str, Any]:
+        """The optimiser's state, put together where each process has a part of it."""
+        state = self.optim.state_dict()
+        held = state["state"]  # its inner dictionaries are the optimiser's own
+        state["state"] = {p: {key: whole(value) for key, value in held[p].items()} for p in held}
+        return state
+
+
+def _like(tensor: Tensor, wanted: Tensor) -> Tensor:
+    """A whole tensor, spread as another is."""
+    if hasattr(wanted, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor.to(wanted.device), wanted.device_mesh, wanted.placements)  # type: ignore[attr-defined]
+    return tensor.to(wanted.device)

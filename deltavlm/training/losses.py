@@ -30,3 +30,21 @@ def density_loss(density_BKGG: Tensor, truth_BKGG: Tensor) -> Tensor:
     patches = F.mse_loss(density, truth_BKGG) * density.shape[-1] ** 2 / 4
     totals, wanted = density.sum(dim=(2, 3)), truth_BKGG.sum(dim=(2, 3))
     return patches + 0.5 * F.smooth_l1_loss(torch.sqrt(totals + 0.25), torch.sqrt(wanted + 0.25), beta=0.25)
+
+
+def alike(groups_M: Tensor, groups_N: Tensor) -> Tensor:
+    """Which of M things say the same as which of N, (M, N) bool."""
+    return groups_M[:, None] == groups_N[None]
+
+
+def contrastive_loss(logits_MN: Tensor, same_MN: Tensor) -> Tensor:
+    """Sum over M rows of the cross-entropy against all that say the same, in equal shares."""
+    shares = same_MN.float() / same_MN.sum(dim=1, keepdim=True)
+    return -(shares * logits_MN.float().log_softmax(dim=1)).sum()
+
+
+def hardest(logits_MN: Tensor, same_MN: Tensor, noise_MN: Tensor) -> Tensor:
+    """For each of M rows one of N that does not say the same, drawn by its likelihood (Gumbel noise on the
+    logits); -1 where there is none."""
+    open_ = (logits_MN.detach().float() + noise_MN).masked_fill(same_MN, float("-inf"))
+    return torch.where(same_MN.all(dim=1), -1, open_.argmax(dim=1))

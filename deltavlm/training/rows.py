@@ -16,6 +16,8 @@ from deltavlm.model.deltavlm import IGNORED, Text
 from deltavlm.model.tokenizer import Codec
 from deltavlm.wording import normalise
 
+MOST_ANSWER = 256  # tokens of an answer, as in the published training; its end is cut off
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -24,29 +26,58 @@ class Rows:
     text: Text  # begin, question, answer, end
     labels: Tensor  # (R, S) answer and end; IGNORED elsewhere
 
+    def to(self, device: torch.device) -> Rows:
+        return Rows(
+            self.pairs.to(device), self.question.to(device), self.text.to(device), self.labels.to(device)
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are learnt."""
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    pair: int
+    question: list[int]
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
 
 def make_rows(
-    config: DeltaVLMConfig, codec: Codec, lessons: Sequence[Sequence[tuple[str, str]]], groups: int = 3
+    config: DeltaVLMConfig,
+    codecs: tuple[Codec, Codec],
+    lessons: Sequence[Sequence[tuple[str, str]]],
+    groups: int = 3,
 ) -> list[Rows]:
     """Rows of all pairs' lessons, in `groups` of like length, so that little is spent on padding.
 
-    Questions are worded as in use; answers are normalised.
+    `codecs` are those of the question to the Q-Former and of the language model's text. Questions are worded
+    as in use; answers are normalised.
     """
-    rows: list[tuple[int, list[int], list[int]]] = []
+    questions, codec = codecs
+    rows: list[_Row] = []
     for pair, lesson in enumerate(lessons):
         for prompt, answer in lesson:
-            asked = codec.encode(config.prompt.worded(prompt))
-            rows.append((pair, asked, [*codec.encode(normalise(answer)), codec.eos]))
-    rows.sort(key=lambda row: len(row[1]) + len(row[2]))
+            worded = config.prompt.worded(prompt)
+            asked = questions.question(worded, config.qformer.max_text_tokens)
+            told = [*codec.encode(normalise(answer))[: MOST_ANSWER - 1], codec.eos]
+            room = config.language.context - config.qformer.queries - len(told) - 1
+            rows.append(_Row(pair, asked, [codec.start, *codec.encode(worded)[-room:]], told))
+    rows.sort(key=lambda row: row.length)
     size = -(-len(rows) // groups)
-    return [_stack(config, codec, rows[at : at + size]) for at in range(0, len(rows), size)]
+    return [_stack(questions, codec, rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
-def _stack(config: DeltaVLMConfig, codec: Codec, rows: Sequence[tuple[int, list[int], list[int]]]) -> Rows:
-    text = codec.batch([[codec.bos, *asked, *answer] for _, asked, answer in rows], "right")
-    starts = torch.tensor([len(asked) + 1 for _, asked, _ in rows])
+def _stack(questions: Codec, codec: Codec, rows: Sequence[_Row]) -> Rows:
+    text = codec.batch([[*row.prompt, *row.answer] for row in rows], "right")
+    starts = torch.tensor([len(row.prompt) for row in rows])
     labels = text.ids.masked_fill(text.mask == 0, IGNORED)
     labels = labels.masked_fill(torch.arange(labels.shape[1])[None] < starts[:, None], IGNORED)
-    limit = config.qformer.max_text_tokens
-    question = codec.batch([asked[-limit:] for _, asked, _ in rows], "right")
-    return Rows(torch.tensor([pair for pair, _, _ in rows]), question, text, labels)
+    question = questions.batch([row.question for row in rows], "right")
+    return Rows(torch.tensor([row.pair for row in rows]), question, text, labels)

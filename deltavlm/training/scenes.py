@@ -1,0 +1,102 @@
+"""Drawn scenes as samples: varied, with masks and densities, and with a lesson about each."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from deltavlm.data.batches import Pair, assemble, lesson, vary
+from deltavlm.data.synthetic.cache import (
+    FAR_SEED,
+    STORMY_SEED,
+    TRAIN_SEED,
+    VALIDATION_SEED,
+    draw_cache,
+    open_cache,
+)
+from deltavlm.data.synthetic.facts import facts_of
+from deltavlm.data.warp import draw_warp
+from deltavlm.model.predictor import resized
+from deltavlm.tasks import caption
+from deltavlm.training.config import Phase, Scenes
+from deltavlm.training.sources import Sample
+from deltavlm.wording import normalise
+
+CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their dates swapped
+
+
+def draw_all(scenes: Scenes, out: Path, workers: int | None = None) -> None:
+    """Draws what is not drawn yet."""
+    draw = partial(draw_cache, size_px=scenes.size_px, workers=workers)
+    draw(out / "scenes", scenes.train, seed=TRAIN_SEED, change=scenes.change)
+    draw(out / "validation", scenes.validation, seed=VALIDATION_SEED, change=scenes.change)
+    if scenes.far:
+        draw(out / "far", scenes.far, seed=FAR_SEED, change=scenes.change, reduce=2)
+    if scenes.stormy:
+        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, change=0.5, strength=2.0)
+
+
+def corpus(cache: Path, limit: int = 6000) -> list[str]:
+    """Every prompt and answer of some scenes, normalised."""
+    _, truth = open_cache(cache)
+    rng, said = np.random.default_rng(0), []
+    for change, things, cover in truth[:limit]:
+        for prompt, answer in lesson(rng, facts_of(change, things, cover), extra=2.0):
+            said += [normalise(f"q {prompt}"), normalise(answer)]
+    return said
+
+
+class SceneSource:
+    """The caches of a run as samples without end: any scene, cut, turned and swapped anew each time."""
+
+    def __init__(self, out: Path, scenes: Scenes, phase: Phase, image_px: int, seed: list[int]) -> None:
+        self.phase, self.image_px, self.seed = phase, image_px, seed
+        shares = {name: getattr(phase, name) for name in ("far", "stormy") if getattr(scenes, name)}
+        self.shares = {"scenes": max(0.0, 1 - sum(shares.values())), **shares}
+        self.caches = {name: open_cache(out / name) for name in self.shares}
+
+    def sample(self, number: int) -> Sample:
+        phase, rng = self.phase, np.random.default_rng([*self.seed, number])
+        shares = np.array(list(self.shares.values()))
+        name = list(self.shares)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        pictures, truth = self.caches[name]
+        index = int(rng.integers(len(pictures)))
+        warp = draw_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
+        pair = vary(rng, pictures[index], truth[index], phase.crop_px, CENTRED, SWAP, phase.toned, warp)
+        return self.told(rng, pair)
+
+    def told(self, rng: np.random.Generator, pair: Pair) -> Sample:
+        """A pair with a lesson: some of the questions about it, drawn anew every time."""
+        phase = self.phase
+        one = assemble([pair])
+        rows = lesson(rng, one.facts[0], phase.extra)
+        if phase.part == "align":
+            rows = [row for row in rows if row[0] == caption.PROMPT][:1]
+        before, after = one.before[0], one.after[0]
+        if phase.crop_px is None and before.shape[-1] != self.image_px:
+            before, after = resized(before, self.image_px), resized(after, self.image_px)
+        return Sample(
+            before,
+            after,
+            tuple(rows[place] for place in rng.permutation(len(rows))[: phase.rows]),
+            one.facts[0].changed,
+            one.mask[0],
+            one.density[0],
+        )
+
+
+class HeldScenes(SceneSource):
+    """The validation scenes, each as it was drawn."""
+
+    def __init__(self, out: Path, phase: Phase, image_px: int) -> None:
+        self.phase, self.image_px, self.seed = phase, image_px, [0]
+        self.pictures, self.truth = open_cache(out / "validation")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def sample(self, number: int) -> Sample:
+        rng = np.random.default_rng([*self.seed, number])
+        return self.told(rng, (self.pictures[number], self.truth[number]))

@@ -1,0 +1,81 @@
+"""A 7B of a few thousand numbers, with an EVA tower and a language model that is held still, and eight
+examples that only the difference module can tell apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from deltavlm.data.changechat import save_png
+from deltavlm.model import checkpoint
+from deltavlm.model.config import DeltaVLMConfig, DifferenceConfig, VisionConfig
+from deltavlm.model.folder import TOKENIZER
+from deltavlm.model.tokenizer import train_codec
+from deltavlm.tasks import caption
+from tests.tiny import TINY, tiny_model
+
+SEVEN: DeltaVLMConfig = replace(
+    TINY,
+    name="seven",
+    vision=VisionConfig(
+        tower="eva_giant_patch14_clip_224",
+        image_px=28,
+        patch_px=14,
+        width=32,
+        depth=3,
+        heads=2,
+        mlp_ratio=2.0,
+        prefix_tokens=1,
+    ),
+    difference=DifferenceConfig(mode="csrm", dropout=0.0),
+    dense=None,
+    qformer=replace(TINY.qformer, queries=8),
+    language=replace(TINY.language, hidden=64, intermediate=96, tied=False),
+    chip_px=28,
+)
+
+# A pair and the same with its dates the other way round have the same pictures, and the Q-Former's keys have
+# no order: with both dates handed on as they are, nothing could tell the two from each other.
+SAID = (
+    ("a house is built", "a house is removed"),
+    ("a road appears", "a road is gone"),
+    ("trees are planted", "trees are cut"),
+    ("water comes", "water dries up"),
+)
+HINTS = ("hut", "lane", "wood", "lake")
+
+
+def eight_examples(folder: Path, *, hinted: bool = False) -> Path:
+    """Four places and both orders of their dates, as a training set in ChangeChat's format.
+
+    hinted: the question has the answer in other words, so that a language model learns to heed what stands
+    before an answer, as one that was trained on much text does.
+    """
+    records = []
+    for place, both in enumerate(SAID):
+        rng = np.random.default_rng(place)
+        dates = [np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((7, 7, 1))).astype(np.uint8) for _ in "AB"]
+        for date, pixels in zip("AB", dates, strict=True):
+            save_png(folder / "images" / f"{place}_{date}.png", pixels)
+        for order, said in zip(("AB", "BA"), both, strict=True):
+            asked = f"{HINTS[place]} {order}" if hinted else caption.PROMPT
+            told = [{"from": "human", "value": f"<image> <image> {asked}"}, {"from": "gpt", "value": said}]
+            images = [f"{place}_{date}.png" for date in order]
+            records.append(
+                {"id": f"{place}_{order}", "image": images, "changeflag": 1, "conversations": told}
+            )
+    (folder / "eight_train.json").write_text(json.dumps(records))
+    return folder
+
+
+def seven_checkpoint(folder: Path, config: DeltaVLMConfig = SEVEN) -> Path:
+    """A start for the trainings of the tests."""
+    model = tiny_model(3, config)
+    checkpoint.save(folder, config, model.state_dict(), provenance={"made": "for a test"})
+    words = [f"q {caption.PROMPT.lower().strip('.')}"] + [said for both in SAID for said in both]
+    words += [f"{hint} {order}" for hint in HINTS for order in ("ab", "ba")]
+    train_codec(words * 3, config.language.vocab, folder / TOKENIZER)
+    return folder
