@@ -209,18 +209,22 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     return from_mapping(TrainConfig, values, where=f"{path} with --set")
 
 
+class _Opened(dict[str, Any]):
+    """A group of keys that the file leaves out; they are checked when the whole is read."""
+
+
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:
     """Raises: ConfigError for a key that is not there, naming the nearest."""
     *path, last = keys
     inside: Any = values
     for depth, key in enumerate(path):
         if isinstance(inside, dict) and key in inside and inside[key] is None:
-            inside[key] = {}  # a group of keys that the file leaves out
+            inside[key] = _Opened()
         if not isinstance(inside, dict) or key not in inside:
             known = inside if isinstance(inside, dict) else ()
             raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{nearest(key, known)}")
         inside = inside[key]
-    free = not inside or path[-1:] == ["rates"]  # an empty group is checked when the whole is read
+    free = isinstance(inside, _Opened) or path[-1:] == ["rates"]
     if not isinstance(inside, dict) or (last not in inside and not free):
         known = inside if isinstance(inside, dict) else ()
         raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{nearest(last, known)}")

@@ -109,7 +109,12 @@ def scores(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[s
         "cell_f1_buildings": sets.micro([c.buildings for c in located], [c.buildings for c in true_cells]).f1,
         "cell_f1_roads": sets.micro([c.roads for c in located], [c.roads for c in true_cells]).f1,
         "caption_exact": float(np.mean(exact)),
-        "caption_exact_changed": float(np.mean([e for e, c in zip(exact, changed, strict=True) if c])),
-        "caption_exact_unchanged": float(np.mean([e for e, c in zip(exact, changed, strict=True) if not c])),
+        "caption_exact_changed": _mean([e for e, c in zip(exact, changed, strict=True) if c]),
+        "caption_exact_unchanged": _mean([e for e, c in zip(exact, changed, strict=True) if not c]),
         "unreadable": unreadable,
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN of nothing."""
+    return float(np.mean(values)) if values else float("nan")

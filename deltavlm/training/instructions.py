@@ -54,7 +54,10 @@ def read_records(name: str, records: Records, seed: int) -> Held:
 
     Raises: InputError when it cannot be read, or pictures are missing, with their paths.
     """
-    data = read_set(records.path, records.split, records.tasks, repeats=True)
+    try:
+        data = read_set(records.path, records.split, records.tasks, repeats=True)
+    except InputError as error:
+        raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     broken = [problem for problem in data.problems if problem.kind in ("file", "record")]
     if bad := [problem for problem in broken if "variant" not in problem.what]:
         raise InputError(

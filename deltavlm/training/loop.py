@@ -43,6 +43,21 @@ def rate(phase: Phase, step: int) -> float:
     return phase.floor + (1 - phase.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def pieces(name: str, phase: Phase) -> tuple[int, int]:
+    """Pairs that this process looks at at once, and how often in a step.
+
+    Raises: ConfigError where a batch cannot be dealt evenly.
+    """
+    share, rest = divmod(phase.batch, everywhere.world)
+    micro = phase.micro or share
+    if rest or not share or share % micro:
+        raise ConfigError(
+            f"phase {name}: batch {phase.batch} does not divide into {everywhere.world} processes "
+            f"with pieces of {phase.micro or 'equal size'}"
+        )
+    return micro, share // micro
+
+
 class Trainer:
     """One phase on its way. `everything`: checkpoints hold all weights, not only those that can change."""
 
@@ -64,14 +79,7 @@ class Trainer:
         self.learner, self.mixture, self.lessons, self.machine = learner, mixture, lessons, machine
         self.out, self.validate, self.tell = out, validate, tell
         self.step, self.best, self.best_step, self.misses, self.owed = 0, math.nan, 0, 0, False
-        share, rest = divmod(self.phase.batch, everywhere.world)
-        self.micro = self.phase.micro or share
-        if rest or share % self.micro:
-            raise ConfigError(
-                f"phase {name}: batch {self.phase.batch} does not divide into {everywhere.world} processes "
-                f"with pieces of {self.phase.micro or 'equal size'}"
-            )
-        self.pieces = share // self.micro
+        self.micro, self.pieces = pieces(name, self.phase)
         found = hold_still(learner, self.phase)
         path = out / f"{name}.pt"
         state = load_state(path) if path.exists() else None

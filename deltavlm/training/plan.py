@@ -19,7 +19,7 @@ from deltavlm.model.deltavlm import build
 from deltavlm.training import run
 from deltavlm.training.config import Phase, TrainConfig
 from deltavlm.training.instructions import RecordSource
-from deltavlm.training.loop import Trainer
+from deltavlm.training.loop import Trainer, pieces
 from deltavlm.training.objectives import Learner, make_lesson
 from deltavlm.training.organs import counts, factors, named
 from deltavlm.training.processes import everywhere, machine
@@ -99,7 +99,7 @@ def _phase(config: TrainConfig, name: str, learner: Learner, inputs: run.Inputs 
         "part": phase.part,
         "steps": phase.steps,
         "batch": phase.batch,
-        "pieces": phase.batch // everywhere.world // (phase.micro or max(1, phase.batch // everywhere.world)),
+        "pieces": pieces(name, phase)[1],
         "fitted": fitted,
         "organs": {organ: {"fitted": one, "all": all_} for organ, (one, all_) in organs.items()},
         "memory_bytes": {key: value // share for key, value in parts.items()},

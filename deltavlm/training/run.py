@@ -27,9 +27,9 @@ from deltavlm.training.config import TrainConfig
 from deltavlm.training.export import commit, export
 from deltavlm.training.instructions import Held, RecordSource, read_records, texts
 from deltavlm.training.keeping import handed_on, open_folder
-from deltavlm.training.loop import Trainer
+from deltavlm.training.loop import Trainer, pieces
 from deltavlm.training.objectives import Learner, make_lesson
-from deltavlm.training.organs import factors, named
+from deltavlm.training.organs import factors
 from deltavlm.training.processes import DTYPES, Machine, everywhere, machine
 from deltavlm.training.scenes import SceneSource, corpus, draw_all
 from deltavlm.training.sources import Mixture, Source
@@ -78,7 +78,11 @@ def model_of(config: TrainConfig) -> DeltaVLMConfig:
 
 def checked(model: DeltaVLMConfig, config: TrainConfig) -> DeltaVLMConfig:
     """The numbers for training: questions worded as in training, whatever style they came with."""
+    with torch.device("meta"):
+        known = [name for name, _ in build(model).named_parameters()]
     for name, phase in config.phases.items():
+        pieces(name, phase)
+        factors(known, phase)
         if phase.part in ("vision", "joint") and model.dense is None:
             raise ConfigError(
                 f"phase {name}: {model.name} has no dense head; it can align, instruct, or learn language"
@@ -199,9 +203,7 @@ def learner_of(config: TrainConfig, name: str, inputs: Inputs, model: DeltaVLM, 
         if hasattr(tower, "set_grad_checkpointing"):
             tower.set_grad_checkpointing(True)
     torch.manual_seed(config.seed)
-    learner = Learner(model, inputs.model, config.phases[name])
-    factors([known for known, _ in named(learner)], config.phases[name])  # names in `rates` that fit nothing
-    return learner
+    return Learner(model, inputs.model, config.phases[name])
 
 
 def _recompute(part: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class Validator:
             stop.wanted = True
             return None
         first: dict[str, float] = everywhere.objects(found)[0]
-        return first
+        return {name: value for name, value in first.items() if math.isfinite(value)}  # of nothing: no figure
 
     @torch.no_grad()
     def losses(self, learner: Learner, name: str, source: HeldScenes | RecordSource) -> dict[str, float]:

@@ -1,0 +1,127 @@
+"""Every shipped run is read, fits its model, and says what the paper says; changes from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltavlm.config import dump, from_mapping, load, shipped, to_mapping
+from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.errors import ConfigError
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.deltavlm import build
+from deltavlm.training.config import Phase, Records, Scenes, TrainConfig, differences, load_config
+from deltavlm.training.objectives import Learner
+from deltavlm.training.organs import counts, factors, named
+
+SHIPPED = [
+    path.name for path in shipped("train_nano.yaml").parent.glob("*.yaml") if "phases:" in path.read_text()
+]
+
+
+def test_all_four_are_there() -> None:
+    assert {*SHIPPED} >= {
+        "train_stage1.yaml",
+        "train_stage2.yaml",
+        "train_nano.yaml",
+        "finetune_nano_changechat.yaml",
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_run_fits_its_model(name: str) -> None:
+    run = load_config(shipped(name))
+    assert from_mapping(TrainConfig, to_mapping(run), "again") == run
+    numbers = load(shipped(f"{run.model}.yaml"), DeltaVLMConfig)
+    with torch.device("meta"):
+        model = build(numbers)
+        learners = [Learner(model, numbers, phase) for phase in run.phases.values()]
+    for learner in learners:
+        found = factors([name for name, _ in named(learner)], learner.phase)
+        assert any(found.values())
+    if run.scenes:
+        assert numbers.dense is not None
+        assert numbers.dense.classes == CHANGES
+
+
+def test_stage_two_fits_what_the_paper_fits() -> None:
+    """253,216,384 numbers: what the published checkpoint holds without its unused contrastive heads."""
+    run = load_config(shipped("train_stage2.yaml"))
+    numbers = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    with torch.device("meta"):
+        learner = Learner(build(numbers), numbers, run.phases["tune"])
+    found = factors([name for name, _ in named(learner)], learner.phase)
+    organs = counts(learner, found)
+    assert sum(fitted for fitted, _ in organs.values()) == 253_216_384
+    assert organs["vision"][0] == 50_497_536 + 2_816
+    assert organs["difference"] == (13_881_472, 13_881_472)
+    assert organs["language"][0] == 0
+    tune = run.phases["tune"]
+    assert (tune.lr, tune.weight_decay, tune.cut, tune.turn_deg, tune.rows) == (1e-5, 0.05, 0.05, 15.0, 1)
+
+
+def test_nano_is_trained_as_it_was() -> None:
+    run = load_config(shipped("train_nano.yaml"))
+    assert {phase.part for phase in run.phases.values()} == {"vision", "language", "joint"}
+    assert all(
+        (phase.betas, phase.floor, phase.balance, phase.cut, phase.rates)
+        == ((0.9, 0.98), 0.01, "root", 0.0, {})
+        for phase in run.phases.values()
+    )
+    assert (run.precision, run.start, run.validation) == ("bf16", None, None)
+
+
+def test_changes_reach_their_keys(tmp_path: Path) -> None:
+    run = load_config(
+        shipped("train_nano.yaml"),
+        [
+            "seed=3",
+            "phases.words.lr=1e-4",
+            "phases.words.rates.language=0.5",
+            "validation.every=7",
+            "validation.metric=scenes.yes_no_auc",
+            "scenes.far=0",
+        ],
+    )
+    assert (run.seed, run.phases["words"].lr, run.phases["words"].rates) == (3, 1e-4, {"language": 0.5})
+    assert run.validation is not None
+    assert (run.validation.every, run.validation.metric) == (7, "scenes.yes_no_auc")
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(run))
+    assert load_config(again) == run
+    other = differences(to_mapping(load_config(shipped("train_nano.yaml"))), to_mapping(run))
+    assert {line.split(" ")[0] for line in other} == {
+        *("scenes.far", "phases.words.lr", "phases.words.rates.language", "seed")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("sed=1", "no key 'sed'; did you mean 'seed'"),
+        ("phases.wrods.steps=1", r"no key 'phases\.wrods'; did you mean 'words'"),
+        ("phases.words.step=1", "did you mean 'steps'"),
+        ("phases.words.steps=many", "expected a whole number, got 'many'"),
+        ("phases.words.steps=0", "steps is 0, less than 1"),
+        ("phases.words.cut=2", "cut is 2.0, not between 0 and 1"),
+        ("seed", "expected KEY=VALUE"),
+        ("seed=[", "not a YAML value"),
+        ("seed.more=1", "no key"),
+        ("validation.evry=1", "did you mean 'every'"),
+        ("scenes=null", "nothing to train on"),
+        ("validation={every: 1, metric: made.auc}", "does not begin with one of scenes"),
+        ("validation={every: 1, patience: 2}", "name the metric"),
+    ],
+)
+def test_a_wrong_change_is_told_in_a_line(change: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as found:
+        load_config(shipped("train_nano.yaml"), [change])
+    assert "\n" not in str(found.value)
+
+
+def test_masks_need_scenes() -> None:
+    phases = {"all": Phase(part="joint", steps=1, batch=1, lr=1.0)}
+    with pytest.raises(ValueError, match="only scenes have them"):
+        TrainConfig("nano", phases, scenes=Scenes(1, 1, weight=0.0), sets={"x": Records(Path("x"))})

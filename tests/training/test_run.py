@@ -1,0 +1,99 @@
+"""A whole run from nothing: scenes drawn, tokenizer made, all phases of the shipped nano, a model folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltavlm.config import dump, load, shipped
+from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.model.config import Calibration, DeltaVLMConfig
+from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.training import __main__ as command
+from deltavlm.training import run
+from deltavlm.training.config import TrainConfig
+from deltavlm.training.keeping import handed_on, load_state
+from tests.tiny import TINY
+
+assert TINY.dense is not None
+MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The shipped recipe at reduced size."""
+    shipped_run = load(shipped("train_nano.yaml"), TrainConfig)
+
+    def known(path: Path, kind: type) -> object:
+        return MODEL if kind is DeltaVLMConfig else load(path, kind)
+
+    monkeypatch.setattr(run, "load", known)
+    assert shipped_run.scenes is not None
+    small = replace(
+        shipped_run,
+        scenes=replace(shipped_run.scenes, train=6, validation=4, far=3, stormy=3, size_px=64),
+        phases={
+            name: replace(phase, steps=2, batch=2, crop_px=phase.crop_px and 32)
+            for name, phase in shipped_run.phases.items()
+        },
+        log_every=1,
+        device="cpu",
+    )
+    path = tmp_path / "small.yaml"
+    path.write_text(dump(small))
+    return path
+
+
+def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> None:
+    """Each phase begins with the averaged weights of the one before; the folder at the end answers."""
+    out = tmp_path / "run"
+    assert command.main([str(recipe), "-o", str(out), "--phase", "masks_close"]) == 0
+    assert not (out / "model").exists()
+    assert command.main([str(recipe), "-o", str(out)]) == 2  # there is a run
+    assert command.main([str(recipe), "-o", str(out), "--resume"]) == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    names = [*load(recipe, TrainConfig).phases]
+    assert [(one["phase"], one["step"]) for one in log] == [(name, step) for name in names for step in (1, 2)]
+    assert {"mask", "density", "lr", "norm"} <= {*log[0]}
+    model = load_model(str(out / "model"), device="cpu")
+    assert isinstance(model, Predictor)
+    assert model.config.calibration != Calibration()
+    assert model.config.sources["trained_on"] == "synthetic scenes"
+    last = handed_on(out, names[-1], best=False)
+    weights = model.model.state_dict()
+    for name, tensor in last.items():
+        torch.testing.assert_close(weights[name], tensor.half().float(), msg=name)
+    # what a phase of words holds still is what the phase before it has averaged
+    before, after = (handed_on(out, name, best=False) for name in ("masks", "words"))
+    still = [name for name in before if name.startswith(("vision.", "difference."))]
+    assert still
+    for name in still:  # a running mean of one value is that value, up to rounding
+        torch.testing.assert_close(after[name], before[name], msg=name)
+
+
+def test_checkpoints_of_a_started_run_hold_what_can_change(tmp_path: Path) -> None:
+    """The shipped nano's vision is not kept again by a phase that holds it still; its statistics are."""
+    scenes = {"train": 2, "validation": 2}
+    phases = {"read": {"part": "language", "steps": 1, "batch": 1, "lr": 0.001, "micro": 1}}
+    path = tmp_path / "started.yaml"
+    path.write_text(json.dumps({"model": "nano", "start": "nano", "scenes": scenes, "phases": phases}))
+    assert command.main([str(path), "-o", str(tmp_path / "run"), "--phase", "read"]) == 0
+    kept = load_state(tmp_path / "run" / "read.pt")["weights"]
+    assert not any(name.startswith("model.vision") and name.endswith("weight") for name in kept)
+    assert any(name.startswith("model.language") for name in kept)
+    assert {name.rpartition(".")[2] for name in kept if name.startswith("model.vision")} == {
+        *("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
+def test_a_time_limit_stops_with_a_checkpoint(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert command.main([str(recipe), "-o", str(out), "--minutes", "0"]) == 0
+    assert "stopped by its time limit at step 0 of masks_close" in capsys.readouterr().err
+    assert (out / "masks_close.pt").exists()
