@@ -122,7 +122,7 @@ class Machine:
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # the Q-Former's last text layer has no part in the words' loss, and so no gradient
+        # a piece of a step may have no masks, and then the mask layers have no gradient
         return DistributedDataParallel(learner, device_ids=ids, find_unused_parameters=True)
 
     @contextmanager
