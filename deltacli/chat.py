@@ -267,7 +267,10 @@ def _stream(path: Path | None, *, afresh: bool) -> Any:
     if path is None:
         return nullcontext()
     try:
-        return path.open("w" if afresh else "a", encoding="utf-8", newline="\n")
+        stream = path.open("w" if afresh else "a+", encoding="utf-8", newline="\n")
+        if not afresh and not path.read_bytes().endswith(b"\n"):  # an editor may have taken the last one away
+            stream.write("\n")
+        return stream
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
 
