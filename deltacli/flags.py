@@ -84,6 +84,20 @@ class OutputFlags:
         ),
     ] = None
     dry_run: options.DryRun = False
+    resume: Annotated[
+        bool,
+        flag(
+            "--resume/--no-resume",
+            panel=OUTPUT,
+            help="Go on where an interrupted run into this output stopped, or begin anew.",
+        ),
+    ] = True
+    retry_failed: Annotated[
+        bool,
+        flag(
+            "--retry-failed", panel=OUTPUT, help="Ask again the chips that failed, and write the output anew."
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
