@@ -22,6 +22,17 @@ from deltavlm.data.synthetic.scene import Scene
 from deltavlm.tasks import caption, classify, count, locate
 
 IMAGES = "<image> <image> "  # how the first question of a conversation begins
+NAME, SIZE_PX = "changechat_105k", 256
+RELEASED: Mapping[str, int] = {  # the files of ChangeChat-105k, with their records
+    f"{NAME}_train.json": 87_935,
+    f"{NAME}_train_loc.json": 87_935,
+    f"{NAME}_test.json": 1_929,
+    f"{NAME}_test_binary.json": 1_929,
+    f"{NAME}_test_count.json": 1_929,
+    f"{NAME}_test_loc.json": 1_929,
+    f"{NAME}_test_dialog.json": 1_929,
+    f"{NAME}_test_open.json": 7_527,
+}
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
