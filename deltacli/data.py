@@ -22,7 +22,69 @@ data = typer.Typer(
     no_args_is_help=True,
 )
 
-LEVIR_CC = "https://github.com/Chen-Yang-Liu/LEVIR-CC-Dataset"
+
+@data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The set: changechat.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the files go.")] = Path(
+        "changechat-105k"
+    ),
+    revision: Annotated[
+        str, typer.Option("--revision", metavar="COMMIT", help="Branch, tag or commit of the repository.")
+    ] = "main",
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option("--cache-dir", metavar="DIR", show_default="of hf", help="Where downloads are kept."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take what was downloaded before.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show sizes, places and terms; download nothing.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    json_summary: options.Json = False,
+    config: options.ConfigFile = None,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+    progress: options.ShowProgress = None,
+    color: options.ColorWhen = None,
+) -> None:
+    """Download ChangeChat-105k's questions and answers (eight files), and say where its pictures are from.
+
+    What is in the cache is not downloaded again, and every file is checked.
+    """
+    from deltavlm.data import fetch as hub
+    from deltavlm.errors import InputError
+    from deltavlm.upstream.fetch import size_text
+
+    if name not in ("changechat", "changechat-105k"):
+        raise InputError(f"no set {name!r} to fetch; there is changechat")
+    planned = hub.plan(cache_dir=cache_dir, offline=offline, revision=revision)
+    cached = planned.size - planned.missing
+    voice.say(
+        f"{hub.REPO} at {revision} ({planned.commit[:12]}): {counted(len(planned.files), 'file')},"
+        f" {size_text(planned.size)}, {size_text(cached)} of it in the cache {planned.cache_dir}"
+    )
+    voice.say(f"terms: {hub.LICENCE}")
+    files = [str(output / file.name) for file in planned.files]
+    if not dry_run:
+        shown = voice.progress and voice.verbosity >= 0
+        hub.fetch(planned, output, overwrite=overwrite, say=voice.say, progress=shown)
+    voice.say(
+        f"the pictures are LEVIR-CC's, with terms of their own (academic use): get them from"
+        f" {hub.PICTURES}, lay them so that {output / 'images' / 'test' / 'A'} is there,"
+        f" then run: deltavlm data check {output}"
+    )
+    if json_summary:
+        record = {
+            "repo": hub.REPO,
+            "commit": planned.commit,
+            "bytes": planned.size,
+            "missing": planned.missing,
+            "folder": str(output),
+            "files": files,
+            "dry_run": dry_run,
+        }
+        typer.echo(json.dumps(record, ensure_ascii=False))
 
 
 @data.command()
@@ -57,6 +119,7 @@ def check(
     The counts of ChangeChat-105k are compared with those of the released files.
     """
     from deltavlm.data.check import check as look
+    from deltavlm.data.fetch import PICTURES
     from deltavlm.errors import PartialFailure
 
     checked = look(
@@ -77,7 +140,7 @@ def check(
     of_levir = any(file.expected is not None or "_task_data/" in file.name for file in checked.files)
     if of_levir and pictures.named and pictures.missing == pictures.named:
         voice.say(
-            f"no picture is in {pictures.folder}: they are LEVIR-CC's, from {LEVIR_CC} (its own terms);"
+            f"no picture is in {pictures.folder}: they are LEVIR-CC's, from {PICTURES} (its own terms);"
             f" lay them there, or name their folder with --images"
         )
     if checked.faults:
