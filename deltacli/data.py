@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options
+from deltacli.build import build
 from deltacli.console import counted, voice
 
 if TYPE_CHECKING:
@@ -195,3 +196,6 @@ def _record(folder: Path, checked: Checked) -> dict[str, Any]:
         "faults": [asdict(problem) for problem in checked.faults],
         "notes": [asdict(problem) for problem in checked.notes],
     }
+
+
+data.command()(build)
