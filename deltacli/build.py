@@ -15,6 +15,7 @@ import typer
 from deltacli import options
 from deltacli.console import counted, voice
 from deltacli.options import flag
+from deltacli.problems import tell_problems
 from deltacli.synth import free, whole
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def build(
     captions: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CAPTIONS]", help="LevirCCcaptions.json, or a file like it.", show_default=False
+            metavar="CAPTIONS", help="LevirCCcaptions.json, or a file like it.", show_default=False
         ),
     ] = None,
     output: Annotated[
@@ -159,8 +160,6 @@ def build(
         }
         typer.echo(json.dumps(summary))
     if problems:
-        from deltacli.data import tell_problems
-
         tell_problems(problems, "Left out")
         raise PartialFailure(
             f"{output} is written, and {counted(len(problems), 'problem')} met on the way; --json names all"
@@ -223,13 +222,11 @@ def _asker(endpoint: str | None, model: str | None, store: Path) -> Asker | None
         raise ConfigError("--llm-endpoint and --llm-model belong together; give both")
     asker = Asker(Endpoint(endpoint, model, os.environ.get(KEY) or None), Store(store))
     if asker.store.known:
-        voice.say(f"{counted(len(asker.store.known), 'reply')} in {store} from before")
+        voice.say(f"{counted(len(asker.store.known), 'pair')} answered before, in {store}")
     return asker
 
 
 def _tell(built: Built, output: Path, ask: Asker | None) -> None:
-    from deltacli.data import tell_problems
-
     tell_problems(built.notes, "Odd, and left as it is")
     for file, content in built.files.items():
         voice.say(f"{output / file}: {counted(len(content), 'record')}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +11,10 @@ import typer
 from deltacli import options
 from deltacli.build import build
 from deltacli.console import counted, voice
+from deltacli.problems import by_kind, tell_problems
 
 if TYPE_CHECKING:
     from deltavlm.data.check import Checked
-    from deltavlm.data.examples import Problem
 
 data = typer.Typer(
     help="Sets of questions and answers: fetch ChangeChat-105k, check a copy, build one from masks.",
@@ -55,7 +54,6 @@ def fetch(
     """
     from deltavlm.data import fetch as hub
     from deltavlm.errors import InputError
-    from deltavlm.upstream.fetch import size_text
 
     if name not in ("changechat", "changechat-105k"):
         raise InputError(f"no set {name!r} to fetch; there is changechat")
@@ -63,7 +61,7 @@ def fetch(
     cached = planned.size - planned.missing
     voice.say(
         f"{hub.REPO} at {revision} ({planned.commit[:12]}): {counted(len(planned.files), 'file')},"
-        f" {size_text(planned.size)}, {size_text(cached)} of it in the cache {planned.cache_dir}"
+        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.cache_dir}"
     )
     voice.say(f"terms: {hub.LICENCE}")
     files = [str(output / file.name) for file in planned.files]
@@ -145,7 +143,7 @@ def check(
             f" lay them there, or name their folder with --images"
         )
     if checked.faults:
-        kinds = ", ".join(counted(number, kind) for kind, number in _kinds(checked.faults).items())
+        kinds = ", ".join(counted(number, kind) for kind, number in by_kind(checked.faults).items())
         raise PartialFailure(f"{folder}: amiss are {kinds}; --json names all")
     voice.say(f"{folder}: nothing is amiss")
 
@@ -164,26 +162,6 @@ def _table(checked: Checked) -> list[str]:
         f" {seen.unreadable:,} unreadable, {seen.other_size:,} of another size"
     )
     return lines
-
-
-def _kinds(problems: Sequence[Problem]) -> dict[str, int]:
-    kinds: dict[str, int] = {}
-    for problem in problems:
-        kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
-    return kinds
-
-
-def tell_problems(problems: Sequence[Problem], label: str, most: int = 3) -> None:
-    """The first few of each kind, and how many there are."""
-    for kind, number in _kinds(problems).items():
-        told = [problem.what for problem in problems if problem.kind == kind]
-        where = [problem.where for problem in problems if problem.kind == kind]
-        shown = [
-            what if place in what else f"{place}: {what}"
-            for place, what in zip(where[:most], told[:most], strict=True)
-        ]
-        more = f"; and {number - most:,} more" if number > most else ""
-        voice.warn(f"{label}: {counted(number, kind)}: {'; '.join(shown)}{more}")
 
 
 def _record(folder: Path, checked: Checked) -> dict[str, Any]:

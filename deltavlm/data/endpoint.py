@@ -216,9 +216,10 @@ def _reply(endpoint: Endpoint, store: Path, prompt: str) -> str:
             fault = str(getattr(error, "reason", "") or error) or type(error).__name__
         if attempt + 1 < endpoint.tries:
             endpoint.pause(rest_s)
+    kept = f"; replies so far are kept in {store}" if store.exists() else ""
     raise ToolError(
-        f"{endpoint.url} did not answer in {endpoint.tries} tries ({fault}); replies so far are kept in"
-        f" {store}: run the same again to go on"
+        f"{endpoint.url} did not answer in {endpoint.tries} tries ({fault}){kept};"
+        f" run the same again to go on"
     )
 
 

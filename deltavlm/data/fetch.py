@@ -134,7 +134,7 @@ def fetch(
         finally:
             if scratch.exists():
                 scratch.unlink()
-        say(f"{output / file.name}: {RELEASED[file.name]:,} records")
+        say(f"{output / file.name}: {file.size / 1e6:.1f} MB")
     return tuple(output / file.name for file in planned.files)
 
 

@@ -218,5 +218,5 @@ def test_open_questions_and_their_key(run: Run, pictures: Path, monkeypatch: pyt
     assert keys == ["sk-of-somebody"]
     assert "sk-of" not in result.output + "".join(path.read_text() for path in Path("set").glob("*.json*"))
     result = run(*args, "--overwrite")
-    assert "1 reply in set/built_open_replies.jsonl from before" in result.stderr
+    assert "1 pair answered before, in set/built_open_replies.jsonl" in result.stderr
     assert len(keys) == 1

@@ -174,8 +174,9 @@ def test_the_endpoint_says_how_long_to_rest(
 
 
 def test_trouble_that_stays(server: Server, asker: Callable[..., Asker], rests: list[float]) -> None:
-    server.answers = [(503, b"")]
     one = asker(tries=3)
+    one("test/a.png", FACTS)
+    server.answers = [(503, b"")]
     text = refused(one, "test/x.png", FACTS, kind=ToolError)
     assert f"{server.url} did not answer in 3 tries (HTTP 503)" in text
     assert str(one.store.path) in text

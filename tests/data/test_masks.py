@@ -190,3 +190,23 @@ def test_files_that_are_no_masks(tmp_path: Path) -> None:
 def test_class_maps_that_make_no_sense(text: str) -> None:
     with pytest.raises(ConfigError, match="class map"):
         class_map(text)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_laws_of_any_mask(seed: int) -> None:
+    """Mirrored masks have mirrored cells; fewer neighbours never make fewer things; a share is within any."""
+    rng = np.random.default_rng(seed)
+    mask = rng.choice([0, ROAD, BUILDING], p=[0.8, 0.1, 0.1], size=(30, 60)).astype(np.uint8)
+    eight, four = (found(mask, Rules(connectivity=near))[0] for near in (8, 4))
+    assert four.roads >= eight.roads > 0
+    assert four.buildings >= eight.buildings > 0
+    wide = found(mask, Rules(min_area_px=3))[1]
+    narrow = found(mask, Rules(min_area_px=3, cell_rule="share", cell_share=0.1))[1]
+    assert {*narrow.roads} <= {*wide.roads}
+    for rule in ("any", "share", "centroid"):
+        rules = Rules(min_area_px=3, cell_rule=rule, cell_share=0.07)
+        cells, mirrored = found(mask, rules)[1], found(mask[:, ::-1], rules)[1]
+        swap = {"left": "right", "right": "left", "center": "center"}
+        expected = {f"{label.split('-')[0]}-{swap[label.split('-')[1]]}" for label in cells.roads}
+        assert {*mirrored.roads} == expected
+        assert cells.roads
