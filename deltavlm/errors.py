@@ -12,7 +12,7 @@
     │   └── ModelOutOfMemory   1   the batch did not fit; the pipeline halves it and tries again
     ├── ToolError              1   a program or package that is needed is missing or fails: Java
     ├── AnswerParseError       1   an answer that no task can read; caught for each answer
-    └── PartialFailure         3   the run finished and its output is whole, but some chips failed
+    └── PartialFailure         3   the run finished and its output is whole, but some chips or pairs failed
 
 A message is one line: what is wrong, with the value and the file, then what to do next.
 """
@@ -81,6 +81,6 @@ class AnswerParseError(DeltaVLMError):
 
 
 class PartialFailure(DeltaVLMError):
-    """The output is whole and in place, but some of its chips could not be answered."""
+    """The output is whole and in place, but some chips could not be answered, or some data not used."""
 
     exit_code: ClassVar[int] = 3
