@@ -35,8 +35,9 @@ from deltavlm.config import load, shipped  # noqa: E402
 from deltavlm.errors import ModelOutOfMemory  # noqa: E402
 from deltavlm.model.config import DECODING, DeltaVLMConfig  # noqa: E402
 from deltavlm.model.deltavlm import DeltaVLM, build  # noqa: E402
+from deltavlm.model.device import DTYPES  # noqa: E402
 from deltavlm.model.interface import Question  # noqa: E402
-from deltavlm.model.predictor import DTYPES, Predictor  # noqa: E402
+from deltavlm.model.predictor import Predictor  # noqa: E402
 from deltavlm.model.tokenizer import Codec  # noqa: E402
 from deltavlm.tasks import caption, classify, count, locate  # noqa: E402
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
-from deltavlm.model.predictor import DTYPES, Predictor, pick_device
+from deltavlm.model.device import DTYPES, pick_device
+from deltavlm.model.predictor import Predictor
 from deltavlm.model.tokenizer import load_codecs
 from deltavlm.upstream.read import tensors
 
@@ -135,7 +136,7 @@ def generated(
     rows = [case["pair"] for case in group]
     tokens = predictor.model.encode_pair(pixels["A"][rows], pixels["B"][rows]).tokens
     question, text = predictor.texts([case["prompt"] for case in group])
-    ids, _ = predictor.model.generate(
+    found = predictor.model.generate(
         tokens,
         question,
         text,
@@ -146,8 +147,8 @@ def generated(
         beams=first["num_beams"],
         repetition_penalty=first["repetition_penalty"],
     )
-    found: list[list[int]] = ids.tolist()
-    return found
+    ids: list[list[int]] = found.ids.tolist()
+    return ids
 
 
 def read_expected(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
