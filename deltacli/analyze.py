@@ -215,6 +215,13 @@ def analyze(
     if path is not None:
         check_output(path, overwrite)
     numbers = running.applied(read_config(find_folder(model)))
+    if device not in (
+        "auto",
+        "cpu",
+    ):  # what is always there is not worth the seconds that torch loads
+        from deltavlm.model.device import pick_device
+
+        pick_device(device)
     run = pipeline.AnalyzeOptions(
         chip_px=chip_size,
         overlap_px=overlap_px,

@@ -157,6 +157,15 @@ def test_a_failed_overwrite_keeps_the_old_output(run: Run, scene: Scene, model: 
     assert [path.name for path in Path.cwd().iterdir()] == ["out.geojson"]
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_device_that_is_not_there(
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """It was a failure while running (exit code 1), and a dry run did not look."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(run, *scene.args, "--device", "cuda", *more, words=("no cuda device", "--device cpu"))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -130,4 +130,16 @@ def test_an_unknown_model_names_those_that_are_known(scene: Scene) -> None:
 def test_what_a_model_cannot_do_is_refused(scene: Scene) -> None:
     found = run("analyze", *scene.args, "--prompt-style", "raw", "-n")
     assert found.exit_code == 2
-    assert "nano reads questions as it was trained to" in found.stderr
+    assert "nano was trained on normalised questions alone" in found.stderr
+
+
+def test_a_converted_model_reads_questions_either_way(tmp_path: Path, scene: Scene) -> None:
+    """Also where its configuration says `trained`, as nano's does, which reads nothing else."""
+    folder = tmp_path / "out"
+    assert converted(folder).exit_code == 0
+    record = json.loads((folder / "config.json").read_text())
+    record["prompt"] = {"normalise": True, "prefix": "q "}
+    (folder / "config.json").write_text(json.dumps(record))
+    for style in ("raw", "trained"):
+        found = run("analyze", *scene.args, "-m", folder, "--prompt-style", style, "-n")
+        assert found.exit_code == 0, found.stderr
