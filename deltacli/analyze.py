@@ -70,6 +70,7 @@ def analyze(
     decode: options.Decode = "auto",
     beams: options.Beams = None,
     prompt_style: options.PromptStyle = "auto",
+    quantize: options.Quantize = "none",
     cascade: Annotated[
         bool,
         options.flag(
@@ -205,6 +206,7 @@ def analyze(
         decode=None if decode == "auto" else decode,
         beams=beams,
         prompt_style=None if prompt_style == "auto" else prompt_style,
+        quantize=None if quantize == "none" else quantize,
     )
     specs = load_questions(questions or shipped("questions.yaml"))
     if ask is not None:
@@ -215,13 +217,10 @@ def analyze(
     if path is not None:
         check_output(path, overwrite)
     numbers = running.applied(read_config(find_folder(model)))
-    if device not in (
-        "auto",
-        "cpu",
-    ):  # what is always there is not worth the seconds that torch loads
-        from deltavlm.model.device import pick_device
+    if device not in ("auto", "cpu") or running.quantize:  # else not worth the seconds that torch loads
+        from deltavlm.model.predictor import pick_place
 
-        pick_device(device)
+        pick_place(running)
     run = pipeline.AnalyzeOptions(
         chip_px=chip_size,
         overlap_px=overlap_px,
@@ -270,7 +269,7 @@ def analyze(
         load_s = time.monotonic() - started
         voice.say(f"model {asked.name} ({asked.fingerprint}) on {asked.device}, loaded in {load_s:.1f} s")
         warn_of_scale(asked.training_gsd_m, asked.chip_px)
-        run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(asked.device))
+        run = replace(run, batch_size=wanted_batch or asked.auto_batch_size())
         origin = Origin.of(reader, asked)
         layers = (chips_layer(specs), LOCATIONS)
         record = provenance(reader, asked, specs, run)

@@ -161,6 +161,15 @@ PromptStyle = Annotated[
     flag("--prompt-style", panel=ASK, help="Questions as written, or as in the model's training."),
 ]
 
+Quantize = Annotated[
+    Literal["none", "int8", "int4"],
+    flag(
+        "--quantize",
+        panel=ASK,
+        help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs pip install 'deltavlm[quantize]'.",
+    ),
+]
+
 ChipSize = Annotated[
     int, flag("--chip-size", panel=CHIPS, metavar="PX", min=16, max=8192, help="Side of a chip.")
 ]

@@ -327,6 +327,10 @@ def verify(
     device: Annotated[
         str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where it runs.")
     ] = "cpu",
+    quantize: Annotated[
+        Literal["none", "int8", "int4"],
+        typer.Option("--quantize", help="Language model in 8 or 4 bit: reports how far it drifts."),
+    ] = "none",
     json_summary: options.Json = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
@@ -340,7 +344,8 @@ def verify(
     from deltavlm.upstream.verify import TOLERANCE
     from deltavlm.upstream.verify import verify as compare
 
-    checks = compare(folder, expected, dtype=dtype, device=device)
+    coarse = None if quantize == "none" else quantize
+    checks = compare(folder, expected, dtype=dtype, device=device, quantize=coarse)
     mode = read_config(folder).difference.mode
     if mode != "csrm":
         voice.warn(
@@ -349,17 +354,19 @@ def verify(
     failed = [check for check in checks if not check.passed]
     if json_summary:
         rows = [asdict(check) | {"passed": check.passed} for check in checks]
-        typer.echo(json.dumps({"dtype": dtype, "tolerance": TOLERANCE, "checks": rows}))
+        record = {"dtype": dtype, "quantize": coarse, "tolerance": TOLERANCE, "checks": rows}
+        typer.echo(json.dumps(record))
     else:
         for check in checks:
             off = "" if check.worst is None else f"  largest difference {check.worst:.1e} of {check.size:.3g}"
             typer.echo(f"{check.name:24s} {check.equal:3d} of {check.cases:3d} equal{off}")
-    if dtype == "fp32" and failed:
+    if dtype == "fp32" and coarse is None and failed:
         raise ModelError(
             f"{folder} is not equal to the original: {', '.join(check.name for check in failed)};"
             f" convert it again from the files that belong to {expected}"
         )
-    voice.say(f"equal to the original in {dtype}" if not failed else f"drift in {dtype}: see the table")
+    numbers = dtype if coarse is None else f"{dtype}, language model in {coarse}"
+    voice.say(f"equal to the original in {numbers}" if not failed else f"drift in {numbers}: see the table")
 
 
 def tell_converted(done: Converted, chosen: str) -> None:

@@ -144,6 +144,7 @@ class Running:
     decode: Literal["upstream", "fast"] | None = None
     beams: int | None = None
     prompt_style: Literal["raw", "trained"] | None = None
+    quantize: Literal["int8", "int4"] | None = None  # the language model's weights
 
     def applied(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """The configuration with these wishes in it. Raises: ConfigError where a model does not have them.

@@ -22,10 +22,13 @@ from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
 from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, sent
 from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
+from deltavlm.model.memory import CudaMeter, Meter, pairs_that_fit, row_bytes, rows_that_fit
+from deltavlm.model.quantize import check_quantize, told
 from deltavlm.model.tokenizer import Codec, load_codecs
 
-# Rows answered together. On a CPU, enough to fill it and few enough to stay in its caches; on a GPU, enough
-# that reading the weights is no longer what a step waits for.
+# Rows answered together, and pairs looked at together. On a CPU, enough to fill it and few enough to stay in
+# its caches; on a GPU, enough that reading the weights is no longer what a step waits for, if they fit.
+PAIRS = {"cpu": 16, "mps": 64}
 ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
 
 
@@ -39,6 +42,8 @@ class Predictor:
     codec: Codec  # of the language model
     device: str
     fingerprint: str
+    quantize: str | None = None  # how, and by what: for the record
+    meter: Meter | None = None  # of memory that batches should follow
 
     @property
     def name(self) -> str:
@@ -48,6 +53,7 @@ class Predictor:
     def details(self) -> dict[str, Any]:
         return {
             "dtype": str(self.model.projection.weight.dtype).removeprefix("torch."),
+            "quantize": self.quantize,
             "decoding": asdict(self.config.decoding),
             "prompt": asdict(self.config.prompt),
             "difference": self.config.difference.mode,
@@ -76,22 +82,55 @@ class Predictor:
             found = self.model.encode_pair(self.pixels(before), self.pixels(after))
         return found.to(self.model.projection.weight.dtype)
 
+    def auto_batch_size(self) -> int:
+        """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by a
+        probe."""
+        if self.meter is None:
+            return PAIRS[self.device.split(":")[0]]
+        size = self.config.vision.image_px
+        noise = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), dtype=np.uint8)
+        return pairs_that_fit(self.meter, lambda count: self.encode(noise[:count], noise[:count]))
+
     def answer(
         self, encoded: PairFeatures, questions: Sequence[Question], pairs: Sequence[int] | None = None
     ) -> list[list[Reply]]:
-        """Replies as [pair][question], of all pairs or of those with these indices. Raises:
-        ModelOutOfMemory."""
+        """Replies as [pair][question], of all pairs or of those with these indices.
+
+        Where rows do not fit into memory together, half as many are tried. Raises: ModelOutOfMemory where one
+        does not.
+        """
         pairs = range(len(encoded)) if pairs is None else pairs
         by_length = sorted(questions, key=lambda asked: len(self.codec.encode(self.worded(asked.prompt))))
         rows = [(pair, question) for question in by_length for pair in pairs]  # so that little is padding
         replies: dict[tuple[int, int], Reply] = {}
-        with translated(f"{len(rows)} questions", self.device):
-            most = ROWS[self.device.split(":")[0]]
-            for start in range(0, len(rows), most):
-                part = rows[start : start + most]
-                for (pair, question), reply in zip(part, self._answer(encoded, part), strict=True):
-                    replies[pair, id(question)] = reply
+        most, start = self.rows_at_once(questions), 0
+        while start < len(rows):
+            part = rows[start : start + most]
+            try:
+                with translated(f"{len(part)} questions", self.device):
+                    answered = self._answer(encoded, part)
+            except ModelOutOfMemory:
+                if len(part) == 1:
+                    raise
+                most = len(part) // 2
+                continue
+            start += len(part)
+            for (pair, question), reply in zip(part, answered, strict=True):
+                replies[pair, id(question)] = reply
         return [[replies[pair, id(question)] for question in questions] for pair in pairs]
+
+    def rows_at_once(self, questions: Sequence[Question]) -> int:
+        """How many rows of (pair, question) the language model is given together."""
+        most = ROWS[self.device.split(":")[0]]
+        if self.meter is None or not questions:
+            return most
+        tokens = self.config.qformer.queries + max(
+            1 + len(self.codec.encode(self.worded(asked.prompt))) + asked.max_new_tokens
+            for asked in questions
+        )
+        itemsize = self.model.projection.weight.itemsize
+        each = row_bytes(self.config, tokens, self.config.decoding.beams, itemsize)
+        return rows_that_fit(self.meter, each, most)
 
     def pixels(self, images: Pixels) -> Tensor:
         """uint8 RGB of any size -> normalised pixels of the model's size."""
@@ -185,6 +224,15 @@ def resized(image_CHW: Pixels, size: int) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
+def pick_place(running: Running) -> str:
+    """The device that a model will run on. Raises: InputError where it is not there, or cannot do what is
+    wished."""
+    where = pick_device(running.device)
+    if running.quantize:
+        check_quantize(running.quantize, where)
+    return where
+
+
 def load_model(name_or_folder: str = "nano", running: Running | None = None, **wishes: Any) -> ChangeModel:
     """A model that is known by name, or any checkpoint folder, by path; `wishes` are fields of `Running`.
 
@@ -194,8 +242,23 @@ def load_model(name_or_folder: str = "nano", running: Running | None = None, **w
     if running.threads:
         torch.set_num_threads(running.threads)
     folder = find_folder(name_or_folder)
-    where = pick_device(running.device)
+    where = pick_place(running)
     config = running.applied(read_config(folder))
-    _, model = checkpoint.load(folder, dtype=pick_dtype(running.dtype, config, where), device=where)
+    dtype = pick_dtype(running.dtype, config, where)
+    try:
+        _, model = checkpoint.load(folder, dtype=dtype, device=where, quantize=running.quantize)
+    except torch.OutOfMemoryError as error:
+        raise ModelOutOfMemory(
+            f"{config.name} does not fit on {where}; try --quantize int8 or int4, or --device cpu"
+        ) from error
     questions, codec = load_codecs(folder)
-    return Predictor(model, config, questions, codec, where, checkpoint.fingerprint(folder))
+    return Predictor(
+        model,
+        config,
+        questions,
+        codec,
+        where,
+        checkpoint.fingerprint(folder),
+        told(running.quantize) if running.quantize else None,
+        CudaMeter(where) if where.startswith("cuda") else None,
+    )

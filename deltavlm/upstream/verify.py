@@ -19,6 +19,7 @@ from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.device import DTYPES, pick_device
 from deltavlm.model.predictor import Predictor
+from deltavlm.model.quantize import Kind, check_quantize
 from deltavlm.model.tokenizer import load_codecs
 from deltavlm.upstream.read import tensors
 
@@ -42,15 +43,25 @@ class Check:
         return self.equal == self.cases
 
 
-def verify(folder: Path, expected: Path, *, dtype: Dtype = "fp32", device: str = "cpu") -> list[Check]:
-    """Compares stage by stage. In fp32 everything must be equal; in 16 bit the list shows the drift.
+def verify(
+    folder: Path,
+    expected: Path,
+    *,
+    dtype: Dtype = "fp32",
+    device: str = "cpu",
+    quantize: Kind | None = None,
+) -> list[Check]:
+    """Compares stage by stage. In fp32 everything must be equal; in 16 bit, or with the language model
+    quantised, the list shows the drift.
 
     The difference module is run as the original's inference does ("csrm"), whatever the configuration says.
     Raises: InputError where the expectations cannot be read, ModelError where the checkpoint cannot.
     """
     arrays, cases = read_expected(expected)
     where = pick_device(device)
-    config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=where)
+    if quantize:
+        check_quantize(quantize, where)
+    config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=where, quantize=quantize)
     model.difference.mode = "csrm"
     model.use_attention("eager")
     questions, codec = load_codecs(folder)

@@ -166,9 +166,19 @@ def test_a_device_that_is_not_there(
     refused(run, *scene.args, "--device", "cuda", *more, words=("no cuda device", "--device cpu"))
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_quantize_without_its_library(
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ("bitsandbytes", "pip install 'deltavlm[quantize]'")
+    refused(run, *scene.args, "--quantize", "int4", *more, words=words)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--quantize", "int2"], ("--quantize", "int2")),
         (["--devise", "cpu"], ("--devise", "did you mean --device")),
         (["--chipsize", "64"], ("--chipsize", "--chip-size")),
         (["-z"], ("-z",)),

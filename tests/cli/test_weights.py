@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import util
 from pathlib import Path
 
 import pyogrio
@@ -76,6 +77,21 @@ def test_half_precision_is_a_report_and_no_failure(tmp_path: Path) -> None:
     checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
     assert checks["soft prompt"]["passed"] is False
     assert checks["text ids"]["passed"] is True
+
+
+@pytest.mark.skipif(
+    util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'deltavlm[quantize]'"
+)
+def test_quantized_is_a_report_and_no_failure(tmp_path: Path) -> None:
+    converted(tmp_path / "out")
+    found = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int8", "--json")
+    assert found.exit_code == 0, found.stderr
+    checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    assert checks["soft prompt"]["passed"] is True  # what comes before the language model is untouched
+    assert 0 < checks["first logits"]["worst"] < 0.1 * checks["first logits"]["size"]
+    refused = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int4")
+    assert refused.exit_code == 2
+    assert "a multiple of 64, and this language model has 48" in one_line(refused)
 
 
 def test_inspect_says_what_is_in_it() -> None:
