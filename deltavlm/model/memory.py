@@ -1,7 +1,7 @@
 """How many pairs and rows fit into memory at once: measured, where memory is short.
 
-A batch of pairs costs something fixed and something for each pair; two small probes tell both. What a row of
-the language model takes follows from the model's numbers.
+What a batch of pairs takes is found by small probes; what a row of the language model takes follows from the
+model's numbers.
 """
 
 from __future__ import annotations
@@ -55,19 +55,56 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated(self.device) - held
 
 
+@dataclass(frozen=True, slots=True)
+class TensorMeter:
+    """Tensors on a CPU, against a budget: for tests and benchmarks, since torch's own record is slow."""
+
+    budget: int
+
+    def free(self) -> int:
+        return self.budget
+
+    def peak(self, work: Callable[[], object]) -> int:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            work()
+        assert seen.profiler is not None
+        events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+        held = most = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
+        return most
+
+
 def pairs_that_fit(meter: Meter, probe: Callable[[int], object], most: int = MOST_PAIRS) -> int:
-    """How many pairs to look at together; `probe(n)` looks at n. At least 1, and no more than `most`."""
+    """How many pairs to look at together; `probe(n)` looks at n. At least 1, and no more than `most`.
+
+    The probes double. The height of a few pairs is in another place than that of many, so that the last two
+    foretell best, and only as far as the next one. Raises: what `probe` raises, but ModelOutOfMemory.
+    """
+    count = 1
     try:
         probe(1)  # what is only taken once, such as the work space of the libraries
-        one, two = (meter.peak(lambda n=n: probe(n)) for n in (1, 2))  # type: ignore[misc]
+        room = int(SHARE * meter.free())
+        taken = meter.peak(lambda: probe(1))
+        while count < most:
+            more = min(2 * count, most)
+            before, taken = taken, meter.peak(lambda more=more: probe(more))  # type: ignore[misc]
+            each = max(1, (taken - before) // (more - count))
+            fit = more + (room - taken) // each
+            if fit < 2 * more:
+                return _chosen(fit, most, each, room)
+            count = more
     except ModelOutOfMemory:
-        return 1
-    each = max(1, two - one)
-    fixed = max(0, one - each)
-    free = meter.free()
-    fit = int(SHARE * free - fixed) // each
+        pass
+    return count
+
+
+def _chosen(fit: int, most: int, each: int, room: int) -> int:
     chosen = min(max(1, fit), most)
-    logger.info("a pair takes %.0f MB, %.1f GB are free: %d pairs at once", each / 1e6, free / 1e9, chosen)
+    logger.info("a pair takes %.0f MB of %.1f GB: %d pairs at once", each / 1e6, room / 1e9, chosen)
     return chosen
 
 

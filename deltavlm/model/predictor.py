@@ -28,7 +28,7 @@ from deltavlm.model.tokenizer import Codec, load_codecs
 
 # Rows answered together, and pairs looked at together. On a CPU, enough to fill it and few enough to stay in
 # its caches; on a GPU, enough that reading the weights is no longer what a step waits for, if they fit.
-PAIRS = {"cpu": 16, "mps": 64}
+PAIRS = {"cpu": 16, "mps": 64, "cuda": 64}
 ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
 
 
@@ -83,13 +83,18 @@ class Predictor:
         return found.to(self.model.projection.weight.dtype)
 
     def auto_batch_size(self) -> int:
-        """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by a
-        probe."""
+        """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by
+        probes."""
         if self.meter is None:
             return PAIRS[self.device.split(":")[0]]
         size = self.config.vision.image_px
-        noise = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), dtype=np.uint8)
-        return pairs_that_fit(self.meter, lambda count: self.encode(noise[:count], noise[:count]))
+        noise = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
+
+        def probe(count: int) -> None:
+            many = noise.repeat(count, axis=0)
+            self.encode(many, many)
+
+        return pairs_that_fit(self.meter, probe)
 
     def answer(
         self, encoded: PairFeatures, questions: Sequence[Question], pairs: Sequence[int] | None = None

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from deltavlm.errors import ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
 from deltavlm.model.interface import Question
-from deltavlm.model.memory import MOST_PAIRS, CudaMeter, pairs_that_fit, row_bytes, rows_that_fit
+from deltavlm.model.memory import MOST_PAIRS, CudaMeter, TensorMeter, pairs_that_fit, row_bytes, rows_that_fit
 from deltavlm.model.predictor import Predictor, load_model
 from tests.tiny import TINY, tiny_checkpoint
 
@@ -42,26 +41,6 @@ class MadeUpMeter:
     def peak(self, work: Callable[[], object]) -> int:
         work()
         return self.fixed + self.probed[-1] * self.each
-
-
-class TorchMeter:
-    """What tensors on the CPU take at their height, by torch's own record."""
-
-    def __init__(self, memory: int = 0) -> None:
-        self.memory = memory
-
-    def free(self) -> int:
-        return self.memory
-
-    def peak(self, work: Callable[[], object]) -> int:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            work()
-        events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            most = max(most, held)
-        return most
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +72,19 @@ def pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
 def test_pairs_follow_the_memory(memory: int, fixed: int, each: int, expected: int) -> None:
     meter = MadeUpMeter(memory, fixed, each)
     assert pairs_that_fit(meter, meter.probe) == expected
-    assert max(meter.probed) <= 2  # the probe is small
+    assert max(meter.probed) <= max(2, expected)  # a probe is no larger than what is chosen
+
+
+def test_what_many_pairs_take_is_not_foretold_from_two() -> None:
+    """Few pairs are highest in one place, 100 + n, and many in another, 10 n."""
+
+    class Bent(MadeUpMeter):
+        def peak(self, work: Callable[[], object]) -> int:
+            work()
+            return max(100 + self.probed[-1], 10 * self.probed[-1])
+
+    meter = Bent(400)
+    assert pairs_that_fit(meter, meter.probed.append) == 32  # 0.8 * 400 / 10, not 220
 
 
 def test_rows_follow_the_memory() -> None:
@@ -125,7 +116,7 @@ def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> 
         model._answer(encoded, [(pair % 8, LONG) for pair in range(count)])
 
     ask(2)
-    few, many = (TorchMeter().peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
+    few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
     tokens = TINY.qformer.queries + 1 + len(model.codec.encode(model.worded(LONG.prompt))) + 9
     foreseen = row_bytes(TINY, tokens, beams, itemsize=4)
     assert (many - few) / 6 < foreseen < 4 * (many - few) / 6
@@ -133,11 +124,11 @@ def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> 
 
 def test_the_batch_of_a_model_is_measured(predictor: Predictor) -> None:
     """What the chosen batch really takes is within the memory, and more pairs would not be."""
-    meter = TorchMeter(8_000_000)
+    meter = TensorMeter(8_000_000)
     count = replace(predictor, meter=meter).auto_batch_size()
     assert 2 < count < MOST_PAIRS
-    assert meter.peak(lambda: predictor.encode(*pairs(count))) < meter.memory
-    assert meter.peak(lambda: predictor.encode(*pairs(2 * count))) > meter.memory
+    assert meter.peak(lambda: predictor.encode(*pairs(count))) < meter.budget
+    assert meter.peak(lambda: predictor.encode(*pairs(2 * count))) > meter.budget
     assert predictor.auto_batch_size() == 16  # without a meter
 
 
