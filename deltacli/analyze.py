@@ -115,6 +115,7 @@ def analyze_chips(
     if out.retry_failed and (path is None or not journal_path(path).exists()):
         raise ConfigError(f"--retry-failed: nothing is known of a run into {target} with chips that failed")
     numbers = running.applied(read_config(find_folder(asked.model)))
+    asked.check_place()
     run = pipeline.AnalyzeOptions(
         chip_px=chips.chip_size,
         overlap_px=overlap_px,
@@ -140,7 +141,7 @@ def analyze_chips(
         with nullcontext() if path is None else locked(path):
             model, load_s = asked.load()
             warn_of_scale(reader, model.training_gsd_m, chips.chip_size / model.chip_px)
-            run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(model.device))
+            run = replace(run, batch_size=wanted_batch or model.auto_batch_size())
             summary = _answer(reader, model, specs, run, out, path, judged)
         _tell_outcome(summary, reader, target, judged)
         if json_summary:

@@ -86,6 +86,7 @@ def chat(
         from deltavlm.model.folder import find_folder, read_config
 
         running.applied(read_config(find_folder(asked.model)))
+        asked.check_place()
         turns: list[tuple[str, str]] = []
         if earlier:
             chip, turns = continued(reader, earlier)

@@ -28,7 +28,6 @@ __all__ = [
     "Summary",
     "analyze",
     "analyzed",
-    "auto_batch_size",
     "scale_warning",
 ]
 
@@ -97,11 +96,6 @@ class Summary:
     @property
     def chips_per_s(self) -> float:
         return (self.chips - self.earlier) / self.seconds if self.seconds > 0 else 0.0
-
-
-def auto_batch_size(device: str) -> int:
-    """Chips to ask at once when nobody says how many; on a GPU more, halved where memory is short."""
-    return 16 if device.startswith("cpu") else 64
 
 
 def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
