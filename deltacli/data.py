@@ -30,8 +30,14 @@ def fetch(
         "changechat-105k"
     ),
     revision: Annotated[
-        str, typer.Option("--revision", metavar="COMMIT", help="Branch, tag or commit of the repository.")
-    ] = "main",
+        str | None,
+        typer.Option(
+            "--revision",
+            metavar="COMMIT",
+            show_default="a known commit",
+            help="Branch, tag or commit of the repository.",
+        ),
+    ] = None,
     cache_dir: Annotated[
         Path | None,
         typer.Option("--cache-dir", metavar="DIR", show_default="of hf", help="Where downloads are kept."),
@@ -57,10 +63,11 @@ def fetch(
 
     if name not in ("changechat", "changechat-105k"):
         raise InputError(f"no set {name!r} to fetch; there is changechat")
+    revision = revision or hub.REVISION
     planned = hub.plan(cache_dir=cache_dir, offline=offline, revision=revision)
     cached = planned.size - planned.missing
     voice.say(
-        f"{hub.REPO} at {revision} ({planned.commit[:12]}): {counted(len(planned.files), 'file')},"
+        f"{hub.REPO} at {revision[:12]} ({planned.commit[:12]}): {counted(len(planned.files), 'file')},"
         f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.cache_dir}"
     )
     voice.say(f"terms: {hub.LICENCE}")

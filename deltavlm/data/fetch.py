@@ -1,6 +1,6 @@
 """ChangeChat-105k's files from the Hugging Face Hub: what they weigh, what is cached, and the download.
 
-    planned = plan(cache_dir=None, offline=False, revision="main")   # asks for sizes
+    planned = plan(cache_dir=None, offline=False)   # asks for sizes
     fetch(planned, Path("changechat-105k"), say=print)               # downloads, checks, lays them there
 
 Downloads land in huggingface_hub's cache and are copied from there, so that a set is a folder of plain
@@ -21,11 +21,12 @@ from pathlib import Path
 from deltavlm.data.changechat import RELEASED
 from deltavlm.errors import InputError, OutputError, WriteError
 
-__all__ = ["LICENCE", "PICTURES", "REPO", "File", "Plan", "fetch", "plan"]
+__all__ = ["LICENCE", "PICTURES", "REPO", "REVISION", "File", "Plan", "fetch", "plan"]
 
 REPO = "hlwu/changechat-105k"
 LICENCE = "CC-BY-4.0, of the texts"
-PICTURES = "https://github.com/Chen-Yang-Liu/LEVIR-CC-Dataset"
+PICTURES = "https://github.com/Chen-Yang-Liu/LEVIR-CC-Dataset (on the Hub: lcybuaa/LEVIR-CC)"
+REVISION = "2e467fccf34d24dfebff544858145ecb4c809acd"  # its head as others have recorded it in 2026
 TIMEOUT_S = 30.0  # for a question about the repository; downloads have huggingface_hub's own
 
 
@@ -64,7 +65,7 @@ def plan(
     *,
     cache_dir: Path | None = None,
     offline: bool = False,
-    revision: str = "main",
+    revision: str = REVISION,
     endpoint: str | None = None,
 ) -> Plan:
     """Sizes and the commit, by asking the Hub, or offline by looking into the cache.

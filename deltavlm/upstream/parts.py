@@ -1,7 +1,8 @@
 """The published model's parts: whose repositories hold them, which files, on what terms.
 
 The checkpoint holds only what was trained. The vision base's stem and first blocks, the language model and
-BERT's vocabulary lie in repositories of others.
+BERT's vocabulary lie in repositories of others. Those are pinned to commits that other public code names
+for the same use; of the checkpoint and of timm we know none, and what `main` stood for is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Part:
 
     name: str
     repo: str
-    revision: str  # branch, tag or commit; no commit is pinned here, since none was ever seen
+    revision: str  # branch, tag or commit
     files: tuple[str, ...]  # glob patterns, at the top of the repository
     needed: tuple[str, ...]  # what must be among them, beside weights where `files` asks for weights
     licence: str
@@ -62,7 +63,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         name=LANGUAGE,
         repo="lmsys/vicuna-7b-v1.5",
-        revision="main",
+        revision="3321f76e3f527bd14065daf69dad9344000a201d",
         files=(
             "config.json",
             "generation_config.json",
@@ -78,7 +79,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         name=VOCABULARY,
         repo="google-bert/bert-base-uncased",
-        revision="main",
+        revision="86b5e0934494bd15c9632b12f734a8a67f723594",
         files=("vocab.txt", "config.json"),
         needed=("vocab.txt",),
         licence="Apache-2.0; BERT's weights are not needed",
@@ -87,7 +88,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         name=VISION,
         repo="Salesforce/instructblip-vicuna-7b",
-        revision="main",
+        revision="52ba0cb2c44d96b2fcceed4e84141dc40d2b6a92",
         files=WEIGHT_FILES,
         needed=(),
         licence=(

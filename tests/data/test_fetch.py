@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 from deltacli.main import app
 from deltavlm.data import fetch as module
 from deltavlm.data.changechat import RELEASED
-from deltavlm.data.fetch import REPO, Plan, fetch, plan
+from deltavlm.data.fetch import REPO, REVISION, Plan, fetch, plan
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, WriteError
 from tests.cli.conftest import one_line
 
@@ -36,7 +36,7 @@ class Hub:
     """The data set at one commit, and what the server was asked."""
 
     files: dict[str, bytes]
-    commit: str = "c" * 40
+    commit: str = REVISION
     endpoint: str = ""
     status: int = 200  # of every answer, if another
     page: bytes | None = None  # in place of every answer
@@ -201,7 +201,7 @@ def test_a_damaged_file_is_told(hub: Hub, asked: Callable[..., Plan], tmp_path: 
 def test_refusals(hub: Hub, asked: Callable[..., Plan]) -> None:
     assert "has no revision 'v9'" in refused(asked, revision="v9")
     removed = hub.files.pop("changechat_105k_test_open.json")
-    assert "has no changechat_105k_test_open.json at main" in refused(asked)
+    assert f"has no changechat_105k_test_open.json at {REVISION}" in refused(asked)
     hub.files["changechat_105k_test_open.json"] = removed
     for status, remedy in ((403, "not allowed"), (429, "too many requests"), (503, "try again later")):
         hub.status = status
@@ -219,7 +219,7 @@ def test_refusals(hub: Hub, asked: Callable[..., Plan]) -> None:
 
 
 def test_a_set_that_moves_on_is_told(hub: Hub, asked: Callable[..., Plan], tmp_path: Path) -> None:
-    planned = asked()
+    planned = asked(revision="main")
     hub.commit = "d" * 40
     assert "moved on" in refused(fetch, planned, tmp_path / "set")
 

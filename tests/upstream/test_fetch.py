@@ -34,6 +34,7 @@ from deltavlm.upstream.plan import Plan, plan
 from tests.upstream.conftest import GOLDEN
 from tests.upstream.test_convert import as_instructblip
 
+PINNED = {part.name: part.revision for part in PARTS}
 REPOS = {part.name: part.repo for part in PARTS}
 LARGE = (".pth", ".bin", ".safetensors", ".model")  # what the Hub keeps under sha256
 WEIGHT_MAP = {
@@ -186,7 +187,7 @@ def published() -> dict[str, Repo]:
                 "README.md": b"card",
                 "pytorch_model/other.bin": b"not this one",
             },
-            commit_of("language"),
+            PINNED[LANGUAGE],
         ),
         REPOS[VOCABULARY]: Repo(
             {
@@ -196,7 +197,7 @@ def published() -> dict[str, Repo]:
                 "model.safetensors": b"bert",
                 "pytorch_model.bin": b"bert",
             },
-            commit_of("vocabulary"),
+            PINNED[VOCABULARY],
         ),
         REPOS[VISION]: Repo(
             {
@@ -206,7 +207,7 @@ def published() -> dict[str, Repo]:
                 "tokenizer.model": b"of another",
                 "config.json": b"{}",
             },
-            commit_of("vision"),
+            PINNED[VISION],
         ),
     }
 
@@ -308,7 +309,7 @@ def test_a_vision_base_without_a_tower_is_refused(hub: Hub, asked: Callable[...,
 
 def test_an_index_that_names_an_absent_shard_is_refused(hub: Hub, asked: Callable[..., Plan]) -> None:
     del hub[VISION].files["model-00002-of-00003.safetensors"]
-    assert "has no model-00002-of-00003.safetensors at main" in refused(asked, VISION)
+    assert f"has no model-00002-of-00003.safetensors at {PINNED[VISION]}" in refused(asked, VISION)
 
 
 def test_an_index_that_is_none_is_refused_with_its_place(
@@ -355,7 +356,7 @@ def test_a_repository_without_a_needed_file_is_refused(
     hub: Hub, asked: Callable[..., Plan], part: str, gone: str, named: str
 ) -> None:
     hub[part].files = {name: c for name, c in hub[part].files.items() if not name.startswith(gone)}
-    assert f"{REPOS[part]} has no {named} at main" in refused(asked, part)
+    assert f"{REPOS[part]} has no {named} at {PINNED[part]}" in refused(asked, part)
 
 
 def test_plan_tells_sizes_and_every_licence(asked: Callable[..., Plan]) -> None:
@@ -394,7 +395,7 @@ def test_a_vision_base_that_is_there_is_not_fetched(
 def test_a_revision_is_asked_for_by_part(hub: Hub, asked: Callable[..., Plan]) -> None:
     commit = hub[CHECKPOINT].commit
     planned = asked(revisions={CHECKPOINT: commit})
-    assert [one.part.revision for one in planned.parts] == [commit, "main", "main", "main"]
+    assert [one.part.revision for one in planned.parts] == [commit, *list(PINNED.values())[1:]]
     text = refused(asked, CHECKPOINT, revisions={CHECKPOINT: "v9"})
     assert "checkpoint_best.pth of hlwu/DeltaVLM" in text
     assert "no revision 'v9'" in text
