@@ -7,7 +7,11 @@ with five beams. The answers of both are compared, word for word, for the greedy
 
     python benchmarks/gpu_7b.py                       # full size, on a GPU
     python benchmarks/gpu_7b.py --size small          # the same code at a thousandth of the size, on a CPU
-    python benchmarks/gpu_7b.py --memory-gb 24        # under a budget of memory
+    python benchmarks/gpu_7b.py --memory-gb 24        # under a budget of memory: torch's allocator is limited
+    python benchmarks/gpu_7b.py --memory-gb 12 --quantize int4
+
+On a CPU nothing limits the memory: there `--memory-gb` is what the batches have to follow, and the peak of
+all tensors is measured against it.
 
 Prints dated Markdown rows on stdout; talk goes to stderr. Needs no rasterio and no tokenizer.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -35,8 +40,11 @@ from deltavlm.config import load, shipped  # noqa: E402
 from deltavlm.errors import ModelOutOfMemory  # noqa: E402
 from deltavlm.model.config import DECODING, DeltaVLMConfig  # noqa: E402
 from deltavlm.model.deltavlm import DeltaVLM, build  # noqa: E402
+from deltavlm.model.device import DTYPES  # noqa: E402
 from deltavlm.model.interface import Question  # noqa: E402
-from deltavlm.model.predictor import DTYPES, Predictor  # noqa: E402
+from deltavlm.model.memory import CudaMeter, Meter, TensorMeter  # noqa: E402
+from deltavlm.model.predictor import Predictor  # noqa: E402
+from deltavlm.model.quantize import Kind, check_quantize, held_bytes  # noqa: E402
 from deltavlm.model.tokenizer import Codec  # noqa: E402
 from deltavlm.tasks import caption, classify, count, locate  # noqa: E402
 
@@ -79,14 +87,18 @@ def small(config: DeltaVLMConfig) -> DeltaVLMConfig:
     )
 
 
-def random_model(config: DeltaVLMConfig, dtype: torch.dtype, device: str, seed: int) -> DeltaVLM:
+def random_model(
+    config: DeltaVLMConfig, dtype: torch.dtype, device: str, seed: int, quantize: Kind | None = None
+) -> DeltaVLM:
     """Random weights made where they will be used; small enough that nothing overflows in 16 bit."""
     from deltavlm.model.checkpoint import restore_buffers
+    from deltavlm.model.quantize import put, quantizable, quantized
 
     with torch.device("meta"):
         model = build(config).to(dtype)
     restore_buffers(model, dtype)
     made = torch.Generator(device).manual_seed(seed)
+    coarse, layers = quantizable(model) if quantize else frozenset(), {}
     for name, meta in list(model.named_parameters()):
         tensor = torch.empty(meta.shape, dtype=dtype, device=device)
         if "norm" in name.lower() and name.endswith("weight"):
@@ -95,8 +107,12 @@ def random_model(config: DeltaVLMConfig, dtype: torch.dtype, device: str, seed: 
             tensor.normal_(0, 0.02, generator=made)
         else:
             tensor.zero_()
+        if quantize and name in coarse:
+            layers[name] = quantized(tensor.cpu(), quantize, device)
+            continue
         owner = model.get_submodule(name.rpartition(".")[0])
         setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(tensor, requires_grad=False))
+    put(model, layers)
     return model.to(device).eval()
 
 
@@ -109,6 +125,15 @@ def rate(work: Callable[[], int], device: str, seconds: float) -> float:
         done += work()
         wait(device)
     return done / (time.perf_counter() - start)
+
+
+def processor() -> str:
+    """The CPU and the threads that torch may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    name = models[0] if models else platform.processor()
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def wait(device: str) -> None:
@@ -189,44 +214,61 @@ def main() -> None:
     ask.add_argument("--size", choices=("full", "small"), default="full")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     ask.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
-    ask.add_argument("--batch", type=int, nargs="+", default=[64], help="chips at once; several are tried")
+    ask.add_argument(
+        "--batch", nargs="+", default=["64"], help="chips at once; several are tried; auto follows the memory"
+    )
+    ask.add_argument("--quantize", choices=("int8", "int4"), help="of the language model")
     ask.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     ask.add_argument("--pairs", type=int, default=8, help="pairs that the upstream flow is asked about")
-    ask.add_argument("--memory-gb", type=float, help="most GPU memory that may be used")
+    ask.add_argument("--memory-gb", type=float, help="most memory that may be used")
     ask.add_argument("--json", type=Path, help="also write the numbers there")
     args = ask.parse_args()
     device, dtype = args.device, DTYPES[args.dtype]
-    if args.memory_gb:
+    if args.memory_gb and device.startswith("cuda"):
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / whole)
+    if args.quantize:
+        check_quantize(args.quantize, device)
     config = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
     config = config if args.size == "full" else small(config)
     vocab = min(config.language.vocab, config.qformer.vocab)
     codec = Words(pad=0, bos=1, eos=config.language.vocab, start=2, vocab=vocab)  # an end that is never said
-    model = random_model(config, dtype, device, seed=0)
-    predictor = Predictor(model, config, codec, codec, device, "random")
+    model = random_model(config, dtype, device, seed=0, quantize=args.quantize)
+    held = held_bytes(model)
+    meter: Meter | None = None
+    if device.startswith("cuda"):
+        meter = CudaMeter(device)
+    elif args.memory_gb:
+        meter = TensorMeter(max(0, int(args.memory_gb * 1e9) - held))
+    predictor = Predictor(model, config, codec, codec, device, "random", meter=meter)
     found: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor(),
+        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),
         "torch": torch.__version__,
         "size": args.size,
-        "dtype": args.dtype,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": args.dtype + (f", {args.quantize}" if args.quantize else ""),
+        "budget_gb": args.memory_gb,
+        "weights_gb": held / 1e9,
+        "language_gb": held_bytes(model.language.model.layers) / 1e9,
     }
     print(found, file=sys.stderr)
     roof = matmul_flops(dtype, device)
     need = flops_a_chip(config, codec)
     found |= {"matmul_tflops": roof / 1e12, "gflop_a_chip": need / 1e9, "batches": []}
-    for batch in args.batch:
+    for wanted in args.batch:
+        batch = predictor.auto_batch_size() if wanted == "auto" else int(wanted)
         before, after = pictures(batch, 1)
         try:
             row = measured(predictor, before, after, device, args.seconds)
         except ModelOutOfMemory as error:
             print(f"batch {batch}: {error}", file=sys.stderr)
             continue
+        row["rows"] = predictor.rows_at_once(QUESTIONS)
         row |= {"batch": batch, "roofline": row["chips_per_s"] * need / roof}
         found["batches"].append(row)
         print(row, file=sys.stderr)
+    if not found["batches"]:
+        sys.exit("no batch fits into the memory")
     before, after = pictures(args.pairs, 1)
     found |= compared(predictor, before, after, device, args.seconds)
     best = max(found["batches"], key=lambda row: row["chips_per_s"])
@@ -276,6 +318,8 @@ def measured(
         row[f"{question.name}_ms"] = 1000 / rate(asked([question]), device, seconds / 3)
     if device.startswith("cuda"):
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    elif predictor.meter is not None:
+        row["peak_gb"] = (held_bytes(predictor.model) + predictor.meter.peak(whole)) / 1e9
     return row
 
 
@@ -287,6 +331,7 @@ def compared(
         predictor.model,
         replace(predictor.config, decoding=DECODING["upstream"]),
         *(predictor.questions, predictor.codec, device, "random"),
+        meter=predictor.meter,
     )
     replies = ours.answer(ours.encode(before, after), QUESTIONS)
     found: dict[str, Any] = {}
@@ -313,15 +358,18 @@ def compared(
 def show(found: dict[str, Any]) -> None:
     best = max(found["batches"], key=lambda row: row["chips_per_s"])
     print(
-        "| date (UTC) | hardware | torch | size, dtype | batch | chips/s, 4 questions"
-        " | with cascade, 10 % changed | share of the roof | peak GB"
+        "| date (UTC) | hardware | torch | size, dtype | batch, rows | chips/s, 4 questions"
+        " | with cascade, 10 % changed | share of the roof | weights, of these the LLM's blocks, GB"
+        " | peak GB, of a budget of"
         " | upstream flow chips/s, greedy, 5 beams | ratio | equal answers |"
     )
-    print("|" + "---|" * 12)
+    print("|" + "---|" * 13)
+    budget = f"{found['budget_gb']:g}" if found["budget_gb"] else "none"
     print(
         f"| {found['date']} | {found['hardware']} | {found['torch']} | {found['size']}, {found['dtype']} "
-        f"| {best['batch']} | {best['chips_per_s']:.2f} | {best['cascade']:.2f} | {best['roofline']:.2f} "
-        f"| {best.get('peak_gb', float('nan')):.1f} "
+        f"| {best['batch']}, {best['rows']} | {best['chips_per_s']:.2f} | {best['cascade']:.2f} "
+        f"| {best['roofline']:.2f} | {found['weights_gb']:.3g}, {found['language_gb']:.3g} "
+        f"| {best.get('peak_gb', float('nan')):.3g} of {budget} "
         f"| {found['upstream_greedy']:.3f}, {found['upstream_beam5']:.3f} "
         f"| **{found['times_upstream_greedy']:.1f}x**, {found['times_upstream_beam5']:.1f}x "
         f"| {found['equal_answers']} of {found['compared_answers']} |"

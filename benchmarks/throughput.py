@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     from deltavlm.model.predictor import load_model
     from deltavlm.pipeline.analyze import AnalyzeOptions, analyze
     from deltavlm.pipeline.answers import question_of
-    from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
+    from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer
     from deltavlm.tasks.questions import load_questions
     from deltavlm.tasks.text import clean
 
@@ -129,7 +129,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         def ours() -> int:
             layers = (chips_layer(specs), LOCATIONS)
             with open_sink(output, layers, reader.crs, {}, overwrite=True, only_layer=None) as sink:
-                summary = analyze(reader, model, specs, sink, origin, options)
+                summary = analyze(reader, model, specs, Stream(sink, specs, origin), options)
             if summary.statuses["answered"] != len(chips):
                 sys.exit(f"not all chips were answered: {dict(summary.statuses)}; {summary.first_failure}")
             return summary.chips

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +22,10 @@ from deltavlm.errors import ConfigError, PartialFailure
 if TYPE_CHECKING:
     from deltavlm.geo.pair import PairReader
     from deltavlm.model.interface import ChangeModel
-    from deltavlm.pipeline.analyze import Progress, Summary
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary
     from deltavlm.tasks.questions import QuestionSpec
+
+_WRITTEN_AT_ONCE = 1024  # chips, from the journal to the output
 
 
 @grouped
@@ -100,16 +104,18 @@ def analyze_chips(
         raise ConfigError("--cascade needs the yes/no question; add an entry 'task: change', or leave it out")
 
     from deltavlm.geo.pair import RasterPair, open_pair
-    from deltavlm.geo.sinks import check_output, open_sink
+    from deltavlm.geo.sinks import check_output
     from deltavlm.model.folder import find_folder, read_config
     from deltavlm.pipeline import analyze as pipeline
-    from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
-    from deltavlm.pipeline.provenance import provenance
+    from deltavlm.pipeline.journal import journal_path, locked
 
     path = None if target == "-" else Path(target)
     if path is not None:
-        check_output(path, out.overwrite)
+        check_output(path, out.overwrite or out.retry_failed)
+    if out.retry_failed and (path is None or not journal_path(path).exists()):
+        raise ConfigError(f"--retry-failed: nothing is known of a run into {target} with chips that failed")
     numbers = running.applied(read_config(find_folder(asked.model)))
+    asked.check_place()
     run = pipeline.AnalyzeOptions(
         chip_px=chips.chip_size,
         overlap_px=overlap_px,
@@ -132,25 +138,11 @@ def analyze_chips(
             }
             show_plan(plan, as_json=json_summary, on_stdout=path is not None)
             return
-        model, load_s = asked.load()
-        warn_of_scale(reader, model.training_gsd_m, chips.chip_size / model.chip_px)
-        run = replace(run, batch_size=wanted_batch or pipeline.auto_batch_size(model.device))
-        origin = Origin.of(reader, model)
-        layers = (chips_layer(specs), LOCATIONS)
-        record = provenance(reader, model, specs, run)
-        total = min(len(grid), chips.limit or len(grid))
-        with (
-            open_sink(
-                path, layers, reader.crs, record, overwrite=out.overwrite, only_layer=out.layer
-            ) as sink,
-            voice.counting(total, "chips", beside_data=path is None) as tell,
-        ):
-
-            def watch(progress: Progress) -> None:
-                found = f"{progress.changed} changed, " if judged else ""
-                tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
-
-            summary = pipeline.analyze(reader, model, specs, sink, origin, run, watch)
+        with nullcontext() if path is None else locked(path):
+            model, load_s = asked.load()
+            warn_of_scale(reader, model.training_gsd_m, chips.chip_size / model.chip_px)
+            run = replace(run, batch_size=wanted_batch or model.auto_batch_size())
+            summary = _answer(reader, model, specs, run, out, path, judged)
         _tell_outcome(summary, reader, target, judged)
         if json_summary:
             outcome = _outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}
@@ -159,7 +151,69 @@ def analyze_chips(
     if summary.failed:
         raise PartialFailure(
             f"{summary.failed} of {summary.chips} chips failed, the first because: {summary.first_failure}"
+            f"{'' if path is None else '; --retry-failed asks them again'}"
         )
+
+
+def _answer(
+    reader: PairReader,
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    run: AnalyzeOptions,
+    out: OutputFlags,
+    path: Path | None,
+    judged: bool,
+) -> Summary:
+    """Ask what is left to ask, and write the output: to stdout as answers come, to a file at the end."""
+    from deltavlm.geo.sinks import open_sink
+    from deltavlm.pipeline.analyze import Book
+    from deltavlm.pipeline.analyze import analyze as asked_of
+    from deltavlm.pipeline.journal import journal_path, open_journal
+    from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer, write_results
+    from deltavlm.pipeline.provenance import provenance, settings
+
+    grid = reader.grid(run.chip_px, run.overlap_px)
+    total = min(len(grid), run.limit or len(grid))
+    origin, layers = Origin.of(reader, model), (chips_layer(specs), LOCATIONS)
+    record = provenance(reader, model, specs, run)
+
+    def fill(book: Book, options: AnalyzeOptions) -> Summary:
+        with voice.counting(total, "chips", beside_data=path is None) as tell:
+
+            def watch(progress: Progress) -> None:
+                found = f"{progress.changed} changed, " if judged else ""
+                tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
+
+            return asked_of(reader, model, specs, book, options, watch)
+
+    if path is None:
+        with open_sink(path, layers, reader.crs, record, only_layer=out.layer) as sink:
+            return fill(Stream(sink, specs, origin), run)
+    with open_journal(
+        journal_path(path),
+        settings(reader, model, run),
+        specs,
+        grid,
+        afresh=not out.resume,
+        retry=out.retry_failed,
+        limit=run.limit,
+    ) as journal:
+        known = sum(1 for _ in journal.earlier())
+        if known:
+            voice.say(f"{counted(known, 'chip')} of {total} answered already; going on")
+        try:
+            summary = fill(journal, replace(run, batch_size=min(run.batch_size, journal.batch_size or 4096)))
+        except BaseException:
+            if len(journal):
+                voice.say(f"{counted(len(journal), 'chip')} kept in {journal.path}; the same command goes on")
+            raise
+        replaced = out.overwrite or out.retry_failed
+        with open_sink(path, layers, reader.crs, record, overwrite=replaced, only_layer=out.layer) as sink:
+            results = journal.results()
+            while part := list(islice(results, _WRITTEN_AT_ONCE)):
+                write_results(sink, part, specs, origin)
+        journal.finish()
+    return summary
 
 
 def tell_notes(reader: PairReader) -> None:
@@ -224,6 +278,7 @@ def _outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[s
             status: summary.statuses[status]
             for status in ("answered", "cascaded", "nodata", "unreadable", "error")
         },
+        "earlier": summary.earlier,
         "changed": summary.changed,
         "neither_yes_nor_no": summary.unread,
         "seconds": round(summary.seconds, 3),

@@ -51,7 +51,7 @@ def answer_set(
             voice.say("answers are not kept; with -o they are, and an interrupted run can be gone on with")
         elif before:
             voice.say(f"{counted(before, 'pair')} of {len(cases)} answered already in {path}; going on")
-        batch = batch_size or (16 if model.device.startswith("cpu") else 64)
+        batch = batch_size or model.auto_batch_size()
         done = 0
         try:
             with voice.counting(len(cases), "pairs") as tell:

@@ -120,6 +120,7 @@ def ask(
         from deltavlm.pipeline.asking import ANSWERS, answer_features, answers, look, record
 
         running.applied(read_config(find_folder(asked.model)))
+        asked.check_place()
         chip = place.chip(reader)
         model, _ = asked.load()
         warn_of_scale(reader, model.training_gsd_m, chip.size / model.chip_px)

@@ -86,6 +86,7 @@ def chat(
         from deltavlm.model.folder import find_folder, read_config
 
         running.applied(read_config(find_folder(asked.model)))
+        asked.check_place()
         turns: list[tuple[str, str]] = []
         if earlier:
             chip, turns = continued(reader, earlier)
@@ -267,7 +268,10 @@ def _stream(path: Path | None, *, afresh: bool) -> Any:
     if path is None:
         return nullcontext()
     try:
-        return path.open("w" if afresh else "a", encoding="utf-8", newline="\n")
+        stream = path.open("w" if afresh else "a+", encoding="utf-8", newline="\n")
+        if not afresh and not path.read_bytes().endswith(b"\n"):  # an editor may have taken the last one away
+            stream.write("\n")
+        return stream
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
 

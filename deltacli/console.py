@@ -5,6 +5,7 @@ On a terminal Rich draws a bar and a table; elsewhere everything is one plain li
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import Stop
@@ -202,12 +202,17 @@ def counted(number: int, thing: str) -> str:
 
 
 def open_streams() -> None:
-    """Give closed streams (`2>&-`) somewhere to write to, and stdout UTF-8 in every locale, as JSON is."""
+    """Give closed streams (`2>&-`) somewhere to write to, and all UTF-8 in every locale, as JSON is; what is
+    piped in and is not becomes a replacement character."""
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    if isinstance(sys.stdout, TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
 
 
 def silence(stream: TextIO) -> None:

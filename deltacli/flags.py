@@ -84,6 +84,20 @@ class OutputFlags:
         ),
     ] = None
     dry_run: options.DryRun = False
+    resume: Annotated[
+        bool,
+        flag(
+            "--resume/--no-resume",
+            panel=OUTPUT,
+            help="Go on where an interrupted run into this output stopped, or begin anew.",
+        ),
+    ] = True
+    retry_failed: Annotated[
+        bool,
+        flag(
+            "--retry-failed", panel=OUTPUT, help="Ask again the chips that failed, and write the output anew."
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +118,7 @@ class ModelFlags:
     decode: options.Decode = "auto"
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
+    quantize: options.Quantize = "none"
 
     def running(self) -> Running:
         """Raises: BadParameter for a device that there is not."""
@@ -116,7 +131,16 @@ class ModelFlags:
             decode=None if self.decode == "auto" else self.decode,
             beams=self.beams,
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
+            quantize=None if self.quantize == "none" else self.quantize,
         )
+
+    def check_place(self) -> None:
+        """Raises: InputError where the device is not there, or cannot do what is wished."""
+        running = self.running()
+        if running.device not in ("auto", "cpu") or running.quantize:  # else not worth torch's seconds
+            from deltavlm.model.predictor import pick_place
+
+            pick_place(running)
 
     def load(self) -> tuple[ChangeModel, float]:
         """The model, and how many seconds it took; says which it is."""

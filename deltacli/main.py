@@ -21,6 +21,7 @@ from deltacli.analyze import analyze
 from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import open_streams, silence, voice
+from deltacli.data import data
 from deltacli.doctor import NeedsProj, doctor
 from deltacli.evaluate import evaluate
 from deltacli.grid import grid
@@ -153,6 +154,7 @@ app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)
 app.add_typer(synth, name="synth")
+app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 
 

@@ -178,6 +178,14 @@ BatchSize = Annotated[
         help="Chips asked at once; halved where memory is short.",
     ),
 ]
+Quantize = Annotated[
+    Literal["none", "int8", "int4"],
+    flag(
+        "--quantize",
+        panel=ASK,
+        help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs pip install 'deltavlm[quantize]'.",
+    ),
+]
 
 ChipSize = Annotated[
     int, flag("--chip-size", panel=CHIPS, metavar="PX", min=16, max=8192, help="Side of a chip.")

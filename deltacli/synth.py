@@ -36,6 +36,7 @@ Change = Annotated[
         "--change", min=0.0, max=1.0, metavar="SHARE", help="How many places of about 300 px change."
     ),
 ]
+Compress = typer.Option("--compress", help="jpeg is lossy and a tenth of the size.")
 LARGEST_PX = 8192
 
 COLOURS = {
@@ -109,6 +110,7 @@ def chips(
     ] = 256,
     seed: Seed = 0,
     change: Change = 0.6,
+    compress: Annotated[Literal["png", "jpeg"], Compress] = "png",
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     config: options.ConfigFile = None,
@@ -117,7 +119,7 @@ def chips(
     progress: options.ShowProgress = None,
     color: options.ColorWhen = None,
 ) -> None:
-    """Pairs of PNGs with questions and answers, in ChangeChat-105k's layout.
+    """Pairs of pictures with questions and answers, in ChangeChat-105k's layout.
 
     FOLDER/images/SPLIT/A, B and label, and FOLDER/synthetic_SPLIT*.json. Pair i is the scene of seed + i.
     """
@@ -134,7 +136,7 @@ def chips(
                 tell(index + 1, "")
 
     with whole(folder) as part:
-        number = write_chip_set(part, split, scenes())
+        number = write_chip_set(part, split, scenes(), compress=compress)
         files = [str(folder / path.name) for path in sorted(part.glob("*.json"))]
     voice.say(f"{counted(number, 'pair')} in {folder}")
     if json_summary:
@@ -164,9 +166,7 @@ def scene(
         float | None,
         typer.Option("--scale", min=0.2, max=3.0, help="Size of things; left out, the seed decides."),
     ] = None,
-    compress: Annotated[
-        Literal["deflate", "jpeg"], typer.Option("--compress", help="jpeg is lossy and a tenth of the size.")
-    ] = "deflate",
+    compress: Annotated[Literal["deflate", "jpeg"], Compress] = "deflate",
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     config: options.ConfigFile = None,

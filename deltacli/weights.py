@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import counted, voice
+from deltacli.console import voice
+from deltacli.converted import Difference, LinkLanguage, tell_converted, warn_of_base
+from deltacli.fetch import fetch
 
 if TYPE_CHECKING:
-    from deltavlm.upstream.convert import Converted
     from deltavlm.upstream.inspect import Inspection
 
 weights = typer.Typer(
@@ -21,14 +22,6 @@ weights = typer.Typer(
     no_args_is_help=True,
 )
 
-Difference = Annotated[
-    Literal["auto", "csrm", "concat"],
-    typer.Option(
-        "--difference",
-        help="What stands between the two dates: csrm as in the paper, concat without it, auto as the "
-        "inspection finds.",
-    ),
-]
 Numbers = Annotated[
     Path | None,
     typer.Option(
@@ -37,9 +30,6 @@ Numbers = Annotated[
         show_default="expected.json beside the checkpoint, else the published model's",
         help="Where the numbers of attention heads stand, which weights do not show.",
     ),
-]
-LinkLanguage = Annotated[
-    bool, typer.Option("--link-llm", help="Write down where the language model is instead of copying it.")
 ]
 
 
@@ -52,7 +42,7 @@ def list_models(
 ) -> None:
     """The models that --model knows by name, with their size and place."""
     from deltavlm.model.folder import home, models
-    from deltavlm.upstream.fetch import size_text
+    from deltavlm.upstream.disk import size_text
 
     found: list[dict[str, Any]] = [
         {
@@ -71,149 +61,7 @@ def list_models(
         typer.echo(f"{'deltavlm-7b':16s} {'not here':>9s}  deltavlm weights fetch deltavlm-7b")
 
 
-@weights.command()
-def fetch(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The published model: deltavlm-7b.")
-    ] = "deltavlm-7b",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            *("--output", "-o"),
-            metavar="DIR",
-            show_default="where --model NAME finds it",
-            help="Where the checkpoint goes; must be new.",
-        ),
-    ] = None,
-    vision: Annotated[
-        Path | None,
-        typer.Option(
-            "--vision",
-            metavar="FILE|DIR",
-            show_default="fetch InstructBLIP's",
-            help="A vision base that is here already: eva_vit_g.pth.",
-        ),
-    ] = None,
-    timm: Annotated[
-        bool, typer.Option("--timm", help="Fetch timm's vision base: smaller, most likely the same.")
-    ] = False,
-    llm: Annotated[
-        Path | None,
-        typer.Option("--llm", metavar="DIR", help="A language model that is here already."),
-    ] = None,
-    revision: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--revision",
-            metavar="REPO=COMMIT",
-            help="Branch, tag or commit of a repository, to get the same files again; can be repeated.",
-        ),
-    ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache-dir", metavar="DIR", show_default="of hf", help="Where downloads are kept."),
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Take what was downloaded before.")] = False,
-    no_convert: Annotated[bool, typer.Option("--no-convert", help="Download only.")] = False,
-    difference: Difference = "auto",
-    link_llm: LinkLanguage = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show sizes, places and terms; download nothing.")
-    ] = False,
-    json_summary: options.Json = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
-) -> None:
-    """Download the published model's four parts and make a checkpoint of them, which --model NAME then asks.
-
-    What is in the cache is not downloaded again, and every file is checked.
-    """
-    from deltavlm.errors import InputError, OutputError
-    from deltavlm.model.folder import home
-    from deltavlm.upstream import fetch as hub
-
-    if name != "deltavlm-7b":
-        raise InputError(f"no published model {name!r}; there is deltavlm-7b")
-    folder = output or home() / name
-    if not no_convert and folder.exists():
-        raise OutputError(f"{folder} is there already; delete it to fetch anew, or give another -o")
-    parts = [part for part in hub.PARTS if llm is None or part.name != hub.LANGUAGE]
-    if timm:
-        parts = [hub.TIMM_BASE if part.name == hub.VISION else part for part in parts]
-    planned = hub.plan(
-        parts,
-        vision=vision,
-        cache_dir=cache_dir,
-        offline=offline,
-        revisions=_revisions(revision, {part.repo: part.name for part in parts}),
-    )
-    for line in planned.lines():
-        voice.say(line)
-    if not no_convert:
-        needed = sum(part.size for part in planned.parts if not (link_llm and part.part.name == hub.LANGUAGE))
-        free = hub.free_bytes(folder)
-        voice.say(f"then made into {folder}: up to {hub.size_text(needed)}, {hub.size_text(free)} free there")
-        same_disk = planned.missing if _same_disk(folder, planned.cache_dir) else 0
-        if needed + same_disk > free and not dry_run:
-            raise InputError(
-                f"{folder} needs up to {hub.size_text(needed + same_disk)} with the downloads,"
-                f" {hub.size_text(free)} are free; give -o on another disk,"
-                f" or --link-llm to leave the language model where it is"
-            )
-    record: dict[str, Any] = {
-        "parts": {
-            part.part.repo: {"commit": part.commit, "bytes": part.size, "missing": part.missing}
-            for part in planned.parts
-        },
-        "output": None if no_convert else str(folder),
-    }
-    if dry_run:
-        if json_summary:
-            typer.echo(json.dumps(record | {"dry_run": True}))
-        return
-    got = hub.fetch(planned, say=voice.say, progress=voice.progress and voice.verbosity >= 0)
-    for part in got.parts:
-        voice.say(f"{part.name}: {part.repo}={part.commit} in {part.path}")
-    if not no_convert:
-        from deltavlm.upstream.convert import Sources
-        from deltavlm.upstream.convert import convert as make
-
-        sources = Sources(
-            got.path(hub.CHECKPOINT),
-            got.path(hub.VISION),
-            llm or got.path(hub.LANGUAGE),
-            got.path(hub.VOCABULARY),
-        )
-        done = make(sources, folder, difference=difference, link_language=link_llm, say=voice.say)
-        tell_converted(done, chosen=difference)
-        voice.say(f"ask it with --model {name if output is None else folder}")
-    if json_summary:
-        typer.echo(json.dumps(record | {"dry_run": False}))
-
-
-def _revisions(given: list[str] | None, names: dict[str, str]) -> dict[str, str]:
-    """`REPO=COMMIT` pairs as the names of parts and their revisions. Raises: InputError."""
-    from deltavlm.config import nearest
-    from deltavlm.errors import InputError
-
-    found = {}
-    for pair in given or []:
-        repo, equals, commit = pair.partition("=")
-        if not (equals and commit and repo in names):
-            raise InputError(f"--revision {pair!r} is not REPO=COMMIT of a repository{nearest(repo, names)}")
-        found[names[repo]] = commit
-    return found
-
-
-def _same_disk(one: Path, other: Path) -> bool:
-    """Whether two places, or the nearest folders above them that are there, are on one disk."""
-    devices = [
-        next(place for place in (path.absolute(), *path.absolute().parents) if place.exists()).stat().st_dev
-        for path in (one, other)
-    ]
-    return devices[0] == devices[1]
+weights.command()(fetch)
 
 
 @weights.command()
@@ -231,11 +79,11 @@ def inspect(
     color: options.ColorWhen = None,
 ) -> None:
     """What a checkpoint holds, whether its difference module was trained, and whether a vision base fits."""
-    from deltavlm.upstream.fetch import size_text
+    from deltavlm.upstream.disk import size_text
     from deltavlm.upstream.inspect import inspect as look
 
     found = look(file, vision)
-    _warn(found)
+    warn_of_base(found)
     if json_summary:
         typer.echo(json.dumps(_inspected(found), ensure_ascii=False))
         return
@@ -285,8 +133,8 @@ def convert(
     color: options.ColorWhen = None,
 ) -> None:
     """Make a checkpoint of ours of the published files; `--model DIR` then asks it."""
-    from deltavlm.upstream.convert import Sources
     from deltavlm.upstream.convert import convert as make
+    from deltavlm.upstream.sources import Sources
 
     done = make(
         Sources(checkpoint, vision, llm, bert, numbers),
@@ -327,6 +175,10 @@ def verify(
     device: Annotated[
         str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where it runs.")
     ] = "cpu",
+    quantize: Annotated[
+        Literal["none", "int8", "int4"],
+        typer.Option("--quantize", help="Language model in 8 or 4 bit: reports how far it drifts."),
+    ] = "none",
     json_summary: options.Json = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
@@ -340,7 +192,8 @@ def verify(
     from deltavlm.upstream.verify import TOLERANCE
     from deltavlm.upstream.verify import verify as compare
 
-    checks = compare(folder, expected, dtype=dtype, device=device)
+    coarse = None if quantize == "none" else quantize
+    checks = compare(folder, expected, dtype=dtype, device=device, quantize=coarse)
     mode = read_config(folder).difference.mode
     if mode != "csrm":
         voice.warn(
@@ -349,46 +202,19 @@ def verify(
     failed = [check for check in checks if not check.passed]
     if json_summary:
         rows = [asdict(check) | {"passed": check.passed} for check in checks]
-        typer.echo(json.dumps({"dtype": dtype, "tolerance": TOLERANCE, "checks": rows}))
+        record = {"dtype": dtype, "quantize": coarse, "tolerance": TOLERANCE, "checks": rows}
+        typer.echo(json.dumps(record))
     else:
         for check in checks:
             off = "" if check.worst is None else f"  largest difference {check.worst:.1e} of {check.size:.3g}"
             typer.echo(f"{check.name:24s} {check.equal:3d} of {check.cases:3d} equal{off}")
-    if dtype == "fp32" and failed:
+    if dtype == "fp32" and coarse is None and failed:
         raise ModelError(
             f"{folder} is not equal to the original: {', '.join(check.name for check in failed)};"
             f" convert it again from the files that belong to {expected}"
         )
-    voice.say(f"equal to the original in {dtype}" if not failed else f"drift in {dtype}: see the table")
-
-
-def tell_converted(done: Converted, chosen: str) -> None:
-    """What was made, and what to mind."""
-    from deltavlm.upstream.fetch import size_text
-
-    mode = done.config.difference.mode
-    voice.say(
-        f"{counted(done.filled, 'tensor')} in {done.folder} ({size_text(done.bytes)}),"
-        f" {len(done.ignored)} ignored; language model {done.config.sources['language']}"
-    )
-    if chosen == "auto":
-        found = done.inspection
-        verdict = "was trained" if found.csrm_trained else "was NEVER trained"
-        tell = voice.say if mode == "csrm" else voice.warn
-        tell(f"difference: {mode}, because the difference module {verdict} ({'; '.join(found.evidence)})")
-    else:
-        voice.say(f"difference: {mode}, as asked for")
-    _warn(done.inspection)
-
-
-def _warn(found: Inspection) -> None:
-    from deltavlm.upstream.inspect import FITS
-
-    if found.base_cosine is not None and found.base_cosine < FITS:
-        voice.warn(
-            f"the vision base does not look like the one that was tuned: least cosine"
-            f" {found.base_cosine:.2f}, expected close to 1; its answers may be wrong"
-        )
+    numbers = dtype if coarse is None else f"{dtype}, language model in {coarse}"
+    voice.say(f"equal to the original in {numbers}" if not failed else f"drift in {numbers}: see the table")
 
 
 def _inspected(found: Inspection) -> dict[str, Any]:

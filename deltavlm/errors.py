@@ -3,16 +3,16 @@
 ::
 
     DeltaVLMError              1   something foreseen went wrong
-    ├── InputError             2   what the user gave cannot be used
+    ├── InputError             2   what the user gave cannot be used: file, model, device, option
     │   ├── RasterError        2   missing, unreadable, not comparable, without CRS, without overlap
     │   ├── ConfigError        2   unknown key, wrong value, bad question file
     │   └── OutputError        2   exists, no place to write, unknown suffix
     ├── WriteError             1   the output cannot be written to its end: the disk is full
-    ├── ModelError             1   checkpoint missing or not matching, unknown device
+    ├── ModelError             1   checkpoint broken or not matching, failure while it runs
     │   └── ModelOutOfMemory   1   the batch did not fit; the pipeline halves it and tries again
     ├── ToolError              1   a program or package that is needed is missing or fails: Java
     ├── AnswerParseError       1   an answer that no task can read; caught for each answer
-    └── PartialFailure         3   the run finished and its output is whole, but some chips failed
+    └── PartialFailure         3   the run finished and its output is whole, but some chips or pairs failed
 
 A message is one line: what is wrong, with the value and the file, then what to do next.
 """
@@ -43,7 +43,7 @@ class DeltaVLMError(Exception):
 
 
 class InputError(DeltaVLMError):
-    """What the user gave cannot be used: a file, an option, a configuration."""
+    """What the user gave cannot be used: a file, an option, a configuration, a device that is not there."""
 
     exit_code: ClassVar[int] = 2
 
@@ -65,7 +65,7 @@ class WriteError(DeltaVLMError):
 
 
 class ModelError(DeltaVLMError):
-    """The model cannot be loaded or run: checkpoint, device, size."""
+    """The model cannot be loaded or run: checkpoint, size."""
 
 
 class ModelOutOfMemory(ModelError):
@@ -81,6 +81,6 @@ class AnswerParseError(DeltaVLMError):
 
 
 class PartialFailure(DeltaVLMError):
-    """The output is whole and in place, but some of its chips could not be answered."""
+    """The output is whole and in place, but some chips could not be answered, or some data not used."""
 
     exit_code: ClassVar[int] = 3

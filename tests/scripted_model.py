@@ -55,6 +55,9 @@ class ScriptedModel:
     def __post_init__(self) -> None:
         self.replies = deque(self.queue)
 
+    def auto_batch_size(self) -> int:
+        return 16
+
     def encode(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Any:
         assert before.shape == after.shape
         assert before.dtype == after.dtype == np.uint8

@@ -51,6 +51,7 @@ TORCH = frozenset(
         "tokenizers",
         "sentencepiece",
         "huggingface_hub",
+        "bitsandbytes",
     }
 )
 TERMINAL = frozenset({"typer", "rich", "click"})

@@ -7,9 +7,10 @@ everything else as `{id, image: [A, B], changeflag, conversations: [{from: human
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,17 @@ from deltavlm.data.synthetic.scene import Scene
 from deltavlm.tasks import caption, classify, count, locate
 
 IMAGES = "<image> <image> "  # how the first question of a conversation begins
+NAME, SIZE_PX = "changechat_105k", 256
+RELEASED: Mapping[str, int] = {  # the files of ChangeChat-105k, with their records
+    f"{NAME}_train.json": 87_935,
+    f"{NAME}_train_loc.json": 87_935,
+    f"{NAME}_test.json": 1_929,
+    f"{NAME}_test_binary.json": 1_929,
+    f"{NAME}_test_count.json": 1_929,
+    f"{NAME}_test_loc.json": 1_929,
+    f"{NAME}_test_dialog.json": 1_929,
+    f"{NAME}_test_open.json": 7_527,
+}
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
@@ -32,82 +44,98 @@ def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return messages
 
 
-def records(name: str, split: str, facts: Facts) -> dict[str, list[dict[str, Any]]]:
-    """What the files of a split say of one pair: file suffix ("" for captions) -> records."""
-    paths = [f"{split}/{date}/{name}.png" for date in "AB"]
-    flag = int(facts.changed)
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What every record of a pair says: its name, its two pictures, whether it changed."""
 
-    def instruction(kind: str, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    name: str
+    paths: tuple[str, str]  # relative to the folder of images: SPLIT/A/NAME.png, SPLIT/B/NAME.png
+    changed: bool
+
+    def told(self, kind: str, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """A record of questions and answers; `kind` ends its id."""
         return {
-            "id": f"{name}_{kind}",
-            "image": paths,
-            "changeflag": flag,
+            "id": f"{self.name}_{kind}",
+            "image": list(self.paths),
+            "changeflag": int(self.changed),
             "conversations": conversation(turns),
         }
 
+    def captioned(self, captions: Sequence[str]) -> dict[str, Any]:
+        """A record of captions."""
+        before, after = self.paths
+        flag = int(self.changed)
+        return {"image_A": before, "image_B": after, "captions": list(captions), "changeflag": flag}
+
+
+def records(pair: Pair, facts: Facts) -> dict[str, list[dict[str, Any]]]:
+    """What the files of a split say of one pair: file suffix ("" for captions) -> records."""
     return {
-        "": [
-            {
-                "image_A": paths[0],
-                "image_B": paths[1],
-                "captions": list(words.captions(facts)),
-                "changeflag": flag,
-            }
-        ],
-        "_binary": [instruction("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])],
-        "_count": [instruction("count", [(count.PROMPT, words.told_count(facts))])],
-        "_loc": [instruction("loc", [(locate.PROMPT, locate.format_answer(words.located(facts)))])],
+        "": [pair.captioned(words.captions(facts))],
+        "_binary": [pair.told("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])],
+        "_count": [pair.told("count", [(count.PROMPT, words.told_count(facts))])],
+        "_loc": [pair.told("loc", [(locate.PROMPT, locate.format_answer(words.located(facts)))])],
         "_open": [
-            instruction(f"open_{index}", [(turn.question, turn.answer)])
+            pair.told(f"open_{index}", [(turn.question, turn.answer)])
             for index, turn in enumerate(words.open_questions(facts))
         ],
-        "_dialog": [instruction("dialog", [(turn.question, turn.answer) for turn in words.dialogue(facts)])],
+        "_dialog": [pair.told("dialog", [(turn.question, turn.answer) for turn in words.dialogue(facts)])],
     }
 
 
-def training_records(name: str, split: str, facts: Facts) -> list[dict[str, Any]]:
-    """One pair in the training file: every caption a record of its own, then all other instructions."""
-    every = records(name, split, facts)
-    paths, flag = every["_binary"][0]["image"], int(facts.changed)
+def training_records(pair: Pair, every: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A pair's records as the training file has them: a caption a record, then all other instructions."""
     told = [
-        {
-            "id": f"{name}_caption_{index}",
-            "image": paths,
-            "changeflag": flag,
-            "conversations": conversation([(caption.PROMPT, sentence)]),
-        }
-        for index, sentence in enumerate(words.captions(facts))
+        pair.told(f"caption_{index}", [(caption.PROMPT, sentence)])
+        for record in every.get("", ())
+        for index, sentence in enumerate(record["captions"])
     ]
     return told + [record for suffix, part in every.items() if suffix for record in part]
 
 
-def write_chip_set(folder: Path, split: str, scenes: Iterable[tuple[str, Scene]]) -> int:
+def write_chip_set(
+    folder: Path,
+    split: str,
+    scenes: Iterable[tuple[str, Scene]],
+    *,
+    compress: Literal["png", "jpeg"] = "png",
+) -> int:
     """Writes named scenes as a split: pictures, `label` maps of change codes, and JSON files; returns how
     many.
 
     The files are `synthetic_SPLIT.json` (captions) and `synthetic_SPLIT_binary.json`, `_count`, `_loc`,
     `_open`, `_dialog`; for "train" one `synthetic_train.json` of instructions, as ChangeChat-105k has it.
+    With "jpeg" the two pictures are NAME.jpg, lossy and a tenth of the size; labels are PNG always.
     """
+    ending = {"png": ".png", "jpeg": ".jpg"}[compress]
     files: dict[str, list[dict[str, Any]]] = {}
     number = 0
     for name, scene in scenes:
         facts = facts_of(scene.change, scene.things, scene.cover)
-        for part, pixels in (("A", scene.before), ("B", scene.after), ("label", scene.change)):
-            save_png(folder / "images" / split / part / f"{name}.png", pixels)
+        images = folder / "images"
+        pair = Pair(name, (f"{split}/A/{name}{ending}", f"{split}/B/{name}{ending}"), facts.changed)
+        for path, pixels in zip(pair.paths, (scene.before, scene.after), strict=True):
+            save_picture(images / path, pixels)
+        save_picture(images / split / "label" / f"{name}.png", scene.change)
+        every = records(pair, facts)
         if split == "train":
-            files.setdefault("", []).extend(training_records(name, split, facts))
-        else:
-            for suffix, part_records in records(name, split, facts).items():
-                files.setdefault(suffix, []).extend(part_records)
+            every = {"": training_records(pair, every)}
+        for suffix, part in every.items():
+            files.setdefault(suffix, []).extend(part)
         number += 1
-    for suffix, content in files.items():
-        path = folder / f"synthetic_{split}{suffix}.json"
-        scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
-        scratch.replace(path)
+    write_files(folder, {f"synthetic_{split}{suffix}.json": content for suffix, content in files.items()})
     return number
 
 
-def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def write_files(folder: Path, files: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """JSON files by name, each whole or not there."""
+    for name, content in files.items():
+        scratch = folder / f".{name}.tmp"
+        scratch.write_text(json.dumps(content, indent=1) + "\n")
+        scratch.replace(folder / name)
+
+
+def save_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """In the format of the path's ending; JPEG with Pillow's own quality, 75."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -1,6 +1,7 @@
-"""ChangeChat-format sets read from disk: ChangeChat-105k as released, and what `deltavlm synth chips` writes.
+"""Sets read from disk: ChangeChat-105k as released, what `deltavlm synth chips` writes, and ChangeIMTI.
 
-A file is a JSON list in one of two schemas (see `changechat`), named SET_SPLIT.json or SET_SPLIT_KIND.json.
+A file is a JSON list in one of two schemas (see `changechat`), named SET_SPLIT.json or SET_SPLIT_KIND.json;
+ChangeIMTI has files of its own (see `changeimti`), and is read into the same examples.
 What cannot be read is a `Problem` with its place and reason, and the rest goes on.
 """
 
@@ -17,7 +18,20 @@ from typing import Any, Literal
 from deltavlm.errors import InputError
 from deltavlm.tasks import caption, classify, count, locate
 
-__all__ = ["TASKS", "Dataset", "Example", "Problem", "Task", "Turn", "missing_images", "parsed", "read_set"]
+__all__ = [
+    "TASKS",
+    "Dataset",
+    "Example",
+    "Problem",
+    "Task",
+    "Turn",
+    "listed",
+    "missing_images",
+    "named_file",
+    "parsed",
+    "read_set",
+    "turns_of",
+]
 
 Task = Literal["caption", "change", "count", "location", "open", "dialogue"]
 TASKS: tuple[Task, ...] = ("caption", "change", "count", "location", "open", "dialogue")
@@ -76,6 +90,7 @@ class Dataset:
     files: tuple[str, ...]
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...]
+    records: tuple[int, ...]  # of each file, usable or not
 
 
 def read_set(
@@ -83,25 +98,31 @@ def read_set(
 ) -> Dataset:
     """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
 
-    A caption has the file name of its first image as its id. Of two records with one task, id and question
-    the first counts; a second question under an id is kept as ID#2. Both are named among the problems. With
+    A folder of ChangeIMTI is known by its train_task_data or test_task_data. A caption has the file name of
+    its first image as its id. Of two records with one task, id and question the first counts; a second
+    question under an id is kept as ID#2. Both are named among the problems. With
     `repeats` every record is kept as it is: for training, where ids name nothing.
 
     Raises: InputError when there is no file, files of several sets, or nothing in them that can be used.
     """
+    from deltavlm.data import changeimti  # which is made of the types above
+
+    if (folder := changeimti.find_folder(path, split)) is not None:
+        return changeimti.read_folder(folder, split, tasks)
     files, problems = _files(path, split)
     records: list[Example] = []
+    numbers: list[int] = []
     for file in files:
-        named = _NAME.fullmatch(file.name)
+        named = named_file(file.name)
         # the training files mix all tasks, and there a kind names no more than a variant
         kind = named["kind"] if named and named["split"] != "train" else None
         try:
-            content = parsed(file)
-            if not isinstance(content, list):
-                raise InputError(f"{file}: expected a JSON list of records")
+            content = listed(file)
         except InputError as error:
             problems.append(Problem("file", file.name, str(error)))
+            numbers.append(0)
             continue
+        numbers.append(len(content))
         for number, record in enumerate(content, start=1):
             where = f"{file.name}, record {number}"
             try:
@@ -111,14 +132,20 @@ def read_set(
     if not records:
         raise InputError(problems[0].what if problems else f"{path} holds no records")
     examples, doubles = (records, []) if repeats else _unique(records)
-    named = _NAME.fullmatch(files[0].name)
+    named = named_file(files[0].name)
     return Dataset(
         name=named["set"] if named else files[0].stem,
         split=named["split"] if named else split,
         files=tuple(file.name for file in files),
         examples=tuple(example for example in examples if example.task in tasks),
         problems=(*problems, *doubles),
+        records=tuple(numbers),
     )
+
+
+def named_file(name: str) -> re.Match[str] | None:
+    """SET_SPLIT.json or SET_SPLIT_KIND.json as groups set, split and kind; None for another name."""
+    return _NAME.fullmatch(name)
 
 
 def missing_images(examples: Iterable[Example], images: Path) -> list[Problem]:
@@ -148,6 +175,14 @@ def parsed(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON: {reason}") from error
 
 
+def listed(path: Path) -> list[Any]:
+    """The records of a file. Raises: InputError."""
+    content = parsed(path)
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a JSON list of records")
+    return content
+
+
 def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
     if path.is_file():
         return [path], []
@@ -155,7 +190,7 @@ def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
         raise InputError(f"{path} does not exist; expected a JSON file or a folder with SET_{split}*.json")
     folders = (path, path / "annotations")  # the second: where the original's code expects them
     inside = next(filter(None, (sorted(folder.glob("*.json")) for folder in folders)), [])
-    named = [(file, _NAME.fullmatch(file.name)) for file in inside]
+    named = [(file, named_file(file.name)) for file in inside]
     found = [(file, match) for file, match in named if match and match["split"] == split]
     if not found:
         there = sorted({match["split"] for _, match in named if match})
@@ -178,6 +213,8 @@ def _example(record: Any, task: Task | None) -> Example:
     """Raises: ValueError saying what is wrong with the record."""
     if not isinstance(record, dict):
         raise ValueError("expected an object with keys")
+    if "images" in record and "image" not in record:
+        raise ValueError("a record of ChangeIMTI; give the folder that holds its test_task_data")
     flag = record.get("changeflag")
     if flag not in (0, 1) or isinstance(flag, float):
         raise ValueError(f"changeflag is {_shown(flag)}, not 0 or 1")
@@ -194,7 +231,7 @@ def _example(record: Any, task: Task | None) -> Example:
     name = record.get("id")
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise ValueError(f"id is {_shown(name)}, not text or a whole number")
-    turns = _turns(record.get("conversations"))
+    turns = turns_of(record.get("conversations"))
     if task is None:
         task = "dialogue" if len(turns) > 1 else _PROMPTS.get(turns[0].question, "open")
     if task != "dialogue" and len(turns) > 1:
@@ -202,7 +239,8 @@ def _example(record: Any, task: Task | None) -> Example:
     return Example(str(name), task, turns, bool(flag), images[0], images[1])
 
 
-def _turns(messages: Any) -> tuple[Turn, ...]:
+def turns_of(messages: Any) -> tuple[Turn, ...]:
+    """Messages of a human and of gpt, one after the other, as turns. Raises: ValueError."""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise ValueError("conversations are not pairs of a question and an answer")
     said = []

@@ -15,6 +15,7 @@ from rasterio.errors import CRSError, RasterioError
 from deltavlm.errors import RasterError
 
 __all__ = [
+    "file_mark",
     "gdal_settings",
     "is_remote",
     "public_name",
@@ -44,6 +45,16 @@ def public_name(location: str) -> str:
     if "://" not in location:
         return location
     return re.sub(r"://[^/@]*@", "://", location.partition("?")[0])
+
+
+def file_mark(location: str) -> dict[str, int] | None:
+    """Size in bytes and time of the last change in ns, by which a file is known again; None for what is no
+    local file."""
+    try:
+        found = Path(location).stat()
+    except (OSError, ValueError):
+        return None
+    return {"bytes": found.st_size, "changed_ns": found.st_mtime_ns}
 
 
 def gdal_settings() -> rasterio.Env:

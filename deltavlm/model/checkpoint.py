@@ -19,6 +19,7 @@ from deltavlm.errors import ModelError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.folder import CONFIG, QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS, read_config
+from deltavlm.model.quantize import Kind, put, quantizable, quantized
 
 SHOWN = 5  # keys named in an error
 
@@ -60,17 +61,15 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     language_dtype: torch.dtype | None = None,
+    quantize: Kind | None = None,
 ) -> tuple[DeltaVLMConfig, DeltaVLM]:
-    """The model of a checkpoint folder, ready to answer.
+    """The model of a checkpoint folder, ready to answer. Raises: ModelError.
 
-    `language_dtype` is that of the language model alone. Raises: ModelError.
+    With `quantize` the language model's layers become small one by one, as they are read; the device never
+    holds them whole. `language_dtype` is that of the language model alone.
     """
     config = read_config(folder)
-    weights = {
-        name: tensor
-        for path in weight_files(folder, config)
-        for name, tensor in _tensors(path, dtype, language_dtype or dtype, device)
-    }
+    files = weight_files(folder, config)
     try:
         with torch.device("meta"):
             model = build(config)
@@ -78,7 +77,17 @@ def load(
         if "torchvision" in str(error):  # a broken installation, not a broken checkpoint
             raise
         raise ModelError(f"{folder / CONFIG}: its numbers make no model ({error}); copy it again") from error
+    coarse = quantizable(model) if quantize else frozenset()
+    weights: dict[str, Tensor] = {}
+    layers: dict[str, nn.Module] = {}
+    for path in files:
+        for name, tensor in _tensors(path, dtype, language_dtype or dtype, "cpu" if quantize else device):
+            weights[name] = tensor
+            if quantize and name in coarse and tensor.ndim == 2:
+                layers[name] = quantized(tensor, quantize, device)
+                weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")  # for its shape
     fill(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
+    put(model, layers)
     model.eval()
     return config, model.to(device)
 

@@ -144,18 +144,24 @@ class Running:
     decode: Literal["upstream", "fast"] | None = None
     beams: int | None = None
     prompt_style: Literal["raw", "trained"] | None = None
+    quantize: Literal["int8", "int4"] | None = None  # the language model's weights
 
     def applied(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
-        """The configuration with these wishes in it. Raises: ConfigError where a model does not have them."""
+        """The configuration with these wishes in it. Raises: ConfigError where a model does not have them.
+
+        A model that this project trained learnt its words from normalised questions and knows no others; one
+        that was made of published files (it has `sources`) has a language model that has read any text.
+        """
         decoding, prompt = config.decoding, config.prompt
         if self.decode:
             decoding = replace(DECODING[self.decode], beams=decoding.beams)
         if self.beams:
             decoding = replace(decoding, beams=self.beams)
         if self.prompt_style:
-            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style]:
+            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style] and not config.sources:
                 raise ConfigError(
-                    f"{config.name} reads questions as it was trained to; leave --prompt-style out"
+                    f"{config.name} was trained on normalised questions alone and never saw a capital letter;"
+                    f" leave --prompt-style out"
                 )
             prompt = PROMPT_STYLES[self.prompt_style]
         return replace(config, decoding=decoding, prompt=prompt)

@@ -59,6 +59,15 @@ class Text:
         return Text(self.ids.to(device), self.mask.to(device))
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was answered to R rows, in at most N tokens."""
+
+    ids: Tensor  # (R, N), padded behind an answer's end
+    logs: Tensor  # (R, N) log-probability of each, 0 on padding
+    first: Tensor  # (R, vocabulary) float32 logits of the first token, before any penalty
+
+
 class DeltaVLM(nn.Module):
     """The whole model. Its parts are made outside and handed in; `build` makes them from numbers."""
 
@@ -146,17 +155,18 @@ class DeltaVLM(nn.Module):
         pad: int,
         beams: int = 1,
         repetition_penalty: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Answers (R, new) as ids, padded behind their end, and the log-probability of each (R, new), 0 on
-        padding.
+        whole_RK: Tensor | None = None,
+    ) -> Written:
+        """Answers to R rows; the prompt is read once, for the first logits and the words alike.
 
         `text` is padded on the left. Greedy unless `beams` is above 1. `repetition_penalty` makes what an
-        answer has said already less likely; it does not look at the prompt.
+        answer has said already less likely; it does not look at the prompt. `whole_RK` are ids that are an
+        answer in themselves: a greedy answer that begins with one ends with it.
         """
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
         if beams == 1:
             limits = {"max_new_tokens": max_new_tokens, "bos": bos, "eos": eos, "pad": pad}
-            return self.greedy(embeds, mask, **limits, penalty=repetition_penalty)
+            return self.greedy(embeds, mask, **limits, penalty=repetition_penalty, whole_RK=whole_RK)
         language: Any = self.language  # the types of its mix-in do not fit a Llama
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the penalty does not look at the prompt
@@ -171,12 +181,17 @@ class DeltaVLM(nn.Module):
                 eos_token_id=eos,
                 pad_token_id=pad,
                 output_scores=True,
+                output_logits=True,
                 return_dict_in_generate=True,
             )
         ids: Tensor = out.sequences
         steps = language.compute_transition_scores(ids, out.scores, out.beam_indices, normalize_logits=False)
         ended = (ids == eos).cumsum(dim=1) - (ids == eos).int() > 0
-        return ids.masked_fill(ended, pad), steps[:, : ids.shape[1]].masked_fill(ended, 0.0)
+        return Written(
+            ids=ids.masked_fill(ended, pad),
+            logs=steps[:, : ids.shape[1]].masked_fill(ended, 0.0),
+            first=out.logits[0][::beams].float(),  # all beams of a row begin alike
+        )
 
     def greedy(
         self,
@@ -188,7 +203,8 @@ class DeltaVLM(nn.Module):
         eos: int,
         pad: int,
         penalty: float,
-    ) -> tuple[Tensor, Tensor]:
+        whole_RK: Tensor | None = None,
+    ) -> Written:
         """The likeliest token at every step, as `generate` returns it.
 
         Rows that have ended leave the batch when a quarter of it has, so that a long answer does not keep
@@ -200,6 +216,7 @@ class DeltaVLM(nn.Module):
         ids = torch.full((count, max_new_tokens), pad, device=device)
         begin = torch.full((count, 1), bos, device=device)
         logs = torch.zeros((count, max_new_tokens), device=device)
+        first = None
         cache = DynamicCache(config=self.language.config)
         rows = torch.arange(count, device=device)  # those that are still in the batch
         running = torch.ones(count, dtype=torch.bool, device=device)
@@ -223,9 +240,13 @@ class DeltaVLM(nn.Module):
             ids[rows[running], step] = token[running]
             logs[rows[running], step] = chance[running]
             running = running & (token != eos)
+            if first is None:
+                first = logits
+                if whole_RK is not None:
+                    running = running & (token[:, None] != whole_RK).all(dim=1)
             left = int(running.sum())
             if left == 0:
-                return ids[:, : step + 1], logs[:, : step + 1]
+                return Written(ids[:, : step + 1], logs[:, : step + 1], first)
             if left <= 0.75 * len(rows):
                 rows, mask_RS, token, positions = (x[running] for x in (rows, mask_RS, token, positions))
                 cache.batch_select_indices(running.nonzero()[:, 0])
@@ -233,7 +254,8 @@ class DeltaVLM(nn.Module):
             embeds_RSL = self.language.get_input_embeddings()(token)[:, None]
             mask_RS = torch.cat([mask_RS, mask_RS.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        return ids, logs
+        assert first is not None  # an answer has at least one token
+        return Written(ids, logs, first)
 
     @torch.inference_mode()
     def first_logits(self, tokens_RTD: Tensor, question: Text, text: Text) -> Tensor:

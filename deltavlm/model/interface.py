@@ -82,6 +82,10 @@ class ChangeModel(Protocol):
         """Metres a pixel of those pictures."""
         ...
 
+    def auto_batch_size(self) -> int:
+        """Pairs to ask about at once when nobody says how many."""
+        ...
+
     def encode(self, before: Pixels, after: Pixels) -> Any:
         """Question-free features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,17 @@ from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, Running
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
+from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, sent
 from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel, Masks, Pixels, Question, Reply
+from deltavlm.model.memory import CudaMeter, Meter, pairs_that_fit, row_bytes, rows_that_fit
+from deltavlm.model.quantize import check_quantize, told
 from deltavlm.model.tokenizer import Codec, load_codecs
 
-# Rows answered together. On a CPU, enough to fill it and few enough to stay in its caches; on a GPU, enough
-# that reading the weights is no longer what a step waits for.
-ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
+# Rows answered together, and pairs looked at together. On a CPU, enough to fill it and few enough to stay in
+# its caches; on a GPU, enough that reading the weights is no longer what a step waits for, if they fit.
+PAIRS = {"cpu": 16, "mps": 64, "cuda": 64}
+ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Predictor:
     codec: Codec  # of the language model
     device: str
     fingerprint: str
+    quantize: str | None = None  # how, and by what: for the record
+    meter: Meter | None = None  # of memory that batches should follow
 
     @property
     def name(self) -> str:
@@ -48,6 +53,7 @@ class Predictor:
     def details(self) -> dict[str, Any]:
         return {
             "dtype": str(self.model.projection.weight.dtype).removeprefix("torch."),
+            "quantize": self.quantize,
             "decoding": asdict(self.config.decoding),
             "prompt": asdict(self.config.prompt),
             "difference": self.config.difference.mode,
@@ -76,6 +82,20 @@ class Predictor:
             found = self.model.encode_pair(self.pixels(before), self.pixels(after))
         return found.to(self.model.projection.weight.dtype)
 
+    def auto_batch_size(self) -> int:
+        """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by
+        probes."""
+        if self.meter is None:
+            return PAIRS[self.device.split(":")[0]]
+        size = self.config.vision.image_px
+        noise = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
+
+        def probe(count: int) -> None:
+            many = noise.repeat(count, axis=0)
+            self.encode(many, many)
+
+        return pairs_that_fit(self.meter, probe)
+
     def answer(
         self, encoded: PairFeatures, questions: Sequence[Question], pairs: Sequence[int] | None = None
     ) -> list[list[Reply]]:
@@ -86,13 +106,29 @@ class Predictor:
         return [replies[index :: len(pairs)] for index in range(len(pairs))]
 
     def reply(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
-        """A reply for each (index of a pair, question). Raises: ModelOutOfMemory."""
-        replies: list[Reply] = []
-        with translated(f"{len(rows)} questions", self.device):
-            most = ROWS[self.device.split(":")[0]]
-            for start in range(0, len(rows), most):
-                replies += self._answer(encoded, rows[start : start + most])
-        return replies
+        """A reply for each (index of a pair, question).
+
+        Rows of like length are asked together, so that little is padding. Where they do not fit into memory,
+        half as many are tried. Raises: ModelOutOfMemory where one does not.
+        """
+        prompts = dict.fromkeys(asked.prompt for _, asked in rows)
+        lengths = {prompt: len(self.codec.encode(self.worded(prompt))) for prompt in prompts}
+        order = sorted(range(len(rows)), key=lambda index: lengths[rows[index][1].prompt])
+        replies: dict[int, Reply] = {}
+        most, start = self.rows_at_once([asked for _, asked in rows]), 0
+        while start < len(rows):
+            part = order[start : start + most]
+            try:
+                with translated(f"{len(part)} questions", self.device):
+                    said = self._answer(encoded, [rows[index] for index in part])
+            except ModelOutOfMemory:
+                if len(part) == 1:
+                    raise
+                most = len(part) // 2
+                continue
+            start += len(part)
+            replies.update(zip(part, said, strict=True))
+        return [replies[index] for index in range(len(rows))]
 
     def masks(self, encoded: PairFeatures) -> Masks | None:
         """What changed in each pair, pixel by pixel; None without a dense head."""
@@ -101,12 +137,25 @@ class Predictor:
         shares = encoded.mask_logits.float().softmax(dim=1)
         return Masks(self.config.dense.classes, shares.cpu().numpy())
 
+    def rows_at_once(self, questions: Sequence[Question]) -> int:
+        """How many rows of (pair, question) the language model is given together."""
+        most = ROWS[self.device.split(":")[0]]
+        if self.meter is None or not questions:
+            return most
+        tokens = self.config.qformer.queries + max(
+            1 + len(self.codec.encode(self.worded(asked.prompt))) + asked.max_new_tokens
+            for asked in questions
+        )
+        itemsize = self.model.projection.weight.itemsize
+        each = row_bytes(self.config, tokens, self.config.decoding.beams, itemsize)
+        return rows_that_fit(self.meter, each, most)
+
     def pixels(self, images: Pixels) -> Tensor:
         """uint8 RGB of any size -> normalised pixels of the model's size."""
         size = self.config.vision.image_px
         if images.shape[-2:] != (size, size):
             images = np.stack([resized(image, size) for image in images])
-        return self.model.vision.normalise(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
+        return self.model.vision.normalise(sent(torch.from_numpy(np.ascontiguousarray(images)), self.device))
 
     def worded(self, prompt: str) -> str:
         """The question as the model was trained to read it."""
@@ -125,39 +174,37 @@ class Predictor:
 
     def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """Replies to one batch of rows: yes/no from the first logits, the rest written out."""
-        replies: dict[int, Reply] = {}
-        yes_no = [index for index, (_, question) in enumerate(rows) if question.yes_no]
-        if yes_no:
-            tokens, question, text = self._inputs(encoded, [rows[index] for index in yes_no])
-            logits = self.model.first_logits(tokens, question, text)
-            yes, no = self.codec.encode("yes")[0], self.codec.encode("no")[0]
-            fit = self.config.calibration
-            chance = torch.sigmoid(fit.scale * (logits[:, yes] - logits[:, no]) + fit.offset).tolist()
-            said = logits.argmax(dim=1).tolist()
-            for index, first, score in zip(yes_no, said, chance, strict=True):
-                if first in (yes, no) and self.config.decoding == Decoding():  # the answer is that one word
-                    replies[index] = Reply("yes" if score >= 0.5 else "no", score)
-        written = [index for index in range(len(rows)) if index not in replies]
-        if written:
-            tokens, question, text = self._inputs(encoded, [rows[index] for index in written])
-            limit = max(rows[index][1].max_new_tokens for index in written)
-            ids, logs = self.model.generate(
-                tokens,
-                question,
-                text,
-                max_new_tokens=limit,
-                bos=self.codec.bos,
-                eos=self.codec.eos,
-                pad=self.codec.pad,
-                beams=self.config.decoding.beams,
-                repetition_penalty=self.config.decoding.repetition_penalty,
-            )
-            for index, row, log in zip(written, ids.tolist(), logs.tolist(), strict=True):
-                most = rows[index][1].max_new_tokens  # its own limit, whatever its neighbours were given
-                length = max(1, sum(id_ != self.codec.pad for id_ in row[:most]))
-                score = chance[yes_no.index(index)] if index in yes_no else sum(log[:length]) / length
-                replies[index] = Reply(self.codec.decode(row[:most]), score)
-        return [replies[index] for index in range(len(rows))]
+        tokens, question, text = self._inputs(encoded, rows)
+        yes, no = self.codec.encode("yes")[0], self.codec.encode("no")[0]
+        plain = self.config.decoding == Decoding()  # then a yes or no at the start is the whole answer
+        short = [(yes, no) if asked.yes_no and plain else (-1, -1) for _, asked in rows]
+        found = self.model.generate(
+            tokens,
+            question,
+            text,
+            max_new_tokens=max(asked.max_new_tokens for _, asked in rows),
+            bos=self.codec.bos,
+            eos=self.codec.eos,
+            pad=self.codec.pad,
+            beams=self.config.decoding.beams,
+            repetition_penalty=self.config.decoding.repetition_penalty,
+            whole_RK=torch.tensor(short, device=tokens.device),
+        )
+        fit = self.config.calibration
+        yes_no = found.first[:, yes] - found.first[:, no]
+        chances = torch.sigmoid(fit.scale * yes_no + fit.offset).tolist()
+        replies = []
+        for (_, asked), ids, logs, chance in zip(
+            rows, found.ids.tolist(), found.logs.tolist(), chances, strict=True
+        ):
+            if asked.yes_no and plain and ids[0] in (yes, no):
+                replies.append(Reply("yes" if chance >= 0.5 else "no", chance))
+                continue
+            said = ids[: asked.max_new_tokens]  # its own limit, whatever its neighbours were given
+            length = max(1, sum(id_ != self.codec.pad for id_ in said))
+            score = chance if asked.yes_no else sum(logs[:length]) / length
+            replies.append(Reply(self.codec.decode(said), score))
+        return replies
 
     def _inputs(
         self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]
@@ -186,13 +233,6 @@ def translated(what: str, device: str) -> Iterator[None]:
         raise ModelError(f"{what} failed on {device}: {reason}; try --device cpu") from error
 
 
-@cache
-def bf16_cpu() -> bool:
-    """Whether this CPU has instructions that multiply matrices of bf16."""
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-
-
 def resized(image_CHW: Pixels, size: int) -> Pixels:
     """Bicubic with antialiasing by Pillow, as the published model was fed; transformers' own differs by a
     grey level."""
@@ -202,37 +242,13 @@ def resized(image_CHW: Pixels, size: int) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
-def pick_device(device: str) -> str:
-    """ "auto" is the first of cuda, mps, cpu that is there. Raises: ModelError for one that is not."""
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(name for name, there in have.items() if there)
-    kind = device.split(":")[0]
-    if kind not in have:
-        raise ModelError(f"unknown device {device!r}; known are auto, cpu, cuda, cuda:N and mps")
-    if not have[kind]:
-        raise ModelError(
-            f"this machine has no {kind} device that torch can use; try --device cpu, or run deltavlm doctor"
-        )
-    return device
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LARGE = 2048  # width of a language model from which on 16 bit is worth it
-
-
-def pick_dtype(wanted: str, config: DeltaVLMConfig, device: str) -> torch.dtype:
-    """ "auto" is float32 for a small model, and for a large one the best 16 bit that the device computes in
-    hardware: bf16, else fp16 on a GPU and float32 on a CPU."""
-    if wanted != "auto":
-        return DTYPES[wanted]
-    if config.language.hidden < LARGE:
-        return torch.float32
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device == "mps":
-        return torch.float16
-    return torch.bfloat16 if bf16_cpu() else torch.float32
+def pick_place(running: Running) -> str:
+    """The device that a model will run on. Raises: InputError where it is not there, or cannot do what is
+    wished."""
+    where = pick_device(running.device)
+    if running.quantize:
+        check_quantize(running.quantize, where)
+    return where
 
 
 def load_model(name_or_folder: str = "nano", running: Running | None = None, **wishes: Any) -> ChangeModel:
@@ -244,8 +260,23 @@ def load_model(name_or_folder: str = "nano", running: Running | None = None, **w
     if running.threads:
         torch.set_num_threads(running.threads)
     folder = find_folder(name_or_folder)
-    where = pick_device(running.device)
+    where = pick_place(running)
     config = running.applied(read_config(folder))
-    _, model = checkpoint.load(folder, dtype=pick_dtype(running.dtype, config, where), device=where)
+    dtype = pick_dtype(running.dtype, config, where)
+    try:
+        _, model = checkpoint.load(folder, dtype=dtype, device=where, quantize=running.quantize)
+    except torch.OutOfMemoryError as error:
+        raise ModelOutOfMemory(
+            f"{config.name} does not fit on {where}; try --quantize int8 or int4, or --device cpu"
+        ) from error
     questions, codec = load_codecs(folder)
-    return Predictor(model, config, questions, codec, where, checkpoint.fingerprint(folder))
+    return Predictor(
+        model,
+        config,
+        questions,
+        codec,
+        where,
+        checkpoint.fingerprint(folder),
+        told(running.quantize) if running.quantize else None,
+        CudaMeter(where) if where.startswith("cuda") else None,
+    )

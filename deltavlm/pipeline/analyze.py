@@ -1,4 +1,4 @@
-"""The tool itself: cut the pair into chips, ask the model about each, write the answers on the map."""
+"""The tool itself: cut the pair into chips, ask the model about each, write down what it says."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from deltavlm.errors import ModelError, ModelOutOfMemory, RasterError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
-from deltavlm.geo.sinks import FeatureSink
 from deltavlm.model.interface import ChangeModel, Reply
 from deltavlm.pipeline.answers import question_of, read_answer, unchanged
-from deltavlm.pipeline.layers import ChipResult, Origin, Status, chip_feature, location_features
+from deltavlm.pipeline.layers import ChipResult, Status
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = [
     "AnalyzeOptions",
+    "Book",
     "ChangedChip",
     "Progress",
     "Summary",
     "analyze",
     "analyzed",
-    "auto_batch_size",
     "scale_warning",
 ]
 
@@ -78,6 +77,7 @@ class Summary:
     """What a run has come to; `first_failure` says why the first failed chip failed."""
 
     statuses: Counter[Status] = field(default_factory=Counter)
+    earlier: int = 0  # of the chips, those that an earlier run had answered
     changed: int = 0
     unread: int = 0  # chips whose answer is neither yes nor no
     seconds: float = 0.0
@@ -95,12 +95,7 @@ class Summary:
 
     @property
     def chips_per_s(self) -> float:
-        return self.chips / self.seconds if self.seconds > 0 else 0.0
-
-
-def auto_batch_size(device: str) -> int:
-    """Chips to ask at once when nobody says how many; on a GPU more, halved where memory is short."""
-    return 16 if device.startswith("cpu") else 64
+        return (self.chips - self.earlier) / self.seconds if self.seconds > 0 else 0.0
 
 
 def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
@@ -122,24 +117,43 @@ def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.
     )
 
 
+class Book(Protocol):
+    """Where results are written down."""
+
+    def earlier(self) -> Iterator[ChipResult]:
+        """Those of an earlier run, in the order of the grid."""
+        ...
+
+    def known(self, chip: Chip) -> bool:
+        """Whether an earlier run has settled this chip."""
+        ...
+
+    def add(self, results: list[ChipResult], batch_size: int) -> None:
+        """A group of chips, asked with this batch size."""
+        ...
+
+
 def analyze(
     reader: PairReader,
     model: ChangeModel,
     specs: Sequence[QuestionSpec],
-    sink: FeatureSink,
-    origin: Origin,
+    book: Book,
     options: AnalyzeOptions,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Summary:
-    """Ask every question about every chip and write the layers `chips` and `locations`.
+    """Ask every question about every chip that the book does not know, and write the results into it.
 
     Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
     """
     started = time.monotonic()
     summary = Summary()
-    for group in analyzed(reader, model, specs, options, summary):
-        sink.write("chips", [chip_feature(result, specs, origin) for result in group])
-        sink.write("locations", [feature for result in group for feature in location_features(result)])
+    for result in book.earlier():
+        _tally(summary, result)
+    summary.earlier = summary.chips
+    chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
+    left = (chip for chip in chips if not book.known(chip))
+    for group in analyzed(reader, model, specs, options, summary, left):
+        book.add(group, summary.batch_size)
         for result in group:
             _tally(summary, result)
         summary.seconds = time.monotonic() - started
@@ -154,10 +168,10 @@ def analyzed(
     specs: Sequence[QuestionSpec],
     options: AnalyzeOptions,
     summary: Summary,
+    chips: Iterable[Chip],
 ) -> Iterator[list[ChipResult]]:
-    """Results in the order of the grid, a group at a time; `summary.batch_size` follows the halving."""
+    """Results in the order of the chips, a group at a time; `summary.batch_size` follows the halving."""
     summary.batch_size = options.batch_size
-    chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
     for group in _groups(reader, chips, options):
         asked = [look.pixels for look in group if look.pixels is not None]
         replies = iter(_ask(model, specs, asked, summary, options.cascade))

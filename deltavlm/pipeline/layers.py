@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader
+from deltavlm.geo.sinks import FeatureSink
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.answers import Answer
 from deltavlm.tasks.count import Counts
@@ -21,10 +22,12 @@ __all__ = [
     "ChipResult",
     "Origin",
     "Status",
+    "Stream",
     "chip_feature",
     "chips_layer",
     "location_features",
     "outline_feature",
+    "write_results",
 ]
 
 T = TypeVar("T")
@@ -163,6 +166,32 @@ def location_features(result: ChipResult) -> Iterator[Feature]:
                     "caption": caption.value if caption else None,
                 }
                 yield Feature(polygon, properties)
+
+
+def write_results(
+    sink: FeatureSink, results: Sequence[ChipResult], specs: Sequence[QuestionSpec], origin: Origin
+) -> None:
+    """The rows of some chips, in both layers."""
+    sink.write("chips", [chip_feature(result, specs, origin) for result in results])
+    sink.write("locations", [feature for result in results for feature in location_features(result)])
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Results that are written at once and not remembered; the book of a run on stdout."""
+
+    sink: FeatureSink
+    specs: Sequence[QuestionSpec]
+    origin: Origin
+
+    def earlier(self) -> Iterator[ChipResult]:
+        return iter(())
+
+    def known(self, chip: Chip) -> bool:
+        return False
+
+    def add(self, results: list[ChipResult], batch_size: int) -> None:
+        write_results(self.sink, results, self.specs, self.origin)
 
 
 def outline_feature(chip: Chip) -> Feature:

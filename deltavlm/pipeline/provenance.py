@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 import rasterio
 
 from deltavlm import __version__
+from deltavlm.geo.location import file_mark
 from deltavlm.geo.pair import PairReader
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.analyze import AnalyzeOptions
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["provenance", "versions"]
+__all__ = ["provenance", "settings", "versions"]
 
 _RECORDED = (
     *("numpy", "pillow", "rasterio", "pyproj", "shapely", "pyogrio"),
@@ -41,13 +42,26 @@ def provenance(
     return {
         "tool": "deltavlm analyze",
         "inputs": reader.provenance(),
-        "model": {
-            "name": model.name,
-            "fingerprint": model.fingerprint,
-            "device": model.device,
-            **model.details,
-        },
+        "model": _described(model) | {"device": model.device},
         "questions": [asdict(spec) for spec in specs],
         "options": asdict(options),
         "versions": versions(),
     }
+
+
+def settings(reader: PairReader, model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
+    """All that an answer depends on, questions apart: it must be the same where a run is gone on with."""
+    asked = asdict(options)
+    for key in ("limit", "on_error", "batch_size"):
+        del asked[key]
+    return {
+        "inputs": reader.provenance(),
+        "files": [file_mark(view.source.location) for view in reader.views],
+        "model": _described(model),
+        "options": asked,
+        "deltavlm": __version__,
+    }
+
+
+def _described(model: ChangeModel) -> dict[str, object]:
+    return {"name": model.name, "fingerprint": model.fingerprint, **model.details}

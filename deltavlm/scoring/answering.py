@@ -176,11 +176,9 @@ def _dialogues_and_all(model: ChangeModel, encoded: Any, cases: Sequence[Case]) 
         for history in (("own", "reference") if example.task == "dialogue" else ("own",))
     ]
     while open_ := [thread for thread in threads if len(thread.replies) < len(thread.example.turns)]:
-        rows = [(thread.pair, thread.question()) for thread in open_]
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index][1].prompt))  # little padding
-        replies = model.reply(encoded, [rows[index] for index in order])
-        for index, reply in zip(order, replies, strict=True):
-            open_[index].replies.append(reply)
+        replies = model.reply(encoded, [(thread.pair, thread.question()) for thread in open_])
+        for thread, reply in zip(open_, replies, strict=True):
+            thread.replies.append(reply)
     return [
         Prediction(
             thread.example.id,

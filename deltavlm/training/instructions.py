@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from deltavlm.tasks import dialogue
 from deltavlm.training.config import Phase, Records
 from deltavlm.training.sources import Sample
 from deltavlm.wording import normalise
+
+log = logging.getLogger(__name__)
 
 SHOWN = 3  # missing pictures named in an error
 
@@ -58,11 +61,13 @@ def read_records(name: str, records: Records, seed: int) -> Held:
         data = read_set(records.path, records.split, records.tasks, repeats=True)
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
-    broken = [problem for problem in data.problems if problem.kind in ("file", "record")]
-    if bad := [problem for problem in broken if "variant" not in problem.what]:
-        raise InputError(
-            f"sets.{name}: {len(bad)} records cannot be used, the first: {bad[0].where}: {bad[0].what}"
-        )
+    for kind, what in (("file", "files"), ("record", "records")):
+        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.what]
+        if bad:
+            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {bad[0].where}: {bad[0].what}"
+            if kind == "file":
+                raise InputError(told)
+            log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
     cases = cases_of(data.examples)
     if not cases:
         raise ConfigError(

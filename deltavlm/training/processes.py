@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deltavlm.errors import ConfigError, ModelError
-from deltavlm.model.predictor import pick_device
+from deltavlm.model.device import pick_device
 from deltavlm.training.config import Precision, TrainConfig
 
 PATIENCE = timedelta(hours=2)  # the others wait while one draws scenes or scores

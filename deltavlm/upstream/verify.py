@@ -17,7 +17,9 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
-from deltavlm.model.predictor import DTYPES, Predictor, pick_device
+from deltavlm.model.device import DTYPES, pick_device
+from deltavlm.model.predictor import Predictor
+from deltavlm.model.quantize import Kind, check_quantize
 from deltavlm.model.tokenizer import load_codecs
 from deltavlm.upstream.read import tensors
 
@@ -41,15 +43,25 @@ class Check:
         return self.equal == self.cases
 
 
-def verify(folder: Path, expected: Path, *, dtype: Dtype = "fp32", device: str = "cpu") -> list[Check]:
-    """Compares stage by stage. In fp32 everything must be equal; in 16 bit the list shows the drift.
+def verify(
+    folder: Path,
+    expected: Path,
+    *,
+    dtype: Dtype = "fp32",
+    device: str = "cpu",
+    quantize: Kind | None = None,
+) -> list[Check]:
+    """Compares stage by stage. In fp32 everything must be equal; in 16 bit, or with the language model
+    quantised, the list shows the drift.
 
     The difference module is run as the original's inference does ("csrm"), whatever the configuration says.
     Raises: InputError where the expectations cannot be read, ModelError where the checkpoint cannot.
     """
     arrays, cases = read_expected(expected)
     where = pick_device(device)
-    config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=where)
+    if quantize:
+        check_quantize(quantize, where)
+    config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=where, quantize=quantize)
     model.difference.mode = "csrm"
     model.use_attention("eager")
     questions, codec = load_codecs(folder)
@@ -135,7 +147,7 @@ def generated(
     rows = [case["pair"] for case in group]
     tokens = predictor.model.encode_pair(pixels["A"][rows], pixels["B"][rows]).tokens
     question, text = predictor.texts([case["prompt"] for case in group])
-    ids, _ = predictor.model.generate(
+    found = predictor.model.generate(
         tokens,
         question,
         text,
@@ -146,8 +158,8 @@ def generated(
         beams=first["num_beams"],
         repetition_penalty=first["repetition_penalty"],
     )
-    found: list[list[int]] = ids.tolist()
-    return found
+    ids: list[list[int]] = found.ids.tolist()
+    return ids
 
 
 def read_expected(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -157,9 +157,28 @@ def test_a_failed_overwrite_keeps_the_old_output(run: Run, scene: Scene, model: 
     assert [path.name for path in Path.cwd().iterdir()] == ["out.geojson"]
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_device_that_is_not_there(
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """It was a failure while running (exit code 1), and a dry run did not look."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(run, *scene.args, "--device", "cuda", *more, words=("no cuda device", "--device cpu"))
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_quantize_without_its_library(
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ("bitsandbytes", "pip install 'deltavlm[quantize]'")
+    refused(run, *scene.args, "--quantize", "int4", *more, words=words)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--quantize", "int2"], ("--quantize", "int2")),
         (["--devise", "cpu"], ("--devise", "did you mean --device")),
         (["--chipsize", "64"], ("--chipsize", "--chip-size")),
         (["-z"], ("-z",)),

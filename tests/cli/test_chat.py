@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_kept_and_gone_on_with(run: Run, scene: Scene) -> None:
     assert result.stdout == "17 words\n"
     assert len(Path("talk.jsonl").read_text().splitlines()) == 3
     assert len(Path("copy.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_file_without_a_last_newline_is_gone_on_with(run: Run, scene: Scene) -> None:
+    run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
+    path = Path("talk.jsonl")
+    path.write_text(path.read_text().rstrip("\n"))
+    assert run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("2?")).exit_code == 0
+    assert [json.loads(line)["question"] for line in path.read_text().splitlines()] == ["1?", "2?"]
+
+
+def test_bytes_that_are_no_text_do_no_harm(scene: Scene) -> None:
+    process = program("chat", *scene.args, "-q", stdin=subprocess.PIPE)
+    process.stdin.buffer.write(b"caf\xe9?\n")  # type: ignore[union-attr]
+    out, err = process.communicate()
+    assert (process.returncode, out) == (0, "nothing to say\n"), err
 
 
 def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: ScriptedModel) -> None:

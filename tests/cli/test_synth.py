@@ -147,3 +147,17 @@ def test_jpeg_is_small(run: Run, tmp_path: Path) -> None:
         )
         sizes.append((tmp_path / compress / "after.tif").stat().st_size)
     assert sizes[1] < sizes[0] / 2
+
+
+def test_chips_as_jpeg(run: Run) -> None:
+    """The paths in the files are those of the pictures; labels stay lossless."""
+    for compress in ("png", "jpeg"):
+        done = run("synth", "chips", compress, "-n", "1", "--size", "64", "--compress", compress)
+        assert done.exit_code == 0
+    record = json.loads(Path("jpeg/synthetic_test.json").read_text())[0]
+    assert (record["image_A"], record["image_B"]) == ("test/A/test_0.jpg", "test/B/test_0.jpg")
+    small, large = (Path(kind, "images/test/A") for kind in ("jpeg", "png"))
+    assert (small / "test_0.jpg").read_bytes()[:2] == b"\xff\xd8"
+    assert (small / "test_0.jpg").stat().st_size < (large / "test_0.png").stat().st_size / 2
+    labels = [Path(kind, "images/test/label/test_0.png").read_bytes() for kind in ("jpeg", "png")]
+    assert labels[0] == labels[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import util
 from pathlib import Path
 
 import pyogrio
@@ -78,6 +79,21 @@ def test_half_precision_is_a_report_and_no_failure(tmp_path: Path) -> None:
     assert checks["text ids"]["passed"] is True
 
 
+@pytest.mark.skipif(
+    util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'deltavlm[quantize]'"
+)
+def test_quantized_is_a_report_and_no_failure(tmp_path: Path) -> None:
+    converted(tmp_path / "out")
+    found = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int8", "--json")
+    assert found.exit_code == 0, found.stderr
+    checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    assert checks["soft prompt"]["passed"] is True  # what comes before the language model is untouched
+    assert 0 < checks["first logits"]["worst"] < 0.1 * checks["first logits"]["size"]
+    refused = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int4")
+    assert refused.exit_code == 2
+    assert "a multiple of 64, and this language model has 48" in one_line(refused)
+
+
 def test_inspect_says_what_is_in_it() -> None:
     path = GOLDEN / "checkpoint_best.pth"
     found = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth")
@@ -130,4 +146,16 @@ def test_an_unknown_model_names_those_that_are_known(scene: Scene) -> None:
 def test_what_a_model_cannot_do_is_refused(scene: Scene) -> None:
     found = run("analyze", *scene.args, "--prompt-style", "raw", "-n")
     assert found.exit_code == 2
-    assert "nano reads questions as it was trained to" in found.stderr
+    assert "nano was trained on normalised questions alone" in found.stderr
+
+
+def test_a_converted_model_reads_questions_either_way(tmp_path: Path, scene: Scene) -> None:
+    """Also where its configuration says `trained`, as nano's does, which reads nothing else."""
+    folder = tmp_path / "out"
+    assert converted(folder).exit_code == 0
+    record = json.loads((folder / "config.json").read_text())
+    record["prompt"] = {"normalise": True, "prefix": "q "}
+    (folder / "config.json").write_text(json.dumps(record))
+    for style in ("raw", "trained"):
+        found = run("analyze", *scene.args, "-m", folder, "--prompt-style", style, "-n")
+        assert found.exit_code == 0, found.stderr

@@ -48,17 +48,17 @@ def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
     prompt = codec.batch([[codec.bos, *ids]] * 2, "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(2)).tokens
-        made, logs = model.generate(
+        made = model.generate(
             tokens, question, prompt, max_new_tokens=9, bos=codec.bos, eos=codec.eos, pad=codec.pad
         )
-        answers = [[id_ for id_ in row if id_ != codec.pad] for row in made.tolist()]
+        answers = [[id_ for id_ in row if id_ != codec.pad] for row in made.ids.tolist()]
         text = codec.batch([[codec.bos, *ids, *answer] for answer in answers], "right")
         labels = text.ids.masked_fill(text.mask == 0, IGNORED)
         labels[:, : len(ids) + 1] = IGNORED
         losses = model.token_losses(tokens, question, text, labels)
     for row, answer in enumerate(answers):
         told = losses[row][len(ids) + 1 : len(ids) + 1 + len(answer)]
-        torch.testing.assert_close(-told, logs[row, : len(answer)], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(-told, made.logs[row, : len(answer)], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
@@ -71,13 +71,13 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
     prompt = codec.batch([[codec.bos, *row] for row in asked], "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(6)).tokens
-        free, _ = model.generate(
+        free = model.generate(
             tokens, question, prompt, max_new_tokens=12, bos=codec.bos, eos=-1, pad=codec.pad
-        )
+        ).ids
         first = {t: (free == t).int().argmax(dim=1)[(free == t).any(dim=1)] for t in free.unique().tolist()}
         eos = max(first, key=lambda t: len(set(first[t].tolist())))  # ends rows at the most different steps
         settings = {"max_new_tokens": 12, "bos": codec.bos, "eos": eos, "pad": codec.pad}
-        ids, logs = model.generate(tokens, question, prompt, **settings, repetition_penalty=penalty)
+        found = model.generate(tokens, question, prompt, **settings, repetition_penalty=penalty)
         embeds, mask = model.prompt(model.query(tokens, question), prompt)
         language: Any = model.language
         with warnings.catch_warnings():
@@ -92,6 +92,7 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
                 eos_token_id=eos,
                 pad_token_id=codec.pad,
             )
+    ids, logs = found.ids, found.logs
     assert ids.tolist() == theirs.tolist()
     said = [row.index(eos) + 1 if eos in row else len(row) for row in ids.tolist()]
     assert len(set(said)) >= 2
@@ -100,7 +101,8 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
         assert (logs[row, length:] == 0).all()
 
 
-def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path, beams: int) -> None:
     model, codec = tiny_model(), tiny_codec(tmp_path)
     long, short = codec.encode("q please judge whether these two images have changed"), codec.encode("q yes")
     question = codec.batch([long, short], "right")
@@ -108,11 +110,35 @@ def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path) -> 
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(2)).tokens
         first = model.first_logits(tokens, question, prompt)
-        made, logs = model.generate(
+        made = model.generate(
+            *(tokens, question, prompt),
+            **{"max_new_tokens": 2, "bos": codec.bos, "eos": codec.eos, "pad": codec.pad},
+            beams=beams,
+            repetition_penalty=1.5,
+        )
+        plain = model.generate(
             tokens, question, prompt, max_new_tokens=1, bos=codec.bos, eos=codec.eos, pad=codec.pad
         )
-    assert first.argmax(dim=1).tolist() == made[:, 0].tolist()
-    torch.testing.assert_close(first.log_softmax(dim=1).amax(dim=1), logs[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made.first, first, atol=1e-4, rtol=1e-4)
+    assert first.argmax(dim=1).tolist() == plain.ids[:, 0].tolist()
+    torch.testing.assert_close(first.log_softmax(dim=1).amax(dim=1), plain.logs[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_that_is_whole_with_its_first_token_ends_there(tmp_path: Path) -> None:
+    """The other rows go on, and say what they say without it."""
+    model, codec = tiny_model(3), tiny_codec(tmp_path)
+    asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses")]
+    question = codec.batch(asked, "right")
+    prompt = codec.batch([[codec.bos, *row] for row in asked], "left")
+    settings = {"max_new_tokens": 5, "bos": codec.bos, "eos": -1, "pad": codec.pad}
+    with torch.inference_mode():
+        tokens = model.encode_pair(*pictures(3)).tokens
+        free = model.generate(tokens, question, prompt, **settings)
+        whole = torch.full((3, 2), -1)
+        whole[1, 1] = free.ids[1, 0]
+        made = model.generate(tokens, question, prompt, **settings, whole_RK=whole)
+    assert made.ids[1].tolist() == [int(free.ids[1, 0]), *[codec.pad] * 4]
+    assert made.ids[[0, 2]].tolist() == free.ids[[0, 2]].tolist()
 
 
 def test_padding_does_not_reach_the_answer(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
-from deltavlm.model.config import Calibration
+from deltavlm.model.config import Calibration, Decoding
+from deltavlm.model.device import pick_device, sent
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import Predictor, load_model, pick_device, resized
+from deltavlm.model.predictor import ROWS, Predictor, load_model, resized
 from tests.tiny import tiny_checkpoint
 
 CHANGED = Question(
@@ -45,6 +47,81 @@ def test_one_pair_and_one_question_equal_many(predictor: Predictor) -> None:
             alone = predictor.answer(encoded, [question])[0][0]
             assert alone.text == many[index][place].text
             assert alone.score == pytest.approx(many[index][place].score, abs=1e-4)
+
+
+def prompts_read(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every pass of the language model over prompts; single tokens of answers are left out."""
+    seen: list[int] = []
+    real = predictor.model.language.model.forward
+
+    def counted(*args: Any, **given: Any) -> Any:
+        embeds = given["inputs_embeds"]  # None where transformers hands on ids, one token a row
+        if embeds is not None and embeds.shape[1] > 1:
+            seen.append(len(embeds))
+        return real(*args, **given)
+
+    monkeypatch.setattr(predictor.model.language.model, "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(), Decoding(repetition_penalty=1.5), Decoding(beams=3, repetition_penalty=1.5)]
+)
+def test_a_prompt_is_read_once(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, decoding: Decoding
+) -> None:
+    """A yes/no question was read twice where its answer had to be written out: for the score, and again
+    for the words."""
+    predictor = replace(predictor, config=replace(predictor.config, decoding=decoding))
+    encoded = predictor.encode(*pairs(2))
+    seen = prompts_read(predictor, monkeypatch)
+    replies = predictor.answer(encoded, [CAPTION, CHANGED])
+    assert {changed.text for _, changed in replies}.isdisjoint({"yes", "no"})  # else nothing was written out
+    assert seen == [4 * decoding.beams]
+
+
+def test_the_score_is_of_the_first_token_however_the_answer_is_written(predictor: Predictor) -> None:
+    encoded = predictor.encode(*pairs(2))
+    plain = [row[0].score for row in predictor.answer(encoded, [CHANGED])]
+    for decoding in (Decoding(repetition_penalty=1.5), Decoding(beams=3)):
+        other = replace(predictor, config=replace(predictor.config, decoding=decoding))
+        assert [row[0].score for row in other.answer(encoded, [CHANGED])] == pytest.approx(plain, abs=1e-5)
+
+
+def test_questions_of_a_length_are_asked_together(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted by length, a full batch has little padding; the answers come back in the order asked."""
+    long = Question("long", "How many roads and how many houses are there? " * 2, max_new_tokens=2)
+    encoded = predictor.encode(*pairs(2))
+    wanted = predictor.answer(encoded, [long, CAPTION, CHANGED])
+    monkeypatch.setitem(ROWS, "cpu", 2)
+    seen: list[int] = []
+    real = predictor.texts
+    monkeypatch.setattr(Predictor, "texts", lambda _, prompts: seen.append(len({*prompts})) or real(prompts))
+    assert [[reply.text for reply in row] for row in predictor.answer(encoded, [long, CAPTION, CHANGED])] == [
+        [reply.text for reply in row] for row in wanted
+    ]
+    assert seen == [1, 1, 1]
+
+
+def test_pixels_go_to_a_gpu_pinned_and_without_waiting() -> None:
+    class Pictures:
+        def __init__(self) -> None:
+            self.calls: list[tuple[Any, ...]] = []
+
+        def pin_memory(self) -> Pictures:
+            self.calls.append(("pin_memory",))
+            return self
+
+        def to(self, device: str, *, non_blocking: bool = False) -> Pictures:
+            self.calls.append(("to", device, non_blocking))
+            return self
+
+    found: Any = Pictures()
+    assert sent(found, "cuda:0").calls == [("pin_memory",), ("to", "cuda:0", True)]
+    plain: Any = Pictures()
+    assert sent(plain, "cpu").calls == [("to", "cpu", False)]
 
 
 def test_scores(predictor: Predictor) -> None:
@@ -131,12 +208,19 @@ def test_other_failures_of_torch_are_model_errors(
         predictor.encode(*pairs(1))
 
 
-def test_devices_and_names_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="unknown device 'tpu'"):
+def test_devices_and_names_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown device 'tpu'"):
         pick_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="no cuda device"):
-            pick_device("cuda")
+    with pytest.raises(InputError, match="unknown device 'cuda:x'"):
+        pick_device("cuda:x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no cuda device"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == "cuda:1"
+    with pytest.raises(InputError, match="no cuda:2: torch sees 2 cuda devices"):
+        pick_device("cuda:2")
     with pytest.raises(InputError, match="no model 'nanoo'; give a known one"):
         load_model("nanoo")
     with pytest.raises(InputError, match="is not a checkpoint"):

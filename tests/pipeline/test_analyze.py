@@ -16,7 +16,7 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary, analyze, scale_warning
-from deltavlm.pipeline.layers import LOCATIONS, Origin, chips_layer
+from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer
 from deltavlm.pipeline.provenance import provenance
 from deltavlm.tasks.questions import QuestionSpec, load_questions
 from tests.conftest import CHIP, Scene, write_tiled
@@ -53,7 +53,8 @@ def run(
     sink = ListSink(specs)
     settings = AnalyzeOptions(**({"chip_px": CHIP} | options))
     with open_pair(RasterPair(str(scene.before), str(scene.after)), read or ReadOptions()) as reader:
-        summary = analyze(reader, model, specs, sink, Origin.of(reader, model), settings, watch)
+        book = Stream(sink, specs, Origin.of(reader, model))
+        summary = analyze(reader, model, specs, book, settings, watch)
     return sink, summary
 
 

@@ -182,3 +182,25 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, line: str) -> None:
     path.write_text("\n")
     with pytest.raises(InputError, match="holds no turn"):
         read_session(path)
+
+
+def test_nano_answers_by_what_was_said() -> None:
+    """The same fourth question means new roads in one conversation and new buildings in the other."""
+    from deltavlm.geo.windows import around
+    from deltavlm.model.predictor import load_model
+
+    folder = Path(__file__).parent.parent.parent / "sample_data"
+    model = load_model("nano", device="cpu")
+    said = []
+    with open_pair(RasterPair(str(folder / "before.tif"), str(folder / "after.tif"))) as reader:
+        picture = look(reader, model, around(reader, 15.00609, 48.75129, 256))
+        for second, third in (
+            ("Were any houses built?", "Are there any new roads?"),
+            ("Was a road built?", "Are there any new buildings?"),
+        ):
+            talk = Conversation(reader, model, picture)
+            for question in ("Has anything changed?", second, third, "How many?"):
+                talk.ask(question)
+            said.append(talk.records[-1]["answer"])
+    assert "road" in said[0]
+    assert "road" not in said[1]

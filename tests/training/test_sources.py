@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.data.changechat import save_png, write_chip_set
+from deltavlm.data.changechat import save_picture, write_chip_set
 from deltavlm.data.synthetic import make_scene
 from deltavlm.data.synthetic.cache import draw_cache, open_cache
 from deltavlm.data.warp import Warp, draw_warp
@@ -152,9 +152,21 @@ def test_repeated_ids_are_all_trained_on(tmp_path: Path) -> None:
     record = {"id": "x", "image": ["a.png", "b.png"], "changeflag": 1, "conversations": told}
     (tmp_path / "my_train.json").write_text(json.dumps([record] * 3))
     for name in ("a.png", "b.png"):
-        save_png(tmp_path / "images" / name, np.zeros((8, 8, 3), np.uint8))
+        save_picture(tmp_path / "images" / name, np.zeros((8, 8, 3), np.uint8))
     held = read_records("my", Records(tmp_path), 0)
     assert sum(len(case.examples) for case in held.training) == 3
+
+
+def test_a_broken_record_is_told_and_the_rest_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a"}]
+    record = {"id": "x", "image": ["a.png", "a.png"], "changeflag": 1, "conversations": told}
+    (tmp_path / "my_train.json").write_text(json.dumps([record, record | {"changeflag": 7}]))
+    save_picture(tmp_path / "images" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    held = read_records("my", Records(tmp_path), 0)
+    assert sum(len(case.examples) for case in held.training) == 1
+    assert "1 records cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
 
 
 def test_missing_pictures_are_named_before_training(made: Path, tmp_path: Path) -> None:
@@ -172,7 +184,7 @@ def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
     record = {"id": "x", "image": ["a.png", "b.png"], "changeflag": 1, "conversations": told}
     (tmp_path / "my_train.json").write_text(json.dumps([record]))
     for name, size in (("a.png", 8), ("b.png", 9)):
-        save_png(tmp_path / "images" / name, np.zeros((size, size, 3), np.uint8))
+        save_picture(tmp_path / "images" / name, np.zeros((size, size, 3), np.uint8))
     with pytest.raises(InputError, match=r"a\.png and b\.png are 8 x 8 and 9 x 9 px"):
         source(tmp_path).sample(0)
 

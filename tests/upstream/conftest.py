@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deltavlm.upstream.convert import Sources, convert
+from deltavlm.upstream.convert import convert
+from deltavlm.upstream.sources import Sources
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tiny"
 

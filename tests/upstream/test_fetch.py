@@ -26,21 +26,15 @@ from typer.testing import CliRunner, Result
 from deltacli.main import app
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, WriteError
 from deltavlm.model.folder import find_folder, models, read_config
-from deltavlm.upstream import fetch as module
-from deltavlm.upstream.fetch import (
-    CHECKPOINT,
-    LANGUAGE,
-    PARTS,
-    VISION,
-    VOCABULARY,
-    Fetched,
-    Plan,
-    fetch,
-    plan,
-)
+from deltavlm.upstream import disk
+from deltavlm.upstream.disk import size_text
+from deltavlm.upstream.fetch import Fetched, fetch
+from deltavlm.upstream.parts import CHECKPOINT, LANGUAGE, PARTS, TIMM_BASE, VISION, VOCABULARY
+from deltavlm.upstream.plan import Plan, plan
 from tests.upstream.conftest import GOLDEN
 from tests.upstream.test_convert import as_instructblip
 
+PINNED = {part.name: part.revision for part in PARTS}
 REPOS = {part.name: part.repo for part in PARTS}
 LARGE = (".pth", ".bin", ".safetensors", ".model")  # what the Hub keeps under sha256
 WEIGHT_MAP = {
@@ -193,7 +187,7 @@ def published() -> dict[str, Repo]:
                 "README.md": b"card",
                 "pytorch_model/other.bin": b"not this one",
             },
-            commit_of("language"),
+            PINNED[LANGUAGE],
         ),
         REPOS[VOCABULARY]: Repo(
             {
@@ -203,7 +197,7 @@ def published() -> dict[str, Repo]:
                 "model.safetensors": b"bert",
                 "pytorch_model.bin": b"bert",
             },
-            commit_of("vocabulary"),
+            PINNED[VOCABULARY],
         ),
         REPOS[VISION]: Repo(
             {
@@ -213,7 +207,7 @@ def published() -> dict[str, Repo]:
                 "tokenizer.model": b"of another",
                 "config.json": b"{}",
             },
-            commit_of("vision"),
+            PINNED[VISION],
         ),
     }
 
@@ -315,7 +309,7 @@ def test_a_vision_base_without_a_tower_is_refused(hub: Hub, asked: Callable[...,
 
 def test_an_index_that_names_an_absent_shard_is_refused(hub: Hub, asked: Callable[..., Plan]) -> None:
     del hub[VISION].files["model-00002-of-00003.safetensors"]
-    assert "has no model-00002-of-00003.safetensors at main" in refused(asked, VISION)
+    assert f"has no model-00002-of-00003.safetensors at {PINNED[VISION]}" in refused(asked, VISION)
 
 
 def test_an_index_that_is_none_is_refused_with_its_place(
@@ -362,7 +356,7 @@ def test_a_repository_without_a_needed_file_is_refused(
     hub: Hub, asked: Callable[..., Plan], part: str, gone: str, named: str
 ) -> None:
     hub[part].files = {name: c for name, c in hub[part].files.items() if not name.startswith(gone)}
-    assert f"{REPOS[part]} has no {named} at main" in refused(asked, part)
+    assert f"{REPOS[part]} has no {named} at {PINNED[part]}" in refused(asked, part)
 
 
 def test_plan_tells_sizes_and_every_licence(asked: Callable[..., Plan]) -> None:
@@ -372,8 +366,8 @@ def test_plan_tells_sizes_and_every_licence(asked: Callable[..., Plan]) -> None:
         assert part.repo in told
         assert part.licence in told
     assert "checkpoint_best.pth, 3.0 kB, to be downloaded" in told
-    assert f"in all {module.size_text(planned.size)}" in told
-    assert f"{module.size_text(planned.free)} free in {planned.cache_dir}" in told
+    assert f"in all {size_text(planned.size)}" in told
+    assert f"{size_text(planned.free)} free in {planned.cache_dir}" in told
 
 
 def test_licences_say_what_is_open() -> None:
@@ -401,7 +395,7 @@ def test_a_vision_base_that_is_there_is_not_fetched(
 def test_a_revision_is_asked_for_by_part(hub: Hub, asked: Callable[..., Plan]) -> None:
     commit = hub[CHECKPOINT].commit
     planned = asked(revisions={CHECKPOINT: commit})
-    assert [one.part.revision for one in planned.parts] == [commit, "main", "main", "main"]
+    assert [one.part.revision for one in planned.parts] == [commit, *list(PINNED.values())[1:]]
     text = refused(asked, CHECKPOINT, revisions={CHECKPOINT: "v9"})
     assert "checkpoint_best.pth of hlwu/DeltaVLM" in text
     assert "no revision 'v9'" in text
@@ -558,8 +552,8 @@ def test_too_little_disk(
     usage = shutil.disk_usage(cache)._replace(free=planned.missing - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     text = refused(fetch, planned)
-    assert f"{module.size_text(planned.missing)} are to be downloaded" in text
-    assert f"{cache} has {module.size_text(planned.missing - 1)} free" in text
+    assert f"{size_text(planned.missing)} are to be downloaded" in text
+    assert f"{cache} has {size_text(planned.missing - 1)} free" in text
     assert "pytorch_model-00001-of-00002.bin of lmsys/vicuna-7b-v1.5 the largest (5.0 kB)" in text
     assert "free 1 B more, or give a --cache-dir" in text
     assert hub.asked == []  # nothing was begun
@@ -581,7 +575,7 @@ def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path, monkeypatch: py
         return real(place)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    module.free_bytes(tmp_path / "not" / "yet")
+    disk.free_bytes(tmp_path / "not" / "yet")
     assert asked == [tmp_path]
 
 
@@ -751,10 +745,10 @@ def test_import_is_light() -> None:
 def test_parts_can_be_replaced(hub: Hub, cache: Path) -> None:
     """timm's base, and a repository under its other name."""
     hub.repos["hanlinwu/DeltaVLM"] = hub.repos.pop(REPOS[CHECKPOINT])
-    hub.repos[module.TIMM_BASE.repo] = Repo({"model.safetensors": b"eva"}, commit_of("timm"))
-    parts = (replace(PARTS[0], repo="hanlinwu/DeltaVLM"), module.TIMM_BASE)
+    hub.repos[TIMM_BASE.repo] = Repo({"model.safetensors": b"eva"}, commit_of("timm"))
+    parts = (replace(PARTS[0], repo="hanlinwu/DeltaVLM"), TIMM_BASE)
     fetched: Fetched = fetch(plan(parts, cache_dir=cache, endpoint=hub.endpoint))
-    assert [part.repo for part in fetched.parts] == ["hanlinwu/DeltaVLM", module.TIMM_BASE.repo]
+    assert [part.repo for part in fetched.parts] == ["hanlinwu/DeltaVLM", TIMM_BASE.repo]
     assert (fetched.path(VISION) / "model.safetensors").read_bytes() == b"eva"
 
 
@@ -770,7 +764,7 @@ def small(hub: Hub, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     hub[LANGUAGE].files = {path.name: path.read_bytes() for path in llm.iterdir()}
     hub[VOCABULARY].files = {path.name: path.read_bytes() for path in bert.iterdir()}
     hub[VISION].files = {path.name: path.read_bytes() for path in base.iterdir()}
-    monkeypatch.setattr(module, "plan", partial(plan, endpoint=hub.endpoint))
+    monkeypatch.setattr("deltavlm.upstream.plan.plan", partial(plan, endpoint=hub.endpoint))
     monkeypatch.setenv("DELTAVLM_HOME", str(tmp_path / "home"))
 
     def run(*args: object) -> Result:
@@ -831,7 +825,7 @@ def test_the_command_says_what_is_wrong(
 def test_the_command_leaves_room_for_the_checkpoint(
     small: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda folder: 2_000_000)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 2_000_000)
     assert "give -o on another disk, or --link-llm" in refused_line(small())
 
 

@@ -146,9 +146,21 @@ def counted(facts: Facts) -> count.Counts:
 
 
 def told_count(facts: Facts) -> str:
-    if facts.changed and counted(facts) == count.Counts(0, 0):
+    return count_in_words(facts.changed, counted(facts))
+
+
+def count_in_words(changed: bool, numbers: count.Counts) -> str:
+    """The answer to the count question; a pair may have changed in something else than these."""
+    if changed and numbers == count.Counts(0, 0):
         return "no new roads or buildings"
-    return count.format_answer(counted(facts))
+    return count.format_answer(numbers)
+
+
+def tally_in_words(numbers: count.Counts) -> str:
+    """The same, as ChangeChat's dialogues say it."""
+    roads = f"{numbers.roads or 'no'} road{'' if numbers.roads == 1 else 's'} has changed"
+    buildings = f"{numbers.buildings or 'no'} building{'' if numbers.buildings == 1 else 's'} has changed"
+    return f"{roads}, and {buildings}"
 
 
 def located(facts: Facts) -> locate.Cells:
@@ -193,11 +205,8 @@ def open_questions(facts: Facts) -> tuple[Turn, ...]:
 
 def dialogue(facts: Facts) -> tuple[Turn, Turn, Turn]:
     """ChangeChat's three turns: changed? how many? describe it."""
-    numbers = counted(facts)
-    roads = f"{numbers.roads or 'no'} road{'' if numbers.roads == 1 else 's'} has changed"
-    buildings = f"{numbers.buildings or 'no'} building{'' if numbers.buildings == 1 else 's'} has changed"
     return (
         Turn(talk.TURNS[0], classify.format_answer(facts.changed)),
-        Turn(talk.TURNS[1], f"{roads}, and {buildings}"),
+        Turn(talk.TURNS[1], tally_in_words(counted(facts))),
         Turn(talk.TURNS[2], captions(facts)[0]),
     )

@@ -1,0 +1,222 @@
+"""`deltavlm data`: what is printed where, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import ROOT, Run, one_line
+
+MINI = ROOT / "sample_data" / "changechat_mini"
+CHANGES = "road=3,road=4,building=1,building=2," + ",".join(f"background={code}" for code in range(5, 11))
+
+
+def test_check_of_a_whole_set(run: Run) -> None:
+    result = run("data", "check", MINI)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["synthetic_test.json", "40", "records", "caption", "40"]
+    assert lines[-1] == f"80 pictures named in {MINI / 'images'}: 0 missing, 0 unreadable, 0 of another size"
+    assert result.stderr == f"{MINI}: nothing is amiss\n"
+    told = json.loads(run("data", "check", MINI, "--json", "-q", "--full").stdout)
+    assert told["files"][0] == {
+        "name": "synthetic_test.json",
+        "records": 40,
+        "expected": None,
+        "tasks": {"caption": 40},
+    }
+    assert (told["faults"], told["notes"], told["pictures"]["named"]) == ([], [], 80)
+
+
+def test_check_ends_with_3_and_names_what_is_amiss(run: Run) -> None:
+    Path("set").mkdir()
+    shutil.copy(MINI / "synthetic_test_count.json", "set/changechat_105k_test_count.json")
+    result = run("data", "check", "set")
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[0] == "changechat_105k_test_count.json  40 of 1,929 records  count 40"
+    *talk, error = result.stderr.splitlines()
+    assert error == "Error: set: amiss are 8 files, 80 images; --json names all"
+    assert any("and 77 more" in line for line in talk)
+    assert any("LEVIR-CC-Dataset" in line for line in talk)
+    told = json.loads(run("data", "check", "set", "--json").stdout)
+    assert len(told["faults"]) == 88
+    result = run("data", "check", "set", "-q")
+    assert result.exit_code == 3
+    one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["nosuch"], "is not a folder"),
+        ([ROOT / "docs"], "no file SET_SPLIT.json"),
+        ([MINI, "--size", "0"], "--size"),
+        ([], "Missing argument 'DIR'"),
+    ],
+)
+def test_check_of_bad_input_is_one_line(run: Run, args: list[object], what: str) -> None:
+    result = run("data", "check", *args)
+    assert result.exit_code == 2
+    assert what in one_line(result)
+
+
+def test_build_from_the_samples_own_labels(run: Run) -> None:
+    """Codes of change instead of LEVIR-MCI's classes, and pictures that are linked."""
+    pictures = MINI / "images"
+    result = run("data", "build", pictures, pictures, "-o", "set", "--class-map", CHANGES, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["pairs"], told["problems"], told["notes"]) == (40, [], [])
+    assert set(told["files"]) == {f"built_test_{kind}.json" for kind in ("binary", "count", "loc", "dialog")}
+    assert Path("set/images").resolve() == pictures
+    assert not list(Path("set").glob(".*"))
+    assert run("data", "check", "set").exit_code == 0
+    again = run("data", "build", pictures, pictures, "-o", "set", "--class-map", CHANGES)
+    assert again.exit_code == 2
+    assert "exists" in one_line(again)
+
+
+@pytest.fixture
+def pictures(run: Run) -> Path:
+    """In `run`'s folder two pairs, of which y.png has a mask of another size; with captions of both."""
+    folder = Path("levir")
+    for name in ("x.png", "y.png"):
+        for part in ("A", "B", "label"):
+            place = folder / "test" / part
+            place.mkdir(parents=True, exist_ok=True)
+            size = 32 if (name, part) == ("y.png", "label") else 64
+            pixels = np.full((size, size), 255 if part == "label" else 7, np.uint8)
+            Image.fromarray(pixels if part == "label" else np.stack([pixels] * 3, axis=-1)).save(place / name)
+    captions = [
+        {"filename": name, "split": "test", "changeflag": 1, "sentences": [{"raw": "a house ."}]}
+        for name in ("x.png", "y.png")
+    ]
+    Path("captions.json").write_text(json.dumps({"images": captions}))
+    return folder
+
+
+def test_build_names_what_it_leaves_out(run: Run, pictures: Path) -> None:
+    args = ("data", "build", pictures, pictures, "captions.json", "-o", "set", "--name", "mine")
+    result = run(*args, "--copy-images")
+    assert result.exit_code == 3
+    *talk, error = result.stderr.splitlines()
+    assert error == "Error: set is written, and 1 problem met on the way; --json names all"
+    assert any("test/y.png: " in line and "is 32 x 32 px, and test/A/y.png 64 x 64" in line for line in talk)
+    assert [path.name for path in sorted(Path("set").iterdir())] == [
+        "images",
+        "mine_test.json",
+        "mine_test_binary.json",
+        "mine_test_count.json",
+        "mine_test_dialog.json",
+        "mine_test_loc.json",
+    ]
+    assert sorted(map(str, Path("set/images").rglob("*.png"))) == [
+        "set/images/test/A/x.png",
+        "set/images/test/B/x.png",
+    ]
+    assert not Path("set/images").is_symlink()
+
+
+def test_build_again_without_captions_leaves_none(run: Run, pictures: Path) -> None:
+    """Two runs would otherwise lie mixed in one folder; other files stay."""
+    args = ("data", "build", pictures, pictures, "-o", "set", "-q")
+    assert run(*args[:4], "captions.json", *args[4:]).exit_code == 3
+    Path("set/built_val.json").write_text("[]")
+    assert Path("set/built_test.json").exists()
+    assert run(*args, "--overwrite").exit_code == 3
+    assert not Path("set/built_test.json").exists()
+    assert Path("set/built_val.json").exists()
+    assert Path("levir/test/A/x.png").exists()
+
+
+def test_pictures_in_the_way_are_never_written_through(run: Run, pictures: Path) -> None:
+    """A link in the output may lead to somebody's originals."""
+    Path("other").mkdir()
+    Path("set").mkdir()
+    args = ("data", "build", pictures, pictures, "-o", "set", "--overwrite")
+    for target in ("other", "levir", "nowhere"):
+        Path("set/images").symlink_to(Path(target).absolute())
+        for extra in ((), ("--copy-images",)):
+            before = sorted(Path("levir").rglob("*"))
+            result = run(*args, *extra)
+            if target == "levir" and not extra:
+                assert result.exit_code == 3  # the same pictures already
+                continue
+            assert result.exit_code == 2
+            assert "set/images is there, and leads elsewhere" in one_line(result)
+            assert sorted(Path("levir").rglob("*")) == before
+        assert list(Path("other").iterdir()) == []
+        Path("set/images").unlink()
+
+
+def test_build_where_the_pictures_are(run: Run, pictures: Path) -> None:
+    """IMAGES may be DIR/images itself."""
+    Path("set").mkdir()
+    pictures.rename("set/images")
+    result = run("data", "build", "set/images", "set/images", "-o", "set", "--copy-images")
+    assert result.exit_code == 3
+    assert not Path("set/images").is_symlink()
+    assert run("data", "check", "set", "--size", "64").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["nosuch", "levir"], "nosuch is not a folder"),
+        (["levir", "nosuch"], "nosuch is not a folder"),
+        (["levir", "levir", "nosuch.json"], "cannot read nosuch.json"),
+        (["levir", "levir", MINI / "synthetic_test.json"], "is not LevirCCcaptions.json"),
+        (["levir", "levir", "--split", "train"], "IMAGES has test"),
+        (["levir", "levir", "--class-map", "roads=1"], "is not CLASS=VALUE"),
+        (["levir", "levir", "--class-map", "road=1"], "none of 2 pairs can be used"),
+        (["levir", "levir", "--min-area", "0"], "--min-area"),
+        (["levir", "levir", "--cell-rule", "most"], "--cell-rule"),
+        (["levir", "levir", "--connectivity", "6"], "--connectivity"),
+        (["levir", "levir", "--name", "a/b"], "letters, digits"),
+        (["levir", "levir", "--name", "changechat_105k"], "the released set's"),
+        (["levir", "levir", "--llm-model", "m"], "belong together"),
+        (["levir", "levir", "--llm-endpoint", "m", "--llm-model", "m"], "is not the address"),
+    ],
+)
+@pytest.mark.usefixtures("pictures")
+def test_build_of_bad_input_is_one_line(run: Run, args: list[object], what: str) -> None:
+    result = run("data", "build", *args, "-o", "set")
+    assert result.exit_code == 2, result.stderr
+    assert what in one_line(result)
+    assert not Path("set").exists()
+
+
+def test_open_questions_and_their_key(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str | None] = []
+
+    def reply(endpoint: object, store: Path, prompt: str) -> str:
+        keys.append(getattr(endpoint, "key", None))
+        return '[{"question": "What is new?", "answer": "a house"}]'
+
+    monkeypatch.setattr("deltavlm.data.endpoint._reply", reply)
+    monkeypatch.setenv("DELTAVLM_LLM_KEY", "sk-of-somebody")
+    args = (
+        "data",
+        "build",
+        pictures,
+        pictures,
+        "-o",
+        "set",
+        "--llm-endpoint",
+        "http://h/v1",
+        "--llm-model",
+        "m",
+    )
+    result = run(*args)
+    assert result.exit_code == 3
+    assert json.loads(Path("set/built_test_open.json").read_text())[0]["id"] == "x_open_0"
+    assert keys == ["sk-of-somebody"]
+    assert "sk-of" not in result.output + "".join(path.read_text() for path in Path("set").glob("*.json*"))
+    result = run(*args, "--overwrite")
+    assert "1 pair answered before, in set/built_open_replies.jsonl" in result.stderr
+    assert len(keys) == 1

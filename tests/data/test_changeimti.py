@@ -1,0 +1,156 @@
+"""ChangeIMTI's files: the records of a pair put together, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltavlm.data.changeimti import FILES, PLACES
+from deltavlm.data.examples import TASKS, missing_images, read_set
+from deltavlm.errors import InputError
+from deltavlm.tasks import count, locate
+
+ROOT = "/data/coding/datasets/LEVIR-MCI-dataset/images"
+
+
+def record(name: str, *said: str, split: str = "test", **changes: Any) -> dict[str, Any]:
+    """A record with questions and answers in turn."""
+    speakers = ("human", "gpt")
+    messages = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(said)]
+    images = [f"{ROOT}/{split}/{date}/{name}" for date in "AB"]
+    return {"conversations": messages, "images": images} | changes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A changed pair x.png and an unchanged one, y.png."""
+    ask = "in these two images:<image> and <image>?"
+    write(
+        tmp_path / "test_task_data",
+        {
+            "caption.json": [
+                record("x.png", "Describe <image> and <image>", "a house is built"),
+                record("x.png", "Describe <image> and <image>", "a villa appears"),
+                record("y.png", "Describe <image> and <image>", "the scene is the same as before"),
+            ],
+            "binary_class.json": [record("x.png", f"Any {ask}", "Yes"), record("y.png", f"Any {ask}", "No")],
+            "count_road.json": [record("x.png", f"Roads {ask}", "0"), record("y.png", f"Roads {ask}", "0")],
+            "count_build.json": [
+                record("x.png", f"Houses {ask}", "3"),
+                record("y.png", f"Houses {ask}", "0"),
+            ],
+            "loc_road.json": [
+                record("x.png", f"Where {ask}", "No change"),
+                record("y.png", f"Where {ask}", "No change"),
+            ],
+            "loc_build.json": [
+                record("x.png", f"Where {ask}", "lower right corner,top"),
+                record("y.png", f"Where {ask}", "No change"),
+            ],
+            "mul.json": [
+                record("x.png", f"Any {ask}", "Yes", "How many roads?", "0", "Describe it.", sentence)
+                for sentence in ("a house is built", "a villa appears")
+            ],
+        },
+    )
+    return tmp_path
+
+
+def write(folder: Path, files: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+
+
+def test_the_records_of_a_pair_are_one_example_a_task(folder: Path) -> None:
+    data = read_set(folder)
+    assert (data.name, data.split, data.problems) == ("changeimti", "test", ())
+    assert dict(zip(data.files, data.records, strict=True)) == {
+        **dict.fromkeys(FILES, 2),
+        "caption.json": 3,
+    }
+    assert {(one.task, one.id) for one in data.examples} == {
+        *((task, name) for task in TASKS[:4] for name in ("x.png", "y.png")),
+        ("dialogue", "x.png"),
+    }
+    x = {one.task: one for one in data.examples if one.id == "x.png"}
+    assert x["caption"].turns[0].answers == ("a house is built", "a villa appears")
+    assert x["change"].turns[0].answers == ("yes",)
+    assert count.parse(x["count"].turns[0].answers[0]) == count.Counts(0, 3)
+    cells = locate.parse(x["location"].turns[0].answers[0])
+    assert cells == locate.Cells((), ("top-center", "bottom-right"))
+    talk = x["dialogue"].turns
+    assert [turn.question for turn in talk][1:] == ["How many roads?", "Describe it."]
+    assert talk[2].answers == ("a house is built", "a villa appears")
+    assert "<image>" not in " ".join(turn.question for one in data.examples for turn in one.turns)
+    assert {one.changed for one in x.values()} == {True}
+    assert not any(one.changed for one in data.examples if one.id == "y.png")
+
+
+def test_paths_are_relative_to_levirs_images(folder: Path, tmp_path: Path) -> None:
+    data = read_set(folder, tasks=["count"])
+    assert {one.before for one in data.examples} == {"test/A/x.png", "test/A/y.png"}
+    assert len(missing_images(data.examples, tmp_path / "images")) == 4
+
+
+@pytest.mark.parametrize("inside", ["", "muti_task_data", "test_task_data"])
+def test_its_folder_is_found(folder: Path, inside: str) -> None:
+    if inside == "muti_task_data":
+        (folder / inside).mkdir()
+        (folder / "test_task_data").rename(folder / inside / "test_task_data")
+        assert read_set(folder).name == "changeimti"
+    assert read_set(folder / inside).name == "changeimti"
+
+
+def test_a_pair_without_a_yes_or_no_takes_it_from_the_rest(folder: Path) -> None:
+    for gone in ("binary_class.json", "mul.json", "count_road.json", "count_build.json", "loc_road.json"):
+        (folder / "test_task_data" / gone).unlink()
+        flags = {one.id: one.changed for one in read_set(folder).examples}
+        assert flags == {"x.png": True, "y.png": False}, gone
+
+
+def test_every_place_is_a_cell_of_its_own() -> None:
+    assert sorted(PLACES.values()) == sorted(locate.LABELS)
+
+
+@pytest.mark.parametrize(
+    ("file", "bad", "what"),
+    [
+        ("count_road.json", 5, "an object"),
+        ("count_road.json", record("z.png", "q", "many"), "'many' is not a number"),
+        ("count_road.json", record("z.png", "q", "-1"), "is not a number"),
+        ("count_road.json", record("z.png", "q", "٣"), "is not a number"),
+        ("count_road.json", record("x.png", "q", "7"), "an earlier record of this pair says 0"),
+        ("count_road.json", record("z.png", "q", "1"), "count_build.json has no usable record"),
+        ("loc_build.json", record("z.png", "q", "upstairs"), "names no place"),
+        ("loc_build.json", record("z.png", "q", "top"), "loc_road.json has no usable record"),
+        ("binary_class.json", record("z.png", "q", "perhaps"), "neither yes nor no"),
+        ("binary_class.json", record("z.png", "q", "yes", "q", "no"), "2 turns"),
+        ("binary_class.json", record("z.png", "q"), "pairs of a question"),
+        ("caption.json", record("z.png", "q", " ."), "no caption"),
+        ("caption.json", record("z.png", "q", "a", images=["test/A/z.png"]), "two pictures"),
+        ("caption.json", record("z.png", "q", "a", images=["A/z.png", "B/z.png"]), "SPLIT/A/NAME"),
+        ("caption.json", record("z.png", "q", "a", images=["test/B/z.png", "test/A/z.png"]), "SPLIT/A/NAME"),
+        ("caption.json", record("z.png", "q", "a", images=["test/A/z.png", "test/B/x.png"]), "not one pair"),
+    ],
+)
+def test_a_wrong_record_is_named_and_the_rest_goes_on(folder: Path, file: str, bad: Any, what: str) -> None:
+    good = read_set(folder).examples
+    path = folder / "test_task_data" / file
+    path.write_text(json.dumps([*json.loads(path.read_text()), bad]))
+    data = read_set(folder)
+    assert data.examples == good
+    (problem,) = data.problems
+    assert what in problem.what
+
+
+def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "test_task_data" / "mul.json").write_text("[{]")
+    data = read_set(folder)
+    assert [problem.where for problem in data.problems] == ["mul.json"]
+    assert data.records[data.files.index("mul.json")] == 0
+    with pytest.raises(InputError, match=r"ChangeIMTI.*test_task_data"):
+        read_set(folder / "test_task_data" / "count_road.json")

@@ -1,0 +1,199 @@
+"""Batches that follow the memory: by a made-up meter, and the formula against what torch really takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deltavlm.errors import ModelOutOfMemory
+from deltavlm.model import checkpoint
+from deltavlm.model.config import Decoding
+from deltavlm.model.interface import Question
+from deltavlm.model.memory import MOST_PAIRS, CudaMeter, TensorMeter, pairs_that_fit, row_bytes, rows_that_fit
+from deltavlm.model.predictor import Predictor, load_model
+from tests.tiny import TINY, tiny_checkpoint
+
+LONG = Question("long", "how many roads are there?", max_new_tokens=9)
+
+
+@dataclass
+class MadeUpMeter:
+    """A device on which n pairs take `fixed + n * each` bytes."""
+
+    memory: int
+    fixed: int = 0
+    each: int = 1
+    probed: list[int] = field(default_factory=list)
+
+    def free(self) -> int:
+        return self.memory
+
+    def probe(self, count: int) -> None:
+        self.probed.append(count)
+        if self.fixed + count * self.each > self.memory:
+            raise ModelOutOfMemory("no more")
+
+    def peak(self, work: Callable[[], object]) -> int:
+        work()
+        return self.fixed + self.probed[-1] * self.each
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_checkpoint(folder)
+    model = load_model(str(folder), device="cpu")
+    assert isinstance(model, Predictor)
+    return model
+
+
+def pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return tuple(rng.integers(0, 256, (number, 3, 64, 64), dtype=np.uint8) for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("memory", "fixed", "each", "expected"),
+    [
+        (1000, 100, 20, 35),  # (0.8 * 1000 - 100) / 20
+        (1000, 0, 100, 8),
+        (10**6, 0, 1, MOST_PAIRS),
+        (100, 0, 90, 1),  # two do not fit
+        (100, 0, 200, 1),  # not even one: the run says so, chip by chip
+        (100, 79, 20, 1),  # one fits, though not into the safe share
+        (1000, 100, 0, MOST_PAIRS),  # pairs that cost nothing
+    ],
+)
+def test_pairs_follow_the_memory(memory: int, fixed: int, each: int, expected: int) -> None:
+    meter = MadeUpMeter(memory, fixed, each)
+    assert pairs_that_fit(meter, meter.probe) == expected
+    assert max(meter.probed) <= max(2, expected)  # a probe is no larger than what is chosen
+
+
+def test_what_many_pairs_take_is_not_foretold_from_two() -> None:
+    """Few pairs are highest in one place, 100 + n, and many in another, 10 n."""
+
+    class Bent(MadeUpMeter):
+        def peak(self, work: Callable[[], object]) -> int:
+            work()
+            return max(100 + self.probed[-1], 10 * self.probed[-1])
+
+    meter = Bent(400)
+    assert pairs_that_fit(meter, meter.probed.append) == 32  # 0.8 * 400 / 10, not 220
+
+
+def test_rows_follow_the_memory() -> None:
+    assert rows_that_fit(MadeUpMeter(1000), 100, 256) == 8
+    assert rows_that_fit(MadeUpMeter(10**9), 100, 256) == 256
+    assert rows_that_fit(MadeUpMeter(10), 100, 256) == 1
+
+
+def test_what_the_published_model_takes() -> None:
+    """52 + 16 tokens: 36 MB of keys and values in 16 bit, the most of it; five beams take five times."""
+    from deltavlm.config import load, shipped
+    from deltavlm.model.config import DeltaVLMConfig
+
+    config = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    one = row_bytes(config, tokens=68, beams=1, itemsize=2)
+    assert 2 * 32 * 68 * 4096 * 2 == 35_651_584 < one < 60_000_000
+    assert 4 * one < row_bytes(config, tokens=68, beams=5, itemsize=2) < 5 * one
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> None:
+    """Nor much less: the formula would waste the memory."""
+    model = replace(
+        predictor, config=replace(predictor.config, decoding=Decoding(beams=beams, repetition_penalty=1.5))
+    )
+    encoded = model.encode(*pairs(8))
+
+    def ask(count: int) -> None:
+        model._answer(encoded, [(pair % 8, LONG) for pair in range(count)])
+
+    ask(2)
+    few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
+    tokens = TINY.qformer.queries + 1 + len(model.codec.encode(model.worded(LONG.prompt))) + 9
+    foreseen = row_bytes(TINY, tokens, beams, itemsize=4)
+    assert (many - few) / 6 < foreseen < 4 * (many - few) / 6
+
+
+def test_the_batch_of_a_model_is_measured(predictor: Predictor) -> None:
+    """What the chosen batch really takes is within the memory, and more pairs would not be."""
+    meter = TensorMeter(8_000_000)
+    count = replace(predictor, meter=meter).auto_batch_size()
+    assert 2 < count < MOST_PAIRS
+    assert meter.peak(lambda: predictor.encode(*pairs(count))) < meter.budget
+    assert meter.peak(lambda: predictor.encode(*pairs(2 * count))) > meter.budget
+    assert predictor.auto_batch_size() == 16  # without a meter
+
+
+def test_little_memory_changes_no_answer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = predictor.encode(*pairs(4))
+    yes_no = Question("change", "has it changed?", yes_no=True, max_new_tokens=3)
+    wanted = predictor.answer(encoded, [LONG, yes_no])
+    short = replace(predictor, meter=MadeUpMeter(3 * 60_000))
+    rows = short.rows_at_once([LONG, yes_no])
+    assert 1 <= rows < 8
+    sizes: list[int] = []
+    real = Predictor._answer
+    monkeypatch.setattr(
+        Predictor, "_answer", lambda self, enc, part: sizes.append(len(part)) or real(self, enc, part)
+    )
+    found = short.answer(encoded, [LONG, yes_no])
+    assert [[reply.text for reply in row] for row in found] == [
+        [reply.text for reply in row] for row in wanted
+    ]
+    assert max(sizes) == rows
+
+
+def test_rows_that_do_not_fit_are_halved_and_nothing_is_lost(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = predictor.encode(*pairs(5))
+    wanted = predictor.answer(encoded, [LONG])
+    real, sizes = Predictor._answer, []
+
+    def short(self: Predictor, known: object, part: list[object]) -> object:
+        sizes.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("no more")
+        return real(self, known, part)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Predictor, "_answer", short)
+    found = predictor.answer(encoded, [LONG])
+    assert [row[0].text for row in found] == [row[0].text for row in wanted]
+    assert sizes == [5, 2, 2, 1]
+
+
+def test_free_memory_of_a_gpu_is_the_least_of_what_is_there_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numbers as torch gives them; no GPU was at hand to ask."""
+    gb = 10**9
+    for name, value in {
+        "mem_get_info": (10 * gb, 80 * gb),
+        "memory_allocated": 14 * gb,
+        "memory_reserved": 16 * gb,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    for share, expected in ((1.0, 12 * gb), (0.3, 10 * gb), (0.15, 0)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, share=share: share)
+        assert CudaMeter("cuda").free() == pytest.approx(expected)
+
+
+def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint(tmp_path)
+    model = load_model(str(tmp_path), device="cpu")
+    assert isinstance(model, Predictor)
+    assert model.meter is None
+    monkeypatch.setattr("deltavlm.model.predictor.pick_place", lambda running: "cuda:1")
+    real = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda folder, **given: real(folder))
+    model = load_model(str(tmp_path), device="cuda:1")
+    assert isinstance(model, Predictor)
+    assert model.meter == CudaMeter("cuda:1")

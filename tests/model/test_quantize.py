@@ -1,0 +1,136 @@
+"""The language model in 8 or 4 bit: what becomes small, what stays, and what cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deltavlm.errors import InputError, ModelError
+from deltavlm.model import checkpoint
+from deltavlm.model.config import LanguageConfig, Running
+from deltavlm.model.interface import Question
+from deltavlm.model.predictor import Predictor, load_model, pick_place
+from deltavlm.model.quantize import Kind, check_quantize, held_bytes, quantizable, quantized
+from tests.tiny import TINY, tiny_checkpoint, tiny_codec, tiny_model
+
+needs_library = pytest.mark.skipif(
+    util.find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes: pip install 'deltavlm[quantize]'",
+)
+WIDE = replace(
+    TINY,
+    language=LanguageConfig(
+        hidden=128, layers=3, heads=2, intermediate=256, vocab=320, context=256, tied=True
+    ),
+)
+# Of float32: a number and its share of the scales. int8: 8 bits, a float32 for each row. int4: 4 bits, 8 of
+# scale for 64 numbers, a float32 for 256 scales; the rest are tables of 1.1 kB a layer.
+SHARES: dict[Kind, tuple[float, float]] = {"int8": (0.25, 0.27), "int4": (0.129, 0.17)}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wide")
+    model = tiny_model(config=WIDE)
+    checkpoint.save(folder, WIDE, model.state_dict(), provenance={})
+    tiny_codec(folder)
+    return folder
+
+
+def asked(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
+    """A model and its first logits for two pairs."""
+    model = load_model(str(folder), device="cpu", quantize=kind)
+    assert isinstance(model, Predictor)
+    rng = np.random.default_rng(3)
+    before, after = (rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8) for _ in range(2))
+    encoded = model.encode(before, after)
+    assert len(model.answer(encoded, [Question("x", "how many roads?", max_new_tokens=5)])) == 2
+    question, text = model.texts(["q how many roads?"] * 2)
+    return model, model.model.first_logits(encoded.tokens, question, text)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_language_model_becomes_small_and_says_nearly_the_same(wide: Path, kind: Kind) -> None:
+    full, expected = asked(wide, None)
+    model, logits = asked(wide, kind)
+    least, most = SHARES[kind]
+    blocks, whole = model.model.language.model.layers, full.model.language.model.layers
+    assert least < held_bytes(blocks) / held_bytes(whole) < most  # after the first answer, too
+    spread = float(expected.std())
+    assert 1e-4 * spread < float((logits - expected).abs().mean()) < 0.25 * spread
+    assert model.details["quantize"].startswith(f"{kind}, bitsandbytes ")
+    assert full.details["quantize"] is None
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_all_but_the_blocks_of_the_language_model_stays(wide: Path, kind: Kind) -> None:
+    _, full = checkpoint.load(wide)
+    _, model = checkpoint.load(wide, quantize=kind)
+    names = quantizable(full)
+    assert len(names) == 3 * 7  # q k v o, gate up down
+    coarse = {name for name in names if model.get_parameter(name).dtype in (torch.int8, torch.uint8)}
+    assert coarse == names
+    for name, tensor in full.state_dict().items():
+        if name not in names:
+            assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@needs_library
+def test_never_more_than_one_layer_is_whole(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is made small as it is read, before the next one is read."""
+    events: list[str] = []
+    real = checkpoint.quantized
+    monkeypatch.setattr(checkpoint, "quantized", lambda *given: events.append("small") or real(*given))
+    tensors = checkpoint._tensors
+
+    def told(*given: object) -> object:
+        for name, tensor in tensors(*given):  # type: ignore[arg-type]
+            if ".layers." in name and tensor.ndim == 2:
+                events.append("read")
+            yield name, tensor
+
+    monkeypatch.setattr(checkpoint, "_tensors", told)
+    checkpoint.load(wide, quantize="int8")
+    language = [event for event in events if event == "small"]
+    assert len(language) == 21
+    assert all(events[at - 1] == "read" for at, event in enumerate(events) if event == "small")
+
+
+@needs_library
+def test_a_wrong_shape_is_still_named(wide: Path, tmp_path: Path) -> None:
+    weights = {
+        **tiny_model(config=WIDE).state_dict(),
+        "language.model.layers.0.mlp.up_proj.weight": torch.zeros(256, 64),
+    }
+    checkpoint.save(tmp_path, WIDE, weights, provenance={})
+    with pytest.raises(ModelError, match=r"up_proj.weight is \(256, 64\), should be \(256, 128\)"):
+        checkpoint.load(tmp_path, quantize="int4")
+
+
+def test_widths_that_4_bit_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="a multiple of 64, and this language model has 48; take int8"):
+        quantized(torch.zeros(64, 48), "int4", "cpu")
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path)
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'deltavlm\[quantize\]'"):
+        load_model(str(tmp_path), quantize="int8", device="cpu")
+
+
+def test_devices_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match="--quantize int4 runs on cuda and cpu, not on mps"):
+        check_quantize("int4", "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(InputError, match="not on mps"):
+        pick_place(Running(device="mps", quantize="int8"))
+    assert pick_place(Running(device="cpu", quantize="int8")) == "cpu"
