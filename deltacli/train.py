@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +18,6 @@ from deltacli.options import OUTPUT, flag
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from deltavlm.training.plan import Plan
 
 RUN = "Run"
@@ -105,7 +105,7 @@ def train(
     from deltavlm.training.run import train as run
 
     assert output is not None
-    with ExitStack() as stack:
+    with ExitStack() as stack, _told_of_validation():
         ended = run(config, output, resume=resume, recipe=path.name, tell=_progress(stack))
     if ended.stop is not None:
         voice.error(ended.told(output))
@@ -119,6 +119,19 @@ def train(
             "step": ended.step,
         }
         typer.echo(json.dumps(summary))
+
+
+@contextmanager
+def _told_of_validation() -> Iterator[None]:
+    """While open, what the training logs (held-out figures) is said without -v too."""
+    known = logging.getLogger("deltavlm.training")
+    before = known.level
+    if voice.verbosity == 0:
+        known.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        known.setLevel(before)
 
 
 def _progress(stack: ExitStack) -> Callable[[str, int, int, str], None]:

@@ -196,6 +196,8 @@ class Trainer:
         norm = whole(nn.utils.clip_grad_norm_(self.fitted, self.config.clip))
         if self.scaler.is_enabled() or torch.isfinite(norm):  # the scaler looks itself
             self.scaler.step(self.optim)
+        else:
+            log.warning("%s step %d: gradients are not finite; left out", self.name, step + 1)
         self.scaler.update()
         self.average(step)
         if not shown:

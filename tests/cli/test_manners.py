@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from deltacli import values
-from deltacli.console import Voice, _duration
+from deltacli.console import Voice, duration
 from deltacli.main import app
 from deltacli.signals import Stopped, stoppable
 from deltavlm import __version__
@@ -321,7 +321,7 @@ def test_default_output(source: str, name: str) -> None:
 
 
 def test_durations() -> None:
-    assert [_duration(s) for s in (0.2, 59.6, 75.2, 3600, 7384)] == [
+    assert [duration(s) for s in (0.2, 59.6, 75.2, 3600, 7384)] == [
         "0 s",
         "1 min 00 s",
         "1 min 15 s",
