@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,8 @@ def look(config: TrainConfig) -> Inputs:
     if config.start is not None:
         start = find_folder(config.start)
         found = read_config(start)
-        same = [
-            f.name for f in fields(DeltaVLMConfig) if f.name in ("vision", "qformer", "dense", "difference")
-        ]
-        other = [
-            name for name in same if name != "difference" and getattr(found, name) != getattr(model, name)
-        ]
+        parts = ("vision", "qformer", "dense")
+        other = [name for name in parts if getattr(found, name) != getattr(model, name)]
         if replace(found.language, folder=None) != replace(model.language, folder=None):
             other.append("language")
         if other:

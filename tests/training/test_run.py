@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from deltavlm.training import run
 from deltavlm.training.config import TrainConfig
 from deltavlm.training.keeping import handed_on, load_state
 from tests.tiny import TINY
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 assert TINY.dense is not None
 MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
@@ -97,3 +101,14 @@ def test_a_time_limit_stops_with_a_checkpoint(
     assert command.main([str(recipe), "-o", str(out), "--minutes", "0"]) == 0
     assert "stopped by its time limit at step 0 of masks_close" in capsys.readouterr().err
     assert (out / "masks_close.pt").exists()
+
+
+def test_a_training_machine_needs_no_maps_and_no_launcher() -> None:
+    """torch, numpy, transformers, timm, safetensors and pillow are enough."""
+    absent = ["rasterio", "geopandas", "shapely", "pyproj", "pyogrio", "pyarrow", "accelerate", "tensorboard"]
+    absent += ["pycocoevalcap", "sentencepiece", "typer", "rich"]
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport deltavlm.training.__main__"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 0, found.stderr
