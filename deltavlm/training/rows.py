@@ -53,9 +53,10 @@ def make_rows(
     config: DeltaVLMConfig,
     codecs: tuple[Codec, Codec],
     lessons: Sequence[Sequence[tuple[str, str]]],
-    groups: int = 3,
+    groups: int | None = None,
 ) -> list[Rows]:
-    """Rows of all pairs' lessons, in `groups` of like length, so that little is spent on padding.
+    """Rows of all pairs' lessons, in `groups` of like length, so that little is spent on padding: up to three,
+    but not of fewer than 16 rows.
 
     `codecs` are those of the question to the Q-Former and of the language model's text. Questions are worded
     as in use; answers are normalised.
@@ -70,6 +71,7 @@ def make_rows(
             room = config.language.context - config.qformer.queries - len(told) - 1
             rows.append(_Row(pair, asked, [codec.start, *codec.encode(worded)[-room:]], told))
     rows.sort(key=lambda row: row.length)
+    groups = groups or min(max(len(rows) // 16, 1), 3)
     size = -(-len(rows) // groups)
     return [_stack(questions, codec, rows[at : at + size]) for at in range(0, len(rows), size)]
 

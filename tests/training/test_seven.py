@@ -25,7 +25,7 @@ from deltavlm.training.organs import hold_still
 from tests.training.seven import SAID, SEVEN, eight_examples, seven_checkpoint
 
 STILL = dict.fromkeys(("vision", "difference", "qformer", "projection"), 0.0)
-SPEAK = Phase(part="instruct", steps=150, batch=8, lr=5e-3, warmup=5, rates={**STILL, "language": 1.0})
+SPEAK = Phase(part="instruct", steps=120, batch=8, lr=5e-3, warmup=5, rates={**STILL, "language": 1.0})
 TUNED = {"vision": 0.0, "vision.tower.blocks.1": 1.0, "vision.tower.blocks.2": 1.0, "vision.norm": 1.0}
 
 
@@ -62,8 +62,8 @@ def trained(folder: Path) -> Path:
     align = load(shipped("train_stage1.yaml"), TrainConfig).phases["align"]
     tune = load(shipped("train_stage2.yaml"), TrainConfig).phases["tune"]
     phases = {
-        "align": replace(align, steps=60, batch=8, lr=2e-3, warmup=5),
-        "tune": replace(tune, steps=120, batch=8, micro=4, lr=3e-3, warmup=10, rates=TUNED),
+        "align": replace(align, steps=40, batch=8, lr=2e-3, warmup=5),
+        "tune": replace(tune, steps=160, batch=8, micro=8, lr=3e-3, warmup=10, rates=TUNED),
     }
     config = recipe(
         folder, "spoken/model", phases, fresh=("difference",), language_dtype="fp16", recompute=True
