@@ -55,8 +55,8 @@ def make_rows(
     lessons: Sequence[Sequence[tuple[str, str]]],
     groups: int | None = None,
 ) -> list[Rows]:
-    """Rows of all pairs' lessons, in `groups` of like length, so that little is spent on padding: up to three,
-    but not of fewer than 16 rows.
+    """Rows of all pairs' lessons, in `groups` of like length, so that little is spent on padding: at most
+    three, and not of fewer than 16 rows.
 
     `codecs` are those of the question to the Q-Former and of the language model's text. Questions are worded
     as in use; answers are normalised.

@@ -157,6 +157,29 @@ def test_repeated_ids_are_all_trained_on(tmp_path: Path) -> None:
     assert sum(len(case.examples) for case in held.training) == 3
 
 
+def test_changeimti_is_trained_on_too(tmp_path: Path) -> None:
+    """Its two captions of a pair are two rows."""
+
+    def record(name: str, answer: str) -> dict[str, object]:
+        told = [{"from": "human", "value": "Say <image> and <image>"}, {"from": "gpt", "value": answer}]
+        return {"conversations": told, "images": [f"/x/images/train/{date}/{name}" for date in "AB"]}
+
+    files = {
+        "caption.json": [record("x.png", "a house is built"), record("x.png", "a villa appears")],
+        "binary_class.json": [record("x.png", "Yes")],
+    }
+    (tmp_path / "train_task_data").mkdir()
+    for name, records in files.items():
+        (tmp_path / "train_task_data" / name).write_text(json.dumps(records))
+    for date in "AB":
+        save_picture(tmp_path / "images" / "train" / date / "x.png", np.zeros((8, 8, 3), np.uint8))
+    held = read_records("imti", Records(tmp_path, images=tmp_path / "images"), 0)
+    drawn = RecordSource(held.training, held.images, PHASE, 8, [0], still=False)
+    said = {drawn.sample(at).rows[0] for at in range(len(drawn))}
+    assert {(caption.PROMPT, "a house is built"), (caption.PROMPT, "a villa appears")} < said
+    assert len(said) == 3
+
+
 def test_a_broken_record_is_told_and_the_rest_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
