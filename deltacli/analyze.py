@@ -105,9 +105,10 @@ def analyze_chips(
 
     from deltavlm.geo.pair import RasterPair, open_pair
     from deltavlm.geo.sinks import check_output
+    from deltavlm.locks import locked
     from deltavlm.model.folder import find_folder, read_config
     from deltavlm.pipeline import analyze as pipeline
-    from deltavlm.pipeline.journal import journal_path, locked
+    from deltavlm.pipeline.journal import journal_path
 
     path = None if target == "-" else Path(target)
     if path is not None:

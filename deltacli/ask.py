@@ -151,7 +151,7 @@ def _questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, ...]:
         return load_questions(file)
     if file is not None:
         try:
-            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            texts += [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -176,6 +176,5 @@ def _refuse_flags_of_a_map(out: OutputFlags, ground: AskedGround, cascade: bool,
     ]
     given += ["cascade"] * cascade + ["batch_size"] * (batch_size != "auto")
     if given:
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')} is for many chips: add --all-chips, or leave it out"
-        )
+        name = {"resume": "no-resume"}.get(given[0], given[0].replace("_", "-"))
+        raise ConfigError(f"--{name} is for many chips: add --all-chips, or leave it out")

@@ -75,12 +75,13 @@ def chat(
 
     /help lists the commands. With a pipe on stdin a line in is a question, and a line out its answer.
     """
+    from deltavlm.locks import locked
     from deltavlm.pipeline.asking import Conversation, continued, look, read_session
 
     earlier = [] if go_on is None else read_session(go_on)
     kept = save or go_on
     if save is not None and save != go_on:
-        _check_new(save, overwrite)
+        _check_new(save, overwrite, at_start=True)
     running = asked.running()
     with opened(before, after, place, rasters) as reader:
         from deltavlm.model.folder import find_folder, read_config
@@ -99,10 +100,17 @@ def chat(
         if earlier and earlier[-1]["model"] != f"{model.name} {model.fingerprint}":
             voice.warn(f"the conversation was with {earlier[-1]['model']}")
         conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
-        with _stream(kept, afresh=kept != go_on) as stream:
+        with (
+            nullcontext() if kept is None else locked(kept),
+            _stream(kept, afresh=kept != go_on) as stream,
+        ):
             if stream is not None and kept != go_on:
                 _keep(stream, earlier, kept)
-            _Desk(conversation, place, json_records, stream, kept).sit()
+            try:
+                _Desk(conversation, place, json_records, stream, kept).sit()
+            finally:
+                if kept is not None and not kept.stat().st_size:
+                    kept.unlink()  # nothing was said
 
 
 @dataclass
@@ -115,6 +123,8 @@ class _Desk:
     stream: IO[str] | None
     kept: Path | None
     unanswered: int = 0
+    failed: int = 0  # piped commands
+    is_lost: bool = False  # a piped /at failed: nobody knows what the next question is about
 
     def sit(self) -> None:
         """Until the questions end. Raises: PartialFailure when a piped question got no answer."""
@@ -138,11 +148,17 @@ class _Desk:
                     raise
                 except DeltaVLMError as error:
                     voice.error(str(error))
-                    if not is_terminal and not line.startswith("/"):
+                    if is_terminal:
+                        continue
+                    if line.startswith("/"):
+                        self.failed += 1
+                        self.is_lost = self.is_lost or line.startswith("/at")
+                    else:
                         self.unanswered += 1
                         typer.echo("null" if self.json_records else "")  # a line out for a line in
-        if self.unanswered:
-            raise PartialFailure(f"{counted(self.unanswered, 'question')} got no answer")
+        if self.unanswered or self.failed:
+            told = f"{counted(self.unanswered, 'question')} got no answer"
+            raise PartialFailure(f"{told}, {counted(self.failed, 'command')} failed" if self.failed else told)
 
     def hear(self, line: str) -> bool:
         """A command or a question; False ends it."""
@@ -153,6 +169,8 @@ class _Desk:
             return self.obey(name, rest.strip())
         if not line:
             return True
+        if self.is_lost:
+            raise InputError("not asked: the last /at failed")
         record = self.conversation.ask(question(line))
         typer.echo(json.dumps(record, ensure_ascii=False) if self.json_records else record["answer"])
         sys.stdout.flush()
@@ -209,6 +227,7 @@ class _Desk:
         talk = self.conversation
         chip = around(talk.reader, *point, self.place.chip_size)
         talk.go_to(chip)
+        self.is_lost = False
         self.image("")
 
     def history(self, rest: str) -> None:
@@ -254,11 +273,13 @@ def _named(text: str) -> Path:
     return Path(words[0])
 
 
-def _check_new(path: Path, overwrite: bool) -> None:
+def _check_new(path: Path, overwrite: bool, *, at_start: bool = False) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; choose another name")
+        raise OutputError(
+            f"{path} exists already; choose another name{', or --overwrite' if at_start else ''}"
+        )
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.absolute().parent}; create it first")
 
@@ -269,11 +290,24 @@ def _stream(path: Path | None, *, afresh: bool) -> Any:
         return nullcontext()
     try:
         stream = path.open("w" if afresh else "a+", encoding="utf-8", newline="\n")
-        if not afresh and not path.read_bytes().endswith(b"\n"):  # an editor may have taken the last one away
-            stream.write("\n")
+        if not afresh:
+            _mend(path, stream)
         return stream
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
+
+
+def _mend(path: Path, stream: IO[str]) -> None:
+    """A last line without its end was cut off while it was written, and goes; or an editor took the end."""
+    content = path.read_bytes()
+    start = content.rfind(b"\n") + 1
+    if start == len(content):
+        return
+    try:
+        json.loads(content[start:])
+        stream.write("\n")
+    except ValueError:
+        stream.truncate(start)
 
 
 def _keep(stream: IO[str], records: list[dict[str, Any]], path: Path | None) -> None:

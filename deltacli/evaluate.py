@@ -11,7 +11,7 @@ import typer
 
 from deltacli import options, values
 from deltacli.answering import answer_set, images_of, shard_of
-from deltacli.console import voice
+from deltacli.console import counted, voice
 from deltacli.flags import ModelFlags, TalkFlags, grouped
 from deltacli.options import ASK, OUTPUT, flag
 from deltavlm.errors import ConfigError, OutputError, PartialFailure, ToolError
@@ -149,7 +149,8 @@ def evaluate(
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
         there = ", ".join(dict.fromkeys(example.task for example in dataset.examples))
-        raise ConfigError(f"{data} has no example of {', '.join(sorted(needed))}; there is {there}")
+        broken = "".join(f"; {one.what}" for one in dataset.problems[:1] if one.kind == "file")
+        raise ConfigError(f"{data} has no example of {', '.join(sorted(needed))}; there is {there}{broken}")
     words = None
     if word_map is not None:
         words = read_word_map(word_map)
@@ -178,7 +179,7 @@ def evaluate(
     if not scores.figures:
         raise ToolError("; ".join(scores.notes) or "no answer could be scored")
     trouble = [*dataset.problems, *problems, *scores.problems]
-    for task in sorted({one.task for one in given} - needed):
+    for task in sorted({one.task for one in given} - needed) if chosen is None else ():
         if task == "change" and protocol == "paper":
             scores.note("the paper judges change from captions; yes/no answers are scored under strict only")
         else:
@@ -194,7 +195,7 @@ def evaluate(
     for line in (*scores.notes, *lines):
         voice.warn(line)
     pages = (json.dumps(told, indent=1) + "\n", report.markdown(told, scores.figures, lines))
-    for path, content in zip(targets, pages, strict=False):
+    for path, content in reversed(list(zip(targets, pages, strict=False))):  # the report at the very end
         _write(path, content)
     if json_summary:
         typer.echo(json.dumps(told))  # ids may hold characters that no encoding has
@@ -202,6 +203,12 @@ def evaluate(
         known = told["published_source"] or "nothing on these data"
         typer.echo(f"{dataset.name} {dataset.split}, protocol {protocol}; published: {known}")
         typer.echo("\n".join(report.table(scores.figures)))
+    faults = [one for one in dataset.problems if one.kind in ("file", "record")]
+    if faults:
+        raise PartialFailure(
+            f"{counted(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
+            "deltavlm data check tells all"
+        )
     if predictions is None and matched.missing:
         raise PartialFailure(
             f"{len(matched.missing)} of {len(examples)} examples have no answer, the first because: "
@@ -236,7 +243,8 @@ def _targets(output: Path | None, overwrite: bool, inputs: Sequence[Path], *, as
             raise OutputError(f"{path} is a folder; give another name with -o")
         if path.resolve() in (given.resolve() for given in inputs):
             raise OutputError(f"{path} is an input; give another name with -o")
-        if path.exists() and not overwrite and path.suffix != ".jsonl":
+        half = asks and not paths[0].exists() and paths[2].exists()  # killed between the page and the report
+        if path.exists() and not overwrite and path.suffix != ".jsonl" and not half:
             raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")
     if not output.absolute().parent.is_dir():
         raise OutputError(f"{output}: the folder {output.absolute().parent} does not exist")

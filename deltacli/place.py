@@ -11,6 +11,7 @@ import typer
 
 from deltacli import options, values
 from deltacli.analyze import tell_notes
+from deltacli.console import voice
 from deltacli.flags import RasterFlags
 from deltacli.options import CHIPS, flag
 from deltavlm.errors import ConfigError
@@ -29,10 +30,11 @@ BboxAsked = Annotated[
         "--bbox",
         panel=CHIPS,
         metavar="XMIN,YMIN,XMAX,YMAX",
-        help="This box as one picture; with --all-chips, the chips that touch it.",
+        help="This box as one picture; with ask --all-chips, the chips that touch it.",
     ),
 ]
 WHOLE = 2  # a pair of at most so many chips' width and height is asked whole
+SMALL_PX = 64
 LARGEST_PX = 4096  # of a box that is made one picture
 
 
@@ -57,6 +59,11 @@ class PlaceFlags:
             return around(reader, *self.point, self.chip_size)
         if self.bbox is not None:
             chip = boxed(reader, self.chip_size)
+            if min(chip.window.width, chip.window.height) < SMALL_PX:
+                voice.warn(
+                    f"the box is {chip.window.width} x {chip.window.height} px, too small to see much; "
+                    "--at takes the surroundings of a point"
+                )
             if chip.size > LARGEST_PX:
                 raise ConfigError(
                     f"--bbox is {chip.window.width} x {chip.window.height} px, and one picture is at most "

@@ -76,7 +76,7 @@ class Example:
 class Problem:
     """What could not be used, where it stands, and why."""
 
-    kind: Literal["file", "record", "duplicate", "image", "prediction", "reference", "answer"]
+    kind: Literal["file", "variant", "record", "duplicate", "image", "prediction", "reference", "answer"]
     where: str
     what: str
 
@@ -203,7 +203,9 @@ def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
     if len(variants) < len(found):  # the same records told in another way: not read twice
         found = [(file, match) for file, match in found if file not in variants]
         return [file for file, _ in found], [
-            Problem("file", file.name, f"{file.name} is a variant of {found[0][0].name}; name it to read it")
+            Problem(
+                "variant", file.name, f"{file.name} is a variant of {found[0][0].name}; name it to read it"
+            )
             for file in variants
         ]
     return [file for file, _ in found], []

@@ -22,7 +22,7 @@ from deltavlm.geo.windows import window_chip
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.answers import Answer, question_of, read_answer
 from deltavlm.tasks import dialogue
-from deltavlm.tasks.locate import Cells, position
+from deltavlm.tasks.locate import LABELS, Cells, position
 from deltavlm.tasks.questions import QuestionSpec, task_of
 
 __all__ = [
@@ -70,7 +70,7 @@ def look(reader: PairReader, model: ChangeModel, chip: Chip) -> Picture:
     """Read and encode a chip. Raises: RasterError when it cannot be read or holds no data."""
     pixels = reader.read(chip)
     if pixels.valid_fraction == 0:
-        raise RasterError(f"chip {chip.chip_id}: has no data on both dates; ask about another place")
+        raise RasterError(f"chip {chip.chip_id}: has no place with data on both dates; ask about another one")
     return Picture(pixels, model.encode(pixels.before[None], pixels.after[None]))
 
 
@@ -141,16 +141,23 @@ def answer_features(
     for question, answer in asked:
         told = {"question": question, "answer": answer.text, "score": answer.score, "model": by}
         yield Feature(chip.footprint, {"kind": "window", **told})
-        if isinstance(answer.value, Cells):
-            for kind, labels in (("road", answer.value.roads), ("building", answer.value.buildings)):
-                for label in labels:
-                    cell = chip.cell(*position(label))
-                    if not cell.is_empty:
-                        yield Feature(cell, {"kind": "cell", "class": kind, "cell": label, **told})
+        for kind, label in _cells(answer):
+            cell = chip.cell(*position(label))
+            if not cell.is_empty:
+                yield Feature(cell, {"kind": "cell", "class": kind, "cell": label, **told})
     masks = model.masks(picture.encoded)
     if masks is not None:
         for value, polygon in mask_polygons(masks.labels[0], chip):
             yield Feature(polygon, {"kind": "mask", "class": masks.classes[value], "model": by})
+
+
+def _cells(answer: Answer) -> list[tuple[str | None, str]]:
+    """What an answer names: class and cell; the class is None in an answer that is nothing but cells."""
+    if isinstance(answer.value, Cells):
+        kinds = (("road", answer.value.roads), ("building", answer.value.buildings))
+        return [(kind, label) for kind, labels in kinds for label in labels]
+    named = [part.strip() for part in answer.text.split(",")]
+    return [(None, label) for label in named] if set(named) <= {*LABELS} else []
 
 
 @dataclass
@@ -188,15 +195,18 @@ def read_session(path: Path) -> list[dict[str, Any]]:
     Raises: InputError naming the line that is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text, so no saved conversation") from error
+    lines, is_whole = text.split("\n"), text.endswith("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if number == len(lines) and not is_whole and not _is_json(line):
+            break  # it was cut off while it was written
         try:
             told = json.loads(line)
         except ValueError:
@@ -207,6 +217,14 @@ def read_session(path: Path) -> list[dict[str, Any]]:
     if not records:
         raise InputError(f"{path} holds no turn of a conversation")
     return records
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_record(told: Any) -> bool:

@@ -12,13 +12,11 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
-
-from filelock import FileLock, Timeout
 
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo.grid import Chip, ChipGrid
@@ -27,7 +25,7 @@ from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.layers import ChipResult
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["FAILED", "Journal", "journal_path", "locked", "open_journal"]
+__all__ = ["FAILED", "Journal", "journal_path", "open_journal"]
 
 FAILED = ("unreadable", "error")
 SYNC_S = 5.0  # at most so many seconds of work are lost where the power fails
@@ -174,7 +172,8 @@ def open_journal(
 ) -> Iterator[Journal]:
     """The journal of a run with these settings, gone on with if it is there, or begun `afresh`.
 
-    That of a finished run is begun afresh too, unless the chips that failed in it are to be tried again.
+    That of a finished run is begun afresh too, unless the chips that failed in it are to be tried again;
+    then the files may have changed, and what was answered stays.
 
     Raises:
         OutputError: it is of a run with other settings, or cannot be read or written.
@@ -195,10 +194,12 @@ def open_journal(
         except ValueError:
             known = {}
         differs = sorted(_differences(known, told))
+        if retry:  # a file that was cut off may have been copied again
+            differs = [key for key in differs if not key.startswith("files")]
         if differs:
             raise OutputError(
-                f"{path}: is of a run with another {', '.join(differs[:3])}; --no-resume begins anew, or "
-                "choose another output"
+                f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume begins "
+                "anew, or choose another output"
             )
         journal = Journal(path, specs, grid, stream, limit=limit, retry=retry)
         end_of_header = stream.tell()
@@ -211,30 +212,6 @@ def open_journal(
         finally:
             if not journal.places:
                 path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Only one run at a time writes an output. Raises: OutputError when another does."""
-    path = output.with_name(f".{output.name}.lock")
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise OutputError(
-            f"{output}: another run is writing it; wait for it, or choose another output"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes no file that is open
-            path.unlink()
-        lock.release()
-        with suppress(OSError):
-            if os.name == "nt":
-                path.unlink()
 
 
 def _whole_header(path: Path) -> bool:

@@ -61,7 +61,7 @@ def record(
 def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
     """A line for each kind of thing that was not scored: how many, and the first few by name."""
     lines = []
-    for problem in (one for one in problems if one.kind == "file"):
+    for problem in (one for one in problems if one.kind in ("file", "variant")):
         lines.append(problem.what)
     whole = len({(e.task, e.id) for e, _ in matched.pairs}) + len(matched.missing)
     for names, what in (
@@ -72,7 +72,7 @@ def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
         (_places(problems, "record"), "records do not follow the schema"),
         (_places(problems, "prediction"), "predictions cannot be used"),
         (_places(problems, "reference"), "references are in doubt"),
-        (_places(problems, "image"), "images are missing or cannot be read"),
+        (_places(problems, "image"), "images are missing, or cannot be read or paired"),
         (_places(problems, "answer"), "pairs of images got no answer"),
     ):
         if names:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
+from deltavlm.locks import locked
 from deltavlm.scoring.predictions import Prediction, read_predictions
 
 __all__ = ["Answers", "keep_answers"]
@@ -50,12 +51,17 @@ def keep_answers(path: Path | None, run: str, model: str, afresh: bool) -> Itera
 
     Raises:
         InputError: the file cannot be read.
-        OutputError: it cannot be written, or holds answers of another model, another way of running it, or
-            another set.
+        OutputError: it cannot be written, another run is writing it, or it holds answers of another model,
+            another way of running it, or another set.
     """
     if path is None:
         yield Answers(run, model)
         return
+    with locked(path):
+        yield from _kept(path, run, model, afresh)
+
+
+def _kept(path: Path, run: str, model: str, afresh: bool) -> Iterator[Answers]:
     known: list[Prediction] = []
     try:
         if afresh:

@@ -16,6 +16,9 @@ def question(text: str) -> str:
 
     Raises: InputError when there is none, or characters in it that nobody types.
     """
+    text = text.removeprefix("\ufeff")  # Windows editors put it before everything
+    if "\ufffd" in text:
+        raise InputError("the question is not UTF-8 text; type it anew")
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs") and not char.isspace():
             raise InputError(f"the question has the control character {char!r} in it; type it anew")

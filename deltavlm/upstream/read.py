@@ -24,7 +24,8 @@ def unpickled(path: Path) -> Any:
     Only tensors and plain values are accepted: a pickle that wants to run code is refused.
     """
     if not path.is_file():
-        raise InputError(f"no file {path}")
+        is_folder = path.is_dir()
+        raise InputError(f"{path} is a folder; name the file in it" if is_folder else f"no file {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused anyway

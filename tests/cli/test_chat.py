@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deltavlm.locks import locked
 from deltavlm.model.interface import Question, Reply
 from tests.cli.conftest import Run, one_line, program
 from tests.conftest import Scene
@@ -76,11 +77,11 @@ def test_mistakes_in_a_conversation_do_not_end_it(run: Run, scene: Scene) -> Non
         "1?",
     )
     result = run("chat", *scene.args, "--quiet", input=typed(*lines))
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout == "1 words\n"
+    assert result.exit_code == 3, result.stderr
+    assert result.stdout == "\n"  # the last question is about nowhere
     errors = result.stderr.splitlines()
     assert all(line.startswith("Error: ") for line in errors)
-    assert len(errors) == 7
+    assert len(errors) == 9
     assert "no command /nope" in errors[0]
     assert "is not lon,lat" in errors[1]
     assert "outside" in errors[2]
@@ -118,11 +119,39 @@ def test_a_file_without_a_last_newline_is_gone_on_with(run: Run, scene: Scene) -
     assert [json.loads(line)["question"] for line in path.read_text().splitlines()] == ["1?", "2?"]
 
 
+def test_a_turn_that_was_cut_off_is_dropped(run: Run, scene: Scene) -> None:
+    run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?", "2?"))
+    path = Path("talk.jsonl")
+    path.write_text(path.read_text()[:-40])
+    result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("3?"))
+    assert result.exit_code == 0, result.stderr
+    assert [json.loads(line)["question"] for line in path.read_text().splitlines()] == ["1?", "3?"]
+
+
+def test_after_a_piped_at_that_failed_nothing_is_answered(run: Run, scene: Scene) -> None:
+    result = run("chat", *scene.args, input=typed("1?", "/at 99,9", "2?", "/at 3.0002,45.1532", "3?"))
+    assert result.exit_code == 3
+    assert result.stdout == "1 words\n\n1 words\n"
+    assert "not asked: the last /at failed" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("1 question got no answer, 1 command failed")
+
+
+def test_two_conversations_do_not_write_one_file(run: Run, scene: Scene) -> None:
+    run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
+    with locked(Path("talk.jsonl")):
+        result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("2?"))
+    assert result.exit_code == 2
+    assert "another run is writing it" in result.stderr.splitlines()[-1]
+    assert run("chat", *scene.args, "--save", "empty.jsonl", input="").exit_code == 0
+    assert not Path("empty.jsonl").exists()
+
+
 def test_bytes_that_are_no_text_do_no_harm(scene: Scene) -> None:
     process = program("chat", *scene.args, "-q", stdin=subprocess.PIPE)
     process.stdin.buffer.write(b"caf\xe9?\n")  # type: ignore[union-attr]
     out, err = process.communicate()
-    assert (process.returncode, out) == (0, "nothing to say\n"), err
+    assert (process.returncode, out) == (3, "\n")
+    assert "the question is not UTF-8 text" in err
 
 
 def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: ScriptedModel) -> None:

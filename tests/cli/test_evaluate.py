@@ -13,6 +13,7 @@ import pytest
 from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.examples import read_set
 from deltavlm.data.synthetic import make_scene
+from deltavlm.locks import locked
 from tests.cli.conftest import Run, one_line
 from tests.scripted_model import ScriptedModel
 
@@ -333,6 +334,31 @@ def test_missing_pictures_are_named_and_the_rest_is_scored(run: Run, pictured: P
     result = run("eval", copy)
     assert result.exit_code == 2
     assert "none of the pictures is there" in one_line(result)
+
+
+def test_a_set_that_is_half_broken_is_scored_and_told(run: Run, pictured: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(pictured, tmp_path / "copy")
+    (copy / "synthetic_test_count.json").write_text("{bad")
+    result = run("eval", copy, "--tasks", "change,count", "-o", "report.json")
+    assert result.exit_code == 3
+    assert "synthetic_test_count.json is not valid JSON" in one_line_last(result.stderr)
+    assert json.loads(Path("report.json").read_text())["examples"] == {
+        "change": {"answered": 6, "missing": 0}
+    }
+    result = run("eval", copy, "--tasks", "count")
+    assert result.exit_code == 2
+    assert "is not valid JSON" in one_line(result)
+
+
+def test_two_runs_do_not_write_one_report(run: Run, pictured: Path) -> None:
+    args = ("eval", pictured, "-o", "report.json", "--tasks", "count")
+    with locked(Path("report.predictions.jsonl")):
+        result = run(*args)
+    assert result.exit_code == 2
+    assert "another run is writing it" in one_line_last(result.stderr)
+    assert run(*args).exit_code == 0
+    Path("report.json").unlink()  # killed between the page and the report
+    assert run(*args).exit_code == 0
 
 
 def one_line_last(stderr: str) -> str:

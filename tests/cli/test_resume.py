@@ -93,6 +93,18 @@ def test_failed_chips_are_tried_again(run: Run, scene: Scene, model: ScriptedMod
     assert "nothing is known" in one_line(result)
 
 
+def test_a_broken_file_that_was_copied_again_is_retried(run: Run, scene: Scene) -> None:
+    whole = scene.after.read_bytes()
+    scene.after.write_bytes(whole[: len(whole) * 2 // 3])
+    args = ("analyze", *scene.args, "-o", "out.geojson", *SMALL)
+    assert run(*args).exit_code == 3
+    scene.after.write_bytes(whole)
+    result = run(*args, "--retry-failed")
+    assert result.exit_code == 0, result.stderr
+    assert run("analyze", *scene.args, "-o", "whole.geojson", *SMALL).exit_code == 0
+    assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs processes that can be stopped")
 def test_two_runs_do_not_write_one_output(run: Run, scene: Scene, tmp_path: Path) -> None:
     out = tmp_path / "out.geojson"

@@ -152,9 +152,24 @@ def test_answers_as_coordinates(reader: PairReader) -> None:
     assert features[3].geometry.area == pytest.approx(chip.footprint.area / 4)
 
 
+def test_a_list_of_cells_is_coordinates_too(reader: PairReader) -> None:
+    model = ScriptedModel(queue=["top-left, center-center", "top-left of it"])
+    picture = look(reader, model, window_chip(reader, Window(0, 0, 32, 32), 32))
+    specs = questions_of(["Where were houses built?", "Where?"])
+    asked = list(zip([spec.prompt for spec in specs], answers(model, picture, specs), strict=True))
+    rows = [feature.row(ANSWERS) for feature in answer_features(model, picture, asked)]
+    assert [(row["class"], row["cell"]) for row in rows if row["kind"] == "cell"] == [
+        (None, "top-left"),
+        (None, "center-center"),
+    ]
+
+
 def test_a_place_without_data_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     path = str(write_raster(tmp_path / "empty.tif", np.zeros_like(pixels), nodata=0))
-    with open_pair(RasterPair(path, path)) as reader, pytest.raises(RasterError, match="no data on both"):
+    with (
+        open_pair(RasterPair(path, path)) as reader,
+        pytest.raises(RasterError, match="no place with data on both dates"),
+    ):
         look(reader, ScriptedModel(), whole(reader, 32))
 
 

@@ -12,9 +12,10 @@ import pytest
 from deltavlm.config import shipped
 from deltavlm.errors import OutputError
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
+from deltavlm.locks import locked
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.analyze import AnalyzeOptions, analyze
-from deltavlm.pipeline.journal import Journal, journal_path, locked, open_journal
+from deltavlm.pipeline.journal import Journal, journal_path, open_journal
 from deltavlm.pipeline.layers import ChipResult
 from deltavlm.pipeline.provenance import settings
 from deltavlm.tasks.questions import load_questions
@@ -97,13 +98,13 @@ def test_other_settings_are_refused_by_name(reader: PairReader, path: Path, scen
     with opened(reader, path) as journal:
         filled(reader, ScriptedModel(), journal)
     with (
-        pytest.raises(OutputError, match=r"another model\.fingerprint"),
+        pytest.raises(OutputError, match=r"other settings \(model\.fingerprint"),
         opened(reader, path, ScriptedModel(fingerprint="f")),
     ):
         pass
     known = settings(reader, ScriptedModel(), OPTIONS)
     with (
-        pytest.raises(OutputError, match="another questions"),
+        pytest.raises(OutputError, match=r"other settings \(questions"),
         open_journal(path, known, SPECS[:1], reader.grid(CHIP)),
     ):
         pass
@@ -114,7 +115,7 @@ def test_other_settings_are_refused_by_name(reader: PairReader, path: Path, scen
 
 def test_a_file_that_is_no_journal_is_refused(reader: PairReader, path: Path) -> None:
     path.write_text("precious\n")
-    with pytest.raises(OutputError, match="is of a run with another"), opened(reader, path):
+    with pytest.raises(OutputError, match="is of a run with other settings"), opened(reader, path):
         pass
     assert path.read_text() == "precious\n"
 
