@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, values
-from deltacli.analyze import tell_notes
 from deltacli.flags import RasterFlags
 from deltacli.options import CHIPS, flag
+from deltacli.outcome import tell_notes
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:

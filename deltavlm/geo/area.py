@@ -10,10 +10,10 @@ from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import PixelGrid, covers, is_off_the_globe, project
+from deltavlm.geo.alignment import LONLAT, PixelGrid, covers, is_off_the_globe, project
 from deltavlm.geo.location import refuse_a_missing_file
 
-__all__ = ["area_of_box", "area_of_file"]
+__all__ = ["area_of_box", "area_of_file", "area_of_shape"]
 
 EDGE_POINTS = 20  # a straight edge bends when it is projected
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
@@ -65,6 +65,15 @@ def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
     except ValueError as error:
         raise RasterError(f"{path}: its CRS is not known ({error}); save it with another one") from error
     return _on_grid(union, crs, grid, str(path))
+
+
+def area_of_shape(shape: BaseGeometry, grid: PixelGrid) -> BaseGeometry:
+    """Areas in longitude and latitude as a shape in the grid's CRS.
+
+    Raises:
+        RasterError: they lie outside the grid.
+    """
+    return _on_grid(shape, LONLAT, grid, "area of interest")
 
 
 def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseGeometry:

@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import PixelGrid, ground_size_m
-from deltavlm.geo.area import area_of_box, area_of_file
+from deltavlm.geo.area import area_of_box, area_of_file, area_of_shape
 from deltavlm.geo.grid import Chip, ChipGrid, polygon
 from deltavlm.geo.location import gdal_settings
 from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
@@ -59,7 +59,7 @@ class ReadOptions:
     allow_no_crs: bool = False
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
-    aoi: Path | None = None
+    aoi: Path | BaseGeometry | None = None  # a vector file, or areas in longitude and latitude
     outlines_only: bool = False  # only where the chips lie is wanted: no pixel is read
 
 
@@ -274,7 +274,12 @@ def _area(grid: PixelGrid, options: ReadOptions) -> BaseGeometry | None:
     if grid.crs is None:
         raise ConfigError(f"bbox and aoi need rasters with a CRS; leave them out, or {ADD_A_CRS}")
     areas = [] if options.bbox is None else [area_of_box(options.bbox, options.bbox_crs, grid)]
-    areas += [] if options.aoi is None else [area_of_file(options.aoi, grid)]
+    if options.aoi is not None:
+        areas.append(
+            area_of_file(options.aoi, grid)
+            if isinstance(options.aoi, Path)
+            else area_of_shape(options.aoi, grid)
+        )
     area = areas[0].intersection(areas[-1])
     if area.area == 0:
         raise RasterError("bbox and aoi have no ground in common; leave one of them out")
