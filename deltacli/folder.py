@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,8 @@ def analyze_into_folder(
     done = _each(left, paths, wanted, read, wanted.batched(run, model), model)
     for outcome in done.failures:
         voice.say(f"failed: {outcome.pair.id}: {outcome.why}")
-    tell_many(done, found, wanted, model, target, load_s, there_already=there)
+    again = "; the same command tries failed pairs again, --retry-failed chips too"
+    tell_many(done, found, wanted, model, target, load_s, there=there, again=again)
 
 
 def _is_done(path: Path, wanted: Wanted) -> bool:
@@ -70,7 +72,7 @@ def _each(
     from deltavlm.pipeline.journal import locked
     from deltavlm.pipeline.many import Outcome, PairRecord, Run, logged_notes, opened_pair
 
-    done, told = Run(), set[str]()
+    done, told, started = Run(), set[str](), time.monotonic()
     with voice.counting(len(pairs), "pairs") as tell:
         for pair in pairs:
             seen = done.summary.chips
@@ -79,8 +81,12 @@ def _each(
             outcome = done.outcomes[pair.id] = Outcome(pair)
 
             def watch(progress: Progress) -> None:
-                chips = replace(progress, done=done.summary.chips + progress.done)
-                tell(len(done.outcomes) - 1, progress_told(chips, wanted.judged))
+                chips, changed = done.summary.chips + progress.done, done.summary.changed + progress.changed
+                speed = (done.summary.chips - done.summary.earlier + progress.done) / (
+                    time.monotonic() - started
+                )
+                so_far = replace(progress, done=chips, changed=changed, chips_per_s=speed)
+                tell(len(done.outcomes) - 1, progress_told(so_far, wanted.judged))
 
             try:
                 check_output(paths[pair.id], wanted.replaced)
@@ -99,4 +105,5 @@ def _each(
             outcome.chips, outcome.changed, outcome.failed = summary.chips, summary.changed, summary.failed
             outcome.reason = summary.first_failure
             done.summary.include(summary, pair.id)
+    done.summary.seconds = time.monotonic() - started
     return done

@@ -193,9 +193,12 @@ def tell_many(
     model: ChangeModel,
     target: str,
     load_s: float,
-    **more: Any,
+    *,
+    there: int = 0,
+    again: str | None = None,
 ) -> None:
-    """The end of a run over many pairs.
+    """The end of a run over many pairs; `there`: how many more had their output already; `again`: how to try
+    what failed again.
 
     Raises: PartialFailure if a pair or a chip failed.
     """
@@ -239,15 +242,15 @@ def tell_many(
             "first_failure": failures[0].why if failures else None,
             "most_changed": [changed_told(*one) for one in found_at],
             "load_seconds": round(load_s, 3),
+            "outputs_there_already": there,
             "output": target,
-            **more,
         }
         told |= {} if wanted.judged else {"changed": None, "neither_yes_nor_no": None}
         typer.echo(json.dumps(told, ensure_ascii=False))
     if failures:
         parts = [f"{len(failed)} of {counted(len(done.outcomes), 'pair')} failed"] if failed else []
         parts += [f"{summary.failed} of {counted(summary.chips, 'chip')} failed"] if summary.failed else []
-        again = "" if target == "-" else "; --retry-failed tries them again"
+        again = {"-": ""}.get(target, "; --retry-failed tries them again") if again is None else again
         raise PartialFailure(
             f"{' and '.join(parts)}, the first because: {failures[0].pair.id}: {failures[0].why}{again}"
         )

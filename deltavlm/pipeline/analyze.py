@@ -97,7 +97,6 @@ class Summary:
         self.earlier += other.earlier
         self.changed += other.changed
         self.unread += other.unread
-        self.seconds += other.seconds
         self.batch_size = other.batch_size
         self.first_failure = self.first_failure or other.first_failure
         for chip in other.most_changed:

@@ -277,12 +277,13 @@ def _looks(
 def logged_notes(
     pair: Pair, reader: PairReader, model: ChangeModel, options: AnalyzeOptions, told: set[str]
 ) -> None:
-    """Log what was found of a pair; a warning once only, for many pairs have the same."""
+    """Log what was found of a pair; a warning once only, for many pairs have the same, and one of scale too,
+    though its number differs."""
     scale = scale_warning(reader.gsd_m, model.training_gsd_m, options.chip_px / model.chip_px)
-    warnings = {*reader.warnings, *([scale] if scale else [])} - told
-    for note in (*reader.notes, *([scale] if scale else [])):
-        if note in warnings:
+    found = [(note, note, note in reader.warnings) for note in reader.notes]
+    for kind, note, is_warning in [*found, *([("scale", scale, True)] if scale else [])]:
+        if is_warning and kind not in told:
+            told.add(kind)
             logger.warning("%s: %s (not told again of other pairs)", pair.id, note)
         else:
             logger.info("%s: %s", pair.id, note)
-    told |= warnings

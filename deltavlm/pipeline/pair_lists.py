@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def _lines(text: str, source: str) -> Iterator[_Row]:
             try:
                 values = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{where}: is not valid JSON ({error})") from error
+                what = f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else error
+                raise InputError(f"{where}: is not valid JSON ({what})") from error
             yield _Row(number, where, _checked(values, where))
 
 
