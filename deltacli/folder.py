@@ -28,6 +28,7 @@ def analyze_into_folder(
     found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, target: str
 ) -> None:
     """An output for each pair; those that are there are left as they are, unless they are to be replaced."""
+    from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.pairs import file_names
 
     if wanted.out.layer == "pairs":
@@ -43,6 +44,7 @@ def analyze_into_folder(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
     if not left:
+        tell_many(Run(), found, wanted, None, target, 0.0, there=there)
         return
     model, load_s = wanted.asked.load()
     done = _each(left, paths, wanted, read, wanted.batched(run, model), model)

@@ -31,6 +31,7 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
         from deltacli.folder import analyze_into_folder as analyzed
     else:
+        wanted.check_file(None if target == "-" else Path(target), target)
         analyzed = _analyze_into_one
     found = many.read()
     numbers = wanted.check_model()
@@ -58,7 +59,6 @@ def _analyze_into_one(
     from deltavlm.pipeline.journal import locked
 
     path = None if target == "-" else Path(target)
-    wanted.check_file(path, target)
     with nullcontext() if path is None else locked(path):
         model, load_s = wanted.asked.load()
         run = wanted.batched(run, model)
@@ -190,7 +190,7 @@ def tell_many(
     done: Run,
     found: PairList,
     wanted: Wanted,
-    model: ChangeModel,
+    model: ChangeModel | None,
     target: str,
     load_s: float,
     *,
@@ -198,7 +198,7 @@ def tell_many(
     again: str | None = None,
 ) -> None:
     """The end of a run over many pairs; `there`: how many more had their output already; `again`: how to try
-    what failed again.
+    what failed again. Without a model nothing was left to ask.
 
     Raises: PartialFailure if a pair or a chip failed.
     """
@@ -235,9 +235,9 @@ def tell_many(
             ],
             "unmatched": {"before": found.unmatched[0], "after": found.unmatched[1]},
             **chips_counted(summary),
-            "model": model.name,
-            "fingerprint": model.fingerprint,
-            "device": model.device,
+            "model": model.name if model else None,
+            "fingerprint": model.fingerprint if model else None,
+            "device": model.device if model else None,
             "batch_size": summary.batch_size,
             "first_failure": failures[0].why if failures else None,
             "most_changed": [changed_told(*one) for one in found_at],

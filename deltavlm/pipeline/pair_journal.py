@@ -6,6 +6,7 @@ that cannot be opened has a line with the reason. A pair whose chips are all the
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,9 @@ class PairJournal:
             self.lines.append([{"pair": pair.id, "record": asdict(record)}])
             self._begin(pair.id, record)
             return
-        known, found = ({**asdict(one), "notes": None} for one in (kept.record, record))
+        known, found = (
+            {**asdict(one), "notes": None, "inputs": json.loads(one.inputs)} for one in (kept.record, record)
+        )
         differs = sorted(differences(known, found))
         if differs:
             raise OutputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -179,7 +180,7 @@ def pair_feature(outcome: Outcome, ground: Ground) -> Feature:
         "before_date": pair.before_date,
         "after_date": pair.after_date,
         "notes": record.notes if record else None,
-        "inputs": record.inputs if record else None,
+        "inputs": json.loads(record.inputs) if record else None,
     }
     return Feature(shape, properties)
 

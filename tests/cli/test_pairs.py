@@ -299,6 +299,8 @@ def test_each_pair_into_a_folder(run: Run, model: ScriptedModel, tmp_path: Path)
     write_pairs(tmp_path / "data", 4)
     assert run("analyze", "--pairs", pairs, "-o", "each", *SMALL).exit_code == 0  # it is a folder
     assert model.batches == [1]
+    summary = json.loads(run(*args, "--json").stdout)
+    assert (summary["pairs"], summary["outputs_there_already"], summary["chips"]) == (0, 4, 0)
 
 
 def test_a_folder_of_outputs_tries_failed_chips_again(run: Run, model: ScriptedModel, tmp_path: Path) -> None:
