@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def analyze(
     before: Annotated[
         str | None,
-        typer.Argument(metavar="[BEFORE]", help="The earlier image: path, https://, s3:// or /vsi..."),
+        typer.Argument(metavar="BEFORE", help="The earlier image: path, https://, s3:// or /vsi..."),
     ] = None,
     after: Annotated[
-        str | None, typer.Argument(metavar="[AFTER]", help="The later image of the same place.")
+        str | None, typer.Argument(metavar="AFTER", help="The later image of the same place.")
     ] = None,
     *,
     many: PairFlags,

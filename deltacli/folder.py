@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.pairs import Pair, PairList
 
-_SUFFIX = ".gpkg"
+SUFFIX = ".gpkg"
 
 
 def analyze_into_folder(
@@ -34,7 +34,7 @@ def analyze_into_folder(
     if wanted.out.layer == "pairs":
         raise ConfigError("--layer pairs is for one output; choose chips or locations")
     folder = Path(target)
-    paths = {one: folder / name for one, name in file_names(found.pairs, _SUFFIX).items()}
+    paths = {one: folder / name for one, name in file_names(found.pairs, SUFFIX).items()}
     left = [pair for pair in found.pairs if not _is_done(paths[pair.id], wanted)]
     there = len(found.pairs) - len(left)
     if there:

@@ -74,13 +74,14 @@ class PairFlags:
             raise typer.BadParameter("--before-dir and --after-dir go together; give both")
         return None
 
-    def read(self) -> PairList:
-        """The pairs, those of the shard alone; says what is to be said of the list.
+    def read(self, suffix: str | None = None) -> PairList:
+        """The pairs, those of the shard alone; says what is to be said of the list. `suffix`: that of files
+        which are named by the ids of all its pairs.
 
         Raises: InputError naming file, line and column.
         """
         from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
-        from deltavlm.pipeline.pairs import pairs_of_folders, part_of
+        from deltavlm.pipeline.pairs import file_names, pairs_of_folders, part_of
 
         index, count = values.shard_of(self.shard)
         if self.before_dir is not None and self.after_dir is not None:
@@ -98,6 +99,8 @@ class PairFlags:
                     f"{counted(len(names), 'image')} in {folder} without a partner of the same name: "
                     f"{', '.join(Path(name).name for name in names[:_LISTED])}{more}"
                 )
+        if suffix is not None:
+            file_names(found.pairs, suffix)
         part = part_of(found.pairs, index, count)
         if not part:
             raise InputError(

@@ -29,11 +29,12 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     target = wanted.out.output or many.target
     read, run = wanted.check(target)
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
-        from deltacli.folder import analyze_into_folder as analyzed
+        from deltacli.folder import SUFFIX, analyze_into_folder
+
+        found, analyzed = many.read(SUFFIX), analyze_into_folder
     else:
         wanted.check_file(None if target == "-" else Path(target), target)
-        analyzed = _analyze_into_one
-    found = many.read()
+        found, analyzed = many.read(), _analyze_into_one
     numbers = wanted.check_model()
     if wanted.out.dry_run:
         from deltacli.plan import pairs_plan, show_pairs_plan
