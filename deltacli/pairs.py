@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     """Ask the questions about every chip of every pair, and write one output, or one a pair into a folder."""
+    from deltavlm.geo.pair import check_options
+
     target = wanted.out.output or many.target
     read, run = wanted.check(target)
+    check_options(read)
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
         from deltacli.folder import SUFFIX, analyze_into_folder
 
