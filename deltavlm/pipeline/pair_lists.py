@@ -67,8 +67,8 @@ def parse_pairs(text: str, source: str, folder: Path) -> PairList:
     rows = list(_json_rows(text, source) if text.lstrip()[0] in "{[" else _csv_rows(text, source))
     pairs = [_pair(row, folder) for row in rows]
     if not pairs:
-        raise InputError(f"{source}: holds no pairs, only a header; write a line for each")
-    extra = dict.fromkeys(key for row in rows for key in row.values if key not in COLUMNS)
+        raise InputError(f"{source}: holds no pairs behind its header; write a line for each")
+    extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in COLUMNS)
     notes = (f"{source}: not used: {', '.join(extra)}",) if extra else ()
     unit = "items" if ", item " in rows[0].where else "lines"
     return PairList(named(pairs, f"{source}, {unit}"), source, notes)

@@ -21,7 +21,7 @@ def parsed(text: str) -> tuple[Pair, ...]:
 
 def test_a_csv_in_any_order_with_more_than_is_needed() -> None:
     found = parse_pairs(
-        "\ufeffAfter, id ,cloud,before,date\n"
+        "\ufeffAfter, id ,cloud,before,date,\n"
         "b.tif,one,3,a.tif,2024-05-31\n"
         "\n"
         "https://h/d.tif,,,/vsizip/x.zip/c.tif,2024\n",
@@ -68,7 +68,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "holds no pairs"),
-        ("before,after\n", "only a header"),
+        ("before,after\n", "no pairs behind its header"),
         ("befor,after\na,b\n", "line 1: there is no column 'before'; is 'befor' meant?"),
         ("before,after,after\na,b,c\n", "two columns 'after'"),
         ("before,after\na,b\na\n", "line 3, after: is empty"),
