@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from deltacli.console import counted, voice
 from deltacli.flags import ModelFlags
 from deltavlm.errors import ConfigError, InputError, ToolError
@@ -86,14 +84,3 @@ def images_of(data: Path, images: Path | None) -> Path:
         if folder.is_dir():
             return folder
     raise InputError(f"{top / 'images'} is not there; give the folder of the pictures with --images DIR")
-
-
-def shard_of(text: str | None) -> tuple[int, int]:
-    """`"2/4"` -> (2, 4); all of it is (1, 1)."""
-    if text is None:
-        return 1, 1
-    index, slash, number = text.partition("/")
-    whole = slash and all(one.isascii() and one.isdigit() for one in (index, number))
-    if whole and 1 <= int(index) <= int(number) <= 10_000:
-        return int(index), int(number)
-    raise typer.BadParameter(f"{text!r} is not I/N, such as 1/4 to 4/4", param_hint="--shard")

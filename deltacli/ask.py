@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options
-from deltacli.analyze import analyze_chips, warn_of_scale
+from deltacli.analyze import analyze_chips
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
 from deltacli.options import ASK, CHIPS, OUTPUT, TALK, flag
+from deltacli.outcome import warn_of_scale
 from deltacli.place import At, BboxAsked, PlaceFlags, opened
+from deltacli.wanted import Wanted
 from deltavlm.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -104,12 +106,17 @@ def ask(
     if ground.all_chips:
         if ground.at is not None:
             raise typer.BadParameter("cannot be combined with --all-chips", param_hint="--at")
-        analyze_chips(
-            *((before, after), specs, out, asked, ground, rasters),
+        wanted = Wanted(
+            specs=specs,
+            out=out,
+            asked=asked,
+            chips=ground,
+            rasters=rasters,
             cascade=cascade,
             batch_size=batch_size,
             json_summary=json_record,
         )
+        analyze_chips((before, after), wanted)
         return
     _refuse_flags_of_a_map(out, ground, cascade, batch_size)
     place = PlaceFlags(at=ground.at, bbox=ground.bbox, bbox_crs=ground.bbox_crs, chip_size=ground.chip_size)

@@ -14,10 +14,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options, values
-from deltacli.analyze import warn_of_scale
 from deltacli.console import counted, voice
 from deltacli.flags import ModelFlags, RasterFlags, TalkFlags, grouped
 from deltacli.options import OUTPUT, TALK, flag
+from deltacli.outcome import warn_of_scale
 from deltacli.place import PlaceFlags, opened
 from deltacli.signals import interruptible
 from deltavlm.config import nearest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options, values
-from deltacli.answering import answer_set, images_of, shard_of
+from deltacli.answering import answer_set, images_of
 from deltacli.console import counted, voice
 from deltacli.flags import ModelFlags, TalkFlags, grouped
 from deltacli.options import ASK, OUTPUT, flag
@@ -126,7 +126,7 @@ def evaluate(
     from deltavlm.scoring.published import DATA
     from deltavlm.scoring.score import Setup, score
 
-    chosen, part, wanted_batch = _tasks(tasks), shard_of(shard), values.batch_size_of(batch_size)
+    chosen, part, wanted_batch = _tasks(tasks), values.shard_of(shard), values.batch_size_of(batch_size)
     if protocol == "strict" and word_map is not None:
         raise ConfigError("--word-map belongs to --protocol paper; strict scores real words")
     if predictions is not None and (asked != ModelFlags() or limit or shard or images):

@@ -75,11 +75,11 @@ class OutputFlags:
     output: options.Output = None
     overwrite: options.Overwrite = False
     layer: Annotated[
-        Literal["chips", "locations"] | None,
+        Literal["chips", "locations", "pairs"] | None,
         flag(
             "--layer",
             panel=OUTPUT,
-            show_default="both in a GeoPackage, else chips",
+            show_default="all in a GeoPackage, else chips",
             help="Write this layer alone.",
         ),
     ] = None
@@ -95,7 +95,9 @@ class OutputFlags:
     retry_failed: Annotated[
         bool,
         flag(
-            "--retry-failed", panel=OUTPUT, help="Ask again the chips that failed, and write the output anew."
+            "--retry-failed",
+            panel=OUTPUT,
+            help="Try again the pairs and chips that failed, and write the output anew.",
         ),
     ] = False
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, values
-from deltacli.analyze import tell_notes
 from deltacli.console import voice
 from deltacli.flags import RasterFlags
 from deltacli.options import CHIPS, flag
+from deltacli.outcome import tell_notes
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:

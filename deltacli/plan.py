@@ -11,7 +11,10 @@ from deltacli.console import counted, voice
 
 if TYPE_CHECKING:
     from deltavlm.geo.grid import ChipGrid
-    from deltavlm.geo.pair import PairReader
+    from deltavlm.geo.pair import PairReader, ReadOptions
+    from deltavlm.model.config import DeltaVLMConfig
+    from deltavlm.pipeline.analyze import AnalyzeOptions
+    from deltavlm.pipeline.pairs import Pair, PairList
 
 
 def pair_plan(reader: PairReader, grid: ChipGrid, target: str) -> dict[str, Any]:
@@ -61,6 +64,82 @@ def show_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
     lines.append(("output", "stdout" if plan["output"] == "-" else plan["output"]))
     for name, text in lines:
         line = f"{name:<10} {text}"
+        if on_stdout:
+            typer.echo(line)
+        else:
+            voice.say(line)
+
+
+def pairs_plan(
+    found: PairList, read: ReadOptions, run: AnalyzeOptions, numbers: DeltaVLMConfig, target: str
+) -> dict[str, Any]:
+    """The check of each pair as plain values, ready for JSON."""
+    return {
+        "dry_run": True,
+        "pairs": [_checked(pair, read, run, numbers) for pair in found.pairs],
+        "unmatched": {"before": found.unmatched[0], "after": found.unmatched[1]},
+        "chip_px": run.chip_px,
+        "overlap_px": run.overlap_px,
+        "limit": run.limit,
+        "output": target,
+    }
+
+
+def _checked(pair: Pair, read: ReadOptions, run: AnalyzeOptions, numbers: DeltaVLMConfig) -> dict[str, Any]:
+    from deltavlm.errors import InputError
+    from deltavlm.geo.location import public_name
+    from deltavlm.pipeline.analyze import scale_warning
+    from deltavlm.pipeline.many import opened_pair
+
+    told: dict[str, Any] = {
+        "pair_id": pair.id,
+        "before": public_name(pair.before),
+        "after": public_name(pair.after),
+        "before_date": pair.before_date,
+        "after_date": pair.after_date,
+        "reason": None,
+    }
+    try:
+        with opened_pair(pair, read) as reader:
+            warning = scale_warning(reader.gsd_m, numbers.training_gsd_m, run.chip_px / numbers.chip_px)
+            return told | {
+                "chips": len(reader.grid(run.chip_px, run.overlap_px)),
+                "crs": reader.crs.to_string() if reader.crs else None,
+                "gsd_m": reader.gsd_m,
+                "overlap_share": reader.overlap_share,
+                "notes": [*reader.notes, *([warning] if warning else [])],
+            }
+    except InputError as error:
+        return told | {"reason": str(error)}
+
+
+def show_pairs_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
+    """Print the plan: one JSON object, or a line for each pair and one for all."""
+    if as_json:
+        typer.echo(json.dumps(plan, ensure_ascii=False))
+        return
+    rows = plan["pairs"]
+    good = [row for row in rows if not row["reason"]]
+    lines = []
+    for row in rows:
+        if row["reason"]:
+            lines.append(f"{row['pair_id']}: FAILS: {row['reason']}")
+            continue
+        size = f"{row['gsd_m']:.3g} m a pixel" if row["gsd_m"] else "pixels of unknown size"
+        notes = "".join(f"; {note}" for note in row["notes"])
+        lines.append(
+            f"{row['pair_id']}: {counted(row['chips'], 'chip')}, {row['crs'] or 'no CRS'}, {size}{notes}"
+        )
+    limit = f", only the first {plan['limit']}" if plan["limit"] else ""
+    lines += [
+        f"pairs      {len(good)} of {len(rows)} can be opened",
+        f"chips      {sum(row['chips'] for row in good)} of {plan['chip_px']} px, "
+        f"overlap {plan['overlap_px']} px{limit}",
+        f"questions  {', '.join(plan['questions'])}",
+        f"model      {plan['model']} (not loaded)",
+        f"output     {'stdout' if plan['output'] == '-' else plan['output']}",
+    ]
+    for line in lines:
         if on_stdout:
             typer.echo(line)
         else:

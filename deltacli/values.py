@@ -116,6 +116,17 @@ def device_of(text: str) -> str:
     raise typer.BadParameter(f"{text!r} is not a device; {hint}", param_hint="--device")
 
 
+def shard_of(text: str | None) -> tuple[int, int]:
+    """`"2/4"` -> (2, 4); all of it is (1, 1)."""
+    if text is None:
+        return 1, 1
+    index, slash, number = text.partition("/")
+    whole = slash and all(one.isascii() and one.isdigit() for one in (index, number))
+    if whole and 1 <= int(index) <= int(number) <= 10_000:
+        return int(index), int(number)
+    raise typer.BadParameter(f"{text!r} is not I/N, such as 1/4 to 4/4", param_hint="--shard")
+
+
 def default_output(source: str, ending: str) -> str:
     """`<stem of source><ending>` in the current folder; `source` may be a path or a URL.
 

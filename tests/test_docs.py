@@ -14,6 +14,7 @@ from deltavlm.config import load, shipped
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
+from deltavlm.pipeline.pair_layers import PAIRS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
 
@@ -50,6 +51,10 @@ def test_every_column_of_the_chips_is_described() -> None:
 
 def test_every_column_of_the_locations_is_described() -> None:
     assert table_under("Layer `locations`") == [field.name for field in LOCATIONS.fields]
+
+
+def test_every_column_of_the_pairs_is_described() -> None:
+    assert table_under("Layer `pairs`") == [field.name for field in PAIRS.fields]
 
 
 def test_the_flags_of_the_readme_exist() -> None:

@@ -23,6 +23,7 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.geo.grid import Window
 
 __all__ = [
+    "LONLAT",
     "PixelGrid",
     "Placement",
     "covers",

@@ -10,10 +10,10 @@ from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import PixelGrid, covers, is_off_the_globe, project
+from deltavlm.geo.alignment import LONLAT, PixelGrid, covers, is_off_the_globe, project
 from deltavlm.geo.location import refuse_a_missing_file
 
-__all__ = ["area_of_box", "area_of_file"]
+__all__ = ["area_of_box", "area_of_file", "area_of_shape", "check_box"]
 
 EDGE_POINTS = 20  # a straight edge bends when it is projected
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
@@ -26,17 +26,31 @@ def area_of_box(box: tuple[float, float, float, float], box_crs: str, grid: Pixe
         ConfigError: the box is empty, or its CRS unknown.
         RasterError: it lies outside the grid.
     """
-    name = f"bbox {','.join(f'{value:g}' for value in box)}"
+    crs = check_box(box, box_crs)
+    xmin, ymin, xmax, ymax = box
+    parts = [(xmin, xmax)] if xmin < xmax else [(xmin, 180.0), (-180.0, xmax)]
+    shape = shapely.MultiPolygon([shapely.box(left, ymin, right, ymax) for left, right in parts])
+    return _on_grid(shape, crs, grid, _box_name(box))
+
+
+def check_box(box: tuple[float, float, float, float], box_crs: str) -> CRS:
+    """The CRS of the box, by itself and without a grid.
+
+    Raises:
+        ConfigError: the box is empty, or its CRS unknown.
+    """
     try:
         crs = CRS.from_user_input(box_crs)
     except ValueError:  # CRSError is one, and "EPSG:word" gives a bare one
         raise ConfigError(f"bbox CRS {box_crs!r} is not known; write for example EPSG:4326") from None
     xmin, ymin, xmax, ymax = box
     if not (ymin < ymax and (xmin < xmax or (xmin > xmax and crs.is_geographic))):
-        raise ConfigError(f"{name} is empty: the order is xmin,ymin,xmax,ymax")
-    parts = [(xmin, xmax)] if xmin < xmax else [(xmin, 180.0), (-180.0, xmax)]
-    shape = shapely.MultiPolygon([shapely.box(left, ymin, right, ymax) for left, right in parts])
-    return _on_grid(shape, crs, grid, name)
+        raise ConfigError(f"{_box_name(box)} is empty: the order is xmin,ymin,xmax,ymax")
+    return crs
+
+
+def _box_name(box: tuple[float, float, float, float]) -> str:
+    return f"bbox {','.join(f'{value:g}' for value in box)}"
 
 
 def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
@@ -65,6 +79,15 @@ def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
     except ValueError as error:
         raise RasterError(f"{path}: its CRS is not known ({error}); save it with another one") from error
     return _on_grid(union, crs, grid, str(path))
+
+
+def area_of_shape(shape: BaseGeometry, grid: PixelGrid) -> BaseGeometry:
+    """Areas in longitude and latitude as a shape in the grid's CRS.
+
+    Raises:
+        RasterError: they lie outside the grid.
+    """
+    return _on_grid(shape, LONLAT, grid, "area of interest")
 
 
 def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseGeometry:

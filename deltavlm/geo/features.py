@@ -43,7 +43,8 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A polygon in the CRS of the raster, and the values of a layer's fields; those left out are null."""
+    """A polygon in the CRS of the raster, and the values of a layer's fields; those left out are null, and so
+    is an empty polygon."""
 
     geometry: BaseGeometry
     properties: Mapping[str, object] = field(default_factory=dict)

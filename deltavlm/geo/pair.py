@@ -23,14 +23,14 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import PixelGrid, ground_size_m
-from deltavlm.geo.area import area_of_box, area_of_file
+from deltavlm.geo.area import area_of_box, area_of_file, area_of_shape, check_box
 from deltavlm.geo.grid import Chip, ChipGrid, polygon
-from deltavlm.geo.location import gdal_settings
+from deltavlm.geo.location import gdal_settings, refuse_a_missing_file
 from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
 from deltavlm.geo.radiometry import Stretch, parse_scale, plan_stretches
 from deltavlm.geo.source import Source, View, open_source
 
-__all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "open_pair"]
+__all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
 RESAMPLING = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
 
@@ -59,7 +59,7 @@ class ReadOptions:
     allow_no_crs: bool = False
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
-    aoi: Path | None = None
+    aoi: Path | BaseGeometry | None = None  # a vector file, or areas in longitude and latitude
     outlines_only: bool = False  # only where the chips lie is wanted: no pixel is read
 
 
@@ -200,6 +200,22 @@ def _described(view: View, stretch: Stretch | None) -> dict[str, object]:
     }
 
 
+def check_options(options: ReadOptions) -> None:
+    """Find out whether any pair can be read like this, before one is opened.
+
+    Raises:
+        ConfigError: the scale, the resampling or the bbox cannot be.
+        RasterError: the file of the area of interest is missing.
+    """
+    if options.resampling not in RESAMPLING:
+        raise ConfigError(f"resampling {options.resampling!r} is not one of {', '.join(RESAMPLING)}")
+    parse_scale(options.scale)
+    if options.bbox is not None:
+        check_box(options.bbox, options.bbox_crs)
+    if isinstance(options.aoi, Path):
+        refuse_a_missing_file(str(options.aoi))
+
+
 @contextmanager
 def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[PairReader]:
     """Check a pair, put both dates on one grid, and read it chip by chip inside the `with`.
@@ -210,8 +226,7 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
         ConfigError: an option does not fit the files.
     """
     options = options or ReadOptions()
-    if options.resampling not in RESAMPLING:
-        raise ConfigError(f"resampling {options.resampling!r} is not one of {', '.join(RESAMPLING)}")
+    check_options(options)
     opened = partial(
         open_source,
         nodata=options.nodata,
@@ -274,7 +289,12 @@ def _area(grid: PixelGrid, options: ReadOptions) -> BaseGeometry | None:
     if grid.crs is None:
         raise ConfigError(f"bbox and aoi need rasters with a CRS; leave them out, or {ADD_A_CRS}")
     areas = [] if options.bbox is None else [area_of_box(options.bbox, options.bbox_crs, grid)]
-    areas += [] if options.aoi is None else [area_of_file(options.aoi, grid)]
+    if options.aoi is not None:
+        areas.append(
+            area_of_file(options.aoi, grid)
+            if isinstance(options.aoi, Path)
+            else area_of_shape(options.aoi, grid)
+        )
     area = areas[0].intersection(areas[-1])
     if area.area == 0:
         raise RasterError("bbox and aoi have no ground in common; leave one of them out")

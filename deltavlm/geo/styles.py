@@ -55,6 +55,7 @@ def _chip_entries() -> list[Entry]:
 
 CHIP_TIP = '<b>[% "chip_id" %]</b> [% round("changed_score", 2) %]<br>[% "caption" %]'
 CELL_TIP = '<b>[% "class" %]</b> [% "cell" %]<br>[% "caption" %]'
+PAIR_TIP = '<b>[% "pair_id" %]</b> [% "changed" %] of [% "chips" %] chips changed'
 OUTLINE = Entry("", (0, 0, 0, 0), (255, 127, 0, 255), {})
 
 
@@ -69,6 +70,8 @@ def layer_style(name: str) -> str | None:
             return _qml(classed, LOCATION_ENTRIES, ("categories", "category"), CELL_TIP)
         case "grid":
             return _qml({"type": "singleSymbol"}, [OUTLINE], None, '[% "chip_id" %]')
+        case "pairs":
+            return _qml({"type": "singleSymbol"}, [OUTLINE], None, PAIR_TIP)
     return None
 
 

@@ -63,8 +63,8 @@ def _batch(layer: Layer, features: list[Feature]) -> pa.RecordBatch:
             columns.append(pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string())))
         else:
             columns.append(pa.array(values, TYPES[column.type]))
-    shapes = np.array([feature.geometry for feature in features], dtype=object)
-    columns.append(pa.array(shapely.to_wkb(shapes), pa.binary()))
+    shapes = [None if feature.geometry.is_empty else feature.geometry for feature in features]
+    columns.append(pa.array(shapely.to_wkb(np.array(shapes, dtype=object), byte_order=1), pa.binary()))
     return pa.RecordBatch.from_arrays(columns, schema=_schema(layer))
 
 
@@ -79,17 +79,26 @@ def write_table(table: pa.Table, path: Path, layer: str, crs: CRS | None, **opti
             path,
             layer=layer,
             geometry_name=GEOMETRY,
-            geometry_type="Polygon",
+            geometry_type="Unknown" if len(geometry_types(table)) > 1 else "Polygon",
             crs=crs.to_wkt() if crs else None,
             **options,
         )
 
 
+def geometry_types(table: pa.Table) -> list[str]:
+    """Polygon, and MultiPolygon where a polygon was cut at the 180th meridian."""
+    kinds = {shape[1:5] for shape in table[GEOMETRY].to_pylist() if shape is not None}  # WKB, little-endian
+    return ["Polygon", "MultiPolygon"] if b"\x06\x00\x00\x00" in kinds else ["Polygon"]
+
+
 def write_flatgeobuf(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
     """Write the one layer of `tables`, in no order; the provenance is its metadata "deltavlm"."""
     (layer,) = tables.layers
-    metadata = {"deltavlm": json.dumps(provenance)}
-    write_table(tables.table(layer), path, layer, crs, driver="FlatGeobuf", layer_metadata=metadata)
+    table = tables.table(layer)
+    options: dict[str, Any] = {"layer_metadata": {"deltavlm": json.dumps(provenance)}}
+    if table[GEOMETRY].null_count:  # the index has no place for them
+        options["layer_options"] = {"SPATIAL_INDEX": "NO"}
+    write_table(table, path, layer, crs, driver="FlatGeobuf", **options)
 
 
 def write_geoparquet(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
@@ -101,15 +110,20 @@ def write_geoparquet(path: Path, tables: Tables, crs: CRS | None, provenance: Ma
     table = tables.table(layer)
     bounds = shapely.bounds(shapely.from_wkb(table[GEOMETRY].to_pylist()))
     sides = ("xmin", "ymin", "xmax", "ymax")
-    boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T.reshape(4, -1)], names=sides)
+    boxes = pa.StructArray.from_arrays(
+        [pa.array(side, from_pandas=True) for side in bounds.T.reshape(4, -1)], names=sides
+    )
     column = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"],
+        "geometry_types": geometry_types(table),
         "crs": pyproj.CRS.from_wkt(crs.to_wkt()).to_json_dict() if crs else None,
         "covering": {"bbox": {side: ["bbox", side] for side in sides}},
     }
-    if len(table):
-        column["bbox"] = [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()]
+    if len(table) > table[GEOMETRY].null_count:
+        column["bbox"] = [
+            *np.nanmin(bounds[:, :2], axis=0).tolist(),
+            *np.nanmax(bounds[:, 2:], axis=0).tolist(),
+        ]
     geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
     keys = {"geo": json.dumps(geo), "deltavlm": json.dumps(provenance)}
     table = table.append_column("bbox", boxes).replace_schema_metadata(keys)

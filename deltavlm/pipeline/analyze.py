@@ -6,17 +6,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import numpy as np
-
-from deltavlm.errors import ModelError, ModelOutOfMemory, RasterError
+from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
-from deltavlm.model.interface import ChangeModel, Reply
-from deltavlm.pipeline.answers import question_of, read_answer, unchanged
+from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.answers import read_answer, unchanged
+from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.layers import ChipResult, Status
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -24,10 +23,12 @@ __all__ = [
     "AnalyzeOptions",
     "Book",
     "ChangedChip",
+    "Look",
     "Progress",
     "Summary",
     "analyze",
-    "analyzed",
+    "answer_all",
+    "look_at",
     "scale_warning",
 ]
 
@@ -70,6 +71,7 @@ class ChangedChip:
     x: float
     y: float
     caption: str
+    pair: str = ""  # of a run over many pairs, the id of the chip's
 
 
 @dataclass(slots=True)
@@ -88,6 +90,22 @@ class Summary:
     @property
     def chips(self) -> int:
         return self.statuses.total()
+
+    def include(self, other: Summary, pair: str) -> None:
+        """Add what a run over one of many pairs has come to."""
+        self.statuses.update(other.statuses)
+        self.earlier += other.earlier
+        self.changed += other.changed
+        self.unread += other.unread
+        self.batch_size = other.batch_size
+        self.first_failure = self.first_failure or other.first_failure
+        for chip in other.most_changed:
+            self.found(replace(chip, pair=pair))
+
+    def found(self, changed: ChangedChip) -> None:
+        """Remember a chip that changed, if few have done so more surely."""
+        chips = sorted([*self.most_changed, changed], key=lambda chip: -chip.score)
+        self.most_changed = chips[:_MOST_CHANGED]
 
     @property
     def failed(self) -> int:
@@ -117,20 +135,36 @@ def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.
     )
 
 
-class Book(Protocol):
-    """Where results are written down."""
+class Results(Protocol):
+    """What `answer_all` needs of a place where results are written down."""
 
     def earlier(self) -> Iterator[ChipResult]:
         """Those of an earlier run, in the order of the grid."""
         ...
 
+    def add(self, results: list[ChipResult], batch_size: int) -> None:
+        """A group of chips, asked with this batch size."""
+        ...
+
+
+class Book(Results, Protocol):
+    """Where the results of a pair are written down."""
+
     def known(self, chip: Chip) -> bool:
         """Whether an earlier run has settled this chip."""
         ...
 
-    def add(self, results: list[ChipResult], batch_size: int) -> None:
-        """A group of chips, asked with this batch size."""
-        ...
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A chip after reading; pixels only if it will be asked."""
+
+    chip: Chip
+    status: Status
+    valid_fraction: float | None = None
+    pixels: ChipPixels | None = None
+    reason: str = ""
+    pair: str = ""  # of a run over many pairs, the id of the chip's
 
 
 def analyze(
@@ -145,166 +179,105 @@ def analyze(
 
     Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
     """
+    chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
+    looks = (look_at(reader, chip, options) for chip in chips if not book.known(chip))
+    return answer_all(looks, model, specs, book, options, watch)
+
+
+def answer_all(
+    looks: Iterable[Look],
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    book: Results,
+    options: AnalyzeOptions,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    tally: Callable[[ChipResult], None] = lambda result: None,
+) -> Summary:
+    """Ask every question about the chips, of whichever pair they are, and write the results into the book.
+
+    `tally` sees each result once, those of an earlier run first.
+    """
     started = time.monotonic()
-    summary = Summary()
+    summary = Summary(batch_size=options.batch_size)
     for result in book.earlier():
         _tally(summary, result)
+        tally(result)
     summary.earlier = summary.chips
-    chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
-    left = (chip for chip in chips if not book.known(chip))
-    for group in analyzed(reader, model, specs, options, summary, left):
-        book.add(group, summary.batch_size)
-        for result in group:
+    for group in _groups(looks, options.batch_size):
+        results = _answered_group(group, model, specs, options, summary)
+        book.add(results, summary.batch_size)
+        for result in results:
             _tally(summary, result)
+            tally(result)
         summary.seconds = time.monotonic() - started
         watch(Progress(summary.chips, summary.changed, summary.failed, summary.chips_per_s))
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def analyzed(
-    reader: PairReader,
-    model: ChangeModel,
-    specs: Sequence[QuestionSpec],
-    options: AnalyzeOptions,
-    summary: Summary,
-    chips: Iterable[Chip],
-) -> Iterator[list[ChipResult]]:
-    """Results in the order of the chips, a group at a time; `summary.batch_size` follows the halving."""
-    summary.batch_size = options.batch_size
-    for group in _groups(reader, chips, options):
-        asked = [look.pixels for look in group if look.pixels is not None]
-        replies = iter(_ask(model, specs, asked, summary, options.cascade))
-        results = []
-        for look in group:
-            result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason)
-            if look.pixels is not None:
-                result = _answered(look, specs, next(replies))
-            if result.status in ("unreadable", "error"):
-                logger.info("%s: %s: %s", result.chip.chip_id, result.status, result.reason)
-                if options.on_error == "fail":
-                    raise (
-                        RasterError(result.reason)
-                        if result.status == "unreadable"
-                        else ModelError(result.reason)
-                    )
-            results.append(result)
-        yield results
-
-
-_Replies = list[Reply | None]  # in the order of the questions; None for one that was not asked
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """A chip after reading; pixels only if it will be asked."""
-
-    chip: Chip
-    status: Status
-    valid_fraction: float | None = None
-    pixels: ChipPixels | None = None
-    reason: str = ""
-
-
-def _look(reader: PairReader, chip: Chip, options: AnalyzeOptions) -> _Look:
+def look_at(reader: PairReader, chip: Chip, options: AnalyzeOptions, pair: str = "") -> Look:
+    """Read a chip, and see whether there is enough of it to ask about."""
     try:
         pixels = reader.read(chip)
     except RasterError as error:
-        return _Look(chip, "unreadable", reason=str(error))
+        return Look(chip, "unreadable", reason=str(error), pair=pair)
     valid = pixels.valid_fraction
     if 1 - valid > options.max_nodata or valid == 0:
-        return _Look(chip, "nodata", valid)
-    return _Look(chip, "answered", valid, pixels)
+        return Look(chip, "nodata", valid, pair=pair)
+    return Look(chip, "answered", valid, pixels, pair=pair)
 
 
-def _groups(reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions) -> Iterator[list[_Look]]:
-    """Chips read in order, in groups that hold a batch to ask."""
-    group: list[_Look] = []
+def _groups(looks: Iterable[Look], batch_size: int) -> Iterator[list[Look]]:
+    """Chips in order, in groups that hold a batch to ask."""
+    group: list[Look] = []
     to_ask = 0
-    for chip in chips:
-        look = _look(reader, chip, options)
+    for look in looks:
         group.append(look)
         to_ask += look.pixels is not None
-        if to_ask == options.batch_size or len(group) == _LONGEST_GROUP:
+        if to_ask == batch_size or len(group) == _LONGEST_GROUP:
             yield group
             group, to_ask = [], 0
     if group:
         yield group
 
 
-def _ask(
+def _answered_group(
+    group: Sequence[Look],
     model: ChangeModel,
     specs: Sequence[QuestionSpec],
-    asked: Sequence[ChipPixels],
+    options: AnalyzeOptions,
     summary: Summary,
-    cascade: bool,
-) -> list[_Replies | ModelError]:
-    """Replies for each chip, or why there are none.
-
-    Where a batch does not fit into memory it is halved, and stays so; where it fails otherwise, each of its
-    chips is asked alone, so that one bad chip takes no other with it.
-    """
-    replies: list[_Replies | ModelError] = []
-    alone_until = 0
-    while len(replies) < len(asked):
-        size = 1 if len(replies) < alone_until else summary.batch_size
-        batch = asked[len(replies) : len(replies) + size]
-        before = np.stack([pixels.before for pixels in batch])
-        after = np.stack([pixels.after for pixels in batch])
-        try:
-            replies += _replies(model, specs, model.encode(before, after), len(batch), cascade)
-        except ModelError as error:
-            if len(batch) == 1:
-                replies.append(error)
-            elif isinstance(error, ModelOutOfMemory):
-                summary.batch_size = len(batch) // 2
-                logger.info(
-                    "%d chips do not fit into memory at once; going on with %d", len(batch), len(batch) // 2
+) -> list[ChipResult]:
+    """Results in the order of the chips; `summary.batch_size` follows the halving."""
+    asked = [look.pixels for look in group if look.pixels is not None]
+    replies, summary.batch_size = ask_all(model, specs, asked, summary.batch_size, options.cascade)
+    next_reply = iter(replies)
+    results = []
+    for look in group:
+        result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason, pair=look.pair)
+        if look.pixels is not None:
+            result = _answered(look, specs, next(next_reply))
+        if result.status in ("unreadable", "error"):
+            name = f"{result.pair} {result.chip.chip_id}".strip()
+            logger.info("%s: %s: %s", name, result.status, result.reason)
+            if options.on_error == "fail":
+                raise (
+                    RasterError(result.reason) if result.status == "unreadable" else ModelError(result.reason)
                 )
-            else:
-                alone_until = len(replies) + len(batch)
-    return replies
+        results.append(result)
+    return results
 
 
-def _replies(
-    model: ChangeModel, specs: Sequence[QuestionSpec], encoded: Any, count: int, cascade: bool
-) -> list[_Replies]:
-    """Replies for each of `count` encoded pairs, in the order of the questions.
-
-    With `cascade` the yes/no question comes first, and only pairs that say yes are asked the rest; an
-    answer that cannot be read counts as yes.
-    """
-    questions = [question_of(spec) for spec in specs]
-    first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
-    if not cascade or first is None:
-        return [list(row) for row in model.answer(encoded, questions)]
-    rest = [index for index in range(len(specs)) if index != first]
-    replies: list[_Replies] = []
-    for (said,) in model.answer(encoded, [questions[first]]):
-        replies.append([said if index == first else None for index in range(len(specs))])
-    changed = [
-        index
-        for index, row in enumerate(replies)
-        if read_answer(specs[first], row[first]).value is not False  # type: ignore[arg-type]
-    ]
-    if changed and rest:
-        more = model.answer(encoded, [questions[index] for index in rest], changed)
-        for pair, row in zip(changed, more, strict=True):
-            for index, reply in zip(rest, row, strict=True):
-                replies[pair][index] = reply
-    return replies
-
-
-def _answered(look: _Look, specs: Sequence[QuestionSpec], replies: _Replies | ModelError) -> ChipResult:
+def _answered(look: Look, specs: Sequence[QuestionSpec], replies: Replies | ModelError) -> ChipResult:
     if isinstance(replies, ModelError):
-        return ChipResult(look.chip, "error", look.valid_fraction, reason=str(replies))
+        return ChipResult(look.chip, "error", look.valid_fraction, reason=str(replies), pair=look.pair)
     answers = {
         spec.name: answer
         for spec, reply in zip(specs, replies, strict=True)
         if (answer := unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
     status: Status = "cascaded" if None in replies else "answered"
-    return ChipResult(look.chip, status, look.valid_fraction, answers)
+    return ChipResult(look.chip, status, look.valid_fraction, answers, pair=look.pair)
 
 
 def _tally(summary: Summary, result: ChipResult) -> None:
@@ -319,7 +292,4 @@ def _tally(summary: Summary, result: ChipResult) -> None:
     middle = result.chip.footprint.centroid
     said = caption.text if caption else ""
     score = change.score if change.score is not None else 0.0
-    found = ChangedChip(score, result.chip.chip_id, middle.x, middle.y, said)
-    summary.most_changed = sorted([*summary.most_changed, found], key=lambda chip: -chip.score)[
-        :_MOST_CHANGED
-    ]
+    summary.found(ChangedChip(score, result.chip.chip_id, middle.x, middle.y, said, result.pair))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 
 import rasterio
 
 from deltavlm import __version__
 from deltavlm.geo.location import file_mark
-from deltavlm.geo.pair import PairReader
+from deltavlm.geo.pair import PairReader, ReadOptions
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.analyze import AnalyzeOptions
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["provenance", "settings", "versions"]
+__all__ = ["pairs_provenance", "pairs_settings", "provenance", "settings", "versions"]
 
 _RECORDED = (
     *("numpy", "pillow", "rasterio", "pyproj", "shapely", "pyogrio"),
@@ -51,16 +51,48 @@ def provenance(
 
 def settings(reader: PairReader, model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
     """All that an answer depends on, questions apart: it must be the same where a run is gone on with."""
-    asked = asdict(options)
-    for key in ("limit", "on_error", "batch_size"):
-        del asked[key]
     return {
         "inputs": reader.provenance(),
         "files": [file_mark(view.source.location) for view in reader.views],
-        "model": _described(model),
-        "options": asked,
-        "deltavlm": __version__,
+        **_asking(model, options),
     }
+
+
+def pairs_provenance(
+    source: str,
+    read: ReadOptions,
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    options: AnalyzeOptions,
+) -> dict[str, object]:
+    """As `provenance`, for a run over the pairs of the list `source`; more on each is in their layer."""
+    return {
+        "tool": "deltavlm analyze",
+        "pairs": source,
+        "reading": _reading(read),
+        "model": _described(model) | {"device": model.device},
+        "questions": [asdict(spec) for spec in specs],
+        "options": asdict(options),
+        "versions": versions(),
+    }
+
+
+def pairs_settings(read: ReadOptions, model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
+    """As `settings`, for a run over many pairs, whose files are compared one by one."""
+    return {"reading": _reading(read), **_asking(model, options)}
+
+
+def _asking(model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
+    asked = asdict(options)
+    for key in ("limit", "on_error", "batch_size"):
+        del asked[key]
+    return {"model": _described(model), "options": asked, "deltavlm": __version__}
+
+
+def _reading(read: ReadOptions) -> dict[str, object]:
+    """The options as plain values, ready for JSON."""
+    told = {one.name: getattr(read, one.name) for one in fields(read)}
+    return {**told, "aoi": None if read.aoi is None else str(read.aoi)}
 
 
 def _described(model: ChangeModel) -> dict[str, object]:

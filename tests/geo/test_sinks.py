@@ -248,6 +248,26 @@ def test_stdout_gets_a_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> Non
     assert [line["type"] for line in lines] == ["Feature"] * 3
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_polygons_in_two_parts_and_rows_without_any(tmp_path: Path, suffix: str) -> None:
+    """A chip on the 180th meridian is cut in two; a pair that cannot be opened has no polygon."""
+    two = shapely.MultiPolygon([shapely.box(179, 0, 180, 1), shapely.box(-180, 0, -179, 1)])
+    shapes = [two, shapely.Polygon(), shapely.box(10, 0, 11, 1)]
+    rows = [Feature(shape, {"chip_id": str(n)}) for n, shape in enumerate(shapes)]
+    path = tmp_path / f"out{suffix}"
+    with open_sink(path, (CHIPS,), CRS.from_epsg(4326), PROVENANCE) as sink:
+        sink.write("chips", rows)
+    frame = geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path, layer=0)
+    back = frame.set_index("chip_id").geometry
+    assert back["0"].equals(two)
+    assert back["1"] is None
+    assert back["2"].geom_type == "Polygon"
+    if suffix == ".parquet":
+        column = json.loads(pq.read_schema(path).metadata[b"geo"])["columns"]["geometry"]
+        assert column["geometry_types"] == ["Polygon", "MultiPolygon"]
+        assert column["bbox"] == [-180, 0, 180, 1]
+
+
 def test_a_property_that_no_layer_has_is_a_bug() -> None:
     with pytest.raises(ValueError, match="colour"):
         Feature(square(0), {"colour": "red"}).row(CHIPS)

@@ -1,0 +1,111 @@
+"""`deltavlm analyze --pairs LIST -o FOLDER/`: a GeoPackage a pair, as a run over it alone writes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltacli.console import counted, voice
+from deltacli.one import answered_pair
+from deltacli.pairs import progress_told, tell_many
+from deltacli.wanted import Wanted
+from deltavlm.errors import ConfigError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from deltavlm.geo.pair import ReadOptions
+    from deltavlm.model.interface import ChangeModel
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress
+    from deltavlm.pipeline.many import Run
+    from deltavlm.pipeline.pairs import Pair, PairList
+
+SUFFIX = ".gpkg"
+
+
+def analyze_into_folder(
+    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, target: str
+) -> None:
+    """An output for each pair; those that are there are left as they are, unless they are to be replaced."""
+    from deltavlm.pipeline.many import Run
+    from deltavlm.pipeline.pairs import file_names
+
+    if wanted.out.layer == "pairs":
+        raise ConfigError("--layer pairs is for one output; choose chips or locations")
+    folder = Path(target)
+    paths = {one: folder / name for one, name in file_names(found.pairs, SUFFIX).items()}
+    left = [pair for pair in found.pairs if not _is_done(paths[pair.id], wanted)]
+    there = len(found.pairs) - len(left)
+    if there:
+        voice.say(f"{counted(there, 'output')} in {folder} there already; --overwrite makes them anew")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not left:
+        tell_many(Run(), found, wanted, None, target, 0.0, there=there)
+        return
+    model, load_s = wanted.asked.load()
+    done = _each(left, paths, wanted, read, wanted.batched(run, model), model)
+    for outcome in done.failures:
+        voice.say(f"failed: {outcome.pair.id}: {outcome.why}")
+    again = "; the same command tries failed pairs again, --retry-failed chips too"
+    tell_many(done, found, wanted, model, target, load_s, there=there, again=again)
+
+
+def _is_done(path: Path, wanted: Wanted) -> bool:
+    """Whether the output is there and stays; with --retry-failed, one with failed chips is made again."""
+    from deltavlm.pipeline.journal import journal_path
+
+    again = wanted.out.overwrite or (wanted.out.retry_failed and journal_path(path).exists())
+    return path.exists() and not again
+
+
+def _each(
+    pairs: Sequence[Pair],
+    paths: dict[str, Path],
+    wanted: Wanted,
+    read: ReadOptions,
+    run: AnalyzeOptions,
+    model: ChangeModel,
+) -> Run:
+    from deltavlm.geo.sinks import check_output
+    from deltavlm.locks import locked
+    from deltavlm.pipeline.many import Outcome, PairRecord, Run, logged_notes, opened_pair
+
+    done, told, started = Run(), set[str](), time.monotonic()
+    with voice.counting(len(pairs), "pairs") as tell:
+        for pair in pairs:
+            seen = done.summary.chips
+            if run.limit is not None and seen >= run.limit:
+                break
+            outcome = done.outcomes[pair.id] = Outcome(pair)
+
+            def watch(progress: Progress) -> None:
+                chips, changed = done.summary.chips + progress.done, done.summary.changed + progress.changed
+                speed = (done.summary.chips - done.summary.earlier + progress.done) / (
+                    time.monotonic() - started
+                )
+                so_far = replace(progress, done=chips, changed=changed, chips_per_s=speed)
+                tell(len(done.outcomes) - 1, progress_told(so_far, wanted.judged))
+
+            try:
+                check_output(paths[pair.id], wanted.replaced)
+                with locked(paths[pair.id]), opened_pair(pair, read) as reader:
+                    logged_notes(pair, reader, model, run, told)
+                    part = run if run.limit is None else replace(run, limit=run.limit - seen)
+                    summary = answered_pair(reader, model, wanted, part, paths[pair.id], watch, pair)
+                    grid = reader.grid(run.chip_px, run.overlap_px)
+                    outcome.record = PairRecord.of(pair, reader, grid)
+            except InputError as error:
+                if run.on_error == "fail":
+                    raise
+                outcome.reason = str(error)
+                voice.warn(f"pair {pair.id} failed: {error}")
+                continue
+            outcome.chips, outcome.changed, outcome.failed = summary.chips, summary.changed, summary.failed
+            outcome.reason = summary.first_failure
+            done.summary.include(summary, pair.id)
+    done.summary.seconds = time.monotonic() - started
+    return done

@@ -1,0 +1,84 @@
+"""One pair, from questions to a whole output: what is left to ask is asked, the journal becomes the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltacli.console import counted, voice
+from deltacli.wanted import Wanted
+
+if TYPE_CHECKING:
+    from deltavlm.geo.pair import PairReader
+    from deltavlm.geo.sinks import FeatureSink
+    from deltavlm.model.interface import ChangeModel
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary
+    from deltavlm.pipeline.pairs import Pair
+
+_WRITTEN_AT_ONCE = 1024  # chips, from the journal to the output
+
+
+def answered_pair(
+    reader: PairReader,
+    model: ChangeModel,
+    wanted: Wanted,
+    run: AnalyzeOptions,
+    path: Path | None,
+    watch: Callable[[Progress], None],
+    pair: Pair | None = None,
+) -> Summary:
+    """Ask what is left to ask, and write the output: to stdout as answers come, to a file at the end.
+
+    `pair`: what a list calls it, where it is one of many that get an output each.
+    """
+    from deltavlm.geo.sinks import open_sink
+    from deltavlm.pipeline.analyze import analyze
+    from deltavlm.pipeline.journal import journal_path, open_journal
+    from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer, write_results
+    from deltavlm.pipeline.pair_layers import OfPair, with_pair
+    from deltavlm.pipeline.provenance import provenance, settings
+
+    specs, out = wanted.specs, wanted.out
+    grid = reader.grid(run.chip_px, run.overlap_px)
+    origin, layers = Origin.of(reader, model), (chips_layer(specs), LOCATIONS)
+    record = provenance(reader, model, specs, run)
+    if pair is not None:
+        layers = (with_pair(layers[0]), with_pair(layers[1]))
+
+    def of_pair(sink: FeatureSink) -> FeatureSink:
+        return sink if pair is None else OfPair(sink, pair)
+
+    if path is None:
+        with open_sink(path, layers, reader.crs, record, only_layer=out.layer) as sink:
+            return analyze(reader, model, specs, Stream(of_pair(sink), specs, origin), run, watch)
+    with open_journal(
+        journal_path(path),
+        settings(reader, model, run),
+        specs,
+        grid,
+        afresh=not out.resume,
+        retry=out.retry_failed,
+        limit=run.limit,
+    ) as journal:
+        known = sum(1 for _ in journal.earlier())
+        if known:
+            total = min(len(grid), run.limit or len(grid))
+            voice.say(f"{counted(known, 'chip')} of {total} answered already; going on")
+        try:
+            size = min(run.batch_size, journal.batch_size or 4096)
+            summary = analyze(reader, model, specs, journal, replace(run, batch_size=size), watch)
+        except BaseException:
+            if len(journal):
+                voice.say(f"{counted(len(journal), 'chip')} kept in {journal.path}; the same command goes on")
+            raise
+        with open_sink(
+            path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
+        ) as sink:
+            results = journal.results()
+            while part := list(islice(results, _WRITTEN_AT_ONCE)):
+                write_results(of_pair(sink), part, specs, origin)
+        journal.finish()
+    return summary

@@ -1,0 +1,122 @@
+"""What is said of a pair when it is opened, and of a run over its chips when that is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deltacli.console import counted, voice
+
+if TYPE_CHECKING:
+    from rasterio.crs import CRS
+
+    from deltavlm.geo.pair import PairReader
+    from deltavlm.model.interface import ChangeModel
+    from deltavlm.pipeline.analyze import ChangedChip, Summary
+
+
+def tell_notes(reader: PairReader) -> None:
+    """What was found of the pair, and how large a pixel is."""
+    for note in reader.notes:
+        (voice.warn if note in reader.warnings else voice.say)(note)
+    if reader.gsd_m is not None:
+        voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
+
+
+def warn_of_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
+    """Warn where the model, which sees pictures `shrink` times smaller, sees ground at a scale far from its
+    training's."""
+    from deltavlm.pipeline.analyze import scale_warning
+
+    warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
+    if warning:
+        voice.warn(warning)
+
+
+def places(chips: list[ChangedChip], crs: CRS | None) -> tuple[str, list[tuple[float, float]]]:
+    """Where the most changed chips are, and in what; without a way to lon/lat, as the output has it."""
+    from deltavlm.geo.alignment import lonlat
+
+    xs, ys = [chip.x for chip in chips], [chip.y for chip in chips]
+    known = lonlat(crs, xs, ys)
+    if known is not None:
+        return "lon/lat", known
+    return ("x/y px" if crs is None else "x/y"), list(zip(xs, ys, strict=True))
+
+
+def tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool) -> None:
+    """The end of a run over one pair; judged: whether the yes/no question was asked."""
+    where, points = places(summary.most_changed, reader.crs)
+    digits = 5 if where == "lon/lat" else 0
+    rows = [
+        (chip.chip_id, f"{x:.{digits}f}, {y:.{digits}f}", f"{chip.score:.2f}", chip.caption)
+        for chip, (x, y) in zip(summary.most_changed, points, strict=True)
+    ]
+    voice.table("Most changed chips", ("chip", where, "score", "caption"), rows)
+    tell_unread(summary)
+    voice.say(f"{chips_told(summary, judged)}; output {'on stdout' if target == '-' else target}")
+
+
+def tell_unread(summary: Summary) -> None:
+    """Warn where a yes/no answer was neither."""
+    if summary.unread:
+        voice.warn(
+            f"the model said neither yes nor no to whether {counted(summary.unread, 'chip')} changed; the"
+            f" answers as written are in answer_change"
+        )
+
+
+def chips_told(summary: Summary, judged: bool) -> str:
+    """`15 chips: 1 changed, 2 nodata; 0.7 s, 21.3 chips/s`."""
+    parts = [f"{summary.changed} changed"] if judged else []
+    parts += [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
+    told = ": ".join(filter(None, [counted(summary.chips, "chip"), ", ".join(parts)]))
+    return f"{told}; {summary.seconds:.1f} s, {summary.chips_per_s:.1f} chips/s"
+
+
+def chips_counted(summary: Summary) -> dict[str, Any]:
+    """How many chips there are, and of each status."""
+    return {
+        "chips": summary.chips,
+        **{
+            status: summary.statuses[status]
+            for status in ("answered", "cascaded", "nodata", "unreadable", "error")
+        },
+        "earlier": summary.earlier,
+        "changed": summary.changed,
+        "neither_yes_nor_no": summary.unread,
+        "seconds": round(summary.seconds, 3),
+        "chips_per_s": round(summary.chips_per_s, 3),
+    }
+
+
+def changed_told(chip: ChangedChip, where: str, point: tuple[float, float]) -> dict[str, Any]:
+    """One of the most changed chips as plain values."""
+    x_name, y_name = ("lon", "lat") if where == "lon/lat" else ("x", "y")
+    told = {"pair_id": chip.pair} if chip.pair else {}
+    return {
+        **told,
+        "chip_id": chip.chip_id,
+        "score": chip.score,
+        x_name: point[0],
+        y_name: point[1],
+        "caption": chip.caption,
+    }
+
+
+def outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[str, Any]:
+    """The summary as one JSON object."""
+    where, points = places(summary.most_changed, reader.crs)
+    return {
+        **chips_counted(summary),
+        "gsd_m": reader.gsd_m,
+        "overlap_share": reader.overlap_share,
+        "notes": list(reader.notes),
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "device": model.device,
+        "batch_size": summary.batch_size,
+        "first_failure": summary.first_failure or None,
+        "most_changed": [
+            changed_told(chip, where, point) for chip, point in zip(summary.most_changed, points, strict=True)
+        ],
+    }

@@ -1,0 +1,260 @@
+"""`deltavlm analyze` over many pairs: one output for all, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deltacli.console import counted, voice
+from deltacli.outcome import changed_told, chips_counted, chips_told, places, tell_unread
+from deltacli.pair_flags import PairFlags
+from deltacli.wanted import Wanted
+from deltavlm.errors import PartialFailure
+
+if TYPE_CHECKING:
+    from deltavlm.geo.pair import ReadOptions
+    from deltavlm.model.interface import ChangeModel
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress
+    from deltavlm.pipeline.many import Run
+    from deltavlm.pipeline.pairs import PairList
+
+
+def analyze_many(many: PairFlags, wanted: Wanted) -> None:
+    """Ask the questions about every chip of every pair, and write one output, or one a pair into a folder."""
+    from deltavlm.geo.pair import check_options
+
+    target = wanted.out.output or many.target
+    read, run = wanted.check(target)
+    check_options(read)
+    if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
+        from deltacli.folder import SUFFIX, analyze_into_folder
+
+        found, analyzed = many.read(SUFFIX), analyze_into_folder
+    else:
+        wanted.check_file(None if target == "-" else Path(target), target)
+        found, analyzed = many.read(), _analyze_into_one
+    numbers = wanted.check_model()
+    if wanted.out.dry_run:
+        from deltacli.plan import pairs_plan, show_pairs_plan
+
+        plan = pairs_plan(found, read, run, numbers, target)
+        plan |= {"questions": [spec.name for spec in wanted.specs], "model": wanted.asked.model}
+        show_pairs_plan(plan, as_json=wanted.json_summary, on_stdout=target != "-")
+        bad = [row for row in plan["pairs"] if row["reason"]]
+        if bad:
+            raise PartialFailure(
+                f"{len(bad)} of {counted(len(found.pairs), 'pair')} cannot be opened, the first because: "
+                f"{bad[0]['reason']}"
+            )
+        return
+    analyzed(found, wanted, read, run, target)
+
+
+def _analyze_into_one(
+    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, target: str
+) -> None:
+    from contextlib import nullcontext
+
+    from deltavlm.locks import locked
+
+    path = None if target == "-" else Path(target)
+    with nullcontext() if path is None else locked(path):
+        model, load_s = wanted.asked.load()
+        run = wanted.batched(run, model)
+        if path is None:
+            done = _streamed(found, wanted, read, run, model)
+        else:
+            done = _written(found, wanted, read, run, model, path)
+    tell_many(done, found, wanted, model, target, load_s)
+
+
+def _asked(
+    found: PairList,
+    wanted: Wanted,
+    read: ReadOptions,
+    run: AnalyzeOptions,
+    model: ChangeModel,
+    book: Any,
+    beside_data: bool,
+) -> Run:
+    from deltavlm.pipeline.many import analyze_pairs
+
+    with voice.counting(len(found.pairs), "pairs", beside_data=beside_data) as tell:
+
+        def watch(pairs: int, progress: Progress) -> None:
+            tell(pairs, progress_told(progress, wanted.judged))
+
+        return analyze_pairs(found.pairs, read, model, wanted.specs, book, run, watch)
+
+
+def progress_told(progress: Progress, judged: bool) -> str:
+    """`120 chips, 3 changed, 20.1 chips/s`."""
+    found = f", {progress.changed} changed" if judged else ""
+    return f"{counted(progress.done, 'chip')}{found}, {progress.chips_per_s:.1f} chips/s"
+
+
+def _streamed(
+    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, model: ChangeModel
+) -> Run:
+    """Features on stdout as answers come; those of --layer pairs at the end."""
+    from deltavlm.geo.alignment import LONLAT
+    from deltavlm.geo.sinks import open_sink
+    from deltavlm.pipeline.many import first_crs
+    from deltavlm.pipeline.pair_layers import PAIRS, Ground, PairStream, many_layers, pair_feature
+    from deltavlm.pipeline.provenance import pairs_provenance
+
+    ground = Ground(None if first_crs(found.pairs, read) is None else LONLAT)
+    record = pairs_provenance(found.name, read, model, wanted.specs, run)
+    layers = many_layers(wanted.specs)
+    with open_sink(None, layers, ground.crs, record, only_layer=wanted.out.layer) as sink:
+        done = _asked(
+            found, wanted, read, run, model, PairStream(sink, wanted.specs, model, ground), beside_data=True
+        )
+        sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
+    _tell_ground(ground)
+    return done
+
+
+def _written(
+    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, model: ChangeModel, path: Path
+) -> Run:
+    """All into the journal, and from there into the output."""
+    from deltavlm.geo.sinks import open_sink
+    from deltavlm.pipeline.journal import journal_path
+    from deltavlm.pipeline.pair_journal import open_pair_journal
+    from deltavlm.pipeline.pair_layers import (
+        PAIRS,
+        Ground,
+        common_crs,
+        many_layers,
+        pair_feature,
+        write_chips,
+    )
+    from deltavlm.pipeline.provenance import pairs_provenance, pairs_settings
+
+    specs, out = wanted.specs, wanted.out
+    with open_pair_journal(
+        journal_path(path),
+        pairs_settings(read, model, run),
+        specs,
+        found.pairs,
+        (run.chip_px, run.overlap_px),
+        afresh=not out.resume,
+        retry=out.retry_failed,
+        limit=run.limit,
+    ) as journal:
+        if len(journal):
+            voice.say(f"{counted(len(journal), 'chip')} answered already; going on")
+        try:
+            size = min(run.batch_size, journal.batch_size or 4096)
+            done = _asked(
+                found, wanted, read, replace(run, batch_size=size), model, journal, beside_data=False
+            )
+        except BaseException:
+            if len(journal):
+                voice.say(
+                    f"{counted(len(journal), 'chip')} kept in {path}.journal.jsonl; the same command goes on"
+                )
+            raise
+        records = [outcome.record for outcome in done.outcomes.values() if outcome.record is not None]
+        ground = Ground(common_crs(records))
+        record = pairs_provenance(found.name, read, model, specs, run)
+        with open_sink(
+            path,
+            many_layers(specs),
+            ground.crs,
+            record,
+            overwrite=wanted.replaced,
+            only_layer=out.layer,
+        ) as sink:
+            write_chips(sink, journal.results(), done.outcomes, specs, model, ground)
+            sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
+        journal.finish()
+    if len({one.crs for one in records}) > 1 and path.suffix.lower() in (".gpkg", ".fgb", ".parquet"):
+        voice.say("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")
+    _tell_ground(ground)
+    return done
+
+
+def _tell_ground(ground: Any) -> None:
+    if ground.placeless:
+        first = min(ground.placeless)
+        voice.warn(
+            f"{counted(len(ground.placeless), 'pair')}, {first} among them, cannot lie beside the others,"
+            " so their rows have no polygon; give them a CRS like the others', or -o FOLDER/"
+        )
+
+
+def tell_many(
+    done: Run,
+    found: PairList,
+    wanted: Wanted,
+    model: ChangeModel | None,
+    target: str,
+    load_s: float,
+    *,
+    there: int = 0,
+    again: str | None = None,
+) -> None:
+    """The end of a run over many pairs; `there`: how many more had their output already; `again`: how to try
+    what failed again. Without a model nothing was left to ask.
+
+    Raises: PartialFailure if a pair or a chip failed.
+    """
+    from rasterio.crs import CRS
+
+    summary = done.summary
+    found_at = []
+    for chip in summary.most_changed:
+        record = done.outcomes[chip.pair].record
+        crs = CRS.from_wkt(record.crs) if record is not None and record.crs else None
+        where, points = places([chip], crs)
+        found_at.append((chip, where, points[0]))
+    rows = [
+        (chip.pair, chip.chip_id, f"{x:.5f}, {y:.5f}", f"{chip.score:.2f}", chip.caption)
+        for chip, _, (x, y) in found_at
+    ]
+    voice.table("Most changed chips", ("pair", "chip", "lon/lat or x/y", "score", "caption"), rows)
+    tell_unread(summary)
+    failed = [outcome for outcome in done.outcomes.values() if outcome.record is None]
+    voice.say(
+        f"{counted(len(done.outcomes), 'pair')}{f', {len(failed)} failed' if failed else ''}; "
+        f"{chips_told(summary, wanted.judged)}; output {'on stdout' if target == '-' else target}"
+    )
+    failures = done.failures
+    if wanted.json_summary:
+        told = {
+            "pairs": len(done.outcomes),
+            **{
+                f"pairs_{status}": sum(one.status == status for one in done.outcomes.values())
+                for status in ("answered", "partly", "failed")
+            },
+            "failures": [
+                {"pair_id": one.pair.id, "status": one.status, "reason": one.why} for one in failures
+            ],
+            "unmatched": {"before": found.unmatched[0], "after": found.unmatched[1]},
+            **chips_counted(summary),
+            "model": model.name if model else None,
+            "fingerprint": model.fingerprint if model else None,
+            "device": model.device if model else None,
+            "batch_size": summary.batch_size,
+            "first_failure": failures[0].why if failures else None,
+            "most_changed": [changed_told(*one) for one in found_at],
+            "load_seconds": round(load_s, 3),
+            "outputs_there_already": there,
+            "output": target,
+        }
+        told |= {} if wanted.judged else {"changed": None, "neither_yes_nor_no": None}
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    if failures:
+        parts = [f"{len(failed)} of {counted(len(done.outcomes), 'pair')} failed"] if failed else []
+        parts += [f"{summary.failed} of {counted(summary.chips, 'chip')} failed"] if summary.failed else []
+        again = {"-": ""}.get(target, "; --retry-failed tries them again") if again is None else again
+        raise PartialFailure(
+            f"{' and '.join(parts)}, the first because: {failures[0].pair.id}: {failures[0].why}{again}"
+        )

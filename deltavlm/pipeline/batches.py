@@ -1,0 +1,84 @@
+"""A group of chips put to the model, in batches that fit into memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.geo.pair import ChipPixels
+from deltavlm.model.interface import ChangeModel, Reply
+from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = ["Replies", "ask_all"]
+
+logger = logging.getLogger(__name__)
+
+Replies = list[Reply | None]  # in the order of the questions; None for one that was not asked
+
+
+def ask_all(
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    asked: Sequence[ChipPixels],
+    batch_size: int,
+    cascade: bool,
+) -> tuple[list[Replies | ModelError], int]:
+    """Replies for each chip, or why there are none; and how many chips fit into memory at once.
+
+    Where a batch does not fit into memory it is halved, and stays so; where it fails otherwise, each of its
+    chips is asked alone, so that one bad chip takes no other with it.
+    """
+    replies: list[Replies | ModelError] = []
+    alone_until = 0
+    while len(replies) < len(asked):
+        size = 1 if len(replies) < alone_until else batch_size
+        batch = asked[len(replies) : len(replies) + size]
+        before = np.stack([pixels.before for pixels in batch])
+        after = np.stack([pixels.after for pixels in batch])
+        try:
+            replies += _replies(model, specs, model.encode(before, after), len(batch), cascade)
+        except ModelError as error:
+            if len(batch) == 1:
+                replies.append(error)
+            elif isinstance(error, ModelOutOfMemory):
+                batch_size = len(batch) // 2
+                logger.info(
+                    "%d chips do not fit into memory at once; going on with %d", len(batch), len(batch) // 2
+                )
+            else:
+                alone_until = len(replies) + len(batch)
+    return replies, batch_size
+
+
+def _replies(
+    model: ChangeModel, specs: Sequence[QuestionSpec], encoded: Any, count: int, cascade: bool
+) -> list[Replies]:
+    """Replies for each of `count` encoded pairs, in the order of the questions.
+
+    With `cascade` the yes/no question comes first, and only pairs that say yes are asked the rest; an
+    answer that cannot be read counts as yes.
+    """
+    questions = [question_of(spec) for spec in specs]
+    first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
+    if not cascade or first is None:
+        return [list(row) for row in model.answer(encoded, questions)]
+    rest = [index for index in range(len(specs)) if index != first]
+    replies: list[Replies] = []
+    for (said,) in model.answer(encoded, [questions[first]]):
+        replies.append([said if index == first else None for index in range(len(specs))])
+    changed = [
+        index
+        for index, row in enumerate(replies)
+        if read_answer(specs[first], row[first]).value is not False  # type: ignore[arg-type]
+    ]
+    if changed and rest:
+        more = model.answer(encoded, [questions[index] for index in rest], changed)
+        for pair, row in zip(changed, more, strict=True):
+            for index, reply in zip(rest, row, strict=True):
+                replies[pair][index] = reply
+    return replies

@@ -1,0 +1,291 @@
+"""Many pairs in one run: opened one after the other, and asked in batches that reach across them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any, Literal, Protocol
+
+from affine import Affine
+from shapely.geometry import Polygon
+
+from deltavlm.errors import InputError
+from deltavlm.geo.grid import Chip, ChipGrid, polygon
+from deltavlm.geo.location import file_mark, public_name
+from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.analyze import (
+    AnalyzeOptions,
+    Look,
+    Progress,
+    Results,
+    Summary,
+    answer_all,
+    look_at,
+    scale_warning,
+)
+from deltavlm.pipeline.layers import ChipResult
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = [
+    "Outcome",
+    "PairBook",
+    "PairMark",
+    "PairRecord",
+    "PairStatus",
+    "Run",
+    "analyze_pairs",
+    "first_crs",
+    "logged_notes",
+    "opened_pair",
+]
+
+logger = logging.getLogger(__name__)
+
+PairStatus = Literal["answered", "partly", "failed"]
+CUT_OFF = "--limit was reached within it"
+
+
+@dataclass(frozen=True, slots=True)
+class PairMark:
+    """By what a pair is known again without opening it."""
+
+    before: str  # without what may be secret
+    after: str
+    aoi: str | None
+    files: list[dict[str, int] | None]  # `file_mark` of both
+
+    @classmethod
+    def of(cls, pair: Pair) -> PairMark:
+        return cls(
+            public_name(pair.before),
+            public_name(pair.after),
+            None if pair.aoi is None else str(pair.aoi),
+            [file_mark(location) for location in (pair.before, pair.after)],
+        )
+
+    def is_still(self, pair: Pair) -> bool:
+        """Whether the pair is the same; its files may have gone since."""
+        now = PairMark.of(pair)
+        return (self.before, self.after, self.aoi) == (now.before, now.after, now.aoi) and all(
+            file is None or file == known for file, known in zip(now.files, self.files, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """What is kept of a pair that was opened, so that its chips can be made again."""
+
+    mark: PairMark
+    crs: str | None  # WKT
+    transform: list[float]
+    width: int
+    height: int
+    gsd_m: float | None
+    chips: int  # of the grid, those that are asked for
+    notes: list[str]
+    inputs: str  # `reader.provenance()` as JSON, which takes a tenth of the memory
+
+    @classmethod
+    def of(cls, pair: Pair, reader: PairReader, grid: ChipGrid) -> PairRecord:
+        """The record of an open pair whose chips are those of `grid`."""
+        return cls.read(
+            {
+                "mark": asdict(PairMark.of(pair)),
+                "crs": reader.crs.to_wkt() if reader.crs else None,
+                "transform": list(reader.transform)[:6],
+                "width": reader.width,
+                "height": reader.height,
+                "gsd_m": reader.gsd_m,
+                "chips": len(grid),
+                "notes": list(reader.notes),
+                "inputs": json.dumps(reader.provenance()),
+            }
+        )
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> PairRecord:
+        """The record that `asdict` has made plain values of."""
+        crs = told["crs"] and sys.intern(told["crs"])  # many pairs have the same
+        return cls(**{**told, "crs": crs, "mark": PairMark(**told["mark"])})
+
+    def grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
+        """All chips of the pair; which of them were asked about, the journal knows."""
+        return ChipGrid(self.width, self.height, Affine(*self.transform), chip_px, overlap_px)
+
+    @property
+    def footprint(self) -> Polygon:
+        return polygon(Affine(*self.transform), 0, 0, self.width, self.height)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run has come to for one pair."""
+
+    pair: Pair
+    record: PairRecord | None = None
+    chips: int = 0
+    changed: int = 0
+    failed: int = 0  # chips
+    reason: str = ""  # why it failed, or its first chip did
+
+    def add(self, result: ChipResult) -> None:
+        """Count a chip of the pair."""
+        change = result.of_task("change")
+        self.chips += 1
+        self.changed += change is not None and change.value is True
+        if result.status in ("unreadable", "error"):
+            self.failed += 1
+            self.reason = self.reason or result.reason
+
+    @property
+    def status(self) -> PairStatus:
+        if self.record is None:
+            return "failed"
+        return "partly" if self.failed or self.chips < self.record.chips else "answered"
+
+    @property
+    def why(self) -> str | None:
+        """Why it was not answered wholly."""
+        return None if self.status == "answered" else self.reason or CUT_OFF
+
+
+class PairBook(Results, Protocol):
+    """Where the results of many pairs are written down."""
+
+    def settled(self, pair: Pair) -> str | PairRecord | None:
+        """Of a pair that need not be opened: its record, or why it failed in an earlier run; else None."""
+        ...
+
+    def opened(self, pair: Pair, record: PairRecord) -> None:
+        """The pair is begun, or gone on with."""
+        ...
+
+    def refused(self, pair: Pair, reason: str) -> None:
+        """The pair cannot be opened."""
+        ...
+
+    def knows(self, pair: Pair, chip: Chip) -> bool:
+        """Whether an earlier run has settled this chip."""
+        ...
+
+
+@dataclass
+class Run:
+    """What a run over many pairs has come to; pairs by their id, in the order of the list."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # without pairs that the limit kept out
+    summary: Summary = field(default_factory=Summary)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Pairs that failed, wholly or in some chips."""
+        return [one for one in self.outcomes.values() if one.record is None or one.failed]
+
+
+def opened_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
+    """The pair opened; its own area of interest goes before that of all."""
+    aoi = read.aoi if pair.aoi is None else pair.aoi
+    return open_pair(RasterPair(pair.before, pair.after, pair.id), replace(read, aoi=aoi))
+
+
+def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
+    """WKT of the CRS of the first pair that can be opened; None where it has none, or none can."""
+    for pair in pairs:
+        with suppress(InputError), opened_pair(pair, replace(read, outlines_only=True)) as reader:
+            return reader.crs.to_wkt() if reader.crs else None
+    return None
+
+
+def analyze_pairs(
+    pairs: Sequence[Pair],
+    read: ReadOptions,
+    model: ChangeModel,
+    specs: Sequence[QuestionSpec],
+    book: PairBook,
+    options: AnalyzeOptions,
+    watch: Callable[[int, Progress], None] = lambda pairs, progress: None,
+) -> Run:
+    """Ask every question about every chip of the pairs, and write the results into the book.
+
+    A pair that cannot be opened is written down with its reason, and the others go on. `watch` hears how many
+    pairs were reached.
+
+    Raises: with `on_error="fail"` the InputError or ModelError of the first pair or chip that fails.
+    """
+    reached: set[str] = set()
+    outcomes = {pair.id: Outcome(pair) for pair in pairs}
+
+    def tally(result: ChipResult) -> None:
+        outcomes[result.pair].add(result)
+
+    with closing(_looks(outcomes, reached, read, model, book, options)) as looks:
+        summary = answer_all(
+            looks, model, specs, book, options, lambda progress: watch(len(reached), progress), tally
+        )
+    return Run({one: outcome for one, outcome in outcomes.items() if one in reached}, summary)
+
+
+def _looks(
+    outcomes: Mapping[str, Outcome],
+    reached: set[str],
+    read: ReadOptions,
+    model: ChangeModel,
+    book: PairBook,
+    options: AnalyzeOptions,
+) -> Generator[Look, None, None]:
+    """The chips of all pairs that are left to ask, up to the limit; one pair is open at a time."""
+    seen, told = 0, set[str]()
+    for outcome in outcomes.values():
+        pair = outcome.pair
+        if options.limit is not None and seen >= options.limit:
+            return
+        reached.add(pair.id)
+        known = book.settled(pair)
+        if isinstance(known, PairRecord):
+            outcome.record = known
+            seen += known.chips
+            continue
+        if known is not None:
+            outcome.reason = known
+            logger.warning("pair %s failed in the run before: %s", pair.id, known)
+            continue
+        with ExitStack() as stack:
+            try:
+                reader = stack.enter_context(opened_pair(pair, read))
+                grid = reader.grid(options.chip_px, options.overlap_px)
+                outcome.record = PairRecord.of(pair, reader, grid)
+            except InputError as error:
+                if options.on_error == "fail":
+                    raise
+                outcome.reason = str(error)
+                logger.warning("pair %s failed: %s", pair.id, error)
+                book.refused(pair, outcome.reason)
+                continue
+            logged_notes(pair, reader, model, options, told)
+            book.opened(pair, outcome.record)
+            for chip in islice(grid, None if options.limit is None else options.limit - seen):
+                seen += 1
+                if not book.knows(pair, chip):
+                    yield look_at(reader, chip, options, pair.id)
+
+
+def logged_notes(
+    pair: Pair, reader: PairReader, model: ChangeModel, options: AnalyzeOptions, told: set[str]
+) -> None:
+    """Log what was found of a pair; a warning once only, for many pairs have the same, and one of scale too,
+    though its number differs."""
+    scale = scale_warning(reader.gsd_m, model.training_gsd_m, options.chip_px / model.chip_px)
+    found = [(note, note, note in reader.warnings) for note in reader.notes]
+    for kind, note, is_warning in [*found, *([("scale", scale, True)] if scale else [])]:
+        if is_warning and kind not in told:
+            told.add(kind)
+            logger.warning("%s: %s (not told again of other pairs)", pair.id, note)
+        else:
+            logger.info("%s: %s", pair.id, note)

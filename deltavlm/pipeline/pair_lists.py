@@ -1,0 +1,269 @@
+"""A list of pairs: CSV with a header, JSON lines, or a STAC item collection. Every mistake is told with its
+file, line and column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from deltavlm.errors import InputError
+from deltavlm.pipeline.pairs import Pair, PairList, named
+
+__all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
+
+COLUMNS = ("before", "after", "id", "date", "before_date", "after_date", "aoi")
+_NEEDED = ("before", "after")
+_DELIMITERS = ",;\t"
+_LONGEST_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
+_COARSE_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2]))?")  # a year, or a year and a month
+_WKT = re.compile(r"(?i)((MULTI)?(POLYGON|LINESTRING|POINT)|GEOMETRYCOLLECTION)\s*(Z|M|ZM)?\s*(\(|EMPTY)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What one line says, as text or as JSON has it."""
+
+    line: int  # or item of a collection, from 1
+    where: str  # for messages: the file and the line
+    values: Mapping[str, Any]
+
+
+def read_pairs(path: Path) -> PairList:
+    """The pairs of a file; its relative paths start where it lies.
+
+    Raises: InputError that names file, line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    return parse_pairs(text, str(path), path.parent)
+
+
+def parse_pairs(text: str, source: str, folder: Path) -> PairList:
+    """The pairs of a list, as CSV, JSON lines or a STAC item collection, whichever it looks like.
+
+    Raises: InputError that names `source`, line and column.
+    """
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise InputError(f"{source}: holds no pairs; the first line of a CSV is before,after")
+    rows = list(_json_rows(text, source) if text.lstrip()[0] in "{[" else _csv_rows(text, source))
+    pairs = [_pair(row, folder) for row in rows]
+    if not pairs:
+        raise InputError(f"{source}: holds no pairs behind its header; write a line for each")
+    extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in COLUMNS)
+    notes = (f"{source}: not used: {', '.join(extra)}",) if extra else ()
+    unit = "items" if ", item " in rows[0].where else "lines"
+    return PairList(named(pairs, f"{source}, {unit}"), source, notes)
+
+
+def _csv_rows(text: str, source: str) -> Iterator[_Row]:
+    head = next(line for line in text.splitlines() if line.strip())
+    delimiter = max(_DELIMITERS, key=head.count)
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header: list[str] = []
+        begin = 1
+        for cells in reader:
+            line, begin = begin, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = _header([cell.strip().lower() for cell in cells], f"{source}, line {line}")
+                continue
+            if len(cells) > len(header):
+                raise InputError(
+                    f"{source}, line {line}: has {len(cells)} columns, but the header {len(header)}; "
+                    "put text with a comma in quotes"
+                )
+            yield _Row(line, f"{source}, line {line}", dict(zip(header, cells, strict=False)))
+    except csv.Error as error:
+        raise InputError(f"{source}, line {reader.line_num}: is not valid CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _header(names: list[str], where: str) -> list[str]:
+    for name in _NEEDED:
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"is {close[0]!r} meant?" if close else "the first line names the columns"
+            raise InputError(
+                f"{where}: there is no column {name!r}; {hint} (before and after; if you like "
+                f"{', '.join(COLUMNS[2:])})"
+            )
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: there are two columns {twice!r}; keep one")
+    return names
+
+
+def _json_rows(text: str, source: str) -> Iterator[_Row]:
+    try:
+        whole = json.loads(text)
+    except ValueError as error:
+        if not _is_json(text.lstrip().partition("\n")[0]):
+            raise InputError(f"{source}: is not valid JSON ({error})") from error
+        yield from _lines(text, source)
+        return
+    if isinstance(whole, list):
+        raise InputError(f"{source}: is a JSON list; write an object a line, or a STAC item collection")
+    if whole.get("type") != "FeatureCollection":  # one line, or one object over several
+        yield _Row(1, f"{source}, line 1", _checked(whole, f"{source}, line 1"))
+        return
+    items = whole.get("features")
+    if not isinstance(items, list):
+        raise InputError(f"{source}: the item collection has no list 'features'")
+    for number, item in enumerate(items, start=1):
+        where = f"{source}, item {number}"
+        yield _Row(number, where, _of_item(item, where))
+
+
+def _lines(text: str, source: str) -> Iterator[_Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{source}, line {number}"
+        if line.strip():
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                what = f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else error
+                raise InputError(f"{where}: is not valid JSON ({what})") from error
+            yield _Row(number, where, _checked(values, where))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(values: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, dict):
+        raise InputError(f'{where}: is no object; write {{"before": "...", "after": "..."}}')
+    for name in _NEEDED:
+        if name not in values:
+            close = get_close_matches(name, values, n=1)
+            raise InputError(f"{where}: has no {name!r}{f'; is {close[0]!r} meant?' if close else ''}")
+    return values
+
+
+def _of_item(item: Any, where: str) -> Mapping[str, Any]:
+    """What a STAC item says of a pair; its own geometry is where the images lie, not what to look at."""
+    assets = item.get("assets") if isinstance(item, dict) else None
+    if not isinstance(assets, dict):
+        raise InputError(f"{where}: is no STAC item with assets")
+    places = {}
+    for name in _NEEDED:
+        asset = assets.get(name)
+        if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
+            raise InputError(
+                f"{where}: has no asset {name!r} with a href, only {', '.join(map(repr, assets)) or 'none'}"
+            )
+        places[name] = asset["href"]
+    told = item.get("properties")
+    told = told if isinstance(told, dict) else {}
+    start, end = told.get("start_datetime"), told.get("end_datetime") or told.get("datetime")
+    return {**places, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": told.get("aoi")}
+
+
+def _pair(row: _Row, folder: Path) -> Pair:
+    texts = {name: _text(row.values.get(name), f"{row.where}, {name}") for name in COLUMNS if name != "aoi"}
+    for name in _NEEDED:
+        if texts[name] is None:
+            raise InputError(f"{row.where}, {name}: is empty; name an image")
+    dates = {name: _date(texts[name], f"{row.where}, {name}") for name in COLUMNS if name.endswith("date")}
+    return Pair(
+        texts["id"] or "",
+        _located(texts["before"] or "", folder),
+        _located(texts["after"] or "", folder),
+        dates["before_date"],
+        dates["after_date"] or dates["date"],
+        _aoi(row.values.get("aoi"), f"{row.where}, aoi", folder),
+        row.line,
+    )
+
+
+def _text(value: Any, where: str) -> str | None:
+    """Text without what cannot be printed; a number is taken as it is written."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{where}: {json.dumps(value)[:40]} is no text")
+    text = str(value).strip()
+    if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 or ord(char) == 127 for char in text):
+        raise InputError(f"{where}: {text!r} has characters that cannot be printed; take them out")
+    return text or None
+
+
+def _located(text: str, folder: Path) -> str:
+    """A relative path starts at `folder`; a URL, a /vsi path or a subdataset stays."""
+    if "://" in text or text.startswith("/vsi"):
+        return text
+    path = folder / text
+    return text if ":" in text and not path.exists() else str(path)
+
+
+def _date(text: str | None, where: str) -> str | None:
+    if text is None or _COARSE_DATE.fullmatch(text):
+        return text
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"{where}: {text!r} is no date in ISO 8601; write it as 2024-05-31") from None
+    return text
+
+
+def _aoi(value: Any, where: str, folder: Path) -> Path | BaseGeometry | None:
+    """A geometry in longitude and latitude, as WKT or GeoJSON, or else the name of a vector file."""
+    if not isinstance(value, dict):
+        text = _text(value, where)
+        if text is None:
+            return None
+        if not text.startswith("{") and not _WKT.match(text):
+            return Path(_located(text, folder))
+        value = text
+    try:
+        if isinstance(value, str) and value.startswith("{"):
+            value = json.loads(value)
+        geometry = shapely.from_wkt(value) if isinstance(value, str) else _shape(value)
+        geometry = shapely.make_valid(geometry)
+    except (ValueError, TypeError, LookupError, AttributeError, shapely.GEOSException) as error:
+        words = str(error).partition("\n")[0]
+        raise InputError(
+            f"{where}: is neither WKT nor a GeoJSON geometry ({words}); give one, or a file"
+        ) from error
+    if not geometry.area > 0:
+        raise InputError(f"{where}: has no area; give a polygon")
+    if (np.abs(np.reshape(geometry.bounds, (2, 2))) > (360, 90)).any():
+        raise InputError(
+            f"{where}: is not in longitude and latitude; reproject it, or name a file with a CRS"
+        )
+    return geometry
+
+
+def _shape(value: Mapping[str, Any]) -> BaseGeometry:
+    if value.get("type") == "Feature":
+        value = value["geometry"]
+    if value.get("type") == "FeatureCollection":
+        return shapely.union_all([_shape(feature) for feature in value["features"]])
+    return shape(value)
