@@ -14,6 +14,7 @@ import typer
 
 from deltacli import options
 from deltacli.console import counted, voice
+from deltacli.flags import TalkFlags, grouped
 from deltacli.options import flag
 from deltacli.problems import tell_problems
 from deltacli.synth import free, whole
@@ -26,6 +27,7 @@ RULES, OPEN, OUTPUT = "Rules", "Open questions", options.OUTPUT
 KEY = "DELTAVLM_LLM_KEY"
 
 
+@grouped
 def build(
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES", help="Folder of pictures: SPLIT/A/NAME and SPLIT/B/NAME.")
@@ -103,11 +105,8 @@ def build(
     ] = None,
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """Yes/no, counts, cells and dialogues from masks of roads and buildings, as ChangeChat-105k has them.
 

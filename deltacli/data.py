@@ -11,6 +11,7 @@ import typer
 from deltacli import options
 from deltacli.build import build
 from deltacli.console import counted, voice
+from deltacli.flags import TalkFlags, grouped
 from deltacli.problems import by_kind, tell_problems
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ data = typer.Typer(
 
 
 @data.command()
+@grouped
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The set: changechat.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the files go.")] = Path(
@@ -48,11 +50,8 @@ def fetch(
     ] = False,
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """Download ChangeChat-105k's questions and answers (eight files), and say where its pictures are from.
 
@@ -94,6 +93,7 @@ def fetch(
 
 
 @data.command()
+@grouped
 def check(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of ChangeChat-105k, ChangeIMTI or a made set.")
@@ -114,11 +114,8 @@ def check(
         bool, typer.Option("--full", help="Decode every picture, instead of reading its header.")
     ] = False,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """Read every file of a set and open every picture it names; exits with 3 when something is amiss.
 

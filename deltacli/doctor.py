@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from deltacli import options
 from deltacli.console import voice
+from deltacli.flags import TalkFlags, grouped
 from deltavlm import __version__
 from deltavlm.errors import ConfigError, DeltaVLMError, InputError
 
@@ -40,13 +41,11 @@ class Finding:
     remedy: str = ""
 
 
+@grouped
 def doctor(
     json_report: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """Show versions and devices, and find what is broken. Exit code 1 if something is."""
     findings = [finding for look in _CHECKS for finding in _looked(look)]

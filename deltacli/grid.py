@@ -11,9 +11,11 @@ import typer
 
 from deltacli import options, values
 from deltacli.console import counted, voice
+from deltacli.flags import TalkFlags, grouped
 from deltacli.plan import pair_plan, show_plan
 
 
+@grouped
 def grid(
     before: options.Before,
     after: Annotated[
@@ -34,11 +36,8 @@ def grid(
     allow_no_crs: options.AllowNoCrs = False,
     gdal_config: options.GdalConfig = None,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """Write the outlines of the chips that `analyze` would ask about.
 

@@ -16,6 +16,7 @@ import typer
 from deltacli import options
 from deltacli.console import counted, voice
 from deltacli.doctor import NeedsProj
+from deltacli.flags import TalkFlags, grouped
 
 if TYPE_CHECKING:
     from deltavlm.data.synthetic import Scene
@@ -99,6 +100,7 @@ def merge(source: Path, target: Path) -> None:
 
 
 @synth.command()
+@grouped
 def chips(
     folder: Folder,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="How many pairs.")] = 100,
@@ -113,11 +115,8 @@ def chips(
     compress: Annotated[Literal["png", "jpeg"], Compress] = "png",
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """Pairs of pictures with questions and answers, in ChangeChat-105k's layout.
 
@@ -145,6 +144,7 @@ def chips(
 
 
 @synth.command(cls=NeedsProj)
+@grouped
 def scene(
     folder: Folder,
     width: Annotated[
@@ -169,11 +169,8 @@ def scene(
     compress: Annotated[Literal["deflate", "jpeg"], Compress] = "deflate",
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
-    config: options.ConfigFile = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
+    *,
+    talk: TalkFlags,
 ) -> None:
     """One pair of GeoTIFFs: before.tif, after.tif, truth.tif (codes) and truth.json (what is true of each
     chip)."""
