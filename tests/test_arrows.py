@@ -28,15 +28,16 @@ ARROWS: dict[str, frozenset[str]] = {
     "config": frozenset({"deltavlm", "errors"}),
     "wording": frozenset({"deltavlm", "errors"}),
     "locks": frozenset({"errors"}),
+    "hub": frozenset({"errors"}),
     "geo": LEAVES,
     "model": LEAVES,
     "metrics": LEAVES,
     "tasks": LEAVES | {"metrics"},
-    "data": LEAVES | {"model", "tasks", "metrics"},
+    "data": LEAVES | {"hub", "model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
     "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
-    "upstream": LEAVES | {"model"},
+    "upstream": LEAVES | {"hub", "model"},
     "deltacli": LEAVES
     | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training", "scoring", "upstream"},
 }
@@ -61,6 +62,7 @@ TERMINAL = frozenset({"typer", "rich", "click"})
 FORBIDDEN: dict[str, frozenset[str]] = {
     "deltavlm": GROUND | TORCH | TERMINAL,
     "locks": GROUND | TORCH | TERMINAL,
+    "hub": GROUND | TERMINAL,
     "errors": GROUND | TORCH | TERMINAL,
     "config": GROUND | TORCH | TERMINAL,
     "wording": GROUND | TORCH | TERMINAL,

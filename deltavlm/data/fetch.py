@@ -10,16 +10,14 @@ files. Its pictures are LEVIR-CC's, and not part of it.
 from __future__ import annotations
 
 import errno
-import hashlib
-import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltavlm.data.changechat import RELEASED
 from deltavlm.errors import InputError, OutputError, WriteError
+from deltavlm.hub import TIMEOUT_S, File, bars, checked, digest_of, is_same, no_hub, not_cached, translated
 
 __all__ = ["LICENCE", "PICTURES", "REPO", "REVISION", "File", "Plan", "fetch", "plan"]
 
@@ -27,17 +25,17 @@ REPO = "hlwu/changechat-105k"
 LICENCE = "CC-BY-4.0, of the texts"
 PICTURES = "https://github.com/Chen-Yang-Liu/LEVIR-CC-Dataset (on the Hub: lcybuaa/LEVIR-CC)"
 REVISION = "2e467fccf34d24dfebff544858145ecb4c809acd"  # its head as others have recorded it in 2026
-TIMEOUT_S = 30.0  # for a question about the repository; downloads have huggingface_hub's own
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """One file of the repository."""
+class Asked:
+    """The repository at a commit, as `hub` wants it told."""
 
-    name: str
-    size: int  # bytes
-    digest: str | None  # hex: sha256 of a large file, git's sha1 of a small one; None where nobody tells
-    cached: bool
+    revision: str
+    repo: str = REPO
+    told: str = "the files"
+    page: str = f"datasets/{REPO}"
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,8 @@ def plan(
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if offline or is_offline_mode():
         return _cached(cache_dir, revision, endpoint)
-    with _translated(revision, cache_dir, endpoint):
+    asked = Asked(revision)
+    with translated(asked, cache_dir, endpoint):
         info = HfApi(endpoint=endpoint).dataset_info(
             REPO, revision=revision, files_metadata=True, timeout=TIMEOUT_S
         )
@@ -90,9 +89,8 @@ def plan(
     for name in RELEASED:
         sibling = siblings[name]
         if info.sha is None or sibling.size is None:
-            raise _no_hub(endpoint, ValueError("no commit or no sizes"))
-        digest = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
-        digest = digest if digest is not None and _is_digest(digest) else None
+            raise no_hub(asked, endpoint, ValueError("no commit or no sizes"))
+        digest = digest_of(sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id)
         there = try_to_load_from_cache(REPO, name, cache_dir, info.sha, repo_type="dataset")
         files.append(File(name, sibling.size, digest, isinstance(there, str)))
     return Plan(revision, info.sha or "", tuple(files), cache_dir, False, endpoint)
@@ -113,7 +111,7 @@ def fetch(
     Raises: InputError for too little disk, no network, a damaged file; OutputError where another file of that
     name is there, or a folder cannot be written; WriteError where the disk runs full nevertheless.
     """
-    todo = [file for file in planned.files if not _is_same(output / file.name, file)]
+    todo = [file for file in planned.files if not _holds(output / file.name, file)]
     for file in todo:
         if (output / file.name).exists() and not overwrite:
             raise OutputError(
@@ -122,7 +120,7 @@ def fetch(
     _check_room(planned, output, sum(file.size for file in todo))
     snapshot = _snapshot(planned, progress)
     for file in planned.files:
-        _check(file, snapshot / file.name)
+        checked(Asked(planned.revision), file, snapshot / file.name)
     for file in todo:
         scratch = output / f".{file.name}.part"
         try:
@@ -148,12 +146,9 @@ def _cached(cache_dir: Path, revision: str, endpoint: str) -> Plan:
     for name in RELEASED:
         path = try_to_load_from_cache(REPO, name, cache_dir, revision, repo_type="dataset")
         if not isinstance(path, str):
-            raise InputError(
-                f"{name} of {REPO} at {revision} is not in the cache {cache_dir};"
-                f" fetch it once with a network, without --offline"
-            )
+            raise not_cached(Asked(revision), name, cache_dir)
         blob = Path(path).resolve()  # named by its checksum, where the system has links
-        digest = blob.name if blob.parent.name == "blobs" and _is_digest(blob.name) else None
+        digest = digest_of(blob.name) if blob.parent.name == "blobs" else None
         files.append(File(name, blob.stat().st_size, digest, cached=True))
         commit = Path(path).parent.name
     return Plan(revision, commit, tuple(files), cache_dir, True, endpoint)
@@ -185,7 +180,8 @@ def _snapshot(planned: Plan, progress: bool) -> Path:
         if not isinstance(path, str):
             raise InputError(f"{first} of {REPO} has gone from the cache {planned.cache_dir}; fetch it again")
         return Path(path).parent
-    with _translated(planned.revision, planned.cache_dir, planned.endpoint), _bars(progress):
+    asked = Asked(planned.revision)
+    with translated(asked, planned.cache_dir, planned.endpoint), bars(progress):
         folder = Path(
             snapshot_download(
                 REPO,
@@ -201,117 +197,9 @@ def _snapshot(planned: Plan, progress: bool) -> Path:
     return folder
 
 
-def _check(file: File, path: Path) -> None:
-    """Raises: InputError where a file is not what its repository says, with the blob to delete."""
-    blob = path.resolve()
-    if not blob.is_file() or blob.stat().st_size != file.size or not _is_same(blob, file):
-        raise InputError(f"{file.name} of {REPO} differs from its checksum; delete {blob} and fetch again")
-
-
-def _is_same(path: Path, file: File) -> bool:
-    """Whether a path holds that file, by size and checksum."""
+def _holds(path: Path, file: File) -> bool:
+    """Whether that file is there already."""
     try:
-        if path.stat().st_size != file.size:
-            return False
-        if file.digest is None:
-            return True
-        with path.open("rb") as opened:
-            if len(file.digest) == 64:
-                return hashlib.file_digest(opened, "sha256").hexdigest() == file.digest
-            begun = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)  # as git names a file
-            return hashlib.file_digest(opened, lambda: begun).hexdigest() == file.digest
+        return is_same(path, file)
     except OSError:
         return False
-
-
-def _is_digest(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
-
-
-@contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """huggingface_hub's progress bars on or off, which is a setting of the whole process."""
-    from huggingface_hub import utils
-
-    if shown or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]
-        yield
-        return
-    utils.disable_progress_bars()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _translated(revision: str, cache_dir: Path, endpoint: str) -> Iterator[None]:
-    """huggingface_hub's errors in our words. Raises: InputError, OutputError, WriteError."""
-    from huggingface_hub import errors
-
-    # of the HTTP client: httpx2, or httpx before huggingface_hub 2
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
-    try:
-        yield
-    except (errors.HfHubHTTPError, errors.FileMetadataError) as error:
-        raise _answered(error, revision, endpoint) from error
-    except (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError, http_error) as error:
-        first: BaseException = error  # the first error says it best
-        while first.__cause__ is not None and not isinstance(first, errors.HfHubHTTPError):
-            first = first.__cause__
-        if isinstance(first, errors.HfHubHTTPError | errors.FileMetadataError):
-            raise _answered(first, revision, endpoint) from error
-        raise InputError(
-            f"cannot get {REPO}: no connection to {endpoint} ({_line(first)});"
-            f" check the network and the proxy, or use --offline if it was fetched before"
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WriteError(
-                f"the disk of {cache_dir} is full, while fetching {REPO}; free some, or give another"
-                f" --cache-dir"
-            ) from error
-        if error.errno is not None:
-            raise OutputError(
-                f"cannot write to the cache {cache_dir}: {error.strerror}; give another --cache-dir"
-            ) from error
-        raise InputError(f"the download of {REPO} broke off ({_line(error)}); fetch again") from error
-    except RuntimeError as error:  # of hf_xet, the Hub's other way to send files
-        raise InputError(
-            f"the download of {REPO} broke off ({_line(error)}); try again, or set HF_HUB_DISABLE_XET=1"
-        ) from error
-    except ValueError as error:  # not the JSON that was asked for: a page of a proxy
-        raise _no_hub(endpoint, error) from error
-
-
-def _answered(error: Exception, revision: str, endpoint: str) -> InputError:
-    """The Hub's refusal in our words."""
-    from huggingface_hub import errors
-
-    page = f"{endpoint}/datasets/{REPO}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return InputError(f"cannot get {REPO}: there is no such data set, or it is not open; look at {page}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(
-            f"{REPO} has no revision {revision!r}; give a branch, a tag or a whole commit hash of {page}"
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        remedy = {
-            401: "the token was refused; run `hf auth login` again, or unset HF_TOKEN",
-            403: f"not allowed; look at {page}",
-            429: "too many requests; wait some minutes, or run `hf auth login`",
-        }.get(status, "the Hub has trouble; try again later")
-        return InputError(f"cannot get {REPO} (HTTP {status}): {remedy}")
-    return _no_hub(endpoint, error)
-
-
-def _no_hub(endpoint: str, error: Exception) -> InputError:
-    return InputError(
-        f"cannot get {REPO}: {endpoint} does not answer as the Hub does ({_line(error)});"
-        f" check HF_ENDPOINT and the proxy"
-    )
-
-
-def _line(error: BaseException) -> str:
-    """An error's first line, or its name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,17 +7,16 @@ A file that was cut off starts anew: huggingface_hub (2.4; its issue 4196) resum
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
+from deltavlm.hub import bars, checked, not_cached, translated
 from deltavlm.upstream.disk import free_bytes, size_text
-from deltavlm.upstream.hub import bars, translated
 from deltavlm.upstream.parts import VISION, Part
-from deltavlm.upstream.plan import File, Plan, PlannedPart, index_of, is_weight, not_cached, weight_map
+from deltavlm.upstream.plan import Plan, PlannedPart, index_of, is_weight, weight_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def fetch(
         for file in one.files if check else ():
             if file.size >= 10_000_000:
                 say(f"checking {file.name} ({size_text(file.size)})")
-            _check(part, file, folder / file.name)
+            checked(part, file, folder / file.name)
         found.append(
             FetchedPart(
                 name=part.name,
@@ -130,30 +129,6 @@ def _snapshot(planned: Plan, one: PlannedPart, progress: bool) -> Path:
             f" planned; fetch again"
         )
     return folder
-
-
-def _check(part: Part, file: File, path: Path) -> None:
-    """Raises: InputError where a file is not what its repository says, with the blob to delete."""
-    blob = path.resolve()
-    try:
-        size = blob.stat().st_size
-        same = size == file.size and (file.digest is None or _digest(blob, file.digest) == file.digest)
-    except OSError as error:
-        raise InputError(
-            f"cannot read {file.name} of {part.repo}: {error.strerror}; delete {blob} and fetch again"
-        ) from error
-    if not same:
-        fault = "differs from its checksum" if size == file.size else f"has {size} bytes, not {file.size}"
-        raise InputError(f"{file.name} of {part.repo} {fault}; delete {blob} and fetch again")
-
-
-def _digest(path: Path, like: str) -> str:
-    """A file's checksum, of the kind of another one: sha256, or git's sha1 of a blob. Raises: OSError."""
-    with path.open("rb") as file:
-        if len(like) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        begun = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        return hashlib.file_digest(file, lambda: begun).hexdigest()
 
 
 def _path(part: Part, folder: Path, names: list[str]) -> Path:

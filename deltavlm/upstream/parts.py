@@ -39,6 +39,11 @@ class Part:
         return self.needed[0] if self.needed else self.files[0]
 
     @property
+    def page(self) -> str:
+        """Where its page is, behind the Hub's address."""
+        return self.repo
+
+    @property
     def instead(self) -> str:
         """What to do otherwise, as the end of a message."""
         return f", {self.otherwise}" if self.otherwise else ""

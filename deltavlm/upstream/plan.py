@@ -8,28 +8,15 @@ Files lie in huggingface_hub's cache, shared with other programs. A file that is
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from deltavlm.errors import InputError
+from deltavlm.hub import TIMEOUT_S, File, bars, digest_of, no_hub, not_cached, translated
 from deltavlm.upstream.disk import free_bytes, size_text
-from deltavlm.upstream.hub import bars, no_hub, translated
 from deltavlm.upstream.parts import PARTS, VISION, Part
-
-TIMEOUT_S = 30.0  # for a question about a repository; downloads have huggingface_hub's own
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of a repository."""
-
-    name: str
-    size: int  # bytes
-    digest: str | None  # hex: sha256 of a large file, git's sha1 of a small one; None where nobody tells
-    cached: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +157,7 @@ def _asked(part: Part, cache_dir: Path, endpoint: str) -> PlannedPart:
     files = []
     for name in names:
         sibling = siblings[name]
-        digest = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
-        digest = digest if digest is not None and _is_digest(digest) else None
+        digest = digest_of(sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id)
         cached = isinstance(try_to_load_from_cache(part.repo, name, cache_dir, commit), str)
         if not cached and digest is not None:
             cached = (blobs / digest).is_file()  # the same file, under another commit
@@ -198,16 +184,9 @@ def _cached_part(part: Part, cache_dir: Path) -> PlannedPart:
     files = []
     for name in names:
         blob = (folder / name).resolve()  # named by its checksum, where the system has links
-        digest = blob.name if blob.parent.name == "blobs" and _is_digest(blob.name) else None
+        digest = digest_of(blob.name) if blob.parent.name == "blobs" else None
         files.append(File(name, blob.stat().st_size, digest, cached=True))
     return PlannedPart(part, folder.name, tuple(files), tuple(left))
-
-
-def not_cached(part: Part, name: str, cache_dir: Path) -> InputError:
-    return InputError(
-        f"{name} of {part.repo} at {part.revision} is not in the cache {cache_dir};"
-        f" fetch it once with a network, without --offline"
-    )
 
 
 def _chosen(part: Part, names: Iterable[str]) -> list[str]:
@@ -257,7 +236,3 @@ def index_of(names: Iterable[str]) -> str | None:
 
 def is_weight(name: str) -> bool:
     return name.endswith((".safetensors", ".bin"))
-
-
-def _is_digest(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None

@@ -1,15 +1,111 @@
-"""huggingface_hub as we use it: its progress bars, and its errors in our words."""
+"""huggingface_hub as we use it: a file and its checksum, progress bars, and its errors in our words.
+
+Shared by `upstream`, which fetches models, and `data`, which fetches sets.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from deltavlm.errors import InputError, OutputError, WriteError
-from deltavlm.upstream.parts import Part
+
+__all__ = [
+    "TIMEOUT_S",
+    "File",
+    "Repository",
+    "bars",
+    "checked",
+    "digest_of",
+    "first_line",
+    "is_same",
+    "no_hub",
+    "not_cached",
+    "translated",
+]
+
+TIMEOUT_S = 30.0  # for a question about a repository; downloads have huggingface_hub's own
+
+
+class Repository(Protocol):
+    """What is asked for, as messages tell it."""
+
+    @property
+    def repo(self) -> str: ...
+
+    @property
+    def revision(self) -> str:
+        """Branch, tag or commit."""
+        ...
+
+    @property
+    def told(self) -> str:
+        """The file that a message names."""
+        ...
+
+    @property
+    def page(self) -> str:
+        """Where its page is, behind the Hub's address."""
+        ...
+
+    @property
+    def instead(self) -> str:
+        """What to do where it cannot be had, as the end of a message; perhaps empty."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a repository."""
+
+    name: str
+    size: int  # bytes
+    digest: str | None  # hex: sha256 of a large file, git's sha1 of a small one; None where nobody tells
+    cached: bool
+
+
+def digest_of(text: str | None) -> str | None:
+    """The text if it is a checksum, else None."""
+    return text if text is not None and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else None
+
+
+def is_same(path: Path, file: File) -> bool:
+    """Whether a path holds that file, by size and checksum. Raises: OSError."""
+    size = path.stat().st_size
+    if size != file.size or file.digest is None:
+        return size == file.size
+    with path.open("rb") as opened:
+        if len(file.digest) == 64:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == file.digest
+        begun = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)  # as git names a file
+        return hashlib.file_digest(opened, lambda: begun).hexdigest() == file.digest
+
+
+def checked(part: Repository, file: File, path: Path) -> None:
+    """Raises: InputError where a cached file is not what its repository says, with the blob to delete."""
+    blob = path.resolve()
+    try:
+        size, same = blob.stat().st_size, is_same(blob, file)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {file.name} of {part.repo}: {error.strerror}; delete {blob} and fetch again"
+        ) from error
+    if not same:
+        fault = "differs from its checksum" if size == file.size else f"has {size} bytes, not {file.size}"
+        raise InputError(f"{file.name} of {part.repo} {fault}; delete {blob} and fetch again")
+
+
+def not_cached(part: Repository, name: str, cache_dir: Path) -> InputError:
+    return InputError(
+        f"{name} of {part.repo} at {part.revision} is not in the cache {cache_dir};"
+        f" fetch it once with a network, without --offline"
+    )
 
 
 @contextmanager
@@ -28,7 +124,7 @@ def bars(shown: bool) -> Iterator[None]:
 
 
 @contextmanager
-def translated(part: Part, cache_dir: Path, endpoint: str) -> Iterator[None]:
+def translated(part: Repository, cache_dir: Path, endpoint: str) -> Iterator[None]:
     """huggingface_hub's errors in our words. Raises: InputError, OutputError, WriteError."""
     from huggingface_hub import errors
 
@@ -70,14 +166,14 @@ def translated(part: Part, cache_dir: Path, endpoint: str) -> Iterator[None]:
         raise no_hub(part, endpoint, error) from error
 
 
-def _answered(error: Exception, part: Part, endpoint: str) -> InputError:
+def _answered(error: Exception, part: Repository, endpoint: str) -> InputError:
     """The Hub's refusal in our words."""
     from huggingface_hub import errors, get_token
 
     url = str(error.response.url) if isinstance(error, errors.HfHubHTTPError) else ""
     asked = re.search(r"/resolve/[^/]+/([^?]+)", url)
     what = f"{asked[1] if asked else part.told} of {part.repo}"
-    page = f"{endpoint}/{part.repo}"
+    page = f"{endpoint}/{part.page}"
     if isinstance(error, errors.GatedRepoError):
         remedy = (
             "then run `hf auth login` or set HF_TOKEN"
@@ -108,7 +204,7 @@ def _answered(error: Exception, part: Part, endpoint: str) -> InputError:
     return no_hub(part, endpoint, error)
 
 
-def no_hub(part: Part, endpoint: str, error: Exception) -> InputError:
+def no_hub(part: Repository, endpoint: str, error: Exception) -> InputError:
     return InputError(
         f"cannot get {part.told} of {part.repo}: {endpoint} does not answer as the Hub does"
         f" ({first_line(error)}); check HF_ENDPOINT and the proxy"
