@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from deltavlm.data.changechat import Pair, training_records
 from deltavlm.data.examples import Problem
 from deltavlm.data.levircc import Told
-from deltavlm.data.masks import LEVIR_MCI, NOT_PICTURES, ClassMap, Rules, found, read_mask
+from deltavlm.data.masks import LEVIR_MCI, ClassMap, Rules, found, read_mask
+from deltavlm.data.pictures import size_of
 from deltavlm.data.synthetic.words import Turn, count_in_words, tally_in_words
 from deltavlm.errors import InputError
 from deltavlm.tasks import classify, count, dialogue, locate
@@ -149,7 +148,7 @@ def _facts(
     if min(mask.shape) < 3:
         raise InputError(f"{path} is {mask.shape[1]} x {mask.shape[0]} px, too small for nine cells")
     for date in "AB":
-        size = _size(images / split / date / file)
+        size = size_of(images / split / date / file)
         if size != mask.shape[::-1]:
             raise InputError(
                 f"{path} is {mask.shape[1]} x {mask.shape[0]} px, and {split}/{date}/{file}"
@@ -162,17 +161,6 @@ def _facts(
     if said is None:
         raise InputError(f"{split}/{file} has no captions")
     return Facts(counts, cells, said.captions, said.changed)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(width, height). Raises: InputError."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except NOT_PICTURES as error:
-        raise InputError(f"{path} is not a picture") from error
 
 
 def _add(built: Built, name: str, split: str, file: str, facts: Facts, ask: Ask | None) -> None:

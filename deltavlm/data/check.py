@@ -16,18 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from PIL import Image, UnidentifiedImageError
-
 from deltavlm.data import changeimti
 from deltavlm.data.changechat import NAME, RELEASED, SIZE_PX
 from deltavlm.data.examples import Dataset, Example, Problem, Task, named_file, read_set
+from deltavlm.data.pictures import opened
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import classify, count, locate
 
 __all__ = ["Checked", "FileCheck", "Pictures", "check"]
 
 SPLITS = ("train", "val", "test")
-NOT_PICTURES = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # Pillow's ways
 Counting = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
 _Kind = Literal["missing", "unreadable", "size"]
 _PARSERS: Mapping[str, Callable[[str], Any]] = {"count": count.parse, "location": locate.parse}
@@ -190,15 +188,13 @@ def _picture(path: str, images: Path, size_px: int, full: bool) -> tuple[_Kind, 
         return "missing", Problem("image", path, f"{path} leads out of the folder of images")
     place = images / path
     try:
-        with Image.open(place) as picture:
+        with opened(place) as picture:
             size = picture.size
             if full:
                 picture.load()
-    except FileNotFoundError:
-        return "missing", Problem("image", path, f"{place} is missing")
-    except NOT_PICTURES as error:
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
-        return "unreadable", Problem("image", path, f"{place} cannot be read: {reason}")
+    except InputError as error:
+        kind: _Kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
+        return kind, Problem("image", path, str(error))
     if size != (size_px, size_px):
         what = f"{place} is {size[0]} x {size[1]} px, not {size_px} x {size_px}"
         return "size", Problem("image", path, what)

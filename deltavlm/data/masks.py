@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
+from deltavlm.data.pictures import opened
 from deltavlm.data.synthetic.facts import cell_shares
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks.count import Counts
@@ -30,7 +30,6 @@ CellRule = Literal["any", "share", "centroid"]
 CELL_RULES: tuple[CellRule, ...] = ("any", "share", "centroid")
 BACKGROUND, ROAD, BUILDING = 0, 1, 2
 CLASSES = {"background": BACKGROUND, "road": ROAD, "building": BUILDING}
-NOT_PICTURES = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # Pillow's ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +88,13 @@ def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8
 
     Raises: InputError where the file cannot be read, or holds a value that is no class.
     """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode in ("1", "LA"):
-                pixels = np.asarray(picture.convert("L"))
-            elif picture.mode in ("L", "P", "RGB") or picture.mode.startswith("I"):
-                pixels = np.asarray(picture)
-            else:
-                pixels = np.asarray(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except NOT_PICTURES as error:
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"{path} cannot be read: {reason}") from error
+    with opened(path) as picture:
+        if picture.mode in ("1", "LA"):
+            pixels = np.asarray(picture.convert("L"))
+        elif picture.mode in ("L", "P", "RGB") or picture.mode.startswith("I"):
+            pixels = np.asarray(picture)
+        else:
+            pixels = np.asarray(picture.convert("RGB"))
     known = classes.greys
     values = pixels.astype(np.int64)
     if pixels.ndim == 3:

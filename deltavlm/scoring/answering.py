@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from deltavlm.data.examples import Dataset, Example, Problem
+from deltavlm.data.pictures import picture
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.scoring.predictions import Prediction
@@ -25,7 +25,7 @@ from deltavlm.tasks import dialogue
 from deltavlm.tasks.questions import ANSWER_TOKENS, task_of
 from deltavlm.tasks.text import clean
 
-__all__ = ["Case", "answered", "cases_of", "picture", "run_name"]
+__all__ = ["Case", "answered", "cases_of", "run_name"]
 
 Key = tuple[str, str, str]  # task, id, history
 
@@ -90,19 +90,6 @@ def answered(
             predictions += found
             problems += troubles
         yield [one for one in predictions if (one.task, one.id, one.history) not in known], problems
-
-
-def picture(path: Path) -> Pixels:
-    """A picture as uint8 RGB (3, H, W). Raises: InputError naming the file."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture that can be read") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
 
 
 @dataclass(frozen=True, slots=True)

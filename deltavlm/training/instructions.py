@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.data.examples import missing_images, read_set
+from deltavlm.data.pictures import picture
 from deltavlm.data.warp import draw_warp
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
-from deltavlm.scoring.answering import Case, cases_of, picture
+from deltavlm.scoring.answering import Case, cases_of
 from deltavlm.tasks import dialogue
 from deltavlm.training.config import Phase, Records
 from deltavlm.training.sources import Sample

@@ -176,7 +176,7 @@ def test_pairs_that_cannot_be_used_are_named_and_left_out(images: Path) -> None:
         "test/c.png": f"{labels / 'c.png'} has the value 9 in 2304 pixels, which is no class; say what it is"
         " with a class map (--class-map)",
         "test/d.png": f"{images / 'test' / 'B' / 'd.png'} is missing",
-        "test/e.png": f"{images / 'test' / 'A' / 'e.png'} is not a picture",
+        "test/e.png": f"{images / 'test' / 'A' / 'e.png'} cannot be read: not a picture",
         "test/g.png": f"{labels / 'g.png'} is 48 x 2 px, too small for nine cells",
         "test/f.png": "test/f.png: another picture of this split is called f too",
     }

@@ -11,10 +11,11 @@ from PIL import Image
 
 from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.examples import Dataset, read_set
+from deltavlm.data.pictures import picture
 from deltavlm.data.synthetic import make_scene
 from deltavlm.errors import InputError
 from deltavlm.model.interface import Question, Reply
-from deltavlm.scoring.answering import answered, cases_of, picture, run_name
+from deltavlm.scoring.answering import answered, cases_of, run_name
 from deltavlm.scoring.predictions import Prediction
 from deltavlm.tasks.dialogue import TURNS
 from tests.scripted_model import ScriptedModel
@@ -154,7 +155,7 @@ def test_a_picture_is_rgb_channels_first(tmp_path: Path) -> None:
     Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
     assert picture(tmp_path / "grey.png").shape == (3, 2, 3)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"text\.png is not a picture"):
+    with pytest.raises(InputError, match=r"text\.png cannot be read: not a picture"):
         picture(tmp_path / "text.png")
 
 

@@ -1,0 +1,44 @@
+"""Pictures read from disk, and Pillow's errors in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from deltavlm.errors import InputError
+
+__all__ = ["opened", "picture", "size_of"]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture, open inside the `with`; pixels are decoded where they are asked for.
+
+    Raises: InputError naming the file, also for what goes wrong while it is decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} cannot be read: not a picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def picture(path: Path) -> npt.NDArray[np.uint8]:
+    """uint8 RGB (3, H, W). Raises: InputError naming the file."""
+    with opened(path) as image:
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height), from the header. Raises: InputError naming the file."""
+    with opened(path) as image:
+        return image.size
