@@ -141,7 +141,7 @@ DryRun = Annotated[
 
 Dtype = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
-    flag("--dtype", panel=ASK, help="Of weights; auto is fp32 for nano, 16 bit for a large model."),
+    flag("--dtype", panel=ASK, help="Of weights; auto is 16 bit where the device is fast in it."),
 ]
 Decode = Annotated[
     Literal["auto", "upstream", "fast"],

@@ -29,7 +29,7 @@ class Up(nn.Module):
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         if self.look is not None and seen is not None:
             x = torch.cat([x, self.look(seen)], dim=1)
-        return F.relu(self.norm(self.mix(x)))
+        return F.relu_(self.norm(self.mix(x)))
 
 
 class DenseHead(nn.Module):

@@ -19,7 +19,7 @@ from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, Running
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
-from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, sent
+from deltavlm.model.device import bf16_cpu, keep_memory, pick_device, pick_dtype, sent
 from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel, Masks, Pixels, Question, Reply
 from deltavlm.model.memory import CudaMeter, Meter, pairs_that_fit, row_bytes, rows_that_fit
@@ -29,7 +29,7 @@ from deltavlm.model.tokenizer import Codec, load_codecs
 # Rows answered together, and pairs looked at together. On a CPU, enough to fill it and few enough to stay in
 # its caches; on a GPU, enough that reading the weights is no longer what a step waits for, if they fit.
 PAIRS = {"cpu": 16, "mps": 64, "cuda": 64}
-ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
+ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ class Predictor:
     def reply(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """A reply for each (index of a pair, question).
 
-        Rows of like length are asked together, so that little is padding. Where they do not fit into memory,
-        half as many are tried. Raises: ModelOutOfMemory where one does not.
+        Rows of like length are asked together, so that little is padding; on a CPU of one length only, where
+        a padded token costs more than a smaller batch. Where they do not fit into memory, half as many are
+        tried. Raises: ModelOutOfMemory where one does not.
         """
         prompts = dict.fromkeys(asked.prompt for _, asked in rows)
         lengths = {prompt: len(self.codec.encode(self.worded(prompt))) for prompt in prompts}
@@ -118,6 +119,9 @@ class Predictor:
         most, start = self.rows_at_once([asked for _, asked in rows]), 0
         while start < len(rows):
             part = order[start : start + most]
+            if self.device == "cpu":
+                length = lengths[rows[part[0]][1].prompt]
+                part = [index for index in part if lengths[rows[index][1].prompt] == length]
             try:
                 with translated(f"{len(part)} questions", self.device):
                     said = self._answer(encoded, [rows[index] for index in part])
@@ -263,6 +267,8 @@ def load_model(name_or_folder: str = "nano", running: Running | None = None, **w
     where = pick_place(running)
     config = running.applied(read_config(folder))
     dtype = pick_dtype(running.dtype, config, where)
+    if where == "cpu":
+        keep_memory()
     try:
         _, model = checkpoint.load(folder, dtype=dtype, device=where, quantize=running.quantize)
     except torch.OutOfMemoryError as error:

@@ -23,8 +23,8 @@ class Residual(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(x + self.norm2(self.conv2(y)))
+        y = F.relu_(self.norm1(self.conv1(x)))
+        return F.relu_(x + self.norm2(self.conv2(y)))
 
 
 class Down(nn.Module):
@@ -36,7 +36,7 @@ class Down(nn.Module):
         self.norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return F.relu_(self.norm(self.conv(x)))
 
 
 class ConvTower(nn.Module):
@@ -69,7 +69,7 @@ class ConvTower(nn.Module):
     def forward_features(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens, and the maps (B, C, h, w) of every stage, finest first."""
         x = F.pixel_unshuffle(images_B3HW, 2).contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.stem_norm(self.stem(x)))
+        x = F.relu_(self.stem_norm(self.stem(x)))
         maps: list[Tensor] = []
         for layer in self.stages:
             if isinstance(layer, Down) and layer is not self.stages[0]:

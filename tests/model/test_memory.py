@@ -47,7 +47,7 @@ class MadeUpMeter:
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("tiny")
     tiny_checkpoint(folder)
-    model = load_model(str(folder), device="cpu")
+    model = load_model(str(folder), device="cpu", dtype="fp32")
     assert isinstance(model, Predictor)
     return model
 

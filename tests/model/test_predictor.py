@@ -27,7 +27,7 @@ CAPTION = Question("caption", "Please briefly describe the changes.", max_new_to
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("tiny")
     tiny_checkpoint(folder)
-    model = load_model(str(folder), device="cpu")
+    model = load_model(str(folder), device="cpu", dtype="fp32")
     assert isinstance(model, Predictor)
     return model
 
@@ -77,7 +77,7 @@ def test_a_prompt_is_read_once(
     seen = prompts_read(predictor, monkeypatch)
     replies = predictor.answer(encoded, [CAPTION, CHANGED])
     assert {changed.text for _, changed in replies}.isdisjoint({"yes", "no"})  # else nothing was written out
-    assert seen == [4 * decoding.beams]
+    assert seen == [2 * decoding.beams] * 2  # each length by itself, on a CPU
 
 
 def test_the_score_is_of_the_first_token_however_the_answer_is_written(predictor: Predictor) -> None:

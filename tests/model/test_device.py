@@ -1,0 +1,30 @@
+"""In which numbers a model runs when nobody says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltavlm.config import load, shipped
+from deltavlm.model import device
+from deltavlm.model.config import DeltaVLMConfig
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_computes_in_bf16_where_it_is_fast(
+    able: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "bf16_cpu", lambda: able)
+    nano = load(shipped("nano.yaml"), DeltaVLMConfig)
+    large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
+    assert device.pick_dtype("auto", nano, "cpu") == device.pick_dtype("auto", large, "cpu") == dtype
+    assert device.pick_dtype("fp32", large, "cpu") == torch.float32
+
+
+def test_a_small_model_is_float32_elsewhere() -> None:
+    nano = load(shipped("nano.yaml"), DeltaVLMConfig)
+    large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
+    assert device.pick_dtype("auto", nano, "mps") == torch.float32
+    assert device.pick_dtype("auto", large, "mps") == torch.float16
