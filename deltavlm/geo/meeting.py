@@ -19,6 +19,7 @@ from deltavlm.geo.alignment import (
     place,
     resampled,
 )
+from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.source import Source
 
 __all__ = ["ADD_A_CRS", "Meeting", "check_placed", "meet"]
@@ -126,7 +127,13 @@ def _with_gsd(grid: PixelGrid, gsd_m: float) -> PixelGrid:
         raise ConfigError(f"gsd {gsd_m:g} m: needs a CRS that leads to longitude and latitude; {ADD_A_CRS}")
     if max(abs(size / gsd_m - 1) for size in size_m) <= SAME_GSD:
         return grid
-    return resampled(grid, size_m, gsd_m)
+    finer = resampled(grid, size_m, gsd_m)
+    if finer.width * finer.height > MAX_PIXELS:
+        raise ConfigError(
+            f"gsd {gsd_m:g} m: makes {finer.width} x {finer.height} px, more than {MAX_PIXELS:,}; "
+            "give a larger one"
+        )
+    return finer
 
 
 def _difference(before: Source, after: Source, placement: Placement) -> str:
