@@ -24,6 +24,7 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import PixelGrid, ground_size_m
 from deltavlm.geo.area import area_of_box, area_of_file, area_of_shape, check_box
+from deltavlm.geo.decoding import complaints_told
 from deltavlm.geo.grid import Chip, ChipGrid, polygon
 from deltavlm.geo.location import gdal_settings, refuse_a_missing_file
 from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
@@ -252,6 +253,8 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
             stack.enter_context(opened(path, bands=bands))
             for path, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
         )
+        names = dict.fromkeys((before.name, after.name))
+        stack.enter_context(complaints_told(" or ".join(names)))
         check_placed(before, after, options.allow_no_crs)
         meeting = meet(
             before,
