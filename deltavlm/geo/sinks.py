@@ -76,6 +76,8 @@ def check_output(path: Path | None, overwrite: bool) -> None:
     folder = _followed(path).parent
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}; create it first")
+    if "!" in str(folder) and path.suffix.lower() in (".gpkg", ".fgb"):
+        raise OutputError(f"{path}: pyogrio cannot write where a folder has a ! in its name; choose another")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import geopandas
@@ -196,5 +196,6 @@ def test_names_that_mean_harm(run: Run, scene: Scene) -> None:
     for name in ("$(touch PWNED).gpkg", "'; DROP TABLE chips; --.gpkg", "=cmd.gpkg", "<b>.gpkg", "%s.gpkg"):
         result = run("analyze", *scene.args, "-o", name, *SMALL)
         assert result.exit_code == 0, result.stderr
-        assert len(geopandas.read_file(name, layer="chips")) == 15
+        with closing(sqlite3.connect(name)) as database:  # pyogrio takes some of the names apart
+            assert database.execute("SELECT count(*) FROM chips").fetchone() == (15,)
     assert not Path("PWNED").exists()
