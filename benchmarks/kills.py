@@ -128,9 +128,8 @@ def main() -> None:
     ask.add_argument("--formats", default=".geojson,.gpkg")
     given = ask.parse_args()
     more = ["--overlap", "128", "--batch-size", "2"]
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {hardware(os.cpu_count() or 1)}, seed {given.seed}\n"
-    )
+    machine = hardware(os.cpu_count() or 1)
+    print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine}, seed {given.seed}\n")
     print("| format | kills: any time, chips, writing | outputs | different | chips lost | files left |")
     print("|---|---|---|---|---|---|", flush=True)
     for suffix in given.formats.split(","):

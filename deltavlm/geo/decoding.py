@@ -12,7 +12,7 @@ __all__ = ["complaints_told"]
 logger = logging.getLogger(__name__)
 
 GDALS_LOG = logging.getLogger("rasterio._err")
-COMPLAINT = re.compile(r"JPEGLib|libpng|opj_|corrupt|premature|truncated", re.IGNORECASE)
+COMPLAINT = re.compile(r"JPEGLib|libjpeg|libpng|opj_|LZW|corrupt.* data", re.IGNORECASE)
 
 
 class _Listener(logging.Filter):
@@ -21,7 +21,7 @@ class _Listener(logging.Filter):
         self.name_told, self.told = name, set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        words = record.getMessage().removeprefix("CPLE_AppDefined:")
+        words = record.getMessage().removeprefix("CPLE_AppDefined:").partition(" (this warning")[0]
         kind = re.sub(r"\d+", "", words)
         if COMPLAINT.search(words) and kind not in self.told:
             self.told.add(kind)

@@ -64,6 +64,7 @@ def gdal_settings() -> rasterio.Env:
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # files beside an image are looked for by their exact names
         "GDAL_HTTP_MAX_RETRY": "3",
         "GDAL_HTTP_RETRY_DELAY": "1",
+        "GDAL_HTTP_CONNECTTIMEOUT": "20",
         "GDAL_HTTP_TIMEOUT": "60",
         "VSI_CACHE": "TRUE",
     }

@@ -48,10 +48,15 @@ def check_placed(before: Source, after: Source, allow_no_crs: bool) -> None:
     """Refuse rasters that nothing places on each other.
 
     Raises:
-        RasterError: a CRS cannot be the right one; or is missing and not allowed to be; or only one is; or
-            sizes differ without one.
+        RasterError: a transform or CRS cannot be the right one; or a CRS is missing and not allowed to be; or
+            only one is; or sizes differ without one.
     """
     for source in (before, after):
+        if not source.grid.is_invertible():
+            raise RasterError(
+                f"{source.name}: its transform {tuple(source.grid.transform)[:6]} gives pixels no place of "
+                "their own; assign the right one (gdal_edit.py -a_ullr ...)"
+            )
         if is_off_the_globe(source.grid.to_ground(source.grid.outline()), source.grid.crs):
             raise RasterError(
                 f"{source.name}: its CRS {_crs_name(source.grid.crs)} looks wrong, as {covers(source.grid)}"

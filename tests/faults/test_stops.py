@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
+from tests.conftest import Scene
+from tests.scripted_model import ScriptedModel
+
 ROOT = Path(__file__).resolve().parents[2]
 forks = pytest.mark.skipif(sys.platform != "linux", reason="runs are forks")
 
@@ -37,6 +41,28 @@ def test_killed_at_each_step(tmp_path: Path, suffix: str) -> None:
 def test_files_that_may_not_grow(tmp_path: Path, suffix: str) -> None:
     """A GeoPackage lost its index, a FlatGeobuf its end, and the run ended with 0: GDAL had said nothing."""
     assert in_forks("full_disk", tmp_path, suffix) > 3
+
+
+def test_out_of_memory(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    """Not that of a GPU, which halves the batch: the machine's own. What was found before is kept."""
+    encode, calls = model.encode, 0
+
+    def failing(before: object, after: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise MemoryError
+        return encode(before, after)  # type: ignore[arg-type]
+
+    model.encode = failing  # type: ignore[method-assign, assignment]
+    args = ("analyze", *scene.args, "-o", "out.geojson", "--chip-size", 32, "--batch-size", 2)
+    result = run(*args)
+    assert result.exit_code == 1
+    assert "6 chips kept in out.geojson.journal.jsonl; the same command goes on" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: out of memory; a smaller --batch-size")
+    assert run(*args).exit_code == 0
+    assert run(*args[:4], "whole.geojson", *args[5:]).exit_code == 0
+    assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
 
 
 @pytest.fixture
