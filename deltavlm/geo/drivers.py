@@ -53,6 +53,7 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
     Raises:
         RasterError: it cannot be opened, is of another format, or leads to other files.
     """
+    location = location.removeprefix("file://")
     kind = _kind_of_text(location)
     if kind == "a VRT":
         if not allow_vrt:
@@ -89,7 +90,7 @@ def check_size(dataset: DatasetReader, name: str) -> None:
         )
     together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
     for (rows, cols), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
-        size = rows * cols * together * (4 if dtype == "complex_int16" else _bytes_of(dtype))
+        size = rows * cols * together * _bytes_of(dtype)
         if size > MAX_BLOCK_BYTES:
             raise RasterError(
                 f"{name}: one of its blocks ({cols} x {rows} px) takes {size / 2**20:.0f} MB, more than "
@@ -156,7 +157,8 @@ def _check_sources(location: str) -> None:
     logger.warning("%s: a VRT, which reads %s", location, ", ".join(map(public_name, sources)) or "nothing")
     for source in sources:
         try:
-            open_image(source, signed=True).close()
+            with open_image(source, signed=True) as image:
+                check_size(image, source)
         except RasterError as error:
             raise RasterError(f"{location}: a VRT of what cannot be read: {error}") from error
 

@@ -52,7 +52,11 @@ def secret(tmp_path: Path) -> Path:
 
 
 def refused(path: Path, words: str, **options: object) -> None:
-    for pair in ((path, path), (write_raster(path.with_name("whole.tif"), noise(1)), path)):
+    for pair in (
+        (path, path),
+        (f"file://{path}", path),
+        (write_raster(path.with_name("whole.tif"), noise(1)), path),
+    ):
         with pytest.raises(RasterError, match=words) as caught:
             opened(*pair, **options).__enter__()
         assert str(path) in str(caught.value)
