@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,8 +141,9 @@ def main() -> None:
                 raise SystemExit("an unbroken run fails")
             whole = content(out)
             out.unlink()
-            while sum(count.kills.values()) < given.kills:
-                one_output(out, whole, more, rng, given.kills, count)
+            with suppress(KeyboardInterrupt):  # Ctrl-C goes on to the next format
+                while sum(count.kills.values()) < given.kills:
+                    one_output(out, whole, more, rng, given.kills, count)
         kills = ", ".join(str(number) for number in count.kills.values())
         print(
             f"| `{suffix}` | {sum(count.kills.values())}: {kills} | {count.outputs} | {count.different} "
