@@ -74,9 +74,12 @@ def answered_pair(
             if len(journal):
                 voice.say(f"{counted(len(journal), 'chip')} kept in {journal.path}; the same command goes on")
             raise
-        with open_sink(
-            path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
-        ) as sink:
+        with (
+            summary.stages.timed("write"),
+            open_sink(
+                path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
+            ) as sink,
+        ):
             results = journal.results()
             while part := list(islice(results, _WRITTEN_AT_ONCE)):
                 write_results(of_pair(sink), part, specs, origin)

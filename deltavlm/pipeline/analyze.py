@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
 
@@ -17,6 +16,7 @@ from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.answers import read_answer, unchanged
 from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.layers import ChipResult, Status
+from deltavlm.pipeline.summary import ChangedChip, Progress, Stages, Summary
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ChangedChip",
     "Look",
     "Progress",
+    "Stages",
     "Summary",
     "analyze",
     "answer_all",
@@ -35,7 +36,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FAR_SCALE = 2.02  # a pixel this many times larger or smaller than those of the training is worth a warning
-_MOST_CHANGED = 10
 _LONGEST_GROUP = 256  # chips written together, where most of them are nodata
 
 
@@ -50,70 +50,6 @@ class AnalyzeOptions:
     limit: int | None = None  # only the first chips of the grid
     on_error: Literal["skip", "fail"] = "skip"
     cascade: bool = False  # ask whether it changed, and the rest only of chips that say yes
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, after each group of chips."""
-
-    done: int
-    changed: int
-    failed: int
-    chips_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedChip:
-    """A chip that the model calls changed, and the middle of its footprint in the raster's CRS."""
-
-    score: float
-    chip_id: str
-    x: float
-    y: float
-    caption: str
-    pair: str = ""  # of a run over many pairs, the id of the chip's
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a run has come to; `first_failure` says why the first failed chip failed."""
-
-    statuses: Counter[Status] = field(default_factory=Counter)
-    earlier: int = 0  # of the chips, those that an earlier run had answered
-    changed: int = 0
-    unread: int = 0  # chips whose answer is neither yes nor no
-    seconds: float = 0.0
-    batch_size: int = 0
-    first_failure: str = ""
-    most_changed: list[ChangedChip] = field(default_factory=list)  # largest score first
-
-    @property
-    def chips(self) -> int:
-        return self.statuses.total()
-
-    def include(self, other: Summary, pair: str) -> None:
-        """Add what a run over one of many pairs has come to."""
-        self.statuses.update(other.statuses)
-        self.earlier += other.earlier
-        self.changed += other.changed
-        self.unread += other.unread
-        self.batch_size = other.batch_size
-        self.first_failure = self.first_failure or other.first_failure
-        for chip in other.most_changed:
-            self.found(replace(chip, pair=pair))
-
-    def found(self, changed: ChangedChip) -> None:
-        """Remember a chip that changed, if few have done so more surely."""
-        chips = sorted([*self.most_changed, changed], key=lambda chip: -chip.score)
-        self.most_changed = chips[:_MOST_CHANGED]
-
-    @property
-    def failed(self) -> int:
-        return self.statuses["unreadable"] + self.statuses["error"]
-
-    @property
-    def chips_per_s(self) -> float:
-        return (self.chips - self.earlier) / self.seconds if self.seconds > 0 else 0.0
 
 
 def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
@@ -200,17 +136,23 @@ def answer_all(
     started = time.monotonic()
     summary = Summary(batch_size=options.batch_size)
     for result in book.earlier():
-        _tally(summary, result)
+        summary.add(result)
         tally(result)
     summary.earlier = summary.chips
-    for group in _groups(looks, options.batch_size):
+    groups = _groups(looks, options.batch_size)
+    while True:
+        with summary.stages.timed("read"):
+            group = next(groups, None)
+        if group is None:
+            break
         results = _answered_group(group, model, specs, options, summary)
-        book.add(results, summary.batch_size)
+        with summary.stages.timed("write"):
+            book.add(results, summary.batch_size)
         for result in results:
-            _tally(summary, result)
+            summary.add(result)
             tally(result)
         summary.seconds = time.monotonic() - started
-        watch(Progress(summary.chips, summary.changed, summary.failed, summary.chips_per_s))
+        watch(summary.progress)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -250,7 +192,9 @@ def _answered_group(
 ) -> list[ChipResult]:
     """Results in the order of the chips; `summary.batch_size` follows the halving."""
     asked = [look.pixels for look in group if look.pixels is not None]
-    replies, summary.batch_size = ask_all(model, specs, asked, summary.batch_size, options.cascade)
+    replies, summary.batch_size = ask_all(
+        model, specs, asked, summary.batch_size, options.cascade, summary.stages
+    )
     next_reply = iter(replies)
     results = []
     for look in group:
@@ -278,18 +222,3 @@ def _answered(look: Look, specs: Sequence[QuestionSpec], replies: Replies | Mode
     }
     status: Status = "cascaded" if None in replies else "answered"
     return ChipResult(look.chip, status, look.valid_fraction, answers, pair=look.pair)
-
-
-def _tally(summary: Summary, result: ChipResult) -> None:
-    summary.statuses[result.status] += 1
-    if result.status in ("unreadable", "error") and not summary.first_failure:
-        summary.first_failure = result.reason
-    change, caption = result.of_task("change"), result.of_task("caption")
-    summary.unread += change is not None and change.value is None
-    if change is None or change.value is not True:
-        return
-    summary.changed += 1
-    middle = result.chip.footprint.centroid
-    said = caption.text if caption else ""
-    score = change.score if change.score is not None else 0.0
-    summary.found(ChangedChip(score, result.chip.chip_id, middle.x, middle.y, said, result.pair))
