@@ -19,7 +19,7 @@ from deltavlm.geo.alignment import (
     place,
     resampled,
 )
-from deltavlm.geo.source import Source
+from deltavlm.geo.view import Source
 
 __all__ = ["ADD_A_CRS", "Meeting", "check_placed", "meet"]
 
