@@ -7,7 +7,7 @@ of the interpreter while it decodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import groupby
 
@@ -29,7 +29,9 @@ NOTHING = Window(0, 0, 0, 0)
 Row = list[Chip]  # chips side by side, left to right
 
 
-def read_chips(reader: PairReader, chips: Iterable[Chip]) -> Iterator[tuple[Chip, ChipPixels | RasterError]]:
+def read_chips(
+    reader: PairReader, chips: Iterable[Chip]
+) -> Generator[tuple[Chip, ChipPixels | RasterError], None, None]:
     """The pixels of chips of `reader.grid()`, in its order, or why they cannot be decoded.
 
     The same as `reader.read` of each. Of chips that are left out nothing is read, as far as blocks allow.
@@ -110,7 +112,7 @@ class _Strips:
         else:
             for chip in rows[0]:
                 try:
-                    yield chip, self.reader.read(chip)
+                    yield chip, self.threads.submit(self.reader.read, chip).result()
                 except RasterError as error:
                     yield chip, error
 

@@ -84,7 +84,7 @@ class Source:
             RasterError: it cannot be warped onto that grid.
         """
         if offset is not None:
-            yield View(self, self.dataset, self.dataset, *offset)
+            yield View.of(self, self.dataset, self.dataset, *offset)
             return
         with ExitStack() as stack:
 
@@ -112,7 +112,7 @@ class Source:
                     bare = stack.enter_context(without_alpha(self.dataset))
                     colours = warped(bare, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
                     mask = warped(self.dataset, None)
-            yield View(self, colours, mask, 0, 0)
+            yield View.of(self, colours, mask, 0, 0)
 
 
 class Raw(NamedTuple):
@@ -126,7 +126,7 @@ class Raw(NamedTuple):
         return Raw(self.values[:, rows, cols], None if self.mask is None else self.mask[rows, cols])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class View:
     """A raster on the grid of the analysis; windows are in the pixels of that grid."""
 
@@ -135,6 +135,22 @@ class View:
     mask: DatasetReader | WarpedVRT  # the same again, or what has the mask or alpha where that has lost it
     col_off: int
     row_off: int
+    alpha: int | None  # the band of `mask` that hides pixels
+    mask_dtype: str | None  # of what hides pixels, apart from any nodata value; None where nothing does
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        dataset: DatasetReader | WarpedVRT,
+        mask: DatasetReader | WarpedVRT,
+        col_off: int,
+        row_off: int,
+    ) -> View:
+        """The view, with what is to be found out before a read fails: GDAL tells its last error again."""
+        alpha = alpha_band(mask)
+        mask_dtype = str(mask.dtypes[alpha - 1]) if alpha else "uint8" if has_mask(mask) else None
+        return cls(source, dataset, mask, col_off, row_off, alpha, mask_dtype)
 
     def read(
         self, window: Window, shape: tuple[int, int] | None = None
@@ -147,18 +163,6 @@ class View:
             RasterError: a block of the file cannot be decoded.
         """
         return self.shown(self.raw(self.room(*(shape or (window.height, window.width))), window))
-
-    @cached_property
-    def alpha(self) -> int | None:
-        """The band that hides pixels."""
-        return alpha_band(self.mask)
-
-    @cached_property
-    def mask_dtype(self) -> str | None:
-        """Of what hides pixels, apart from any nodata value; None where nothing does."""
-        if self.alpha is not None:
-            return str(self.mask.dtypes[self.alpha - 1])
-        return "uint8" if has_mask(self.mask) else None
 
     def room(self, rows: int, cols: int) -> Raw:
         """Where `raw` can put as many pixels, not filled."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
@@ -12,7 +13,9 @@ from typing import Literal, Protocol
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
+from deltavlm.geo.strips import read_chips
 from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.answers import read_answer, unchanged
 from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.layers import ChipResult, Status
@@ -29,7 +32,7 @@ __all__ = [
     "Summary",
     "analyze",
     "answer_all",
-    "look_at",
+    "looks_at",
     "scale_warning",
 ]
 
@@ -87,7 +90,7 @@ class Book(Results, Protocol):
     """Where the results of a pair are written down."""
 
     def known(self, chip: Chip) -> bool:
-        """Whether an earlier run has settled this chip."""
+        """Whether an earlier run has settled this chip; asked while results are added, by another thread."""
         ...
 
 
@@ -113,11 +116,15 @@ def analyze(
 ) -> Summary:
     """Ask every question about every chip that the book does not know, and write the results into it.
 
+    Chips are read by other threads, at most two batches ahead; until this returns, the reader is theirs.
+
     Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
     """
     chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
-    looks = (look_at(reader, chip, options) for chip in chips if not book.known(chip))
-    return answer_all(looks, model, specs, book, options, watch)
+    stages = Stages()
+    looks = looks_at(reader, (chip for chip in chips if not book.known(chip)), options)
+    with made_ahead(looks, 2 * options.batch_size, stages) as ready:
+        return answer_all(ready, model, specs, book, options, watch, stages=stages)
 
 
 def answer_all(
@@ -128,23 +135,19 @@ def answer_all(
     options: AnalyzeOptions,
     watch: Callable[[Progress], None] = lambda progress: None,
     tally: Callable[[ChipResult], None] = lambda result: None,
+    stages: Stages | None = None,
 ) -> Summary:
     """Ask every question about the chips, of whichever pair they are, and write the results into the book.
 
-    `tally` sees each result once, those of an earlier run first.
+    `tally` sees each result once, those of an earlier run first. `stages` has the seconds of the reading.
     """
     started = time.monotonic()
-    summary = Summary(batch_size=options.batch_size)
+    summary = Summary(batch_size=options.batch_size, stages=stages or Stages())
     for result in book.earlier():
         summary.add(result)
         tally(result)
     summary.earlier = summary.chips
-    groups = _groups(looks, options.batch_size)
-    while True:
-        with summary.stages.timed("read"):
-            group = next(groups, None)
-        if group is None:
-            break
+    for group in _groups(looks, options.batch_size):
         results = _answered_group(group, model, specs, options, summary)
         with summary.stages.timed("write"):
             book.add(results, summary.batch_size)
@@ -157,16 +160,20 @@ def answer_all(
     return summary
 
 
-def look_at(reader: PairReader, chip: Chip, options: AnalyzeOptions, pair: str = "") -> Look:
-    """Read a chip, and see whether there is enough of it to ask about."""
-    try:
-        pixels = reader.read(chip)
-    except RasterError as error:
-        return Look(chip, "unreadable", reason=str(error), pair=pair)
-    valid = pixels.valid_fraction
-    if 1 - valid > options.max_nodata or valid == 0:
-        return Look(chip, "nodata", valid, pair=pair)
-    return Look(chip, "answered", valid, pixels, pair=pair)
+def looks_at(
+    reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
+) -> Generator[Look, None, None]:
+    """Read chips of the pair, and see whether there is enough of each to ask about."""
+    with closing(read_chips(reader, chips)) as found:
+        for chip, pixels in found:
+            if isinstance(pixels, RasterError):
+                yield Look(chip, "unreadable", reason=str(pixels), pair=pair)
+                continue
+            valid = pixels.valid_fraction
+            if 1 - valid > options.max_nodata or valid == 0:
+                yield Look(chip, "nodata", valid, pair=pair)
+            else:
+                yield Look(chip, "answered", valid, pixels, pair=pair)
 
 
 def _groups(looks: Iterable[Look], batch_size: int) -> Iterator[list[Look]]:

@@ -1,12 +1,12 @@
-"""Many pairs in one run: opened one after the other, and asked in batches that reach across them."""
+"""Many pairs in one run: opened one after the other, ahead, and asked in batches that reach across them."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -19,14 +19,16 @@ from deltavlm.geo.grid import Chip, ChipGrid, polygon
 from deltavlm.geo.location import file_mark, public_name
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.analyze import (
     AnalyzeOptions,
     Look,
     Progress,
     Results,
+    Stages,
     Summary,
     answer_all,
-    look_at,
+    looks_at,
     scale_warning,
 )
 from deltavlm.pipeline.layers import ChipResult
@@ -157,7 +159,7 @@ class Outcome:
 
 
 class PairBook(Results, Protocol):
-    """Where the results of many pairs are written down."""
+    """Where the results of many pairs are written down. What is known is asked by another thread."""
 
     def settled(self, pair: Pair) -> str | PairRecord | None:
         """Of a pair that need not be opened: its record, or why it failed in an earlier run; else None."""
@@ -221,59 +223,94 @@ def analyze_pairs(
     """
     reached: set[str] = set()
     outcomes = {pair.id: Outcome(pair) for pair in pairs}
+    stages = Stages()
 
     def tally(result: ChipResult) -> None:
         outcomes[result.pair].add(result)
 
-    with closing(_looks(outcomes, reached, read, model, book, options)) as looks:
+    found = _found(pairs, read, book, options)
+    with made_ahead(found, 2 * options.batch_size, stages) as ready:
+        looks = _looks(ready, outcomes, reached, model, book, options)
         summary = answer_all(
-            looks, model, specs, book, options, lambda progress: watch(len(reached), progress), tally
+            looks, model, specs, book, options, lambda done: watch(len(reached), done), tally, stages
         )
     return Run({one: outcome for one, outcome in outcomes.items() if one in reached}, summary)
 
 
-def _looks(
-    outcomes: Mapping[str, Outcome],
-    reached: set[str],
-    read: ReadOptions,
-    model: ChangeModel,
-    book: PairBook,
-    options: AnalyzeOptions,
-) -> Generator[Look, None, None]:
-    """The chips of all pairs that are left to ask, up to the limit; one pair is open at a time."""
-    seen, told = 0, set[str]()
-    for outcome in outcomes.values():
-        pair = outcome.pair
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """A pair to go on with: opened, or with the reason why it is not, or neither where the book knows it."""
+
+    pair: Pair
+    reader: PairReader | None = None  # closed by the time, for its notes
+    record: PairRecord | None = None
+    reason: str = ""
+    earlier: bool = False  # an earlier run has come to this
+
+
+def _found(
+    pairs: Sequence[Pair], read: ReadOptions, book: PairBook, options: AnalyzeOptions
+) -> Generator[_Reached | Look, None, None]:
+    """The pairs, and behind each its chips that are left to ask, up to the limit; one pair is open at a time.
+
+    What is found is not told to anyone here, for it is made ahead.
+    """
+    seen = 0
+    for pair in pairs:
         if options.limit is not None and seen >= options.limit:
             return
-        reached.add(pair.id)
         known = book.settled(pair)
         if isinstance(known, PairRecord):
-            outcome.record = known
+            yield _Reached(pair, record=known, earlier=True)
             seen += known.chips
             continue
         if known is not None:
-            outcome.reason = known
-            logger.warning("pair %s failed in the run before: %s", pair.id, known)
+            yield _Reached(pair, reason=known, earlier=True)
             continue
         with ExitStack() as stack:
             try:
                 reader = stack.enter_context(opened_pair(pair, read))
                 grid = reader.grid(options.chip_px, options.overlap_px)
-                outcome.record = PairRecord.of(pair, reader, grid)
+                record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if options.on_error == "fail":
                     raise
-                outcome.reason = str(error)
-                logger.warning("pair %s failed: %s", pair.id, error)
-                book.refused(pair, outcome.reason)
+                yield _Reached(pair, reason=str(error))
                 continue
-            logged_notes(pair, reader, model, options, told)
-            book.opened(pair, outcome.record)
-            for chip in islice(grid, None if options.limit is None else options.limit - seen):
-                seen += 1
-                if not book.knows(pair, chip):
-                    yield look_at(reader, chip, options, pair.id)
+            yield _Reached(pair, reader, record)
+            chips = list(islice(grid, None if options.limit is None else options.limit - seen))
+            seen += len(chips)
+            yield from looks_at(
+                reader, (chip for chip in chips if not book.knows(pair, chip)), options, pair.id
+            )
+
+
+def _looks(
+    found: Iterable[_Reached | Look],
+    outcomes: Mapping[str, Outcome],
+    reached: set[str],
+    model: ChangeModel,
+    book: PairBook,
+    options: AnalyzeOptions,
+) -> Iterator[Look]:
+    """The chips, after what is to be done about each pair was done."""
+    told = set[str]()
+    for one in found:
+        if isinstance(one, Look):
+            yield one
+            continue
+        pair, outcome = one.pair, outcomes[one.pair.id]
+        reached.add(pair.id)
+        outcome.record, outcome.reason = one.record, one.reason
+        if one.reason:
+            logger.warning(
+                "pair %s failed%s: %s", pair.id, " in the run before" if one.earlier else "", one.reason
+            )
+            if not one.earlier:
+                book.refused(pair, one.reason)
+        elif one.reader is not None and one.record is not None:
+            logged_notes(pair, one.reader, model, options, told)
+            book.opened(pair, one.record)
 
 
 def logged_notes(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.strips import read_chips
 from deltavlm.geo.view import Raw, View
 from tests.geo.reading import opened
-from tests.rasters import HALF_METRE, moved, noise, smooth, write_raster
+from tests.rasters import HALF_METRE, moved, noise, smooth, spoil, write_raster
 
 ROWS, COLS, SIZE = 210, 330, 32
 TILES = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
@@ -247,7 +248,7 @@ def test_a_block_that_cannot_be_decoded_takes_its_chips_only(
     tmp_path: Path, layout: str, strip_size: None
 ) -> None:
     before, after, _ = LAYOUTS[layout](tmp_path)
-    broken_block(after, 64 if layout == "tiles" else 1)
+    spoil(after, [(1, 1)] if layout == "tiles" else [(64, 0), (96, 0)])
     with opened(before, after) as reader:
         found = dict(read_chips(reader, reader.grid(SIZE)))
         for chip, got in found.items():
@@ -262,29 +263,13 @@ def test_a_block_that_cannot_be_decoded_takes_its_chips_only(
         assert bad == {reader.grid(SIZE)[row, col].chip_id for row in (2, 3) for col in cols}
 
 
-def broken_block(path: Path, rows: int) -> None:
-    """Zeros in place of what is deflated at pixel (64, 64), and, where blocks are lower, at (64, 96) too."""
-    with rasterio.open(path) as raster:
-        blocks = {(64 // raster.block_shapes[0][1], row // rows) for row in (64, 96)}
-        told = [
-            [raster.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")]
-            for col, row in blocks
-        ]
-    content = bytearray(path.read_bytes())
-    for offset, size in [(int(first), int(second)) for first, second in told]:
-        content[offset : offset + size] = bytes(size)
-    path.write_bytes(content)
-
-
 def test_no_thread_stays_when_the_rest_is_not_wanted(tmp_path: Path) -> None:
-    import threading
-
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
-        chips: Iterator[Any] = read_chips(reader, reader.grid(SIZE))
+        chips = read_chips(reader, reader.grid(SIZE))
         next(chips)
-        assert sum(one.name.startswith("reading") for one in threading.enumerate()) == 2
-        chips.close()  # type: ignore[attr-defined]
+        assert any(one.name.startswith("reading") for one in threading.enumerate())
+        chips.close()
     assert not any(one.name.startswith("reading") for one in threading.enumerate())
 
 
