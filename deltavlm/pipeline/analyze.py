@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol
 
@@ -19,6 +19,7 @@ from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.answers import read_answer, unchanged
 from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.layers import ChipResult, Status
+from deltavlm.pipeline.repeats import Repeats, picture_of
 from deltavlm.pipeline.summary import ChangedChip, Progress, Stages, Summary
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -96,7 +97,7 @@ class Book(Results, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A chip after reading; pixels only if it will be asked."""
+    """A chip after reading; pixels only if it will be asked, a picture also where it repeats one."""
 
     chip: Chip
     status: Status
@@ -104,6 +105,7 @@ class Look:
     pixels: ChipPixels | None = None
     reason: str = ""
     pair: str = ""  # of a run over many pairs, the id of the chip's
+    picture: str = ""
 
 
 def analyze(
@@ -143,12 +145,15 @@ def answer_all(
     """
     started = time.monotonic()
     summary = Summary(batch_size=options.batch_size, stages=stages or Stages())
+    repeats = Repeats()
     for result in book.earlier():
+        if result.picture and repeats.is_new(result.picture):
+            repeats.answered(result)
         summary.add(result)
         tally(result)
     summary.earlier = summary.chips
-    for group in _groups(looks, options.batch_size):
-        results = _answered_group(group, model, specs, options, summary)
+    for group in _groups(looks, options.batch_size, repeats):
+        results = _answered_group(group, model, specs, options, summary, repeats)
         with summary.stages.timed("write"):
             book.add(results, summary.batch_size)
         for result in results:
@@ -173,14 +178,16 @@ def looks_at(
             if 1 - valid > options.max_nodata or valid == 0:
                 yield Look(chip, "nodata", valid, pair=pair)
             else:
-                yield Look(chip, "answered", valid, pixels, pair=pair)
+                yield Look(chip, "answered", valid, pixels, pair=pair, picture=picture_of(pixels))
 
 
-def _groups(looks: Iterable[Look], batch_size: int) -> Iterator[list[Look]]:
-    """Chips in order, in groups that hold a batch to ask."""
+def _groups(looks: Iterable[Look], batch_size: int, repeats: Repeats) -> Iterator[list[Look]]:
+    """Chips in order, in groups that hold a batch to ask; of pictures that come again the first is asked."""
     group: list[Look] = []
     to_ask = 0
     for look in looks:
+        if look.picture and not repeats.is_new(look.picture):
+            look = replace(look, pixels=None)
         group.append(look)
         to_ask += look.pixels is not None
         if to_ask == batch_size or len(group) == _LONGEST_GROUP:
@@ -196,6 +203,7 @@ def _answered_group(
     specs: Sequence[QuestionSpec],
     options: AnalyzeOptions,
     summary: Summary,
+    repeats: Repeats,
 ) -> list[ChipResult]:
     """Results in the order of the chips; `summary.batch_size` follows the halving."""
     asked = [look.pixels for look in group if look.pixels is not None]
@@ -208,6 +216,10 @@ def _answered_group(
         result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason, pair=look.pair)
         if look.pixels is not None:
             result = _answered(look, specs, next(next_reply))
+            repeats.answered(result)
+        elif look.picture:
+            result = repeats.again(look.picture, look.chip, look.valid_fraction, look.pair)
+            summary.repeated += 1
         if result.status in ("unreadable", "error"):
             name = f"{result.pair} {result.chip.chip_id}".strip()
             logger.info("%s: %s: %s", name, result.status, result.reason)
@@ -220,12 +232,12 @@ def _answered_group(
 
 
 def _answered(look: Look, specs: Sequence[QuestionSpec], replies: Replies | ModelError) -> ChipResult:
+    result = ChipResult(look.chip, "error", look.valid_fraction, pair=look.pair, picture=look.picture)
     if isinstance(replies, ModelError):
-        return ChipResult(look.chip, "error", look.valid_fraction, reason=str(replies), pair=look.pair)
+        return replace(result, reason=str(replies))
     answers = {
         spec.name: answer
         for spec, reply in zip(specs, replies, strict=True)
         if (answer := unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
-    status: Status = "cascaded" if None in replies else "answered"
-    return ChipResult(look.chip, status, look.valid_fraction, answers, pair=look.pair)
+    return replace(result, status="cascaded" if None in replies else "answered", answers=answers)

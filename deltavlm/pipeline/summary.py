@@ -75,6 +75,7 @@ class Summary:
     statuses: Counter[Status] = field(default_factory=Counter)
     earlier: int = 0  # of the chips, those that an earlier run had answered
     changed: int = 0
+    repeated: int = 0  # chips with a picture that was asked about before in this run
     unread: int = 0  # chips whose answer is neither yes nor no
     seconds: float = 0.0
     batch_size: int = 0
@@ -91,6 +92,7 @@ class Summary:
         self.statuses.update(other.statuses)
         self.earlier += other.earlier
         self.changed += other.changed
+        self.repeated += other.repeated
         self.unread += other.unread
         self.batch_size = other.batch_size
         self.first_failure = self.first_failure or other.first_failure
