@@ -19,11 +19,11 @@ from tests.rasters import noise, write_raster
 
 SIDE = 1024
 
+Served = tuple[str, Callable[[], Counter[str]]]
+
 
 @pytest.fixture
-def server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A URL, and how many requests for each file there have been."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     log = tmp_path / "requests.log"
@@ -41,9 +41,7 @@ def server(
 
 
 @pytest.mark.parametrize(("block", "compress"), [(256, "deflate"), (512, "JPEG")])
-def test_a_pair_costs_few_requests(
-    tmp_path: Path, server: tuple[str, Callable[[], Counter[str]]], block: int, compress: str
-) -> None:
+def test_a_pair_costs_few_requests(tmp_path: Path, server: Served, block: int, compress: str) -> None:
     """Chip by chip it took a dozen, and one more for each further row of blocks."""
     url, requests = server
     plain = write_raster(tmp_path / "plain.tif", noise(3, SIDE, SIDE), photometric="RGB")
