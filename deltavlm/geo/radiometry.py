@@ -74,8 +74,8 @@ class Stretch:
     def apply(self, values: Values) -> NDArray[np.uint8]:
         """`values` (3, rows, cols) of any real dtype -> uint8 of that shape; what is no number becomes 0."""
         low, high = (np.array(edge, dtype=np.float32)[:, None, None] for edge in (self.low, self.high))
-        scaled = values.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # nodata such as -3.4e38; clipped, and masked
+            scaled = values.astype(np.float32)
             scaled -= low
             scaled *= 255 / (high - low)
         if values.dtype.kind == "f":
