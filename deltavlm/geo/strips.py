@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import groupby
+from operator import add
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.grid import Chip, Window
@@ -51,28 +52,31 @@ def _settle() -> None:
 def _grouped(chips: Iterable[Chip], strips: _Strips) -> Iterator[list[Row]]:
     """Rows of chips, as many together as a strip may hold; a row too long for that in parts."""
     rows: list[Row] = []
+    window = NOTHING
     for _, members in groupby(chips, key=lambda chip: chip.row):
         row = list(members)
-        if rows and not strips.holds([*rows, row]):
+        own = around(chip.window for chip in row)
+        window = around((window, own)) if rows else own
+        if rows and not strips.holds(window):
             yield rows
-            rows = []
-        window = around([row])
-        parts = -(-window.height * window.width * strips.pixel_bytes // MOST_BYTES)
-        length = -(-len(row) // parts)
-        for start in range(0, len(row), length) if parts > 1 else ():
-            yield [row[start : start + length]]
+            rows, window = [], own
+        parts = -(-strips.bytes_of(own) // MOST_BYTES)
         if parts == 1:
             rows.append(row)
+            continue
+        length = -(-len(row) // parts)
+        for start in range(0, len(row), length):
+            yield [row[start : start + length]]
     if rows:
         yield rows
 
 
-def around(rows: list[Row]) -> Window:
-    """The window of all chips."""
-    windows = [chip.window for row in rows for chip in row]
-    left, top = min(one.col_off for one in windows), min(one.row_off for one in windows)
-    right = max(one.col_off + one.width for one in windows)
-    bottom = max(one.row_off + one.height for one in windows)
+def around(windows: Iterable[Window]) -> Window:
+    """The smallest window with all of these in it."""
+    lefts, tops, widths, heights = zip(*windows, strict=True)
+    left, top = min(lefts), min(tops)
+    right = max(map(add, lefts, widths))
+    bottom = max(map(add, tops, heights))
     return Window(left, top, right - left, bottom - top)
 
 
@@ -95,14 +99,17 @@ class _Strips:
         self.pixel_bytes = max(band.pixel_bytes for band in self.bands)
         self.full_width = any(band.full_width for band in self.bands)
 
-    def holds(self, rows: list[Row]) -> bool:
-        """Whether rows of chips are few enough for one strip."""
-        window = around(rows)
-        return window.height <= STRIP_ROWS and window.height * window.width * self.pixel_bytes <= STRIP_BYTES
+    def bytes_of(self, window: Window) -> int:
+        """What the larger of the two dates takes."""
+        return window.height * window.width * self.pixel_bytes
+
+    def holds(self, window: Window) -> bool:
+        """Whether a strip may be as large."""
+        return window.height <= STRIP_ROWS and self.bytes_of(window) <= STRIP_BYTES
 
     def read(self, rows: list[Row]) -> Iterator[tuple[Chip, ChipPixels | RasterError]]:
         """The chips of some rows: in one strip; where that is not good, row by row; else chip by chip."""
-        window = around(rows)
+        window = around(chip.window for row in rows for chip in row)
         if not self._is_sparse(rows, window) and self._fill(window):
             for chip in (chip for row in rows for chip in row):
                 yield chip, self.reader.shown(chip, [band.cut(chip.window) for band in self.bands])
@@ -184,6 +191,8 @@ class _Band:
         if old is not None and old.values.shape[2] == cols and old.values.shape[1] >= max(rows, kept):
             room = old
         else:
+            if not kept:
+                old = self.room = None  # before the new one is made
             room = self.room = self.view.room(max(rows, kept), cols)
         if kept and old is not None:
             for new, was in zip(room, old, strict=True):

@@ -166,8 +166,9 @@ def _found(
                 yield _Reached(pair, reason=str(error))
                 continue
             yield _Reached(pair, reader, record)
-            chips = list(islice(grid, None if options.limit is None else options.limit - seen))
-            seen += len(chips)
+            left = len(grid) if options.limit is None else min(len(grid), options.limit - seen)
+            chips = islice(grid, left)
+            seen += left
             yield from looks_at(
                 reader, (chip for chip in chips if not book.knows(pair, chip)), options, pair.id
             )
@@ -189,7 +190,7 @@ def _looks(
             continue
         pair, outcome = one.pair, outcomes[one.pair.id]
         reached.add(pair.id)
-        outcome.record, outcome.reason = one.record, one.reason
+        outcome.record, outcome.reason = one.record, one.reason or outcome.reason
         if one.reason:
             logger.warning(
                 "pair %s failed%s: %s", pair.id, " in the run before" if one.earlier else "", one.reason
