@@ -12,10 +12,12 @@ import pytest
 
 from deltavlm.config import shipped
 from deltavlm.errors import RasterError
-from deltavlm.geo.pair import RasterPair, open_pair
+from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
+from deltavlm.pipeline import many
 from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.analyze import AnalyzeOptions, Stages, analyze
 from deltavlm.pipeline.layers import ChipResult
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.tasks.questions import load_questions
 from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import spoil
@@ -147,3 +149,53 @@ def test_the_seconds_of_a_run_are_told_by_stage(scene: Scene, model: ScriptedMod
     stages = summary.stages
     assert min(stages.read, stages.waited, stages.encode, stages.answer, stages.write) > 0
     assert stages.waited + stages.encode + stages.answer + stages.write <= summary.seconds
+
+
+def test_many_pairs_are_opened_ahead_and_none_beyond_a_limit(
+    scene: Scene, model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    second = threading.Event()
+    pairs = [Pair(name, *scene.args) for name in "abcd"]
+    plain = many.opened_pair
+
+    def noted(pair: Pair, read: ReadOptions) -> Any:
+        opened.append(pair.id)
+        if pair.id == "b":
+            second.set()
+        return plain(pair, read)
+
+    monkeypatch.setattr(many, "opened_pair", noted)
+    options = AnalyzeOptions(chip_px=CHIP, batch_size=8, limit=40)
+    with pytest.raises(KeyboardInterrupt):
+        many.analyze_pairs(pairs, ReadOptions(), model, SPECS, KeptPairs(second, 1), options)
+    assert opened[:2] == ["a", "b"]  # while the first batch, which is of a alone, was written
+    opened.clear()
+    run = many.analyze_pairs(pairs, ReadOptions(), model, SPECS, KeptPairs(second), options)
+    assert opened == ["a", "b", "c"]
+    assert run.summary.chips == 40
+    assert [outcome.status for outcome in run.outcomes.values()] == ["answered", "answered", "partly"]
+
+
+class KeptPairs(Kept):
+    """The same of many pairs; it writes nothing before `when`."""
+
+    def __init__(self, when: threading.Event, most: int = 99) -> None:
+        super().__init__(most)
+        self.when = when
+
+    def add(self, results: list[ChipResult], batch_size: int) -> None:
+        assert self.when.wait(30)
+        super().add(results, batch_size)
+
+    def settled(self, pair: Pair) -> None:
+        return None
+
+    def opened(self, pair: Pair, record: Any) -> None:
+        pass
+
+    def refused(self, pair: Pair, reason: str) -> None:
+        pass
+
+    def knows(self, pair: Pair, chip: Any) -> bool:
+        return False
