@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.throughput import commit, hardware  # noqa: E402
+from benchmarks.rows import commit, hardware  # noqa: E402
 from deltavlm.config import shipped  # noqa: E402
 from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
 from deltavlm.model.predictor import Predictor, load_model  # noqa: E402

@@ -82,9 +82,12 @@ def answered_pair(
         with kept(journal, journal.path):
             size = min(run.batch_size, journal.batch_size or 4096)
             summary = analyze(reader, model, specs, journal, replace(run, batch_size=size), watch)
-            with open_sink(
-                path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
-            ) as sink:
+            with (
+                summary.stages.timed("write"),
+                open_sink(
+                    path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
+                ) as sink,
+            ):
                 results = journal.results()
                 while part := list(islice(results, _WRITTEN_AT_ONCE)):
                     write_results(of_pair(sink), part, specs, origin)

@@ -82,6 +82,7 @@ def chips_counted(summary: Summary) -> dict[str, Any]:
             for status in ("answered", "cascaded", "nodata", "unreadable", "error")
         },
         "earlier": summary.earlier,
+        "repeated": summary.repeated,
         "changed": summary.changed,
         "neither_yes_nor_no": summary.unread,
         "seconds": round(summary.seconds, 3),

@@ -159,14 +159,17 @@ def _written(
             records = [outcome.record for outcome in done.outcomes.values() if outcome.record is not None]
             ground = Ground(common_crs(records))
             record = pairs_provenance(found.name, read, model, specs, run)
-            with open_sink(
-                path,
-                many_layers(specs),
-                ground.crs,
-                record,
-                overwrite=wanted.replaced,
-                only_layer=out.layer,
-            ) as sink:
+            with (
+                done.summary.stages.timed("write"),
+                open_sink(
+                    path,
+                    many_layers(specs),
+                    ground.crs,
+                    record,
+                    overwrite=wanted.replaced,
+                    only_layer=out.layer,
+                ) as sink,
+            ):
                 write_chips(sink, journal.results(), done.outcomes, specs, model, ground)
                 sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
         journal.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,16 @@ def write_raster(
 def moved(cols: float, rows: float, transform: Affine = HALF_METRE) -> Affine:
     """The transform of a raster whose corner lies at pixel (cols, rows) of another one."""
     return transform * Affine.translation(cols, rows)
+
+
+def spoil(path: Path, blocks: Iterable[tuple[int, int]]) -> None:
+    """Zeros in place of some blocks (row, col) of a deflated GeoTIFF, which then cannot be decoded."""
+    with rasterio.open(path) as raster:
+        places = [
+            [int(raster.get_tag_item(f"BLOCK_{of}_{col}_{row}", "TIFF", bidx=1)) for of in ("OFFSET", "SIZE")]
+            for row, col in blocks
+        ]
+    content = bytearray(path.read_bytes())
+    for offset, size in places:
+        content[offset : offset + size] = bytes(size)
+    path.write_bytes(content)

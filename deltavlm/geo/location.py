@@ -67,6 +67,8 @@ def gdal_settings() -> rasterio.Env:
         "GDAL_HTTP_CONNECTTIMEOUT": "20",
         "GDAL_HTTP_TIMEOUT": "60",
         "VSI_CACHE": "TRUE",
+        # a large window is warped in the same blocks as a small one, so that both have the same pixels
+        "GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO",
     }
     return rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ})
 

@@ -20,7 +20,7 @@ from deltavlm.geo.alignment import (
     resampled,
 )
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.source import Source
+from deltavlm.geo.view import Source
 
 __all__ = ["ADD_A_CRS", "Meeting", "check_placed", "meet"]
 

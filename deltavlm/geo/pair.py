@@ -7,7 +7,7 @@ windows; where it has not, it is warped. Nothing is printed: `PairReader.notes` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -29,7 +29,8 @@ from deltavlm.geo.grid import Chip, ChipGrid, polygon
 from deltavlm.geo.location import gdal_settings, refuse_a_missing_file
 from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
 from deltavlm.geo.radiometry import Stretch, parse_scale, plan_stretches
-from deltavlm.geo.source import Source, View, open_source
+from deltavlm.geo.source import open_source
+from deltavlm.geo.view import Raw, Source, View
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
@@ -78,7 +79,8 @@ class ChipPixels:
     @property
     def valid_fraction(self) -> float:
         """Share of the chip's real pixels (padding apart) where both dates have data."""
-        return float(self.valid[: self.chip.window.height, : self.chip.window.width].mean())
+        real = self.valid[: self.chip.window.height, : self.chip.window.width]
+        return float(np.count_nonzero(real) / real.size)
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,17 @@ class PairReader:
         """
         if self.options.outlines_only:
             raise ValueError("a pair opened for outlines only has no pixels")
+        _, _, width, height = chip.window
         try:
-            values, valid = zip(*(view.read(chip.window) for view in self.views), strict=True)
+            raws = [view.raw(view.room(height, width), chip.window) for view in self.views]
         except RasterError as error:
             raise RasterError(f"chip {chip.chip_id}: {error}") from error
+        return self.shown(chip, raws)
+
+    def shown(self, chip: Chip, raws: Iterable[Raw]) -> ChipPixels:
+        """What the model sees of a chip, from the raw pixels of its window at both dates."""
+        parts = (view.shown(raw) for view, raw in zip(self.views, raws, strict=True))
+        values, valid = zip(*parts, strict=True)
         colours = [_to_uint8(one, stretch) for one, stretch in zip(values, self.stretches, strict=True)]
         both = valid[0] & valid[1]
         if both.shape == (chip.size, chip.size) and both.all():

@@ -74,11 +74,15 @@ class Stretch:
     def apply(self, values: Values) -> NDArray[np.uint8]:
         """`values` (3, rows, cols) of any real dtype -> uint8 of that shape; what is no number becomes 0."""
         low, high = (np.array(edge, dtype=np.float32)[:, None, None] for edge in (self.low, self.high))
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # nodata such as -3.4e38; it is clipped, and masked
-            scaled = (values.astype(np.float32) - low) * (255 / (high - low))
-        return (np.nan_to_num(scaled, nan=0).clip(0, 255) + 0.5).astype(np.uint8)
+        with np.errstate(over="ignore", invalid="ignore"):  # nodata such as -3.4e38; clipped, and masked
+            scaled = values.astype(np.float32)
+            scaled -= low
+            scaled *= 255 / (high - low)
+        if values.dtype.kind == "f":
+            np.nan_to_num(scaled, copy=False, nan=0)
+        np.clip(scaled, 0, 255, out=scaled)
+        scaled += 0.5
+        return scaled.astype(np.uint8)
 
 
 AS_IS = Stretch((0.0,) * 3, (255.0,) * 3)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol
 
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
+from deltavlm.geo.strips import read_chips
 from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.answers import read_answer, unchanged
 from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.layers import ChipResult, Status
+from deltavlm.pipeline.repeats import Repeats, picture_of
+from deltavlm.pipeline.summary import ChangedChip, Progress, Stages, Summary
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = [
@@ -25,17 +29,17 @@ __all__ = [
     "ChangedChip",
     "Look",
     "Progress",
+    "Stages",
     "Summary",
     "analyze",
     "answer_all",
-    "look_at",
+    "looks_at",
     "scale_warning",
 ]
 
 logger = logging.getLogger(__name__)
 
 FAR_SCALE = 2.02  # a pixel this many times larger or smaller than those of the training is worth a warning
-_MOST_CHANGED = 10
 _LONGEST_GROUP = 256  # chips written together, where most of them are nodata
 
 
@@ -50,70 +54,6 @@ class AnalyzeOptions:
     limit: int | None = None  # only the first chips of the grid
     on_error: Literal["skip", "fail"] = "skip"
     cascade: bool = False  # ask whether it changed, and the rest only of chips that say yes
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, after each group of chips."""
-
-    done: int
-    changed: int
-    failed: int
-    chips_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedChip:
-    """A chip that the model calls changed, and the middle of its footprint in the raster's CRS."""
-
-    score: float
-    chip_id: str
-    x: float
-    y: float
-    caption: str
-    pair: str = ""  # of a run over many pairs, the id of the chip's
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a run has come to; `first_failure` says why the first failed chip failed."""
-
-    statuses: Counter[Status] = field(default_factory=Counter)
-    earlier: int = 0  # of the chips, those that an earlier run had answered
-    changed: int = 0
-    unread: int = 0  # chips whose answer is neither yes nor no
-    seconds: float = 0.0
-    batch_size: int = 0
-    first_failure: str = ""
-    most_changed: list[ChangedChip] = field(default_factory=list)  # largest score first
-
-    @property
-    def chips(self) -> int:
-        return self.statuses.total()
-
-    def include(self, other: Summary, pair: str) -> None:
-        """Add what a run over one of many pairs has come to."""
-        self.statuses.update(other.statuses)
-        self.earlier += other.earlier
-        self.changed += other.changed
-        self.unread += other.unread
-        self.batch_size = other.batch_size
-        self.first_failure = self.first_failure or other.first_failure
-        for chip in other.most_changed:
-            self.found(replace(chip, pair=pair))
-
-    def found(self, changed: ChangedChip) -> None:
-        """Remember a chip that changed, if few have done so more surely."""
-        chips = sorted([*self.most_changed, changed], key=lambda chip: -chip.score)
-        self.most_changed = chips[:_MOST_CHANGED]
-
-    @property
-    def failed(self) -> int:
-        return self.statuses["unreadable"] + self.statuses["error"]
-
-    @property
-    def chips_per_s(self) -> float:
-        return (self.chips - self.earlier) / self.seconds if self.seconds > 0 else 0.0
 
 
 def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
@@ -151,13 +91,13 @@ class Book(Results, Protocol):
     """Where the results of a pair are written down."""
 
     def known(self, chip: Chip) -> bool:
-        """Whether an earlier run has settled this chip."""
+        """Whether an earlier run has settled this chip; asked while results are added, by another thread."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A chip after reading; pixels only if it will be asked."""
+    """A chip after reading; pixels only if it will be asked, a picture also where it repeats one."""
 
     chip: Chip
     status: Status
@@ -165,6 +105,7 @@ class Look:
     pixels: ChipPixels | None = None
     reason: str = ""
     pair: str = ""  # of a run over many pairs, the id of the chip's
+    picture: str = ""
 
 
 def analyze(
@@ -177,11 +118,15 @@ def analyze(
 ) -> Summary:
     """Ask every question about every chip that the book does not know, and write the results into it.
 
+    Chips are read by other threads, at most two batches ahead; until this returns, the reader is theirs.
+
     Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
     """
     chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
-    looks = (look_at(reader, chip, options) for chip in chips if not book.known(chip))
-    return answer_all(looks, model, specs, book, options, watch)
+    stages = Stages()
+    looks = looks_at(reader, (chip for chip in chips if not book.known(chip)), options)
+    with made_ahead(looks, 2 * options.batch_size, stages) as ready:
+        return answer_all(ready, model, specs, book, options, watch, stages=stages)
 
 
 def answer_all(
@@ -192,46 +137,57 @@ def answer_all(
     options: AnalyzeOptions,
     watch: Callable[[Progress], None] = lambda progress: None,
     tally: Callable[[ChipResult], None] = lambda result: None,
+    stages: Stages | None = None,
 ) -> Summary:
     """Ask every question about the chips, of whichever pair they are, and write the results into the book.
 
-    `tally` sees each result once, those of an earlier run first.
+    `tally` sees each result once, those of an earlier run first. `stages` has the seconds of the reading.
     """
     started = time.monotonic()
-    summary = Summary(batch_size=options.batch_size)
+    summary = Summary(batch_size=options.batch_size, stages=stages or Stages())
+    repeats = Repeats()
     for result in book.earlier():
-        _tally(summary, result)
+        if result.picture and repeats.is_new(result.picture):
+            repeats.answered(result)
+        summary.add(result)
         tally(result)
     summary.earlier = summary.chips
-    for group in _groups(looks, options.batch_size):
-        results = _answered_group(group, model, specs, options, summary)
-        book.add(results, summary.batch_size)
+    for group in _groups(looks, options.batch_size, repeats):
+        results = _answered_group(group, model, specs, options, summary, repeats)
+        with summary.stages.timed("write"):
+            book.add(results, summary.batch_size)
         for result in results:
-            _tally(summary, result)
+            summary.add(result)
             tally(result)
         summary.seconds = time.monotonic() - started
-        watch(Progress(summary.chips, summary.changed, summary.failed, summary.chips_per_s))
+        watch(summary.progress)
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def look_at(reader: PairReader, chip: Chip, options: AnalyzeOptions, pair: str = "") -> Look:
-    """Read a chip, and see whether there is enough of it to ask about."""
-    try:
-        pixels = reader.read(chip)
-    except RasterError as error:
-        return Look(chip, "unreadable", reason=str(error), pair=pair)
-    valid = pixels.valid_fraction
-    if 1 - valid > options.max_nodata or valid == 0:
-        return Look(chip, "nodata", valid, pair=pair)
-    return Look(chip, "answered", valid, pixels, pair=pair)
+def looks_at(
+    reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
+) -> Generator[Look, None, None]:
+    """Read chips of the pair, and see whether there is enough of each to ask about."""
+    with closing(read_chips(reader, chips)) as found:
+        for chip, pixels in found:
+            if isinstance(pixels, RasterError):
+                yield Look(chip, "unreadable", reason=str(pixels), pair=pair)
+                continue
+            valid = pixels.valid_fraction
+            if 1 - valid > options.max_nodata or valid == 0:
+                yield Look(chip, "nodata", valid, pair=pair)
+            else:
+                yield Look(chip, "answered", valid, pixels, pair=pair, picture=picture_of(pixels))
 
 
-def _groups(looks: Iterable[Look], batch_size: int) -> Iterator[list[Look]]:
-    """Chips in order, in groups that hold a batch to ask."""
+def _groups(looks: Iterable[Look], batch_size: int, repeats: Repeats) -> Iterator[list[Look]]:
+    """Chips in order, in groups that hold a batch to ask; of pictures that come again the first is asked."""
     group: list[Look] = []
     to_ask = 0
     for look in looks:
+        if look.picture and not repeats.is_new(look.picture):
+            look = replace(look, pixels=None)
         group.append(look)
         to_ask += look.pixels is not None
         if to_ask == batch_size or len(group) == _LONGEST_GROUP:
@@ -247,16 +203,23 @@ def _answered_group(
     specs: Sequence[QuestionSpec],
     options: AnalyzeOptions,
     summary: Summary,
+    repeats: Repeats,
 ) -> list[ChipResult]:
     """Results in the order of the chips; `summary.batch_size` follows the halving."""
     asked = [look.pixels for look in group if look.pixels is not None]
-    replies, summary.batch_size = ask_all(model, specs, asked, summary.batch_size, options.cascade)
+    replies, summary.batch_size = ask_all(
+        model, specs, asked, summary.batch_size, options.cascade, summary.stages
+    )
     next_reply = iter(replies)
     results = []
     for look in group:
         result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason, pair=look.pair)
         if look.pixels is not None:
             result = _answered(look, specs, next(next_reply))
+            repeats.answered(result)
+        elif look.picture:
+            result = repeats.again(look.picture, look.chip, look.valid_fraction, look.pair)
+            summary.repeated += 1
         if result.status in ("unreadable", "error"):
             name = f"{result.pair} {result.chip.chip_id}".strip()
             logger.info("%s: %s: %s", name, result.status, result.reason)
@@ -269,27 +232,12 @@ def _answered_group(
 
 
 def _answered(look: Look, specs: Sequence[QuestionSpec], replies: Replies | ModelError) -> ChipResult:
+    result = ChipResult(look.chip, "error", look.valid_fraction, pair=look.pair, picture=look.picture)
     if isinstance(replies, ModelError):
-        return ChipResult(look.chip, "error", look.valid_fraction, reason=str(replies), pair=look.pair)
+        return replace(result, reason=str(replies))
     answers = {
         spec.name: answer
         for spec, reply in zip(specs, replies, strict=True)
         if (answer := unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
-    status: Status = "cascaded" if None in replies else "answered"
-    return ChipResult(look.chip, status, look.valid_fraction, answers, pair=look.pair)
-
-
-def _tally(summary: Summary, result: ChipResult) -> None:
-    summary.statuses[result.status] += 1
-    if result.status in ("unreadable", "error") and not summary.first_failure:
-        summary.first_failure = result.reason
-    change, caption = result.of_task("change"), result.of_task("caption")
-    summary.unread += change is not None and change.value is None
-    if change is None or change.value is not True:
-        return
-    summary.changed += 1
-    middle = result.chip.footprint.centroid
-    said = caption.text if caption else ""
-    score = change.score if change.score is not None else 0.0
-    summary.found(ChangedChip(score, result.chip.chip_id, middle.x, middle.y, said, result.pair))
+    return replace(result, status="cascaded" if None in replies else "answered", answers=answers)

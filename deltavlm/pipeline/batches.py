@@ -12,6 +12,7 @@ from deltavlm.errors import ModelError, ModelOutOfMemory
 from deltavlm.geo.pair import ChipPixels
 from deltavlm.model.interface import ChangeModel, Reply
 from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.pipeline.summary import Stages
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = ["Replies", "ask_all"]
@@ -27,8 +28,10 @@ def ask_all(
     asked: Sequence[ChipPixels],
     batch_size: int,
     cascade: bool,
+    stages: Stages,
 ) -> tuple[list[Replies | ModelError], int]:
     """Replies for each chip, or why there are none; and how many chips fit into memory at once.
+    Its seconds are added to `stages`.
 
     Where a batch does not fit into memory it is halved, and stays so; where it fails otherwise, each of its
     chips is asked alone, so that one bad chip takes no other with it.
@@ -41,7 +44,10 @@ def ask_all(
         before = np.stack([pixels.before for pixels in batch])
         after = np.stack([pixels.after for pixels in batch])
         try:
-            replies += _replies(model, specs, model.encode(before, after), len(batch), cascade)
+            with stages.timed("encode"):
+                encoded = model.encode(before, after)
+            with stages.timed("answer"):
+                replies += _replies(model, specs, encoded, len(batch), cascade)
         except ModelError as error:
             if len(batch) == 1:
                 replies.append(error)

@@ -110,7 +110,8 @@ class Journal:
 
 def chip_line(result: ChipResult) -> dict[str, Any]:
     """A result as plain values, ready for JSON."""
-    return {
+    picture = {"picture": result.picture} if result.picture else {}
+    return picture | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
         "col": result.chip.col,
@@ -136,6 +137,7 @@ def chip_result(
         },
         line["reason"],
         pair,
+        line.get("picture", ""),
     )
 
 

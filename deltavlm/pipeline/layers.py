@@ -110,6 +110,7 @@ class ChipResult:
     answers: Mapping[str, Answer] = field(default_factory=dict)  # by the question's name
     reason: str = ""  # why there are no answers
     pair: str = ""  # of a run over many pairs, the id of the chip's
+    picture: str = ""  # `repeats.picture_of` what was asked about
 
     def of_task(self, task: str) -> Answer | None:
         """The answer to the question of this task, if it was asked."""

@@ -1,35 +1,32 @@
-"""Many pairs in one run: opened one after the other, and asked in batches that reach across them."""
+"""Many pairs in one run: opened one after the other, ahead, and asked in batches that reach across them."""
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal, Protocol
-
-from affine import Affine
-from shapely.geometry import Polygon
+from typing import Protocol
 
 from deltavlm.errors import InputError
-from deltavlm.geo.grid import Chip, ChipGrid, polygon
-from deltavlm.geo.location import file_mark, public_name
+from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.analyze import (
     AnalyzeOptions,
     Look,
     Progress,
     Results,
+    Stages,
     Summary,
     answer_all,
-    look_at,
+    looks_at,
     scale_warning,
 )
 from deltavlm.pipeline.layers import ChipResult
+from deltavlm.pipeline.outcomes import Outcome, PairMark, PairRecord, PairStatus
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -48,116 +45,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-PairStatus = Literal["answered", "partly", "failed"]
-CUT_OFF = "--limit was reached within it"
-
-
-@dataclass(frozen=True, slots=True)
-class PairMark:
-    """By what a pair is known again without opening it."""
-
-    before: str  # without what may be secret
-    after: str
-    aoi: str | None
-    files: list[dict[str, int] | None]  # `file_mark` of both
-
-    @classmethod
-    def of(cls, pair: Pair) -> PairMark:
-        return cls(
-            public_name(pair.before),
-            public_name(pair.after),
-            None if pair.aoi is None else str(pair.aoi),
-            [file_mark(location) for location in (pair.before, pair.after)],
-        )
-
-    def is_still(self, pair: Pair) -> bool:
-        """Whether the pair is the same; its files may have gone since."""
-        now = PairMark.of(pair)
-        return (self.before, self.after, self.aoi) == (now.before, now.after, now.aoi) and all(
-            file is None or file == known for file, known in zip(now.files, self.files, strict=True)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PairRecord:
-    """What is kept of a pair that was opened, so that its chips can be made again."""
-
-    mark: PairMark
-    crs: str | None  # WKT
-    transform: list[float]
-    width: int
-    height: int
-    gsd_m: float | None
-    chips: int  # of the grid, those that are asked for
-    notes: list[str]
-    inputs: str  # `reader.provenance()` as JSON, which takes a tenth of the memory
-
-    @classmethod
-    def of(cls, pair: Pair, reader: PairReader, grid: ChipGrid) -> PairRecord:
-        """The record of an open pair whose chips are those of `grid`."""
-        return cls.read(
-            {
-                "mark": asdict(PairMark.of(pair)),
-                "crs": reader.crs.to_wkt() if reader.crs else None,
-                "transform": list(reader.transform)[:6],
-                "width": reader.width,
-                "height": reader.height,
-                "gsd_m": reader.gsd_m,
-                "chips": len(grid),
-                "notes": list(reader.notes),
-                "inputs": json.dumps(reader.provenance()),
-            }
-        )
-
-    @classmethod
-    def read(cls, told: Mapping[str, Any]) -> PairRecord:
-        """The record that `asdict` has made plain values of."""
-        crs = told["crs"] and sys.intern(told["crs"])  # many pairs have the same
-        return cls(**{**told, "crs": crs, "mark": PairMark(**told["mark"])})
-
-    def grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
-        """All chips of the pair; which of them were asked about, the journal knows."""
-        return ChipGrid(self.width, self.height, Affine(*self.transform), chip_px, overlap_px)
-
-    @property
-    def footprint(self) -> Polygon:
-        return polygon(Affine(*self.transform), 0, 0, self.width, self.height)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a run has come to for one pair."""
-
-    pair: Pair
-    record: PairRecord | None = None
-    chips: int = 0
-    changed: int = 0
-    failed: int = 0  # chips
-    reason: str = ""  # why it failed, or its first chip did
-
-    def add(self, result: ChipResult) -> None:
-        """Count a chip of the pair."""
-        change = result.of_task("change")
-        self.chips += 1
-        self.changed += change is not None and change.value is True
-        if result.status in ("unreadable", "error"):
-            self.failed += 1
-            self.reason = self.reason or result.reason
-
-    @property
-    def status(self) -> PairStatus:
-        if self.record is None:
-            return "failed"
-        return "partly" if self.failed or self.chips < self.record.chips else "answered"
-
-    @property
-    def why(self) -> str | None:
-        """Why it was not answered wholly."""
-        return None if self.status == "answered" else self.reason or CUT_OFF
-
 
 class PairBook(Results, Protocol):
-    """Where the results of many pairs are written down."""
+    """Where the results of many pairs are written down. What is known is asked by another thread."""
 
     def settled(self, pair: Pair) -> str | PairRecord | None:
         """Of a pair that need not be opened: its record, or why it failed in an earlier run; else None."""
@@ -221,59 +111,95 @@ def analyze_pairs(
     """
     reached: set[str] = set()
     outcomes = {pair.id: Outcome(pair) for pair in pairs}
+    stages = Stages()
 
     def tally(result: ChipResult) -> None:
         outcomes[result.pair].add(result)
 
-    with closing(_looks(outcomes, reached, read, model, book, options)) as looks:
+    found = _found(pairs, read, book, options)
+    with made_ahead(found, 2 * options.batch_size, stages) as ready:
+        looks = _looks(ready, outcomes, reached, model, book, options)
         summary = answer_all(
-            looks, model, specs, book, options, lambda progress: watch(len(reached), progress), tally
+            looks, model, specs, book, options, lambda done: watch(len(reached), done), tally, stages
         )
     return Run({one: outcome for one, outcome in outcomes.items() if one in reached}, summary)
 
 
-def _looks(
-    outcomes: Mapping[str, Outcome],
-    reached: set[str],
-    read: ReadOptions,
-    model: ChangeModel,
-    book: PairBook,
-    options: AnalyzeOptions,
-) -> Generator[Look, None, None]:
-    """The chips of all pairs that are left to ask, up to the limit; one pair is open at a time."""
-    seen, told = 0, set[str]()
-    for outcome in outcomes.values():
-        pair = outcome.pair
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """A pair to go on with: opened, or with the reason why it is not, or neither where the book knows it."""
+
+    pair: Pair
+    reader: PairReader | None = None  # closed by the time, for its notes
+    record: PairRecord | None = None
+    reason: str = ""
+    earlier: bool = False  # an earlier run has come to this
+
+
+def _found(
+    pairs: Sequence[Pair], read: ReadOptions, book: PairBook, options: AnalyzeOptions
+) -> Generator[_Reached | Look, None, None]:
+    """The pairs, and behind each its chips that are left to ask, up to the limit; one pair is open at a time.
+
+    What is found is not told to anyone here, for it is made ahead.
+    """
+    seen = 0
+    for pair in pairs:
         if options.limit is not None and seen >= options.limit:
             return
-        reached.add(pair.id)
         known = book.settled(pair)
         if isinstance(known, PairRecord):
-            outcome.record = known
+            yield _Reached(pair, record=known, earlier=True)
             seen += known.chips
             continue
         if known is not None:
-            outcome.reason = known
-            logger.warning("pair %s failed in the run before: %s", pair.id, known)
+            yield _Reached(pair, reason=known, earlier=True)
             continue
         with ExitStack() as stack:
             try:
                 reader = stack.enter_context(opened_pair(pair, read))
                 grid = reader.grid(options.chip_px, options.overlap_px)
-                outcome.record = PairRecord.of(pair, reader, grid)
+                record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if options.on_error == "fail":
                     raise
-                outcome.reason = str(error)
-                logger.warning("pair %s failed: %s", pair.id, error)
-                book.refused(pair, outcome.reason)
+                yield _Reached(pair, reason=str(error))
                 continue
-            logged_notes(pair, reader, model, options, told)
-            book.opened(pair, outcome.record)
-            for chip in islice(grid, None if options.limit is None else options.limit - seen):
-                seen += 1
-                if not book.knows(pair, chip):
-                    yield look_at(reader, chip, options, pair.id)
+            yield _Reached(pair, reader, record)
+            left = len(grid) if options.limit is None else min(len(grid), options.limit - seen)
+            chips = islice(grid, left)
+            seen += left
+            yield from looks_at(
+                reader, (chip for chip in chips if not book.knows(pair, chip)), options, pair.id
+            )
+
+
+def _looks(
+    found: Iterable[_Reached | Look],
+    outcomes: Mapping[str, Outcome],
+    reached: set[str],
+    model: ChangeModel,
+    book: PairBook,
+    options: AnalyzeOptions,
+) -> Iterator[Look]:
+    """The chips, after what is to be done about each pair was done."""
+    told = set[str]()
+    for one in found:
+        if isinstance(one, Look):
+            yield one
+            continue
+        pair, outcome = one.pair, outcomes[one.pair.id]
+        reached.add(pair.id)
+        outcome.record, outcome.reason = one.record, one.reason or outcome.reason
+        if one.reason:
+            logger.warning(
+                "pair %s failed%s: %s", pair.id, " in the run before" if one.earlier else "", one.reason
+            )
+            if not one.earlier:
+                book.refused(pair, one.reason)
+        elif one.reader is not None and one.record is not None:
+            logged_notes(pair, one.reader, model, options, told)
+            book.opened(pair, one.record)
 
 
 def logged_notes(

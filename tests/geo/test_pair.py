@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import lonlat
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all
-from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, write_raster
+from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, spoil, write_raster
 
 
 def test_same_grid_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
@@ -251,19 +251,8 @@ def undecodable(path: Path, dtype: str, *, but_first: bool = False) -> Path:
     """In blocks of a chip that hold zeros instead of deflated pixels."""
     layout = {"tiled": True, "blockxsize": SIZE, "blockysize": SIZE, "compress": "deflate"}
     write_raster(path, noise(dtype=dtype), interleave="pixel", photometric="RGB", **layout)
-    content = bytearray(path.read_bytes())
-    with rasterio.open(path) as raster:
-        blocks = [
-            [
-                int(raster.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=1))
-                for what in ("OFFSET", "SIZE")
-            ]
-            for row in range(ROWS // SIZE)
-            for col in range(COLS // SIZE)
-        ]
-    for offset, size in blocks[but_first:]:
-        content[offset : offset + size] = bytes(size)
-    path.write_bytes(content)
+    blocks = [(row, col) for row in range(ROWS // SIZE) for col in range(COLS // SIZE)]
+    spoil(path, blocks[but_first:])
     return path
 
 

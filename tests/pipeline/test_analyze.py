@@ -13,13 +13,14 @@ import pytest
 from deltavlm.config import shipped
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.features import Feature
-from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary, analyze, scale_warning
 from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer
 from deltavlm.pipeline.provenance import provenance
 from deltavlm.tasks.questions import QuestionSpec, load_questions
 from tests.conftest import CHIP, Scene, write_tiled
+from tests.rasters import spoil
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
 SPECS = load_questions(shipped("questions.yaml"))
@@ -159,23 +160,18 @@ def test_one_bad_chip_takes_no_other_with_it(tmp_path: Path, pixels: np.ndarray)
 
 
 def test_an_unreadable_chip_is_written_and_the_rest_answered(
-    scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pixels: np.ndarray, model: ScriptedModel
 ) -> None:
-    read = PairReader.read
-
-    def broken(self: PairReader, chip: Any) -> ChipPixels:
-        if chip.chip_id == scene.changed_chip:
-            raise RasterError(f"chip {chip.chip_id}: {scene.after} is broken there")
-        return read(self, chip)
-
-    monkeypatch.setattr(PairReader, "read", broken)
+    paths = [write_tiled(tmp_path / f"{name}.tif", pixels, compress="deflate") for name in "ab"]
+    spoil(paths[1], [(1, 2)])
+    scene = Scene(*paths)
     sink, summary = run(scene, model, batch_size=4)
-    row = sink.chips()[scene.changed_chip]
+    row = sink.chips()["r00032_c00064"]
     assert row["status"] == "unreadable"
     assert row["valid_fraction"] is None
     assert summary.statuses == {"answered": 14, "unreadable": 1}
-    assert "is broken there" in summary.first_failure
-    with pytest.raises(RasterError, match="is broken there"):
+    assert f"chip r00032_c00064: {scene.after}: a part of it cannot be read" in summary.first_failure
+    with pytest.raises(RasterError, match=r"r00032_c00064: .*cannot be read"):
         run(scene, model, on_error="fail")
 
 

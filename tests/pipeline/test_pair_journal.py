@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from deltavlm.pipeline.pair_journal import open_pair_journal
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import pairs_settings
 from deltavlm.tasks.questions import load_questions
-from tests.rasters import moved, write_raster
+from tests.rasters import moved, spoil, write_raster
 from tests.scripted_model import ScriptedModel
 
 SPECS = load_questions(shipped("questions.yaml"))
@@ -77,6 +78,27 @@ def test_cut_at_any_byte_it_ends_as_an_unbroken_run(tmp_path: Path, pairs: list[
         assert told.outcomes == run.outcomes, cut
         assert path.read_bytes() == whole, cut
         assert model.batches in ([4, 4, 1], [4, 1], [1], []), cut
+
+
+def test_why_a_chip_failed_is_known_after_the_run(tmp_path: Path, pairs: list[Pair]) -> None:
+    """Its pair is not opened again where all its chips are there, and opened where some are not."""
+    path = tmp_path / "journal.jsonl"
+    pixels = np.random.default_rng(6).integers(1, 255, (3, 32, 96)).astype(np.uint8)
+    blocks = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
+    write_raster(Path(pairs[0].after), pixels, interleave="pixel", photometric="RGB", **blocks)
+    spoil(Path(pairs[0].after), [(0, 0)])
+    _, run = gone_on(path, pairs[:1])
+    assert run.outcomes["p0"].status == "partly"
+    assert "r00000_c00000: " in (run.outcomes["p0"].why or "")
+    lines = path.read_bytes().splitlines(keepends=True)
+    _, again = gone_on(path, pairs[:1])
+    assert again.outcomes == run.outcomes
+    failed = json.loads(lines[2]) | {"end": 4}  # a group of the first chip alone
+    path.write_bytes(b"".join([*lines[:2], json.dumps(failed).encode() + b"\n"]))
+    model = ScriptedModel()
+    _, again = gone_on(path, pairs[:1], model)
+    assert model.batches == [2]
+    assert again.outcomes == run.outcomes
 
 
 def test_a_pair_that_reads_otherwise_when_it_is_gone_on_with_is_refused(

@@ -1,0 +1,69 @@
+"""Rows of a Markdown table, and what stands in each: the checkout and the hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def hardware(threads: int) -> str:
+    """Processor, cores of the machine and cores given, operating system."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        name = models[0] if models else name
+    return f"{name}, {threads} of {os.cpu_count()} cores, {platform.system()}"
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a plus when files differ from it."""
+    try:
+        short, changed = (
+            subprocess.run(
+                ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+    return short + ("+" if changed else "")
+
+
+def heading(threads: int, *versions: str) -> str:
+    """What holds for all rows of a run: date, commit, hardware, versions, and how busy the machine was."""
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    told = (f"Python {platform.python_version()}", *versions)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {hardware(threads)}, {', '.join(told)}; "
+        f"load before: {load}"
+    )
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """The median and, of several, the range."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+class Table:
+    """Rows that are printed as they come, the head with the first."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def row(self, cells: Mapping[str, object]) -> None:
+        if not self.begun:
+            print("| " + " | ".join(cells) + " |")
+            print("|" + "---|" * len(cells))
+            self.begun = True
+        print("| " + " | ".join(map(str, cells.values())) + " |", flush=True)
