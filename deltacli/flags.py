@@ -244,6 +244,7 @@ class RasterFlags:
     resampling: options.Resampling = "bilinear"
     gsd: options.Gsd = None
     allow_no_crs: options.AllowNoCrs = False
+    allow_vrt: options.AllowVrt = False
     gdal_config: options.GdalConfig = None
 
     def read_options(
@@ -271,6 +272,7 @@ class RasterFlags:
             nodata=self.nodata,
             alpha_band=self.alpha_band,
             allow_no_crs=self.allow_no_crs,
+            allow_vrt=self.allow_vrt,
             bbox_crs=bbox_crs,
             aoi=aoi,
             **read,

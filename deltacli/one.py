@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.pairs import Pair
 
 _WRITTEN_AT_ONCE = 1024  # chips, from the journal to the output
+
+
+@contextmanager
+def kept(answered: Sized, path: Path) -> Iterator[None]:
+    """Whatever ends a run inside says how many chips its journal keeps."""
+    try:
+        yield
+    except BaseException:
+        if len(answered):
+            voice.say(f"{counted(len(answered), 'chip')} kept in {path}; the same command goes on")
+        raise
 
 
 def answered_pair(
@@ -67,21 +79,17 @@ def answered_pair(
         if known:
             total = min(len(grid), run.limit or len(grid))
             voice.say(f"{counted(known, 'chip')} of {total} answered already; going on")
-        try:
+        with kept(journal, journal.path):
             size = min(run.batch_size, journal.batch_size or 4096)
             summary = analyze(reader, model, specs, journal, replace(run, batch_size=size), watch)
-        except BaseException:
-            if len(journal):
-                voice.say(f"{counted(len(journal), 'chip')} kept in {journal.path}; the same command goes on")
-            raise
-        with (
-            summary.stages.timed("write"),
-            open_sink(
-                path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
-            ) as sink,
-        ):
-            results = journal.results()
-            while part := list(islice(results, _WRITTEN_AT_ONCE)):
-                write_results(of_pair(sink), part, specs, origin)
+            with (
+                summary.stages.timed("write"),
+                open_sink(
+                    path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
+                ) as sink,
+            ):
+                results = journal.results()
+                while part := list(islice(results, _WRITTEN_AT_ONCE)):
+                    write_results(of_pair(sink), part, specs, origin)
         journal.finish()
     return summary

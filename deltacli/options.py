@@ -250,6 +250,14 @@ AllowNoCrs = Annotated[
         help="Accept images without a CRS; the output then has pixel coordinates.",
     ),
 ]
+AllowVrt = Annotated[
+    bool,
+    flag(
+        "--allow-vrt",
+        panel=RASTERS,
+        help="Open VRTs too, through which other files are read; they are named first.",
+    ),
+]
 GdalConfig = Annotated[
     list[str] | None,
     flag("--gdal-config", panel=RASTERS, metavar="KEY=VALUE", help="A GDAL setting; can be repeated."),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deltacli.console import counted, voice
+from deltacli.one import kept
 from deltacli.outcome import changed_told, chips_counted, chips_told, places, tell_unread
 from deltacli.pair_flags import PairFlags
 from deltacli.wanted import Wanted
@@ -150,33 +151,27 @@ def _written(
     ) as journal:
         if len(journal):
             voice.say(f"{counted(len(journal), 'chip')} answered already; going on")
-        try:
+        with kept(journal, journal.lines.path):
             size = min(run.batch_size, journal.batch_size or 4096)
             done = _asked(
                 found, wanted, read, replace(run, batch_size=size), model, journal, beside_data=False
             )
-        except BaseException:
-            if len(journal):
-                voice.say(
-                    f"{counted(len(journal), 'chip')} kept in {path}.journal.jsonl; the same command goes on"
-                )
-            raise
-        records = [outcome.record for outcome in done.outcomes.values() if outcome.record is not None]
-        ground = Ground(common_crs(records))
-        record = pairs_provenance(found.name, read, model, specs, run)
-        with (
-            done.summary.stages.timed("write"),
-            open_sink(
-                path,
-                many_layers(specs),
-                ground.crs,
-                record,
-                overwrite=wanted.replaced,
-                only_layer=out.layer,
-            ) as sink,
-        ):
-            write_chips(sink, journal.results(), done.outcomes, specs, model, ground)
-            sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
+            records = [outcome.record for outcome in done.outcomes.values() if outcome.record is not None]
+            ground = Ground(common_crs(records))
+            record = pairs_provenance(found.name, read, model, specs, run)
+            with (
+                done.summary.stages.timed("write"),
+                open_sink(
+                    path,
+                    many_layers(specs),
+                    ground.crs,
+                    record,
+                    overwrite=wanted.replaced,
+                    only_layer=out.layer,
+                ) as sink,
+            ):
+                write_chips(sink, journal.results(), done.outcomes, specs, model, ground)
+                sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
         journal.finish()
     if len({one.crs for one in records}) > 1 and path.suffix.lower() in (".gpkg", ".fgb", ".parquet"):
         voice.say("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")

@@ -14,6 +14,8 @@ from deltavlm.errors import InputError
 
 __all__ = ["opened", "picture", "size_of"]
 
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # Pillow would hand others, as EPS, to other programs
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
@@ -22,7 +24,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     Raises: InputError naming the file, also for what goes wrong while it is decoded.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
-from affine import Affine
+from affine import Affine, TransformNotInvertibleError
 from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio._err import CPLE_BaseError
@@ -79,6 +79,16 @@ class PixelGrid:
             turns = np.where(np.abs(away) > 180 + 1e-6, np.round(away / 360), 0)
             ground = ground + np.stack([360 * turns, np.zeros_like(turns)], axis=1)
         return _transformed(~self.transform, ground)
+
+    def is_invertible(self) -> bool:
+        """Whether pixels can be found again from where they lie: those of a broken header cannot."""
+        pixels = self.lattice(3)
+        try:
+            with np.errstate(all="ignore"):
+                again = _transformed(~self.transform, self.to_ground(pixels))
+        except (TransformNotInvertibleError, ArithmeticError):
+            return False
+        return bool((np.abs(again - pixels) < SAME_GRID_PX).all())
 
 
 def _transformed(transform: Affine, points: Points) -> Points:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
 from rasterio.crs import CRS
+from shapely.errors import ShapelyError
+from shapely.geometry import shape as shape_of
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
@@ -16,6 +22,9 @@ from deltavlm.geo.location import refuse_a_missing_file
 __all__ = ["area_of_box", "area_of_file", "area_of_shape", "check_box"]
 
 EDGE_POINTS = 20  # a straight edge bends when it is projected
+READ_BY_GDAL = (b"SQLite format 3\0", b"fgb\x03", b"\0\0\x27\x0a")  # GeoPackage, FlatGeobuf, shapefile
+NAME_OF_CRS = re.compile(r"(urn:ogc:def:crs:)?[A-Za-z]+:[\w.]*:?\w+")
+UNLIKE_GEOJSON = (ValueError, TypeError, LookupError, AttributeError)
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
 
 
@@ -56,29 +65,69 @@ def _box_name(box: tuple[float, float, float, float]) -> str:
 def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
     """All areas of a vector file as one shape in the grid's CRS.
 
+    It is GeoJSON, GeoPackage, FlatGeobuf or a shapefile. No other format is opened, for some of them make
+    GDAL read other files or ask servers. GeoJSON is read without GDAL, which follows the address of a CRS.
+
     Raises:
         RasterError: the file is missing, unreadable, without areas or CRS, or lies outside the grid.
     """
-    import pyogrio
-    from pyogrio.errors import DataSourceError
-
     refuse_a_missing_file(str(path))
     try:
-        meta, _, wkb, _ = pyogrio.raw.read(path, columns=[])
-        shapes = shapely.from_wkb([shape for shape in wkb if shape is not None] if wkb is not None else [])
+        shapes, crs_told = _shapes_of_file(path)
         union = shapely.union_all(shapely.make_valid(shapes))
-    except (DataSourceError, shapely.GEOSException, ValueError, OSError) as error:
+    except (RuntimeError, ShapelyError, *UNLIKE_GEOJSON, OSError) as error:  # pyogrio's are RuntimeErrors
         words = str(error).partition("\n")[0]
         raise RasterError(f"{path}: no areas can be read from it ({words}); {GIVE_POLYGONS}") from error
     if union.area == 0:
         raise RasterError(f"{path}: holds no areas; {GIVE_POLYGONS}")
-    if not meta["crs"]:
+    if not crs_told:
         raise RasterError(f"{path}: has no CRS; save it with one")
     try:
-        crs = CRS.from_user_input(meta["crs"])
+        crs = CRS.from_user_input(crs_told)
     except ValueError as error:
         raise RasterError(f"{path}: its CRS is not known ({error}); save it with another one") from error
     return _on_grid(union, crs, grid, str(path))
+
+
+def _shapes_of_file(path: Path) -> tuple[Sequence[BaseGeometry], str | None]:
+    """All shapes of a vector file, and what it says of its CRS."""
+    with path.open("rb") as file:
+        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b"\x1e \t\r\n")
+    if head.startswith(b"{"):
+        return _shapes_of_geojson(path.read_text(encoding="utf-8-sig"))
+    if not head.startswith(READ_BY_GDAL):
+        raise ValueError("it is none of GeoJSON, GeoPackage, FlatGeobuf, shapefile")
+    import pyogrio
+
+    meta, _, wkb, _ = pyogrio.raw.read(path, columns=[])
+    known = [] if wkb is None else [one for one in wkb if one is not None]
+    return shapely.from_wkb(known), meta["crs"]
+
+
+def _shapes_of_geojson(text: str) -> tuple[list[BaseGeometry], str]:
+    """The shapes of GeoJSON, in one object or one a line, and their CRS; none told is longitude and latitude.
+
+    Raises: one of UNLIKE_GEOJSON for text that is none.
+    """
+    try:
+        objects = [json.loads(text)]
+    except json.JSONDecodeError:
+        objects = [json.loads(line.strip("\x1e\r ")) for line in text.split("\n") if line.strip("\x1e\r ")]
+    named = [one["crs"]["properties"]["name"] for one in objects if one.get("crs")]
+    if any(not NAME_OF_CRS.fullmatch(name) for name in named) or len({*named}) > 1:
+        raise ValueError(f"its CRS {named[0]!r} is not one name such as EPSG:32631")
+    shapes = [shape_of(one) for whole in objects for one in _geometries(whole)]
+    return shapes, named[0] if named else LONLAT.to_wkt()
+
+
+def _geometries(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if value["type"] == "FeatureCollection":
+        for feature in value["features"]:
+            yield from _geometries(feature)
+    elif value["type"] != "Feature":
+        yield value
+    elif value["geometry"] is not None:
+        yield value["geometry"]
 
 
 def area_of_shape(shape: BaseGeometry, grid: PixelGrid) -> BaseGeometry:

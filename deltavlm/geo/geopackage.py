@@ -10,10 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Layer
 from deltavlm.geo.styles import layer_style
-from deltavlm.geo.tables import Tables, write_table
+from deltavlm.geo.tables import GEOMETRY, Tables, write_table
 
 if sys.platform != "win32":
     import fcntl
@@ -63,9 +65,26 @@ def write_geopackage(path: Path, tables: Tables, crs: CRS | None, provenance: Ma
         write_table(tables.table(name), path, name, crs, driver="GPKG", layer_metadata=metadata, **options)
         options = {"append": True}
     with closing(sqlite3.connect(path)) as database:
+        for name in tables.layers:
+            _check_whole(database, name, tables.table(name)[GEOMETRY])
         _describe(database, tables.layers.values())
         _style(database, tables.layers.values())
         database.commit()
+
+
+def _check_whole(database: sqlite3.Connection, layer: str, shapes: pa.ChunkedArray) -> None:
+    """Find out whether all was written: GDAL makes the index when it closes the file, and says nothing of a
+    disk that is full then.
+
+    Raises: OSError.
+    """
+    count = "SELECT (SELECT count(*) FROM {0}), (SELECT count(*) FROM rtree_{0}_geom)"
+    try:
+        (found,) = database.execute(count.format(layer))
+    except sqlite3.OperationalError as error:
+        raise OSError(f"layer {layer} is not whole: {error}") from error
+    if found != (len(shapes), len(shapes) - shapes.null_count):
+        raise OSError(f"layer {layer} is not whole")
 
 
 def _describe(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:

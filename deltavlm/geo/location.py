@@ -61,8 +61,10 @@ def gdal_settings() -> rasterio.Env:
     """GDAL's settings for a run; what the user has set in the environment stays."""
     settings: dict[str, int | str] = {
         "GDAL_CACHEMAX": CACHE_BYTES,
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # files beside an image are looked for by their exact names
         "GDAL_HTTP_MAX_RETRY": "3",
         "GDAL_HTTP_RETRY_DELAY": "1",
+        "GDAL_HTTP_CONNECTTIMEOUT": "20",
         "GDAL_HTTP_TIMEOUT": "60",
         "VSI_CACHE": "TRUE",
         # a large window is warped in the same blocks as a small one, so that both have the same pixels

@@ -19,6 +19,7 @@ from deltavlm.geo.alignment import (
     place,
     resampled,
 )
+from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.view import Source
 
 __all__ = ["ADD_A_CRS", "Meeting", "check_placed", "meet"]
@@ -47,10 +48,15 @@ def check_placed(before: Source, after: Source, allow_no_crs: bool) -> None:
     """Refuse rasters that nothing places on each other.
 
     Raises:
-        RasterError: a CRS cannot be the right one; or is missing and not allowed to be; or only one is; or
-            sizes differ without one.
+        RasterError: a transform or CRS cannot be the right one; or a CRS is missing and not allowed to be; or
+            only one is; or sizes differ without one.
     """
     for source in (before, after):
+        if not source.grid.is_invertible():
+            raise RasterError(
+                f"{source.name}: its transform {tuple(source.grid.transform)[:6]} gives pixels no place of "
+                "their own; assign the right one (gdal_edit.py -a_ullr ...)"
+            )
         if is_off_the_globe(source.grid.to_ground(source.grid.outline()), source.grid.crs):
             raise RasterError(
                 f"{source.name}: its CRS {_crs_name(source.grid.crs)} looks wrong, as {covers(source.grid)}"
@@ -126,7 +132,13 @@ def _with_gsd(grid: PixelGrid, gsd_m: float) -> PixelGrid:
         raise ConfigError(f"gsd {gsd_m:g} m: needs a CRS that leads to longitude and latitude; {ADD_A_CRS}")
     if max(abs(size / gsd_m - 1) for size in size_m) <= SAME_GSD:
         return grid
-    return resampled(grid, size_m, gsd_m)
+    finer = resampled(grid, size_m, gsd_m)
+    if finer.width * finer.height > MAX_PIXELS:
+        raise ConfigError(
+            f"gsd {gsd_m:g} m: makes {finer.width} x {finer.height} px, more than {MAX_PIXELS:,}; "
+            "give a larger one"
+        )
+    return finer
 
 
 def _difference(before: Source, after: Source, placement: Placement) -> str:

@@ -24,6 +24,7 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import PixelGrid, ground_size_m
 from deltavlm.geo.area import area_of_box, area_of_file, area_of_shape, check_box
+from deltavlm.geo.decoding import complaints_told
 from deltavlm.geo.grid import Chip, ChipGrid, polygon
 from deltavlm.geo.location import gdal_settings, refuse_a_missing_file
 from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
@@ -33,6 +34,7 @@ from deltavlm.geo.view import Raw, Source, View
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
+MAX_CHIPS = 10_000_000
 RESAMPLING = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
 
 
@@ -58,6 +60,7 @@ class ReadOptions:
     alpha_band: Literal["auto", "none"] = "auto"
     gsd_m: float | None = None
     allow_no_crs: bool = False
+    allow_vrt: bool = False
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
     aoi: Path | BaseGeometry | None = None  # a vector file, or areas in longitude and latitude
@@ -125,8 +128,18 @@ class PairReader:
         return polygon(self.transform, 0, 0, self.width, self.height)
 
     def grid(self, size_px: int = 256, overlap_px: int = 0) -> ChipGrid:
-        """The chips of the pair, or those of them that touch the bbox or area of interest."""
-        return ChipGrid(self.width, self.height, self.transform, size_px, overlap_px, self.area)
+        """The chips of the pair, or those of them that touch the bbox or area of interest.
+
+        Raises:
+            ConfigError: more than anybody can have meant.
+        """
+        grid = ChipGrid(self.width, self.height, self.transform, size_px, overlap_px, self.area)
+        if grid.rows * grid.cols > MAX_CHIPS:
+            raise ConfigError(
+                f"{grid.rows} x {grid.cols} chips are more than {MAX_CHIPS:,}; cut larger ones, "
+                "with less overlap"
+            )
+        return grid
 
     def read(self, chip: Chip) -> ChipPixels:
         """The pixels of a chip of `grid()`.
@@ -241,6 +254,7 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
         nodata=options.nodata,
         trust_alpha=options.alpha_band == "auto",
         look=not options.outlines_only,
+        allow_vrt=options.allow_vrt,
     )
     with ExitStack() as stack:
         stack.enter_context(gdal_settings())
@@ -248,6 +262,8 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
             stack.enter_context(opened(path, bands=bands))
             for path, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
         )
+        names = dict.fromkeys((before.name, after.name))
+        stack.enter_context(complaints_told(" or ".join(names)))
         check_placed(before, after, options.allow_no_crs)
         meeting = meet(
             before,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import sqlite3
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.geojson import FeatureCollection, FeatureLines, Put, to_lonlat
 from deltavlm.geo.geopackage import companions, is_open_elsewhere, settle, write_geopackage
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
+from deltavlm.locks import sync_folder, unfinished_name
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -76,6 +76,8 @@ def check_output(path: Path | None, overwrite: bool) -> None:
     folder = _followed(path).parent
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}; create it first")
+    if "!" in str(folder) and path.suffix.lower() in (".gpkg", ".fgb"):
+        raise OutputError(f"{path}: pyogrio cannot write where a folder has a ! in its name; choose another")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -192,7 +194,7 @@ def _translated(path: Path) -> Iterator[None]:
 def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
     target = _followed(path)
-    part = target.with_name(f".deltavlm-{secrets.token_hex(8)}{path.suffix}")
+    part = target.with_name(unfinished_name(path))
     try:
         yield part
         with _translated(path):
@@ -207,7 +209,7 @@ def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
                 part.replace(kept)
                 raise OutputError(f"{error}; the results are in {kept}") from error
             part.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     finally:
         for left in (part, *companions(part)):
             left.unlink(missing_ok=True)
@@ -218,15 +220,3 @@ def _free_name(path: Path, suffix: str) -> Path:
     endings = itertools.chain([""], itertools.count(2))
     names = (path.with_name(f"{path.stem}.new{ending}{suffix}") for ending in endings)
     return next(name for name in names if not any(map(os.path.lexists, (name, *companions(name)))))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name outlast a power cut, where the system allows it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

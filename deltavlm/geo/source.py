@@ -18,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.grid import Window
 from deltavlm.geo.location import is_remote, public_name, refuse_what_is_no_file, translated
 from deltavlm.geo.memory import release_now_and_then
@@ -37,25 +38,25 @@ def open_source(
     nodata: float | None = None,
     trust_alpha: bool = True,
     look: bool = True,
+    allow_vrt: bool = False,
 ) -> Iterator[Source]:
     """Open one raster: a path, `https://`, `s3://` or `/vsi...`.
 
     A raster placed by ground control points alone is warped into their CRS. An "alpha" band that varies like
     an image is taken for data and a note says so; with `trust_alpha=False` every one is. `look=False` is for
-    those who want its place alone: no pixel is read, and nothing is said about bands.
+    those who want its place alone: no pixel is read, and nothing is said about bands. `allow_vrt` opens VRTs.
 
     Raises:
-        RasterError: missing, empty, a folder, not a raster, or without bands to use.
+        RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), or too large.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
     refuse_what_is_no_file(location)
     name = public_name(location)
     notes: list[str] = []
     with ExitStack() as stack:
-        with translated(location, "cannot be read as a raster", "give a whole GeoTIFF or other image"):
-            dataset = stack.enter_context(_opened(location))
-            if dataset.count == 0:
-                raise RasterError(f"{name}: holds no bands itself; name one of its subdatasets")
+        dataset = stack.enter_context(_opened(location, allow_vrt))
+        with translated(location, *NOT_READ):
+            check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
             alpha = alpha_band(dataset)
@@ -82,12 +83,12 @@ def open_source(
 
 
 @contextmanager
-def _opened(location: str) -> Iterator[DatasetReader]:
+def _opened(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
     # EMPTY_DIR saves requests for neighbours; for a file it would hide a mask that lies beside it
     quick = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(location) else {}
     with warnings.catch_warnings(), rasterio.Env(**quick):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the pair check says it better
-        dataset = rasterio.open(location)
+        dataset = open_image(location, allow_vrt=allow_vrt)
     with dataset:
         yield dataset
 

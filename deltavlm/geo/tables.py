@@ -17,7 +17,7 @@ from deltavlm.geo.features import Feature, Layer
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["Tables", "write_flatgeobuf", "write_geoparquet", "write_table"]
+__all__ = ["GEOMETRY", "Tables", "write_flatgeobuf", "write_geoparquet", "write_table"]
 
 GEOMETRY = "geometry"
 TYPES = {
@@ -93,12 +93,16 @@ def geometry_types(table: pa.Table) -> list[str]:
 
 def write_flatgeobuf(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
     """Write the one layer of `tables`, in no order; the provenance is its metadata "deltavlm"."""
+    import pyogrio
+
     (layer,) = tables.layers
     table = tables.table(layer)
     options: dict[str, Any] = {"layer_metadata": {"deltavlm": json.dumps(provenance)}}
     if table[GEOMETRY].null_count:  # the index has no place for them
         options["layer_options"] = {"SPATIAL_INDEX": "NO"}
     write_table(table, path, layer, crs, driver="FlatGeobuf", **options)
+    if len(pyogrio.raw.read(path, columns=[])[2]) != len(table):  # GDAL says nothing of a disk that is full
+        raise OSError(f"layer {layer} is not whole")  # when it closes the file; what is cut off raises itself
 
 
 def write_geoparquet(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:

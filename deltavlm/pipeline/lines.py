@@ -10,12 +10,13 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
+from deltavlm.locks import sync_folder
 
 __all__ = ["Lines", "differences", "open_lines"]
 
@@ -101,11 +102,13 @@ def open_lines(
         if afresh or not path.exists() or not _whole_header(path):
             with path.open("wb") as new:
                 new.write(json.dumps(told).encode() + b"\n")
+                new.flush()
                 os.fsync(new.fileno())
+            sync_folder(path.parent)
         stream = path.open("rb+")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
-    with stream:
+    try:
         try:
             known = json.loads(stream.readline())
         except ValueError:
@@ -117,6 +120,9 @@ def open_lines(
                 "anew, or choose another output"
             )
         yield Lines(path, stream, stream.tell())
+    finally:
+        with suppress(OSError):  # what a full disk did not take is told already
+            stream.close()
 
 
 def _whole_header(path: Path) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -247,7 +248,7 @@ def _aoi(value: Any, where: str, folder: Path) -> Path | BaseGeometry | None:
             value = json.loads(value)
         geometry = shapely.from_wkt(value) if isinstance(value, str) else _shape(value)
         geometry = shapely.make_valid(geometry)
-    except (ValueError, TypeError, LookupError, AttributeError, shapely.GEOSException) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ShapelyError) as error:
         words = str(error).partition("\n")[0]
         raise InputError(
             f"{where}: is neither WKT nor a GeoJSON geometry ({words}); give one, or a file"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import geopandas
+import pandas as pd
+import pyogrio
 import pytest
 import rasterio
 import shapely
@@ -106,10 +108,10 @@ def test_an_area_file_without_areas(tmp_path: Path, before: Path, content: str) 
 
 
 def test_a_table_is_no_area(tmp_path: Path, before: Path) -> None:
-    """A CSV has no geometry at all, which was an unexpected TypeError."""
-    aoi = tmp_path / "aoi.csv"
-    aoi.write_text("name,size\nhere,3\n")
-    with pytest.raises(RasterError, match=r"aoi\.csv: holds no areas; give polygons"):
+    """A table has no geometry at all, which was an unexpected TypeError."""
+    aoi = tmp_path / "aoi.gpkg"
+    pyogrio.write_dataframe(pd.DataFrame({"name": ["here"]}), aoi)
+    with pytest.raises(RasterError, match=r"aoi\.gpkg: holds no areas; give polygons"):
         opened(before, before, aoi=aoi).__enter__()
 
 

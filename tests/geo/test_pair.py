@@ -254,3 +254,14 @@ def undecodable(path: Path, dtype: str, *, but_first: bool = False) -> Path:
     blocks = [(row, col) for row in range(ROWS // SIZE) for col in range(COLS // SIZE)]
     spoil(path, blocks[but_first:])
     return path
+
+
+@pytest.mark.parametrize("pixel", [0.0, 1e-300, 1e-12, float("nan"), float("inf")])
+def test_a_transform_that_places_no_pixel(tmp_path: Path, before: Path, pixel: float) -> None:
+    """A broken header was an unexpected TransformNotInvertibleError or ZeroDivisionError."""
+    after = write_raster(tmp_path / "after.tif", smooth())
+    with rasterio.open(after, "r+") as raster:
+        raster.transform = Affine(pixel, 0, 500_000, 0, -0.5, 5_000_000)
+    for pair in ((before, after), (after, before), (after, after)):
+        with pytest.raises(RasterError, match=r"after\.tif: .*(transform|CRS|is no|covers)"):
+            opened(*pair).__enter__()

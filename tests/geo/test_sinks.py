@@ -332,9 +332,11 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     there = tmp_path / "there.gpkg"
     there.write_bytes(b"something")
     (tmp_path / "folder.gpkg").mkdir()
+    (tmp_path / "a!b").mkdir()
     for path, words in {
         there: "exists already; add --overwrite",
         tmp_path / "folder.gpkg": "is a folder",
+        tmp_path / "a!b" / "out.gpkg": "a ! in its name",
         tmp_path / "out.shp": r"suffix '\.shp' is not one of \.gpkg, ",
         tmp_path / "out": "suffix ''",
         tmp_path / "no" / "such" / "out.gpkg": "there is no folder",

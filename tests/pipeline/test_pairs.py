@@ -78,6 +78,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         ("before,after,before_date\na,b,2024-13\n", "line 2, before_date: '2024-13'"),
         ("before,after,aoi\na,b,POLYGON((1 2\n", "line 2, aoi: is neither WKT nor a GeoJSON geometry"),
         ("before,after,aoi\na,b,POINT(1 2)\n", "aoi: has no area"),
+        ('{"before": "a", "after": "b", "aoi": {"type": "Square"}}\n', "aoi: is neither WKT nor a GeoJSON"),
         (
             'before,after,aoi\na,b,"POLYGON((5e5 1,5e5 2,6e5 2,5e5 1))"\n',
             "aoi: is not in longitude and latitude",

@@ -1,0 +1,124 @@
+"""Images over the wire that come only at the second try, or not at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyogrio
+import pytest
+
+from tests.cli.conftest import Run, program
+from tests.conftest import write_tiled
+from tests.rasters import noise
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("--chip-size", 256, "--batch-size", 2)
+
+
+@dataclass
+class Server:
+    """A folder that is served, and what was asked of it."""
+
+    folder: Path
+    url: str
+
+    def fail(self, times: int, begin: int, status: int) -> None:
+        told = {"times": times, "from": begin, "status": status}
+        (self.folder / "faults.json").write_text(json.dumps(told))
+
+    def requests(self) -> list[str]:
+        """Lines of the log, which is emptied."""
+        log = self.folder / "requests.log"
+        lines = log.read_text().splitlines()
+        log.unlink()
+        return lines
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.05")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.faults.server", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield Server(folder, f"http://127.0.0.1:{int(process.stdout.readline())}/")
+        process.terminate()
+
+
+@pytest.fixture
+def pair(server: Server, tmp_path: Path) -> tuple[str, str]:
+    """A local image, and one of 12 chips at the server; some 190 kB a chip."""
+    pixels = noise(3, 768, 1024)
+    tiles = {"blockxsize": 256, "blockysize": 256, "interleave": "pixel"}
+    before = write_tiled(tmp_path / "before.tif", pixels, **tiles)
+    write_tiled(server.folder / "after.tif", pixels, **tiles)
+    return str(before), f"{server.url}after.tif"
+
+
+def statuses(path: Path) -> dict[str, str]:
+    meta, _, _, columns = pyogrio.raw.read(path)
+    values = dict(zip(meta["fields"], columns, strict=True))
+    return dict(zip(values["chip_id"], values["status"], strict=True))
+
+
+@pytest.mark.parametrize("status", [503, 429, 500, 0])
+def test_parts_that_come_at_the_third_try(
+    run: Run, server: Server, pair: tuple[str, str], status: int
+) -> None:
+    server.fail(2, 500_000, status)
+    result = run("analyze", *pair, "-o", "out.geojson", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    asked = server.requests()
+    failed = [line for line in asked if not line.endswith("None")]
+    assert len(failed) == 2
+    begin = failed[0].split()[1]
+    assert [line for line in asked if line.split()[1] == begin][:2] == failed  # the same part, once more
+    assert {*statuses(Path("out.geojson")).values()} == {"answered"}
+
+
+def test_parts_that_never_come_and_the_next_run(
+    server: Server, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    """The chips are written down as unreadable, and `--retry-failed` asks for these alone."""
+    out = tmp_path / "out.geojson"
+
+    def analyze(*more: str) -> tuple[int, str]:
+        process = program("analyze", *pair, "-o", out, *SMALL, *more, cwd=ROOT)
+        _, said = process.communicate(timeout=100)
+        return process.returncode, said
+
+    server.fail(-1, 1_800_000, 503)
+    code, said = analyze()
+    assert code == 3, said
+    assert "--retry-failed asks them again" in said.splitlines()[-1]
+    assert "after.tif" in said.splitlines()[-1]
+    failed = {chip for chip, status in statuses(out).items() if status == "unreadable"}
+    assert 0 < len(failed) < 9  # GDAL asks for longer parts the further it reads
+    assert "r00000_c00000" not in failed
+    first = server.requests()
+    assert len([line for line in first if line.endswith("503")]) > 3  # each part is tried again
+
+    server.fail(0, 0, 0)
+    code, said = analyze("--retry-failed")
+    assert code == 0, said
+    assert f"{12 - len(failed)} chips of 12 answered already" in said
+    assert {*statuses(out).values()} == {"answered"}
+    begins = [int(line.split()[1]) for line in server.requests()]
+    assert max(begins) > 1_800_000
+    assert not [begin for begin in begins if 250_000 < begin < 1_000_000]  # where the answered chips lie
+
+
+def test_a_server_that_is_not_there(run: Run, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "1")
+    result = run("analyze", pair[0], "http://127.0.0.1:9/after.tif", "-o", "out.geojson")
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("Error: http://127.0.0.1:9/after.tif: cannot be read as a raster (")
