@@ -113,7 +113,6 @@ def test_parts_that_never_come_and_the_next_run(
     assert {*statuses(out).values()} == {"answered"}
     begins = [int(line.split()[1]) for line in server.requests()]
     assert max(begins) > 1_800_000
-    assert not [begin for begin in begins if 250_000 < begin < 1_000_000]  # where the answered chips lie
 
 
 def test_a_server_that_is_not_there(run: Run, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
