@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltacli.console import counted, voice
+from deltacli.monitor import monitor
 from deltacli.one import answered_pair
 from deltacli.pairs import progress_told, tell_many
 from deltacli.wanted import Wanted
@@ -47,9 +48,10 @@ def analyze_into_folder(
         tell_many(Run(), found, wanted, None, target, 0.0, there=there)
         return
     model, load_s = wanted.asked.load()
+    monitor.loaded(model)
     done = _each(left, paths, wanted, read, wanted.batched(run, model), model)
     for outcome in done.failures:
-        voice.say(f"failed: {outcome.pair.id}: {outcome.why}")
+        voice.say(f"failed: {outcome.pair.id}: {outcome.why}", pair=outcome.pair.id, status=outcome.status)
     again = "; the same command tries failed pairs again, --retry-failed chips too"
     tell_many(done, found, wanted, model, target, load_s, there=there, again=again)
 
@@ -83,6 +85,7 @@ def _each(
             outcome = done.outcomes[pair.id] = Outcome(pair)
 
             def watch(progress: Progress) -> None:
+                monitor.see(done.summary, progress.summary, pairs=done)
                 chips, changed = done.summary.chips + progress.done, done.summary.changed + progress.changed
                 speed = (done.summary.chips - done.summary.earlier + progress.done) / (
                     time.monotonic() - started
@@ -102,10 +105,11 @@ def _each(
                 if run.on_error == "fail":
                     raise
                 outcome.reason = str(error)
-                voice.warn(f"pair {pair.id} failed: {error}")
+                voice.warn(f"pair {pair.id} failed: {error}", pair=pair.id)
                 continue
             outcome.chips, outcome.changed, outcome.failed = summary.chips, summary.changed, summary.failed
             outcome.reason = summary.first_failure
             done.summary.include(summary, pair.id)
+            monitor.see(done.summary, pairs=done)
     done.summary.seconds = time.monotonic() - started
     return done

@@ -12,6 +12,7 @@ import typer
 
 from deltacli.console import counted, voice
 from deltacli.one import kept
+from deltacli.monitor import monitor
 from deltacli.outcome import changed_told, chips_counted, chips_told, places, tell_unread
 from deltacli.pair_flags import PairFlags
 from deltacli.wanted import Wanted
@@ -30,6 +31,7 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     from deltavlm.geo.pair import check_options
 
     target = wanted.out.output or many.target
+    monitor.begin(target, dry_run=wanted.out.dry_run)
     read, run = wanted.check(target)
     check_options(read)
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
@@ -66,6 +68,7 @@ def _analyze_into_one(
     path = None if target == "-" else Path(target)
     with nullcontext() if path is None else locked(path):
         model, load_s = wanted.asked.load()
+        monitor.loaded(model)
         run = wanted.batched(run, model)
         if path is None:
             done = _streamed(found, wanted, read, run, model)
@@ -87,8 +90,9 @@ def _asked(
 
     with voice.counting(len(found.pairs), "pairs", beside_data=beside_data) as tell:
 
-        def watch(pairs: int, progress: Progress) -> None:
-            tell(pairs, progress_told(progress, wanted.judged))
+        def watch(so_far: Run, progress: Progress) -> None:
+            monitor.see(progress.summary, pairs=so_far)
+            tell(len(so_far.outcomes), progress_told(progress, wanted.judged))
 
         return analyze_pairs(found.pairs, read, model, wanted.specs, book, run, watch)
 
@@ -207,6 +211,7 @@ def tell_many(
     from rasterio.crs import CRS
 
     summary = done.summary
+    monitor.see(summary, pairs=done)
     found_at = []
     for chip in summary.most_changed:
         record = done.outcomes[chip.pair].record

@@ -222,7 +222,8 @@ def _answered_group(
             summary.repeated += 1
         if result.status in ("unreadable", "error"):
             name = f"{result.pair} {result.chip.chip_id}".strip()
-            logger.info("%s: %s: %s", name, result.status, result.reason)
+            known = {"pair": result.pair or None, "chip": result.chip.chip_id, "status": result.status}
+            logger.info("%s: %s: %s", name, result.status, result.reason, extra=known)
             if options.on_error == "fail":
                 raise (
                     RasterError(result.reason) if result.status == "unreadable" else ModelError(result.reason)

@@ -100,16 +100,16 @@ def analyze_pairs(
     specs: Sequence[QuestionSpec],
     book: PairBook,
     options: AnalyzeOptions,
-    watch: Callable[[int, Progress], None] = lambda pairs, progress: None,
+    watch: Callable[[Run, Progress], None] = lambda run, progress: None,
 ) -> Run:
     """Ask every question about every chip of the pairs, and write the results into the book.
 
-    A pair that cannot be opened is written down with its reason, and the others go on. `watch` hears how many
-    pairs were reached.
+    A pair that cannot be opened is written down with its reason, and the others go on. `watch` sees the run,
+    which goes on.
 
     Raises: with `on_error="fail"` the InputError or ModelError of the first pair or chip that fails.
     """
-    reached: set[str] = set()
+    run = Run()
     outcomes = {pair.id: Outcome(pair) for pair in pairs}
     stages = Stages()
 
@@ -118,11 +118,11 @@ def analyze_pairs(
 
     found = _found(pairs, read, book, options)
     with made_ahead(found, 2 * options.batch_size, stages) as ready:
-        looks = _looks(ready, outcomes, reached, model, book, options)
-        summary = answer_all(
-            looks, model, specs, book, options, lambda done: watch(len(reached), done), tally, stages
+        looks = _looks(ready, outcomes, run, model, book, options)
+        run.summary = answer_all(
+            looks, model, specs, book, options, lambda done: watch(run, done), tally, stages
         )
-    return Run({one: outcome for one, outcome in outcomes.items() if one in reached}, summary)
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def _found(
 def _looks(
     found: Iterable[_Reached | Look],
     outcomes: Mapping[str, Outcome],
-    reached: set[str],
+    run: Run,
     model: ChangeModel,
     book: PairBook,
     options: AnalyzeOptions,
@@ -189,12 +189,11 @@ def _looks(
             yield one
             continue
         pair, outcome = one.pair, outcomes[one.pair.id]
-        reached.add(pair.id)
+        run.outcomes[pair.id] = outcome
         outcome.record, outcome.reason = one.record, one.reason or outcome.reason
         if one.reason:
-            logger.warning(
-                "pair %s failed%s: %s", pair.id, " in the run before" if one.earlier else "", one.reason
-            )
+            when = " in the run before" if one.earlier else ""
+            logger.warning("pair %s failed%s: %s", pair.id, when, one.reason, extra={"pair": pair.id})
             if not one.earlier:
                 book.refused(pair, one.reason)
         elif one.reader is not None and one.record is not None:
@@ -212,6 +211,6 @@ def logged_notes(
     for kind, note, is_warning in [*found, *([("scale", scale, True)] if scale else [])]:
         if is_warning and kind not in told:
             told.add(kind)
-            logger.warning("%s: %s (not told again of other pairs)", pair.id, note)
+            logger.warning("%s: %s (not told again of other pairs)", pair.id, note, extra={"pair": pair.id})
         else:
-            logger.info("%s: %s", pair.id, note)
+            logger.info("%s: %s", pair.id, note, extra={"pair": pair.id})
