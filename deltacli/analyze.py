@@ -11,6 +11,7 @@ import typer
 
 from deltacli import options, values
 from deltacli.console import voice
+from deltacli.engine_flags import EngineFlags
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
 from deltacli.monitor import monitor
 from deltacli.one import answered_pair
@@ -52,6 +53,7 @@ def analyze(
         options.flag("--ask", panel=options.ASK, metavar="NAME,NAME", help="Only these of the question set."),
     ] = None,
     asked: ModelFlags,
+    where: EngineFlags,
     cascade: options.Cascade = False,
     batch_size: options.BatchSize = "auto",
     chips: ChipFlags,
@@ -79,6 +81,7 @@ def analyze(
         cascade=cascade,
         batch_size=batch_size,
         json_summary=json_summary,
+        where=where,
     )
     places = many.places(before, after)
     if places is None:
@@ -119,9 +122,8 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
             }
             show_plan(plan, as_json=wanted.json_summary, on_stdout=path is not None)
             return
-        with nullcontext() if path is None else locked(path):
-            model, load_s = wanted.asked.load()
-            monitor.loaded(model)
+        with nullcontext() if path is None else locked(path), wanted.started() as (engine, load_s):
+            model = engine.model
             warn_of_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
             total = min(len(grid), run.limit or len(grid))
             with voice.counting(total, "chips", beside_data=path is None) as tell:
@@ -131,7 +133,7 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
                     found = f"{progress.changed} changed, " if judged else ""
                     tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
 
-                summary = answered_pair(reader, model, wanted, wanted.batched(run, model), path, watch)
+                summary = answered_pair(reader, engine, wanted, wanted.batched(run, model), path, watch)
         monitor.see(summary)
         tell_outcome(summary, reader, target, judged)
         if wanted.json_summary:

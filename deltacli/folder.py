@@ -17,8 +17,7 @@ from deltavlm.errors import ConfigError, InputError, OutputError
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ReadOptions
-    from deltavlm.model.interface import ChangeModel
-    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Engine, Progress
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.pairs import Pair, PairList
 
@@ -47,9 +46,9 @@ def analyze_into_folder(
     if not left:
         tell_many(Run(), found, wanted, None, target, 0.0, there=there)
         return
-    model, load_s = wanted.asked.load()
-    monitor.loaded(model)
-    done = _each(left, paths, wanted, read, wanted.batched(run, model), model)
+    with wanted.started() as (engine, load_s):
+        model = engine.model
+        done = _each(left, paths, wanted, read, wanted.batched(run, model), engine)
     for outcome in done.failures:
         voice.say(f"failed: {outcome.pair.id}: {outcome.why}", pair=outcome.pair.id, status=outcome.status)
     again = "; the same command tries failed pairs again, --retry-failed chips too"
@@ -70,7 +69,7 @@ def _each(
     wanted: Wanted,
     read: ReadOptions,
     run: AnalyzeOptions,
-    model: ChangeModel,
+    engine: Engine,
 ) -> Run:
     from deltavlm.geo.sinks import check_output
     from deltavlm.locks import locked
@@ -96,9 +95,9 @@ def _each(
             try:
                 check_output(paths[pair.id], wanted.replaced)
                 with locked(paths[pair.id]), opened_pair(pair, read) as reader:
-                    logged_notes(pair, reader, model, run, told)
+                    logged_notes(pair, reader, engine.model, run, told)
                     part = run if run.limit is None else replace(run, limit=run.limit - seen)
-                    summary = answered_pair(reader, model, wanted, part, paths[pair.id], watch, pair)
+                    summary = answered_pair(reader, engine, wanted, part, paths[pair.id], watch, pair)
                     grid = reader.grid(run.chip_px, run.overlap_px)
                     outcome.record = PairRecord.of(pair, reader, grid)
             except InputError as error:

@@ -21,7 +21,7 @@ from deltavlm import __version__
 from deltavlm.errors import OutputError
 
 if TYPE_CHECKING:
-    from deltavlm.model.interface import ChangeModel
+    from deltavlm.model.interface import ModelFacts
     from deltavlm.pipeline.layers import Status
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.summary import Summary
@@ -48,7 +48,7 @@ class Monitor:
         self.began_s = time.time()
         self._clock_s = time.monotonic()
         self.code: int | None = None
-        self._model: ChangeModel | None = None
+        self._model: ModelFacts | None = None
         self._summaries: Sequence[Summary] = ()
         self._pairs: Run | None = None
         self._over = threading.Event()
@@ -70,7 +70,7 @@ class Monitor:
         self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
         self._thread.start()
 
-    def loaded(self, model: ChangeModel) -> None:
+    def loaded(self, model: ModelFacts) -> None:
         """This model is asked."""
         self._model = model
 

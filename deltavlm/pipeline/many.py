@@ -6,23 +6,26 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
 from deltavlm.errors import InputError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
-from deltavlm.model.interface import ChangeModel
+from deltavlm.model.interface import ChangeModel, ModelFacts
 from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.analyze import (
     AnalyzeOptions,
+    Engine,
     Look,
+    Notice,
     Progress,
     Results,
     Stages,
     Summary,
     answer_all,
-    looks_at,
+    engine_of,
     scale_warning,
 )
 from deltavlm.pipeline.layers import ChipResult
@@ -96,7 +99,7 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
 def analyze_pairs(
     pairs: Sequence[Pair],
     read: ReadOptions,
-    model: ChangeModel,
+    model: ChangeModel | Engine,
     specs: Sequence[QuestionSpec],
     book: PairBook,
     options: AnalyzeOptions,
@@ -111,16 +114,16 @@ def analyze_pairs(
     """
     run = Run()
     outcomes = {pair.id: Outcome(pair) for pair in pairs}
-    stages = Stages()
+    stages, engine = Stages(), engine_of(model)
 
     def tally(result: ChipResult) -> None:
         outcomes[result.pair].add(result)
 
-    found = _found(pairs, read, book, options)
-    with made_ahead(found, 2 * options.batch_size, stages) as ready:
-        looks = _looks(ready, outcomes, run, model, book, options)
+    found = _found(pairs, read, engine, book, options)
+    with made_ahead(found, engine.ahead * options.batch_size, stages) as ready:
+        looks = _looks(ready, outcomes, run, engine.model, book, options)
         run.summary = answer_all(
-            looks, model, specs, book, options, lambda done: watch(run, done), tally, stages
+            looks, engine, specs, book, options, lambda done: watch(run, done), tally, stages
         )
     return run
 
@@ -137,7 +140,7 @@ class _Reached:
 
 
 def _found(
-    pairs: Sequence[Pair], read: ReadOptions, book: PairBook, options: AnalyzeOptions
+    pairs: Sequence[Pair], read: ReadOptions, engine: Engine, book: PairBook, options: AnalyzeOptions
 ) -> Generator[_Reached | Look, None, None]:
     """The pairs, and behind each its chips that are left to ask, up to the limit; one pair is open at a time.
 
@@ -169,7 +172,7 @@ def _found(
             left = len(grid) if options.limit is None else min(len(grid), options.limit - seen)
             chips = islice(grid, left)
             seen += left
-            yield from looks_at(
+            yield from engine.looks(
                 reader, (chip for chip in chips if not book.knows(pair, chip)), options, pair.id
             )
 
@@ -178,16 +181,14 @@ def _looks(
     found: Iterable[_Reached | Look],
     outcomes: Mapping[str, Outcome],
     run: Run,
-    model: ChangeModel,
+    model: ModelFacts,
     book: PairBook,
     options: AnalyzeOptions,
-) -> Iterator[Look]:
-    """The chips, after what is to be done about each pair was done."""
+) -> Iterator[Look | Notice]:
+    """The chips, and before those of a pair what is to be done about it."""
     told = set[str]()
-    for one in found:
-        if isinstance(one, Look):
-            yield one
-            continue
+
+    def begin(one: _Reached) -> None:
         pair, outcome = one.pair, outcomes[one.pair.id]
         run.outcomes[pair.id] = outcome
         outcome.record, outcome.reason = one.record, one.reason or outcome.reason
@@ -200,9 +201,12 @@ def _looks(
             logged_notes(pair, one.reader, model, options, told)
             book.opened(pair, one.record)
 
+    for one in found:
+        yield one if isinstance(one, Look) else partial(begin, one)
+
 
 def logged_notes(
-    pair: Pair, reader: PairReader, model: ChangeModel, options: AnalyzeOptions, told: set[str]
+    pair: Pair, reader: PairReader, model: ModelFacts, options: AnalyzeOptions, told: set[str]
 ) -> None:
     """Log what was found of a pair; a warning once only, for many pairs have the same, and one of scale too,
     though its number differs."""
