@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.throughput import commit, hardware  # noqa: E402
+from benchmarks.rows import commit, hardware  # noqa: E402
 
 PAIR = ("sample_data/before.tif", "sample_data/after.tif")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?")
