@@ -11,7 +11,9 @@ import typer
 
 from deltacli import options, values
 from deltacli.console import voice
+from deltacli.engine_flags import EngineFlags
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
+from deltacli.monitor import monitor
 from deltacli.one import answered_pair
 from deltacli.outcome import outcome, tell_notes, tell_outcome, warn_of_scale
 from deltacli.pair_flags import PairFlags
@@ -51,11 +53,13 @@ def analyze(
         options.flag("--ask", panel=options.ASK, metavar="NAME,NAME", help="Only these of the question set."),
     ] = None,
     asked: ModelFlags,
+    where: EngineFlags,
     cascade: options.Cascade = False,
     batch_size: options.BatchSize = "auto",
     chips: ChipFlags,
     rasters: RasterFlags,
     talk: TalkFlags,
+    metrics: options.Metrics = None,
     json_summary: options.Json = False,
 ) -> None:
     """Say chip by chip what changed from BEFORE to AFTER, and write the answers as a map.
@@ -77,6 +81,7 @@ def analyze(
         cascade=cascade,
         batch_size=batch_size,
         json_summary=json_summary,
+        where=where,
     )
     places = many.places(before, after)
     if places is None:
@@ -94,6 +99,7 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
     target = out.output or values.default_output(after, "_changes.gpkg")
     if out.layer == "pairs":
         raise ConfigError("--layer pairs is for many pairs; choose chips or locations")
+    monitor.begin(target, dry_run=out.dry_run)
     read, run = wanted.check(target)
 
     from deltavlm.geo.pair import RasterPair, open_pair
@@ -116,17 +122,19 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
             }
             show_plan(plan, as_json=wanted.json_summary, on_stdout=path is not None)
             return
-        with nullcontext() if path is None else locked(path):
-            model, load_s = wanted.asked.load()
+        with nullcontext() if path is None else locked(path), wanted.started() as (engine, load_s):
+            model = engine.model
             warn_of_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
             total = min(len(grid), run.limit or len(grid))
             with voice.counting(total, "chips", beside_data=path is None) as tell:
 
                 def watch(progress: Progress) -> None:
+                    monitor.see(progress.summary)
                     found = f"{progress.changed} changed, " if judged else ""
                     tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
 
-                summary = answered_pair(reader, model, wanted, wanted.batched(run, model), path, watch)
+                summary = answered_pair(reader, engine, wanted, wanted.batched(run, model), path, watch)
+        monitor.see(summary)
         tell_outcome(summary, reader, target, judged)
         if wanted.json_summary:
             told = outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}

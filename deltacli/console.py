@@ -1,11 +1,13 @@
 """What the program says: notes, warnings, errors, progress, tables. All of it on stderr; stdout is for data.
 
 On a terminal Rich draws a bar and a table; elsewhere everything is one plain line at a time, fit for a log.
+With `--log-format json` each line is an object, for a machine that reads the log.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import Stop
@@ -20,12 +23,15 @@ from deltacli.signals import Stop
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Color", "Voice", "counted", "duration", "open_streams", "silence", "voice"]
+__all__ = ["Color", "LogFormat", "Voice", "counted", "duration", "open_streams", "silence", "voice"]
 
 Color = Literal["auto", "always", "never"]
+LogFormat = Literal["text", "json"]
 
 _LINE_EVERY_S = 30.0  # without a terminal: a progress line at each tenth of the work, and at least this often
 _LINE_REST_S = 1.0
+_LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}
+_FIELDS = ("pair", "chip", "status")  # what a record of the log may know besides its message
 
 
 @dataclass
@@ -35,38 +41,44 @@ class Voice:
     verbosity: int = 0  # -1 quiet, 1 -v, 2 -vv
     progress: bool = True
     color: Color = "auto"
+    log_format: LogFormat = "text"
     stop: Stop = field(default_factory=Stop)
 
-    def reset(self) -> None:
+    def reset(self, log_format: LogFormat = "text") -> None:
         """Back to the defaults, so that a second run in one process starts afresh."""
         self.verbosity, self.progress, self.color, self.stop = 0, True, "auto", Stop()
+        self.log_format = log_format
         self.route_logging()
 
     @property
     def on_terminal(self) -> bool:
         """True when stderr is a terminal, where bars, boxes and tables are welcome."""
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() and self.log_format == "text"
 
-    def say(self, text: str) -> None:
-        """A note, unless -q."""
+    def say(self, text: str, **fields: object) -> None:
+        """A note, unless -q; `fields` are for logs in JSON, whose text has them in its words."""
         if self.verbosity >= 0:
-            self._write(text)
+            self._write(text, "info", fields)
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, **fields: object) -> None:
         """A warning, unless -q."""
         if self.verbosity >= 0:
-            self._write(text, label="Warning:", style="33")
+            self._write(text, "warning", fields)
 
-    def error(self, text: str) -> None:
+    def error(self, text: str, **fields: object) -> None:
         """One line, always."""
-        self._write(text, label="Error:", style="1;31")
+        self._write(text, "error", fields)
 
     def traceback(self, error: BaseException) -> None:
         """The traceback, with -vv only."""
         if self.verbosity >= 2:
             import traceback
 
-            self._raw("".join(traceback.format_exception(error)))
+            told = "".join(traceback.format_exception(error))
+            if self.log_format == "json":
+                self._write(type(error).__name__, "debug", {"traceback": told})
+            else:
+                self._raw(told)
 
     @contextmanager
     def counting(
@@ -123,9 +135,14 @@ class Voice:
         logging.getLogger("deltavlm").setLevel(own)
         logging.captureWarnings(True)
 
-    def _write(self, text: str, label: str = "", style: str = "") -> None:
+    def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
         line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-        if label:
+        if self.log_format == "json":
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            told = {"time": now, "level": level, "message": line, **fields}
+            line = json.dumps(told, ensure_ascii=False, default=str)
+        elif level in _LABELS:
+            label, style = _LABELS[level]
             dressed = f"\x1b[{style}m{label}\x1b[0m" if self._coloured() else label
             line = f"{dressed} {line}"
         self._raw(line + "\n")
@@ -175,7 +192,8 @@ class Voice:
             if done < total and (tenth or now - told >= _LINE_EVERY_S):
                 left_s = (now - start) / (done - begun) * (total - done) if done > begun else 0.0
                 parts = [f"{what} {done}/{total} ({100 * done // total} %)", note, f"ETA {duration(left_s)}"]
-                self.say(", ".join(part for part in parts if part))
+                told_of = {"done": done, "total": total, "eta_seconds": round(left_s)}
+                self.say(", ".join(part for part in parts if part), **told_of)
                 told, told_done = now, done
 
         return tell
@@ -190,10 +208,12 @@ class _ToVoice(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
+        known = {name: getattr(record, name, None) for name in _FIELDS}
+        fields = {name: value for name, value in known.items() if value is not None}
         if record.levelno >= logging.WARNING:
-            self.owner.warn(text)
+            self.owner.warn(text, **fields)
         else:
-            self.owner.say(text)
+            self.owner.say(text, **fields)
 
 
 def counted(number: int, thing: str) -> str:

@@ -66,6 +66,7 @@ def fetch(
     quiet: options.Quiet = False,
     progress: options.ShowProgress = None,
     color: options.ColorWhen = None,
+    log_format: options.LogFormatWhich = None,
 ) -> None:
     """Download the published model's four parts and make a checkpoint of them, which --model NAME then asks.
 

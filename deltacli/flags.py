@@ -66,6 +66,7 @@ class TalkFlags:
     quiet: options.Quiet = False
     progress: options.ShowProgress = None
     color: options.ColorWhen = None
+    log_format: options.LogFormatWhich = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltacli.console import counted, voice
+from deltacli.monitor import monitor
 from deltacli.one import answered_pair
 from deltacli.pairs import progress_told, tell_many
 from deltacli.wanted import Wanted
@@ -16,8 +17,7 @@ from deltavlm.errors import ConfigError, InputError, OutputError
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ReadOptions
-    from deltavlm.model.interface import ChangeModel
-    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Engine, Progress
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.pairs import Pair, PairList
 
@@ -46,10 +46,11 @@ def analyze_into_folder(
     if not left:
         tell_many(Run(), found, wanted, None, target, 0.0, there=there)
         return
-    model, load_s = wanted.asked.load()
-    done = _each(left, paths, wanted, read, wanted.batched(run, model), model)
+    with wanted.started() as (engine, load_s):
+        model = engine.model
+        done = _each(left, paths, wanted, read, wanted.batched(run, model), engine)
     for outcome in done.failures:
-        voice.say(f"failed: {outcome.pair.id}: {outcome.why}")
+        voice.say(f"failed: {outcome.pair.id}: {outcome.why}", pair=outcome.pair.id, status=outcome.status)
     again = "; the same command tries failed pairs again, --retry-failed chips too"
     tell_many(done, found, wanted, model, target, load_s, there=there, again=again)
 
@@ -68,7 +69,7 @@ def _each(
     wanted: Wanted,
     read: ReadOptions,
     run: AnalyzeOptions,
-    model: ChangeModel,
+    engine: Engine,
 ) -> Run:
     from deltavlm.geo.sinks import check_output
     from deltavlm.locks import locked
@@ -83,6 +84,7 @@ def _each(
             outcome = done.outcomes[pair.id] = Outcome(pair)
 
             def watch(progress: Progress) -> None:
+                monitor.see(done.summary, progress.summary, pairs=done)
                 chips, changed = done.summary.chips + progress.done, done.summary.changed + progress.changed
                 speed = (done.summary.chips - done.summary.earlier + progress.done) / (
                     time.monotonic() - started
@@ -93,19 +95,20 @@ def _each(
             try:
                 check_output(paths[pair.id], wanted.replaced)
                 with locked(paths[pair.id]), opened_pair(pair, read) as reader:
-                    logged_notes(pair, reader, model, run, told)
+                    logged_notes(pair, reader, engine.model, run, told)
                     part = run if run.limit is None else replace(run, limit=run.limit - seen)
-                    summary = answered_pair(reader, model, wanted, part, paths[pair.id], watch, pair)
+                    summary = answered_pair(reader, engine, wanted, part, paths[pair.id], watch, pair)
                     grid = reader.grid(run.chip_px, run.overlap_px)
                     outcome.record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if run.on_error == "fail":
                     raise
                 outcome.reason = str(error)
-                voice.warn(f"pair {pair.id} failed: {error}")
+                voice.warn(f"pair {pair.id} failed: {error}", pair=pair.id)
                 continue
             outcome.chips, outcome.changed, outcome.failed = summary.chips, summary.changed, summary.failed
             outcome.reason = summary.first_failure
             done.summary.include(summary, pair.id)
+            monitor.see(done.summary, pairs=done)
     done.summary.seconds = time.monotonic() - started
     return done

@@ -1,7 +1,7 @@
 """`deltavlm`: the commands, the global flags, and the one bridge from an error to a line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 finished with some chips failed,
-130 stopped by Ctrl-C, 143 by SIGTERM, 141 when the reader of stdout went away (`| head`).
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 when the reader of stdout went away (`| head`).
 Nothing heavy is imported here: every command imports what it needs in its body.
 """
 
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -20,11 +21,12 @@ from deltacli import options
 from deltacli.analyze import analyze
 from deltacli.ask import ask
 from deltacli.chat import chat
-from deltacli.console import open_streams, silence, voice
+from deltacli.console import LogFormat, open_streams, silence, voice
 from deltacli.data import data
 from deltacli.doctor import NeedsProj, doctor
 from deltacli.evaluate import evaluate
 from deltacli.grid import grid
+from deltacli.monitor import monitor
 from deltacli.signals import stoppable
 from deltacli.synth import synth
 from deltacli.train import train
@@ -33,7 +35,7 @@ from deltavlm.errors import DeltaVLMError
 
 __all__ = ["app"]
 
-_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell would report it
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell would report it
 _MISFITS = (  # what timm and transformers raise where torchvision is not the one of this torch
     "torchvision::nms",
     "Could not import module",
@@ -56,13 +58,15 @@ class Bridge(TyperGroup):
     ) -> Any:
         """Run a command and exit with its code; every error is one line on stderr."""
         open_streams()
-        voice.reset()
+        voice.reset(_wished_format(sys.argv[1:] if args is None else args))
+        monitor.reset()
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             code = 1
         except Exception as error:
             code = _told(error)
+        monitor.end(code if isinstance(code, int) else 0)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -75,13 +79,20 @@ class Bridge(TyperGroup):
                 return super().invoke(ctx)
             except BrokenPipeError as error:
                 silence(sys.stdout)
-                raise typer.Exit(_CLOSED_PIPE) from error
+                raise typer.Exit(CLOSED_PIPE) from error
             except BaseException as error:
                 if stop.signum is None:
                     raise
                 voice.traceback(error)
                 voice.error(f"stopped by {stop.name}")
                 raise typer.Exit(128 + stop.signum) from error
+
+
+def _wished_format(args: Sequence[str]) -> LogFormat:
+    """The --log-format among these words, for what is said before they are understood."""
+    words = [os.environ.get("DELTAVLM_LOG_FORMAT", ""), *args]
+    is_json = "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+    return "json" if is_json or words[0] == "json" else "text"
 
 
 def _told(error: Exception) -> int:
@@ -166,6 +177,7 @@ def deltavlm(
     quiet: options.Quiet = False,
     progress: options.ShowProgress = None,
     color: options.ColorWhen = None,
+    log_format: options.LogFormatWhich = None,
     config: options.ConfigFile = None,
 ) -> None:
     """Ask what changed between two images of one place, and put the answers on the map."""

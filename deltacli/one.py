@@ -15,8 +15,7 @@ from deltacli.wanted import Wanted
 if TYPE_CHECKING:
     from deltavlm.geo.pair import PairReader
     from deltavlm.geo.sinks import FeatureSink
-    from deltavlm.model.interface import ChangeModel
-    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Engine, Progress, Summary
     from deltavlm.pipeline.pairs import Pair
 
 _WRITTEN_AT_ONCE = 1024  # chips, from the journal to the output
@@ -35,7 +34,7 @@ def kept(answered: Sized, path: Path) -> Iterator[None]:
 
 def answered_pair(
     reader: PairReader,
-    model: ChangeModel,
+    engine: Engine,
     wanted: Wanted,
     run: AnalyzeOptions,
     path: Path | None,
@@ -53,7 +52,7 @@ def answered_pair(
     from deltavlm.pipeline.pair_layers import OfPair, with_pair
     from deltavlm.pipeline.provenance import provenance, settings
 
-    specs, out = wanted.specs, wanted.out
+    specs, out, model = wanted.specs, wanted.out, engine.model
     grid = reader.grid(run.chip_px, run.overlap_px)
     origin, layers = Origin.of(reader, model), (chips_layer(specs), LOCATIONS)
     record = provenance(reader, model, specs, run)
@@ -65,7 +64,7 @@ def answered_pair(
 
     if path is None:
         with open_sink(path, layers, reader.crs, record, only_layer=out.layer) as sink:
-            return analyze(reader, model, specs, Stream(of_pair(sink), specs, origin), run, watch)
+            return analyze(reader, engine, specs, Stream(of_pair(sink), specs, origin), run, watch)
     with open_journal(
         journal_path(path),
         settings(reader, model, run),
@@ -81,7 +80,7 @@ def answered_pair(
             voice.say(f"{counted(known, 'chip')} of {total} answered already; going on")
         with kept(journal, journal.path):
             size = min(run.batch_size, journal.batch_size or 4096)
-            summary = analyze(reader, model, specs, journal, replace(run, batch_size=size), watch)
+            summary = analyze(reader, engine, specs, journal, replace(run, batch_size=size), watch)
             with (
                 summary.stages.timed("write"),
                 open_sink(

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from deltacli.console import Color, voice
+from deltacli.console import Color, LogFormat, voice
 from deltacli.defaults import read_defaults
+from deltacli.monitor import check_metrics, monitor
 from deltavlm import __version__
 
 ASK, RASTERS, CHIPS, OUTPUT, TALK = (
@@ -60,6 +61,18 @@ def _set_color(value: Color | None) -> Color | None:
     return value
 
 
+def _set_log_format(value: LogFormat | None) -> LogFormat | None:
+    if value is not None:
+        voice.log_format = value
+    return value
+
+
+def _watch(value: Path | None) -> Path | None:
+    if value is not None:
+        monitor.path = check_metrics(value)
+    return value
+
+
 Version = Annotated[
     bool,
     flag(
@@ -103,6 +116,17 @@ ColorWhen = Annotated[
         help="Colours in messages; NO_COLOR counts as never.",
     ),
 ]
+LogFormatWhich = Annotated[
+    Literal["text", "json"] | None,
+    flag(
+        "--log-format",
+        panel=TALK,
+        is_eager=True,
+        callback=_set_log_format,
+        show_default="text",
+        help="Lines on stderr as text, or as a JSON object each, without a bar.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     flag(
@@ -117,6 +141,17 @@ ConfigFile = Annotated[
 ]
 Json = Annotated[
     bool, flag("--json", panel=TALK, allow_from_autoenv=False, help="One JSON object on stdout at the end.")
+]
+Metrics = Annotated[
+    Path | None,
+    flag(
+        "--metrics",
+        panel=TALK,
+        metavar="FILE",
+        is_eager=True,
+        callback=_watch,
+        help="How the run goes and how it ended, as text for Prometheus.",
+    ),
 ]
 
 Before = Annotated[

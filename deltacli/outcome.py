@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rasterio.crs import CRS
 
     from deltavlm.geo.pair import PairReader
-    from deltavlm.model.interface import ChangeModel
+    from deltavlm.model.interface import ModelFacts
     from deltavlm.pipeline.analyze import ChangedChip, Summary
 
 
@@ -104,7 +104,7 @@ def changed_told(chip: ChangedChip, where: str, point: tuple[float, float]) -> d
     }
 
 
-def outcome(summary: Summary, reader: PairReader, model: ChangeModel) -> dict[str, Any]:
+def outcome(summary: Summary, reader: PairReader, model: ModelFacts) -> dict[str, Any]:
     """The summary as one JSON object."""
     where, points = places(summary.most_changed, reader.crs)
     return {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deltacli.console import counted, voice
+from deltacli.monitor import monitor
 from deltacli.one import kept
 from deltacli.outcome import changed_told, chips_counted, chips_told, places, tell_unread
 from deltacli.pair_flags import PairFlags
@@ -19,8 +20,8 @@ from deltavlm.errors import PartialFailure
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ReadOptions
-    from deltavlm.model.interface import ChangeModel
-    from deltavlm.pipeline.analyze import AnalyzeOptions, Progress
+    from deltavlm.model.interface import ModelFacts
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Engine, Progress
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.pairs import PairList
 
@@ -30,6 +31,7 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     from deltavlm.geo.pair import check_options
 
     target = wanted.out.output or many.target
+    monitor.begin(target, dry_run=wanted.out.dry_run)
     read, run = wanted.check(target)
     check_options(read)
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
@@ -64,14 +66,13 @@ def _analyze_into_one(
     from deltavlm.locks import locked
 
     path = None if target == "-" else Path(target)
-    with nullcontext() if path is None else locked(path):
-        model, load_s = wanted.asked.load()
-        run = wanted.batched(run, model)
+    with nullcontext() if path is None else locked(path), wanted.started() as (engine, load_s):
+        run = wanted.batched(run, engine.model)
         if path is None:
-            done = _streamed(found, wanted, read, run, model)
+            done = _streamed(found, wanted, read, run, engine)
         else:
-            done = _written(found, wanted, read, run, model, path)
-    tell_many(done, found, wanted, model, target, load_s)
+            done = _written(found, wanted, read, run, engine, path)
+    tell_many(done, found, wanted, engine.model, target, load_s)
 
 
 def _asked(
@@ -79,7 +80,7 @@ def _asked(
     wanted: Wanted,
     read: ReadOptions,
     run: AnalyzeOptions,
-    model: ChangeModel,
+    engine: Engine,
     book: Any,
     beside_data: bool,
 ) -> Run:
@@ -87,10 +88,11 @@ def _asked(
 
     with voice.counting(len(found.pairs), "pairs", beside_data=beside_data) as tell:
 
-        def watch(pairs: int, progress: Progress) -> None:
-            tell(pairs, progress_told(progress, wanted.judged))
+        def watch(so_far: Run, progress: Progress) -> None:
+            monitor.see(progress.summary, pairs=so_far)
+            tell(len(so_far.outcomes), progress_told(progress, wanted.judged))
 
-        return analyze_pairs(found.pairs, read, model, wanted.specs, book, run, watch)
+        return analyze_pairs(found.pairs, read, engine, wanted.specs, book, run, watch)
 
 
 def progress_told(progress: Progress, judged: bool) -> str:
@@ -99,9 +101,7 @@ def progress_told(progress: Progress, judged: bool) -> str:
     return f"{counted(progress.done, 'chip')}{found}, {progress.chips_per_s:.1f} chips/s"
 
 
-def _streamed(
-    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, model: ChangeModel
-) -> Run:
+def _streamed(found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, engine: Engine) -> Run:
     """Features on stdout as answers come; those of --layer pairs at the end."""
     from deltavlm.geo.alignment import LONLAT
     from deltavlm.geo.sinks import open_sink
@@ -109,12 +109,13 @@ def _streamed(
     from deltavlm.pipeline.pair_layers import PAIRS, Ground, PairStream, many_layers, pair_feature
     from deltavlm.pipeline.provenance import pairs_provenance
 
+    model = engine.model
     ground = Ground(None if first_crs(found.pairs, read) is None else LONLAT)
     record = pairs_provenance(found.name, read, model, wanted.specs, run)
     layers = many_layers(wanted.specs)
     with open_sink(None, layers, ground.crs, record, only_layer=wanted.out.layer) as sink:
         done = _asked(
-            found, wanted, read, run, model, PairStream(sink, wanted.specs, model, ground), beside_data=True
+            found, wanted, read, run, engine, PairStream(sink, wanted.specs, model, ground), beside_data=True
         )
         sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
     _tell_ground(ground)
@@ -122,7 +123,7 @@ def _streamed(
 
 
 def _written(
-    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, model: ChangeModel, path: Path
+    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, engine: Engine, path: Path
 ) -> Run:
     """All into the journal, and from there into the output."""
     from deltavlm.geo.sinks import open_sink
@@ -138,7 +139,7 @@ def _written(
     )
     from deltavlm.pipeline.provenance import pairs_provenance, pairs_settings
 
-    specs, out = wanted.specs, wanted.out
+    specs, out, model = wanted.specs, wanted.out, engine.model
     with open_pair_journal(
         journal_path(path),
         pairs_settings(read, model, run),
@@ -154,7 +155,7 @@ def _written(
         with kept(journal, journal.lines.path):
             size = min(run.batch_size, journal.batch_size or 4096)
             done = _asked(
-                found, wanted, read, replace(run, batch_size=size), model, journal, beside_data=False
+                found, wanted, read, replace(run, batch_size=size), engine, journal, beside_data=False
             )
             records = [outcome.record for outcome in done.outcomes.values() if outcome.record is not None]
             ground = Ground(common_crs(records))
@@ -192,7 +193,7 @@ def tell_many(
     done: Run,
     found: PairList,
     wanted: Wanted,
-    model: ChangeModel | None,
+    model: ModelFacts | None,
     target: str,
     load_s: float,
     *,
@@ -207,6 +208,7 @@ def tell_many(
     from rasterio.crs import CRS
 
     summary = done.summary
+    monitor.see(summary, pairs=done)
     found_at = []
     for chip in summary.most_changed:
         record = done.outcomes[chip.pair].record

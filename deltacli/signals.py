@@ -10,7 +10,7 @@ from types import FrameType
 
 __all__ = ["Stop", "Stopped", "interruptible", "stoppable"]
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,7 +48,7 @@ def stoppable() -> Iterator[Stop]:
         raise Stopped(signal.Signals(signum).name)
 
     try:
-        for name in _NAMES:
+        for name in NAMES:
             signum = getattr(signal, name, None)
             if signum is not None and signal.getsignal(signum) not in (signal.SIG_IGN, None):
                 before[signum] = signal.signal(signum, handler)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from deltacli import values
+from deltacli.engine_flags import EngineFlags
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags
+from deltacli.monitor import monitor
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ReadOptions
     from deltavlm.model.config import DeltaVLMConfig
-    from deltavlm.model.interface import ChangeModel
-    from deltavlm.pipeline.analyze import AnalyzeOptions
+    from deltavlm.model.interface import ModelFacts
+    from deltavlm.pipeline.analyze import AnalyzeOptions, Engine
     from deltavlm.tasks.questions import QuestionSpec
 
 
@@ -33,6 +36,7 @@ class Wanted:
     cascade: bool
     batch_size: str
     json_summary: bool
+    where: EngineFlags = field(default_factory=EngineFlags)
 
     @property
     def judged(self) -> bool:
@@ -53,6 +57,7 @@ class Wanted:
             raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
         overlap_px = self.chips.overlap_px
         values.batch_size_of(self.batch_size)
+        self.where.check()
         read = self.rasters.read_options(self.chips.bbox, self.chips.bbox_crs, self.chips.aoi)
         self.asked.running()
         if self.cascade and not self.judged:
@@ -90,9 +95,17 @@ class Wanted:
         from deltavlm.model.folder import find_folder, read_config
 
         numbers = self.asked.running().applied(read_config(find_folder(self.asked.model)))
-        self.asked.check_place()
+        if self.where.engine == "local":
+            self.asked.check_place()
         return numbers
 
-    def batched(self, run: AnalyzeOptions, model: ChangeModel) -> AnalyzeOptions:
+    @contextmanager
+    def started(self) -> Iterator[tuple[Engine, float]]:
+        """The engine with its model loaded, and how many seconds that took; it ends with the `with`."""
+        with self.where.started(self.asked, self.rasters) as (engine, load_s):
+            monitor.loaded(engine.model)
+            yield engine, load_s
+
+    def batched(self, run: AnalyzeOptions, model: ModelFacts) -> AnalyzeOptions:
         """With the batch size that was asked for, or what suits the model."""
         return replace(run, batch_size=values.batch_size_of(self.batch_size) or model.auto_batch_size())

@@ -39,6 +39,7 @@ def list_models(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     color: options.ColorWhen = None,
+    log_format: options.LogFormatWhich = None,
 ) -> None:
     """The models that --model knows by name, with their size and place."""
     from deltavlm.model.folder import home, models
@@ -77,6 +78,7 @@ def inspect(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     color: options.ColorWhen = None,
+    log_format: options.LogFormatWhich = None,
 ) -> None:
     """What a checkpoint holds, whether its difference module was trained, and whether a vision base fits."""
     from deltavlm.upstream.disk import size_text
@@ -131,6 +133,7 @@ def convert(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     color: options.ColorWhen = None,
+    log_format: options.LogFormatWhich = None,
 ) -> None:
     """Make a checkpoint of ours of the published files; `--model DIR` then asks it."""
     from deltavlm.upstream.convert import convert as make
@@ -183,6 +186,7 @@ def verify(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     color: options.ColorWhen = None,
+    log_format: options.LogFormatWhich = None,
 ) -> None:
     """Compare a converted checkpoint with the original, stage by stage; exits with 1 where fp32 differs."""
     from dataclasses import asdict

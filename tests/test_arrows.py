@@ -38,8 +38,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"hub", "model"},
+    "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
     "deltacli": LEAVES
-    | {"geo", "model", "tasks", "metrics", "data", "pipeline", "training", "scoring", "upstream"},
+    | {"geo", "model", "tasks", "metrics", "data", "pipeline", "cluster", "training", "scoring", "upstream"},
 }
 
 GROUND = frozenset({"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "fiona", "osgeo"})
@@ -75,11 +76,12 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "training": GROUND | TERMINAL,
     "scoring": GROUND | TORCH | TERMINAL,
     "upstream": GROUND | TERMINAL,
+    "cluster": TORCH | TERMINAL,
     "deltacli": frozenset(),
 }
 
 #: packages that `import deltacli.main` must not load, so that `--help` and completion answer at once
-HEAVY = GROUND | TORCH | {"numpy", "pandas", "pyarrow", "PIL", "scipy", "cv2"}
+HEAVY = GROUND | TORCH | {"numpy", "pandas", "pyarrow", "PIL", "scipy", "cv2", "ray"}
 
 
 def module_name(path: Path, root: Path) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 
-from deltacli.main import app
+from deltacli.main import CLOSED_PIPE, app
+from deltacli.monitor import Monitor
+from deltacli.signals import NAMES as SIGNALS
 from deltavlm.config import load, shipped
+from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
 from deltavlm.pipeline.pair_layers import PAIRS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
+from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -55,6 +60,33 @@ def test_every_column_of_the_locations_is_described() -> None:
 
 def test_every_column_of_the_pairs_is_described() -> None:
     assert table_under("Layer `pairs`") == [field.name for field in PAIRS.fields]
+
+
+def test_every_metric_is_described() -> None:
+    text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8").split("\n## Metrics\n", 1)[1]
+    rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
+    watch = Monitor()
+    watch.loaded(ScriptedModel())
+    watch.code = 0
+    told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
+    assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    """In docs/formats.md, and in short in the README."""
+
+    def codes_of(kind: type[DeltaVLMError]) -> set[int]:
+        return {kind.exit_code}.union(*(codes_of(sub) for sub in kind.__subclasses__()))
+
+    def table(page: str) -> list[int]:
+        text = (ROOT / page).read_text(encoding="utf-8").split("\n## Exit codes\n", 1)[1].split("\n## ", 1)[0]
+        cells = re.findall(r"^\| ([\d, ]+) \|", text, flags=re.MULTILINE)
+        return [int(code) for cell in cells for code in cell.split(", ")]
+
+    stopped = {128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+    codes = sorted({0, CLOSED_PIPE} | codes_of(DeltaVLMError) | stopped)
+    assert table("docs/formats.md") == codes
+    assert sorted(table("README.md")) == codes
 
 
 def test_the_flags_of_the_readme_exist() -> None:

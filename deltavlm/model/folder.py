@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from deltavlm.config import from_mapping
@@ -16,19 +17,26 @@ SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
 def home() -> Path:
-    """Where models that were fetched live: $DELTAVLM_HOME, else deltavlm in the user's folder for data."""
+    """Where models that were fetched live: $DELTAVLM_HOME, else deltavlm in the user's folder for data.
+
+    Raises: InputError where the user has no folder, as a container's or a service's may not.
+    """
     given = os.environ.get("DELTAVLM_HOME")
     if given:
         return Path(given).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "deltavlm"
+    try:
+        return (Path(data) if data else Path.home() / ".local" / "share") / "deltavlm"
+    except RuntimeError:
+        raise InputError("this user has no home folder; set DELTAVLM_HOME to one for models") from None
 
 
 def models() -> dict[str, Path]:
     """Folders of the models that are known by name: those fetched, and those that ship in the package."""
-    return {
-        path.parent.name: path.parent for place in (home(), SHIPPED) for path in place.glob(f"*/{CONFIG}")
-    }
+    places = [SHIPPED]
+    with suppress(InputError):  # without a home there are those of the package
+        places.insert(0, home())
+    return {path.parent.name: path.parent for place in places for path in place.glob(f"*/{CONFIG}")}
 
 
 def find_folder(name_or_folder: str) -> Path:

@@ -53,8 +53,8 @@ class Masks:
         return labels
 
 
-class ChangeModel(Protocol):
-    """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
+class ModelFacts(Protocol):
+    """What a model is, wherever it runs."""
 
     @property
     def name(self) -> str: ...
@@ -85,6 +85,10 @@ class ChangeModel(Protocol):
     def auto_batch_size(self) -> int:
         """Pairs to ask about at once when nobody says how many."""
         ...
+
+
+class ChangeModel(ModelFacts, Protocol):
+    """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
 
     def encode(self, before: Pixels, after: Pixels) -> Any:
         """Question-free features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Protocol
 
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.pair import ChipPixels, PairReader
-from deltavlm.geo.strips import read_chips
+from deltavlm.geo.pair import PairReader
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.answers import read_answer, unchanged
-from deltavlm.pipeline.batches import Replies, ask_all
-from deltavlm.pipeline.layers import ChipResult, Status
-from deltavlm.pipeline.repeats import Repeats, picture_of
+from deltavlm.pipeline.batches import Replies
+from deltavlm.pipeline.engine import (
+    AnalyzeOptions,
+    Engine,
+    Group,
+    Here,
+    Look,
+    Notice,
+    engine_of,
+    looks_at,
+)
+from deltavlm.pipeline.layers import ChipResult
+from deltavlm.pipeline.repeats import Repeats
 from deltavlm.pipeline.summary import ChangedChip, Progress, Stages, Summary
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -27,12 +36,17 @@ __all__ = [
     "AnalyzeOptions",
     "Book",
     "ChangedChip",
+    "Engine",
+    "Group",
+    "Here",
     "Look",
+    "Notice",
     "Progress",
     "Stages",
     "Summary",
     "analyze",
     "answer_all",
+    "engine_of",
     "looks_at",
     "scale_warning",
 ]
@@ -41,19 +55,6 @@ logger = logging.getLogger(__name__)
 
 FAR_SCALE = 2.02  # a pixel this many times larger or smaller than those of the training is worth a warning
 _LONGEST_GROUP = 256  # chips written together, where most of them are nodata
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnalyzeOptions:
-    """How the raster is cut and what happens to chips that fail."""
-
-    chip_px: int = 256
-    overlap_px: int = 0
-    max_nodata: float = 0.5  # a chip with a larger invalid share is not asked
-    batch_size: int = 16  # chips in one call of the model; halved where they do not fit
-    limit: int | None = None  # only the first chips of the grid
-    on_error: Literal["skip", "fail"] = "skip"
-    cascade: bool = False  # ask whether it changed, and the rest only of chips that say yes
 
 
 def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
@@ -95,22 +96,9 @@ class Book(Results, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A chip after reading; pixels only if it will be asked, a picture also where it repeats one."""
-
-    chip: Chip
-    status: Status
-    valid_fraction: float | None = None
-    pixels: ChipPixels | None = None
-    reason: str = ""
-    pair: str = ""  # of a run over many pairs, the id of the chip's
-    picture: str = ""
-
-
 def analyze(
     reader: PairReader,
-    model: ChangeModel,
+    model: ChangeModel | Engine,
     specs: Sequence[QuestionSpec],
     book: Book,
     options: AnalyzeOptions,
@@ -118,20 +106,20 @@ def analyze(
 ) -> Summary:
     """Ask every question about every chip that the book does not know, and write the results into it.
 
-    Chips are read by other threads, at most two batches ahead; until this returns, the reader is theirs.
+    Chips are read by other threads, some batches ahead; until this returns, the reader is theirs.
 
     Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
     """
     chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
-    stages = Stages()
-    looks = looks_at(reader, (chip for chip in chips if not book.known(chip)), options)
-    with made_ahead(looks, 2 * options.batch_size, stages) as ready:
-        return answer_all(ready, model, specs, book, options, watch, stages=stages)
+    stages, engine = Stages(), engine_of(model)
+    looks = engine.looks(reader, (chip for chip in chips if not book.known(chip)), options)
+    with made_ahead(looks, engine.ahead * options.batch_size, stages) as ready:
+        return answer_all(ready, engine, specs, book, options, watch, stages=stages)
 
 
 def answer_all(
-    looks: Iterable[Look],
-    model: ChangeModel,
+    looks: Iterable[Look | Notice],
+    engine: Engine,
     specs: Sequence[QuestionSpec],
     book: Results,
     options: AnalyzeOptions,
@@ -141,88 +129,82 @@ def answer_all(
 ) -> Summary:
     """Ask every question about the chips, of whichever pair they are, and write the results into the book.
 
-    `tally` sees each result once, those of an earlier run first. `stages` has the seconds of the reading.
+    `tally` sees each result once, those of an earlier run first. A notice is called when all chips before it
+    are written, up to the group that the next one is in. `stages` has the seconds of the reading.
     """
     started = time.monotonic()
     summary = Summary(batch_size=options.batch_size, stages=stages or Stages())
     repeats = Repeats()
     for result in book.earlier():
-        if result.picture and repeats.is_new(result.picture):
-            repeats.answered(result)
+        if result.picture:
+            said, is_new = repeats.of(result.picture)
+            said.result = result if is_new else said.result
         summary.add(result)
         tally(result)
     summary.earlier = summary.chips
-    for group in _groups(looks, options.batch_size, repeats):
-        results = _answered_group(group, model, specs, options, summary, repeats)
-        with summary.stages.timed("write"):
-            book.add(results, summary.batch_size)
-        for result in results:
-            summary.add(result)
-            tally(result)
-        summary.seconds = time.monotonic() - started
-        watch(summary.progress)
+    groups = _groups(looks, options.batch_size, repeats)
+    with closing(engine.replies(groups, specs, options, summary.stages)) as answered:
+        for group, replies, summary.batch_size in answered:
+            for notice in group.notices:
+                notice()
+            results = _results(group.looks, replies, specs, options)
+            if results:
+                with summary.stages.timed("write"):
+                    book.add(results, summary.batch_size)
+            for result in results:
+                summary.add(result)
+                tally(result)
+            summary.repeated += group.repeated
+            summary.seconds = time.monotonic() - started
+            watch(summary.progress)
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def looks_at(
-    reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
-) -> Generator[Look, None, None]:
-    """Read chips of the pair, and see whether there is enough of each to ask about."""
-    with closing(read_chips(reader, chips)) as found:
-        for chip, pixels in found:
-            if isinstance(pixels, RasterError):
-                yield Look(chip, "unreadable", reason=str(pixels), pair=pair)
-                continue
-            valid = pixels.valid_fraction
-            if 1 - valid > options.max_nodata or valid == 0:
-                yield Look(chip, "nodata", valid, pair=pair)
-            else:
-                yield Look(chip, "answered", valid, pixels, pair=pair, picture=picture_of(pixels))
-
-
-def _groups(looks: Iterable[Look], batch_size: int, repeats: Repeats) -> Iterator[list[Look]]:
+def _groups(looks: Iterable[Look | Notice], batch_size: int, repeats: Repeats) -> Iterator[Group]:
     """Chips in order, in groups that hold a batch to ask; of pictures that come again the first is asked."""
-    group: list[Look] = []
+    group = Group()
     to_ask = 0
     for look in looks:
-        if look.picture and not repeats.is_new(look.picture):
-            look = replace(look, pixels=None)
-        group.append(look)
+        if not isinstance(look, Look):
+            group.notices.append(look)
+            if not group.looks:  # nothing to wait for
+                yield group
+                group = Group()
+            continue
+        if look.picture:
+            said, is_new = repeats.of(look.picture)
+            look = replace(look, said=said, pixels=look.pixels if is_new else None)
+        group.looks.append(look)
         to_ask += look.pixels is not None
-        if to_ask == batch_size or len(group) == _LONGEST_GROUP:
+        if to_ask == batch_size or len(group.looks) == _LONGEST_GROUP:
             yield group
-            group, to_ask = [], 0
-    if group:
+            group, to_ask = Group(), 0
+    if group.looks or group.notices:
         yield group
 
 
-def _answered_group(
-    group: Sequence[Look],
-    model: ChangeModel,
+def _results(
+    looks: Sequence[Look],
+    replies: Sequence[Replies | ModelError],
     specs: Sequence[QuestionSpec],
     options: AnalyzeOptions,
-    summary: Summary,
-    repeats: Repeats,
 ) -> list[ChipResult]:
-    """Results in the order of the chips; `summary.batch_size` follows the halving."""
-    asked = [look.pixels for look in group if look.pixels is not None]
-    replies, summary.batch_size = ask_all(
-        model, specs, asked, summary.batch_size, options.cascade, summary.stages
-    )
+    """Results in the order of the chips."""
     next_reply = iter(replies)
     results = []
-    for look in group:
+    for look in looks:
         result = ChipResult(look.chip, look.status, look.valid_fraction, reason=look.reason, pair=look.pair)
         if look.pixels is not None:
             result = _answered(look, specs, next(next_reply))
-            repeats.answered(result)
-        elif look.picture:
-            result = repeats.again(look.picture, look.chip, look.valid_fraction, look.pair)
-            summary.repeated += 1
+            if look.said is not None:
+                look.said.result = result
+        elif look.said is not None:
+            result = look.said.again(look.chip, look.valid_fraction, look.pair)
         if result.status in ("unreadable", "error"):
             name = f"{result.pair} {result.chip.chip_id}".strip()
-            logger.info("%s: %s: %s", name, result.status, result.reason)
+            known = {"pair": result.pair or None, "chip": result.chip.chip_id, "status": result.status}
+            logger.info("%s: %s: %s", name, result.status, result.reason, extra=known)
             if options.on_error == "fail":
                 raise (
                     RasterError(result.reason) if result.status == "unreadable" else ModelError(result.reason)

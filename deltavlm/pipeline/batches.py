@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltavlm.errors import ModelError, ModelOutOfMemory
-from deltavlm.geo.pair import ChipPixels
 from deltavlm.model.interface import ChangeModel, Reply
 from deltavlm.pipeline.answers import question_of, read_answer
 from deltavlm.pipeline.summary import Stages
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["Replies", "ask_all"]
+__all__ = ["Pictures", "Replies", "ask_all"]
 
 logger = logging.getLogger(__name__)
+
+
+class Pictures(Protocol):
+    """What the model sees of a chip, (3, size, size) RGB each."""
+
+    @property
+    def before(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def after(self) -> NDArray[np.uint8]: ...
+
 
 Replies = list[Reply | None]  # in the order of the questions; None for one that was not asked
 
@@ -25,7 +36,7 @@ Replies = list[Reply | None]  # in the order of the questions; None for one that
 def ask_all(
     model: ChangeModel,
     specs: Sequence[QuestionSpec],
-    asked: Sequence[ChipPixels],
+    asked: Sequence[Pictures],
     batch_size: int,
     cascade: bool,
     stages: Stages,

@@ -10,7 +10,7 @@ from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader
 from deltavlm.geo.sinks import FeatureSink
-from deltavlm.model.interface import ChangeModel
+from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.answers import Answer
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells, position
@@ -94,7 +94,7 @@ class Origin:
     gsd_m: float | None
 
     @classmethod
-    def of(cls, reader: PairReader, model: ChangeModel) -> Origin:
+    def of(cls, reader: PairReader, model: ModelFacts) -> Origin:
         """The origin of what `model` says about the pair that `reader` reads."""
         before, after = (view.source.name for view in reader.views)
         return cls(before, after, f"{model.name} {model.fingerprint}", reader.gsd_m)

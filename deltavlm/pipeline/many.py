@@ -6,23 +6,26 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
 from deltavlm.errors import InputError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
-from deltavlm.model.interface import ChangeModel
+from deltavlm.model.interface import ChangeModel, ModelFacts
 from deltavlm.pipeline.ahead import made_ahead
 from deltavlm.pipeline.analyze import (
     AnalyzeOptions,
+    Engine,
     Look,
+    Notice,
     Progress,
     Results,
     Stages,
     Summary,
     answer_all,
-    looks_at,
+    engine_of,
     scale_warning,
 )
 from deltavlm.pipeline.layers import ChipResult
@@ -96,33 +99,33 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
 def analyze_pairs(
     pairs: Sequence[Pair],
     read: ReadOptions,
-    model: ChangeModel,
+    model: ChangeModel | Engine,
     specs: Sequence[QuestionSpec],
     book: PairBook,
     options: AnalyzeOptions,
-    watch: Callable[[int, Progress], None] = lambda pairs, progress: None,
+    watch: Callable[[Run, Progress], None] = lambda run, progress: None,
 ) -> Run:
     """Ask every question about every chip of the pairs, and write the results into the book.
 
-    A pair that cannot be opened is written down with its reason, and the others go on. `watch` hears how many
-    pairs were reached.
+    A pair that cannot be opened is written down with its reason, and the others go on. `watch` sees the run,
+    which goes on.
 
     Raises: with `on_error="fail"` the InputError or ModelError of the first pair or chip that fails.
     """
-    reached: set[str] = set()
+    run = Run()
     outcomes = {pair.id: Outcome(pair) for pair in pairs}
-    stages = Stages()
+    stages, engine = Stages(), engine_of(model)
 
     def tally(result: ChipResult) -> None:
         outcomes[result.pair].add(result)
 
-    found = _found(pairs, read, book, options)
-    with made_ahead(found, 2 * options.batch_size, stages) as ready:
-        looks = _looks(ready, outcomes, reached, model, book, options)
-        summary = answer_all(
-            looks, model, specs, book, options, lambda done: watch(len(reached), done), tally, stages
+    found = _found(pairs, read, engine, book, options)
+    with made_ahead(found, engine.ahead * options.batch_size, stages) as ready:
+        looks = _looks(ready, outcomes, run, engine.model, book, options)
+        run.summary = answer_all(
+            looks, engine, specs, book, options, lambda done: watch(run, done), tally, stages
         )
-    return Run({one: outcome for one, outcome in outcomes.items() if one in reached}, summary)
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ class _Reached:
 
 
 def _found(
-    pairs: Sequence[Pair], read: ReadOptions, book: PairBook, options: AnalyzeOptions
+    pairs: Sequence[Pair], read: ReadOptions, engine: Engine, book: PairBook, options: AnalyzeOptions
 ) -> Generator[_Reached | Look, None, None]:
     """The pairs, and behind each its chips that are left to ask, up to the limit; one pair is open at a time.
 
@@ -169,7 +172,7 @@ def _found(
             left = len(grid) if options.limit is None else min(len(grid), options.limit - seen)
             chips = islice(grid, left)
             seen += left
-            yield from looks_at(
+            yield from engine.looks(
                 reader, (chip for chip in chips if not book.knows(pair, chip)), options, pair.id
             )
 
@@ -177,33 +180,33 @@ def _found(
 def _looks(
     found: Iterable[_Reached | Look],
     outcomes: Mapping[str, Outcome],
-    reached: set[str],
-    model: ChangeModel,
+    run: Run,
+    model: ModelFacts,
     book: PairBook,
     options: AnalyzeOptions,
-) -> Iterator[Look]:
-    """The chips, after what is to be done about each pair was done."""
+) -> Iterator[Look | Notice]:
+    """The chips, and before those of a pair what is to be done about it."""
     told = set[str]()
-    for one in found:
-        if isinstance(one, Look):
-            yield one
-            continue
+
+    def begin(one: _Reached) -> None:
         pair, outcome = one.pair, outcomes[one.pair.id]
-        reached.add(pair.id)
+        run.outcomes[pair.id] = outcome
         outcome.record, outcome.reason = one.record, one.reason or outcome.reason
         if one.reason:
-            logger.warning(
-                "pair %s failed%s: %s", pair.id, " in the run before" if one.earlier else "", one.reason
-            )
+            when = " in the run before" if one.earlier else ""
+            logger.warning("pair %s failed%s: %s", pair.id, when, one.reason, extra={"pair": pair.id})
             if not one.earlier:
                 book.refused(pair, one.reason)
         elif one.reader is not None and one.record is not None:
             logged_notes(pair, one.reader, model, options, told)
             book.opened(pair, one.record)
 
+    for one in found:
+        yield one if isinstance(one, Look) else partial(begin, one)
+
 
 def logged_notes(
-    pair: Pair, reader: PairReader, model: ChangeModel, options: AnalyzeOptions, told: set[str]
+    pair: Pair, reader: PairReader, model: ModelFacts, options: AnalyzeOptions, told: set[str]
 ) -> None:
     """Log what was found of a pair; a warning once only, for many pairs have the same, and one of scale too,
     though its number differs."""
@@ -212,6 +215,6 @@ def logged_notes(
     for kind, note, is_warning in [*found, *([("scale", scale, True)] if scale else [])]:
         if is_warning and kind not in told:
             told.add(kind)
-            logger.warning("%s: %s (not told again of other pairs)", pair.id, note)
+            logger.warning("%s: %s (not told again of other pairs)", pair.id, note, extra={"pair": pair.id})
         else:
-            logger.info("%s: %s", pair.id, note)
+            logger.info("%s: %s", pair.id, note, extra={"pair": pair.id})

@@ -18,7 +18,7 @@ from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.location import public_name
 from deltavlm.geo.sinks import FeatureSink
-from deltavlm.model.interface import ChangeModel
+from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.layers import LOCATIONS, ChipResult, Origin, chips_layer, write_results
 from deltavlm.pipeline.many import Outcome, PairRecord
 from deltavlm.pipeline.pairs import Pair
@@ -134,7 +134,7 @@ def write_chips(
     results: Iterable[ChipResult],
     outcomes: dict[str, Outcome],
     specs: Sequence[QuestionSpec],
-    model: ChangeModel,
+    model: ModelFacts,
     ground: Ground,
     at_once: int = 1024,
 ) -> None:
@@ -158,7 +158,7 @@ def _parts(results: Iterator[ChipResult], size: int) -> Iterator[list[ChipResult
         yield part
 
 
-def origin_of(record: PairRecord, model: ChangeModel) -> Origin:
+def origin_of(record: PairRecord, model: ModelFacts) -> Origin:
     """Where the answers about a pair come from."""
     return Origin(record.mark.before, record.mark.after, f"{model.name} {model.fingerprint}", record.gsd_m)
 
@@ -191,7 +191,7 @@ class PairStream:
 
     sink: FeatureSink
     specs: Sequence[QuestionSpec]
-    model: ChangeModel
+    model: ModelFacts
     ground: Ground
     open: dict[str, Outcome] = field(default_factory=dict)  # pairs whose chips may still come
 

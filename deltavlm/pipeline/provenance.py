@@ -12,7 +12,7 @@ import rasterio
 from deltavlm import __version__
 from deltavlm.geo.location import file_mark
 from deltavlm.geo.pair import PairReader, ReadOptions
-from deltavlm.model.interface import ChangeModel
+from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.analyze import AnalyzeOptions
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    reader: PairReader, model: ChangeModel, specs: Sequence[QuestionSpec], options: AnalyzeOptions
+    reader: PairReader, model: ModelFacts, specs: Sequence[QuestionSpec], options: AnalyzeOptions
 ) -> dict[str, object]:
     """Inputs, model, questions, options and versions as plain values, ready for JSON."""
     return {
@@ -49,7 +49,7 @@ def provenance(
     }
 
 
-def settings(reader: PairReader, model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
+def settings(reader: PairReader, model: ModelFacts, options: AnalyzeOptions) -> dict[str, object]:
     """All that an answer depends on, questions apart: it must be the same where a run is gone on with."""
     return {
         "inputs": reader.provenance(),
@@ -61,7 +61,7 @@ def settings(reader: PairReader, model: ChangeModel, options: AnalyzeOptions) ->
 def pairs_provenance(
     source: str,
     read: ReadOptions,
-    model: ChangeModel,
+    model: ModelFacts,
     specs: Sequence[QuestionSpec],
     options: AnalyzeOptions,
 ) -> dict[str, object]:
@@ -77,12 +77,12 @@ def pairs_provenance(
     }
 
 
-def pairs_settings(read: ReadOptions, model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
+def pairs_settings(read: ReadOptions, model: ModelFacts, options: AnalyzeOptions) -> dict[str, object]:
     """As `settings`, for a run over many pairs, whose files are compared one by one."""
     return {"reading": _reading(read), **_asking(model, options)}
 
 
-def _asking(model: ChangeModel, options: AnalyzeOptions) -> dict[str, object]:
+def _asking(model: ModelFacts, options: AnalyzeOptions) -> dict[str, object]:
     asked = asdict(options)
     for key in ("limit", "on_error", "batch_size"):
         del asked[key]
@@ -95,5 +95,5 @@ def _reading(read: ReadOptions) -> dict[str, object]:
     return {**told, "aoi": None if read.aoi is None else str(read.aoi)}
 
 
-def _described(model: ChangeModel) -> dict[str, object]:
+def _described(model: ModelFacts) -> dict[str, object]:
     return {"name": model.name, "fingerprint": model.fingerprint, **model.details}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels
 from deltavlm.pipeline.layers import ChipResult
 
-__all__ = ["Repeats", "picture_of"]
+__all__ = ["Repeats", "Said", "picture_of"]
 
-MOST = 1024  # pictures; more than a group of chips has, so that none is forgotten before it is answered
+MOST = 1024  # pictures
 
 
 def picture_of(pixels: ChipPixels) -> str:
@@ -22,33 +22,34 @@ def picture_of(pixels: ChipPixels) -> str:
     return both.hexdigest()[:32]
 
 
+@dataclass(slots=True)
+class Said:
+    """What was said of a picture; None until it is answered."""
+
+    result: ChipResult | None = None
+
+    def again(self, chip: Chip, valid_fraction: float | None, pair: str) -> ChipResult:
+        """The same of another chip with the picture."""
+        assert self.result is not None
+        return replace(self.result, chip=chip, valid_fraction=valid_fraction, pair=pair)
+
+
 class Repeats:
     """The pictures that came last, and what was said of them.
 
     Which chips are asked follows from the pictures in their order, and so is the same in a run that is gone
-    on with, whose earlier results come first.
+    on with, whose earlier results come first, and where batches are asked side by side.
     """
 
     def __init__(self) -> None:
-        self._said: OrderedDict[str, ChipResult | None] = OrderedDict()
+        self._said: OrderedDict[str, Said] = OrderedDict()
 
-    def is_new(self, picture: str) -> bool:
-        """Whether the picture is not among the last ones; from now on it is."""
+    def of(self, picture: str) -> tuple[Said, bool]:
+        """What was or will be said of the picture, and whether it is new: not among the last ones."""
         if picture in self._said:
             self._said.move_to_end(picture)
-            return False
-        self._said[picture] = None
+            return self._said[picture], False
+        said = self._said[picture] = Said()
         if len(self._said) > MOST:
             self._said.popitem(last=False)
-        return True
-
-    def answered(self, result: ChipResult) -> None:
-        """What was said of a picture that came."""
-        if self._said.get(result.picture, result) is None:
-            self._said[result.picture] = result
-
-    def again(self, picture: str, chip: Chip, valid_fraction: float | None, pair: str) -> ChipResult:
-        """The same of another chip with the picture."""
-        said = self._said[picture]
-        assert said is not None
-        return replace(said, chip=chip, valid_fraction=valid_fraction, pair=pair)
+        return said, True

@@ -53,7 +53,7 @@ class Progress:
     changed: int
     failed: int
     chips_per_s: float
-    stages: Stages  # of the run, which go on
+    summary: Summary  # of the run, which goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Summary:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.chips, self.changed, self.failed, self.chips_per_s, self.stages)
+        return Progress(self.chips, self.changed, self.failed, self.chips_per_s, self)
 
     @property
     def chips_per_s(self) -> float:

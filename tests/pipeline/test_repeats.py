@@ -109,7 +109,7 @@ def test_a_picture_that_fails_fails_wherever_it_is(coast: Scene, tmp_path: Path)
 def test_only_the_last_pictures_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "MOST", 2)
     seen = Repeats()
-    assert [seen.is_new(picture) for picture in "abacabba"] == [
+    assert [seen.of(picture)[1] for picture in "abacabba"] == [
         *(True, True, False, True),  # c takes the place of b, for a came after it
         *(False, True, False, False),
     ]
