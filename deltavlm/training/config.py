@@ -21,8 +21,9 @@ ASKING: tuple[Part, ...] = ("language", "joint", "instruct")  # parts that learn
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """Made scenes, drawn once: `train` of them, `far` more whose pixels are twice as coarse, and `stormy`
-    ones, between whose dates light, haze and contrast differ twice as much, and of which half change."""
+    """Made scenes, drawn once: `train` of them, `far` more whose pixels are twice as coarse, `stormy` ones,
+    between whose dates light, haze and contrast differ twice as much, and of which half change, and `rich`
+    ones, with more kinds of land, of building and of nuisance, at one to three times the pixel size."""
 
     train: int
     validation: int
@@ -30,6 +31,7 @@ class Scenes:
     change: float = 0.6
     far: int = 0
     stormy: int = 0
+    rich: int = 0
     weight: float = 1.0  # share beside the sets'
 
 
@@ -79,6 +81,7 @@ class Phase:
     extra: float = 0.5  # of them beside the four standing ones, on average: open questions and later turns
     far: float = 0.0  # share of the pairs that come from the far scenes
     stormy: float = 0.0  # share of the pairs that come from the stormy scenes
+    rich: float = 0.0  # share of the pairs that come from the rich scenes
     toned: float = 0.0  # share of the pairs whose colours are developed anew every time
     hidden: float = 0.0  # mean share of the difference tokens that a question does not get to see
     rates: dict[str, float] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        for name in ("far", "stormy", "toned", "hidden", "floor", "cut"):
+        for name in ("far", "stormy", "rich", "toned", "hidden", "floor", "cut"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         for name, factor in self.rates.items():

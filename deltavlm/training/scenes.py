@@ -10,6 +10,7 @@ import numpy as np
 from deltavlm.data.batches import Pair, assemble, lesson, vary
 from deltavlm.data.synthetic.cache import (
     FAR_SEED,
+    RICH_SEED,
     STORMY_SEED,
     TRAIN_SEED,
     VALIDATION_SEED,
@@ -36,6 +37,8 @@ def draw_all(scenes: Scenes, out: Path, workers: int | None = None) -> None:
         draw(out / "far", scenes.far, seed=FAR_SEED, change=scenes.change, reduce=2)
     if scenes.stormy:
         draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, change=0.5, strength=2.0)
+    if scenes.rich:
+        draw(out / "rich", scenes.rich, seed=RICH_SEED, change=scenes.change, rich=True)
 
 
 def corpus(cache: Path, limit: int = 6000) -> list[str]:
@@ -53,7 +56,7 @@ class SceneSource:
 
     def __init__(self, out: Path, scenes: Scenes, phase: Phase, image_px: int, seed: list[int]) -> None:
         self.phase, self.image_px, self.seed = phase, image_px, seed
-        shares = {name: getattr(phase, name) for name in ("far", "stormy") if getattr(scenes, name)}
+        shares = {name: getattr(phase, name) for name in ("far", "stormy", "rich") if getattr(scenes, name)}
         self.shares = {"scenes": max(0.0, 1 - sum(shares.values())), **shares}
         self.caches = {name: open_cache(out / name) for name in self.shares}
 

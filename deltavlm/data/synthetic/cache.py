@@ -19,6 +19,7 @@ from deltavlm.data.synthetic.scene import Scene, make_scene
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
 FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_000
+RICH_SEED, RICH_TEST_SEED = 1_600_000_000, 1_900_000_000
 
 
 def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -27,11 +28,11 @@ def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return small
 
 
-def _draw(job: tuple[str, int, int, int, int, float, float | None, int]) -> int:
-    folder, start, stop, seed, size, change, strength, reduce = job
+def _draw(job: tuple[str, int, int, int, int, dict[str, Any]]) -> int:
+    folder, start, stop, seed, size, how = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
-        scene = make_scene(seed + index, size, size, change=change, strength=strength, reduce=reduce)
+        scene = make_scene(seed + index, size, size, **how)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
         truth[index] = np.stack([half(scene.change), half(scene.things), half(scene.cover)])
     return stop - start
@@ -46,13 +47,15 @@ def draw_cache(
     change: float = 0.6,
     strength: float | None = None,
     reduce: int = 1,
+    rich: bool = False,
     workers: int | None = None,
 ) -> None:
     """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it
     is."""
     stamp = folder / "drawn.txt"
     numbers = f"{count} scenes of {size_px} px from seed {seed}, change {change}"
-    numbers += f", strength {strength}" * (strength is not None) + f", reduced {reduce}" * (reduce > 1) + "\n"
+    numbers += f", strength {strength}" * (strength is not None) + f", reduced {reduce}" * (reduce > 1)
+    numbers += ", rich" * rich + "\n"
     if stamp.exists() and stamp.read_text() == numbers:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +67,9 @@ def draw_cache(
     ):
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
+    how = {"change": change, "strength": strength, "reduce": reduce, "rich": rich}
     jobs = [
-        (str(folder), at, min(at + step, count), seed, size_px, change, strength, reduce)
-        for at in range(0, count, step)
+        (str(folder), at, min(at + step, count), seed, size_px, how) for at in range(0, count, step)
     ]
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
         for _ in pool.imap_unordered(_draw, jobs):
@@ -87,6 +90,8 @@ def open_cache(
 __all__ = [
     "FAR_SEED",
     "FAR_TEST_SEED",
+    "RICH_SEED",
+    "RICH_TEST_SEED",
     "STORMY_SEED",
     "TEST_SEED",
     "TRAIN_SEED",

@@ -57,11 +57,67 @@ def retone(rng: Rng, picture: Bytes) -> Bytes:
     return np.stack([table[:, band][picture[..., band]] for band in range(3)], axis=-1)
 
 
+def warped(rng: Rng, view: Bytes, most_px: float) -> Bytes:
+    """Shifted by a smooth field, as terrain and mosaicking do."""
+    height, width = view.shape[:2]
+    field = [noise(rng, (width, height), 40.0) * most_px / 2 for _ in range(2)]
+    ys, xs = np.mgrid[0:height, 0:width]
+    rows = np.clip(np.rint(ys + field[0]), 0, height - 1).astype(int)
+    cols = np.clip(np.rint(xs + field[1]), 0, width - 1).astype(int)
+    return view[rows, cols]
+
+
+def mishaps(rng: Rng, image: Image.Image) -> Image.Image:
+    """What film, optics, sky and mosaicking do on top: colour casts, lost colours, softness, halos, cloud and
+    its shadow, a seam. Each is rare by itself."""
+    pixels = np.asarray(image, np.float32)
+    height, width = pixels.shape[:2]
+    if rng.random() < 0.5:  # a cast: each band has its own curve
+        gain, gamma = np.exp(rng.normal(0, 0.13, 3)), np.exp(rng.normal(0, 0.18, 3))
+        pixels = 255 * (np.clip(pixels / 255, 0, 1) ** gamma * gain).astype(np.float32)
+    if rng.random() < 0.07:  # black and white
+        weights = rng.dirichlet([2, 2, 2]).astype(np.float32)
+        pixels = np.repeat((pixels @ weights)[..., None], 3, axis=2)
+    if rng.random() < 0.3:  # harder than life, as old prints are
+        pixels = (pixels - 110) * rng.uniform(1.1, 1.9) + rng.uniform(95, 140)
+    if rng.random() < 0.15:  # two flights side by side
+        turn, off = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3) * width
+        ys, xs = np.mgrid[0:height, 0:width]
+        beyond = (xs - width / 2) * np.cos(turn) + (ys - height / 2) * np.sin(turn) > off
+        pixels[beyond] = pixels[beyond] * np.exp(rng.normal(0, 0.12)) + rng.normal(0, 8, 3)
+    if rng.random() < 0.1:  # cloud, or its shadow
+        veil = np.clip(noise(rng, (width, height), 40.0) - rng.uniform(0.6, 1.6), 0, 1)[..., None]
+        target = 235.0 if rng.random() < 0.5 else 25.0
+        pixels = pixels + veil * rng.uniform(0.5, 1.0) * (target - pixels)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    if rng.random() < 0.3:  # coarser pixels, enlarged again
+        share = rng.uniform(0.35, 0.85)
+        small = image.resize((int(width * share), int(height * share)), Image.Resampling.BOX)
+        kinds = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+        image = small.resize((width, height), kinds[int(rng.choice(3, p=[0.45, 0.45, 0.1]))])
+    if rng.random() < 0.3:  # sharpened
+        image = image.filter(ImageFilter.UnsharpMask(rng.uniform(0.6, 2), int(rng.integers(50, 220)), 1))
+    return image
+
+
 def photograph(
-    rng: Rng, view: Bytes, margin: int, *, misregistration_px: float = 2.0, strength: float = 1.0
+    rng: Rng,
+    view: Bytes,
+    margin: int,
+    *,
+    misregistration_px: float = 2.0,
+    strength: float = 1.0,
+    rich: bool = False,
 ) -> Bytes:
-    """A clean view as a sensor hands it out: (height, width, 3) uint8, smaller by the margin on each side."""
+    """A clean view as a sensor hands it out: (height, width, 3) uint8, smaller by the margin on each side.
+
+    `rich` adds `mishaps` and a smooth shift.
+    """
+    if rich and rng.random() < 0.3:
+        view = warped(rng, view, misregistration_px)
     image = misregister(rng, Image.fromarray(view), margin, misregistration_px)
+    if rich:
+        image = mishaps(rng, image)
     blur = abs(rng.normal(0, 0.7)) + 0.35
     image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = expose(rng, np.asarray(image, np.float32), strength)

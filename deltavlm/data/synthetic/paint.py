@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from deltavlm.data.synthetic.plan import House, Plan, Points, Rng, blob, polygon, rectangle
 from deltavlm.data.synthetic.texture import (
+    COVERED,
     GROUND,
     PALETTE,
     ROADS,
@@ -37,6 +38,21 @@ class Light:
     lean: tuple[float, float]  # how far roofs lean out per pixel of height (off-nadir view)
 
 
+@dataclass(frozen=True, slots=True)
+class Mood:
+    """What time does to things that stay: none of it is a change."""
+
+    growth: float = 1.0  # of crowns
+    renewed: float = 0.0  # share of roofs and roads in another colour than at the other date
+    snow: float = 0.0  # how white the ground is
+
+    @classmethod
+    def draw(cls, rng: Rng) -> Mood:
+        growth = float(np.exp(rng.normal(0, 0.18)))
+        snow = float(rng.uniform(0.3, 0.9)) if rng.random() < 0.03 else 0.0
+        return cls(growth, float(rng.choice([0.0, 0.1, 0.3])), snow)
+
+
 class Painter:
     """Paints one plan at two dates. What does not change between them (seeds of parcels, roofs, crowns) is
     fixed here."""
@@ -54,11 +70,13 @@ class Painter:
         self.streets = [pick(rng, ROADS[road.surface], 7) for road in plan.roads]
         self.crowns = [pick(rng, PALETTE["trees"], 8) for _ in plan.woods]
         self.waters = [pick(rng, WATER, 6) for _ in plan.ponds]
-        self.grounds = [pick(rng, (PALETTE | ROADS)[GROUND[p.ground]], 10) for p in plan.patches]
+        self.grounds = [pick(rng, (PALETTE | ROADS | COVERED)[GROUND[p.ground]], 10) for p in plan.patches]
         self.litter = float(rng.choice([0, 3, 15])) * plan.size[0] * plan.size[1] / 288**2
         # A few darker or lighter stretches in one date alone: ground mosaics that differ without anything
         # new.
         self.turnover = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.05
+        if plan.rich and rng.random() < 0.3:  # every field looks different
+            self.turnover = rng.uniform(0.5, 1.0)
 
     # -- one date
     # ----------------------------------------------------------------------------------------------------
@@ -96,10 +114,14 @@ class Painter:
         """Date 0 (before) or 1 (after) as (height, width, 3) uint8, clean of sensor and weather."""
         plan = self.plan
         gone = ("removed", "built")[1 - date]
+        mood = Mood.draw(rng) if plan.rich else Mood()
         season = (rng.normal(0, 1) * np.array([13, 11, 8]) + rng.normal(0, [4, 5, 4])).astype(np.float32)
         if rng.random() < 0.3:
             season *= 0.2
-        image = Image.fromarray(np.clip(self.ground(rng, season), 0, 255).astype(np.uint8))
+        land = self.ground(rng, season)
+        if mood.snow:
+            land += mood.snow * (np.float32(235) - land)
+        image = Image.fromarray(np.clip(land, 0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(image)
         shade = Image.new("L", plan.size, 0)
         dark = ImageDraw.Draw(shade)
@@ -110,11 +132,16 @@ class Painter:
         def tint(colour: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
             return paint(colour + season * 0.25)
 
+        def aged(colour: Floats, colours: list[tuple[int, int, int]]) -> Floats:
+            return pick(rng, colours, 8) if mood.renewed and rng.random() < mood.renewed else colour
+
         for patch, colour in zip(plan.patches, self.grounds, strict=True):
             if there(patch.when):
                 draw.polygon(polygon(patch.outline), fill=tint(colour))
                 if patch.ground == "construction":
                     self.ruts(rng, draw, patch.outline)
+                if patch.ground == "glass":
+                    self.panes(draw, patch.outline, tint(colour * 0.8))
                 if patch.ground == "parking":
                     self.cars(rng, draw, patch.outline, int(rng.integers(0, 40)))
         for _ in range(
@@ -131,6 +158,7 @@ class Painter:
         for road, colour in zip(plan.roads, self.streets, strict=True):
             if there(road.when):
                 line = polygon(road.line)
+                colour = aged(colour, ROADS[road.surface])
                 if road.surface != "dirt" and road.width > 9 and rng.random() < 0.5:
                     draw.line(line, fill=tint(colour + 30), width=round(road.width * 1.3), joint="curve")
                 draw.line(
@@ -138,10 +166,14 @@ class Painter:
                 )
                 if road.surface == "asphalt" and road.width > 12 and rng.random() < 0.6:
                     draw.line(line, fill=tint(colour + 60), width=1)
-                self.traffic(rng, draw, road.line, road.width)
+                if road.surface == "rail":
+                    draw.line(line, fill=tint(colour * 0.6), width=1)
+                else:
+                    self.traffic(rng, draw, road.line, road.width)
         for wood, colour in zip(plan.woods, self.crowns, strict=True):
             if there(wood.when):
-                self.trees(rng, draw, dark, wood.trees, colour + season * 0.5, light)
+                trees = wood.trees * np.array([1.0, 1.0, mood.growth]) if plan.rich else wood.trees
+                self.trees(rng, draw, dark, trees, colour + season * 0.5, light)
         for house in plan.houses:
             if there(house.when):
                 self.shadow(dark, house, light)
@@ -151,7 +183,7 @@ class Painter:
         draw = ImageDraw.Draw(image)
         for house, colour in zip(plan.houses, self.roofs, strict=True):
             if there(house.when):
-                self.roof(draw, house, colour + rng.normal(0, 5), light)
+                self.roof(draw, house, aged(colour, ROOFS) + rng.normal(0, 5), light)
         return np.asarray(image)
 
     def ruts(self, rng: Rng, draw: ImageDraw.ImageDraw, outline: Points) -> None:
@@ -177,6 +209,12 @@ class Painter:
                 (float(spot[0]), float(spot[1])), rng.uniform(2, 8), rng.uniform(2, 8), rng.uniform(0, np.pi)
             )
             draw.polygon(polygon(stack), fill=paint(pick(rng, ROOFS, 12)))
+
+    def panes(self, draw: ImageDraw.ImageDraw, corners: Points, fill: tuple[int, int, int]) -> None:
+        """The ribs of a greenhouse."""
+        a, b, c, d = corners
+        for share in np.linspace(0, 1, 7)[1:-1].tolist():
+            draw.line(polygon(np.stack([a + (b - a) * share, d + (c - d) * share])), fill=fill, width=1)
 
     def cars(self, rng: Rng, draw: ImageDraw.ImageDraw, corners: Points, number: int) -> None:
         """Parked in a rectangle, in other places every date."""

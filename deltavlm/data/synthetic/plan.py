@@ -16,14 +16,14 @@ Rng = np.random.Generator
 Points = npt.NDArray[np.float64]  # (n, 2) as x, y
 When = Literal["both", "built", "removed"]
 BLOCK_PX = 400  # no house is longer
-Ground = Literal["soil", "construction", "parking", "lawn", "drive"]
+Ground = Literal["soil", "construction", "parking", "lawn", "drive", "glass", "pool"]
 
 
 @dataclass(slots=True)
 class Road:
     line: Points
     width: float
-    surface: Literal["asphalt", "concrete", "dirt"]
+    surface: Literal["asphalt", "concrete", "dirt", "rail"]
     when: When = "both"
 
     def gap(self, spot: tuple[float, float]) -> float:
@@ -78,6 +78,7 @@ class Pond:
 class Plan:
     size: tuple[int, int]  # width, height
     scale: float
+    rich: bool = False  # whether the two dates may differ in more than light and season
     roads: list[Road] = field(default_factory=list)
     houses: list[House] = field(default_factory=list)
     woods: list[Wood] = field(default_factory=list)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deltavlm.data.synthetic import styles
 from deltavlm.data.synthetic.events import EVENTS, ODDS, happen
 from deltavlm.data.synthetic.layout import Neighbourhood
 from deltavlm.data.synthetic.nuisance import photograph, sun
@@ -53,6 +54,7 @@ def make_scene(
     misregistration_px: float = 2.0,
     strength: float | None = None,
     reduce: int = 1,
+    rich: bool = False,
 ) -> Scene:
     """The scene of a seed: the same arrays on every machine with the same numpy and Pillow.
 
@@ -60,11 +62,15 @@ def make_scene(
     0.5 m per pixel (None draws one, 0.33 to 1.6); `misregistration_px` the largest shift of the after
     picture; `strength` how far the light, haze and contrast of the dates differ (None draws one, 0.2 to 1.1).
     `reduce` draws so many times larger and averages down, as a camera with coarser pixels would: with 2,
-    things are half as large, and there are four times as many.
+    things are half as large, and there are four times as many. `rich` draws from more kinds of land, of
+    building and of nuisance (`styles`, `paint.Mood`, `nuisance.mishaps`), and a `reduce` of 1, 2 or 3.
     """
     rng = np.random.default_rng(seed)
+    if rich:
+        reduce = int(rng.choice([1, 2, 3], p=[0.55, 0.33, 0.12]))
+        misregistration_px = 4.0
     size = ((width + 2 * MARGIN) * reduce, (height + 2 * MARGIN) * reduce)
-    plan = make_plan(rng, size, change=1 - (1 - change) ** (1 / reduce**2), scale=scale)
+    plan = make_plan(rng, size, change=1 - (1 - change) ** (1 / reduce**2), scale=scale, rich=rich)
     painter = Painter(rng, plan)
     if strength is None:
         strength = rng.uniform(0.2, 1.1)
@@ -72,19 +78,26 @@ def make_scene(
     for date in (0, 1):
         view = np.asarray(Image.fromarray(painter.view(rng, date, sun(rng))).reduce(reduce))
         shift = misregistration_px * (date == 1) * rng.random()
-        views.append(photograph(rng, view, MARGIN, misregistration_px=shift, strength=strength))
+        views.append(photograph(rng, view, MARGIN, misregistration_px=shift, strength=strength, rich=rich))
     inner = tuple(slice(MARGIN * reduce, (MARGIN + side) * reduce, reduce) for side in (height, width))
     change_map, things, cover = draw_truth(plan, painter.land())
     return Scene(views[0], views[1], change_map[inner].copy(), things[inner].copy(), cover[inner].copy())
 
 
-def make_plan(rng: Rng, size: tuple[int, int], *, change: float = 0.55, scale: float | None = None) -> Plan:
+def make_plan(
+    rng: Rng,
+    size: tuple[int, int],
+    *,
+    change: float = 0.55,
+    scale: float | None = None,
+    rich: bool = False,
+) -> Plan:
     """A plan of `size` (width, height) pixels; each neighbourhood of about 300 px changes with probability
-    `change`."""
+    `change`. `rich` also has the kinds of land of `styles`."""
     width, height = size
     if scale is None:
         scale = float(np.clip(np.exp(rng.normal(-0.15, 0.4)), 0.33, 1.6))
-    plan = Plan(size, scale)
+    plan = Plan(size, scale, rich)
     columns, rows = max(1, round(width / 300)), max(1, round(height / 300))
     reach = max(width / columns, height / rows)
     places = [
@@ -93,9 +106,11 @@ def make_plan(rng: Rng, size: tuple[int, int], *, change: float = 0.55, scale: f
         for column in range(columns)
     ]
     for place in places:
-        place.settle()
-    for place in places:
-        if rng.random() < change:
-            for event in rng.choice(EVENTS, size=1 + (rng.random() < 0.3), p=ODDS, replace=False):
-                happen(place, str(event))
+        styles.settle(place) if rich else place.settle()
+    for place in (place for place in places if rng.random() < change):
+        if rich:
+            styles.change(place)
+            continue
+        for event in rng.choice(EVENTS, size=1 + (rng.random() < 0.3), p=ODDS, replace=False):
+            happen(place, str(event))
     return plan

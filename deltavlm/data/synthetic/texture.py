@@ -62,9 +62,17 @@ ROADS = {
     "asphalt": [(96, 96, 98), (118, 118, 118), (136, 134, 130), (80, 82, 86)],
     "concrete": [(176, 172, 164), (196, 192, 184), (160, 156, 150)],
     "dirt": [(178, 156, 124), (196, 176, 146), (160, 138, 108)],
+    "rail": [(120, 108, 98), (136, 126, 118), (98, 88, 80)],
 }
 WATER = [(44, 62, 66), (58, 76, 72), (40, 54, 74), (84, 92, 76), (30, 42, 48), (104, 112, 100)]
-GROUND = {"soil": "soil", "construction": "soil", "lawn": "grass", "parking": "asphalt", "drive": "concrete"}
+COVERED = {
+    "glass": [(206, 214, 216), (178, 190, 192), (224, 226, 220)],
+    "pool": [(70, 160, 186), (96, 182, 200), (58, 130, 160)],
+}
+GROUND = {
+    "soil": "soil", "construction": "soil", "lawn": "grass", "parking": "asphalt", "drive": "concrete",
+    "glass": "glass", "pool": "pool",
+}  # fmt: skip
 
 
 def pick(rng: Rng, colours: list[tuple[int, int, int]], spread: float = 10) -> npt.NDArray[np.float32]:
