@@ -130,7 +130,10 @@ def _measure(
     where = machine(config)
     scenes = config.scenes
     if scenes:
-        few = {name: min(getattr(scenes, name), PAIRS) for name in ("train", "validation", "far", "stormy", "rich")}
+        few = {
+            name: min(getattr(scenes, name), PAIRS)
+            for name in ("train", "validation", "far", "stormy", "rich")
+        }
         scenes = replace(scenes, **few)
     with tempfile.TemporaryDirectory(prefix="deltavlm-plan-") as folder:
         out = Path(folder)

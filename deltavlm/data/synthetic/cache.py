@@ -68,9 +68,7 @@ def draw_cache(
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
     how = {"change": change, "strength": strength, "reduce": reduce, "rich": rich}
-    jobs = [
-        (str(folder), at, min(at + step, count), seed, size_px, how) for at in range(0, count, step)
-    ]
+    jobs = [(str(folder), at, min(at + step, count), seed, size_px, how) for at in range(0, count, step)]
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
         for _ in pool.imap_unordered(_draw, jobs):
             pass

@@ -64,7 +64,8 @@ def warped(rng: Rng, view: Bytes, most_px: float) -> Bytes:
     ys, xs = np.mgrid[0:height, 0:width]
     rows = np.clip(np.rint(ys + field[0]), 0, height - 1).astype(int)
     cols = np.clip(np.rint(xs + field[1]), 0, width - 1).astype(int)
-    return view[rows, cols]
+    moved: Bytes = view[rows, cols]
+    return moved
 
 
 def mishaps(rng: Rng, image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ railways, pools, building ground. Each piece puts itself into the plan, at both 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +17,7 @@ Spot = tuple[float, float]
 
 def _stand(place: Neighbourhood, spot: Spot, length: float, depth: float, height: float, when: When) -> bool:
     """One flat or ridged block along the grain, where there is room for it."""
-    roof = "flat" if place.rng.random() < 0.75 else "gable"
+    roof: Literal["flat", "gable"] = "flat" if place.rng.random() < 0.75 else "gable"
     house = House(spot, length, depth, place.grain, height * place.plan.scale, roof, when)
     if not place.fits(house):
         return False
@@ -28,8 +29,9 @@ def _lattice(place: Neighbourhood, reach: float, along: float, across: float) ->
     """Middles of the lots of a grid along the grain, around a place in the neighbourhood."""
     rng = place.rng
     middle = np.asarray(place.somewhere(0.7))
-    e, n = np.array([np.cos(place.grain), np.sin(place.grain)]), np.array(
-        [-np.sin(place.grain), np.cos(place.grain)]
+    e, n = (
+        np.array([np.cos(place.grain), np.sin(place.grain)]),
+        np.array([-np.sin(place.grain), np.cos(place.grain)]),
     )
     cols, rows = max(1, int(reach / along)), max(1, int(reach * rng.uniform(0.4, 1.0) / across))
     spots = [
@@ -44,7 +46,9 @@ def slabs(place: Neighbourhood, when: When) -> None:
     """Blocks of flats: long, high, in parallel rows, with long shadows."""
     rng, scale = place.rng, place.plan.scale
     length, depth = rng.uniform(60, 150) * scale, rng.uniform(22, 36) * scale
-    for spot in _lattice(place, place.reach * rng.uniform(0.3, 0.8), length * 1.25, depth * rng.uniform(2.2, 4)):
+    for spot in _lattice(
+        place, place.reach * rng.uniform(0.3, 0.8), length * 1.25, depth * rng.uniform(2.2, 4)
+    ):
         if rng.random() < 0.8:
             _stand(place, spot, length * rng.uniform(0.7, 1.0), depth, rng.uniform(14, 34), when)
 
@@ -66,7 +70,9 @@ def terraces(place: Neighbourhood, when: When) -> None:
     """Rows of equal houses under one roof line."""
     rng, scale = place.rng, place.plan.scale
     length, depth = rng.uniform(70, 170) * scale, rng.uniform(16, 22) * scale
-    for spot in _lattice(place, place.reach * rng.uniform(0.3, 0.8), length * 1.15, depth * rng.uniform(2.4, 3.6)):
+    for spot in _lattice(
+        place, place.reach * rng.uniform(0.3, 0.8), length * 1.15, depth * rng.uniform(2.4, 3.6)
+    ):
         _stand(place, spot, length, depth, rng.uniform(6, 9), when)
 
 
@@ -76,10 +82,10 @@ def halls(place: Neighbourhood, when: When) -> None:
     length = rng.uniform(60, 240) * scale
     depth = length * rng.uniform(0.35, 0.9)
     for spot in _lattice(place, place.reach * rng.uniform(0.2, 0.7), length * 1.2, depth * 1.35):
-        if rng.random() < 0.75 and _stand(place, spot, length, depth, rng.uniform(8, 14), when):
-            if rng.random() < 0.5:
-                yard = rectangle(spot, length * 1.18, depth * 1.3, place.grain)
-                place.plan.patches.append(Patch(yard, "parking" if rng.random() < 0.3 else "drive", when))
+        stands = rng.random() < 0.75 and _stand(place, spot, length, depth, rng.uniform(8, 14), when)
+        if stands and rng.random() < 0.5:
+            yard = rectangle(spot, length * 1.18, depth * 1.3, place.grain)
+            place.plan.patches.append(Patch(yard, "parking" if rng.random() < 0.3 else "drive", when))
 
 
 def greenhouses(place: Neighbourhood, when: When) -> None:
@@ -137,7 +143,9 @@ def settle(place: Neighbourhood) -> None:
     """The plain land, and on it one or two of the rarer kinds."""
     rng = place.rng
     if rng.random() < 0.25:  # a river or lake first, so that roads bridge it
-        place.plan.ponds.append(Pond(blob(rng, place.somewhere(1.3), place.reach * rng.uniform(0.1, 0.5), 0.6)))
+        place.plan.ponds.append(
+            Pond(blob(rng, place.somewhere(1.3), place.reach * rng.uniform(0.1, 0.5), 0.6))
+        )
     if rng.random() < 0.5:
         kinds = list(BUILT)
         for kind in rng.choice(kinds, int(rng.integers(1, 3)), replace=False, p=[0.2, 0.3, 0.2, 0.2, 0.1]):
