@@ -1,8 +1,6 @@
 """Scores of a model on held-out made scenes and, where a folder of them is given, on real pairs.
 
-Made: scenes of seeds that no training or calibration ever saw. Real: a folder with `mask_cells.csv`
-(pair_id, share of the mask, cells) and `labels.csv` (labels by eye), and for every pair a folder with
-before.png, after.png and mask.png.
+Made: scenes of seeds that no training or calibration ever saw. Real: a folder as `real_scores.py` wants it.
 
     python benchmarks/nano_scores.py --scenes 1000 --real FOLDER --json scores.json
 
@@ -12,12 +10,10 @@ Prints Markdown tables on stdout; talk goes to stderr. Baselines stand beside th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,121 +22,106 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
 
-from deltavlm.data.synthetic.cache import FAR_TEST_SEED, TEST_SEED, draw_cache  # noqa: E402
-from deltavlm.metrics import binary, sets  # noqa: E402
-from deltavlm.model.interface import ChangeModel, Reply  # noqa: E402
+from benchmarks.real_scores import real  # noqa: E402
+from deltavlm.data.synthetic import words  # noqa: E402
+from deltavlm.data.synthetic.cache import (  # noqa: E402
+    FAR_TEST_SEED,
+    RICH_TEST_SEED,
+    TEST_SEED,
+    draw_cache,
+    open_cache,
+)
+from deltavlm.data.synthetic.facts import LEAST_CELL, LEAST_GROUND, LEAST_THING, cell_shares  # noqa: E402
+from deltavlm.metrics import binary, counts, sets  # noqa: E402
+from deltavlm.model.interface import ChangeModel  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
-from deltavlm.tasks import locate  # noqa: E402
+from deltavlm.tasks import caption  # noqa: E402
 from deltavlm.tasks.locate import LABELS  # noqa: E402
-from deltavlm.training.evaluate import QUESTIONS, said_and_true, scores, talk_scores  # noqa: E402
+from deltavlm.training.evaluate import said_and_true, scores, talk_scores  # noqa: E402
 
-LEAST_CHANGED = 0.005  # share of the mask from which a real pair counts as changed
-SHORT = dict(zip(("TL", "TC", "TR", "ML", "MC", "MR", "BL", "BC", "BR"), LABELS, strict=True))
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "made": ("Made scenes, held out", {"seed": TEST_SEED}),
+    "far": (
+        "Made scenes of pixels twice as coarse (about 0.6 to 3 m), held out",
+        {"seed": FAR_TEST_SEED, "reduce": 2},
+    ),
+    "rich": (
+        "Made scenes of more kinds of land, building and nuisance, held out",
+        {"seed": RICH_TEST_SEED, "rich": True},
+    ),
+}
 
 
-def made(model: ChangeModel, number: int, *, far: bool = False) -> dict[str, Any]:
-    """Scores on `number` scenes of the test seeds; `far` ones have pixels twice as coarse."""
+def made(model: ChangeModel, number: int, how: dict[str, Any]) -> dict[str, Any]:
+    """Scores on `number` scenes, with those of the rule and of constant answers."""
     with tempfile.TemporaryDirectory() as scratch:
-        seed, reduce = (FAR_TEST_SEED, 2) if far else (TEST_SEED, 1)
-        draw_cache(Path(scratch), number, seed=seed, reduce=reduce)
-        return scores(*said_and_true(model, Path(scratch))) | talk_scores(model, Path(scratch))
+        cache = Path(scratch)
+        draw_cache(cache, number, **how)
+        replies, facts = said_and_true(model, cache)
+        found = scores(replies, facts) | talk_scores(model, cache)
+        found |= by_rule(model, cache, facts)
+    changed = [fact.changed for fact in facts]
+    built, roads = ([getattr(fact, name) for fact in facts] for name in ("building_cells", "road_cells"))
+    told = [words.captions(fact) for fact in facts]
+    first = max({ways[0] for ways in told}, key=lambda text: sum(text in ways for ways in told))
+    return found | {
+        "constant_yes_no": max(float(np.mean(changed)), 1 - float(np.mean(changed))),
+        "constant_cell_f1_buildings": sets.micro([LABELS] * len(facts), built).f1,
+        "constant_cell_f1_roads": sets.micro([LABELS] * len(facts), roads).f1,
+        "constant_caption_exact": float(np.mean([caption.score(first, ways)["exact"] for ways in told])),
+    }
 
 
-def picture(path: Path, size: int) -> np.ndarray:
-    """(3, size, size) uint8 RGB; larger pictures are cut at the top left, not resized."""
-    return np.asarray(Image.open(path).convert("RGB"))[:size, :size].transpose(2, 0, 1)
-
-
-def plain_difference(before: np.ndarray, after: np.ndarray) -> float:
-    """The baseline that knows nothing: mean absolute difference after matching mean and deviation of the
-    bands."""
-    a, b = (x.astype(float) for x in (before, after))
-    a, b = ((x - x.mean((1, 2), keepdims=True)) / (x.std((1, 2), keepdims=True) + 1e-6) for x in (a, b))
-    return float(np.abs(a - b).mean())
-
-
-def real(model: ChangeModel, folder: Path) -> dict[str, Any]:
-    """Scores on the real pairs that have PNG pictures and a mask."""
-    with (folder / "mask_cells.csv").open() as table:
-        rows = [row for row in csv.reader(table)][1:]
-    with (folder / "labels.csv").open() as table:
-        by_eye = {row["pair_id"]: row for row in csv.DictReader(table)}
-    rows = [row for row in rows if (folder / row[0] / "before.png").exists()]
-    replies: list[Sequence[Reply]] = []
-    plain, area = [], []
-    for row in rows:
-        before, after = (
-            picture(folder / row[0] / f"{date}.png", model.chip_px) for date in ("before", "after")
-        )
-        encoded = model.encode(before[None], after[None])
-        replies += model.answer(encoded, QUESTIONS)
-        mask = getattr(encoded, "mask_logits", None)  # of a model with a dense head
-        area.append(0.0 if mask is None else float((1 - mask.float().softmax(dim=1)[:, 0]).mean()))
-        plain.append(plain_difference(before, after))
-    chance = [reply[1].score for reply in replies]
-    yes = [score >= 0.5 for score in chance]
-    located = []
-    for reply in replies:
-        try:
-            located.append(locate.parse(reply[3].text).buildings)
-        except Exception:  # an answer that cannot be read says nothing
-            located.append(())
-    masked = [float(row[2]) >= LEAST_CHANGED for row in rows]
-    any_mask = [float(row[2]) > 0 for row in rows]
-    eye = [by_eye[row[0]]["changed"] == "yes" if row[0] in by_eye else None for row in rows]
-    seen = [index for index, label in enumerate(eye) if label is not None]
-    # Buildings: cells of the mask where the mask is of buildings, cells by eye where new buildings were seen.
-    levir = [index for index, row in enumerate(rows) if row[0].startswith("levir")]
-    built = [
-        i
-        for i in seen
-        if by_eye[rows[i][0]]["buildings_new"] in ("yes", "no")
-        and by_eye[rows[i][0]]["roads_new"] != "unsure"
-    ]
-
-    def eye_cells(index: int) -> list[str]:
-        row = by_eye[rows[index][0]]
-        return [SHORT[cell] for cell in row["grid_cells"].split()] if row["buildings_new"] == "yes" else []
-
-    result = {
-        "pairs": len(rows),
-        "changed (mask >= 0.5 %)": int(sum(masked)),
-        "balanced accuracy": binary.balanced_accuracy(yes, masked),
-        "AUC": binary.auc(chance, masked),
-        "AUC plain difference": binary.auc(plain, masked),
-        "AUC of the dense head's changed area": binary.auc(area, masked),
-        "balanced accuracy, any mask": binary.balanced_accuracy(yes, any_mask),
-        "AUC, any mask": binary.auc(chance, any_mask),
-        "pairs by eye": len(seen),
-        "balanced accuracy, by eye": binary.balanced_accuracy(
-            [yes[i] for i in seen], [bool(eye[i]) for i in seen]
-        ),
-        "AUC, by eye": binary.auc([chance[i] for i in seen], [bool(eye[i]) for i in seen]),
-        "AUC plain difference, by eye": binary.auc([plain[i] for i in seen], [bool(eye[i]) for i in seen]),
-        "AUC of the dense head's changed area, by eye": binary.auc(
-            [area[i] for i in seen], [bool(eye[i]) for i in seen]
-        ),
-        "building cells F1, LEVIR-CD masks": sets.micro(
-            [located[i] for i in levir], [[SHORT[c] for c in rows[i][4].split()] for i in levir]
+def by_rule(model: ChangeModel, cache: Path, facts: list[Any]) -> dict[str, float]:
+    """The answers that the dense head gives without any words: a yes where enough of any class is seen,
+    cells where enough of it is, counts as the rounded sums of the densities. Empty without a dense head."""
+    pictures, _ = open_cache(cache)
+    yes, cells, numbers = [], [], []
+    for start in range(0, len(pictures), 16):
+        part = np.ascontiguousarray(pictures[start : start + 16].transpose(1, 0, 4, 2, 3))
+        encoded = model.encode(part[0], part[1])
+        masks = model.masks(encoded)
+        if masks is None:
+            return {}
+        sums = encoded.density.float().sum(dim=(2, 3)).round().int().tolist()
+        for labels, (roads, buildings) in zip(masks.labels, sums, strict=True):
+            shares = np.bincount(labels.ravel(), minlength=len(masks.classes)) / labels.size
+            yes.append(bool((shares[1:5] >= LEAST_THING).any() or (shares[5:] >= LEAST_GROUND).any()))
+            found = []
+            for kinds in ((1, 2), (3, 4)):  # buildings, roads
+                seen = cell_shares(np.isin(labels, kinds)) >= LEAST_CELL
+                found.append([label for label, on in zip(LABELS, seen, strict=True) if on])
+            cells.append(found)
+            numbers.append((roads, buildings))
+    true = [words.counted(fact) for fact in facts]
+    pairs = [(said[0], fact.roads) for said, fact in zip(numbers, true, strict=True)]
+    pairs += [(said[1], fact.buildings) for said, fact in zip(numbers, true, strict=True)]
+    return {
+        "rule_yes_no": binary.accuracy(yes, [fact.changed for fact in facts]),
+        "rule_count_mae": counts.mae(*zip(*pairs, strict=True)),
+        "rule_cell_f1_buildings": sets.micro(
+            [found[0] for found in cells], [fact.building_cells for fact in facts]
         ).f1,
-        "building cells F1, by eye": sets.micro(
-            [located[i] for i in built], [eye_cells(i) for i in built]
-        ).f1,
-        "building cells F1, every cell always": sets.micro(
-            [LABELS for _ in built], [eye_cells(i) for i in built]
+        "rule_cell_f1_roads": sets.micro(
+            [found[1] for found in cells], [fact.road_cells for fact in facts]
         ).f1,
     }
-    for row, reply, truth in zip(rows, replies, masked, strict=True):
-        print(f"{row[0]:44s} {truth!s:5} {row[2]} {reply[1].score:.2f} {reply[0].text}", file=sys.stderr)
-    return result
 
 
 def table(title: str, content: dict[str, Any]) -> None:
     print(f"\n{title}\n\n| measure | value |\n|---|---|")
     for name, value in content.items():
-        print(f"| {name} | {value:.3f} |" if isinstance(value, float) else f"| {name} | {value} |")
+        print(f"| {name} | {told(value)} |")
+
+
+def told(value: Any) -> str:
+    """A number, or a number and its interval."""
+    if isinstance(value, list) and len(value) == 3:
+        return f"{value[0]:.3f} ({value[1]:.2f} to {value[2]:.2f})"
+    if isinstance(value, list):
+        return ", ".join(told(one) for one in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -159,13 +140,13 @@ def main() -> None:
     }
     table("Run", found)
     if args.scenes:
-        found["made"] = made(model, args.scenes)
-        table("Made scenes, held out", found["made"])
-        found["far"] = made(model, args.scenes, far=True)
-        table("Made scenes of pixels twice as coarse (about 0.6 to 3 m), held out", found["far"])
+        for name, (title, how) in KINDS.items():
+            found[name] = made(model, args.scenes, how)
+            table(title, found[name])
     if args.real:
         found["real"] = real(model, args.real)
-        table("Real pairs, never trained or tuned on", found["real"])
+        for name, content in found["real"].items():
+            table(f"Real pairs, never trained or tuned on: {name}", content)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from deltavlm.model.config import DenseConfig, VisionConfig
 
 UPSAMPLE = 4  # mask pixels along the side of a patch
-SPECK = 5  # mask pixels; what is smaller than a square of these is no firm evidence
 
 
 class Up(nn.Module):
@@ -75,12 +74,13 @@ class DenseHead(nn.Module):
         return self.mask(x), density.transpose(1, 2).reshape(len(x), -1, side, side)
 
     def evidence(self, mask_logits: Tensor, density: Tensor) -> Tensor:
-        """Ten tokens (B, 10, D): for each cell, row by row, and for the whole, how much of which class
-        in all and at its densest spot, and how many."""
+        """Ten tokens (B, 10, D): for each cell, row by row, and for the whole, how much of which class,
+        and how many."""
         share = mask_logits.float().softmax(dim=1)
         mean = torch.cat([thirds(share).flatten(2), share.mean(dim=(2, 3))[..., None]], dim=2)
-        even = F.avg_pool2d(share, SPECK, stride=1, padding=SPECK // 2)
-        most = torch.cat([F.adaptive_max_pool2d(even, 3).flatten(2), even.amax(dim=(2, 3))[..., None]], dim=2)
+        most = torch.cat(
+            [F.adaptive_max_pool2d(share, 3).flatten(2), share.amax(dim=(2, 3))[..., None]], dim=2
+        )
         area = density.float().shape[-1] ** 2
         counts = torch.cat(
             [thirds(density.float()).flatten(2) * area / 9, density.float().sum(dim=(2, 3))[..., None]], dim=2

@@ -1,0 +1,10 @@
+# The shipped nano from nothing: scenes by seed, training, scores, packing. Hours on two cores; REAL=FOLDER of
+# real pairs adds their scores.
+RUN ?= runs/nano
+SCENES ?= 300
+
+.PHONY: nano
+nano:
+	python -m deltacli train configs/train_nano.yaml -o $(RUN)
+	python benchmarks/nano_scores.py --model $(RUN)/model --scenes $(SCENES) $(if $(REAL),--real $(REAL)) --json $(RUN)/scores.json
+	python benchmarks/pack_nano.py $(RUN)

@@ -1,0 +1,123 @@
+"""Puts a trained nano into the package: its weights, its recipe and log, and its scores into the docs.
+
+    python benchmarks/pack_nano.py RUN
+
+RUN is the folder of `deltavlm train` with `model/`, and with `scores.json` of `nano_scores.py` for the same
+weights. Writes `deltavlm/weights/nano`, `docs/nano/` and what stands between the marks in `docs/nano.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # of this checkout, not of an installed copy
+
+from deltavlm.model import checkpoint  # noqa: E402
+
+BEGIN, END = "<!-- scores: written by benchmarks/pack_nano.py -->", "<!-- end of scores -->"
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+MADE = {
+    "yes_no_accuracy": "yes/no accuracy",
+    "yes_no_auc": "yes/no AUC",
+    "calibration_error": "calibration error",
+    "count_mae_all": "count MAE, roads and buildings",
+    "cell_f1_buildings": "cell F1, buildings",
+    "cell_f1_roads": "cell F1, roads",
+    "caption_exact": "caption exact, all",
+    "caption_exact_changed": "caption exact, changed",
+    "talk_file": "open questions in a set's words",
+    "talk_typed": "open questions as people type them",
+    "talk_after_1": "follow-ups behind one turn",
+}
+RULE = {
+    "yes_no_accuracy": "rule_yes_no",
+    "count_mae_all": "rule_count_mae",
+    "cell_f1_buildings": "rule_cell_f1_buildings",
+    "cell_f1_roads": "rule_cell_f1_roads",
+}
+CONSTANT = {
+    "yes_no_accuracy": "constant_yes_no",
+    "count_mae_all": "count_mae_always_zero",
+    "cell_f1_buildings": "constant_cell_f1_buildings",
+    "cell_f1_roads": "constant_cell_f1_roads",
+    "caption_exact": "constant_caption_exact",
+}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def number(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, list):
+        low, high = value[1:]
+        return number(value[0]) + (f" ({low:.2f} to {high:.2f})" if low == low else "")
+    return f"{value:.3f}"
+
+
+def made(scores: dict[str, Any]) -> str:
+    plain = scores["made"]
+    rows = [
+        [
+            label,
+            number(plain[key]),
+            number(plain.get(RULE.get(key, ""))),
+            number(plain.get(CONSTANT.get(key, ""))),
+            number(scores["far"][key]),
+            number(scores["rich"][key]),
+        ]
+        for key, label in MADE.items()
+    ]
+    head = [f"made scenes, held out ({plain['pairs']} each)", "plain", "plain: the dense head's own rule"]
+    return table([*head, "plain: a constant answer", "pixels twice as coarse", "rich"], rows)
+
+
+def real(scores: dict[str, Any]) -> str:
+    groups = {name: found for name, found in scores["real"].items() if name != "false alarms"}
+    keys = dict.fromkeys(key for found in groups.values() for key in found if key != "pairs, changed")
+    sizes = [
+        f"{name}: {found['pairs, changed'][1]} of {found['pairs, changed'][0]}"
+        for name, found in groups.items()
+    ]
+    rows = [[key, *(number(found.get(key)) for found in groups.values())] for key in keys]
+    alarms = "; ".join(
+        f"{name}: {share:.0%} of {count:.0f} chips"
+        for name, (share, count) in scores["real"]["false alarms"].items()
+    )
+    return (
+        table(["real pairs: changed of all", *sizes], rows)
+        + f"\n\nFalse alarms where nothing was built: {alarms}."
+    )
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("run", type=Path)
+    run = ask.parse_args().run
+    scores = json.loads((run / "scores.json").read_text())
+    if scores["fingerprint"] != checkpoint.fingerprint(run / "model"):
+        sys.exit(f"{run / 'scores.json'} is of other weights than {run / 'model'}; run nano_scores.py again")
+    for name in FILES:
+        shutil.copyfile(run / "model" / name, ROOT / "deltavlm" / "weights" / "nano" / name)
+    docs = ROOT / "docs" / "nano"
+    docs.mkdir(exist_ok=True)
+    for name in ("config.yaml", "log.jsonl", "scores.json"):
+        shutil.copyfile(run / name, docs / name)
+    page = ROOT / "docs" / "nano.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    told = [f"Weights {scores['fingerprint'][:8]}, measured {scores['date']}.", made(scores)]
+    told += [real(scores)] if "real" in scores else []
+    page.write_text("\n\n".join([before + BEGIN, *told, END + rest.partition(END)[2]]))
+
+
+if __name__ == "__main__":
+    main()
