@@ -11,6 +11,7 @@ from deltavlm.data.synthetic import Scene, make_scene, words
 from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
 from deltavlm.data.synthetic.nuisance import retone
+from deltavlm.data.synthetic.scene import make_plan
 from deltavlm.data.synthetic.truth import CHANGES, CODE
 from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks.text import NO_CHANGE, clean
@@ -156,3 +157,34 @@ def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
     assert scene.before.shape == (320, 640, 3)
     assert scene.change[:, :320].any()
     assert scene.change[:, 320:].any()
+
+
+@pytest.fixture(scope="module")
+def rich_scenes() -> list[Scene]:
+    return [make_scene(seed, change=0.6, rich=True) for seed in range(100, 112)]
+
+
+def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Path) -> None:
+    again = make_scene(103, change=0.6, rich=True)
+    assert np.array_equal(again.after, rich_scenes[3].after)
+    assert not np.array_equal(make_scene(103, change=0.6).after, again.after)
+    draw_cache(tmp_path, 1, seed=103, workers=1, rich=True)
+    assert np.array_equal(open_cache(tmp_path)[0][0, 1], again.after)
+    assert (tmp_path / "drawn.txt").read_text().rstrip().endswith("rich")
+
+
+def test_rich_scenes_change_and_stay_unchanged(rich_scenes: list[Scene]) -> None:
+    changed = sum(scene.change.any() for scene in rich_scenes)
+    assert 3 <= changed <= 11
+    for seed in range(6):
+        still = make_scene(seed, change=0.0, rich=True)
+        assert not still.change.any()
+        assert np.abs(still.before.astype(int) - still.after).mean() > 2  # though the dates look different
+
+
+def test_rich_land_has_what_plain_land_has_not() -> None:
+    plans = [make_plan(np.random.default_rng(seed), (300, 300), rich=True) for seed in range(60)]
+    grounds = {patch.ground for plan in plans for patch in plan.patches}
+    assert {"glass", "pool"} <= grounds
+    assert "rail" in {road.surface for plan in plans for road in plan.roads}
+    assert max(house.length / house.depth for plan in plans for house in plan.houses) > 3  # terraces, slabs

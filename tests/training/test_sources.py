@@ -212,7 +212,7 @@ def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
         source(tmp_path).sample(0)
 
 
-@pytest.mark.parametrize("name", ["far", "stormy"])
+@pytest.mark.parametrize("name", ["far", "stormy", "rich"])
 def test_other_scenes_are_drawn_from_by_their_share(name: str, tmp_path: Path) -> None:
     for at, cache in enumerate(("scenes", name)):
         draw_cache(tmp_path / cache, 2, seed=20 + 10 * at, size_px=64, change=1.0, workers=1)
