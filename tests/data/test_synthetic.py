@@ -161,7 +161,7 @@ def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
 
 @pytest.fixture(scope="module")
 def rich_scenes() -> list[Scene]:
-    return [make_scene(seed, change=0.6, rich=True) for seed in range(100, 112)]
+    return [make_scene(seed, change=0.6, rich=True) for seed in range(100, 124)]
 
 
 def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Pa
 
 def test_rich_scenes_change_and_stay_unchanged(rich_scenes: list[Scene]) -> None:
     changed = sum(scene.change.any() for scene in rich_scenes)
-    assert 3 <= changed <= 11
+    assert 5 <= changed <= 19  # 12 or so
     for seed in range(6):
         still = make_scene(seed, change=0.0, rich=True)
         assert not still.change.any()
