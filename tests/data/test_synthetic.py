@@ -161,7 +161,7 @@ def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
 
 @pytest.fixture(scope="module")
 def rich_scenes() -> list[Scene]:
-    return [make_scene(seed, change=0.6, rich=True) for seed in range(100, 124)]
+    return [make_scene(seed, change=0.6, rich=True) for seed in range(100, 106)]
 
 
 def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Path) -> None:
@@ -173,9 +173,7 @@ def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Pa
     assert (tmp_path / "drawn.txt").read_text().rstrip().endswith("rich")
 
 
-def test_rich_scenes_change_and_stay_unchanged(rich_scenes: list[Scene]) -> None:
-    changed = sum(scene.change.any() for scene in rich_scenes)
-    assert 5 <= changed <= 19  # 12 or so
+def test_rich_scenes_may_stay_unchanged() -> None:
     for seed in range(6):
         still = make_scene(seed, change=0.0, rich=True)
         assert not still.change.any()
@@ -183,7 +181,12 @@ def test_rich_scenes_change_and_stay_unchanged(rich_scenes: list[Scene]) -> None
 
 
 def test_rich_land_has_what_plain_land_has_not() -> None:
-    plans = [make_plan(np.random.default_rng(seed), (300, 300), rich=True) for seed in range(60)]
+    plans = [make_plan(np.random.default_rng(seed), (300, 300), change=0.6, rich=True) for seed in range(60)]
+    changed = [
+        any(house.when != "both" for house in plan.houses) or any(road.when != "both" for road in plan.roads)
+        for plan in plans
+    ]
+    assert 20 <= sum(changed) <= 45
     grounds = {patch.ground for plan in plans for patch in plan.patches}
     assert {"glass", "pool"} <= grounds
     assert "rail" in {road.surface for plan in plans for road in plan.roads}
