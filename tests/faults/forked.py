@@ -31,7 +31,6 @@ from tests.scripted_model import ScriptedModel
 
 SMALL = ("--chip-size", "32", "--batch-size", "2", "--no-progress")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?")
-deltacli.flags._load = lambda name, running: ScriptedModel()
 command = typer.main.get_command(app)
 
 
@@ -208,6 +207,7 @@ def made(folder: Path, suffix: str) -> tuple[list[object], Any]:
 
 
 if __name__ == "__main__":
+    deltacli.flags._load = lambda name, running: ScriptedModel()
     with suppress(SystemExit), redirect_stderr(io.StringIO()):
         command(["analyze", "nosuch.tif", "nosuch.tif"])  # what the first call takes long for is done once
     {"crashes": crashes, "full_disk": full_disk, "small_disk": small_disk}[sys.argv[1]](
