@@ -20,6 +20,7 @@ from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.model.interface import ChangeModel, Question, Reply
 from deltavlm.pipeline.analyze import AnalyzeOptions, Summary
 from deltavlm.pipeline.answers import question_of
+from deltavlm.pipeline.engine import Here
 from deltavlm.tasks.questions import load_questions
 from deltavlm.tasks.text import clean
 
@@ -54,7 +55,7 @@ def ours(model: ChangeModel, pair: RasterPair, output: Path, chip_px: int, batch
     )
     run = AnalyzeOptions(chip_px=chip_px, batch_size=batch)
     with open_pair(pair) as reader:
-        return answered_pair(reader, model, wanted, run, output, lambda progress: None)
+        return answered_pair(reader, Here(model), wanted, run, output, lambda progress: None)
 
 
 def users_loop(
