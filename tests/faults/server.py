@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
-folder = Path(sys.argv[1])
+folder = Path(sys.argv[-1])  # of no use where this is only imported
 lock = Lock()
 
 
