@@ -81,11 +81,14 @@ class _LastPair:
     def opened(self, pair: RasterPair, read: ReadOptions) -> PairReader:
         """Raises: InputError where it cannot be opened here."""
         if self.reader is None or self.what != (pair, read):
-            self.stack.close()
-            self.reader = None
+            self.close()
             self.reader = self.stack.enter_context(open_pair(pair, read))
             self.what = (pair, read)
         return self.reader
+
+    def close(self) -> None:
+        self.reader = None
+        self.stack.close()
 
 
 _last = _LastPair()

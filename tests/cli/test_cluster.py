@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltavlm.cluster import worker
 from deltavlm.cluster.session import LOCAL, settle
 from deltavlm.cluster.worker import Unit, mark_of, read_unit
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
@@ -186,7 +187,10 @@ def test_a_reader_with_other_files_says_so(scene: Scene, tmp_path: Path, gone: b
     if not gone:
         write_raster(other, np.ones((3, 96, 128), np.uint8))
     unit = Unit(RasterPair(str(scene.before), str(other)), ReadOptions(), mark, ((0, 0), (2, 4)), 1)
-    seen, *pieces = read_unit(unit, AnalyzeOptions(chip_px=32))
+    try:
+        seen, *pieces = read_unit(unit, AnalyzeOptions(chip_px=32))
+    finally:
+        worker._last.close()  # a worker keeps it open until the next
     assert [one[0] for one in seen] == ["unreadable", "unreadable"]
     assert ("no such file" if gone else "is another file") in seen[0][2]
     assert f" (on {socket.gethostname()})" in seen[0][2]

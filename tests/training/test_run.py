@@ -63,7 +63,7 @@ def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> N
     names = [*load(recipe, TrainConfig).phases]
     assert [(one["phase"], one["step"]) for one in log] == [(name, step) for name in names for step in (1, 2)]
     assert {"mask", "density", "lr", "norm"} <= {*log[0]}
-    model = load_model(str(out / "model"), device="cpu")
+    model = load_model(str(out / "model"), device="cpu", dtype="fp32")
     assert isinstance(model, Predictor)
     assert model.config.calibration != Calibration()
     assert model.config.sources["trained_on"] == "synthetic scenes"
