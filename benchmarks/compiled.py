@@ -46,7 +46,9 @@ def main() -> None:
     ask.add_argument("--batch", type=int, default=16)
     ask.add_argument("--rounds", type=int, default=7)
     args = ask.parse_args()
-    plain, fast = (load_model(args.model, device=args.device, threads=args.threads) for _ in range(2))
+    plain, fast = (
+        load_model(args.model, device=args.device, threads=args.threads, dtype="fp32") for _ in range(2)
+    )
     assert isinstance(plain, Predictor)
     assert isinstance(fast, Predictor)
     fast.model.vision.compile()

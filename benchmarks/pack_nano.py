@@ -3,7 +3,8 @@
     python benchmarks/pack_nano.py RUN
 
 RUN is the folder of `deltavlm train` with `model/`, and with `scores.json` of `nano_scores.py` for the same
-weights. Writes `deltavlm/weights/nano`, `docs/nano/` and what stands between the marks in `docs/nano.md`.
+weights. Writes `deltavlm/weights/nano`, `docs/nano/`, and what stands between the marks in
+`docs/model-card.md` (scores) and `docs/nano.md` (targets).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ sys.path.insert(0, str(ROOT))  # of this checkout, not of an installed copy
 
 from deltavlm.model import checkpoint  # noqa: E402
 
-BEGIN, END = "<!-- scores: written by benchmarks/pack_nano.py -->", "<!-- end of scores -->"
+BEGIN, END = "<!-- {}: written by benchmarks/pack_nano.py -->", "<!-- end of {} -->"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 MADE = {
     "yes_no_accuracy": "yes/no accuracy",
+    "yes_no_balanced": "yes/no balanced accuracy",
     "yes_no_auc": "yes/no AUC",
     "calibration_error": "calibration error",
     "count_mae_all": "count MAE, roads and buildings",
@@ -31,9 +33,13 @@ MADE = {
     "cell_f1_roads": "cell F1, roads",
     "caption_exact": "caption exact, all",
     "caption_exact_changed": "caption exact, changed",
+    "caption_exact_unchanged": "caption exact, unchanged",
     "talk_file": "open questions in a set's words",
     "talk_typed": "open questions as people type them",
     "talk_after_1": "follow-ups behind one turn",
+    "talk_after_2": "behind two",
+    "talk_after_3": "behind three",
+    "talk_unheard": "the last of these without the turns before it",
 }
 RULE = {
     "yes_no_accuracy": "rule_yes_no",
@@ -99,6 +105,54 @@ def real(scores: dict[str, Any]) -> str:
     )
 
 
+def targets(scores: dict[str, Any]) -> str:
+    """How far each target of the project is: (what, reached, the bar, is more better)."""
+    made, real = scores["made"], scores.get("real", {})
+    rows = [
+        ("made: yes/no accuracy", made["yes_no_accuracy"], 0.97, True),
+        ("count MAE", made["count_mae_all"], 0.35, False),
+        ("cell F1, buildings", made["cell_f1_buildings"], 0.90, True),
+        ("cell F1, roads", made["cell_f1_roads"], 0.80, True),
+        ("caption exact, all", made["caption_exact"], 0.75, True),
+        ("caption exact, changed", made["caption_exact_changed"], 0.55, True),
+    ]
+    for key, label in MADE.items():
+        if rule := RULE.get(key):
+            rows.append(
+                (f"{label}, against the dense head's own rule", made[key], made[rule], key != "count_mae_all")
+            )
+    if real:
+        rows += [
+            ("real: AUC, SZTAKI", real["sztaki_256"]["AUC"][0], 0.95, True),
+            ("real: AUC, LEVIR-CD", real["levir_bit"]["AUC"][0], 0.95, True),
+            ("real: balanced accuracy, by mask", real["all, by mask"]["balanced accuracy"][0], 0.85, True),
+            ("real: balanced accuracy, by eye", real["all, by eye"]["balanced accuracy"][0], 0.85, True),
+            ("real: mask F1, buildings, LEVIR-CD", real["levir_bit"]["mask F1, buildings"][0], 0.60, True),
+        ]
+        rows += [
+            (f"false alarms, {name}", share, 0.10, False) for name, (share, _) in real["false alarms"].items()
+        ]
+    return table(
+        ["what", "reached", "target", ""],
+        [
+            [
+                what,
+                number(value),
+                f"{bar:.3f}",
+                "met" if (value >= bar if more else value <= bar) else "short",
+            ]
+            for what, value, bar, more in rows
+        ],
+    )
+
+
+def fill(page: Path, name: str, told: list[str]) -> None:
+    """Puts paragraphs between a page's marks, or at its end where it has none."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text("\n\n".join([before.rstrip("\n"), begin, *told, end + (rest.partition(end)[2] or "\n")]))
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("run", type=Path)
@@ -112,11 +166,14 @@ def main() -> None:
     docs.mkdir(exist_ok=True)
     for name in ("config.yaml", "log.jsonl", "scores.json"):
         shutil.copyfile(run / name, docs / name)
-    page = ROOT / "docs" / "nano.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    told = [f"Weights {scores['fingerprint'][:8]}, measured {scores['date']}.", made(scores)]
-    told += [real(scores)] if "real" in scores else []
-    page.write_text("\n\n".join([before + BEGIN, *told, END + rest.partition(END)[2]]))
+    told = [f"Weights {scores['fingerprint'][:8]}, measured {scores['date']}."]
+    pages = ROOT / "docs"
+    fill(pages / "nano.md", "targets", [*told, targets(scores)])
+    fill(
+        pages / "model-card.md",
+        "scores",
+        [*told, made(scores), *([real(scores)] if "real" in scores else [])],
+    )
 
 
 if __name__ == "__main__":

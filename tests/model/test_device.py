@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -28,3 +30,31 @@ def test_a_small_model_is_float32_elsewhere() -> None:
     large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
     assert device.pick_dtype("auto", nano, "mps") == torch.float32
     assert device.pick_dtype("auto", large, "mps") == torch.float16
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from deltavlm.model.device import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(8_000_000, dtype=np.uint8)
+before = count()
+for _ in range(20):
+    np.ones(8_000_000, dtype=np.uint8)
+print(count() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_used_again_without_a_page_fault() -> None:
+    plain, kept = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for way in ("plain", "kept")
+    )
+    assert kept * 2 < plain

@@ -44,7 +44,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
     """A model and its first logits for two pairs."""
-    model = load_model(str(folder), device="cpu", quantize=kind)
+    model = load_model(str(folder), device="cpu", dtype="fp32", quantize=kind)
     assert isinstance(model, Predictor)
     rng = np.random.default_rng(3)
     before, after = (rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8) for _ in range(2))
