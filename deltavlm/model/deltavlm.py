@@ -12,6 +12,7 @@ B pairs, R rows (one a question), T image tokens, D vision width, Q queries, S t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,19 @@ class PairFeatures:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @classmethod
+    def joined(cls, parts: Sequence[PairFeatures]) -> PairFeatures:
+        """One batch of several, of which all or none have masks."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            there = [x for x in tensors if x is not None]
+            return torch.cat(there) if there else None
+
+        tokens = torch.cat([part.tokens for part in parts])
+        return cls(tokens, cat([part.mask_logits for part in parts]), cat([part.density for part in parts]))
 
     def to(self, dtype: torch.dtype) -> PairFeatures:
         mask, density = (None if x is None else x.to(dtype) for x in (self.mask_logits, self.density))

@@ -15,7 +15,7 @@ from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
 from deltavlm.model.interface import Question
 from deltavlm.model.memory import MOST_PAIRS, CudaMeter, TensorMeter, pairs_that_fit, row_bytes, rows_that_fit
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.predictor import LOOKED_AT, Predictor, load_model
 from tests.tiny import TINY, tiny_checkpoint
 
 LONG = Question("long", "how many roads are there?", max_new_tokens=9)
@@ -125,11 +125,12 @@ def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> 
 def test_the_batch_of_a_model_is_measured(predictor: Predictor) -> None:
     """What the chosen batch really takes is within the memory, and more pairs would not be."""
     meter = TensorMeter(8_000_000)
-    count = replace(predictor, meter=meter).auto_batch_size()
+    metered = replace(predictor, meter=meter)
+    count = metered.auto_batch_size()
     assert 2 < count < MOST_PAIRS
-    assert meter.peak(lambda: predictor.encode(*pairs(count))) < meter.budget
-    assert meter.peak(lambda: predictor.encode(*pairs(2 * count))) > meter.budget
-    assert predictor.auto_batch_size() == 16  # without a meter
+    assert meter.peak(lambda: metered.encode(*pairs(count))) < meter.budget
+    assert meter.peak(lambda: metered.encode(*pairs(2 * count))) > meter.budget
+    assert predictor.auto_batch_size() == 32  # without a meter
 
 
 def test_little_memory_changes_no_answer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,3 +198,15 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
     model = load_model(str(tmp_path), device="cuda:1")
     assert isinstance(model, Predictor)
     assert model.meter == CudaMeter("cuda:1")
+
+
+def test_pairs_looked_at_in_parts_are_those_looked_at_at_once(predictor: Predictor) -> None:
+    """A CPU looks at a few pairs at a time."""
+    many = 2 * LOOKED_AT + 3
+    parts = predictor.encode(*pairs(many))
+    whole = replace(predictor, meter=MadeUpMeter(0)).encode(*pairs(many))
+    assert len(parts) == len(whole) == many
+    torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-4, atol=1e-4)
+    assert parts.mask_logits is not None
+    assert whole.mask_logits is not None
+    torch.testing.assert_close(parts.mask_logits, whole.mask_logits, rtol=1e-4, atol=1e-4)
