@@ -32,7 +32,7 @@ class Stub:
     """Answers at once, like a model would: a tenth of the chips have changed."""
 
     name, fingerprint, device = "stub", "0" * 16, "cpu"
-    chip_px, training_gsd_m = 256, 0.5
+    chip_px, training_gsd_m, lanes = 256, 0.5, 1
 
     def __init__(self) -> None:
         self.details: dict[str, Any] = {}
@@ -120,7 +120,10 @@ def compared(
             {
                 "chips_per_s": len(chips) / seconds,
                 "loop_chips_per_s": len(places) / loop_s,
-                "shares": {name: one / seconds for name, one in asdict(summary.stages).items()},
+                "shares": {
+                    name: one / seconds / (model.lanes if name in ("encode", "answer") else 1)
+                    for name, one in asdict(summary.stages).items()
+                },
                 "peak_mb": peak_mb,
             }
         )

@@ -49,6 +49,7 @@ class ScriptedModel:
     details: dict[str, Any] = field(default_factory=dict)
     chip_px: int = 32
     training_gsd_m: float = 0.5
+    lanes: int = 1
     batches: list[int] = field(default_factory=list)  # pairs in each call of encode
     history: list[tuple[Question, ...]] = field(default_factory=list)  # questions in each call of answer
 
@@ -57,6 +58,9 @@ class ScriptedModel:
 
     def auto_batch_size(self) -> int:
         return 16
+
+    def enter_lane(self) -> None:
+        pass
 
     def encode(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Any:
         assert before.shape == after.shape

@@ -90,6 +90,15 @@ class ModelFacts(Protocol):
 class ChangeModel(ModelFacts, Protocol):
     """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
 
+    @property
+    def lanes(self) -> int:
+        """Batches to ask side by side, each by a thread of its own."""
+        ...
+
+    def enter_lane(self) -> None:
+        """Each of several threads calls this before it asks."""
+        ...
+
     def encode(self, before: Pixels, after: Pixels) -> Any:
         """Question-free features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.
 

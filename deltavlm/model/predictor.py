@@ -45,6 +45,7 @@ class Predictor:
     fingerprint: str
     quantize: str | None = None  # how, and by what: for the record
     meter: Meter | None = None  # of memory that batches should follow
+    threads: int = 1  # of the CPU
 
     @property
     def name(self) -> str:
@@ -86,6 +87,16 @@ class Predictor:
                 for start in range(0, max(1, len(before)), step)
             ]
         return PairFeatures.joined(found).to(self.model.projection.weight.dtype)
+
+    @property
+    def lanes(self) -> int:
+        """Two on a CPU: cores that share every matrix wait for each other after each, and where another
+        process has one of them, they mostly wait."""
+        return 2 if self.device == "cpu" and self.threads > 1 else 1
+
+    def enter_lane(self) -> None:
+        """This thread computes with its share of the threads."""
+        torch.set_num_threads(self.threads // self.lanes)
 
     def auto_batch_size(self) -> int:
         """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by
@@ -290,4 +301,5 @@ def load_model(name_or_folder: str = "nano", running: Running | None = None, **w
         checkpoint.fingerprint(folder),
         told(running.quantize) if running.quantize else None,
         CudaMeter(where) if where.startswith("cuda") else None,
+        torch.get_num_threads(),
     )

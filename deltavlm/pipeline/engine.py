@@ -13,6 +13,7 @@ from deltavlm.geo.pair import PairReader
 from deltavlm.geo.strips import read_chips
 from deltavlm.model.interface import ChangeModel, ModelFacts
 from deltavlm.pipeline.batches import Replies, ask_all
+from deltavlm.pipeline.lanes import side_by_side
 from deltavlm.pipeline.layers import Status
 from deltavlm.pipeline.repeats import Said, picture_of
 from deltavlm.pipeline.summary import Stages
@@ -113,10 +114,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Here:
-    """The engine of one process: the model that it holds is asked group by group."""
+    """The engine of one process: the model that it holds is asked group by group, or side by side in as many
+    lanes as it likes best."""
 
     model: ChangeModel
-    ahead: int = 2
+
+    @property
+    def ahead(self) -> int:
+        return 1 + self.model.lanes
 
     def looks(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
@@ -131,9 +136,17 @@ class Here:
         stages: Stages,
     ) -> Generator[Answered, None, None]:
         size = options.batch_size
-        for group in groups:
-            said, size = ask_all(self.model, specs, group.asked, size, options.cascade, stages)
-            yield group, said, size
+
+        def ask(group: Group) -> tuple[Group, list[Replies | ModelError], int, Stages]:
+            spent = Stages()
+            said, fits = ask_all(self.model, specs, group.asked, size, options.cascade, spent)
+            return group, said, fits, spent
+
+        with closing(side_by_side(ask, groups, self.model.lanes, self.model.enter_lane)) as done:
+            for group, said, fits, spent in done:
+                size = min(size, fits)  # what does not fit in one lane is not tried in another
+                stages.include(spent)
+                yield group, said, size
 
 
 def engine_of(asked: ChangeModel | Engine) -> Engine:

@@ -21,7 +21,8 @@ class Stages:
     """Seconds of a run by what they went into.
 
     Chips are read while others are answered, so that the stages may add up to more than the run took; of the
-    reading, only `waited` holds it up. On a GPU the end of encoding is counted as answering.
+    reading, only `waited` holds it up. Batches that are asked side by side count their seconds each. On a GPU
+    the end of encoding is counted as answering.
     """
 
     read: float = 0.0  # files opened and chips read
