@@ -40,6 +40,9 @@ class Stub:
         changed = ("two houses are built", "yes", "no new roads and 2 new buildings")
         self.said = ((*unchanged, "roads [] buildings []"), (*changed, "roads [] buildings ['top-left']"))
 
+    def enter_lane(self) -> None:
+        pass
+
     def encode(self, before: np.ndarray, after: np.ndarray) -> Any:
         return [int(picture[0, 0, 0]) % 10 == 0 for picture in after]
 
