@@ -51,12 +51,14 @@ class Stub:
         return [[Reply(text, 0.5) for text in self.said[changed]] for changed in chosen]
 
 
-def ours(model: ChangeModel, pair: RasterPair, output: Path, chip_px: int, batch: int) -> Summary:
+def ours(
+    model: ChangeModel, pair: RasterPair, output: Path, chip_px: int, batch: int, *, cascade: bool = False
+) -> Summary:
     """`deltavlm analyze` from open files on: a journal, and at the end the output."""
     wanted: Any = SimpleNamespace(
         specs=SPECS, out=SimpleNamespace(layer=None, resume=False, retry_failed=False), replaced=True
     )
-    run = AnalyzeOptions(chip_px=chip_px, batch_size=batch)
+    run = AnalyzeOptions(chip_px=chip_px, batch_size=batch, cascade=cascade)
     with open_pair(pair) as reader:
         return answered_pair(reader, Here(model), wanted, run, output, lambda progress: None)
 
