@@ -126,7 +126,7 @@ def compared(
                 "chips_per_s": len(chips) / seconds,
                 "loop_chips_per_s": len(places) / loop_s,
                 "shares": {
-                    name: one / seconds / (model.lanes if name in ("encode", "answer") else 1)
+                    name: one / seconds / (loaded.lanes if name in ("encode", "answer") else 1)
                     for name, one in asdict(summary.stages).items()
                 },
                 "peak_mb": peak_mb,

@@ -1,7 +1,7 @@
 """What `--cascade` gives, where only chips that say yes are asked the rest.
 
-Baseline: every question of every chip. A mosaic of drawn scenes, one a chip, of which a share has changed; both
-ways alternate in one process with one model, from open files to the finished GeoPackage.
+Baseline: every question of every chip. A mosaic of drawn scenes, one a chip, of which a share has changed;
+both ways alternate in one process with one model, from open files to the finished GeoPackage.
 
     python benchmarks/cascade.py --changed 0.1
 
