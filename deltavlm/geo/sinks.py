@@ -25,7 +25,7 @@ from deltavlm.locks import sync_folder, unfinished_name
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink"]
+__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_whole"]
 
 TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
 TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
@@ -49,7 +49,7 @@ class FeatureSink(Protocol):
     def write(self, layer: str, features: Iterable[Feature]) -> None: ...
 
 
-def check_output(path: Path | None, overwrite: bool) -> None:
+def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Find out before any work whether the output can be written; changes nothing. None or `-` is stdout.
 
     Raises:
@@ -67,8 +67,8 @@ def check_output(path: Path | None, overwrite: bool) -> None:
                 name.stat()
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
-    if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:
@@ -147,6 +147,17 @@ def geojson_text(
     return "".join(pieces)
 
 
+def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
+    """A file of any other kind, whole or not at all, by the rules of `open_sink`.
+
+    Raises: OutputError and WriteError, as there.
+    """
+    suffixes = (path.suffix.lower(),)
+    check_output(path, overwrite, suffixes)
+    with _whole(path, overwrite, suffixes) as part, _translated(path):
+        part.write_bytes(content)
+
+
 def _file(path: Path | None) -> Path | None:
     return None if path is None or str(path) == "-" else path
 
@@ -191,7 +202,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
+def _whole(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
     """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
     target = _followed(path)
     part = target.with_name(unfinished_name(path))
@@ -201,7 +212,7 @@ def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
             with part.open("rb+") as stream:
                 os.fsync(stream.fileno())
             try:
-                check_output(path, overwrite)  # hours may have passed
+                check_output(path, overwrite, suffixes)  # hours may have passed
                 if path.suffix.lower() == ".gpkg":
                     settle(target)
             except OutputError as error:

@@ -153,24 +153,26 @@ class View:
         return cls(source, dataset, mask, col_off, row_off, alpha, mask_dtype)
 
     def read(
-        self, window: Window, shape: tuple[int, int] | None = None
+        self, window: Window, shape: tuple[int, int] | None = None, *, averaged: bool = False
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Colours (3, rows, cols) in the raster's dtype, its scale and offset applied; validity (rows, cols).
 
-        With `shape` (rows, cols) the window is decimated to it.
+        With `shape` (rows, cols) the window is decimated to it; `averaged` as in `raw`.
 
         Raises:
             RasterError: a block of the file cannot be decoded.
         """
-        return self.shown(self.raw(self.room(*(shape or (window.height, window.width))), window))
+        room = self.room(*(shape or (window.height, window.width)))
+        return self.shown(self.raw(room, window, averaged=averaged))
 
     def room(self, rows: int, cols: int) -> Raw:
         """Where `raw` can put as many pixels, not filled."""
         values = np.empty((len(set(self.source.bands)), rows, cols), self.source.dtype)
         return Raw(values, None if self.mask_dtype is None else np.empty((rows, cols), self.mask_dtype))
 
-    def raw(self, room: Raw, window: Window) -> Raw:
-        """Fill the room with the pixels of the window as the file has them, decimated where it is smaller.
+    def raw(self, room: Raw, window: Window, *, averaged: bool = False) -> Raw:
+        """Fill the room with the pixels of the window as the file has them, decimated where it is smaller:
+        every n-th pixel, or `averaged`, which takes every pixel to look smooth. Numbers of a palette are not.
 
         Alpha is read as a band: GDAL masks by it in 8 and 16 bit files only.
 
@@ -179,7 +181,9 @@ class View:
         """
         place = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
         with translated(self.source.location, *UNREADABLE):
-            self.dataset.read(sorted(set(self.source.bands)), window=place, out=room.values)
+            smooth = averaged and self.source.palette is None
+            how = Resampling.average if smooth else Resampling.nearest
+            self.dataset.read(sorted(set(self.source.bands)), window=place, out=room.values, resampling=how)
             if self.alpha is not None:
                 self.mask.read(self.alpha, window=place, out=room.mask)
             elif room.mask is not None:

@@ -1,0 +1,284 @@
+
+// The map: both dates with a swipe between them, chips and what is in them drawn on top.
+const map = $("map"), canvas = $("canvas"), swipe = $("swipe"), tip = $("tip");
+const SMALL = 11;  // px; smaller chips are filled, and unchanged ones left out
+let hovered = null, waiting = false;
+
+function draw() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; paint(); });
+}
+
+function paint() {
+  const context = canvas.getContext("2d");
+  const dense = window.devicePixelRatio || 1;
+  context.setTransform(dense, 0, 0, dense, 0, 0);
+  context.clearRect(0, 0, view.width, view.height);
+  const pair = PAIRS[state.shown];
+  if (!pair) return;
+  const split = Math.round(view.split * view.width);
+  if (pair.pictures) {
+    half(context, pair, pair.pictures.before, 0, split);
+    half(context, pair, pair.pictures.after, split, view.width);
+  } else {
+    context.fillStyle = "rgba(128,132,140,.18)";
+    context.fillRect(view.x, view.y, pair.width * view.zoom, pair.height * view.zoom);
+  }
+  if ($("show-chips").checked) chipsOn(context);
+  if ($("show-cells").checked) cellsOn(context);
+  if (DATA.changes.length && $("show-changes").checked) changesOn(context);
+  for (const chip of [hovered, state.chosen]) {
+    if (!chip || chip.pair !== state.shown) continue;
+    context.setLineDash([]);
+    frame(context, chip, "rgba(0,0,0,.75)", chip === state.chosen ? 6 : 4, 0);
+    frame(context, chip, "#fff", chip === state.chosen ? 3 : 1.5, 1);
+  }
+  furniture(pair, split);
+}
+
+function half(context, pair, uri, left, right) {
+  const image = picture(uri, draw);
+  if (!image || right <= left) return;
+  const [width, height] = pair.pictures.extent;
+  context.save();
+  context.beginPath();
+  context.rect(left, 0, right - left, view.height);
+  context.clip();
+  context.imageSmoothingEnabled = (width * view.zoom) / image.naturalWidth < 3;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, view.x, view.y, width * view.zoom, height * view.zoom);
+  context.restore();
+}
+
+function frame(context, chip, style, line, inset) {
+  const around = line / 2 + inset;
+  context.strokeStyle = style;
+  context.lineWidth = line;
+  context.strokeRect(
+    chip.x * view.zoom + view.x + around, chip.y * view.zoom + view.y + around,
+    Math.max(1, chip.w * view.zoom - 2 * around), Math.max(1, chip.h * view.zoom - 2 * around),
+  );
+}
+
+const isInSight = (chip) => {
+  const left = chip.x * view.zoom + view.x, top = chip.y * view.zoom + view.y;
+  return left < view.width && top < view.height && left + chip.w * view.zoom > 0 && top + chip.h * view.zoom > 0;
+};
+
+function chipsOn(context) {
+  for (const chip of state.listed) {
+    if (chip.pair !== state.shown || !isInSight(chip)) continue;
+    if (!SEEN.has(chip.status)) {
+      context.fillStyle = "rgba(120,124,132,.45)";
+      context.fillRect(chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, chip.w * view.zoom, chip.h * view.zoom);
+    } else if (chip.w * view.zoom < SMALL) {
+      if (!chip.changed) continue;
+      context.fillStyle = colour(chip.score, 0.8);
+      context.fillRect(chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, Math.max(1.5, chip.w * view.zoom - 0.5), Math.max(1.5, chip.h * view.zoom - 0.5));
+    } else if (chip.changed) {
+      frame(context, chip, "rgba(0,0,0,.45)", 4, 0);
+      frame(context, chip, colour(chip.score), 2.5, 0.75);
+    } else {
+      frame(context, chip, colour(chip.score, 0.55), 1, 0);
+    }
+  }
+}
+
+function cellsOn(context) {
+  for (const chip of state.listed) {
+    if (chip.pair !== state.shown || !(chip.road_cells || chip.building_cells) || !isInSight(chip)) continue;
+    cells(context, chip, chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, DATA.chipPx * view.zoom, chip.w / DATA.chipPx, chip.h / DATA.chipPx);
+  }
+}
+
+// Cells are thirds of the square that the model saw; `across` and `down` are how much of it is real.
+function cells(context, chip, x, y, size, across = 1, down = 1) {
+  context.save();
+  context.beginPath();
+  context.rect(x, y, size * across, size * down);
+  context.clip();
+  const third = size / 3;
+  for (const [kind, ink] of [["building", "245,158,11"], ["road", "59,130,246"]]) {
+    for (const [row, column] of cellsOf(chip, kind)) {
+      const inset = kind === "road" ? 4 : 1.5;
+      context.fillStyle = `rgba(${ink},.22)`;
+      context.strokeStyle = `rgba(${ink},1)`;
+      context.lineWidth = 1.5;
+      context.setLineDash(kind === "road" ? [5, 3] : []);
+      context.fillRect(x + column * third, y + row * third, third, third);
+      if (third > 9) context.strokeRect(x + column * third + inset, y + row * third + inset, third - 2 * inset, third - 2 * inset);
+    }
+  }
+  context.restore();
+}
+
+function changesOn(context) {
+  context.setLineDash([]);
+  for (const change of DATA.changes) {
+    if (change.pair !== state.shown) continue;
+    context.beginPath();
+    for (const ring of change.rings) {
+      ring.forEach(([x, y], index) => context[index ? "lineTo" : "moveTo"](x * view.zoom + view.x, y * view.zoom + view.y));
+      context.closePath();
+    }
+    context.fillStyle = "rgba(255,255,255,.18)";
+    context.fill("evenodd");
+    context.strokeStyle = "rgba(0,0,0,.7)";
+    context.lineWidth = 3.5;
+    context.stroke();
+    context.strokeStyle = "#7df9ff";
+    context.lineWidth = 1.5;
+    context.stroke();
+  }
+}
+
+// What lies on the map and does not move with it.
+function furniture(pair, split) {
+  swipe.style.left = `${split}px`;
+  swipe.setAttribute("aria-valuenow", String(Math.round(view.split * 100)));
+  swipe.setAttribute("aria-valuetext", `${Math.round(view.split * 100)} % of the map shows before`);
+  $("date-before").style.opacity = view.split > 0.06 ? 1 : 0;
+  $("date-after").style.opacity = view.split < 0.94 ? 1 : 0;
+  $("scale").hidden = !pair.gsd;
+  if (pair.gsd) {
+    const [width, words] = scaleBar(pair.gsd, Math.min(160, view.width / 3));
+    $("scale").firstElementChild.style.width = `${width}px`;
+    if ($("scale").dataset.words !== words) {
+      $("scale").dataset.words = words;
+      $("scale").replaceChildren(words, make("span"));
+      $("scale").firstElementChild.style.width = `${width}px`;
+      $("scale").setAttribute("aria-label", `Scale: the bar is ${words}`);
+    }
+  }
+}
+
+function showPair(number) {
+  state.shown = number;
+  const pair = PAIRS[number];
+  hovered = null;
+  for (const date of ["before", "after"]) {
+    const when = pair.dates[date === "before" ? 0 : 1];
+    $(`date-${date}`).textContent = `${date === "before" ? "Before" : "After"}${when ? `, ${when}` : ""}`;
+  }
+  const why = pair.missing || (pair.width ? "" : pair.reason);
+  $("missing").hidden = !why;
+  $("missing").textContent = why ? `No pictures: ${why}` : "";
+  swipe.hidden = !pair.pictures;
+  $("flip").disabled = !pair.pictures;
+  $("compass").hidden = pair.north === null;
+  if (pair.north !== null) {
+    $("compass").style.transform = `rotate(${pair.north.toFixed(1)}deg)`;
+    $("compass").setAttribute("aria-label", `North is ${Math.round(pair.north)} degrees clockwise from up`);
+  }
+  fit();
+}
+
+function setSplit(share) {
+  view.split = Math.min(1, Math.max(0, share));
+  draw();
+}
+
+const flip = () => { if (PAIRS[state.shown].pictures) setSplit(view.split > 0.5 ? 0 : 1); };
+
+function hover(chip, x = 0, y = 0) {
+  if (chip !== hovered) {
+    hovered = chip;
+    draw();
+    tip.hidden = !chip;
+    if (chip) {
+      const said = SEEN.has(chip.status) ? chip.caption || "no caption" : chip.status;
+      tip.replaceChildren(make("b", { text: told(chip.score) }), `  ${said}`);
+    }
+  }
+  if (chip) {
+    tip.style.left = `${Math.max(4, Math.min(x + 14, view.width - tip.offsetWidth - 6))}px`;
+    tip.style.top = `${y + 18 + tip.offsetHeight > view.height ? y - tip.offsetHeight - 10 : y + 18}px`;
+  }
+}
+
+function listenToMap() {
+  const fingers = new Map();
+  let moved = 0, apart = 0;
+  const at = (event) => {
+    const box = map.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
+  const spread = () => {
+    const [one, two] = [...fingers.values()];
+    return [Math.hypot(one[0] - two[0], one[1] - two[1]), (one[0] + two[0]) / 2, (one[1] + two[1]) / 2];
+  };
+  map.addEventListener("pointerdown", (event) => {
+    if (event.target.closest(".swipe") || event.button) return;
+    map.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, at(event));
+    if (fingers.size === 1) moved = 0;
+    if (fingers.size === 2) apart = spread()[0];
+  });
+  map.addEventListener("pointermove", (event) => {
+    const [x, y] = at(event);
+    const last = fingers.get(event.pointerId);
+    if (!last) {
+      if (event.pointerType === "mouse") hover(event.target === swipe ? null : chipAt(x, y), x, y);
+      return;
+    }
+    fingers.set(event.pointerId, [x, y]);
+    if (fingers.size === 2) {
+      const [now, middleX, middleY] = spread();
+      moved = 99;
+      if (apart) zoomAt(now / apart, middleX, middleY);
+      apart = now;
+    } else {
+      moved += Math.abs(x - last[0]) + Math.abs(y - last[1]);
+      if (moved > 5) { map.classList.add("dragging"); hover(null); pan(x - last[0], y - last[1]); }
+    }
+  });
+  const lift = (event) => {
+    if (!fingers.delete(event.pointerId)) return;
+    map.classList.remove("dragging");
+    if (event.type === "pointerup" && moved <= 5 && !fingers.size) {
+      const chip = chipAt(...at(event));
+      if (chip) choose(chip, { open: true }); else close();
+    }
+  };
+  map.addEventListener("pointerup", lift);
+  map.addEventListener("pointercancel", lift);
+  map.addEventListener("pointerleave", () => hover(null));
+  map.addEventListener("dblclick", (event) => zoomAt(2, ...at(event)));
+  map.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoomAt(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)), ...at(event));
+  }, { passive: false });
+  swipe.addEventListener("pointerdown", (event) => { swipe.setPointerCapture(event.pointerId); hover(null); });
+  swipe.addEventListener("pointermove", (event) => {
+    if (swipe.hasPointerCapture(event.pointerId)) setSplit(at(event)[0] / view.width);
+  });
+  swipe.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, Home: -1, End: 1 }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    setSplit(view.split + step);
+  });
+  map.addEventListener("keydown", (event) => {
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (way && event.shiftKey) pan(-60 * way[0], -60 * way[1]);
+    else if (way) { const next = neighbour(...way); if (next) choose(next, { open: state.open }); }
+    else if (event.key === "Enter" && state.chosen) choose(state.chosen, { open: true, near: true });
+    else return;
+    event.preventDefault();
+  });
+  for (const name of ["chips", "cells", "changes"]) $(`show-${name}`).addEventListener("change", draw);
+  $("zoom-in").addEventListener("click", () => zoomAt(1.5));
+  $("zoom-out").addEventListener("click", () => zoomAt(1 / 1.5));
+  $("fit").addEventListener("click", fit);
+  $("flip").addEventListener("click", flip);
+  new ResizeObserver(() => {
+    view.width = map.clientWidth;
+    view.height = map.clientHeight;
+    const dense = window.devicePixelRatio || 1;
+    canvas.width = Math.round(view.width * dense);
+    canvas.height = Math.round(view.height * dense);
+    if (view.moved) { keepInSight(); draw(); } else fit();
+  }).observe(map);
+}
