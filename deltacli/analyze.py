@@ -19,6 +19,8 @@ from deltacli.outcome import outcome, tell_notes, tell_outcome, warn_of_scale
 from deltacli.pair_flags import PairFlags
 from deltacli.pairs import analyze_many
 from deltacli.plan import pair_plan, show_plan
+from deltacli.show_flags import ShowFlags
+from deltacli.thumbnails import show_thumbnails
 from deltacli.wanted import Wanted
 from deltavlm.config import shipped
 from deltavlm.errors import ConfigError, PartialFailure
@@ -39,6 +41,7 @@ def analyze(
     *,
     many: PairFlags,
     out: OutputFlags,
+    show: ShowFlags,
     questions: Annotated[
         Path | None,
         options.flag(
@@ -82,6 +85,7 @@ def analyze(
         batch_size=batch_size,
         json_summary=json_summary,
         where=where,
+        show=show,
     )
     places = many.places(before, after)
     if places is None:
@@ -135,13 +139,15 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
 
                 summary = answered_pair(reader, engine, wanted, wanted.batched(run, model), path, watch)
         monitor.see(summary)
-        tell_outcome(summary, reader, target, judged)
+        tell_outcome(summary, reader, target, judged, wanted.show.top)
+        show_thumbnails(reader, chip_px, summary.most_changed[: wanted.show.top], wanted.show.thumbnails)
         if wanted.json_summary:
             told = outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}
             told |= {} if judged else {"changed": None, "neither_yes_nor_no": None}
             typer.echo(json.dumps(told, ensure_ascii=False))
-    if summary.failed:
-        raise PartialFailure(
-            f"{summary.failed} of {summary.chips} chips failed, the first because: {summary.first_failure}"
-            f"{'' if path is None else '; --retry-failed asks them again'}"
-        )
+    with wanted.show.afterwards(path, (before, after), wanted.rasters.allow_vrt, wanted.replaced):
+        if summary.failed:
+            raise PartialFailure(
+                f"{summary.failed} of {summary.chips} chips failed, the first because: "
+                f"{summary.first_failure}{'' if path is None else '; --retry-failed asks them again'}"
+            )

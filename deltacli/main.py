@@ -27,6 +27,7 @@ from deltacli.doctor import NeedsProj, doctor
 from deltacli.evaluate import evaluate
 from deltacli.grid import grid
 from deltacli.monitor import monitor
+from deltacli.report import report
 from deltacli.signals import stoppable
 from deltacli.synth import synth
 from deltacli.train import train
@@ -161,6 +162,7 @@ app.command(cls=NeedsProj)(analyze)
 app.command(cls=NeedsProj)(ask)
 app.command(cls=NeedsProj)(chat)
 app.command(cls=NeedsProj)(grid)
+app.command(cls=NeedsProj)(report)
 app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)

@@ -43,15 +43,20 @@ def places(chips: list[ChangedChip], crs: CRS | None) -> tuple[str, list[tuple[f
     return ("x/y px" if crs is None else "x/y"), list(zip(xs, ys, strict=True))
 
 
-def tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool) -> None:
-    """The end of a run over one pair; judged: whether the yes/no question was asked."""
-    where, points = places(summary.most_changed, reader.crs)
+def tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool, top: int = 10) -> None:
+    """The end of a run over one pair; judged: whether the yes/no question was asked; `top`: most rows of the
+    table."""
+    chips = summary.most_changed[:top]
+    where, points = places(chips, reader.crs)
     digits = 5 if where == "lon/lat" else 0
     rows = [
-        (chip.chip_id, f"{x:.{digits}f}, {y:.{digits}f}", f"{chip.score:.2f}", chip.caption)
-        for chip, (x, y) in zip(summary.most_changed, points, strict=True)
+        (chip.chip_id, f"{x:.{digits}f}", f"{y:.{digits}f}", f"{chip.score:.2f}", chip.caption)
+        for chip, (x, y) in zip(chips, points, strict=True)
     ]
-    voice.table("Most changed chips", ("chip", where, "score", "caption"), rows)
+    x_name, y_name = (
+        ("lon", "lat") if where == "lon/lat" else ("x px", "y px") if reader.crs is None else ("x", "y")
+    )
+    voice.table("Most changed chips", ("chip", x_name, y_name, "score", "caption"), rows)
     tell_unread(summary)
     voice.say(f"{chips_told(summary, judged)}; output {'on stdout' if target == '-' else target}")
 

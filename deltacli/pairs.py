@@ -37,8 +37,10 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
         from deltacli.folder import SUFFIX, analyze_into_folder
 
+        wanted.show.refuse(f"-o {target}, which is a folder", "each output in it")
         found, analyzed = many.read(SUFFIX), analyze_into_folder
     else:
+        wanted.show.refuse_quicklook()
         wanted.check_file(None if target == "-" else Path(target), target)
         found, analyzed = many.read(), _analyze_into_one
     numbers = wanted.check_model()
@@ -72,7 +74,8 @@ def _analyze_into_one(
             done = _streamed(found, wanted, read, run, engine)
         else:
             done = _written(found, wanted, read, run, engine, path)
-    tell_many(done, found, wanted, engine.model, target, load_s)
+    with wanted.show.afterwards(path, (None, None), wanted.rasters.allow_vrt, wanted.replaced):
+        tell_many(done, found, wanted, engine.model, target, load_s)
 
 
 def _asked(
@@ -216,10 +219,10 @@ def tell_many(
         where, points = places([chip], crs)
         found_at.append((chip, where, points[0]))
     rows = [
-        (chip.pair, chip.chip_id, f"{x:.5f}, {y:.5f}", f"{chip.score:.2f}", chip.caption)
-        for chip, _, (x, y) in found_at
+        (chip.pair, chip.chip_id, f"{x:.5f}", f"{y:.5f}", f"{chip.score:.2f}", chip.caption)
+        for chip, _, (x, y) in found_at[: wanted.show.top]
     ]
-    voice.table("Most changed chips", ("pair", "chip", "lon/lat or x/y", "score", "caption"), rows)
+    voice.table("Most changed chips", ("pair", "chip", "lon or x", "lat or y", "score", "caption"), rows)
     tell_unread(summary)
     failed = [outcome for outcome in done.outcomes.values() if outcome.record is None]
     voice.say(

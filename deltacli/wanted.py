@@ -14,6 +14,7 @@ from deltacli import values
 from deltacli.engine_flags import EngineFlags
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags
 from deltacli.monitor import monitor
+from deltacli.show_flags import ShowFlags
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Wanted:
     batch_size: str
     json_summary: bool
     where: EngineFlags = field(default_factory=EngineFlags)
+    show: ShowFlags = field(default_factory=ShowFlags)
 
     @property
     def judged(self) -> bool:
@@ -85,6 +87,7 @@ class Wanted:
 
         if path is not None:
             check_output(path, self.replaced)
+        self.show.check(path, self.out.layer, self.replaced)
         if self.out.retry_failed and (path is None or not journal_path(path).exists()):
             raise ConfigError(
                 f"--retry-failed: nothing is known of a run into {target} with chips that failed"

@@ -146,7 +146,7 @@ def _rows(table: pa.Table, geometry: str) -> list[Row]:
     if geometry in table.column_names:
         shapes = list(shapely.from_wkb(table[geometry].to_pylist()))
         table = table.drop_columns([geometry])
-    rows = table.to_pylist()
+    rows: list[Row] = table.to_pylist()
     for row, shape in zip(rows, shapes, strict=True):
         for name in LISTS:
             if isinstance(row.get(name), str):

@@ -17,6 +17,7 @@ from typing import Any
 from deltavlm import __version__
 from deltavlm.errors import InputError, RasterError
 from deltavlm.geo.location import public_name
+from deltavlm.report.colours import RAMP
 from deltavlm.report.outputs import Output, Row
 from deltavlm.report.pictures import Opening, Seen, as_webp, opened
 from deltavlm.report.scenes import Scene, score_of
@@ -70,8 +71,8 @@ def report_html(
     number = sum(len(scene.chips) for scene in scenes)
     if number > MAX_CHIPS:
         raise InputError(
-            f"{output.path}: has {number:,} chips, more than the {MAX_CHIPS:,} that a page can hold; choose one "
-            "pair with --pair, or analyze --bbox"
+            f"{output.path}: has {number:,} chips, more than the {MAX_CHIPS:,} that a page can hold; choose "
+            "one pair with --pair, or analyze --bbox"
         )
     shown = _pictures(output, scenes, opening, sizes or Sizes(), watch)
     title = _title(scenes, output)
@@ -80,8 +81,11 @@ def report_html(
         "file": output.path.name,
         "pairs": [_pair(scene, shown) for scene in scenes],
         "chips": _columns(scenes),
-        "changes": [_change(number, one, scene) for number, scene in enumerate(scenes) for one in scene.changes],
+        "changes": [
+            _change(number, one, scene) for number, scene in enumerate(scenes) for one in scene.changes
+        ],
         "details": shown.details,
+        "ramp": RAMP,
         "cells": LABELS,
         "chipPx": scenes[0].chip_px if scenes else 0,
         "questions": {
@@ -141,7 +145,8 @@ def _pictures(
     shown = _Shown()
     room = max(1, sizes.all_overviews_px // (2 * sizes.smallest_px**2))
     longest = min(
-        sizes.overview_px, max(sizes.smallest_px, math.isqrt(sizes.all_overviews_px // (2 * len(scenes) or 1)))
+        sizes.overview_px,
+        max(sizes.smallest_px, math.isqrt(sizes.all_overviews_px // (2 * len(scenes) or 1))),
     )
     scored = sorted(
         ((score_of(chip), number) for number, chip in _numbered(scenes) if chip.get("changed")), reverse=True
@@ -150,7 +155,9 @@ def _pictures(
     first = 0
     for index, scene in enumerate(scenes):
         if index >= room:
-            shown.missing[scene.name] = f"the page has room for pictures of {room} pairs; report --pair shows it"
+            shown.missing[scene.name] = (
+                f"the page has room for pictures of {room} pairs; report --pair shows it"
+            )
         else:
             try:
                 with opened(scene, opening, output.path.absolute().parent) as seen:
@@ -215,7 +222,9 @@ def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
     def text(value: Any) -> int:
         return texts.setdefault("" if value is None else str(value), len(texts))
 
-    asked = [name for scene in scenes for chip in scene.chips[:1] for name in chip if name.startswith("answer_")]
+    asked = [
+        name for scene in scenes for chip in scene.chips[:1] for name in chip if name.startswith("answer_")
+    ]
     answers = list(dict.fromkeys(asked))
     columns: dict[str, list[Any]] = {
         name: []
@@ -278,7 +287,9 @@ def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
 def _provenance(record: dict[str, Any], scenes: Sequence[Scene]) -> list[tuple[str, str]]:
     """The lines that matter of where the answers come from; the page has all of it as JSON too."""
     model, options = record.get("model") or {}, record.get("options") or {}
-    lines = [("Made by", f"{record.get('tool', 'deltavlm')} {record.get('versions', {}).get('deltavlm', '')}")]
+    lines = [
+        ("Made by", f"{record.get('tool', 'deltavlm')} {record.get('versions', {}).get('deltavlm', '')}")
+    ]
     if len(scenes) == 1:
         scene = scenes[0]
         for label, date in (("Before", scene.before), ("After", scene.after)):

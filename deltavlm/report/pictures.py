@@ -27,7 +27,9 @@ from deltavlm.report.scenes import Date, Scene
 
 __all__ = ["Opening", "Seen", "as_webp", "opened"]
 
-BAND_PX = 256  # rows of an overview that are read at once, so that memory does not grow with the raster
+BAND_BYTES = 24 * 2**20
+"""Of the file, read at once for an overview: GDAL averages one colour after the other, and what its block
+cache does not hold is decoded once for each."""
 QUALITY = 80
 
 Pixels = NDArray[np.uint8]
@@ -172,7 +174,7 @@ def _stretch(date: Date, view: View, grid: PixelGrid) -> Stretch | None:
 def _whole(
     source: Source, view: View, stretch: Stretch | None, grid: PixelGrid, size: tuple[int, ...]
 ) -> Image.Image:
-    """A date on the grid at `size` (width, height), band by band of its rows; what cannot be read is blank."""
+    """A date on the grid at `size` (width, height), some rows at a time; what cannot be read is blank."""
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
@@ -185,8 +187,10 @@ def _whole(
     with ExitStack() as stack:
         if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
             view, grid = stack.enter_context(source.seen_on(small, None, "average")), small
-        for top in range(0, height, BAND_PX):
-            rows = slice(top, min(height, top + BAND_PX))
+        deep = len(set(source.bands)) * np.dtype(source.dtype).itemsize
+        step = max(1, int(BAND_BYTES / (grid.width * deep) * height / grid.height))
+        for top in range(0, height, step):
+            rows = slice(top, min(height, top + step))
             first, last = (math.floor(row * grid.height / height) for row in (rows.start, rows.stop))
             window = Window(0, first, grid.width, max(1, last - first))
             try:
@@ -215,5 +219,3 @@ def _picture(pixels: Pixels, valid: NDArray[np.bool_]) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(rgb))
     alpha = np.where(valid, 255, 0).astype(np.uint8)[..., None]
     return Image.fromarray(np.concatenate([np.where(valid[..., None], rgb, 0), alpha], axis=2))
-
-

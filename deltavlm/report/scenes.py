@@ -1,4 +1,4 @@
-"""What an output says of each pair, in the pixels of its grid: windows of chips, cells, polygons of change."""
+"""What an output says of each pair, in the pixels of its grid: windows of chips, polygons of change."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _told_grid(told: Mapping[str, Any]) -> PixelGrid:
     width, height = int(told["width"]), int(told["height"])
     crs = CRS.from_user_input(told["crs"]) if told["crs"] else None
     grid = PixelGrid(crs, Affine(*numbers), width, height)
-    if not (len(numbers) == 6 and 1 <= width and 1 <= height and width * height <= MAX_PIXELS):
+    if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"a grid of {width} x {height} px")
     if not grid.is_invertible():
         raise ValueError(f"a transform {numbers}")

@@ -35,6 +35,7 @@ const CHIPS = (() => {
   return chips;
 })();
 
+const DETAILED = Object.keys(DATA.details).map((number) => CHIPS[number]);
 const CLASSES = [...new Set(CHIPS.flatMap((chip) => [...chip.classes]))].sort();
 
 // What the reader has chosen. `pair` is null for all pairs; `shown` is the pair on the map.
@@ -63,8 +64,7 @@ const counted = (number, thing) => `${whole.format(number)} ${thing}${number ===
 const told = (score) => (score === null ? "–" : score.toFixed(2));
 const place = (chip) => (chip.lon === null ? `${chip.x + chip.w / 2}, ${chip.y + chip.h / 2}` : `${chip.lon.toFixed(5)}, ${chip.lat.toFixed(5)}`);
 
-// Dark blue to yellow, lighter and lighter: its order can be seen without its hues.
-const RAMP = [[44, 52, 128], [106, 58, 150], [178, 74, 130], [230, 122, 84], [252, 208, 74]];
+const RAMP = DATA.ramp;
 function colour(score, alpha = 1) {
   if (score === null) return `rgba(150,156,166,${alpha})`;
   const at = Math.min(Math.max(score, 0), 1) * (RAMP.length - 1);

@@ -19,8 +19,8 @@ function paint() {
   if (!pair) return;
   const split = Math.round(view.split * view.width);
   if (pair.pictures) {
-    half(context, pair, pair.pictures.before, 0, split);
-    half(context, pair, pair.pictures.after, split, view.width);
+    half(context, pair, 0, 0, split);
+    half(context, pair, 1, split, view.width);
   } else {
     context.fillStyle = "rgba(128,132,140,.18)";
     context.fillRect(view.x, view.y, pair.width * view.zoom, pair.height * view.zoom);
@@ -37,17 +37,24 @@ function paint() {
   furniture(pair, split);
 }
 
-function half(context, pair, uri, left, right) {
-  const image = picture(uri, draw);
+// One date between two edges; chips that have pictures of their own are drawn from these when one is near.
+function half(context, pair, date, left, right) {
+  const image = picture(date ? pair.pictures.after : pair.pictures.before, draw);
   if (!image || right <= left) return;
   const [width, height] = pair.pictures.extent;
+  const coarse = image.naturalWidth < 0.75 * width, grown = (width * view.zoom) / image.naturalWidth;
   context.save();
   context.beginPath();
   context.rect(left, 0, right - left, view.height);
   context.clip();
-  context.imageSmoothingEnabled = (width * view.zoom) / image.naturalWidth < 3;
+  context.imageSmoothingEnabled = coarse || grown < 3;
   context.imageSmoothingQuality = "high";
   context.drawImage(image, view.x, view.y, width * view.zoom, height * view.zoom);
+  for (const chip of coarse && grown > 1.5 ? DETAILED : []) {
+    if (chip.pair !== state.shown || !isInSight(chip)) continue;
+    const own = picture(DATA.details[chip.number][date], draw);
+    if (own) context.drawImage(own, chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, chip.w * view.zoom, chip.h * view.zoom);
+  }
   context.restore();
 }
 
