@@ -47,8 +47,8 @@ class ShowFlags:
         flag(
             "--thumbnails",
             panel=TALK,
-            help="Pictures of these chips, where the terminal has kitty's, iTerm2's or sixel graphics; always: "
-            "sixel where that is not known.",
+            help="Pictures of these chips, where a terminal has kitty's, iTerm2's or sixel graphics; always:"
+            " sixel where that is not known.",
         ),
     ] = "auto"
 

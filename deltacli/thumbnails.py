@@ -111,8 +111,8 @@ def encoded(picture: Image, protocol: Protocol) -> str:
 
 
 def _sixel(picture: Image) -> Iterator[str]:
-    """DEC's sixel: bands of six rows, one pass a colour; a character is six pixels of a column, the lowest bit
-    on top."""
+    """DEC's sixel: bands of six rows, one pass a colour; a character is six pixels of a column, the
+    lowest bit on top."""
     import numpy as np
 
     few = picture.quantize(colors=128)

@@ -63,7 +63,7 @@ function facts(chip) {
   add(chip.lon === null ? "Middle, px" : "Lon, lat", place(chip), button);
   add("Pixels", `${chip.w} × ${chip.h} from column ${chip.x}, row ${chip.y}`);
   if (chip.surety !== null) add("Caption surety", `${chip.surety} (mean log-probability; nearer 0 is surer)`);
-  if (chip.valid !== null && chip.valid < 1) add("With data", `${Math.round(chip.valid * 100)} %`);
+  if (chip.valid !== null && chip.valid < 0.995) add("With data", `${Math.round(chip.valid * 100)} %`);
   if (PAIRS.length > 1) add("Pair", PAIRS[chip.pair].name);
   return found;
 }

@@ -153,7 +153,7 @@ function histogram(wanted) {
     const x = left + index * step;
     const bar = (number, settings) => svg("rect", { x: x + 1.5, width: step - 3, y: base - tall(number), height: tall(number), rx: 2, ...settings });
     drawing.append(bar(count, { class: "all" }), bar(listed[index], { fill: colour((index + 0.5) / BINS) }));
-    if (count) drawing.append(svg("text", { x: x + step / 2, y: base - tall(count) - 5, "text-anchor": "middle" }, count > 9999 ? `${Math.round(count / 1000)}k` : String(count)));
+    if (count) drawing.append(svg("text", { x: x + step / 2, y: base - tall(count) - 5, "text-anchor": "middle" }, count > 999 ? `${(count / 1000).toFixed(1)}k` : String(count)));
     const hit = svg("rect", { x, width: step, y: 0, height: base, class: "hit" }, svg("title", {}, `${(index / BINS).toFixed(2)} to ${((index + 1) / BINS).toFixed(2)}: ${counted(count, "chip")}, ${listed[index]} listed`));
     hit.addEventListener("click", () => {
       $("low").value = (index / BINS) * 100;

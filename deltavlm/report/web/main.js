@@ -25,7 +25,7 @@ function subtitle() {
   const pair = state.pair === null ? null : PAIRS[state.pair];
   const dates = pair && pair.dates.some(Boolean) ? ` · ${pair.dates.map((one) => one || "?").join(" → ")}` : "";
   const names = pair && pair.before ? `${pair.before} → ${pair.after}${dates}` : "";
-  $("subtitle").textContent = [names === $("title").textContent ? "" : names, DATA.file].filter(Boolean).join(" · ");
+  $("subtitle").textContent = [names, DATA.file].filter((part) => part && !$("title").textContent.includes(part)).join(" · ") || dates.slice(3);
 }
 
 function legend() {

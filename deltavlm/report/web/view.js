@@ -43,6 +43,13 @@ function pan(right, down) {
   draw();
 }
 
+// The offset that brings a place into the middle, or as near to it as leaves no empty ground beside the pair.
+function centred(at, whole, room) {
+  const length = whole * view.zoom, margin = 16;
+  if (length + 2 * margin <= room) return (room - length) / 2;
+  return Math.min(margin, Math.max(room - length - margin, room / 2 - at * view.zoom));
+}
+
 // Brings a chip into sight, near enough to see what is in it.
 function show(chip, near) {
   const least = near ? Math.min(view.width, view.height) / 3.2 : 0;
@@ -52,9 +59,9 @@ function show(chip, near) {
   const outside = left < 12 || top < 12 || left + size[0] > view.width - 12 || top + size[1] > view.height - 12;
   view.moved = true;
   if (outside) {
-    view.x = view.width / 2 - (chip.x + chip.w / 2) * view.zoom;
-    view.y = view.height / 2 - (chip.y + chip.h / 2) * view.zoom;
-    keepInSight();
+    const [width, height] = gridSize();
+    view.x = centred(chip.x + chip.w / 2, width, view.width);
+    view.y = centred(chip.y + chip.h / 2, height, view.height);
   }
   draw();
 }

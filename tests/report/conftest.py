@@ -1,0 +1,77 @@
+"""Outputs to be shown, made by the program itself with the scripted model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deltacli.main import app
+from deltavlm.report.outputs import read_output
+from deltavlm.report.page import Sizes, report_html
+from deltavlm.report.pictures import Opening
+from deltavlm.report.scenes import Scene as Shown
+from deltavlm.report.scenes import scenes_of
+from tests.scripted_model import ScriptedModel
+
+Analyzed = Callable[..., Path]
+
+
+@pytest.fixture
+def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Analyzed:
+    """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and gives the output."""
+    monkeypatch.setattr("deltacli.flags._load", lambda name, running: model)
+
+    def run(*args: object, to: str = "out.gpkg") -> Path:
+        path = tmp_path / to
+        words = ["analyze", *map(str, args), "-o", str(path), "--chip-size", "32"]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code in (0, 3), done.stderr
+        return path
+
+    return run
+
+
+def only_scene(path: Path) -> Shown:
+    (scene,) = scenes_of(read_output(path))
+    return scene
+
+
+def page_of(path: Path, opening: Opening | None = None, sizes: Sizes | None = None) -> str:
+    found = read_output(path)
+    return report_html(found, scenes_of(found), opening or Opening(), sizes)[0]
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and the text inside each script and style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {"script": [], "style": []}
+        self.inside = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag in self.texts:
+            self.texts[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside in self.texts:
+            self.texts[self.inside][-1] += data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.texts["script"][0])
+        return found

@@ -1,0 +1,109 @@
+"""Outputs read back: the same rows from every format, and one line for what is no output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltavlm.errors import InputError
+from deltavlm.report.outputs import read_output
+from tests.conftest import Scene
+from tests.report.conftest import Analyzed
+
+COLUMNS = ("chip_id", "status", "changed", "changed_score", "caption", "new_buildings", "road_cells")
+
+
+@pytest.mark.parametrize("suffix", ["fgb", "parquet", "geojson", "geojsonl", "ndjson"])
+def test_every_format_tells_the_same(analyzed: Analyzed, scene: Scene, suffix: str) -> None:
+    def told(path: Path) -> dict[str, list[object]]:
+        rows = read_output(path).chips
+        return {row["chip_id"]: [row[name] for name in COLUMNS] for row in rows}
+
+    package = analyzed(*scene.args)
+    other = analyzed(*scene.args, to=f"other.{suffix}")
+    assert told(other) == told(package)
+    assert told(package)[scene.changed_chip][6] == ["center-left"]
+    assert len(told(package)) == 15
+    first, second = read_output(package), read_output(other)
+    assert first.provenance["inputs"] == second.provenance["inputs"]
+    assert second.crs is not None
+    (one,), (two,) = (
+        [row["geometry"] for row in found.chips if row["chip_id"] == scene.changed_chip]
+        for found in (first, second)
+    )
+    assert one.is_valid
+    assert two.is_valid
+    if first.crs == second.crs:
+        assert one.equals(two)
+
+
+def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> None:
+    path = analyzed(*scene.args, "--max-nodata", 0, "--nodata", 255)
+    assert {row["status"] for row in read_output(path).chips} == {"answered", "nodata"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.gpkg", None, "no such file"),
+        ("empty.gpkg", b"", "is empty (0 bytes)"),
+        ("text.gpkg", b"hello", "is no GeoPackage or FlatGeobuf"),
+        ("text.fgb", b"hello", "is no GeoPackage or FlatGeobuf"),
+        ("text.parquet", b"hello", "cannot be read as an output"),
+        ("text.geojson", b"hello", "cannot be read as an output"),
+        ("list.geojson", b"[]", "cannot be read as an output"),
+        ("deep.geojson", b"[" * 100_000, "cannot be read as an output"),
+        ("bytes.geojsonl", b"\xff\xfe\x00", "cannot be read as an output"),
+        ("theirs.geojson", b'{"type": "FeatureCollection", "features": []}', "does not say that deltavlm"),
+        (
+            "grid.geojson",
+            b'{"deltavlm": {}, "features": [{"geometry": null, "properties": {"chip_id": "r00000_c00000"}}]}',
+            "holds no chips with their answers",
+        ),
+        ("image.tif", b"II*\0", "suffix '.tif' is not one of"),
+    ],
+)
+def test_what_is_no_output_is_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_output(path)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert words in str(refused.value)
+    assert "give an output of deltavlm analyze" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        read_output(tmp_path)
+
+
+def test_an_output_of_another_layer_is_refused(analyzed: Analyzed, scene: Scene) -> None:
+    package = analyzed(*scene.args, "--layer", "locations")
+    with pytest.raises(InputError, match=r"has no layer 'chips' \(it has locations"):
+        read_output(package)
+    flat = analyzed(*scene.args, "--layer", "locations", to="out.fgb")
+    with pytest.raises(InputError, match="holds no chips with their answers"):
+        read_output(flat)
+
+
+def test_a_damaged_package_is_refused(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    """Wherever it is cut or overwritten: one error of ours, or an output that is read."""
+    whole = analyzed(*scene.args).read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for number in range(12):
+        content = bytearray(whole[: random.integers(1, len(whole))] if number % 2 else whole)
+        start = int(random.integers(0, len(content)))
+        content[start : start + 4000] = bytes(min(4000, len(content) - start))
+        path = tmp_path / f"broken{number}.gpkg"
+        path.write_bytes(content)
+        try:
+            read_output(path)
+        except InputError:
+            refused += 1
+    assert refused

@@ -1,0 +1,175 @@
+"""The page: whole in itself, and whatever a model wrote in it is text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltavlm.errors import InputError
+from deltavlm.report.outputs import read_output
+from deltavlm.report.page import Sizes, report_html
+from deltavlm.report.pictures import Opening
+from deltavlm.report.quicklook import quicklook_png
+from deltavlm.report.scenes import scenes_of
+from tests.conftest import Scene
+from tests.report.conftest import Analyzed, Page, page_of
+from tests.report.test_pictures import seen
+from tests.scripted_model import CHANGED, ScriptedModel
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \u2028 \"quoted\" 'too' $title ${data}"
+)
+
+
+def columns(page: Page) -> dict[str, list[object]]:
+    found: dict[str, list[object]] = page.data["chips"]["columns"]
+    return found
+
+
+def test_the_page_holds_every_chip_and_what_was_said_of_it(analyzed: Analyzed, scene: Scene) -> None:
+    page = Page(page_of(analyzed(*scene.args)))
+    data, chips = page.data, columns(page)
+    at = chips["id"].index(scene.changed_chip)
+    assert len(chips["id"]) == 15
+    assert [chips[name][at] for name in ("x", "y", "w", "h")] == [64, 32, 32, 32]
+    assert [chips[name][at] for name in ("changed", "score", "roads", "buildings")] == [True, 0.9, 1, 2]
+    assert data["chips"]["texts"][chips["caption"][at]] == CHANGED["caption"]
+    assert chips["building_cells"][at] == 0b10001  # top-left and center-center
+    assert data["cells"][4] == "center-center"
+    assert data["chips"]["texts"][chips["answer_count"][at]] == CHANGED["count"]
+    assert sum(one is True for one in chips["changed"]) == 1
+    assert data["pairs"][0]["pictures"]["size"] == [160, 96]
+    assert dict(data["provenance"])["Before"].startswith(str(scene.before))
+
+
+def test_nothing_is_asked_of_anybody(analyzed: Analyzed, scene: Scene) -> None:
+    html = page_of(analyzed(*scene.args))
+    page = Page(html)
+    links = [
+        value
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "srcset", "data", "poster", "formaction")
+    ]
+    assert links
+    assert all(str(link).startswith(("#", "data:")) for link in links)
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.elements}
+    assert not re.search(r"url\(|@import", page.texts["style"][0])
+    code = page.texts["script"][1].replace("http://www.w3.org/2000/svg", "")  # a name, nobody is asked there
+    assert not re.search(r"https?:|//[a-z]+\.|fetch\(|XMLHttp|WebSocket|sendBeacon|innerHTML|eval\(", code)
+
+
+def test_the_policy_lets_nothing_run_but_what_the_page_brought(analyzed: Analyzed, scene: Scene) -> None:
+    page = Page(page_of(analyzed(*scene.args)))
+    (policy,) = [
+        str(attributes["content"])
+        for tag, attributes in page.elements
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for rule, text in (("style-src", page.texts["style"][0]), ("script-src", page.texts["script"][1])):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+
+
+def test_what_a_model_wrote_is_text(analyzed: Analyzed, scene: Scene, model: ScriptedModel) -> None:
+    model.script = lambda before, after, question: "yes" if question.yes_no else HOSTILE
+    html = page_of(analyzed(*scene.args))
+    page = Page(html)
+    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert "alert(1)</script>" not in html
+    assert "\u2028" not in html
+    texts = page.data["chips"]["texts"]
+    assert any(HOSTILE.split(" & ")[0] in text for text in texts)
+
+
+def test_a_hostile_name_is_text(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    after = scene.after.rename(tmp_path / "<b onclick=x>&after.tif")
+    page = Page(page_of(analyzed(scene.before, after)))
+    assert "b" not in {tag for tag, _ in page.elements}
+    assert page.data["title"] == "before.tif → <b onclick=x>&after.tif"
+
+
+def test_without_its_images_the_page_says_why(analyzed: Analyzed, scene: Scene) -> None:
+    path = analyzed(*scene.args)
+    scene.after.unlink()
+    data = Page(page_of(path)).data
+    assert data["pairs"][0]["pictures"] is None
+    assert data["pairs"][0]["missing"].startswith(f"{scene.after}: no such file")
+    assert len(data["chips"]["columns"]["id"]) == 15
+
+
+def test_fine_pictures_of_the_most_changed_chips_where_the_overview_is_coarse(
+    analyzed: Analyzed, scene: Scene
+) -> None:
+    path = analyzed(*scene.args)
+    data = Page(page_of(path, sizes=Sizes(overview_px=40))).data
+    chips = data["chips"]["columns"]["id"]
+    assert [chips[int(number)] for number in data["details"]] == [scene.changed_chip]
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+        for uri in next(iter(data["details"].values()))
+    )
+    assert before.shape == (32, 32, 3)
+    assert after[10:16, 8:14].mean() > before[10:16, 8:14].mean() + 50
+    assert not Page(page_of(path)).data["details"]
+
+
+def test_pairs_beyond_the_room_have_no_pictures(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    rows = [f"{scene.before},{scene.after},pair{number}" for number in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(["before,after,id", *rows]))
+    found = read_output(analyzed("--pairs", tmp_path / "list.csv"))
+    sizes = Sizes(all_overviews_px=2 * 2 * 64**2, smallest_px=64)
+    html, missing = report_html(found, scenes_of(found), Opening(), sizes)
+    pairs = Page(html).data["pairs"]
+    assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
+    assert pairs[0]["pictures"]["size"] == [64, 38]
+    assert list(missing) == ["pair2"]
+    assert "--pair" in missing["pair2"]
+    html, missing = report_html(found, scenes_of(found)[2:], Opening(), sizes)
+    assert not missing
+
+
+def test_too_many_chips_are_refused(
+    analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltavlm.report.page.MAX_CHIPS", 14)
+    with pytest.raises(InputError, match="has 15 chips, more than the 14"):
+        page_of(analyzed(*scene.args))
+
+
+def test_a_quicklook_is_before_after_and_the_changed_chips_marked(analyzed: Analyzed, scene: Scene) -> None:
+    path = analyzed(*scene.args)
+    with seen(path) as shown:
+        (one,) = scenes_of(read_output(path))
+        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(one, shown, 600))))
+        pictures = shown.overview(2048)
+    height, width, _ = sheet.shape
+    assert 560 <= width <= 600
+    panel = (width - 4 * 12) // 3
+    lefts = [12 + index * (panel + 12) for index in range(3)]
+    top = next(row for row in range(height) if (sheet[row, lefts[0] : lefts[0] + panel] < 250).mean() > 0.5)
+    tall = round(panel * 96 / 160)
+    before, after, marked = (sheet[top : top + tall, left : left + panel].astype(int) for left in lefts)
+    small = np.asarray(pictures[0].resize((panel, tall), Image.Resampling.NEAREST)).astype(int)
+    assert np.abs(before - small).mean() < 3
+    rows, cols = np.nonzero((marked != after).any(axis=2))
+    scale = panel / 160
+    assert (
+        np.abs(
+            np.array([cols.min(), cols.max(), rows.min(), rows.max()]) - scale * np.array([64, 96, 32, 64])
+        ).max()
+        <= 2
+    )
+    inner = (slice(int(38 * scale), int(58 * scale)), slice(int(70 * scale), int(90 * scale)))
+    assert (marked[inner] == after[inner]).all()

@@ -1,0 +1,143 @@
+"""Pictures of a scene are what the model was shown; images that are not there are told in a line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltavlm.errors import RasterError
+from deltavlm.geo.grid import Window
+from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
+from deltavlm.report.pictures import Opening, Seen, opened
+from tests.conftest import CHIP, Scene, write_tiled
+from tests.rasters import moved, noise, smooth, spoil, write_raster
+from tests.report.conftest import Analyzed, only_scene
+
+
+def seen(path: Path, opening: Opening | None = None) -> Any:
+    return opened(only_scene(path), opening or Opening(), path.parent)
+
+
+def colours(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "uint16", "float", "shifted", "resampled", "cut"])
+def test_a_crop_is_what_the_model_saw(analyzed: Analyzed, tmp_path: Path, kind: str) -> None:
+    pixels = smooth(rows=96, cols=128)
+    if kind == "uint16":
+        pixels = pixels.astype("uint16") * 40
+    if kind == "float":
+        pixels = pixels.astype("float32") / 7
+    before = write_raster(tmp_path / "before.tif", pixels)
+    place = {"shifted": {"transform": moved(3.4, 5.2)}, "cut": {"transform": moved(7, 9)}}.get(kind, {})
+    after = write_raster(tmp_path / "after.tif", pixels[:, ::-1].copy(), **place)
+    more = {"gsd_m": 0.8} if kind == "resampled" else {}
+    path = analyzed(before, after, *(["--gsd", 0.8] if more else []))
+    with (
+        open_pair(RasterPair(str(before), str(after)), ReadOptions(**more)) as reader,
+        seen(path) as shown,
+    ):
+        for chip in reader.grid(CHIP):
+            asked = reader.read(chip)
+            pictures = shown.crop(chip.window, 256)
+            _, _, width, height = chip.window
+            for picture, model_saw in zip(pictures, (asked.before, asked.after), strict=True):
+                both = asked.valid[:height, :width]
+                assert (colours(picture)[:, both] == model_saw[:, :height, :width][:, both]).all()
+
+
+def test_an_overview_is_the_whole_in_fewer_pixels(analyzed: Analyzed, tmp_path: Path) -> None:
+    """A mean of what is under each of its pixels, also where the image must be warped."""
+    pixels = smooth(rows=96, cols=160)
+    before = write_raster(tmp_path / "before.tif", pixels)
+    after = write_raster(tmp_path / "after.tif", pixels, transform=moved(0.3, 0.3))
+    with seen(analyzed(before, after)) as shown:
+        pictures = shown.overview(40)
+    means = pixels.reshape(3, 24, 4, 40, 4).mean(axis=(2, 4))
+    for picture in pictures:
+        assert picture.size == (40, 24)
+        inside = np.abs(colours(picture).astype(float) - means)[:, 1:-1, 1:-1]
+        assert inside.max() < 8
+
+
+def test_what_has_no_data_is_transparent(analyzed: Analyzed, tmp_path: Path) -> None:
+    pixels = noise()
+    pixels[:, :, :40] = 0
+    before = write_raster(tmp_path / "before.tif", pixels, nodata=0)
+    with seen(analyzed(before, before)) as shown:
+        picture, _ = shown.overview(2048)
+    alpha = np.asarray(picture.getchannel("A"))
+    assert (alpha == np.where(np.arange(160) < 40, 0, 255)).all()
+
+
+def test_a_part_that_cannot_be_read_is_blank(
+    analyzed: Analyzed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = (
+        write_tiled(tmp_path / name, noise(), compress="deflate") for name in ("before.tif", "after.tif")
+    )
+    path = analyzed(before, after)
+    spoil(after, [(1, 2)])
+    monkeypatch.setattr("deltavlm.report.pictures.BAND_BYTES", 160 * 3 * 32)  # a row of blocks at a time
+    with seen(path) as shown:
+        whole, holed = shown.overview(2048)
+        with pytest.raises(RasterError, match="cannot be read"):
+            shown.crop(Window(64, 32, 32, 32), 32)
+    assert whole.mode == "RGB"
+    alpha = np.asarray(holed.getchannel("A"))
+    assert (alpha[32:64] == 0).all()
+    assert (alpha[:32] == 255).all()
+    assert (alpha[64:] == 255).all()
+    spoil(after, [(row, col) for row in range(3) for col in range(5)])
+    with seen(path) as shown, pytest.raises(RasterError, match="a part of it cannot be read"):
+        shown.overview(2048)
+
+
+def test_images_are_found_beside_the_output(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    path = analyzed(*scene.args)
+    folder = tmp_path / "sent by mail"
+    folder.mkdir()
+    for one in (path, scene.before, scene.after):
+        shutil.move(one, folder / one.name)
+    with seen(folder / path.name) as shown:
+        assert isinstance(shown, Seen)
+
+
+def refusal(path: Path, opening: Opening | None = None) -> str:
+    with pytest.raises(RasterError) as refused, seen(path, opening):
+        pass
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_images_that_are_gone_or_others_are_refused(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    path = analyzed(*scene.args)
+    other = write_tiled(tmp_path / "other.tif", noise(rows=64, cols=64))
+    said = refusal(path, Opening(after=str(other)))
+    assert said.startswith(f"{other}: has 64 x 64 px, and the image that was analysed 160 x 96;")
+    scene.before.unlink()
+    said = refusal(path)
+    assert said.startswith(f"{scene.before}: no such file;")
+    assert "--before and --after" in said
+    (tmp_path / "text.tif").write_text("no image")
+    assert "cannot be read as a raster" in refusal(path, Opening(before=str(tmp_path / "text.tif")))
+
+
+@pytest.mark.parametrize(
+    "place", ["https://example.org/before.tif", "/vsicurl/https://example.org/a.tif", "s3://a/b.tif"]
+)
+def test_no_server_is_asked_because_a_file_names_one(
+    analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    path = analyzed(*scene.args)
+    shown = only_scene(path)
+    object.__setattr__(shown.before, "path", place)
+    monkeypatch.setattr("deltavlm.report.pictures.open_source", pytest.fail)
+    with pytest.raises(RasterError, match="lies elsewhere; --allow-remote"), opened(shown, Opening(), path):
+        pass

@@ -1,0 +1,131 @@
+"""Scenes: where chips lie, by their names alone, is where they were cut."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from affine import Affine
+from shapely.geometry import box
+
+from deltavlm.errors import InputError
+from deltavlm.geo.alignment import lonlat
+from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
+from deltavlm.report.outputs import read_output
+from deltavlm.report.scenes import picked, scenes_of
+from tests.conftest import CHIP, Scene, write_tiled
+from tests.rasters import HALF_METRE, noise, write_raster
+from tests.report.conftest import Analyzed, only_scene
+
+
+def test_chips_lie_where_they_were_cut(analyzed: Analyzed, tmp_path: Path) -> None:
+    """A size that chips do not divide, and an overlap."""
+    before = write_raster(tmp_path / "before.tif", noise(rows=75, cols=101))
+    path = analyzed(before, before, "--overlap", 7)
+    shown = only_scene(path)
+    with open_pair(RasterPair(str(before), str(before)), ReadOptions()) as reader:
+        chips = list(reader.grid(CHIP, 7))
+        middles = [chip.footprint.centroid for chip in chips]
+        known = lonlat(reader.crs, [one.x for one in middles], [one.y for one in middles])
+    assert shown.windows == [chip.window for chip in chips]
+    np.testing.assert_allclose(np.array(shown.points, float), np.array(known), atol=1e-9)
+    assert shown.gsd_m == pytest.approx(0.5, rel=1e-3)
+    assert shown.north == pytest.approx(0, abs=2)
+
+
+def test_north_of_a_turned_raster(analyzed: Analyzed, tmp_path: Path) -> None:
+    turned = HALF_METRE * Affine.rotation(30)
+    before = write_raster(tmp_path / "before.tif", noise(rows=64, cols=64), transform=turned)
+    assert only_scene(analyzed(before, before)).north == pytest.approx(-30, abs=2)
+
+
+def test_without_a_crs_there_is_no_place(analyzed: Analyzed, tmp_path: Path) -> None:
+    before = write_raster(tmp_path / "before.tif", noise(), crs=None, transform=None)
+    shown = only_scene(analyzed(before, before, "--allow-no-crs"))
+    assert set(shown.points) == {None}
+    assert (shown.gsd_m, shown.north) == (None, None)
+    assert shown.windows[-1] == (128, 64, 32, 32)
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "geojson"])
+def test_a_grid_that_is_not_told_is_found_from_its_chips(
+    analyzed: Analyzed, scene: Scene, suffix: str
+) -> None:
+    output = read_output(analyzed(*scene.args, to=f"out.{suffix}"))
+    (told,) = scenes_of(output)
+    record = copy.deepcopy(output.provenance)
+    del record["inputs"]["grid"]
+    (found,) = scenes_of(replace(output, provenance=record))
+    assert not found.as_is
+    assert found.windows == told.windows
+    np.testing.assert_allclose(np.array(found.points, float), np.array(told.points, float), atol=1e-6)
+
+
+def test_polygons_of_change_are_laid_on_the_pixels(analyzed: Analyzed, scene: Scene) -> None:
+    shown = only_scene(analyzed(*scene.args))
+    left, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
+    change: dict[str, Any] = {"geometry": box(left, top - 5, left + 10, top), "class": "building"}
+    (ring,) = shown.rings(change)
+    assert sorted(set(ring)) == [(64, 32), (64, 42), (84, 32), (84, 42)]
+
+
+def test_many_pairs_come_most_changed_first(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    still = write_tiled(tmp_path / "still.tif", noise())
+    lines = [
+        "before,after,id",
+        f"{still},{still},calm",
+        f"{scene.before},{scene.after},busy",
+        f"{tmp_path}/none.tif,{still},lost",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    scenes = scenes_of(read_output(analyzed("--pairs", tmp_path / "list.csv")))
+    assert [scene.name for scene in scenes] == ["busy", "calm", "lost"]
+    assert [len(scene.chips) for scene in scenes] == [15, 15, 0]
+    assert "no such file" in scenes[2].reason
+    assert scenes[2].grid is None
+    assert picked(scenes, "calm") is scenes[1]
+    with pytest.raises(InputError, match="no pair 'clam' in the output; did you mean 'calm'"):
+        picked(scenes, "clam")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("inputs", "grid", "transform"), [0, 0, 0, 0, 0, 0]),
+        (("inputs", "grid", "transform"), [1, 2]),
+        (("inputs", "grid", "width"), -5),
+        (("inputs", "grid", "width"), 10**12),
+        (("inputs", "grid", "crs"), "EPSG:nonsense"),
+        (("inputs", "before", "bands"), "red"),
+        (("inputs", "before", "stretch"), {"low": [1], "high": [2]}),
+        (("inputs", "alignment"), 3),
+        (("options",), None),
+        (("options", "chip_px"), 0),
+        (("options", "chip_px"), 10**9),
+    ],
+)
+def test_a_record_that_cannot_be_is_one_line(
+    analyzed: Analyzed, scene: Scene, where: tuple[str, ...], value: object
+) -> None:
+    output = read_output(analyzed(*scene.args))
+    record = copy.deepcopy(output.provenance)
+    inner = record
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    with pytest.raises(InputError) as refused:
+        scenes_of(replace(output, provenance=record))
+    assert str(refused.value).startswith(f"{output.path}: says of its images what cannot be")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_chip_that_is_not_named_by_its_pixels_is_refused(analyzed: Analyzed, scene: Scene) -> None:
+    output = read_output(analyzed(*scene.args))
+    output.chips[3]["chip_id"] = "number three"
+    (shown,) = scenes_of(output)
+    with pytest.raises(InputError, match="'number three': is not named by its pixels"):
+        _ = shown.windows
