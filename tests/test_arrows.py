@@ -39,8 +39,21 @@ ARROWS: dict[str, frozenset[str]] = {
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"hub", "model"},
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
+    "report": LEAVES | {"geo", "tasks"},
     "deltacli": LEAVES
-    | {"geo", "model", "tasks", "metrics", "data", "pipeline", "cluster", "training", "scoring", "upstream"},
+    | {
+        "geo",
+        "model",
+        "tasks",
+        "metrics",
+        "data",
+        "pipeline",
+        "cluster",
+        "training",
+        "scoring",
+        "upstream",
+        "report",
+    },
 }
 
 GROUND = frozenset({"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "fiona", "osgeo"})
@@ -77,6 +90,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "scoring": GROUND | TORCH | TERMINAL,
     "upstream": GROUND | TERMINAL,
     "cluster": TORCH | TERMINAL,
+    "report": TORCH | TERMINAL,
     "deltacli": frozenset(),
 }
 

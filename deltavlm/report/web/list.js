@@ -125,8 +125,8 @@ function reveal(chip) {
 // The chip `steps` rows on from the chosen one.
 function step(steps) {
   if (!state.rows.length) return;
-  const index = state.rows.indexOf(state.chosen);
-  const next = index < 0 ? 0 : Math.min(state.rows.length - 1, Math.max(0, index + steps));
+  const index = state.rows.indexOf(state.chosen), last = state.rows.length - 1;
+  const next = index < 0 && steps <= last ? 0 : Math.min(last, Math.max(0, index + steps));
   choose(state.rows[next], { open: state.open });
 }
 

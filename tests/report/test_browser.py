@@ -1,0 +1,325 @@
+"""The page in a browser: real clicks and keys in headless Chromium, where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Scene
+from tests.report.conftest import Analyzed, page_of
+from tests.report.test_page import HOSTILE
+from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in ("--headless=new", "--disable-gpu", "--window-size=1400,900", f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Tab:
+    """One page, and what can be done to it."""
+
+    def __init__(self, driver: Any, path: Path) -> None:
+        self.driver = driver
+        for log in ("browser", "performance"):
+            driver.get_log(log)
+        driver.get(path.as_uri())
+        self.settle()
+
+    def js(self, code: str, *args: object) -> Any:
+        return self.driver.execute_script(code, *args)
+
+    def settle(self) -> None:
+        """Wait for two frames, in the second of which all that was wished has been drawn."""
+        self.driver.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+        )
+
+    def click(self, selector: str) -> None:
+        self.driver.find_element("css selector", selector).click()
+        self.settle()
+
+    def press(self, *keys: str) -> None:
+        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
+        self.settle()
+
+    def click_map(self, column: int, row: int) -> None:
+        """A click where a pixel of the pair (160 x 96) is, while all of it is shown."""
+        box = self.js(
+            "const b = document.getElementById('map').getBoundingClientRect(); return [b.width, b.height]"
+        )
+        zoom = min(box[0] / 160, box[1] / 96) * 0.96
+        chain = webdriver.ActionChains(self.driver)
+        element = self.driver.find_element("id", "map")
+        chain.move_to_element_with_offset(element, round((column - 80) * zoom), round((row - 48) * zoom))
+        chain.click().perform()
+        self.settle()
+
+    def text(self, selector: str) -> str:
+        return str(self.js("return document.querySelector(arguments[0]).textContent", selector))
+
+    def rows(self) -> list[str]:
+        """What the rows in sight say, from the top."""
+        return list(
+            self.js(
+                "return [...document.querySelectorAll('.row:not([hidden])')]"
+                ".sort((a, b) => a.ariaRowIndex - b.ariaRowIndex).map((row) => row.innerText)"
+            )
+        )
+
+    @property
+    def is_open(self) -> bool:
+        return not self.js("return document.getElementById('detail').hidden")
+
+    def pixels(self) -> list[int]:
+        """A row of the map's canvas, where the pair's row 45 is while all of it is shown."""
+        return list(
+            self.js(
+                "const c = document.getElementById('canvas');"
+                "const row = c.height / 2 - 3 * 0.96 * Math.min(c.width / 160, c.height / 96);"
+                "return [...c.getContext('2d').getImageData(0, row | 0, c.width, 1).data]"
+            )
+        )
+
+    def complaints(self) -> list[Any]:
+        return list(self.driver.get_log("browser"))
+
+    def requests(self) -> set[str]:
+        """The addresses that were asked for."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        return {
+            one["params"]["request"]["url"].partition(":")[0]
+            for one in messages
+            if one["method"] == "Network.requestWillBeSent"
+        }
+
+
+@pytest.fixture
+def tab(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> Tab:
+    return opened(chromium, analyzed(*scene.args), tmp_path)
+
+
+def opened(chromium: Any, path: Path, folder: Path) -> Tab:
+    page = folder / "report.html"
+    page.write_text(page_of(path), encoding="utf-8")
+    return Tab(chromium, page)
+
+
+def test_it_opens_without_a_complaint_or_a_request(tab: Tab, scene: Scene) -> None:
+    assert tab.complaints() == []
+    assert tab.requests() <= {"file", "data"}
+    assert tab.text("h1") == "before.tif → after.tif"
+    assert tab.text("#count") == "15 chips"
+    assert "15" in tab.text("#totals")
+    first = tab.rows()[0]
+    assert CHANGED["caption"] in first
+    assert "0.90" in first
+
+
+def test_a_click_on_the_map_opens_the_chip(tab: Tab, scene: Scene) -> None:
+    tab.click_map(90, 58)
+    assert tab.is_open
+    said = tab.text("#detail")
+    for word in (scene.changed_chip, CHANGED["caption"], "top-left, center-center", "3.00051, 45.1"):
+        assert word in said
+    assert len(tab.js("return [...document.querySelectorAll('#detail canvas')]")) == 2
+    tab.press("\ue00c")  # Escape
+    assert not tab.is_open
+    assert tab.complaints() == []
+
+
+def test_rows_search_and_filters(tab: Tab, scene: Scene) -> None:
+    tab.press("/", "villa")
+    assert tab.rows() == []
+    assert tab.text("#count").startswith("0 of 15 chips")
+    tab.press("\ue00c", "\ue00c")
+    assert tab.text("#count") == "15 chips"
+    tab.press("/", "houses new ROAD")
+    assert len(tab.rows()) == 1
+    tab.click("#count button")
+    for select, value, number in (("state", "changed", 1), ("state", "unchanged", 14), ("class", "road", 1)):
+        tab.js(
+            "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+            "s.dispatchEvent(new Event('input', {bubbles: true}))",
+            select,
+            value,
+        )
+        tab.settle()
+        assert tab.text("#count").startswith(f"{number} of 15 chips")
+        tab.click("#count button")
+    low = tab.driver.find_element("id", "low")
+    low.send_keys("\ue011")  # Home
+    low.send_keys(*["\ue00e"] * 5)  # PageUp: ten steps each
+    tab.settle()
+    assert tab.text("#range-told") == "0.50–1.00"
+    assert len(tab.rows()) == 1
+
+
+def test_columns_sort(tab: Tab, scene: Scene) -> None:
+    tab.click("[data-by=score]")
+    assert UNCHANGED["caption"] in tab.rows()[0]
+    tab.js("document.getElementById('rows').focus()")
+    tab.press("\ue010")  # End
+    assert CHANGED["caption"] in tab.rows()[-1]
+    tab.click("[data-by=place]")
+    assert "r00000_c00000" in tab.rows()[0]
+    assert tab.js("return document.querySelector('[data-by=place]').parentElement.ariaSort") == "ascending"
+    tab.click("[data-by=caption]")
+    assert UNCHANGED["caption"] in tab.rows()[0]
+    tab.click("[data-by=buildings]")
+    assert CHANGED["caption"] in tab.rows()[0]
+
+
+def test_keys_go_from_chip_to_chip(tab: Tab, scene: Scene) -> None:
+    tab.click_map(90, 58)
+    tab.js("document.getElementById('map').focus()")
+    tab.press("\ue014")  # right
+    assert "r00032_c00096" in tab.text("#detail")
+    tab.press("\ue013", "\ue012")  # up, left
+    assert "r00000_c00064" in tab.text("#detail")
+    tab.press("\ue00c")
+    tab.js("document.getElementById('rows').focus()")
+    tab.press("\ue011", "\ue007")  # Home, Enter
+    assert scene.changed_chip in tab.text("#detail")
+    tab.click("#next")
+    assert "2 of 15" in tab.text("#detail")
+    assert tab.js("return document.activeElement.id") == "next"
+    tab.click("#close")
+    assert not tab.is_open
+
+
+def test_the_swipe_shows_one_date_or_the_other(tab: Tab) -> None:
+    middle = tab.pixels()
+    tab.js("document.getElementById('swipe').focus()")
+    tab.press("\ue010")  # End: before
+    before = tab.pixels()
+    tab.press("\ue011")  # Home: after
+    after = tab.pixels()
+    assert before != after
+    half = len(middle) // 8 * 4  # four numbers a pixel
+    assert middle[: half - 4] == before[: half - 4]
+    assert middle[half + 4 :] == after[half + 4 :]
+    assert tab.js("return document.getElementById('swipe').ariaValueNow") == "0"
+    tab.press("b")
+    assert tab.pixels() == before
+
+
+def test_zoom_and_back(tab: Tab) -> None:
+    whole = tab.pixels()
+    scale = tab.text("#scale")
+    for _ in range(5):
+        tab.click("#zoom-in")
+    assert tab.pixels() != whole
+    assert tab.text("#scale") != scale
+    tab.press("0")
+    assert tab.pixels() == whole
+
+
+def test_light_and_dark(tab: Tab) -> None:
+    def paper() -> str:
+        return str(tab.js("return getComputedStyle(document.body).backgroundColor"))
+
+    first = paper()
+    tab.click("#theme")
+    second = paper()
+    tab.click("#theme")
+    assert first != second
+    assert paper() == first
+    tab.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    tab.js("delete document.documentElement.dataset.theme")
+    assert paper() == min(first, second, key=lambda told: sum(map(int, told.strip("rgb()").split(","))))
+    tab.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_hostile_words_stay_words(
+    chromium: Any, analyzed: Analyzed, scene: Scene, model: ScriptedModel, tmp_path: Path
+) -> None:
+    model.script = lambda before, after, question: "yes" if question.yes_no else HOSTILE
+    tab = opened(chromium, analyzed(*scene.args), tmp_path)
+    tab.click(".row")
+    assert HOSTILE.split(" & ")[0] in tab.text("#detail")
+    assert tab.js("return document.querySelectorAll('img, script').length") == 2
+    assert tab.complaints() == []
+
+
+def test_many_pairs_have_a_chooser(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    lines = [
+        "before,after,id,before_date,after_date",
+        f"{scene.before},{scene.after},busy,2015,2024",
+        f"{scene.before},{scene.before},calm,2015,2016",
+        f"{tmp_path}/none.tif,{scene.after},lost,2015,2016",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    tab = opened(chromium, analyzed("--pairs", tmp_path / "list.csv"), tmp_path)
+    assert tab.text("#count") == "30 chips"
+    assert tab.text("#date-after") == "After, 2024"
+    names = tab.js("return [...document.getElementById('pair').options].map((one) => one.text)")
+    assert names == ["All 3 pairs", "busy (1 of 15 changed)", "calm (0 of 15 changed)", "lost (failed)"]
+    choose = (
+        "const s = document.getElementById('pair'); s.selectedIndex = arguments[0];"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    tab.js(choose, 2)
+    tab.settle()
+    assert tab.text("#count") == "15 chips"
+    assert tab.text("#date-after") == "After, 2016"
+    tab.js(choose, 3)
+    tab.settle()
+    assert "no such file" in tab.text("#missing")
+    assert tab.complaints() == []
+
+
+def test_a_page_without_pictures_works(
+    chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path
+) -> None:
+    path = analyzed(*scene.args)
+    scene.before.unlink()
+    tab = opened(chromium, path, tmp_path)
+    assert "no such file" in tab.text("#missing")
+    tab.click_map(90, 58)
+    assert CHANGED["caption"] in tab.text("#detail")
+    assert tab.complaints() == []
+
+
+def test_a_narrow_window_does_not_scroll_sideways(tab: Tab) -> None:
+    tab.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True},
+    )
+    try:
+        tab.settle()
+        assert tab.js("return document.documentElement.scrollWidth") <= 360
+        tab.js("document.querySelector('.row').click()")
+        tab.settle()
+        box = tab.js(
+            "const b = document.getElementById('detail').getBoundingClientRect(); return [b.top, b.bottom]"
+        )
+        assert 0 < box[0] < box[1] <= 741
+    finally:
+        tab.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
