@@ -38,7 +38,7 @@ function legend() {
     if (dashed) sign.style.borderStyle = "dashed";
     return make("span", {}, sign, label);
   };
-  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1; thick: changed"), mark("#9a9ea6", "not answered"), mark("#f59e0b", "building cell"), mark("#3b82f6", "road cell", true));
+  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1, thick where changed"), mark("#9a9ea6", "not answered"), mark("#f59e0b", "building cell"), mark("#3b82f6", "road cell", true));
   if (DATA.changes.length) $("legend").append(mark("#2cc4cf", "polygon of change"));
 }
 

@@ -52,7 +52,7 @@ function centred(at, whole, room) {
 
 // Brings a chip into sight, near enough to see what is in it.
 function show(chip, near) {
-  const least = near ? Math.min(view.width, view.height) / 3.2 : 0;
+  const least = near ? Math.min(view.width, view.height) / 4 : 0;
   if (chip.w * view.zoom < least) view.zoom = Math.min(least / chip.w, Math.max(24, fitZoom()));
   const left = chip.x * view.zoom + view.x, top = chip.y * view.zoom + view.y;
   const size = [chip.w * view.zoom, chip.h * view.zoom];

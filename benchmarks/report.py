@@ -1,0 +1,190 @@
+"""How large and how slow the page of `deltavlm report` is, at 10, 1,000 and 10,000 chips.
+
+    python benchmarks/report.py [--chips 10 1000 10000] [--keep FOLDER]
+
+The pair is `sample_data`, laid out over and over; the answers are drawn by a seed, no model is asked. With
+chromium, chromedriver and selenium the page is also used: how long a search and a sort take, and a frame
+while the whole map is zoomed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
+
+import PIL  # noqa: E402
+import rasterio  # noqa: E402
+from rasterio.windows import Window  # noqa: E402
+from rows import Table, heading, spread  # noqa: E402
+
+from deltavlm.config import shipped  # noqa: E402
+from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
+from deltavlm.geo.sinks import open_sink  # noqa: E402
+from deltavlm.model.interface import Reply  # noqa: E402
+from deltavlm.pipeline.analyze import AnalyzeOptions  # noqa: E402
+from deltavlm.pipeline.answers import read_answer  # noqa: E402
+from deltavlm.pipeline.layers import LOCATIONS, ChipResult, Origin, chips_layer, write_results  # noqa: E402
+from deltavlm.pipeline.provenance import provenance  # noqa: E402
+from deltavlm.tasks.locate import LABELS  # noqa: E402
+from deltavlm.tasks.questions import load_questions  # noqa: E402
+
+CHIP = 256
+NOUNS = ("a road", "some houses", "a large building", "many villas and a curved road")
+PLACES = ("on the bareland", "on the meadow in the top-left corner", "beside the old road", "at the bottom")
+
+
+def widened(source: Path, target: Path, width: int, height: int) -> None:
+    """The image laid out side by side up to `width` x `height` px, as a tiled JPEG GeoTIFF."""
+    with rasterio.open(source) as image:
+        pixels, profile = image.read(), image.profile
+    profile |= {"width": width, "height": height, "tiled": True, "blockxsize": CHIP, "blockysize": CHIP}
+    profile |= {"compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel"}
+    profile.pop("predictor", None)
+    with rasterio.open(target, "w", **profile) as out:
+        for top in range(0, height, pixels.shape[1]):
+            for left in range(0, width, pixels.shape[2]):
+                part = pixels[:, : height - top, : width - left]
+                out.write(part, window=Window(left, top, part.shape[2], part.shape[1]))
+
+
+def said(task: str, score: float, draw: random.Random) -> Reply:
+    """An answer to the question of that task about a chip that changed as surely as `score` says."""
+    changed = score > 0.5
+    words = {
+        "change": "yes" if changed else "no",
+        "caption": f"{draw.choice(NOUNS)} is built {draw.choice(PLACES)}"
+        if changed
+        else "there is no difference",
+        "count": f"{draw.randrange(3)} new roads and {draw.randrange(9)} new buildings",
+        "location": f"roads {draw.sample(LABELS, 2)} buildings {draw.sample(LABELS, 3)}",
+    }
+    return Reply(words[task], score if task == "change" else -draw.random())
+
+
+def output_of(folder: Path, number: int) -> Path:
+    """An output of `number` chips and its pair."""
+    cols = next(cols for cols in range(int(number**0.5) or 1, 0, -1) if number % cols == 0)
+    pair = [folder / f"{number}_{date}.tif" for date in ("before", "after")]
+    for path in pair:
+        if not path.exists():
+            sample = ROOT / "sample_data" / path.name.partition("_")[2]
+            widened(sample, path, number // cols * CHIP, cols * CHIP)
+    draw, specs = random.Random(7), load_questions(shipped("questions.yaml"))
+    model: Any = SimpleNamespace(name="none", fingerprint="drawn", device="cpu", details={})
+    path = folder / f"{number}.gpkg"
+    with open_pair(RasterPair(*map(str, pair))) as reader:
+        results = []
+        for chip in reader.grid(CHIP):
+            score = draw.random() ** 3
+            answers = {spec.name: read_answer(spec, said(spec.task, score, draw)) for spec in specs}
+            results.append(ChipResult(chip, "answered", 1.0, answers))
+        record = provenance(reader, model, specs, AnalyzeOptions())
+        layers = (chips_layer(specs), LOCATIONS)
+        with open_sink(path, layers, reader.crs, record, overwrite=True) as sink:
+            write_results(sink, results, specs, Origin.of(reader, model))
+    return path
+
+
+USED = """
+const done = arguments[0], map = document.getElementById("map"), search = document.getElementById("search");
+const clocked = (work) => { const start = performance.now(); work(); return performance.now() - start; };
+const median = (all) => all.sort((a, b) => a - b)[all.length >> 1];
+const typed = ["r", "ro", "roa", "road", "road m"].map((text) => clocked(() => {
+  search.value = text; search.dispatchEvent(new Event("input", { bubbles: true })); }));
+search.value = ""; search.dispatchEvent(new Event("input", { bubbles: true }));
+const sorted = [1, 2, 3, 4].map(() => clocked(() => document.querySelector("[data-by=caption]").click()));
+const box = map.getBoundingClientRect(), frames = [];
+let last = performance.now(), count = 0;
+const next = () => {
+  const now = performance.now(); frames.push(now - last); last = now;
+  if (count++ === 60) {
+    const slowest = Math.max(...frames.slice(1));
+    return done([median(typed), median(sorted), median(frames), slowest]);
+  }
+  const at = { deltaY: count % 2 ? -20 : 20, clientX: box.x + 300, clientY: box.y + 200 };
+  map.dispatchEvent(new WheelEvent("wheel", at));
+  requestAnimationFrame(next);
+};
+requestAnimationFrame(next);
+"""
+
+
+def used(page: Path) -> list[float] | None:
+    """Milliseconds of a search, a sort, the middle and the slowest frame; None without a browser."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    try:
+        from selenium import webdriver
+    except ImportError:
+        return None
+    if browser is None or driver is None:
+        return None
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        "--headless=new",
+        "--window-size=1400,900",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ):
+        options.add_argument(flag)
+    tab = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    try:
+        tab.get(page.as_uri())
+        time.sleep(2)  # pictures are decoded
+        found: list[float] = tab.execute_async_script(USED)
+    finally:
+        tab.quit()
+    return found
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--chips", type=int, nargs="+", default=[10, 1000, 10_000])
+    ask.add_argument("--keep", type=Path, help="make the rasters here, once")
+    ask.add_argument("--rounds", type=int, default=3)
+    args = ask.parse_args()
+    print(
+        heading(os.cpu_count() or 1, f"Pillow {PIL.__version__}", f"GDAL {rasterio.__gdal_version__}") + ".\n"
+    )
+    table = Table()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.keep or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        for number in args.chips:
+            source, page = output_of(folder, number), folder / f"{number}.html"
+            seconds = []
+            for _ in range(args.rounds):
+                start = time.perf_counter()
+                command = ["report", str(source), "-o", str(page), "--overwrite", "-q"]
+                subprocess.run([sys.executable, "-m", "deltacli", *command], cwd=ROOT, check=True)
+                seconds.append(time.perf_counter() - start)
+            with rasterio.open(folder / f"{number}_after.tif") as image:
+                size = f"{image.width} x {image.height}"
+            ms = used(page)
+            use = [f"{one:.0f}" for one in ms] if ms else ["-"] * 4
+            table.row(
+                {
+                    "chips": f"{number:,}",
+                    "pair, px": size,
+                    "page, MB": f"{page.stat().st_size / 1e6:.2f}",
+                    "made in, s": spread(seconds),
+                    "search, ms": use[0],
+                    "sort, ms": use[1],
+                    "frame, ms (slowest)": f"{use[2]} ({use[3]})",
+                }
+            )
+
+
+if __name__ == "__main__":
+    main()
