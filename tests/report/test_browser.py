@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from deltavlm.report.outputs import read_output
+from deltavlm.report.page import report_html
+from deltavlm.report.pictures import Opening
+from deltavlm.report.scenes import scenes_of
 from tests.conftest import Scene
 from tests.report.conftest import Analyzed, page_of
-from tests.report.test_page import HOSTILE
+from tests.report.test_page import HOSTILE, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
@@ -255,6 +259,33 @@ def test_light_and_dark(tab: Tab) -> None:
     tab.js("delete document.documentElement.dataset.theme")
     assert paper() == min(first, second, key=lambda told: sum(map(int, told.strip("rgb()").split(","))))
     tab.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_polygons_of_change_are_drawn(
+    chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path
+) -> None:
+    tab = opened(chromium, with_changes(analyzed(*scene.args)), tmp_path)
+    assert "29 m² in 2 polygons" in tab.text("#totals")
+    drawn = tab.pixels()
+    tab.click("#show-changes")
+    assert tab.pixels() != drawn
+    tab.click(".row")
+    assert "building, 25 m², score 0.50" in tab.text("#detail")
+    assert tab.complaints() == []
+
+
+def test_a_result_without_a_chip_opens(
+    chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path
+) -> None:
+    found = read_output(analyzed(*scene.args))
+    found.chips.clear()
+    page = tmp_path / "none.html"
+    page.write_text(report_html(found, scenes_of(found), Opening())[0], encoding="utf-8")
+    tab = Tab(chromium, page)
+    tab.js("document.getElementById('rows').focus()")
+    tab.press("\ue015", "\ue007", "\ue00c", "/", "x")  # down, Enter, Escape
+    assert tab.text("#count") == "0 chips"
+    assert tab.complaints() == []
 
 
 def test_hostile_words_stay_words(

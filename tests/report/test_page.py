@@ -9,16 +9,22 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
 from PIL import Image
+from rasterio.crs import CRS
+from shapely.geometry import box
 
 from deltavlm.errors import InputError
+from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.sinks import open_sink
 from deltavlm.report.outputs import read_output
 from deltavlm.report.page import Sizes, report_html
 from deltavlm.report.pictures import Opening
 from deltavlm.report.quicklook import quicklook_png
 from deltavlm.report.scenes import scenes_of
 from tests.conftest import Scene
+from tests.rasters import UTM
 from tests.report.conftest import Analyzed, Page, page_of
 from tests.report.test_pictures import seen
 from tests.scripted_model import CHANGED, ScriptedModel
@@ -138,6 +144,97 @@ def test_pairs_beyond_the_room_have_no_pictures(analyzed: Analyzed, scene: Scene
     assert "--pair" in missing["pair2"]
     html, missing = report_html(found, scenes_of(found)[2:], Opening(), sizes)
     assert not missing
+
+
+CHANGES = Layer(
+    "changes",
+    (
+        Field("class", "str"),
+        Field("area_m2", "float"),
+        Field("mean_score", "float"),
+        Field("lon", "float"),
+        Field("lat", "float"),
+        Field("chip_ids", "list"),
+    ),
+)
+
+
+def with_changes(path: Path) -> Path:
+    """The output with two polygons of change, the smaller first."""
+    left, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
+    rows = [
+        Feature(
+            box(left, top - side, left + side, top),
+            {
+                "class": "building",
+                "area_m2": side * side,
+                "mean_score": 0.5,
+                "lon": 3.0,
+                "lat": 45.1,
+                "chip_ids": ["r00032_c00064", "r09999_c00000"],
+            },
+        )
+        for side in (2.0, 5.0)
+    ]
+    other = path.with_name("changes.gpkg")
+    with open_sink(other, (CHANGES,), CRS.from_user_input(UTM), {}) as sink:
+        sink.write("changes", rows)
+    table = pyogrio.read_dataframe(other, layer="changes")
+    pyogrio.write_dataframe(table, path, layer="changes", append=True)
+    return path
+
+
+def test_polygons_of_change_are_there_the_largest_first(
+    analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_changes(analyzed(*scene.args))
+    data = Page(page_of(path)).data
+    assert [one["area"] for one in data["changes"]] == [25, 4]
+    assert data["pairs"][0]["changes"] == [2, 29]
+    assert data["changes"][0]["chips"] == ["r00032_c00064", "r09999_c00000"]
+    assert sorted(map(tuple, data["changes"][0]["rings"][0]))[0] == (64, 32)
+    monkeypatch.setattr("deltavlm.report.content.MAX_POLYGONS", 1)
+    data = Page(page_of(path)).data
+    assert ([one["area"] for one in data["changes"]], data["leftOut"]) == ([25], 1)
+    assert data["pairs"][0]["changes"] == [2, 29]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("changed_score", "much"),
+        ("new_roads", {"a": 1}),
+        ("caption", ["a", "list"]),
+        ("status", None),
+        ("changed", "maybe"),
+        ("valid_fraction", float("nan")),
+    ],
+)
+def test_a_value_that_cannot_be_costs_no_page(
+    analyzed: Analyzed, scene: Scene, column: str, value: object
+) -> None:
+    found = read_output(analyzed(*scene.args))
+    found.chips[7][column] = value
+    html, _ = report_html(found, scenes_of(found), Opening())
+    assert len(columns(Page(html))["id"]) == 15
+
+
+@pytest.mark.parametrize("value", [7, [{}]])
+def test_cells_that_cannot_be_are_one_line(analyzed: Analyzed, scene: Scene, value: object) -> None:
+    found = read_output(analyzed(*scene.args))
+    found.chips[7]["road_cells"] = value
+    with pytest.raises(InputError) as refused:
+        report_html(found, scenes_of(found), Opening())
+    assert str(refused.value).startswith(f"{found.path}: holds what cannot be")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_result_without_a_chip_has_a_page(analyzed: Analyzed, scene: Scene) -> None:
+    found = read_output(analyzed(*scene.args))
+    found.chips.clear()
+    html, missing = report_html(found, scenes_of(found), Opening())
+    assert not missing
+    assert columns(Page(html))["id"] == []
 
 
 def test_too_many_chips_are_refused(

@@ -5,6 +5,15 @@ const DATA = JSON.parse($("data").textContent);
 const PAIRS = DATA.pairs;
 const SEEN = new Set(["answered", "cascaded"]);
 
+const INKS = { building: "255,176,32", road: "77,163,255", other: "125,249,255" };  // classes of change
+
+for (const change of DATA.changes) {
+  const points = change.rings.flat();
+  const [left, top] = [0, 1].map((axis) => points.reduce((least, point) => Math.min(least, point[axis]), Infinity));
+  const [right, bottom] = [0, 1].map((axis) => points.reduce((most, point) => Math.max(most, point[axis]), -Infinity));
+  Object.assign(change, { x: left, y: top, w: right - left, h: bottom - top });
+}
+
 const CHIPS = (() => {
   const { columns, answers, texts } = DATA.chips;
   const chips = columns.id.map((_, number) => {

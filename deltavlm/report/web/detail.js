@@ -55,9 +55,11 @@ function facts(chip) {
   if (chip.roads !== null) add("New roads", String(chip.roads));
   if (chip.building_cells) add("Building cells", ...nine(chip, "building"));
   if (chip.road_cells) add("Road cells", ...nine(chip, "road"));
-  for (const change of chip.changes) {
+  const largest = [...chip.changes].sort((one, two) => (two.area || 0) - (one.area || 0));
+  for (const change of largest.slice(0, 3)) {
     add("Polygon", `${change.class.replaceAll("_", " ")}${change.area === null ? "" : `, ${whole.format(Math.round(change.area))} m²`}${change.score === null ? "" : `, score ${told(change.score)}`}`);
   }
+  if (largest.length > 3) add("", `and ${largest.length - 3} smaller`);
   const button = make("button", { type: "button", text: "Copy", "aria-label": "Copy the place" });
   button.addEventListener("click", () => copy(place(chip), button));
   add(chip.lon === null ? "Middle, px" : "Lon, lat", place(chip), button);

@@ -14,8 +14,9 @@ function totals() {
   if (asked("changed")) add("Changed", whole.format(changed.length), seen.length ? `${((100 * changed.length) / seen.length).toFixed(1)} %` : "");
   if (asked("buildings")) add("New buildings", whole.format(sum("buildings")), "estimate");
   if (asked("roads")) add("New roads", whole.format(sum("roads")), "estimate");
-  const polygons = DATA.changes.filter((one) => state.pair === null || one.pair === state.pair);
-  if (polygons.length) add("Changed ground", whole.format(Math.round(polygons.reduce((total, one) => total + (one.area || 0), 0))), `m² in ${counted(polygons.length, "polygon")}`);
+  const polygons = PAIRS.filter((_, index) => state.pair === null || index === state.pair).map((one) => one.changes);
+  const [number, area] = [0, 1].map((part) => polygons.reduce((total, one) => total + one[part], 0));
+  if (number) add("Changed ground", whole.format(Math.round(area)), `m² in ${counted(number, "polygon")}`);
   if (seen.length < chips.length) add("Not answered", whole.format(chips.length - seen.length));
   const pair = PAIRS[state.pair ?? 0];
   if (pair && pair.gsd && state.pair !== null) add("Pixel", pair.gsd < 1 ? `${+(pair.gsd * 100).toPrecision(3)}` : `${+pair.gsd.toPrecision(3)}`, pair.gsd < 1 ? "cm" : "m");
@@ -38,8 +39,9 @@ function legend() {
     if (dashed) sign.style.borderStyle = "dashed";
     return make("span", {}, sign, label);
   };
-  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1, thick where changed"), mark("#9a9ea6", "not answered"), mark("#f59e0b", "building cell"), mark("#3b82f6", "road cell", true));
-  if (DATA.changes.length) $("legend").append(mark("#2cc4cf", "polygon of change"));
+  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1, thick where changed"), mark("#9a9ea6", "not answered"), mark(`rgb(${INKS.building})`, "building"), mark(`rgb(${INKS.road})`, "road; cells dashed", true));
+  if (DATA.changes.some((one) => !(one.class in INKS) || one.class === "other")) $("legend").append(mark("#2cc4cf", "other polygon"));
+  if (DATA.leftOut) $("legend").append(`${counted(DATA.leftOut, "small polygon")} not drawn`);
 }
 
 function chooser() {

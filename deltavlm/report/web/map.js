@@ -106,7 +106,7 @@ function cells(context, chip, x, y, size, across = 1, down = 1) {
   context.rect(x, y, size * across, size * down);
   context.clip();
   const third = size / 3;
-  for (const [kind, ink] of [["building", "245,158,11"], ["road", "59,130,246"]]) {
+  for (const [kind, ink] of [["building", INKS.building], ["road", INKS.road]]) {
     for (const [row, column] of cellsOf(chip, kind)) {
       const inset = kind === "road" ? 4 : 1.5;
       context.fillStyle = `rgba(${ink},.22)`;
@@ -123,7 +123,13 @@ function cells(context, chip, x, y, size, across = 1, down = 1) {
 function changesOn(context) {
   context.setLineDash([]);
   for (const change of DATA.changes) {
-    if (change.pair !== state.shown) continue;
+    if (change.pair !== state.shown || !isInSight(change)) continue;
+    const ink = INKS[change.class] || INKS.other;
+    if (Math.max(change.w, change.h) * view.zoom < 3) {
+      context.fillStyle = `rgb(${ink})`;
+      context.fillRect(change.x * view.zoom + view.x, change.y * view.zoom + view.y, 2, 2);
+      continue;
+    }
     context.beginPath();
     for (const ring of change.rings) {
       ring.forEach(([x, y], index) => context[index ? "lineTo" : "moveTo"](x * view.zoom + view.x, y * view.zoom + view.y));
@@ -134,7 +140,7 @@ function changesOn(context) {
     context.strokeStyle = "rgba(0,0,0,.7)";
     context.lineWidth = 3.5;
     context.stroke();
-    context.strokeStyle = "#7df9ff";
+    context.strokeStyle = `rgb(${ink})`;
     context.lineWidth = 1.5;
     context.stroke();
   }

@@ -1,0 +1,196 @@
+"""What the page holds, as plain values: chips in columns, pairs, polygons of change, where all comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltavlm import __version__
+from deltavlm.geo.location import public_name
+from deltavlm.report.colours import RAMP
+from deltavlm.report.outputs import Output, Row
+from deltavlm.report.scenes import Scene, score_of
+from deltavlm.tasks.locate import LABELS
+
+__all__ = ["Shown", "content"]
+
+MAX_POLYGONS = 20_000
+"""More outlines than a browser draws while the map is moved."""
+
+
+@dataclass
+class Shown:
+    """Pictures as data URIs."""
+
+    missing: dict[str, str] = field(default_factory=dict)  # by pair: why it has none
+    overviews: dict[str, dict[str, Any]] = field(default_factory=dict)  # by pair
+    details: dict[int, list[str]] = field(default_factory=dict)  # by number of the chip
+
+
+def content(output: Output, scenes: Sequence[Scene], shown: Shown) -> dict[str, Any]:
+    """All that the page shows, ready for JSON."""
+    changes = _changes(scenes)
+    return {
+        "title": _title(scenes, output),
+        "file": output.path.name,
+        "pairs": [_pair(scene, shown) for scene in scenes],
+        "chips": _columns(scenes),
+        "changes": changes,
+        "leftOut": sum(len(scene.changes) for scene in scenes) - len(changes),
+        "details": shown.details,
+        "ramp": RAMP,
+        "cells": LABELS,
+        "chipPx": scenes[0].chip_px if scenes else 0,
+        "questions": {
+            str(one.get("name")): str(one.get("prompt")) for one in output.provenance.get("questions", ())
+        },
+        "provenance": _provenance(output.provenance, scenes),
+        "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
+        "version": __version__,
+    }
+
+
+def _title(scenes: Sequence[Scene], output: Output) -> str:
+    if len(scenes) != 1:
+        return f"{len(scenes):,} pairs of {output.path.name}"
+    names = [_short(scenes[0].before.path), _short(scenes[0].after.path)]
+    return scenes[0].name or (" → ".join(names) if all(names) else output.path.name)
+
+
+def _short(path: str) -> str:
+    return public_name(path).replace("\\", "/").rpartition("/")[2]
+
+
+def _pair(scene: Scene, shown: Shown) -> dict[str, Any]:
+    grid, gsd_m, north = scene.grid, scene.gsd_m, scene.north
+    return {
+        "name": scene.name,
+        "before": _short(scene.before.path),
+        "after": _short(scene.after.path),
+        "dates": [scene.before.taken, scene.after.taken],
+        "width": grid.width if grid else 0,
+        "height": grid.height if grid else 0,
+        "gsd": gsd_m,
+        "north": north,
+        "pictures": shown.overviews.get(scene.name),
+        "missing": shown.missing.get(scene.name, ""),
+        "changes": [len(scene.changes), sum(map(_area, scene.changes))],
+        "reason": scene.reason,
+        "notes": scene.notes,
+    }
+
+
+def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Chips as columns, their texts as places in a list: most say the same."""
+    texts: dict[str, int] = {"": 0}
+
+    def text(value: Any) -> int:
+        return texts.setdefault("" if value is None else str(value), len(texts))
+
+    asked = [
+        name for scene in scenes for chip in scene.chips[:1] for name in chip if name.startswith("answer_")
+    ]
+    answers = list(dict.fromkeys(asked))
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
+            *("surety", "roads", "buildings", "road_cells", "building_cells", "valid", *answers),
+        )
+    }
+    for number, scene in enumerate(scenes):
+        for chip, window, point in zip(scene.chips, scene.windows, scene.points, strict=True):
+            score = score_of(chip)
+            row = {
+                "pair": number,
+                "id": str(chip["chip_id"]),
+                **dict(zip("xywh", window, strict=True)),
+                "lon": None if point is None else round(point[0], 6),
+                "lat": None if point is None else round(point[1], 6),
+                "status": text(chip.get("status")),
+                "changed": None if chip.get("changed") is None else bool(chip["changed"]),
+                "score": None if score < 0 else round(score, 4),
+                "caption": text(chip.get("caption")),
+                "surety": _number(chip.get("caption_score"), 3),
+                "roads": _number(chip.get("new_roads"), 0),
+                "buildings": _number(chip.get("new_buildings"), 0),
+                "road_cells": _bits(chip.get("road_cells")),
+                "building_cells": _bits(chip.get("building_cells")),
+                "valid": _number(chip.get("valid_fraction"), 3),
+            }
+            row |= {name: text(chip.get(name)) for name in answers}
+            for name, column in columns.items():
+                column.append(row[name])
+    return {"columns": columns, "answers": answers, "texts": list(texts)}
+
+
+def _number(value: Any, digits: int) -> float | int | None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return round(value, digits) if digits else int(value)
+
+
+def _bits(cells: Any) -> int:
+    """Cells as a number: one bit each, row by row from the top left."""
+    return sum(1 << LABELS.index(cell) for cell in set(cells or ()) if cell in LABELS)
+
+
+def _area(change: Row) -> float:
+    return float(_number(change.get("area_m2"), 1) or 0)
+
+
+def _changes(scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+    """The polygons of the layer `changes`, the largest where there are too many."""
+    every = [(number, one) for number, scene in enumerate(scenes) for one in scene.changes]
+    largest = sorted(every, key=lambda pair: -_area(pair[1]))[:MAX_POLYGONS]
+    return [_change(number, one, scenes[number]) for number, one in largest]
+
+
+def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
+    return {
+        "pair": number,
+        "class": str(change.get("class") or "other"),
+        "area": _number(change.get("area_m2"), 1),
+        "score": _number(change.get("mean_score"), 4),
+        "lon": _number(change.get("lon"), 6),
+        "lat": _number(change.get("lat"), 6),
+        "chips": [str(one) for one in change.get("chip_ids") or ()],
+        "rings": scene.rings(change),
+    }
+
+
+def _provenance(record: dict[str, Any], scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+    """The lines that matter of where the answers come from; the page has all of it as JSON too."""
+    model, options = record.get("model") or {}, record.get("options") or {}
+    lines = [
+        ("Made by", f"{record.get('tool', 'deltavlm')} {record.get('versions', {}).get('deltavlm', '')}")
+    ]
+    if len(scenes) == 1:
+        scene = scenes[0]
+        for label, date in (("Before", scene.before), ("After", scene.after)):
+            size = f", {date.size[0]:,} × {date.size[1]:,} px" if date.size else ""
+            bands = f", bands {', '.join(map(str, date.bands))}" if date.bands else ""
+            lines.append((label, f"{public_name(date.path)}{size}{bands}"))
+        if scene.grid is not None:
+            crs = scene.grid.crs
+            lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_size_told(scene)}"))
+        inputs = record.get("inputs") or {}
+        lines.append(("Scale to 8 bit", str(inputs.get("scale", record.get("reading", {}).get("scale", "")))))
+    else:
+        lines.append(("Pairs", str(record.get("pairs", ""))))
+    place = ", ".join(str(model[key]) for key in ("device", "dtype") if model.get(key))
+    told = f"{model.get('name', '')}, fingerprint {model.get('fingerprint', '')}"
+    lines.append(("Model", f"{told}{f', on {place}' if place else ''}"))
+    chips = f"{options.get('chip_px')} px, overlap {options.get('overlap_px')} px"
+    asked = " Cascade: the other questions only of chips that changed." if options.get("cascade") else ""
+    lines.append(("Chips", f"{chips}.{asked}"))
+    return [(label, text) for label, text in lines if text.strip()]
+
+
+def _size_told(scene: Scene) -> str:
+    assert scene.grid is not None
+    size = f"{scene.grid.width:,} × {scene.grid.height:,} px"
+    return f"{size} of {scene.gsd_m:.3g} m" if scene.gsd_m else size
