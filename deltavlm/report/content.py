@@ -157,7 +157,7 @@ def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
         "score": _number(change.get("mean_score"), 4),
         "lon": _number(change.get("lon"), 6),
         "lat": _number(change.get("lat"), 6),
-        "chips": [str(one) for one in change.get("chip_ids") or ()],
+        "chips": list(map(str, ids)) if isinstance(ids := change.get("chip_ids"), list) else [],
         "rings": scene.rings(change),
     }
 

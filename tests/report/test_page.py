@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -174,12 +175,13 @@ def with_changes(path: Path) -> Path:
                 "chip_ids": ["r00032_c00064", "r09999_c00000"],
             },
         )
-        for side in (2.0, 5.0)
+        for side in (2.0, 8.0)
     ]
     other = path.with_name("changes.gpkg")
     with open_sink(other, (CHANGES,), CRS.from_user_input(UTM), {}) as sink:
         sink.write("changes", rows)
     table = pyogrio.read_dataframe(other, layer="changes")
+    table["chip_ids"] = table["chip_ids"].map(json.dumps)
     pyogrio.write_dataframe(table, path, layer="changes", append=True)
     return path
 
@@ -189,14 +191,14 @@ def test_polygons_of_change_are_there_the_largest_first(
 ) -> None:
     path = with_changes(analyzed(*scene.args))
     data = Page(page_of(path)).data
-    assert [one["area"] for one in data["changes"]] == [25, 4]
-    assert data["pairs"][0]["changes"] == [2, 29]
+    assert [one["area"] for one in data["changes"]] == [64, 4]
+    assert data["pairs"][0]["changes"] == [2, 68]
     assert data["changes"][0]["chips"] == ["r00032_c00064", "r09999_c00000"]
     assert sorted(map(tuple, data["changes"][0]["rings"][0]))[0] == (64, 32)
     monkeypatch.setattr("deltavlm.report.content.MAX_POLYGONS", 1)
     data = Page(page_of(path)).data
-    assert ([one["area"] for one in data["changes"]], data["leftOut"]) == ([25], 1)
-    assert data["pairs"][0]["changes"] == [2, 29]
+    assert ([one["area"] for one in data["changes"]], data["leftOut"]) == ([64], 1)
+    assert data["pairs"][0]["changes"] == [2, 68]
 
 
 @pytest.mark.parametrize(
