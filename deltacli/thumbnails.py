@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from deltacli.console import voice
@@ -14,7 +15,7 @@ from deltacli.console import voice
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from deltavlm.geo.pair import PairReader
+    from deltavlm.geo.pair import ChipPixels, PairReader
     from deltavlm.pipeline.analyze import ChangedChip
 
 __all__ = ["Protocol", "encoded", "protocol_of", "show_thumbnails"]
@@ -60,29 +61,34 @@ def show_thumbnails(
     protocol = protocol_of(os.environ) or ("sixel" if wished == "always" else None)
     if protocol is None:
         return
-    sys.stderr.write(encoded(_sheet(reader, chip_px, chips), protocol) + "\n")
-    sys.stderr.flush()
+    shown = list(_read(reader, chip_px, chips))
+    if shown:
+        sys.stderr.write(encoded(_sheet(shown), protocol) + "\n")
+        sys.stderr.flush()
 
 
-def _sheet(reader: PairReader, chip_px: int, chips: Sequence[ChangedChip]) -> Image:
-    """Before and after of each chip, and its name below; in the order of the table."""
-    from PIL import Image, ImageDraw, ImageFont
-
+def _read(
+    reader: PairReader, chip_px: int, chips: Sequence[ChangedChip]
+) -> Iterator[tuple[ChangedChip, ChipPixels]]:
+    """The chips with their pixels, but those that cannot be read."""
     from deltavlm.errors import RasterError
     from deltavlm.geo.grid import Chip, Window
     from deltavlm.report.scenes import place_of
 
-    shown = []
     for one in chips:
         row, col = place_of({"chip_id": one.chip_id})
         window = Window(col, row, min(chip_px, reader.width), min(chip_px, reader.height))
-        try:
-            shown.append((one, reader.read(Chip(0, 0, window, chip_px, reader.transform))))
-        except RasterError:
-            continue
+        with suppress(RasterError):
+            yield one, reader.read(Chip(0, 0, window, chip_px, reader.transform))
+
+
+def _sheet(shown: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:
+    """Before and after of each chip, and its name below; in the order of the table."""
+    from PIL import Image, ImageDraw, ImageFont
+
     wide, high = 2 * SIDE + 4 * GAP, SIDE + 24
-    lines = -(-len(shown) // ACROSS)
-    sheet = Image.new("RGB", (wide * min(ACROSS, len(shown)) or 1, high * lines or 1), (24, 26, 31))
+    size = wide * min(ACROSS, len(shown)), high * -(-len(shown) // ACROSS)
+    sheet = Image.new("RGB", size, (24, 26, 31))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for index, (one, pixels) in enumerate(shown):
         left, top = index % ACROSS * wide, index // ACROSS * high

@@ -92,7 +92,7 @@ def _scale(
     """The longest of 1, 2, 5, 10, ... metres that fits into `most_px`."""
     metres = gsd_m * most_px
     power = 10.0 ** math.floor(math.log10(metres))
-    length = next(step * power for step in (5, 2, 1) if step * power <= metres)
+    length = next((step * power for step in (5, 2) if step * power <= metres), power)
     told = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     x, y = at
     right = x + length / gsd_m

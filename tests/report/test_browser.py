@@ -187,7 +187,7 @@ def test_rows_search_and_filters(tab: Tab, scene: Scene) -> None:
 def test_columns_sort(tab: Tab, scene: Scene) -> None:
     tab.click("[data-by=score]")
     assert UNCHANGED["caption"] in tab.rows()[0]
-    tab.js("document.getElementById('rows').focus()")
+    tab.js("document.getElementById('list').focus()")
     tab.press("\ue010")  # End
     assert CHANGED["caption"] in tab.rows()[-1]
     tab.click("[data-by=place]")
@@ -207,7 +207,7 @@ def test_keys_go_from_chip_to_chip(tab: Tab, scene: Scene) -> None:
     tab.press("\ue013", "\ue012")  # up, left
     assert "r00000_c00064" in tab.text("#detail")
     tab.press("\ue00c")
-    tab.js("document.getElementById('rows').focus()")
+    tab.js("document.getElementById('list').focus()")
     tab.press("\ue011", "\ue007")  # Home, Enter
     assert scene.changed_chip in tab.text("#detail")
     tab.click("#next")
@@ -283,7 +283,7 @@ def test_a_result_without_a_chip_opens(
     page = tmp_path / "none.html"
     page.write_text(report_html(found, scenes_of(found), Opening())[0], encoding="utf-8")
     tab = Tab(chromium, page)
-    tab.js("document.getElementById('rows').focus()")
+    tab.js("document.getElementById('list').focus()")
     tab.press("\ue015", "\ue007", "\ue00c", "/", "x")  # down, Enter, Escape
     assert tab.text("#count") == "0 chips"
     assert tab.complaints() == []

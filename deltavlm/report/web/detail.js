@@ -118,7 +118,7 @@ function close() {
   state.open = false;
   detail.hidden = true;
   detail.replaceChildren();
-  if (inside) rows.focus({ preventScroll: true });
+  if (inside) $("list").focus({ preventScroll: true });
   list();
   draw();
 }

@@ -119,7 +119,7 @@ function reveal(chip) {
   const top = index * ROW;
   if (top < rows.scrollTop) rows.scrollTop = top;
   else if (top + ROW > rows.scrollTop + rows.clientHeight) rows.scrollTop = top + ROW - rows.clientHeight;
-  rows.setAttribute("aria-activedescendant", `row-${chip.number}`);
+  $("list").setAttribute("aria-activedescendant", `row-${chip.number}`);
 }
 
 // The chip `steps` rows on from the chosen one.
@@ -196,7 +196,8 @@ function listenToList() {
     refilter();
   });
   rows.addEventListener("scroll", list, { passive: true });
-  rows.addEventListener("keydown", (event) => {
+  $("list").addEventListener("keydown", (event) => {
+    if (event.target.closest("button")) return;
     const page = Math.max(1, Math.floor(rows.clientHeight / ROW) - 1);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -CHIPS.length, End: CHIPS.length }[event.key];
     if (steps !== undefined) step(steps);
