@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,6 +107,10 @@ class MaskFlags:
             if getattr(self, name) is not None and not self.polygons:
                 word = f"--{name.replace('_', '-')}"
                 raise typer.BadParameter("is for --polygons; add that, or leave it out", param_hint=word)
+        for name in ("min_area", "simplify", "mask_threshold"):
+            if not math.isfinite(getattr(self, name) or 0):
+                word = f"--{name.replace('_', '-')}"
+                raise typer.BadParameter(f"{getattr(self, name)} is no number to go by", param_hint=word)
         from deltavlm.pipeline.pair_lists import checked_date
 
         for name in ("before_date", "after_date"):

@@ -7,7 +7,6 @@ read back when it is complete, and only then takes the name.
 from __future__ import annotations
 
 import os
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo.alignment import PixelGrid
 from deltavlm.geo.grid import Window
+from deltavlm.geo.sinks import check_output
 from deltavlm.locks import sync_folder, unfinished_name
 
 __all__ = ["COG_SUFFIXES", "Cog", "Look", "check_cog", "open_cog"]
@@ -114,26 +114,13 @@ def check_cog(path: Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
     """Find out before any work whether the raster can be written; changes nothing.
 
     Raises:
-        OutputError: it has no suffix of a GeoTIFF, is there already, is one of the inputs, or its folder is
-            not there or not writable.
+        OutputError: as `check_output`; or it is one of the inputs.
     """
-    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in str(path)):
-        raise OutputError(f"{str(path)!r}: has control characters in its name; choose another name")
-    if path.suffix.lower() not in COG_SUFFIXES:
-        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(COG_SUFFIXES)}")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file in it")
     for name in inputs:
         with suppress(OSError, ValueError):
             if path.samefile(name):
                 raise OutputError(f"{path}: is one of the images; choose another name")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
-    folder = (path.resolve() if path.is_symlink() else path).parent
-    if not folder.is_dir():
-        raise OutputError(f"{path}: there is no folder {folder}; create it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: cannot write in {folder}; choose another folder")
+    check_output(path, overwrite, COG_SUFFIXES)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class FeatureSink(Protocol):
     def write(self, layer: str, features: Iterable[Feature]) -> None: ...
 
 
-def check_output(path: Path | None, overwrite: bool) -> None:
+def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Find out before any work whether the output can be written; changes nothing. None or `-` is stdout.
 
     Raises:
@@ -61,14 +61,16 @@ def check_output(path: Path | None, overwrite: bool) -> None:
         return
     if any(unicodedata.category(char) in UNPRINTABLE for char in str(path)):
         raise OutputError(f"{str(path)!r}: has control characters in its name; choose another name")
+    if not path.name:  # `.` or `/`
+        raise OutputError(f"{path}: is a folder; name a file in it")
     try:
         for name in (path, path.with_name(path.name + LONGEST_ENDING)):
             with suppress(FileNotFoundError, NotADirectoryError):
                 name.stat()
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
-    if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:
