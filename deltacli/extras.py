@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltacli.console import counted, voice
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.many import Outcome
     from deltavlm.pipeline.pair_journal import PairJournal
     from deltavlm.pipeline.pair_layers import Ground
+
+_MANY_CHIPS = 2_000  # with more, drawing takes long enough to be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def write_changes(
         if extras.polygons is not None:
             beside = open_sink(extras.polygons, (CHANGES,), grid.crs, record, overwrite=overwrite)
             sink = stack.enter_context(beside)
+        if len(drawing.chips) > _MANY_CHIPS:
+            voice.say(f"drawing what changed, from the masks of {counted(len(drawing.chips), 'chip')}")
         polygons, (mask, probability) = wanted.masks.polygons, cogs
         features = draw(
             drawing, wanted.masks.options(), polygons=polygons, mask=mask, probability=probability

@@ -30,7 +30,8 @@ class MaskFlags:
         flag(
             "--polygons/--no-polygons",
             panel=MASKS,
-            help="A layer changes: what changed, as polygons with class, area and score.",
+            help="A layer changes: what changed, as polygons with class, area and score. For these and for "
+            "the rasters chips overlap by an eighth, unless --overlap or --stride says otherwise.",
         ),
     ] = False
     mask: Annotated[

@@ -159,7 +159,12 @@ def _middles(
     if drawing.grid.crs is None:
         return [(None, None)] * len(kept)
     found = project(points, drawing.grid.crs, LONLAT) if len(points) else points
-    return [(lon, lat) if math.isfinite(lon + lat) else (None, None) for lon, lat in found.tolist()]
+    return [
+        ((lon - 360 * round(lon / 360) if abs(lon) > 180 else lon), lat)
+        if math.isfinite(lon + lat)
+        else (None, None)
+        for lon, lat in found.tolist()
+    ]
 
 
 def _seen_in(drawing: Drawing, shape: BaseGeometry) -> list[ChipResult]:

@@ -299,6 +299,28 @@ def test_a_journal_whose_masks_are_lost_asks_again(
         assert not masks.exists()
 
 
+def test_failed_chips_are_no_data_until_they_are_tried_again(
+    run: Run, scene: Scene, bright: ScriptedModel, tmp_path: Path
+) -> None:
+    after = noise(3, 32, 96)
+    after[:, :, 32:64] = 77
+    write_raster(tmp_path / "a.tif", after)
+    write_raster(tmp_path / "b.tif", noise(3, 32, 96))
+    bright.poison = 77
+    args = ("analyze", tmp_path / "b.tif", tmp_path / "a.tif", "-o", "out.gpkg", "--overlap", 0, *SMALL)
+    assert run(*args, "--mask", "m.tif").exit_code == 3
+    expected = np.zeros((32, 96), np.uint8)
+    expected[:, 32:64] = 255
+    np.testing.assert_array_equal(pixels("m.tif")[0], expected)
+    bright.poison = None
+    result = run(*args, "--mask", "m.tif", "--retry-failed")
+    assert result.exit_code == 0, result.stderr
+    assert bright.batches[-1] == 1
+    expected[:, 32:64] = 2  # another colour all over, which is a road to this head
+    np.testing.assert_array_equal(pixels("m.tif")[0], expected)
+    assert sorted(path.name for path in Path().iterdir()) == ["m.tif", "out.gpkg"]
+
+
 def test_pictures_that_come_again_share_their_mask(
     run: Run, model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
