@@ -191,12 +191,13 @@ def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> Non
     with open_pair(pair) as reader:
         unit = Unit(pair, ReadOptions(), mark_of(reader), ((0, 0), (0, 3), (2, 4)), 2)
     seen, *pieces = read_unit(unit, AnalyzeOptions(chip_px=32))
-    assert [(status, reason, place) for status, _, reason, place, _ in seen] == [
+    assert [(status, reason, place) for status, _, reason, place, _, _ in seen] == [
         ("answered", "", (0, 0)),
         ("answered", "", (0, 1)),
         ("answered", "", (1, 0)),
     ]
-    assert len({picture for *_, picture in seen}) == 3
+    assert len({picture for *_, picture, _ in seen}) == 3
+    assert {holes for *_, holes in seen} == {b""}
     assert [piece.shape for piece in pieces] == [(2, 2, 3, 32, 32), (1, 2, 3, 32, 32)]
 
 
