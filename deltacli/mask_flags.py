@@ -70,7 +70,7 @@ class MaskFlags:
             panel=MASKS,
             metavar="PX",
             min=0,
-            show_default="a pixel of the mask, 4 of a chip of 256",
+            show_default="half a pixel of the mask, 2 of a chip of 256",
             help="Straighten outlines by about so many pixels; 0 keeps every corner.",
         ),
     ] = None

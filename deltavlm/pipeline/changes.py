@@ -59,7 +59,9 @@ class ChangeOptions:
 
     threshold: float = 0.5  # changed is what is so probably any of KINDS
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECK
-    simplify_px: float | None = None  # of `regions.simplified`, pixels of the grid; None: one of the mask
+    simplify_px: float | None = (
+        None  # of `regions.simplified`, pixels of the grid; None: half one of the mask
+    )
     before_date: str | None = None
     after_date: str | None = None
 
@@ -124,7 +126,7 @@ def _labels(block: Block, threshold: float) -> tuple[NDArray[np.uint8], NDArray[
 def _features(drawing: Drawing, found: list[Region], options: ChangeOptions) -> Iterator[Feature]:
     measure = measure_of(drawing.grid)
     a, b, c, d, e, f = drawing.grid.transform[:6]
-    tolerance_px = drawing.value_px if options.simplify_px is None else options.simplify_px
+    tolerance_px = drawing.value_px / 2 if options.simplify_px is None else options.simplify_px
     if options.min_area_m2 is None:
         found = [region for region in found if region.pixels >= SPECK * drawing.value_px**2]
     kept: list[tuple[Region, BaseGeometry, tuple[float, float] | None]] = []
