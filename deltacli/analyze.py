@@ -13,9 +13,10 @@ from deltacli import options, values
 from deltacli.console import voice
 from deltacli.engine_flags import EngineFlags
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
+from deltacli.mask_flags import MaskFlags
 from deltacli.monitor import monitor
 from deltacli.one import answered_pair
-from deltacli.outcome import outcome, tell_notes, tell_outcome, warn_of_scale
+from deltacli.outcome import changes_told, outcome, tell_changes, tell_notes, tell_outcome, warn_of_scale
 from deltacli.pair_flags import PairFlags
 from deltacli.pairs import analyze_many
 from deltacli.plan import pair_plan, show_plan
@@ -57,6 +58,7 @@ def analyze(
     ] = None,
     asked: ModelFlags,
     where: EngineFlags,
+    drawn: MaskFlags,
     cascade: options.Cascade = False,
     batch_size: options.BatchSize = "auto",
     chips: ChipFlags,
@@ -86,6 +88,7 @@ def analyze(
         json_summary=json_summary,
         where=where,
         show=show,
+        masks=drawn,
     )
     places = many.places(before, after)
     if places is None:
@@ -111,13 +114,15 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
 
     path = None if target == "-" else Path(target)
     wanted.check_file(path, target)
+    extras = wanted.masks.extras(path, out.layer)
+    extras.check(wanted.replaced, (before, after))
     numbers = wanted.check_model()
     with open_pair(RasterPair(before, after), read) as reader:
         tell_notes(reader)
         grid = reader.grid(chip_px, run.overlap_px)
         if out.dry_run:
             warn_of_scale(reader, numbers.training_gsd_m, chip_px / numbers.chip_px)
-            plan = pair_plan(reader, grid, target)
+            plan = pair_plan(reader, grid, target) | {"extras": extras.told}
             plan |= {
                 "limit": run.limit,
                 "questions": [spec.name for spec in wanted.specs],
@@ -126,7 +131,11 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
             }
             show_plan(plan, as_json=wanted.json_summary, on_stdout=path is not None)
             return
-        with nullcontext() if path is None else locked(path), wanted.started() as (engine, load_s):
+        with (
+            nullcontext() if path is None else locked(path),
+            extras.locked(),
+            wanted.started() as (engine, load_s),
+        ):
             model = engine.model
             warn_of_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
             total = min(len(grid), run.limit or len(grid))
@@ -137,12 +146,15 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
                     found = f"{progress.changed} changed, " if judged else ""
                     tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
 
-                summary = answered_pair(reader, engine, wanted, wanted.batched(run, model), path, watch)
+                run = wanted.batched(run, model)
+                summary = answered_pair(reader, engine, wanted, run, path, watch, extras=extras)
         monitor.see(summary)
         tell_outcome(summary, reader, target, judged, wanted.show.top)
+        tell_changes(summary, wanted, extras.told)
         show_thumbnails(reader, chip_px, summary.most_changed[: wanted.show.top], wanted.show.thumbnails)
         if wanted.json_summary:
             told = outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}
+            told |= changes_told(summary, wanted, extras.told)
             told |= {} if judged else {"changed": None, "neither_yes_nor_no": None}
             typer.echo(json.dumps(told, ensure_ascii=False))
     with wanted.show.afterwards(path, (before, after), wanted.rasters.allow_vrt, wanted.replaced):

@@ -76,7 +76,7 @@ class OutputFlags:
     output: options.Output = None
     overwrite: options.Overwrite = False
     layer: Annotated[
-        Literal["chips", "locations", "pairs"] | None,
+        Literal["chips", "locations", "changes", "pairs"] | None,
         flag(
             "--layer",
             panel=OUTPUT,

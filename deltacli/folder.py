@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from deltacli.console import counted, voice
 from deltacli.monitor import monitor
 from deltacli.one import answered_pair
+from deltacli.outcome import tell_changes
 from deltacli.pairs import progress_told, tell_many
 from deltacli.wanted import Wanted
 from deltavlm.errors import ConfigError, InputError, OutputError
@@ -39,10 +40,12 @@ def analyze_into_folder(
     there = len(found.pairs) - len(left)
     if there:
         voice.say(f"{counted(there, 'output')} in {folder} there already; --overwrite makes them anew")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    rasters = wanted.masks.folders()
+    for one in (folder, *map(Path, rasters.values())):
+        try:
+            one.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{one}: cannot be made ({error.strerror}); choose another folder") from error
     if not left:
         tell_many(Run(), found, wanted, None, target, 0.0, there=there)
         return
@@ -52,7 +55,8 @@ def analyze_into_folder(
     for outcome in done.failures:
         voice.say(f"failed: {outcome.pair.id}: {outcome.why}", pair=outcome.pair.id, status=outcome.status)
     again = "; the same command tries failed pairs again, --retry-failed chips too"
-    tell_many(done, found, wanted, model, target, load_s, there=there, again=again)
+    tell_changes(done.summary, wanted, rasters)
+    tell_many(done, found, wanted, model, target, load_s, there=there, again=again, extras=rasters)
 
 
 def _is_done(path: Path, wanted: Wanted) -> bool:
@@ -93,11 +97,14 @@ def _each(
                 tell(len(done.outcomes) - 1, progress_told(so_far, wanted.judged))
 
             try:
-                check_output(paths[pair.id], wanted.replaced)
-                with locked(paths[pair.id]), opened_pair(pair, read) as reader:
+                path = paths[pair.id]
+                extras = wanted.masks.extras(path, wanted.out.layer, path.stem)
+                check_output(path, wanted.replaced)
+                extras.check(wanted.replaced, (pair.before, pair.after))
+                with locked(path), extras.locked(), opened_pair(pair, read) as reader:
                     logged_notes(pair, reader, engine.model, run, told)
                     part = run if run.limit is None else replace(run, limit=run.limit - seen)
-                    summary = answered_pair(reader, engine, wanted, part, paths[pair.id], watch, pair)
+                    summary = answered_pair(reader, engine, wanted, part, path, watch, pair, extras)
                     grid = reader.grid(run.chip_px, run.overlap_px)
                     outcome.record = PairRecord.of(pair, reader, grid)
             except InputError as error:

@@ -121,6 +121,8 @@ class Monitor:
             ("changed", "Chips that the model calls changed.", sum(one.changed for one in summaries)),
         ):
             yield Metric(f"deltavlm_chips_{name}_total", "counter", told, [({}, count)])
+        polygons = sum(one.polygons for one in summaries)
+        yield Metric("deltavlm_polygons_total", "counter", "Polygons of what changed.", [({}, polygons)])
         yield Metric("deltavlm_pairs_total", "counter", "Pairs by status.", self._of_pairs())
         stages = [({"stage": one}, sum(getattr(each.stages, one) for each in summaries)) for one in _STAGES]
         yield Metric(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltacli.console import counted, voice
+from deltacli.extras import Extras, write_changes
 from deltacli.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -40,13 +41,16 @@ def answered_pair(
     path: Path | None,
     watch: Callable[[Progress], None],
     pair: Pair | None = None,
+    extras: Extras | None = None,
 ) -> Summary:
     """Ask what is left to ask, and write the output: to stdout as answers come, to a file at the end.
 
-    `pair`: what a list calls it, where it is one of many that get an output each.
+    `pair`: what a list calls it, where it is one of many that get an output each; `extras`: what is written
+    beside the output.
     """
     from deltavlm.geo.sinks import open_sink
     from deltavlm.pipeline.analyze import analyze
+    from deltavlm.pipeline.changes import CHANGES, Drawing
     from deltavlm.pipeline.journal import journal_path, open_journal
     from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer, write_results
     from deltavlm.pipeline.pair_layers import OfPair, with_pair
@@ -54,10 +58,13 @@ def answered_pair(
 
     specs, out, model = wanted.specs, wanted.out, engine.model
     grid = reader.grid(run.chip_px, run.overlap_px)
-    origin, layers = Origin.of(reader, model), (chips_layer(specs), LOCATIONS)
-    record = provenance(reader, model, specs, run)
+    origin, layers = Origin.of(reader, model), [chips_layer(specs), LOCATIONS]
+    extras = extras or Extras(path)
+    if wanted.masks.polygons and extras.polygons is None:
+        layers.append(CHANGES)
+    record = provenance(reader, model, specs, run) | wanted.masks.record()
     if pair is not None:
-        layers = (with_pair(layers[0]), with_pair(layers[1]))
+        layers = [with_pair(layer) for layer in layers]
 
     def of_pair(sink: FeatureSink) -> FeatureSink:
         return sink if pair is None else OfPair(sink, pair)
@@ -65,6 +72,7 @@ def answered_pair(
     if path is None:
         with open_sink(path, layers, reader.crs, record, only_layer=out.layer) as sink:
             return analyze(reader, engine, specs, Stream(of_pair(sink), specs, origin), run, watch)
+    taken = extras.replaceable()
     with open_journal(
         journal_path(path),
         settings(reader, model, run),
@@ -73,6 +81,7 @@ def answered_pair(
         afresh=not out.resume,
         retry=out.retry_failed,
         limit=run.limit,
+        masks=run.masks,
     ) as journal:
         known = sum(1 for _ in journal.earlier())
         if known:
@@ -90,5 +99,16 @@ def answered_pair(
                 results = journal.results()
                 while part := list(islice(results, _WRITTEN_AT_ONCE)):
                     write_results(of_pair(sink), part, specs, origin)
+                if journal.lines.sidecar is not None:
+                    summary.polygons = write_changes(
+                        Drawing(grid, reader.meeting.grid, journal.result, journal.lines.sidecar.at),
+                        wanted,
+                        extras,
+                        sink,
+                        record,
+                        journal.lines,
+                        overwrite=wanted.replaced or bool(taken),
+                        of_pair=of_pair,
+                    )
         journal.finish()
     return summary

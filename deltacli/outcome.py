@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deltacli.console import counted, voice
@@ -9,6 +10,7 @@ from deltacli.console import counted, voice
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
+    from deltacli.wanted import Wanted
     from deltavlm.geo.pair import PairReader
     from deltavlm.model.interface import ModelFacts
     from deltavlm.pipeline.analyze import ChangedChip, Summary
@@ -59,6 +61,20 @@ def tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool
     voice.table("Most changed chips", ("chip", x_name, y_name, "score", "caption"), rows)
     tell_unread(summary)
     voice.say(f"{chips_told(summary, judged)}; output {'on stdout' if target == '-' else target}")
+
+
+def tell_changes(summary: Summary, wanted: Wanted, extras: Mapping[str, str]) -> None:
+    """How much ground changed, and what lies beside the output."""
+    parts = [f"{counted(summary.polygons, 'polygon')} of change"] if wanted.masks.polygons else []
+    parts += [f"{name} {path}" for name, path in extras.items()]
+    if parts:
+        voice.say("; ".join(parts))
+
+
+def changes_told(summary: Summary, wanted: Wanted, extras: Mapping[str, str]) -> dict[str, Any]:
+    """The same as plain values."""
+    told: dict[str, Any] = {"polygons": summary.polygons} if wanted.masks.polygons else {}
+    return told | ({"extras": dict(extras)} if extras else {})
 
 
 def tell_unread(summary: Summary) -> None:

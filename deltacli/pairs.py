@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deltacli.console import counted, voice
+from deltacli.extras import Extras, write_many_changes
 from deltacli.monitor import monitor
 from deltacli.one import kept
-from deltacli.outcome import changed_told, chips_counted, chips_told, places, tell_unread
+from deltacli.outcome import (
+    changed_told,
+    changes_told,
+    chips_counted,
+    chips_told,
+    places,
+    tell_changes,
+    tell_unread,
+)
 from deltacli.pair_flags import PairFlags
 from deltacli.wanted import Wanted
 from deltavlm.errors import PartialFailure
@@ -30,24 +40,31 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     """Ask the questions about every chip of every pair, and write one output, or one a pair into a folder."""
     from deltavlm.geo.pair import check_options
 
-    target = wanted.out.output or many.target
+    target, extras = wanted.out.output or many.target, dict[str, str]()
     monitor.begin(target, dry_run=wanted.out.dry_run)
-    read, run = wanted.check(target)
+    read, run = wanted.check(target, many=True)
     check_options(read)
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
         from deltacli.folder import SUFFIX, analyze_into_folder
 
         wanted.show.refuse(f"-o {target}, which is a folder", "each output in it")
         found, analyzed = many.read(SUFFIX), analyze_into_folder
+        extras = wanted.masks.folders()
     else:
         wanted.show.refuse_quicklook()
+        wanted.masks.refuse_rasters()
         wanted.check_file(None if target == "-" else Path(target), target)
         found, analyzed = many.read(), _analyze_into_one
+        if target != "-":
+            beside = wanted.masks.extras(Path(target), wanted.out.layer)
+            beside.check(wanted.replaced, ())
+            extras = beside.told
     numbers = wanted.check_model()
     if wanted.out.dry_run:
         from deltacli.plan import pairs_plan, show_pairs_plan
 
         plan = pairs_plan(found, read, run, numbers, target)
+        plan |= {"extras": extras}
         plan |= {"questions": [spec.name for spec in wanted.specs], "model": wanted.asked.model}
         show_pairs_plan(plan, as_json=wanted.json_summary, on_stdout=target != "-")
         bad = [row for row in plan["pairs"] if row["reason"]]
@@ -68,14 +85,20 @@ def _analyze_into_one(
     from deltavlm.locks import locked
 
     path = None if target == "-" else Path(target)
-    with nullcontext() if path is None else locked(path), wanted.started() as (engine, load_s):
+    extras = wanted.masks.extras(path, wanted.out.layer)
+    with (
+        nullcontext() if path is None else locked(path),
+        extras.locked(),
+        wanted.started() as (engine, load_s),
+    ):
         run = wanted.batched(run, engine.model)
         if path is None:
             done = _streamed(found, wanted, read, run, engine)
         else:
-            done = _written(found, wanted, read, run, engine, path)
+            done = _written(found, wanted, read, run, engine, path, extras)
     with wanted.show.afterwards(path, (None, None), wanted.rasters.allow_vrt, wanted.replaced):
-        tell_many(done, found, wanted, engine.model, target, load_s)
+        tell_changes(done.summary, wanted, extras.told)
+        tell_many(done, found, wanted, engine.model, target, load_s, extras=extras.told)
 
 
 def _asked(
@@ -126,10 +149,17 @@ def _streamed(found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOp
 
 
 def _written(
-    found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, engine: Engine, path: Path
+    found: PairList,
+    wanted: Wanted,
+    read: ReadOptions,
+    run: AnalyzeOptions,
+    engine: Engine,
+    path: Path,
+    extras: Extras,
 ) -> Run:
     """All into the journal, and from there into the output."""
     from deltavlm.geo.sinks import open_sink
+    from deltavlm.pipeline.changes import CHANGES
     from deltavlm.pipeline.journal import journal_path
     from deltavlm.pipeline.pair_journal import open_pair_journal
     from deltavlm.pipeline.pair_layers import (
@@ -143,6 +173,8 @@ def _written(
     from deltavlm.pipeline.provenance import pairs_provenance, pairs_settings
 
     specs, out, model = wanted.specs, wanted.out, engine.model
+    layers = many_layers(specs, (CHANGES,) if wanted.masks.polygons and extras.polygons is None else ())
+    taken = extras.replaceable()
     with open_pair_journal(
         journal_path(path),
         pairs_settings(read, model, run),
@@ -152,6 +184,7 @@ def _written(
         afresh=not out.resume,
         retry=out.retry_failed,
         limit=run.limit,
+        masks=run.masks,
     ) as journal:
         if len(journal):
             voice.say(f"{counted(len(journal), 'chip')} answered already; going on")
@@ -162,12 +195,12 @@ def _written(
             )
             records = [outcome.record for outcome in done.outcomes.values() if outcome.record is not None]
             ground = Ground(common_crs(records))
-            record = pairs_provenance(found.name, read, model, specs, run)
+            record = pairs_provenance(found.name, read, model, specs, run) | wanted.masks.record()
             with (
                 done.summary.stages.timed("write"),
                 open_sink(
                     path,
-                    many_layers(specs),
+                    layers,
                     ground.crs,
                     record,
                     overwrite=wanted.replaced,
@@ -176,6 +209,18 @@ def _written(
             ):
                 write_chips(sink, journal.results(), done.outcomes, specs, model, ground)
                 sink.write(PAIRS.name, [pair_feature(outcome, ground) for outcome in done.outcomes.values()])
+                if wanted.masks.polygons:
+                    done.summary.polygons = write_many_changes(
+                        done.outcomes.values(),
+                        journal,
+                        (run.chip_px, run.overlap_px),
+                        wanted,
+                        extras,
+                        sink,
+                        ground,
+                        record,
+                        overwrite=wanted.replaced or bool(taken),
+                    )
         journal.finish()
     if len({one.crs for one in records}) > 1 and path.suffix.lower() in (".gpkg", ".fgb", ".parquet"):
         voice.say("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")
@@ -202,9 +247,11 @@ def tell_many(
     *,
     there: int = 0,
     again: str | None = None,
+    extras: Mapping[str, str] | None = None,
 ) -> None:
     """The end of a run over many pairs; `there`: how many more had their output already; `again`: how to try
-    what failed again. Without a model nothing was left to ask.
+    what failed again; `extras`: what lies beside the output, by what it is. Without a model nothing was left
+    to ask.
 
     Raises: PartialFailure if a pair or a chip failed.
     """
@@ -242,6 +289,7 @@ def tell_many(
             ],
             "unmatched": {"before": found.unmatched[0], "after": found.unmatched[1]},
             **chips_counted(summary),
+            **changes_told(summary, wanted, extras or {}),
             "model": model.name if model else None,
             "fingerprint": model.fingerprint if model else None,
             "device": model.device if model else None,

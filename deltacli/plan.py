@@ -62,6 +62,7 @@ def show_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
             ("model", f"{plan['model']} on {plan['device']} (not loaded)"),
         ]
     lines.append(("output", "stdout" if plan["output"] == "-" else plan["output"]))
+    lines += plan.get("extras", {}).items()
     for name, text in lines:
         line = f"{name:<10} {text}"
         if on_stdout:
@@ -138,6 +139,7 @@ def show_pairs_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> 
         f"questions  {', '.join(plan['questions'])}",
         f"model      {plan['model']} (not loaded)",
         f"output     {'stdout' if plan['output'] == '-' else plan['output']}",
+        *(f"{name:<10} {path}" for name, path in plan["extras"].items()),
     ]
     for line in lines:
         if on_stdout:

@@ -13,6 +13,7 @@ import typer
 from deltacli import values
 from deltacli.engine_flags import EngineFlags
 from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags
+from deltacli.mask_flags import MaskFlags
 from deltacli.monitor import monitor
 from deltacli.show_flags import ShowFlags
 from deltavlm.errors import ConfigError
@@ -39,6 +40,7 @@ class Wanted:
     json_summary: bool
     where: EngineFlags = field(default_factory=EngineFlags)
     show: ShowFlags = field(default_factory=ShowFlags)
+    masks: MaskFlags = field(default_factory=MaskFlags)
 
     @property
     def judged(self) -> bool:
@@ -50,14 +52,16 @@ class Wanted:
         """Whether an output that is there gives way."""
         return self.out.overwrite or self.out.retry_failed
 
-    def check(self, target: str) -> tuple[ReadOptions, AnalyzeOptions]:
+    def check(self, target: str, *, many: bool = False) -> tuple[ReadOptions, AnalyzeOptions]:
         """How to read and how to ask, before anything is opened; the batch size comes with the model.
 
         Raises: BadParameter or ConfigError for flags that cannot be read, or not go together.
         """
         if target == "-" and self.json_summary:
             raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
-        overlap_px = self.chips.overlap_px
+        self.masks.check(target, self.out.layer, many=many)
+        is_chosen = self.chips.overlap is not None or self.chips.stride is not None
+        overlap_px = self.masks.overlap_px(self.chips.chip_size, self.chips.overlap_px, is_chosen)
         values.batch_size_of(self.batch_size)
         self.where.check()
         read = self.rasters.read_options(self.chips.bbox, self.chips.bbox_crs, self.chips.aoi)
@@ -75,6 +79,7 @@ class Wanted:
             limit=self.chips.limit,
             on_error=self.chips.on_error,
             cascade=self.cascade,
+            masks=self.masks.asked,
         )
 
     def check_file(self, path: Path | None, target: str) -> None:
@@ -98,6 +103,10 @@ class Wanted:
         from deltavlm.model.folder import find_folder, read_config
 
         numbers = self.asked.running().applied(read_config(find_folder(self.asked.model)))
+        if self.masks.asked and numbers.dense is None:
+            from deltavlm.pipeline.masks import NO_MASKS
+
+            raise ConfigError(NO_MASKS.format(name=numbers.name))
         if self.where.engine == "local":
             self.asked.check_place()
         return numbers

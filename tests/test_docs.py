@@ -17,6 +17,7 @@ from deltavlm.config import load, shipped
 from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
+from deltavlm.pipeline.changes import CHANGES
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
 from deltavlm.pipeline.pair_layers import PAIRS
 from deltavlm.tasks.questions import load_questions
@@ -60,6 +61,10 @@ def test_every_column_of_the_locations_is_described() -> None:
 
 def test_every_column_of_the_pairs_is_described() -> None:
     assert table_under("Layer `pairs`") == [field.name for field in PAIRS.fields]
+
+
+def test_every_column_of_the_changes_is_described() -> None:
+    assert table_under("Layer `changes`") == [field.name for field in CHANGES.fields]
 
 
 def test_every_metric_is_described() -> None:

@@ -49,10 +49,11 @@ class Dispatch:
     of its groups that has no result is the one it died of, and the others are sent again without blame.
     """
 
-    def __init__(self, actors: Actors, specs: Sequence[QuestionSpec], cascade: bool) -> None:
+    def __init__(self, actors: Actors, specs: Sequence[QuestionSpec], cascade: bool, masks: bool) -> None:
         self.actors = actors
         self.specs = list(specs)
         self.cascade = cascade
+        self.masks = masks
         self.flying: deque[Sent] = deque()
         self.turns = 0
 
@@ -97,7 +98,9 @@ class Dispatch:
         sent.place = min(self.actors.ready(), key=self._load)
         self.turns += 1
         sent.turn = self.turns
-        sent.reply = sent.place.handle.ask.remote(self.specs, places, sent.size, self.cascade, *pieces)
+        sent.reply = sent.place.handle.ask.remote(
+            self.specs, places, sent.size, self.cascade, self.masks, *pieces
+        )
 
     def _load(self, place: Actor) -> int:
         return sum(sent.place is place and not _is_done(sent) for sent in self.flying)

@@ -73,9 +73,9 @@ class Cluster:
             if flying:
                 members, ref, pieces = flying.popleft()
                 for chip, found in zip(members, _seen(ref, members), strict=True):
-                    status, valid, reason, place, picture = found
+                    status, valid, reason, place, picture, holes = found
                     pixels = None if place is None else (pieces[place[0]], place[1])
-                    yield Look(chip, status, valid, pixels, reason, pair, picture)
+                    yield Look(chip, status, valid, pixels, reason, pair, picture, holes=holes)
 
     def replies(
         self,
@@ -89,7 +89,7 @@ class Cluster:
         Where one did not fit into memory, those behind it are asked again with the smaller size, as an engine
         of one process would have asked them.
         """
-        dispatch = Dispatch(self.actors, specs, options.cascade)
+        dispatch = Dispatch(self.actors, specs, options.cascade, options.masks)
         size, more = options.batch_size, True
         try:
             while more or dispatch.flying:
@@ -142,4 +142,4 @@ def _seen(ref: Any, members: Sequence[Chip]) -> list[Seen]:
         raise error.cause from error
     except RayError as error:
         told = f"the worker that reads it has died, {1 + AGAIN} times ({type(error).__name__})"
-        return [("unreadable", None, told, None, "")] * len(members)
+        return [("unreadable", None, told, None, "", b"")] * len(members)

@@ -26,8 +26,9 @@ __all__ = ["Asker", "Known", "Load", "Pixels", "Place", "Seen", "Unit", "loaded"
 
 Place = tuple[int, int]  # a piece of a unit, and a chip in it
 Pixels = NDArray[np.uint8]  # (chips, 2, 3, size, size): before and after of each
-Seen = tuple[Status, float | None, str, Place | None, str]
-"""What came of a chip: status, valid fraction, reason; if it is asked, place and name of its pixels."""
+Seen = tuple[Status, float | None, str, Place | None, str, bytes]
+"""What came of a chip: status, valid fraction, reason; if it is asked, place and name of its pixels, and
+where it has no data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,10 @@ def read_unit(unit: Unit, options: AnalyzeOptions) -> list[Any]:
                     place = divmod(asked, unit.piece)
                     pieces[place[0]].append(np.stack([look.pixels.before, look.pixels.after]))
                     asked += 1
-                seen.append((look.status, look.valid_fraction, look.reason, place, look.picture))
+                seen.append((look.status, look.valid_fraction, look.reason, place, look.picture, look.holes))
     except InputError as error:
         told = f"{error} (on {socket.gethostname()})"
-        return [[("unreadable", None, told, None, "")] * len(unit.chips), *[_NOTHING] * unit.pieces]
+        return [[("unreadable", None, told, None, "", b"")] * len(unit.chips), *[_NOTHING] * unit.pieces]
     return [seen, *(np.stack(piece) if piece else _NOTHING for piece in pieces)]
 
 
@@ -168,11 +169,12 @@ class Asker:
         places: Sequence[Place],
         size: int,
         cascade: bool,
+        masks: bool,
         *pieces: Pixels,
     ) -> tuple[list[Replies | ModelError], int, Stages]:
         """As `ask_all`, of chips by their places in these pieces; and the seconds."""
         assert self.model is not None
         stages = Stages()
         asked = [_Picture(*pieces[piece][place]) for piece, place in places]
-        said, size = ask_all(self.model, specs, asked, size, cascade, stages)
+        said, size = ask_all(self.model, specs, asked, size, cascade, stages, masks)
         return said, size, stages

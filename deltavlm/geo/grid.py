@@ -124,6 +124,21 @@ class ChipGrid:
         )
         return Chip(row, col, window, self.size, self.transform)
 
+    def touching(self, window: Window) -> Iterator[Chip]:
+        """The chips that share pixels with a window, row by row; `keep` does not count."""
+        col_off, row_off, width, height = window
+        rows = self._touching(row_off, row_off + height, self.height)
+        cols = self._touching(col_off, col_off + width, self.width)
+        return (self[row, col] for row in rows for col in cols)
+
+    def _touching(self, start: int, stop: int, length: int) -> list[int]:
+        stride = self.size - self.overlap
+        first, last = max(0, (start - self.size) // stride), self._count(length) - 1
+        near = [*range(min(first, last), min(stop // stride, last) + 1)]
+        if near[-1] != last:  # which is shifted inwards, and so may begin before its turn
+            near.append(last)
+        return [index for index in near if start - self.size < self._offset(index, length) < stop]
+
     def __len__(self) -> int:
         return self.rows * self.cols if self.keep is None else len(self._kept)
 

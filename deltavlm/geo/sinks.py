@@ -61,6 +61,8 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
         return
     if any(unicodedata.category(char) in UNPRINTABLE for char in str(path)):
         raise OutputError(f"{str(path)!r}: has control characters in its name; choose another name")
+    if not path.name:  # `.` or `/`
+        raise OutputError(f"{path}: is a folder; name a file in it")
     try:
         for name in (path, path.with_name(path.name + LONGEST_ENDING)):
             with suppress(FileNotFoundError, NotADirectoryError):

@@ -18,7 +18,15 @@ from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
-from deltavlm.model.folder import CONFIG, QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS, read_config
+from deltavlm.model.folder import (
+    CONFIG,
+    DENSE,
+    QUESTION_TOKENIZER,
+    SENTENCEPIECE,
+    TOKENIZER,
+    WEIGHTS,
+    read_config,
+)
 from deltavlm.model.quantize import Kind, put, quantizable, quantized
 
 SHOWN = 5  # keys named in an error
@@ -93,7 +101,8 @@ def load(
 
 
 def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
-    """The files with weights: those beside the configuration, and those of a language model elsewhere.
+    """The files with weights: those beside the configuration, a mask head's own among them, and those of a
+    language model elsewhere.
 
     Raises: ModelError.
     """
@@ -102,7 +111,7 @@ def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
     missing = [name for name in config.files if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} has no {missing[0]}; copy the whole checkpoint folder again")
-    files = [folder / WEIGHTS, *sorted(folder.glob("language-*.safetensors"))]
+    files = [folder / WEIGHTS, *sorted(folder.glob("language-*.safetensors")), *folder.glob(DENSE)]
     if config.language.folder is None:
         return files
     linked = Path(config.language.folder)
@@ -206,7 +215,7 @@ def fingerprint(folder: Path) -> str:
     """
     known = read_config(folder).files
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
+    for name in (CONFIG, WEIGHTS, DENSE, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
         if name not in known and (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]

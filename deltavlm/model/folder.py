@@ -12,6 +12,7 @@ from deltavlm.errors import ConfigError, InputError, ModelError
 from deltavlm.model.config import DeltaVLMConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+DENSE = "dense.safetensors"  # a mask head that was trained on top of a model that came without
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 

@@ -151,11 +151,13 @@ class Predictor:
         return [replies[index] for index in range(len(rows))]
 
     def masks(self, encoded: PairFeatures) -> Masks | None:
-        """What changed in each pair, pixel by pixel; None without a dense head."""
+        """What changed in each pair, pixel by pixel; None without a dense head. Raises:
+        ModelOutOfMemory."""
         if encoded.mask_logits is None or self.config.dense is None:
             return None
-        shares = encoded.mask_logits.float().softmax(dim=1)
-        return Masks(self.config.dense.classes, shares.cpu().numpy())
+        with translated(f"masks of {len(encoded)} pairs", self.device):
+            shares = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
+        return Masks(self.config.dense.classes, shares)
 
     def rows_at_once(self, questions: Sequence[Question]) -> int:
         """How many rows of (pair, question) the language model is given together."""

@@ -29,6 +29,7 @@ from deltavlm.pipeline.engine import (
 )
 from deltavlm.pipeline.layers import ChipResult
 from deltavlm.pipeline.repeats import Repeats
+from deltavlm.pipeline.sidecar import Ticket
 from deltavlm.pipeline.summary import ChangedChip, Progress, Stages, Summary
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -200,7 +201,7 @@ def _results(
             if look.said is not None:
                 look.said.result = result
         elif look.said is not None:
-            result = look.said.again(look.chip, look.valid_fraction, look.pair)
+            result = look.said.again(look.chip, look.valid_fraction, look.pair, _ticket(look.holes))
         if result.status in ("unreadable", "error"):
             name = f"{result.pair} {result.chip.chip_id}".strip()
             known = {"pair": result.pair or None, "chip": result.chip.chip_id, "status": result.status}
@@ -219,7 +220,17 @@ def _answered(look: Look, specs: Sequence[QuestionSpec], replies: Replies | Mode
         return replace(result, reason=str(replies))
     answers = {
         spec.name: answer
-        for spec, reply in zip(specs, replies, strict=True)
+        for spec, reply in zip(specs, replies.said, strict=True)
         if (answer := unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
-    return replace(result, status="cascaded" if None in replies else "answered", answers=answers)
+    return replace(
+        result,
+        status="cascaded" if None in replies.said else "answered",
+        answers=answers,
+        mask=_ticket(replies.mask),
+        holes=_ticket(look.holes),
+    )
+
+
+def _ticket(data: bytes) -> Ticket | None:
+    return Ticket(data) if data else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from deltavlm.errors import ModelError, ModelOutOfMemory
 from deltavlm.model.interface import ChangeModel, Reply
 from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.pipeline.masks import packed_masks
 from deltavlm.pipeline.summary import Stages
 from deltavlm.tasks.questions import QuestionSpec
 
@@ -30,7 +32,12 @@ class Pictures(Protocol):
     def after(self) -> NDArray[np.uint8]: ...
 
 
-Replies = list[Reply | None]  # in the order of the questions; None for one that was not asked
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """What was said of a chip."""
+
+    said: list[Reply | None]  # in the order of the questions; None for one that was not asked
+    mask: bytes = b""  # `masks.packed_masks`, if that was wished
 
 
 def ask_all(
@@ -40,9 +47,10 @@ def ask_all(
     batch_size: int,
     cascade: bool,
     stages: Stages,
+    masks: bool = False,
 ) -> tuple[list[Replies | ModelError], int]:
-    """Replies for each chip, or why there are none; and how many chips fit into memory at once.
-    Its seconds are added to `stages`.
+    """Replies for each chip, with its mask if `masks` is set, or why there are none; and how many chips fit
+    into memory at once. Its seconds are added to `stages`.
 
     Where a batch does not fit into memory it is halved, and stays so; where it fails otherwise, each of its
     chips is asked alone, so that one bad chip takes no other with it.
@@ -58,7 +66,9 @@ def ask_all(
             with stages.timed("encode"):
                 encoded = model.encode(before, after)
             with stages.timed("answer"):
-                replies += _replies(model, specs, encoded, len(batch), cascade)
+                said = _replies(model, specs, encoded, len(batch), cascade)
+                drawn = packed_masks(model.masks(encoded), model.name) if masks else [b""] * len(batch)
+            replies += [Replies(*one) for one in zip(said, drawn, strict=True)]
         except ModelError as error:
             if len(batch) == 1:
                 replies.append(error)
@@ -74,7 +84,7 @@ def ask_all(
 
 def _replies(
     model: ChangeModel, specs: Sequence[QuestionSpec], encoded: Any, count: int, cascade: bool
-) -> list[Replies]:
+) -> list[list[Reply | None]]:
     """Replies for each of `count` encoded pairs, in the order of the questions.
 
     With `cascade` the yes/no question comes first, and only pairs that say yes are asked the rest; an
@@ -85,7 +95,7 @@ def _replies(
     if not cascade or first is None:
         return [list(row) for row in model.answer(encoded, questions)]
     rest = [index for index in range(len(specs)) if index != first]
-    replies: list[Replies] = []
+    replies: list[list[Reply | None]] = []
     for (said,) in model.answer(encoded, [questions[first]]):
         replies.append([said if index == first else None for index in range(len(specs))])
     changed = [

@@ -15,6 +15,7 @@ from deltavlm.model.interface import ChangeModel, ModelFacts
 from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.lanes import side_by_side
 from deltavlm.pipeline.layers import Status
+from deltavlm.pipeline.masks import packed_holes
 from deltavlm.pipeline.repeats import Said, picture_of
 from deltavlm.pipeline.summary import Stages
 from deltavlm.tasks.questions import QuestionSpec
@@ -43,6 +44,7 @@ class AnalyzeOptions:
     limit: int | None = None  # only the first chips of the grid
     on_error: Literal["skip", "fail"] = "skip"
     cascade: bool = False  # ask whether it changed, and the rest only of chips that say yes
+    masks: bool = False  # keep what the model's mask head says of each chip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Look:
     pair: str = ""  # of a run over many pairs, the id of the chip's
     picture: str = ""
     said: Said | None = None  # what was said of the picture, or will be
+    holes: bytes = b""  # where the chip has no data, if masks are kept
 
 
 Notice = Callable[[], None]  # what is to be told or written before the chips behind it are
@@ -139,7 +142,7 @@ class Here:
 
         def ask(group: Group) -> tuple[Group, list[Replies | ModelError], int, Stages]:
             spent = Stages()
-            said, fits = ask_all(self.model, specs, group.asked, size, options.cascade, spent)
+            said, fits = ask_all(self.model, specs, group.asked, size, options.cascade, spent, options.masks)
             return group, said, fits, spent
 
         with closing(side_by_side(ask, groups, self.model.lanes, self.model.enter_lane)) as done:
@@ -167,4 +170,7 @@ def looks_at(
             if 1 - valid > options.max_nodata or valid == 0:
                 yield Look(chip, "nodata", valid, pair=pair)
             else:
-                yield Look(chip, "answered", valid, pixels, pair=pair, picture=picture_of(pixels))
+                holes = packed_holes(pixels.valid) if options.masks else b""
+                yield Look(
+                    chip, "answered", valid, pixels, pair=pair, picture=picture_of(pixels), holes=holes
+                )

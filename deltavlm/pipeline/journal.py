@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.layers import ChipResult
-from deltavlm.pipeline.lines import Lines, open_lines
+from deltavlm.pipeline.lines import PLACING, Lines, open_lines
+from deltavlm.pipeline.sidecar import Ticket
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = [
@@ -75,10 +77,11 @@ class Journal:
         if self.failed:
             self.lines.append([FINISHED])
         else:
-            self.path.unlink()
+            self.lines.unlink()
 
     def add(self, results: Sequence[ChipResult], batch_size: int) -> None:
         """A whole group. Raises: WriteError; what was there before is whole."""
+        self.lines.keep(ticket for result in results for ticket in (result.mask, result.holes))
         group = [chip_line(result) for result in results]
         group[-1]["end"] = batch_size
         for line, place in zip(group, self.lines.append(group), strict=True):
@@ -88,9 +91,20 @@ class Journal:
     def results(self) -> Iterator[ChipResult]:
         """What is known, in the order of the grid."""
         for chip in islice(self.grid, self.limit):
-            place = self.places.get((chip.row, chip.col))
-            if place is not None:
-                yield chip_result(self.lines.at(place), self.grid, self.specs)
+            result = self.result(chip)
+            if result is not None:
+                yield result
+
+    def result(self, chip: Chip) -> ChipResult | None:
+        """What is known of a chip, if it is not behind the limit."""
+        place = self.places.get((chip.row, chip.col))
+        if self.limit is not None and (chip.row, chip.col) not in self._first:
+            return None
+        return None if place is None else chip_result(self.lines.at(place), self.grid, self.specs)
+
+    @cached_property
+    def _first(self) -> set[Key]:
+        return {(chip.row, chip.col) for chip in islice(self.grid, self.limit)}
 
     def read(self) -> None:
         """Take in what the file holds, up to the last whole group; the rest is cut off."""
@@ -98,7 +112,7 @@ class Journal:
             for place, line in group:
                 if line == FINISHED:
                     self.finished = True
-                else:
+                elif PLACING not in line:
                     self._know(line, place)
                     self.batch_size = line.get("end", self.batch_size)
 
@@ -110,8 +124,11 @@ class Journal:
 
 def chip_line(result: ChipResult) -> dict[str, Any]:
     """A result as plain values, ready for JSON."""
-    picture = {"picture": result.picture} if result.picture else {}
-    return picture | {
+    more: dict[str, Any] = {"picture": result.picture} if result.picture else {}
+    for name, ticket in (("mask", result.mask), ("holes", result.holes)):
+        if ticket is not None and ticket.place is not None:
+            more[name] = ticket.place
+    return more | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
         "col": result.chip.col,
@@ -138,6 +155,7 @@ def chip_result(
         line["reason"],
         pair,
         line.get("picture", ""),
+        *(Ticket(place=tuple(line[name])) if name in line else None for name in ("mask", "holes")),
     )
 
 
@@ -156,18 +174,21 @@ def open_journal(
     afresh: bool = False,
     retry: bool = False,
     limit: int | None = None,
+    masks: bool = False,
 ) -> Iterator[Journal]:
     """The journal of a run with these settings, gone on with if it is there, or begun `afresh`.
 
     That of a finished run is begun afresh too, unless the chips that failed in it are to be tried again;
     then the files may have changed, and what was answered stays.
 
+    `masks`: keep what chips have of them, beside it.
+
     Raises:
         OutputError: it is of a run with other settings, or cannot be read or written.
     """
     header = {"deltavlm_journal": VERSION, "settings": settings, "questions": [asdict(one) for one in specs]}
     whatever = "files" if retry else "-"  # a file that was cut off may have been copied again
-    with open_lines(path, header, afresh=afresh, whatever=whatever) as lines:
+    with open_lines(path, header, afresh=afresh, whatever=whatever, beside=masks) as lines:
         journal = Journal(lines, specs, grid, limit=limit, retry=retry)
         journal.read()
         if journal.finished and not retry:
@@ -177,4 +198,4 @@ def open_journal(
             yield journal
         finally:
             if not journal.places:
-                path.unlink(missing_ok=True)
+                lines.unlink()

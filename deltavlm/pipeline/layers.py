@@ -12,6 +12,7 @@ from deltavlm.geo.pair import PairReader
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.answers import Answer
+from deltavlm.pipeline.sidecar import Ticket
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells, position
 from deltavlm.tasks.questions import QuestionSpec
@@ -111,6 +112,8 @@ class ChipResult:
     reason: str = ""  # why there are no answers
     pair: str = ""  # of a run over many pairs, the id of the chip's
     picture: str = ""  # `repeats.picture_of` what was asked about
+    mask: Ticket | None = None  # `masks.packed_masks`, where that was wished
+    holes: Ticket | None = None  # `masks.packed_holes` of a chip with a mask, where there are any
 
     def of_task(self, task: str) -> Answer | None:
         """The answer to the question of this task, if it was asked."""

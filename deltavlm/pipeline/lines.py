@@ -17,9 +17,12 @@ from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.locks import sync_folder
+from deltavlm.pipeline.sidecar import Sidecar, Ticket, sidecar_path
 
-__all__ = ["Lines", "differences", "open_lines"]
+__all__ = ["PLACING", "Lines", "being_placed", "differences", "open_lines"]
 
+PLACING = "placing"  # the key of a line before outputs beside the first take their names
+_TAIL_BYTES = 65_536  # that line is shorter
 SYNC_S = 5.0  # at most so many seconds of work are lost where the power fails
 
 Line = dict[str, Any]
@@ -32,7 +35,13 @@ class Lines:
     path: Path
     stream: IO[bytes] = field(repr=False)
     begin: int  # where the header ends
+    sidecar: Sidecar | None = None  # where a run keeps masks too
     synced: float = field(default_factory=time.monotonic)
+
+    def keep(self, tickets: Iterable[Ticket | None]) -> None:
+        """Write what lines will point to. Raises: WriteError."""
+        if self.sidecar is not None:
+            self.sidecar.keep(ticket for ticket in tickets if ticket is not None)
 
     def append(self, group: Iterable[Mapping[str, Any]]) -> list[int]:
         """Write a group at the end; the places of its lines.
@@ -41,21 +50,38 @@ class Lines:
         """
         told = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in group]
         place = self.stream.seek(0, os.SEEK_END)
-        try:
+        with self._translated():
             self.stream.write(b"".join(told))
             self.stream.flush()
             if time.monotonic() - self.synced > SYNC_S:
-                os.fsync(self.stream.fileno())
-                self.synced = time.monotonic()
-        except OSError as error:
-            raise WriteError(
-                f"{self.path}: writing failed ({error.strerror}); make room, and the same command goes on"
-            ) from error
+                self.sync()
         places = []
         for text in told:
             places.append(place)
             place += len(text)
         return places
+
+    def sync(self) -> None:
+        """Make what is written outlast a power cut, what lines point to first. Raises: OSError."""
+        if self.sidecar is not None:
+            self.sidecar.sync()
+        os.fsync(self.stream.fileno())
+        self.synced = time.monotonic()
+
+    def begin_placing(self, outputs: Iterable[Path]) -> None:
+        """These outputs beside the first are about to take their names. Raises: WriteError."""
+        self.append([{PLACING: [str(path.absolute()) for path in outputs]}])
+        with self._translated():
+            self.sync()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(
+                f"{self.path}: writing failed ({error.strerror}); make room, and the same command goes on"
+            ) from error
 
     def at(self, place: int) -> Line:
         """The line that begins there."""
@@ -73,7 +99,9 @@ class Lines:
                 of_a_chip = isinstance(line, dict) and "row" in line
                 if not isinstance(line, dict) or (of_a_chip and not {"col", "status"} <= line.keys()):
                     break
-            except ValueError:
+                if self.sidecar is not None and not self.sidecar.holds(line):
+                    break
+            except (ValueError, TypeError):
                 break
             group.append((place, line))
             place += len(text)
@@ -85,21 +113,30 @@ class Lines:
     def clear(self) -> None:
         """Only the header stays."""
         self.stream.truncate(self.begin)
+        if self.sidecar is not None:
+            self.sidecar.clear()
+
+    def unlink(self) -> None:
+        """The file goes, and what lies beside it. Raises: OSError."""
+        self.path.unlink(missing_ok=True)
+        sidecar_path(self.path).unlink(missing_ok=True)
 
 
 @contextmanager
 def open_lines(
-    path: Path, header: Mapping[str, Any], *, afresh: bool = False, whatever: str = "-"
+    path: Path, header: Mapping[str, Any], *, afresh: bool = False, whatever: str = "-", beside: bool = False
 ) -> Iterator[Lines]:
     """The lines behind this header, begun `afresh` or gone on with if they are there; keys of the header that
-    begin with `whatever` may differ.
+    begin with `whatever` may differ. `beside`: with a sidecar.
 
     Raises:
         OutputError: the file has another header, or cannot be read or written.
     """
     told = json.loads(json.dumps(header, default=str))  # as it will be read again
+    sidecar = None
     try:
         if afresh or not path.exists() or not _whole_header(path):
+            sidecar_path(path).unlink(missing_ok=True)
             with path.open("wb") as new:
                 new.write(json.dumps(told).encode() + b"\n")
                 new.flush()
@@ -119,10 +156,34 @@ def open_lines(
                 f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume begins "
                 "anew, or choose another output"
             )
-        yield Lines(path, stream, stream.tell())
+        if beside:
+            sidecar = _opened(sidecar_path(path))
+        yield Lines(path, stream, stream.tell(), sidecar)
     finally:
-        with suppress(OSError):  # what a full disk did not take is told already
-            stream.close()
+        for one in (stream, sidecar):
+            with suppress(OSError):  # what a full disk did not take is told already
+                if one is not None:
+                    one.close()
+
+
+def _opened(path: Path) -> Sidecar:
+    """Raises: OutputError."""
+    try:
+        path.touch()
+        return Sidecar(path, path.open("rb+"))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
+
+
+def being_placed(path: Path) -> set[str]:
+    """The outputs beside the first that a run has begun to give their names, and was killed then."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            last = json.loads(stream.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return set()
+    return {*last[PLACING]} if isinstance(last, dict) and PLACING in last else set()
 
 
 def _whole_header(path: Path) -> bool:

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from affine import Affine
+from rasterio.crs import CRS
 from shapely.geometry import Polygon
 
+from deltavlm.geo.alignment import PixelGrid
 from deltavlm.geo.grid import ChipGrid, polygon
 from deltavlm.geo.location import file_mark, public_name
 from deltavlm.geo.pair import PairReader
@@ -89,6 +91,12 @@ class PairRecord:
     def grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
         """All chips of the pair; which of them were asked about, the journal knows."""
         return ChipGrid(self.width, self.height, Affine(*self.transform), chip_px, overlap_px)
+
+    @property
+    def pixels(self) -> PixelGrid:
+        """Where its pixels lie on the ground."""
+        crs = None if self.crs is None else CRS.from_wkt(self.crs)
+        return PixelGrid(crs, Affine(*self.transform), self.width, self.height)
 
     @property
     def footprint(self) -> Polygon:

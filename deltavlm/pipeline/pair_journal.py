@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,7 +19,7 @@ from deltavlm.errors import OutputError
 from deltavlm.geo.grid import Chip
 from deltavlm.pipeline.journal import FAILED, FINISHED, VERSION, Key, chip_line, chip_result
 from deltavlm.pipeline.layers import ChipResult
-from deltavlm.pipeline.lines import Lines, differences, open_lines
+from deltavlm.pipeline.lines import PLACING, Lines, differences, open_lines
 from deltavlm.pipeline.many import PairMark, PairRecord
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.tasks.questions import QuestionSpec
@@ -99,6 +99,7 @@ class PairJournal:
 
     def add(self, results: Sequence[ChipResult], batch_size: int) -> None:
         """A whole group, of one pair or several. Raises: WriteError; what was there before is whole."""
+        self.lines.keep(ticket for result in results for ticket in (result.mask, result.holes))
         group = [{"pair": result.pair, **chip_line(result)} for result in results]
         group[-1]["end"] = batch_size
         for line, place in zip(group, self.lines.append(group), strict=True):
@@ -122,12 +123,34 @@ class PairJournal:
             for key in sorted(kept.places):
                 yield chip_result(self.lines.at(kept.places[key]), grid, self.specs, pair.id)
 
+    def results_of(self, pair: Pair) -> Callable[[Chip], ChipResult | None]:
+        """What is known of the chips of a pair that was opened, those behind the limit left out."""
+        kept = self.kept[pair.id]
+        places = kept.places
+        if self.limit is not None:
+            before = sum(len(self.kept[one.id].places) for one in self._listed_before(pair))
+            places = {key: places[key] for key in sorted(places)[: max(0, self.limit - before)]}
+        grid = kept.record.grid(*self.cut)
+
+        def result(chip: Chip) -> ChipResult | None:
+            place = places.get((chip.row, chip.col))
+            return None if place is None else chip_result(self.lines.at(place), grid, self.specs, pair.id)
+
+        return result
+
+    def _listed_before(self, pair: Pair) -> Iterator[Pair]:
+        for one in self.pairs:
+            if one.id == pair.id:
+                return
+            if one.id in self.kept:
+                yield one
+
     def finish(self) -> None:
         """The output is there: the journal goes, or stays for what failed. Raises: OSError."""
         if self.refusals or any(kept.failed for kept in self.kept.values()):
             self.lines.append([FINISHED])
         else:
-            self.lines.path.unlink()
+            self.lines.unlink()
 
     def read(self) -> None:
         """Take in what the file holds of the listed pairs, up to the last whole group; the rest is cut off.
@@ -138,6 +161,8 @@ class PairJournal:
             for place, line in group:
                 if line == FINISHED:
                     self.finished = True
+                elif PLACING in line:
+                    continue
                 elif "record" in line:
                     self._begin(line["pair"], PairRecord.read(line["record"]))
                 elif "failed" in line:
@@ -181,17 +206,18 @@ def open_pair_journal(
     afresh: bool = False,
     retry: bool = False,
     limit: int | None = None,
+    masks: bool = False,
 ) -> Iterator[PairJournal]:
     """The journal of a run over these pairs, gone on with if it is there, or begun `afresh`.
 
     That of a finished run is begun afresh too, unless what failed in it is to be tried again. Pairs that the
-    list has lost are left out, new ones are asked.
+    list has lost are left out, new ones are asked. `masks`: keep what chips have of them, beside it.
 
     Raises:
         OutputError: it is of a run with other settings, or cannot be read or written.
     """
     header = {"deltavlm_journal": VERSION, "settings": settings, "questions": [asdict(one) for one in specs]}
-    with open_lines(path, header, afresh=afresh) as lines:
+    with open_lines(path, header, afresh=afresh, beside=masks) as lines:
         journal = PairJournal(lines, specs, pairs, cut, limit=limit, retry=retry)
         journal.read()
         if journal.finished and not retry:
@@ -201,4 +227,4 @@ def open_pair_journal(
             yield journal
         finally:
             if not journal.kept and not journal.refusals:
-                path.unlink(missing_ok=True)
+                lines.unlink()

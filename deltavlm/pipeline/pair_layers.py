@@ -69,12 +69,13 @@ Place = Callable[[BaseGeometry], BaseGeometry]
 
 def with_pair(layer: Layer) -> Layer:
     """The layer with the columns that say which pair a row is of."""
-    return Layer(layer.name, (_ID, *layer.fields, *_DATES))
+    there = {field.name for field in layer.fields}
+    return Layer(layer.name, (_ID, *layer.fields, *(date for date in _DATES if date.name not in there)))
 
 
-def many_layers(specs: Sequence[QuestionSpec]) -> tuple[Layer, ...]:
-    """The layers of an output of many pairs."""
-    return with_pair(chips_layer(specs)), with_pair(LOCATIONS), PAIRS
+def many_layers(specs: Sequence[QuestionSpec], more: Sequence[Layer] = ()) -> tuple[Layer, ...]:
+    """The layers of an output of many pairs; `more` that a pair has."""
+    return *(with_pair(one) for one in (chips_layer(specs), LOCATIONS, *more)), PAIRS
 
 
 def common_crs(records: Iterable[PairRecord]) -> CRS | None:

@@ -192,7 +192,9 @@ def _pair(row: _Row, folder: Path) -> Pair:
     for name in _NEEDED:
         if texts[name] is None:
             raise InputError(f"{row.where}, {name}: is empty; name an image")
-    dates = {name: _date(texts[name], f"{row.where}, {name}") for name in COLUMNS if name.endswith("date")}
+    dates = {
+        name: checked_date(texts[name], f"{row.where}, {name}") for name in COLUMNS if name.endswith("date")
+    }
     return Pair(
         texts["id"] or "",
         _located(texts["before"] or "", folder),
@@ -224,7 +226,8 @@ def _located(text: str, folder: Path) -> str:
     return text if ":" in text and not path.exists() else str(path)
 
 
-def _date(text: str | None, where: str) -> str | None:
+def checked_date(text: str | None, where: str) -> str | None:
+    """The date, if it is one in ISO 8601, or a year, or a year and a month. Raises: InputError."""
     if text is None or _COARSE_DATE.fullmatch(text):
         return text
     try:

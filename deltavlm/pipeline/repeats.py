@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels
 from deltavlm.pipeline.layers import ChipResult
+from deltavlm.pipeline.sidecar import Ticket
 
 __all__ = ["Repeats", "Said", "picture_of"]
 
@@ -28,10 +29,12 @@ class Said:
 
     result: ChipResult | None = None
 
-    def again(self, chip: Chip, valid_fraction: float | None, pair: str) -> ChipResult:
-        """The same of another chip with the picture."""
+    def again(
+        self, chip: Chip, valid_fraction: float | None, pair: str, holes: Ticket | None = None
+    ) -> ChipResult:
+        """The same of another chip with the picture, which may have no data in other places."""
         assert self.result is not None
-        return replace(self.result, chip=chip, valid_fraction=valid_fraction, pair=pair)
+        return replace(self.result, chip=chip, valid_fraction=valid_fraction, pair=pair, holes=holes)
 
 
 class Repeats:

@@ -78,6 +78,7 @@ class Summary:
     changed: int = 0
     repeated: int = 0  # chips with a picture that was asked about before in this run
     unread: int = 0  # chips whose answer is neither yes nor no
+    polygons: int = 0  # of what changed, where they were wished
     seconds: float = 0.0
     batch_size: int = 0
     first_failure: str = ""
@@ -95,6 +96,7 @@ class Summary:
         self.changed += other.changed
         self.repeated += other.repeated
         self.unread += other.unread
+        self.polygons += other.polygons
         self.batch_size = other.batch_size
         self.first_failure = self.first_failure or other.first_failure
         for chip in other.most_changed:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from deltavlm.cluster import worker
 from deltavlm.cluster.session import LOCAL, settle
@@ -89,6 +90,27 @@ def test_many_pairs_with_holes(run: Run, tmp_path: Path, model_there: Callable[.
     assert "nodata" in told
     assert told.count('"picture": ') - len(set(re.findall(r'"picture": "(\w+)"', told))) == 5
     assert '"failed": ' in told
+
+
+def test_masks_travel_with_answers(
+    run: Run, scene: Scene, model_there: Callable[..., None], tmp_path: Path
+) -> None:
+    """And where a chip has no data travels with its pixels."""
+    hole = np.zeros((3, 96, 160), np.uint8)
+    hole[:, 5:, :90] = 7
+    before = write_raster(tmp_path / "hole.tif", hole, nodata=0)
+    pairs = write_pairs(tmp_path / "in", 4, chips=3)
+    for name, more in (("here", ()), ("there", RAY)):
+        args = ("-o", f"{name}.geojson", "--polygons", *SMALL, *more)
+        rasters = ("--mask", f"{name}.mask.tif", "--probability", f"{name}.probability.tif")
+        result = run("analyze", before, scene.after, *args, *rasters)
+        assert result.exit_code == 0, result.stderr
+        assert run("analyze", "--pairs", pairs, *args[:1], f"{name}s.geojson", *args[2:]).exit_code == 0
+    ends = (".geojson", ".changes.geojson", ".mask.tif", ".probability.tif", "s.geojson", "s.changes.geojson")
+    for end in ends:
+        assert same(f"here{end}", f"there{end}"), end
+    with rasterio.open("there.mask.tif") as raster:
+        assert {0, 1, 255} <= set(raster.read(1).ravel().tolist())
 
 
 def test_batches_that_do_not_fit(
@@ -169,12 +191,13 @@ def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> Non
     with open_pair(pair) as reader:
         unit = Unit(pair, ReadOptions(), mark_of(reader), ((0, 0), (0, 3), (2, 4)), 2)
     seen, *pieces = read_unit(unit, AnalyzeOptions(chip_px=32))
-    assert [(status, reason, place) for status, _, reason, place, _ in seen] == [
+    assert [(status, reason, place) for status, _, reason, place, _, _ in seen] == [
         ("answered", "", (0, 0)),
         ("answered", "", (0, 1)),
         ("answered", "", (1, 0)),
     ]
-    assert len({picture for *_, picture in seen}) == 3
+    assert len({picture for *_, picture, _ in seen}) == 3
+    assert {holes for *_, holes in seen} == {b""}
     assert [piece.shape for piece in pieces] == [(2, 2, 3, 32, 32), (1, 2, 3, 32, 32)]
 
 

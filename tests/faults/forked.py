@@ -1,7 +1,7 @@
 """Runs of `deltavlm` that are stopped at an exact place: each in a fork of this process, so that a run takes
 part of a second.
 
-    python -m tests.faults.forked crashes|full_disk|small_disk FOLDER SUFFIX
+    python -m tests.faults.forked crashes|full_disk|small_disk FOLDER SUFFIX [masks]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.scripted_model import ScriptedModel
 
 SMALL = ("--chip-size", "32", "--batch-size", "2", "--no-progress")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?")
+MASKS = ("mask.tif", "probability.tif")  # beside an output, in runs with masks
 command = typer.main.get_command(app)
 
 
@@ -102,6 +103,24 @@ def killed_at(step: int, folder: Path) -> Callable[[], None]:
     return install
 
 
+def beside(out: Path) -> list[Path]:
+    """What a run writes beside its output: nothing, or with masks two rasters and polygons."""
+    if not with_masks:
+        return []
+    rasters = [out.parent / name for name in MASKS]
+    return rasters if out.suffix == ".gpkg" else [*rasters, out.with_name(f"out.changes{out.suffix}")]
+
+
+def contents(out: Path) -> list[Any]:
+    """What the output holds, and what lies beside it."""
+    return [content(path) for path in (out, *beside(out))]
+
+
+def remove(out: Path) -> None:
+    for path in (out, *beside(out)):
+        path.unlink()
+
+
 def crashes(folder: Path, suffix: str) -> None:
     """Kill a run at each of its deeds, and go on: the output is that of an unbroken run, and nothing is left.
 
@@ -109,7 +128,7 @@ def crashes(folder: Path, suffix: str) -> None:
     """
     args, whole = made(folder, suffix)
     out = folder / f"out{suffix}"
-    step, killed = 15 if suffix == ".gpkg" else 0, 0
+    step, killed = 15 if suffix == ".gpkg" and not with_masks else 0, 0
     while True:
         code, said = run(*args, "-o", out, before=killed_at(step, folder))
         if code == 0:
@@ -117,12 +136,13 @@ def crashes(folder: Path, suffix: str) -> None:
         assert code == -signal.SIGKILL, said
         killed += 1
         is_there = out.exists()  # killed after the output got its name
-        assert not is_there or content(out) == whole
+        assert not is_there or contents(out) == whole
         code, said = run(*args, "-o", out, *(["--overwrite"] if is_there else []))
         assert code == 0, (step, said)
-        assert content(out) == whole, step
-        assert sorted(path.name for path in folder.iterdir()) == ["a.tif", "b.tif", out.name], step
-        out.unlink()
+        assert contents(out) == whole, step
+        there = {"a.tif", "b.tif", out.name, *(path.name for path in beside(out))}
+        assert {path.name for path in folder.iterdir()} == there, step
+        remove(out)
         step += 1
     print(killed)
 
@@ -161,7 +181,7 @@ def size_of(args: list[object], out: Path) -> int:
     code, said = run(*args, "-o", out)
     assert code == 0, said
     length = out.stat().st_size
-    out.unlink()
+    remove(out)
     return length
 
 
@@ -180,15 +200,16 @@ def is_stopped(
         assert said.splitlines()[-1].startswith("Error: "), said
         assert "Traceback" not in said
         assert "unexpected" not in said
-        assert left <= {f"{out.name}.journal.jsonl"}, left
+        kept = {f"{out.name}.journal.{end}" for end in ("jsonl", "masks")}
+        assert left <= {*kept, *(path.name for path in beside(out))}, left
         if filler is not None:
             filler.unlink()
         again, said = run(*args, "-o", out)
         assert again == 0, said
     else:
-        assert left == {out.name}
-    assert content(out) == whole
-    out.unlink()
+        assert left == {out.name, *(path.name for path in beside(out))}
+    assert contents(out) == whole
+    remove(out)
     return code != 0
 
 
@@ -198,14 +219,17 @@ def made(folder: Path, suffix: str) -> tuple[list[object], Any]:
     before = write_tiled(folder / "a.tif", pixels)
     pixels[:, 40:50, 40:50] = 255
     args = ["analyze", before, write_tiled(folder / "b.tif", pixels), *SMALL]
-    out = folder / f"whole{suffix}"
+    if with_masks:
+        args += ["--polygons", "--mask", folder / MASKS[0], "--probability", folder / MASKS[1]]
+    out = folder / f"out{suffix}"
     code, said = run(*args, "-o", out)
     assert code == 0, said
-    whole = content(out)
-    out.unlink()
+    whole = contents(out)
+    remove(out)
     return args, whole
 
 
+with_masks = sys.argv[4:] == ["masks"]
 if __name__ == "__main__":
     deltacli.flags._load = lambda name, running: ScriptedModel()
     with suppress(SystemExit), redirect_stderr(io.StringIO()):

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 forks = pytest.mark.skipif(sys.platform != "linux", reason="runs are forks")
 
 
-def in_forks(what: str, folder: Path, suffix: str) -> int:
+def in_forks(what: str, folder: Path, suffix: str, *more: str) -> int:
     """How many runs were stopped; all checks are in `forked.py`."""
-    command = [sys.executable, "-m", "tests.faults.forked", what, folder, suffix]
+    command = [sys.executable, "-m", "tests.faults.forked", what, folder, suffix, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout)
@@ -34,6 +34,19 @@ def in_forks(what: str, folder: Path, suffix: str) -> int:
 def test_killed_at_each_step(tmp_path: Path, suffix: str) -> None:
     """SIGKILL before every opening, renaming, removing, syncing of a file, and in the midst of a group."""
     assert in_forks("crashes", tmp_path, suffix) > 10
+
+
+@forks
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
+def test_killed_at_each_step_with_masks(tmp_path: Path, suffix: str) -> None:
+    """The rasters and the polygons too are those of an unbroken run, byte for byte."""
+    assert in_forks("crashes", tmp_path, suffix, "masks") > 20
+
+
+@forks
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
+def test_files_that_may_not_grow_with_masks(tmp_path: Path, suffix: str) -> None:
+    assert in_forks("full_disk", tmp_path, suffix, "masks") > 3
 
 
 @forks

@@ -70,7 +70,7 @@ def test_two_are_asked_at_once_and_come_in_their_order() -> None:
     model = Meeting(lanes=2, script=lambda before, after, question: Reply(f"{before[0, 0, 0]}", 0.5))
     stages = Stages()
     found = list(Here(model).replies(groups(20), SPECS, AnalyzeOptions(batch_size=2), stages))
-    assert [replies[0][0].text for _, replies, _ in found] == [str(number) for number in range(20)]  # type: ignore[index,union-attr]
+    assert [replies[0].said[0].text for _, replies, _ in found] == [str(number) for number in range(20)]  # type: ignore[union-attr]
     assert model.most_inside == 2
     assert len(model.entered) == len(set(model.entered)) == 2
     assert stages.encode > 0
