@@ -25,7 +25,6 @@ from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo import sinks
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import SUFFIXES, check_output, open_sink
-from deltavlm.geo.styles import layer_style
 
 ROOT = Path(__file__).resolve().parents[2]
 UTM = CRS.from_epsg(32631)
@@ -114,7 +113,8 @@ def test_values_come_back(tmp_path: Path, suffix: str) -> None:
     ] * 5
     assert (rows["last"]["road_cells"], rows["last"]["changed_score"]) == (None, None)
     assert set(rows) == {"r00000_c00000", "r00000_c00256", "last"}
-    assert list(tmp_path.iterdir()) == [path]
+    beside = [] if suffix == ".gpkg" else [path.with_suffix(".qml")]
+    assert sorted(tmp_path.iterdir()) == sorted([path, *beside])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -210,16 +210,19 @@ def test_geopackage_opens_styled_in_qgis(tmp_path: Path) -> None:
     renderer = ET.fromstring(rows[0][5]).find("renderer-v2")
     assert renderer is not None
     assert "changed_score" in renderer.attrib["attr"]
-    bounds = [(float(one.attrib["lower"]), float(one.attrib["upper"])) for one in renderer.iter("range")]
-    assert bounds[0][1] < 0  # what has no score
-    assert [low for low, _ in bounds[1:]] == [0, 0.2, 0.4, 0.6, 0.8]
-    assert bounds[-1][1] == 1
-    assert len(list(renderer.iter("symbol"))) == len(bounds)
 
 
-def test_only_our_layers_have_a_style() -> None:
-    assert layer_style("grid")
-    assert layer_style("roads") is None
+@pytest.mark.parametrize("suffix", [one for one in SUFFIXES if one != ".gpkg"])
+def test_a_style_lies_beside_what_cannot_hold_one(tmp_path: Path, suffix: str) -> None:
+    """Ours is replaced with the output; one that a person has saved, or of another program, stays."""
+    path, style = tmp_path / f"out{suffix}", tmp_path / "out.qml"
+    write(path)
+    assert "changed_score" in style.read_text()
+    write(path, only_layer="locations", overwrite=True)
+    assert "changed_score" not in style.read_text()
+    style.write_bytes(b"<qgis/>\xff mine")
+    write(path, overwrite=True)
+    assert style.read_bytes() == b"<qgis/>\xff mine"
 
 
 def test_geoparquet_says_where_each_row_is(tmp_path: Path) -> None:
