@@ -127,7 +127,9 @@ def _labeling(root: ET.Element, label: Label) -> None:
         isExpression="1",
         fontSize=f"{label.size_pt:g}",
         fontSizeUnit="Point",
+        fontWeight="63",
         textColor="20,20,20,255",
+        textOpacity="1",
         multilineHeight="1",
     )
     ET.SubElement(
@@ -138,6 +140,8 @@ def _labeling(root: ET.Element, label: Label) -> None:
         bufferSizeUnits="MM",
         bufferColor="255,255,255,255",
         bufferOpacity="0.85",
+        bufferNoFill="0",
+        bufferJoinStyle="128",
     )
     ET.SubElement(settings, "text-format", multilineAlign="1")
     ET.SubElement(settings, "placement", placement="1", centroidInside="1", centroidWhole="1")

@@ -104,9 +104,9 @@ def open_sink(
     """A sink for `layers`, whose geometries are in `crs`; None or `-` writes GeoJSON lines to stdout.
 
     The file appears under its name when the `with` ends without an exception, else nothing does; a symbolic
-    link stays one, and what it leads to is replaced. A GeoPackage holds all layers, with their styles; the
-    other formats the first, whose style for QGIS lies beside them as `out.qml`; `only_layer` picks one. JSON is
-    in WGS 84, others in `crs`.
+    link stays one, and what it leads to is replaced. A GeoPackage holds all layers, with their styles; other
+    formats the first, whose style for QGIS lies beside them as `out.qml`; `only_layer` picks one. JSON is in
+    WGS 84, others in `crs`.
 
     Raises:
         OutputError: as `check_output`; or the layer is unknown.
@@ -212,31 +212,37 @@ def _whole(path: Path, overwrite: bool, style: str | None) -> Iterator[Path]:
                 kept = _free_name(target, path.suffix)
                 part.replace(kept)
                 raise OutputError(f"{error}; the results are in {kept}") from error
-            if style is not None:
-                _put_style(path, style)
-            part.replace(target)
+            with _style_beside(path, style):
+                part.replace(target)
             sync_folder(target.parent)
     finally:
         for left in (part, *companions(part)):
             left.unlink(missing_ok=True)
 
 
-def _put_style(output: Path, style: str) -> None:
-    """Write `out.qml` whole; one that is there stays unless it was written here: people make their own."""
+@contextmanager
+def _style_beside(output: Path, style: str | None) -> Iterator[None]:
+    """`out.qml`, there when the `with` has ended; one that was not written here stays, for it is somebody's."""
     path = output.with_suffix(".qml")
-    if os.path.lexists(path):
-        try:
-            ours = MADE_HERE in path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            ours = False
-        if not ours:
-            return
+    if style is None or not _is_free(path):
+        yield
+        return
     part = path.with_name(unfinished_name(output))
     try:
         part.write_text(style, encoding="utf-8")
+        yield
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_free(style: Path) -> bool:
+    try:
+        return MADE_HERE in style.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return not style.is_symlink()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _free_name(path: Path, suffix: str) -> Path:

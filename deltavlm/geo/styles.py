@@ -1,7 +1,7 @@
 """How QGIS draws our layers, in a GeoPackage's table `layer_styles` or a `.qml` beside an output.
 
-Chips are graded by the score of "changed", pale enough to see the image; the surer, the darker and the thicker
-their line, so that nobody needs to tell red from green. Without data is grey, failed is hatched. Classes have
+Chips are graded by the score of "changed", pale enough to see the image; the surer, the darker their line and
+the thicker, so that nobody needs to tell red from green. Without data is grey, failed is hatched. Classes have
 the colours of Okabe and Ito, which differ for any kind of colour vision. Captions stand in changed chips once
 these are wide enough on the screen.
 """
@@ -22,10 +22,10 @@ SCORE = (
 )
 STEPS: tuple[tuple[str, Colour, float], ...] = (  # ColorBrewer's YlOrRd; even the last lets the image through
     ("unchanged", (255, 255, 178, 0), 0.15),
-    ("probably unchanged", (254, 204, 92, 25), 0.2),
-    ("unsure", (253, 141, 60, 45), 0.3),
-    ("probably changed", (240, 59, 32, 60), 0.45),
-    ("changed", (189, 0, 38, 75), 0.6),
+    ("probably unchanged", (254, 204, 92, 15), 0.2),
+    ("unsure", (253, 141, 60, 30), 0.3),
+    ("probably changed", (240, 59, 32, 40), 0.45),
+    ("changed", (189, 0, 38, 50), 0.6),
 )
 GREY: Colour = (110, 110, 110, 200)
 NO_SCORES = (
