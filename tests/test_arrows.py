@@ -35,12 +35,25 @@ ARROWS: dict[str, frozenset[str]] = {
     "tasks": LEAVES | {"metrics"},
     "data": LEAVES | {"hub", "model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
+    "summaries": LEAVES | {"geo", "pipeline"},
     "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"hub", "model"},
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
     "deltacli": LEAVES
-    | {"geo", "model", "tasks", "metrics", "data", "pipeline", "cluster", "training", "scoring", "upstream"},
+    | {
+        "geo",
+        "model",
+        "tasks",
+        "metrics",
+        "data",
+        "pipeline",
+        "cluster",
+        "training",
+        "scoring",
+        "upstream",
+        "summaries",
+    },
 }
 
 GROUND = frozenset({"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "fiona", "osgeo"})
@@ -73,6 +86,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "tasks": GROUND | TORCH | TERMINAL,
     "data": GROUND | TERMINAL,
     "pipeline": TORCH | TERMINAL,
+    "summaries": TORCH | TERMINAL,
     "training": GROUND | TERMINAL,
     "scoring": GROUND | TORCH | TERMINAL,
     "upstream": GROUND | TERMINAL,

@@ -27,7 +27,7 @@ from deltavlm.locks import sync_folder, unfinished_name
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink"]
+__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_text"]
 
 TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
 TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
@@ -51,7 +51,7 @@ class FeatureSink(Protocol):
     def write(self, layer: str, features: Iterable[Feature]) -> None: ...
 
 
-def check_output(path: Path | None, overwrite: bool) -> None:
+def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Find out before any work whether the output can be written; changes nothing. None or `-` is stdout.
 
     Raises:
@@ -69,8 +69,8 @@ def check_output(path: Path | None, overwrite: bool) -> None:
                 name.stat()
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
-    if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:
@@ -138,6 +138,19 @@ def open_sink(
             TABLE_WRITERS[suffix](part, tables, crs, provenance)
 
 
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write a page or a table, whole or not at all.
+
+    Raises:
+        OutputError: as `check_output`, whatever the suffix.
+        WriteError: writing fails, as on a full disk.
+    """
+    suffixes = (path.suffix.lower(),)
+    check_output(path, overwrite, suffixes)
+    with _whole(path, overwrite, None, suffixes) as part, _translated(path):
+        part.write_text(text, encoding="utf-8", newline="")
+
+
 def geojson_text(
     layer: Layer, features: Iterable[Feature], crs: CRS | None, provenance: Mapping[str, object]
 ) -> str:
@@ -195,7 +208,9 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(path: Path, overwrite: bool, style: str | None) -> Iterator[Path]:
+def _whole(
+    path: Path, overwrite: bool, style: str | None, suffixes: Sequence[str] = SUFFIXES
+) -> Iterator[Path]:
     """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
     target = _followed(path)
     part = target.with_name(unfinished_name(path))
@@ -205,7 +220,7 @@ def _whole(path: Path, overwrite: bool, style: str | None) -> Iterator[Path]:
             with part.open("rb+") as stream:
                 os.fsync(stream.fileno())
             try:
-                check_output(path, overwrite)  # hours may have passed
+                check_output(path, overwrite, suffixes)  # hours may have passed
                 if path.suffix.lower() == ".gpkg":
                     settle(target)
             except OutputError as error:
@@ -222,7 +237,7 @@ def _whole(path: Path, overwrite: bool, style: str | None) -> Iterator[Path]:
 
 @contextmanager
 def _style_beside(output: Path, style: str | None) -> Iterator[None]:
-    """`out.qml`, there when the `with` has ended; one that was not written here stays, for it is somebody's."""
+    """`out.qml`, there when the `with` has ended; one that was not written here stays: it is somebody's."""
     path = output.with_suffix(".qml")
     if style is None or not _is_free(path):
         yield

@@ -1,9 +1,9 @@
 """How QGIS draws our layers, in a GeoPackage's table `layer_styles` or a `.qml` beside an output.
 
-Chips are graded by the score of "changed", pale enough to see the image; the surer, the darker their line and
-the thicker, so that nobody needs to tell red from green. Without data is grey, failed is hatched. Classes have
+Chips are graded by the score of "changed", pale enough to see the image; the surer, the darker and thicker
+their line, so that nobody needs to tell red from green. Without data is grey, failed is hatched. Classes have
 the colours of Okabe and Ito, which differ for any kind of colour vision. Captions stand in changed chips once
-these are wide enough on the screen.
+these are wide enough on the screen. Areas of a summary are graded by how much of them has changed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ STEPS: tuple[tuple[str, Colour, float], ...] = (  # ColorBrewer's YlOrRd; even t
     ("probably changed", (240, 59, 32, 40), 0.45),
     ("changed", (189, 0, 38, 50), 0.6),
 )
+SHARES = ((0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1))
 GREY: Colour = (110, 110, 110, 200)
 NO_SCORES = (
     Entry("answered without a score", (0, 0, 0, 0), GREY, {"lower": "-1.5", "upper": "-0.5"}),
@@ -58,6 +59,20 @@ def _scores() -> list[Entry]:
         match = {"lower": low, "upper": high}
         entries.append(Entry(f"{word} ({low} to {high})", fill, outline, match, width_mm))
     return entries[::-1]
+
+
+def _shares() -> list[Entry]:
+    """A line of the legend for each step of the share of an area that has changed."""
+    steps = zip(SHARES, STEPS, strict=True)
+    return [
+        Entry(
+            f"{100 * low:g} to {100 * high:g} % changed",
+            (*fill[:3], 90),
+            (*GREY[:3], 255),
+            {"lower": f"{low:g}", "upper": f"{high:g}"},
+        )
+        for (low, high), (_, fill, _) in steps
+    ][::-1]
 
 
 def _classes(opacity: int) -> list[Entry]:
@@ -97,6 +112,16 @@ STYLES = {
         value="class",
         label=Label("\"class\" || '\\n' || round(\"area_m2\") || ' m²'", min_mm=8, size_pt=7),
         decimals={"area_m2": 1, "perimeter_m": 1, "mean_score": 2, "lon": 6, "lat": 6},
+    ),
+    "areas": Style(
+        "graduated",
+        [*_shares(), Entry("not looked at", (128, 128, 128, 110), GREY, {"lower": "-1.5", "upper": "-0.5"})],
+        title='"name"',
+        tip=f'<b>{_told("name")}</b> [% "changed" %] of [% "looked_at" %] chips changed<br>'
+        + _told("top_caption"),
+        value='coalesce("changed_share", -1)',
+        label=Label("\"name\" || '\\n' || round(100 * \"changed_share\") || ' %'", min_mm=20),
+        decimals={"changed_share": 3, "mean_score": 2, "unsure_share": 2, "overlap": 2, "top_score": 2},
     ),
     "pairs": Style(
         "categorised",
