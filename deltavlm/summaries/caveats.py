@@ -95,10 +95,10 @@ def _trained(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:
 
 
 def _sureness(results: Results, whole: Total) -> Iterator[str]:
-    if whole.unsure_share is not None:
+    if whole.unsure:
         yield (
-            f"{whole.unsure:,} chips ({whole.unsure_share:.0%} of those looked at) have a score from "
-            f"{UNSURE[0]} to {UNSURE[1]}, where the model leans to neither side."
+            f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%} of those looked at) have a score "
+            f"from {UNSURE[0]} to {UNSURE[1]}: the model leans to neither side."
         )
     names = {run.get("model", {}).get("name") for run in results.runs} - {None}
     if "nano" in names:

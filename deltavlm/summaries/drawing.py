@@ -14,6 +14,8 @@ MOST_SHAPES = 4000  # more would make the page heavy
 WIDTH, HEIGHT = 900.0, 420.0  # at most
 STEPS = ((0.0, "#ffffe0"), (0.05, "#fed976"), (0.25, "#fd8d3c"), (0.5, "#f03b20"), (0.75, "#bd0026"))
 NOT_LOOKED_AT = "#bbbbbb"
+KEY = ((NOT_LOOKED_AT, "not looked at"), *((colour, f"from {low:g}") for low, colour in STEPS))
+KEY_STEP, KEY_LINE = 150.0, 40.0
 
 
 def small_map(shapes: Sequence[BaseGeometry | None], shares: Sequence[float | None]) -> str | None:
@@ -34,9 +36,16 @@ def small_map(shapes: Sequence[BaseGeometry | None], shares: Sequence[float | No
         f'<path d="{_path(shape, left, top, squeeze * scale, scale)}" fill="{_colour(share)}"/>'
         for shape, share in drawn
     )
+    wide, high = width * scale, height * scale
+    key = "".join(
+        f'<rect x="{KEY_STEP * number:g}" y="{high + 14:.1f}" width="18" height="18" fill="{colour}"/>'
+        f'<text x="{KEY_STEP * number + 24:g}" y="{high + 29:.1f}" stroke="none">{words}</text>'
+        for number, (colour, words) in enumerate(KEY)
+    )
+    box = f"-1 -1 {max(wide, KEY_STEP * len(KEY)) + 2:.1f} {high + KEY_LINE:.1f}"
     return (
-        f'<svg viewBox="-1 -1 {width * scale + 2:.1f} {height * scale + 2:.1f}" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg"><g stroke="#555" stroke-width="0.6">{paths}</g></svg>'
+        f'<svg viewBox="{box}" role="img" xmlns="http://www.w3.org/2000/svg" font-size="17">'
+        f'<g stroke="#555" stroke-width="0.6">{paths}{key}</g></svg>'
     )
 
 

@@ -48,17 +48,17 @@ class Picture:
 Block = Heading | Text | Items | Table | Picture
 
 STYLE = """
-@page { size: A4; margin: 14mm; }
-body { font: 10pt/1.35 system-ui, sans-serif; color: #1a1a1a; max-width: 182mm; }
+@page { size: A4; margin: 12mm 14mm; }
+body { font: 8.5pt/1.25 system-ui, sans-serif; color: #1a1a1a; max-width: 182mm; }
 body { margin: 8mm auto; padding: 0 4mm; }
-h1 { font-size: 16pt; margin: 0 0 2mm; } h2 { font-size: 11.5pt; margin: 5mm 0 1.5mm; }
-p, ul { margin: 0 0 2mm; } ul { padding-left: 5mm; }
-table { border-collapse: collapse; width: 100%; font-size: 8.5pt; }
-th, td { padding: 0.7mm 1.5mm; border-bottom: 0.2mm solid #ccc; text-align: right; vertical-align: top; }
-th { border-bottom-color: #555; font-weight: 600; } .w { text-align: left; overflow-wrap: anywhere; }
+h1 { font-size: 15pt; margin: 0 0 1mm; } h2 { font-size: 10.5pt; margin: 3mm 0 1mm; }
+p, ul { margin: 0 0 1.5mm; } ul { padding-left: 5mm; }
+table { border-collapse: collapse; width: 100%; font-size: 7.5pt; margin-bottom: 1.5mm; }
+th, td { padding: 0.5mm 1.2mm; border-bottom: 0.2mm solid #ccc; text-align: right; vertical-align: top; }
+th { border-bottom-color: #555; font-weight: 600; } .w { text-align: left; overflow-wrap: break-word; }
 tr, figure { break-inside: avoid; } h2 { break-after: avoid; }
-figure { margin: 0 0 2mm; } figcaption { font-size: 8.5pt; color: #444; }
-svg { display: block; width: 100%; max-height: 80mm; }
+figure { margin: 0 0 1.5mm; } figcaption { font-size: 7.5pt; color: #444; }
+svg { display: block; width: 100%; height: 45mm; }
 @media print { body { margin: 0; padding: 0; max-width: none; } }
 """
 

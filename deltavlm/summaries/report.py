@@ -11,12 +11,13 @@ from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.drawing import MOST_SHAPES, small_map
 from deltavlm.summaries.page import Block, Heading, Items, Picture, Table, Text
 from deltavlm.summaries.results import LOOKED_AT, Results
-from deltavlm.summaries.totals import Total
+from deltavlm.summaries.totals import UNSURE, Total
 
 __all__ = ["page", "table"]
 
-MOST_ROWS = 18  # of a table on a page
-MOST_CHIPS = 6
+MOST_ROWS = 10  # of a table on a page
+MOST_CHIPS = 5
+LONGEST_CAPTION = 50
 
 COLUMNS: tuple[tuple[str, Callable[[Total], str]], ...] = (
     ("area", lambda one: one.name),
@@ -52,6 +53,7 @@ def page(results: Results, areas: Areas, found: Sequence[Total], whole: Total) -
     ]
     if len(areas.names) > 1 or areas.what == "area":
         columns, rows = table(found[:MOST_ROWS])
+        rows = [[_short(cell) for cell in row] for row in rows]
         blocks += [
             Heading(f"Where, by {areas.what}"),
             Table(columns, rows, words=["most changed chip"]),
@@ -96,7 +98,7 @@ def _picture(results: Results, areas: Areas, found: Sequence[Total]) -> list[Blo
     shapes = [one.shape for one in found]
     if any(shape is not None for shape in shapes):
         drawn = small_map(shapes, [one.changed_share for one in found])
-        caption = "Share of the ground looked at that lies in changed chips: none, over 5, 25, 50, 75 %."
+        caption = "Areas by the share of the ground looked at that lies in changed chips."
     else:
         chips = results.chips
         if len(chips) > MOST_SHAPES:
@@ -105,7 +107,7 @@ def _picture(results: Results, areas: Areas, found: Sequence[Total]) -> list[Blo
         seen = chips["status"].isin(LOOKED_AT).to_numpy() & np.isfinite(scores)
         told = [float(score) if is_seen else None for score, is_seen in zip(scores, seen, strict=True)]
         drawn = small_map(list(results.lonlat), told)
-        caption = "Chips by score of change: under 0.05, up to 0.25, 0.5, 0.75, 1. Grey: no score."
+        caption = "Chips by score of change."
     return [Picture(drawn, f"{caption} North is up.")] if drawn else []
 
 
@@ -142,7 +144,8 @@ def _sure(whole: Total) -> str:
         return "The run has no scores of change: the yes/no question was not asked."
     return (
         f"The mean score of change is {whole.mean_score:.2f} (0: surely not, 1: surely). "
-        f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%}) lean to neither side."
+        f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%}) score from {UNSURE[0]} to {UNSURE[1]}, and so "
+        "lean to neither side."
     )
 
 
@@ -156,7 +159,7 @@ def _unseen(whole: Total, found: Sequence[Total]) -> str:
         parts.append("Every chip of the output was looked at.")
     partly = [one for one in found if one.looked_at_share is not None and one.looked_at_share < 0.5]
     if partly:
-        parts.append(f"Of {len(partly):,} areas less than half was seen; no change there may be no look.")
+        parts.append(f"Of {len(partly):,} areas less than half was seen.")
     outside = next((one for one in found if one.name == OUTSIDE), None)
     if outside:
         parts.append(f"{outside.chips:,} chips lie outside of all areas.")
@@ -177,6 +180,10 @@ def _made(results: Results) -> list[str]:
             f"({model.get('fingerprint')})."
         )
     return told
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_CAPTION else text[: LONGEST_CAPTION - 1].rstrip() + "…"
 
 
 def _percent(share: float | None) -> str:

@@ -77,7 +77,9 @@ def test_each_kind_of_output(run: Run, out: Path, tmp_path: Path, suffix: str) -
     elif suffix in (".md", ".html"):
         assert "Keep in mind" in path.read_text(encoding="utf-8")
     else:
-        frame = geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path)
+        frame = (
+            geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path, layer=0)
+        )
         assert frame["chips"].sum() == 15
         assert frame.crs.to_epsg() == 4326
     assert "exists already; add --overwrite" in one_line(run(*args))
@@ -106,6 +108,8 @@ def test_what_cannot_be_is_one_line(
         assert words in one_line(result)
     assert not (tmp_path / "x.gpkg").exists()
 
+
+def test_without_h3(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without_h3(name: str, *rest: Any) -> Any:
