@@ -28,6 +28,7 @@ from deltacli.evaluate import evaluate
 from deltacli.grid import grid
 from deltacli.monitor import monitor
 from deltacli.signals import stoppable
+from deltacli.stac import stac
 from deltacli.summarize import summarize
 from deltacli.synth import synth
 from deltacli.train import train
@@ -163,6 +164,7 @@ app.command(cls=NeedsProj)(ask)
 app.command(cls=NeedsProj)(chat)
 app.command(cls=NeedsProj)(grid)
 app.command(cls=NeedsProj)(summarize)
+app.command(cls=NeedsProj)(stac)
 app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)

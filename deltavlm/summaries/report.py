@@ -144,8 +144,8 @@ def _sure(whole: Total) -> str:
         return "The run has no scores of change: the yes/no question was not asked."
     return (
         f"The mean score of change is {whole.mean_score:.2f} (0: surely not, 1: surely). "
-        f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%}) score from {UNSURE[0]} to {UNSURE[1]}, and so "
-        "lean to neither side."
+        f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%}) score from {UNSURE[0]} to {UNSURE[1]}: "
+        "they lean to neither side."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -360,9 +361,8 @@ def test_a_map_of_chips_where_areas_have_no_outline(results: Results) -> None:
     areas = all_in_one(results)
     told = to_html(*page(results, areas, totals(results, areas), total(results)))
     assert told.count("<path") == len(GRID)
-    assert told.count("#bbbbbb") == sum(
-        STATUSES[step % 6] in ("nodata", "error", "unreadable") for step in range(72)
-    )
+    grey = total(results).nodata + total(results).failed
+    assert len(re.findall('<path [^>]*"#bbbbbb"', told)) == grey > 0
 
 
 def test_values_are_plain(results: Results) -> None:
