@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
+from huggingface_hub import ModelCard
 
 from deltacli.main import CLOSED_PIPE, app
 from deltacli.monitor import Monitor
 from deltacli.signals import NAMES as SIGNALS
+from deltavlm import __version__
 from deltavlm.config import load, shipped
 from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
@@ -98,6 +101,25 @@ def test_the_flags_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", text.replace("<!--", "").replace("-->", "")))
     assert not named - known - NOT_OURS - {"--help"}
+
+
+def test_the_model_card_is_one() -> None:
+    """Hugging Face's own parser reads it, and its figures are those of the text."""
+    card = ModelCard.load(ROOT / "docs" / "model-card.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.model_name == "nano"
+    figures = [result.metric_value for result in card.data.eval_results]
+    table = card.text.split("\n## Evaluation\n", 1)[1].split("\n## ", 1)[0]
+    assert len(figures) == 4
+    assert {str(figure) for figure in figures} <= set(re.findall(r"\d\.\d+", table))
+
+
+def test_the_citation_is_of_this_version() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (told["version"], told["license"]) == (__version__, "Apache-2.0")
+    assert {"cff-version", "message", "title", "authors"} <= told.keys()
+    (paper,) = told["references"]
+    assert paper["doi"] in (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
 
 
 def test_the_tensors_of_the_model_page_are_the_models() -> None:

@@ -54,7 +54,7 @@ def test_what_cannot_be_is_one_line(run: Run, out: Path, tmp_path: Path) -> None
         (tmp_path / "no.gpkg", *DATES): "no such file",
         (out, *DATES, "-o", out, "--overwrite"): "is the output itself",
         (out, *DATES, "-o", tmp_path / "item.txt"): "suffix '.txt' is not one of .json, .geojson",
-        (out, *DATES, "--asset", "mask=no.tif"): "is not NAME=FILE of a file",
+        (out, *DATES, "--asset", "mask=no.tif"): "is not NAME=FILE",
         (tmp_path / "a.tif", *DATES): "is none of",
     }
     for args, words in cases.items():
