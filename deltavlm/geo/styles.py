@@ -98,7 +98,7 @@ STYLES = {
     ),
     "locations": Style(
         "categorised",
-        _classes(opacity=30),
+        _classes(opacity=30)[:2],  # no cell is named for anything else
         title='"class" || \' \' || "chip_id" || \' \' || "cell"',
         tip='<b>[% "class" %]</b> [% "cell" %]<br>' + _told("caption"),
         value="class",

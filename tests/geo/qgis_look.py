@@ -99,7 +99,7 @@ def lay_out(layers, wish):
     layout = QgsPrintLayout(project)
     layout.initializeDefaults()
     width, height = (side * MM_PX for side in wish.get("size_px", (800, 600)))
-    beside = 66
+    beside = 80
     layout.pageCollection().page(0).setPageSize(QgsLayoutSize(width, height))
     drawn = QgsLayoutItemMap(layout)
     drawn.setLayers(layers)
