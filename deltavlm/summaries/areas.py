@@ -19,7 +19,7 @@ from deltavlm.config import nearest
 from deltavlm.errors import ConfigError, InputError, ToolError
 from deltavlm.geo.geojson import cut_at_180
 from deltavlm.geo.vector_files import read_layer
-from deltavlm.summaries.results import Results, Shapes, in_lonlat
+from deltavlm.summaries.results import Results, Shapes, in_lonlat, union
 
 __all__ = ["OUTSIDE", "Areas", "all_in_one", "by_file", "by_grid", "by_h3", "by_pair"]
 
@@ -60,8 +60,8 @@ def by_pair(results: Results) -> Areas:
     shapes = np.full(len(names), None, dtype=object)
     if results.has_places:
         for code in range(len(names)):
-            known = [one for one in results.lonlat[codes == code] if one is not None]
-            shapes[code] = shapely.union_all(known) if known else None
+            ground = union(results.lonlat[codes == code])
+            shapes[code] = None if ground.is_empty else ground
     return Areas("pair", [str(name) for name in names], shapes, codes)
 
 
@@ -163,10 +163,7 @@ def _names(frame: Any, path: Path, name_field: str | None) -> list[str]:
     """Names of the areas: by the column asked for, else `name`, else the first with text, else numbers."""
     columns = [column for column in frame.columns if column != frame.geometry.name]
     if name_field is not None and name_field not in columns:
-        raise ConfigError(
-            f"{path}: has no column {name_field!r}{nearest(name_field, columns)}; choose one of "
-            f"{', '.join(columns) or 'none'}"
-        )
+        raise ConfigError(f"{path}: has no column {name_field!r}{nearest(name_field, columns)}")
     texts = [one for one in columns if frame[one].map(lambda value: isinstance(value, str)).any()]
     named = [one for one in texts if one.lower() == "name"]
     chosen = name_field or next(iter([*named, *texts]), None)

@@ -21,12 +21,12 @@ from deltavlm.geo.vector_files import read_layer
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["LOOKED_AT", "Results", "area_m2", "in_lonlat", "read_results"]
+__all__ = ["LOOKED_AT", "Results", "area_m2", "in_lonlat", "read_results", "union", "union_m2"]
 
 LOOKED_AT = ("answered", "cascaded")
 NEEDED = ("chip_id", "status", "changed", "changed_score")
 OTHERS = ("caption", "new_roads", "new_buildings", "gsd_m", "pair_id", "before_date", "after_date")
-GEOD = pyproj.Geod(ellps="WGS84")
+EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)
 
 Shapes = NDArray[np.object_]  # of polygons, or None
 
@@ -54,14 +54,16 @@ class Results:
     @cached_property
     def centres(self) -> NDArray[np.float64]:
         """(chips, 2): longitude and latitude of the middle of each chip; NaN without a place."""
-        whole = [None if one is None else max(shapely.get_parts(one), key=_area) for one in self.lonlat]
-        points = shapely.centroid(np.array(whole, dtype=object))
+        whole = self.lonlat.copy()
+        for index in np.flatnonzero(shapely.get_num_geometries(whole) > 1):  # in two parts, far apart
+            whole[index] = max(shapely.get_parts(whole[index]), key=_area)
+        points = shapely.centroid(whole)
         return np.stack([shapely.get_x(points), shapely.get_y(points)], axis=1)
 
     @cached_property
     def areas_m2(self) -> NDArray[np.float64]:
         """Of each chip, on the ellipsoid; NaN without a place."""
-        return np.array([np.nan if one is None else area_m2(one) for one in self.lonlat])
+        return areas_m2(self.lonlat)
 
 
 def read_results(paths: Sequence[Path]) -> Results:
@@ -117,10 +119,37 @@ def in_lonlat(shapes: Shapes, crs: Any) -> Shapes:
     return whole
 
 
+def areas_m2(shapes: Shapes) -> NDArray[np.float64]:
+    """Of polygons in longitude and latitude, on the ellipsoid; NaN for None."""
+
+    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack(EQUAL_AREA.transform(points[:, 0], points[:, 1]), axis=1)
+
+    found: NDArray[np.float64] = shapely.area(shapely.transform(shapes, move))
+    found[shapely.is_missing(shapes)] = np.nan
+    return found
+
+
 def area_m2(shape: shapely.Geometry) -> float:
-    """Of polygons in longitude and latitude, on the ellipsoid."""
-    area, _ = GEOD.geometry_area_perimeter(shapely.orient_polygons(shape))
-    return float(area)
+    """Of one polygon, or of several as one."""
+    return float(areas_m2(np.array([shape], dtype=object))[0])
+
+
+def union_m2(shapes: Shapes) -> float:
+    """Ground under polygons, where they overlap counted once; None is left out."""
+    known = shapes[~shapely.is_missing(shapes)]
+    if not len(known):
+        return 0.0
+    if shapely.coverage_is_valid(known):
+        return float(areas_m2(known).sum())
+    return area_m2(shapely.union_all(known))
+
+
+def union(shapes: Shapes) -> shapely.Geometry:
+    """Polygons as one; None is left out."""
+    known = shapes[~shapely.is_missing(shapes)]
+    side_by_side = shapely.coverage_is_valid(known)  # as chips mostly are, for which there is a faster way
+    return shapely.coverage_union_all(known) if side_by_side else shapely.union_all(known)
 
 
 def _area(shape: shapely.Geometry) -> float:

@@ -23,7 +23,7 @@ from shapely.geometry import mapping
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.geojson import cut_at_180
-from deltavlm.summaries.results import Results
+from deltavlm.summaries.results import Results, union
 from deltavlm.summaries.totals import total
 
 __all__ = ["item_text", "model_item", "model_item_name", "result_item"]
@@ -238,13 +238,12 @@ def _moment(text: str, edge: Literal["start", "end"]) -> str:
 
 def _outline(results: Results) -> shapely.Geometry:
     """The ground under all chips, or a hull of it where that has very many corners."""
-    known = [one for one in results.lonlat if one is not None]
-    if not known:
+    if shapely.is_missing(results.lonlat).all():
         raise InputError(f"{results.paths[0]}: has no chips with a place to put into a catalogue")
-    union = shapely.simplify(shapely.union_all(known), SAME_PLACE)
-    if shapely.get_num_coordinates(union) > MOST_POINTS:
-        union = shapely.convex_hull(union)
-    return cut_at_180(union)
+    outline = shapely.simplify(union(results.lonlat), SAME_PLACE)
+    if shapely.get_num_coordinates(outline) > MOST_POINTS:
+        outline = shapely.convex_hull(outline)
+    return cut_at_180(outline)
 
 
 def _bbox(outline: shapely.Geometry) -> list[float]:

@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.summaries.areas import OUTSIDE, Areas
-from deltavlm.summaries.results import LOOKED_AT, Results, area_m2
+from deltavlm.summaries.results import LOOKED_AT, Results, area_m2, union_m2
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -125,7 +125,7 @@ def total(
     scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[seen]
     known = scores[np.isfinite(scores)]
     ground_m2 = results.areas_m2[rows]
-    looked_m2 = _union_m2(results.lonlat[rows][seen])
+    looked_m2 = union_m2(results.lonlat[rows][seen])
     once_m2 = _once_each_pair_m2(results, rows[seen], looked_m2)
     weights = np.where(np.isfinite(ground_m2), ground_m2, 1.0) if results.has_places else np.ones(len(rows))
     return Total(
@@ -139,7 +139,7 @@ def total(
         unread=int(chips["changed"].isna().to_numpy()[seen].sum()),
         unsure=int(((known >= UNSURE[0]) & (known <= UNSURE[1])).sum()),
         changed_share=float(weights[changed].sum() / weights[seen].sum()) if seen.any() else None,
-        changed_km2=_union_m2(results.lonlat[rows][changed]) / 1e6 if results.has_places else None,
+        changed_km2=union_m2(results.lonlat[rows][changed]) / 1e6 if results.has_places else None,
         new_buildings=_summed(chips, "new_buildings", seen),
         new_roads=_summed(chips, "new_roads", seen),
         mean_score=float(known.mean()) if len(known) else None,
@@ -150,18 +150,12 @@ def total(
     )
 
 
-def _union_m2(shapes: NDArray[np.object_]) -> float:
-    """Ground under polygons in longitude and latitude, counted once."""
-    known = [one for one in shapes if one is not None]
-    return area_m2(shapely.union_all(known)) if known else 0.0
-
-
 def _once_each_pair_m2(results: Results, rows: NDArray[np.intp], all_m2: float) -> float:
     """Ground under chips, counted once for each pair that shows it."""
     codes, names = results.chips["pair_id"].iloc[rows].factorize(use_na_sentinel=False)
     if len(names) < 2:
         return all_m2
-    return sum(_union_m2(results.lonlat[rows[codes == code]]) for code in range(len(names)))
+    return sum(union_m2(results.lonlat[rows[codes == code]]) for code in range(len(names)))
 
 
 def _summed(chips: DataFrame, name: str, seen: NDArray[np.bool_]) -> int | None:

@@ -206,8 +206,10 @@ def test_names_of_areas(tmp_path: Path, results: Results) -> None:
     path = districts(tmp_path / "a.gpkg", code=["w", "e", "f"], Name=["West\n", None, "Far"])
     assert sorted(by_file(results, path).names) == ["West", "area 2"]
     assert sorted(by_file(results, path, name_field="code").names) == ["e", "w"]
-    with pytest.raises(ConfigError, match=r"has no column 'cod'.*choose one of code, Name"):
+    with pytest.raises(ConfigError, match="has no column 'cod'; did you mean 'code'"):
         by_file(results, path, name_field="cod")
+    with pytest.raises(ConfigError, match="has no column 'x'; known are code, Name"):
+        by_file(results, path, name_field="x")
 
 
 def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
