@@ -69,7 +69,8 @@ def stac(
     """
     from deltavlm.geo.sinks import check_output, write_text
     from deltavlm.summaries.results import read_results
-    from deltavlm.summaries.stac import item_text, model_item, model_item_name, result_item
+    from deltavlm.summaries.stac import item_text, result_item
+    from deltavlm.summaries.stac_model import model_item, model_item_name
 
     target = output or result.with_suffix(".stac.json")
     if target.resolve() == result.resolve():

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shapely.errors import ShapelyError
+
 from deltavlm.errors import InputError
 from deltavlm.geo.area import NAME_OF_CRS, READ_BY_GDAL, UNLIKE_GEOJSON
 from deltavlm.geo.location import refuse_a_missing_file
@@ -50,7 +52,7 @@ def read_layer(path: Path, layer: str | None = None) -> VectorLayer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # GDAL's, of what it can read nevertheless
                 return _by_gdal(path, layer)
-    except (RuntimeError, OSError, *UNLIKE_GEOJSON) as error:  # pyogrio's are RuntimeErrors
+    except (RuntimeError, OSError, ShapelyError, *UNLIKE_GEOJSON) as error:  # pyogrio's are RuntimeErrors
         words = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: cannot be read ({words}); give {KINDS}") from error
     raise InputError(f"{path}: is none of {KINDS}; save it as one")

@@ -82,7 +82,10 @@ def by_file(results: Results, path: Path, layer: str | None = None, name_field: 
         raise InputError(f"{path}: has no CRS; save it with one")
     names = _names(frame, path, name_field)
     known = np.isfinite(results.centres).all(axis=1)
-    to_file = pyproj.Transformer.from_crs(4326, frame.crs, always_xy=True)
+    try:
+        to_file = pyproj.Transformer.from_crs(4326, frame.crs, always_xy=True)
+    except pyproj.exceptions.ProjError as error:
+        raise InputError(f"{path}: no way leads to its CRS ({error}); save it in another one") from error
     points = shapely.points(*to_file.transform(*results.centres[known].T))
     shapes = shapely.make_valid(frame.geometry.to_numpy())
     inside, area = shapely.STRtree(shapes).query(points, predicate="intersects")

@@ -51,7 +51,7 @@ def page(results: Results, areas: Areas, found: Sequence[Total], whole: Total) -
         *_picture(results, areas, found),
         *_tops(whole),
     ]
-    if len(areas.names) > 1 or areas.what == "area":
+    if areas.what != "whole":
         columns, rows = table(found[:MOST_ROWS])
         rows = [[_short(cell) for cell in row] for row in rows]
         blocks += [

@@ -25,7 +25,15 @@ __all__ = ["LOOKED_AT", "Results", "area_m2", "in_lonlat", "read_results", "unio
 
 LOOKED_AT = ("answered", "cascaded")
 NEEDED = ("chip_id", "status", "changed", "changed_score")
-OTHERS = ("caption", "new_roads", "new_buildings", "gsd_m", "pair_id", "before_date", "after_date")
+OTHERS = (
+    *("caption", "new_roads", "new_buildings", "gsd_m", "before", "after"),
+    *("pair_id", "before_date", "after_date"),
+)
+NUMBERS = ("changed_score", "new_roads", "new_buildings", "gsd_m")
+SHAPE: Mapping[str, Any] = {  # of a provenance: what must be an object where it is there
+    **{"model": {}, "options": {}, "versions": {}},
+    "inputs": {"before": {}, "after": {}, "grid": {}, "alignment": {}},
+}
 EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)
 
 Shapes = NDArray[np.object_]  # of polygons, or None
@@ -88,6 +96,8 @@ def read_results(paths: Sequence[Path]) -> Results:
 
 
 def _read(path: Path) -> tuple[GeoDataFrame, Mapping[str, Any]]:
+    import pandas as pd
+
     layer = "chips" if path.suffix.lower() == ".gpkg" else None
     found = read_layer(path, layer)
     frame = found.frame
@@ -100,7 +110,26 @@ def _read(path: Path) -> tuple[GeoDataFrame, Mapping[str, Any]]:
     for name in OTHERS:
         if name not in frame:
             frame[name] = None
-    return frame[[*NEEDED, *OTHERS, "geometry"]].reset_index(drop=True), found.provenance or {}
+    for name in NUMBERS:
+        try:
+            frame[name] = pd.to_numeric(frame[name])
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: column {name!r} has no numbers ({error}); write it anew") from error
+    return frame[[*NEEDED, *OTHERS, "geometry"]].reset_index(drop=True), _sound(found.provenance)
+
+
+def _sound(run: object) -> Mapping[str, Any]:
+    """The provenance if it is built as ours is; else nothing, as if it were lost."""
+    if not isinstance(run, dict) or not _fits(run, SHAPE):
+        return {}
+    questions = run.get("questions", [])
+    return run if isinstance(questions, list) and all(isinstance(one, dict) for one in questions) else {}
+
+
+def _fits(value: object, shape: Mapping[str, Any]) -> bool:
+    return isinstance(value, dict) and all(
+        _fits(value[key], inner) for key, inner in shape.items() if key in value
+    )
 
 
 def in_lonlat(shapes: Shapes, crs: Any) -> Shapes:

@@ -1,7 +1,7 @@
-"""STAC items for a catalogue: one of an output, one of the model that made it, which the first leads to.
+"""The STAC item of an output, for a catalogue: STAC 1.1 with the extensions projection and processing.
 
-STAC 1.1 with the extensions projection, processing and MLM. What the MLM extension advises for results of a
-model is followed: the processing level L4, and a link and an expression that lead to the model's own item.
+What the MLM extension advises for results of a model is followed: the processing level L4, and a link and an
+expression that lead to the model's own item.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from shapely.geometry import mapping
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.geojson import cut_at_180
 from deltavlm.summaries.results import Results, union
+from deltavlm.summaries.stac_model import mlm_name, model_item_name
 from deltavlm.summaries.totals import total
 
-__all__ = ["item_text", "model_item", "model_item_name", "result_item"]
+__all__ = ["item_text", "result_item"]
 
 EXTENSIONS = "https://stac-extensions.github.io"
 PROCESSING = f"{EXTENSIONS}/processing/v1.1.0/schema.json"
 PROJECTION = f"{EXTENSIONS}/projection/v2.0.0/schema.json"
-MLM = f"{EXTENSIONS}/mlm/v1.4.0/schema.json"
 MEDIA = {
     ".gpkg": "application/geopackage+sqlite3",
     ".geojson": "application/geo+json",
@@ -45,12 +45,7 @@ MEDIA = {
     ".html": "text/html",
     ".md": "text/markdown",
 }
-TASKS = {  # ours -> MLM's
-    "caption": "image-captioning",
-    "change": "scene-classification",
-    "count": "regression",
-    "location": "detection",
-}
+MOST_IMAGES = 200  # that are linked; of more, the list of pairs says which
 MOST_POINTS = 400  # of an outline
 SAME_PLACE = 1e-6  # degrees: a decimetre
 LEVEL = "L4"  # results of a model, in words of the processing extension
@@ -117,7 +112,7 @@ def result_item(
             "deltavlm:not_looked_at": whole.nodata + whole.failed,
             "deltavlm:changed": whole.changed,
         },
-        "links": [*_images(run, item_path.parent), _link_to_model(run, model_href)],
+        "links": [*_images(results, run, item_path.parent), _link_to_model(run, model_href)],
         "assets": {"changes": asset, **_beside(path, beside or {}, item_path.parent)},
     }
 
@@ -132,76 +127,6 @@ def _beside(path: Path, given: Mapping[str, Path], folder: Path) -> Item:
         role = "metadata" if file.suffix.lower() in (".qml", ".md", ".html") else "data"
         assets[name] = {"href": _href(str(file), folder), "type": kind, "title": file.name, "roles": [role]}
     return assets
-
-
-def model_item_name(run: Mapping[str, Any]) -> str:
-    """The file name of the model's item: its name and fingerprint."""
-    return f"{_model_id(run)}.json"
-
-
-def model_item(run: Mapping[str, Any], href: str | None = None) -> Item:
-    """The item of the model that a run has asked; `href` leads to its weights.
-
-    It is of no place and no time. Without `href` the weights have a URN of name and fingerprint, which says
-    which they are and not where.
-    """
-    model, options = run["model"], run.get("options", {})
-    name, side = str(model["name"]), int(model.get("chip_px") or options.get("chip_px") or 256)
-    asked = (TASKS.get(str(one.get("task")), "generative") for one in run.get("questions", ()))
-    tasks = list(dict.fromkeys(asked))
-    picture = {
-        "shape": [-1, 3, side, side],
-        "dim_order": ["batch", "channel", "height", "width"],
-        "data_type": "uint8",
-    }
-    words = {"shape": [-1], "dim_order": ["batch"], "data_type": "other"}
-    pictures = [
-        {"name": date, "description": f"RGB of the {when} date", "bands": [], "input": picture}
-        for date, when in (("before", "earlier"), ("after", "later"))
-    ]
-    question = {"name": "question", "description": "English text", "bands": [], "input": words}
-    score = {"shape": [-1], "dim_order": ["batch"], "data_type": "float32"}
-    facts = {key: model.get(key) for key in ("fingerprint", "training_gsd_m", "chip_px", "dtype", "quantize")}
-    torch = run.get("versions", {}).get("torch")
-    return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": [MLM],
-        "id": _model_id(run),
-        "geometry": None,
-        "properties": {
-            "title": f"The model {name}",
-            "datetime": None,
-            "start_datetime": "1900-01-01T00:00:00Z",
-            "end_datetime": "9999-12-31T23:59:59Z",
-            "mlm:name": _mlm_name(name),
-            "mlm:architecture": "DeltaVLM",
-            "mlm:framework": "PyTorch",
-            **({"mlm:framework_version": str(torch)} if torch else {}),
-            "mlm:tasks": tasks,
-            "mlm:input": [*pictures, question],
-            "mlm:output": [
-                {"name": "answer", "description": "English text", "tasks": tasks, "result": words},
-                {
-                    "name": "score",
-                    "description": "Probability of yes, or mean log-probability of the answer's tokens",
-                    "tasks": tasks,
-                    "result": score,
-                },
-            ],
-            "mlm:hyperparameters": {key: value for key, value in facts.items() if value is not None},
-        },
-        "links": [],
-        "assets": {
-            "weights": {
-                "href": href or f"urn:deltavlm:{quote(name, safe='')}:{model.get('fingerprint')}",
-                "type": "application/vnd.safetensors",
-                "title": "Weights",
-                "roles": ["mlm:model", "mlm:weights"],
-                "mlm:artifact_type": "safetensors",
-            }
-        },
-    }
 
 
 def _date(results: Results, which: Literal["before", "after"], given: str | None) -> str:
@@ -280,13 +205,12 @@ def _lineage(run: Mapping[str, Any]) -> str:
     )
 
 
-def _images(run: Mapping[str, Any], folder: Path) -> Iterator[Item]:
-    """Links to the two images, or to the list of the pairs."""
-    inputs = run.get("inputs", {})
+def _images(results: Results, run: Mapping[str, Any], folder: Path) -> Iterator[Item]:
+    """Links to the images, and to the list of the pairs where there is one."""
     for date, when in (("before", "earlier"), ("after", "later")):
-        if date in inputs:
-            href = _href(str(inputs[date]["path"]), folder)
-            yield {"rel": "derived_from", "href": href, "title": f"The {when} image"}
+        names = [str(name) for name in results.chips[date].dropna().unique()]
+        for name in names if len(names) <= MOST_IMAGES else ():
+            yield {"rel": "derived_from", "href": _href(name, folder), "title": f"The {when} image"}
     if "pairs" in run:
         yield {"rel": "derived_from", "href": _href(str(run["pairs"]), folder), "title": "The list of pairs"}
 
@@ -297,7 +221,7 @@ def _link_to_model(run: Mapping[str, Any], href: str) -> Item:
         "href": href,
         "type": "application/geo+json",
         "title": "The model",
-        "mlm:name": _mlm_name(str(run["model"].get("name"))),
+        "mlm:name": mlm_name(str(run["model"].get("name"))),
     }
 
 
@@ -309,17 +233,6 @@ def _href(location: str, folder: Path) -> str:
         return quote(location)
     told = Path(os.path.relpath(Path(location).absolute(), folder.absolute())).as_posix()
     return quote(told if told.startswith("../") else f"./{told}")
-
-
-def _model_id(run: Mapping[str, Any]) -> str:
-    model = run["model"]
-    return re.sub(r"[^\w.-]+", "_", f"{model.get('name')}-{model.get('fingerprint')}")
-
-
-def _mlm_name(name: str) -> str:
-    """MLM wants letters, digits and some marks, with a letter first and no mark at the end."""
-    told = re.sub(r"[^a-zA-Z0-9_.\-]+", "-", name).strip("-_.")
-    return told if re.match(r"[a-zA-Z].+", told) else f"model-{told}0"
 
 
 def item_text(item: Item) -> str:

@@ -20,7 +20,8 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.pair_layers import with_pair
 from deltavlm.summaries.results import Results, read_results
-from deltavlm.summaries.stac import item_text, model_item, model_item_name, result_item
+from deltavlm.summaries.stac import item_text, result_item
+from deltavlm.summaries.stac_model import model_item, model_item_name
 from tests.summaries.test_summaries import CHIPS, GRID, RUN, UTM, written
 
 STAC = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema"
@@ -132,7 +133,7 @@ def test_what_the_item_says(results: Results) -> None:
     assert outline.bounds == pytest.approx(item["bbox"])
     assert len(outline.exterior.coords) == 5
     images = [link["href"] for link in item["links"] if "mlm:name" not in link]
-    assert images == ["a.tif", "b.tif"]
+    assert images == ["a%20before.tif", "https://example.org/b.tif"]
 
 
 def test_the_item_leads_to_the_model(results: Results) -> None:

@@ -47,6 +47,7 @@ def chip(step: int, col: float, row: float, crs_side: float = SIDE) -> Feature:
     asked = status in ("answered", "cascaded")
     score = (step * 37 % 100) / 100
     told: dict[str, object] = {"chip_id": f"r{row:g}_c{col:g}", "status": status, "gsd_m": 0.5}
+    told |= {"before": "a before.tif", "after": "https://example.org/b.tif"}
     if asked:
         told |= {"changed": score > 0.5, "changed_score": score, "caption": f"caption {step}"}
         told |= {"new_roads": step % 3, "new_buildings": step % 5}
@@ -128,6 +129,26 @@ def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
             read_results([tmp_path / name])
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "run", ["text", [1], {"inputs": []}, {"inputs": {"grid": 3}}, {"questions": {"a": 1}}]
+)
+def test_a_provenance_that_is_none_of_ours_counts_as_lost(tmp_path: Path, run: Any) -> None:
+    path = tmp_path / "out.geojson"
+    written(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"deltavlm": run}))
+    found = read_results([path])
+    assert found.runs == ({},)
+    assert any("does not say how it was made" in one for one in caveats(found, total(found)))
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "out.geojson"
+    written(path)
+    path.write_text(path.read_text().replace('"changed_score": 0.37', '"changed_score": "high"'))
+    with pytest.raises(InputError, match="column 'changed_score' has no numbers"):
+        read_results([path])
 
 
 # --- areas ------------------------------------------------------------------------------------------------
