@@ -34,6 +34,14 @@ def _unseen(results: Results, whole: Total) -> Iterator[str]:
             f"{unseen:,} of {whole.chips:,} chips were not looked at ({whole.nodata:,} without enough data, "
             f"{whole.failed:,} that could not be read or answered). Nothing is known of them."
         )
+    if results.lost_pairs:
+        named = ", ".join(results.lost_pairs[:3]) + (", …" if len(results.lost_pairs) > 3 else "")
+        yield (
+            f"Pairs that could not be opened, of which nothing is known: {len(results.lost_pairs):,} "
+            f"({named})."
+        )
+    elif results.lost_pairs is None:
+        yield "The output does not say which pairs could not be opened; a GeoPackage does, in a layer."
     for run in results.runs:
         limit = _option(run, "limit")
         if limit:

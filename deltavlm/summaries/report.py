@@ -63,7 +63,7 @@ def page(results: Results, areas: Areas, found: Sequence[Total], whole: Total) -
         Heading("How sure"),
         Text(_sure(whole)),
         Heading("What was not looked at"),
-        Text(_unseen(whole, found)),
+        Text(_unseen(results, whole, found)),
         Heading("Keep in mind"),
         Items(caveats(results, whole, found)),
         Heading("How it was made"),
@@ -149,8 +149,8 @@ def _sure(whole: Total) -> str:
     )
 
 
-def _unseen(whole: Total, found: Sequence[Total]) -> str:
-    parts = []
+def _unseen(results: Results, whole: Total, found: Sequence[Total]) -> str:
+    parts = [f"{len(results.lost_pairs):,} pairs that could not be opened."] if results.lost_pairs else []
     if whole.nodata or whole.failed:
         parts.append(
             f"{whole.nodata:,} chips without enough data, {whole.failed:,} not readable or not answered."

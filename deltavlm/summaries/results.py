@@ -46,6 +46,7 @@ class Results:
     paths: tuple[Path, ...]
     chips: GeoDataFrame  # the columns of NEEDED and OTHERS, those that an output has not are null
     runs: tuple[Mapping[str, Any], ...]  # the provenance of each output; empty where it was lost
+    lost_pairs: tuple[str, ...] | None = ()  # that could not be opened; None where an output does not say
 
     @property
     def has_places(self) -> bool:
@@ -92,7 +93,24 @@ def read_results(paths: Sequence[Path]) -> Results:
         parts.append(chips if chips.crs == first.crs else chips.to_crs(first.crs))
     filled = [part for part in parts if len(part)] or parts[:1]
     chips = filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
-    return Results(tuple(paths), chips, tuple(run for _, run in read))
+    runs = tuple(run for _, run in read)
+    return Results(tuple(paths), chips, runs, _lost_pairs(paths, runs))
+
+
+def _lost_pairs(paths: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """The pairs that could not be opened, from the layer `pairs`, which a GeoPackage alone has."""
+    lost: list[str] = []
+    for path, run in zip(paths, runs, strict=True):
+        if "pairs" not in run:
+            continue
+        try:
+            pairs = read_layer(path, "pairs").frame if path.suffix.lower() == ".gpkg" else None
+        except InputError:
+            pairs = None
+        if pairs is None or not {"pair_id", "status"} <= {*pairs.columns}:
+            return None
+        lost += [str(name) for name in pairs.loc[pairs["status"].eq("failed"), "pair_id"]]
+    return tuple(lost)
 
 
 def _read(path: Path) -> tuple[GeoDataFrame, Mapping[str, Any]]:

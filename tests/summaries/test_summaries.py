@@ -18,7 +18,7 @@ from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import SUFFIXES, open_sink
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
-from deltavlm.pipeline.pair_layers import with_pair
+from deltavlm.pipeline.pair_layers import PAIRS, with_pair
 from deltavlm.summaries.areas import OUTSIDE, Areas, all_in_one, by_file, by_grid, by_h3, by_pair
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.page import Items, Table, Text, to_html, to_markdown
@@ -304,6 +304,21 @@ def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
     assert "over 3 pairs" in told
     assert "does not say how it was made" in told
     assert "Chips overlap" not in told
+
+
+def test_pairs_that_could_not_be_opened_are_told(tmp_path: Path) -> None:
+    """They have no chips, so that nothing else in the figures hints at them."""
+    told = {}
+    for name in ("many.gpkg", "many.geojson"):
+        with open_sink(tmp_path / name, (with_pair(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}) as sink:
+            rows = [Feature(one.geometry, {**one.properties, "pair_id": "good"}) for one in GRID]
+            sink.write("chips", rows)
+            for pair, status in (("good", "answered"), ("bad", "failed")):
+                sink.write("pairs", [Feature(shapely.Polygon(), {"pair_id": pair, "status": status})])
+        found = read_results([tmp_path / name])
+        told[name] = " ".join(caveats(found, total(found)))
+    assert "Pairs that could not be opened, of which nothing is known: 1 (bad)." in told["many.gpkg"]
+    assert "does not say which pairs could not be opened" in told["many.geojson"]
 
 
 def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Results) -> None:
