@@ -72,7 +72,7 @@ def stac(
     from deltavlm.summaries.stac import item_text, result_item
     from deltavlm.summaries.stac_model import model_item, model_item_name
 
-    target = output or result.with_suffix(".stac.json")
+    target = output or result.parent / f"{result.stem}.stac.json"
     if target.resolve() == result.resolve():
         raise ConfigError(f"{target}: is the output itself; give another name with -o")
     check_output(target, overwrite, SUFFIXES)

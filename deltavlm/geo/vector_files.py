@@ -41,6 +41,8 @@ def read_layer(path: Path, layer: str | None = None) -> VectorLayer:
         InputError: no such file or layer, another format, or a file that is broken.
     """
     refuse_a_missing_file(str(path))
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it")
     try:
         with path.open("rb") as file:
             head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b"\x1e \t\r\n")
