@@ -73,6 +73,8 @@ def stac(
     from deltavlm.summaries.stac_model import model_item, model_item_name
 
     target = output or result.parent / f"{result.stem}.stac.json"
+    if str(target) == "-":
+        raise ConfigError("-o -: there are two items, so they go to files; name one")
     if target.resolve() == result.resolve():
         raise ConfigError(f"{target}: is the output itself; give another name with -o")
     check_output(target, overwrite, SUFFIXES)

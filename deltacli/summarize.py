@@ -71,8 +71,8 @@ def summarize(
             *("--output", "-o"),
             panel=OUTPUT,
             metavar="FILE",
-            help=".csv, a page .md or .html, or a map .gpkg .geojson .fgb .parquet; without it a table on "
-            "stdout.",
+            help=".csv, a page .md or .html, or a map .gpkg .geojson .fgb .parquet, - is NDJSON; without it "
+            "a table on stdout.",
         ),
     ] = None,
     overwrite: options.Overwrite = False,
@@ -89,6 +89,8 @@ def summarize(
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.totals import total, totals, values
 
+    if json_summary and str(output) == "-":
+        raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
     if output is not None:
         check_output(output, overwrite, (*PAGES, *SUFFIXES))
         if output.resolve() in {path.resolve() for path in outputs}:

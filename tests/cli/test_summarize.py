@@ -102,12 +102,21 @@ def test_what_cannot_be_is_one_line(
         (out, "-o", tmp_path / "x.txt"): "suffix '.txt' is not one of .csv, .md, .html, .gpkg",
         (out, "-o", tmp_path / "x.gpkg"): "no areas to draw; add --by",
         (out, "-o", out, "--overwrite"): "is an input",
+        (out, "-o", "-"): "no areas to draw; add --by",
+        (out, "--by", "grid", "-o", "-", "--json"): "stdout is taken",
     }
     for args, words in cases.items():
         result = run("summarize", *args)
         assert result.exit_code == 2, (args, result.stderr)
         assert words in one_line(result)
     assert not (tmp_path / "x.gpkg").exists()
+
+
+def test_a_stream_of_areas(run: Run, out: Path) -> None:
+    result = run("summarize", out, "--by", "grid", "--cell", 20, "-o", "-")
+    assert result.exit_code == 0, result.stderr
+    features = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sum(one["properties"]["chips"] for one in features) == 15
 
 
 def test_without_h3(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
