@@ -18,13 +18,14 @@ TWICE = 1.005  # an overlap that is told
 
 def caveats(results: Results, whole: Total, found: Sequence[Total] = ()) -> list[str]:
     """Sentences about the totals of areas and of the whole, the weightiest first."""
-    return [
+    told = [
         *_unseen(results, whole),
         *_counted(results, whole),
         *_small(results, found),
         *_scale(results),
         *_sureness(results, whole),
     ]
+    return list(dict.fromkeys(told))
 
 
 def _unseen(results: Results, whole: Total) -> Iterator[str]:
@@ -46,6 +47,9 @@ def _unseen(results: Results, whole: Total) -> Iterator[str]:
         limit = _option(run, "limit")
         if limit:
             yield f"The run was limited to {limit:,} chips; the rest of the images was not looked at."
+        asked = {**run.get("inputs", {}), **run.get("reading", {})}
+        if asked.get("bbox") or asked.get("aoi"):
+            yield "Only chips that touch an area of interest were asked for; the rest was not looked at."
         share = run.get("inputs", {}).get("alignment", {}).get("overlap_share")
         if share is not None and share < 0.9995:
             yield f"The later image covers {share:.1%} of the earlier one; the rest was not looked at."
@@ -72,7 +76,7 @@ def _counted(results: Results, whole: Total) -> Iterator[str]:
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
         yield f"Figures are over {pairs:,} pairs; ground that several of them show counts for each of them."
-    yield "Changed ground is that of whole chips: what changed in a chip is mostly smaller than the chip."
+    yield "Changed ground is that of whole chips, however little of a chip has changed."
 
 
 def _small(results: Results, found: Sequence[Total]) -> Iterator[str]:

@@ -31,7 +31,7 @@ OTHERS = (
 )
 NUMBERS = ("changed_score", "new_roads", "new_buildings", "gsd_m")
 SHAPE: Mapping[str, Any] = {  # of a provenance: what must be an object where it is there
-    **{"model": {}, "options": {}, "versions": {}},
+    **{"model": {}, "options": {}, "versions": {}, "reading": {}},
     "inputs": {"before": {}, "after": {}, "grid": {}, "alignment": {}},
 }
 EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)

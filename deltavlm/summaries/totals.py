@@ -172,7 +172,7 @@ def _top(results: Results, rows: NDArray[np.intp], seen: NDArray[np.bool_], most
     for index in order:
         row = chips.iloc[index]
         lon, lat = results.centres[rows[index]]
-        name = row["chip_id"] if row["pair_id"] is None else f"{row['pair_id']} {row['chip_id']}"
+        name = f"{row['pair_id']} {row['chip_id']}" if isinstance(row["pair_id"], str) else row["chip_id"]
         caption = row["caption"] if isinstance(row["caption"], str) else ""
         place = (float(lon), float(lat)) if np.isfinite(lon) else (None, None)
         yield TopChip(str(name), float(scores[index]), caption, *place)

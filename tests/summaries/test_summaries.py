@@ -330,16 +330,20 @@ def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Resul
     run = RUN | {
         "model": RUN["model"] | {"name": "mine", "training_gsd_m": 5.0},
         "options": RUN["options"] | {"limit": 7},
-        "inputs": RUN["inputs"] | {"alignment": {"overlap_share": 0.25}},
+        "inputs": RUN["inputs"] | {"alignment": {"overlap_share": 0.25}, "bbox": [0, 0, 1, 1]},
     }
     other = written(tmp_path / "other.gpkg", run=run)
     told = " ".join(caveats(other, total(other)))
     assert "limited to 7 chips" in told
     assert "covers 25.0% of the earlier" in told
+    assert "touch an area of interest" in told
     assert "Scale (mine): a pixel is 0.5 m, the model learned on 5 m" in told
     assert "drawn scenes" not in told
     both = read_results([results.paths[0], tmp_path / "other.gpkg"])
     assert "Scale (mine)" in " ".join(caveats(both, total(both)))
+    twice = read_results([tmp_path / "other.gpkg"] * 2)
+    assert len(caveats(twice, total(twice))) == len({*caveats(twice, total(twice))})
+    assert total(twice).top[0].chip_id.startswith("r")
 
 
 def test_areas_smaller_than_chips_are_told(results: Results) -> None:
