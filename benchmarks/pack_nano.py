@@ -4,7 +4,7 @@
 
 RUN is the folder of `deltavlm train` with `model/`, and with `scores.json` of `nano_scores.py` for the same
 weights. Writes `deltavlm/weights/nano`, `docs/nano/`, and what stands between the marks in
-`docs/model-card.md` (scores) and `docs/nano.md` (targets).
+`docs/model-card.md` (scores, also in its front matter) and `docs/nano.md` (targets).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # of this checkout, not of an installed copy
@@ -153,6 +155,38 @@ def fill(page: Path, name: str, told: list[str]) -> None:
     page.write_text("\n\n".join([before.rstrip("\n"), begin, *told, end + (rest.partition(end)[2] or "\n")]))
 
 
+def index(scores: dict[str, Any]) -> str:
+    """The scores of yes and no in the words of a model card's front matter."""
+    made, real = scores["made"], scores.get("real")
+    known = [(f"Drawn scenes, held out ({made['pairs']})", made["yes_no_balanced"], made["yes_no_auc"])]
+    if real:
+        found = real["all, by mask"]
+        pairs = f"Real pairs with masks ({found['pairs, changed'][0]})"
+        known.append((pairs, found["balanced accuracy"][0], found["AUC"][0]))
+    results = [
+        {
+            "task": {"type": "image-classification", "name": "Has anything changed?"},
+            "dataset": {"type": "own", "name": name},
+            "metrics": [
+                {"type": "accuracy", "name": "Balanced accuracy", "value": round(balanced, 3)},
+                {"type": "roc_auc", "name": "AUC", "value": round(auc, 3)},
+            ],
+        }
+        for name, balanced, auc in known
+    ]
+    told: str = yaml.safe_dump(
+        {"model-index": [{"name": scores["model"], "results": results}]}, sort_keys=False
+    )
+    return told
+
+
+def fill_front(page: Path, told: str) -> None:
+    """Puts YAML between the marks of a page's front matter."""
+    begin, end = "# scores: written by benchmarks/pack_nano.py\n", "# end of scores\n"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(before + begin + told + end + rest.partition(end)[2])
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("run", type=Path)
@@ -169,6 +203,7 @@ def main() -> None:
     told = [f"Weights {scores['fingerprint'][:8]}, measured {scores['date']}."]
     pages = ROOT / "docs"
     fill(pages / "nano.md", "targets", [*told, targets(scores)])
+    fill_front(pages / "model-card.md", index(scores))
     fill(
         pages / "model-card.md",
         "scores",

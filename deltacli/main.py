@@ -29,6 +29,8 @@ from deltacli.grid import grid
 from deltacli.monitor import monitor
 from deltacli.report import report
 from deltacli.signals import stoppable
+from deltacli.stac import stac
+from deltacli.summarize import summarize
 from deltacli.synth import synth
 from deltacli.train import train
 from deltacli.weights import weights
@@ -163,6 +165,8 @@ app.command(cls=NeedsProj)(ask)
 app.command(cls=NeedsProj)(chat)
 app.command(cls=NeedsProj)(grid)
 app.command(cls=NeedsProj)(report)
+app.command(cls=NeedsProj)(summarize)
+app.command(cls=NeedsProj)(stac)
 app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)

@@ -35,6 +35,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "tasks": LEAVES | {"metrics"},
     "data": LEAVES | {"hub", "model", "tasks", "metrics"},
     "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
+    "summaries": LEAVES | {"geo", "pipeline"},
     "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"hub", "model"},
@@ -53,6 +54,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "scoring",
         "upstream",
         "report",
+        "summaries",
     },
 }
 
@@ -86,6 +88,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "tasks": GROUND | TORCH | TERMINAL,
     "data": GROUND | TERMINAL,
     "pipeline": TORCH | TERMINAL,
+    "summaries": TORCH | TERMINAL,
     "training": GROUND | TERMINAL,
     "scoring": GROUND | TORCH | TERMINAL,
     "upstream": GROUND | TERMINAL,

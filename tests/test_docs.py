@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -9,17 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
+from huggingface_hub import ModelCard
 
 from deltacli.main import CLOSED_PIPE, app
 from deltacli.monitor import Monitor
 from deltacli.signals import NAMES as SIGNALS
+from deltavlm import __version__
 from deltavlm.config import load, shipped
 from deltavlm.errors import DeltaVLMError
+from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.changes import CHANGES
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
 from deltavlm.pipeline.pair_layers import PAIRS
+from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
 from tests.scripted_model import ScriptedModel
@@ -43,9 +49,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
-def table_under(heading: str) -> list[str]:
-    """The first column of the table that follows a heading of docs/formats.md."""
-    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+def table_under(heading: str, page: str = "formats.md") -> list[str]:
+    """The first column of the table that follows a heading of a page of docs."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
 
@@ -65,6 +71,14 @@ def test_every_column_of_the_pairs_is_described() -> None:
 
 def test_every_column_of_the_changes_is_described() -> None:
     assert table_under("Layer `changes`") == [field.name for field in CHANGES.fields]
+
+
+def test_every_column_of_a_summary_is_described() -> None:
+    assert table_under("Columns", "summaries.md") == [field.name for field in AREAS.fields]
+
+
+def test_every_style_is_described() -> None:
+    assert sorted(table_under("What you see", "qgis.md")) == sorted(STYLES)
 
 
 def test_every_metric_is_described() -> None:
@@ -103,6 +117,27 @@ def test_the_flags_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", text.replace("<!--", "").replace("-->", "")))
     assert not named - known - NOT_OURS - {"--help"}
+
+
+def test_the_model_card_is_one() -> None:
+    """Hugging Face's own parser reads it, and its figures are those of the text."""
+    card = ModelCard.load(ROOT / "docs" / "model-card.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.model_name == "nano"
+    figures = [result.metric_value for result in card.data.eval_results]
+    scores = json.loads((ROOT / "docs" / "nano" / "scores.json").read_text(encoding="utf-8"))
+    real = scores["real"]["all, by mask"]
+    measured = [scores["made"]["yes_no_balanced"], scores["made"]["yes_no_auc"]]
+    measured += [real["balanced accuracy"][0], real["AUC"][0]]
+    assert figures == [round(figure, 3) for figure in measured]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (told["version"], told["license"]) == (__version__, "Apache-2.0")
+    assert {"cff-version", "message", "title", "authors"} <= told.keys()
+    (paper,) = told["references"]
+    assert paper["doi"] in (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
 
 
 def test_the_tensors_of_the_model_page_are_the_models() -> None:

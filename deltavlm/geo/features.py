@@ -17,11 +17,21 @@ FieldType = Literal["str", "int", "float", "bool", "list", "json"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column; `description` is for those who open the file and wonder."""
+    """A column; `description` is for those who open the file and wonder, `title` heads it in a GIS."""
 
     name: str
     type: FieldType
     description: str = ""
+    title: str = ""  # where it is more than the name with spaces
+
+    @property
+    def alias(self) -> str:
+        """What a GIS calls the column.
+
+        >>> Field("changed_score", "float").alias
+        'Changed score'
+        """
+        return self.title or self.name.replace("_", " ").capitalize()
 
     def cast(self, value: object) -> Any:
         """The value in the field's Python type; None stays, and a float that is not finite becomes None."""

@@ -21,7 +21,7 @@ from deltavlm.geo.features import Feature, Layer
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["FeatureCollection", "FeatureLines", "to_lonlat"]
+__all__ = ["FeatureCollection", "FeatureLines", "cut_at_180", "to_lonlat"]
 
 DECIMALS = 7  # of a degree: a centimetre
 
@@ -56,13 +56,16 @@ def to_lonlat(crs: CRS | None) -> ToLonLat:
                 moved[:, 0] %= 360
             return moved
 
-        return geometry if geometry.is_empty else _rfc7946(shapely.transform(geometry, move))
+        return geometry if geometry.is_empty else cut_at_180(shapely.transform(geometry, move))
 
     return lonlat
 
 
-def _rfc7946(geometry: BaseGeometry) -> BaseGeometry:
-    """Cut where the world's edge is passed, round, and turn outer rings counter-clockwise."""
+def cut_at_180(geometry: BaseGeometry) -> BaseGeometry:
+    """A polygon in longitude and latitude as RFC 7946 wants it.
+
+    It is cut where the world's edge is passed, rounded, and its outer rings are turned counter-clockwise.
+    """
     left, _, right, _ = geometry.bounds
     if left < -180 or right > 180:
         worlds = [(west, shapely.box(west, -90, west + 360, 90)) for west in (-540, -180, 180)]

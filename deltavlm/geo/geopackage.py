@@ -35,8 +35,9 @@ INSERT INTO gpkg_extensions (table_name, column_name, extension_name, definition
     'read-write' WHERE NOT EXISTS (SELECT 1 FROM gpkg_extensions WHERE extension_name = 'gpkg_schema');
 """
 DESCRIBE = """
-INSERT INTO gpkg_data_columns (table_name, column_name, description) VALUES (?, ?, ?)
-    ON CONFLICT (table_name, column_name) DO UPDATE SET description = excluded.description
+INSERT INTO gpkg_data_columns (table_name, column_name, title, description) VALUES (?, ?, ?, ?)
+    ON CONFLICT (table_name, column_name)
+    DO UPDATE SET title = excluded.title, description = excluded.description
 """
 LAYER_STYLES = """
 CREATE TABLE layer_styles (
@@ -89,13 +90,13 @@ def _check_whole(database: sqlite3.Connection, layer: str, shapes: pa.ChunkedArr
 
 def _describe(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
     database.executescript(DATA_COLUMNS)
-    rows = [(layer.name, field.name, field.description) for layer in layers for field in layer.fields]
-    database.executemany(DESCRIBE, [row for row in rows if row[2]])
+    rows = [(layer.name, one.name, one.alias, one.description) for layer in layers for one in layer.fields]
+    database.executemany(DESCRIBE, rows)
 
 
 def _style(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
     database.executescript(LAYER_STYLES)
-    styles = [(layer.name, layer_style(layer.name)) for layer in layers]
+    styles = [(layer.name, layer_style(layer)) for layer in layers]
     database.executemany(STYLE, [row for row in styles if row[1]])
 
 

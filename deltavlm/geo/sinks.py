@@ -19,6 +19,8 @@ from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.geojson import FeatureCollection, FeatureLines, Put, to_lonlat
 from deltavlm.geo.geopackage import companions, is_open_elsewhere, settle, write_geopackage
+from deltavlm.geo.qml import MADE_HERE
+from deltavlm.geo.styles import layer_style
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 from deltavlm.locks import sync_folder, unfinished_name
 
@@ -104,8 +106,9 @@ def open_sink(
     """A sink for `layers`, whose geometries are in `crs`; None or `-` writes GeoJSON lines to stdout.
 
     The file appears under its name when the `with` ends without an exception, else nothing does; a symbolic
-    link stays one, and what it leads to is replaced. A GeoPackage holds all layers, the other formats the
-    first; `only_layer` picks one. JSON is in WGS 84, others in `crs`.
+    link stays one, and what it leads to is replaced. A GeoPackage holds all layers, with their styles; other
+    formats the first, whose style for QGIS lies beside them as `out.qml`; `only_layer` picks one. JSON is in
+    WGS 84, others in `crs`.
 
     Raises:
         OutputError: as `check_output`; or the layer is unknown.
@@ -123,16 +126,17 @@ def open_sink(
         return
     check_output(path, overwrite)
     suffix = path.suffix.lower()
+    style = None if suffix == ".gpkg" else layer_style(chosen[0])
     if suffix in TEXT_WRITERS:
         lonlat = to_lonlat(crs)
-        with _whole(path, overwrite) as part, _text(part, path) as put:
+        with _whole(path, overwrite, style) as part, _text(part, path) as put:
             sink = TEXT_WRITERS[suffix](put, chosen[0], lonlat, provenance)
             yield sink
             sink.close()
     else:
         tables = Tables(layers if suffix == ".gpkg" and only_layer is None else chosen)
         yield tables
-        with _whole(path, overwrite) as part, _translated(path):
+        with _whole(path, overwrite, style) as part, _translated(path):
             TABLE_WRITERS[suffix](part, tables, crs, provenance)
 
 
@@ -156,7 +160,7 @@ def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
     """
     suffixes = (path.suffix.lower(),)
     check_output(path, overwrite, suffixes)
-    with _whole(path, overwrite, suffixes) as part, _translated(path):
+    with _whole(path, overwrite, None, suffixes) as part, _translated(path):
         part.write_bytes(content)
 
 
@@ -204,7 +208,9 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
+def _whole(
+    path: Path, overwrite: bool, style: str | None, suffixes: Sequence[str] = SUFFIXES
+) -> Iterator[Path]:
     """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
     target = _followed(path)
     part = target.with_name(unfinished_name(path))
@@ -221,11 +227,37 @@ def _whole(path: Path, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> I
                 kept = _free_name(target, path.suffix)
                 part.replace(kept)
                 raise OutputError(f"{error}; the results are in {kept}") from error
-            part.replace(target)
+            with _style_beside(path, style):
+                part.replace(target)
             sync_folder(target.parent)
     finally:
         for left in (part, *companions(part)):
             left.unlink(missing_ok=True)
+
+
+@contextmanager
+def _style_beside(output: Path, style: str | None) -> Iterator[None]:
+    """`out.qml`, there when the `with` has ended; one that was not written here stays: it is somebody's."""
+    path = output.with_suffix(".qml")
+    if style is None or not _is_free(path):
+        yield
+        return
+    part = path.with_name(unfinished_name(output))
+    try:
+        part.write_text(style, encoding="utf-8")
+        yield
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _is_free(style: Path) -> bool:
+    try:
+        return MADE_HERE in style.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return not style.is_symlink()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _free_name(path: Path, suffix: str) -> Path:

@@ -1,113 +1,153 @@
-"""How QGIS draws the layers of a GeoPackage when it opens them: the rows of its table `layer_styles`.
+"""How QGIS draws our layers, in a GeoPackage's table `layer_styles` or a `.qml` beside an output.
 
-Chips are graded by the score of "changed", pale enough to see the image; what was not answered is grey.
-Named cells have one colour a class. Outlines are thin, labels are off, and a map tip tells the caption.
+Chips are graded by the score of "changed", pale enough to see the image; the surer, the darker and thicker
+their line, so that nobody needs to tell red from green. Without data is grey, failed is hatched. Classes have
+the colours of Okabe and Ito, which differ for any kind of colour vision. Captions stand in changed chips once
+these are wide enough on the screen. Areas of a summary are graded by how much of them has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from xml.etree import ElementTree as ET
+from dataclasses import replace
+
+from deltavlm.geo.features import Layer
+from deltavlm.geo.qml import Colour, Entry, Label, Style, qml
 
 __all__ = ["layer_style"]
 
-Colour = tuple[int, int, int, int]  # red, green, blue, opacity
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the legend: the fill, the outline, and the attributes that say for which values it is."""
-
-    label: str
-    fill: Colour
-    outline: Colour
-    match: dict[str, str]
-    width_mm: float = 0.2
-
-
-CHIP_SCORE = 'coalesce("changed_score", -1)'  # a null is in no range, so what was not answered counts as -1
-CHIP_WORDS = ("unchanged", "probably unchanged", "unsure", "probably changed", "changed")
-CHIP_FILLS: tuple[Colour, ...] = (  # yellow to red; neighbours overlap at the edge, so even the last is pale
-    (255, 255, 178, 0),
-    (254, 204, 92, 25),
-    (253, 141, 60, 45),
-    (240, 59, 32, 60),
-    (189, 0, 38, 75),
+# A graduated renderer knows numbers only: what has no score gets one below 0, by the reason.
+SCORE = (
+    "CASE WHEN \"status\" IN ('unreadable', 'error') THEN -3 WHEN \"status\" = 'nodata' THEN -2 "
+    'ELSE coalesce("changed_score", -1) END'
 )
-NOT_ANSWERED = Entry(
-    "not answered", (128, 128, 128, 70), (110, 110, 110, 200), {"lower": "-1", "upper": "-0.5"}
+STEPS: tuple[tuple[str, Colour, float], ...] = (  # ColorBrewer's YlOrRd; even the last lets the image through
+    ("unchanged", (255, 255, 178, 0), 0.15),
+    ("probably unchanged", (254, 204, 92, 15), 0.2),
+    ("unsure", (253, 141, 60, 30), 0.3),
+    ("probably changed", (240, 59, 32, 40), 0.45),
+    ("changed", (189, 0, 38, 50), 0.6),
 )
-LOCATION_ENTRIES = (
-    Entry("building", (255, 237, 0, 30), (255, 237, 0, 255), {"value": "building"}, 0.4),
-    Entry("road", (0, 210, 255, 30), (0, 210, 255, 255), {"value": "road"}, 0.4),
+SHARES = ((0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1))
+GREY: Colour = (110, 110, 110, 200)
+NO_SCORES = (
+    Entry("answered without a score", (0, 0, 0, 0), GREY, {"lower": "-1.5", "upper": "-0.5"}),
+    Entry("not looked at: no data", (128, 128, 128, 110), GREY, {"lower": "-2.5", "upper": "-1.5"}),
+    Entry(
+        "not looked at: failed",
+        (0, 0, 0, 200),
+        (0, 0, 0, 220),
+        {"lower": "-3.5", "upper": "-2.5"},
+        width_mm=0.4,
+        brush="b_diagonal",
+    ),
 )
+CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
+    ("building", (240, 228, 66)),
+    ("road", (86, 180, 233)),
+    ("other", (204, 121, 167)),
+)
+ORANGE: Colour = (255, 127, 0, 255)
+TECHNICAL = ("model", "before", "after", "inputs", "notes")  # the same in every row, or long
 
 
-def _chip_entries() -> list[Entry]:
-    entries = [NOT_ANSWERED]
-    for step, (fill, word) in enumerate(zip(CHIP_FILLS, CHIP_WORDS, strict=True)):
-        low, high = f"{step / len(CHIP_FILLS):g}", f"{(step + 1) / len(CHIP_FILLS):g}"
+def _scores() -> list[Entry]:
+    """A line of the legend for each fifth of the scores, the surest first."""
+    entries = []
+    for step, (word, fill, width_mm) in enumerate(STEPS):
+        low, high = f"{step / len(STEPS):g}", f"{(step + 1) / len(STEPS):g}"
         outline = (*fill[:3], 120 + 30 * step)
-        entries.append(Entry(f"{word} ({low} to {high})", fill, outline, {"lower": low, "upper": high}))
-    return entries
+        match = {"lower": low, "upper": high}
+        entries.append(Entry(f"{word} ({low} to {high})", fill, outline, match, width_mm))
+    return entries[::-1]
 
 
-CHIP_TIP = '<b>[% "chip_id" %]</b> [% round("changed_score", 2) %]<br>[% "caption" %]'
-CELL_TIP = '<b>[% "class" %]</b> [% "cell" %]<br>[% "caption" %]'
-PAIR_TIP = '<b>[% "pair_id" %]</b> [% "changed" %] of [% "chips" %] chips changed'
-OUTLINE = Entry("", (0, 0, 0, 0), (255, 127, 0, 255), {})
-
-
-def layer_style(name: str) -> str | None:
-    """The QML of a layer, or None for a layer that has no style of ours."""
-    match name:
-        case "chips":
-            graded = {"type": "graduatedSymbol", "attr": CHIP_SCORE, "graduatedMethod": "GraduatedColor"}
-            return _qml(graded, _chip_entries(), ("ranges", "range"), CHIP_TIP)
-        case "locations":
-            classed = {"type": "categorizedSymbol", "attr": "class"}
-            return _qml(classed, LOCATION_ENTRIES, ("categories", "category"), CELL_TIP)
-        case "grid":
-            return _qml({"type": "singleSymbol"}, [OUTLINE], None, '[% "chip_id" %]')
-        case "pairs":
-            return _qml({"type": "singleSymbol"}, [OUTLINE], None, PAIR_TIP)
-    return None
-
-
-def _qml(
-    renderer: dict[str, str], entries: Sequence[Entry], legend: tuple[str, str] | None, map_tip: str
-) -> str:
-    root = ET.Element(
-        "qgis", version="3.22.0", labelsEnabled="0", styleCategories="Symbology|Labeling|MapTips"
-    )
-    drawn = ET.SubElement(root, "renderer-v2", renderer, forceraster="0", symbollevels="0", enableorderby="0")
-    lines = ET.SubElement(drawn, legend[0]) if legend else None
-    symbols = ET.SubElement(drawn, "symbols")
-    for index, entry in enumerate(entries):
-        number = str(index)
-        if legend and lines is not None:
-            ET.SubElement(lines, legend[1], entry.match, label=entry.label, symbol=number, render="true")
-        symbol = ET.SubElement(symbols, "symbol", type="fill", name=number, alpha="1", clip_to_extent="1")
-        layer = ET.SubElement(
-            symbol, "layer", {"class": "SimpleFill", "enabled": "1", "pass": "0", "locked": "0"}
+def _shares() -> list[Entry]:
+    """A line of the legend for each step of the share of an area that has changed."""
+    steps = zip(SHARES, STEPS, strict=True)
+    return [
+        Entry(
+            f"{100 * low:g} to {100 * high:g} % changed",
+            (*fill[:3], 90),
+            (*GREY[:3], 255),
+            {"lower": f"{low:g}", "upper": f"{high:g}"},
         )
-        options = ET.SubElement(layer, "Option", type="Map")
-        for key, value in _fill(entry).items():
-            ET.SubElement(options, "Option", type="QString", name=key, value=value)
-    ET.SubElement(root, "mapTip").text = map_tip
-    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ET.tostring(
-        root, encoding="unicode"
-    )
+        for (low, high), (_, fill, _) in steps
+    ][::-1]
 
 
-def _fill(entry: Entry) -> dict[str, str]:
-    return {
-        "color": ",".join(str(channel) for channel in entry.fill),
-        "style": "solid",
-        "outline_color": ",".join(str(channel) for channel in entry.outline),
-        "outline_style": "solid",
-        "outline_width": f"{entry.width_mm:g}",
-        "outline_width_unit": "MM",
-        "joinstyle": "miter",
-    }
+def _classes(opacity: int) -> list[Entry]:
+    return [Entry(name, (*colour, opacity), (*colour, 255), {"value": name}, 0.4) for name, colour in CLASSES]
+
+
+def _told(column: str) -> str:
+    """Text of a model or a list inside HTML, where a < must not begin a tag."""
+    return f"[% replace(coalesce(\"{column}\", ''), '<', '&lt;') %]"
+
+
+STYLES = {
+    "chips": Style(
+        "graduated",
+        [*_scores(), *NO_SCORES],
+        title='"chip_id"',
+        tip='<b>[% "chip_id" %]</b> [% coalesce(round("changed_score", 2), "status") %]<br>'
+        + _told("caption"),
+        value=SCORE,
+        label=Label('if("changed", wordwrap("caption", 30), NULL)', min_mm=35),
+        on_top="changed_score",
+        decimals={"changed_score": 2, "caption_score": 2, "valid_fraction": 2},
+    ),
+    "locations": Style(
+        "categorised",
+        _classes(opacity=30)[:2],  # no cell is named for anything else
+        title='"class" || \' \' || "chip_id" || \' \' || "cell"',
+        tip='<b>[% "class" %]</b> [% "cell" %]<br>' + _told("caption"),
+        value="class",
+    ),
+    "changes": Style(
+        "categorised",
+        _classes(opacity=70),
+        title="\"class\" || ' of ' || round(\"area_m2\") || ' m²'",
+        tip='<b>[% "class" %]</b> [% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>'
+        + _told("caption"),
+        value="class",
+        label=Label("\"class\" || '\\n' || round(\"area_m2\") || ' m²'", min_mm=8, size_pt=7),
+        decimals={"area_m2": 1, "perimeter_m": 1, "mean_score": 2, "lon": 6, "lat": 6},
+    ),
+    "areas": Style(
+        "graduated",
+        [*_shares(), Entry("not looked at", (128, 128, 128, 110), GREY, {"lower": "-1.5", "upper": "-0.5"})],
+        title='"name"',
+        tip=f'<b>{_told("name")}</b> [% "changed" %] of [% "looked_at" %] chips changed<br>'
+        + _told("top_caption"),
+        value='coalesce("changed_share", -1)',
+        label=Label("\"name\" || '\\n' || round(100 * \"changed_share\") || ' %'", min_mm=20),
+        decimals={"changed_share": 3, "mean_score": 2, "unsure_share": 2, "overlap": 2, "top_score": 2},
+    ),
+    "pairs": Style(
+        "categorised",
+        [
+            Entry("answered", (0, 0, 0, 0), ORANGE, {"value": "answered"}, 0.4),
+            Entry("partly", (0, 0, 0, 120), ORANGE, {"value": "partly"}, 0.4, "b_diagonal", "dash"),
+        ],
+        title='"pair_id"',
+        tip=f'<b>{_told("pair_id")}</b> [% "changed" %] of [% "chips" %] chips changed<br>' + _told("reason"),
+        value="status",
+        label=Label('"pair_id"', min_mm=20),
+    ),
+    "grid": Style(
+        "single",
+        [Entry("", (0, 0, 0, 0), ORANGE)],
+        title='"chip_id"',
+        tip='[% "chip_id" %]',
+        label=Label('"chip_id"', min_mm=25, size_pt=7),
+    ),
+}
+
+
+def layer_style(layer: Layer) -> str | None:
+    """The QML of a layer, or None for a layer that has no style of ours."""
+    style = STYLES.get(layer.name)
+    if style is None:
+        return None
+    answers = (one.name for one in layer.fields if one.name.startswith("answer_"))
+    return qml(replace(style, hidden=(*TECHNICAL, *answers)), layer.fields)

@@ -35,34 +35,39 @@ T = TypeVar("T")
 Status = Literal["answered", "cascaded", "nodata", "unreadable", "error"]
 
 _FIRST = (
-    Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner"),
+    Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner", "Chip"),
     Field(
         "status",
         "str",
         "answered; cascaded: only asked whether it changed; nodata: not asked; unreadable: no pixels; "
         "error: no reply",
     ),
-    Field("changed", "bool", "Has anything changed?"),
-    Field("changed_score", "float", "Probability that something changed, 0 to 1"),
+    Field("changed", "bool", "Has anything changed?", "Changed?"),
+    Field("changed_score", "float", "Probability that something changed, 0 to 1", "Score of change"),
     Field("caption", "str", "What changed, in one sentence"),
-    Field("caption_score", "float", "Mean log-probability of the caption's tokens; nearer 0 is surer"),
+    Field(
+        "caption_score",
+        "float",
+        "Mean log-probability of the caption's tokens; nearer 0 is surer",
+        "Score of caption",
+    ),
     Field("new_roads", "int", "Number of new roads in this chip"),
     Field("new_buildings", "int", "Number of new buildings in this chip"),
     Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
 )
 _LAST = (
-    Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1"),
-    Field("gsd_m", "float", "Ground size of a pixel, metres"),
+    Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
+    Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
     Field("model", "str", "Model and its fingerprint"),
-    Field("before", "str", "The earlier image"),
-    Field("after", "str", "The later image"),
+    Field("before", "str", "The earlier image", "Image before"),
+    Field("after", "str", "The later image", "Image after"),
 )
 
 LOCATIONS = Layer(
     "locations",
     (
-        Field("chip_id", "str", "Name of the chip"),
+        Field("chip_id", "str", "Name of the chip", "Chip"),
         Field("class", "str", "road or building"),
         Field(
             "cell", "str", "Cell of the chip's 3x3 grid, as the model sees it: top is the chip's first row"
@@ -74,7 +79,7 @@ LOCATIONS = Layer(
 OUTLINES = Layer(
     "grid",
     (
-        Field("chip_id", "str", "Name of the chip"),
+        Field("chip_id", "str", "Name of the chip", "Chip"),
         Field("row", "int", "Row of the chip in the grid, from 0"),
         Field("col", "int", "Column of the chip in the grid, from 0"),
         Field("x_off", "int", "Left edge, px from the upper left corner of the grid"),

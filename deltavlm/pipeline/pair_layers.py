@@ -36,7 +36,7 @@ __all__ = [
     "write_chips",
 ]
 
-_ID = Field("pair_id", "str", "Name of the pair")
+_ID = Field("pair_id", "str", "Name of the pair", "Pair")
 _DATES = (
     Field("before_date", "str", "When the earlier image was taken, as the list of pairs says"),
     Field("after_date", "str", "When the later image was taken, as the list of pairs says"),
@@ -55,7 +55,7 @@ PAIRS = Layer(
         Field("chips", "int", "Number of chips that were looked at"),
         Field("changed", "int", "Number of chips that the model calls changed"),
         Field("failed_chips", "int", "Number of chips that could not be read or answered"),
-        Field("gsd_m", "float", "Ground size of a pixel, metres"),
+        Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
         Field("before", "str", "The earlier image"),
         Field("after", "str", "The later image"),
         *_DATES,

@@ -42,7 +42,7 @@ def provenance(
     return {
         "tool": "deltavlm analyze",
         "inputs": reader.provenance(),
-        "model": _described(model) | {"device": model.device},
+        "model": _described(model) | _learned(model) | {"device": model.device},
         "questions": [asdict(spec) for spec in specs],
         "options": asdict(options),
         "versions": versions(),
@@ -70,7 +70,7 @@ def pairs_provenance(
         "tool": "deltavlm analyze",
         "pairs": source,
         "reading": _reading(read),
-        "model": _described(model) | {"device": model.device},
+        "model": _described(model) | _learned(model) | {"device": model.device},
         "questions": [asdict(spec) for spec in specs],
         "options": asdict(options),
         "versions": versions(),
@@ -93,6 +93,11 @@ def _reading(read: ReadOptions) -> dict[str, object]:
     """The options as plain values, ready for JSON."""
     told = {one.name: getattr(read, one.name) for one in fields(read)}
     return {**told, "aoi": None if read.aoi is None else str(read.aoi)}
+
+
+def _learned(model: ModelFacts) -> dict[str, object]:
+    """What it was trained on, for those who judge its answers later."""
+    return {"chip_px": model.chip_px, "training_gsd_m": model.training_gsd_m}
 
 
 def _described(model: ModelFacts) -> dict[str, object]:

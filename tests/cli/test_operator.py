@@ -129,7 +129,7 @@ def test_metrics_of_a_run(run: Run, scene: Scene) -> None:
     }
     assert found["stage_seconds_total", "answer"] > 0
     assert f'output="{Path.cwd()}/o \\"1\\".geojson"' in Path("m.prom").read_text()
-    assert sorted(path.name for path in Path.cwd().iterdir()) == ["m.prom", 'o "1".geojson']
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["m.prom", 'o "1".geojson', 'o "1".qml']
 
 
 def test_metrics_are_readable_by_another_user(run: Run, scene: Scene) -> None:

@@ -116,9 +116,14 @@ def contents(out: Path) -> list[Any]:
     return [content(path) for path in (out, *beside(out))]
 
 
+def styles(out: Path) -> list[Path]:
+    """The styles that lie beside vector files that hold none."""
+    return [path.with_suffix(".qml") for path in (out, *beside(out)) if path.suffix not in (".gpkg", ".tif")]
+
+
 def remove(out: Path) -> None:
-    for path in (out, *beside(out)):
-        path.unlink()
+    for path in (out, *beside(out), *styles(out)):
+        path.unlink(missing_ok=path.suffix == ".qml")
 
 
 def crashes(folder: Path, suffix: str) -> None:
@@ -140,7 +145,7 @@ def crashes(folder: Path, suffix: str) -> None:
         code, said = run(*args, "-o", out, *(["--overwrite"] if is_there else []))
         assert code == 0, (step, said)
         assert contents(out) == whole, step
-        there = {"a.tif", "b.tif", out.name, *(path.name for path in beside(out))}
+        there = {"a.tif", "b.tif", out.name, *(path.name for path in [*beside(out), *styles(out)])}
         assert {path.name for path in folder.iterdir()} == there, step
         remove(out)
         step += 1
@@ -194,7 +199,8 @@ def is_stopped(
 ) -> bool:
     """Whether a full disk stops a run, which must tell it in one line; then it is gone on with."""
     code, said = run(*args, "-o", out, before=before)
-    left = {path.name for path in out.parent.iterdir()} - {"a.tif", "b.tif", "filler"}
+    known = {"a.tif", "b.tif", "filler", *(path.name for path in styles(out))}
+    left = {path.name for path in out.parent.iterdir()} - known
     if code != 0:
         assert code in (1, 2), said
         assert said.splitlines()[-1].startswith("Error: "), said

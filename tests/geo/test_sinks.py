@@ -25,7 +25,7 @@ from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo import sinks
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import SUFFIXES, check_output, open_sink
-from deltavlm.geo.styles import layer_style
+from deltavlm.geo.tables import ROW_GROUP
 
 ROOT = Path(__file__).resolve().parents[2]
 UTM = CRS.from_epsg(32631)
@@ -114,7 +114,8 @@ def test_values_come_back(tmp_path: Path, suffix: str) -> None:
     ] * 5
     assert (rows["last"]["road_cells"], rows["last"]["changed_score"]) == (None, None)
     assert set(rows) == {"r00000_c00000", "r00000_c00256", "last"}
-    assert list(tmp_path.iterdir()) == [path]
+    beside = [] if suffix == ".gpkg" else [path.with_suffix(".qml")]
+    assert sorted(tmp_path.iterdir()) == sorted([path, *beside])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -210,16 +211,19 @@ def test_geopackage_opens_styled_in_qgis(tmp_path: Path) -> None:
     renderer = ET.fromstring(rows[0][5]).find("renderer-v2")
     assert renderer is not None
     assert "changed_score" in renderer.attrib["attr"]
-    bounds = [(float(one.attrib["lower"]), float(one.attrib["upper"])) for one in renderer.iter("range")]
-    assert bounds[0][1] < 0  # what has no score
-    assert [low for low, _ in bounds[1:]] == [0, 0.2, 0.4, 0.6, 0.8]
-    assert bounds[-1][1] == 1
-    assert len(list(renderer.iter("symbol"))) == len(bounds)
 
 
-def test_only_our_layers_have_a_style() -> None:
-    assert layer_style("grid")
-    assert layer_style("roads") is None
+@pytest.mark.parametrize("suffix", [one for one in SUFFIXES if one != ".gpkg"])
+def test_a_style_lies_beside_what_cannot_hold_one(tmp_path: Path, suffix: str) -> None:
+    """Ours is replaced with the output; one that a person has saved, or of another program, stays."""
+    path, style = tmp_path / f"out{suffix}", tmp_path / "out.qml"
+    write(path)
+    assert "changed_score" in style.read_text()
+    write(path, only_layer="locations", overwrite=True)
+    assert "changed_score" not in style.read_text()
+    style.write_bytes(b"<qgis/>\xff mine")
+    write(path, overwrite=True)
+    assert style.read_bytes() == b"<qgis/>\xff mine"
 
 
 def test_geoparquet_says_where_each_row_is(tmp_path: Path) -> None:
@@ -231,6 +235,20 @@ def test_geoparquet_says_where_each_row_is(tmp_path: Path) -> None:
     assert column["bbox"] == [500_000, 5_000_000, 500_384, 5_000_128]
     east = geopandas.read_parquet(path, bbox=(500_300, 5_000_000, 500_400, 5_000_010))
     assert east["chip_id"].tolist() == ["last"]
+
+
+def test_a_long_geoparquet_can_be_skipped_through(tmp_path: Path) -> None:
+    """Each row group says what it covers, so that a reader with a box in mind leaves the others out."""
+    path, most = tmp_path / "out.parquet", ROW_GROUP
+    with open_sink(path, (LOCATIONS,), UTM, PROVENANCE) as sink:
+        for start in range(0, most + 10, 1000):
+            steps = range(start, min(start + 1000, most + 10))
+            sink.write("locations", [Feature(square(step), {"chip_id": str(step)}) for step in steps])
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [most, 10]
+    names = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
+    found = metadata.row_group(1).column(names.index("bbox.xmin")).statistics
+    assert (found.min, found.max) == (square(most).bounds[0], square(most + 9).bounds[0])
 
 
 def test_stdout_gets_a_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -437,7 +455,8 @@ def test_a_long_name_that_the_system_takes(tmp_path: Path, suffix: str) -> None:
     """The hidden file had a longer name than the result, and failed after all the work."""
     path = tmp_path / f"{'a' * (255 - len('-journal') - len(suffix))}{suffix}"
     write(path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert set(tmp_path.iterdir()) <= {path, path.with_suffix(".qml")}
+    assert path.exists()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -1,0 +1,133 @@
+"""`deltavlm summarize` on real outputs: tables, pages, maps, and bad input in one line."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import pyogrio
+import pytest
+import shapely
+
+from tests.cli.conftest import Run, one_line
+from tests.rasters import noise, write_raster
+
+SMALL = ("--chip-size", 32)
+
+
+@pytest.fixture
+def out(run: Run, tmp_path: Path) -> Path:
+    """An output of 15 chips, of which one has changed; see the scripted model."""
+    before, after = (
+        write_raster(tmp_path / f"{name}.tif", noise(3, 96, 160)) for name in ("before", "after")
+    )
+    path = tmp_path / "out.gpkg"
+    assert run("analyze", before, after, "-o", path, *SMALL).exit_code == 0
+    return path
+
+
+def districts(path: Path, out: Path) -> Path:
+    chips = pyogrio.read_dataframe(out, layer="chips")
+    left, bottom, right, top = chips.total_bounds
+    middle = (left + right) / 2
+    shapes = [shapely.box(left, bottom, middle, top), shapely.box(middle, bottom, right, top)]
+    frame = geopandas.GeoDataFrame({"name": ["=west", "east"]}, geometry=shapes, crs=chips.crs)
+    frame.to_file(path, layer="halves")
+    return path
+
+
+def test_a_table_on_stdout_and_talk_on_stderr(run: Run, out: Path) -> None:
+    result = run("summarize", out)
+    assert result.exit_code == 0, result.stderr
+    head, row = result.stdout.splitlines()
+    assert head.split()[:2] == ["area", "chips"]
+    assert row.split()[:2] == ["all", "15"]
+    assert "not measurements" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("of 15 chips changed")
+
+
+def test_by_a_file_and_its_layer(run: Run, out: Path, tmp_path: Path) -> None:
+    path = districts(tmp_path / "halves.gpkg", out)
+    for by in (path, f"{path}:halves"):
+        result = run("summarize", out, "--by", by, "--json")
+        assert result.exit_code == 0, result.stderr
+        told = json.loads(result.stdout)
+        assert sorted(one["name"] for one in told["areas"]) == ["=west", "east"]
+        assert sum(one["chips"] for one in told["areas"]) == told["all"]["chips"] == 15
+        assert any("not measurements" in caveat for caveat in told["caveats"])
+    *_, last = run("summarize", out, "--by", path).stdout.splitlines()
+    assert last.split()[:2] == ["all", "15"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".md", ".html", ".gpkg", ".geojson", ".fgb", ".parquet"])
+def test_each_kind_of_output(run: Run, out: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"sum{suffix}"
+    args = ("summarize", out, "--by", districts(tmp_path / "halves.gpkg", out), "-o", path)
+    result = run(*args)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1].endswith(f"in 2 areas; output {path}")
+    if suffix == ".csv":
+        with path.open(newline="") as file:
+            assert sorted(row["name"] for row in csv.DictReader(file)) == ["=west", "east"]
+    elif suffix in (".md", ".html"):
+        assert "Keep in mind" in path.read_text(encoding="utf-8")
+    else:
+        frame = (
+            geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path, layer=0)
+        )
+        assert frame["chips"].sum() == 15
+        assert frame.crs.to_epsg() == 4326
+    assert "exists already; add --overwrite" in one_line(run(*args))
+    assert run(*args, "--overwrite").exit_code == 0
+
+
+def test_what_cannot_be_is_one_line(
+    run: Run, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases: dict[tuple[object, ...], str] = {
+        (tmp_path / "no.gpkg",): "no such file",
+        (tmp_path,): "is a folder; name a file in it",
+        (out, "--by", tmp_path / "no.gpkg"): "no such file",
+        (out, "--cell", 100): "--cell: goes with --by grid only",
+        (out, "--by", "grid", "--resolution", 3): "goes with --by h3 only",
+        (out, "--by", "h3", "--name-field", "x"): "goes with --by FILE only",
+        (out, "--by", "grid", "--cell", 0): "0 is not from above 0",
+        (out, "--by", "h3", "--resolution", 16): "--resolution",
+        (out, "--by", "pair"): "has one pair only",
+        (out, "-o", tmp_path / "x.txt"): "suffix '.txt' is not one of .csv, .md, .html, .gpkg",
+        (out, "-o", tmp_path / "x.gpkg"): "no areas to draw; add --by",
+        (out, "-o", out, "--overwrite"): "is an input",
+        (out, "-o", "-"): "no areas to draw; add --by",
+        (out, "--by", "grid", "-o", "-", "--json"): "stdout is taken",
+    }
+    for args, words in cases.items():
+        result = run("summarize", *args)
+        assert result.exit_code == 2, (args, result.stderr)
+        assert words in one_line(result)
+    assert not (tmp_path / "x.gpkg").exists()
+
+
+def test_a_stream_of_areas(run: Run, out: Path) -> None:
+    result = run("summarize", out, "--by", "grid", "--cell", 20, "-o", "-")
+    assert result.exit_code == 0, result.stderr
+    features = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sum(one["properties"]["chips"] for one in features) == 15
+
+
+def test_without_h3(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_h3(name: str, *rest: Any) -> Any:
+        if name == "h3":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_h3)
+    result = run("summarize", out, "--by", "h3")
+    assert result.exit_code == 1
+    assert one_line(result) == "Error: --by h3 needs the package h3; pip install 'deltavlm[h3]'"

@@ -1,0 +1,199 @@
+"""STAC items are valid by the published schemas, without network, and say what the output says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import shapely
+from rasterio.crs import CRS
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
+
+from deltavlm.errors import ConfigError, InputError
+from deltavlm.geo.features import Feature
+from deltavlm.geo.sinks import open_sink
+from deltavlm.pipeline.pair_layers import with_pair
+from deltavlm.summaries.results import Results, read_results
+from deltavlm.summaries.stac import item_text, result_item
+from deltavlm.summaries.stac_model import model_item, model_item_name
+from tests.summaries.test_summaries import CHIPS, GRID, RUN, UTM, written
+
+STAC = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema"
+OWN = Path(__file__).with_name("schemas")
+QUESTIONS = [{"name": name, "task": name} for name in ("caption", "change", "count", "location", "water")]
+FULL = RUN | {
+    "model": RUN["model"] | {"dtype": "bfloat16", "quantize": None},
+    "questions": QUESTIONS,
+    "versions": {"deltavlm": "0.1.0", "torch": "2.15.0+cpu"},
+    "inputs": RUN["inputs"]
+    | {"grid": {"width": 1200, "height": 600, "transform": [1, 0, 5e5, 0, -1, 5.4e6]}},
+}
+DATES = {"before_date": "2015", "after_date": "2024-02"}
+
+
+def published() -> Iterator[tuple[str, Resource[Any]]]:
+    """Each schema by its address: those of STAC and GeoJSON as pystac has them, the extensions' from here."""
+    core = files("pystac") / "validation" / "jsonschemas"
+    spec = core / "stac-spec" / "v1.1.0"
+    addresses = {
+        **{
+            f"https://geojson.org/schema/{name}.json": core / "geojson" / f"{name}.json"
+            for name in ("Feature", "Geometry")
+        },
+        "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json": spec / "item.json",
+    }
+    for name in (
+        "bands",
+        "basics",
+        "common",
+        "data-values",
+        "datetime",
+        "instrument",
+        "licensing",
+        "provider",
+    ):
+        addresses[f"https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/{name}.json"] = (
+            spec / f"{name}.json"
+        )
+    for file in OWN.glob("*.json"):
+        name, _, version = file.stem.partition("-")
+        addresses[f"https://stac-extensions.github.io/{name}/v{version}/schema.json"] = file
+    for address, file in addresses.items():
+        yield address, DRAFT7.create_resource(json.loads(file.read_text(encoding="utf-8")))
+
+
+REGISTRY: Registry[Any] = Registry().with_resources(list(published()))
+
+
+def check(item: dict[str, Any]) -> None:
+    """Valid by STAC's own schema, and by that of each extension that it names."""
+    item = json.loads(item_text(item))
+    for address in (
+        "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json",
+        *item["stac_extensions"],
+    ):
+        schema = REGISTRY[address].contents
+        jsonschema.Draft7Validator(
+            schema, registry=REGISTRY, format_checker=jsonschema.FormatChecker()
+        ).validate(item)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return written(tmp_path_factory.mktemp("stac") / "out put.gpkg", run=FULL)
+
+
+def test_both_items_are_valid(results: Results) -> None:
+    item = result_item(results, results.paths[0].with_name("item.json"), **DATES)
+    check(item)
+    check(model_item(FULL))
+    check(model_item(FULL, "https://example.org/weights.safetensors"))
+
+
+@pytest.mark.parametrize("harm", ["bbox", "geometry", "datetime", "level", "code", "asset", "tasks", "role"])
+def test_the_check_finds_faults(results: Results, harm: str) -> None:
+    """Without this, a schema that is never asked would look like one that agrees."""
+    item = json.loads(item_text(result_item(results, Path("item.json"), **DATES)))
+    model = json.loads(item_text(model_item(FULL)))
+    match harm:
+        case "bbox":
+            del item["bbox"]
+        case "geometry":
+            item["geometry"]["coordinates"] = [1, 2]
+        case "datetime":
+            del item["properties"]["end_datetime"]
+        case "level":
+            item["properties"]["processing:level"] = 4
+        case "code":
+            item["properties"]["proj:code"] = 32633
+        case "asset":
+            del item["assets"]["changes"]["href"]
+        case "tasks":
+            model["properties"]["mlm:tasks"] = ["guessing"]
+        case "role":
+            del model["assets"]["weights"]["mlm:artifact_type"]
+    with pytest.raises(jsonschema.ValidationError):
+        check(model if harm in ("tasks", "role") else item)
+
+
+def test_what_the_item_says(results: Results) -> None:
+    item = result_item(results, results.paths[0].with_name("item.json"), **DATES)
+    told = item["properties"]
+    assert (told["start_datetime"], told["end_datetime"]) == ("2015-01-01T00:00:00Z", "2024-02-29T23:59:59Z")
+    assert (told["proj:code"], told["proj:shape"], told["gsd"]) == ("EPSG:32633", [600, 1200], 0.5)
+    assert (told["deltavlm:chips"], told["deltavlm:not_looked_at"]) == (72, 36)
+    assert item["assets"]["changes"]["href"] == "./out%20put.gpkg"
+    outline = shapely.from_geojson(json.dumps(item["geometry"]))
+    assert outline.bounds == pytest.approx(item["bbox"])
+    assert len(outline.exterior.coords) == 5
+    images = [link["href"] for link in item["links"] if "mlm:name" not in link]
+    assert images == ["a%20before.tif", "https://example.org/b.tif"]
+
+
+def test_the_item_leads_to_the_model(results: Results) -> None:
+    item = result_item(results, Path("item.json"), **DATES)
+    (link,) = [link for link in item["links"] if "mlm:name" in link]
+    assert link["rel"] == "derived_from"
+    assert link["href"] == item["assets"]["changes"]["processing:expression"]["expression"]
+    assert link["href"] == f"./{model_item_name(FULL)}" == f"./nano-{'f' * 16}.json"
+    model = model_item(FULL)
+    assert link["mlm:name"] == model["properties"]["mlm:name"]
+    assert model["properties"]["mlm:tasks"][-1] == "generative"
+
+
+@pytest.mark.parametrize("name", ["my model/7b", "7b", "x", "..", "модель"])
+def test_any_name_of_a_model_makes_a_valid_item(results: Results, name: str, tmp_path: Path) -> None:
+    run = FULL | {"model": FULL["model"] | {"name": name}}
+    check(model_item(run))
+    check(result_item(Results(results.paths, results.chips, (run,)), tmp_path / "item.json", **DATES))
+    assert "/" not in model_item_name(run)
+
+
+def test_dates_come_from_the_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "many.gpkg"
+    with open_sink(path, (with_pair(CHIPS),), UTM, FULL | {"pairs": "list.csv"}) as sink:
+        for step, (before, after) in enumerate(
+            (("2014", "2016-05-01"), ("2015-03", "2021-07-09T10:00:00+02:00"))
+        ):
+            more = {"pair_id": str(step), "before_date": before, "after_date": after}
+            sink.write("chips", [Feature(one.geometry, {**one.properties, **more}) for one in GRID])
+    item = result_item(read_results([path]), tmp_path / "item.json")
+    check(item)
+    told = item["properties"]
+    assert (told["start_datetime"], told["end_datetime"]) == ("2014-01-01T00:00:00Z", "2021-07-09T08:00:00Z")
+
+
+def test_over_the_180th_meridian(tmp_path: Path) -> None:
+    crs = CRS.from_epsg(3832)
+    chips = [Feature(shapely.box(3_339_500, 0, 3_339_700, 200), {"chip_id": "a", "status": "nodata"})]
+    item = result_item(written(tmp_path / "fiji.gpkg", chips, crs, FULL), tmp_path / "item.json", **DATES)
+    check(item)
+    west, _, east, _ = item["bbox"]
+    assert west > 179.9
+    assert east < -179.9
+    assert item["geometry"]["type"] == "MultiPolygon"
+
+
+def test_what_cannot_be(tmp_path: Path, results: Results) -> None:
+    with pytest.raises(InputError, match="give --before-date"):
+        result_item(results, tmp_path / "item.json")
+    with pytest.raises(ConfigError, match="'May' is no date"):
+        result_item(results, tmp_path / "item.json", before_date="May", after_date="2024")
+    with pytest.raises(ConfigError, match="'2024-13' is no date"):
+        result_item(results, tmp_path / "item.json", before_date="2024", after_date="2024-13")
+    with pytest.raises(ConfigError, match="comes before the earlier one"):
+        result_item(results, tmp_path / "item.json", before_date="2024", after_date="2015")
+    for name, options, words in (
+        ("pixels", {"crs": None}, "has no CRS"),
+        ("lost", {"run": {}}, "does not say which model"),
+        ("empty", {"chips": [], "run": FULL}, "has no chips"),
+    ):
+        found = written(tmp_path / f"{name}.gpkg", **options)
+        with pytest.raises(InputError, match=words):
+            result_item(found, tmp_path / "item.json", **DATES)

@@ -1,0 +1,413 @@
+"""Totals by area: every chip once, what was not looked at apart, and the caveats that outputs call for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from rasterio.crs import CRS
+
+from deltavlm.config import shipped
+from deltavlm.errors import ConfigError, InputError
+from deltavlm.geo.features import Feature
+from deltavlm.geo.sinks import SUFFIXES, open_sink
+from deltavlm.pipeline.layers import LOCATIONS, chips_layer
+from deltavlm.pipeline.pair_layers import PAIRS, with_pair
+from deltavlm.summaries.areas import OUTSIDE, Areas, all_in_one, by_file, by_grid, by_h3, by_pair
+from deltavlm.summaries.caveats import caveats
+from deltavlm.summaries.page import Items, Table, Text, to_html, to_markdown
+from deltavlm.summaries.report import page
+from deltavlm.summaries.results import Results, area_m2, read_results
+from deltavlm.summaries.totals import Total, total, totals, values
+from deltavlm.tasks.questions import load_questions
+
+CHIPS = chips_layer(load_questions(shipped("questions.yaml")))
+UTM = CRS.from_epsg(32633)
+RUN: dict[str, Any] = {
+    "tool": "deltavlm analyze",
+    "model": {"name": "nano", "fingerprint": "f" * 16, "chip_px": 256, "training_gsd_m": 0.5},
+    "options": {"chip_px": 256, "overlap_px": 0, "limit": None},
+    "inputs": {"before": {"path": "a.tif"}, "after": {"path": "b.tif"}, "alignment": {"overlap_share": 1.0}},
+    "versions": {"deltavlm": "0.1.0"},
+}
+SIDE = 100.0  # metres
+STATUSES = ("answered", "answered", "nodata", "error", "cascaded", "unreadable")
+
+
+def chip(step: int, col: float, row: float, crs_side: float = SIDE) -> Feature:
+    """The n-th chip: a square whose status, score and counts follow from n."""
+    status = STATUSES[step % len(STATUSES)]
+    x, y = 500_000 + col * crs_side, 5_400_000 - row * crs_side
+    asked = status in ("answered", "cascaded")
+    score = (step * 37 % 100) / 100
+    told: dict[str, object] = {"chip_id": f"r{row:g}_c{col:g}", "status": status, "gsd_m": 0.5}
+    told |= {"before": "a before.tif", "after": "https://example.org/b.tif"}
+    if asked:
+        told |= {"changed": score > 0.5, "changed_score": score, "caption": f"caption {step}"}
+        told |= {"new_roads": step % 3, "new_buildings": step % 5}
+    return Feature(shapely.box(x, y - crs_side, x + crs_side, y), told)
+
+
+GRID = [chip(12 * row + col, col, row) for row in range(6) for col in range(12)]
+
+
+def written(
+    path: Path, chips: list[Feature] = GRID, crs: CRS | None = UTM, run: dict[str, Any] = RUN
+) -> Results:
+    with open_sink(path, (CHIPS, LOCATIONS), crs, run) as sink:
+        sink.write("chips", chips)
+    return read_results([path])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return written(tmp_path_factory.mktemp("summaries") / "out.gpkg")
+
+
+def districts(path: Path, split: float = 500_450.0, **columns: Any) -> Path:
+    """Two areas that share a border, and one far away."""
+    shapes = [
+        shapely.box(499_000, 5_390_000, split, 5_401_000),
+        shapely.box(split, 5_390_000, 502_000, 5_401_000),
+        shapely.box(700_000, 5_390_000, 702_000, 5_401_000),
+    ]
+    told = columns or {"code": [1, 2, 3], "Name": ["West", "East", "Far"]}
+    geopandas.GeoDataFrame(told, geometry=shapes, crs=32633).to_file(path, layer="communes")
+    return path
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_comes_to_the_same(tmp_path: Path, results: Results, suffix: str) -> None:
+    again = written(tmp_path / f"out{suffix}")
+    one, other = total(results), total(again)
+    assert values(one).keys() == values(other).keys()
+    for name, value in values(one).items():
+        assert values(other)[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
+    assert again.runs == (RUN,)
+
+
+def test_several_outputs_are_one(tmp_path: Path) -> None:
+    for name, part in (("a.gpkg", GRID[:30]), ("b.geojson", GRID[30:])):
+        written(tmp_path / name, part)
+    whole = total(read_results([tmp_path / "a.gpkg", tmp_path / "b.geojson"]))
+    assert whole.chips == len(GRID)
+    assert whole.looked_at_km2 == pytest.approx(0.36, rel=1e-3)
+    written(tmp_path / "pixels.gpkg", GRID[:1], crs=None)
+    with pytest.raises(InputError, match=r"pixels\.gpkg: has no CRS and others have one"):
+        read_results([tmp_path / "a.gpkg", tmp_path / "pixels.gpkg"])
+
+
+def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.gpkg").write_bytes(b"")
+    (tmp_path / "broken.gpkg").write_bytes(b"SQLite format 3\0" + bytes(100))
+    (tmp_path / "page.geojson").write_text('{"type": "FeatureCollection"}')
+    (tmp_path / "list.csv").write_text("a,b\n")
+    (tmp_path / "short.parquet").write_bytes(b"PAR1nothing")
+    places = geopandas.GeoDataFrame({"name": ["x"]}, geometry=[shapely.Point(0, 0)], crs=4326)
+    places.to_file(tmp_path / "other.geojson")
+    places.to_file(tmp_path / "other.gpkg", layer="towns")
+    for name, words in {
+        "none.gpkg": "no such file",
+        "empty.gpkg": "is none of GeoPackage",
+        "broken.gpkg": "cannot be read",
+        "page.geojson": "cannot be read",
+        "list.csv": "is none of",
+        "short.parquet": "cannot be read",
+        "other.geojson": "has no column 'chip_id'",
+        "other.gpkg": "has no layer 'chips'; choose one of towns",
+    }.items():
+        with pytest.raises(InputError, match=words) as caught:
+            read_results([tmp_path / name])
+        assert str(caught.value).startswith(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "run", ["text", [1], {"inputs": []}, {"inputs": {"grid": 3}}, {"questions": {"a": 1}}]
+)
+def test_a_provenance_that_is_none_of_ours_counts_as_lost(tmp_path: Path, run: Any) -> None:
+    path = tmp_path / "out.geojson"
+    written(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"deltavlm": run}))
+    found = read_results([path])
+    assert found.runs == ({},)
+    assert any("does not say how it was made" in one for one in caveats(found, total(found)))
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "out.geojson"
+    written(path)
+    path.write_text(path.read_text().replace('"changed_score": 0.37', '"changed_score": "high"'))
+    with pytest.raises(InputError, match="column 'changed_score' has no numbers"):
+        read_results([path])
+
+
+# --- areas ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["grid", "small grid", "h3", "file"])
+def test_every_chip_counts_once(tmp_path: Path, results: Results, kind: str) -> None:
+    """The law of it: areas add up to the whole, whatever they are."""
+    areas = {
+        "grid": lambda: by_grid(results, 450),
+        "small grid": lambda: by_grid(results, 70),
+        "h3": lambda: by_h3(results, 9),
+        "file": lambda: by_file(results, districts(tmp_path / "areas.gpkg")),
+    }[kind]()
+    found, whole = totals(results, areas), total(results)
+    assert len(found) > 1
+    names = ("chips", "looked_at", "nodata", "failed", "changed", "unsure", "new_buildings", "new_roads")
+    for name in names:
+        assert sum(getattr(one, name) or 0 for one in found) == getattr(whole, name)
+    assert sum(one.changed_km2 or 0 for one in found) == pytest.approx(whole.changed_km2, rel=1e-6)
+    assert whole.chips == whole.looked_at + whole.nodata + whole.failed
+
+
+def test_an_area_has_the_chips_whose_middle_lies_in_it(tmp_path: Path, results: Results) -> None:
+    """The border at 4.6 chips: the fifth chip, with its middle at 4.5, belongs to the west."""
+    areas = by_file(results, districts(tmp_path / "areas.gpkg", split=500_460))
+    found = {one.name: one for one in totals(results, areas)}
+    assert {name: one.chips for name, one in found.items()} == {"West": 5 * 6, "East": 7 * 6}
+    assert areas.left_out == 1
+    assert found["West"].area_km2 == pytest.approx(1.46 * 11, rel=2e-3)
+    seen = [one for one in range(72) if one % 12 < 5 and STATUSES[one % 6] in ("answered", "cascaded")]
+    assert found["West"].looked_at == len(seen)
+    assert found["West"].looked_at_km2 == pytest.approx(len(seen) * 0.01, rel=2e-3)
+    assert found["West"].new_roads == sum(step % 3 for step in seen)
+    top = max((step for step in seen if step * 37 % 100 > 50), key=lambda step: step * 37 % 100)
+    assert found["West"].top[0].caption == f"caption {top}"
+
+
+def test_squares_are_where_their_names_say(results: Results) -> None:
+    areas = by_grid(results, 400)
+    assert set(areas.names) == {f"E{x} N{y}" for x in (500000, 500400, 500800) for y in (5399200, 5399600)}
+    assert all(area_m2(shape) == pytest.approx(160_000, rel=2e-3) for shape in areas.shapes)
+    assert areas.names[areas.of_chip[0]] == "E500000 N5399600"
+
+
+def test_wide_results_get_squares_of_equal_area(tmp_path: Path) -> None:
+    chips = [
+        Feature(shapely.box(lon, lat, lon + 0.1, lat + 0.1), {"chip_id": str(lon), "status": "nodata"})
+        for lon, lat in ((-60, 70), (0, 0), (50, -40))
+    ]
+    areas = by_grid(written(tmp_path / "world.gpkg", chips, CRS.from_epsg(4326)), 10_000)
+    assert areas.what.endswith("EPSG:6933")
+    assert [area_m2(shape) for shape in areas.shapes] == pytest.approx([1e8] * 3, rel=1e-3)
+
+
+def test_a_chip_on_the_180th_meridian(tmp_path: Path) -> None:
+    """Its middle once was at longitude 0: that of two halves at both ends of the world."""
+    crs = CRS.from_epsg(3832)  # in metres, centred on the Pacific
+    x = 3_339_584.7  # where 180 degrees are
+    chips = [Feature(shapely.box(x - 60, 0, x + 40, 100), {"chip_id": "a", "status": "nodata"})]
+    found = written(tmp_path / "fiji.gpkg", chips, crs)
+    assert abs(found.centres[0][0]) > 179.9
+    assert found.areas_m2[0] == pytest.approx(10_000, rel=0.02)
+    assert all(one.geom_type == "Polygon" or len(one.geoms) <= 2 for one in by_h3(found, 3).shapes)
+    assert by_grid(found).shapes[0].area < 1
+
+
+def test_chips_in_no_area_are_told(tmp_path: Path, results: Results) -> None:
+    half = geopandas.GeoDataFrame(geometry=[shapely.box(500_000, 0, 500_300, 9e6)], crs=32633)
+    half.to_file(tmp_path / "half.geojson")
+    found = totals(results, by_file(results, tmp_path / "half.geojson"))
+    assert [(one.name, one.chips) for one in found] == [("area 1", 18), (OUTSIDE, 54)]
+
+
+def test_names_of_areas(tmp_path: Path, results: Results) -> None:
+    path = districts(tmp_path / "a.gpkg", code=["w", "e", "f"], Name=["West\n", None, "Far"])
+    assert sorted(by_file(results, path).names) == ["West", "area 2"]
+    assert sorted(by_file(results, path, name_field="code").names) == ["e", "w"]
+    with pytest.raises(ConfigError, match="has no column 'cod'; did you mean 'code'"):
+        by_file(results, path, name_field="cod")
+    with pytest.raises(ConfigError, match="has no column 'x'; known are code, Name"):
+        by_file(results, path, name_field="x")
+
+
+def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
+    geopandas.GeoDataFrame(geometry=[shapely.Point(0, 0)], crs=4326).to_file(tmp_path / "points.geojson")
+    far = geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
+    far.to_file(tmp_path / "far.geojson")
+    with pytest.raises(InputError, match="holds no polygons"):
+        by_file(results, tmp_path / "points.geojson")
+    with pytest.raises(InputError, match="no area has a chip in it"):
+        by_file(results, tmp_path / "far.geojson")
+    with pytest.raises(InputError, match="has no layer 'x'; choose one of communes"):
+        by_file(results, districts(tmp_path / "areas.gpkg"), "x")
+    with pytest.raises(InputError, match="has one pair only"):
+        by_pair(results)
+    with pytest.raises(ConfigError, match="give a larger one"):
+        by_grid_of_many()
+    pixels = written(tmp_path / "pixels.gpkg", crs=None)
+    for refused in (lambda: by_grid(pixels), lambda: by_h3(pixels), lambda: by_file(pixels, tmp_path)):
+        with pytest.raises(InputError, match="has no CRS, so its chips lie in no area"):
+            refused()
+
+
+def by_grid_of_many() -> None:
+    """A grid that would have too many cells, without the chips that it takes."""
+    import deltavlm.summaries.areas as module
+
+    class Many:
+        has_places = True
+        chips = range(2_000)
+        centres = np.stack([np.linspace(0, 1, 2_000), np.linspace(0, 1, 2_000)], axis=1)
+
+    most, module.MOST_AREAS = module.MOST_AREAS, 1_000
+    try:
+        module.by_grid(Many(), 1)  # type: ignore[arg-type]
+    finally:
+        module.MOST_AREAS = most
+
+
+# --- totals and caveats -----------------------------------------------------------------------------------
+
+
+def test_without_a_crs_there_are_counts_and_no_ground(tmp_path: Path) -> None:
+    whole = total(written(tmp_path / "pixels.gpkg", crs=None))
+    assert (whole.chips, whole.changed_km2, whole.looked_at_km2, whole.overlap) == (72, None, None, None)
+    assert whole.changed_share == pytest.approx(whole.changed / whole.looked_at)
+
+
+def test_overlap_is_measured_and_told(tmp_path: Path) -> None:
+    """Chips at half their size: inside, each piece of ground lies in two."""
+    chips = [chip(0, col / 2, 0) for col in range(41)]
+    found = written(tmp_path / "out.gpkg", chips)
+    whole = total(found)
+    assert whole.overlap == pytest.approx(41 / 21, rel=1e-3)
+    assert whole.looked_at_km2 == pytest.approx(0.21, rel=2e-3)
+    (told,) = [one for one in caveats(found, whole) if one.startswith("Chips overlap")]
+    assert "1.95" in told
+
+
+def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
+    with open_sink(tmp_path / "many.gpkg", (with_pair(CHIPS),), UTM, {}) as sink:
+        for pair in ("p0", "p1", "p2"):
+            rows = [Feature(one.geometry, {**one.properties, "pair_id": pair}) for one in GRID]
+            sink.write("chips", rows)
+    found = read_results([tmp_path / "many.gpkg"])
+    whole = total(found)
+    assert whole.overlap == pytest.approx(1)
+    assert whole.looked_at_km2 == pytest.approx(0.36, rel=2e-3)
+    by = totals(found, by_pair(found))
+    assert [(one.name, one.chips) for one in by] == [("p0", 72), ("p1", 72), ("p2", 72)]
+    told = " ".join(caveats(found, whole))
+    assert "over 3 pairs" in told
+    assert "does not say how it was made" in told
+    assert "Chips overlap" not in told
+
+
+def test_pairs_that_could_not_be_opened_are_told(tmp_path: Path) -> None:
+    """They have no chips, so that nothing else in the figures hints at them."""
+    told = {}
+    for name in ("many.gpkg", "many.geojson"):
+        with open_sink(tmp_path / name, (with_pair(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}) as sink:
+            rows = [Feature(one.geometry, {**one.properties, "pair_id": "good"}) for one in GRID]
+            sink.write("chips", rows)
+            for pair, status in (("good", "answered"), ("bad", "failed")):
+                sink.write("pairs", [Feature(shapely.Polygon(), {"pair_id": pair, "status": status})])
+        found = read_results([tmp_path / name])
+        told[name] = " ".join(caveats(found, total(found)))
+    assert "Pairs that could not be opened, of which nothing is known: 1 (bad)." in told["many.gpkg"]
+    assert "does not say which pairs could not be opened" in told["many.geojson"]
+
+
+def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Results) -> None:
+    told = " ".join(caveats(results, total(results)))
+    assert "36 of 72 chips were not looked at (12 without enough data, 24" in told
+    assert "were not asked for counts" in told
+    assert "drawn scenes" in told
+    assert not any(words in told for words in ("limited", "Scale", "overlap:", "models", "covers"))
+    run = RUN | {
+        "model": RUN["model"] | {"name": "mine", "training_gsd_m": 5.0},
+        "options": RUN["options"] | {"limit": 7},
+        "inputs": RUN["inputs"] | {"alignment": {"overlap_share": 0.25}, "bbox": [0, 0, 1, 1]},
+    }
+    other = written(tmp_path / "other.gpkg", run=run)
+    told = " ".join(caveats(other, total(other)))
+    assert "limited to 7 chips" in told
+    assert "covers 25.0% of the earlier" in told
+    assert "touch an area of interest" in told
+    assert "Scale (mine): a pixel is 0.5 m, the model learned on 5 m" in told
+    assert "drawn scenes" not in told
+    both = read_results([results.paths[0], tmp_path / "other.gpkg"])
+    assert "Scale (mine)" in " ".join(caveats(both, total(both)))
+    twice = read_results([tmp_path / "other.gpkg"] * 2)
+    assert len(caveats(twice, total(twice))) == len({*caveats(twice, total(twice))})
+    assert total(twice).top[0].chip_id.startswith("r")
+
+
+def test_areas_smaller_than_chips_are_told(results: Results) -> None:
+    small, large = (totals(results, by_grid(results, side)) for side in (50, 500))
+    words = "Areas are smaller than chips"
+    assert any(one.startswith(words) for one in caveats(results, total(results), small))
+    assert not any(one.startswith(words) for one in caveats(results, total(results), large))
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    empty = written(tmp_path / "empty.gpkg", [])
+    whole = total(empty)
+    assert (whole.chips, whole.changed_share, whole.mean_score, whole.top) == (0, None, None, ())
+    title, blocks = page(empty, all_in_one(empty), [whole], whole)
+    assert "0 of 0 chips" in to_markdown(title, blocks)
+    assert totals(empty, by_grid(empty)) == []
+
+
+# --- pages ------------------------------------------------------------------------------------------------
+
+HARM = "<script>alert(1)</script> a|b *c* [d](http://e.org) `f`\n# g"
+
+
+def test_text_on_a_page_is_text() -> None:
+    blocks = [Text(HARM), Items([HARM]), Table(["a", "b"], [[HARM, "1"]])]
+    told = to_html(HARM, blocks)
+    assert "<script>" not in told
+    assert told.count("&lt;script&gt;") == 5
+    marked = to_markdown(HARM, blocks)
+    assert "<script>" not in marked.replace("\\<", "")
+    assert "[d](" not in marked
+    rows = [line for line in marked.splitlines() if line.startswith("|")]
+    assert [line.replace("\\|", "").count("|") for line in rows] == [3, 3, 3]
+
+
+def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results: Results) -> None:
+    areas = by_file(
+        results, districts(tmp_path / "areas.gpkg", code=[1, 2, 3], Name=["We<b>st", "East", "F"])
+    )
+    found, whole = totals(results, areas), total(results, most=6)
+    title, blocks = page(results, areas, found, whole)
+    told = to_html(title, blocks)
+    for words in ("What changed", "Where, by area", "How sure", "not looked at", "Keep in mind", "f" * 16):
+        assert words in told
+    assert "We&lt;b&gt;st" in told
+    assert f"{whole.changed} of {whole.looked_at} chips" in told
+    assert told.count("<path") == 2
+    outside = [part for part in told.replace("http://www.w3.org/2000/svg", "").split('"') if "//" in part]
+    assert outside == []  # nothing is asked of anybody
+    assert "default-src 'none'" in told
+    marked = to_markdown(title, blocks)
+    assert "| East |" in marked
+    assert "<svg" not in marked
+
+
+def test_a_map_of_chips_where_areas_have_no_outline(results: Results) -> None:
+    areas = all_in_one(results)
+    told = to_html(*page(results, areas, totals(results, areas), total(results)))
+    assert told.count("<path") == len(GRID)
+    grey = total(results).nodata + total(results).failed
+    assert len(re.findall('<path [^>]*"#bbbbbb"', told)) == grey > 0
+
+
+def test_values_are_plain(results: Results) -> None:
+    found: list[Total] = totals(results, by_grid(results))
+    assert json.loads(json.dumps([values(one) for one in found]))
+    assert isinstance(by_grid(results), Areas)
