@@ -19,6 +19,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
 from deltavlm.geo.alignment import LONLAT
+from deltavlm.geo.area import READ_BY_GDAL
 from deltavlm.geo.sinks import SUFFIXES
 
 __all__ = ["Output", "Row", "read_output"]
@@ -72,7 +73,10 @@ def read_output(path: Path) -> Output:
 
 
 def _from_tables(path: Path) -> Output:
-    """A GeoPackage or a FlatGeobuf."""
+    """A GeoPackage or a FlatGeobuf; GDAL sees no other file, which might lead it elsewhere."""
+    with path.open("rb") as file:
+        if not file.read(16).startswith(READ_BY_GDAL):
+            raise InputError(f"{path}: is no GeoPackage or FlatGeobuf, or is damaged; {OTHER}")
     try:
         layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
     except DataSourceError as error:

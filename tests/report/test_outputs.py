@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
 
 from deltavlm.errors import InputError
@@ -75,6 +76,18 @@ def test_what_is_no_output_is_refused(tmp_path: Path, name: str, content: bytes 
     assert words in str(refused.value)
     assert "give an output of deltavlm analyze" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_leads_to_another_is_not_followed(
+    analyzed: Analyzed, scene: Scene, tmp_path: Path
+) -> None:
+    package = analyzed(*scene.args)
+    source = f"<SrcDataSource>{package}</SrcDataSource><SrcLayer>chips</SrcLayer>"
+    path = tmp_path / "leads.gpkg"
+    path.write_text(f'<OGRVRTDataSource><OGRVRTLayer name="chips">{source}</OGRVRTLayer></OGRVRTDataSource>')
+    assert pyogrio.read_info(path)["features"] > 0  # GDAL would
+    with pytest.raises(InputError, match="is no GeoPackage or FlatGeobuf"):
+        read_output(path)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
