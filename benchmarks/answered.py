@@ -14,6 +14,7 @@ import rasterio
 import shapely
 from rasterio.windows import Window
 
+from deltacli.mask_flags import MaskFlags
 from deltacli.one import answered_pair
 from deltavlm.config import shipped
 from deltavlm.geo.pair import RasterPair, open_pair
@@ -56,7 +57,10 @@ def ours(
 ) -> Summary:
     """`deltavlm analyze` from open files on: a journal, and at the end the output."""
     wanted: Any = SimpleNamespace(
-        specs=SPECS, out=SimpleNamespace(layer=None, resume=False, retry_failed=False), replaced=True
+        specs=SPECS,
+        out=SimpleNamespace(layer=None, resume=False, retry_failed=False),
+        masks=MaskFlags(),
+        replaced=True,
     )
     run = AnalyzeOptions(chip_px=chip_px, batch_size=batch, cascade=cascade)
     with open_pair(pair) as reader:

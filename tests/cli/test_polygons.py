@@ -177,7 +177,8 @@ def test_formats_of_one_layer_get_a_file_beside(
     result = run("analyze", *scene.args, "-o", f"out{suffix}", "--polygons", *SMALL)
     assert result.exit_code == 0, result.stderr
     assert f"1 polygon of change; polygons out.changes{suffix}" in result.stderr
-    assert sorted(path.name for path in Path().iterdir()) == [f"out.changes{suffix}", f"out{suffix}"]
+    written = {f"out.changes{suffix}", f"out{suffix}", "out.changes.qml", "out.qml"}
+    assert {path.name for path in Path().iterdir()} == written
     if suffix == ".geojson":
         assert [one["properties"]["class"] for one in features("out.changes.geojson")] == ["building"]
         assert len(features("out.geojson")) == 24
@@ -191,7 +192,7 @@ def test_formats_of_one_layer_get_a_file_beside(
 def test_the_layer_changes_alone(run: Run, scene: Scene, bright: ScriptedModel) -> None:
     args = ("analyze", *scene.args, "--layer", "changes", *SMALL)
     assert run(*args, "--polygons", "-o", "out.geojson").exit_code == 0
-    assert [path.name for path in Path().iterdir()] == ["out.geojson"]
+    assert {path.name for path in Path().iterdir()} == {"out.geojson", "out.qml"}
     assert [one["properties"]["class"] for one in features("out.geojson")] == ["building"]
     refused = run(*args, "-o", "other.geojson")
     assert refused.exit_code == 2

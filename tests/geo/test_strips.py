@@ -179,9 +179,9 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Window]]:
     read = View.raw
     seen: dict[str, list[Window]] = {"before.tif": [], "after.tif": []}
 
-    def noted(self: View, room: Raw, window: Window) -> Raw:
+    def noted(self: View, room: Raw, window: Window, **how: Any) -> Raw:
         seen[Path(self.source.location).name].append(window)
-        return read(self, room, window)
+        return read(self, room, window, **how)
 
     monkeypatch.setattr(View, "raw", noted)
     return seen
