@@ -203,7 +203,11 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
 def test_pairs_looked_at_in_parts_are_those_looked_at_at_once(predictor: Predictor) -> None:
     """A CPU looks at a few pairs at a time."""
     many = 2 * LOOKED_AT + 3
+    looked: list[int] = []
+    hook = predictor.model.vision.register_forward_hook(lambda _, given, __: looked.append(len(given[0])))
     parts = predictor.encode(*pairs(many))
+    hook.remove()
+    assert looked == [2 * LOOKED_AT, 2 * LOOKED_AT, 2 * 3]  # both dates
     whole = replace(predictor, meter=MadeUpMeter(0)).encode(*pairs(many))
     assert len(parts) == len(whole) == many
     torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-4, atol=1e-4)
