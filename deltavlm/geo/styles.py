@@ -13,7 +13,7 @@ from dataclasses import replace
 from deltavlm.geo.features import Layer
 from deltavlm.geo.qml import Colour, Entry, Label, Style, qml
 
-__all__ = ["layer_style"]
+__all__ = ["CLASSES", "layer_style"]
 
 # A graduated renderer knows numbers only: what has no score gets one below 0, by the reason.
 SCORE = (

@@ -19,6 +19,7 @@ from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.grid import Chip, ChipGrid, Window
 from deltavlm.geo.measure import measure_of
 from deltavlm.geo.regions import Region, Regions, simplified
+from deltavlm.geo.styles import CLASSES
 from deltavlm.pipeline.layers import ChipResult
 from deltavlm.pipeline.masks import KINDS, read_holes, read_mask
 from deltavlm.pipeline.sidecar import Ticket
@@ -44,7 +45,8 @@ CHANGES = Layer(
 MASK = Look(
     bands=("class of change",),
     overviews="nearest",
-    colours={0: (0, 0, 0, 0), 1: (255, 237, 0, 255), 2: (0, 210, 255, 255), 3: (226, 74, 196, 255)},
+    colours={0: (0, 0, 0, 0)}
+    | {KINDS.index(name) + 1: (*colour, 255) for name, colour in CLASSES},  # as of the polygons
     categories=("none", *KINDS),
 )
 PROBABILITY = Look(bands=KINDS, overviews="average", scale=1 / FULL)

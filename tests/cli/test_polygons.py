@@ -14,8 +14,10 @@ import rasterio
 import shapely
 from numpy.typing import NDArray
 
+from deltavlm.geo.styles import CLASSES
 from deltavlm.locks import locked
 from deltavlm.model.interface import Masks
+from deltavlm.pipeline.masks import KINDS
 from tests.cli.conftest import Run, one_line
 from tests.cli.test_pairs import layer, write_pairs
 from tests.conftest import Scene
@@ -97,7 +99,8 @@ def test_the_rasters_are_what_a_gis_wants(run: Run, scene: Scene, bright: Script
                 assert told["changes"]["threshold"] == 0.5
                 assert told["options"]["overlap_px"] == 4
     with rasterio.open("m.tif") as mask:
-        assert mask.colormap(1)[1][:3] == (255, 237, 0)
+        shown = mask.colormap(1)
+        assert {name: shown[KINDS.index(name) + 1][:3] for name in KINDS} == dict(CLASSES)
         assert [mask.tags(1)[f"CATEGORY_{value}"] for value in range(4)] == [
             "none",
             "building",
