@@ -13,15 +13,16 @@ from shapely.errors import ShapelyError
 
 from deltavlm.errors import InputError
 from deltavlm.geo.area import NAME_OF_CRS, READ_BY_GDAL, UNLIKE_GEOJSON
-from deltavlm.geo.location import refuse_a_missing_file
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["VectorLayer", "read_layer"]
+__all__ = ["VectorLayer", "layers_of", "read_layer"]
 
 KINDS = "GeoPackage, GeoJSON, FlatGeobuf, GeoParquet or a shapefile"
 PARQUET = b"PAR1"
+WHOLE_NUMBERS: Mapping[str, Any] = {"integer_object_nulls": True}
+"""Of Arrow's columns: an integer stays one where another row has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,17 @@ class VectorLayer:
     provenance: Mapping[str, Any] | None
 
 
-def read_layer(path: Path, layer: str | None = None) -> VectorLayer:
-    """A layer of a file; without a name the only one, or the first.
+def read_layer(path: Path, layer: str | None = None, remedy: str = f"give {KINDS}") -> VectorLayer:
+    """A layer of a file; without a name the only one, or the first. The remedy ends what errors say.
 
     Only these formats are opened, and GeoJSON without GDAL: others may lead GDAL to other files or servers.
 
     Raises:
         InputError: no such file or layer, another format, or a file that is broken.
     """
-    refuse_a_missing_file(str(path))
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it")
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}; {remedy}")
     try:
         with path.open("rb") as file:
             head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b"\x1e \t\r\n")
@@ -53,24 +54,41 @@ def read_layer(path: Path, layer: str | None = None) -> VectorLayer:
         if head.startswith(READ_BY_GDAL):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # GDAL's, of what it can read nevertheless
-                return _by_gdal(path, layer)
+                return _by_gdal(path, layer, remedy)
     except (RuntimeError, OSError, ShapelyError, *UNLIKE_GEOJSON) as error:  # pyogrio's are RuntimeErrors
         words = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({words}); give {KINDS}") from error
-    raise InputError(f"{path}: is none of {KINDS}; save it as one")
+        raise InputError(f"{path}: cannot be read ({words}); {remedy}") from error
+    raise InputError(f"{path}: is none of {KINDS}; {remedy}")
 
 
-def _by_gdal(path: Path, layer: str | None) -> VectorLayer:
+def layers_of(path: Path) -> tuple[str, ...]:
+    """The names of the layers of a GeoPackage; none of a file that holds a single one without a name.
+
+    Raises:
+        InputError: a GeoPackage that is broken.
+    """
+    import pyogrio
+
+    with path.open("rb") as file:
+        if not file.read(16).startswith(READ_BY_GDAL[0]):
+            return ()
+    try:
+        return tuple(str(name) for name in pyogrio.list_layers(path)[:, 0])
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be read ({error}); give {KINDS}") from error
+
+
+def _by_gdal(path: Path, layer: str | None, remedy: str) -> VectorLayer:
     import pyogrio
 
     names = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
     if layer is not None and layer not in names:
-        raise InputError(f"{path}: has no layer {layer!r}; choose one of {', '.join(names) or 'none'}")
+        raise InputError(f"{path}: has no layer {layer!r} (it has {', '.join(names) or 'none'}); {remedy}")
     if not names:
-        raise InputError(f"{path}: has no layer with places in it; give another file")
+        raise InputError(f"{path}: has no layer with places in it; {remedy}")
     chosen = layer or names[0]
     told = (pyogrio.read_info(path, layer=chosen)["layer_metadata"] or {}).get("deltavlm")
-    frame = pyogrio.read_dataframe(path, layer=chosen, use_arrow=True)
+    frame = pyogrio.read_dataframe(path, layer=chosen, use_arrow=True, arrow_to_pandas_kwargs=WHOLE_NUMBERS)
     return VectorLayer(frame, json.loads(told) if told else None)
 
 
@@ -79,7 +97,8 @@ def _parquet(path: Path) -> VectorLayer:
     import pyarrow.parquet as pq
 
     told = (pq.read_schema(path).metadata or {}).get(b"deltavlm")
-    return VectorLayer(geopandas.read_parquet(path), json.loads(told) if told else None)
+    frame = geopandas.read_parquet(path, to_pandas_kwargs=WHOLE_NUMBERS)
+    return VectorLayer(frame, json.loads(told) if told else None)
 
 
 def _geojson(path: Path) -> VectorLayer:

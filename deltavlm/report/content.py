@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,7 +162,7 @@ def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
     }
 
 
-def _provenance(record: dict[str, Any], scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tuple[str, str]]:
     """The lines that matter of where the answers come from; the page has all of it as JSON too."""
     model, options = record.get("model") or {}, record.get("options") or {}
     lines = [

@@ -29,6 +29,7 @@ OTHERS = (
     *("caption", "new_roads", "new_buildings", "gsd_m", "before", "after"),
     *("pair_id", "before_date", "after_date"),
 )
+OTHER = "give an output of deltavlm analyze, with its layer chips"
 NUMBERS = ("changed_score", "new_roads", "new_buildings", "gsd_m")
 SHAPE: Mapping[str, Any] = {  # of a provenance: what must be an object where it is there
     **{"model": {}, "options": {}, "versions": {}, "reading": {}},
@@ -117,14 +118,11 @@ def _read(path: Path) -> tuple[GeoDataFrame, Mapping[str, Any]]:
     import pandas as pd
 
     layer = "chips" if path.suffix.lower() == ".gpkg" else None
-    found = read_layer(path, layer)
+    found = read_layer(path, layer, OTHER)
     frame = found.frame
     missing = [name for name in NEEDED if name not in frame]
     if missing:
-        raise InputError(
-            f"{path}: has no column {missing[0]!r}, so it does not hold chips; give an output of "
-            "deltavlm analyze, with its layer chips"
-        )
+        raise InputError(f"{path}: has no column {missing[0]!r}, so it does not hold chips; {OTHER}")
     for name in OTHERS:
         if name not in frame:
             frame[name] = None

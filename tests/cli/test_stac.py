@@ -57,7 +57,7 @@ def test_what_cannot_be_is_one_line(run: Run, out: Path, tmp_path: Path) -> None
         (out, *DATES, "--asset", "mask=no.tif"): "is not NAME=FILE",
         (tmp_path / "a.tif", *DATES): "is none of",
         (out, *DATES, "-o", "-"): "there are two items",
-        (".", *DATES): "is a folder; name a file in it",
+        (".", *DATES): "is a folder; give an output of deltavlm analyze",
     }
     for args, words in cases.items():
         result = run("stac", *args)

@@ -91,7 +91,7 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     cases: dict[tuple[object, ...], str] = {
         (tmp_path / "no.gpkg",): "no such file",
-        (tmp_path,): "is a folder; name a file in it",
+        (tmp_path,): "is a folder; give an output of deltavlm analyze",
         (out, "--by", tmp_path / "no.gpkg"): "no such file",
         (out, "--cell", 100): "--cell: goes with --by grid only",
         (out, "--by", "grid", "--resolution", 3): "goes with --by h3 only",

@@ -50,17 +50,18 @@ def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> No
     [
         ("none.gpkg", None, "no such file"),
         ("empty.gpkg", b"", "is empty (0 bytes)"),
-        ("text.gpkg", b"hello", "is no GeoPackage or FlatGeobuf"),
-        ("text.fgb", b"hello", "is no GeoPackage or FlatGeobuf"),
-        ("text.parquet", b"hello", "cannot be read as an output"),
-        ("text.geojson", b"hello", "cannot be read as an output"),
-        ("list.geojson", b"[]", "cannot be read as an output"),
-        ("deep.geojson", b"[" * 100_000, "cannot be read as an output"),
-        ("bytes.geojsonl", b"\xff\xfe\x00", "cannot be read as an output"),
+        ("text.gpkg", b"hello", "is none of GeoPackage"),
+        ("text.fgb", b"hello", "is none of GeoPackage"),
+        ("text.parquet", b"hello", "is none of GeoPackage"),
+        ("text.geojson", b"hello", "is none of GeoPackage"),
+        ("list.geojson", b"[]", "is none of GeoPackage"),
+        ("deep.geojson", b'{"type":' * 100_000, "cannot be read"),
+        ("bytes.geojsonl", b"{\xff\xfe\x00", "cannot be read"),
         ("theirs.geojson", b'{"type": "FeatureCollection", "features": []}', "does not say that deltavlm"),
         (
             "grid.geojson",
-            b'{"deltavlm": {}, "features": [{"geometry": null, "properties": {"chip_id": "r00000_c00000"}}]}',
+            b'{"type": "FeatureCollection", "deltavlm": {}, "features": '
+            b'[{"geometry": null, "properties": {"chip_id": "r00000_c00000"}}]}',
             "holds no chips with their answers",
         ),
         ("image.tif", b"II*\0", "suffix '.tif' is not one of"),
@@ -86,7 +87,7 @@ def test_a_file_that_leads_to_another_is_not_followed(
     path = tmp_path / "leads.gpkg"
     path.write_text(f'<OGRVRTDataSource><OGRVRTLayer name="chips">{source}</OGRVRTLayer></OGRVRTDataSource>')
     assert pyogrio.read_info(path)["features"] > 0  # GDAL would
-    with pytest.raises(InputError, match="is no GeoPackage or FlatGeobuf"):
+    with pytest.raises(InputError, match="is none of GeoPackage"):
         read_output(path)
 
 

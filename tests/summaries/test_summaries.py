@@ -123,7 +123,7 @@ def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
         "list.csv": "is none of",
         "short.parquet": "cannot be read",
         "other.geojson": "has no column 'chip_id'",
-        "other.gpkg": "has no layer 'chips'; choose one of towns",
+        "other.gpkg": r"has no layer 'chips' \(it has towns\); give an output",
     }.items():
         with pytest.raises(InputError, match=words) as caught:
             read_results([tmp_path / name])
@@ -241,7 +241,7 @@ def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
         by_file(results, tmp_path / "points.geojson")
     with pytest.raises(InputError, match="no area has a chip in it"):
         by_file(results, tmp_path / "far.geojson")
-    with pytest.raises(InputError, match="has no layer 'x'; choose one of communes"):
+    with pytest.raises(InputError, match=r"has no layer 'x' \(it has communes\)"):
         by_file(results, districts(tmp_path / "areas.gpkg"), "x")
     with pytest.raises(InputError, match="has one pair only"):
         by_pair(results)
