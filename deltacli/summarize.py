@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,15 +170,12 @@ def _write(
     from deltavlm.summaries.caveats import caveats
     from deltavlm.summaries.page import to_html, to_markdown
     from deltavlm.summaries.report import page
-    from deltavlm.summaries.totals import AREAS, feature, values
+    from deltavlm.summaries.table import to_csv
+    from deltavlm.summaries.totals import AREAS, feature
 
     suffix = output.suffix.lower()
     if suffix == ".csv":
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, [field.name for field in AREAS.fields], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(values(one) for one in found)
-        write_whole(output, stream.getvalue().encode(), overwrite)
+        write_whole(output, to_csv(found).encode(), overwrite)
     elif suffix in PAGES:
         render = to_html if suffix == ".html" else to_markdown
         write_whole(output, render(*page(results, areas, found, whole)).encode(), overwrite)

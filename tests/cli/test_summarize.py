@@ -35,7 +35,7 @@ def districts(path: Path, out: Path) -> Path:
     left, bottom, right, top = chips.total_bounds
     middle = (left + right) / 2
     shapes = [shapely.box(left, bottom, middle, top), shapely.box(middle, bottom, right, top)]
-    frame = geopandas.GeoDataFrame({"name": ["=west", "east"]}, geometry=shapes, crs=chips.crs)
+    frame = geopandas.GeoDataFrame({"name": ["'=west", "east"]}, geometry=shapes, crs=chips.crs)
     frame.to_file(path, layer="halves")
     return path
 
@@ -56,7 +56,7 @@ def test_by_a_file_and_its_layer(run: Run, out: Path, tmp_path: Path) -> None:
         result = run("summarize", out, "--by", by, "--json")
         assert result.exit_code == 0, result.stderr
         told = json.loads(result.stdout)
-        assert sorted(one["name"] for one in told["areas"]) == ["=west", "east"]
+        assert sorted(one["name"] for one in told["areas"]) == ["'=west", "east"]
         assert sum(one["chips"] for one in told["areas"]) == told["all"]["chips"] == 15
         assert any("not measurements" in caveat for caveat in told["caveats"])
     *_, last = run("summarize", out, "--by", path).stdout.splitlines()
@@ -73,7 +73,7 @@ def test_each_kind_of_output(run: Run, out: Path, tmp_path: Path, suffix: str) -
     assert result.stderr.splitlines()[-1].endswith(f"in 2 areas; output {path}")
     if suffix == ".csv":
         with path.open(newline="") as file:
-            assert sorted(row["name"] for row in csv.DictReader(file)) == ["=west", "east"]
+            assert sorted(row["name"] for row in csv.DictReader(file)) == ["'=west", "east"]
     elif suffix in (".md", ".html"):
         assert "Keep in mind" in path.read_text(encoding="utf-8")
     else:
