@@ -3,6 +3,7 @@
     python benchmarks/analyze.py               chips/s with a model, against the loop that a user would write
     python benchmarks/analyze.py --read-only   against opening both files for each chip, and inflating
     python benchmarks/analyze.py --growth      memory by the raster's size, journal and output by chips
+    python benchmarks/analyze.py --growth --ask --sides 4096 20000     the same with a model that answers
 
 The user's loop opens both files for each chip, reads a window, asks one question after the other (pictures
 encoded again for each) and appends to a GeoJSON; it has some of the chips, from all over the pair. Both ways
@@ -127,7 +128,12 @@ def growth(args: argparse.Namespace, folder: Path) -> None:
         peaks = []
         for side in args.sides:
             before, after = made(folder, layout, side)
-            told = alone("stubbed", before=str(before), after=str(after), folder=str(folder), chip_px=256)
+            paths = {"before": str(before), "after": str(after), "folder": str(folder)}
+            told = (
+                alone("modelled", **paths, model=args.model, threads=args.threads, batch=args.batch_size)
+                if args.ask
+                else alone("stubbed", **paths, chip_px=256)
+            )
             peaks.append(told["peak_mb"])
             cells = {"layout": layout, "side, px": side, "chips": told["chips"]}
             cells |= {"chips/s": f"{speed(told):.0f}", "peak MB": f"{told['peak_mb']:.0f}"}
@@ -135,6 +141,8 @@ def growth(args: argparse.Namespace, folder: Path) -> None:
             if side == max(args.sides) and not args.keep:
                 before.unlink()
                 after.unlink()
+    if args.ask:
+        return
     print()
     table = Table()
     for chips in args.chips:
@@ -175,6 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--sides", type=int, nargs="+", default=[8192, 32768], help="--growth: of the pairs, px"
     )
+    parser.add_argument("--ask", action="store_true", help="--growth: the model, not a stub; sides alone")
     parser.add_argument("--chips", type=int, nargs="+", default=[1000, 100_000], help="--growth: chips asked")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the rasters are made, and stay")
     parser.add_argument("--quick", action="store_true", help="small rasters and one round")

@@ -131,6 +131,12 @@ def targets(scores: dict[str, Any]) -> str:
             ("real: balanced accuracy, by eye", real["all, by eye"]["balanced accuracy"][0], 0.85, True),
             ("real: mask F1, buildings, LEVIR-CD", real["levir_bit"]["mask F1, buildings"][0], 0.60, True),
         ]
+        mask = real["all, by mask"]
+        words, rule = mask["cell F1, buildings, mask"], mask.get("the same by the dense head's own rule")
+        if rule is not None:
+            rows.append(
+                ("real: cell F1, buildings, by mask, against the dense head's own rule", words, rule, True)
+            )
         rows += [
             (f"false alarms, {name}", share, 0.10, False) for name, (share, _) in real["false alarms"].items()
         ]

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deltavlm.data.synthetic.facts import LEAST_CELL, cell_shares
 from deltavlm.errors import AnswerParseError
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.metrics import binary, sets
@@ -39,6 +40,7 @@ class Seen:
     source: str
     chance: float  # P(yes)
     buildings: tuple[str, ...]  # cells that the answer names
+    ruled: tuple[str, ...]  # cells in which the dense head sees enough of a building
     overlap: dict[str, tuple[int, int, int]]  # of any change, of buildings: pixels of both, said, true
     area: float  # share that the dense head calls changed
     built: float  # the same, houses and roads alone
@@ -109,6 +111,7 @@ def looked_at(model: ChangeModel, folder: Path) -> list[Seen]:
                 name.split("/")[0],
                 said[1].score,
                 located,
+                () if masks is None else ruled(masks),
                 {"any": overlap(masks, truth, every), "buildings": overlap(masks, truth, BUILDINGS)},
                 0.0 if masks is None else float(1 - masks.probabilities[0, 0].mean()),
                 0.0 if masks is None else float(masks.probabilities[0, 1:5].sum(axis=0).mean()),
@@ -122,6 +125,13 @@ def looked_at(model: ChangeModel, folder: Path) -> list[Seen]:
         told = f"{name:44s} {found[-1].changed!s:5} {share} {said[1].score:.2f} {said[0].text}"
         print(told, file=sys.stderr)
     return found
+
+
+def ruled(masks: Masks) -> tuple[str, ...]:
+    """The cells in which the one pair's mask has buildings, built or removed, without any words."""
+    wanted = [masks.classes.index(name) for name in BUILDINGS]
+    shares = cell_shares(np.isin(masks.labels[0], wanted))
+    return tuple(label for label, share in zip(LABELS, shares, strict=True) if share >= LEAST_CELL)
 
 
 def f1(parts: Sequence[tuple[int, int, int]]) -> float:
@@ -163,6 +173,9 @@ def of_source(pairs: Sequence[Seen]) -> dict[str, Any]:
         "mask IoU, any change": iou([x.overlap["any"] for x in pairs]),
         "mask F1, buildings": interval(pairs, lambda some: f1([x.overlap["buildings"] for x in some])),
         "cell F1, buildings, mask": sets.micro([x.buildings for x in pairs], [x.cells for x in pairs]).f1,
+        "the same by the dense head's own rule": sets.micro(
+            [x.ruled for x in pairs], [x.cells for x in pairs]
+        ).f1,
     }
 
 
@@ -186,6 +199,7 @@ def by_eye(pairs: Sequence[Seen]) -> dict[str, Any]:
         "AUC of its houses and roads": binary.auc([x.built for x in known], truth),
         "AUC of the plain difference": binary.auc([x.plain for x in known], truth),
         "cell F1, buildings": sets.micro([one.buildings for one in sure], cells).f1,
+        "cell F1, buildings, by the dense head's own rule": sets.micro([one.ruled for one in sure], cells).f1,
         "cell F1, buildings, every cell always": sets.micro([LABELS for _ in sure], cells).f1,
     }
 

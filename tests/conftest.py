@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it, and programs inherit it
 
 WIDTH, HEIGHT, CHIP = 160, 96, 32  # 5 x 3 chips of 32 px
 

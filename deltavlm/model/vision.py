@@ -99,7 +99,12 @@ class VisionEncoder(nn.Module):
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
         """uint8 RGB -> CLIP's mean and deviation, in the dtype of the weights."""
-        pixels = images_B3HW.to(torch.float32, copy=True).div_(255).sub_(self.get_buffer("mean")).div_(self.get_buffer("std"))
+        pixels = (
+            images_B3HW.to(torch.float32, copy=True)
+            .div_(255)
+            .sub_(self.get_buffer("mean"))
+            .div_(self.get_buffer("std"))
+        )
         return pixels.to(self.norm.weight.dtype)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

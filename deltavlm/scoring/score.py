@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from deltavlm.data.examples import Example, Problem
 from deltavlm.errors import AnswerParseError, ToolError
 from deltavlm.metrics import binary, counts, java, sets, text
@@ -24,6 +26,7 @@ __all__ = ["Figure", "Protocol", "Scores", "Setup", "score"]
 
 Protocol = Literal["strict", "paper"]
 Pair = tuple[Example, Prediction]
+TEXTS = ("caption", "open", "dialogue")  # tasks with answers that are scored as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,18 @@ class Figure:
     published: float | None
 
 
+Said = tuple[str, tuple[str, ...]]  # an answer and its references
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Sentences split into words, and what METEOR counts: of all at once, since Java takes long to start."""
+
+    answers: Mapping[str, str]
+    references: Mapping[str, str]
+    matched: Mapping[Said, Array] | None  # by answer and references as they are split; None without METEOR
+
+
 @dataclass(slots=True)
 class Scores:
     """The figures in the order of the tasks, what a reader must know of them, and references not usable."""
@@ -63,6 +78,8 @@ class Scores:
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     tokens: str | None = None  # what the words of captions are; None where no text was scored
+    told: list[Said] = field(default_factory=list)  # every answer that may be scored as text
+    words: Words | None = None  # of these, split when the first of them is scored
 
     def add(self, setup: Setup, task: str, group: str, tallies: Mapping[str, Tally]) -> None:
         for metric, tally in tallies.items():
@@ -90,6 +107,14 @@ def score(pairs: Sequence[Pair], tasks: Iterable[str], setup: Setup) -> Scores:
     of: dict[str, list[Pair]] = {}
     for pair in pairs:
         of.setdefault(pair[0].task, []).append(pair)
+    tasks = list(tasks)
+    scores.told = [
+        (answer, tuple(turn.answers))
+        for task in tasks
+        if task in TEXTS
+        for example, prediction in of.get(task, [])
+        for turn, answer in zip(example.turns, prediction.answers, strict=False)
+    ]
     for task in tasks:
         if task == "change" and setup.protocol == "paper":
             if of.get("caption"):
@@ -105,51 +130,58 @@ def score(pairs: Sequence[Pair], tasks: Iterable[str], setup: Setup) -> Scores:
 
 def _text(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
     """For all, changed and unchanged pairs; a group without examples has no figures."""
-    said = [prediction.answers[0] for _, prediction in pairs]
-    references = [example.turns[0].answers for example, _ in pairs]
     try:
         java.package()  # without it one note is enough
-        words, known = _tokens(scores, setup, said, references)
-        matched: Array | None = None
-        try:
-            matched = java.meteor_rows(words, known)
-        except ToolError as error:
-            scores.note(f"no METEOR and no S*m: {error}")
+        known = scores.words = scores.words or _words(scores, setup)
+        told = [
+            (
+                known.answers[prediction.answers[0]],
+                tuple(known.references[one] for one in example.turns[0].answers),
+            )
+            for example, prediction in pairs
+        ]
         for group, keep in (("all", None), ("changed", True), ("unchanged", False)):
-            chosen = [i for i, (example, _) in enumerate(pairs) if keep is None or example.changed == keep]
+            chosen = [
+                one
+                for one, (example, _) in zip(told, pairs, strict=True)
+                if keep is None or example.changed == keep
+            ]
             if chosen:
-                tallies = text.tallies(
-                    [words[i] for i in chosen],
-                    [known[i] for i in chosen],
-                    None if matched is None else matched[chosen],
-                )
-                scores.add(setup, task, group, tallies)
+                matched = None if known.matched is None else np.stack([known.matched[one] for one in chosen])
+                answers, references = zip(*chosen, strict=True)
+                scores.add(setup, task, group, text.tallies(answers, references, matched))
     except ToolError as error:
         scores.note(f"no scores of text: {error}")
 
 
-def _tokens(
-    scores: Scores, setup: Setup, said: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[list[str], list[list[str]]]:
-    """Sentences as the protocol splits them."""
+def _words(scores: Scores, setup: Setup) -> Words:
+    """The answers that may be scored as text, as the protocol splits them."""
+    answers = list(dict.fromkeys(answer for answer, _ in scores.told))
+    references = list(dict.fromkeys(one for _, known in scores.told for one in known))
     if setup.protocol == "paper":
         if setup.word_map is None:
             raise ValueError("the paper protocol scores text on the ids of a word map")
         words = setup.word_map
         scores.tokens = "word map"
-        return [paper.answer_ids(one, words) for one in said], [
-            [paper.reference_ids(one, words) for one in known] for known in references
-        ]
-    flat = [*said, *(one for known in references for one in known)]
+        split = [paper.answer_ids(one, words) for one in answers]
+        split += [paper.reference_ids(one, words) for one in references]
+    else:
+        try:
+            split = java.ptb_tokens([*answers, *references])
+            scores.tokens = "ptb"
+        except ToolError as error:
+            scores.note(f"words are split by a simple rule instead of the PTB tokenizer: {error}")
+            split = [text.simple_tokens(one) for one in [*answers, *references]]
+            scores.tokens = "simple"
+    said = dict(zip(answers, split, strict=False))
+    known = dict(zip(references, split[len(answers) :], strict=True))
+    pairs = list(dict.fromkeys((said[one], tuple(known[each] for each in of)) for one, of in scores.told))
+    matched: dict[Said, Array] | None = None
     try:
-        tokens = java.ptb_tokens(flat)
-        scores.tokens = "ptb"
+        matched = dict(zip(pairs, java.meteor_rows(*zip(*pairs, strict=True)), strict=True))
     except ToolError as error:
-        scores.note(f"words are split by a simple rule instead of the PTB tokenizer: {error}")
-        tokens = [text.simple_tokens(one) for one in flat]
-        scores.tokens = "simple"
-    rest = iter(tokens[len(said) :])
-    return tokens[: len(said)], [[next(rest) for _ in known] for known in references]
+        scores.note(f"no METEOR and no S*m: {error}")
+    return Words(said, known, matched)
 
 
 def _change(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from deltavlm.config import shipped
@@ -33,6 +35,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenes = [(f"train_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(4)]
     write_chip_set(folder, "train", scenes)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in tests/training: several threads would wait for each other more than they compute."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
