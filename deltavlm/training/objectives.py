@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORED, DeltaVLM, Text
+from deltavlm.model.deltavlm import IGNORED, DeltaVLM, PairFeatures, Text
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.config import ASKING, Phase
 from deltavlm.training.losses import alike, contrastive_loss, density_loss, hardest, mask_loss
@@ -28,6 +28,7 @@ from deltavlm.training.sources import Batch
 from deltavlm.wording import normalise
 
 SHARED_WIDTH = 256  # in which pairs and captions are compared, as in BLIP-2
+ALARMS = 4  # false alarms along a side of a picture, about
 LOSSES = ("mask", "density", "words", "contrastive", "matching")  # what is added up; the rest is only told
 
 
@@ -121,7 +122,7 @@ class Learner(nn.Module):
             sums["mask"] = mask_loss(pair.mask_logits[: len(lesson.mask)], lesson.mask)
             sums["density"] = density_loss(pair.density[: len(lesson.mask)], lesson.density)
         if lesson.rows:
-            sums["words"] = self.phase.words * self.words(pair.tokens, lesson.rows)
+            sums["words"] = self.phase.words * self.words(self.fade(pair), lesson.rows)
         if lesson.caption is not None and lesson.group is not None:
             sums |= self.align(pair.tokens, lesson.caption, lesson.group, lesson.noise)
         return sums
@@ -136,6 +137,27 @@ class Learner(nn.Module):
                 told = told / (rows.labels != IGNORED).sum(dim=1).sqrt()
             weighed.append(told.sum())
         return torch.stack(weighed).sum()
+
+    def fade(self, pair: PairFeatures) -> Tensor:
+        """Tokens (B, T, D), of the share `faint` of the pairs with evidence as strange pictures give it:
+        masks less sure of themselves, leaning to one side, with smooth false alarms; counts too high or too
+        low. The answers stay what is true, so that words learn to read a faint mask too."""
+        if not self.phase.faint or not self.training or not self.evidence:
+            return pair.tokens
+        assert pair.mask_logits is not None
+        assert pair.density is not None
+        mask, density = pair.mask_logits.float(), pair.density.float()
+        pairs, classes, *shape = mask.shape
+        draw = torch.rand(4, pairs, 1, 1, 1, device=mask.device)
+        alarms = torch.randn(pairs, classes, ALARMS, ALARMS, device=mask.device)
+        faint = (0.4 + 0.6 * draw[1]) * mask
+        faint = faint + 0.7 * F.interpolate(alarms, size=shape, mode="bilinear")
+        faint[:, :1] += 3 * draw[2] - 1  # less or more of nothing
+        chosen = draw[0] < self.phase.faint
+        evidence = self.model.dense.evidence(  # type: ignore[union-attr]
+            torch.where(chosen, faint, mask), torch.where(chosen, density * 2 ** (2 * draw[3] - 1.2), density)
+        )
+        return torch.cat([pair.tokens[:, : -self.evidence], evidence.to(pair.tokens.dtype)], dim=1)
 
     def hide(self, tokens_RTD: Tensor, share: float) -> Tensor:
         """Difference tokens with some set to zero, of each row another part, from none to twice the share;

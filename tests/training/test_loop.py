@@ -39,6 +39,7 @@ PHASES = {
         far=0.5,
         toned=0.5,
         hidden=0.3,
+        faint=0.5,
         cut=0.05,
         turn_deg=9,
     ),
@@ -261,6 +262,25 @@ def test_hiding_spares_the_evidence_and_hides_the_share(codec: Codec) -> None:
     assert shares.mean().item() == pytest.approx(0.3, abs=0.08)
     assert shares.max() - shares.min() > 0.3  # of each row another part
     assert learner.eval().hide(tokens, 0.3) is tokens
+
+
+def test_fading_changes_the_evidence_of_its_share_of_the_pairs_alone(codec: Codec) -> None:
+    model = tiny_model(config=MODEL)
+    pictures = torch.randint(
+        0, 256, (2, 32, 3, TINY.vision.image_px, TINY.vision.image_px), dtype=torch.uint8
+    )
+    with torch.no_grad():
+        seen = model.encode_pair(*(model.vision.normalise(date) for date in pictures))
+        learner = Learner(model, MODEL, replace(PHASES["language"], faint=0.5)).train()
+        faded = learner.fade(seen)
+        every = Learner(model, MODEL, replace(PHASES["language"], faint=1.0)).train().fade(seen)
+    assert faded.shape == seen.tokens.shape
+    assert torch.equal(faded[:, :-10], seen.tokens[:, :-10])
+    moved = (faded[:, -10:] - seen.tokens[:, -10:]).abs().amax(dim=(1, 2)) > 1e-4
+    assert 6 <= int(moved.sum()) <= 26
+    assert ((every[:, -10:] - seen.tokens[:, -10:]).abs().amax(dim=(1, 2)) > 1e-4).all()
+    assert learner.eval().fade(seen) is seen.tokens
+    assert Learner(model, MODEL, PHASES["language"]).train().fade(seen) is seen.tokens
 
 
 def test_labels_are_the_answer_and_its_end(codec: Codec) -> None:
