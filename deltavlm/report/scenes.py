@@ -252,6 +252,10 @@ def _fitted_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> PixelGr
 def picked(scenes: Iterable[Scene], name: str) -> Scene:
     """The scene of that pair. Raises: InputError naming the nearest one there is."""
     by_name = {scene.name: scene for scene in scenes}
+    if list(by_name) == [""] and name:
+        raise InputError(
+            f"there is no pair {name!r}: the output is of one pair, without a name; leave it out"
+        )
     if name not in by_name:
         raise InputError(f"there is no pair {name!r} in the output{nearest(name, list(by_name)[:20])}")
     return by_name[name]

@@ -90,6 +90,9 @@ def test_many_pairs_come_most_changed_first(analyzed: Analyzed, scene: Scene, tm
     assert picked(scenes, "calm") is scenes[1]
     with pytest.raises(InputError, match="no pair 'clam' in the output; did you mean 'calm'"):
         picked(scenes, "clam")
+    alone = scenes_of(read_output(analyzed(*scene.args, to="alone.gpkg")))
+    with pytest.raises(InputError, match="no pair 'calm': the output is of one pair, without a name"):
+        picked(alone, "calm")
 
 
 @pytest.mark.parametrize(
