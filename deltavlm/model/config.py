@@ -150,7 +150,7 @@ class Running:
         """The configuration with these wishes in it. Raises: ConfigError where a model does not have them.
 
         A model that this project trained learnt its words from normalised questions and knows no others; one
-        that was made of published files (it has `sources`) has a language model that has read any text.
+        that was made of published files (its `sources` name them) has a language model that has read any text.
         """
         decoding, prompt = config.decoding, config.prompt
         if self.decode:
@@ -158,7 +158,8 @@ class Running:
         if self.beams:
             decoding = replace(decoding, beams=self.beams)
         if self.prompt_style:
-            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style] and not config.sources:
+            published = "language" in config.sources
+            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style] and not published:
                 raise ConfigError(
                     f"{config.name} was trained on normalised questions alone and never saw a capital letter;"
                     f" leave --prompt-style out"
