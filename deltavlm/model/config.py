@@ -150,7 +150,7 @@ class Running:
         """The configuration with these wishes in it. Raises: ConfigError where a model does not have them.
 
         A model that this project trained learnt its words from normalised questions and knows no others; one
-        that was made of published files (its `sources` name them) has a language model that has read any text.
+        that was made of published files (`sources` names them) has a language model that has read any text.
         """
         decoding, prompt = config.decoding, config.prompt
         if self.decode:
