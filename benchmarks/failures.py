@@ -47,9 +47,13 @@ def worst(replies: list[list[Reply]], facts: list[Facts], each: int) -> list[tup
     """What is wrong, and the numbers of the pairs; none stands twice."""
     numbers = range(len(facts))
     wrong = {
-        "a wrong yes": [(replies[i][1].score, i) for i in numbers if not facts[i].changed],
-        "a wrong no": [(1 - replies[i][1].score, i) for i in numbers if facts[i].changed],
-        "a wrong count": [(float(off(replies[i][2], facts[i])), i) for i in numbers],
+        "a wrong yes": [
+            (replies[i][1].score, i) for i in numbers if not facts[i].changed and replies[i][1].score >= 0.5
+        ],
+        "a wrong no": [
+            (1 - replies[i][1].score, i) for i in numbers if facts[i].changed and replies[i][1].score < 0.5
+        ],
+        "a wrong count": [(float(far), i) for i in numbers if (far := off(replies[i][2], facts[i]))],
         "a wrong caption": [
             (replies[i][0].score, i)
             for i in numbers

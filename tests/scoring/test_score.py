@@ -134,6 +134,26 @@ def test_cells_under_both_protocols() -> None:
     assert baseline["paper"]["jaccard"] == baseline["paper"]["f1"] == 0
 
 
+def test_java_is_started_once_for_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in all: to split words, and for METEOR; each answer with its own references."""
+    started: list[Sequence[str]] = []
+
+    def answered(arguments: Sequence[str], folder: object, lines: Sequence[str]) -> list[str]:
+        started.append(lines)
+        if "-stdio" in arguments:
+            return [" ".join(["1"] * java.METEOR_PARTS) for _ in lines]
+        return [line.lower() for line in lines]
+
+    monkeypatch.setattr(java, "_java", answered)
+    captions = pairs("caption", ("A house", SAME, True), (SAME, SAME, False))
+    found = scored([*captions, *pairs("open", ("yes", "yes", True))], ["caption", "open"])
+    assert [sorted(lines) for lines in started] == [
+        sorted(["A house", SAME, "yes", SAME, "yes"]),
+        sorted([f"SCORE ||| {SAME} ||| a house", f"SCORE ||| {SAME} ||| {SAME}", "SCORE ||| yes ||| yes"]),
+    ]
+    assert {"caption", "open"} <= {one.task for one in found.figures if one.metric == "meteor"}
+
+
 @pytest.mark.usefixtures("no_java")
 def test_text_without_java_has_a_note_and_the_rest() -> None:
     rows = pairs("caption", ("A house is built!", "a house is built .", True), (SAME, SAME + " .", False))
