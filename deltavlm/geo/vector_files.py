@@ -21,8 +21,6 @@ __all__ = ["VectorLayer", "layers_of", "read_layer"]
 
 KINDS = "GeoPackage, GeoJSON, FlatGeobuf, GeoParquet or a shapefile"
 PARQUET = b"PAR1"
-WHOLE_NUMBERS: Mapping[str, Any] = {"integer_object_nulls": True}
-"""Of Arrow's columns: an integer stays one where another row has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def _by_gdal(path: Path, layer: str | None, remedy: str) -> VectorLayer:
         raise InputError(f"{path}: has no layer with places in it; {remedy}")
     chosen = layer or names[0]
     told = (pyogrio.read_info(path, layer=chosen)["layer_metadata"] or {}).get("deltavlm")
-    frame = pyogrio.read_dataframe(path, layer=chosen, use_arrow=True, arrow_to_pandas_kwargs=WHOLE_NUMBERS)
+    frame = pyogrio.read_dataframe(path, layer=chosen, use_arrow=True)
     return VectorLayer(frame, json.loads(told) if told else None)
 
 
@@ -97,7 +95,7 @@ def _parquet(path: Path) -> VectorLayer:
     import pyarrow.parquet as pq
 
     told = (pq.read_schema(path).metadata or {}).get(b"deltavlm")
-    frame = geopandas.read_parquet(path, to_pandas_kwargs=WHOLE_NUMBERS)
+    frame = geopandas.read_parquet(path)
     return VectorLayer(frame, json.loads(told) if told else None)
 
 
