@@ -257,7 +257,7 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
         allow_vrt=options.allow_vrt,
     )
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings())
+        stack.enter_context(gdal_settings(pair.before, pair.after))
         before, after = (
             stack.enter_context(opened(path, bands=bands))
             for path, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))

@@ -20,8 +20,8 @@ from deltavlm.geo.view import Raw, View
 
 __all__ = ["read_chips"]
 
-STRIP_BYTES = 48 * 2**20
-"""Of one date, as the file has it: 2048 rows of an RGB raster 8192 px wide, 512 of one 32,768 px wide."""
+STRIP_BYTES = 32 * 2**20
+"""Of one date, as the file has it: 1,365 rows of an RGB raster 8192 px wide, 512 of one 21,845 px wide."""
 MOST_BYTES = 128 * 2**20  # of one date, where a single row of chips or of blocks takes more
 STRIP_ROWS = 2048  # so that narrow rasters, too, are answered while they are read
 SPARSE = 0.5  # a smaller share of a strip is read chip by chip

@@ -124,7 +124,7 @@ class Here:
 
     @property
     def ahead(self) -> int:
-        return 1 + self.model.lanes
+        return 2 if self.model.lanes == 1 else 1  # then one more waits before its lane
 
     def looks(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""

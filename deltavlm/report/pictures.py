@@ -97,7 +97,7 @@ def opened(scene: Scene, opening: Opening, beside: Path) -> Iterator[Seen]:
         for date, given in ((scene.before, opening.before), (scene.after, opening.after))
     ]
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings())
+        stack.enter_context(gdal_settings(*map(str, places)))
         sources = []
         for place, date in zip(places, (scene.before, scene.after), strict=True):
             try:
