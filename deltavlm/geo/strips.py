@@ -165,6 +165,8 @@ class _Band:
         kept = 0
         if self.room is not None and (held.col_off, held.width) == (col, width) and held.row_off <= top:
             kept = max(0, held.row_off + held.height - top)
+            if kept >= height:
+                return  # where it is: to move rows within a room takes a copy of them
         self.held = NOTHING  # until the rest is there
         room = self._room_for(bottom - top, width, kept, top - held.row_off)
         if top + kept < bottom:

@@ -213,6 +213,25 @@ def test_no_row_of_blocks_is_decoded_twice(
         assert edge == ROWS
 
 
+def test_rows_that_are_there_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two rows of chips: the second row of chips is cut from what the first one needed."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 0)
+    moves: list[int] = []
+    own = strips._Band._room_for
+
+    def noted(band: strips._Band, rows: int, cols: int, kept: int, start: int) -> Raw:
+        moves.append(kept)
+        return own(band, rows, cols, kept, start)
+
+    monkeypatch.setattr(strips._Band, "_room_for", noted)
+    before, after, _ = plain(tmp_path, **TILES)
+    with opened(before, after) as reader:
+        rows = reader.grid(SIZE).rows
+        assert sum(1 for _ in read_chips(reader, reader.grid(SIZE))) == rows * reader.grid(SIZE).cols
+    assert moves == [0] * 2 * -(-ROWS // 64)
+    assert len(moves) < 2 * rows
+
+
 def test_what_is_not_wanted_is_not_read(tmp_path: Path, windows: dict[str, list[Window]]) -> None:
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
