@@ -1,10 +1,10 @@
 # The shipped nano from nothing: scenes by seed, training, scores, packing. Hours on two cores; REAL=FOLDER of
-# real pairs adds their scores.
+# real pairs adds their scores. SET="--set key=value ..." changes the recipe, for a short try.
 RUN ?= runs/nano
 SCENES ?= 300
 
 .PHONY: nano
 nano:
-	python -m deltacli train configs/train_nano.yaml -o $(RUN)
+	python -m deltacli train configs/train_nano.yaml -o $(RUN) $(SET)
 	python benchmarks/nano_scores.py --model $(RUN)/model --scenes $(SCENES) $(if $(REAL),--real $(REAL)) --json $(RUN)/scores.json
 	python benchmarks/pack_nano.py $(RUN)
