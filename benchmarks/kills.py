@@ -67,7 +67,7 @@ class Count:
     outputs: int = 0
     different: int = 0
     lost: int = 0  # chips that were written down, and not there when the run was gone on with
-    left: int = 0  # files beside an output, once it was there
+    left: int = 0  # files beside an output, once it was there, but for its style
 
 
 def start(out: Path, more: list[str]) -> subprocess.Popen[str]:
@@ -115,7 +115,7 @@ def one_output(out: Path, whole: Any, more: list[str], rng: random.Random, kills
         count.outputs += 1
         count.different += content(out) != whole
         if process.returncode == 0:
-            count.left += len(list(out.parent.iterdir())) - 1
+            count.left += len({*out.parent.iterdir()} - {out, out.with_suffix(".qml")})
         for path in out.parent.iterdir():
             path.unlink()
         return
