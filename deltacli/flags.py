@@ -115,7 +115,15 @@ class ModelFlags:
     ] = "auto"
     threads: Annotated[
         int | None,
-        flag("--threads", panel=ASK, metavar="N", min=1, show_default="all cores", help="CPU threads."),
+        flag(
+            "--threads",
+            panel=ASK,
+            metavar="N",
+            min=1,
+            max=1024,
+            show_default="all cores",
+            help="CPU threads.",
+        ),
     ] = None
     dtype: options.Dtype = "auto"
     decode: options.Decode = "auto"

@@ -29,6 +29,7 @@ def analyze_into_folder(
     found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, target: str
 ) -> None:
     """An output for each pair; those that are there are left as they are, unless they are to be replaced."""
+    from deltavlm.pipeline.journal import journal_path
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.pairs import file_names
 
@@ -40,6 +41,12 @@ def analyze_into_folder(
     there = len(found.pairs) - len(left)
     if there:
         voice.say(f"{counted(there, 'output')} in {folder} there already; --overwrite makes them anew")
+    holes = [one.id for one in found.pairs if one not in left and journal_path(paths[one.id]).exists()]
+    if holes:
+        some = f"{', '.join(holes[:3])}{', ...' if len(holes) > 3 else ''}"
+        voice.warn(
+            f"chips failed in {counted(len(holes), 'output')} ({some}); --retry-failed asks them again"
+        )
     rasters = wanted.masks.folders()
     for one in (folder, *map(Path, rasters.values())):
         try:

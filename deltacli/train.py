@@ -55,7 +55,15 @@ def train(
     ] = False,
     threads: Annotated[
         int | None,
-        flag("--threads", panel=RUN, metavar="N", min=1, show_default="all cores", help="CPU threads."),
+        flag(
+            "--threads",
+            panel=RUN,
+            metavar="N",
+            min=1,
+            max=1024,
+            show_default="all cores",
+            help="CPU threads.",
+        ),
     ] = None,
     print_config: Annotated[
         bool, flag("--print-config", panel=OUTPUT, help="Print the whole configuration as YAML, and stop.")

@@ -116,7 +116,10 @@ def _connected(place: str) -> Iterator[None]:
         detail = str(error).strip().partition("\n")[0].rstrip(".:")
         if place == LOCAL:
             raise ToolError(f"Ray cannot be started here ({detail}); --engine local needs none") from error
-        raise ConfigError(f"--ray-address {place}: no cluster there ({detail}); is it started?") from error
+        raise ConfigError(
+            f"--ray-address {place}: no cluster answers ({detail}); is it started, "
+            "and has this machine its token (RAY_AUTH_MODE)?"
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends without cleaning up

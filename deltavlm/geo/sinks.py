@@ -72,6 +72,8 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
     if path.suffix.lower() not in suffixes:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file in it, for example {path / 'changes.gpkg'}")
         raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")

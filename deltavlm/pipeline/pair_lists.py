@@ -27,6 +27,7 @@ from deltavlm.pipeline.pairs import Pair, PairList, named
 __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
 
 COLUMNS = ("before", "after", "id", "date", "before_date", "after_date", "aoi")
+ALIAS = "pair_id"  # what outputs call the id
 _NEEDED = ("before", "after")
 _DELIMITERS = ",;\t"
 _LONGEST_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
@@ -68,8 +69,8 @@ def parse_pairs(text: str, source: str, folder: Path) -> PairList:
     rows = list(_json_rows(text, source) if text.lstrip()[0] in "{[" else _csv_rows(text, source))
     pairs = [_pair(row, folder) for row in rows]
     if not pairs:
-        raise InputError(f"{source}: holds no pairs behind its header; write a line for each")
-    extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in COLUMNS)
+        raise InputError(f"{source}: holds no pairs; give a line or an item for each")
+    extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in (*COLUMNS, ALIAS))
     notes = (f"{source}: not used: {', '.join(extra)}",) if extra else ()
     unit = "items" if ", item " in rows[0].where else "lines"
     return PairList(named(pairs, f"{source}, {unit}"), source, notes)
@@ -196,7 +197,7 @@ def _pair(row: _Row, folder: Path) -> Pair:
         name: checked_date(texts[name], f"{row.where}, {name}") for name in COLUMNS if name.endswith("date")
     }
     return Pair(
-        texts["id"] or "",
+        texts["id"] or _text(row.values.get(ALIAS), f"{row.where}, {ALIAS}") or "",
         _located(texts["before"] or "", folder),
         _located(texts["after"] or "", folder),
         dates["before_date"],

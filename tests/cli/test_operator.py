@@ -12,6 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import pyogrio
 import pytest
 
 from deltacli import monitor as of_monitor
@@ -19,11 +20,15 @@ from deltacli.exposition import Metric, exposition
 from tests.cli.conftest import ROOT, Run, program
 from tests.cli.test_pairs import write_pairs
 from tests.conftest import Scene
-from tests.rasters import noise, write_raster
+from tests.rasters import noise, spoil, write_raster
 from tests.scripted_model import ScriptedModel
 
 SMALL = ("--chip-size", 32, "--batch-size", 2)
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:\\.|[^"\\\n])*",?)+)\})? (\S+)')
+
+
+def statuses(output: Path) -> list[str]:
+    return list(pyogrio.read_dataframe(output, layer="chips", read_geometry=False)["status"])
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
@@ -235,6 +240,9 @@ def test_the_script_of_the_cron_page(tmp_path: Path, stranger: bool) -> None:
         (place / date).mkdir(parents=True)
         write_raster(place / date / "fine.tif", noise(3, 256, 256))
         (place / date / "broken.tif").write_bytes(b"")
+        tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+        write_raster(place / date / "half.tif", noise(3, 256, 512), **tiles)
+    spoil(place / "after" / "half.tif", [(0, 1)])  # as if it were still being copied
     start = f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     if stranger:
         start += "import pwd\ndef unknown(*_): raise KeyError('uid not found')\npwd.getpwuid = unknown\n"
@@ -266,14 +274,17 @@ def test_the_script_of_the_cron_page(tmp_path: Path, stranger: bool) -> None:
     if stranger:
         return
     assert (place / "each" / "fine.gpkg").exists()
+    assert statuses(place / "each" / "half.gpkg") == ["answered", "unreadable"]
     for date in ("before", "after"):
         write_raster(place / date / "broken.tif", noise(3, 256, 256))
+    shutil.copyfile(place / "before" / "half.tif", place / "after" / "half.tif")
     fcntl = pytest.importorskip("fcntl")
     with (place / ".nightly.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert night() == (0, "")
     assert not (place / "each" / "broken.gpkg").exists()
     assert night() == (0, "")
-    assert {path.name for path in (place / "each").iterdir()} == {"fine.gpkg", "broken.gpkg"}
+    assert {path.name for path in (place / "each").iterdir()} == {"fine.gpkg", "broken.gpkg", "half.gpkg"}
+    assert statuses(place / "each" / "half.gpkg") == ["answered", "answered"]
     (log,) = [path for path in (place / "log").iterdir() if "there already" in path.read_text()]
     assert objects(log.read_text())

@@ -299,6 +299,11 @@ def test_each_pair_into_a_folder(run: Run, model: ScriptedModel, tmp_path: Path)
     result = run(*args)  # only what is not there yet
     assert result.exit_code == 3
     assert "3 outputs in each there already" in result.stderr
+    assert "chips failed in" not in result.stderr
+    left = Path("each/p0.gpkg.journal.jsonl")  # it stays where chips failed
+    left.touch()
+    assert "Warning: chips failed in 1 output (p0); --retry-failed asks" in run(*args).stderr
+    left.unlink()
     assert model.batches == []
     write_pairs(tmp_path / "data", 4)
     assert run("analyze", "--pairs", pairs, "-o", "each", *SMALL).exit_code == 0  # it is a folder

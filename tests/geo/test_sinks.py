@@ -355,6 +355,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         there: "exists already; add --overwrite",
         tmp_path / "folder.gpkg": "is a folder",
         tmp_path / "a!b" / "out.gpkg": "a ! in its name",
+        tmp_path: "is a folder; name a file in it",
         tmp_path / "out.shp": r"suffix '\.shp' is not one of \.gpkg, ",
         tmp_path / "out": "suffix ''",
         tmp_path / "no" / "such" / "out.gpkg": "there is no folder",

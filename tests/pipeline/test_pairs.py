@@ -50,6 +50,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
     texts = [
         csv,
         csv.replace(";", "\t"),
+        csv.replace(";id;", ";pair_id;"),
         json.dumps(line | {"aoi": shape}) + "\n",
         json.dumps(line | {"aoi": json.dumps(shape)}, indent=1),
         json.dumps({"type": "FeatureCollection", "features": [item]}, indent=1),
@@ -68,7 +69,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "holds no pairs"),
-        ("before,after\n", "no pairs behind its header"),
+        ("before,after\n", "holds no pairs; give a line or an item"),
         ("befor,after\na,b\n", "line 1: there is no column 'before'; is 'befor' meant?"),
         ("before,after,after\na,b,c\n", "two columns 'after'"),
         ("before,after\na,b\na\n", "line 3, after: is empty"),
