@@ -41,7 +41,8 @@ def analyze_into_folder(
     there = len(found.pairs) - len(left)
     if there:
         voice.say(f"{counted(there, 'output')} in {folder} there already; --overwrite makes them anew")
-    holes = [one.id for one in found.pairs if one not in left and journal_path(paths[one.id]).exists()]
+    to_ask = {pair.id for pair in left}
+    holes = [id_ for id_, path in paths.items() if id_ not in to_ask and journal_path(path).exists()]
     if holes:
         some = f"{', '.join(holes[:3])}{', ...' if len(holes) > 3 else ''}"
         voice.warn(
