@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 
 from deltacli import options, values
 from deltacli.console import voice
-from deltacli.options import ASK, CHIPS, OUTPUT, RASTERS, flag
+from deltacli.options import ASK, CHIPS, OUTPUT, RASTERS, flag, threads_flag
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ReadOptions
@@ -113,18 +113,7 @@ class ModelFlags:
     device: Annotated[
         str, flag("--device", panel=ASK, metavar="auto|cpu|cuda|mps", help="Where it runs.")
     ] = "auto"
-    threads: Annotated[
-        int | None,
-        flag(
-            "--threads",
-            panel=ASK,
-            metavar="N",
-            min=1,
-            max=1024,
-            show_default="all cores",
-            help="CPU threads.",
-        ),
-    ] = None
+    threads: Annotated[int | None, threads_flag(ASK)] = None
     dtype: options.Dtype = "auto"
     decode: options.Decode = "auto"
     beams: options.Beams = None

@@ -26,6 +26,13 @@ def flag(*names: str, panel: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, show_envvar=False, **settings)
 
 
+def threads_flag(panel: str) -> Any:
+    """`--threads`. More than any machine has are a slip, which torch answers with a riddle."""
+    return flag(
+        "--threads", panel=panel, metavar="N", min=1, max=1024, show_default="all cores", help="CPU threads."
+    )
+
+
 # What the global flags do as soon as they are read
 
 

@@ -14,7 +14,7 @@ import typer
 from deltacli import options
 from deltacli.console import duration, voice
 from deltacli.flags import TalkFlags, grouped
-from deltacli.options import OUTPUT, flag
+from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,18 +53,7 @@ def train(
     resume: Annotated[
         bool, flag("--resume", panel=RUN, help="Go on with the run in DIR; it ends as if it had not stopped.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        flag(
-            "--threads",
-            panel=RUN,
-            metavar="N",
-            min=1,
-            max=1024,
-            show_default="all cores",
-            help="CPU threads.",
-        ),
-    ] = None,
+    threads: Annotated[int | None, threads_flag(RUN)] = None,
     print_config: Annotated[
         bool, flag("--print-config", panel=OUTPUT, help="Print the whole configuration as YAML, and stop.")
     ] = False,

@@ -70,7 +70,7 @@ def gdal_settings(*locations: str) -> rasterio.Env:
         # a large window is warped in the same blocks as a small one, so that both have the same pixels
         "GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO",
     }
-    if any(map(is_remote, locations)):  # half the requests; local files are slower by it, and take 25 MB each
+    if any(map(is_remote, locations)):  # half the requests; local files are slower by it, and take 27 MB each
         settings["VSI_CACHE"] = "TRUE"
     return rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ})
 

@@ -185,6 +185,7 @@ def test_quantize_without_its_library(
         (["--device", "gpu"], ("--device", "'gpu'", "cpu")),
         (["--device", "cuda:x"], ("--device", "'cuda:x'")),
         (["--chip-size", "3"], ("--chip-size", "3")),
+        (["--threads", "100000"], ("--threads", "1024", "100000")),
         (["--chip-size", "many"], ("--chip-size", "many")),
         (["--overlap", "256"], ("--overlap", "256")),
         (["--overlap", "8", "--stride", "8"], ("--stride", "--overlap")),
