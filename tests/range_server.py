@@ -22,7 +22,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, *, with_body: bool) -> None:
         wanted = self.headers.get("Range", "")
-        print(self.command, self.path, wanted or "whole", file=sys.stderr, flush=True)
+        # in one piece: requests come side by side, and print() writes word by word
+        sys.stderr.write(f"{self.command} {self.path} {wanted or 'whole'}\n")
         path = Path(sys.argv[1], self.path.partition("?")[0].lstrip("/"))
         content = path.read_bytes() if path.is_file() else None
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
