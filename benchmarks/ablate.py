@@ -87,6 +87,8 @@ def main() -> None:
     ask.add_argument("--scenes", type=int, default=200, help="held-out made scenes")
     ask.add_argument("--real", type=Path, help="folder of real pairs")
     args = ask.parse_args()
+    if args.scenes < 2:
+        ask.error("--scenes: give at least 2")
     model = load_model(args.model, device="cpu")
     if not isinstance(model, Predictor) or model.config.dense is None or not model.config.dense.evidence:
         sys.exit(f"{args.model} has no dense head whose evidence could be closed; try nano")
