@@ -45,10 +45,16 @@ def save(
         if stored(name, tied=config.language.tied)
     }
     scratch = folder / f".{WEIGHTS}.tmp"
-    save_file(small, scratch, metadata=dict(provenance))
+    save_file(small, scratch, metadata=header(provenance))
     scratch.chmod(0o644)  # the library leaves it to the owner alone
     scratch.replace(folder / WEIGHTS)
     save_config(folder, config)
+
+
+def header(provenance: Mapping[str, str]) -> dict[str, str]:
+    """A safetensors header's free part. One key, because the library writes several in any order, and equal
+    checkpoints would not be equal files, nor have one fingerprint."""
+    return {"deltavlm": json.dumps(dict(provenance), sort_keys=True)}
 
 
 def save_config(folder: Path, config: DeltaVLMConfig) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import deltavlm
@@ -103,6 +104,22 @@ def test_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     a, b, c = (checkpoint.fingerprint(tmp_path / name) for name in "abc")
     assert a == b != c
     assert len(a) == 16
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
+    made = {
+        "commit": "abc",
+        "command": "deltavlm train",
+        "steps": "all 3",
+        "trained_on": "scenes",
+        "by": "us",
+    }
+    for name in "abcd":
+        weights = {"projection.bias": torch.ones(3), "difference.context2.bias": torch.zeros(2)}
+        checkpoint.save(tmp_path / name, TINY, weights, provenance=made)
+    assert len({(tmp_path / name / WEIGHTS).read_bytes() for name in "abcd"}) == 1
+    with safe_open(tmp_path / "a" / WEIGHTS, framework="pt") as file:
+        assert json.loads(file.metadata()["deltavlm"]) == made
 
 
 def test_pickles_are_never_loaded_without_weights_only() -> None:
