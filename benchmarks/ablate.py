@@ -30,12 +30,6 @@ from deltavlm.model.interface import Pixels  # noqa: E402
 from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
 from deltavlm.training.evaluate import said_and_true, scores  # noqa: E402
 
-EVIDENCE = 10  # tokens of the dense head, behind the difference tokens
-CLOSED = {
-    "nothing: as it ships": slice(0),
-    "difference tokens": slice(0, -EVIDENCE),
-    "evidence": slice(-EVIDENCE, None),
-}
 MEASURES = (
     "yes_no_accuracy",
     "yes_no_auc",
@@ -92,11 +86,17 @@ def main() -> None:
     model = load_model(args.model, device="cpu")
     if not isinstance(model, Predictor) or model.config.dense is None or not model.config.dense.evidence:
         sys.exit(f"{args.model} has no dense head whose evidence could be closed; try nano")
+    evidence = model.config.dense.evidence_tokens  # behind the difference tokens
+    closed = {
+        "nothing: as it ships": slice(0),
+        "difference tokens": slice(0, -evidence),
+        "evidence": slice(-evidence, None),
+    }
     table = Table()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
         draw_cache(cache, args.scenes, seed=TEST_SEED)
-        for name, tokens in CLOSED.items():
+        for name, tokens in closed.items():
             table.row({"closed": name, **row(Closed(**vars(model), tokens=tokens), cache, args.real)})
         with without_difference(model):
             table.row({"closed": "no difference module", **row(model, cache, args.real)})

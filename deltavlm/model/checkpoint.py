@@ -5,6 +5,7 @@ Loading is strict. A missing or an unexpected key, or a wrong shape, is an error
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -36,8 +37,6 @@ def save(
     folder: Path, config: DeltaVLMConfig, weights: Mapping[str, Tensor], *, provenance: Mapping[str, str]
 ) -> None:
     """Writes configuration and weights (float tensors as fp16); each file is whole or not there."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     small = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
@@ -45,16 +44,25 @@ def save(
         if stored(name, tied=config.language.tied)
     }
     scratch = folder / f".{WEIGHTS}.tmp"
-    save_file(small, scratch, metadata=header(provenance))
-    scratch.chmod(0o644)  # the library leaves it to the owner alone
+    write_tensors(scratch, small, provenance)
     scratch.replace(folder / WEIGHTS)
     save_config(folder, config)
 
 
-def header(provenance: Mapping[str, str]) -> dict[str, str]:
-    """A safetensors header's free part. One key, because the library writes several in any order, and equal
-    checkpoints would not be equal files, nor have one fingerprint."""
-    return {"deltavlm": json.dumps(dict(provenance), sort_keys=True)}
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
+    """A safetensors file of contiguous tensors that share no memory; the same bytes for the same tensors and
+    provenance. Raises: OSError.
+
+    Of the header's free part one key is written, because the library writes several in any order.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={"deltavlm": json.dumps(dict(provenance), sort_keys=True)})
+    except SafetensorError as error:  # a full disk too
+        raise OSError(errno.ENOSPC, str(error)) from error
+    path.chmod(0o644)  # the library leaves it to the owner alone
 
 
 def save_config(folder: Path, config: DeltaVLMConfig) -> None:

@@ -62,6 +62,11 @@ class DenseConfig:
     evidence: bool = True  # hand cell and scene totals to the Q-Former as ten more tokens
     count_basis: int = 16  # numbers 0..15 that a count is spread over in the evidence
 
+    @property
+    def evidence_tokens(self) -> int:
+        """The nine cells and the whole."""
+        return 10 if self.evidence else 0
+
 
 @dataclass(frozen=True, slots=True)
 class QFormerConfig:

@@ -55,7 +55,9 @@ class DenseHead(nn.Module):
         if config.evidence:
             facts = 2 * classes + counted * config.count_basis
             self.totals = nn.Linear(facts, width)
-            self.place = nn.Parameter(torch.randn(10, width) * 0.5)  # as loud as the facts
+            self.place = nn.Parameter(
+                torch.randn(config.evidence_tokens, width) * 0.5
+            )  # as loud as the facts
             self.norm = nn.LayerNorm(width)
 
     def forward(self, patches_BN2D: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.phase = model, phase
         self.heads = Align(config.qformer.hidden) if phase.part == "align" else None
-        self.evidence = 10 if config.dense and config.dense.evidence else 0  # tokens of it, the last ones
+        self.evidence = config.dense.evidence_tokens if config.dense else 0  # the last ones
 
     def forward(self, lesson: Lesson) -> dict[str, Tensor]:
         look = self.model.vision.normalise

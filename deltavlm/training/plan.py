@@ -69,7 +69,7 @@ def plan(config: TrainConfig, say: Callable[[str], None] = lambda text: None) ->
 def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
     vision = model.vision
     tokens = 2 * (vision.grid**2 + vision.prefix_tokens)
-    tokens += 10 if model.dense and model.dense.evidence else 0
+    tokens += model.dense.evidence_tokens if model.dense else 0
     return {
         "name": model.name,
         "start": config.start or "fresh weights",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError, OutputError
 from deltavlm.model import checkpoint
-from deltavlm.model.checkpoint import header, linked_name
+from deltavlm.model.checkpoint import linked_name, write_tensors
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, WEIGHTS
@@ -203,13 +203,5 @@ def parts(folder: Path) -> Iterable[dict[str, Tensor]]:
 
 def save(path: Path, weights: Mapping[str, Tensor], made: Mapping[str, str]) -> None:
     """A safetensors file. Raises: OSError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(
-            {n: t.detach().contiguous().clone() for n, t in weights.items()}, path, metadata=header(made)
-        )
-        path.chmod(0o644)  # the library leaves it to the owner alone
-    except SafetensorError as error:
-        raise OSError(28, str(error)) from error
+    alone = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
+    write_tensors(path, alone, made)

@@ -122,6 +122,11 @@ def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["deltavlm"]) == made
 
 
+def test_weights_that_cannot_be_written_are_an_error_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory"):
+        checkpoint.write_tensors(tmp_path / "gone" / WEIGHTS, {"bias": torch.ones(3)}, {})
+
+
 def test_pickles_are_never_loaded_without_weights_only() -> None:
     """Every call of torch.load in the package says weights_only=True."""
     for path in Path(deltavlm.__file__).parent.rglob("*.py"):
