@@ -109,8 +109,8 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
     monitor.begin(target, dry_run=out.dry_run)
     read, run = wanted.check(target)
 
+    from deltavlm.files import lock
     from deltavlm.geo.pair import RasterPair, open_pair
-    from deltavlm.locks import locked
 
     path = None if target == "-" else Path(target)
     wanted.check_file(path, target)
@@ -132,7 +132,7 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
             show_plan(plan, as_json=wanted.json_summary, on_stdout=path is not None)
             return
         with (
-            nullcontext() if path is None else locked(path),
+            nullcontext() if path is None else lock(path),
             extras.locked(),
             wanted.started() as (engine, load_s),
         ):

@@ -75,7 +75,7 @@ def chat(
 
     /help lists the commands. With a pipe on stdin a line in is a question, and a line out its answer.
     """
-    from deltavlm.locks import locked
+    from deltavlm.files import lock
     from deltavlm.pipeline.asking import Conversation, continued, look, read_session
 
     earlier = [] if go_on is None else read_session(go_on)
@@ -101,7 +101,7 @@ def chat(
             voice.warn(f"the conversation was with {earlier[-1]['model']}")
         conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
         with (
-            nullcontext() if kept is None else locked(kept),
+            nullcontext() if kept is None else lock(kept),
             _stream(kept, afresh=kept != go_on) as stream,
         ):
             if stream is not None and kept != go_on:

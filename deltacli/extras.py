@@ -70,11 +70,11 @@ class Extras:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one run at a time writes them. Raises: OutputError."""
-        from deltavlm.locks import locked
+        from deltavlm.files import lock
 
         with ExitStack() as stack:
             for path in self.paths:
-                stack.enter_context(locked(path))
+                stack.enter_context(lock(path))
             yield
 
 

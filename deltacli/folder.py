@@ -83,8 +83,8 @@ def _each(
     run: AnalyzeOptions,
     engine: Engine,
 ) -> Run:
+    from deltavlm.files import lock
     from deltavlm.geo.sinks import check_output
-    from deltavlm.locks import locked
     from deltavlm.pipeline.many import Outcome, PairRecord, Run, logged_notes, opened_pair
 
     done, told, started = Run(), set[str](), time.monotonic()
@@ -109,7 +109,7 @@ def _each(
                 extras = wanted.masks.extras(path, wanted.out.layer, path.stem)
                 check_output(path, wanted.replaced)
                 extras.check(wanted.replaced, (pair.before, pair.after))
-                with locked(path), extras.locked(), opened_pair(pair, read) as reader:
+                with lock(path), extras.locked(), opened_pair(pair, read) as reader:
                     logged_notes(pair, reader, engine.model, run, told)
                     part = run if run.limit is None else replace(run, limit=run.limit - seen)
                     summary = answered_pair(reader, engine, wanted, part, path, watch, pair, extras)

@@ -82,12 +82,12 @@ def _analyze_into_one(
 ) -> None:
     from contextlib import nullcontext
 
-    from deltavlm.locks import locked
+    from deltavlm.files import lock
 
     path = None if target == "-" else Path(target)
     extras = wanted.masks.extras(path, wanted.out.layer)
     with (
-        nullcontext() if path is None else locked(path),
+        nullcontext() if path is None else lock(path),
         extras.locked(),
         wanted.started() as (engine, load_s),
     ):

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LEAVES = frozenset(
-    {"deltavlm", "errors", "config", "wording", "locks"}
+    {"deltavlm", "errors", "config", "wording", "files"}
 )  # deltavlm: the package's own __init__, the version
 
 #: part of the house -> parts of deltavlm that it may import (itself is always allowed)
@@ -27,7 +27,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset({"deltavlm"}),
     "config": frozenset({"deltavlm", "errors"}),
     "wording": frozenset({"deltavlm", "errors"}),
-    "locks": frozenset({"errors"}),
+    "files": frozenset({"errors"}),
     "hub": frozenset({"errors"}),
     "geo": LEAVES,
     "model": LEAVES,
@@ -77,7 +77,7 @@ TERMINAL = frozenset({"typer", "rich", "click"})
 #: part of the house -> third-party packages that never appear in it
 FORBIDDEN: dict[str, frozenset[str]] = {
     "deltavlm": GROUND | TORCH | TERMINAL,
-    "locks": GROUND | TORCH | TERMINAL,
+    "files": GROUND | TORCH | TERMINAL,
     "hub": GROUND | TERMINAL,
     "errors": GROUND | TORCH | TERMINAL,
     "config": GROUND | TORCH | TERMINAL,

@@ -23,10 +23,10 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from deltavlm.errors import OutputError, WriteError
+from deltavlm.files import fsync_folder, scratch_name
 from deltavlm.geo.alignment import PixelGrid
 from deltavlm.geo.grid import Window
 from deltavlm.geo.sinks import check_output
-from deltavlm.locks import sync_folder, unfinished_name
 
 __all__ = ["COG_SUFFIXES", "Cog", "Look", "check_cog", "open_cog"]
 
@@ -87,7 +87,7 @@ class Cog:
         check_cog(self.path, overwrite)  # hours may have passed
         with self._translated():
             self.whole.replace(self.path.resolve() if self.path.is_symlink() else self.path)
-            sync_folder(self.whole.parent)
+            fsync_folder(self.whole.parent)
 
     def _check(self) -> None:
         """GDAL says nothing of a disk that is full when it closes a file. Raises: OSError."""
@@ -132,7 +132,7 @@ def open_cog(path: Path, grid: PixelGrid, look: Look, tags: Mapping[str, str]) -
     Raises: WriteError.
     """
     target = path.resolve() if path.is_symlink() else path
-    part, whole = (target.with_name(unfinished_name(path)) for _ in range(2))
+    part, whole = (target.with_name(scratch_name(path)) for _ in range(2))
     cog = Cog(path, part, whole, None, look)
     try:
         with cog._translated():

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from deltavlm.errors import OutputError, WriteError
+from deltavlm.files import fsync_folder, scratch_name
 from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.geojson import FeatureCollection, FeatureLines, Put, to_lonlat
 from deltavlm.geo.geopackage import companions, is_open_elsewhere, settle, write_geopackage
 from deltavlm.geo.qml import MADE_HERE
 from deltavlm.geo.styles import layer_style
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
-from deltavlm.locks import sync_folder, unfinished_name
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -215,7 +215,7 @@ def _whole(
 ) -> Iterator[Path]:
     """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
     target = _followed(path)
-    part = target.with_name(unfinished_name(path))
+    part = target.with_name(scratch_name(path))
     try:
         yield part
         with _translated(path):
@@ -231,7 +231,7 @@ def _whole(
                 raise OutputError(f"{error}; the results are in {kept}") from error
             with _style_beside(path, style):
                 part.replace(target)
-            sync_folder(target.parent)
+            fsync_folder(target.parent)
     finally:
         for left in (part, *companions(part)):
             left.unlink(missing_ok=True)
@@ -244,7 +244,7 @@ def _style_beside(output: Path, style: str | None) -> Iterator[None]:
     if style is None or not _is_free(path):
         yield
         return
-    part = path.with_name(unfinished_name(output))
+    part = path.with_name(scratch_name(output))
     try:
         part.write_text(style, encoding="utf-8")
         yield

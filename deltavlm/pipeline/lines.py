@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.locks import sync_folder
+from deltavlm.files import fsync_folder
 from deltavlm.pipeline.sidecar import Sidecar, Ticket, sidecar_path
 
 __all__ = ["PLACING", "Lines", "being_placed", "differences", "open_lines"]
@@ -141,7 +141,7 @@ def open_lines(
                 new.write(json.dumps(told).encode() + b"\n")
                 new.flush()
                 os.fsync(new.fileno())
-            sync_folder(path.parent)
+            fsync_folder(path.parent)
         stream = path.open("rb+")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.locks import locked
+from deltavlm.files import lock
 from deltavlm.scoring.predictions import Prediction, read_predictions
 
 __all__ = ["Answers", "keep_answers"]
@@ -57,7 +57,7 @@ def keep_answers(path: Path | None, run: str, model: str, afresh: bool) -> Itera
     if path is None:
         yield Answers(run, model)
         return
-    with locked(path):
+    with lock(path):
         yield from _kept(path, run, model, afresh)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm.locks import locked
+from deltavlm.files import lock
 from deltavlm.model.interface import Question, Reply
 from tests.cli.conftest import Run, one_line, program
 from tests.conftest import Scene
@@ -138,7 +138,7 @@ def test_after_a_piped_at_that_failed_nothing_is_answered(run: Run, scene: Scene
 
 def test_two_conversations_do_not_write_one_file(run: Run, scene: Scene) -> None:
     run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
-    with locked(Path("talk.jsonl")):
+    with lock(Path("talk.jsonl")):
         result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("2?"))
     assert result.exit_code == 2
     assert "another run is writing it" in result.stderr.splitlines()[-1]

@@ -13,7 +13,7 @@ import pytest
 from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.examples import read_set
 from deltavlm.data.synthetic import make_scene
-from deltavlm.locks import locked
+from deltavlm.files import lock
 from tests.cli.conftest import Run, one_line
 from tests.scripted_model import ScriptedModel
 
@@ -352,7 +352,7 @@ def test_a_set_that_is_half_broken_is_scored_and_told(run: Run, pictured: Path, 
 
 def test_two_runs_do_not_write_one_report(run: Run, pictured: Path) -> None:
     args = ("eval", pictured, "-o", "report.json", "--tasks", "count")
-    with locked(Path("report.predictions.jsonl")):
+    with lock(Path("report.predictions.jsonl")):
         result = run(*args)
     assert result.exit_code == 2
     assert "another run is writing it" in one_line_last(result.stderr)

@@ -14,8 +14,8 @@ import rasterio
 import shapely
 from numpy.typing import NDArray
 
+from deltavlm.files import lock
 from deltavlm.geo.styles import CLASSES
-from deltavlm.locks import locked
 from deltavlm.model.interface import Masks
 from deltavlm.pipeline.masks import KINDS
 from tests.cli.conftest import Run, one_line
@@ -472,7 +472,7 @@ def test_an_image_is_never_overwritten(run: Run, scene: Scene) -> None:
 
 
 def test_two_runs_do_not_write_one_raster(run: Run, scene: Scene) -> None:
-    with locked(Path("m.tif")):
+    with lock(Path("m.tif")):
         result = run("analyze", *scene.args, "-o", "out.gpkg", "--mask", "m.tif", *SMALL)
     assert result.exit_code == 2
     assert "m.tif: another run is writing it" in result.stderr

@@ -11,8 +11,8 @@ import pytest
 
 from deltavlm.config import shipped
 from deltavlm.errors import OutputError
+from deltavlm.files import lock
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
-from deltavlm.locks import locked
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.analyze import AnalyzeOptions, analyze
 from deltavlm.pipeline.journal import Journal, journal_path, open_journal
@@ -170,9 +170,9 @@ def test_scores_that_are_no_numbers_survive(reader: PairReader, path: Path) -> N
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     output = tmp_path / "out.gpkg"
-    with locked(output), pytest.raises(OutputError, match="another run is writing it"), locked(output):
+    with lock(output), pytest.raises(OutputError, match="another run is writing it"), lock(output):
         pass
-    with locked(output):
+    with lock(output):
         pass
     assert not list(tmp_path.iterdir())
     assert journal_path(output).name == "out.gpkg.journal.jsonl"

@@ -1,0 +1,209 @@
+"""Atomic file and folder writes, an exclusive lock per output, and append-only files of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from deltavlm.errors import OutputError
+
+__all__ = [
+    "JsonLines",
+    "atomic_file",
+    "atomic_folder",
+    "fsync_file",
+    "fsync_folder",
+    "lock",
+    "resolve_link",
+    "scratch_name",
+    "write_atomic",
+]
+
+
+def scratch_name(output: Path, suffix: str | None = None) -> str:
+    """Name of a hidden, unique scratch file for `output`; ends in `suffix`, else in that of `output`.
+
+    `lock` recognizes such names and removes those that a killed process left behind.
+    """
+    return f"{_scratch_prefix(output)}{secrets.token_hex(4)}{output.suffix if suffix is None else suffix}"
+
+
+def _scratch_prefix(output: Path) -> str:
+    return f".deltavlm-{zlib.crc32(output.name.encode('utf-8', 'surrogateescape')):08x}-"
+
+
+def resolve_link(path: Path) -> Path:
+    """Target of `path` where it is a symbolic link, else `path` itself."""
+    return path.resolve() if path.is_symlink() else path
+
+
+@contextmanager
+def atomic_file(path: Path, *, suffix: str | None = None) -> Iterator[Path]:
+    """Scratch file next to `path`: synced and renamed to `path` on success, removed on any exception.
+
+    A symbolic link stays one; its target is replaced. `suffix` is the ending of the scratch name (default:
+    that of `path`, which some writers use to pick a format).
+
+    Raises: OSError.
+    """
+    target = resolve_link(path)
+    scratch = target.with_name(scratch_name(path, suffix))
+    try:
+        yield scratch
+        fsync_file(scratch)
+        scratch.replace(target)
+        fsync_folder(target.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a whole file (text as UTF-8, newlines as they are) atomically. Raises: OSError."""
+    with atomic_file(path) as scratch:
+        scratch.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Empty scratch folder next to `folder`, renamed to it on success and removed on any exception.
+
+    `folder` must not exist, or be empty. Raises: OSError.
+    """
+    scratch = folder.with_name(scratch_name(folder, ""))
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.replace(folder)
+        fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fsync_file(path: Path) -> None:
+    """Flush a closed file to disk. Raises: OSError."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush new names in `folder` to disk; does nothing where the system has no such call (Windows)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Exclusive lock on `output`, held by at most one process; removes scratch files of a killed one.
+
+    Raises: OutputError when another process holds it, or the folder is not writable.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    file_lock = FileLock(path, timeout=0)
+    was_killed = path.exists()  # every other end of a process removes the file
+    try:
+        file_lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"{output}: another run is writing it; wait for it, or choose another output"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        if was_killed:
+            _remove_scratch_files(output)
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            path.unlink()
+        file_lock.release()
+        with suppress(OSError):
+            if os.name == "nt":
+                path.unlink()
+
+
+def _remove_scratch_files(output: Path) -> None:
+    for scratch in resolve_link(output).parent.glob(f"{_scratch_prefix(output)}*"):
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+            continue
+        with suppress(OSError):
+            scratch.unlink()
+
+
+@dataclass
+class JsonLines:
+    """Append-only file of JSON objects, one a line (UTF-8), open for reading and writing in binary mode."""
+
+    path: Path
+    stream: IO[bytes] = field(repr=False)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, fresh: bool = False) -> Iterator[JsonLines]:
+        """Open `path` for appending, creating it if missing; `fresh` empties it.
+
+        An incomplete last line (the process was killed while writing) is removed; a complete JSON object
+        that lacks only its newline (an editor removed it) is kept. Raises: OSError.
+        """
+        with path.open("wb+" if fresh or not path.exists() else "rb+") as stream:
+            lines = cls(path, stream)
+            lines.repair()
+            yield lines
+
+    def append(self, records: Iterable[Mapping[str, Any]], *, sync: bool = True) -> list[int]:
+        """Write `records` at the end in one call and return the byte offset of each; `sync` also flushes
+        them to disk. Raises: OSError."""
+        encoded = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records]
+        offset = self.stream.seek(0, os.SEEK_END)
+        self.stream.write(b"".join(encoded))
+        self.stream.flush()
+        if sync:
+            self.sync()
+        offsets = []
+        for line in encoded:
+            offsets.append(offset)
+            offset += len(line)
+        return offsets
+
+    def read_at(self, offset: int) -> dict[str, Any]:
+        """Record that begins at byte `offset`."""
+        self.stream.seek(offset)
+        record: dict[str, Any] = json.loads(self.stream.readline())
+        return record
+
+    def sync(self) -> None:
+        """Flush to disk. Raises: OSError."""
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def repair(self) -> None:
+        """Truncate an incomplete last line, or add its missing newline where the JSON is complete."""
+        self.stream.seek(0)
+        content = self.stream.read()
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
+            return
+        try:
+            json.loads(content[start:])
+        except ValueError:
+            self.stream.truncate(start)
+        else:
+            self.stream.seek(0, os.SEEK_END)
+            self.stream.write(b"\n")
+        self.stream.flush()
