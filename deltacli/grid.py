@@ -74,13 +74,14 @@ def grid(
         for note in reader.notes:
             tell = voice.warn if note in reader.warnings else voice.say
             tell(note)
-        chips = reader.grid(chip_size, overlap_px)
+        chips = reader.chips(chip_size, overlap_px)
         plan = pair_plan(reader, chips, target)
         if dry_run:
             show_plan(plan, as_json=json_summary, on_stdout=path is not None)
             return
+        crs = reader.geobox.crs
         record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
-        with open_sink(path, (OUTLINES,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
+        with open_sink(path, (OUTLINES,), crs, record, overwrite=overwrite, only_layer=None) as sink:
             sink.write(OUTLINES.name, map(outline_feature, chips))
     voice.say(f"{counted(len(chips), 'chip')}; output {'on stdout' if path is None else target}")
     if json_summary:

@@ -11,6 +11,7 @@ from deltacli.console import Color, LogFormat, voice
 from deltacli.defaults import read_defaults
 from deltacli.monitor import check_metrics, monitor
 from deltavlm import __version__
+from deltavlm.geo import resampling
 
 ASK, RASTERS, CHIPS, OUTPUT, TALK = (
     "Questions and model",
@@ -278,7 +279,7 @@ Align = Annotated[
     ),
 ]
 Resampling = Annotated[
-    Literal["nearest", "bilinear", "cubic", "average", "lanczos"],
+    resampling.Resampling,
     flag("--resampling", panel=RASTERS, help="How a warp looks up pixels."),
 ]
 Gsd = Annotated[

@@ -53,12 +53,12 @@ class PlaceFlags:
 
     def chip(self, reader: PairReader) -> Chip:
         """Raises: ConfigError when the pair is too large to be one picture and no place is named."""
-        from deltavlm.geo.windows import around, boxed, whole
+        from deltavlm.geo.chips import chip_at, chip_of_bbox, chip_of_pair
 
         if self.point is not None:
-            return around(reader, *self.point, self.chip_size)
+            return chip_at(reader, *self.point, self.chip_size)
         if self.bbox is not None:
-            chip = boxed(reader, self.chip_size)
+            chip = chip_of_bbox(reader, self.chip_size)
             if min(chip.window.width, chip.window.height) < SMALL_PX:
                 voice.warn(
                     f"the box is {chip.window.width} x {chip.window.height} px, too small to see much; "
@@ -70,13 +70,13 @@ class PlaceFlags:
                     f"{LARGEST_PX}; make it smaller"
                 )
             return chip
-        if max(reader.width, reader.height) > WHOLE * self.chip_size:
+        if max(reader.geobox.width, reader.geobox.height) > WHOLE * self.chip_size:
             raise ConfigError(
-                f"the pair is {reader.width} x {reader.height} px, too large for one picture "
+                f"the pair is {reader.geobox.width} x {reader.geobox.height} px, too large for one picture "
                 f"({WHOLE * self.chip_size} px): name a place with --at LON,LAT or --bbox; ask "
                 "--all-chips asks everywhere"
             )
-        return whole(reader, self.chip_size)
+        return chip_of_pair(reader, self.chip_size)
 
 
 @contextmanager

@@ -137,9 +137,9 @@ def write_report(
 
     Raises:
         InputError: no output, no such pair, or an image that was named here cannot be used.
-        OutputError and WriteError: as `write_whole`.
+        OutputError and WriteError: as `write_output`.
     """
-    from deltavlm.geo.sinks import write_whole
+    from deltavlm.geo.sinks import write_output
     from deltavlm.report.outputs import read_output
     from deltavlm.report.page import ImageLimits, report_html
     from deltavlm.report.scenes import build_scenes, select_scene
@@ -170,11 +170,11 @@ def write_report(
         if str(html) == "-":
             typer.echo(text, nl=False)
         else:
-            write_whole(html, content, overwrite)
+            write_output(html, content, overwrite)
         told |= {"without_pictures": missing, "output": str(html), "bytes": len(content)}
         voice.say(f"{counted(chips, 'chip')}; report {'on stdout' if str(html) == '-' else html}")
     if quicklook is not None:
-        write_whole(quicklook, _drawn(scenes[0], image_options, source), overwrite)
+        write_output(quicklook, _drawn(scenes[0], image_options, source), overwrite)
         told |= {"quicklook": str(quicklook)}
         voice.say(f"quicklook {quicklook}")
     return told

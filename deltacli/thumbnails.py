@@ -72,14 +72,15 @@ def _read(
 ) -> Iterator[tuple[ChangedChip, ChipPixels]]:
     """The chips with their pixels, but those that cannot be read."""
     from deltavlm.errors import RasterError
-    from deltavlm.geo.grid import Chip, Window
+    from deltavlm.geo.geobox import Window
+    from deltavlm.geo.grid import Chip
     from deltavlm.report.scenes import chip_origin
 
     for one in chips:
         row, col = chip_origin({"chip_id": one.chip_id})
-        window = Window(col, row, min(chip_px, reader.width), min(chip_px, reader.height))
+        window = Window(col, row, min(chip_px, reader.geobox.width), min(chip_px, reader.geobox.height))
         with suppress(RasterError):
-            yield one, reader.read(Chip(0, 0, window, chip_px, reader.transform))
+            yield one, reader.read(Chip(0, 0, window, chip_px, reader.geobox.transform))
 
 
 def _sheet(shown: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.decoding import complaints_told
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import gdal_settings
-from deltavlm.geo.meeting import check_placed, meet
+from deltavlm.geo.alignment import align, check_georeferenced
+from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
+from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.radiometry import Stretch
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import Source, View
@@ -49,7 +47,7 @@ class ImageOptions:
 class OpenScene:
     """Both dates of a scene, open."""
 
-    grid: PixelGrid
+    grid: GeoBox
     sources: tuple[Source, Source]
     views: tuple[View, View]  # on the grid
     stretches: tuple[Stretch | None, Stretch | None]
@@ -97,7 +95,7 @@ def open_scene(scene: Scene, options: ImageOptions, beside: Path) -> Iterator[Op
         for date, given in ((scene.before, options.before), (scene.after, options.after))
     ]
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings(*map(str, places)))
+        stack.enter_context(gdal_env(*map(str, places)))
         sources = []
         for place, date in zip(places, (scene.before, scene.after), strict=True):
             try:
@@ -109,17 +107,17 @@ def open_scene(scene: Scene, options: ImageOptions, beside: Path) -> Iterator[Op
             _check_same(source, date)
             sources.append(source)
         before, after = sources
-        stack.enter_context(complaints_told(" or ".join(dict.fromkeys((before.name, after.name)))))
-        check_placed(before, after, allow_no_crs=True)
-        meeting = meet(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
-        grid, offsets = scene.grid, (meeting.before_offset, meeting.after_offset)
+        stack.enter_context(log_decoder_warnings(" or ".join(dict.fromkeys((before.name, after.name)))))
+        check_georeferenced(before, after, allow_no_crs=True)
+        alignment = align(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
+        grid, offsets = scene.grid, (alignment.before_offset, alignment.after_offset)
         if not scene.has_recorded_grid:
-            grid = meeting.grid
-        elif (grid.width, grid.height) != (meeting.grid.width, meeting.grid.height):
+            grid = alignment.geobox
+        elif (grid.width, grid.height) != (alignment.geobox.width, alignment.geobox.height):
             offsets = (None, None)  # it was resampled
         views = (
-            stack.enter_context(before.seen_on(grid, offsets[0], scene.resampling)),
-            stack.enter_context(after.seen_on(grid, offsets[1], scene.resampling)),
+            stack.enter_context(before.view_on(grid, offsets[0], scene.resampling)),
+            stack.enter_context(after.view_on(grid, offsets[1], scene.resampling)),
         )
         stretches = (_stretch(scene.before, views[0], grid), _stretch(scene.after, views[1], grid))
         yield OpenScene(grid, (before, after), views, stretches)
@@ -150,7 +148,7 @@ def _found(path: str, given: str | None, options: ImageOptions, beside: Path) ->
 
 
 def _check_same(source: Source, date: SceneImage) -> None:
-    found = (source.grid.width, source.grid.height)
+    found = (source.geobox.width, source.geobox.height)
     if date.size is not None and found != date.size:
         raise RasterError(
             f"{source.name}: has {found[0]} x {found[1]} px, and the image that was analysed "
@@ -158,7 +156,7 @@ def _check_same(source: Source, date: SceneImage) -> None:
         )
 
 
-def _stretch(date: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
+def _stretch(date: SceneImage, view: View, grid: GeoBox) -> Stretch | None:
     """The one that was used; where the output does not tell it, one that shows something."""
     if date.stretch is not None:
         return Stretch(*date.stretch)
@@ -172,7 +170,7 @@ def _stretch(date: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
 
 
 def _whole(
-    source: Source, view: View, stretch: Stretch | None, grid: PixelGrid, size: tuple[int, ...]
+    source: Source, view: View, stretch: Stretch | None, grid: GeoBox, size: tuple[int, ...]
 ) -> Image.Image:
     """A date on the grid at `size` (width, height), some rows at a time; what cannot be read is blank."""
     width, height = size
@@ -186,7 +184,7 @@ def _whole(
     read = 0
     with ExitStack() as stack:
         if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
-            view, grid = stack.enter_context(source.seen_on(small, None, "average")), small
+            view, grid = stack.enter_context(source.view_on(small, None, "average")), small
         deep = len(set(source.bands)) * np.dtype(source.dtype).itemsize
         step = max(1, int(BAND_BYTES / (grid.width * deep) * height / grid.height))
         for top in range(0, height, step):

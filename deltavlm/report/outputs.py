@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.geo.sinks import SUFFIXES
-from deltavlm.geo.vector_files import layers_of, read_layer
+from deltavlm.geo.vector_reader import list_layers, read_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -61,7 +61,7 @@ def read_output(path: Path) -> Output:
     frame = found.frame
     if len(frame) and not {*NEEDED} <= {*frame.columns}:
         raise InputError(f"{path}: holds no chips with their answers; {OTHER}, with its layer 'chips'")
-    beside = {*layers_of(path)} & {*BESIDE}
+    beside = {*list_layers(path)} & {*BESIDE}
     others = {name: rows_of(read_layer(path, name, OTHER).frame) for name in sorted(beside)}
     crs = None if frame.crs is None else CRS.from_wkt(frame.crs.to_wkt())
     return Output(path, found.provenance, crs, rows_of(frame), **others)

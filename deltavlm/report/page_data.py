@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltavlm import __version__
-from deltavlm.geo.location import public_name
+from deltavlm.geo.location import redact_credentials
 from deltavlm.report.colours import RAMP
 from deltavlm.report.outputs import Output, Row
 from deltavlm.report.scenes import Scene, score_of
@@ -61,7 +61,7 @@ def _title(scenes: Sequence[Scene], output: Output) -> str:
 
 
 def _short(path: str) -> str:
-    return public_name(path).replace("\\", "/").rpartition("/")[2]
+    return redact_credentials(path).replace("\\", "/").rpartition("/")[2]
 
 
 def _pair(scene: Scene, shown: PageImages) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tupl
         for label, date in (("Before", scene.before), ("After", scene.after)):
             size = f", {date.size[0]:,} × {date.size[1]:,} px" if date.size else ""
             bands = f", bands {', '.join(map(str, date.bands))}" if date.bands else ""
-            lines.append((label, f"{public_name(date.path)}{size}{bands}"))
+            lines.append((label, f"{redact_credentials(date.path)}{size}{bands}"))
         if scene.grid is not None:
             crs = scene.grid.crs
             lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_size_told(scene)}"))

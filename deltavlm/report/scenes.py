@@ -17,9 +17,8 @@ from rasterio.errors import CRSError
 
 from deltavlm.config import nearest
 from deltavlm.errors import InputError
-from deltavlm.geo.alignment import LONLAT, PixelGrid, ground_size_m, lonlat, project
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.grid import Window
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
 from deltavlm.report.outputs import Output, Row
 
 __all__ = ["Scene", "SceneImage", "build_scenes", "score_of", "select_scene"]
@@ -49,7 +48,7 @@ class Scene:
     name: str  # id of the pair, "" where there is one only
     before: SceneImage
     after: SceneImage
-    grid: PixelGrid | None  # None: nothing was asked
+    grid: GeoBox | None  # None: nothing was asked
     chip_px: int
     resampling: str = "bilinear"
     has_recorded_grid: bool = True  # False: the grid is a guess, and so is how the pixels were read
@@ -81,14 +80,15 @@ class Scene:
         if grid is None or not self.chips:
             return [None] * len(self.chips)
         middles = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        found = lonlat(grid.crs, *grid.to_ground(middles).T.tolist())
-        return [None] * len(self.chips) if found is None else list(found)
+        found = project(grid.to_ground(middles), grid.crs, LONLAT)
+        if grid.crs is None or not np.isfinite(found).all():
+            return [None] * len(self.chips)
+        return [(x, y) for x, y in found.tolist()]
 
     @property
     def gsd_m(self) -> float | None:
         """Length of a pixel on the ground in metres; None without a CRS."""
-        size_m = ground_size_m(self.grid) if self.grid else None
-        return math.sqrt(size_m[0] * size_m[1]) if size_m else None
+        return self.grid.gsd_m if self.grid else None
 
     @property
     def north(self) -> float | None:
@@ -211,11 +211,11 @@ def _three(numbers: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def _told_grid(told: Mapping[str, Any]) -> PixelGrid:
+def _told_grid(told: Mapping[str, Any]) -> GeoBox:
     numbers = [float(one) for one in told["transform"]]
     width, height = int(told["width"]), int(told["height"])
     crs = CRS.from_user_input(told["crs"]) if told["crs"] else None
-    grid = PixelGrid(crs, Affine(*numbers), width, height)
+    grid = GeoBox(width, height, Affine(*numbers), crs)
     if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"a grid of {width} x {height} px")
     if not grid.is_invertible():
@@ -223,7 +223,7 @@ def _told_grid(told: Mapping[str, Any]) -> PixelGrid:
     return grid
 
 
-def _fitted_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> PixelGrid | None:
+def _fitted_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoBox | None:
     """The grid that chips lie on, found from where they lie: an output of one layer does not tell it."""
     if not chips:
         return None
@@ -242,11 +242,11 @@ def _fitted_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> PixelGr
                 pixels += [(col, row), (col + chip_px, row + chip_px)]
                 ground += [(left, top), (right, bottom)]
     if not pixels:
-        return PixelGrid(None, Affine.identity(), width, height)
+        return GeoBox(width, height, Affine.identity())
     with_one = np.column_stack([np.array(pixels), np.ones(len(pixels))])
     (a, d), (b, e), (c, f) = np.linalg.lstsq(with_one, np.array(ground), rcond=None)[0].tolist()
-    grid = PixelGrid(crs, Affine(a, b, c, d, e, f), width, height)
-    return grid if grid.is_invertible() else PixelGrid(None, Affine.identity(), width, height)
+    grid = GeoBox(width, height, Affine(a, b, c, d, e, f), crs)
+    return grid if grid.is_invertible() else GeoBox(width, height, Affine.identity())
 
 
 def select_scene(scenes: Iterable[Scene], name: str) -> Scene:

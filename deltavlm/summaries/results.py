@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.geo.geojson import to_lonlat
-from deltavlm.geo.vector_files import read_layer
+from deltavlm.geo.vector_reader import read_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
