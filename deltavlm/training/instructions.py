@@ -17,7 +17,7 @@ from deltavlm.data.pictures import picture
 from deltavlm.data.warp import draw_warp
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
-from deltavlm.scoring.answering import Case, cases_of
+from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.training.config import Phase, Records
 from deltavlm.training.sources import Sample
@@ -49,8 +49,8 @@ class Held:
 
     name: str
     images: Path
-    training: tuple[Case, ...]
-    held_out: tuple[Case, ...]
+    training: tuple[PairExamples, ...]
+    held_out: tuple[PairExamples, ...]
 
 
 def read_records(name: str, records: Records, seed: int) -> Held:
@@ -69,7 +69,7 @@ def read_records(name: str, records: Records, seed: int) -> Held:
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
-    cases = cases_of(data.examples)
+    cases = group_by_pair(data.examples)
     if not cases:
         raise ConfigError(
             f"sets.{name}: {records.path} has no record of the tasks {', '.join(records.tasks)}"
@@ -95,12 +95,12 @@ def read_records(name: str, records: Records, seed: int) -> Held:
     return Held(name, images, tuple(rest), tuple(out))
 
 
-def rows_of(case: Case) -> Iterator[Row]:
+def rows_of(case: PairExamples) -> Iterator[Row]:
     """Each turn, and each of several references, as a row of its own."""
     for example in case.examples:
         past: list[tuple[str, str]] = []
         for turn in example.turns:
-            prompt = dialogue.history(past, turn.question) if past else turn.question
+            prompt = dialogue.prompt_with_history(past, turn.question) if past else turn.question
             for answer in turn.answers:
                 said = normalise(f"{prompt} {answer}")
                 fixed = example.task in FIXED or (
@@ -125,7 +125,7 @@ class RecordSource:
 
     def __init__(
         self,
-        cases: tuple[Case, ...],
+        cases: tuple[PairExamples, ...],
         images: Path,
         phase: Phase,
         image_px: int,
@@ -184,7 +184,7 @@ class RecordSource:
         return Sample(before, after, told, case.examples[0].changed)
 
 
-def _tasks(case: Case) -> Iterator[str]:
+def _tasks(case: PairExamples) -> Iterator[str]:
     """The task of each of `rows_of`."""
     for example in case.examples:
         for turn in example.turns:
