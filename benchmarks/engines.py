@@ -26,7 +26,7 @@ STUB = """
 import deltacli.flags, deltavlm.cluster.worker
 from tests.workers import scripted
 deltavlm.cluster.worker.loaded = scripted
-deltacli.flags._load = lambda name, running: scripted(name, running, 1)
+deltacli.flags._load = lambda name, runtime: scripted(name, runtime, 1)
 """
 START = """
 import time

@@ -20,7 +20,7 @@ from deltacli.options import ASK, CHIPS, OUTPUT, RASTERS, flag, threads_flag
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ReadOptions
-    from deltavlm.model.config import Running
+    from deltavlm.model.config import RuntimeOptions
     from deltavlm.model.interface import ChangeModel
 
 __all__ = ["ChipFlags", "ModelFlags", "OutputFlags", "RasterFlags", "TalkFlags", "grouped"]
@@ -120,11 +120,11 @@ class ModelFlags:
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
 
-    def running(self) -> Running:
+    def runtime_options(self) -> RuntimeOptions:
         """Raises: BadParameter for a device that there is not."""
-        from deltavlm.model.config import Running
+        from deltavlm.model.config import RuntimeOptions
 
-        return Running(
+        return RuntimeOptions(
             device=values.device_of(self.device),
             threads=self.threads,
             dtype=self.dtype,
@@ -136,25 +136,25 @@ class ModelFlags:
 
     def check_place(self) -> None:
         """Raises: InputError where the device is not there, or cannot do what is wished."""
-        running = self.running()
-        if running.device not in ("auto", "cpu") or running.quantize:  # else not worth torch's seconds
-            from deltavlm.model.predictor import pick_place
+        runtime = self.runtime_options()
+        if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's seconds
+            from deltavlm.model.predictor import resolve_device
 
-            pick_place(running)
+            resolve_device(runtime)
 
     def load(self) -> tuple[ChangeModel, float]:
         """The model, and how many seconds it took; says which it is."""
         started = time.monotonic()
-        model = _load(self.model, self.running())
+        model = _load(self.model, self.runtime_options())
         load_s = time.monotonic() - started
         voice.say(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
         return model, load_s
 
 
-def _load(name: str, running: Running) -> ChangeModel:
+def _load(name: str, runtime: RuntimeOptions) -> ChangeModel:
     from deltavlm.model.predictor import load_model
 
-    return load_model(name, running)
+    return load_model(name, runtime)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class Wanted:
         values.batch_size_of(self.batch_size)
         self.where.check()
         read = self.rasters.read_options(self.chips.bbox, self.chips.bbox_crs, self.chips.aoi)
-        self.asked.running()
+        self.asked.runtime_options()
         if self.cascade and not self.judged:
             raise ConfigError(
                 "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
@@ -102,7 +102,7 @@ class Wanted:
         """The model's numbers, without loading it. Raises: InputError where it cannot run as wished."""
         from deltavlm.model.folder import find_folder, read_config
 
-        numbers = self.asked.running().applied(read_config(find_folder(self.asked.model)))
+        numbers = self.asked.runtime_options().apply_to(read_config(find_folder(self.asked.model)))
         if self.masks.asked and numbers.dense is None:
             from deltavlm.pipeline.masks import NO_MASKS
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltavlm.tasks import classify
 from deltavlm.tasks.ask import format_answer, parse, score
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 __all__ = ["MAX_WORDS", "TURNS", "format_answer", "history", "parse", "score"]
 
