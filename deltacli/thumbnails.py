@@ -73,10 +73,10 @@ def _read(
     """The chips with their pixels, but those that cannot be read."""
     from deltavlm.errors import RasterError
     from deltavlm.geo.grid import Chip, Window
-    from deltavlm.report.scenes import place_of
+    from deltavlm.report.scenes import chip_origin
 
     for one in chips:
-        row, col = place_of({"chip_id": one.chip_id})
+        row, col = chip_origin({"chip_id": one.chip_id})
         window = Window(col, row, min(chip_px, reader.width), min(chip_px, reader.height))
         with suppress(RasterError):
             yield one, reader.read(Chip(0, 0, window, chip_px, reader.transform))

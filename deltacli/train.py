@@ -18,7 +18,7 @@ from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deltavlm.training.plan import Plan
+    from deltavlm.training.estimate import Plan
 
 RUN = "Run"
 
@@ -91,7 +91,7 @@ def train(
 
         torch.set_num_threads(threads)
     if dry_run:
-        from deltavlm.training.plan import plan
+        from deltavlm.training.estimate import plan
 
         found = plan(config, voice.say)
         typer.echo(json.dumps(_record(found)) if json_summary else "\n".join(_lines(found)))
