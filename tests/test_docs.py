@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from deltacli.main import CLOSED_PIPE, app
-from deltacli.monitor import Monitor
+from deltacli.metrics import RunMetrics
 from deltacli.signals import NAMES as SIGNALS
 from deltavlm import __version__
 from deltavlm.config import load, shipped_config
@@ -85,8 +85,8 @@ def test_every_style_is_described() -> None:
 def test_every_metric_is_described() -> None:
     text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8").split("\n## Metrics\n", 1)[1]
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
-    watch = Monitor()
-    watch.loaded(ScriptedModel())
+    watch = RunMetrics()
+    watch.set_model(ScriptedModel())
     watch.code = 0
     told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
     assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
