@@ -39,7 +39,7 @@ def answer_set(
     if len(absent) == len({name for case in cases for name in (case.before, case.after)}):
         raise InputError(f"none of the pictures is there, the first: {absent[0].what}; give --images DIR")
     model, _ = asked.load()
-    who = f"{model.name} {model.fingerprint}"
+    who = model.label
     path = targets[2] if targets else None
     problems: list[Problem] = []
     with open_prediction_log(path, run_id(model, dataset), who, afresh) as answers:

@@ -223,7 +223,7 @@ def evaluate(
 
 def _tasks(text: str | None) -> tuple[TaskName, ...] | None:
     """Raises: BadParameter for a task that is not one."""
-    from deltavlm.config import nearest
+    from deltavlm.config import suggest
     from deltavlm.tasks import TASKS
 
     if text is None:
@@ -231,7 +231,7 @@ def _tasks(text: str | None) -> tuple[TaskName, ...] | None:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in TASKS:
-            raise typer.BadParameter(f"no task {name!r}{nearest(name, TASKS)}", param_hint="--tasks")
+            raise typer.BadParameter(f"no task {name!r}{suggest(name, TASKS)}", param_hint="--tasks")
     return tuple(task for task in TASKS if task in names)
 
 

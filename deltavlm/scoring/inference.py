@@ -161,7 +161,7 @@ def _dialogues_and_all(model: ChangeModel, encoded: Any, cases: Sequence[PairExa
         for history in (("own", "reference") if example.task == "dialogue" else ("own",))
     ]
     while open_ := [thread for thread in threads if len(thread.replies) < len(thread.example.turns)]:
-        replies = model.reply(encoded, [(thread.pair, thread.question()) for thread in open_])
+        replies = model.answer_rows(encoded, [(thread.pair, thread.question()) for thread in open_])
         for thread, reply in zip(open_, replies, strict=True):
             thread.replies.append(reply)
     return [

@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.data.examples import Example, Problem, parsed
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS
@@ -159,7 +159,7 @@ def _prediction(record: Any) -> Prediction:
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise ValueError("id is not text or a whole number")
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"{name}: no task {task!r}{nearest(str(task), TASKS)}")
+        raise ValueError(f"{name}: no task {task!r}{suggest(str(task), TASKS)}")
     answers = answer if task == "dialogue" else [answer]
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         wanted = "a list of texts, one for each turn" if task == "dialogue" else "text"

@@ -15,7 +15,7 @@ from deltavlm.errors import AnswerParseError
 from deltavlm.metrics import binary, counts, sets
 from deltavlm.model.interface import ChangeModel, Question, Reply
 from deltavlm.tasks import TASKS, caption, classify, count, dialogue, locate
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 STANDARD_QUESTIONS = tuple(
     Question(task.name, task.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
@@ -62,7 +62,7 @@ def score_conversations(model: ChangeModel, cache: Path, turns: int = 4, batch: 
                 prompt = dialogue.prompt_with_history(past, said[number].question)
                 rows.append((f"after_{number}", pair, prompt, said[number].answer))
             rows.append(("unheard", pair, said[-1].question, said[-1].answer))
-        replies = model.reply(encoded, [(pair, Question(how, prompt)) for how, pair, prompt, _ in rows])
+        replies = model.answer_rows(encoded, [(pair, Question(how, prompt)) for how, pair, prompt, _ in rows])
         for (how, *_, true), reply in zip(rows, replies, strict=True):
             hits.setdefault(how, []).append(normalise(reply.text) == normalise(true))
     return {f"talk_{how}": float(np.mean(found)) for how, found in hits.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deltavlm.tasks import classify
 from deltavlm.tasks.ask import format_answer, parse, score
 from deltavlm.tasks.base import Task
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 __all__ = ["MAX_WORDS", "TASK", "TURNS", "format_answer", "parse", "prompt_with_history", "score"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from deltavlm.config import from_mapping, nearest, read_yaml
+from deltavlm.config import from_mapping, read_yaml, suggest
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, SingleTurnTask
 from deltavlm.tasks.text import clean, simplified
@@ -93,5 +93,5 @@ def pick_questions(specs: Sequence[QuestionSpec], names: Sequence[str]) -> tuple
     known = [spec.name for spec in specs]
     for name in names:
         if name not in known:
-            raise ConfigError(f"no question {name!r} in the question set{nearest(name, known)}")
+            raise ConfigError(f"no question {name!r} in the question set{suggest(name, known)}")
     return tuple(spec for spec in specs if spec.name in names)

@@ -19,9 +19,9 @@ from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
+from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Records
 from deltavlm.training.sampling import Sample
-from deltavlm.wording import normalise
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from deltavlm.config import from_mapping, nearest, read_yaml, to_mapping
+from deltavlm.config import from_mapping, read_yaml, suggest, to_mapping
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, TaskName
 
@@ -235,12 +235,12 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) ->
             inside[key] = _Opened()
         if not isinstance(inside, dict) or key not in inside:
             known = inside if isinstance(inside, dict) else ()
-            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{nearest(key, known)}")
+            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{suggest(key, known)}")
         inside = inside[key]
     free = isinstance(inside, _Opened) or path[-1:] == ["rates"]
     if not isinstance(inside, dict) or (last not in inside and not free):
         known = inside if isinstance(inside, dict) else ()
-        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{nearest(last, known)}")
+        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{suggest(last, known)}")
     inside[last] = value
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltavlm.tasks import dialogue
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 words = st.lists(st.sampled_from(["road", "house", "q", "a", "new", "?"]), min_size=1, max_size=30).map(
     " ".join
