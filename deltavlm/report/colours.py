@@ -9,7 +9,7 @@ __all__ = ["RAMP", "ramp"]
 Colour = tuple[int, int, int]  # red, green, blue
 
 RAMP: tuple[Colour, ...] = ((44, 52, 128), (106, 58, 150), (178, 74, 130), (230, 122, 84), (252, 208, 74))
-"""Stops for scores from 0 to 1: dark blue to yellow, of rising lightness, so that it can be read without hue."""
+"""Stops for scores from 0 to 1, dark blue to yellow, of rising lightness: readable without hue."""
 
 
 def ramp(score: float) -> Colour:

@@ -65,8 +65,8 @@ def report_html(
     chip_count = sum(len(scene.chips) for scene in scenes)
     if chip_count > MAX_CHIPS:
         raise InputError(
-            f"{output.path}: has {chip_count:,} chips, more than the {MAX_CHIPS:,} that a page can hold; choose "
-            "one pair with --pair, or analyze --bbox"
+            f"{output.path}: has {chip_count:,} chips, more than the {MAX_CHIPS:,} that a page can hold; "
+            "choose one pair with --pair, or analyze --bbox"
         )
     images = _render_images(output, scenes, options, limits or ImageLimits(), on_progress)
     try:

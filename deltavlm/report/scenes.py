@@ -146,8 +146,8 @@ def build_scenes(output: Output) -> list[Scene]:
     """
     if not output.provenance:
         raise InputError(
-            f"{output.path}: has no provenance written by deltavlm, so its images are unknown; give an output "
-            "of deltavlm analyze"
+            f"{output.path}: has no provenance written by deltavlm, so its images are unknown; "
+            "give an output of deltavlm analyze"
         )
     try:
         return _build_scenes(output)

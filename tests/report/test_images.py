@@ -136,7 +136,7 @@ def test_no_server_is_asked_because_a_file_names_one(
     analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     path = analyzed(*scene.args)
-    shown = only_scene(path)
+    pair = only_scene(path)
     object.__setattr__(pair.before, "path", place)
     monkeypatch.setattr("deltavlm.report.images.open_source", pytest.fail)
     with (
