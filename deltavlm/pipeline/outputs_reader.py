@@ -27,6 +27,8 @@ REQUIRED = ("chip_id", "status", "changed", "changed_score")
 LIST_COLUMNS = ("road_cells", "building_cells", "notes", "inputs", "chip_ids")
 """Lists and JSON objects, which some formats store as text."""
 
+EXTRA_LAYERS = ("changes", "pairs")
+
 HINT = "give an output of deltavlm analyze, with its layer chips"
 
 PROVENANCE: Mapping[str, Any] = {  # members of a provenance that are objects, if present
@@ -41,7 +43,7 @@ class Output:
 
     path: Path
     provenance: Mapping[str, Any]  # {} if the file has none, or one that deltavlm did not write
-    layers: Mapping[str, GeoDataFrame]  # by name: `chips`, and those of `extra_layers` that the file has
+    layers: Mapping[str, GeoDataFrame]  # by name: `chips`, and those of EXTRA_LAYERS that were read
 
     @property
     def crs(self) -> CRS | None:
@@ -61,10 +63,10 @@ class Output:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def read_output(path: Path, extra_layers: Collection[str] = ()) -> Output:
-    """Read the layer `chips` of an output of any format and version, and `extra_layers` of a GeoPackage.
+def read_output(path: Path, extra_layers: Collection[str] = EXTRA_LAYERS) -> Output:
+    """Read the layer `chips` of an output of any format and version, and those of `extra_layers` that it has.
 
-    The format is recognized by content, not by suffix. Other formats have one layer and no `extra_layers`.
+    The format is recognized by content, not by suffix. Only a GeoPackage has more layers than `chips`.
 
     Raises:
         InputError: the file is missing, empty, damaged, of another format, or has no layer with chips.

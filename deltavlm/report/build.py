@@ -11,7 +11,7 @@ from deltavlm.pipeline.outputs_reader import Output, read_output
 from deltavlm.report.images import ImageOptions, open_scene
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.quicklook import quicklook_png
-from deltavlm.report.scenes import LAYERS, Scene, build_scenes, select_scene
+from deltavlm.report.scenes import Scene, build_scenes, select_scene
 
 __all__ = ["Report", "open_report"]
 
@@ -71,7 +71,7 @@ def open_report(path: Path, images: ImageOptions, pair: str | None = None) -> Re
     Raises:
         InputError: not an output, no such pair, or neither chips nor pairs.
     """
-    output = read_output(path, LAYERS)
+    output = read_output(path)
     scenes = build_scenes(output)
     if pair is not None:
         scenes = [select_scene(scenes, pair)]

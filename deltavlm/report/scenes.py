@@ -22,10 +22,7 @@ from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.grid import Window
 from deltavlm.pipeline.outputs_reader import Output, Row
 
-__all__ = ["LAYERS", "Scene", "SceneImage", "build_scenes", "chip_origin", "score_of", "select_scene"]
-
-LAYERS = ("changes", "pairs")
-"""Layers besides `chips` that a report shows; GeoPackages alone have them."""
+__all__ = ["Scene", "SceneImage", "build_scenes", "chip_origin", "score_of", "select_scene"]
 
 CHIP_ID = re.compile(r"r(\d{1,9})_c(\d{1,9})")
 MAX_CHIP_PX = 8192  # as --chip-size

@@ -98,7 +98,7 @@ def read_results(paths: Sequence[Path]) -> Results:
 def _chips_table(output: Output) -> GeoDataFrame:
     import pandas as pd
 
-    frame = output.layers["chips"]
+    frame = output.layers["chips"].copy(deep=False)
     for name in COLUMNS:
         if name not in frame:
             frame[name] = None

@@ -16,8 +16,8 @@ from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits
-from deltavlm.report.scenes import LAYERS, build_scenes
 from deltavlm.report.scenes import Scene as PairScene
+from deltavlm.report.scenes import build_scenes
 from tests.scripted_model import ScriptedModel
 
 Analyzed = Callable[..., Path]
@@ -39,7 +39,7 @@ def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def only_scene(path: Path) -> PairScene:
-    (scene,) = build_scenes(read_output(path, LAYERS))
+    (scene,) = build_scenes(read_output(path))
     return scene
 
 
