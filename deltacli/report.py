@@ -154,7 +154,7 @@ def write_report(
     chips = sum(len(scene.chips) for scene in scenes)
     told: dict[str, Any] = {"pairs": len(scenes), "chips": chips, "without_pictures": {}}
     if html is not None:
-        with console.count_progress(len(scenes), "pairs", beside_data=str(html) == "-") as tell:
+        with console.count_progress(len(scenes), "pairs", stdout_has_data=str(html) == "-") as tell:
             text, missing = report_html(
                 found,
                 scenes,
