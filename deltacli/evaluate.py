@@ -119,7 +119,8 @@ def evaluate(
     The table goes to stdout. With -o answers are kept as they come, and the same command goes on where an
     interrupted one stopped. With --predictions answers made elsewhere are scored instead.
     """
-    from deltavlm.data.examples import TASKS, read_set
+    from deltavlm.data.examples import TASKS
+    from deltavlm.data.read import read_dataset
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
@@ -145,7 +146,7 @@ def evaluate(
         scored = tuple(task for task in TASKS if task in (*scored, "change"))
     # the paper judges yes/no from captions
     needed = {"caption" if task == "change" and protocol == "paper" else task for task in scored}
-    dataset = read_set(data, split)
+    dataset = read_dataset(data, split)
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
         there = ", ".join(dict.fromkeys(example.task for example in dataset.examples))

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deltavlm.config import nearest
-from deltavlm.data.examples import TASKS, Example, Problem, parsed
+from deltavlm.data.examples import TASKS, Example, Problem, read_json
 from deltavlm.errors import InputError
 
 __all__ = ["Matched", "Prediction", "match", "read_predictions"]
@@ -138,7 +138,7 @@ def _records(path: Path) -> list[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
     if text.lstrip().startswith("["):
-        content = parsed(path)
+        content = read_json(path)
         return [(f"record {number}", record) for number, record in enumerate(content, start=1)]
     records: list[tuple[str, Any]] = []
     for number, line in enumerate(text.split("\n"), start=1):

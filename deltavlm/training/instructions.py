@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.examples import missing_images, read_set
-from deltavlm.data.pictures import picture
-from deltavlm.data.warp import draw_warp
+from deltavlm.data.augment import random_warp
+from deltavlm.data.examples import missing_images
+from deltavlm.data.images import read_image
+from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
 from deltavlm.scoring.answering import Case, cases_of
@@ -59,7 +60,7 @@ def read_records(name: str, records: Records, seed: int) -> Held:
     Raises: InputError when it cannot be read, or pictures are missing, with their paths.
     """
     try:
-        data = read_set(records.path, records.split, records.tasks, repeats=True)
+        data = read_dataset(records.path, records.split, records.tasks, repeats=True)
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     for kind, what in (("file", "files"), ("record", "records")):
@@ -168,7 +169,7 @@ class RecordSource:
         case = self.cases[pair]
         chosen = turns[pair][piece * self.most : (piece + 1) * self.most]
         rows = [self.rows[pair][at] for at in chosen]
-        before, after = (picture(self.images / name) for name in (case.before, case.after))
+        before, after = (read_image(self.images / name) for name in (case.before, case.after))
         if before.shape != after.shape:
             sizes = " and ".join(f"{date.shape[2]} x {date.shape[1]}" for date in (before, after))
             raise InputError(
@@ -176,7 +177,7 @@ class RecordSource:
             )
         phase = self.phase
         if (phase.cut or phase.turn_deg) and not self.still and not any(row.fixed for row in rows):
-            warp = draw_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
+            warp = random_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
             before, after = (warp(date.transpose(1, 2, 0)).transpose(2, 0, 1) for date in (before, after))
         if before.shape[1:] != (self.image_px, self.image_px):
             before, after = (resized(date, self.image_px) for date in (before, after))
