@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltacli.console import counted, voice
-from deltacli.flags import ModelFlags
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import ModelFlags
 from deltavlm.errors import ConfigError, InputError, ToolError
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def answer_set(
         known = frozenset((one.task, one.id, one.history) for one in answers.predictions)
         before = sum(known.issuperset(case.keys) for case in cases)
         if path is None:
-            voice.say("answers are not kept; with -o they are, and an interrupted run can be gone on with")
+            console.info("answers are not kept; with -o they are, and an interrupted run can be gone on with")
         elif before:
-            voice.say(f"{counted(before, 'pair')} of {len(cases)} answered already in {path}; going on")
+            console.info(f"{pluralize(before, 'pair')} of {len(cases)} answered already in {path}; going on")
         batch = batch_size or model.auto_batch_size()
         done = 0
         try:
-            with voice.counting(len(cases), "pairs") as tell:
+            with console.count_progress(len(cases), "pairs") as tell:
                 for found, troubles in answered(model, cases, images, batch, known):
                     answers.keep(found)
                     problems += troubles
@@ -60,7 +60,7 @@ def answer_set(
                     tell(done, f"{len(problems)} with trouble" if problems else "")
         except KeyboardInterrupt:
             if path is not None and answers.predictions:
-                voice.say(f"{len(answers.predictions)} answers are in {path}; the same command goes on")
+                console.info(f"{len(answers.predictions)} answers are in {path}; the same command goes on")
             raise
         keys = {key for case in cases for key in case.keys}
         given = [one for one in answers.predictions if (one.task, one.id, one.history) in keys]

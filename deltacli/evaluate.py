@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deltacli import options, values
+from deltacli import options, parsing
 from deltacli.answering import answer_set, images_of
-from deltacli.console import counted, voice
-from deltacli.flags import ModelFlags, TalkFlags, grouped
-from deltacli.options import ASK, OUTPUT, flag
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, ModelFlags, grouped
+from deltacli.options import MODEL, OUTPUT, flag
 from deltavlm.errors import ConfigError, OutputError, PartialFailure, ToolError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def evaluate(
         Path | None,
         flag(
             "--predictions",
-            panel=ASK,
+            panel=MODEL,
             metavar="FILE",
             help="Answers made elsewhere, JSON or JSONL: id, task, answer, and score where there is one; no "
             "model is loaded.",
@@ -112,7 +112,7 @@ def evaluate(
         ),
     ] = False,
     json_summary: options.Json = False,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Ask a model about every pair of a set, and score its answers, by id, beside the published numbers.
 
@@ -127,7 +127,11 @@ def evaluate(
     from deltavlm.scoring.published import DATA
     from deltavlm.scoring.score import Setup, score
 
-    chosen, part, wanted_batch = _tasks(tasks), values.shard_of(shard), values.batch_size_of(batch_size)
+    chosen, part, wanted_batch = (
+        _tasks(tasks),
+        parsing.parse_shard(shard),
+        parsing.parse_batch_size(batch_size),
+    )
     if protocol == "strict" and word_map is not None:
         raise ConfigError("--word-map belongs to --protocol paper; strict scores real words")
     if predictions is not None and (asked != ModelFlags() or limit or shard or images):
@@ -194,7 +198,7 @@ def evaluate(
     told = report.record(dataset, matched, trouble, scores, setup, sources)
     lines = report.findings(matched, trouble)
     for line in (*scores.notes, *lines):
-        voice.warn(line)
+        console.warning(line)
     pages = (json.dumps(told, indent=1) + "\n", report.markdown(told, scores.figures, lines))
     for path, content in reversed(list(zip(targets, pages, strict=False))):  # the report at the very end
         _write(path, content)
@@ -207,7 +211,7 @@ def evaluate(
     faults = [one for one in dataset.problems if one.kind in ("file", "record")]
     if faults:
         raise PartialFailure(
-            f"{counted(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
+            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
             "deltavlm data check tells all"
         )
     if predictions is None and matched.missing:

@@ -82,9 +82,9 @@ class Phase:
     far: float = 0.0  # share of the pairs that come from the far scenes
     stormy: float = 0.0  # share of the pairs that come from the stormy scenes
     rich: float = 0.0  # share of the pairs that come from the rich scenes
-    toned: float = 0.0  # share of the pairs whose colours are developed anew every time
-    hidden: float = 0.0  # mean share of the difference tokens that a question does not get to see
-    faint: float = 0.0  # share of the pairs whose evidence from the dense head is made less sure
+    color_jitter: float = 0.0  # share of the pairs whose colours are developed anew every time
+    token_dropout: float = 0.0  # mean share of the difference tokens that a question does not get to see
+    evidence_noise: float = 0.0  # share of the pairs whose evidence from the dense head is made less sure
     rates: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.98)
     floor: float = 0.01  # what the cosine comes down to, as a share of lr
@@ -100,7 +100,16 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        for name in ("far", "stormy", "rich", "toned", "hidden", "faint", "floor", "cut"):
+        for name in (
+            "far",
+            "stormy",
+            "rich",
+            "color_jitter",
+            "token_dropout",
+            "evidence_noise",
+            "floor",
+            "cut",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         for name, factor in self.rates.items():

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # A whole program with the scripted model in place of a real one; its arguments are those of `deltavlm`.
 PROGRAM = """
 import sys, time
-import deltacli.flags
+import deltacli.flag_groups
 from deltacli.main import app
 from tests.scripted_model import ScriptedModel
 
@@ -34,7 +34,7 @@ class Slow(ScriptedModel):
         time.sleep({pause})
         return super().reply(encoded, rows)
 
-deltacli.flags._load = lambda name, running: Slow()
+deltacli.flag_groups._load = lambda name, running: Slow()
 app(prog_name="deltavlm")
 """
 
@@ -63,7 +63,7 @@ def run(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         runner.loads.append((name, running))
         return model
 
-    monkeypatch.setattr("deltacli.flags._load", load)
+    monkeypatch.setattr("deltacli.flag_groups._load", load)
     return runner
 
 

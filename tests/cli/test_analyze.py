@@ -9,7 +9,7 @@ from pathlib import Path
 import pyogrio
 import pytest
 
-from deltacli.console import Voice
+from deltacli.console import Console
 from deltavlm.model.config import Running
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
@@ -115,7 +115,7 @@ def test_quiet_says_nothing(run: Run, scene: Scene) -> None:
 def test_a_table_of_the_most_changed_chips_on_a_terminal(
     run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "200")
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--color", "never", *SMALL)
     assert result.exit_code == 0
@@ -129,7 +129,7 @@ def test_a_table_of_the_most_changed_chips_on_a_terminal(
 def test_markup_in_a_caption_is_shown_as_it_is(
     run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "200")
     model.script = lambda before, after, question: "yes" if question.yes_no else "[red]a[/nonsense]"
     result = run("analyze", *scene.args, "-o", "out.gpkg", *SMALL)

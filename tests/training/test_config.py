@@ -13,8 +13,8 @@ from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.training.config import Phase, Records, Scenes, TrainConfig, differences, load_config
-from deltavlm.training.objectives import Learner
-from deltavlm.training.organs import counts, factors, named
+from deltavlm.training.learner import Learner
+from deltavlm.training.parameter_groups import counts, lr_multipliers, named
 
 SHIPPED = [
     path.name for path in shipped("train_nano.yaml").parent.glob("*.yaml") if "phases:" in path.read_text()
@@ -39,7 +39,7 @@ def test_a_shipped_run_fits_its_model(name: str) -> None:
         model = build(numbers)
         learners = [Learner(model, numbers, phase) for phase in run.phases.values()]
     for learner in learners:
-        found = factors([name for name, _ in named(learner)], learner.phase)
+        found = lr_multipliers([name for name, _ in named(learner)], learner.phase)
         assert any(found.values())
     if run.scenes:
         assert numbers.dense is not None
@@ -52,7 +52,7 @@ def test_stage_two_fits_what_the_paper_fits() -> None:
     numbers = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
         learner = Learner(build(numbers), numbers, run.phases["tune"])
-    found = factors([name for name, _ in named(learner)], learner.phase)
+    found = lr_multipliers([name for name, _ in named(learner)], learner.phase)
     organs = counts(learner, found)
     assert sum(fitted for fitted, _ in organs.values()) == 253_216_384
     assert organs["vision"][0] == 50_497_536 + 2_816

@@ -49,7 +49,7 @@ class _Row:
         return len(self.prompt) + len(self.answer)
 
 
-def make_rows(
+def collate_rows(
     config: DeltaVLMConfig,
     codecs: tuple[Codec, Codec],
     lessons: Sequence[Sequence[tuple[str, str]]],

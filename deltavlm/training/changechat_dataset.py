@@ -21,7 +21,7 @@ from deltavlm.model.predictor import resized
 from deltavlm.scoring.answering import Case, cases_of
 from deltavlm.tasks import dialogue
 from deltavlm.training.config import Phase, Records
-from deltavlm.training.sources import Sample
+from deltavlm.training.sampling import Sample
 from deltavlm.wording import normalise
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Split:
     """A set's pairs for training and those held out, and the folder of their pictures."""
 
     name: str
@@ -54,7 +54,7 @@ class Held:
     held_out: tuple[Case, ...]
 
 
-def read_records(name: str, records: Records, seed: int) -> Held:
+def read_records(name: str, records: Records, seed: int) -> Split:
     """A set of the configuration, its pictures all there.
 
     Raises: InputError when it cannot be read, or pictures are missing, with their paths.
@@ -93,10 +93,10 @@ def read_records(name: str, records: Records, seed: int) -> Held:
     rest = [cases[at] for at in sorted(order[records.held_out :])]
     if records.weight and not rest:
         raise ConfigError(f"sets.{name}: held_out {records.held_out} leaves none of its {len(cases)} pairs")
-    return Held(name, images, tuple(rest), tuple(out))
+    return Split(name, images, tuple(rest), tuple(out))
 
 
-def rows_of(case: Case) -> Iterator[Row]:
+def turns_of(case: Case) -> Iterator[Row]:
     """Each turn, and each of several references, as a row of its own."""
     for example in case.examples:
         past: list[tuple[str, str]] = []
@@ -111,13 +111,13 @@ def rows_of(case: Case) -> Iterator[Row]:
             past.append((turn.question, turn.answers[0]))
 
 
-def texts(held: Held) -> list[str]:
+def texts(held: Split) -> list[str]:
     """Every prompt and answer, normalised: what a tokenizer is made from."""
-    said = [(row.prompt, row.answer) for case in held.training for row in rows_of(case)]
+    said = [(row.prompt, row.answer) for case in held.training for row in turns_of(case)]
     return [normalise(text) for prompt, answer in said for text in (f"q {prompt}", answer)]
 
 
-class RecordSource:
+class ChangeChatSource:
     """A set's pairs as samples without end, epoch after epoch, each in another order.
 
     In one epoch every turn comes once. A sample is a pair with up to `rows` of its turns (a phase with
@@ -137,7 +137,7 @@ class RecordSource:
         self.cases, self.images, self.phase, self.image_px = cases, images, phase, image_px
         self.seed, self.still = seed, still  # still: the order of the file, and pictures as they are
         self.most = 1 if phase.part == "align" else phase.rows
-        every = [tuple(rows_of(case)) for case in cases]
+        every = [tuple(turns_of(case)) for case in cases]
         if phase.part == "align":
             every = [
                 tuple(row for row, task in zip(rows, _tasks(case), strict=True) if task == "caption")
@@ -186,7 +186,7 @@ class RecordSource:
 
 
 def _tasks(case: Case) -> Iterator[str]:
-    """The task of each of `rows_of`."""
+    """The task of each of `turns_of`."""
     for example in case.examples:
         for turn in example.turns:
             yield from [example.task] * len(turn.answers)

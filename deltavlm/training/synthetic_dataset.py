@@ -23,7 +23,7 @@ from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.predictor import resized
 from deltavlm.tasks import caption
 from deltavlm.training.config import Phase, Scenes
-from deltavlm.training.sources import Sample
+from deltavlm.training.sampling import Sample
 from deltavlm.wording import normalise
 
 CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their dates swapped
@@ -73,7 +73,7 @@ class SceneSource:
         pictures, truth = self.caches[name]
         index = int(rng.integers(len(pictures)))
         warp = random_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
-        options = Augmentation(phase.crop_px, CENTRED, SWAP, phase.toned)
+        options = Augmentation(phase.crop_px, CENTRED, SWAP, phase.color_jitter)
         pair = augment(rng, pictures[index], truth[index], options, warp)
         return self.told(rng, pair)
 
@@ -97,7 +97,7 @@ class SceneSource:
         )
 
 
-class HeldScenes(SceneSource):
+class ValidationScenes(SceneSource):
     """The validation scenes, each as it was drawn."""
 
     def __init__(self, out: Path, phase: Phase, image_px: int) -> None:
