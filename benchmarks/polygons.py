@@ -175,7 +175,7 @@ def main() -> None:
     asked = ask.parse_args()
     scenes, rounds = (1, 1) if asked.quick else (asked.scenes, asked.rounds)
     model = load_model("nano", threads=asked.threads)
-    deltacli.flag_groups._load = lambda name, running: model  # loaded once
+    deltacli.flag_groups._load = lambda name, runtime: model  # loaded once
     load = os.getloadavg()[0]
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, nano {model.fingerprint[:8]}, {os.cpu_count()} cores, load before "

@@ -18,7 +18,7 @@ from deltacli.main import CLOSED_PIPE, app
 from deltacli.metrics import RunMetrics
 from deltacli.signals import NAMES as SIGNALS
 from deltavlm import __version__
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig
@@ -58,7 +58,7 @@ def table_under(heading: str, page: str = "formats.md") -> list[str]:
 
 
 def test_every_column_of_the_chips_is_described() -> None:
-    layer = chips_layer(load_questions(shipped("questions.yaml")))
+    layer = chips_layer(load_questions(shipped_config("questions.yaml")))
     assert table_under("Layer `chips`") == [field.name for field in layer.fields]
 
 
@@ -145,7 +145,7 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| ([\d, ]+) \| (?:Vicuna's )?`([\w.]+)` \|$", text, re.M)
     with torch.device("meta"):
-        model = build(load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig))
+        model = build(load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig))
     there: dict[tuple[str, str], int] = {}
     for name, tensor in model.state_dict().items():
         key = (re.sub(r"\.\d+\.", ".N.", name), ", ".join(map(str, tensor.shape)))

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.errors import InputError
+from deltavlm.tasks import TaskName
 
 __all__ = [
-    "TASKS",
     "Dataset",
     "Example",
     "Problem",
-    "Task",
     "Turn",
     "match_file_name",
     "missing_images",
@@ -30,10 +29,7 @@ __all__ = [
     "read_json_list",
 ]
 
-Task = Literal["caption", "change", "count", "location", "open", "dialogue"]
-TASKS: tuple[Task, ...] = ("caption", "change", "count", "location", "open", "dialogue")
-
-KINDS: Mapping[str, Task] = {
+KINDS: Mapping[str, TaskName] = {
     "binary": "change",
     "count": "count",
     "loc": "location",
@@ -58,7 +54,7 @@ class Example:
     """One record: what is asked about one pair of images. Only a dialogue has more than one turn."""
 
     id: str
-    task: Task
+    task: TaskName
     turns: tuple[Turn, ...]
     changed: bool
     before: str  # as the file names it, relative to the folder of images

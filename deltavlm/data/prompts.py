@@ -49,4 +49,6 @@ def _sample_question(rng: Rng, facts: Facts) -> tuple[str, str]:
     *history, last = turns
     if not history:
         return last.question, last.answer
-    return dialogue.history([(turn.question, turn.answer) for turn in history], last.question), last.answer
+    return dialogue.prompt_with_history(
+        [(turn.question, turn.answer) for turn in history], last.question
+    ), last.answer

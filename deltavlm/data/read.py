@@ -11,11 +11,9 @@ from typing import Any
 from deltavlm.data import changeimti
 from deltavlm.data.examples import (
     KINDS,
-    TASKS,
     Dataset,
     Example,
     Problem,
-    Task,
     Turn,
     match_file_name,
     parse_turns,
@@ -24,20 +22,15 @@ from deltavlm.data.examples import (
     shorten,
 )
 from deltavlm.errors import InputError
-from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks import TASKS, TaskName
 
 __all__ = ["read_dataset"]
 
-_PROMPTS: Mapping[str, Task] = {
-    caption.PROMPT: "caption",
-    classify.PROMPT: "change",
-    count.PROMPT: "count",
-    locate.PROMPT: "location",
-}
+_PROMPTS: Mapping[str, TaskName] = {task.prompt: name for name, task in TASKS.items() if task.prompt}
 
 
 def read_dataset(
-    path: Path, split: str = "test", tasks: Sequence[Task] = TASKS, *, repeats: bool = False
+    path: Path, split: str = "test", tasks: Sequence[TaskName] = tuple(TASKS), *, repeats: bool = False
 ) -> Dataset:
     """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
 
@@ -112,7 +105,7 @@ def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
     return [file for file, _ in found], []
 
 
-def _example(record: Any, task: Task | None) -> Example:
+def _example(record: Any, task: TaskName | None) -> Example:
     """Raises: ValueError saying what is wrong with the record."""
     if not isinstance(record, dict):
         raise ValueError("expected an object with keys")
@@ -126,7 +119,7 @@ def _example(record: Any, task: Task | None) -> Example:
         answers = record["captions"]
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
             raise ValueError("captions are not a list of sentences")
-        turns: tuple[Turn, ...] = (Turn(caption.PROMPT, tuple(answers)),)
+        turns: tuple[Turn, ...] = (Turn(TASKS["caption"].prompt, tuple(answers)),)
         return Example(PurePosixPath(before).name, "caption", turns, bool(flag), before, after)
     images = record.get("image")
     if not isinstance(images, list) or len(images) != 2 or not all(isinstance(i, str) for i in images):

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from deltavlm.data.changechat import ImagePair, records
-from deltavlm.data.examples import TASKS, missing_images
+from deltavlm.data.examples import missing_images
 from deltavlm.data.read import read_dataset
 from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.data.synthetic.facts import facts_of
+from deltavlm.tasks import TASKS
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 MINI = SAMPLES / "changechat_mini"
