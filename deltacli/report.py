@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltacli import options, values
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli import options, parsing
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, grouped
 from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def report(
     ] = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Show an output of `analyze` as one HTML file, which holds all that it shows and asks no server.
 
@@ -100,11 +100,11 @@ def report(
     pictures.
     """
     if output is None and quicklook is None:
-        output = Path(values.default_output(str(source), "_report.html"))
+        output = Path(parsing.default_output(str(source), "_report.html"))
     if str(output) == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the page of -o -", param_hint="--json")
     given = [
-        None if place is None else values.location_of(name, place)
+        None if place is None else parsing.check_location(name, place)
         for name, place in (("--before", before), ("--after", after))
     ]
 
@@ -154,7 +154,7 @@ def write_report(
     chips = sum(len(scene.chips) for scene in scenes)
     told: dict[str, Any] = {"pairs": len(scenes), "chips": chips, "without_pictures": {}}
     if html is not None:
-        with voice.counting(len(scenes), "pairs", beside_data=str(html) == "-") as tell:
+        with console.count_progress(len(scenes), "pairs", beside_data=str(html) == "-") as tell:
             text, missing = report_html(
                 found,
                 scenes,
@@ -172,11 +172,11 @@ def write_report(
         else:
             write_whole(html, content, overwrite)
         told |= {"without_pictures": missing, "output": str(html), "bytes": len(content)}
-        voice.say(f"{counted(chips, 'chip')}; report {'on stdout' if str(html) == '-' else html}")
+        console.info(f"{pluralize(chips, 'chip')}; report {'on stdout' if str(html) == '-' else html}")
     if quicklook is not None:
         write_whole(quicklook, _drawn(scenes[0], image_options, source), overwrite)
         told |= {"quicklook": str(quicklook)}
-        voice.say(f"quicklook {quicklook}")
+        console.info(f"quicklook {quicklook}")
     return told
 
 
@@ -209,6 +209,6 @@ def _drawn(scene: Scene, image_options: ImageOptions, source: Path) -> bytes:
 def _tell_missing(missing: dict[str, str]) -> None:
     """Say which pairs have no pictures."""
     for name, reason in list(missing.items())[:_TOLD]:
-        voice.warn(f"no pictures{f' of {name}' if name else ''}: {reason}")
+        console.warning(f"no pictures{f' of {name}' if name else ''}: {reason}")
     if len(missing) > _TOLD:
-        voice.warn(f"no pictures of {len(missing) - _TOLD} more pairs either")
+        console.warning(f"no pictures of {len(missing) - _TOLD} more pairs either")

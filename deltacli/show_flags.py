@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from deltacli.options import OUTPUT, TALK, flag
+from deltacli.options import COMMON, OUTPUT, flag
 from deltavlm.errors import ConfigError, DeltaVLMError, PartialFailure, WriteError
 
 __all__ = ["ShowFlags"]
@@ -35,7 +35,7 @@ class ShowFlags:
         int,
         flag(
             "--top",
-            panel=TALK,
+            panel=COMMON,
             metavar="N",
             min=0,
             max=10,
@@ -46,7 +46,7 @@ class ShowFlags:
         Literal["auto", "always", "never"],
         flag(
             "--thumbnails",
-            panel=TALK,
+            panel=COMMON,
             help="Pictures of these chips, where a terminal has kitty's, iTerm2's or sixel graphics; always:"
             " sixel where that is not known.",
         ),

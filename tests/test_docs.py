@@ -15,10 +15,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from deltacli.main import CLOSED_PIPE, app
-from deltacli.monitor import Monitor
+from deltacli.metrics import RunMetrics
 from deltacli.signals import NAMES as SIGNALS
 from deltavlm import __version__
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig
@@ -75,7 +75,7 @@ def table_under(heading: str, page: str = "formats.md") -> list[str]:
 
 
 def test_every_column_of_the_chips_is_described() -> None:
-    layer = chips_layer(load_questions(shipped("questions.yaml")))
+    layer = chips_layer(load_questions(shipped_config("questions.yaml")))
     assert table_under("Layer `chips`") == [field.name for field in layer.fields]
 
 
@@ -102,8 +102,8 @@ def test_every_style_is_described() -> None:
 def test_every_metric_is_described() -> None:
     text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8").split("\n## Metrics\n", 1)[1]
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
-    watch = Monitor()
-    watch.loaded(ScriptedModel())
+    watch = RunMetrics()
+    watch.set_model(ScriptedModel())
     watch.code = 0
     told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
     assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
@@ -177,7 +177,7 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| ([\d, ]+) \| (?:Vicuna's )?`([\w.]+)` \|$", text, re.M)
     with torch.device("meta"):
-        model = build(load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig))
+        model = build(load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig))
     there: dict[tuple[str, str], int] = {}
     for name, tensor in model.state_dict().items():
         key = (re.sub(r"\.\d+\.", ".N.", name), ", ".join(map(str, tensor.shape)))

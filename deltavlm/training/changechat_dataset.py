@@ -17,11 +17,11 @@ from deltavlm.data.pictures import picture
 from deltavlm.data.warp import draw_warp
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
-from deltavlm.scoring.answering import Case, cases_of
+from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
+from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Records
 from deltavlm.training.sampling import Sample
-from deltavlm.wording import normalise
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class Split:
 
     name: str
     images: Path
-    training: tuple[Case, ...]
-    held_out: tuple[Case, ...]
+    training: tuple[PairExamples, ...]
+    held_out: tuple[PairExamples, ...]
 
 
 def read_records(name: str, records: Records, seed: int) -> Split:
@@ -69,7 +69,7 @@ def read_records(name: str, records: Records, seed: int) -> Split:
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
-    cases = cases_of(data.examples)
+    cases = group_by_pair(data.examples)
     if not cases:
         raise ConfigError(
             f"sets.{name}: {records.path} has no record of the tasks {', '.join(records.tasks)}"
@@ -95,12 +95,12 @@ def read_records(name: str, records: Records, seed: int) -> Split:
     return Split(name, images, tuple(rest), tuple(out))
 
 
-def turns_of(case: Case) -> Iterator[Row]:
+def turns_of(case: PairExamples) -> Iterator[Row]:
     """Each turn, and each of several references, as a row of its own."""
     for example in case.examples:
         past: list[tuple[str, str]] = []
         for turn in example.turns:
-            prompt = dialogue.history(past, turn.question) if past else turn.question
+            prompt = dialogue.prompt_with_history(past, turn.question) if past else turn.question
             for answer in turn.answers:
                 said = normalise(f"{prompt} {answer}")
                 fixed = example.task in FIXED or (
@@ -125,7 +125,7 @@ class ChangeChatSource:
 
     def __init__(
         self,
-        cases: tuple[Case, ...],
+        cases: tuple[PairExamples, ...],
         images: Path,
         phase: Phase,
         image_px: int,
@@ -184,7 +184,7 @@ class ChangeChatSource:
         return Sample(before, after, told, case.examples[0].changed)
 
 
-def _tasks(case: Case) -> Iterator[str]:
+def _tasks(case: PairExamples) -> Iterator[str]:
     """The task of each of `turns_of`."""
     for example in case.examples:
         for turn in example.turns:

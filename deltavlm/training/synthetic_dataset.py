@@ -21,9 +21,9 @@ from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.data.warp import draw_warp
 from deltavlm.model.predictor import resized
 from deltavlm.tasks import caption
+from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes
 from deltavlm.training.sampling import Sample
-from deltavlm.wording import normalise
 
 CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their dates swapped
 

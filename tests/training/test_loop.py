@@ -14,7 +14,7 @@ import torch
 from deltavlm.data.synthetic.cache import draw_cache
 from deltavlm.data.synthetic.truth import CHANGES
 from deltavlm.errors import ConfigError
-from deltavlm.model.deltavlm import IGNORED
+from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.checkpoints import final_weights
 from deltavlm.training.collate import collate_rows
@@ -83,7 +83,7 @@ def trainer(
     source = SceneSource(cache, config.scenes, phase, MODEL.vision.image_px, [0, 3])
     torch.manual_seed(0)
     learner = Learner(tiny_model(config=MODEL), MODEL, phase)
-    learner.model.use_attention("eager")
+    learner.model.set_attention("eager")
     lessons = partial(collate, phase=phase, config=MODEL, codecs=(codec, codec))
     mixture = MixedSampler([(source, 1.0)], phase.batch, phase.steps, [0])
     return Trainer(config, name, learner, mixture, lessons, machine(config), out, **more)
@@ -292,7 +292,7 @@ def test_labels_are_the_answer_and_its_end(codec: Codec) -> None:
     rows = collate_rows(TINY, (codec, codec), lessons, groups=1)[0]
     for index, answer in zip(rows.pairs.tolist(), ["yes", "2 new roads"], strict=True):
         told = rows.labels[rows.pairs.tolist().index(index)]
-        ids = told[told != IGNORED].tolist()
+        ids = told[told != IGNORE_INDEX].tolist()
         assert ids[-1] == codec.eos
         assert codec.decode(ids) == answer
     first = rows.text.ids[:, 0].tolist()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltavlm.config import dump, load, shipped
+from deltavlm.config import dump, load, shipped_config
 from deltavlm.data.synthetic.truth import CHANGES
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor, load_model
@@ -30,7 +30,7 @@ MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The shipped recipe at reduced size."""
-    shipped_run = load(shipped("train_nano.yaml"), TrainConfig)
+    shipped_run = load(shipped_config("train_nano.yaml"), TrainConfig)
 
     def known(path: Path, kind: type) -> object:
         return MODEL if kind is DeltaVLMConfig else load(path, kind)

@@ -96,7 +96,7 @@ def test_a_dialogue_has_its_true_history(made: Path) -> None:
     assert prompts[0] == dialogue.TURNS[0]
     assert prompts[1].startswith("q please judge")
     assert " a yes q " in prompts[1]
-    assert prompts[2].endswith(dialogue.history([], dialogue.TURNS[2]))
+    assert prompts[2].endswith(dialogue.prompt_with_history([], dialogue.TURNS[2]))
 
 
 def test_aligning_takes_captions_alone(made: Path) -> None:
