@@ -18,7 +18,8 @@ from deltavlm.tasks import TASKS, caption, classify, count, dialogue, locate
 from deltavlm.text_norm import normalise
 
 STANDARD_QUESTIONS = tuple(
-    Question(task.name, task.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
+    # the default of 64 tokens: the 128 of `location` are for word pieces of LLMs and exceed a small context
+    Question(task.name, task.prompt, yes_no=task.yes_no)
     for task in TASKS.values()
     if task.prompt
 )
