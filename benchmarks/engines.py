@@ -26,7 +26,7 @@ STUB = """
 import deltacli.flag_groups, deltavlm.cluster.worker
 from tests.workers import scripted
 deltavlm.cluster.worker.loaded = scripted
-deltacli.flag_groups._load = lambda name, running: scripted(name, running, 1)
+deltacli.flag_groups._load = lambda name, runtime: scripted(name, runtime, 1)
 """
 START = """
 import time

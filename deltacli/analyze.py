@@ -23,7 +23,7 @@ from deltacli.plan import pair_plan, show_plan
 from deltacli.show_flags import ShowFlags
 from deltacli.terminal_images import show_thumbnails
 from deltacli.wanted import Wanted
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, PartialFailure
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def analyze(
     """
     from deltavlm.tasks.questions import load_questions, pick_questions
 
-    specs = load_questions(questions or shipped("questions.yaml"))
+    specs = load_questions(questions or shipped_config("questions.yaml"))
     if ask is not None:
         specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
     wanted = Wanted(

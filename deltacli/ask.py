@@ -130,13 +130,13 @@ def ask(
         return
     _refuse_flags_of_a_map(out, ground, cascade, batch_size)
     place = WindowFlags(at=ground.at, bbox=ground.bbox, bbox_crs=ground.bbox_crs, chip_size=ground.chip_size)
-    running = asked.runtime_options()
+    runtime = asked.runtime_options()
     with open_rasters(before, after, place, rasters) as reader:
         from deltavlm.geo.sinks import geojson_text
         from deltavlm.model.folder import find_folder, read_config
         from deltavlm.pipeline.asking import ANSWERS, answer_features, answers, look, record
 
-        running.applied(read_config(find_folder(asked.model)))
+        runtime.apply_to(read_config(find_folder(asked.model)))
         asked.check_device()
         chip = place.chip(reader)
         model, _ = asked.load()

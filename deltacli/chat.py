@@ -18,7 +18,7 @@ from deltacli.console import console, pluralize, warn_about_scale
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interactive_sigint
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def chat(
     kept = save or go_on
     if save is not None and save != go_on:
         _check_new(save, overwrite, at_start=True)
-    running = asked.runtime_options()
+    runtime = asked.runtime_options()
     with open_rasters(before, after, place, rasters) as reader:
         from deltavlm.model.folder import find_folder, read_config
 
-        running.applied(read_config(find_folder(asked.model)))
+        runtime.apply_to(read_config(find_folder(asked.model)))
         asked.check_device()
         turns: list[tuple[str, str]] = []
         if earlier:
@@ -95,7 +95,7 @@ def chat(
             chip = place.chip(reader)
         model, _ = asked.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
-        if earlier and earlier[-1]["model"] != f"{model.name} {model.fingerprint}":
+        if earlier and earlier[-1]["model"] != model.label:
             console.warning(f"the conversation was with {earlier[-1]['model']}")
         conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
         with (
@@ -190,7 +190,7 @@ class ChatSession:
         if name in ("/quit", "/exit"):
             return False
         if name not in commands:
-            raise InputError(f"no command {name}{nearest(name, [*commands, '/quit'])}; /help lists them")
+            raise InputError(f"no command {name}{suggest(name, [*commands, '/quit'])}; /help lists them")
         commands[name](rest)
         return True
 

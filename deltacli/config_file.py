@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ def _parse_table(command: Any, table: Mapping[str, Any], file: str, name: str) -
     """
     commands: Mapping[str, Any] = getattr(command, "commands", {})
     flags = {
-        word[2:]: param.name
+        word[2:]: param
         for param in command.params
         for word in (() if commands else param.opts)
         if word.startswith("--") and word not in ("--help", "--config")
@@ -51,14 +51,18 @@ def _parse_table(command: Any, table: Mapping[str, Any], file: str, name: str) -
     for key, setting in table.items():
         if isinstance(setting, dict) and commands:
             if key not in commands:
-                raise ConfigError(f"{file}: no command {key!r}{nearest(key, commands)}")
+                raise ConfigError(f"{file}: no command {key!r}{suggest(key, commands)}")
             defaults[key] = _parse_table(commands[key], setting, file, f"{name}.{key}".strip("."))
             continue
         word = key.replace("_", "-")
         if word not in flags:
             position = f"in [{name}]" if name else "outside of a table such as [analyze]"
-            raise ConfigError(f"{file}: unknown key {key!r} {position}{nearest(word, flags)}")
-        if isinstance(setting, list) and word != "gdal-config":
+            raise ConfigError(f"{file}: unknown key {key!r} {position}{suggest(word, flags)}")
+        param = flags[word]
+        is_repeatable = getattr(param, "multiple", False)
+        if is_repeatable and not isinstance(setting, list):
+            setting = [setting]  # question = "How many roads?"
+        elif isinstance(setting, list) and not is_repeatable:
             setting = ",".join(map(str, setting))  # bands = [3, 2, 1]
-        defaults[flags[word]] = setting
+        defaults[param.name] = setting
     return defaults

@@ -267,11 +267,11 @@ def _layout_minor(folder: Path) -> int | None:
 
 
 def _check_questions() -> Iterator[Finding]:
-    from deltavlm.config import shipped
+    from deltavlm.config import shipped_config
     from deltavlm.tasks.questions import load_questions
 
     try:
-        path = shipped("questions.yaml")
+        path = shipped_config("questions.yaml")
         yield Finding("questions", "ok", f"{len(load_questions(path))} in {path}")
     except ConfigError as error:
         yield Finding("questions", "broken", str(error), "reinstall deltavlm")

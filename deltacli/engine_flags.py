@@ -98,13 +98,13 @@ class EngineFlags:
         from deltavlm.cluster.worker import loaded
 
         began = time.monotonic()
-        running = asked.runtime_options()
+        runtime = asked.runtime_options()
         with started(
-            partial(loaded, asked.model, running),
+            partial(loaded, asked.model, runtime),
             address=self.ray_address,
             actors=self.actors,
             actor_cpus=self.actor_cpus,
-            device=running.device,
+            device=runtime.device,
             environment=parsing.parse_gdal_config(rasters.gdal_config),
         ) as cluster:
             load_s, known = time.monotonic() - began, cluster.model

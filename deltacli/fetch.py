@@ -142,14 +142,14 @@ def fetch(
 
 def _revisions(given: list[str] | None, names: dict[str, str]) -> dict[str, str]:
     """`REPO=COMMIT` pairs as the names of parts and their revisions. Raises: InputError."""
-    from deltavlm.config import nearest
+    from deltavlm.config import suggest
     from deltavlm.errors import InputError
 
     found = {}
     for pair in given or []:
         repo, equals, commit = pair.partition("=")
         if not (equals and commit and repo in names):
-            raise InputError(f"--revision {pair!r} is not REPO=COMMIT of a repository{nearest(repo, names)}")
+            raise InputError(f"--revision {pair!r} is not REPO=COMMIT of a repository{suggest(repo, names)}")
         found[names[repo]] = commit
     return found
 

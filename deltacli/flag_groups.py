@@ -25,7 +25,7 @@ from deltavlm.errors import ConfigError
 if TYPE_CHECKING:
     from deltavlm.geo.grid import Chip
     from deltavlm.geo.pair import PairReader, ReadOptions
-    from deltavlm.model.config import Running
+    from deltavlm.model.config import RuntimeOptions
     from deltavlm.model.interface import ChangeModel
 
 __all__ = [
@@ -134,11 +134,11 @@ class ModelFlags:
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
 
-    def runtime_options(self) -> Running:
+    def runtime_options(self) -> RuntimeOptions:
         """Raises: BadParameter for a device that there is not."""
-        from deltavlm.model.config import Running
+        from deltavlm.model.config import RuntimeOptions
 
-        return Running(
+        return RuntimeOptions(
             device=parsing.check_device(self.device),
             threads=self.threads,
             dtype=self.dtype,
@@ -150,11 +150,11 @@ class ModelFlags:
 
     def check_device(self) -> None:
         """Raises: InputError where the device is not there, or cannot do what is wished."""
-        running = self.runtime_options()
-        if running.device not in ("auto", "cpu") or running.quantize:  # else not worth torch's seconds
-            from deltavlm.model.predictor import pick_place
+        runtime = self.runtime_options()
+        if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's seconds
+            from deltavlm.model.predictor import resolve_device
 
-            pick_place(running)
+            resolve_device(runtime)
 
     def load(self) -> tuple[ChangeModel, float]:
         """The model, and how many seconds it took; says which it is."""
@@ -165,10 +165,10 @@ class ModelFlags:
         return model, load_s
 
 
-def _load(name: str, running: Running) -> ChangeModel:
+def _load(name: str, runtime: RuntimeOptions) -> ChangeModel:
     from deltavlm.model.predictor import load_model
 
-    return load_model(name, running)
+    return load_model(name, runtime)
 
 
 @dataclass(frozen=True, kw_only=True)

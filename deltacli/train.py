@@ -74,12 +74,12 @@ def train(
     Ctrl-C ends it with a checkpoint. For several GPUs: torchrun --nproc-per-node N -m deltavlm.training
     CONFIG -o DIR.
     """
-    from deltavlm.config import dump, shipped
+    from deltavlm.config import dump, shipped_config
     from deltavlm.training.config import load_config
 
     path = Path(config_file)
     if not path.exists() and path.name == config_file:
-        path = shipped(config_file if path.suffix else f"{config_file}.yaml")
+        path = shipped_config(config_file if path.suffix else f"{config_file}.yaml")
     config = load_config(path, changes or ())
     if print_config:
         typer.echo(dump(config), nl=False)

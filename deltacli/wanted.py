@@ -102,7 +102,7 @@ class Wanted:
         """The model's numbers, without loading it. Raises: InputError where it cannot run as wished."""
         from deltavlm.model.folder import find_folder, read_config
 
-        numbers = self.asked.runtime_options().applied(read_config(find_folder(self.asked.model)))
+        numbers = self.asked.runtime_options().apply_to(read_config(find_folder(self.asked.model)))
         if self.masks.asked and numbers.dense is None:
             from deltavlm.pipeline.masks import NO_MASKS
 

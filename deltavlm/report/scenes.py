@@ -15,7 +15,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import InputError
 from deltavlm.geo.alignment import LONLAT, PixelGrid, ground_size_m, lonlat, project
 from deltavlm.geo.drivers import MAX_PIXELS
@@ -257,5 +257,5 @@ def select_scene(scenes: Iterable[Scene], name: str) -> Scene:
             f"there is no pair {name!r}: the output is of one pair, without a name; leave it out"
         )
     if name not in by_name:
-        raise InputError(f"there is no pair {name!r} in the output{nearest(name, list(by_name)[:20])}")
+        raise InputError(f"there is no pair {name!r} in the output{suggest(name, list(by_name)[:20])}")
     return by_name[name]

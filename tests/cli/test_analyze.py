@@ -10,7 +10,7 @@ import pyogrio
 import pytest
 
 from deltacli.console import Console
-from deltavlm.model.config import Running
+from deltavlm.model.config import RuntimeOptions
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
 from tests.scripted_model import CHANGED, ScriptedModel
@@ -103,7 +103,7 @@ def test_the_summary_names_model_device_chips_speed_and_output(run: Run, scene: 
     assert "15 chips: 1 changed" in result.stderr
     assert "chips/s" in result.stderr
     assert result.stderr.rstrip().endswith("output out.gpkg")
-    assert run.loads == [("nano", Running(device="cpu"))]
+    assert run.loads == [("nano", RuntimeOptions(device="cpu"))]
 
 
 def test_quiet_says_nothing(run: Run, scene: Scene) -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm.data.build import Built, Facts, build, splits_of
-from deltavlm.data.changechat import write_files
+from deltavlm.data.build import BuildResult, PairFacts, build, find_splits
+from deltavlm.data.changechat import write_json_files
 from deltavlm.data.check import check
-from deltavlm.data.examples import Example, read_set
-from deltavlm.data.levircc import Told, read_captions
-from deltavlm.data.masks import Rules
-from deltavlm.data.synthetic.words import Turn
+from deltavlm.data.examples import Example
+from deltavlm.data.levircc import PairCaptions, read_captions
+from deltavlm.data.masks import MaskRules
+from deltavlm.data.read import read_dataset
+from deltavlm.data.synthetic.phrases import Turn
 from deltavlm.errors import InputError
 from deltavlm.tasks import classify, count, locate
 
@@ -54,17 +55,17 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def captions() -> dict[tuple[str, str], Told]:
+def captions() -> dict[tuple[str, str], PairCaptions]:
     return {
-        ("test", "x.png"): Told(("two houses appear .", "a road is built ."), True),
-        ("test", "y.png"): Told(("the scene is the same as before .",), False),
+        ("test", "x.png"): PairCaptions(("two houses appear .", "a road is built ."), True),
+        ("test", "y.png"): PairCaptions(("the scene is the same as before .",), False),
     }
 
 
-def read_back(built: Built, folder: Path) -> dict[tuple[str, str], Example]:
+def read_back(built: BuildResult, folder: Path) -> dict[tuple[str, str], Example]:
     folder.mkdir()
-    write_files(folder, built.files)
-    data = read_set(folder)
+    write_json_files(folder, built.files)
+    data = read_dataset(folder)
     assert data.problems == ()
     return {(example.task, Path(example.before).stem): example for example in data.examples}
 
@@ -105,15 +106,15 @@ def test_without_captions_there_are_none_and_the_mask_decides(images: Path) -> N
     assert set(built.files) == {f"built_test_{kind}.json" for kind in ("binary", "count", "loc", "dialog")}
     assert [one["changeflag"] for one in built.files["built_test_binary.json"]] == [1, 0]
     assert len(built.files["built_test_dialog.json"][0]["conversations"]) == 4
-    small = build(images, images, rules=Rules(min_area_px=17))
+    small = build(images, images, rules=MaskRules(min_area_px=17))
     assert [one["changeflag"] for one in small.files["built_test_binary.json"]] == [0, 0]
 
 
 def test_what_people_flagged_counts_and_a_contradiction_is_told(images: Path) -> None:
     told = captions() | {
-        ("test", "x.png"): Told(("no change .",), False),
-        ("test", "y.png"): Told(("trees are gone .",), True),
-        ("test", "z.png"): Told(("a house .",), True),
+        ("test", "x.png"): PairCaptions(("no change .",), False),
+        ("test", "y.png"): PairCaptions(("trees are gone .",), True),
+        ("test", "z.png"): PairCaptions(("a house .",), True),
     }
     built = build(images, images, told)
     assert [one["changeflag"] for one in built.files["built_test_count.json"]] == [0, 1]
@@ -132,8 +133,8 @@ def test_training_is_one_file_of_instructions(images: Path, tmp_path: Path) -> N
     told = {("train", name): value for (_, name), value in captions().items()}
     built = build(images, images, told)
     assert list(built.files) == ["built_train.json"]
-    write_files(tmp_path, built.files)
-    data = read_set(tmp_path, "train")
+    write_json_files(tmp_path, built.files)
+    data = read_dataset(tmp_path, "train")
     tasks = [example.task for example in data.examples]
     assert {task: tasks.count(task) for task in set(tasks)} == {
         "caption": 3,
@@ -150,7 +151,7 @@ def test_the_rules_reach_the_answers(images: Path) -> None:
     picture(images / "test" / "label" / "y.png", wide)
     answers = {}
     for rule in ("any", "centroid"):
-        built = build(images, images, rules=Rules(cell_rule=rule))
+        built = build(images, images, rules=MaskRules(cell_rule=rule))
         answers[rule] = locate.parse(built.files["built_test_loc.json"][1]["conversations"][1]["value"])
     assert answers["any"].buildings == ("top-left", "center-left")
     assert answers["centroid"].buildings in (("top-left",), ("center-left",))
@@ -205,7 +206,7 @@ def test_a_pair_without_captions_is_left_out_where_captions_are_given(images: Pa
 
 
 def test_open_questions_come_from_whoever_is_asked(images: Path) -> None:
-    def ask(name: str, facts: Facts) -> Sequence[Turn]:
+    def ask(name: str, facts: PairFacts) -> Sequence[Turn]:
         if name == "test/y.png":
             raise ValueError("speechless")
         return [Turn("How many houses?", str(facts.counts.buildings)), Turn("Where?", "right")]
@@ -217,7 +218,7 @@ def test_open_questions_come_from_whoever_is_asked(images: Path) -> None:
     assert [one.what for one in built.problems] == ["no open questions: speechless"]
     assert built.pairs == 2
 
-    def stop(name: str, facts: Facts) -> Sequence[Turn]:
+    def stop(name: str, facts: PairFacts) -> Sequence[Turn]:
         raise InputError("the key was refused")
 
     with pytest.raises(InputError, match="key was refused"):  # not once a pair
@@ -226,9 +227,9 @@ def test_open_questions_come_from_whoever_is_asked(images: Path) -> None:
 
 def test_nothing_to_build(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
-        splits_of(tmp_path / "none")
+        find_splits(tmp_path / "none")
     with pytest.raises(InputError, match="has no folder train/A"):
-        splits_of(tmp_path)
+        find_splits(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         build(images, tmp_path / "none")
     with pytest.raises(InputError, match=r"none of 2 pairs can be used; the first: .*x\.png is missing"):
@@ -253,8 +254,8 @@ def test_levir_ccs_captions(tmp_path: Path) -> None:
     path.write_text(json.dumps({"images": [levir(), levir(filepath=None, split="train", changeflag=0)]}))
     told, problems = read_captions(path)
     assert told == {
-        ("test", "x.png"): Told(("a house is built .", "b"), True),
-        ("train", "x.png"): Told(("a house is built .", "b"), False),
+        ("test", "x.png"): PairCaptions(("a house is built .", "b"), True),
+        ("train", "x.png"): PairCaptions(("a house is built .", "b"), False),
     }
     assert problems == []
 

@@ -25,7 +25,7 @@ Analyzed = Callable[..., Path]
 @pytest.fixture
 def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Analyzed:
     """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and gives the output."""
-    monkeypatch.setattr("deltacli.flag_groups._load", lambda name, running: model)
+    monkeypatch.setattr("deltacli.flag_groups._load", lambda name, runtime: model)
 
     def run(*args: object, to: str = "out.gpkg") -> Path:
         path = tmp_path / to

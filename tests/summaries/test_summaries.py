@@ -13,7 +13,7 @@ import pytest
 import shapely
 from rasterio.crs import CRS
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import SUFFIXES, open_sink
@@ -35,7 +35,7 @@ from deltavlm.summaries.results import Results, area_m2, read_results
 from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 from deltavlm.tasks.questions import load_questions
 
-CHIPS = chips_layer(load_questions(shipped("questions.yaml")))
+CHIPS = chips_layer(load_questions(shipped_config("questions.yaml")))
 UTM = CRS.from_epsg(32633)
 RUN: dict[str, Any] = {
     "tool": "deltavlm analyze",
