@@ -66,7 +66,8 @@ def read_records(name: str, records: Records, seed: int) -> Split:
     for kind, what in (("file", "files"), ("record", "records")):
         bad = [one for one in data.problems if one.kind == kind and "variant" not in one.message]
         if bad:
-            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {bad[0].location}: {bad[0].message}"
+            first = f"{bad[0].location}: {bad[0].message}"
+            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {first}"
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)

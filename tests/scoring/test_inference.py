@@ -140,8 +140,8 @@ def test_pictures_that_cannot_be_used_are_problems(made: Path, data: Dataset, tm
     ((found, problems),) = predict_batches(ScriptedModel(), cases, tmp_path, 4)
     assert [problem.kind for problem in problems] == ["image"] * 3
     assert "is missing" in problems[0].message
-    assert "cannot be read" in problems[1].what
-    assert "64 x 64 and 32 x 64 px" in problems[2].what
+    assert "cannot be read" in problems[1].message
+    assert "64 x 64 and 32 x 64 px" in problems[2].message
     assert {one.id for one in found} == {e.id for e in cases[3].examples}
 
 
