@@ -284,8 +284,8 @@ def count_by_kind(problems: Sequence[Problem]) -> dict[str, int]:
 def print_problems(problems: Sequence[Problem], label: str, most: int = 3) -> None:
     """The first few of each kind, and how many there are."""
     for kind, number in count_by_kind(problems).items():
-        told = [problem.what for problem in problems if problem.kind == kind]
-        where = [problem.where for problem in problems if problem.kind == kind]
+        told = [problem.message for problem in problems if problem.kind == kind]
+        where = [problem.location for problem in problems if problem.kind == kind]
         shown = [
             what if place in what else f"{place}: {what}"
             for place, what in zip(where[:most], told[:most], strict=True)
