@@ -291,7 +291,9 @@ def print_problems(problems: Sequence[Problem], label: str, limit: int = 3) -> N
     for kind, count in count_by_kind(problems).items():
         examples = [problem for problem in problems if problem.kind == kind][:limit]
         texts = [
-            problem.what if problem.where in problem.what else f"{problem.where}: {problem.what}"
+            problem.message
+            if problem.location in problem.message
+            else f"{problem.location}: {problem.message}"
             for problem in examples
         ]
         hidden = f"; and {count - limit:,} more" if count > limit else ""

@@ -154,7 +154,7 @@ def evaluate(
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
         there = ", ".join(dict.fromkeys(example.task for example in dataset.examples))
-        broken = "".join(f"; {one.what}" for one in dataset.problems[:1] if one.kind == "file")
+        broken = "".join(f"; {one.message}" for one in dataset.problems[:1] if one.kind == "file")
         raise ConfigError(f"{data} has no example of {', '.join(sorted(needed))}; there is {there}{broken}")
     words = None
     if word_map is not None:
@@ -211,13 +211,13 @@ def evaluate(
     faults = [one for one in dataset.problems if one.kind in ("file", "record")]
     if faults:
         raise PartialFailure(
-            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
+            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].message}; "
             "deltavlm data check tells all"
         )
     if predictions is None and matched.missing:
         raise PartialFailure(
             f"{len(matched.missing)} of {len(examples)} examples have no answer, the first because: "
-            f"{problems[0].what if problems else 'it was not asked'}"
+            f"{problems[0].message if problems else 'it was not asked'}"
         )
 
 

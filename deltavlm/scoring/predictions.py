@@ -74,7 +74,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[Problem]]:
         except ValueError as error:
             problems.append(Problem("prediction", where, str(error)))
     if not found:
-        detail = f": {problems[0].where}: {problems[0].what}" if problems else ""
+        detail = f": {problems[0].location}: {problems[0].message}" if problems else ""
         raise InputError(f"{path} holds no prediction{detail}")
     return found, problems
 

@@ -64,9 +64,10 @@ def read_records(name: str, records: Records, seed: int) -> Split:
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     for kind, what in (("file", "files"), ("record", "records")):
-        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.what]
+        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.message]
         if bad:
-            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {bad[0].where}: {bad[0].what}"
+            first = f"{bad[0].location}: {bad[0].message}"
+            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {first}"
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
@@ -83,7 +84,7 @@ def read_records(name: str, records: Records, seed: int) -> Split:
             f"sets.{name}: {places[0]} is no folder; give that of the pictures: sets.{name}.images"
         )
     if absent := missing_images(data.examples, images):
-        told = ", ".join(str(images / problem.where) for problem in absent[:SHOWN])
+        told = ", ".join(str(images / problem.location) for problem in absent[:SHOWN])
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         raise InputError(
             f"sets.{name}: {len(absent)} pictures are missing: {told}{more}; set sets.{name}.images"
