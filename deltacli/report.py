@@ -148,7 +148,7 @@ def write_report(
     pair_count, to_stdout = len(report.scenes), str(html) == "-"
     summary: dict[str, Any] = {"pairs": pair_count, "chips": report.chip_count, "without_pictures": {}}
     if html is not None:
-        with console.count_progress(pair_count, "pairs", beside_data=to_stdout) as show_progress:
+        with console.count_progress(pair_count, "pairs", stdout_has_data=to_stdout) as show_progress:
             text, missing = report.html(limits, lambda done: show_progress(done, ""))
         _warn_missing(missing)
         content = text.encode()
