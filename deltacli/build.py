@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console, pluralize, print_problems
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import flag
-from deltacli.problems import tell_problems
 from deltacli.synth import free, whole
 
 if TYPE_CHECKING:
-    from deltavlm.data.build import Built
-    from deltavlm.data.endpoint import Asker
+    from deltavlm.data.build import BuildResult
+    from deltavlm.data.endpoint import QuestionWriter
 
 RULES, OPEN, OUTPUT = "Rules", "Open questions", options.OUTPUT
 KEY = "DELTAVLM_LLM_KEY"
@@ -106,27 +105,27 @@ def build(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Yes/no, counts, cells and dialogues from masks of roads and buildings, as ChangeChat-105k has them.
 
     Pairs that cannot be used are named and left out; the exit code is then 3.
     """
-    from deltavlm.data.build import SUFFIXES, splits_of
+    from deltavlm.data.build import SUFFIXES, find_splits
     from deltavlm.data.build import build as make
-    from deltavlm.data.changechat import write_files
+    from deltavlm.data.changechat import write_json_files
     from deltavlm.data.levircc import read_captions
-    from deltavlm.data.masks import LEVIR_MCI, Rules, class_map
+    from deltavlm.data.masks import LEVIR_MCI, MaskRules, parse_class_map
     from deltavlm.errors import PartialFailure
 
     _check_name(name)
-    chosen = _splits(split, splits_of(images))
+    chosen = _splits(split, find_splits(images))
     suffixes = {one: ("",) if one == "train" else SUFFIXES for one in chosen}
     targets = [output / f"{name}_{one}{suffix}.json" for one in chosen for suffix in suffixes[one]]
     free(targets, overwrite)
     place = output / "images"
     linking = _placing(images, place, copy_images, overwrite)
-    known = LEVIR_MCI if classes is None else class_map(classes)
+    known = LEVIR_MCI if classes is None else parse_class_map(classes)
     told, problems = (None, []) if captions is None else read_captions(captions)
     ask = _asker(llm_endpoint, llm_model, output / f"{name}_open_replies.jsonl")
     built = make(
@@ -135,14 +134,14 @@ def build(
         told,
         name=name,
         splits=chosen,
-        rules=Rules(8 if connectivity == "8" else 4, min_area, cell_rule, cell_share),
+        rules=MaskRules(8 if connectivity == "8" else 4, min_area, cell_rule, cell_share),
         classes=known,
         ask=ask,
-        counting=lambda total: voice.counting(total, "pairs"),
+        counting=lambda total: console.count_progress(total, "pairs"),
     )
     problems += built.problems
     with whole(output) as part:
-        write_files(part, built.files)
+        write_json_files(part, built.files)
         if linking:
             _place(images, part / "images", built.pictures if copy_images else None)
     for path in targets:  # of an earlier run with captions, or open questions
@@ -154,14 +153,14 @@ def build(
             "folder": str(output),
             "pairs": built.pairs,
             "files": {file: len(content) for file, content in built.files.items()},
-            "problems": [{"where": one.where, "what": one.what} for one in problems],
-            "notes": [{"where": one.where, "what": one.what} for one in built.notes],
+            "problems": [{"where": one.location, "what": one.message} for one in problems],
+            "notes": [{"where": one.location, "what": one.message} for one in built.notes],
         }
         typer.echo(json.dumps(summary))
     if problems:
-        tell_problems(problems, "Left out")
+        print_problems(problems, "Left out")
         raise PartialFailure(
-            f"{output} is written, and {counted(len(problems), 'problem')} met on the way; --json names all"
+            f"{output} is written, and {pluralize(len(problems), 'problem')} met on the way; --json names all"
         )
 
 
@@ -210,25 +209,27 @@ def _place(images: Path, place: Path, pictures: Iterable[str] | None) -> None:
         shutil.copyfile(images / name, place / name)
 
 
-def _asker(endpoint: str | None, model: str | None, store: Path) -> Asker | None:
+def _asker(endpoint: str | None, model: str | None, store: Path) -> QuestionWriter | None:
     """What asks for open questions. Raises: ConfigError when half of it is given."""
-    from deltavlm.data.endpoint import Asker, Endpoint, Store
+    from deltavlm.data.endpoint import Endpoint, QuestionWriter, ReplyLog
     from deltavlm.errors import ConfigError
 
     if endpoint is None and model is None:
         return None
     if endpoint is None or model is None:
         raise ConfigError("--llm-endpoint and --llm-model belong together; give both")
-    asker = Asker(Endpoint(endpoint, model, os.environ.get(KEY) or None), Store(store))
+    asker = QuestionWriter(Endpoint(endpoint, model, os.environ.get(KEY) or None), ReplyLog(store))
     if asker.store.known:
-        voice.say(f"{counted(len(asker.store.known), 'pair')} answered before, in {store}")
+        console.info(f"{pluralize(len(asker.store.known), 'pair')} answered before, in {store}")
     return asker
 
 
-def _tell(built: Built, output: Path, ask: Asker | None) -> None:
-    tell_problems(built.notes, "Odd, and left as it is")
+def _tell(built: BuildResult, output: Path, ask: QuestionWriter | None) -> None:
+    print_problems(built.notes, "Odd, and left as it is")
     for file, content in built.files.items():
-        voice.say(f"{output / file}: {counted(len(content), 'record')}")
+        console.info(f"{output / file}: {pluralize(len(content), 'record')}")
     if ask is not None:
-        voice.say(f"{ask.endpoint.model} was asked for {counted(ask.asked, 'pair')}; all in {ask.store.path}")
-    voice.say(f"{counted(built.pairs, 'pair')} in {output}")
+        console.info(
+            f"{ask.endpoint.model} was asked for {pluralize(ask.asked, 'pair')}; all in {ask.store.path}"
+        )
+    console.info(f"{pluralize(built.pairs, 'pair')} in {output}")

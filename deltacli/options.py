@@ -7,37 +7,36 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from deltacli.console import Color, LogFormat, voice
-from deltacli.defaults import read_defaults
-from deltacli.monitor import check_metrics, monitor
+from deltacli.config_file import read_defaults
+from deltacli.console import Color, LogFormat, console
+from deltacli.metrics import check_metrics_file, run_metrics
 from deltavlm import __version__
 from deltavlm.geo import resampling
 
-ASK, RASTERS, CHIPS, OUTPUT, TALK = (
-    "Questions and model",
-    "Rasters",
-    "Chips",
-    "Output",
-    "Talk",
-)  # groups of flags in the help
+# panels of the help
+MODEL = "Questions and model"
+RASTERS = "Rasters"
+CHIPS = "Chips"
+OUTPUT = "Output"
+COMMON = "Common options"
 
 
 def flag(*names: str, panel: str, **settings: Any) -> Any:
-    """A `typer.Option` in one of the groups; how variables are named is told once, at --config."""
+    """`typer.Option` in a panel of the help. Environment variables are explained once, at --config."""
     return typer.Option(*names, rich_help_panel=panel, show_envvar=False, **settings)
 
 
 def threads_flag(panel: str) -> Any:
-    """`--threads`. More than any machine has are a slip, which torch answers with a riddle."""
+    """Flag `--threads`, limited to 1024: torch crashes on absurd numbers without saying why."""
     return flag(
         "--threads", panel=panel, metavar="N", min=1, max=1024, show_default="all cores", help="CPU threads."
     )
 
 
-# What the global flags do as soon as they are read
+# Callbacks: shared flags act as soon as they are parsed
 
 
-def _say_version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"deltavlm {__version__}")
         raise typer.Exit
@@ -45,39 +44,39 @@ def _say_version(value: bool) -> None:
 
 def _add_verbosity(value: int) -> int:
     if value:
-        voice.verbosity = min(max(voice.verbosity, 0) + value, 2)
-        voice.route_logging()
+        console.verbosity = min(max(console.verbosity, 0) + value, 2)
+        console.route_logging()
     return value
 
 
-def be_quiet(value: bool) -> bool:
+def set_quiet(value: bool) -> bool:
     if value:
-        voice.verbosity = -1
-        voice.route_logging()
+        console.verbosity = -1
+        console.route_logging()
     return value
 
 
 def _set_progress(value: bool | None) -> bool | None:
     if value is not None:
-        voice.progress = value
+        console.show_progress = value
     return value
 
 
 def _set_color(value: Color | None) -> Color | None:
     if value is not None:
-        voice.color = value
+        console.color = value
     return value
 
 
 def _set_log_format(value: LogFormat | None) -> LogFormat | None:
     if value is not None:
-        voice.log_format = value
+        console.log_format = value
     return value
 
 
-def _watch(value: Path | None) -> Path | None:
+def _set_metrics_file(value: Path | None) -> Path | None:
     if value is not None:
-        monitor.path = check_metrics(value)
+        run_metrics.path = check_metrics_file(value)
     return value
 
 
@@ -85,10 +84,10 @@ Version = Annotated[
     bool,
     flag(
         *("--version", "-V"),
-        panel=TALK,
+        panel=COMMON,
         is_eager=True,
         allow_from_autoenv=False,
-        callback=_say_version,
+        callback=_print_version,
         help="Show the version and exit.",
     ),
 ]
@@ -96,69 +95,69 @@ Verbose = Annotated[
     int,
     flag(
         *("--verbose", "-v"),
-        panel=TALK,
+        panel=COMMON,
         count=True,
         callback=_add_verbosity,
         show_default=False,
-        help="Say more; -vv also shows tracebacks.",
+        help="More messages; -vv also shows tracebacks.",
     ),
 ]
-Quiet = Annotated[bool, flag("--quiet", "-q", panel=TALK, callback=be_quiet, help="Say errors only.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", panel=COMMON, callback=set_quiet, help="Errors only.")]
 ShowProgress = Annotated[
     bool | None,
     flag(
         "--progress/--no-progress",
-        panel=TALK,
+        panel=COMMON,
         callback=_set_progress,
         show_default=False,
         help="Progress on stderr: a bar on a terminal, plain lines elsewhere.",
     ),
 ]
-ColorWhen = Annotated[
+ColorMode = Annotated[
     Literal["auto", "always", "never"] | None,
     flag(
         "--color",
-        panel=TALK,
+        panel=COMMON,
         callback=_set_color,
         show_default="auto",
-        help="Colours in messages; NO_COLOR counts as never.",
+        help="Colours in messages. With auto, NO_COLOR turns them off.",
     ),
 ]
-LogFormatWhich = Annotated[
+LogFormatName = Annotated[
     Literal["text", "json"] | None,
     flag(
         "--log-format",
-        panel=TALK,
+        panel=COMMON,
         is_eager=True,
         callback=_set_log_format,
         show_default="text",
-        help="Lines on stderr as text, or as a JSON object each, without a bar.",
+        help="Messages on stderr as text, or as one JSON object a line without a progress bar.",
     ),
 ]
 ConfigFile = Annotated[
     Path | None,
     flag(
         "--config",
-        panel=TALK,
+        panel=COMMON,
         metavar="FILE",
         is_eager=True,
         callback=read_defaults,
-        help="TOML file of defaults, a table for each command. A flag wins over a variable "
-        "DELTAVLM_<COMMAND>_<FLAG>, and that over the file.",
+        help="TOML file of defaults, with a table for each command. Flags override environment variables "
+        "(DELTAVLM_<COMMAND>_<FLAG>), and these override the file.",
     ),
 ]
 Json = Annotated[
-    bool, flag("--json", panel=TALK, allow_from_autoenv=False, help="One JSON object on stdout at the end.")
+    bool, flag("--json", panel=COMMON, allow_from_autoenv=False, help="One JSON object on stdout at the end.")
 ]
 Metrics = Annotated[
     Path | None,
     flag(
         "--metrics",
-        panel=TALK,
+        panel=COMMON,
         metavar="FILE",
         is_eager=True,
-        callback=_watch,
-        help="How the run goes and how it ended, as text for Prometheus.",
+        callback=_set_metrics_file,
+        help="Write progress and result of the run for Prometheus (node_exporter's textfile collector).",
     ),
 ]
 
@@ -176,56 +175,77 @@ Output = Annotated[
         help=".gpkg .geojson .geojsonl .ndjson .fgb .parquet; - is NDJSON on stdout.",
     ),
 ]
-Overwrite = Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Replace the output if it is there.")]
+Overwrite = Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Replace an existing output.")]
 DryRun = Annotated[
     bool,
-    flag("--dry-run", "-n", panel=OUTPUT, help="Show pair check, grid and plan; load and write nothing."),
+    flag(
+        "--dry-run",
+        "-n",
+        panel=OUTPUT,
+        help="Check the images and show what would be done; load no model, write nothing.",
+    ),
 ]
 
 Dtype = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
-    flag("--dtype", panel=ASK, help="Of weights; auto is 16 bit where the device is fast in it."),
+    flag(
+        "--dtype",
+        panel=MODEL,
+        help="Data type of the weights; auto is 16 bit where the device is fast with it.",
+    ),
 ]
 Decode = Annotated[
     Literal["auto", "upstream", "fast"],
     flag(
         "--decode",
-        panel=ASK,
-        help="upstream punishes repeated words, as the published model's authors do; fast does not; "
-        "auto is as the model says.",
+        panel=MODEL,
+        help="Decoding: upstream applies a repetition penalty of 1.5, as the published model's authors do; "
+        "fast applies none; auto is the model's own setting.",
     ),
 ]
 Beams = Annotated[
     int | None,
-    flag("--beams", panel=ASK, metavar="N", min=1, max=64, show_default="1", help="Answers tried at once."),
+    flag(
+        "--beams",
+        panel=MODEL,
+        metavar="N",
+        min=1,
+        max=64,
+        show_default="1",
+        help="Beams of beam search; 1 is greedy decoding.",
+    ),
 ]
 PromptStyle = Annotated[
     Literal["auto", "raw", "trained"],
-    flag("--prompt-style", panel=ASK, help="Questions as written, or as in the model's training."),
+    flag(
+        "--prompt-style",
+        panel=MODEL,
+        help="Send questions as written (raw), or in the wording of the model's training (trained).",
+    ),
 ]
 
 Cascade = Annotated[
     bool,
     flag(
         "--cascade",
-        panel=ASK,
-        help="First ask whether it changed, and the rest only of chips that say yes.",
+        panel=MODEL,
+        help="Ask the yes/no question first, and the other questions only about chips answered yes.",
     ),
 ]
 BatchSize = Annotated[
     str,
     flag(
         "--batch-size",
-        panel=ASK,
+        panel=MODEL,
         metavar="auto|N",
-        help="Chips asked at once; halved where memory is short.",
+        help="Chips per batch; halved when memory runs out.",
     ),
 ]
 Quantize = Annotated[
     Literal["none", "int8", "int4"],
     flag(
         "--quantize",
-        panel=ASK,
+        panel=MODEL,
         help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs pip install 'deltavlm[quantize]'.",
     ),
 ]
@@ -236,7 +256,7 @@ ChipSize = Annotated[
 Overlap = Annotated[
     int | None,
     flag(
-        "--overlap", panel=CHIPS, metavar="PX", min=0, show_default="0", help="What neighbouring chips share."
+        "--overlap", panel=CHIPS, metavar="PX", min=0, show_default="0", help="Overlap of neighbouring chips."
     ),
 ]
 Stride = Annotated[
@@ -247,7 +267,7 @@ Stride = Annotated[
         metavar="PX",
         min=1,
         show_default="chip size",
-        help="From chip to chip, instead of --overlap.",
+        help="Step from chip to chip, instead of --overlap.",
     ),
 ]
 Bbox = Annotated[
@@ -275,22 +295,23 @@ Align = Annotated[
     flag(
         "--align",
         panel=RASTERS,
-        help="auto warps AFTER onto BEFORE's grid where they differ; strict refuses.",
+        help="auto warps AFTER onto the grid of BEFORE if they differ; strict refuses such pairs.",
     ),
 ]
 Resampling = Annotated[
     resampling.Resampling,
-    flag("--resampling", panel=RASTERS, help="How a warp looks up pixels."),
+    flag("--resampling", panel=RASTERS, help="Resampling method of a warp."),
 ]
 Gsd = Annotated[
-    float | None, flag("--gsd", panel=RASTERS, metavar="M", help="Resample both to M metres a pixel.")
+    float | None,
+    flag("--gsd", panel=RASTERS, metavar="M", help="Resample both images to M metres per pixel."),
 ]
 AllowNoCrs = Annotated[
     bool,
     flag(
         "--allow-no-crs",
         panel=RASTERS,
-        help="Accept images without a CRS; the output then has pixel coordinates.",
+        help="Accept images without a CRS; the output is then in pixel coordinates.",
     ),
 ]
 AllowVrt = Annotated[
@@ -298,10 +319,15 @@ AllowVrt = Annotated[
     flag(
         "--allow-vrt",
         panel=RASTERS,
-        help="Open VRTs too, through which other files are read; they are named first.",
+        help="Also open VRTs, which read other files; these are listed first.",
     ),
 ]
 GdalConfig = Annotated[
     list[str] | None,
-    flag("--gdal-config", panel=RASTERS, metavar="KEY=VALUE", help="A GDAL setting; can be repeated."),
+    flag(
+        "--gdal-config",
+        panel=RASTERS,
+        metavar="KEY=VALUE",
+        help="GDAL configuration option; can be repeated.",
+    ),
 ]

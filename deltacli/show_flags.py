@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from deltacli.options import OUTPUT, TALK, flag
+from deltacli.options import COMMON, OUTPUT, flag
 from deltavlm.errors import ConfigError, DeltaVLMError, PartialFailure, WriteError
 
 __all__ = ["ShowFlags"]
@@ -35,7 +35,7 @@ class ShowFlags:
         int,
         flag(
             "--top",
-            panel=TALK,
+            panel=COMMON,
             metavar="N",
             min=0,
             max=10,
@@ -46,7 +46,7 @@ class ShowFlags:
         Literal["auto", "always", "never"],
         flag(
             "--thumbnails",
-            panel=TALK,
+            panel=COMMON,
             help="Pictures of these chips, where a terminal has kitty's, iTerm2's or sixel graphics; always:"
             " sixel where that is not known.",
         ),
@@ -100,12 +100,14 @@ class ShowFlags:
             failed = error
         if path is not None and (self.html or self.quicklook):
             from deltacli.report import write_report
+            from deltavlm.report.build import open_report
             from deltavlm.report.images import ImageOptions
 
             before, after = images
             image_options = ImageOptions(before=before, after=after, allow_vrt=allow_vrt, allow_remote=True)
             try:
-                write_report(path, self.html, self.quicklook, image_options, overwrite=overwrite)
+                report = open_report(path, image_options)
+                write_report(report, self.html, self.quicklook, overwrite=overwrite)
             except (DeltaVLMError, OSError, MemoryError) as error:
                 told = str(error) or "out of memory"
                 raise WriteError(f"{told}; the answers are safe in {path}") from error

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from deltacli import options
-from deltacli.console import voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, RASTERS, flag
 from deltavlm.errors import ConfigError
 
@@ -61,7 +61,7 @@ def stac(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Write STAC items of an output and of the model that made it.
 
@@ -91,7 +91,7 @@ def stac(
     write_output(target, dump_item(item).encode(), overwrite)
     if json_summary:
         typer.echo(json.dumps({"item": str(target), "model": str(of_model)}, ensure_ascii=False))
-    voice.say(f"item {target}, model {of_model}{' (was there already)' if is_there else ''}")
+    console.info(f"item {target}, model {of_model}{' (was there already)' if is_there else ''}")
 
 
 def _assets(texts: list[str]) -> dict[str, Path]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import CHIPS, OUTPUT, flag
 from deltavlm.errors import ConfigError
 
@@ -76,7 +76,7 @@ def summarize(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Say what finished outputs come to: what changed, where, how sure, what was not looked at."""
     _check_flags(by, name_field, cell, resolution)
@@ -114,12 +114,12 @@ def summarize(
         _show(*table_rows([*found, whole] if by else [whole]))
     if output is None:
         for caveat in known:
-            voice.say(caveat)
+            console.info(caveat)
     if areas.empty_count:
-        voice.say(f"{counted(areas.empty_count, 'area')} of {by} without a chip left out")
-    chips = f"{whole.changed} of {counted(whole.looked_at, 'chip')} changed"
-    places = f" in {counted(len(areas.names), 'area')}" if by else ""
-    voice.say(f"{chips}{places}{f'; output {output}' if output else ''}")
+        console.info(f"{pluralize(areas.empty_count, 'area')} of {by} without a chip left out")
+    chips = f"{whole.changed} of {pluralize(whole.looked_at, 'chip')} changed"
+    places = f" in {pluralize(len(areas.names), 'area')}" if by else ""
+    console.info(f"{chips}{places}{f'; output {output}' if output else ''}")
 
 
 def _check_flags(by: str | None, name_field: str | None, cell: float | None, resolution: int | None) -> None:

@@ -124,7 +124,7 @@ class Here:
 
     @property
     def ahead(self) -> int:
-        return 2 if self.model.lanes == 1 else 1  # then one more waits before its lane
+        return 2 if self.model.workers == 1 else 1  # then one more waits before its lane
 
     def looks(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
@@ -145,7 +145,7 @@ class Here:
             said, fits = ask_all(self.model, specs, group.asked, size, options.cascade, spent, options.masks)
             return group, said, fits, spent
 
-        with closing(side_by_side(ask, groups, self.model.lanes, self.model.enter_lane)) as done:
+        with closing(side_by_side(ask, groups, self.model.workers, self.model.init_worker)) as done:
             for group, said, fits, spent in done:
                 size = min(size, fits)  # what does not fit in one lane is not tried in another
                 stages.include(spent)

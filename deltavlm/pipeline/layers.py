@@ -103,7 +103,7 @@ class Origin:
     def of(cls, reader: PairReader, model: ModelFacts) -> Origin:
         """The origin of what `model` says about the pair that `reader` reads."""
         before, after = (view.source.name for view in reader.views)
-        return cls(before, after, f"{model.name} {model.fingerprint}", reader.gsd_m)
+        return cls(before, after, model.label, reader.gsd_m)
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def _parts(results: Iterator[ChipResult], size: int) -> Iterator[list[ChipResult
 
 def origin_of(record: PairRecord, model: ModelFacts) -> Origin:
     """Where the answers about a pair come from."""
-    return Origin(record.mark.before, record.mark.after, f"{model.name} {model.fingerprint}", record.gsd_m)
+    return Origin(record.mark.before, record.mark.after, model.label, record.gsd_m)
 
 
 def pair_feature(outcome: Outcome, ground: Ground) -> Feature:

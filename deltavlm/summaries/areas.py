@@ -15,7 +15,7 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError, InputError, ToolError
 from deltavlm.geo.geojson import cut_at_180
 from deltavlm.geo.vector_reader import read_layer
@@ -178,7 +178,7 @@ def _names(frame: Any, path: Path, name_field: str | None) -> list[str]:
     """Names of the areas: by the column asked for, else `name`, else the first with text, else numbers."""
     columns = [column for column in frame.columns if column != frame.geometry.name]
     if name_field is not None and name_field not in columns:
-        raise ConfigError(f"{path}: has no column {name_field!r}{nearest(name_field, columns)}")
+        raise ConfigError(f"{path}: has no column {name_field!r}{suggest(name_field, columns)}")
     texts = [one for one in columns if frame[one].map(lambda value: isinstance(value, str)).any()]
     named = [one for one in texts if one.lower() == "name"]
     chosen = name_field or next(iter([*named, *texts]), None)

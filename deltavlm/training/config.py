@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
-from deltavlm.config import from_mapping, nearest, read_yaml, to_mapping
-from deltavlm.data.examples import TASKS, Task
+from deltavlm.config import from_mapping, read_yaml, suggest, to_mapping
 from deltavlm.errors import ConfigError
+from deltavlm.tasks import TASKS, TaskName
 
 Part = Literal["vision", "language", "joint", "align", "instruct"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,7 +46,7 @@ class Records:
     path: Path
     images: Path | None = None  # left out: the folder `images` beside the files
     split: Literal["train", "val", "test"] = "train"
-    tasks: tuple[Task, ...] = TASKS
+    tasks: tuple[TaskName, ...] = tuple(TASKS)
     weight: float = 1.0
     held_out: int = 0
 
@@ -235,12 +235,12 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) ->
             inside[key] = _Opened()
         if not isinstance(inside, dict) or key not in inside:
             known = inside if isinstance(inside, dict) else ()
-            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{nearest(key, known)}")
+            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{suggest(key, known)}")
         inside = inside[key]
     free = isinstance(inside, _Opened) or path[-1:] == ["rates"]
     if not isinstance(inside, dict) or (last not in inside and not free):
         known = inside if isinstance(inside, dict) else ()
-        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{nearest(last, known)}")
+        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{suggest(last, known)}")
     inside[last] = value
 
 

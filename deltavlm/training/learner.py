@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORED, DeltaVLM, PairFeatures, Text
+from deltavlm.model.deltavlm import IGNORE_INDEX, DeltaVLM, PairFeatures, Text
 from deltavlm.model.tokenizer import Codec
+from deltavlm.text_norm import normalise
 from deltavlm.training.collate import Rows, collate_rows
 from deltavlm.training.config import ASKING, Phase
 from deltavlm.training.distributed import world
 from deltavlm.training.losses import alike, contrastive_loss, density_loss, hardest, mask_loss
 from deltavlm.training.sampling import Batch
-from deltavlm.wording import normalise
 
 SHARED_WIDTH = 256  # in which pairs and captions are compared, as in BLIP-2
 ALARMS = 4  # false alarms along a side of a picture, about
@@ -82,13 +82,13 @@ def collate(batch: Batch, phase: Phase, config: DeltaVLMConfig, codecs: tuple[Co
     if phase.part == "align":
         told = [normalise(rows[0][1]) for rows in batch.rows]
         most = config.qformer.max_text_tokens
-        ids = [codecs[0].question(text, most) for text in told]
+        ids = [codecs[0].encode_question(text, most) for text in told]
         # all ways of saying that nothing has changed say the same
         groups = [
             zlib.crc32(text.encode()) if moved else 0 for text, moved in zip(told, batch.changed, strict=True)
         ]
         counts |= dict.fromkeys(("contrastive", "matching", "recall_at_1"), float(len(told)))
-        lesson = replace(lesson, caption=codecs[0].batch(ids, "right"), group=torch.tensor(groups))
+        lesson = replace(lesson, caption=codecs[0].pad_batch(ids, "right"), group=torch.tensor(groups))
     return replace(lesson, counts=counts)
 
 
@@ -134,7 +134,7 @@ class Learner(nn.Module):
             seen = self.drop_tokens(tokens_BTD[rows.pairs], self.phase.token_dropout)
             told = self.model.token_losses(seen, rows.question, rows.text, rows.labels).sum(dim=1)
             if self.phase.balance == "root":  # a "yes" must not drown in lists of cells
-                told = told / (rows.labels != IGNORED).sum(dim=1).sqrt()
+                told = told / (rows.labels != IGNORE_INDEX).sum(dim=1).sqrt()
             weighed.append(told.sum())
         return torch.stack(weighed).sum()
 
@@ -176,8 +176,8 @@ class Learner(nn.Module):
         against a likely wrong one both ways. Captions that say the same are no wrong ones."""
         heads, qformer = self.heads, self.model.qformer
         assert heads is not None
-        pair_BQE = F.normalize(heads.pair(qformer.look(tokens_BTD)).float(), dim=-1)
-        read = qformer.read(caption.ids, caption.mask)[:, 0]
+        pair_BQE = F.normalize(heads.pair(qformer.encode_image(tokens_BTD)).float(), dim=-1)
+        read = qformer.encode_text(caption.ids, caption.mask)[:, 0]
         text_BE = F.normalize(heads.caption(read).float(), dim=-1)
         mine, all_groups = world.own(len(group_B)), world.gathered(group_B)
         pair_NQE, text_NE = world.gathered(pair_BQE), world.gathered(text_BE)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 from deltavlm.training.checkpoints import Log, load_state, save_state
 from deltavlm.training.config import ASKING, Phase, TrainConfig
@@ -253,7 +253,7 @@ class Trainer:
                 asks = {phase.part in ASKING for phase in self.config.phases.values()}
                 if len(asks) == 1:
                     raise ConfigError(
-                        f"validation.metric: there is no {plan.metric!r}{nearest(plan.metric, found)}"
+                        f"validation.metric: there is no {plan.metric!r}{suggest(plan.metric, found)}"
                     )
                 log.info("%s has no figure %s: its last weights count", self.name, plan.metric)
                 return None

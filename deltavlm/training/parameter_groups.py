@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 from deltavlm.training.config import Part, Phase
 
@@ -34,7 +34,7 @@ def lr_multipliers(names: Iterable[str], phase: Phase) -> dict[str, float]:
     }
     for wanted in phase.rates:
         if wanted not in prefixes:
-            raise ConfigError(f"rates: the model has no {wanted!r}{nearest(wanted, sorted(prefixes)[:4000])}")
+            raise ConfigError(f"rates: the model has no {wanted!r}{suggest(wanted, sorted(prefixes)[:4000])}")
     rules = PARTS[phase.part] | phase.rates
     return {name: _factor(name, rules) for name in names}
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.errors import ConfigError, InputError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import PROMPT_STYLES, Calibration, DeltaVLMConfig
@@ -72,7 +72,7 @@ class Outcome:
 
 def model_of(config: TrainConfig) -> DeltaVLMConfig:
     """The numbers of the model. Raises: ConfigError where the phases ask for what it does not have."""
-    model = load(shipped(f"{config.model}.yaml"), DeltaVLMConfig)
+    model = load(shipped_config(f"{config.model}.yaml"), DeltaVLMConfig)
     return checked(model, config)
 
 
@@ -193,7 +193,7 @@ def mixture_of(config: TrainConfig, name: str, inputs: Inputs, out: Path) -> Mix
 
 def learner_of(config: TrainConfig, name: str, inputs: Inputs, model: DeltaVLM, where: Machine) -> Learner:
     """The model with what a phase asks of it."""
-    model.use_attention("eager" if where.device.type == "cpu" else "sdpa")
+    model.set_attention("eager" if where.device.type == "cpu" else "sdpa")
     if config.recompute:
         for part in (model.language, model.qformer.bert):
             _recompute(part)

@@ -10,7 +10,7 @@ import pyogrio
 import pytest
 from PIL import Image
 
-from deltacli.console import Voice
+from deltacli.console import Console
 from deltavlm.errors import WriteError
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
@@ -70,7 +70,7 @@ def test_without_images_a_page_is_made_and_a_picture_is_not(run: Run, output: Pa
     moved = scene.after.rename(scene.after.with_name("moved.tif"))
     result = run("report", output)
     assert result.exit_code == 0
-    assert result.stderr.startswith(f"Warning: no pictures: {scene.after}: no such file; give --before and")
+    assert result.stderr.startswith(f"Warning: no images: {scene.after}: no such file; give --before and")
     result = run("report", output, "--quicklook", "look.png")
     assert result.exit_code == 2
     assert f"{scene.after}: no such file" in one_line(result)
@@ -121,7 +121,7 @@ def test_what_is_no_output_is_one_line(run: Run, scene: Scene) -> None:
     for source, complaint in (
         ("none.gpkg", "no such file"),
         ("empty.gpkg", "is empty"),
-        (scene.before, "suffix"),
+        (scene.before, "is none of GeoPackage"),
     ):
         result = run("report", source)
         assert result.exit_code == 2
@@ -191,7 +191,7 @@ def test_analyze_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
 def test_the_table_has_as_many_rows_as_are_wished(
     run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "200")
     model.script = lambda before, after, question: "yes" if question.yes_no else "seen"
 

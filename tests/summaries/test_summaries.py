@@ -13,7 +13,7 @@ import pytest
 import shapely
 from rasterio.crs import CRS
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import SUFFIXES, open_sink
@@ -35,7 +35,7 @@ from deltavlm.summaries.results import Results, area_m2, read_results
 from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 from deltavlm.tasks.questions import load_questions
 
-CHIPS = chips_layer(load_questions(shipped("questions.yaml")))
+CHIPS = chips_layer(load_questions(shipped_config("questions.yaml")))
 UTM = CRS.from_epsg(32633)
 RUN: dict[str, Any] = {
     "tool": "deltavlm analyze",
@@ -125,7 +125,7 @@ def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
     places.to_file(tmp_path / "other.gpkg", layer="towns")
     for name, words in {
         "none.gpkg": "no such file",
-        "empty.gpkg": "is none of GeoPackage",
+        "empty.gpkg": "is empty",
         "broken.gpkg": "cannot be read",
         "page.geojson": "cannot be read",
         "list.csv": "is none of",
@@ -155,7 +155,7 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     path = tmp_path / "out.geojson"
     written(path)
     path.write_text(path.read_text().replace('"changed_score": 0.37', '"changed_score": "high"'))
-    with pytest.raises(InputError, match="column 'changed_score' has no numbers"):
+    with pytest.raises(InputError, match="column 'changed_score' has values that are no numbers"):
         read_results([path])
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import draw_cache
-from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
-from deltavlm.model.deltavlm import IGNORED
+from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.checkpoints import final_weights
 from deltavlm.training.collate import collate_rows
@@ -57,15 +58,19 @@ CONFIG = TrainConfig(
     device="cpu",
 )
 assert TINY.dense is not None
-MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
+MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGE_CLASSES))
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("caches")
-    draw_cache(folder / "scenes", 4, seed=11, size_px=64, change=1.0, workers=1)
-    draw_cache(folder / "far", 4, seed=12, size_px=64, change=1.0, workers=1, reduce=2)
-    draw_cache(folder / "stormy", 4, seed=13, size_px=64, change=1.0, workers=1, strength=2.0)
+    draw_cache(folder / "scenes", 4, seed=11, size_px=64, workers=1, options=SceneOptions(change=1.0))
+    draw_cache(
+        folder / "far", 4, seed=12, size_px=64, workers=1, options=SceneOptions(change=1.0, downsample=2)
+    )
+    draw_cache(
+        folder / "stormy", 4, seed=13, size_px=64, workers=1, options=SceneOptions(change=1.0, strength=2.0)
+    )
     return folder
 
 
@@ -83,7 +88,7 @@ def trainer(
     source = SceneSource(cache, config.scenes, phase, MODEL.vision.image_px, [0, 3])
     torch.manual_seed(0)
     learner = Learner(tiny_model(config=MODEL), MODEL, phase)
-    learner.model.use_attention("eager")
+    learner.model.set_attention("eager")
     lessons = partial(collate, phase=phase, config=MODEL, codecs=(codec, codec))
     mixture = MixedSampler([(source, 1.0)], phase.batch, phase.steps, [0])
     return Trainer(config, name, learner, mixture, lessons, machine(config), out, **more)
@@ -292,7 +297,7 @@ def test_labels_are_the_answer_and_its_end(codec: Codec) -> None:
     rows = collate_rows(TINY, (codec, codec), lessons, groups=1)[0]
     for index, answer in zip(rows.pairs.tolist(), ["yes", "2 new roads"], strict=True):
         told = rows.labels[rows.pairs.tolist().index(index)]
-        ids = told[told != IGNORED].tolist()
+        ids = told[told != IGNORE_INDEX].tolist()
         assert ids[-1] == codec.eos
         assert codec.decode(ids) == answer
     first = rows.text.ids[:, 0].tolist()

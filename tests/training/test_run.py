@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltavlm.config import dump, load, shipped
-from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.config import dump, load, shipped_config
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training import __main__ as command
@@ -24,13 +24,13 @@ from tests.tiny import TINY
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 assert TINY.dense is not None
-MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
+MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGE_CLASSES))
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The shipped recipe at reduced size."""
-    shipped_run = load(shipped("train_nano.yaml"), TrainConfig)
+    shipped_run = load(shipped_config("train_nano.yaml"), TrainConfig)
 
     def known(path: Path, kind: type) -> object:
         return MODEL if kind is DeltaVLMConfig else load(path, kind)

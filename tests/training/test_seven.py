@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.model.config import DifferenceConfig
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.model.tokenizer import load_codecs
-from deltavlm.scoring.answering import picture
+from deltavlm.scoring.inference import picture
 from deltavlm.tasks import caption
 from deltavlm.training import run
 from deltavlm.training.config import Phase, Records, TrainConfig
@@ -59,8 +59,8 @@ def trained(folder: Path) -> Path:
     """Stage 1, then stage 2 with the shipped recipes' numbers but for size, steps and rates."""
     hints = {"eight": Records(folder / "hints")}
     run.train(recipe(folder, "fresh", {"speak": SPEAK}, sets=hints), folder / "spoken")
-    align = load(shipped("train_stage1.yaml"), TrainConfig).phases["align"]
-    tune = load(shipped("train_stage2.yaml"), TrainConfig).phases["tune"]
+    align = load(shipped_config("train_stage1.yaml"), TrainConfig).phases["align"]
+    tune = load(shipped_config("train_stage2.yaml"), TrainConfig).phases["tune"]
     phases = {
         "align": replace(align, steps=40, batch=8, lr=2e-3, warmup=5),
         "tune": replace(tune, steps=160, batch=8, micro=8, lr=3e-3, warmup=10, rates=TUNED),
