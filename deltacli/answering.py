@@ -28,21 +28,21 @@ def answer_set(
 ) -> tuple[list[Example], list[Prediction], list[Problem], dict[str, Any]]:
     """The examples of this shard, the model's answers to them, what got none, and who answered how."""
     from deltavlm.data.examples import missing_images
-    from deltavlm.scoring.answering import answered, cases_of, run_name
-    from deltavlm.scoring.store import keep_answers
+    from deltavlm.scoring.inference import group_by_pair, predict_batches, run_id
+    from deltavlm.scoring.prediction_log import open_prediction_log
 
-    cases = cases_of(examples, shard, limit)
+    cases = group_by_pair(examples, shard, limit)
     mine = [example for case in cases for example in case.examples]
     if not mine:
         raise ConfigError(f"--shard {shard[0]}/{shard[1]} is empty: there are fewer pairs than shards")
     absent = missing_images(mine, images)
     if len(absent) == len({name for case in cases for name in (case.before, case.after)}):
-        raise InputError(f"none of the pictures is there, the first: {absent[0].what}; give --images DIR")
+        raise InputError(f"none of the pictures is there, the first: {absent[0].message}; give --images DIR")
     model, _ = asked.load()
     who = model.label
     path = targets[2] if targets else None
     problems: list[Problem] = []
-    with keep_answers(path, run_name(model, dataset), who, afresh) as answers:
+    with open_prediction_log(path, run_id(model, dataset), who, afresh) as answers:
         known = frozenset((one.task, one.id, one.history) for one in answers.predictions)
         before = sum(known.issuperset(case.keys) for case in cases)
         if path is None:
@@ -53,7 +53,7 @@ def answer_set(
         done = 0
         try:
             with console.count_progress(len(cases), "pairs") as tell:
-                for found, troubles in answered(model, cases, images, batch, known):
+                for found, troubles in predict_batches(model, cases, images, batch, known):
                     answers.keep(found)
                     problems += troubles
                     done = min(done + batch, len(cases))
@@ -65,7 +65,7 @@ def answer_set(
         keys = {key for case in cases for key in case.keys}
         given = [one for one in answers.predictions if (one.task, one.id, one.history) in keys]
     if not given:
-        raise ToolError(problems[0].what if problems else "the model gave no answer")
+        raise ToolError(problems[0].message if problems else "the model gave no answer")
     order = {key: place for place, key in enumerate(key for case in cases for key in case.keys)}
     given.sort(key=lambda one: order[one.task, one.id, one.history])
     by = {"name": model.name, "fingerprint": model.fingerprint, **model.details}

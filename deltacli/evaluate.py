@@ -17,7 +17,7 @@ from deltacli.options import MODEL, OUTPUT, flag
 from deltavlm.errors import ConfigError, OutputError, PartialFailure, ToolError
 
 if TYPE_CHECKING:
-    from deltavlm.data.examples import Task
+    from deltavlm.tasks import TaskName
 
 SET, SCORES = "Set", "Scores"
 
@@ -119,12 +119,13 @@ def evaluate(
     The table goes to stdout. With -o answers are kept as they come, and the same command goes on where an
     interrupted one stopped. With --predictions answers made elsewhere are scored instead.
     """
-    from deltavlm.data.examples import TASKS, read_set
+    from deltavlm.data.read import read_dataset
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
     from deltavlm.scoring.published import DATA
     from deltavlm.scoring.score import Setup, score
+    from deltavlm.tasks import TASKS
 
     chosen, part, wanted_batch = (
         _tasks(tasks),
@@ -142,23 +143,23 @@ def evaluate(
     targets = _targets(output, overwrite, inputs, asks=predictions is None)
     given, problems = ([], []) if predictions is None else read_predictions(predictions)
     if chosen is not None or predictions is None:
-        scored = chosen or TASKS
+        scored = chosen or tuple(TASKS)
     else:
         scored = tuple(task for task in TASKS if any(one.task == task for one in given))
     if protocol == "paper" and "caption" in scored and "change" not in scored and chosen is None:
         scored = tuple(task for task in TASKS if task in (*scored, "change"))
     # the paper judges yes/no from captions
     needed = {"caption" if task == "change" and protocol == "paper" else task for task in scored}
-    dataset = read_set(data, split)
+    dataset = read_dataset(data, split)
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
         there = ", ".join(dict.fromkeys(example.task for example in dataset.examples))
-        broken = "".join(f"; {one.what}" for one in dataset.problems[:1] if one.kind == "file")
+        broken = "".join(f"; {one.message}" for one in dataset.problems[:1] if one.kind == "file")
         raise ConfigError(f"{data} has no example of {', '.join(sorted(needed))}; there is {there}{broken}")
     words = None
     if word_map is not None:
         words = read_word_map(word_map)
-    elif protocol == "paper" and {"caption", "open", "dialogue"} & {*scored}:
+    elif protocol == "paper" and any(TASKS[task].free_text for task in scored):
         raise ConfigError(
             "--protocol paper scores text on the ids of a word map: give --word-map FILE,"
             " or leave text out with --tasks change,count,location"
@@ -210,20 +211,20 @@ def evaluate(
     faults = [one for one in dataset.problems if one.kind in ("file", "record")]
     if faults:
         raise PartialFailure(
-            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
+            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].message}; "
             "deltavlm data check tells all"
         )
     if predictions is None and matched.missing:
         raise PartialFailure(
             f"{len(matched.missing)} of {len(examples)} examples have no answer, the first because: "
-            f"{problems[0].what if problems else 'it was not asked'}"
+            f"{problems[0].message if problems else 'it was not asked'}"
         )
 
 
-def _tasks(text: str | None) -> tuple[Task, ...] | None:
+def _tasks(text: str | None) -> tuple[TaskName, ...] | None:
     """Raises: BadParameter for a task that is not one."""
     from deltavlm.config import suggest
-    from deltavlm.data.examples import TASKS
+    from deltavlm.tasks import TASKS
 
     if text is None:
         return None

@@ -175,7 +175,7 @@ class Conversation:
         spec = QuestionSpec("question", task_of(question), question)
         asked = question_of(spec)
         if self.turns:
-            asked = replace(asked, prompt=dialogue.history(self.turns, spec.prompt))
+            asked = replace(asked, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
         (reply,) = self.model.answer_rows(self.picture.encoded, [(0, asked)])
         answer = read_answer(spec, reply)
         told = record(self.reader, self.model, self.picture, spec.prompt, answer)

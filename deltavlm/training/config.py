@@ -11,8 +11,8 @@ from typing import Any, Literal
 import yaml
 
 from deltavlm.config import from_mapping, read_yaml, suggest, to_mapping
-from deltavlm.data.examples import TASKS, Task
 from deltavlm.errors import ConfigError
+from deltavlm.tasks import TASKS, TaskName
 
 Part = Literal["vision", "language", "joint", "align", "instruct"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,7 +46,7 @@ class Records:
     path: Path
     images: Path | None = None  # left out: the folder `images` beside the files
     split: Literal["train", "val", "test"] = "train"
-    tasks: tuple[Task, ...] = TASKS
+    tasks: tuple[TaskName, ...] = tuple(TASKS)
     weight: float = 1.0
     held_out: int = 0
 

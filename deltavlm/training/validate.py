@@ -13,13 +13,13 @@ import torch
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.tokenizer import Codec
-from deltavlm.scoring.answering import answered
+from deltavlm.scoring.inference import predict_batches
 from deltavlm.scoring.predictions import Prediction, match
 from deltavlm.scoring.score import Setup, score
+from deltavlm.scoring.synthetic import predict_scenes, score_scenes
 from deltavlm.training.changechat_dataset import ChangeChatSource, Split
 from deltavlm.training.config import ASKING, TrainConfig
 from deltavlm.training.distributed import Machine, world
-from deltavlm.training.evaluate import said_and_true, scores
 from deltavlm.training.learner import Learner, collate
 from deltavlm.training.sampling import stacked
 from deltavlm.training.stop_signals import StopRequest
@@ -113,17 +113,17 @@ class Validator:
         """Figures of the questions asked: of the validation scenes by the first process, of sets by all."""
         found: dict[str, float] = {}
         if "scenes" in self.sources and world.rank == 0:
-            told = scores(*said_and_true(model, self.out / "validation", limit=self.plan.pairs))
+            told = score_scenes(*predict_scenes(model, self.out / "validation", limit=self.plan.pairs))
             found |= {f"scenes.{key}": float(value) for key, value in told.items() if key != "pairs"}
         for held in self.sets:
             cases = held.held_out[: self.plan.pairs]
             mine: list[Prediction] = []
-            for predictions, problems in answered(
+            for predictions, problems in predict_batches(
                 model, cases[world.rank :: world.size], held.images, batch=16
             ):
                 mine += predictions
                 for problem in problems:
-                    self.note(problem.what)
+                    self.note(problem.message)
                 if stop.wanted:
                     break
             every = [one for part in world.objects(mine) for one in part]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from deltavlm.data.examples import Example, Task, Turn
+from deltavlm.data.examples import Example, Turn
 from deltavlm.errors import InputError
 from deltavlm.scoring.predictions import Prediction, match, named, read_predictions
+from deltavlm.tasks import TaskName
 
 
-def example(name: str, task: Task = "open", picture: str | None = None) -> Example:
+def example(name: str, task: TaskName = "open", picture: str | None = None) -> Example:
     before, after = (f"test/{date}/{picture or name}" for date in "AB")
     return Example(name, task, (Turn("?", ("a",)),), True, before, after)
 
@@ -59,8 +60,8 @@ def test_a_wrong_line_is_named_and_the_rest_goes_on(tmp_path: Path, line: str, w
     path.write_text(f"{json.dumps(RECORDS[0])}\n{line}\n")
     found, (problem,) = read_predictions(path)
     assert len(found) == 1
-    assert problem.where == "line 2"
-    assert what in problem.what
+    assert problem.location == "line 2"
+    assert what in problem.message
     path.write_text(line)
     with pytest.raises(InputError, match="holds no prediction"):
         read_predictions(path)

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from deltavlm.data.examples import Example, Task, Turn
+from deltavlm.data.examples import Example, Turn
 from deltavlm.errors import ToolError
 from deltavlm.metrics import java
 from deltavlm.scoring.predictions import Prediction
 from deltavlm.scoring.score import Protocol, Scores, Setup, score
-from deltavlm.tasks import dialogue
+from deltavlm.tasks import TaskName, dialogue
 
 WORDS = {"a": 0, "house": 1, "is": 2, "built": 3, "there": 4, "no": 5, "difference": 6, "<unk>": 7}
 SAME = "there is no difference"
 
 
 def pairs(
-    task: Task, *rows: tuple[str, str, bool] | tuple[str, str, bool, float]
+    task: TaskName, *rows: tuple[str, str, bool] | tuple[str, str, bool, float]
 ) -> list[tuple[Example, Prediction]]:
     """(answer, reference, changed[, score]) as pairs."""
     found = []
@@ -69,7 +69,7 @@ def test_yes_and_no_are_read_from_the_answer() -> None:
 def test_the_flag_is_the_truth_and_a_doubt_is_named() -> None:
     found = scored(pairs("change", ("yes", "no", True)), ["change"])
     assert values(found, "change")["accuracy"] == 1
-    assert [problem.where for problem in found.problems] == ["change 0"]
+    assert [problem.location for problem in found.problems] == ["change 0"]
 
 
 def test_scores_that_are_no_probabilities_are_not_calibrated() -> None:
@@ -108,7 +108,7 @@ def test_counts_under_both_protocols() -> None:
     assert values(paper, "count", "buildings")["rmse"] == pytest.approx(math.sqrt(3))
     assert values(paper, "count", "both")["unreadable"] == 2
     assert [one.n for one in strict.figures if one.metric == "mae"] == [4, 4]
-    assert [problem.where for problem in strict.problems] == ["count 5"]
+    assert [problem.location for problem in strict.problems] == ["count 5"]
 
 
 def test_cells_under_both_protocols() -> None:
@@ -188,7 +188,7 @@ def test_text_without_the_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     def gone() -> None:
         raise ToolError("not installed: deltavlm[eval]")
 
-    monkeypatch.setattr(java, "package", gone)
+    monkeypatch.setattr(java, "pycocoevalcap_folder", gone)
     rows = [*pairs("caption", ("a", "a", True)), *pairs("change", ("yes", "yes", True))]
     found = scored(rows, ["caption", "change"])
     assert [note for note in found.notes if "deltavlm[eval]" in note] == found.notes

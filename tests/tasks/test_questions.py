@@ -9,14 +9,14 @@ import pytest
 
 from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError
-from deltavlm.tasks import classify
-from deltavlm.tasks.questions import TaskName, load_questions, pick_questions, read_questions
+from deltavlm.tasks import SingleTurnTask, classify
+from deltavlm.tasks.questions import load_questions, pick_questions, read_questions
 
 
 def test_the_shipped_set_asks_the_four_known_questions_in_their_trained_words() -> None:
     specs = load_questions(shipped_config("questions.yaml"))
     assert [spec.name for spec in specs] == ["caption", "change", "count", "location"]
-    assert {spec.task for spec in specs} | {"open"} == {*get_args(TaskName)}
+    assert {spec.task for spec in specs} | {"open"} == {*get_args(SingleTurnTask)}
     assert specs[1].prompt == classify.PROMPT
 
 

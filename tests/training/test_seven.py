@@ -16,7 +16,7 @@ from deltavlm.model.config import DifferenceConfig
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.model.tokenizer import load_codecs
-from deltavlm.scoring.answering import picture
+from deltavlm.scoring.inference import picture
 from deltavlm.tasks import caption
 from deltavlm.training import run
 from deltavlm.training.config import Phase, Records, TrainConfig
