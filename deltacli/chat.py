@@ -92,7 +92,7 @@ def chat(
             if place != WindowFlags():
                 raise InputError("--continue stays at its place; leave --at, --bbox and --chip-size out")
         else:
-            chip = place.chip(reader)
+            chip = place.select(reader)
         model, _ = asked.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         if earlier and earlier[-1]["model"] != model.label:
