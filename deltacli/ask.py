@@ -138,7 +138,7 @@ def ask(
 
         runtime.apply_to(read_config(find_folder(asked.model)))
         asked.check_device()
-        chip = place.chip(reader)
+        chip = place.select(reader)
         model, _ = asked.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         picture = look(reader, model, chip)

@@ -112,7 +112,7 @@ def _asked(
 ) -> Run:
     from deltavlm.pipeline.many import analyze_pairs
 
-    with console.count_progress(len(found.pairs), "pairs", beside_data=beside_data) as tell:
+    with console.count_progress(len(found.pairs), "pairs", stdout_has_data=beside_data) as tell:
 
         def watch(so_far: Run, progress: Progress) -> None:
             run_metrics.watch(progress.summary, pairs=so_far)

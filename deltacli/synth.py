@@ -79,7 +79,7 @@ def whole(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        console.stop.check()
+        console.signal_state.check()
         folder.parent.mkdir(parents=True, exist_ok=True)
         merge(part, folder)
     except OSError as error:
