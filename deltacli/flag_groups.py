@@ -378,9 +378,10 @@ class WindowFlags:
                 )
             return chip
         max_px = MAX_CHIPS_ACROSS * self.chip_size
-        if max(reader.geobox.width, reader.geobox.height) > max_px:
+        width, height = reader.geobox.width, reader.geobox.height
+        if max(width, height) > max_px:
             raise ConfigError(
-                f"the pair is {reader.geobox.width} x {reader.geobox.height} px, too large for one image ({max_px} px): "
+                f"the pair is {width} x {height} px, too large for one image ({max_px} px): "
                 "name a place with --at LON,LAT or --bbox; ask --all-chips asks everywhere"
             )
         return chip_of_pair(reader, self.chip_size)
