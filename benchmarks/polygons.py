@@ -37,7 +37,7 @@ from deltacli.main import app  # noqa: E402
 from deltavlm.data.synthetic import Scene, SceneOptions, make_scene  # noqa: E402
 from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED  # noqa: E402
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES  # noqa: E402
-from deltavlm.geo.write import write_geotiff  # noqa: E402
+from deltavlm.geo.geotiff import write_geotiff  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
 from deltavlm.pipeline.masks import KINDS  # noqa: E402
 

@@ -147,7 +147,7 @@ def ask(
         if geojson:
             origin: dict[str, Any] = {"tool": "deltavlm ask", "records": records}
             features = answer_features(model, picture, said)
-            typer.echo(geojson_text(ANSWERS, features, reader.crs, origin), nl=False)
+            typer.echo(geojson_text(ANSWERS, features, reader.geobox.crs, origin), nl=False)
             return
     for told in records:
         typer.echo(json.dumps(told, ensure_ascii=False) if json_record else told["answer"])

@@ -218,14 +218,14 @@ class ChatSession:
             console.info(f"before | after in {path}")
 
     def at(self, rest: str) -> None:
-        from deltavlm.geo.windows import around
+        from deltavlm.geo.chips import chip_at
 
         try:
             point = parsing.parse_point(rest)
         except typer.BadParameter:
             raise InputError(f"{rest!r} is not lon,lat; write for example /at 15.003,48.751") from None
         talk = self.conversation
-        chip = around(talk.reader, *point, self.place.chip_size)
+        chip = chip_at(talk.reader, *point, self.place.chip_size)
         talk.go_to(chip)
         self.is_lost = False
         self.image("")

@@ -360,12 +360,12 @@ class WindowFlags:
 
     def select(self, reader: PairReader) -> Chip:
         """Select the window. Raises: ConfigError where the pair or the box is too large for one image."""
-        from deltavlm.geo.windows import around, boxed, whole
+        from deltavlm.geo.chips import chip_at, chip_of_bbox, chip_of_pair
 
         if self.point is not None:
-            return around(reader, *self.point, self.chip_size)
+            return chip_at(reader, *self.point, self.chip_size)
         if self.bbox is not None:
-            chip = boxed(reader, self.chip_size)
+            chip = chip_of_bbox(reader, self.chip_size)
             if min(chip.window.width, chip.window.height) < MIN_BOX_PX:
                 console.warning(
                     f"the box is {chip.window.width} x {chip.window.height} px, too small to see much; "
@@ -378,12 +378,13 @@ class WindowFlags:
                 )
             return chip
         max_px = MAX_CHIPS_ACROSS * self.chip_size
-        if max(reader.width, reader.height) > max_px:
+        width, height = reader.geobox.width, reader.geobox.height
+        if max(width, height) > max_px:
             raise ConfigError(
-                f"the pair is {reader.width} x {reader.height} px, too large for one image ({max_px} px): "
+                f"the pair is {width} x {height} px, too large for one image ({max_px} px): "
                 "name a place with --at LON,LAT or --bbox; ask --all-chips asks everywhere"
             )
-        return whole(reader, self.chip_size)
+        return chip_of_pair(reader, self.chip_size)
 
 
 @contextmanager

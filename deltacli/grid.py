@@ -52,13 +52,14 @@ def grid(
         check_output(path, overwrite)
     with open_pair(RasterPair(before, after), replace(read_options, outlines_only=True)) as reader:
         print_notes(reader, pixel_size=False)
-        chip_grid = reader.grid(chips.chip_size, overlap_px)
+        chip_grid = reader.chips(chips.chip_size, overlap_px)
         plan = pair_plan(reader, chip_grid, target)
         if dry_run:
             show_plan(plan, as_json=json_summary, on_stdout=path is not None)
             return
         record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
-        with open_sink(path, (OUTLINES,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
+        crs = reader.geobox.crs
+        with open_sink(path, (OUTLINES,), crs, record, overwrite=overwrite) as sink:
             sink.write(OUTLINES.name, map(outline_feature, chip_grid))
     console.info(f"{pluralize(len(chip_grid), 'chip')}; output {'on stdout' if path is None else target}")
     if json_summary:
