@@ -23,7 +23,7 @@ from shapely.geometry import mapping
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.geojson import cut_at_180
-from deltavlm.geo.sinks import write_whole
+from deltavlm.geo.sinks import write_output
 from deltavlm.summaries.results import Results, union
 from deltavlm.summaries.stac_model import mlm_name, model_item_name
 from deltavlm.summaries.totals import summarize_chips
@@ -257,10 +257,10 @@ def write_items(item_path: Path, item: Item, model_path: Path, model: Item, *, o
     Without `overwrite`, an existing item of the model is kept. Returns whether it was.
 
     Raises:
-        OutputError and WriteError: as `write_whole`.
+        OutputError and WriteError: as `write_output`.
     """
     keep_model = not overwrite and model_path.exists()
     if not keep_model:
-        write_whole(model_path, dump_item(model).encode(), overwrite)
-    write_whole(item_path, dump_item(item).encode(), overwrite)
+        write_output(model_path, dump_item(model).encode(), overwrite)
+    write_output(item_path, dump_item(item).encode(), overwrite)
     return keep_model

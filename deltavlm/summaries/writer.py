@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltavlm.errors import ConfigError
-from deltavlm.geo.alignment import LONLAT
-from deltavlm.geo.sinks import SUFFIXES, open_sink, write_whole
+from deltavlm.geo.geobox import LONLAT
+from deltavlm.geo.sinks import SUFFIXES, open_sink, write_output
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import to_html, to_markdown
 from deltavlm.summaries.summary import Summary
@@ -23,15 +23,15 @@ def write_summary(path: Path, summary: Summary, *, overwrite: bool = False) -> N
 
     Raises:
         ConfigError: a map of a single area without an outline.
-        OutputError and WriteError: as `write_whole` and `open_sink`.
+        OutputError and WriteError: as `write_output` and `open_sink`.
     """
     match path.suffix.lower():
         case ".csv":
-            write_whole(path, to_csv(summary.by_area).encode(), overwrite)
+            write_output(path, to_csv(summary.by_area).encode(), overwrite)
         case ".md":
-            write_whole(path, to_markdown(*document(summary)).encode(), overwrite)
+            write_output(path, to_markdown(*document(summary)).encode(), overwrite)
         case ".html":
-            write_whole(path, to_html(*document(summary)).encode(), overwrite)
+            write_output(path, to_html(*document(summary)).encode(), overwrite)
         case _:
             _write_map(path, summary, overwrite)
 
