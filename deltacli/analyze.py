@@ -121,7 +121,7 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
     numbers = wanted.check_model()
     with open_pair(RasterPair(before, after), read) as reader:
         print_notes(reader)
-        grid = reader.grid(chip_px, run.overlap_px)
+        grid = reader.chips(chip_px, run.overlap_px)
         if out.dry_run:
             warn_about_scale(reader, numbers.training_gsd_m, chip_px / numbers.chip_px)
             plan = pair_plan(reader, grid, target) | {"extras": extras.told}
@@ -141,7 +141,7 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
             model = engine.model
             warn_about_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
             total = min(len(grid), run.limit or len(grid))
-            with console.count_progress(total, "chips", beside_data=path is None) as tell:
+            with console.count_progress(total, "chips", stdout_has_data=path is None) as tell:
 
                 def watch(progress: Progress) -> None:
                     run_metrics.watch(progress.summary)

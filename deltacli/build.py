@@ -153,8 +153,8 @@ def build(
             "folder": str(output),
             "pairs": built.pairs,
             "files": {file: len(content) for file, content in built.files.items()},
-            "problems": [{"where": one.where, "what": one.what} for one in problems],
-            "notes": [{"where": one.where, "what": one.what} for one in built.notes],
+            "problems": [{"where": one.location, "what": one.message} for one in problems],
+            "notes": [{"where": one.location, "what": one.message} for one in built.notes],
         }
         typer.echo(json.dumps(summary))
     if problems:

@@ -174,8 +174,8 @@ def _record(folder: Path, checked: CheckReport) -> dict[str, Any]:
         "folder": str(folder),
         "files": [asdict(file) for file in checked.files],
         "pictures": asdict(checked.pictures) | {"folder": str(checked.pictures.folder)},
-        "faults": [asdict(problem) for problem in checked.faults],
-        "notes": [asdict(problem) for problem in checked.notes],
+        "faults": [problem.to_json() for problem in checked.faults],
+        "notes": [problem.to_json() for problem in checked.notes],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -164,7 +163,7 @@ def evaluate(
             batch_size=pairs_per_batch,
             log=None if files is None else files.predictions,
             fresh=overwrite,
-            progress=partial(console.count_progress, what="pairs"),
+            progress=lambda total: console.count_progress(total, "pairs"),
             notify=console.info,
         )
     words = None if word_map is None else read_word_map(word_map)

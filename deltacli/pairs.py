@@ -112,7 +112,7 @@ def _asked(
 ) -> Run:
     from deltavlm.pipeline.many import analyze_pairs
 
-    with console.count_progress(len(found.pairs), "pairs", beside_data=beside_data) as tell:
+    with console.count_progress(len(found.pairs), "pairs", stdout_has_data=beside_data) as tell:
 
         def watch(so_far: Run, progress: Progress) -> None:
             run_metrics.watch(progress.summary, pairs=so_far)
@@ -129,7 +129,7 @@ def progress_told(progress: Progress, judged: bool) -> str:
 
 def _streamed(found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, engine: Engine) -> Run:
     """Features on stdout as answers come; those of --layer pairs at the end."""
-    from deltavlm.geo.alignment import LONLAT
+    from deltavlm.geo.geobox import LONLAT
     from deltavlm.geo.sinks import open_sink
     from deltavlm.pipeline.many import first_crs
     from deltavlm.pipeline.pair_layers import PAIRS, Ground, PairStream, many_layers, pair_feature

@@ -100,12 +100,14 @@ class ShowFlags:
             failed = error
         if path is not None and (self.html or self.quicklook):
             from deltacli.report import write_report
+            from deltavlm.report.build import open_report
             from deltavlm.report.images import ImageOptions
 
             before, after = images
             image_options = ImageOptions(before=before, after=after, allow_vrt=allow_vrt, allow_remote=True)
             try:
-                write_report(path, self.html, self.quicklook, image_options, overwrite=overwrite)
+                report = open_report(path, image_options)
+                write_report(report, self.html, self.quicklook, overwrite=overwrite)
             except (DeltaVLMError, OSError, MemoryError) as error:
                 told = str(error) or "out of memory"
                 raise WriteError(f"{told}; the answers are safe in {path}") from error

@@ -104,7 +104,7 @@ def test_every_metric_is_described() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
     watch = RunMetrics()
     watch.set_model(ScriptedModel())
-    watch.code = 0
+    watch.exit_code = 0
     told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
     assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
 

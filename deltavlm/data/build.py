@@ -106,7 +106,7 @@ def build(
                 _add(built, name, split, file, facts, ask)
             tell(done, "")
     if not built.pairs:
-        raise InputError(f"none of {len(todo)} pairs can be used; the first: {built.problems[0].what}")
+        raise InputError(f"none of {len(todo)} pairs can be used; the first: {built.problems[0].message}")
     if told is not None:
         names = set(todo)
         for split, file in told.keys() - names:

@@ -101,7 +101,7 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
                 problems.append(Problem("record", f"{file}, record {number}", str(error)))
     examples = [example for pair in pairs.values() for example in _examples(pair, files, problems)]
     if not examples:
-        raise InputError(problems[0].what if problems else f"{folder} holds no records")
+        raise InputError(problems[0].message if problems else f"{folder} holds no records")
     return Dataset(
         name="changeimti",
         split=split,

@@ -63,11 +63,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What could not be used, where it stands, and why."""
+    """Fault of a file, record or image: its location, and a message for the user."""
 
     kind: Literal["file", "variant", "record", "duplicate", "image", "prediction", "reference", "answer"]
-    where: str
-    what: str
+    location: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """JSON object of a report."""
+        return {"kind": self.kind, "where": self.location, "what": self.message}
 
 
 @dataclass(frozen=True, slots=True)

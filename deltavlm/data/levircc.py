@@ -43,7 +43,7 @@ def read_captions(path: Path) -> tuple[dict[tuple[str, str], PairCaptions], list
         except ValueError as error:
             problems.append(Problem("record", f"{path.name}, image {number}", str(error)))
     if not told:
-        raise InputError(f"{path} holds no captions{f': {problems[0].what}' if problems else ''}")
+        raise InputError(f"{path} holds no captions{f': {problems[0].message}' if problems else ''}")
     return told, problems
 
 

@@ -64,7 +64,7 @@ def read_dataset(
             except ValueError as error:
                 problems.append(Problem("record", where, str(error)))
     if not records:
-        raise InputError(problems[0].what if problems else f"{path} holds no records")
+        raise InputError(problems[0].message if problems else f"{path} holds no records")
     examples, doubles = (records, []) if repeats else _unique(records)
     named = match_file_name(files[0].name)
     return Dataset(

@@ -38,7 +38,7 @@ class Evaluation:
             plural = "" if len(faults) == 1 else "s"
             raise PartialFailure(
                 f"{len(faults)} fault{plural} in {self.dataset.path}, the other records are scored: "
-                f"{faults[0].what}; deltavlm data check lists all"
+                f"{faults[0].message}; deltavlm data check lists all"
             )
         if self.predictions.model is not None and self.matched.missing:
             total = len({(example.task, example.id) for example, _ in self.matched.pairs})
@@ -46,7 +46,7 @@ class Evaluation:
             problems = self.predictions.problems
             raise PartialFailure(
                 f"{len(self.matched.missing)} of {total} examples have no answer, the first because: "
-                f"{problems[0].what if problems else 'it was not asked'}"
+                f"{problems[0].message if problems else 'it was not asked'}"
             )
 
 
@@ -118,7 +118,7 @@ def _examples_of(dataset: Dataset, tasks: Collection[str]) -> list[Example]:
     examples = [example for example in dataset.examples if example.task in tasks]
     if not examples:
         available = ", ".join(dict.fromkeys(example.task for example in dataset.examples))
-        file_problems = [problem.what for problem in dataset.problems if problem.kind == "file"]
+        file_problems = [problem.message for problem in dataset.problems if problem.kind == "file"]
         raise ConfigError(
             f"{dataset.path} has no example of {', '.join(sorted(tasks))}; there is "
             + "; ".join([available, *file_problems[:1]])

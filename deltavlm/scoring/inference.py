@@ -122,7 +122,7 @@ def select_pairs(examples: Sequence[Example], inference: Inference) -> list[Pair
         raise ConfigError(f"--shard {index}/{count} is empty: there are fewer image pairs than shards")
     missing = missing_images([example for pair in pairs for example in pair.examples], inference.images)
     if len(missing) == len({name for pair in pairs for name in (pair.before, pair.after)}):
-        raise InputError(f"none of the images exists, the first: {missing[0].what}; give --images DIR")
+        raise InputError(f"none of the images exists, the first: {missing[0].message}; give --images DIR")
     return pairs
 
 
@@ -166,7 +166,7 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
     order = {key: index for index, key in enumerate(key for pair in pairs for key in pair.keys)}
     predictions = [prediction for prediction in log.predictions if prediction.key in order]
     if not predictions:
-        raise ToolError(problems[0].what if problems else "the model gave no answer")
+        raise ToolError(problems[0].message if problems else "the model gave no answer")
     predictions.sort(key=lambda prediction: order[prediction.key])
     index, count = inference.shard
     settings = {"name": model.name, "fingerprint": model.fingerprint, **model.details}

@@ -109,7 +109,7 @@ def read_predictions(path: Path) -> PredictionSet:
         except ValueError as error:
             problems.append(Problem("prediction", location, str(error)))
     if not predictions:
-        detail = f": {problems[0].where}: {problems[0].what}" if problems else ""
+        detail = f": {problems[0].location}: {problems[0].message}" if problems else ""
         raise InputError(f"{path} has no predictions{detail}")
     return PredictionSet(tuple(predictions), tuple(problems), path)
 

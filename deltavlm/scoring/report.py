@@ -116,14 +116,14 @@ def record(evaluation: Evaluation, word_map: Path | None = None) -> dict[str, An
         "missing": [f"{example.task} {example.id}" for example in matched.missing],
         "unknown": [f"{prediction.task} {prediction.id}" for prediction in matched.unknown],
         "repeated": [f"{prediction.task} {prediction.id}" for prediction in matched.repeated],
-        "problems": [asdict(problem) for problem in evaluation.problems],
+        "problems": [problem.to_json() for problem in evaluation.problems],
     }
 
 
 def findings(evaluation: Evaluation) -> list[str]:
     """A line for each kind of example or prediction that was not scored: the number, and a few names."""
     matched, problems = evaluation.matched, evaluation.problems
-    lines = [problem.what for problem in problems if problem.kind in ("file", "variant")]
+    lines = [problem.message for problem in problems if problem.kind in ("file", "variant")]
     total = len({(example.task, example.id) for example, _ in matched.pairs}) + len(matched.missing)
     for names, message in (
         ([f"{e.task} {e.id}" for e in matched.missing], f"of {total} examples have no answer"),
@@ -207,7 +207,7 @@ def _describe_source(sources: Mapping[str, Any]) -> str:
 
 
 def _locations(problems: Iterable[Problem], kind: str) -> list[str]:
-    return [problem.where for problem in problems if problem.kind == kind]
+    return [problem.location for problem in problems if problem.kind == kind]
 
 
 def _escape(text: str) -> str:

@@ -17,7 +17,7 @@ from deltavlm.data.examples import missing_images
 from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.model.predictor import resized
+from deltavlm.model.predictor import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.text_norm import normalise
@@ -64,9 +64,10 @@ def read_records(name: str, records: Records, seed: int) -> Split:
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     for kind, what in (("file", "files"), ("record", "records")):
-        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.what]
+        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.message]
         if bad:
-            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {bad[0].where}: {bad[0].what}"
+            first = f"{bad[0].location}: {bad[0].message}"
+            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {first}"
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
@@ -83,7 +84,7 @@ def read_records(name: str, records: Records, seed: int) -> Split:
             f"sets.{name}: {places[0]} is no folder; give that of the pictures: sets.{name}.images"
         )
     if absent := missing_images(data.examples, images):
-        told = ", ".join(str(images / problem.where) for problem in absent[:SHOWN])
+        told = ", ".join(str(images / problem.location) for problem in absent[:SHOWN])
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         raise InputError(
             f"sets.{name}: {len(absent)} pictures are missing: {told}{more}; set sets.{name}.images"
@@ -180,7 +181,7 @@ class ChangeChatSource:
             warp = random_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
             before, after = (warp(date.transpose(1, 2, 0)).transpose(2, 0, 1) for date in (before, after))
         if before.shape[1:] != (self.image_px, self.image_px):
-            before, after = (resized(date, self.image_px) for date in (before, after))
+            before, after = (resize_image(date, self.image_px) for date in (before, after))
         told = tuple((row.prompt, row.answer) for row in rows)
         return Sample(before, after, told, case.examples[0].changed)
 

@@ -217,7 +217,7 @@ def test_a_file_that_is_no_metrics_stays(run: Run, scene: Scene) -> None:
     before = scene.before.read_bytes()
     result = run("analyze", *scene.args, "--metrics", scene.before)
     assert result.exit_code == 2
-    assert "no file of metrics" in result.stderr
+    assert "not a metrics file" in result.stderr
     assert scene.before.read_bytes() == before
     for wrong in ("-", "nosuch/m.prom", "."):
         assert run("analyze", *scene.args, "--metrics", wrong).exit_code == 2
@@ -228,6 +228,7 @@ def test_a_dry_run_leaves_the_metrics_of_the_last_run(run: Run, scene: Scene) ->
     assert not Path("m.prom").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
 @pytest.mark.parametrize("stranger", [False, True])
 def test_the_script_of_the_cron_page(tmp_path: Path, stranger: bool) -> None:

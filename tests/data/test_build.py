@@ -121,7 +121,7 @@ def test_what_people_flagged_counts_and_a_contradiction_is_told(images: Path) ->
     answers = [one["conversations"][1]["value"] for one in built.files["built_test_count.json"]]
     assert answers == ["1 new road and 2 new buildings", "no new roads or buildings"]
     assert count.parse(answers[1]) == count.Counts(0, 0)
-    assert [note.what.split(",")[0] for note in built.notes] == [
+    assert [note.message.split(",")[0] for note in built.notes] == [
         "test/x.png is flagged as unchanged",
         "test/z.png has captions and no pictures",
     ]
@@ -171,7 +171,7 @@ def test_pairs_that_cannot_be_used_are_named_and_left_out(images: Path) -> None:
         picture(images / "test" / date / "f.jpg", np.zeros((SIZE, SIZE, 3), np.uint8))
     built = build(images, images)
     assert built.pairs == 3  # f.jpg, x and y
-    assert {problem.where: problem.what for problem in built.problems} == {
+    assert {problem.location: problem.message for problem in built.problems} == {
         "test/a.png": f"{labels / 'a.png'} is missing",
         "test/b.png": f"{labels / 'b.png'} is 49 x 48 px, and test/A/b.png 48 x 48",
         "test/c.png": f"{labels / 'c.png'} has the value 9 in 2304 pixels, which is no class; say what it is"
@@ -202,7 +202,7 @@ def test_a_pair_without_captions_is_left_out_where_captions_are_given(images: Pa
     told = captions()
     del told["test", "x.png"]
     built = build(images, images, told)
-    assert (built.pairs, [one.what for one in built.problems]) == (1, ["test/x.png has no captions"])
+    assert (built.pairs, [one.message for one in built.problems]) == (1, ["test/x.png has no captions"])
 
 
 def test_open_questions_come_from_whoever_is_asked(images: Path) -> None:
@@ -215,7 +215,7 @@ def test_open_questions_come_from_whoever_is_asked(images: Path) -> None:
     records = built.files["built_test_open.json"]
     assert [one["id"] for one in records] == ["x_open_0", "x_open_1"]
     assert records[0]["conversations"][1]["value"] == "2"
-    assert [one.what for one in built.problems] == ["no open questions: speechless"]
+    assert [one.message for one in built.problems] == ["no open questions: speechless"]
     assert built.pairs == 2
 
     def stop(name: str, facts: PairFacts) -> Sequence[Turn]:
@@ -280,8 +280,8 @@ def test_wrong_captions_are_named_and_the_rest_goes_on(tmp_path: Path, bad: Any,
     path.write_text(json.dumps({"images": [levir(), bad]}))
     told, (problem,) = read_captions(path)
     assert list(told) == [("test", "x.png")]
-    assert problem.where == "c.json, image 2"
-    assert what in problem.what
+    assert problem.location == "c.json, image 2"
+    assert what in problem.message
     path.write_text(json.dumps({"images": [bad]} if what != "test/x.png has captions already" else []))
     with pytest.raises(InputError):
         read_captions(path)

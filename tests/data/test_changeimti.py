@@ -145,13 +145,13 @@ def test_a_wrong_record_is_named_and_the_rest_goes_on(folder: Path, file: str, b
     data = read_dataset(folder)
     assert data.examples == good
     (problem,) = data.problems
-    assert what in problem.what
+    assert what in problem.message
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "test_task_data" / "mul.json").write_text("[{]")
     data = read_dataset(folder)
-    assert [problem.where for problem in data.problems] == ["mul.json"]
+    assert [problem.location for problem in data.problems] == ["mul.json"]
     assert data.records[data.files.index("mul.json")] == 0
     with pytest.raises(InputError, match=r"ChangeIMTI.*test_task_data"):
         read_dataset(folder / "test_task_data" / "count_road.json")

@@ -42,7 +42,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def told(checked: CheckReport) -> list[str]:
-    return [f"{problem.kind} {problem.where}: {problem.what}" for problem in checked.faults]
+    return [f"{problem.kind} {problem.location}: {problem.message}" for problem in checked.faults]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -114,7 +114,7 @@ def test_odd_answers_are_notes_and_no_faults(tmp_path: Path) -> None:
     write(tmp_path / "s_test_loc.json", [asked("x", "roads ['up'] buildings []")])
     write(tmp_path / "other.json", {})
     checked = check(tmp_path)
-    notes = {f"{note.kind} {note.where}" for note in checked.notes}
+    notes = {f"{note.kind} {note.location}" for note in checked.notes}
     assert notes == {
         "reference change x",
         "reference change y",

@@ -53,7 +53,9 @@ def test_what_synth_writes_is_read_back(tmp_path: Path) -> None:
     assert len(one["dialogue"].turns) == 3
     assert missing_images(data.examples, tmp_path / "images") == []
     (tmp_path / "images" / "test" / "A" / "test_1.png").unlink()
-    assert [one.where for one in missing_images(data.examples, tmp_path / "images")] == ["test/A/test_1.png"]
+    assert [one.location for one in missing_images(data.examples, tmp_path / "images")] == [
+        "test/A/test_1.png"
+    ]
     assert {example.task for example in read_dataset(tmp_path, tasks=["count"]).examples} == {"count"}
 
 
@@ -63,7 +65,7 @@ def test_training_files_tell_tasks_by_their_questions(tmp_path: Path) -> None:
     data = read_dataset(tmp_path, split="train")
     assert {example.task for example in data.examples} == set(TASKS)
     assert sum(example.task == "caption" for example in data.examples) == 5
-    assert "synthetic_train_loc.json is a variant" in data.problems[0].what
+    assert "synthetic_train_loc.json is a variant" in data.problems[0].message
     assert len(read_dataset(tmp_path / "synthetic_train_loc.json").examples) == 1
 
 
@@ -102,15 +104,15 @@ def test_a_wrong_record_is_named_and_the_rest_goes_on(tmp_path: Path, bad: Any, 
     data = read_dataset(write(tmp_path / "s_test_binary.json", [bad, record()]))
     assert len(data.examples) == 1
     (problem,) = data.problems
-    assert (problem.kind, problem.where) == ("record", "s_test_binary.json, record 1")
-    assert what in problem.what
+    assert (problem.kind, problem.location) == ("record", "s_test_binary.json, record 1")
+    assert what in problem.message
 
 
 def test_a_second_record_of_an_id_is_named(tmp_path: Path) -> None:
     second = record(changeflag=0)
     data = read_dataset(write(tmp_path / "s_test_binary.json", [record(), second, second, record(id="y")]))
     assert [(one.id, one.changed) for one in data.examples] == [("x_1", True), ("y", True)]
-    assert [(one.kind, one.where, one.what) for one in data.problems] == [
+    assert [(one.kind, one.location, one.message) for one in data.problems] == [
         ("duplicate", "change x_1", "2 repeat it and are left out")
     ]
 
@@ -151,7 +153,7 @@ def test_a_bad_file_is_named_and_the_others_are_read(tmp_path: Path, content: st
     write(tmp_path / "s_test_binary.json", [record()])
     data = read_dataset(tmp_path)
     assert len(data.examples) == 1
-    assert [(problem.kind, problem.where) for problem in data.problems] == [("file", "s_test_count.json")]
+    assert [(problem.kind, problem.location) for problem in data.problems] == [("file", "s_test_count.json")]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.images import ImageOptions
-from deltavlm.report.outputs import read_output
 from deltavlm.report.page import report_html
 from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene
 from tests.report.conftest import Analyzed, page_of
 from tests.report.test_page import HOSTILE, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 

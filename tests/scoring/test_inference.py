@@ -100,7 +100,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_one_bad_pair_is_named(made: Pat
 
     results = list(predict_batches(ScriptedModel(script=script), pairs, made / "images", 4))
     problems = [problem for _, troubles in results for problem in troubles]
-    assert [(problem.kind, problem.where) for problem in problems] == [("answer", pairs[1].before)]
+    assert [(problem.kind, problem.location) for problem in problems] == [("answer", pairs[1].before)]
     answered_ids = {one.id for part, _ in results for one in part}
     assert answered_ids == {e.id for pair in pairs if pair is not pairs[1] for e in pair.examples}
 
@@ -136,9 +136,9 @@ def test_pictures_that_cannot_be_used_are_problems(made: Path, data: Dataset, tm
     Image.new("RGB", (32, 64)).save(tmp_path / pairs[2].after)
     ((found, problems),) = predict_batches(ScriptedModel(), pairs, tmp_path, 4)
     assert [problem.kind for problem in problems] == ["image"] * 3
-    assert "is missing" in problems[0].what
-    assert "cannot be read" in problems[1].what
-    assert "64 x 64 and 32 x 64 px" in problems[2].what
+    assert "is missing" in problems[0].message
+    assert "cannot be read" in problems[1].message
+    assert "64 x 64 and 32 x 64 px" in problems[2].message
     assert {one.id for one in found} == {e.id for e in pairs[3].examples}
 
 

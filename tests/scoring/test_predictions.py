@@ -64,8 +64,8 @@ def test_a_malformed_line_is_reported_and_the_others_are_read(tmp_path: Path, li
     result = read_predictions(path)
     assert len(result.predictions) == 1
     (problem,) = result.problems
-    assert problem.where == "line 2"
-    assert what in problem.what
+    assert problem.location == "line 2"
+    assert what in problem.message
     path.write_text(line)
     with pytest.raises(InputError, match="has no predictions"):
         read_predictions(path)
