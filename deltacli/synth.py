@@ -15,7 +15,7 @@ import typer
 
 from deltacli import options
 from deltacli.console import console, pluralize
-from deltacli.doctor import NeedsProj
+from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import CommonFlags, grouped
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def chips(
         typer.echo(json.dumps(summary, ensure_ascii=False))
 
 
-@synth.command(cls=NeedsProj)
+@synth.command(cls=ProjCommand)
 @grouped
 def scene(
     folder: Folder,

@@ -109,6 +109,7 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
         examples=tuple(sorted((one for one in examples if one.task in tasks), key=_order)),
         problems=tuple(problems),
         records=tuple(numbers),
+        path=folder,
     )
 
 

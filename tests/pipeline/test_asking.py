@@ -199,6 +199,7 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, line: str) -> None:
         read_session(path)
 
 
+@pytest.mark.slow
 def test_nano_answers_by_what_was_said() -> None:
     """The same fourth question means new roads in one conversation and new buildings in the other."""
     from deltavlm.geo.chips import chip_at
