@@ -56,7 +56,7 @@ def test_an_output_that_is_open_is_refused_before_any_work(run: Run, scene: Scen
     with held(out, mode):
         result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)
         assert result.exit_code == 2
-        assert "out.gpkg: is open in another program, QGIS perhaps; close it there" in one_line(result)
+        assert "out.gpkg: is open in another program, perhaps QGIS; close it there" in one_line(result)
         assert len(run.loads) == 1
     assert run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL).exit_code == 0
 
@@ -83,7 +83,7 @@ def test_an_output_that_is_opened_during_the_run(
         holding.__exit__(None, None, None)
     assert result.exit_code == 2
     assert "15 chips kept in out.gpkg.journal.jsonl; the same command goes on" in result.stderr
-    last = "Error: out.gpkg: is open in another program, QGIS perhaps; close it there"
+    last = "Error: out.gpkg: is open in another program, perhaps QGIS; close it there"
     assert result.stderr.splitlines()[-1] == last
     asked = len(model.batches)
     result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)
