@@ -28,7 +28,7 @@ from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.deltavlm import PairFeatures  # noqa: E402
 from deltavlm.model.interface import Pixels  # noqa: E402
 from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
-from deltavlm.training.evaluate import said_and_true, scores  # noqa: E402
+from deltavlm.scoring.synthetic import predict_scenes, score_scenes  # noqa: E402
 
 MEASURES = (
     "yes_no_accuracy",
@@ -64,8 +64,8 @@ def without_difference(model: Predictor) -> Iterator[Predictor]:
 
 
 def row(model: Predictor, cache: Path, real: Path | None) -> dict[str, object]:
-    replies, facts = said_and_true(model, cache)
-    found = scores(replies, facts)
+    replies, facts = predict_scenes(model, cache)
+    found = score_scenes(replies, facts)
     cells: dict[str, object] = {name: f"{found[name]:.3f}" for name in MEASURES}
     if real:
         pairs = looked_at(model, real)

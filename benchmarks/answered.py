@@ -16,24 +16,24 @@ from rasterio.windows import Window
 
 from deltacli.mask_flags import MaskFlags
 from deltacli.one import answered_pair
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.geo.pair import RasterPair, open_pair
-from deltavlm.model.interface import ChangeModel, Question, Reply
+from deltavlm.model.interface import ChangeModel, Labelled, Question, Reply
 from deltavlm.pipeline.analyze import AnalyzeOptions, Summary
 from deltavlm.pipeline.answers import question_of
 from deltavlm.pipeline.engine import Here
 from deltavlm.tasks.questions import load_questions
 from deltavlm.tasks.text import clean
 
-SPECS = load_questions(shipped("questions.yaml"))
+SPECS = load_questions(shipped_config("questions.yaml"))
 Told = dict[str, Any]
 
 
-class Stub:
+class Stub(Labelled):
     """Answers at once, like a model would: a tenth of the chips have changed."""
 
     name, fingerprint, device = "stub", "0" * 16, "cpu"
-    chip_px, training_gsd_m, lanes = 256, 0.5, 1
+    chip_px, training_gsd_m, workers = 256, 0.5, 1
 
     def __init__(self) -> None:
         self.details: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class Stub:
         changed = ("two houses are built", "yes", "no new roads and 2 new buildings")
         self.said = ((*unchanged, "roads [] buildings []"), (*changed, "roads [] buildings ['top-left']"))
 
-    def enter_lane(self) -> None:
+    def init_worker(self) -> None:
         pass
 
     def encode(self, before: np.ndarray, after: np.ndarray) -> Any:
@@ -137,7 +137,7 @@ def compared(
                 "chips_per_s": len(chips) / seconds,
                 "loop_chips_per_s": len(places) / loop_s,
                 "shares": {
-                    name: one / seconds / (loaded.lanes if name in ("encode", "answer") else 1)
+                    name: one / seconds / (loaded.workers if name in ("encode", "answer") else 1)
                     for name, one in asdict(summary.stages).items()
                 },
                 "peak_mb": peak_mb,

@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.rows import commit, hardware  # noqa: E402
-from deltavlm.config import shipped  # noqa: E402
+from deltavlm.config import shipped_config  # noqa: E402
 from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
 from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
 from deltavlm.pipeline.answers import question_of  # noqa: E402
@@ -53,7 +53,7 @@ def main() -> None:
     assert isinstance(fast, Predictor)
     fast.model.vision.compile()
     fast.model.language.model.compile(dynamic=True)
-    questions = [question_of(spec) for spec in load_questions(shipped("questions.yaml"))]
+    questions = [question_of(spec) for spec in load_questions(shipped_config("questions.yaml"))]
     sample = ROOT / "sample_data"
     with open_pair(RasterPair(str(sample / "before.tif"), str(sample / "after.tif"))) as reader:
         chips = [reader.read(chip) for chip in reader.grid(plain.chip_px, plain.chip_px // 2)][: args.batch]

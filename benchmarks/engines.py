@@ -23,10 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = """
-import deltacli.flags, deltavlm.cluster.worker
+import deltacli.flag_groups, deltavlm.cluster.worker
 from tests.workers import scripted
 deltavlm.cluster.worker.loaded = scripted
-deltacli.flags._load = lambda name, running: scripted(name, running, 1)
+deltacli.flag_groups._load = lambda name, runtime: scripted(name, runtime, 1)
 """
 START = """
 import time

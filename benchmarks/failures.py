@@ -26,8 +26,8 @@ from deltavlm.data.synthetic.facts import Facts  # noqa: E402
 from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.model.interface import Reply  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.scoring.synthetic import predict_scenes  # noqa: E402
 from deltavlm.tasks import caption, count  # noqa: E402
-from deltavlm.training.evaluate import said_and_true  # noqa: E402
 
 KINDS = {"plain": {"seed": TEST_SEED}, "rich": {"seed": RICH_TEST_SEED, "rich": True}}
 SIDE, GAP, TEXT = 200, 8, 66  # pixels: of a picture, between them, of the words below
@@ -79,7 +79,7 @@ def main() -> None:
     for kind, how in KINDS.items():
         with tempfile.TemporaryDirectory() as scratch:
             draw_cache(Path(scratch), args.scenes, **how)
-            replies, facts = said_and_true(model, Path(scratch))
+            replies, facts = predict_scenes(model, Path(scratch))
             pictures = open_cache(Path(scratch))[0]
             for what, number in worst(replies, facts, args.each):
                 tile = Image.new("RGB", (2 * SIDE + 4, SIDE + TEXT), "white")

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from deltavlm.config import load, shipped  # noqa: E402
+from deltavlm.config import load, shipped_config  # noqa: E402
 from deltavlm.errors import ModelOutOfMemory  # noqa: E402
 from deltavlm.model.config import DECODING, DeltaVLMConfig  # noqa: E402
 from deltavlm.model.deltavlm import DeltaVLM, build  # noqa: E402
@@ -44,7 +44,7 @@ from deltavlm.model.device import DTYPES  # noqa: E402
 from deltavlm.model.interface import Question  # noqa: E402
 from deltavlm.model.memory import CudaMeter, Meter, TensorMeter  # noqa: E402
 from deltavlm.model.predictor import Predictor  # noqa: E402
-from deltavlm.model.quantize import Kind, check_quantize, held_bytes  # noqa: E402
+from deltavlm.model.quantize import Kind, check_quantize, tensor_bytes  # noqa: E402
 from deltavlm.model.tokenizer import Codec  # noqa: E402
 from deltavlm.tasks import caption, classify, count, locate  # noqa: E402
 
@@ -229,12 +229,12 @@ def main() -> None:
         torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / whole)
     if args.quantize:
         check_quantize(args.quantize, device)
-    config = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    config = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
     config = config if args.size == "full" else small(config)
     vocab = min(config.language.vocab, config.qformer.vocab)
     codec = Words(pad=0, bos=1, eos=config.language.vocab, start=2, vocab=vocab)  # an end that is never said
     model = random_model(config, dtype, device, seed=0, quantize=args.quantize)
-    held = held_bytes(model)
+    held = tensor_bytes(model)
     meter: Meter | None = None
     if device.startswith("cuda"):
         meter = CudaMeter(device)
@@ -249,7 +249,7 @@ def main() -> None:
         "dtype": args.dtype + (f", {args.quantize}" if args.quantize else ""),
         "budget_gb": args.memory_gb,
         "weights_gb": held / 1e9,
-        "language_gb": held_bytes(model.language.model.layers) / 1e9,
+        "language_gb": tensor_bytes(model.language.model.layers) / 1e9,
     }
     print(found, file=sys.stderr)
     roof = matmul_flops(dtype, device)
@@ -263,7 +263,7 @@ def main() -> None:
         except ModelOutOfMemory as error:
             print(f"batch {batch}: {error}", file=sys.stderr)
             continue
-        row["rows"] = predictor.rows_at_once(QUESTIONS)
+        row["rows"] = predictor.row_batch_size(QUESTIONS)
         row |= {"batch": batch, "roofline": row["chips_per_s"] * need / roof}
         found["batches"].append(row)
         print(row, file=sys.stderr)
@@ -319,7 +319,7 @@ def measured(
     if device.startswith("cuda"):
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     elif predictor.meter is not None:
-        row["peak_gb"] = (held_bytes(predictor.model) + predictor.meter.peak(whole)) / 1e9
+        row["peak_gb"] = (tensor_bytes(predictor.model) + predictor.meter.peak(whole)) / 1e9
     return row
 
 

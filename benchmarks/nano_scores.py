@@ -36,9 +36,9 @@ from deltavlm.data.synthetic.facts import LEAST_CELL, LEAST_GROUND, LEAST_THING,
 from deltavlm.metrics import binary, counts, sets  # noqa: E402
 from deltavlm.model.interface import ChangeModel  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.scoring.synthetic import predict_scenes, score_conversations, score_scenes  # noqa: E402
 from deltavlm.tasks import caption  # noqa: E402
 from deltavlm.tasks.locate import LABELS  # noqa: E402
-from deltavlm.training.evaluate import said_and_true, scores, talk_scores  # noqa: E402
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "made": ("Made scenes, held out", {"seed": TEST_SEED}),
@@ -58,8 +58,8 @@ def made(model: ChangeModel, number: int, how: dict[str, Any]) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
         draw_cache(cache, number, **how)
-        replies, facts = said_and_true(model, cache)
-        found = scores(replies, facts) | talk_scores(model, cache)
+        replies, facts = predict_scenes(model, cache)
+        found = score_scenes(replies, facts) | score_conversations(model, cache)
         found |= by_rule(model, cache, facts)
     changed = [fact.changed for fact in facts]
     built, roads = ([getattr(fact, name) for fact in facts] for name in ("building_cells", "road_cells"))

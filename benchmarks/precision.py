@@ -27,7 +27,7 @@ from benchmarks.rows import Table, heading, spread  # noqa: E402
 from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache, open_cache  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Pixels, Reply  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
-from deltavlm.training.evaluate import QUESTIONS  # noqa: E402
+from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 
 BATCH, OTHERS = 16, (1, 3, 7, 32)
 Answers = list[list[Reply]]
@@ -38,7 +38,7 @@ def asked(model: ChangeModel, before: Pixels, after: Pixels, batch: int) -> tupl
     started, replies = time.process_time(), []
     for start in range(0, len(before), batch):
         part = slice(start, start + batch)
-        replies += model.answer(model.encode(before[part], after[part]), QUESTIONS)
+        replies += model.answer(model.encode(before[part], after[part]), STANDARD_QUESTIONS)
     return replies, (time.process_time() - started) / len(before) * 1000
 
 

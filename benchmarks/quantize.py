@@ -24,10 +24,10 @@ import rasterio  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.rows import commit, hardware  # noqa: E402
-from deltavlm.config import shipped  # noqa: E402
+from deltavlm.config import shipped_config  # noqa: E402
 from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
 from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
-from deltavlm.model.quantize import held_bytes  # noqa: E402
+from deltavlm.model.quantize import tensor_bytes  # noqa: E402
 from deltavlm.pipeline.answers import question_of  # noqa: E402
 from deltavlm.tasks.questions import load_questions  # noqa: E402
 
@@ -46,7 +46,7 @@ def main() -> None:
     args = ask.parse_args()
     import numpy as np
 
-    questions = [question_of(spec) for spec in load_questions(shipped("questions.yaml"))]
+    questions = [question_of(spec) for spec in load_questions(shipped_config("questions.yaml"))]
     models: dict[str | None, Predictor] = {}
     for kind in KINDS:
         model = load_model(args.model, device=args.device, threads=args.threads, dtype="fp32", quantize=kind)
@@ -62,7 +62,7 @@ def main() -> None:
     encoded = models[None].encode(before, after)
     for kind, model in models.items():
         said[kind] = model.answer(encoded, questions)
-        prompts = [model.worded(question.prompt) for question in questions]
+        prompts = [model.format_prompt(question.prompt) for question in questions]
         firsts[kind] = torch.cat(
             [
                 model.model.first_logits(encoded.tokens[pair].expand(4, -1, -1), *model.texts(prompts))
@@ -76,7 +76,8 @@ def main() -> None:
     )
     print("|" + "---|" * 11)
     sizes = {
-        kind: (held_bytes(m.model.language.model.layers), held_bytes(m.model)) for kind, m in models.items()
+        kind: (tensor_bytes(m.model.language.model.layers), tensor_bytes(m.model))
+        for kind, m in models.items()
     }
     yes_no = [index for index, question in enumerate(questions) if question.yes_no]
     for kind in KINDS[1:]:

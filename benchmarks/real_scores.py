@@ -23,9 +23,9 @@ from deltavlm.errors import AnswerParseError
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.metrics import binary, sets
 from deltavlm.model.interface import ChangeModel, Masks
+from deltavlm.scoring.synthetic import STANDARD_QUESTIONS
 from deltavlm.tasks import locate
 from deltavlm.tasks.locate import LABELS
-from deltavlm.training.evaluate import QUESTIONS
 
 LEAST_CHANGED = 0.005  # share of the mask from which a real pair counts as changed
 SHORT = dict(zip(("TL", "TC", "TR", "ML", "MC", "MR", "BL", "BC", "BR"), LABELS, strict=True))
@@ -89,7 +89,7 @@ def looked_at(model: ChangeModel, folder: Path) -> list[Seen]:
             picture(folder / name / f"{date}.png", model.chip_px) for date in ("before", "after")
         )
         encoded = model.encode(before[None], after[None])
-        said = model.answer(encoded, QUESTIONS)[0]
+        said = model.answer(encoded, STANDARD_QUESTIONS)[0]
         masks, label = model.masks(encoded), by_eye.get(name)
         size = model.chip_px
         truth = np.asarray(Image.open(folder / name / "mask.png").convert("L"))[:size, :size] > 127
@@ -222,7 +222,7 @@ def false_alarms(model: ChangeModel, folder: Path) -> dict[str, list[float]]:
         for start in range(0, len(chips), 16):
             part = chips[start : start + 16]
             encoded = model.encode(np.stack([x.before for x in part]), np.stack([x.after for x in part]))
-            yes += [reply[0].score >= 0.5 for reply in model.answer(encoded, QUESTIONS[1:2])]
+            yes += [reply[0].score >= 0.5 for reply in model.answer(encoded, STANDARD_QUESTIONS[1:2])]
         found[row["pair_id"]] = [float(np.mean(yes)), len(yes)]
     return found
 

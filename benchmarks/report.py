@@ -29,7 +29,7 @@ import rasterio  # noqa: E402
 from rasterio.windows import Window  # noqa: E402
 from rows import Table, heading, spread  # noqa: E402
 
-from deltavlm.config import shipped  # noqa: E402
+from deltavlm.config import shipped_config  # noqa: E402
 from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
 from deltavlm.geo.sinks import open_sink  # noqa: E402
 from deltavlm.model.interface import Reply  # noqa: E402
@@ -81,7 +81,7 @@ def output_of(folder: Path, number: int) -> Path:
         if not path.exists():
             sample = ROOT / "sample_data" / path.name.partition("_")[2]
             widened(sample, path, number // cols * CHIP, cols * CHIP)
-    draw, specs = random.Random(7), load_questions(shipped("questions.yaml"))
+    draw, specs = random.Random(7), load_questions(shipped_config("questions.yaml"))
     model: Any = SimpleNamespace(name="none", fingerprint="drawn", device="cpu", details={})
     path = folder / f"{number}.gpkg"
     with open_pair(RasterPair(*map(str, pair))) as reader:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltacli import options, values
-from deltacli.console import voice
+from deltacli import options, parsing
+from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.engine_flags import EngineFlags
-from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
+from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
 from deltacli.mask_flags import MaskFlags
-from deltacli.monitor import monitor
+from deltacli.metrics import run_metrics
 from deltacli.one import answered_pair
-from deltacli.outcome import changes_told, outcome, tell_changes, tell_notes, tell_outcome, warn_of_scale
+from deltacli.outcome import changes_told, outcome, print_changes, print_outcome
 from deltacli.pair_flags import PairFlags
 from deltacli.pairs import analyze_many
 from deltacli.plan import pair_plan, show_plan
 from deltacli.show_flags import ShowFlags
-from deltacli.thumbnails import show_thumbnails
+from deltacli.terminal_images import show_thumbnails
 from deltacli.wanted import Wanted
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, PartialFailure
 
 if TYPE_CHECKING:
@@ -47,14 +47,16 @@ def analyze(
         Path | None,
         options.flag(
             *("--questions", "-Q"),
-            panel=options.ASK,
+            panel=options.MODEL,
             metavar="FILE",
             help="YAML list of questions, instead of the built-in caption, change, count, location.",
         ),
     ] = None,
     ask: Annotated[
         str | None,
-        options.flag("--ask", panel=options.ASK, metavar="NAME,NAME", help="Only these of the question set."),
+        options.flag(
+            "--ask", panel=options.MODEL, metavar="NAME,NAME", help="Only these of the question set."
+        ),
     ] = None,
     asked: ModelFlags,
     where: EngineFlags,
@@ -63,7 +65,7 @@ def analyze(
     batch_size: options.BatchSize = "auto",
     chips: ChipFlags,
     rasters: RasterFlags,
-    talk: TalkFlags,
+    common: CommonFlags,
     metrics: options.Metrics = None,
     json_summary: options.Json = False,
 ) -> None:
@@ -74,7 +76,7 @@ def analyze(
     """
     from deltavlm.tasks.questions import load_questions, pick_questions
 
-    specs = load_questions(questions or shipped("questions.yaml"))
+    specs = load_questions(questions or shipped_config("questions.yaml"))
     if ask is not None:
         specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
     wanted = Wanted(
@@ -100,13 +102,13 @@ def analyze(
 def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
     """Ask the questions about every chip of the pair and write the layers; `ask --all-chips` comes here."""
     before, after = (
-        values.location_of(name, place) for name, place in zip(("BEFORE", "AFTER"), places, strict=True)
+        parsing.check_location(name, place) for name, place in zip(("BEFORE", "AFTER"), places, strict=True)
     )
     out, chip_px, judged = wanted.out, wanted.chips.chip_size, wanted.judged
-    target = out.output or values.default_output(after, "_changes.gpkg")
+    target = out.output or parsing.default_output(after, "_changes.gpkg")
     if out.layer == "pairs":
         raise ConfigError("--layer pairs is for many pairs; choose chips or locations")
-    monitor.begin(target, dry_run=out.dry_run)
+    run_metrics.start(target, dry_run=out.dry_run)
     read, run = wanted.check(target)
 
     from deltavlm.files import lock
@@ -118,10 +120,10 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
     extras.check(wanted.replaced, (before, after))
     numbers = wanted.check_model()
     with open_pair(RasterPair(before, after), read) as reader:
-        tell_notes(reader)
+        print_notes(reader)
         grid = reader.grid(chip_px, run.overlap_px)
         if out.dry_run:
-            warn_of_scale(reader, numbers.training_gsd_m, chip_px / numbers.chip_px)
+            warn_about_scale(reader, numbers.training_gsd_m, chip_px / numbers.chip_px)
             plan = pair_plan(reader, grid, target) | {"extras": extras.told}
             plan |= {
                 "limit": run.limit,
@@ -137,20 +139,20 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
             wanted.started() as (engine, load_s),
         ):
             model = engine.model
-            warn_of_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
+            warn_about_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
             total = min(len(grid), run.limit or len(grid))
-            with voice.counting(total, "chips", beside_data=path is None) as tell:
+            with console.count_progress(total, "chips", beside_data=path is None) as tell:
 
                 def watch(progress: Progress) -> None:
-                    monitor.see(progress.summary)
+                    run_metrics.watch(progress.summary)
                     found = f"{progress.changed} changed, " if judged else ""
                     tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
 
                 run = wanted.batched(run, model)
                 summary = answered_pair(reader, engine, wanted, run, path, watch, extras=extras)
-        monitor.see(summary)
-        tell_outcome(summary, reader, target, judged, wanted.show.top)
-        tell_changes(summary, wanted, extras.told)
+        run_metrics.watch(summary)
+        print_outcome(summary, reader, target, judged, wanted.show.top)
+        print_changes(summary, wanted, extras.told)
         show_thumbnails(reader, chip_px, summary.most_changed[: wanted.show.top], wanted.show.thumbnails)
         if wanted.json_summary:
             told = outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltacli.console import counted, voice
-from deltacli.flags import ModelFlags
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import ModelFlags
 from deltavlm.errors import ConfigError, InputError, ToolError
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def answer_set(
 ) -> tuple[list[Example], list[Prediction], list[Problem], dict[str, Any]]:
     """The examples of this shard, the model's answers to them, what got none, and who answered how."""
     from deltavlm.data.examples import missing_images
-    from deltavlm.scoring.answering import answered, cases_of, run_name
-    from deltavlm.scoring.store import keep_answers
+    from deltavlm.scoring.inference import group_by_pair, predict_batches, run_id
+    from deltavlm.scoring.prediction_log import open_prediction_log
 
-    cases = cases_of(examples, shard, limit)
+    cases = group_by_pair(examples, shard, limit)
     mine = [example for case in cases for example in case.examples]
     if not mine:
         raise ConfigError(f"--shard {shard[0]}/{shard[1]} is empty: there are fewer pairs than shards")
@@ -39,28 +39,28 @@ def answer_set(
     if len(absent) == len({name for case in cases for name in (case.before, case.after)}):
         raise InputError(f"none of the pictures is there, the first: {absent[0].what}; give --images DIR")
     model, _ = asked.load()
-    who = f"{model.name} {model.fingerprint}"
+    who = model.label
     path = targets[2] if targets else None
     problems: list[Problem] = []
-    with keep_answers(path, run_name(model, dataset), who, afresh) as answers:
+    with open_prediction_log(path, run_id(model, dataset), who, afresh) as answers:
         known = frozenset((one.task, one.id, one.history) for one in answers.predictions)
         before = sum(known.issuperset(case.keys) for case in cases)
         if path is None:
-            voice.say("answers are not kept; with -o they are, and an interrupted run can be gone on with")
+            console.info("answers are not kept; with -o they are, and an interrupted run can be gone on with")
         elif before:
-            voice.say(f"{counted(before, 'pair')} of {len(cases)} answered already in {path}; going on")
+            console.info(f"{pluralize(before, 'pair')} of {len(cases)} answered already in {path}; going on")
         batch = batch_size or model.auto_batch_size()
         done = 0
         try:
-            with voice.counting(len(cases), "pairs") as tell:
-                for found, troubles in answered(model, cases, images, batch, known):
+            with console.count_progress(len(cases), "pairs") as tell:
+                for found, troubles in predict_batches(model, cases, images, batch, known):
                     answers.keep(found)
                     problems += troubles
                     done = min(done + batch, len(cases))
                     tell(done, f"{len(problems)} with trouble" if problems else "")
         except KeyboardInterrupt:
             if path is not None and answers.predictions:
-                voice.say(f"{len(answers.predictions)} answers are in {path}; the same command goes on")
+                console.info(f"{len(answers.predictions)} answers are in {path}; the same command goes on")
             raise
         keys = {key for case in cases for key in case.keys}
         given = [one for one in answers.predictions if (one.task, one.id, one.history) in keys]

@@ -12,10 +12,20 @@ import typer
 
 from deltacli import options
 from deltacli.analyze import analyze_chips
-from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags, TalkFlags, grouped
-from deltacli.options import ASK, CHIPS, OUTPUT, TALK, flag
-from deltacli.outcome import warn_of_scale
-from deltacli.place import At, BboxAsked, PlaceFlags, opened
+from deltacli.console import warn_about_scale
+from deltacli.flag_groups import (
+    At,
+    ChipFlags,
+    CommonFlags,
+    ModelFlags,
+    OutputFlags,
+    RasterFlags,
+    WindowBbox,
+    WindowFlags,
+    grouped,
+    open_rasters,
+)
+from deltacli.options import CHIPS, COMMON, MODEL, OUTPUT, flag
 from deltacli.wanted import Wanted
 from deltavlm.errors import ConfigError, InputError
 
@@ -28,7 +38,7 @@ class AskedGround(ChipFlags):
     """One picture of the pair; with --all-chips, its chips as `analyze` cuts them."""
 
     at: At = None
-    bbox: BboxAsked = None
+    bbox: WindowBbox = None
     all_chips: Annotated[
         bool,
         flag(
@@ -40,11 +50,11 @@ class AskedGround(ChipFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskTalk(TalkFlags):
+class AskCommonFlags(CommonFlags):
     """-q is a question here."""
 
     quiet: Annotated[
-        bool, flag("--quiet", panel=TALK, callback=options.be_quiet, help="Say errors only.")
+        bool, flag("--quiet", panel=COMMON, callback=options.set_quiet, help="Say errors only.")
     ] = False
 
 
@@ -59,13 +69,13 @@ def ask(
     *,
     more: Annotated[
         list[str] | None,
-        flag("--question", "-q", panel=ASK, metavar="TEXT", help="A question; can be repeated."),
+        flag("--question", "-q", panel=MODEL, metavar="TEXT", help="A question; can be repeated."),
     ] = None,
     file: Annotated[
         Path | None,
         flag(
             *("--questions", "-Q"),
-            panel=ASK,
+            panel=MODEL,
             metavar="FILE",
             help="Questions from a file: a line each, or a .yaml as analyze has it.",
         ),
@@ -87,13 +97,13 @@ def ask(
         bool,
         flag(
             "--json",
-            panel=TALK,
+            panel=COMMON,
             allow_from_autoenv=False,
             help="A JSON object a question: answer, score, window, model; with --all-chips that of analyze.",
         ),
     ] = False,
     rasters: RasterFlags,
-    talk: AskTalk,
+    common: AskCommonFlags,
 ) -> None:
     """Ask about a pair of images: a small one whole, of a large one the place that you name.
 
@@ -119,18 +129,18 @@ def ask(
         analyze_chips((before, after), wanted)
         return
     _refuse_flags_of_a_map(out, ground, cascade, batch_size)
-    place = PlaceFlags(at=ground.at, bbox=ground.bbox, bbox_crs=ground.bbox_crs, chip_size=ground.chip_size)
-    running = asked.running()
-    with opened(before, after, place, rasters) as reader:
+    place = WindowFlags(at=ground.at, bbox=ground.bbox, bbox_crs=ground.bbox_crs, chip_size=ground.chip_size)
+    runtime = asked.runtime_options()
+    with open_rasters(before, after, place, rasters) as reader:
         from deltavlm.geo.sinks import geojson_text
         from deltavlm.model.folder import find_folder, read_config
         from deltavlm.pipeline.asking import ANSWERS, answer_features, answers, look, record
 
-        running.applied(read_config(find_folder(asked.model)))
-        asked.check_place()
+        runtime.apply_to(read_config(find_folder(asked.model)))
+        asked.check_device()
         chip = place.chip(reader)
         model, _ = asked.load()
-        warn_of_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
+        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         picture = look(reader, model, chip)
         said = list(zip([spec.prompt for spec in specs], answers(model, picture, specs), strict=True))
         records = [record(reader, model, picture, *one) for one in said]

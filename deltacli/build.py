@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console, pluralize, print_problems
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import flag
-from deltacli.problems import tell_problems
 from deltacli.synth import free, whole
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def build(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Yes/no, counts, cells and dialogues from masks of roads and buildings, as ChangeChat-105k has them.
 
@@ -138,7 +137,7 @@ def build(
         rules=Rules(8 if connectivity == "8" else 4, min_area, cell_rule, cell_share),
         classes=known,
         ask=ask,
-        counting=lambda total: voice.counting(total, "pairs"),
+        counting=lambda total: console.count_progress(total, "pairs"),
     )
     problems += built.problems
     with whole(output) as part:
@@ -159,9 +158,9 @@ def build(
         }
         typer.echo(json.dumps(summary))
     if problems:
-        tell_problems(problems, "Left out")
+        print_problems(problems, "Left out")
         raise PartialFailure(
-            f"{output} is written, and {counted(len(problems), 'problem')} met on the way; --json names all"
+            f"{output} is written, and {pluralize(len(problems), 'problem')} met on the way; --json names all"
         )
 
 
@@ -221,14 +220,16 @@ def _asker(endpoint: str | None, model: str | None, store: Path) -> Asker | None
         raise ConfigError("--llm-endpoint and --llm-model belong together; give both")
     asker = Asker(Endpoint(endpoint, model, os.environ.get(KEY) or None), Store(store))
     if asker.store.known:
-        voice.say(f"{counted(len(asker.store.known), 'pair')} answered before, in {store}")
+        console.info(f"{pluralize(len(asker.store.known), 'pair')} answered before, in {store}")
     return asker
 
 
 def _tell(built: Built, output: Path, ask: Asker | None) -> None:
-    tell_problems(built.notes, "Odd, and left as it is")
+    print_problems(built.notes, "Odd, and left as it is")
     for file, content in built.files.items():
-        voice.say(f"{output / file}: {counted(len(content), 'record')}")
+        console.info(f"{output / file}: {pluralize(len(content), 'record')}")
     if ask is not None:
-        voice.say(f"{ask.endpoint.model} was asked for {counted(ask.asked, 'pair')}; all in {ask.store.path}")
-    voice.say(f"{counted(built.pairs, 'pair')} in {output}")
+        console.info(
+            f"{ask.endpoint.model} was asked for {pluralize(ask.asked, 'pair')}; all in {ask.store.path}"
+        )
+    console.info(f"{pluralize(built.pairs, 'pair')} in {output}")

@@ -13,14 +13,12 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltacli import options, values
-from deltacli.console import counted, voice
-from deltacli.flags import ModelFlags, RasterFlags, TalkFlags, grouped
-from deltacli.options import OUTPUT, TALK, flag
-from deltacli.outcome import warn_of_scale
-from deltacli.place import PlaceFlags, opened
+from deltacli import options, parsing
+from deltacli.console import console, pluralize, warn_about_scale
+from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
+from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interruptible
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ def chat(
     after: options.After,
     *,
     asked: ModelFlags,
-    place: PlaceFlags,
+    place: WindowFlags,
     save: Annotated[
         Path | None,
         flag(
@@ -63,13 +61,13 @@ def chat(
         bool,
         flag(
             "--json",
-            panel=TALK,
+            panel=COMMON,
             allow_from_autoenv=False,
             help="A JSON object for each answer: question, answer, score, window, model.",
         ),
     ] = False,
     rasters: RasterFlags,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Talk about a pair of images; every answer knows what was said before.
 
@@ -82,23 +80,23 @@ def chat(
     kept = save or go_on
     if save is not None and save != go_on:
         _check_new(save, overwrite, at_start=True)
-    running = asked.running()
-    with opened(before, after, place, rasters) as reader:
+    runtime = asked.runtime_options()
+    with open_rasters(before, after, place, rasters) as reader:
         from deltavlm.model.folder import find_folder, read_config
 
-        running.applied(read_config(find_folder(asked.model)))
-        asked.check_place()
+        runtime.apply_to(read_config(find_folder(asked.model)))
+        asked.check_device()
         turns: list[tuple[str, str]] = []
         if earlier:
             chip, turns = continued(reader, earlier)
-            if place != PlaceFlags():
+            if place != WindowFlags():
                 raise InputError("--continue stays at its place; leave --at, --bbox and --chip-size out")
         else:
             chip = place.chip(reader)
         model, _ = asked.load()
-        warn_of_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
-        if earlier and earlier[-1]["model"] != f"{model.name} {model.fingerprint}":
-            voice.warn(f"the conversation was with {earlier[-1]['model']}")
+        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
+        if earlier and earlier[-1]["model"] != model.label:
+            console.warning(f"the conversation was with {earlier[-1]['model']}")
         conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
         with (
             nullcontext() if kept is None else lock(kept),
@@ -107,18 +105,18 @@ def chat(
             if stream is not None and kept != go_on:
                 _keep(stream, earlier, kept)
             try:
-                _Desk(conversation, place, json_records, stream, kept).sit()
+                ChatSession(conversation, place, json_records, stream, kept).sit()
             finally:
                 if kept is not None and not kept.stat().st_size:
                     kept.unlink()  # nothing was said
 
 
 @dataclass
-class _Desk:
+class ChatSession:
     """Where questions come in and answers go out."""
 
     conversation: Conversation
-    place: PlaceFlags
+    place: WindowFlags
     json_records: bool
     stream: IO[str] | None
     kept: Path | None
@@ -132,9 +130,9 @@ class _Desk:
         if is_terminal:
             with suppress(ImportError):  # not on Windows
                 import readline  # noqa: F401  # gives `input` a history and editing
-            voice.say("/help lists the commands; Ctrl-D ends")
+            console.info("/help lists the commands; Ctrl-D ends")
             if self.conversation.turns:
-                voice.say(f"{counted(len(self.conversation.turns), 'turn')} so far; /history shows them")
+                console.info(f"{pluralize(len(self.conversation.turns), 'turn')} so far; /history shows them")
         with interruptible() if is_terminal else nullcontext():
             for line in _typed() if is_terminal else sys.stdin:
                 try:
@@ -143,11 +141,11 @@ class _Desk:
                 except KeyboardInterrupt:
                     if not is_terminal:
                         raise
-                    voice.say("stopped")
+                    console.info("stopped")
                 except WriteError:
                     raise
                 except DeltaVLMError as error:
-                    voice.error(str(error))
+                    console.error(str(error))
                     if is_terminal:
                         continue
                     if line.startswith("/"):
@@ -157,8 +155,10 @@ class _Desk:
                         self.unanswered += 1
                         typer.echo("null" if self.json_records else "")  # a line out for a line in
         if self.unanswered or self.failed:
-            told = f"{counted(self.unanswered, 'question')} got no answer"
-            raise PartialFailure(f"{told}, {counted(self.failed, 'command')} failed" if self.failed else told)
+            told = f"{pluralize(self.unanswered, 'question')} got no answer"
+            raise PartialFailure(
+                f"{told}, {pluralize(self.failed, 'command')} failed" if self.failed else told
+            )
 
     def hear(self, line: str) -> bool:
         """A command or a question; False ends it."""
@@ -190,13 +190,13 @@ class _Desk:
         if name in ("/quit", "/exit"):
             return False
         if name not in commands:
-            raise InputError(f"no command {name}{nearest(name, [*commands, '/quit'])}; /help lists them")
+            raise InputError(f"no command {name}{suggest(name, [*commands, '/quit'])}; /help lists them")
         commands[name](rest)
         return True
 
     def help(self, rest: str) -> None:
         for usage, what in _HELP.items():
-            voice.say(f"{usage}: {what}")
+            console.info(f"{usage}: {what}")
 
     def image(self, rest: str) -> None:
         from deltavlm.pipeline.asking import picture_record
@@ -210,18 +210,18 @@ class _Desk:
             text += " (lon/lat {:.5f}, {:.5f} to {:.5f}, {:.5f})".format(*told["bounds"])
         if told["valid_fraction"] < 1:
             text += f"; {1 - told['valid_fraction']:.0%} without data"
-        voice.say(text)
+        console.info(text)
         if rest:
             path = _named(rest)
             _check_new(path, overwrite=False)
             _write_picture(path, picture.pixels.before, picture.pixels.after)
-            voice.say(f"before | after in {path}")
+            console.info(f"before | after in {path}")
 
     def at(self, rest: str) -> None:
         from deltavlm.geo.windows import around
 
         try:
-            point = values.point_of(rest)
+            point = parsing.parse_point(rest)
         except typer.BadParameter:
             raise InputError(f"{rest!r} is not lon,lat; write for example /at 15.003,48.751") from None
         talk = self.conversation
@@ -232,10 +232,10 @@ class _Desk:
 
     def history(self, rest: str) -> None:
         if not self.conversation.turns:
-            voice.say("nothing was said yet")
+            console.info("nothing was said yet")
         for asked, answered in self.conversation.turns:
-            voice.say(f"> {asked}")
-            voice.say(f"  {answered}")
+            console.info(f"> {asked}")
+            console.info(f"  {answered}")
 
     def save(self, rest: str) -> None:
         if not rest:
@@ -247,7 +247,7 @@ class _Desk:
         with _stream(path, afresh=True) as stream:
             assert stream is not None
             _keep(stream, self.conversation.records, path)
-        voice.say(f"{counted(len(self.conversation.records), 'turn')} in {path}")
+        console.info(f"{pluralize(len(self.conversation.records), 'turn')} in {path}")
 
 
 def _typed() -> Iterator[str]:

@@ -21,9 +21,25 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from deltacli.signals import Stop
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
-__all__ = ["Color", "LogFormat", "Voice", "counted", "duration", "open_streams", "silence", "voice"]
+    from deltavlm.data.examples import Problem
+    from deltavlm.geo.pair import PairReader
+
+__all__ = [
+    "Color",
+    "Console",
+    "LogFormat",
+    "console",
+    "count_by_kind",
+    "duration",
+    "open_streams",
+    "pluralize",
+    "print_notes",
+    "print_problems",
+    "silence",
+    "warn_about_scale",
+]
 
 Color = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
@@ -35,18 +51,18 @@ _FIELDS = ("pair", "chip", "status")  # what a record of the log may know beside
 
 
 @dataclass
-class Voice:
+class Console:
     """How much is said and in which dress; one a process, set by the global flags."""
 
     verbosity: int = 0  # -1 quiet, 1 -v, 2 -vv
-    progress: bool = True
+    show_progress: bool = True
     color: Color = "auto"
     log_format: LogFormat = "text"
     stop: Stop = field(default_factory=Stop)
 
     def reset(self, log_format: LogFormat = "text") -> None:
         """Back to the defaults, so that a second run in one process starts afresh."""
-        self.verbosity, self.progress, self.color, self.stop = 0, True, "auto", Stop()
+        self.verbosity, self.show_progress, self.color, self.stop = 0, True, "auto", Stop()
         self.log_format = log_format
         self.route_logging()
 
@@ -55,12 +71,12 @@ class Voice:
         """True when stderr is a terminal, where bars, boxes and tables are welcome."""
         return sys.stderr.isatty() and self.log_format == "text"
 
-    def say(self, text: str, **fields: object) -> None:
+    def info(self, text: str, **fields: object) -> None:
         """A note, unless -q; `fields` are for logs in JSON, whose text has them in its words."""
         if self.verbosity >= 0:
             self._write(text, "info", fields)
 
-    def warn(self, text: str, **fields: object) -> None:
+    def warning(self, text: str, **fields: object) -> None:
         """A warning, unless -q."""
         if self.verbosity >= 0:
             self._write(text, "warning", fields)
@@ -81,7 +97,7 @@ class Voice:
                 self._raw(told)
 
     @contextmanager
-    def counting(
+    def count_progress(
         self, total: int, what: str, *, begun: int = 0, beside_data: bool = False
     ) -> Iterator[Callable[[int, str], None]]:
         """Gives `tell(done, note)`: a bar with ETA on a terminal, now and then a plain line elsewhere.
@@ -102,7 +118,7 @@ class Voice:
         self, total: int, what: str, begun: int, beside_data: bool
     ) -> Iterator[Callable[[int, str], None]]:
         is_in_the_way = beside_data and sys.stdout.isatty()
-        if not self.progress or self.verbosity < 0 or total == 0 or is_in_the_way:
+        if not self.show_progress or self.verbosity < 0 or total == 0 or is_in_the_way:
             yield lambda done, note: None
         elif self.on_terminal:
             with self._bar(total, what, begun) as tell:
@@ -128,9 +144,9 @@ class Voice:
         """Send the library's log to stderr: warnings by default, more with -v and -vv, errors with -q."""
         own = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(self.verbosity, logging.DEBUG)
         others = {0: logging.ERROR, 1: logging.WARNING}.get(self.verbosity, logging.INFO)
-        handler = _ToVoice(self)
+        handler = _ConsoleHandler(self)
         root = logging.getLogger()
-        root.handlers = [old for old in root.handlers if not isinstance(old, _ToVoice)] + [handler]
+        root.handlers = [old for old in root.handlers if not isinstance(old, _ConsoleHandler)] + [handler]
         root.setLevel(logging.CRITICAL if self.verbosity < 0 else others)
         logging.getLogger("deltavlm").setLevel(own)
         logging.captureWarnings(True)
@@ -143,7 +159,7 @@ class Voice:
             line = json.dumps(told, ensure_ascii=False, default=str)
         elif level in _LABELS:
             label, style = _LABELS[level]
-            dressed = f"\x1b[{style}m{label}\x1b[0m" if self._coloured() else label
+            dressed = f"\x1b[{style}m{label}\x1b[0m" if self._use_color() else label
             line = f"{dressed} {line}"
         self._raw(line + "\n")
 
@@ -154,15 +170,15 @@ class Voice:
         except BrokenPipeError:
             silence(sys.stderr)
 
-    def _coloured(self) -> bool:
+    def _use_color(self) -> bool:
         if self.color != "auto":
             return self.color == "always"
         return self.on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
-    def _console(self) -> Console:
-        from rich.console import Console
+    def _console(self) -> RichConsole:
+        from rich.console import Console as RichConsole
 
-        return Console(stderr=True, no_color=not self._coloured(), highlight=False)
+        return RichConsole(stderr=True, no_color=not self._use_color(), highlight=False)
 
     @contextmanager
     def _bar(self, total: int, what: str, begun: int) -> Iterator[Callable[[int, str], None]]:
@@ -193,16 +209,16 @@ class Voice:
                 left_s = (now - start) / (done - begun) * (total - done) if done > begun else 0.0
                 parts = [f"{what} {done}/{total} ({100 * done // total} %)", note, f"ETA {duration(left_s)}"]
                 told_of = {"done": done, "total": total, "eta_seconds": round(left_s)}
-                self.say(", ".join(part for part in parts if part), **told_of)
+                self.info(", ".join(part for part in parts if part), **told_of)
                 told, told_done = now, done
 
         return tell
 
 
-class _ToVoice(logging.Handler):
-    """Log records become lines of the voice, one each."""
+class _ConsoleHandler(logging.Handler):
+    """Log records become lines of the console, one each."""
 
-    def __init__(self, owner: Voice) -> None:
+    def __init__(self, owner: Console) -> None:
         super().__init__()
         self.owner = owner
 
@@ -211,12 +227,12 @@ class _ToVoice(logging.Handler):
         known = {name: getattr(record, name, None) for name in _FIELDS}
         fields = {name: value for name, value in known.items() if value is not None}
         if record.levelno >= logging.WARNING:
-            self.owner.warn(text, **fields)
+            self.owner.warning(text, **fields)
         else:
-            self.owner.say(text, **fields)
+            self.owner.info(text, **fields)
 
 
-def counted(number: int, thing: str) -> str:
+def pluralize(number: int, thing: str) -> str:
     """`1 chip`, `2 chips`."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
@@ -254,4 +270,43 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-voice = Voice()
+console = Console()
+
+
+def count_by_kind(problems: Sequence[Problem]) -> dict[str, int]:
+    """How many there are of each kind, in the order in which they came."""
+    kinds: dict[str, int] = {}
+    for problem in problems:
+        kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
+    return kinds
+
+
+def print_problems(problems: Sequence[Problem], label: str, most: int = 3) -> None:
+    """The first few of each kind, and how many there are."""
+    for kind, number in count_by_kind(problems).items():
+        told = [problem.what for problem in problems if problem.kind == kind]
+        where = [problem.where for problem in problems if problem.kind == kind]
+        shown = [
+            what if place in what else f"{place}: {what}"
+            for place, what in zip(where[:most], told[:most], strict=True)
+        ]
+        more = f"; and {number - most:,} more" if number > most else ""
+        console.warning(f"{label}: {pluralize(number, kind)}: {'; '.join(shown)}{more}")
+
+
+def print_notes(reader: PairReader) -> None:
+    """What was found of the pair, and how large a pixel is."""
+    for note in reader.notes:
+        (console.warning if note in reader.warnings else console.info)(note)
+    if reader.gsd_m is not None:
+        console.info(f"a pixel is {reader.gsd_m:.3g} m on the ground")
+
+
+def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
+    """Warn where the model, which sees pictures `shrink` times smaller, sees ground at a scale far from its
+    training's."""
+    from deltavlm.pipeline.analyze import scale_warning
+
+    warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
+    if warning:
+        console.warning(warning)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 
 if TYPE_CHECKING:
     from deltavlm.upstream.convert import Converted
@@ -25,22 +25,22 @@ LinkLanguage = Annotated[
 ]
 
 
-def tell_converted(done: Converted, chosen: str) -> None:
+def print_converted(done: Converted, chosen: str) -> None:
     """What was made, and what to mind."""
     from deltavlm.upstream.disk import size_text
 
     mode = done.config.difference.mode
-    voice.say(
-        f"{counted(done.filled, 'tensor')} in {done.folder} ({size_text(done.bytes)}),"
+    console.info(
+        f"{pluralize(done.filled, 'tensor')} in {done.folder} ({size_text(done.bytes)}),"
         f" {len(done.ignored)} ignored; language model {done.config.sources['language']}"
     )
     if chosen == "auto":
         found = done.inspection
         verdict = "was trained" if found.csrm_trained else "was NEVER trained"
-        tell = voice.say if mode == "csrm" else voice.warn
+        tell = console.info if mode == "csrm" else console.warning
         tell(f"difference: {mode}, because the difference module {verdict} ({'; '.join(found.evidence)})")
     else:
-        voice.say(f"difference: {mode}, as asked for")
+        console.info(f"difference: {mode}, as asked for")
     warn_of_base(done.inspection)
 
 
@@ -48,7 +48,7 @@ def warn_of_base(found: Inspection) -> None:
     from deltavlm.upstream.inspect import FITS
 
     if found.base_cosine is not None and found.base_cosine < FITS:
-        voice.warn(
+        console.warning(
             f"the vision base does not look like the one that was tuned: least cosine"
             f" {found.base_cosine:.2f}, expected close to 1; its answers may be wrong"
         )

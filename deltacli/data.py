@@ -10,9 +10,8 @@ import typer
 
 from deltacli import options
 from deltacli.build import build
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
-from deltacli.problems import by_kind, tell_problems
+from deltacli.console import console, count_by_kind, pluralize, print_problems
+from deltacli.flag_groups import CommonFlags, grouped
 
 if TYPE_CHECKING:
     from deltavlm.data.check import Checked
@@ -51,7 +50,7 @@ def fetch(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Download ChangeChat-105k's questions and answers (eight files), and say where its pictures are from.
 
@@ -65,16 +64,16 @@ def fetch(
     revision = revision or hub.REVISION
     planned = hub.plan(cache_dir=cache_dir, offline=offline, revision=revision)
     cached = planned.size - planned.missing
-    voice.say(
-        f"{hub.REPO} at {revision[:12]} ({planned.commit[:12]}): {counted(len(planned.files), 'file')},"
+    console.info(
+        f"{hub.REPO} at {revision[:12]} ({planned.commit[:12]}): {pluralize(len(planned.files), 'file')},"
         f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.cache_dir}"
     )
-    voice.say(f"terms: {hub.LICENCE}")
+    console.info(f"terms: {hub.LICENCE}")
     files = [str(output / file.name) for file in planned.files]
     if not dry_run:
-        shown = voice.progress and voice.verbosity >= 0
-        hub.fetch(planned, output, overwrite=overwrite, say=voice.say, progress=shown)
-    voice.say(
+        shown = console.show_progress and console.verbosity >= 0
+        hub.fetch(planned, output, overwrite=overwrite, say=console.info, progress=shown)
+    console.info(
         f"the pictures are LEVIR-CC's, with terms of their own (academic use): get them from"
         f" {hub.PICTURES}, lay them so that {output / 'images' / 'test' / 'A'} is there,"
         f" then run: deltavlm data check {output}"
@@ -115,7 +114,7 @@ def check(
     ] = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Read every file of a set and open every picture it names; exits with 3 when something is amiss.
 
@@ -130,26 +129,26 @@ def check(
         images=images,
         size_px=size,
         full=full,
-        counting=lambda total: voice.counting(total, "pictures"),
+        counting=lambda total: console.count_progress(total, "pictures"),
     )
     if json_summary:
         typer.echo(json.dumps(_record(folder, checked)))
     else:
         for line in _table(checked):
             typer.echo(line)
-    tell_problems(checked.notes, "Odd, and left as it is")
-    tell_problems(checked.faults, "Amiss")
+    print_problems(checked.notes, "Odd, and left as it is")
+    print_problems(checked.faults, "Amiss")
     pictures = checked.pictures
     of_levir = any(file.expected is not None or "_task_data/" in file.name for file in checked.files)
     if of_levir and pictures.named and pictures.missing == pictures.named:
-        voice.say(
+        console.info(
             f"no picture is in {pictures.folder}: they are LEVIR-CC's, from {PICTURES} (its own terms);"
             f" lay them there, or name their folder with --images"
         )
     if checked.faults:
-        kinds = ", ".join(counted(number, kind) for kind, number in by_kind(checked.faults).items())
+        kinds = ", ".join(pluralize(number, kind) for kind, number in count_by_kind(checked.faults).items())
         raise PartialFailure(f"{folder}: amiss are {kinds}; --json names all")
-    voice.say(f"{folder}: nothing is amiss")
+    console.info(f"{folder}: nothing is amiss")
 
 
 def _table(checked: Checked) -> list[str]:

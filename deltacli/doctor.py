@@ -18,8 +18,8 @@ import typer
 from typer.core import TyperCommand
 
 from deltacli import options
-from deltacli.console import voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console
+from deltacli.flag_groups import CommonFlags, grouped
 from deltavlm import __version__
 from deltavlm.errors import ConfigError, DeltaVLMError, InputError
 
@@ -45,7 +45,7 @@ class Finding:
 def doctor(
     json_report: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Show versions and devices, and find what is broken. Exit code 1 if something is."""
     findings = [finding for look in _CHECKS for finding in _looked(look)]
@@ -67,7 +67,7 @@ def _looked(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
     except Exception as error:
-        voice.traceback(error)
+        console.traceback(error)
         name = look.__name__.removeprefix("_check_").replace("_", " ")
         yield Finding(name, "broken", _one_line(error), "reinstall deltavlm; -vv shows the traceback")
 
@@ -267,11 +267,11 @@ def _layout_minor(folder: Path) -> int | None:
 
 
 def _check_questions() -> Iterator[Finding]:
-    from deltavlm.config import shipped
+    from deltavlm.config import shipped_config
     from deltavlm.tasks.questions import load_questions
 
     try:
-        path = shipped("questions.yaml")
+        path = shipped_config("questions.yaml")
         yield Finding("questions", "ok", f"{len(load_questions(path))} in {path}")
     except ConfigError as error:
         yield Finding("questions", "broken", str(error), "reinstall deltavlm")

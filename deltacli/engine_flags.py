@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deltacli import values
-from deltacli.console import counted, voice
-from deltacli.flags import ModelFlags, RasterFlags
+from deltacli import parsing
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import ModelFlags, RasterFlags
 from deltacli.options import flag
 from deltavlm.errors import ConfigError
 
@@ -98,18 +98,18 @@ class EngineFlags:
         from deltavlm.cluster.worker import loaded
 
         began = time.monotonic()
-        running = asked.running()
+        runtime = asked.runtime_options()
         with started(
-            partial(loaded, asked.model, running),
+            partial(loaded, asked.model, runtime),
             address=self.ray_address,
             actors=self.actors,
             actor_cpus=self.actor_cpus,
-            device=running.device,
-            environment=values.gdal_settings_of(rasters.gdal_config),
+            device=runtime.device,
+            environment=parsing.parse_gdal_config(rasters.gdal_config),
         ) as cluster:
             load_s, known = time.monotonic() - began, cluster.model
-            voice.say(
+            console.info(
                 f"model {known.name} ({known.fingerprint}) on {known.device}, held by "
-                f"{counted(len(cluster.actors), 'actor')}, ready in {load_s:.1f} s"
+                f"{pluralize(len(cluster.actors), 'actor')}, ready in {load_s:.1f} s"
             )
             yield cluster, load_s

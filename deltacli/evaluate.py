@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deltacli import options, values
+from deltacli import options, parsing
 from deltacli.answering import answer_set, images_of
-from deltacli.console import counted, voice
-from deltacli.flags import ModelFlags, TalkFlags, grouped
-from deltacli.options import ASK, OUTPUT, flag
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, ModelFlags, grouped
+from deltacli.options import MODEL, OUTPUT, flag
 from deltavlm.errors import ConfigError, OutputError, PartialFailure, ToolError
 
 if TYPE_CHECKING:
-    from deltavlm.data.examples import Task
+    from deltavlm.tasks import TaskName
 
 SET, SCORES = "Set", "Scores"
 
@@ -64,7 +64,7 @@ def evaluate(
         Path | None,
         flag(
             "--predictions",
-            panel=ASK,
+            panel=MODEL,
             metavar="FILE",
             help="Answers made elsewhere, JSON or JSONL: id, task, answer, and score where there is one; no "
             "model is loaded.",
@@ -112,21 +112,26 @@ def evaluate(
         ),
     ] = False,
     json_summary: options.Json = False,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Ask a model about every pair of a set, and score its answers, by id, beside the published numbers.
 
     The table goes to stdout. With -o answers are kept as they come, and the same command goes on where an
     interrupted one stopped. With --predictions answers made elsewhere are scored instead.
     """
-    from deltavlm.data.examples import TASKS, read_set
+    from deltavlm.data.examples import read_set
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
     from deltavlm.scoring.published import DATA
     from deltavlm.scoring.score import Setup, score
+    from deltavlm.tasks import TASKS
 
-    chosen, part, wanted_batch = _tasks(tasks), values.shard_of(shard), values.batch_size_of(batch_size)
+    chosen, part, wanted_batch = (
+        _tasks(tasks),
+        parsing.parse_shard(shard),
+        parsing.parse_batch_size(batch_size),
+    )
     if protocol == "strict" and word_map is not None:
         raise ConfigError("--word-map belongs to --protocol paper; strict scores real words")
     if predictions is not None and (asked != ModelFlags() or limit or shard or images):
@@ -138,7 +143,7 @@ def evaluate(
     targets = _targets(output, overwrite, inputs, asks=predictions is None)
     given, problems = ([], []) if predictions is None else read_predictions(predictions)
     if chosen is not None or predictions is None:
-        scored = chosen or TASKS
+        scored = chosen or tuple(TASKS)
     else:
         scored = tuple(task for task in TASKS if any(one.task == task for one in given))
     if protocol == "paper" and "caption" in scored and "change" not in scored and chosen is None:
@@ -154,7 +159,7 @@ def evaluate(
     words = None
     if word_map is not None:
         words = read_word_map(word_map)
-    elif protocol == "paper" and {"caption", "open", "dialogue"} & {*scored}:
+    elif protocol == "paper" and any(TASKS[task].free_text for task in scored):
         raise ConfigError(
             "--protocol paper scores text on the ids of a word map: give --word-map FILE,"
             " or leave text out with --tasks change,count,location"
@@ -193,7 +198,7 @@ def evaluate(
     told = report.record(dataset, matched, trouble, scores, setup, sources)
     lines = report.findings(matched, trouble)
     for line in (*scores.notes, *lines):
-        voice.warn(line)
+        console.warning(line)
     pages = (json.dumps(told, indent=1) + "\n", report.markdown(told, scores.figures, lines))
     for path, content in reversed(list(zip(targets, pages, strict=False))):  # the report at the very end
         _write(path, content)
@@ -206,7 +211,7 @@ def evaluate(
     faults = [one for one in dataset.problems if one.kind in ("file", "record")]
     if faults:
         raise PartialFailure(
-            f"{counted(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
+            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
             "deltavlm data check tells all"
         )
     if predictions is None and matched.missing:
@@ -216,17 +221,17 @@ def evaluate(
         )
 
 
-def _tasks(text: str | None) -> tuple[Task, ...] | None:
+def _tasks(text: str | None) -> tuple[TaskName, ...] | None:
     """Raises: BadParameter for a task that is not one."""
-    from deltavlm.config import nearest
-    from deltavlm.data.examples import TASKS
+    from deltavlm.config import suggest
+    from deltavlm.tasks import TASKS
 
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in TASKS:
-            raise typer.BadParameter(f"no task {name!r}{nearest(name, TASKS)}", param_hint="--tasks")
+            raise typer.BadParameter(f"no task {name!r}{suggest(name, TASKS)}", param_hint="--tasks")
     return tuple(task for task in TASKS if task in names)
 
 

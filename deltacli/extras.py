@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def write_changes(
             beside = open_sink(extras.polygons, (CHANGES,), grid.crs, record, overwrite=overwrite)
             sink = stack.enter_context(beside)
         if len(drawing.chips) > _MANY_CHIPS:
-            voice.say(f"drawing what changed, from the masks of {counted(len(drawing.chips), 'chip')}")
+            console.info(f"drawing what changed, from the masks of {pluralize(len(drawing.chips), 'chip')}")
         polygons, (mask, probability) = wanted.masks.polygons, cogs
         features = draw(
             drawing, wanted.masks.options(), polygons=polygons, mask=mask, probability=probability

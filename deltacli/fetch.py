@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from deltacli import options
-from deltacli.console import voice
-from deltacli.converted import Difference, LinkLanguage, tell_converted
+from deltacli.console import console
+from deltacli.converted import Difference, LinkLanguage, print_converted
 
 
 def fetch(
@@ -65,8 +65,8 @@ def fetch(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
-    log_format: options.LogFormatWhich = None,
+    color: options.ColorMode = None,
+    log_format: options.LogFormatName = None,
 ) -> None:
     """Download the published model's four parts and make a checkpoint of them, which --model NAME then asks.
 
@@ -95,11 +95,11 @@ def fetch(
         revisions=_revisions(revision, {part.repo: part.name for part in parts}),
     )
     for line in planned.lines():
-        voice.say(line)
+        console.info(line)
     if not no_convert:
         needed = sum(part.size for part in planned.parts if not (link_llm and part.part.name == LANGUAGE))
         free = disk.free_bytes(folder)
-        voice.say(
+        console.info(
             f"then made into {folder}: up to {disk.size_text(needed)}, {disk.size_text(free)} free there"
         )
         same_disk = planned.missing if _same_disk(folder, planned.cache_dir) else 0
@@ -120,9 +120,9 @@ def fetch(
         if json_summary:
             typer.echo(json.dumps(record | {"dry_run": True}))
         return
-    got = hub.fetch(planned, say=voice.say, progress=voice.progress and voice.verbosity >= 0)
+    got = hub.fetch(planned, say=console.info, progress=console.show_progress and console.verbosity >= 0)
     for part in got.parts:
-        voice.say(f"{part.name}: {part.repo}={part.commit} in {part.path}")
+        console.info(f"{part.name}: {part.repo}={part.commit} in {part.path}")
     if not no_convert:
         from deltavlm.upstream.convert import convert as make
         from deltavlm.upstream.sources import Sources
@@ -133,23 +133,23 @@ def fetch(
             llm or got.path(LANGUAGE),
             got.path(VOCABULARY),
         )
-        done = make(sources, folder, difference=difference, link_language=link_llm, say=voice.say)
-        tell_converted(done, chosen=difference)
-        voice.say(f"ask it with --model {name if output is None else folder}")
+        done = make(sources, folder, difference=difference, link_language=link_llm, say=console.info)
+        print_converted(done, chosen=difference)
+        console.info(f"ask it with --model {name if output is None else folder}")
     if json_summary:
         typer.echo(json.dumps(record | {"dry_run": False}))
 
 
 def _revisions(given: list[str] | None, names: dict[str, str]) -> dict[str, str]:
     """`REPO=COMMIT` pairs as the names of parts and their revisions. Raises: InputError."""
-    from deltavlm.config import nearest
+    from deltavlm.config import suggest
     from deltavlm.errors import InputError
 
     found = {}
     for pair in given or []:
         repo, equals, commit = pair.partition("=")
         if not (equals and commit and repo in names):
-            raise InputError(f"--revision {pair!r} is not REPO=COMMIT of a repository{nearest(repo, names)}")
+            raise InputError(f"--revision {pair!r} is not REPO=COMMIT of a repository{suggest(repo, names)}")
         found[names[repo]] = commit
     return found
 

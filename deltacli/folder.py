@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltacli.console import counted, voice
-from deltacli.monitor import monitor
+from deltacli.console import console, pluralize
+from deltacli.metrics import run_metrics
 from deltacli.one import answered_pair
-from deltacli.outcome import tell_changes
-from deltacli.pairs import progress_told, tell_many
+from deltacli.outcome import print_changes
+from deltacli.pairs import print_many, progress_told
 from deltacli.wanted import Wanted
 from deltavlm.errors import ConfigError, InputError, OutputError
 
@@ -40,13 +40,13 @@ def analyze_into_folder(
     left = [pair for pair in found.pairs if not _is_done(paths[pair.id], wanted)]
     there = len(found.pairs) - len(left)
     if there:
-        voice.say(f"{counted(there, 'output')} in {folder} there already; --overwrite makes them anew")
+        console.info(f"{pluralize(there, 'output')} in {folder} there already; --overwrite makes them anew")
     to_ask = {pair.id for pair in left}
     holes = [id_ for id_, path in paths.items() if id_ not in to_ask and journal_path(path).exists()]
     if holes:
         some = f"{', '.join(holes[:3])}{', ...' if len(holes) > 3 else ''}"
-        voice.warn(
-            f"chips failed in {counted(len(holes), 'output')} ({some}); --retry-failed asks them again"
+        console.warning(
+            f"chips failed in {pluralize(len(holes), 'output')} ({some}); --retry-failed asks them again"
         )
     rasters = wanted.masks.folders()
     for one in (folder, *map(Path, rasters.values())):
@@ -55,16 +55,16 @@ def analyze_into_folder(
         except OSError as error:
             raise OutputError(f"{one}: cannot be made ({error.strerror}); choose another folder") from error
     if not left:
-        tell_many(Run(), found, wanted, None, target, 0.0, there=there)
+        print_many(Run(), found, wanted, None, target, 0.0, there=there)
         return
     with wanted.started() as (engine, load_s):
         model = engine.model
         done = _each(left, paths, wanted, read, wanted.batched(run, model), engine)
     for outcome in done.failures:
-        voice.say(f"failed: {outcome.pair.id}: {outcome.why}", pair=outcome.pair.id, status=outcome.status)
+        console.info(f"failed: {outcome.pair.id}: {outcome.why}", pair=outcome.pair.id, status=outcome.status)
     again = "; the same command tries failed pairs again, --retry-failed chips too"
-    tell_changes(done.summary, wanted, rasters)
-    tell_many(done, found, wanted, model, target, load_s, there=there, again=again, extras=rasters)
+    print_changes(done.summary, wanted, rasters)
+    print_many(done, found, wanted, model, target, load_s, there=there, again=again, extras=rasters)
 
 
 def _is_done(path: Path, wanted: Wanted) -> bool:
@@ -88,7 +88,7 @@ def _each(
     from deltavlm.pipeline.many import Outcome, PairRecord, Run, logged_notes, opened_pair
 
     done, told, started = Run(), set[str](), time.monotonic()
-    with voice.counting(len(pairs), "pairs") as tell:
+    with console.count_progress(len(pairs), "pairs") as tell:
         for pair in pairs:
             seen = done.summary.chips
             if run.limit is not None and seen >= run.limit:
@@ -96,7 +96,7 @@ def _each(
             outcome = done.outcomes[pair.id] = Outcome(pair)
 
             def watch(progress: Progress) -> None:
-                monitor.see(done.summary, progress.summary, pairs=done)
+                run_metrics.watch(done.summary, progress.summary, pairs=done)
                 chips, changed = done.summary.chips + progress.done, done.summary.changed + progress.changed
                 speed = (done.summary.chips - done.summary.earlier + progress.done) / (
                     time.monotonic() - started
@@ -119,11 +119,11 @@ def _each(
                 if run.on_error == "fail":
                     raise
                 outcome.reason = str(error)
-                voice.warn(f"pair {pair.id} failed: {error}", pair=pair.id)
+                console.warning(f"pair {pair.id} failed: {error}", pair=pair.id)
                 continue
             outcome.chips, outcome.changed, outcome.failed = summary.chips, summary.changed, summary.failed
             outcome.reason = summary.first_failure
             done.summary.include(summary, pair.id)
-            monitor.see(done.summary, pairs=done)
+            run_metrics.watch(done.summary, pairs=done)
     done.summary.seconds = time.monotonic() - started
     return done

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from deltacli import options, values
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli import options, parsing
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.plan import pair_plan, show_plan
 
 
@@ -38,20 +38,20 @@ def grid(
     gdal_config: options.GdalConfig = None,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Write the outlines of the chips that `analyze` would ask about.
 
     Without -o the result is <BEFORE's stem>_grid.gpkg in the current folder.
     """
-    before = values.location_of("BEFORE", before)
-    after = before if after is None else values.location_of("AFTER", after)
-    target = output or values.default_output(before, "_grid.gpkg")
+    before = parsing.check_location("BEFORE", before)
+    after = before if after is None else parsing.check_location("AFTER", after)
+    target = output or parsing.default_output(before, "_grid.gpkg")
     if target == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
-    overlap_px = values.overlap_of(chip_size, overlap, stride)
-    gsd_m, box = values.gsd_of(gsd), values.bbox_of(bbox)
-    os.environ.update(values.gdal_settings_of(gdal_config))
+    overlap_px = parsing.resolve_overlap(chip_size, overlap, stride)
+    gsd_m, box = parsing.check_gsd(gsd), parsing.parse_bbox(bbox)
+    os.environ.update(parsing.parse_gdal_config(gdal_config))
 
     from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
     from deltavlm.geo.sinks import check_output, open_sink
@@ -72,7 +72,7 @@ def grid(
     )
     with open_pair(RasterPair(before, after), read_options) as reader:
         for note in reader.notes:
-            tell = voice.warn if note in reader.warnings else voice.say
+            tell = console.warning if note in reader.warnings else console.info
             tell(note)
         chips = reader.grid(chip_size, overlap_px)
         plan = pair_plan(reader, chips, target)
@@ -82,6 +82,6 @@ def grid(
         record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
         with open_sink(path, (OUTLINES,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
             sink.write(OUTLINES.name, map(outline_feature, chips))
-    voice.say(f"{counted(len(chips), 'chip')}; output {'on stdout' if path is None else target}")
+    console.info(f"{pluralize(len(chips), 'chip')}; output {'on stdout' if path is None else target}")
     if json_summary:
         typer.echo(json.dumps(plan | {"dry_run": False}, ensure_ascii=False))

@@ -21,12 +21,12 @@ from deltacli import options
 from deltacli.analyze import analyze
 from deltacli.ask import ask
 from deltacli.chat import chat
-from deltacli.console import LogFormat, open_streams, silence, voice
+from deltacli.console import LogFormat, console, open_streams, silence
 from deltacli.data import data
 from deltacli.doctor import NeedsProj, doctor
 from deltacli.evaluate import evaluate
 from deltacli.grid import grid
-from deltacli.monitor import monitor
+from deltacli.metrics import run_metrics
 from deltacli.report import report
 from deltacli.signals import stoppable
 from deltacli.stac import stac
@@ -47,7 +47,7 @@ _MISFITS = (  # what timm and transformers raise where torchvision is not the on
 _IS_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None after `>&-`
 
 
-class Bridge(TyperGroup):
+class App(TyperGroup):
     """The group of commands; its `main` is what both the console script and `CliRunner` call."""
 
     def main(
@@ -61,15 +61,15 @@ class Bridge(TyperGroup):
     ) -> Any:
         """Run a command and exit with its code; every error is one line on stderr."""
         open_streams()
-        voice.reset(_wished_format(sys.argv[1:] if args is None else args))
-        monitor.reset()
+        console.reset(_wished_format(sys.argv[1:] if args is None else args))
+        run_metrics.reset()
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             code = 1
         except Exception as error:
             code = _told(error)
-        monitor.end(code if isinstance(code, int) else 0)
+        run_metrics.finish(code if isinstance(code, int) else 0)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -77,7 +77,7 @@ class Bridge(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; signals and a closed pipe become exit codes after its clean-up is done."""
         with stoppable() as stop:
-            voice.stop = stop
+            console.stop = stop
             try:
                 return super().invoke(ctx)
             except BrokenPipeError as error:
@@ -86,8 +86,8 @@ class Bridge(TyperGroup):
             except BaseException as error:
                 if stop.signum is None:
                     raise
-                voice.traceback(error)
-                voice.error(f"stopped by {stop.name}")
+                console.traceback(error)
+                console.error(f"stopped by {stop.name}")
                 raise typer.Exit(128 + stop.signum) from error
 
 
@@ -100,28 +100,28 @@ def _wished_format(args: Sequence[str]) -> LogFormat:
 
 def _told(error: Exception) -> int:
     """Say what went wrong in one line; the exit code."""
-    voice.traceback(error)
+    console.traceback(error)
     if isinstance(error, DeltaVLMError):
-        voice.error(str(error))
+        console.error(str(error))
         return error.exit_code
     if hasattr(error, "format_message"):  # a usage error of Typer's own Click, which has no public name
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
         else:
-            voice.error(_usage(error))
+            console.error(_usage(error))
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, MemoryError):
-        voice.error("out of memory; a smaller --batch-size or --chip-size needs less")
+        console.error("out of memory; a smaller --batch-size or --chip-size needs less")
         return 1
     if isinstance(error, OSError) and error.strerror:  # a full disk, a vanished folder
-        voice.error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+        console.error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
         return 1
     detail = str(error).strip().partition("\n")[0]
     if any(sign in str(error) for sign in _MISFITS):
-        voice.error(f"torch and torchvision do not fit together ({detail}); run deltavlm doctor")
+        console.error(f"torch and torchvision do not fit together ({detail}); run deltavlm doctor")
         return 1
-    hint = "" if voice.verbosity >= 2 else "; run again with -vv for the traceback"
-    voice.error(f"unexpected {type(error).__name__}: {detail}{hint}")
+    hint = "" if console.verbosity >= 2 else "; run again with -vv for the traceback"
+    console.error(f"unexpected {type(error).__name__}: {detail}{hint}")
     return 1
 
 
@@ -152,7 +152,7 @@ def _given(error: BaseException) -> Any:
 
 app = typer.Typer(
     name="deltavlm",
-    cls=Bridge,
+    cls=App,
     help="Ask what changed between two images of one place, and put the answers on the map.",
     epilog="Start with: deltavlm analyze before.tif after.tif -o out.gpkg",
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DELTAVLM"},
@@ -182,8 +182,8 @@ def deltavlm(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
     progress: options.ShowProgress = None,
-    color: options.ColorWhen = None,
-    log_format: options.LogFormatWhich = None,
+    color: options.ColorMode = None,
+    log_format: options.LogFormatName = None,
     config: options.ConfigFile = None,
 ) -> None:
     """Ask what changed between two images of one place, and put the answers on the map."""

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 from deltacli.extras import Extras, write_changes
 from deltacli.wanted import Wanted
 
@@ -29,7 +29,7 @@ def kept(answered: Sized, path: Path) -> Iterator[None]:
         yield
     except BaseException:
         if len(answered):
-            voice.say(f"{counted(len(answered), 'chip')} kept in {path}; the same command goes on")
+            console.info(f"{pluralize(len(answered), 'chip')} kept in {path}; the same command goes on")
         raise
 
 
@@ -86,7 +86,7 @@ def answered_pair(
         known = sum(1 for _ in journal.earlier())
         if known:
             total = min(len(grid), run.limit or len(grid))
-            voice.say(f"{counted(known, 'chip')} of {total} answered already; going on")
+            console.info(f"{pluralize(known, 'chip')} of {total} answered already; going on")
         with kept(journal, journal.path):
             size = min(run.batch_size, journal.batch_size or 4096)
             summary = analyze(reader, engine, specs, journal, replace(run, batch_size=size), watch)

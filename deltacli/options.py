@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from deltacli.console import Color, LogFormat, voice
-from deltacli.defaults import read_defaults
-from deltacli.monitor import check_metrics, monitor
+from deltacli.config_file import read_defaults
+from deltacli.console import Color, LogFormat, console
+from deltacli.metrics import check_metrics_file, run_metrics
 from deltavlm import __version__
 
-ASK, RASTERS, CHIPS, OUTPUT, TALK = (
+MODEL, RASTERS, CHIPS, OUTPUT, COMMON = (
     "Questions and model",
     "Rasters",
     "Chips",
     "Output",
-    "Talk",
+    "Common options",
 )  # groups of flags in the help
 
 
@@ -44,39 +44,39 @@ def _say_version(value: bool) -> None:
 
 def _add_verbosity(value: int) -> int:
     if value:
-        voice.verbosity = min(max(voice.verbosity, 0) + value, 2)
-        voice.route_logging()
+        console.verbosity = min(max(console.verbosity, 0) + value, 2)
+        console.route_logging()
     return value
 
 
-def be_quiet(value: bool) -> bool:
+def set_quiet(value: bool) -> bool:
     if value:
-        voice.verbosity = -1
-        voice.route_logging()
+        console.verbosity = -1
+        console.route_logging()
     return value
 
 
 def _set_progress(value: bool | None) -> bool | None:
     if value is not None:
-        voice.progress = value
+        console.show_progress = value
     return value
 
 
 def _set_color(value: Color | None) -> Color | None:
     if value is not None:
-        voice.color = value
+        console.color = value
     return value
 
 
 def _set_log_format(value: LogFormat | None) -> LogFormat | None:
     if value is not None:
-        voice.log_format = value
+        console.log_format = value
     return value
 
 
 def _watch(value: Path | None) -> Path | None:
     if value is not None:
-        monitor.path = check_metrics(value)
+        run_metrics.path = check_metrics_file(value)
     return value
 
 
@@ -84,7 +84,7 @@ Version = Annotated[
     bool,
     flag(
         *("--version", "-V"),
-        panel=TALK,
+        panel=COMMON,
         is_eager=True,
         allow_from_autoenv=False,
         callback=_say_version,
@@ -95,39 +95,39 @@ Verbose = Annotated[
     int,
     flag(
         *("--verbose", "-v"),
-        panel=TALK,
+        panel=COMMON,
         count=True,
         callback=_add_verbosity,
         show_default=False,
         help="Say more; -vv also shows tracebacks.",
     ),
 ]
-Quiet = Annotated[bool, flag("--quiet", "-q", panel=TALK, callback=be_quiet, help="Say errors only.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", panel=COMMON, callback=set_quiet, help="Say errors only.")]
 ShowProgress = Annotated[
     bool | None,
     flag(
         "--progress/--no-progress",
-        panel=TALK,
+        panel=COMMON,
         callback=_set_progress,
         show_default=False,
         help="Progress on stderr: a bar on a terminal, plain lines elsewhere.",
     ),
 ]
-ColorWhen = Annotated[
+ColorMode = Annotated[
     Literal["auto", "always", "never"] | None,
     flag(
         "--color",
-        panel=TALK,
+        panel=COMMON,
         callback=_set_color,
         show_default="auto",
         help="Colours in messages; NO_COLOR counts as never.",
     ),
 ]
-LogFormatWhich = Annotated[
+LogFormatName = Annotated[
     Literal["text", "json"] | None,
     flag(
         "--log-format",
-        panel=TALK,
+        panel=COMMON,
         is_eager=True,
         callback=_set_log_format,
         show_default="text",
@@ -138,7 +138,7 @@ ConfigFile = Annotated[
     Path | None,
     flag(
         "--config",
-        panel=TALK,
+        panel=COMMON,
         metavar="FILE",
         is_eager=True,
         callback=read_defaults,
@@ -147,13 +147,13 @@ ConfigFile = Annotated[
     ),
 ]
 Json = Annotated[
-    bool, flag("--json", panel=TALK, allow_from_autoenv=False, help="One JSON object on stdout at the end.")
+    bool, flag("--json", panel=COMMON, allow_from_autoenv=False, help="One JSON object on stdout at the end.")
 ]
 Metrics = Annotated[
     Path | None,
     flag(
         "--metrics",
-        panel=TALK,
+        panel=COMMON,
         metavar="FILE",
         is_eager=True,
         callback=_watch,
@@ -183,31 +183,31 @@ DryRun = Annotated[
 
 Dtype = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
-    flag("--dtype", panel=ASK, help="Of weights; auto is 16 bit where the device is fast in it."),
+    flag("--dtype", panel=MODEL, help="Of weights; auto is 16 bit where the device is fast in it."),
 ]
 Decode = Annotated[
     Literal["auto", "upstream", "fast"],
     flag(
         "--decode",
-        panel=ASK,
+        panel=MODEL,
         help="upstream punishes repeated words, as the published model's authors do; fast does not; "
         "auto is as the model says.",
     ),
 ]
 Beams = Annotated[
     int | None,
-    flag("--beams", panel=ASK, metavar="N", min=1, max=64, show_default="1", help="Answers tried at once."),
+    flag("--beams", panel=MODEL, metavar="N", min=1, max=64, show_default="1", help="Answers tried at once."),
 ]
 PromptStyle = Annotated[
     Literal["auto", "raw", "trained"],
-    flag("--prompt-style", panel=ASK, help="Questions as written, or as in the model's training."),
+    flag("--prompt-style", panel=MODEL, help="Questions as written, or as in the model's training."),
 ]
 
 Cascade = Annotated[
     bool,
     flag(
         "--cascade",
-        panel=ASK,
+        panel=MODEL,
         help="First ask whether it changed, and the rest only of chips that say yes.",
     ),
 ]
@@ -215,7 +215,7 @@ BatchSize = Annotated[
     str,
     flag(
         "--batch-size",
-        panel=ASK,
+        panel=MODEL,
         metavar="auto|N",
         help="Chips asked at once; halved where memory is short.",
     ),
@@ -224,7 +224,7 @@ Quantize = Annotated[
     Literal["none", "int8", "int4"],
     flag(
         "--quantize",
-        panel=ASK,
+        panel=MODEL,
         help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs pip install 'deltavlm[quantize]'.",
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -14,24 +14,6 @@ if TYPE_CHECKING:
     from deltavlm.geo.pair import PairReader
     from deltavlm.model.interface import ModelFacts
     from deltavlm.pipeline.analyze import ChangedChip, Summary
-
-
-def tell_notes(reader: PairReader) -> None:
-    """What was found of the pair, and how large a pixel is."""
-    for note in reader.notes:
-        (voice.warn if note in reader.warnings else voice.say)(note)
-    if reader.gsd_m is not None:
-        voice.say(f"a pixel is {reader.gsd_m:.3g} m on the ground")
-
-
-def warn_of_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
-    """Warn where the model, which sees pictures `shrink` times smaller, sees ground at a scale far from its
-    training's."""
-    from deltavlm.pipeline.analyze import scale_warning
-
-    warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
-    if warning:
-        voice.warn(warning)
 
 
 def places(chips: list[ChangedChip], crs: CRS | None) -> tuple[str, list[tuple[float, float]]]:
@@ -45,7 +27,7 @@ def places(chips: list[ChangedChip], crs: CRS | None) -> tuple[str, list[tuple[f
     return ("x/y px" if crs is None else "x/y"), list(zip(xs, ys, strict=True))
 
 
-def tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool, top: int = 10) -> None:
+def print_outcome(summary: Summary, reader: PairReader, target: str, judged: bool, top: int = 10) -> None:
     """The end of a run over one pair; judged: whether the yes/no question was asked; `top`: most rows of the
     table."""
     chips = summary.most_changed[:top]
@@ -58,17 +40,17 @@ def tell_outcome(summary: Summary, reader: PairReader, target: str, judged: bool
     x_name, y_name = (
         ("lon", "lat") if where == "lon/lat" else ("x px", "y px") if reader.crs is None else ("x", "y")
     )
-    voice.table("Most changed chips", ("chip", x_name, y_name, "score", "caption"), rows)
-    tell_unread(summary)
-    voice.say(f"{chips_told(summary, judged)}; output {'on stdout' if target == '-' else target}")
+    console.table("Most changed chips", ("chip", x_name, y_name, "score", "caption"), rows)
+    print_unread(summary)
+    console.info(f"{chips_told(summary, judged)}; output {'on stdout' if target == '-' else target}")
 
 
-def tell_changes(summary: Summary, wanted: Wanted, extras: Mapping[str, str]) -> None:
+def print_changes(summary: Summary, wanted: Wanted, extras: Mapping[str, str]) -> None:
     """How much ground changed, and what lies beside the output."""
-    parts = [f"{counted(summary.polygons, 'polygon')} of change"] if wanted.masks.polygons else []
+    parts = [f"{pluralize(summary.polygons, 'polygon')} of change"] if wanted.masks.polygons else []
     parts += [f"{name} {path}" for name, path in extras.items()]
     if parts:
-        voice.say("; ".join(parts))
+        console.info("; ".join(parts))
 
 
 def changes_told(summary: Summary, wanted: Wanted, extras: Mapping[str, str]) -> dict[str, Any]:
@@ -77,11 +59,11 @@ def changes_told(summary: Summary, wanted: Wanted, extras: Mapping[str, str]) ->
     return told | ({"extras": dict(extras)} if extras else {})
 
 
-def tell_unread(summary: Summary) -> None:
+def print_unread(summary: Summary) -> None:
     """Warn where a yes/no answer was neither."""
     if summary.unread:
-        voice.warn(
-            f"the model said neither yes nor no to whether {counted(summary.unread, 'chip')} changed; the"
+        console.warning(
+            f"the model said neither yes nor no to whether {pluralize(summary.unread, 'chip')} changed; the"
             f" answers as written are in answer_change"
         )
 
@@ -90,7 +72,7 @@ def chips_told(summary: Summary, judged: bool) -> str:
     """`15 chips: 1 changed, 2 nodata; 0.7 s, 21.3 chips/s`."""
     parts = [f"{summary.changed} changed"] if judged else []
     parts += [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
-    told = ": ".join(filter(None, [counted(summary.chips, "chip"), ", ".join(parts)]))
+    told = ": ".join(filter(None, [pluralize(summary.chips, "chip"), ", ".join(parts)]))
     return f"{told}; {summary.seconds:.1f} s, {summary.chips_per_s:.1f} chips/s"
 
 

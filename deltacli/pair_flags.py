@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltacli import values
-from deltacli.console import counted, voice
+from deltacli import parsing
+from deltacli.console import console, pluralize
 from deltacli.options import flag
 from deltavlm.errors import InputError
 
@@ -83,7 +83,7 @@ class PairFlags:
         from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
         from deltavlm.pipeline.pairs import file_names, pairs_of_folders, part_of
 
-        index, count = values.shard_of(self.shard)
+        index, count = parsing.parse_shard(self.shard)
         if self.before_dir is not None and self.after_dir is not None:
             found = pairs_of_folders(self.before_dir, self.after_dir)
         elif self.pairs == "-":
@@ -91,12 +91,12 @@ class PairFlags:
         else:
             found = read_pairs(Path(self.pairs or ""))
         for note in found.notes:
-            voice.say(note)
+            console.info(note)
         for folder, names in zip((self.before_dir, self.after_dir), found.unmatched, strict=True):
             if names:
                 more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-                voice.warn(
-                    f"{counted(len(names), 'image')} in {folder} without a partner of the same name: "
+                console.warning(
+                    f"{pluralize(len(names), 'image')} in {folder} without a partner of the same name: "
                     f"{', '.join(Path(name).name for name in names[:_LISTED])}{more}"
                 )
         if suffix is not None:
@@ -104,17 +104,17 @@ class PairFlags:
         part = part_of(found.pairs, index, count)
         if not part:
             raise InputError(
-                f"--shard {self.shard}: {found.name} has {counted(len(found.pairs), 'pair')}, so this part "
+                f"--shard {self.shard}: {found.name} has {pluralize(len(found.pairs), 'pair')}, so this part "
                 "is empty; take fewer parts"
             )
         if count > 1:
-            voice.say(f"part {index} of {count}: {len(part)} of {counted(len(found.pairs), 'pair')}")
+            console.info(f"part {index} of {count}: {len(part)} of {pluralize(len(found.pairs), 'pair')}")
         return replace(found, pairs=part)
 
     @property
     def target(self) -> str:
         """The output where none is named."""
         source = str(self.after_dir or ("pairs" if self.pairs == "-" else self.pairs))
-        index, count = values.shard_of(self.shard)
+        index, count = parsing.parse_shard(self.shard)
         part = f"_{index}of{count}" if count > 1 else ""
-        return values.default_output(str(Path(source).absolute()), f"_changes{part}.gpkg")
+        return parsing.default_output(str(Path(source).absolute()), f"_changes{part}.gpkg")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 from deltacli.extras import Extras, write_many_changes
-from deltacli.monitor import monitor
+from deltacli.metrics import run_metrics
 from deltacli.one import kept
 from deltacli.outcome import (
     changed_told,
@@ -21,8 +21,8 @@ from deltacli.outcome import (
     chips_counted,
     chips_told,
     places,
-    tell_changes,
-    tell_unread,
+    print_changes,
+    print_unread,
 )
 from deltacli.pair_flags import PairFlags
 from deltacli.wanted import Wanted
@@ -41,7 +41,7 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
     from deltavlm.geo.pair import check_options
 
     target, extras = wanted.out.output or many.target, dict[str, str]()
-    monitor.begin(target, dry_run=wanted.out.dry_run)
+    run_metrics.start(target, dry_run=wanted.out.dry_run)
     read, run = wanted.check(target, many=True)
     check_options(read)
     if target != "-" and (target.endswith(("/", os.sep)) or Path(target).is_dir()):
@@ -70,7 +70,7 @@ def analyze_many(many: PairFlags, wanted: Wanted) -> None:
         bad = [row for row in plan["pairs"] if row["reason"]]
         if bad:
             raise PartialFailure(
-                f"{len(bad)} of {counted(len(found.pairs), 'pair')} cannot be opened, the first because: "
+                f"{len(bad)} of {pluralize(len(found.pairs), 'pair')} cannot be opened, the first because: "
                 f"{bad[0]['reason']}"
             )
         return
@@ -97,8 +97,8 @@ def _analyze_into_one(
         else:
             done = _written(found, wanted, read, run, engine, path, extras)
     with wanted.show.afterwards(path, (None, None), wanted.rasters.allow_vrt, wanted.replaced):
-        tell_changes(done.summary, wanted, extras.told)
-        tell_many(done, found, wanted, engine.model, target, load_s, extras=extras.told)
+        print_changes(done.summary, wanted, extras.told)
+        print_many(done, found, wanted, engine.model, target, load_s, extras=extras.told)
 
 
 def _asked(
@@ -112,10 +112,10 @@ def _asked(
 ) -> Run:
     from deltavlm.pipeline.many import analyze_pairs
 
-    with voice.counting(len(found.pairs), "pairs", beside_data=beside_data) as tell:
+    with console.count_progress(len(found.pairs), "pairs", beside_data=beside_data) as tell:
 
         def watch(so_far: Run, progress: Progress) -> None:
-            monitor.see(progress.summary, pairs=so_far)
+            run_metrics.watch(progress.summary, pairs=so_far)
             tell(len(so_far.outcomes), progress_told(progress, wanted.judged))
 
         return analyze_pairs(found.pairs, read, engine, wanted.specs, book, run, watch)
@@ -124,7 +124,7 @@ def _asked(
 def progress_told(progress: Progress, judged: bool) -> str:
     """`120 chips, 3 changed, 20.1 chips/s`."""
     found = f", {progress.changed} changed" if judged else ""
-    return f"{counted(progress.done, 'chip')}{found}, {progress.chips_per_s:.1f} chips/s"
+    return f"{pluralize(progress.done, 'chip')}{found}, {progress.chips_per_s:.1f} chips/s"
 
 
 def _streamed(found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, engine: Engine) -> Run:
@@ -187,7 +187,7 @@ def _written(
         masks=run.masks,
     ) as journal:
         if len(journal):
-            voice.say(f"{counted(len(journal), 'chip')} answered already; going on")
+            console.info(f"{pluralize(len(journal), 'chip')} answered already; going on")
         with kept(journal, journal.lines.path):
             size = min(run.batch_size, journal.batch_size or 4096)
             done = _asked(
@@ -223,7 +223,7 @@ def _written(
                     )
         journal.finish()
     if len({one.crs for one in records}) > 1 and path.suffix.lower() in (".gpkg", ".fgb", ".parquet"):
-        voice.say("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")
+        console.info("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")
     _tell_ground(ground)
     return done
 
@@ -231,13 +231,13 @@ def _written(
 def _tell_ground(ground: Any) -> None:
     if ground.placeless:
         first = min(ground.placeless)
-        voice.warn(
-            f"{counted(len(ground.placeless), 'pair')}, {first} among them, cannot lie beside the others,"
+        console.warning(
+            f"{pluralize(len(ground.placeless), 'pair')}, {first} among them, cannot lie beside the others,"
             " so their rows have no polygon; give them a CRS like the others', or -o FOLDER/"
         )
 
 
-def tell_many(
+def print_many(
     done: Run,
     found: PairList,
     wanted: Wanted,
@@ -258,7 +258,7 @@ def tell_many(
     from rasterio.crs import CRS
 
     summary = done.summary
-    monitor.see(summary, pairs=done)
+    run_metrics.watch(summary, pairs=done)
     found_at = []
     for chip in summary.most_changed:
         record = done.outcomes[chip.pair].record
@@ -269,11 +269,11 @@ def tell_many(
         (chip.pair, chip.chip_id, f"{x:.5f}", f"{y:.5f}", f"{chip.score:.2f}", chip.caption)
         for chip, _, (x, y) in found_at[: wanted.show.top]
     ]
-    voice.table("Most changed chips", ("pair", "chip", "lon or x", "lat or y", "score", "caption"), rows)
-    tell_unread(summary)
+    console.table("Most changed chips", ("pair", "chip", "lon or x", "lat or y", "score", "caption"), rows)
+    print_unread(summary)
     failed = [outcome for outcome in done.outcomes.values() if outcome.record is None]
-    voice.say(
-        f"{counted(len(done.outcomes), 'pair')}{f', {len(failed)} failed' if failed else ''}; "
+    console.info(
+        f"{pluralize(len(done.outcomes), 'pair')}{f', {len(failed)} failed' if failed else ''}; "
         f"{chips_told(summary, wanted.judged)}; output {'on stdout' if target == '-' else target}"
     )
     failures = done.failures
@@ -303,8 +303,8 @@ def tell_many(
         told |= {} if wanted.judged else {"changed": None, "neither_yes_nor_no": None}
         typer.echo(json.dumps(told, ensure_ascii=False))
     if failures:
-        parts = [f"{len(failed)} of {counted(len(done.outcomes), 'pair')} failed"] if failed else []
-        parts += [f"{summary.failed} of {counted(summary.chips, 'chip')} failed"] if summary.failed else []
+        parts = [f"{len(failed)} of {pluralize(len(done.outcomes), 'pair')} failed"] if failed else []
+        parts += [f"{summary.failed} of {pluralize(summary.chips, 'chip')} failed"] if summary.failed else []
         again = {"-": ""}.get(target, "; --retry-failed tries them again") if again is None else again
         raise PartialFailure(
             f"{' and '.join(parts)}, the first because: {failures[0].pair.id}: {failures[0].why}{again}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 
 if TYPE_CHECKING:
     from deltavlm.geo.grid import ChipGrid
@@ -49,13 +49,13 @@ def show_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
         ),
         (
             "chips",
-            f"{plan['chips']} of {plan['chip_px']} px, in {counted(plan['rows'], 'row')} and "
-            f"{counted(plan['cols'], 'column')}, "
+            f"{plan['chips']} of {plan['chip_px']} px, in {pluralize(plan['rows'], 'row')} and "
+            f"{pluralize(plan['cols'], 'column')}, "
             f"overlap {plan['overlap_px']} px",
         ),
     ]
     if plan.get("limit"):
-        lines.append(("limit", f"only the first {counted(plan['limit'], 'chip')}"))
+        lines.append(("limit", f"only the first {pluralize(plan['limit'], 'chip')}"))
     if "questions" in plan:
         lines += [
             ("questions", ", ".join(plan["questions"])),
@@ -68,7 +68,7 @@ def show_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> None:
         if on_stdout:
             typer.echo(line)
         else:
-            voice.say(line)
+            console.info(line)
 
 
 def pairs_plan(
@@ -129,7 +129,7 @@ def show_pairs_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> 
         size = f"{row['gsd_m']:.3g} m a pixel" if row["gsd_m"] else "pixels of unknown size"
         notes = "".join(f"; {note}" for note in row["notes"])
         lines.append(
-            f"{row['pair_id']}: {counted(row['chips'], 'chip')}, {row['crs'] or 'no CRS'}, {size}{notes}"
+            f"{row['pair_id']}: {pluralize(row['chips'], 'chip')}, {row['crs'] or 'no CRS'}, {size}{notes}"
         )
     limit = f", only the first {plan['limit']}" if plan["limit"] else ""
     lines += [
@@ -145,7 +145,7 @@ def show_pairs_plan(plan: dict[str, Any], *, as_json: bool, on_stdout: bool) -> 
         if on_stdout:
             typer.echo(line)
         else:
-            voice.say(line)
+            console.info(line)
 
 
 def _raster(described: dict[str, Any]) -> str:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltacli import options, values
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli import options, parsing
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, grouped
 from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
-    from deltavlm.report.pictures import Opening
+    from deltavlm.report.images import ImageOptions
     from deltavlm.report.scenes import Scene
 
-HTML, PNG = (".html", ".htm"), (".png",)
+HTML_SUFFIXES, PNG_SUFFIXES = (".html", ".htm"), (".png",)
 
 _TOLD = 3  # pairs without pictures that are named
 
@@ -91,7 +91,7 @@ def report(
     ] = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Show an output of `analyze` as one HTML file, which holds all that it shows and asks no server.
 
@@ -100,30 +100,34 @@ def report(
     pictures.
     """
     if output is None and quicklook is None:
-        output = Path(values.default_output(str(source), "_report.html"))
+        output = Path(parsing.default_output(str(source), "_report.html"))
     if str(output) == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the page of -o -", param_hint="--json")
     given = [
-        None if place is None else values.location_of(name, place)
+        None if place is None else parsing.check_location(name, place)
         for name, place in (("--before", before), ("--after", after))
     ]
 
     from deltavlm.geo.sinks import check_output
-    from deltavlm.report.pictures import Opening
+    from deltavlm.report.images import ImageOptions
 
-    for path, suffixes in ((output, HTML), (quicklook, PNG)):
+    for path, suffixes in ((output, HTML_SUFFIXES), (quicklook, PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
-    opening = Opening(before=given[0], after=given[1], allow_vrt=allow_vrt, allow_remote=allow_remote)
-    told = make(source, output, quicklook, opening, overwrite=overwrite, pair=pair, overview_px=overview_size)
+    image_options = ImageOptions(
+        before=given[0], after=given[1], allow_vrt=allow_vrt, allow_remote=allow_remote
+    )
+    told = write_report(
+        source, output, quicklook, image_options, overwrite=overwrite, pair=pair, overview_px=overview_size
+    )
     if json_summary:
         typer.echo(json.dumps(told, ensure_ascii=False))
 
 
-def make(
+def write_report(
     source: Path,
     html: Path | None,
     quicklook: Path | None,
-    opening: Opening,
+    image_options: ImageOptions,
     *,
     overwrite: bool,
     pair: str | None = None,
@@ -137,24 +141,28 @@ def make(
     """
     from deltavlm.geo.sinks import write_whole
     from deltavlm.report.outputs import read_output
-    from deltavlm.report.page import Sizes, report_html
-    from deltavlm.report.scenes import picked, scenes_of
+    from deltavlm.report.page import ImageLimits, report_html
+    from deltavlm.report.scenes import build_scenes, select_scene
 
     found = read_output(source)
-    scenes = scenes_of(found)
+    scenes = build_scenes(found)
     if pair is not None:
-        scenes = [picked(scenes, pair)]
+        scenes = [select_scene(scenes, pair)]
     if not scenes:
         raise InputError(f"{source}: holds neither chips nor pairs, so there is nothing to show")
-    _check_one(source, scenes, opening, quicklook)
+    _check_one(source, scenes, image_options, quicklook)
     chips = sum(len(scene.chips) for scene in scenes)
     told: dict[str, Any] = {"pairs": len(scenes), "chips": chips, "without_pictures": {}}
     if html is not None:
-        with voice.counting(len(scenes), "pairs", beside_data=str(html) == "-") as tell:
+        with console.count_progress(len(scenes), "pairs", beside_data=str(html) == "-") as tell:
             text, missing = report_html(
-                found, scenes, opening, Sizes(overview_px=overview_px), lambda done: tell(done, "")
+                found,
+                scenes,
+                image_options,
+                ImageLimits(overview_px=overview_px),
+                lambda done: tell(done, ""),
             )
-        if opening.before or opening.after:
+        if image_options.before or image_options.after:
             for reason in missing.values():
                 raise InputError(reason)
         _tell_missing(missing)
@@ -164,17 +172,25 @@ def make(
         else:
             write_whole(html, content, overwrite)
         told |= {"without_pictures": missing, "output": str(html), "bytes": len(content)}
-        voice.say(f"{counted(chips, 'chip')}; report {'on stdout' if str(html) == '-' else html}")
+        console.info(f"{pluralize(chips, 'chip')}; report {'on stdout' if str(html) == '-' else html}")
     if quicklook is not None:
-        write_whole(quicklook, _drawn(scenes[0], opening, source), overwrite)
+        write_whole(quicklook, _drawn(scenes[0], image_options, source), overwrite)
         told |= {"quicklook": str(quicklook)}
-        voice.say(f"quicklook {quicklook}")
+        console.info(f"quicklook {quicklook}")
     return told
 
 
-def _check_one(source: Path, scenes: list[Scene], opening: Opening, quicklook: Path | None) -> None:
+def _check_one(
+    source: Path, scenes: list[Scene], image_options: ImageOptions, quicklook: Path | None
+) -> None:
     """Raises: InputError where many pairs are there, and what is wished is of one."""
-    wished = "--quicklook" if quicklook else "--before and --after" if opening.before or opening.after else ""
+    wished = (
+        "--quicklook"
+        if quicklook
+        else "--before and --after"
+        if image_options.before or image_options.after
+        else ""
+    )
     if len(scenes) > 1 and wished:
         raise InputError(
             f"{source}: has {len(scenes)} pairs, and {wished} is for one; choose it with --pair, "
@@ -182,17 +198,17 @@ def _check_one(source: Path, scenes: list[Scene], opening: Opening, quicklook: P
         )
 
 
-def _drawn(scene: Scene, opening: Opening, source: Path) -> bytes:
-    from deltavlm.report.pictures import opened
+def _drawn(scene: Scene, image_options: ImageOptions, source: Path) -> bytes:
+    from deltavlm.report.images import open_scene
     from deltavlm.report.quicklook import quicklook_png
 
-    with opened(scene, opening, source.absolute().parent) as seen:
+    with open_scene(scene, image_options, source.absolute().parent) as seen:
         return quicklook_png(scene, seen)
 
 
 def _tell_missing(missing: dict[str, str]) -> None:
     """Say which pairs have no pictures."""
     for name, reason in list(missing.items())[:_TOLD]:
-        voice.warn(f"no pictures{f' of {name}' if name else ''}: {reason}")
+        console.warning(f"no pictures{f' of {name}' if name else ''}: {reason}")
     if len(missing) > _TOLD:
-        voice.warn(f"no pictures of {len(missing) - _TOLD} more pairs either")
+        console.warning(f"no pictures of {len(missing) - _TOLD} more pairs either")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from deltacli.options import OUTPUT, TALK, flag
+from deltacli.options import COMMON, OUTPUT, flag
 from deltavlm.errors import ConfigError, DeltaVLMError, PartialFailure, WriteError
 
 __all__ = ["ShowFlags"]
@@ -35,7 +35,7 @@ class ShowFlags:
         int,
         flag(
             "--top",
-            panel=TALK,
+            panel=COMMON,
             metavar="N",
             min=0,
             max=10,
@@ -46,7 +46,7 @@ class ShowFlags:
         Literal["auto", "always", "never"],
         flag(
             "--thumbnails",
-            panel=TALK,
+            panel=COMMON,
             help="Pictures of these chips, where a terminal has kitty's, iTerm2's or sixel graphics; always:"
             " sixel where that is not known.",
         ),
@@ -54,10 +54,13 @@ class ShowFlags:
 
     def check(self, path: Path | None, layer: str | None, overwrite: bool) -> None:
         """Whether what is wished can be made of the output, and written. Raises: ConfigError, OutputError."""
-        from deltacli.report import HTML, PNG
+        from deltacli.report import HTML_SUFFIXES, PNG_SUFFIXES
         from deltavlm.geo.sinks import check_output
 
-        for name, wished, suffixes in (("--html", self.html, HTML), ("--quicklook", self.quicklook, PNG)):
+        for name, wished, suffixes in (
+            ("--html", self.html, HTML_SUFFIXES),
+            ("--quicklook", self.quicklook, PNG_SUFFIXES),
+        ):
             if wished is None:
                 continue
             if path is None:
@@ -96,13 +99,13 @@ class ShowFlags:
         except PartialFailure as error:
             failed = error
         if path is not None and (self.html or self.quicklook):
-            from deltacli.report import make
-            from deltavlm.report.pictures import Opening
+            from deltacli.report import write_report
+            from deltavlm.report.images import ImageOptions
 
             before, after = images
-            opening = Opening(before=before, after=after, allow_vrt=allow_vrt, allow_remote=True)
+            image_options = ImageOptions(before=before, after=after, allow_vrt=allow_vrt, allow_remote=True)
             try:
-                make(path, self.html, self.quicklook, opening, overwrite=overwrite)
+                write_report(path, self.html, self.quicklook, image_options, overwrite=overwrite)
             except (DeltaVLMError, OSError, MemoryError) as error:
                 told = str(error) or "out of memory"
                 raise WriteError(f"{told}; the answers are safe in {path}") from error

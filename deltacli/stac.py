@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from deltacli import options
-from deltacli.console import voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, RASTERS, flag
 from deltavlm.errors import ConfigError
 
@@ -61,7 +61,7 @@ def stac(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Write STAC items of an output and of the model that made it.
 
@@ -69,7 +69,7 @@ def stac(
     """
     from deltavlm.geo.sinks import check_output, write_whole
     from deltavlm.summaries.results import read_results
-    from deltavlm.summaries.stac import item_text, result_item
+    from deltavlm.summaries.stac import dump_item, result_item
     from deltavlm.summaries.stac_model import model_item, model_item_name
 
     target = output or result.parent / f"{result.stem}.stac.json"
@@ -87,11 +87,11 @@ def stac(
     of_model = target.with_name(model_item_name(run))
     is_there = not overwrite and of_model.exists()  # of another output of the same model
     if not is_there:
-        write_whole(of_model, item_text(model_item(run, model_href)).encode(), overwrite)
-    write_whole(target, item_text(item).encode(), overwrite)
+        write_whole(of_model, dump_item(model_item(run, model_href)).encode(), overwrite)
+    write_whole(target, dump_item(item).encode(), overwrite)
     if json_summary:
         typer.echo(json.dumps({"item": str(target), "model": str(of_model)}, ensure_ascii=False))
-    voice.say(f"item {target}, model {of_model}{' (was there already)' if is_there else ''}")
+    console.info(f"item {target}, model {of_model}{' (was there already)' if is_there else ''}")
 
 
 def _assets(texts: list[str]) -> dict[str, Path]:

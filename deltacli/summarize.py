@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options
-from deltacli.console import counted, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import CHIPS, OUTPUT, flag
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltavlm.summaries.areas import Areas
     from deltavlm.summaries.results import Results
-    from deltavlm.summaries.totals import Total
+    from deltavlm.summaries.totals import AreaSummary
 
 PAGES = (".csv", ".md", ".html")
 _MOST_CHIPS = 6  # of the whole, on a page
@@ -76,16 +76,16 @@ def summarize(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Say what finished outputs come to: what changed, where, how sure, what was not looked at."""
     _check_flags(by, name_field, cell, resolution)
 
     from deltavlm.geo.sinks import SUFFIXES, check_output
     from deltavlm.summaries.caveats import caveats
-    from deltavlm.summaries.report import table
+    from deltavlm.summaries.document import table_rows
     from deltavlm.summaries.results import read_results
-    from deltavlm.summaries.totals import total, totals, values
+    from deltavlm.summaries.totals import as_row, summarize_areas, summarize_chips
 
     if json_summary and str(output) == "-":
         raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
@@ -95,31 +95,31 @@ def summarize(
             raise ConfigError(f"{output}: is an input; give another name with -o")
     results = read_results(outputs)
     areas = _areas(results, by, name_field, cell, resolution)
-    found = totals(results, areas)
-    whole = total(results, most=_MOST_CHIPS)
+    found = summarize_areas(results, areas)
+    whole = summarize_chips(results, most=_MOST_CHIPS)
     known = caveats(results, whole, found)
     if output is not None:
         _write(output, overwrite, results, areas, found, whole)
     if json_summary:
         told = {
-            "all": values(whole),
-            "by": areas.what,
-            "areas": [values(one) for one in found] if by else [],
-            "left_out": areas.left_out,
+            "all": as_row(whole),
+            "by": areas.kind,
+            "areas": [as_row(one) for one in found] if by else [],
+            "left_out": areas.empty_count,
             "caveats": known,
             "output": None if output is None else str(output),
         }
         typer.echo(json.dumps(told, ensure_ascii=False))
     elif output is None:
-        _show(*table([*found, whole] if by else [whole]))
+        _show(*table_rows([*found, whole] if by else [whole]))
     if output is None:
         for caveat in known:
-            voice.say(caveat)
-    if areas.left_out:
-        voice.say(f"{counted(areas.left_out, 'area')} of {by} without a chip left out")
-    chips = f"{whole.changed} of {counted(whole.looked_at, 'chip')} changed"
-    places = f" in {counted(len(areas.names), 'area')}" if by else ""
-    voice.say(f"{chips}{places}{f'; output {output}' if output else ''}")
+            console.info(caveat)
+    if areas.empty_count:
+        console.info(f"{pluralize(areas.empty_count, 'area')} of {by} without a chip left out")
+    chips = f"{whole.changed} of {pluralize(whole.looked_at, 'chip')} changed"
+    places = f" in {pluralize(len(areas.names), 'area')}" if by else ""
+    console.info(f"{chips}{places}{f'; output {output}' if output else ''}")
 
 
 def _check_flags(by: str | None, name_field: str | None, cell: float | None, resolution: int | None) -> None:
@@ -139,19 +139,25 @@ def _check_flags(by: str | None, name_field: str | None, cell: float | None, res
 def _areas(
     results: Results, by: str | None, name_field: str | None, cell: float | None, resolution: int | None
 ) -> Areas:
-    from deltavlm.summaries.areas import all_in_one, by_file, by_grid, by_h3, by_pair
+    from deltavlm.summaries.areas import (
+        areas_from_file,
+        areas_from_grid,
+        areas_from_h3,
+        areas_from_pairs,
+        single_area,
+    )
 
     match by:
         case None:
-            return all_in_one(results)
+            return single_area(results)
         case "pair":
-            return by_pair(results)
+            return areas_from_pairs(results)
         case "grid":
-            return by_grid(results, 1000 if cell is None else cell)
+            return areas_from_grid(results, 1000 if cell is None else cell)
         case "h3":
-            return by_h3(results, 8 if resolution is None else resolution)
+            return areas_from_h3(results, 8 if resolution is None else resolution)
     path, layer = _file_and_layer(by)
-    return by_file(results, path, layer, name_field)
+    return areas_from_file(results, path, layer, name_field)
 
 
 def _file_and_layer(text: str) -> tuple[Path, str | None]:
@@ -163,34 +169,39 @@ def _file_and_layer(text: str) -> tuple[Path, str | None]:
 
 
 def _write(
-    output: Path, overwrite: bool, results: Results, areas: Areas, found: Sequence[Total], whole: Total
+    output: Path,
+    overwrite: bool,
+    results: Results,
+    areas: Areas,
+    found: Sequence[AreaSummary],
+    whole: AreaSummary,
 ) -> None:
     from deltavlm.geo.alignment import LONLAT
     from deltavlm.geo.sinks import open_sink, write_whole
     from deltavlm.summaries.caveats import caveats
-    from deltavlm.summaries.page import to_html, to_markdown
-    from deltavlm.summaries.report import page
+    from deltavlm.summaries.document import document
+    from deltavlm.summaries.render import to_html, to_markdown
     from deltavlm.summaries.table import to_csv
-    from deltavlm.summaries.totals import AREAS, feature
+    from deltavlm.summaries.totals import AREAS, as_feature
 
     suffix = output.suffix.lower()
     if suffix == ".csv":
         write_whole(output, to_csv(found).encode(), overwrite)
     elif suffix in PAGES:
         render = to_html if suffix == ".html" else to_markdown
-        write_whole(output, render(*page(results, areas, found, whole)).encode(), overwrite)
+        write_whole(output, render(*document(results, areas, found, whole)).encode(), overwrite)
     else:
         if all(one.shape is None for one in found):
             raise ConfigError(f"{output}: there are no areas to draw; add --by, or write .csv, .md or .html")
         record = {
             "tool": "deltavlm summarize",
             "outputs": [str(path) for path in results.paths],
-            "by": areas.what,
+            "by": areas.kind,
             "caveats": caveats(results, whole, found),
             "runs": list(results.runs),
         }
         with open_sink(output, (AREAS,), LONLAT, record, overwrite=overwrite) as sink:
-            sink.write(AREAS.name, map(feature, found))
+            sink.write(AREAS.name, map(as_feature, found))
 
 
 def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

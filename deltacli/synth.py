@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import counted, voice
+from deltacli.console import console, pluralize
 from deltacli.doctor import NeedsProj
-from deltacli.flags import TalkFlags, grouped
+from deltacli.flag_groups import CommonFlags, grouped
 
 if TYPE_CHECKING:
     from deltavlm.data.synthetic import Scene
@@ -79,7 +79,7 @@ def whole(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        voice.stop.check()
+        console.stop.check()
         folder.parent.mkdir(parents=True, exist_ok=True)
         merge(part, folder)
     except OSError as error:
@@ -116,7 +116,7 @@ def chips(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Pairs of pictures with questions and answers, in ChangeChat-105k's layout.
 
@@ -129,7 +129,7 @@ def chips(
     width = len(str(count - 1))
 
     def scenes() -> Iterator[tuple[str, Scene]]:
-        with voice.counting(count, "pairs") as tell:
+        with console.count_progress(count, "pairs") as tell:
             for index in range(count):
                 yield f"{split}_{index:0{width}d}", make_scene(seed + index, size, size, change=change)
                 tell(index + 1, "")
@@ -137,7 +137,7 @@ def chips(
     with whole(folder) as part:
         number = write_chip_set(part, split, scenes(), compress=compress)
         files = [str(folder / path.name) for path in sorted(part.glob("*.json"))]
-    voice.say(f"{counted(number, 'pair')} in {folder}")
+    console.info(f"{pluralize(number, 'pair')} in {folder}")
     if json_summary:
         summary = {"folder": str(folder), "split": split, "pairs": number, "files": files}
         typer.echo(json.dumps(summary, ensure_ascii=False))
@@ -170,7 +170,7 @@ def scene(
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """One pair of GeoTIFFs: before.tif, after.tif, truth.tif (codes) and truth.json (what is true of each
     chip)."""
@@ -193,7 +193,7 @@ def scene(
         told = truth_of(pair)
         truth = {"seed": seed, "gsd_m": gsd, "crs": crs, "codes": dict(enumerate(CHANGES)), "chips": told}
         (part / names[3]).write_text(json.dumps(truth, indent=1) + "\n")
-    voice.say(f"{width} x {height} px, {counted(len(told), 'chip')} in {folder}")
+    console.info(f"{width} x {height} px, {pluralize(len(told), 'chip')} in {folder}")
     if json_summary:
         summary = {"folder": str(folder), "width": width, "height": height, "chips": len(told)}
         summary["files"] = [str(folder / name) for name in names]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options
-from deltacli.console import duration, voice
-from deltacli.flags import TalkFlags, grouped
+from deltacli.console import console, duration
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deltavlm.training.plan import Plan
+    from deltavlm.training.estimate import Plan
 
 RUN = "Run"
 
@@ -67,19 +67,19 @@ def train(
         ),
     ] = False,
     json_summary: options.Json = False,
-    talk: TalkFlags,
+    common: CommonFlags,
 ) -> None:
     """Train a model, or go on with it: phases in order, checkpoints, a log, validation, a model folder.
 
     Ctrl-C ends it with a checkpoint. For several GPUs: torchrun --nproc-per-node N -m deltavlm.training
     CONFIG -o DIR.
     """
-    from deltavlm.config import dump, shipped
+    from deltavlm.config import dump, shipped_config
     from deltavlm.training.config import load_config
 
     path = Path(config_file)
     if not path.exists() and path.name == config_file:
-        path = shipped(config_file if path.suffix else f"{config_file}.yaml")
+        path = shipped_config(config_file if path.suffix else f"{config_file}.yaml")
     config = load_config(path, changes or ())
     if print_config:
         typer.echo(dump(config), nl=False)
@@ -91,9 +91,9 @@ def train(
 
         torch.set_num_threads(threads)
     if dry_run:
-        from deltavlm.training.plan import plan
+        from deltavlm.training.estimate import plan
 
-        found = plan(config, voice.say)
+        found = plan(config, console.info)
         typer.echo(json.dumps(_record(found)) if json_summary else "\n".join(_lines(found)))
         if found.missing is not None:
             raise found.missing
@@ -105,9 +105,9 @@ def train(
     with ExitStack() as stack, _told_of_validation():
         ended = run(config, output, resume=resume, recipe=path.name, tell=_progress(stack))
     if ended.stop is not None:
-        voice.error(ended.told(output))
+        console.error(ended.told(output))
         raise typer.Exit(128 + ended.stop.signum if ended.stop.signum else 1)
-    voice.say(f"trained to step {ended.step} of {ended.phase}; the model is in {ended.folder}")
+    console.info(f"trained to step {ended.step} of {ended.phase}; the model is in {ended.folder}")
     if json_summary:
         summary = {
             "folder": str(output),
@@ -123,7 +123,7 @@ def _told_of_validation() -> Iterator[None]:
     """While open, what the training logs (held-out figures) is said without -v too."""
     known = logging.getLogger("deltavlm.training")
     before = known.level
-    if voice.verbosity == 0:
+    if console.verbosity == 0:
         known.setLevel(logging.INFO)
     try:
         yield
@@ -137,11 +137,11 @@ def _progress(stack: ExitStack) -> Callable[[str, int, int, str], None]:
 
     def tell(phase: str, step: int, steps: int, note: str) -> None:
         if not steps:
-            voice.say(f"{phase}: {note}")
+            console.info(f"{phase}: {note}")
             return
         if phase not in shown:
             stack.close()
-            shown[phase] = stack.enter_context(voice.counting(steps, f"{phase} steps", begun=step))
+            shown[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", begun=step))
             return
         last = notes.get(phase, "")
         notes[phase] = note or last

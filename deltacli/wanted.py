@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deltacli import values
+from deltacli import parsing
 from deltacli.engine_flags import EngineFlags
-from deltacli.flags import ChipFlags, ModelFlags, OutputFlags, RasterFlags
+from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
 from deltacli.mask_flags import MaskFlags
-from deltacli.monitor import monitor
+from deltacli.metrics import run_metrics
 from deltacli.show_flags import ShowFlags
 from deltavlm.errors import ConfigError
 
@@ -62,10 +62,10 @@ class Wanted:
         self.masks.check(target, self.out.layer, many=many)
         is_chosen = self.chips.overlap is not None or self.chips.stride is not None
         overlap_px = self.masks.overlap_px(self.chips.chip_size, self.chips.overlap_px, is_chosen)
-        values.batch_size_of(self.batch_size)
+        parsing.parse_batch_size(self.batch_size)
         self.where.check()
         read = self.rasters.read_options(self.chips.bbox, self.chips.bbox_crs, self.chips.aoi)
-        self.asked.running()
+        self.asked.runtime_options()
         if self.cascade and not self.judged:
             raise ConfigError(
                 "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
@@ -102,22 +102,22 @@ class Wanted:
         """The model's numbers, without loading it. Raises: InputError where it cannot run as wished."""
         from deltavlm.model.folder import find_folder, read_config
 
-        numbers = self.asked.running().applied(read_config(find_folder(self.asked.model)))
+        numbers = self.asked.runtime_options().apply_to(read_config(find_folder(self.asked.model)))
         if self.masks.asked and numbers.dense is None:
             from deltavlm.pipeline.masks import NO_MASKS
 
             raise ConfigError(NO_MASKS.format(name=numbers.name))
         if self.where.engine == "local":
-            self.asked.check_place()
+            self.asked.check_device()
         return numbers
 
     @contextmanager
     def started(self) -> Iterator[tuple[Engine, float]]:
         """The engine with its model loaded, and how many seconds that took; it ends with the `with`."""
         with self.where.started(self.asked, self.rasters) as (engine, load_s):
-            monitor.loaded(engine.model)
+            run_metrics.set_model(engine.model)
             yield engine, load_s
 
     def batched(self, run: AnalyzeOptions, model: ModelFacts) -> AnalyzeOptions:
         """With the batch size that was asked for, or what suits the model."""
-        return replace(run, batch_size=values.batch_size_of(self.batch_size) or model.auto_batch_size())
+        return replace(run, batch_size=parsing.parse_batch_size(self.batch_size) or model.auto_batch_size())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import voice
-from deltacli.converted import Difference, LinkLanguage, tell_converted, warn_of_base
+from deltacli.console import console
+from deltacli.converted import Difference, LinkLanguage, print_converted, warn_of_base
 from deltacli.fetch import fetch
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def list_models(
     json_summary: options.Json = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
-    color: options.ColorWhen = None,
-    log_format: options.LogFormatWhich = None,
+    color: options.ColorMode = None,
+    log_format: options.LogFormatName = None,
 ) -> None:
     """The models that --model knows by name, with their size and place."""
     from deltavlm.model.folder import home, models
@@ -77,8 +77,8 @@ def inspect(
     json_summary: options.Json = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
-    color: options.ColorWhen = None,
-    log_format: options.LogFormatWhich = None,
+    color: options.ColorMode = None,
+    log_format: options.LogFormatName = None,
 ) -> None:
     """What a checkpoint holds, whether its difference module was trained, and whether a vision base fits."""
     from deltavlm.upstream.disk import size_text
@@ -132,8 +132,8 @@ def convert(
     json_summary: options.Json = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
-    color: options.ColorWhen = None,
-    log_format: options.LogFormatWhich = None,
+    color: options.ColorMode = None,
+    log_format: options.LogFormatName = None,
 ) -> None:
     """Make a checkpoint of ours of the published files; `--model DIR` then asks it."""
     from deltavlm.upstream.convert import convert as make
@@ -144,9 +144,9 @@ def convert(
         output,
         difference=difference,
         link_language=link_llm,
-        say=voice.say,
+        say=console.info,
     )
-    tell_converted(done, chosen=difference)
+    print_converted(done, chosen=difference)
     if json_summary:
         record = {
             "output": str(done.folder),
@@ -185,8 +185,8 @@ def verify(
     json_summary: options.Json = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
-    color: options.ColorWhen = None,
-    log_format: options.LogFormatWhich = None,
+    color: options.ColorMode = None,
+    log_format: options.LogFormatName = None,
 ) -> None:
     """Compare a converted checkpoint with the original, stage by stage; exits with 1 where fp32 differs."""
     from dataclasses import asdict
@@ -200,7 +200,7 @@ def verify(
     checks = compare(folder, expected, dtype=dtype, device=device, quantize=coarse)
     mode = read_config(folder).difference.mode
     if mode != "csrm":
-        voice.warn(
+        console.warning(
             f"{folder} is asked with difference {mode}; it was compared with csrm, as the original runs"
         )
     failed = [check for check in checks if not check.passed]
@@ -218,7 +218,9 @@ def verify(
             f" convert it again from the files that belong to {expected}"
         )
     numbers = dtype if coarse is None else f"{dtype}, language model in {coarse}"
-    voice.say(f"equal to the original in {numbers}" if not failed else f"drift in {numbers}: see the table")
+    console.info(
+        f"equal to the original in {numbers}" if not failed else f"drift in {numbers}: see the table"
+    )
 
 
 def _inspected(found: Inspection) -> dict[str, Any]:

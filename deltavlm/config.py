@@ -17,14 +17,14 @@ import yaml
 
 from deltavlm.errors import ConfigError
 
-__all__ = ["dump", "from_mapping", "load", "nearest", "read_yaml", "shipped", "to_mapping"]
+__all__ = ["dump", "from_mapping", "load", "read_yaml", "shipped_config", "suggest", "to_mapping"]
 
 T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def shipped(name: str) -> Path:
+def shipped_config(name: str) -> Path:
     """Path of `configs/<name>`, in a source checkout as well as in an installed package.
 
     Raises: ConfigError naming the files that are there.
@@ -34,13 +34,13 @@ def shipped(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     known = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
-    raise ConfigError(f"no shipped config {name!r}{nearest(name, known)}")
+    raise ConfigError(f"no shipped config {name!r}{suggest(name, known)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, else all of them.
 
-    >>> nearest("devise", ["device", "limit"]), nearest("x", ["device", "limit"])
+    >>> suggest("devise", ["device", "limit"]), suggest("x", ["device", "limit"])
     ("; did you mean 'device'?", '; known are device, limit')
     """
     known = list(known)
@@ -90,7 +90,7 @@ def from_mapping(kind: type[T], values: Any, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), fields)}")
+            raise ConfigError(f"{where}: unknown key {key!r}{suggest(str(key), fields)}")
     hints = get_type_hints(kind)
     given = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     for name, field in fields.items():
@@ -128,7 +128,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         # 0 == False in Python, so compare the types too
         if not any(value == choice and type(value) is type(choice) for choice in args):
             names = [str(choice) for choice in args]
-            raise ConfigError(f"{where}: {_shown(value)} is not a choice{nearest(str(value), names)}")
+            raise ConfigError(f"{where}: {_shown(value)} is not a choice{suggest(str(value), names)}")
         return value
     if origin in (Union, types.UnionType):
         return _union(args, value, where)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.errors import ModelError, ModelOutOfMemory
-from deltavlm.model.interface import Masks, Question, Reply
+from deltavlm.model.interface import Labelled, Masks, Question, Reply
 
 UNCHANGED = {
     "caption": "there is no difference",
@@ -33,7 +33,7 @@ def reply(text: str) -> Reply:
 
 
 @dataclass
-class ScriptedModel:
+class ScriptedModel(Labelled):
     """Answers by `script`, else from `queue`, else CHANGED where the two pictures differ, else UNCHANGED.
 
     `most` pairs fit into memory at once. A pair whose `after` is all `poison` makes the whole batch fail.
@@ -49,7 +49,7 @@ class ScriptedModel:
     details: dict[str, Any] = field(default_factory=dict)
     chip_px: int = 32
     training_gsd_m: float = 0.5
-    lanes: int = 1
+    workers: int = 1
     batches: list[int] = field(default_factory=list)  # pairs in each call of encode
     history: list[tuple[Question, ...]] = field(default_factory=list)  # questions in each call of answer
 
@@ -59,7 +59,7 @@ class ScriptedModel:
     def auto_batch_size(self) -> int:
         return 16
 
-    def enter_lane(self) -> None:
+    def init_worker(self) -> None:
         pass
 
     def encode(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Any:
@@ -81,7 +81,7 @@ class ScriptedModel:
         encoded = encoded if pairs is None else [encoded[pair] for pair in pairs]
         return [[self._say(before, after, question) for question in questions] for before, after in encoded]
 
-    def reply(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+    def answer_rows(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         self.history.append(tuple(question for _, question in rows))
         return [self._say(*encoded[pair], question) for pair, question in rows]
 

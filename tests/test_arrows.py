@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LEAVES = frozenset(
-    {"deltavlm", "errors", "config", "wording", "files"}
+    {"deltavlm", "errors", "config", "text_norm", "files"}
 )  # deltavlm: the package's own __init__, the version
 
 #: part of the house -> parts of deltavlm that it may import (itself is always allowed)
@@ -26,7 +26,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "deltavlm": frozenset(),
     "errors": frozenset({"deltavlm"}),
     "config": frozenset({"deltavlm", "errors"}),
-    "wording": frozenset({"deltavlm", "errors"}),
+    "text_norm": frozenset({"deltavlm", "errors"}),
     "files": frozenset({"errors"}),
     "hub": frozenset({"errors"}),
     "geo": LEAVES,
@@ -81,7 +81,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "hub": GROUND | TERMINAL,
     "errors": GROUND | TORCH | TERMINAL,
     "config": GROUND | TORCH | TERMINAL,
-    "wording": GROUND | TORCH | TERMINAL,
+    "text_norm": GROUND | TORCH | TERMINAL,
     "geo": TORCH | TERMINAL,
     "model": GROUND | TERMINAL,
     "metrics": GROUND | TORCH | TERMINAL,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltavlm.config import dump, from_mapping, load, shipped, to_mapping
+from deltavlm.config import dump, from_mapping, load, shipped_config, to_mapping
 from deltavlm.errors import ConfigError
 
 
@@ -131,9 +131,9 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
 
 
 def test_shipped() -> None:
-    assert shipped("questions.yaml").is_file()
+    assert shipped_config("questions.yaml").is_file()
     with pytest.raises(ConfigError, match=r"did you mean 'questions\.yaml'"):
-        shipped("question.yaml")
+        shipped_config("question.yaml")
 
 
 def test_shipped_is_found_beside_the_modules_of_an_installed_copy(
@@ -143,4 +143,4 @@ def test_shipped_is_found_beside_the_modules_of_an_installed_copy(
     installed = tmp_path / "deltavlm" / "configs" / "questions.yaml"
     installed.touch()
     monkeypatch.setattr("deltavlm.config._PACKAGE", tmp_path / "deltavlm")
-    assert shipped("questions.yaml") == installed
+    assert shipped_config("questions.yaml") == installed

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltavlm.model.config import Running
+from deltavlm.model.config import RuntimeOptions
 from tests.scripted_model import ScriptedModel
 
 
-def scripted(name: str, running: Running, threads: int) -> ScriptedModel:
+def scripted(name: str, runtime: RuntimeOptions, threads: int) -> ScriptedModel:
     return ScriptedModel()
 
 
-def small(name: str, running: Running, threads: int) -> ScriptedModel:
+def small(name: str, runtime: RuntimeOptions, threads: int) -> ScriptedModel:
     """Into whose memory one pair fits at a time."""
     return ScriptedModel(most=1)
 
@@ -39,11 +39,11 @@ class Mortal(ScriptedModel):
         return super().encode(before, after)
 
 
-def mortal(name: str, running: Running, threads: int) -> Mortal:
+def mortal(name: str, runtime: RuntimeOptions, threads: int) -> Mortal:
     return Mortal()
 
 
-def dying_once(name: str, running: Running, threads: int) -> Mortal:
+def dying_once(name: str, runtime: RuntimeOptions, threads: int) -> Mortal:
     model = Mortal()
     model.once = Path(os.environ["DELTAVLM_TEST_ONCE"])
     return model

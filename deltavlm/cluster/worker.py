@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from deltavlm import __version__
 from deltavlm.errors import DeltaVLMError, InputError, ModelError
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
-from deltavlm.model.config import Running
-from deltavlm.model.interface import ChangeModel
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.interface import ChangeModel, Labelled
 from deltavlm.pipeline.batches import Replies, ask_all
 from deltavlm.pipeline.engine import AnalyzeOptions, looks_at
 from deltavlm.pipeline.layers import Status
@@ -48,7 +48,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Known(Labelled):
     """What a model is that is held elsewhere."""
 
     name: str
@@ -131,11 +131,11 @@ class _Picture:
 Load = Callable[[int], ChangeModel]  # with so many CPU threads
 
 
-def loaded(name: str, running: Running, threads: int) -> ChangeModel:
+def loaded(name: str, runtime: RuntimeOptions, threads: int) -> ChangeModel:
     """The model of this name or folder, as `load_model` gives it; with threads of the worker's share."""
     from deltavlm.model.predictor import load_model
 
-    return load_model(name, replace(running, threads=running.threads or threads))
+    return load_model(name, replace(runtime, threads=runtime.threads or threads))
 
 
 class Asker:

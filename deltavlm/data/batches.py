@@ -158,4 +158,5 @@ def _more(rng: Rng, facts: Facts) -> tuple[str, str]:
     *past, last = turns
     if not past:
         return last.question, last.answer
-    return dialogue.history([(turn.question, turn.answer) for turn in past], last.question), last.answer
+    history = [(turn.question, turn.answer) for turn in past]
+    return dialogue.prompt_with_history(history, last.question), last.answer

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from deltavlm.data.examples import Dataset, Example, Problem, Task, Turn, listed, turns_of
+from deltavlm.data.examples import Dataset, Example, Problem, Turn, listed, turns_of
 from deltavlm.errors import AnswerParseError, InputError
-from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks import TaskName, caption, classify, count, locate
 from deltavlm.tasks.text import says_no_change, simplified
 
 __all__ = ["FILES", "PLACES", "find_folder", "read_folder"]
 
-FILES: Mapping[str, Task] = {
+FILES: Mapping[str, TaskName] = {
     "caption.json": "caption",
     "binary_class.json": "change",
     "count_road.json": "count",
@@ -75,7 +75,7 @@ def find_folder(path: Path, split: str) -> Path | None:
     return None
 
 
-def read_folder(folder: Path, split: str, tasks: Sequence[Task]) -> Dataset:
+def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
     """The examples of a split, pair by pair; the id of each is the file name of the first picture.
 
     Raises: InputError when nothing in the files can be used.
@@ -192,7 +192,7 @@ def _examples(pair: _Pair, files: Sequence[str], problems: list[Problem]) -> lis
     changed = _changed(pair)
     found: list[Example] = []
 
-    def tell(task: Task, *turns: Turn) -> None:
+    def tell(task: TaskName, *turns: Turn) -> None:
         found.append(Example(name, task, turns, changed, pair.before, pair.after))
 
     if pair.captions:

@@ -14,21 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from deltavlm.data import changeimti
 from deltavlm.data.changechat import NAME, RELEASED, SIZE_PX
-from deltavlm.data.examples import Dataset, Example, Problem, Task, named_file, read_set
+from deltavlm.data.examples import Dataset, Example, Problem, named_file, read_set
 from deltavlm.data.pictures import opened
 from deltavlm.errors import AnswerParseError, InputError
-from deltavlm.tasks import classify, count, locate
+from deltavlm.tasks import TASKS, TaskName
 
 __all__ = ["Checked", "FileCheck", "Pictures", "check"]
 
 SPLITS = ("train", "val", "test")
 Counting = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
 _Kind = Literal["missing", "unreadable", "size"]
-_PARSERS: Mapping[str, Callable[[str], Any]] = {"count": count.parse, "location": locate.parse}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class FileCheck:
     name: str
     records: int
     expected: int | None
-    tasks: Mapping[Task, int]
+    tasks: Mapping[TaskName, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +152,10 @@ def _odd_references(examples: Sequence[Example]) -> list[Problem]:
         answer = example.turns[0].answers[0]
         what = ""
         try:
-            if example.task == "change" and classify.parse(answer) != example.changed:
+            task = TASKS[example.task]
+            value = None if task.free_text else task.parse(answer)
+            if task.yes_no and value != example.changed:
                 what = f"answer {answer!r} and changeflag {int(example.changed)} disagree"
-            elif example.task in _PARSERS:
-                _PARSERS[example.task](answer)
         except AnswerParseError as error:
             what = f"answer cannot be read: {error}"
         if what:

@@ -16,14 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from deltavlm.errors import InputError
-from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks import TASKS, TaskName
 
 __all__ = [
-    "TASKS",
     "Dataset",
     "Example",
     "Problem",
-    "Task",
     "Turn",
     "listed",
     "missing_images",
@@ -33,22 +31,14 @@ __all__ = [
     "turns_of",
 ]
 
-Task = Literal["caption", "change", "count", "location", "open", "dialogue"]
-TASKS: tuple[Task, ...] = ("caption", "change", "count", "location", "open", "dialogue")
-
-_KINDS: Mapping[str, Task] = {
+_KINDS: Mapping[str, TaskName] = {
     "binary": "change",
     "count": "count",
     "loc": "location",
     "open": "open",
     "dialog": "dialogue",
 }
-_PROMPTS: Mapping[str, Task] = {
-    caption.PROMPT: "caption",
-    classify.PROMPT: "change",
-    count.PROMPT: "count",
-    locate.PROMPT: "location",
-}
+_PROMPTS: Mapping[str, TaskName] = {task.prompt: name for name, task in TASKS.items() if task.prompt}
 _NAME = re.compile(rf"(?P<set>.+)_(?P<split>train|val|test)(?:_(?P<kind>{'|'.join(_KINDS)}))?\.json")
 
 
@@ -65,7 +55,7 @@ class Example:
     """One record: what is asked about one pair of images. Only a dialogue has more than one turn."""
 
     id: str
-    task: Task
+    task: TaskName
     turns: tuple[Turn, ...]
     changed: bool
     before: str  # as the file names it, relative to the folder of images
@@ -94,7 +84,7 @@ class Dataset:
 
 
 def read_set(
-    path: Path, split: str = "test", tasks: Sequence[Task] = TASKS, *, repeats: bool = False
+    path: Path, split: str = "test", tasks: Sequence[TaskName] = tuple(TASKS), *, repeats: bool = False
 ) -> Dataset:
     """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
 
@@ -211,7 +201,7 @@ def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
     return [file for file, _ in found], []
 
 
-def _example(record: Any, task: Task | None) -> Example:
+def _example(record: Any, task: TaskName | None) -> Example:
     """Raises: ValueError saying what is wrong with the record."""
     if not isinstance(record, dict):
         raise ValueError("expected an object with keys")
@@ -225,7 +215,7 @@ def _example(record: Any, task: Task | None) -> Example:
         answers = record["captions"]
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
             raise ValueError("captions are not a list of sentences")
-        turns: tuple[Turn, ...] = (Turn(caption.PROMPT, tuple(answers)),)
+        turns: tuple[Turn, ...] = (Turn(TASKS["caption"].prompt, tuple(answers)),)
         return Example(PurePosixPath(before).name, "caption", turns, bool(flag), before, after)
     images = record.get("image")
     if not isinstance(images, list) or len(images) != 2 or not all(isinstance(i, str) for i in images):

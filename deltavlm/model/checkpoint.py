@@ -28,7 +28,7 @@ from deltavlm.model.folder import (
     WEIGHTS,
     read_config,
 )
-from deltavlm.model.quantize import Kind, put, quantizable, quantized
+from deltavlm.model.quantize import Kind, quantizable, quantized, replace_layers
 
 SHOWN = 5  # keys named in an error
 
@@ -41,7 +41,7 @@ def save(
     small = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
         for name, tensor in weights.items()
-        if stored(name, tied=config.language.tied)
+        if is_stored(name, tied=config.language.tied)
     }
     scratch = folder / f".{WEIGHTS}.tmp"
     write_tensors(scratch, small, provenance)
@@ -72,7 +72,7 @@ def save_config(folder: Path, config: DeltaVLMConfig) -> None:
     scratch.replace(folder / CONFIG)
 
 
-def stored(name: str, *, tied: bool) -> bool:
+def is_stored(name: str, *, tied: bool) -> bool:
     """Whether a checkpoint holds this tensor: not the batch counters, and a tied output layer not twice."""
     return not name.endswith("num_batches_tracked") and not (tied and name == "language.lm_head.weight")
 
@@ -108,8 +108,8 @@ def load(
             if quantize and name in coarse and tensor.ndim == 2:
                 layers[name] = quantized(tensor, quantize, device)
                 weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")  # for its shape
-    fill(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
-    put(model, layers)
+    load_weights(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
+    replace_layers(model, layers)
     model.eval()
     return config, model.to(device)
 
@@ -151,22 +151,22 @@ def _tensors(
         if path.suffix == ".bin":
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             for name, tensor in found.items():
-                if our := linked_name(name):
+                if our := checkpoint_name(name):
                     yield our, tensor.to(device, wanted(our) if tensor.is_floating_point() else None)
             return
         with safe_open(path, framework="pt", device=device) as file:
             for name in file.keys():  # noqa: SIM118  not a dict
-                if our := linked_name(name):
+                if our := checkpoint_name(name):
                     tensor = file.get_tensor(name)
                     yield our, tensor.to(wanted(our)) if tensor.is_floating_point() else tensor
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
 
 
-def linked_name(name: str) -> str | None:
+def checkpoint_name(name: str) -> str | None:
     """Our name of a tensor of ours, or of a Llama's own file; None for a buffer that is computed.
 
-    >>> linked_name("projection.bias"), linked_name("model.norm.weight")
+    >>> checkpoint_name("projection.bias"), checkpoint_name("model.norm.weight")
     ('projection.bias', 'language.model.norm.weight')
     """
     name = name.removeprefix("language_model.")  # LLaVA-1.5's
@@ -175,9 +175,9 @@ def linked_name(name: str) -> str | None:
     return f"language.{name}" if name.startswith(("model.", "lm_head.")) else name
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: bool) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: bool) -> None:
     """Puts weights into a model of meta tensors, strictly. Raises: ModelError naming the first faults."""
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if stored(name, tied=tied)}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if is_stored(name, tied=tied)}
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     wrong = [
         f"{name} is {tuple(weights[name].shape)}, should be {tuple(tensor.shape)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deltavlm.errors import ConfigError
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class PromptConfig:
     normalise: bool = False
     prefix: str = ""
 
-    def worded(self, prompt: str) -> str:
+    def format(self, prompt: str) -> str:
         """The question as the model reads it, in training and in use."""
         text = normalise(prompt) if self.normalise else prompt
         return text if text.startswith(self.prefix) else self.prefix + text
@@ -140,7 +140,7 @@ DECODING = {"upstream": Decoding(repetition_penalty=1.5), "fast": Decoding()}
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RuntimeOptions:
     """How a checkpoint is run. What is None is as its configuration says."""
 
     device: str = "auto"
@@ -151,7 +151,7 @@ class Running:
     prompt_style: Literal["raw", "trained"] | None = None
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
 
-    def applied(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
+    def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """The configuration with these wishes in it. Raises: ConfigError where a model does not have them.
 
         A model that this project trained learnt its words from normalised questions and knows no others; one

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.dense import DenseHead
 from deltavlm.model.difference import DifferencePerception
-from deltavlm.model.language import llama
+from deltavlm.model.language import cache_argument, llama
 from deltavlm.model.qformer import QFormer
 from deltavlm.model.vision import VisionEncoder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-IGNORED = -100  # label of a position that carries no loss
+IGNORE_INDEX = -100  # label of a position that carries no loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class PairFeatures:
         return len(self.tokens)
 
     @classmethod
-    def joined(cls, parts: Sequence[PairFeatures]) -> PairFeatures:
+    def concat(cls, parts: Sequence[PairFeatures]) -> PairFeatures:
         """One batch of several, of which all or none have masks."""
         if len(parts) == 1:
             return parts[0]
@@ -74,12 +74,12 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Generation:
     """What was answered to R rows, in at most N tokens."""
 
     ids: Tensor  # (R, N), padded behind an answer's end
-    logs: Tensor  # (R, N) log-probability of each, 0 on padding
-    first: Tensor  # (R, vocabulary) float32 logits of the first token, before any penalty
+    log_probs: Tensor  # (R, N) log-probability of each, 0 on padding
+    first_logits: Tensor  # (R, vocabulary) float32 logits of the first token, before any penalty
 
 
 class DeltaVLM(nn.Module):
@@ -131,13 +131,13 @@ class DeltaVLM(nn.Module):
 
     def token_losses(self, tokens_RTD: Tensor, question: Text, text: Text, labels_RS: Tensor) -> Tensor:
         """Cross-entropy of each answer token (R, S), 0 elsewhere; `text` is question and answer,
-        right-padded, `labels` are IGNORED outside the answer."""
+        right-padded, `labels` are IGNORE_INDEX outside the answer."""
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
         hidden = self.language.model(
             inputs_embeds=embeds, attention_mask=mask, use_cache=False
         ).last_hidden_state
         told = hidden[:, -labels_RS.shape[1] - 1 : -1]  # the state before each text token predicts it
-        wanted = labels_RS != IGNORED
+        wanted = labels_RS != IGNORE_INDEX
         logits = self.language.lm_head(told[wanted])
         losses = torch.zeros(labels_RS.shape, device=logits.device)
         losses[wanted] = F.cross_entropy(logits.float(), labels_RS[wanted], reduction="none")
@@ -145,9 +145,11 @@ class DeltaVLM(nn.Module):
 
     def loss(self, tokens_RTD: Tensor, question: Text, text: Text, labels_RS: Tensor) -> Tensor:
         """Mean cross-entropy over all answer tokens, as the published model was trained with."""
-        return self.token_losses(tokens_RTD, question, text, labels_RS).sum() / (labels_RS != IGNORED).sum()
+        return (
+            self.token_losses(tokens_RTD, question, text, labels_RS).sum() / (labels_RS != IGNORE_INDEX).sum()
+        )
 
-    def use_attention(self, kind: Literal["eager", "sdpa"]) -> None:
+    def set_attention(self, kind: Literal["eager", "sdpa"]) -> None:
         """How attention is computed. "eager" trains several times faster on a CPU in bf16; "sdpa" is best
         on a GPU."""
         self.language.set_attn_implementation(kind)
@@ -170,7 +172,7 @@ class DeltaVLM(nn.Module):
         beams: int = 1,
         repetition_penalty: float = 1.0,
         whole_RK: Tensor | None = None,
-    ) -> Written:
+    ) -> Generation:
         """Answers to R rows; the prompt is read once, for the first logits and the words alike.
 
         `text` is padded on the left. Greedy unless `beams` is above 1. `repetition_penalty` makes what an
@@ -201,10 +203,10 @@ class DeltaVLM(nn.Module):
         ids: Tensor = out.sequences
         steps = language.compute_transition_scores(ids, out.scores, out.beam_indices, normalize_logits=False)
         ended = (ids == eos).cumsum(dim=1) - (ids == eos).int() > 0
-        return Written(
+        return Generation(
             ids=ids.masked_fill(ended, pad),
-            logs=steps[:, : ids.shape[1]].masked_fill(ended, 0.0),
-            first=out.logits[0][::beams].float(),  # all beams of a row begin alike
+            log_probs=steps[:, : ids.shape[1]].masked_fill(ended, 0.0),
+            first_logits=out.logits[0][::beams].float(),  # all beams of a row begin alike
         )
 
     def greedy(
@@ -218,7 +220,7 @@ class DeltaVLM(nn.Module):
         pad: int,
         penalty: float,
         whole_RK: Tensor | None = None,
-    ) -> Written:
+    ) -> Generation:
         """The likeliest token at every step, as `generate` returns it.
 
         Rows that have ended leave the batch when a quarter of it has, so that a long answer does not keep
@@ -229,7 +231,7 @@ class DeltaVLM(nn.Module):
         count, device = len(embeds_RSL), embeds_RSL.device
         ids = torch.full((count, max_new_tokens), pad, device=device)
         begin = torch.full((count, 1), bos, device=device)
-        logs = torch.zeros((count, max_new_tokens), device=device)
+        log_probs = torch.zeros((count, max_new_tokens), device=device)
         first = None
         cache = DynamicCache(config=self.language.config)
         rows = torch.arange(count, device=device)  # those that are still in the batch
@@ -240,8 +242,8 @@ class DeltaVLM(nn.Module):
                 inputs_embeds=embeds_RSL,
                 attention_mask=mask_RS,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(): cache},
             ).last_hidden_state
             logits = self.language.lm_head(hidden[:, -1]).float()
             wanted = logits
@@ -252,7 +254,7 @@ class DeltaVLM(nn.Module):
             token = wanted.argmax(dim=1)
             chance = logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
             ids[rows[running], step] = token[running]
-            logs[rows[running], step] = chance[running]
+            log_probs[rows[running], step] = chance[running]
             running = running & (token != eos)
             if first is None:
                 first = logits
@@ -260,7 +262,7 @@ class DeltaVLM(nn.Module):
                     running = running & (token[:, None] != whole_RK).all(dim=1)
             left = int(running.sum())
             if left == 0:
-                return Written(ids[:, : step + 1], logs[:, : step + 1], first)
+                return Generation(ids[:, : step + 1], log_probs[:, : step + 1], first)
             if left <= 0.75 * len(rows):
                 rows, mask_RS, token, positions = (x[running] for x in (rows, mask_RS, token, positions))
                 cache.batch_select_indices(running.nonzero()[:, 0])
@@ -269,7 +271,7 @@ class DeltaVLM(nn.Module):
             mask_RS = torch.cat([mask_RS, mask_RS.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
         assert first is not None  # an answer has at least one token
-        return Written(ids, logs, first)
+        return Generation(ids, log_probs, first)
 
     @torch.inference_mode()
     def first_logits(self, tokens_RTD: Tensor, question: Text, text: Text) -> Tensor:

@@ -56,7 +56,7 @@ def bf16_cpu() -> bool:
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Lets glibc keep what a batch has freed for the next batch, where that is the C library.
 
     By default each large tensor is mapped anew and given back, and the kernel clears its pages every time:
@@ -70,7 +70,7 @@ def keep_memory() -> None:
         mallopt(name, value)
 
 
-def sent(tensor: Tensor, device: str) -> Tensor:
+def to_device(tensor: Tensor, device: str) -> Tensor:
     """A tensor of the CPU on the device. To a GPU it goes from pinned memory, and nobody waits for it: the
     second date is made ready while the first is on its way."""
     if not device.startswith("cuda"):

@@ -53,8 +53,27 @@ class Masks:
         return labels
 
 
+class _Identified(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Labelled:
+    """Mixin for models: `label`, the identity of a model as outputs record it."""
+
+    __slots__ = ()
+
+    @property
+    def label(self: _Identified) -> str:
+        """Name and fingerprint, such as "nano 0123456789abcdef"."""
+        return f"{self.name} {self.fingerprint}"
+
+
 class ModelFacts(Protocol):
-    """What a model is, wherever it runs."""
+    """Identity and properties of a model, wherever it runs."""
 
     @property
     def name(self) -> str: ...
@@ -62,6 +81,11 @@ class ModelFacts(Protocol):
     @property
     def fingerprint(self) -> str:
         """First 16 hex digits of the sha256 of configuration, weights and tokenizer."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Name and fingerprint, as outputs record them; see `Labelled`."""
         ...
 
     @property
@@ -91,11 +115,11 @@ class ChangeModel(ModelFacts, Protocol):
     """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """Batches to ask side by side, each by a thread of its own."""
         ...
 
-    def enter_lane(self) -> None:
+    def init_worker(self) -> None:
         """Each of several threads calls this before it asks."""
         ...
 
@@ -115,7 +139,7 @@ class ChangeModel(ModelFacts, Protocol):
         """
         ...
 
-    def reply(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+    def answer_rows(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """A reply for each (index of a pair, question), where pairs are asked different things.
 
         Raises: ModelOutOfMemory when the batch does not fit.

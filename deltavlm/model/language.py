@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import TYPE_CHECKING
 
 from deltavlm.model.config import LanguageConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
+
+
+@cache
+def cache_argument() -> str:
+    """Name of the argument of `LlamaModel.forward` that takes the key-value cache.
+
+    "past_key_values" in transformers 5.0, "cache" in 5.24, where the old name raises a FutureWarning.
+    """
+    from transformers import LlamaModel
+
+    return "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 
 
 def llama(config: LanguageConfig) -> LlamaForCausalLM:

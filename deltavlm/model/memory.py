@@ -19,7 +19,7 @@ from deltavlm.model.config import DeltaVLMConfig
 logger = logging.getLogger(__name__)
 
 SHARE = 0.8  # of the free memory; the rest is for what lies scattered, and for what the probes did not see
-MOST_PAIRS = 64  # times four questions are 256 rows, beyond which a GPU of today gains nothing
+MAX_PAIRS = 64  # times four questions are 256 rows, beyond which a GPU of today gains nothing
 
 
 class Meter(Protocol):
@@ -78,7 +78,7 @@ class TensorMeter:
         return most
 
 
-def pairs_that_fit(meter: Meter, probe: Callable[[int], object], most: int = MOST_PAIRS) -> int:
+def pairs_that_fit(meter: Meter, probe: Callable[[int], object], most: int = MAX_PAIRS) -> int:
     """How many pairs to look at together; `probe(n)` looks at n. At least 1, and no more than `most`.
 
     The probes double. The height of a few pairs is in another place than that of many, so that the last two

@@ -17,24 +17,24 @@ from torch import Tensor
 
 from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
-from deltavlm.model.config import Decoding, DeltaVLMConfig, Running
+from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
-from deltavlm.model.device import bf16_cpu, keep_memory, pick_device, pick_dtype, sent
+from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
 from deltavlm.model.folder import find_folder, read_config
-from deltavlm.model.interface import ChangeModel, Masks, Pixels, Question, Reply
+from deltavlm.model.interface import ChangeModel, Labelled, Masks, Pixels, Question, Reply
 from deltavlm.model.memory import CudaMeter, Meter, pairs_that_fit, row_bytes, rows_that_fit
-from deltavlm.model.quantize import check_quantize, told
+from deltavlm.model.quantize import check_quantize, describe
 from deltavlm.model.tokenizer import Codec, load_codecs
 
 # Rows answered together, and pairs looked at together. On a CPU, enough to fill it and few enough to stay in
 # its caches; on a GPU, enough that reading the weights is no longer what a step waits for, if they fit.
 PAIRS = {"cpu": 32, "mps": 64, "cuda": 64}
-LOOKED_AT = 8  # pairs that a CPU looks at together: more are no faster, and their maps fill the memory
+ENCODE_BATCH = 8  # pairs that a CPU looks at together: more are no faster, and their maps fill the memory
 ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Predictor(Labelled):
     """A ChangeModel over a DeltaVLM and its tokenizer."""
 
     model: DeltaVLM
@@ -77,26 +77,26 @@ class Predictor:
         On a CPU that multiplies bf16 in hardware the pictures are looked at in bf16, as in training.
         """
         half = self.device == "cpu" and bf16_cpu()
-        step = LOOKED_AT if self.device == "cpu" and self.meter is None else max(1, len(before))
+        step = ENCODE_BATCH if self.device == "cpu" and self.meter is None else max(1, len(before))
         with (
-            translated(f"{len(before)} pairs", self.device),
+            wrap_torch_errors(f"{len(before)} pairs", self.device),
             torch.autocast("cpu", torch.bfloat16, enabled=half),
         ):
             found = [
                 self.model.encode_pair(*(self.pixels(date[start : start + step]) for date in (before, after)))
                 for start in range(0, max(1, len(before)), step)
             ]
-        return PairFeatures.joined(found).to(self.model.projection.weight.dtype)
+        return PairFeatures.concat(found).to(self.model.projection.weight.dtype)
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """Two on a CPU: cores that share every matrix wait for each other after each, and where another
         process has one of them, they mostly wait."""
         return 2 if self.device == "cpu" and self.threads > 1 else 1
 
-    def enter_lane(self) -> None:
+    def init_worker(self) -> None:
         """This thread computes with its share of the threads."""
-        torch.set_num_threads(self.threads // self.lanes)
+        torch.set_num_threads(self.threads // self.workers)
 
     def auto_batch_size(self) -> int:
         """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by
@@ -118,10 +118,10 @@ class Predictor:
         """Replies as [pair][question], of all pairs or of those with these indices. Raises:
         ModelOutOfMemory."""
         pairs = range(len(encoded)) if pairs is None else pairs
-        replies = self.reply(encoded, [(pair, question) for question in questions for pair in pairs])
+        replies = self.answer_rows(encoded, [(pair, question) for question in questions for pair in pairs])
         return [replies[index :: len(pairs)] for index in range(len(pairs))]
 
-    def reply(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+    def answer_rows(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """A reply for each (index of a pair, question).
 
         Rows of like length are asked together, so that little is padding; on a CPU of one length only, where
@@ -129,17 +129,17 @@ class Predictor:
         tried. Raises: ModelOutOfMemory where one does not.
         """
         prompts = dict.fromkeys(asked.prompt for _, asked in rows)
-        lengths = {prompt: len(self.codec.encode(self.worded(prompt))) for prompt in prompts}
+        lengths = {prompt: len(self.codec.encode(self.format_prompt(prompt))) for prompt in prompts}
         order = sorted(range(len(rows)), key=lambda index: lengths[rows[index][1].prompt])
         replies: dict[int, Reply] = {}
-        most, start = self.rows_at_once([asked for _, asked in rows]), 0
+        most, start = self.row_batch_size([asked for _, asked in rows]), 0
         while start < len(rows):
             part = order[start : start + most]
             if self.device == "cpu":
                 length = lengths[rows[part[0]][1].prompt]
                 part = [index for index in part if lengths[rows[index][1].prompt] == length]
             try:
-                with translated(f"{len(part)} questions", self.device):
+                with wrap_torch_errors(f"{len(part)} questions", self.device):
                     said = self._answer(encoded, [rows[index] for index in part])
             except ModelOutOfMemory:
                 if len(part) == 1:
@@ -155,17 +155,17 @@ class Predictor:
         ModelOutOfMemory."""
         if encoded.mask_logits is None or self.config.dense is None:
             return None
-        with translated(f"masks of {len(encoded)} pairs", self.device):
+        with wrap_torch_errors(f"masks of {len(encoded)} pairs", self.device):
             shares = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
         return Masks(self.config.dense.classes, shares)
 
-    def rows_at_once(self, questions: Sequence[Question]) -> int:
+    def row_batch_size(self, questions: Sequence[Question]) -> int:
         """How many rows of (pair, question) the language model is given together."""
         most = ROWS[self.device.split(":")[0]]
         if self.meter is None or not questions:
             return most
         tokens = self.config.qformer.queries + max(
-            1 + len(self.codec.encode(self.worded(asked.prompt))) + asked.max_new_tokens
+            1 + len(self.codec.encode(self.format_prompt(asked.prompt))) + asked.max_new_tokens
             for asked in questions
         )
         itemsize = self.model.projection.weight.itemsize
@@ -177,21 +177,22 @@ class Predictor:
         size = self.config.vision.image_px
         if images.shape[-2:] != (size, size):
             images = np.stack([resized(image, size) for image in images])
-        return self.model.vision.normalise(sent(torch.from_numpy(np.ascontiguousarray(images)), self.device))
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        return self.model.vision.normalise(to_device(pixels, self.device))
 
-    def worded(self, prompt: str) -> str:
+    def format_prompt(self, prompt: str) -> str:
         """The question as the model was trained to read it."""
-        return self.config.prompt.worded(prompt)
+        return self.config.prompt.format(prompt)
 
-    def texts(self, prompts: Sequence[str]) -> tuple[Text, Text]:
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Text, Text]:
         """Questions as the Q-Former reads them, padded on the right, and as the language model reads them,
         padded on the left."""
         most = self.config.qformer.max_text_tokens
-        asked = [self.questions.question(prompt, most) for prompt in prompts]
+        asked = [self.questions.encode_question(prompt, most) for prompt in prompts]
         told = [[self.codec.start, *self.codec.encode(prompt)] for prompt in prompts]
         return (
-            self.questions.batch(asked, "right").to(self.device),
-            self.codec.batch(told, "left").to(self.device),
+            self.questions.pad_batch(asked, "right").to(self.device),
+            self.codec.pad_batch(told, "left").to(self.device),
         )
 
     def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
@@ -213,11 +214,11 @@ class Predictor:
             whole_RK=torch.tensor(short, device=tokens.device),
         )
         fit = self.config.calibration
-        yes_no = found.first[:, yes] - found.first[:, no]
+        yes_no = found.first_logits[:, yes] - found.first_logits[:, no]
         chances = torch.sigmoid(fit.scale * yes_no + fit.offset).tolist()
         replies = []
         for (_, asked), ids, logs, chance in zip(
-            rows, found.ids.tolist(), found.logs.tolist(), chances, strict=True
+            rows, found.ids.tolist(), found.log_probs.tolist(), chances, strict=True
         ):
             if asked.yes_no and plain and ids[0] in (yes, no):
                 replies.append(Reply("yes" if chance >= 0.5 else "no", chance))
@@ -231,7 +232,7 @@ class Predictor:
     def _inputs(
         self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]
     ) -> tuple[Tensor, Text, Text]:
-        question, text = self.texts([self.worded(asked.prompt) for _, asked in rows])
+        question, text = self.tokenize([self.format_prompt(asked.prompt) for _, asked in rows])
         room = self.config.language.context - self.config.qformer.queries
         for length, (_, asked) in zip(text.mask.sum(dim=1).tolist(), rows, strict=True):
             if length + asked.max_new_tokens > room:
@@ -244,7 +245,7 @@ class Predictor:
 
 
 @contextmanager
-def translated(what: str, device: str) -> Iterator[None]:
+def wrap_torch_errors(what: str, device: str) -> Iterator[None]:
     """torch's errors as ours: too much for the memory, or anything else that it cannot compute."""
     try:
         yield
@@ -264,31 +265,33 @@ def resized(image_CHW: Pixels, size: int) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
-def pick_place(running: Running) -> str:
+def resolve_device(options: RuntimeOptions) -> str:
     """The device that a model will run on. Raises: InputError where it is not there, or cannot do what is
     wished."""
-    where = pick_device(running.device)
-    if running.quantize:
-        check_quantize(running.quantize, where)
+    where = pick_device(options.device)
+    if options.quantize:
+        check_quantize(options.quantize, where)
     return where
 
 
-def load_model(name_or_folder: str = "nano", running: Running | None = None, **wishes: Any) -> ChangeModel:
-    """A model that is known by name, or any checkpoint folder, by path; `wishes` are fields of `Running`.
+def load_model(
+    name_or_folder: str = "nano", options: RuntimeOptions | None = None, **fields: Any
+) -> ChangeModel:
+    """Model by name, or checkpoint folder by path; `fields` are single fields of `RuntimeOptions`.
 
     Raises: InputError where there is none, ModelError where it cannot be used.
     """
-    running = replace(running or Running(), **wishes)
-    if running.threads:
-        torch.set_num_threads(running.threads)
+    options = replace(options or RuntimeOptions(), **fields)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     folder = find_folder(name_or_folder)
-    where = pick_place(running)
-    config = running.applied(read_config(folder))
-    dtype = pick_dtype(running.dtype, config, where)
+    where = resolve_device(options)
+    config = options.apply_to(read_config(folder))
+    dtype = pick_dtype(options.dtype, config, where)
     if where == "cpu":
-        keep_memory()
+        tune_malloc()
     try:
-        _, model = checkpoint.load(folder, dtype=dtype, device=where, quantize=running.quantize)
+        _, model = checkpoint.load(folder, dtype=dtype, device=where, quantize=options.quantize)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
             f"{config.name} does not fit on {where}; try --quantize int8 or int4, or --device cpu"
@@ -301,7 +304,7 @@ def load_model(name_or_folder: str = "nano", running: Running | None = None, **w
         codec,
         where,
         checkpoint.fingerprint(folder),
-        told(running.quantize) if running.quantize else None,
+        describe(options.quantize) if options.quantize else None,
         CudaMeter(where) if where.startswith("cuda") else None,
         torch.get_num_threads(),
     )

@@ -48,7 +48,7 @@ class QFormer(nn.Module):
             queries = torch.cat([queries[:, : self.anchored] + start, queries[:, self.anchored :]], dim=1)
         return queries.to(image_BTD.dtype)
 
-    def look(self, image_BTD: Tensor) -> Tensor:
+    def encode_image(self, image_BTD: Tensor) -> Tensor:
         """What the queries find when nothing is asked, (B, Q, hidden): pairs without text, for training."""
         queries = self.queries(image_BTD)
         found: Tensor = self.bert(
@@ -56,7 +56,7 @@ class QFormer(nn.Module):
         ).last_hidden_state
         return found
 
-    def read(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    def encode_text(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Text alone, (B, S, hidden): no picture and no queries, for training."""
         found: Tensor = self.bert(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
         return found

@@ -36,7 +36,7 @@ def check_quantize(kind: Kind, device: str) -> None:
         )
 
 
-def told(kind: Kind) -> str:
+def describe(kind: Kind) -> str:
     """What was done and by which version, for the record."""
     return f"{kind}, bitsandbytes {metadata.version('bitsandbytes')}"
 
@@ -93,14 +93,14 @@ def quantized(weight: Tensor, kind: Kind, device: str) -> nn.Module:
         ) from error
 
 
-def put(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+def replace_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Quantised layers in the places of those whose weights have these names."""
     for name, layer in layers.items():
         path, _, own = name.removesuffix(".weight").rpartition(".")
         setattr(model.get_submodule(path), own, layer)
 
 
-def held_bytes(module: nn.Module) -> int:
+def tensor_bytes(module: nn.Module) -> int:
     """Bytes of a module's numbers, those of a quantised layer's scales too; what is shared counts once."""
     sizes = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _held(module)

@@ -51,11 +51,11 @@ class Codec(ABC):
                 kept.append(id_)
         return self.spell(kept).strip()
 
-    def question(self, text: str, most: int) -> list[int]:
+    def encode_question(self, text: str, most: int) -> list[int]:
         """Ids for the Q-Former, `most` at most: the end of a longer question is kept."""
         return self.encode(text)[-most:]
 
-    def batch(self, rows: Sequence[Sequence[int]], pad_side: Literal["left", "right"]) -> Text:
+    def pad_batch(self, rows: Sequence[Sequence[int]], pad_side: Literal["left", "right"]) -> Text:
         """Rows of ids padded to the longest."""
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self.pad)
@@ -85,7 +85,7 @@ class WordPieces(Codec):
 class Bert(WordPieces):
     """BERT's lower-case word pieces; a question stands between [CLS] and [SEP], here `start` and `eos`."""
 
-    def question(self, text: str, most: int) -> list[int]:
+    def encode_question(self, text: str, most: int) -> list[int]:
         return [self.start, *self.encode(text)[-(most - 2) :], self.eos]
 
 

@@ -90,7 +90,7 @@ def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
 
 def answers(model: ChangeModel, picture: Picture, specs: Sequence[QuestionSpec]) -> list[Answer]:
     """An answer to each question, none of which knows of the others."""
-    replies = model.reply(picture.encoded, [(0, question_of(spec)) for spec in specs])
+    replies = model.answer_rows(picture.encoded, [(0, question_of(spec)) for spec in specs])
     return [read_answer(spec, reply) for spec, reply in zip(specs, replies, strict=True)]
 
 
@@ -106,7 +106,7 @@ def record(
         "value": asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
         "score": answer.score,
         **picture_record(reader, picture),
-        "model": f"{model.name} {model.fingerprint}",
+        "model": model.label,
     }
 
 
@@ -137,7 +137,7 @@ def answer_features(
 ) -> Iterator[Feature]:
     """The window with each question and answer, the cells that answers name, and the changed ground that the
     model's mask shows, if it has one."""
-    chip, by = picture.chip, f"{model.name} {model.fingerprint}"
+    chip, by = picture.chip, model.label
     for question, answer in asked:
         told = {"question": question, "answer": answer.text, "score": answer.score, "model": by}
         yield Feature(chip.footprint, {"kind": "window", **told})
@@ -175,8 +175,8 @@ class Conversation:
         spec = QuestionSpec("question", task_of(question), question)
         asked = question_of(spec)
         if self.turns:
-            asked = replace(asked, prompt=dialogue.history(self.turns, spec.prompt))
-        (reply,) = self.model.reply(self.picture.encoded, [(0, asked)])
+            asked = replace(asked, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
+        (reply,) = self.model.answer_rows(self.picture.encoded, [(0, asked)])
         answer = read_answer(spec, reply)
         told = record(self.reader, self.model, self.picture, spec.prompt, answer)
         self.turns.append((spec.prompt, answer.text))

@@ -90,7 +90,7 @@ class LocalEngine:
 
     @property
     def prefetch_batches(self) -> int:
-        return 2 if self.model.lanes == 1 else 1  # with several workers one more waits in `map_ordered`
+        return 2 if self.model.workers == 1 else 1  # with several workers one more waits in `map_ordered`
 
     def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
@@ -105,7 +105,7 @@ class LocalEngine:
         def work(batch: ChipBatch) -> tuple[ChipBatch, BatchReplies]:
             return batch, run_batches(self.model, options, batch.images, size)
 
-        with closing(map_ordered(work, batches, self.model.lanes, self.model.enter_lane)) as results:
+        with closing(map_ordered(work, batches, self.model.workers, self.model.init_worker)) as results:
             for batch, replies in results:
                 size = min(size, replies.batch_size)  # no worker tries again what did not fit in another
                 yield batch, replace(replies, batch_size=size)

@@ -210,7 +210,7 @@ class _Output:
 
     def writer(self, sink: FeatureSink, crs: OutputCRS) -> ResultWriter:
         model = self.engine.model
-        return ResultWriter(sink, self.job.questions, f"{model.name} {model.fingerprint}", crs)
+        return ResultWriter(sink, self.job.questions, model.label, crs)
 
 
 def _stream(output: _Output, hooks: RunHooks) -> None:

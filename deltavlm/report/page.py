@@ -15,12 +15,12 @@ from string import Template
 from typing import Any
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.report.content import Shown, content
+from deltavlm.report.images import ImageOptions, OpenScene, as_webp, open_scene
 from deltavlm.report.outputs import Output, Row
-from deltavlm.report.pictures import Opening, Seen, as_webp, opened
+from deltavlm.report.page_data import PageImages, page_data
 from deltavlm.report.scenes import Scene, score_of
 
-__all__ = ["MAX_CHIPS", "Sizes", "report_html"]
+__all__ = ["MAX_CHIPS", "ImageLimits", "report_html"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ SCRIPTS = ("data.js", "view.js", "map.js", "list.js", "detail.js", "main.js")
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ImageLimits:
     """How much room pictures get; `detail` ones are of the most changed chips, where the overview is too
     coarse to look at them."""
 
@@ -46,8 +46,8 @@ class Sizes:
 def report_html(
     output: Output,
     scenes: Sequence[Scene],
-    opening: Opening,
-    sizes: Sizes | None = None,
+    options: ImageOptions,
+    sizes: ImageLimits | None = None,
     watch: Callable[[int], None] = lambda done: None,
 ) -> tuple[str, dict[str, str]]:
     """The page, and why which pairs have no pictures. `scenes`: those of the output that are wanted; `watch`
@@ -62,9 +62,9 @@ def report_html(
             f"{output.path}: has {number:,} chips, more than the {MAX_CHIPS:,} that a page can hold; choose "
             "one pair with --pair, or analyze --bbox"
         )
-    shown = _pictures(output, scenes, opening, sizes or Sizes(), watch)
+    shown = _pictures(output, scenes, options, sizes or ImageLimits(), watch)
     try:
-        data = content(output, scenes, shown)
+        data = page_data(output, scenes, shown)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{output.path}: holds what cannot be ({error or type(error).__name__}); was the output edited? "
@@ -103,10 +103,14 @@ def _embedded(data: dict[str, Any]) -> str:
 
 
 def _pictures(
-    output: Output, scenes: Sequence[Scene], opening: Opening, sizes: Sizes, watch: Callable[[int], None]
-) -> Shown:
+    output: Output,
+    scenes: Sequence[Scene],
+    options: ImageOptions,
+    sizes: ImageLimits,
+    watch: Callable[[int], None],
+) -> PageImages:
     """Overviews of as many pairs as there is room for, and the most changed chips as they are."""
-    shown = Shown()
+    shown = PageImages()
     room = max(1, sizes.all_overviews_px // (2 * sizes.smallest_px**2))
     longest = min(
         sizes.overview_px,
@@ -124,7 +128,7 @@ def _pictures(
             )
         else:
             try:
-                with opened(scene, opening, output.path.absolute().parent) as seen:
+                with open_scene(scene, options, output.path.absolute().parent) as seen:
                     _look(seen, scene, first, wanted, longest, sizes, shown)
             except RasterError as error:
                 shown.missing[scene.name] = str(error)
@@ -134,7 +138,13 @@ def _pictures(
 
 
 def _look(
-    seen: Seen, scene: Scene, first: int, wanted: set[int], longest: int, sizes: Sizes, shown: Shown
+    seen: OpenScene,
+    scene: Scene,
+    first: int,
+    wanted: set[int],
+    longest: int,
+    sizes: ImageLimits,
+    shown: PageImages,
 ) -> None:
     before, after = seen.overview(longest)
     shown.overviews[scene.name] = {

@@ -8,7 +8,7 @@ import math
 from PIL import Image, ImageDraw, ImageFont
 
 from deltavlm.report.colours import ramp
-from deltavlm.report.pictures import Seen
+from deltavlm.report.images import OpenScene
 from deltavlm.report.scenes import Scene, score_of
 
 __all__ = ["quicklook_png"]
@@ -18,7 +18,7 @@ GAP_PX = 12
 HIGHEST = 3  # times as high as wide, before a long strip is made narrower
 
 
-def quicklook_png(scene: Scene, seen: Seen, width_px: int = 2400) -> bytes:
+def quicklook_png(scene: Scene, seen: OpenScene, width_px: int = 2400) -> bytes:
     """A PNG, at most `width_px` wide. Raises: RasterError where an image cannot be read."""
     assert scene.grid is not None
     room = (width_px - 4 * GAP_PX) // 3

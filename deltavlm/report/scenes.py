@@ -15,14 +15,14 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import InputError
 from deltavlm.geo.alignment import LONLAT, PixelGrid, ground_size_m, lonlat, project
 from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.grid import Window
 from deltavlm.report.outputs import Output, Row
 
-__all__ = ["Date", "Scene", "picked", "scenes_of", "score_of"]
+__all__ = ["Scene", "SceneImage", "build_scenes", "score_of", "select_scene"]
 
 CHIP_ID = re.compile(r"r(\d{1,9})_c(\d{1,9})")
 LARGEST_CHIP = 8192  # px, as --chip-size
@@ -31,7 +31,7 @@ Ring = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Date:
+class SceneImage:
     """One image of a pair as the output names it, and how its pixels became colours."""
 
     path: str
@@ -47,12 +47,12 @@ class Scene:
     """A pair, and the rows of its chips; those that it could not be asked about are there too."""
 
     name: str  # id of the pair, "" where there is one only
-    before: Date
-    after: Date
+    before: SceneImage
+    after: SceneImage
     grid: PixelGrid | None  # None: nothing was asked
     chip_px: int
     resampling: str = "bilinear"
-    as_is: bool = True  # False: the grid is a guess, and so is how the pixels were read
+    has_recorded_grid: bool = True  # False: the grid is a guess, and so is how the pixels were read
     chips: list[Row] = field(default_factory=list, repr=False)
     changes: list[Row] = field(default_factory=list, repr=False)
     crs: CRS | None = None  # of the geometries
@@ -60,7 +60,7 @@ class Scene:
     notes: tuple[str, ...] = ()
 
     @property
-    def most(self) -> float:
+    def max_score(self) -> float:
         """The largest score of a chip that changed; -1 without one."""
         return max((score_of(chip) for chip in self.chips if chip.get("changed")), default=-1.0)
 
@@ -68,7 +68,7 @@ class Scene:
     def windows(self) -> list[Window]:
         """The pixels of each chip, from its name."""
         width, height = (self.grid.width, self.grid.height) if self.grid else (LARGEST_CHIP,) * 2
-        places = [place_of(chip) for chip in self.chips]
+        places = [chip_origin(chip) for chip in self.chips]
         return [
             Window(col, row, max(1, min(self.chip_px, width - col)), max(1, min(self.chip_px, height - row)))
             for row, col in places
@@ -123,7 +123,7 @@ def score_of(chip: Row) -> float:
     return float(score) if isinstance(score, int | float) and math.isfinite(score) else -1.0
 
 
-def place_of(chip: Row) -> tuple[int, int]:
+def chip_origin(chip: Row) -> tuple[int, int]:
     """Row and column of the upper left pixel of a chip. Raises: InputError where its name does not say it."""
     found = CHIP_ID.fullmatch(str(chip.get("chip_id")))
     if found is None:
@@ -131,7 +131,7 @@ def place_of(chip: Row) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def scenes_of(output: Output) -> list[Scene]:
+def build_scenes(output: Output) -> list[Scene]:
     """The pairs of an output: the most changed first.
 
     Raises:
@@ -164,13 +164,13 @@ def _scenes(output: Output) -> list[Scene]:
         _scene(output, row.get("inputs"), row, chips[name], chip_px)
         for name, row in ((name, told.get(name) or rows[0]) for name, rows in chips.items())
     ]
-    return sorted(scenes, key=lambda scene: -scene.most)
+    return sorted(scenes, key=lambda scene: -scene.max_score)
 
 
 def _scene(output: Output, inputs: Any, row: Row, chips: list[Row], chip_px: int) -> Scene:
     name = str(row.get("pair_id") or "")
     inputs = inputs if isinstance(inputs, dict) else {}
-    before, after = (_date(inputs.get(which), row, which) for which in ("before", "after"))
+    before, after = (_image(inputs.get(which), row, which) for which in ("before", "after"))
     told = inputs.get("grid")
     grid = _told_grid(told) if isinstance(told, dict) else _fitted_grid(chips, chip_px, output.crs)
     return Scene(
@@ -180,7 +180,7 @@ def _scene(output: Output, inputs: Any, row: Row, chips: list[Row], chip_px: int
         grid=grid,
         chip_px=chip_px,
         resampling=str(inputs.get("alignment", {}).get("resampling", "bilinear")),
-        as_is=isinstance(told, dict),
+        has_recorded_grid=isinstance(told, dict),
         chips=chips,
         changes=[one for one in output.changes if str(one.get("pair_id") or "") in ("", name)],
         crs=output.crs,
@@ -189,12 +189,12 @@ def _scene(output: Output, inputs: Any, row: Row, chips: list[Row], chip_px: int
     )
 
 
-def _date(told: Any, row: Mapping[str, Any], which: str) -> Date:
+def _image(told: Any, row: Mapping[str, Any], which: str) -> SceneImage:
     taken = str(row.get(f"{which}_date") or "")
     if not isinstance(told, dict):
-        return Date(str(row.get(which) or ""), taken)
+        return SceneImage(str(row.get(which) or ""), taken)
     nodata, stretch = told.get("nodata"), told.get("stretch")
-    return Date(
+    return SceneImage(
         path=str(told["path"]),
         taken=taken,
         size=(int(told["width"]), int(told["height"])),
@@ -227,7 +227,7 @@ def _fitted_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> PixelGr
     """The grid that chips lie on, found from where they lie: an output of one layer does not tell it."""
     if not chips:
         return None
-    places = [place_of(chip) for chip in chips]
+    places = [chip_origin(chip) for chip in chips]
     width, height = max(col for _, col in places) + chip_px, max(row for row, _ in places) + chip_px
     in_a_line = min(len({row for row, _ in places}), len({col for _, col in places})) == 1
     pixels: list[tuple[float, float]] = []
@@ -249,7 +249,7 @@ def _fitted_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> PixelGr
     return grid if grid.is_invertible() else PixelGrid(None, Affine.identity(), width, height)
 
 
-def picked(scenes: Iterable[Scene], name: str) -> Scene:
+def select_scene(scenes: Iterable[Scene], name: str) -> Scene:
     """The scene of that pair. Raises: InputError naming the nearest one there is."""
     by_name = {scene.name: scene for scene in scenes}
     if list(by_name) == [""] and name:
@@ -257,5 +257,5 @@ def picked(scenes: Iterable[Scene], name: str) -> Scene:
             f"there is no pair {name!r}: the output is of one pair, without a name; leave it out"
         )
     if name not in by_name:
-        raise InputError(f"there is no pair {name!r} in the output{nearest(name, list(by_name)[:20])}")
+        raise InputError(f"there is no pair {name!r} in the output{suggest(name, list(by_name)[:20])}")
     return by_name[name]

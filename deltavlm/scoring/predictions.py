@@ -10,9 +10,10 @@ from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deltavlm.config import nearest
-from deltavlm.data.examples import TASKS, Example, Problem, parsed
+from deltavlm.config import suggest
+from deltavlm.data.examples import Example, Problem, parsed
 from deltavlm.errors import InputError
+from deltavlm.tasks import TASKS
 
 __all__ = ["Matched", "Prediction", "match", "read_predictions"]
 
@@ -157,8 +158,8 @@ def _prediction(record: Any) -> Prediction:
     name, task, answer, score = (record.get(key) for key in ("id", "task", "answer", "score"))
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise ValueError("id is not text or a whole number")
-    if task not in TASKS:
-        raise ValueError(f"{name}: no task {task!r}{nearest(str(task), TASKS)}")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"{name}: no task {task!r}{suggest(str(task), TASKS)}")
     answers = answer if task == "dialogue" else [answer]
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         wanted = "a list of texts, one for each turn" if task == "dialogue" else "text"

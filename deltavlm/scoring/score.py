@@ -20,13 +20,12 @@ from deltavlm.metrics.tally import ROUNDS, Array, Tally, mean
 from deltavlm.scoring import paper
 from deltavlm.scoring.predictions import HISTORIES, Prediction
 from deltavlm.scoring.published import published
-from deltavlm.tasks import classify, count, dialogue, locate
+from deltavlm.tasks import TASKS, TaskName, classify, count, dialogue, locate
 
 __all__ = ["Figure", "Protocol", "Scores", "Setup", "score"]
 
 Protocol = Literal["strict", "paper"]
 Pair = tuple[Example, Prediction]
-TEXTS = ("caption", "open", "dialogue")  # tasks with answers that are scored as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class Scores:
             self.notes.append(text)
 
 
-def score(pairs: Sequence[Pair], tasks: Iterable[str], setup: Setup) -> Scores:
+def score(pairs: Sequence[Pair], tasks: Iterable[TaskName], setup: Setup) -> Scores:
     """The figures of the given tasks.
 
     Under `paper`, yes/no ("change") is judged from the captions among the pairs, not from yes/no answers.
@@ -111,7 +110,7 @@ def score(pairs: Sequence[Pair], tasks: Iterable[str], setup: Setup) -> Scores:
     scores.told = [
         (answer, tuple(turn.answers))
         for task in tasks
-        if task in TEXTS
+        if TASKS[task].free_text
         for example, prediction in of.get(task, [])
         for turn, answer in zip(example.turns, prediction.answers, strict=False)
     ]

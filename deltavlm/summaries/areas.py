@@ -15,13 +15,21 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError, InputError, ToolError
 from deltavlm.geo.geojson import cut_at_180
 from deltavlm.geo.vector_files import read_layer
-from deltavlm.summaries.results import Results, Shapes, in_lonlat, union
+from deltavlm.summaries.results import Results, Shapes, shapes_to_lonlat, union
 
-__all__ = ["OUTSIDE", "Areas", "all_in_one", "by_file", "by_grid", "by_h3", "by_pair"]
+__all__ = [
+    "OUTSIDE",
+    "Areas",
+    "areas_from_file",
+    "areas_from_grid",
+    "areas_from_h3",
+    "areas_from_pairs",
+    "single_area",
+]
 
 OUTSIDE = "outside of all areas"
 WIDE_DEGREES = 12  # of longitude; squares of one UTM zone are none beyond it
@@ -35,20 +43,20 @@ Indices = NDArray[np.intp]
 class Areas:
     """Names, polygons in longitude and latitude (None where there is none), and the area of each chip."""
 
-    what: str  # in words: "district", "cell of 1000 m"
+    kind: str  # in words: "district", "cell of 1000 m"
     names: Sequence[str]
     shapes: Shapes
-    of_chip: Indices  # (chips,): index of the chip's area, -1 for none
-    left_out: int = 0  # areas of the file without a chip
+    area_of_chip: Indices  # (chips,): index of the chip's area, -1 for none
+    empty_count: int = 0  # areas of the file without a chip
 
 
-def all_in_one(results: Results) -> Areas:
+def single_area(results: Results) -> Areas:
     """One area, which has no outline of its own."""
     none = np.full(1, None, dtype=object)
     return Areas("whole", ["all"], none, np.zeros(len(results.chips), dtype=np.intp))
 
 
-def by_pair(results: Results) -> Areas:
+def areas_from_pairs(results: Results) -> Areas:
     """The pairs of a run over many, each with the ground under its chips.
 
     Raises: InputError for an output of a single pair.
@@ -58,14 +66,16 @@ def by_pair(results: Results) -> Areas:
         raise InputError(f"{results.paths[0]}: has one pair only; leave --by out")
     codes, names = pairs.factorize()
     shapes = np.full(len(names), None, dtype=object)
-    if results.has_places:
+    if results.has_crs:
         for code in range(len(names)):
             ground = union(results.lonlat[codes == code])
             shapes[code] = None if ground.is_empty else ground
     return Areas("pair", [str(name) for name in names], shapes, codes)
 
 
-def by_file(results: Results, path: Path, layer: str | None = None, name_field: str | None = None) -> Areas:
+def areas_from_file(
+    results: Results, path: Path, layer: str | None = None, name_field: str | None = None
+) -> Areas:
     """Districts of a vector file; those without a chip are left out and counted.
 
     Raises:
@@ -73,7 +83,7 @@ def by_file(results: Results, path: Path, layer: str | None = None, name_field: 
             results have no CRS.
         ConfigError: it has no such column.
     """
-    _need_places(results)
+    _require_crs(results)
     frame = read_layer(path, layer).frame
     frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])].reset_index(drop=True)
     if not len(frame):
@@ -91,25 +101,27 @@ def by_file(results: Results, path: Path, layer: str | None = None, name_field: 
     inside, area = shapely.STRtree(shapes).query(points, predicate="intersects")
     found = np.full(len(points), -1, dtype=np.intp)
     found[inside[::-1]] = area[::-1]  # on a border, the first of the file
-    of_chip = np.full(len(results.chips), -1, dtype=np.intp)
-    of_chip[known] = found
-    kept = np.unique(of_chip[of_chip >= 0])
+    area_of_chip = np.full(len(results.chips), -1, dtype=np.intp)
+    area_of_chip[known] = found
+    kept = np.unique(area_of_chip[area_of_chip >= 0])
     if not len(kept) and len(results.chips):
         raise InputError(f"{path}: no area has a chip in it; is it a map of the same place?")
     renumbered = np.full(len(frame) + 1, -1, dtype=np.intp)  # the last is for -1
     renumbered[kept] = np.arange(len(kept))
-    lonlat = in_lonlat(shapes[kept], frame.crs)
-    return Areas("area", [names[one] for one in kept], lonlat, renumbered[of_chip], len(frame) - len(kept))
+    lonlat = shapes_to_lonlat(shapes[kept], frame.crs)
+    return Areas(
+        "area", [names[one] for one in kept], lonlat, renumbered[area_of_chip], len(frame) - len(kept)
+    )
 
 
-def by_h3(results: Results, resolution: int = 8) -> Areas:
+def areas_from_h3(results: Results, resolution: int = 8) -> Areas:
     """Hexagons of Uber's H3; resolution 0 to 15, of which 8 has 0.7 km² a cell.
 
     Raises:
         ToolError: the package h3 is not there.
         InputError: the results have no CRS.
     """
-    _need_places(results)
+    _require_crs(results)
     try:
         import h3
     except ImportError as error:
@@ -118,12 +130,12 @@ def by_h3(results: Results, resolution: int = 8) -> Areas:
         h3.latlng_to_cell(lat, lon, resolution) if np.isfinite([lon, lat]).all() else None
         for lon, lat in results.centres
     ]
-    names, of_chip = _numbered(cells)
+    names, area_of_chip = _numbered(cells)
     rings = [[(lon, lat) for lat, lon in h3.cell_to_boundary(name)] for name in names]
-    return Areas(f"H3 cell of resolution {resolution}", names, _unwrapped(rings), of_chip)
+    return Areas(f"H3 cell of resolution {resolution}", names, _unwrapped(rings), area_of_chip)
 
 
-def by_grid(results: Results, cell_m: float = 1000) -> Areas:
+def areas_from_grid(results: Results, cell_m: float = 1000) -> Areas:
     """Squares whose corners are multiples of `cell_m` metres in the UTM zone of the middle of the results.
 
     Where these are too wide for a zone or near a pole, squares of the same area in EPSG:6933. A name is the
@@ -133,7 +145,7 @@ def by_grid(results: Results, cell_m: float = 1000) -> Areas:
         InputError: the results have no CRS.
         ConfigError: the cells are so small that there would be more than a million.
     """
-    _need_places(results)
+    _require_crs(results)
     known = np.isfinite(results.centres).all(axis=1)
     lons, lats = results.centres[known].T
     crs = pyproj.CRS.from_epsg(_metric(lons, lats))
@@ -142,13 +154,13 @@ def by_grid(results: Results, cell_m: float = 1000) -> Areas:
     cells: list[tuple[float, float] | None] = [None] * len(results.chips)
     for index, (x, y) in zip(np.flatnonzero(known), corners, strict=True):
         cells[index] = (x * cell_m, y * cell_m)
-    places, of_chip = _numbered(cells)
+    places, area_of_chip = _numbered(cells)
     if len(places) > MOST_AREAS:
         raise ConfigError(f"--cell {cell_m:g} gives {len(places):,} cells; give a larger one")
     boxes = np.array([shapely.box(x, y, x + cell_m, y + cell_m) for x, y in places], dtype=object)
     names = [f"E{x:.0f} N{y:.0f}" for x, y in places]
-    shapes = in_lonlat(boxes, crs) if len(boxes) else boxes
-    return Areas(f"cell of {cell_m:g} m in EPSG:{crs.to_epsg()}", names, shapes, of_chip)
+    shapes = shapes_to_lonlat(boxes, crs) if len(boxes) else boxes
+    return Areas(f"cell of {cell_m:g} m in EPSG:{crs.to_epsg()}", names, shapes, area_of_chip)
 
 
 def _metric(lons: NDArray[np.float64], lats: NDArray[np.float64]) -> int:
@@ -166,7 +178,7 @@ def _names(frame: Any, path: Path, name_field: str | None) -> list[str]:
     """Names of the areas: by the column asked for, else `name`, else the first with text, else numbers."""
     columns = [column for column in frame.columns if column != frame.geometry.name]
     if name_field is not None and name_field not in columns:
-        raise ConfigError(f"{path}: has no column {name_field!r}{nearest(name_field, columns)}")
+        raise ConfigError(f"{path}: has no column {name_field!r}{suggest(name_field, columns)}")
     texts = [one for one in columns if frame[one].map(lambda value: isinstance(value, str)).any()]
     named = [one for one in texts if one.lower() == "name"]
     chosen = name_field or next(iter([*named, *texts]), None)
@@ -196,6 +208,6 @@ def _unwrapped(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
     return shapes
 
 
-def _need_places(results: Results) -> None:
-    if not results.has_places:
+def _require_crs(results: Results) -> None:
+    if not results.has_crs:
         raise InputError(f"{results.paths[0]}: has no CRS, so its chips lie in no area; leave --by out")

@@ -9,14 +9,14 @@ import numpy as np
 
 from deltavlm.pipeline.analyze import scale_warning
 from deltavlm.summaries.results import Results
-from deltavlm.summaries.totals import UNSURE, Total
+from deltavlm.summaries.totals import UNSURE, AreaSummary
 
 __all__ = ["caveats"]
 
 TWICE = 1.005  # an overlap that is told
 
 
-def caveats(results: Results, whole: Total, found: Sequence[Total] = ()) -> list[str]:
+def caveats(results: Results, whole: AreaSummary, found: Sequence[AreaSummary] = ()) -> list[str]:
     """Sentences about the totals of areas and of the whole, the weightiest first."""
     told = [
         *_unseen(results, whole),
@@ -28,7 +28,7 @@ def caveats(results: Results, whole: Total, found: Sequence[Total] = ()) -> list
     return list(dict.fromkeys(told))
 
 
-def _unseen(results: Results, whole: Total) -> Iterator[str]:
+def _unseen(results: Results, whole: AreaSummary) -> Iterator[str]:
     unseen = whole.nodata + whole.failed
     if unseen:
         yield (
@@ -59,7 +59,7 @@ def _unseen(results: Results, whole: Total) -> Iterator[str]:
         yield f"Of {whole.unread:,} chips the answer was neither yes nor no; they do not count as changed."
 
 
-def _counted(results: Results, whole: Total) -> Iterator[str]:
+def _counted(results: Results, whole: AreaSummary) -> Iterator[str]:
     counted = whole.new_buildings is not None or whole.new_roads is not None
     if counted:
         yield (
@@ -79,7 +79,7 @@ def _counted(results: Results, whole: Total) -> Iterator[str]:
     yield "Changed ground is that of whole chips, however little of a chip has changed."
 
 
-def _small(results: Results, found: Sequence[Total]) -> Iterator[str]:
+def _small(results: Results, found: Sequence[AreaSummary]) -> Iterator[str]:
     sizes = [one.area_km2 for one in found if one.area_km2]
     if sizes and np.median(sizes) < np.nanmedian(results.areas_m2) / 1e6:
         yield "Areas are smaller than chips: each chip counts in one of them, and its neighbours look empty."
@@ -106,7 +106,7 @@ def _trained(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:
             yield str(model.get("name")), (float(learned_m), chip_px / own_px)
 
 
-def _sureness(results: Results, whole: Total) -> Iterator[str]:
+def _sureness(results: Results, whole: AreaSummary) -> Iterator[str]:
     if whole.unsure:
         yield (
             f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%} of those looked at) have a score "

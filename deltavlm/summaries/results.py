@@ -21,9 +21,9 @@ from deltavlm.geo.vector_files import read_layer
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["LOOKED_AT", "Results", "area_m2", "in_lonlat", "read_results", "union", "union_m2"]
+__all__ = ["ANSWERED", "Results", "area_m2", "read_results", "shapes_to_lonlat", "union", "union_m2"]
 
-LOOKED_AT = ("answered", "cascaded")
+ANSWERED = ("answered", "cascaded")
 NEEDED = ("chip_id", "status", "changed", "changed_score")
 OTHERS = (
     *("caption", "new_roads", "new_buildings", "gsd_m", "before", "after"),
@@ -50,16 +50,16 @@ class Results:
     lost_pairs: tuple[str, ...] | None = ()  # that could not be opened; None where an output does not say
 
     @property
-    def has_places(self) -> bool:
+    def has_crs(self) -> bool:
         """Whether coordinates are on the ground, and not pixels of an image."""
         return self.chips.crs is not None
 
     @cached_property
     def lonlat(self) -> Shapes:
         """The polygons in longitude and latitude; None for a chip without one, or without a CRS."""
-        if not self.has_places:
+        if not self.has_crs:
             return np.full(len(self.chips), None, dtype=object)
-        return in_lonlat(self.chips.geometry.to_numpy(), self.chips.crs)
+        return shapes_to_lonlat(self.chips.geometry.to_numpy(), self.chips.crs)
 
     @cached_property
     def centres(self) -> NDArray[np.float64]:
@@ -148,7 +148,7 @@ def _fits(value: object, shape: Mapping[str, Any]) -> bool:
     )
 
 
-def in_lonlat(shapes: Shapes, crs: Any) -> Shapes:
+def shapes_to_lonlat(shapes: Shapes, crs: Any) -> Shapes:
     """Polygons in longitude and latitude, cut where they cross the 180th meridian."""
     told = CRS.from_wkt(pyproj.CRS(crs).to_wkt())
     move = to_lonlat(told)

@@ -25,9 +25,9 @@ from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.geojson import cut_at_180
 from deltavlm.summaries.results import Results, union
 from deltavlm.summaries.stac_model import mlm_name, model_item_name
-from deltavlm.summaries.totals import total
+from deltavlm.summaries.totals import summarize_chips
 
-__all__ = ["item_text", "result_item"]
+__all__ = ["dump_item", "result_item"]
 
 EXTENSIONS = "https://stac-extensions.github.io"
 PROCESSING = f"{EXTENSIONS}/processing/v1.1.0/schema.json"
@@ -71,7 +71,7 @@ def result_item(
         ConfigError: a date that is none, or the later one comes first.
     """
     (path,), (run,) = results.paths, results.runs
-    if not results.has_places:
+    if not results.has_crs:
         raise InputError(f"{path}: has no CRS, so there is no place to put into a catalogue")
     if not run.get("model"):
         raise InputError(
@@ -83,7 +83,7 @@ def result_item(
         raise ConfigError(f"the later date ({end}) comes before the earlier one ({start}); swap them")
     outline = _outline(results)
     model_href = f"./{quote(model_item_name(run))}"
-    whole = total(results)
+    whole = summarize_chips(results)
     asset = {
         "href": _href(str(path), item_path.parent),
         "type": MEDIA.get(path.suffix.lower(), "application/octet-stream"),
@@ -235,6 +235,6 @@ def _href(location: str, folder: Path) -> str:
     return quote(told if told.startswith("../") else f"./{told}")
 
 
-def item_text(item: Item) -> str:
+def dump_item(item: Item) -> str:
     """An item as the text of a file."""
     return json.dumps(item, indent=2, ensure_ascii=False) + "\n"

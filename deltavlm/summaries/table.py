@@ -6,14 +6,14 @@ import csv
 import io
 from collections.abc import Sequence
 
-from deltavlm.summaries.totals import AREAS, Total, values
+from deltavlm.summaries.totals import AREAS, AreaSummary, as_row
 
 __all__ = ["to_csv"]
 
 STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def to_csv(found: Sequence[Total]) -> str:
+def to_csv(found: Sequence[AreaSummary]) -> str:
     """A row for each area, below the names of the columns.
 
     A text that a spreadsheet would run as a formula (names of areas come from files of others) gets an
@@ -22,7 +22,7 @@ def to_csv(found: Sequence[Total]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [field.name for field in AREAS.fields], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _inert(value) for name, value in values(one).items()} for one in found)
+    writer.writerows({name: _inert(value) for name, value in as_row(one).items()} for one in found)
     return stream.getvalue()
 
 

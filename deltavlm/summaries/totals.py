@@ -13,12 +13,21 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.summaries.areas import OUTSIDE, Areas
-from deltavlm.summaries.results import LOOKED_AT, Results, area_m2, union_m2
+from deltavlm.summaries.results import ANSWERED, Results, area_m2, union_m2
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["AREAS", "UNSURE", "TopChip", "Total", "feature", "total", "totals", "values"]
+__all__ = [
+    "AREAS",
+    "UNSURE",
+    "AreaSummary",
+    "TopChip",
+    "as_feature",
+    "as_row",
+    "summarize_areas",
+    "summarize_chips",
+]
 
 UNSURE = (0.35, 0.65)  # a score between these leans to neither side
 
@@ -63,7 +72,7 @@ class TopChip:
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class AreaSummary:
     """What the chips of an area come to; km² are null without a CRS, sums where nothing was counted."""
 
     name: str
@@ -96,39 +105,39 @@ class Total:
         return min(1.0, self.looked_at_km2 / self.area_km2)
 
 
-def totals(results: Results, areas: Areas) -> list[Total]:
+def summarize_areas(results: Results, areas: Areas) -> list[AreaSummary]:
     """A total for each area, the most changed chips first; the last is of chips in no area, if any."""
-    order = np.argsort(areas.of_chip, kind="stable")
-    starts = np.searchsorted(areas.of_chip[order], np.arange(-1, len(areas.names) + 1))
+    order = np.argsort(areas.area_of_chip, kind="stable")
+    starts = np.searchsorted(areas.area_of_chip[order], np.arange(-1, len(areas.names) + 1))
     found = [
-        total(results, order[starts[index + 1] : starts[index + 2]], name, shape)
+        summarize_chips(results, order[starts[index + 1] : starts[index + 2]], name, shape)
         for index, (name, shape) in enumerate(zip(areas.names, areas.shapes, strict=True))
     ]
     found.sort(key=lambda one: (-one.changed, -one.looked_at, one.name))
     outside = order[: starts[1]]
-    return [*found, total(results, outside, OUTSIDE)] if len(outside) else found
+    return [*found, summarize_chips(results, outside, OUTSIDE)] if len(outside) else found
 
 
-def total(
+def summarize_chips(
     results: Results,
     rows: NDArray[np.intp] | None = None,
     name: str = "all",
     shape: BaseGeometry | None = None,
     most: int = 1,
-) -> Total:
+) -> AreaSummary:
     """What these rows of the chips come to, or all of them, with `most` chips of the highest scores."""
     rows = np.arange(len(results.chips)) if rows is None else rows
     chips = results.chips.iloc[rows]
     status = chips["status"]
-    seen = status.isin(LOOKED_AT).to_numpy()
+    seen = status.isin(ANSWERED).to_numpy()
     changed = seen & chips["changed"].eq(True).to_numpy()
     scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[seen]
     known = scores[np.isfinite(scores)]
     ground_m2 = results.areas_m2[rows]
     looked_m2 = union_m2(results.lonlat[rows][seen])
     once_m2 = _once_each_pair_m2(results, rows[seen], looked_m2)
-    weights = np.where(np.isfinite(ground_m2), ground_m2, 1.0) if results.has_places else np.ones(len(rows))
-    return Total(
+    weights = np.where(np.isfinite(ground_m2), ground_m2, 1.0) if results.has_crs else np.ones(len(rows))
+    return AreaSummary(
         name=name,
         shape=shape,
         chips=len(rows),
@@ -139,12 +148,12 @@ def total(
         unread=int(chips["changed"].isna().to_numpy()[seen].sum()),
         unsure=int(((known >= UNSURE[0]) & (known <= UNSURE[1])).sum()),
         changed_share=float(weights[changed].sum() / weights[seen].sum()) if seen.any() else None,
-        changed_km2=union_m2(results.lonlat[rows][changed]) / 1e6 if results.has_places else None,
+        changed_km2=union_m2(results.lonlat[rows][changed]) / 1e6 if results.has_crs else None,
         new_buildings=_summed(chips, "new_buildings", seen),
         new_roads=_summed(chips, "new_roads", seen),
         mean_score=float(known.mean()) if len(known) else None,
         area_km2=area_m2(shape) / 1e6 if shape is not None else None,
-        looked_at_km2=looked_m2 / 1e6 if results.has_places else None,
+        looked_at_km2=looked_m2 / 1e6 if results.has_crs else None,
         overlap=float(np.nansum(ground_m2[seen]) / once_m2) if once_m2 else None,
         top=tuple(_top(results, rows, seen, most)),
     )
@@ -178,7 +187,7 @@ def _top(results: Results, rows: NDArray[np.intp], seen: NDArray[np.bool_], most
         yield TopChip(str(name), float(scores[index]), caption, *place)
 
 
-def values(one: Total) -> dict[str, object]:
+def as_row(one: AreaSummary) -> dict[str, object]:
     """A row of the layer `areas`."""
     told: dict[str, object] = {field.name: getattr(one, field.name, None) for field in AREAS.fields}
     top = one.top[0] if one.top else None
@@ -189,6 +198,6 @@ def values(one: Total) -> dict[str, object]:
     }
 
 
-def feature(one: Total) -> Feature:
+def as_feature(one: AreaSummary) -> Feature:
     """The feature of a total, in longitude and latitude; without an outline its polygon is empty."""
-    return Feature(one.shape if one.shape is not None else shapely.Polygon(), values(one))
+    return Feature(one.shape if one.shape is not None else shapely.Polygon(), as_row(one))

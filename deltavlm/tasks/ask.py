@@ -6,9 +6,10 @@ import unicodedata
 from collections.abc import Sequence
 
 from deltavlm.errors import AnswerParseError, InputError
+from deltavlm.tasks.base import Task
 from deltavlm.tasks.text import clean, simplified
 
-__all__ = ["format_answer", "parse", "question", "score"]
+__all__ = ["TASK", "format_answer", "parse", "question", "score"]
 
 
 def question(text: str) -> str:
@@ -44,3 +45,6 @@ def parse(text: str) -> str:
 def score(said: str, truth: Sequence[str]) -> dict[str, float]:
     """`exact`: 1 if the answer is one of the references, letter case and punctuation aside."""
     return {"exact": float(simplified(said) in {simplified(reference) for reference in truth})}
+
+
+TASK = Task(name="open", parse=parse, format=format_answer, score=score, free_text=True)

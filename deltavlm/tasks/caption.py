@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks.text import clean, simplified
+from deltavlm.tasks.base import Task
+from deltavlm.tasks.text import NO_CHANGE, clean, simplified
 
-__all__ = ["PROMPT", "format_answer", "parse", "score"]
+__all__ = ["PROMPT", "TASK", "format_answer", "parse", "score"]
 
 PROMPT = "Please briefly describe the changes in these two images."
 
@@ -31,3 +32,14 @@ def score(said: str, truth: Sequence[str]) -> dict[str, float]:
     BLEU, ROUGE and their kin need the whole set of answers: see `deltavlm.metrics`.
     """
     return {"exact": float(simplified(said) in {simplified(reference) for reference in truth})}
+
+
+TASK = Task(
+    name="caption",
+    prompt=PROMPT,
+    parse=parse,
+    format=format_answer,
+    score=score,
+    free_text=True,
+    unchanged=NO_CHANGE[0],
+)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from deltavlm.errors import AnswerParseError
+from deltavlm.tasks.base import Task
 from deltavlm.tasks.text import says_no_change, simplified
 
-__all__ = ["PROMPT", "format_answer", "parse", "score"]
+__all__ = ["PROMPT", "TASK", "format_answer", "parse", "score"]
 
 PROMPT = "Please judge whether these two images have changed. Please answer yes or no."
 
@@ -39,3 +40,15 @@ def parse(text: str) -> bool:
 def score(said: bool, truth: bool) -> dict[str, float]:
     """`correct`: 1 when both agree."""
     return {"correct": float(said == truth)}
+
+
+TASK = Task(
+    name="change",
+    prompt=PROMPT,
+    parse=parse,
+    format=format_answer,
+    score=score,
+    max_new_tokens=4,
+    yes_no=True,
+    unchanged=format_answer(False),
+)

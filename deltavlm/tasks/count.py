@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltavlm.errors import AnswerParseError
+from deltavlm.tasks.base import Task
 from deltavlm.tasks.text import says_no_change
 
-__all__ = ["PROMPT", "Counts", "format_answer", "parse", "score"]
+__all__ = ["PROMPT", "TASK", "Counts", "format_answer", "parse", "score"]
 
 PROMPT = "Please determine how many roads and buildings have changed?"
 
@@ -130,3 +131,14 @@ def _number(tokens: Sequence[str]) -> int | None:
     if value is None and any(token in ("a", "an") for token in tokens):
         return 1
     return value
+
+
+TASK = Task(
+    name="count",
+    prompt=PROMPT,
+    parse=parse,
+    format=format_answer,
+    score=score,
+    max_new_tokens=32,
+    unchanged=format_answer(Counts(0, 0)),
+)

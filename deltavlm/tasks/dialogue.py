@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from deltavlm.tasks import classify
 from deltavlm.tasks.ask import format_answer, parse, score
-from deltavlm.wording import normalise
+from deltavlm.tasks.base import Task
+from deltavlm.text_norm import normalise
 
-__all__ = ["MAX_WORDS", "TURNS", "format_answer", "history", "parse", "score"]
+__all__ = ["MAX_WORDS", "TASK", "TURNS", "format_answer", "parse", "prompt_with_history", "score"]
 
 MAX_WORDS = 50
 
@@ -20,13 +21,13 @@ TURNS = (
 )
 
 
-def history(turns: Sequence[tuple[str, str]], question: str, max_words: int = MAX_WORDS) -> str:
+def prompt_with_history(turns: Sequence[tuple[str, str]], question: str, max_words: int = MAX_WORDS) -> str:
     """The prompt of the next turn: ``q <Q1> a <A1> q <Q2>``, normalised, of at most `max_words` words.
 
     turns: (question, answer) pairs, oldest first. Where all do not fit, the oldest turns are dropped;
     the question that is asked now is always there and whole, even when it alone is longer.
 
-    >>> history([("Has it changed?", "Yes.")], "How many roads?")
+    >>> prompt_with_history([("Has it changed?", "Yes.")], "How many roads?")
     'q has it changed? a yes q how many roads?'
     """
     said = ["q " + normalise(question)]
@@ -38,3 +39,6 @@ def history(turns: Sequence[tuple[str, str]], question: str, max_words: int = MA
             break
         said.insert(0, turn)
     return " ".join(said)
+
+
+TASK = Task(name="dialogue", parse=parse, format=format_answer, score=score, free_text=True)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deltavlm.errors import AnswerParseError
+from deltavlm.tasks.base import Task
 from deltavlm.tasks.text import says_no_change
 
-__all__ = ["LABELS", "PROMPT", "Cells", "format_answer", "parse", "position", "score"]
+__all__ = ["LABELS", "PROMPT", "TASK", "Cells", "format_answer", "parse", "position", "score"]
 
 PROMPT = (
     "Please indicate the locations where changes have occurred in the buildings and roads, using a 3x3 grid "
@@ -93,3 +94,14 @@ def _spelled(label: str) -> str:
 
 def _ordered(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({*labels}, key=LABELS.index))
+
+
+TASK = Task(
+    name="location",
+    prompt=PROMPT,
+    parse=parse,
+    format=format_answer,
+    score=score,
+    max_new_tokens=128,
+    unchanged=format_answer(Cells()),
+)

@@ -6,33 +6,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from deltavlm.config import from_mapping, nearest, read_yaml
+from deltavlm.config import from_mapping, read_yaml, suggest
 from deltavlm.errors import ConfigError
-from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks import TASKS, SingleTurnTask
 from deltavlm.tasks.text import clean, simplified
 
 __all__ = [
-    "ANSWER_TOKENS",
     "QuestionSpec",
-    "TaskName",
     "load_questions",
     "pick_questions",
     "read_questions",
     "task_of",
 ]
 
-TaskName = Literal["caption", "change", "count", "location", "open"]
-
-_PROMPTS: Mapping[TaskName, str] = {
-    "caption": caption.PROMPT,
-    "change": classify.PROMPT,
-    "count": count.PROMPT,
-    "location": locate.PROMPT,
+_TASK_OF_PROMPT: Mapping[str, SingleTurnTask] = {
+    simplified(TASKS[name].prompt): name for name in get_args(SingleTurnTask) if TASKS[name].prompt
 }
-_TASKS: Mapping[str, TaskName] = {simplified(prompt): task for task, prompt in _PROMPTS.items()}
-ANSWER_TOKENS: Mapping[str, int] = {"change": 4, "count": 32, "location": 128}  # else 64
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -41,7 +32,7 @@ class QuestionSpec:
     """One entry of a question set: the answer's column is `answer_<name>`, the task says how to read it."""
 
     name: str
-    task: TaskName
+    task: SingleTurnTask
     prompt: str = ""  # empty: the task's own words
 
     def __post_init__(self) -> None:
@@ -50,19 +41,19 @@ class QuestionSpec:
                 f"name {self.name!r} cannot be a column; use lower-case letters, digits and underscores, "
                 "a letter first, 40 at most"
             )
-        words = clean(self.prompt) or _PROMPTS.get(self.task, "")
+        words = clean(self.prompt) or TASKS[self.task].prompt
         if not words:
             raise ValueError(f"{self.name!r} has no prompt; write the question under 'prompt:'")
         object.__setattr__(self, "prompt", words)
 
 
-def task_of(question: str) -> TaskName:
+def task_of(question: str) -> SingleTurnTask:
     """The task whose own words a question is, letter case and punctuation aside; "open" for any other.
 
     >>> task_of("please determine how many roads and buildings have changed"), task_of("Is it bigger?")
     ('count', 'open')
     """
-    return _TASKS.get(simplified(question), "open")
+    return _TASK_OF_PROMPT.get(simplified(question), "open")
 
 
 def load_questions(path: Path) -> tuple[QuestionSpec, ...]:
@@ -102,5 +93,5 @@ def pick_questions(specs: Sequence[QuestionSpec], names: Sequence[str]) -> tuple
     known = [spec.name for spec in specs]
     for name in names:
         if name not in known:
-            raise ConfigError(f"no question {name!r} in the question set{nearest(name, known)}")
+            raise ConfigError(f"no question {name!r} in the question set{suggest(name, known)}")
     return tuple(spec for spec in specs if spec.name in names)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from deltavlm.errors import DeltaVLMError
 from deltavlm.training.config import load_config
-from deltavlm.training.processes import everywhere, join
+from deltavlm.training.distributed import join, world
 from deltavlm.training.run import train
 
 log = logging.getLogger("deltavlm.training")
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     joined = join()
-    if everywhere.rank:
+    if world.rank:
         logging.disable(logging.INFO)
     try:
         ended = train(
@@ -70,16 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
             until=until,
             folder=args.model_folder,
             recipe=args.config.name,
-            tell=Lines() if everywhere.rank == 0 else lambda phase, step, steps, note: None,
+            tell=Lines() if world.rank == 0 else lambda phase, step, steps, note: None,
         )
     except DeltaVLMError as error:
-        if everywhere.rank == 0:
+        if world.rank == 0:
             sys.stderr.write(f"Error: {error}\n")
         return error.exit_code
     if joined:
         dist.destroy_process_group()
     if ended.stop:
-        if everywhere.rank == 0:
+        if world.rank == 0:
             sys.stderr.write(f"{ended.told(args.output)}\n")
         return 128 + ended.stop.signum if ended.stop.signum else 0
     if ended.folder and ended.calibration:

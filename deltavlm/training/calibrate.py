@@ -20,8 +20,8 @@ from deltavlm.data.synthetic.cache import draw_cache, open_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
-from deltavlm.scoring.answering import Case, answered
-from deltavlm.training.evaluate import QUESTIONS
+from deltavlm.scoring.inference import PairExamples, predict_batches
+from deltavlm.scoring.synthetic import STANDARD_QUESTIONS
 
 HARD_SEED = 700_000_000
 HARD_STRENGTH = 1.5
@@ -63,12 +63,14 @@ def margins(model: Predictor, cache: Path, batch: int = 16) -> tuple[list[float]
     found: list[float] = []
     for start in range(0, len(pictures), batch):
         part = np.ascontiguousarray(pictures[start : start + batch].transpose(1, 0, 4, 2, 3))
-        replies = plain.answer(plain.encode(part[0], part[1]), QUESTIONS[1:2])
+        replies = plain.answer(plain.encode(part[0], part[1]), STANDARD_QUESTIONS[1:2])
         found += [float(torch.logit(torch.tensor(reply[0].score), eps=1e-7)) for reply in replies]
     return found, [facts_of(*maps).changed for maps in truth]
 
 
-def margins_of_cases(model: Predictor, cases: Sequence[Case], images: Path) -> tuple[list[float], list[bool]]:
+def margins_of_cases(
+    model: Predictor, cases: Sequence[PairExamples], images: Path
+) -> tuple[list[float], list[bool]]:
     """The same of a set's yes/no questions, against its change flags."""
     plain = replace(model, config=replace(model.config, calibration=Calibration()))
     asked = [
@@ -78,7 +80,7 @@ def margins_of_cases(model: Predictor, cases: Sequence[Case], images: Path) -> t
     flags = {one.id: one.changed for case in asked for one in case.examples}
     found: list[float] = []
     truth: list[bool] = []
-    for predictions, _ in answered(plain, [case for case in asked if case.examples], images, batch=16):
+    for predictions, _ in predict_batches(plain, [case for case in asked if case.examples], images, batch=16):
         for one in predictions:
             if one.score is not None:
                 found.append(float(torch.logit(torch.tensor(one.score), eps=1e-7)))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
-from deltavlm.config import from_mapping, nearest, read_yaml, to_mapping
-from deltavlm.data.examples import TASKS, Task
+from deltavlm.config import from_mapping, read_yaml, suggest, to_mapping
 from deltavlm.errors import ConfigError
+from deltavlm.tasks import TASKS, TaskName
 
 Part = Literal["vision", "language", "joint", "align", "instruct"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,7 +46,7 @@ class Records:
     path: Path
     images: Path | None = None  # left out: the folder `images` beside the files
     split: Literal["train", "val", "test"] = "train"
-    tasks: tuple[Task, ...] = TASKS
+    tasks: tuple[TaskName, ...] = tuple(TASKS)
     weight: float = 1.0
     held_out: int = 0
 
@@ -82,9 +82,9 @@ class Phase:
     far: float = 0.0  # share of the pairs that come from the far scenes
     stormy: float = 0.0  # share of the pairs that come from the stormy scenes
     rich: float = 0.0  # share of the pairs that come from the rich scenes
-    toned: float = 0.0  # share of the pairs whose colours are developed anew every time
-    hidden: float = 0.0  # mean share of the difference tokens that a question does not get to see
-    faint: float = 0.0  # share of the pairs whose evidence from the dense head is made less sure
+    color_jitter: float = 0.0  # share of the pairs whose colours are developed anew every time
+    token_dropout: float = 0.0  # mean share of the difference tokens that a question does not get to see
+    evidence_noise: float = 0.0  # share of the pairs whose evidence from the dense head is made less sure
     rates: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.98)
     floor: float = 0.01  # what the cosine comes down to, as a share of lr
@@ -100,7 +100,16 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        for name in ("far", "stormy", "rich", "toned", "hidden", "faint", "floor", "cut"):
+        for name in (
+            "far",
+            "stormy",
+            "rich",
+            "color_jitter",
+            "token_dropout",
+            "evidence_noise",
+            "floor",
+            "cut",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         for name, factor in self.rates.items():
@@ -226,12 +235,12 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) ->
             inside[key] = _Opened()
         if not isinstance(inside, dict) or key not in inside:
             known = inside if isinstance(inside, dict) else ()
-            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{nearest(key, known)}")
+            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{suggest(key, known)}")
         inside = inside[key]
     free = isinstance(inside, _Opened) or path[-1:] == ["rates"]
     if not isinstance(inside, dict) or (last not in inside and not free):
         known = inside if isinstance(inside, dict) else ()
-        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{nearest(last, known)}")
+        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{suggest(last, known)}")
     inside[last] = value
 
 

@@ -15,8 +15,8 @@ from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training.calibrate import calibrated, fit, margins_of_cases
+from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.config import TrainConfig
-from deltavlm.training.instructions import Held
 
 LEAST = 20  # held-out answers of each kind from which on yes and no are calibrated on a set
 
@@ -38,7 +38,7 @@ def export(
     about: dict[str, str],
     folder: Path,
     start: Path | None,
-    sets: Sequence[Held],
+    sets: Sequence[Split],
 ) -> Calibration:
     """Writes `folder`; returns the calibration of yes and no: fitted on what a set holds out where that is
     enough, else on the validation scenes, else left as it was.
@@ -64,7 +64,7 @@ def export(
     return found
 
 
-def _calibration(run: Path, folder: Path, recipe: TrainConfig, sets: Sequence[Held]) -> Calibration | None:
+def _calibration(run: Path, folder: Path, recipe: TrainConfig, sets: Sequence[Split]) -> Calibration | None:
     device = "auto" if recipe.device == "auto" else recipe.device
     if not any(held.held_out for held in sets) and recipe.scenes is None:
         return None

@@ -1,7 +1,7 @@
 """The training loop, one for all phases: an optimiser with a rate for each organ, a schedule, a running mean
 of the weights, checkpoints to resume from, a log, validation.
 
-What is learnt comes from a `Mixture` (what a step holds) and a `Learner` (what is made of it); both are
+What is learnt comes from a `MixedSampler` (what a step holds) and a `Learner` (what is made of it); both are
 functions of seed and step, so a resumed run computes what an unbroken one computes.
 """
 
@@ -19,20 +19,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
+from deltavlm.training.checkpoints import Log, load_state, save_state
 from deltavlm.training.config import ASKING, Phase, TrainConfig
-from deltavlm.training.keeping import Log, load_state, save_state
-from deltavlm.training.objectives import LOSSES, Learner, Lesson
-from deltavlm.training.organs import hold_still, optimiser, training_modes
-from deltavlm.training.processes import Machine, everywhere, whole
-from deltavlm.training.sources import Batch, Mixture, mixed_seed
-from deltavlm.training.stopping import Stop
+from deltavlm.training.distributed import Machine, whole, world
+from deltavlm.training.learner import LOSSES, Learner, TrainBatch
+from deltavlm.training.parameter_groups import freeze, optimiser, training_modes
+from deltavlm.training.sampling import Batch, MixedSampler, mixed_seed
+from deltavlm.training.stop_signals import StopRequest
 
 log = logging.getLogger(__name__)
 
 Ended = Literal["done", "early", "stopped"]
-Validate = Callable[[Learner, Stop], dict[str, float] | None]  # None: stopped in the middle
+Validate = Callable[[Learner, StopRequest], dict[str, float] | None]  # None: stopped in the middle
 
 
 def rate(phase: Phase, step: int) -> float:
@@ -48,11 +48,11 @@ def pieces(name: str, phase: Phase) -> tuple[int, int]:
 
     Raises: ConfigError where a batch cannot be dealt evenly.
     """
-    share, rest = divmod(phase.batch, everywhere.world)
+    share, rest = divmod(phase.batch, world.size)
     micro = phase.micro or share
     if rest or not share or share % micro:
         raise ConfigError(
-            f"phase {name}: batch {phase.batch} does not divide into {everywhere.world} processes "
+            f"phase {name}: batch {phase.batch} does not divide into {world.size} processes "
             f"with pieces of {phase.micro or 'equal size'}"
         )
     return micro, share // micro
@@ -66,8 +66,8 @@ class Trainer:
         config: TrainConfig,
         name: str,
         learner: Learner,
-        mixture: Mixture,
-        lessons: Callable[[Batch], Lesson],
+        mixture: MixedSampler,
+        lessons: Callable[[Batch], TrainBatch],
         machine: Machine,
         out: Path,
         *,
@@ -80,7 +80,7 @@ class Trainer:
         self.out, self.validate, self.tell = out, validate, tell
         self.step, self.best, self.best_step, self.misses, self.owed = 0, math.nan, 0, 0, False
         self.micro, self.pieces = pieces(name, self.phase)
-        found = hold_still(learner, self.phase)
+        found = freeze(learner, self.phase)
         path = out / f"{name}.pt"
         state = load_state(path) if path.exists() else None
         if state:
@@ -103,23 +103,23 @@ class Trainer:
             if config.ema and tensor.is_floating_point()
         }
         if state:
-            self.go_on(state)
+            self.load_checkpoint(state)
 
-    def batch(self, step: int) -> list[Lesson]:
+    def batch(self, step: int) -> list[TrainBatch]:
         """This process's share of a step, in pieces."""
-        each = self.micro * everywhere.world
-        starts = [piece * each + everywhere.rank * self.micro for piece in range(self.pieces)]
+        each = self.micro * world.size
+        starts = [piece * each + world.rank * self.micro for piece in range(self.pieces)]
         return [self.lessons(self.mixture.take(step, at, at + self.micro)) for at in starts]
 
-    def run(self, stop: Stop, until: float = math.inf) -> Ended:
+    def run(self, stop: StopRequest, until: float = math.inf) -> Ended:
         """Runs the phase on from where it is. Stops between two steps, with a checkpoint."""
-        journal = Log(self.out, self.name, self.step) if everywhere.rank == 0 else None
+        journal = Log(self.out, self.name, self.step) if world.rank == 0 else None
         try:
             if self.owed and (ended := self.check(journal, stop)):
                 return ended
             since, told = time.monotonic(), self.step
             for step, pieces in self.ahead():
-                if self.told_to_stop(stop, until):
+                if self.should_stop(stop, until):
                     self.keep()
                     return "stopped"
                 is_last = step + 1 == self.phase.steps
@@ -148,10 +148,10 @@ class Trainer:
             if journal:
                 journal.close()
 
-    def ahead(self) -> Iterator[tuple[int, list[Lesson]]]:
+    def ahead(self) -> Iterator[tuple[int, list[TrainBatch]]]:
         """Steps and what they hold; the next ones are read while one is learnt."""
         with ThreadPoolExecutor(self.config.workers) as reader:
-            asked: dict[int, Future[list[Lesson]]] = {}
+            asked: dict[int, Future[list[TrainBatch]]] = {}
             try:
                 for step in range(self.step, self.phase.steps):
                     for near in range(step, min(step + 1 + self.config.workers, self.phase.steps)):
@@ -162,33 +162,33 @@ class Trainer:
                 for future in asked.values():
                     future.cancel()
 
-    def told_to_stop(self, stop: Stop, until: float = math.inf) -> bool:
+    def should_stop(self, stop: StopRequest, until: float = math.inf) -> bool:
         """Whether any process was told to, or the time is up."""
         mine = stop.wanted or time.time() > until
-        wanted = everywhere.summed([float(mine)], self.machine.device)[0] > 0
+        wanted = world.summed([float(mine)], self.machine.device)[0] > 0
         if wanted:
             stop.wanted = True
         return wanted
 
-    def learn(self, step: int, pieces: list[Lesson], shown: bool) -> dict[str, float]:
+    def learn(self, step: int, pieces: list[TrainBatch], shown: bool) -> dict[str, float]:
         """One step of the optimiser; what it was like, where that is to be shown."""
         scale = rate(self.phase, step)
         for group in self.optim.param_groups:
             group["lr"] = self.phase.lr * group["factor"] * scale
         names = sorted(pieces[0].counts)
-        counted = everywhere.summed(
+        counted = world.summed(
             [sum(lesson.counts[name] for lesson in pieces) for name in names], self.machine.device
         )
         counts = dict(zip(names, counted, strict=True))
         self.optim.zero_grad(set_to_none=True)
         seen = dict.fromkeys(names, torch.zeros((), device=self.machine.device))
         for number, lesson in enumerate(pieces):
-            torch.manual_seed(mixed_seed(self.config.seed, step, number, everywhere.rank))
+            torch.manual_seed(mixed_seed(self.config.seed, step, number, world.rank))
             with self.machine.sharing(self.spread, last=number + 1 == len(pieces)):
                 with self.machine.exact():
                     sums = self.spread(lesson.to(self.machine.device))
                 # the mean over processes that follows makes these the sum over all, divided by all
-                terms = [sums[k].float() * (everywhere.world / counts[k]) for k in sums if k in LOSSES]
+                terms = [sums[k].float() * (world.size / counts[k]) for k in sums if k in LOSSES]
                 self.scaler.scale(torch.stack(terms).sum()).backward()  # type: ignore[no-untyped-call]
             for name, value in sums.items():
                 seen[name] = seen[name] + value.detach().float()
@@ -202,7 +202,7 @@ class Trainer:
         self.average(step)
         if not shown:
             return {}
-        values = everywhere.summed([seen[name].item() for name in names], self.machine.device)
+        values = world.summed([seen[name].item() for name in names], self.machine.device)
         found = {
             name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]
         }
@@ -231,7 +231,7 @@ class Trainer:
                     self.live[name].copy_(tensor)
             training_modes(self.learner)
 
-    def check(self, journal: Log | None, stop: Stop) -> Ended | None:
+    def check(self, journal: Log | None, stop: StopRequest) -> Ended | None:
         """Validates, keeps, and says whether that is the end of the phase."""
         plan = self.config.validation
         assert plan is not None
@@ -253,7 +253,7 @@ class Trainer:
                 asks = {phase.part in ASKING for phase in self.config.phases.values()}
                 if len(asks) == 1:
                     raise ConfigError(
-                        f"validation.metric: there is no {plan.metric!r}{nearest(plan.metric, found)}"
+                        f"validation.metric: there is no {plan.metric!r}{suggest(plan.metric, found)}"
                     )
                 log.info("%s has no figure %s: its last weights count", self.name, plan.metric)
                 return None
@@ -272,7 +272,7 @@ class Trainer:
         return None
 
     def keep(self, *, best: bool = False) -> None:
-        """Writes all that `go_on` needs, or the weights that are best."""
+        """Writes all that `load_checkpoint` needs, or the weights that are best."""
         state: dict[str, Any] = {
             "mean": {name: whole(tensor) for name, tensor in self.mean.items()},
             "step": self.step,
@@ -282,11 +282,11 @@ class Trainer:
             state["weights"] = {name: whole(tensor) for name, tensor in self.live.items()}
         if not best:
             state |= {"owed": self.owed, "scaler": self.scaler.state_dict(), "optim": self._optim_state()}
-        if everywhere.rank == 0:
+        if world.rank == 0:
             save_state(self.out, f"{self.name}.best" if best else self.name, state)
-        everywhere.wait()
+        world.wait()
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
+    def load_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Everything but the weights from a checkpoint."""
         self.step, self.owed = int(state["step"]), bool(state["owed"])
         self.best, self.best_step, self.misses = state["best"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.errors import ConfigError, InputError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import PROMPT_STYLES, Calibration, DeltaVLMConfig
@@ -23,17 +23,17 @@ from deltavlm.model.difference import DifferencePerception
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, find_folder, read_config
 from deltavlm.model.qformer import QFormer
 from deltavlm.model.tokenizer import Codec, load_codecs, train_codec
+from deltavlm.training.changechat_dataset import ChangeChatSource, Split, read_records, texts
+from deltavlm.training.checkpoints import final_weights, open_folder
 from deltavlm.training.config import TrainConfig
+from deltavlm.training.distributed import DTYPES, Machine, machine, world
 from deltavlm.training.export import commit, export
-from deltavlm.training.instructions import Held, RecordSource, read_records, texts
-from deltavlm.training.keeping import handed_on, open_folder
+from deltavlm.training.learner import Learner, collate
 from deltavlm.training.loop import Trainer, pieces
-from deltavlm.training.objectives import Learner, make_lesson
-from deltavlm.training.organs import factors
-from deltavlm.training.processes import DTYPES, Machine, everywhere, machine
-from deltavlm.training.scenes import SceneSource, corpus, draw_all
-from deltavlm.training.sources import Mixture, Source
-from deltavlm.training.stopping import Stop, deferred
+from deltavlm.training.parameter_groups import lr_multipliers
+from deltavlm.training.sampling import MixedSampler, Source
+from deltavlm.training.stop_signals import StopRequest, catch_stop_signals
+from deltavlm.training.synthetic_dataset import SceneSource, corpus, draw_all
 from deltavlm.training.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Inputs:
 
     model: DeltaVLMConfig
     start: Path | None
-    sets: tuple[Held, ...]
+    sets: tuple[Split, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Outcome:
 
     phase: str
     step: int
-    stop: Stop | None = None
+    stop: StopRequest | None = None
     folder: Path | None = None
     calibration: Calibration | None = None
 
@@ -72,7 +72,7 @@ class Outcome:
 
 def model_of(config: TrainConfig) -> DeltaVLMConfig:
     """The numbers of the model. Raises: ConfigError where the phases ask for what it does not have."""
-    model = load(shipped(f"{config.model}.yaml"), DeltaVLMConfig)
+    model = load(shipped_config(f"{config.model}.yaml"), DeltaVLMConfig)
     return checked(model, config)
 
 
@@ -82,7 +82,7 @@ def checked(model: DeltaVLMConfig, config: TrainConfig) -> DeltaVLMConfig:
         known = [name for name, _ in build(model).named_parameters()]
     for name, phase in config.phases.items():
         pieces(name, phase)
-        factors(known, phase)
+        lr_multipliers(known, phase)
         if phase.part in ("vision", "joint") and model.dense is None:
             raise ConfigError(
                 f"phase {name}: {model.name} has no dense head; it can align, instruct, or learn language"
@@ -112,7 +112,7 @@ def look(config: TrainConfig) -> Inputs:
 
 def codecs_of(inputs: Inputs, out: Path, scenes: bool) -> tuple[Codec, Codec]:
     """The tokenizers, from the run's folder; the first process puts them there."""
-    if everywhere.rank == 0 and not any((out / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
+    if world.rank == 0 and not any((out / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
         if inputs.start:
             for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
                 if (inputs.start / name).is_file():
@@ -121,7 +121,7 @@ def codecs_of(inputs: Inputs, out: Path, scenes: bool) -> tuple[Codec, Codec]:
             said = corpus(out / "scenes") if scenes else []
             said += [text for held in inputs.sets for text in texts(held)]
             train_codec(said, inputs.model.language.vocab, out / TOKENIZER)
-    everywhere.wait()
+    world.wait()
     return load_codecs(out)
 
 
@@ -132,7 +132,7 @@ def model_at(config: TrainConfig, inputs: Inputs, out: Path, phase: str) -> Delt
     model = start_model(config, inputs)
     best = config.validation is not None and config.validation.metric is not None
     for name in earlier if config.start else earlier[-1:]:  # without a start each has everything
-        model.load_state_dict(handed_on(out, name, best=best), strict=False)
+        model.load_state_dict(final_weights(out, name, best=best), strict=False)
     return model
 
 
@@ -169,13 +169,15 @@ def language_is_fitted(config: TrainConfig) -> bool:
     for phase in config.phases.values():
         rates = {name: factor for name, factor in phase.rates.items() if name.split(".")[0] == "language"}
         if any(name.count(".") for name, factor in rates.items() if factor) or any(
-            factors(names, replace(phase, rates={k: v for k, v in rates.items() if k == "language"})).values()
+            lr_multipliers(
+                names, replace(phase, rates={k: v for k, v in rates.items() if k == "language"})
+            ).values()
         ):
             return True
     return False
 
 
-def mixture_of(config: TrainConfig, name: str, inputs: Inputs, out: Path) -> Mixture:
+def mixture_of(config: TrainConfig, name: str, inputs: Inputs, out: Path) -> MixedSampler:
     """What the steps of a phase hold."""
     phase, size = config.phases[name], inputs.model.vision.image_px
     seed = [config.seed, *name.encode()]
@@ -184,14 +186,14 @@ def mixture_of(config: TrainConfig, name: str, inputs: Inputs, out: Path) -> Mix
         sources.append((SceneSource(out, config.scenes, phase, size, [*seed, 3]), config.scenes.weight))
     for place, held in enumerate(inputs.sets):
         if weight := config.sets[held.name].weight:
-            source = RecordSource(held.training, held.images, phase, size, [*seed, 4, place], still=False)
+            source = ChangeChatSource(held.training, held.images, phase, size, [*seed, 4, place], still=False)
             sources.append((source, weight))
-    return Mixture(sources, phase.batch, phase.steps, seed)
+    return MixedSampler(sources, phase.batch, phase.steps, seed)
 
 
 def learner_of(config: TrainConfig, name: str, inputs: Inputs, model: DeltaVLM, where: Machine) -> Learner:
     """The model with what a phase asks of it."""
-    model.use_attention("eager" if where.device.type == "cpu" else "sdpa")
+    model.set_attention("eager" if where.device.type == "cpu" else "sdpa")
     if config.recompute:
         for part in (model.language, model.qformer.bert):
             _recompute(part)
@@ -231,12 +233,12 @@ def train(
     if only not in (None, "none", *config.phases):
         raise InputError(f"no phase {only!r}; there are {', '.join(config.phases)}")
     where, inputs = machine(config), look(config)
-    if everywhere.rank == 0:
+    if world.rank == 0:
         open_folder(out, config, resume=resume)
         if config.scenes:
             tell("scenes", 0, 0, "drawing those that are not drawn yet")
             draw_all(config.scenes, out)
-    everywhere.wait()
+    world.wait()
     codecs = codecs_of(inputs, out, scenes=config.scenes is not None)
     last, step = "", 0
     for name, phase in config.phases.items():
@@ -249,7 +251,7 @@ def train(
             name,
             learner,
             mixture_of(config, name, inputs, out),
-            partial(make_lesson, phase=phase, config=inputs.model, codecs=codecs),
+            partial(collate, phase=phase, config=inputs.model, codecs=codecs),
             where,
             out,
             everything=config.start is None,
@@ -259,7 +261,7 @@ def train(
             tell=lambda done, note, name=name, steps=phase.steps: tell(name, done, steps, note),  # type: ignore[misc]
         )
         tell(name, trainer.step, phase.steps, "")
-        with deferred() as stop:
+        with catch_stop_signals() as stop:
             try:
                 ended = trainer.run(stop, until)
             except (torch.OutOfMemoryError, MemoryError) as error:
@@ -269,13 +271,13 @@ def train(
                 ) from error
             if ended == "stopped":
                 return Outcome(name, trainer.step, stop)
-            if everywhere.rank == 0:
+            if world.rank == 0:
                 (out / f"{name}.done").write_text(f"{trainer.step}\n")
-            everywhere.wait()
+            world.wait()
         step = trainer.step
         del trainer, learner
     target, found = folder or out / "model", None
-    if everywhere.rank == 0 and (only in (None, "none") or folder):
+    if world.rank == 0 and (only in (None, "none") or folder):
         about = {
             "trained_on": " and ".join(["synthetic scenes"] * bool(config.scenes) + list(config.sets)),
             "commit": commit(),
@@ -284,7 +286,7 @@ def train(
         }
         model = model_at(config, inputs, out, "")
         found = export(out, model, inputs.model, config, about, target, inputs.start, inputs.sets)
-    everywhere.wait()
+    world.wait()
     return Outcome(last, step, None, target if found else None, found)
 
 

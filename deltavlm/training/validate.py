@@ -13,17 +13,17 @@ import torch
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.tokenizer import Codec
-from deltavlm.scoring.answering import answered
+from deltavlm.scoring.inference import predict_batches
 from deltavlm.scoring.predictions import Prediction, match
 from deltavlm.scoring.score import Setup, score
+from deltavlm.scoring.synthetic import predict_scenes, score_scenes
+from deltavlm.training.changechat_dataset import ChangeChatSource, Split
 from deltavlm.training.config import ASKING, TrainConfig
-from deltavlm.training.evaluate import said_and_true, scores
-from deltavlm.training.instructions import Held, RecordSource
-from deltavlm.training.objectives import Learner, make_lesson
-from deltavlm.training.processes import Machine, everywhere
-from deltavlm.training.scenes import HeldScenes
-from deltavlm.training.sources import stacked
-from deltavlm.training.stopping import Stop
+from deltavlm.training.distributed import Machine, world
+from deltavlm.training.learner import Learner, collate
+from deltavlm.training.sampling import stacked
+from deltavlm.training.stop_signals import StopRequest
+from deltavlm.training.synthetic_dataset import ValidationScenes
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Validator:
         model: DeltaVLMConfig,
         codecs: tuple[Codec, Codec],
         machine: Machine,
-        sets: Sequence[Held],
+        sets: Sequence[Split],
         out: Path,
     ) -> None:
         assert config.validation is not None
@@ -49,20 +49,20 @@ class Validator:
         self.sets = [held for held in sets if held.held_out]
         still = replace(self.phase, crop_px=None)
         size = model.vision.image_px
-        self.sources: dict[str, HeldScenes | RecordSource] = {}
+        self.sources: dict[str, ValidationScenes | ChangeChatSource] = {}
         if config.scenes:
-            self.sources["scenes"] = HeldScenes(out, still, size)
+            self.sources["scenes"] = ValidationScenes(out, still, size)
         if self.phase.part != "vision":
             for held in self.sets:
                 cases = held.held_out[: self.plan.pairs]
-                self.sources[held.name] = RecordSource(cases, held.images, still, size, [0], still=True)
+                self.sources[held.name] = ChangeChatSource(cases, held.images, still, size, [0], still=True)
         self.asks = self.plan.answers and self.phase.part in ASKING
-        if self.asks and machine.sharding == "fsdp" and everywhere.world > 1:
+        if self.asks and machine.sharding == "fsdp" and world.size > 1:
             self.asks = False
             log.warning("fsdp: validation has losses only; score the model folder with deltavlm eval")
         self.noted: set[str] = set()
 
-    def __call__(self, learner: Learner, stop: Stop) -> dict[str, float] | None:
+    def __call__(self, learner: Learner, stop: StopRequest) -> dict[str, float] | None:
         found: dict[str, float] = {}
         for name, source in self.sources.items():
             found |= self.losses(learner, name, source)
@@ -76,61 +76,62 @@ class Validator:
             )
             with self.machine.exact():
                 found |= self.answers(model, stop)
-        if any(everywhere.objects(stop.wanted)):
+        if any(world.objects(stop.wanted)):
             stop.wanted = True
             return None
-        first: dict[str, float] = everywhere.objects(found)[0]
+        first: dict[str, float] = world.objects(found)[0]
         return {name: value for name, value in first.items() if math.isfinite(value)}  # of nothing: no figure
 
     @torch.no_grad()
-    def losses(self, learner: Learner, name: str, source: HeldScenes | RecordSource) -> dict[str, float]:
+    def losses(
+        self, learner: Learner, name: str, source: ValidationScenes | ChangeChatSource
+    ) -> dict[str, float]:
         """Mean losses over at most `pairs` samples, evenly taken."""
-        world = everywhere.world
-        number = min(self.plan.pairs, len(source)) // world * world
-        each = max(1, self.phase.micro or self.phase.batch // world)
+        number = min(self.plan.pairs, len(source)) // world.size * world.size
+        each = max(1, self.phase.micro or self.phase.batch // world.size)
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
-        for start in range(0, number, each * world):
-            share = min(each, (number - start) // world)
-            first = start + everywhere.rank * share
+        for start in range(0, number, each * world.size):
+            share = min(each, (number - start) // world.size)
+            first = start + world.rank * share
             samples = [source.sample(at * len(source) // number) for at in range(first, first + share)]
-            lesson = make_lesson(stacked(samples, noise=start), self.phase, self.model, self.codecs)
+            lesson = collate(stacked(samples, noise=start), self.phase, self.model, self.codecs)
             with self.machine.exact():
                 found = learner(lesson.to(self.machine.device))
             for key, value in found.items():
                 sums[key] = sums.get(key, 0.0) + value.item()
                 counts[key] = counts.get(key, 0.0) + lesson.counts[key]
         keys = sorted(sums)
-        total = everywhere.summed([*(sums[k] for k in keys), *(counts[k] for k in keys)], self.machine.device)
+        total = world.summed([*(sums[k] for k in keys), *(counts[k] for k in keys)], self.machine.device)
         means = [a / b for a, b in zip(total[: len(keys)], total[len(keys) :], strict=True)]
         return {
-            f"{name}.{key}" if key == "found" else f"{name}.loss.{key}": mean
+            f"{name}.{key}" if key == "recall_at_1" else f"{name}.loss.{key}": mean
             for key, mean in zip(keys, means, strict=True)
         }
 
-    def answers(self, model: Predictor, stop: Stop) -> dict[str, float]:
+    def answers(self, model: Predictor, stop: StopRequest) -> dict[str, float]:
         """Figures of the questions asked: of the validation scenes by the first process, of sets by all."""
         found: dict[str, float] = {}
-        if "scenes" in self.sources and everywhere.rank == 0:
-            told = scores(*said_and_true(model, self.out / "validation", limit=self.plan.pairs))
+        if "scenes" in self.sources and world.rank == 0:
+            told = score_scenes(*predict_scenes(model, self.out / "validation", limit=self.plan.pairs))
             found |= {f"scenes.{key}": float(value) for key, value in told.items() if key != "pairs"}
         for held in self.sets:
             cases = held.held_out[: self.plan.pairs]
             mine: list[Prediction] = []
-            for predictions, problems in answered(
-                model, cases[everywhere.rank :: everywhere.world], held.images, batch=16
+            for predictions, problems in predict_batches(
+                model, cases[world.rank :: world.size], held.images, batch=16
             ):
                 mine += predictions
                 for problem in problems:
                     self.note(problem.what)
                 if stop.wanted:
                     break
-            every = [one for part in everywhere.objects(mine) for one in part]
-            if everywhere.rank == 0 and not stop.wanted:
+            every = [one for part in world.objects(mine) for one in part]
+            if world.rank == 0 and not stop.wanted:
                 found |= self.scored(held, every)
         return found
 
-    def scored(self, held: Held, predictions: Sequence[Prediction]) -> Mapping[str, float]:
+    def scored(self, held: Split, predictions: Sequence[Prediction]) -> Mapping[str, float]:
         examples = [example for case in held.held_out[: self.plan.pairs] for example in case.examples]
         tasks = tuple(dict.fromkeys(example.task for example in examples))
         result = score(match(examples, predictions).pairs, tasks, Setup(rounds=0, beside=False))

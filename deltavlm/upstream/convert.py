@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError, OutputError
 from deltavlm.model import checkpoint
-from deltavlm.model.checkpoint import linked_name, write_tensors
+from deltavlm.model.checkpoint import checkpoint_name, write_tensors
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, WEIGHTS
@@ -107,7 +107,7 @@ def convert(
         wanted = {
             name: tensor.shape
             for name, tensor in build(config).state_dict().items()
-            if checkpoint.stored(name, tied=config.language.tied)
+            if checkpoint.is_stored(name, tied=config.language.tied)
         }
     check({n: t.shape for n, t in own.items()}, wanted, sources.checkpoint, part=lambda n: not language(n))
 
@@ -126,7 +126,7 @@ def convert(
         written = {WEIGHTS: digest(scratch / WEIGHTS)}
         shapes = {}
         if link_language:
-            shapes = {our: t.shape for n, t in tensors(sources.language) if (our := linked_name(n))}
+            shapes = {our: t.shape for n, t in tensors(sources.language) if (our := checkpoint_name(n))}
             config = replace(
                 config, language=replace(config.language, folder=str(sources.language.resolve()))
             )
@@ -189,7 +189,7 @@ def parts(folder: Path) -> Iterable[dict[str, Tensor]]:
     held: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors(folder):
-        our = linked_name(name)
+        our = checkpoint_name(name)
         if our is None:
             continue
         held[our] = tensor

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deltavlm.config import from_mapping, load, shipped
+from deltavlm.config import from_mapping, load, shipped_config
 from deltavlm.errors import InputError
 from deltavlm.model.config import (
     DeltaVLMConfig,
@@ -42,7 +42,7 @@ def read_config(
     layers = 1 + max(int(n.removeprefix(stem).split(".")[0]) for n in published if n.startswith(stem))
     crossed = [n for n in range(layers) if f"{stem}{n}.crossattention.self.query.weight" in published]
     vocab, hidden = published["Qformer.bert.embeddings.word_embeddings.weight"].shape
-    base = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    base = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
     return replace(
         base,
         vision=VisionConfig(
@@ -76,7 +76,7 @@ def heads_of(sources: Sources) -> tuple[int, int]:
     from such an expected.json beside the checkpoint, or those of the published model. Raises: InputError.
     """
     beside = sources.checkpoint.with_name("expected.json")
-    path = sources.config or (beside if beside.is_file() else shipped("deltavlm-7b.yaml"))
+    path = sources.config or (beside if beside.is_file() else shipped_config("deltavlm-7b.yaml"))
     try:
         values = json.loads(path.read_text()) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:

@@ -63,7 +63,7 @@ def verify(
         check_quantize(quantize, where)
     config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=where, quantize=quantize)
     model.difference.mode = "csrm"
-    model.use_attention("eager")
+    model.set_attention("eager")
     questions, codec = load_codecs(folder)
     predictor = Predictor(model, config, questions, codec, where, "")
     found: dict[str, list[tuple[bool, float | None, float | None]]] = {}
@@ -93,7 +93,7 @@ def verify(
                 near("vision tokens", model.vision(before)[0], arrays[stem + "vit_before"])
                 near("vision tokens", model.vision(after)[0], arrays[stem + "vit_after"])
                 near("difference tokens", tokens, arrays[stem + "difference_tokens"])
-                question, text = predictor.texts([prompt])
+                question, text = predictor.tokenize([prompt])
                 near("question ids", question.ids, arrays[stem + "qformer_input_ids"])
                 near("text ids", text.ids, arrays[stem + "llm_input_ids"])
                 near("soft prompt", model.query(tokens, question), arrays[stem + "soft_prompt"])
@@ -146,7 +146,7 @@ def generated(
     first = group[0]
     rows = [case["pair"] for case in group]
     tokens = predictor.model.encode_pair(pixels["A"][rows], pixels["B"][rows]).tokens
-    question, text = predictor.texts([case["prompt"] for case in group])
+    question, text = predictor.tokenize([case["prompt"] for case in group])
     found = predictor.model.generate(
         tokens,
         question,

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
-from deltavlm.model.config import Running
+from deltavlm.model.config import RuntimeOptions
 from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # A whole program with the scripted model in place of a real one; its arguments are those of `deltavlm`.
 PROGRAM = """
 import sys, time
-import deltacli.flags
+import deltacli.flag_groups
 from deltacli.main import app
 from tests.scripted_model import ScriptedModel
 
@@ -30,11 +30,11 @@ class Slow(ScriptedModel):
         time.sleep({pause})
         return super().answer(encoded, questions, pairs)
 
-    def reply(self, encoded, rows):
+    def answer_rows(self, encoded, rows):
         time.sleep({pause})
-        return super().reply(encoded, rows)
+        return super().answer_rows(encoded, rows)
 
-deltacli.flags._load = lambda name, running: Slow()
+deltacli.flag_groups._load = lambda name, runtime: Slow()
 app(prog_name="deltavlm")
 """
 
@@ -43,7 +43,7 @@ app(prog_name="deltavlm")
 class Run:
     """`run("analyze", before, ...)` in this process; `loads` keeps what the model was loaded with."""
 
-    loads: list[tuple[str, Running]] = field(default_factory=list)
+    loads: list[tuple[str, RuntimeOptions]] = field(default_factory=list)
 
     def __call__(self, *args: object, **settings: Any) -> Result:
         return CliRunner().invoke(app, [str(arg) for arg in args], **settings)
@@ -59,11 +59,11 @@ def run(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         monkeypatch.delenv(name)
     runner = Run()
 
-    def load(name: str, running: Running) -> ScriptedModel:
-        runner.loads.append((name, running))
+    def load(name: str, runtime: RuntimeOptions) -> ScriptedModel:
+        runner.loads.append((name, runtime))
         return model
 
-    monkeypatch.setattr("deltacli.flags._load", load)
+    monkeypatch.setattr("deltacli.flag_groups._load", load)
     return runner
 
 

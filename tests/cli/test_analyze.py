@@ -9,8 +9,8 @@ from pathlib import Path
 import pyogrio
 import pytest
 
-from deltacli.console import Voice
-from deltavlm.model.config import Running
+from deltacli.console import Console
+from deltavlm.model.config import RuntimeOptions
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
 from tests.scripted_model import CHANGED, ScriptedModel
@@ -103,7 +103,7 @@ def test_the_summary_names_model_device_chips_speed_and_output(run: Run, scene: 
     assert "15 chips: 1 changed" in result.stderr
     assert "chips/s" in result.stderr
     assert result.stderr.rstrip().endswith("output out.gpkg")
-    assert run.loads == [("nano", Running(device="cpu"))]
+    assert run.loads == [("nano", RuntimeOptions(device="cpu"))]
 
 
 def test_quiet_says_nothing(run: Run, scene: Scene) -> None:
@@ -115,7 +115,7 @@ def test_quiet_says_nothing(run: Run, scene: Scene) -> None:
 def test_a_table_of_the_most_changed_chips_on_a_terminal(
     run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "200")
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--color", "never", *SMALL)
     assert result.exit_code == 0
@@ -129,7 +129,7 @@ def test_a_table_of_the_most_changed_chips_on_a_terminal(
 def test_markup_in_a_caption_is_shown_as_it_is(
     run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "200")
     model.script = lambda before, after, question: "yes" if question.yes_no else "[red]a[/nonsense]"
     result = run("analyze", *scene.args, "-o", "out.gpkg", *SMALL)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from deltacli import values
-from deltacli.console import Voice, duration
+from deltacli import parsing
+from deltacli.console import Console, duration
 from deltacli.main import app
 from deltacli.signals import Stopped, stoppable
 from deltavlm import __version__
@@ -32,7 +32,7 @@ def test_helping_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys, runpy\n"
         f"sys.argv = ['deltavlm', {command!r}, '--help']\n"
-        "try: runpy.run_module('deltacli', run_name='__main__')\n"
+        "try: runpy.run_module('deltacli', run_id='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio', 'PIL'}\n"
         "print(sorted(heavy & {*sys.modules}))"
@@ -134,8 +134,8 @@ def test_a_signal_leaves_no_partial_output(
 
 def test_a_swallowed_signal_is_heeded_at_the_next_step() -> None:
     """numpy's `choice` now and then loses the exception of a signal: the run went on to its end."""
-    voice = Voice()
-    with stoppable() as voice.stop, voice.counting(2, "chips") as tell:
+    console = Console()
+    with stoppable() as console.stop, console.count_progress(2, "chips") as tell:
         tell(1, "")
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
@@ -317,7 +317,7 @@ def test_a_variable_named_like_the_program_shows_no_version(
     ],
 )
 def test_default_output(source: str, name: str) -> None:
-    assert values.default_output(source, "_changes.gpkg") == name
+    assert parsing.default_output(source, "_changes.gpkg") == name
 
 
 def test_durations() -> None:

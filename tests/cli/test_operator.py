@@ -15,8 +15,8 @@ from pathlib import Path
 import pyogrio
 import pytest
 
-from deltacli import monitor as of_monitor
-from deltacli.exposition import Metric, exposition
+from deltacli import metrics as metrics
+from deltacli.metrics import Metric, format_metrics
 from tests.cli.conftest import ROOT, Run, program
 from tests.cli.test_pairs import write_pairs
 from tests.conftest import Scene
@@ -112,7 +112,7 @@ def test_json_logs_name_pair_and_chip(run: Run, tmp_path: Path, model: ScriptedM
 
 
 def test_labels_are_escaped() -> None:
-    text = exposition([Metric("a", "gauge", "x\\y\nz", [({"l": 'q"\\\n'}, 0.5)])], {"output": "o"})
+    text = format_metrics([Metric("a", "gauge", "x\\y\nz", [({"l": 'q"\\\n'}, 0.5)])], {"output": "o"})
     assert text == '# HELP a x\\\\y\\nz\n# TYPE a gauge\na{l="q\\"\\\\\\n",output="o"} 0.5\n'
 
 
@@ -197,7 +197,7 @@ def test_metrics_while_it_runs_and_when_it_is_stopped(scene: Scene, tmp_path: Pa
 def test_metrics_are_refreshed(
     run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_monitor, "REFRESH_S", 0.01)
+    monkeypatch.setattr(metrics, "REFRESH_S", 0.01)
     seen: list[float] = []
     encode = model.encode
 

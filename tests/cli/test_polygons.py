@@ -24,7 +24,7 @@ from tests.conftest import Scene
 from tests.model.test_masks import seven_with_head
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
-from tests.training.seven import seven_checkpoint
+from tests.seven import seven_checkpoint
 
 SMALL = ("--chip-size", 32)
 RASTERS = ("--mask", "m.tif", "--probability", "p.tif")

@@ -10,7 +10,7 @@ import pyogrio
 import pytest
 from PIL import Image
 
-from deltacli.console import Voice
+from deltacli.console import Console
 from deltavlm.errors import WriteError
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
@@ -191,7 +191,7 @@ def test_analyze_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
 def test_the_table_has_as_many_rows_as_are_wished(
     run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: True))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "200")
     model.script = lambda before, after, question: "yes" if question.yes_no else "seen"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltacli.console import Voice
-from deltacli.thumbnails import encoded, protocol_of
+from deltacli.console import Console
+from deltacli.terminal_images import detect_protocol, encode_image
 from tests.cli.conftest import Run
 from tests.conftest import Scene
 from tests.rasters import noise
@@ -29,7 +29,7 @@ def same(one: Image.Image, png: bytes) -> bool:
 
 
 def test_kitty_carries_the_picture_in_pieces() -> None:
-    pieces = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", encoded(picture(), "kitty"))
+    pieces = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", encode_image(picture(), "kitty"))
     assert len(pieces) > 2
     assert all(len(text) <= 4096 for _, text in pieces)
     assert pieces[0][0] == "a=T,f=100,q=2,m=1"
@@ -39,7 +39,9 @@ def test_kitty_carries_the_picture_in_pieces() -> None:
 
 
 def test_iterm_carries_the_picture_whole() -> None:
-    found = re.fullmatch("\x1b]1337;File=inline=1;size=(\\d+);width=97px:(.*)\a", encoded(picture(), "iterm"))
+    found = re.fullmatch(
+        "\x1b]1337;File=inline=1;size=(\\d+);width=97px:(.*)\a", encode_image(picture(), "iterm")
+    )
     assert found is not None
     content = base64.b64decode(found[2])
     assert len(content) == int(found[1])
@@ -78,9 +80,9 @@ def decoded_sixel(text: str) -> np.ndarray:
 def test_sixel_draws_every_pixel() -> None:
     flat = Image.new("RGB", (40, 20), (255, 0, 0))
     flat.paste((0, 0, 255), (10, 5, 30, 14))
-    drawn = decoded_sixel(encoded(flat, "sixel"))
+    drawn = decoded_sixel(encode_image(flat, "sixel"))
     assert (drawn == np.round(np.asarray(flat) / 2.55)).all()
-    noisy = decoded_sixel(encoded(picture(), "sixel"))
+    noisy = decoded_sixel(encode_image(picture(), "sixel"))
     assert noisy.shape == (53, 97, 3)
     assert (noisy >= 0).all()
     assert np.abs(noisy * 2.55 - np.asarray(picture())).mean() < 30
@@ -102,7 +104,7 @@ def test_sixel_draws_every_pixel() -> None:
     ],
 )
 def test_the_protocol_is_known_by_the_environment(environ: dict[str, str], protocol: str | None) -> None:
-    assert protocol_of(environ) == protocol
+    assert detect_protocol(environ) == protocol
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_only_a_terminal_gets_them(
     words: list[Any],
     mark: str | None,
 ) -> None:
-    monkeypatch.setattr(Voice, "on_terminal", property(lambda self: terminal))
+    monkeypatch.setattr(Console, "on_terminal", property(lambda self: terminal))
     for name in ("TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", term)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.synthetic import make_scene
 from tests.cli.conftest import ROOT, Run, one_line
@@ -169,7 +169,7 @@ def test_the_whole_configuration_is_printed(run: Run) -> None:
 
 def test_a_dry_run_of_the_7b_says_what_is_missing(run: Run) -> None:
     """The plan goes to stdout, the reason why it cannot start to stderr."""
-    result = run("train", shipped("train_stage2.yaml"), "--dry-run")
+    result = run("train", shipped_config("train_stage2.yaml"), "--dry-run")
     assert result.exit_code == 2
     assert "no model 'runs/stage1/model'" in one_line(result)
     assert "fitted: 253,216,384 parameters: vision 50,500,352 of 985,897,344" in result.stdout

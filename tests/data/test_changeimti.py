@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from deltavlm.data.changeimti import FILES, PLACES
-from deltavlm.data.examples import TASKS, missing_images, read_set
+from deltavlm.data.examples import missing_images, read_set
 from deltavlm.errors import InputError
-from deltavlm.tasks import count, locate
+from deltavlm.tasks import TASKS, count, locate
 
 ROOT = "/data/coding/datasets/LEVIR-MCI-dataset/images"
 
@@ -73,7 +73,7 @@ def test_the_records_of_a_pair_are_one_example_a_task(folder: Path) -> None:
         "caption.json": 3,
     }
     assert {(one.task, one.id) for one in data.examples} == {
-        *((task, name) for task in TASKS[:4] for name in ("x.png", "y.png")),
+        *((task, name) for task in tuple(TASKS)[:4] for name in ("x.png", "y.png")),
         ("dialogue", "x.png"),
     }
     x = {one.task: one for one in data.examples if one.id == "x.png"}

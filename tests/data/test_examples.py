@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.examples import TASKS, missing_images, read_set
+from deltavlm.data.examples import missing_images, read_set
 from deltavlm.data.synthetic import make_scene
 from deltavlm.errors import InputError
-from deltavlm.tasks import caption, classify, count, locate
+from deltavlm.tasks import TASKS, caption, classify, count, locate
 
 PAIR = ["test/A/x.png", "test/B/x.png"]
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from deltavlm.data.changechat import Pair, records
-from deltavlm.data.examples import TASKS, missing_images, read_set
+from deltavlm.data.examples import missing_images, read_set
 from deltavlm.data.synthetic import make_scene
 from deltavlm.data.synthetic.facts import facts_of
+from deltavlm.tasks import TASKS
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 MINI = SAMPLES / "changechat_mini"

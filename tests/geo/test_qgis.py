@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.crs import CRS
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.geo.styles import STEPS, STYLES, layer_style
@@ -28,7 +28,7 @@ from deltavlm.tasks.questions import load_questions
 
 LOOK = Path(__file__).with_name("qgis_look.py")
 QGIS_PYTHON = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")  # Debian's; QGIS's own elsewhere
-CHIPS = chips_layer(load_questions(shipped("questions.yaml")))
+CHIPS = chips_layer(load_questions(shipped_config("questions.yaml")))
 CHANGES = Layer(
     "changes",
     (

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORED, Text, build
+from deltavlm.model.deltavlm import IGNORE_INDEX, Text, build
 from deltavlm.model.qformer import QFormer
 from tests.tiny import TINY, tiny_codec, tiny_model
 
@@ -44,21 +44,21 @@ def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
     """The log-probability of every generated token is what the loss gives for the same answer."""
     model, codec = tiny_model(), tiny_codec(tmp_path)
     ids = codec.encode("q please briefly describe the changes in these two images")
-    question = codec.batch([ids, ids], "right")
-    prompt = codec.batch([[codec.bos, *ids]] * 2, "left")
+    question = codec.pad_batch([ids, ids], "right")
+    prompt = codec.pad_batch([[codec.bos, *ids]] * 2, "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(2)).tokens
         made = model.generate(
             tokens, question, prompt, max_new_tokens=9, bos=codec.bos, eos=codec.eos, pad=codec.pad
         )
         answers = [[id_ for id_ in row if id_ != codec.pad] for row in made.ids.tolist()]
-        text = codec.batch([[codec.bos, *ids, *answer] for answer in answers], "right")
-        labels = text.ids.masked_fill(text.mask == 0, IGNORED)
-        labels[:, : len(ids) + 1] = IGNORED
+        text = codec.pad_batch([[codec.bos, *ids, *answer] for answer in answers], "right")
+        labels = text.ids.masked_fill(text.mask == 0, IGNORE_INDEX)
+        labels[:, : len(ids) + 1] = IGNORE_INDEX
         losses = model.token_losses(tokens, question, text, labels)
     for row, answer in enumerate(answers):
         told = losses[row][len(ids) + 1 : len(ids) + 1 + len(answer)]
-        torch.testing.assert_close(-told, made.logs[row, : len(answer)], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(-told, made.log_probs[row, : len(answer)], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
@@ -67,8 +67,8 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
     untied = replace(TINY, language=replace(TINY.language, tied=False))  # more lively than a tied one
     model, codec = tiny_model(3, untied), tiny_codec(tmp_path)
     asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses", "q the bare land", "yes", "no new")]
-    question = codec.batch(asked, "right")
-    prompt = codec.batch([[codec.bos, *row] for row in asked], "left")
+    question = codec.pad_batch(asked, "right")
+    prompt = codec.pad_batch([[codec.bos, *row] for row in asked], "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(6)).tokens
         free = model.generate(
@@ -92,7 +92,7 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
                 eos_token_id=eos,
                 pad_token_id=codec.pad,
             )
-    ids, logs = found.ids, found.logs
+    ids, logs = found.ids, found.log_probs
     assert ids.tolist() == theirs.tolist()
     said = [row.index(eos) + 1 if eos in row else len(row) for row in ids.tolist()]
     assert len(set(said)) >= 2
@@ -105,8 +105,8 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
 def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path, beams: int) -> None:
     model, codec = tiny_model(), tiny_codec(tmp_path)
     long, short = codec.encode("q please judge whether these two images have changed"), codec.encode("q yes")
-    question = codec.batch([long, short], "right")
-    prompt = codec.batch([[codec.bos, *long], [codec.bos, *short]], "left")
+    question = codec.pad_batch([long, short], "right")
+    prompt = codec.pad_batch([[codec.bos, *long], [codec.bos, *short]], "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(2)).tokens
         first = model.first_logits(tokens, question, prompt)
@@ -119,17 +119,19 @@ def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path, bea
         plain = model.generate(
             tokens, question, prompt, max_new_tokens=1, bos=codec.bos, eos=codec.eos, pad=codec.pad
         )
-    torch.testing.assert_close(made.first, first, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made.first_logits, first, atol=1e-4, rtol=1e-4)
     assert first.argmax(dim=1).tolist() == plain.ids[:, 0].tolist()
-    torch.testing.assert_close(first.log_softmax(dim=1).amax(dim=1), plain.logs[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        first.log_softmax(dim=1).amax(dim=1), plain.log_probs[:, 0], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_an_answer_that_is_whole_with_its_first_token_ends_there(tmp_path: Path) -> None:
     """The other rows go on, and say what they say without it."""
     model, codec = tiny_model(3), tiny_codec(tmp_path)
     asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses")]
-    question = codec.batch(asked, "right")
-    prompt = codec.batch([[codec.bos, *row] for row in asked], "left")
+    question = codec.pad_batch(asked, "right")
+    prompt = codec.pad_batch([[codec.bos, *row] for row in asked], "left")
     settings = {"max_new_tokens": 5, "bos": codec.bos, "eos": -1, "pad": codec.pad}
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(3)).tokens
@@ -148,12 +150,12 @@ def test_padding_does_not_reach_the_answer(tmp_path: Path) -> None:
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(1)).tokens
         alone = model.first_logits(
-            tokens, codec.batch([short], "right"), codec.batch([[codec.bos, *short]], "left")
+            tokens, codec.pad_batch([short], "right"), codec.pad_batch([[codec.bos, *short]], "left")
         )
         mixed = model.first_logits(
             tokens.expand(2, -1, -1),
-            codec.batch([long, short], "right"),
-            codec.batch([[codec.bos, *long], [codec.bos, *short]], "left"),
+            codec.pad_batch([long, short], "right"),
+            codec.pad_batch([[codec.bos, *long], [codec.bos, *short]], "left"),
         )
     torch.testing.assert_close(alone[0], mixed[1], atol=1e-4, rtol=1e-4)
 
@@ -163,7 +165,8 @@ def test_the_question_guides_what_the_queries_find(tmp_path: Path) -> None:
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(1)).tokens
         soft = [
-            model.query(tokens, codec.batch([codec.encode(q)], "right")) for q in ("q yes", "q two houses")
+            model.query(tokens, codec.pad_batch([codec.encode(q)], "right"))
+            for q in ("q yes", "q two houses")
         ]
     assert soft[0].shape == (1, TINY.qformer.queries, TINY.language.hidden)
     assert not torch.allclose(soft[0], soft[1], atol=1e-4)
@@ -194,12 +197,12 @@ def test_gradient_of_the_words_reaches_the_vision_tower(tmp_path: Path) -> None:
     """The whole path difference tokens -> Q-Former -> language model is trained, the point of the
     architecture."""
     model, codec = tiny_model().train(), tiny_codec(tmp_path)
-    model.use_attention("eager")
+    model.set_attention("eager")
     tokens = model.encode_pair(*pictures(2)).tokens
     ids = codec.encode("q yes")
-    text = codec.batch([[codec.bos, *ids, codec.eos]] * 2, "right")
-    labels = text.ids.masked_fill(text.ids != codec.eos, IGNORED)
-    model.loss(tokens, codec.batch([ids] * 2, "right"), text, labels).backward()
+    text = codec.pad_batch([[codec.bos, *ids, codec.eos]] * 2, "right")
+    labels = text.ids.masked_fill(text.ids != codec.eos, IGNORE_INDEX)
+    model.loss(tokens, codec.pad_batch([ids] * 2, "right"), text, labels).backward()
     for module in (model.vision.tower, model.difference.context1, model.qformer, model.projection):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
@@ -225,7 +228,7 @@ def test_gradient_of_the_words_reaches_the_vision_tower(tmp_path: Path) -> None:
 def test_shipped_configs_build_at_the_published_size(name: str, counts: dict[str, int]) -> None:
     """Parameter counts of every part of the published model, on the meta device."""
     with torch.device("meta"):
-        model = build(load(shipped(f"{name}.yaml"), DeltaVLMConfig))
+        model = build(load(shipped_config(f"{name}.yaml"), DeltaVLMConfig))
     for part, count in counts.items():
         found = (
             model.get_parameter(part).numel()

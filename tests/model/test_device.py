@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.model import device
 from deltavlm.model.config import DeltaVLMConfig
 
@@ -19,14 +19,14 @@ def test_a_cpu_computes_in_bf16_where_it_is_fast(
     able: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "bf16_cpu", lambda: able)
-    nano = load(shipped("nano.yaml"), DeltaVLMConfig)
+    nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
     large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
     assert device.pick_dtype("auto", nano, "cpu") == device.pick_dtype("auto", large, "cpu") == dtype
     assert device.pick_dtype("fp32", large, "cpu") == torch.float32
 
 
 def test_a_small_model_is_float32_elsewhere() -> None:
-    nano = load(shipped("nano.yaml"), DeltaVLMConfig)
+    nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
     large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
     assert device.pick_dtype("auto", nano, "mps") == torch.float32
     assert device.pick_dtype("auto", large, "mps") == torch.float16
@@ -35,9 +35,9 @@ def test_a_small_model_is_float32_elsewhere() -> None:
 FAULTS = """
 import resource, sys
 import numpy as np
-from deltavlm.model.device import keep_memory
+from deltavlm.model.device import tune_malloc
 if sys.argv[1] == "kept":
-    keep_memory()
+    tune_malloc()
 count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(8_000_000, dtype=np.uint8)
 before = count()

@@ -17,8 +17,8 @@ from deltavlm.model.folder import CONFIG, DENSE
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import load_model
 from deltavlm.tasks import caption
+from tests.seven import SEVEN, seven_checkpoint
 from tests.tiny import tiny_model
-from tests.training.seven import SEVEN, seven_checkpoint
 
 HEAD = DenseConfig(
     classes=("none", "building", "road", "other"), counted=("building",), width=8, evidence=False

@@ -14,8 +14,8 @@ from deltavlm.errors import ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
 from deltavlm.model.interface import Question
-from deltavlm.model.memory import MOST_PAIRS, CudaMeter, TensorMeter, pairs_that_fit, row_bytes, rows_that_fit
-from deltavlm.model.predictor import LOOKED_AT, Predictor, load_model
+from deltavlm.model.memory import MAX_PAIRS, CudaMeter, TensorMeter, pairs_that_fit, row_bytes, rows_that_fit
+from deltavlm.model.predictor import ENCODE_BATCH, Predictor, load_model
 from tests.tiny import TINY, tiny_checkpoint
 
 LONG = Question("long", "how many roads are there?", max_new_tokens=9)
@@ -62,11 +62,11 @@ def pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
     [
         (1000, 100, 20, 35),  # (0.8 * 1000 - 100) / 20
         (1000, 0, 100, 8),
-        (10**6, 0, 1, MOST_PAIRS),
+        (10**6, 0, 1, MAX_PAIRS),
         (100, 0, 90, 1),  # two do not fit
         (100, 0, 200, 1),  # not even one: the run says so, chip by chip
         (100, 79, 20, 1),  # one fits, though not into the safe share
-        (1000, 100, 0, MOST_PAIRS),  # pairs that cost nothing
+        (1000, 100, 0, MAX_PAIRS),  # pairs that cost nothing
     ],
 )
 def test_pairs_follow_the_memory(memory: int, fixed: int, each: int, expected: int) -> None:
@@ -95,10 +95,10 @@ def test_rows_follow_the_memory() -> None:
 
 def test_what_the_published_model_takes() -> None:
     """52 + 16 tokens: 36 MB of keys and values in 16 bit, the most of it; five beams take five times."""
-    from deltavlm.config import load, shipped
+    from deltavlm.config import load, shipped_config
     from deltavlm.model.config import DeltaVLMConfig
 
-    config = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    config = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
     one = row_bytes(config, tokens=68, beams=1, itemsize=2)
     assert 2 * 32 * 68 * 4096 * 2 == 35_651_584 < one < 60_000_000
     assert 4 * one < row_bytes(config, tokens=68, beams=5, itemsize=2) < 5 * one
@@ -117,7 +117,7 @@ def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> 
 
     ask(2)
     few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
-    tokens = TINY.qformer.queries + 1 + len(model.codec.encode(model.worded(LONG.prompt))) + 9
+    tokens = TINY.qformer.queries + 1 + len(model.codec.encode(model.format_prompt(LONG.prompt))) + 9
     foreseen = row_bytes(TINY, tokens, beams, itemsize=4)
     assert (many - few) / 6 < foreseen < 4 * (many - few) / 6
 
@@ -127,7 +127,7 @@ def test_the_batch_of_a_model_is_measured(predictor: Predictor) -> None:
     meter = TensorMeter(8_000_000)
     metered = replace(predictor, meter=meter)
     count = metered.auto_batch_size()
-    assert 2 < count < MOST_PAIRS
+    assert 2 < count < MAX_PAIRS
     assert meter.peak(lambda: metered.encode(*pairs(count))) < meter.budget
     assert meter.peak(lambda: metered.encode(*pairs(2 * count))) > meter.budget
     assert predictor.auto_batch_size() == 32  # without a meter
@@ -138,7 +138,7 @@ def test_little_memory_changes_no_answer(predictor: Predictor, monkeypatch: pyte
     yes_no = Question("change", "has it changed?", yes_no=True, max_new_tokens=3)
     wanted = predictor.answer(encoded, [LONG, yes_no])
     short = replace(predictor, meter=MadeUpMeter(3 * 60_000))
-    rows = short.rows_at_once([LONG, yes_no])
+    rows = short.row_batch_size([LONG, yes_no])
     assert 1 <= rows < 8
     sizes: list[int] = []
     real = Predictor._answer
@@ -192,7 +192,7 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
     model = load_model(str(tmp_path), device="cpu")
     assert isinstance(model, Predictor)
     assert model.meter is None
-    monkeypatch.setattr("deltavlm.model.predictor.pick_place", lambda running: "cuda:1")
+    monkeypatch.setattr("deltavlm.model.predictor.resolve_device", lambda runtime: "cuda:1")
     real = checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda folder, **given: real(folder))
     model = load_model(str(tmp_path), device="cuda:1")
@@ -202,12 +202,12 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
 
 def test_pairs_looked_at_in_parts_are_those_looked_at_at_once(predictor: Predictor) -> None:
     """A CPU looks at a few pairs at a time."""
-    many = 2 * LOOKED_AT + 3
+    many = 2 * ENCODE_BATCH + 3
     looked: list[int] = []
     hook = predictor.model.vision.register_forward_hook(lambda _, given, __: looked.append(len(given[0])))
     parts = predictor.encode(*pairs(many))
     hook.remove()
-    assert looked == [2 * LOOKED_AT, 2 * LOOKED_AT, 2 * 3]  # both dates
+    assert looked == [2 * ENCODE_BATCH, 2 * ENCODE_BATCH, 2 * 3]  # both dates
     whole = replace(predictor, meter=MadeUpMeter(0)).encode(*pairs(many))
     assert len(parts) == len(whole) == many
     torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-4, atol=1e-4)

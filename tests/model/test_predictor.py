@@ -12,7 +12,7 @@ import torch
 
 from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.model.config import Calibration, Decoding
-from deltavlm.model.device import pick_device, sent
+from deltavlm.model.device import pick_device, to_device
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import ROWS, Predictor, load_model, resized
 from tests.tiny import tiny_checkpoint
@@ -97,8 +97,10 @@ def test_questions_of_a_length_are_asked_together(
     wanted = predictor.answer(encoded, [long, CAPTION, CHANGED])
     monkeypatch.setitem(ROWS, "cpu", 2)
     seen: list[int] = []
-    real = predictor.texts
-    monkeypatch.setattr(Predictor, "texts", lambda _, prompts: seen.append(len({*prompts})) or real(prompts))
+    real = predictor.tokenize
+    monkeypatch.setattr(
+        Predictor, "tokenize", lambda _, prompts: seen.append(len({*prompts})) or real(prompts)
+    )
     assert [[reply.text for reply in row] for row in predictor.answer(encoded, [long, CAPTION, CHANGED])] == [
         [reply.text for reply in row] for row in wanted
     ]
@@ -119,9 +121,9 @@ def test_pixels_go_to_a_gpu_pinned_and_without_waiting() -> None:
             return self
 
     found: Any = Pictures()
-    assert sent(found, "cuda:0").calls == [("pin_memory",), ("to", "cuda:0", True)]
+    assert to_device(found, "cuda:0").calls == [("pin_memory",), ("to", "cuda:0", True)]
     plain: Any = Pictures()
-    assert sent(plain, "cpu").calls == [("to", "cpu", False)]
+    assert to_device(plain, "cpu").calls == [("to", "cpu", False)]
 
 
 def test_scores(predictor: Predictor) -> None:
@@ -165,8 +167,11 @@ def test_pictures_of_another_size_are_resized(predictor: Predictor) -> None:
 
 
 def test_questions_are_worded_as_in_training(predictor: Predictor) -> None:
-    assert predictor.worded("How many roads?") == "q how many roads?"
-    assert predictor.worded("q has it changed? a yes q how many?") == "q has it changed? a yes q how many?"
+    assert predictor.format_prompt("How many roads?") == "q how many roads?"
+    assert (
+        predictor.format_prompt("q has it changed? a yes q how many?")
+        == "q has it changed? a yes q how many?"
+    )
 
 
 def test_a_question_cannot_smuggle_special_tokens_in(predictor: Predictor) -> None:

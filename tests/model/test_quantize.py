@@ -12,10 +12,10 @@ import torch
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
-from deltavlm.model.config import LanguageConfig, Running
+from deltavlm.model.config import LanguageConfig, RuntimeOptions
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import Predictor, load_model, pick_place
-from deltavlm.model.quantize import Kind, check_quantize, held_bytes, quantizable, quantized
+from deltavlm.model.predictor import Predictor, load_model, resolve_device
+from deltavlm.model.quantize import Kind, check_quantize, quantizable, quantized, tensor_bytes
 from tests.tiny import TINY, tiny_checkpoint, tiny_codec, tiny_model
 
 needs_library = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_the_language_model_becomes_small_and_says_nearly_the_same(wide: Path, k
     model, logits = asked(wide, kind)
     least, most = SHARES[kind]
     blocks, whole = model.model.language.model.layers, full.model.language.model.layers
-    assert least < held_bytes(blocks) / held_bytes(whole) < most  # after the first answer, too
+    assert least < tensor_bytes(blocks) / tensor_bytes(whole) < most  # after the first answer, too
     spread = float(expected.std())
     assert 1e-4 * spread < float((logits - expected).abs().mean()) < 0.25 * spread
     assert model.details["quantize"].startswith(f"{kind}, bitsandbytes ")
@@ -132,5 +132,5 @@ def test_devices_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
         check_quantize("int4", "mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(InputError, match="not on mps"):
-        pick_place(Running(device="mps", quantize="int8"))
-    assert pick_place(Running(device="cpu", quantize="int8")) == "cpu"
+        resolve_device(RuntimeOptions(device="mps", quantize="int8"))
+    assert resolve_device(RuntimeOptions(device="cpu", quantize="int8")) == "cpu"

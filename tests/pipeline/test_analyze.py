@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
@@ -23,7 +23,7 @@ from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import spoil
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
-SPECS = load_questions(shipped("questions.yaml"))
+SPECS = load_questions(shipped_config("questions.yaml"))
 
 
 class ListSink:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import RasterError
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.model.interface import Reply
@@ -23,7 +23,7 @@ from tests.conftest import CHIP, Scene
 from tests.pipeline.test_ahead import Kept
 from tests.scripted_model import ScriptedModel
 
-SPECS = load_questions(shipped("questions.yaml"))
+SPECS = load_questions(shipped_config("questions.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ class Meeting(ScriptedModel):
     most_inside: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def enter_lane(self) -> None:
+    def init_worker(self) -> None:
         self.entered.append(threading.get_ident())
 
     def encode(self, before: Any, after: Any) -> Any:
@@ -67,7 +67,7 @@ def groups(count: int, size: int = 2) -> Generator[Group, None, None]:
 
 
 def test_two_are_asked_at_once_and_come_in_their_order() -> None:
-    model = Meeting(lanes=2, script=lambda before, after, question: Reply(f"{before[0, 0, 0]}", 0.5))
+    model = Meeting(workers=2, script=lambda before, after, question: Reply(f"{before[0, 0, 0]}", 0.5))
     stages = Stages()
     found = list(Here(model).replies(groups(20), SPECS, AnalyzeOptions(batch_size=2), stages))
     assert [replies[0].said[0].text for _, replies, _ in found] == [str(number) for number in range(20)]  # type: ignore[union-attr]
@@ -77,7 +77,7 @@ def test_two_are_asked_at_once_and_come_in_their_order() -> None:
 
 
 def test_what_does_not_fit_is_told_to_those_behind() -> None:
-    model = ScriptedModel(lanes=2, most=1)
+    model = ScriptedModel(workers=2, most=1)
     found = list(Here(model).replies(groups(9), SPECS, AnalyzeOptions(batch_size=2), Stages()))
     assert [size for _, _, size in found] == [1] * 9
     assert model.batches[-2:] == [1, 1]
@@ -99,7 +99,7 @@ def test_an_error_comes_out_and_the_lanes_end() -> None:
             raise RuntimeError("broken")
         return Reply("no", 0.1)
 
-    model = ScriptedModel(lanes=2, script=script)
+    model = ScriptedModel(workers=2, script=script)
     assert answered(model, groups(50), RuntimeError("broken")) == 3
 
 
@@ -108,11 +108,11 @@ def test_what_was_read_before_reading_failed_is_answered() -> None:
         yield from groups(3)
         raise RasterError("cut off")
 
-    assert answered(ScriptedModel(lanes=2), failing(), RasterError("cut off")) == 3
+    assert answered(ScriptedModel(workers=2), failing(), RasterError("cut off")) == 3
 
 
 def test_who_stops_listening_ends_the_lanes() -> None:
-    model = ScriptedModel(lanes=2)
+    model = ScriptedModel(workers=2)
     replies = Here(model).replies(groups(1000), SPECS, AnalyzeOptions(batch_size=2), Stages())
     next(replies)
     replies.close()
@@ -125,7 +125,7 @@ def test_a_run_in_two_lanes_is_that_in_one(scene: Scene) -> None:
         book = Kept()
         with open_pair(RasterPair(*scene.args)) as reader:
             analyze(
-                reader, ScriptedModel(lanes=lanes), SPECS, book, AnalyzeOptions(chip_px=CHIP, batch_size=2)
+                reader, ScriptedModel(workers=lanes), SPECS, book, AnalyzeOptions(chip_px=CHIP, batch_size=2)
             )
         told.append(book.groups)
     assert told[0] == told[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import OutputError
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.pipeline.analyze import AnalyzeOptions
@@ -22,7 +22,7 @@ from deltavlm.tasks.questions import load_questions
 from tests.rasters import moved, spoil, write_raster
 from tests.scripted_model import ScriptedModel
 
-SPECS = load_questions(shipped("questions.yaml"))
+SPECS = load_questions(shipped_config("questions.yaml"))
 OPTIONS = AnalyzeOptions(chip_px=32, batch_size=4)
 READ = ReadOptions()
 

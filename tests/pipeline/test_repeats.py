@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ModelError
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import RasterPair, open_pair
@@ -23,7 +23,7 @@ from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import noise
 from tests.scripted_model import ScriptedModel
 
-SPECS = load_questions(shipped("questions.yaml"))
+SPECS = load_questions(shipped_config("questions.yaml"))
 SEA = [(row, col) for row in range(3) for col in (0, 1, 4)]  # chips with one picture
 
 

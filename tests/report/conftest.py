@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from deltacli.main import app
+from deltavlm.report.images import ImageOptions
 from deltavlm.report.outputs import read_output
-from deltavlm.report.page import Sizes, report_html
-from deltavlm.report.pictures import Opening
+from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.scenes import Scene as Shown
-from deltavlm.report.scenes import scenes_of
+from deltavlm.report.scenes import build_scenes
 from tests.scripted_model import ScriptedModel
 
 Analyzed = Callable[..., Path]
@@ -25,7 +25,7 @@ Analyzed = Callable[..., Path]
 @pytest.fixture
 def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Analyzed:
     """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and gives the output."""
-    monkeypatch.setattr("deltacli.flags._load", lambda name, running: model)
+    monkeypatch.setattr("deltacli.flag_groups._load", lambda name, runtime: model)
 
     def run(*args: object, to: str = "out.gpkg") -> Path:
         path = tmp_path / to
@@ -38,13 +38,13 @@ def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def only_scene(path: Path) -> Shown:
-    (scene,) = scenes_of(read_output(path))
+    (scene,) = build_scenes(read_output(path))
     return scene
 
 
-def page_of(path: Path, opening: Opening | None = None, sizes: Sizes | None = None) -> str:
+def page_of(path: Path, options: ImageOptions | None = None, sizes: ImageLimits | None = None) -> str:
     found = read_output(path)
-    return report_html(found, scenes_of(found), opening or Opening(), sizes)[0]
+    return report_html(found, build_scenes(found), options or ImageOptions(), sizes)[0]
 
 
 class Page(HTMLParser):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from deltavlm.report.images import ImageOptions
 from deltavlm.report.outputs import read_output
 from deltavlm.report.page import report_html
-from deltavlm.report.pictures import Opening
-from deltavlm.report.scenes import scenes_of
+from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene
 from tests.report.conftest import Analyzed, page_of
 from tests.report.test_page import HOSTILE, with_changes
@@ -281,7 +281,7 @@ def test_a_result_without_a_chip_opens(
     found = read_output(analyzed(*scene.args))
     found.chips.clear()
     page = tmp_path / "none.html"
-    page.write_text(report_html(found, scenes_of(found), Opening())[0], encoding="utf-8")
+    page.write_text(report_html(found, build_scenes(found), ImageOptions())[0], encoding="utf-8")
     tab = Tab(chromium, page)
     tab.js("document.getElementById('list').focus()")
     tab.press("\ue015", "\ue007", "\ue00c", "/", "x")  # down, Enter, Escape

@@ -19,15 +19,15 @@ from shapely.geometry import box
 from deltavlm.errors import InputError
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
+from deltavlm.report.images import ImageOptions
 from deltavlm.report.outputs import read_output
-from deltavlm.report.page import Sizes, report_html
-from deltavlm.report.pictures import Opening
+from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.quicklook import quicklook_png
-from deltavlm.report.scenes import scenes_of
+from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene
 from tests.rasters import UTM
 from tests.report.conftest import Analyzed, Page, page_of
-from tests.report.test_pictures import seen
+from tests.report.test_images import seen
 from tests.scripted_model import CHANGED, ScriptedModel
 
 HOSTILE = (
@@ -120,7 +120,7 @@ def test_fine_pictures_of_the_most_changed_chips_where_the_overview_is_coarse(
     analyzed: Analyzed, scene: Scene
 ) -> None:
     path = analyzed(*scene.args)
-    data = Page(page_of(path, sizes=Sizes(overview_px=40))).data
+    data = Page(page_of(path, sizes=ImageLimits(overview_px=40))).data
     chips = data["chips"]["columns"]["id"]
     assert [chips[int(number)] for number in data["details"]] == [scene.changed_chip]
     before, after = (
@@ -136,14 +136,14 @@ def test_pairs_beyond_the_room_have_no_pictures(analyzed: Analyzed, scene: Scene
     rows = [f"{scene.before},{scene.after},pair{number}" for number in range(3)]
     (tmp_path / "list.csv").write_text("\n".join(["before,after,id", *rows]))
     found = read_output(analyzed("--pairs", tmp_path / "list.csv"))
-    sizes = Sizes(all_overviews_px=2 * 2 * 64**2, smallest_px=64)
-    html, missing = report_html(found, scenes_of(found), Opening(), sizes)
+    sizes = ImageLimits(all_overviews_px=2 * 2 * 64**2, smallest_px=64)
+    html, missing = report_html(found, build_scenes(found), ImageOptions(), sizes)
     pairs = Page(html).data["pairs"]
     assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
     assert pairs[0]["pictures"]["size"] == [64, 38]
     assert list(missing) == ["pair2"]
     assert "--pair" in missing["pair2"]
-    html, missing = report_html(found, scenes_of(found)[2:], Opening(), sizes)
+    html, missing = report_html(found, build_scenes(found)[2:], ImageOptions(), sizes)
     assert not missing
 
 
@@ -195,7 +195,7 @@ def test_polygons_of_change_are_there_the_largest_first(
     assert data["pairs"][0]["changes"] == [2, 68]
     assert data["changes"][0]["chips"] == ["r00032_c00064", "r09999_c00000"]
     assert sorted(map(tuple, data["changes"][0]["rings"][0]))[0] == (64, 32)
-    monkeypatch.setattr("deltavlm.report.content.MAX_POLYGONS", 1)
+    monkeypatch.setattr("deltavlm.report.page_data.MAX_POLYGONS", 1)
     data = Page(page_of(path)).data
     assert ([one["area"] for one in data["changes"]], data["leftOut"]) == ([64], 1)
     assert data["pairs"][0]["changes"] == [2, 68]
@@ -217,7 +217,7 @@ def test_a_value_that_cannot_be_costs_no_page(
 ) -> None:
     found = read_output(analyzed(*scene.args))
     found.chips[7][column] = value
-    html, _ = report_html(found, scenes_of(found), Opening())
+    html, _ = report_html(found, build_scenes(found), ImageOptions())
     assert len(columns(Page(html))["id"]) == 15
 
 
@@ -226,7 +226,7 @@ def test_cells_that_cannot_be_are_one_line(analyzed: Analyzed, scene: Scene, val
     found = read_output(analyzed(*scene.args))
     found.chips[7]["road_cells"] = value
     with pytest.raises(InputError) as refused:
-        report_html(found, scenes_of(found), Opening())
+        report_html(found, build_scenes(found), ImageOptions())
     assert str(refused.value).startswith(f"{found.path}: holds what cannot be")
     assert "\n" not in str(refused.value)
 
@@ -234,7 +234,7 @@ def test_cells_that_cannot_be_are_one_line(analyzed: Analyzed, scene: Scene, val
 def test_a_result_without_a_chip_has_a_page(analyzed: Analyzed, scene: Scene) -> None:
     found = read_output(analyzed(*scene.args))
     found.chips.clear()
-    html, missing = report_html(found, scenes_of(found), Opening())
+    html, missing = report_html(found, build_scenes(found), ImageOptions())
     assert not missing
     assert columns(Page(html))["id"] == []
 
@@ -250,7 +250,7 @@ def test_too_many_chips_are_refused(
 def test_a_quicklook_is_before_after_and_the_changed_chips_marked(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args)
     with seen(path) as shown:
-        (one,) = scenes_of(read_output(path))
+        (one,) = build_scenes(read_output(path))
         sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(one, shown, 600))))
         pictures = shown.overview(2048)
     height, width, _ = sheet.shape

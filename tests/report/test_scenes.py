@@ -16,7 +16,7 @@ from deltavlm.errors import InputError
 from deltavlm.geo.alignment import lonlat
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.report.outputs import read_output
-from deltavlm.report.scenes import picked, scenes_of
+from deltavlm.report.scenes import build_scenes, select_scene
 from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import HALF_METRE, noise, write_raster
 from tests.report.conftest import Analyzed, only_scene
@@ -56,11 +56,11 @@ def test_a_grid_that_is_not_told_is_found_from_its_chips(
     analyzed: Analyzed, scene: Scene, suffix: str
 ) -> None:
     output = read_output(analyzed(*scene.args, to=f"out.{suffix}"))
-    (told,) = scenes_of(output)
+    (told,) = build_scenes(output)
     record = copy.deepcopy(output.provenance)
     del record["inputs"]["grid"]
-    (found,) = scenes_of(replace(output, provenance=record))
-    assert not found.as_is
+    (found,) = build_scenes(replace(output, provenance=record))
+    assert not found.has_recorded_grid
     assert found.windows == told.windows
     np.testing.assert_allclose(np.array(found.points, float), np.array(told.points, float), atol=1e-6)
 
@@ -82,17 +82,17 @@ def test_many_pairs_come_most_changed_first(analyzed: Analyzed, scene: Scene, tm
         f"{tmp_path}/none.tif,{still},lost",
     ]
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    scenes = scenes_of(read_output(analyzed("--pairs", tmp_path / "list.csv")))
+    scenes = build_scenes(read_output(analyzed("--pairs", tmp_path / "list.csv")))
     assert [scene.name for scene in scenes] == ["busy", "calm", "lost"]
     assert [len(scene.chips) for scene in scenes] == [15, 15, 0]
     assert "no such file" in scenes[2].reason
     assert scenes[2].grid is None
-    assert picked(scenes, "calm") is scenes[1]
+    assert select_scene(scenes, "calm") is scenes[1]
     with pytest.raises(InputError, match="no pair 'clam' in the output; did you mean 'calm'"):
-        picked(scenes, "clam")
-    alone = scenes_of(read_output(analyzed(*scene.args, to="alone.gpkg")))
+        select_scene(scenes, "clam")
+    alone = build_scenes(read_output(analyzed(*scene.args, to="alone.gpkg")))
     with pytest.raises(InputError, match="no pair 'calm': the output is of one pair, without a name"):
-        picked(alone, "calm")
+        select_scene(alone, "calm")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_record_that_cannot_be_is_one_line(
         inner = inner[key]
     inner[where[-1]] = value
     with pytest.raises(InputError) as refused:
-        scenes_of(replace(output, provenance=record))
+        build_scenes(replace(output, provenance=record))
     assert str(refused.value).startswith(f"{output.path}: says of its images what cannot be")
     assert "\n" not in str(refused.value)
 
@@ -129,6 +129,6 @@ def test_a_record_that_cannot_be_is_one_line(
 def test_a_chip_that_is_not_named_by_its_pixels_is_refused(analyzed: Analyzed, scene: Scene) -> None:
     output = read_output(analyzed(*scene.args))
     output.chips[3]["chip_id"] = "number three"
-    (shown,) = scenes_of(output)
+    (shown,) = build_scenes(output)
     with pytest.raises(InputError, match="'number three': is not named by its pixels"):
         _ = shown.windows

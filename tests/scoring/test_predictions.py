@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from deltavlm.data.examples import Example, Task, Turn
+from deltavlm.data.examples import Example, Turn
 from deltavlm.errors import InputError
 from deltavlm.scoring.predictions import Prediction, match, named, read_predictions
+from deltavlm.tasks import TaskName
 
 
-def example(name: str, task: Task = "open", picture: str | None = None) -> Example:
+def example(name: str, task: TaskName = "open", picture: str | None = None) -> Example:
     before, after = (f"test/{date}/{picture or name}" for date in "AB")
     return Example(name, task, (Turn("?", ("a",)),), True, before, after)
 

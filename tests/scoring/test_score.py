@@ -9,19 +9,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from deltavlm.data.examples import Example, Task, Turn
+from deltavlm.data.examples import Example, Turn
 from deltavlm.errors import ToolError
 from deltavlm.metrics import java
 from deltavlm.scoring.predictions import Prediction
 from deltavlm.scoring.score import Protocol, Scores, Setup, score
-from deltavlm.tasks import dialogue
+from deltavlm.tasks import TaskName, dialogue
 
 WORDS = {"a": 0, "house": 1, "is": 2, "built": 3, "there": 4, "no": 5, "difference": 6, "<unk>": 7}
 SAME = "there is no difference"
 
 
 def pairs(
-    task: Task, *rows: tuple[str, str, bool] | tuple[str, str, bool, float]
+    task: TaskName, *rows: tuple[str, str, bool] | tuple[str, str, bool, float]
 ) -> list[tuple[Example, Prediction]]:
     """(answer, reference, changed[, score]) as pairs."""
     found = []

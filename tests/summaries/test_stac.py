@@ -20,7 +20,7 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.pair_layers import with_pair
 from deltavlm.summaries.results import Results, read_results
-from deltavlm.summaries.stac import item_text, result_item
+from deltavlm.summaries.stac import dump_item, result_item
 from deltavlm.summaries.stac_model import model_item, model_item_name
 from tests.summaries.test_summaries import CHIPS, GRID, RUN, UTM, written
 
@@ -73,7 +73,7 @@ REGISTRY: Registry[Any] = Registry().with_resources(list(published()))
 
 def check(item: dict[str, Any]) -> None:
     """Valid by STAC's own schema, and by that of each extension that it names."""
-    item = json.loads(item_text(item))
+    item = json.loads(dump_item(item))
     for address in (
         "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json",
         *item["stac_extensions"],
@@ -99,8 +99,8 @@ def test_both_items_are_valid(results: Results) -> None:
 @pytest.mark.parametrize("harm", ["bbox", "geometry", "datetime", "level", "code", "asset", "tasks", "role"])
 def test_the_check_finds_faults(results: Results, harm: str) -> None:
     """Without this, a schema that is never asked would look like one that agrees."""
-    item = json.loads(item_text(result_item(results, Path("item.json"), **DATES)))
-    model = json.loads(item_text(model_item(FULL)))
+    item = json.loads(dump_item(result_item(results, Path("item.json"), **DATES)))
+    model = json.loads(dump_item(model_item(FULL)))
     match harm:
         case "bbox":
             del item["bbox"]

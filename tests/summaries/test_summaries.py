@@ -13,21 +13,29 @@ import pytest
 import shapely
 from rasterio.crs import CRS
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import SUFFIXES, open_sink
 from deltavlm.pipeline.layers import LOCATIONS, chips_layer
 from deltavlm.pipeline.pair_layers import PAIRS, with_pair
-from deltavlm.summaries.areas import OUTSIDE, Areas, all_in_one, by_file, by_grid, by_h3, by_pair
+from deltavlm.summaries.areas import (
+    OUTSIDE,
+    Areas,
+    areas_from_file,
+    areas_from_grid,
+    areas_from_h3,
+    areas_from_pairs,
+    single_area,
+)
 from deltavlm.summaries.caveats import caveats
-from deltavlm.summaries.page import Items, Table, Text, to_html, to_markdown
-from deltavlm.summaries.report import page
+from deltavlm.summaries.document import document
+from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
 from deltavlm.summaries.results import Results, area_m2, read_results
-from deltavlm.summaries.totals import Total, total, totals, values
+from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 from deltavlm.tasks.questions import load_questions
 
-CHIPS = chips_layer(load_questions(shipped("questions.yaml")))
+CHIPS = chips_layer(load_questions(shipped_config("questions.yaml")))
 UTM = CRS.from_epsg(32633)
 RUN: dict[str, Any] = {
     "tool": "deltavlm analyze",
@@ -88,17 +96,17 @@ def districts(path: Path, split: float = 500_450.0, **columns: Any) -> Path:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_format_comes_to_the_same(tmp_path: Path, results: Results, suffix: str) -> None:
     again = written(tmp_path / f"out{suffix}")
-    one, other = total(results), total(again)
-    assert values(one).keys() == values(other).keys()
-    for name, value in values(one).items():
-        assert values(other)[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
+    one, other = summarize_chips(results), summarize_chips(again)
+    assert as_row(one).keys() == as_row(other).keys()
+    for name, value in as_row(one).items():
+        assert as_row(other)[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
     assert again.runs == (RUN,)
 
 
 def test_several_outputs_are_one(tmp_path: Path) -> None:
     for name, part in (("a.gpkg", GRID[:30]), ("b.geojson", GRID[30:])):
         written(tmp_path / name, part)
-    whole = total(read_results([tmp_path / "a.gpkg", tmp_path / "b.geojson"]))
+    whole = summarize_chips(read_results([tmp_path / "a.gpkg", tmp_path / "b.geojson"]))
     assert whole.chips == len(GRID)
     assert whole.looked_at_km2 == pytest.approx(0.36, rel=1e-3)
     written(tmp_path / "pixels.gpkg", GRID[:1], crs=None)
@@ -140,7 +148,7 @@ def test_a_provenance_that_is_none_of_ours_counts_as_lost(tmp_path: Path, run: A
     path.write_text(json.dumps(json.loads(path.read_text()) | {"deltavlm": run}))
     found = read_results([path])
     assert found.runs == ({},)
-    assert any("does not say how it was made" in one for one in caveats(found, total(found)))
+    assert any("does not say how it was made" in one for one in caveats(found, summarize_chips(found)))
 
 
 def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
@@ -158,12 +166,12 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
 def test_every_chip_counts_once(tmp_path: Path, results: Results, kind: str) -> None:
     """The law of it: areas add up to the whole, whatever they are."""
     areas = {
-        "grid": lambda: by_grid(results, 450),
-        "small grid": lambda: by_grid(results, 70),
-        "h3": lambda: by_h3(results, 9),
-        "file": lambda: by_file(results, districts(tmp_path / "areas.gpkg")),
+        "grid": lambda: areas_from_grid(results, 450),
+        "small grid": lambda: areas_from_grid(results, 70),
+        "h3": lambda: areas_from_h3(results, 9),
+        "file": lambda: areas_from_file(results, districts(tmp_path / "areas.gpkg")),
     }[kind]()
-    found, whole = totals(results, areas), total(results)
+    found, whole = summarize_areas(results, areas), summarize_chips(results)
     assert len(found) > 1
     names = ("chips", "looked_at", "nodata", "failed", "changed", "unsure", "new_buildings", "new_roads")
     for name in names:
@@ -174,10 +182,10 @@ def test_every_chip_counts_once(tmp_path: Path, results: Results, kind: str) -> 
 
 def test_an_area_has_the_chips_whose_middle_lies_in_it(tmp_path: Path, results: Results) -> None:
     """The border at 4.6 chips: the fifth chip, with its middle at 4.5, belongs to the west."""
-    areas = by_file(results, districts(tmp_path / "areas.gpkg", split=500_460))
-    found = {one.name: one for one in totals(results, areas)}
+    areas = areas_from_file(results, districts(tmp_path / "areas.gpkg", split=500_460))
+    found = {one.name: one for one in summarize_areas(results, areas)}
     assert {name: one.chips for name, one in found.items()} == {"West": 5 * 6, "East": 7 * 6}
-    assert areas.left_out == 1
+    assert areas.empty_count == 1
     assert found["West"].area_km2 == pytest.approx(1.46 * 11, rel=2e-3)
     seen = [one for one in range(72) if one % 12 < 5 and STATUSES[one % 6] in ("answered", "cascaded")]
     assert found["West"].looked_at == len(seen)
@@ -188,10 +196,10 @@ def test_an_area_has_the_chips_whose_middle_lies_in_it(tmp_path: Path, results: 
 
 
 def test_squares_are_where_their_names_say(results: Results) -> None:
-    areas = by_grid(results, 400)
+    areas = areas_from_grid(results, 400)
     assert set(areas.names) == {f"E{x} N{y}" for x in (500000, 500400, 500800) for y in (5399200, 5399600)}
     assert all(area_m2(shape) == pytest.approx(160_000, rel=2e-3) for shape in areas.shapes)
-    assert areas.names[areas.of_chip[0]] == "E500000 N5399600"
+    assert areas.names[areas.area_of_chip[0]] == "E500000 N5399600"
 
 
 def test_wide_results_get_squares_of_equal_area(tmp_path: Path) -> None:
@@ -199,8 +207,8 @@ def test_wide_results_get_squares_of_equal_area(tmp_path: Path) -> None:
         Feature(shapely.box(lon, lat, lon + 0.1, lat + 0.1), {"chip_id": str(lon), "status": "nodata"})
         for lon, lat in ((-60, 70), (0, 0), (50, -40))
     ]
-    areas = by_grid(written(tmp_path / "world.gpkg", chips, CRS.from_epsg(4326)), 10_000)
-    assert areas.what.endswith("EPSG:6933")
+    areas = areas_from_grid(written(tmp_path / "world.gpkg", chips, CRS.from_epsg(4326)), 10_000)
+    assert areas.kind.endswith("EPSG:6933")
     assert [area_m2(shape) for shape in areas.shapes] == pytest.approx([1e8] * 3, rel=1e-3)
 
 
@@ -212,25 +220,25 @@ def test_a_chip_on_the_180th_meridian(tmp_path: Path) -> None:
     found = written(tmp_path / "fiji.gpkg", chips, crs)
     assert abs(found.centres[0][0]) > 179.9
     assert found.areas_m2[0] == pytest.approx(10_000, rel=0.02)
-    assert all(one.geom_type == "Polygon" or len(one.geoms) <= 2 for one in by_h3(found, 3).shapes)
-    assert by_grid(found).shapes[0].area < 1
+    assert all(one.geom_type == "Polygon" or len(one.geoms) <= 2 for one in areas_from_h3(found, 3).shapes)
+    assert areas_from_grid(found).shapes[0].area < 1
 
 
 def test_chips_in_no_area_are_told(tmp_path: Path, results: Results) -> None:
     half = geopandas.GeoDataFrame(geometry=[shapely.box(500_000, 0, 500_300, 9e6)], crs=32633)
     half.to_file(tmp_path / "half.geojson")
-    found = totals(results, by_file(results, tmp_path / "half.geojson"))
+    found = summarize_areas(results, areas_from_file(results, tmp_path / "half.geojson"))
     assert [(one.name, one.chips) for one in found] == [("area 1", 18), (OUTSIDE, 54)]
 
 
 def test_names_of_areas(tmp_path: Path, results: Results) -> None:
     path = districts(tmp_path / "a.gpkg", code=["w", "e", "f"], Name=["West\n", None, "Far"])
-    assert sorted(by_file(results, path).names) == ["West", "area 2"]
-    assert sorted(by_file(results, path, name_field="code").names) == ["e", "w"]
+    assert sorted(areas_from_file(results, path).names) == ["West", "area 2"]
+    assert sorted(areas_from_file(results, path, name_field="code").names) == ["e", "w"]
     with pytest.raises(ConfigError, match="has no column 'cod'; did you mean 'code'"):
-        by_file(results, path, name_field="cod")
+        areas_from_file(results, path, name_field="cod")
     with pytest.raises(ConfigError, match="has no column 'x'; known are code, Name"):
-        by_file(results, path, name_field="x")
+        areas_from_file(results, path, name_field="x")
 
 
 def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
@@ -238,17 +246,21 @@ def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
     far = geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
     far.to_file(tmp_path / "far.geojson")
     with pytest.raises(InputError, match="holds no polygons"):
-        by_file(results, tmp_path / "points.geojson")
+        areas_from_file(results, tmp_path / "points.geojson")
     with pytest.raises(InputError, match="no area has a chip in it"):
-        by_file(results, tmp_path / "far.geojson")
+        areas_from_file(results, tmp_path / "far.geojson")
     with pytest.raises(InputError, match=r"has no layer 'x' \(it has communes\)"):
-        by_file(results, districts(tmp_path / "areas.gpkg"), "x")
+        areas_from_file(results, districts(tmp_path / "areas.gpkg"), "x")
     with pytest.raises(InputError, match="has one pair only"):
-        by_pair(results)
+        areas_from_pairs(results)
     with pytest.raises(ConfigError, match="give a larger one"):
         by_grid_of_many()
     pixels = written(tmp_path / "pixels.gpkg", crs=None)
-    for refused in (lambda: by_grid(pixels), lambda: by_h3(pixels), lambda: by_file(pixels, tmp_path)):
+    for refused in (
+        lambda: areas_from_grid(pixels),
+        lambda: areas_from_h3(pixels),
+        lambda: areas_from_file(pixels, tmp_path),
+    ):
         with pytest.raises(InputError, match="has no CRS, so its chips lie in no area"):
             refused()
 
@@ -258,13 +270,13 @@ def by_grid_of_many() -> None:
     import deltavlm.summaries.areas as module
 
     class Many:
-        has_places = True
+        has_crs = True
         chips = range(2_000)
         centres = np.stack([np.linspace(0, 1, 2_000), np.linspace(0, 1, 2_000)], axis=1)
 
     most, module.MOST_AREAS = module.MOST_AREAS, 1_000
     try:
-        module.by_grid(Many(), 1)  # type: ignore[arg-type]
+        module.areas_from_grid(Many(), 1)  # type: ignore[arg-type]
     finally:
         module.MOST_AREAS = most
 
@@ -273,7 +285,7 @@ def by_grid_of_many() -> None:
 
 
 def test_without_a_crs_there_are_counts_and_no_ground(tmp_path: Path) -> None:
-    whole = total(written(tmp_path / "pixels.gpkg", crs=None))
+    whole = summarize_chips(written(tmp_path / "pixels.gpkg", crs=None))
     assert (whole.chips, whole.changed_km2, whole.looked_at_km2, whole.overlap) == (72, None, None, None)
     assert whole.changed_share == pytest.approx(whole.changed / whole.looked_at)
 
@@ -282,7 +294,7 @@ def test_overlap_is_measured_and_told(tmp_path: Path) -> None:
     """Chips at half their size: inside, each piece of ground lies in two."""
     chips = [chip(0, col / 2, 0) for col in range(41)]
     found = written(tmp_path / "out.gpkg", chips)
-    whole = total(found)
+    whole = summarize_chips(found)
     assert whole.overlap == pytest.approx(41 / 21, rel=1e-3)
     assert whole.looked_at_km2 == pytest.approx(0.21, rel=2e-3)
     (told,) = [one for one in caveats(found, whole) if one.startswith("Chips overlap")]
@@ -295,10 +307,10 @@ def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
             rows = [Feature(one.geometry, {**one.properties, "pair_id": pair}) for one in GRID]
             sink.write("chips", rows)
     found = read_results([tmp_path / "many.gpkg"])
-    whole = total(found)
+    whole = summarize_chips(found)
     assert whole.overlap == pytest.approx(1)
     assert whole.looked_at_km2 == pytest.approx(0.36, rel=2e-3)
-    by = totals(found, by_pair(found))
+    by = summarize_areas(found, areas_from_pairs(found))
     assert [(one.name, one.chips) for one in by] == [("p0", 72), ("p1", 72), ("p2", 72)]
     told = " ".join(caveats(found, whole))
     assert "over 3 pairs" in told
@@ -316,13 +328,13 @@ def test_pairs_that_could_not_be_opened_are_told(tmp_path: Path) -> None:
             for pair, status in (("good", "answered"), ("bad", "failed")):
                 sink.write("pairs", [Feature(shapely.Polygon(), {"pair_id": pair, "status": status})])
         found = read_results([tmp_path / name])
-        told[name] = " ".join(caveats(found, total(found)))
+        told[name] = " ".join(caveats(found, summarize_chips(found)))
     assert "Pairs that could not be opened, of which nothing is known: 1 (bad)." in told["many.gpkg"]
     assert "does not say which pairs could not be opened" in told["many.geojson"]
 
 
 def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Results) -> None:
-    told = " ".join(caveats(results, total(results)))
+    told = " ".join(caveats(results, summarize_chips(results)))
     assert "36 of 72 chips were not looked at (12 without enough data, 24" in told
     assert "were not asked for counts" in told
     assert "drawn scenes" in told
@@ -333,33 +345,33 @@ def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Resul
         "inputs": RUN["inputs"] | {"alignment": {"overlap_share": 0.25}, "bbox": [0, 0, 1, 1]},
     }
     other = written(tmp_path / "other.gpkg", run=run)
-    told = " ".join(caveats(other, total(other)))
+    told = " ".join(caveats(other, summarize_chips(other)))
     assert "limited to 7 chips" in told
     assert "covers 25.0% of the earlier" in told
     assert "touch an area of interest" in told
     assert "Scale (mine): a pixel is 0.5 m, the model learned on 5 m" in told
     assert "drawn scenes" not in told
     both = read_results([results.paths[0], tmp_path / "other.gpkg"])
-    assert "Scale (mine)" in " ".join(caveats(both, total(both)))
+    assert "Scale (mine)" in " ".join(caveats(both, summarize_chips(both)))
     twice = read_results([tmp_path / "other.gpkg"] * 2)
-    assert len(caveats(twice, total(twice))) == len({*caveats(twice, total(twice))})
-    assert total(twice).top[0].chip_id.startswith("r")
+    assert len(caveats(twice, summarize_chips(twice))) == len({*caveats(twice, summarize_chips(twice))})
+    assert summarize_chips(twice).top[0].chip_id.startswith("r")
 
 
 def test_areas_smaller_than_chips_are_told(results: Results) -> None:
-    small, large = (totals(results, by_grid(results, side)) for side in (50, 500))
+    small, large = (summarize_areas(results, areas_from_grid(results, side)) for side in (50, 500))
     words = "Areas are smaller than chips"
-    assert any(one.startswith(words) for one in caveats(results, total(results), small))
-    assert not any(one.startswith(words) for one in caveats(results, total(results), large))
+    assert any(one.startswith(words) for one in caveats(results, summarize_chips(results), small))
+    assert not any(one.startswith(words) for one in caveats(results, summarize_chips(results), large))
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.gpkg", [])
-    whole = total(empty)
+    whole = summarize_chips(empty)
     assert (whole.chips, whole.changed_share, whole.mean_score, whole.top) == (0, None, None, ())
-    title, blocks = page(empty, all_in_one(empty), [whole], whole)
+    title, blocks = document(empty, single_area(empty), [whole], whole)
     assert "0 of 0 chips" in to_markdown(title, blocks)
-    assert totals(empty, by_grid(empty)) == []
+    assert summarize_areas(empty, areas_from_grid(empty)) == []
 
 
 # --- pages ------------------------------------------------------------------------------------------------
@@ -380,11 +392,11 @@ def test_text_on_a_page_is_text() -> None:
 
 
 def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results: Results) -> None:
-    areas = by_file(
+    areas = areas_from_file(
         results, districts(tmp_path / "areas.gpkg", code=[1, 2, 3], Name=["We<b>st", "East", "F"])
     )
-    found, whole = totals(results, areas), total(results, most=6)
-    title, blocks = page(results, areas, found, whole)
+    found, whole = summarize_areas(results, areas), summarize_chips(results, most=6)
+    title, blocks = document(results, areas, found, whole)
     told = to_html(title, blocks)
     for words in ("What changed", "Where, by area", "How sure", "not looked at", "Keep in mind", "f" * 16):
         assert words in told
@@ -400,14 +412,14 @@ def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results:
 
 
 def test_a_map_of_chips_where_areas_have_no_outline(results: Results) -> None:
-    areas = all_in_one(results)
-    told = to_html(*page(results, areas, totals(results, areas), total(results)))
+    areas = single_area(results)
+    told = to_html(*document(results, areas, summarize_areas(results, areas), summarize_chips(results)))
     assert told.count("<path") == len(GRID)
-    grey = total(results).nodata + total(results).failed
+    grey = summarize_chips(results).nodata + summarize_chips(results).failed
     assert len(re.findall('<path [^>]*"#bbbbbb"', told)) == grey > 0
 
 
 def test_values_are_plain(results: Results) -> None:
-    found: list[Total] = totals(results, by_grid(results))
-    assert json.loads(json.dumps([values(one) for one in found]))
-    assert isinstance(by_grid(results), Areas)
+    found: list[AreaSummary] = summarize_areas(results, areas_from_grid(results))
+    assert json.loads(json.dumps([as_row(one) for one in found]))
+    assert isinstance(areas_from_grid(results), Areas)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deltavlm.summaries.table import to_csv
-from deltavlm.summaries.totals import TopChip, total
+from deltavlm.summaries.totals import TopChip, summarize_chips
 from tests.summaries.test_summaries import written
 
 
@@ -29,7 +29,7 @@ from tests.summaries.test_summaries import written
     ],
 )
 def test_no_text_is_a_formula(tmp_path: Path, name: str, told: str) -> None:
-    whole = total(written(tmp_path / "out.gpkg"))
+    whole = summarize_chips(written(tmp_path / "out.gpkg"))
     one = replace(whole, name=name, top=(TopChip("r0_c0", 0.5, name, 15.0, 48.0),))
     (row,) = csv.DictReader(io.StringIO(to_csv([one])))
     assert row["name"] == row["top_caption"] == told

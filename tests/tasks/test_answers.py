@@ -12,7 +12,7 @@ from deltavlm.errors import AnswerParseError
 from deltavlm.tasks import ask, caption, classify, count, locate
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 numbers = st.integers(0, count.LARGEST)
 labels = st.lists(st.sampled_from(LABELS), unique=True).map(

@@ -7,16 +7,16 @@ from typing import Any, get_args
 
 import pytest
 
-from deltavlm.config import shipped
+from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError
-from deltavlm.tasks import classify
-from deltavlm.tasks.questions import TaskName, load_questions, pick_questions, read_questions
+from deltavlm.tasks import SingleTurnTask, classify
+from deltavlm.tasks.questions import load_questions, pick_questions, read_questions
 
 
 def test_the_shipped_set_asks_the_four_known_questions_in_their_trained_words() -> None:
-    specs = load_questions(shipped("questions.yaml"))
+    specs = load_questions(shipped_config("questions.yaml"))
     assert [spec.name for spec in specs] == ["caption", "change", "count", "location"]
-    assert {spec.task for spec in specs} | {"open"} == {*get_args(TaskName)}
+    assert {spec.task for spec in specs} | {"open"} == {*get_args(SingleTurnTask)}
     assert specs[1].prompt == classify.PROMPT
 
 
@@ -57,7 +57,7 @@ def test_mistakes_name_the_file_the_entry_and_the_nearest_word(entries: Any, wor
 
 
 def test_picking() -> None:
-    specs = load_questions(shipped("questions.yaml"))
+    specs = load_questions(shipped_config("questions.yaml"))
     assert [spec.name for spec in pick_questions(specs, ["count", "caption"])] == ["caption", "count"]
     with pytest.raises(ConfigError, match="did you mean 'location'"):
         pick_questions(specs, ["locations"])

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltavlm.config import dump, from_mapping, load, shipped, to_mapping
+from deltavlm.config import dump, from_mapping, load, shipped_config, to_mapping
 from deltavlm.data.synthetic.truth import CHANGES
 from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.training.config import Phase, Records, Scenes, TrainConfig, differences, load_config
-from deltavlm.training.objectives import Learner
-from deltavlm.training.organs import counts, factors, named
+from deltavlm.training.learner import Learner
+from deltavlm.training.parameter_groups import counts, lr_multipliers, named
 
 SHIPPED = [
-    path.name for path in shipped("train_nano.yaml").parent.glob("*.yaml") if "phases:" in path.read_text()
+    path.name
+    for path in shipped_config("train_nano.yaml").parent.glob("*.yaml")
+    if "phases:" in path.read_text()
 ]
 
 
@@ -32,14 +34,14 @@ def test_all_four_are_there() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_run_fits_its_model(name: str) -> None:
-    run = load_config(shipped(name))
+    run = load_config(shipped_config(name))
     assert from_mapping(TrainConfig, to_mapping(run), "again") == run
-    numbers = load(shipped(f"{run.model}.yaml"), DeltaVLMConfig)
+    numbers = load(shipped_config(f"{run.model}.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
         model = build(numbers)
         learners = [Learner(model, numbers, phase) for phase in run.phases.values()]
     for learner in learners:
-        found = factors([name for name, _ in named(learner)], learner.phase)
+        found = lr_multipliers([name for name, _ in named(learner)], learner.phase)
         assert any(found.values())
     if run.scenes:
         assert numbers.dense is not None
@@ -48,11 +50,11 @@ def test_a_shipped_run_fits_its_model(name: str) -> None:
 
 def test_stage_two_fits_what_the_paper_fits() -> None:
     """253,216,384 numbers: what the published checkpoint holds without its unused contrastive heads."""
-    run = load_config(shipped("train_stage2.yaml"))
-    numbers = load(shipped("deltavlm-7b.yaml"), DeltaVLMConfig)
+    run = load_config(shipped_config("train_stage2.yaml"))
+    numbers = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
         learner = Learner(build(numbers), numbers, run.phases["tune"])
-    found = factors([name for name, _ in named(learner)], learner.phase)
+    found = lr_multipliers([name for name, _ in named(learner)], learner.phase)
     organs = counts(learner, found)
     assert sum(fitted for fitted, _ in organs.values()) == 253_216_384
     assert organs["vision"][0] == 50_497_536 + 2_816
@@ -63,7 +65,7 @@ def test_stage_two_fits_what_the_paper_fits() -> None:
 
 
 def test_nano_is_trained_as_it_was() -> None:
-    run = load_config(shipped("train_nano.yaml"))
+    run = load_config(shipped_config("train_nano.yaml"))
     assert {phase.part for phase in run.phases.values()} == {"vision", "language", "joint"}
     assert all(
         (phase.betas, phase.floor, phase.balance, phase.cut, phase.rates)
@@ -75,7 +77,7 @@ def test_nano_is_trained_as_it_was() -> None:
 
 def test_changes_reach_their_keys(tmp_path: Path) -> None:
     run = load_config(
-        shipped("train_nano.yaml"),
+        shipped_config("train_nano.yaml"),
         [
             "seed=3",
             "phases.words.lr=1e-4",
@@ -91,7 +93,7 @@ def test_changes_reach_their_keys(tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(dump(run))
     assert load_config(again) == run
-    other = differences(to_mapping(load_config(shipped("train_nano.yaml"))), to_mapping(run))
+    other = differences(to_mapping(load_config(shipped_config("train_nano.yaml"))), to_mapping(run))
     assert {line.split(" ")[0] for line in other} == {
         *("scenes.far", "phases.words.lr", "phases.words.rates.language", "seed")
     }
@@ -117,7 +119,7 @@ def test_changes_reach_their_keys(tmp_path: Path) -> None:
 )
 def test_a_wrong_change_is_told_in_a_line(change: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told) as found:
-        load_config(shipped("train_nano.yaml"), [change])
+        load_config(shipped_config("train_nano.yaml"), [change])
     assert "\n" not in str(found.value)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltavlm.config import dump, load, shipped
+from deltavlm.config import dump, load, shipped_config
 from deltavlm.data.synthetic.truth import CHANGES
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training import __main__ as command
 from deltavlm.training import run
+from deltavlm.training.checkpoints import final_weights, load_state
 from deltavlm.training.config import TrainConfig
-from deltavlm.training.keeping import handed_on, load_state
 from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,7 +30,7 @@ MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The shipped recipe at reduced size."""
-    shipped_run = load(shipped("train_nano.yaml"), TrainConfig)
+    shipped_run = load(shipped_config("train_nano.yaml"), TrainConfig)
 
     def known(path: Path, kind: type) -> object:
         return MODEL if kind is DeltaVLMConfig else load(path, kind)
@@ -67,12 +67,12 @@ def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> N
     assert isinstance(model, Predictor)
     assert model.config.calibration != Calibration()
     assert model.config.sources["trained_on"] == "synthetic scenes"
-    last = handed_on(out, names[-1], best=False)
+    last = final_weights(out, names[-1], best=False)
     weights = model.model.state_dict()
     for name, tensor in last.items():
         torch.testing.assert_close(weights[name], tensor.half().float(), msg=name)
     # what a phase of words holds still is what the phase before it has averaged
-    before, after = (handed_on(out, name, best=False) for name in ("masks", "words"))
+    before, after = (final_weights(out, name, best=False) for name in ("masks", "words"))
     still = [name for name in before if name.startswith(("vision.", "difference."))]
     assert still
     for name in still:  # a running mean of one value is that value, up to rounding

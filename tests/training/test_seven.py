@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from deltavlm.config import load, shipped
+from deltavlm.config import load, shipped_config
 from deltavlm.model.config import DifferenceConfig
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.model.tokenizer import load_codecs
-from deltavlm.scoring.answering import picture
+from deltavlm.scoring.inference import picture
 from deltavlm.tasks import caption
 from deltavlm.training import run
 from deltavlm.training.config import Phase, Records, TrainConfig
-from deltavlm.training.objectives import Learner, make_lesson
-from deltavlm.training.organs import hold_still
-from tests.training.seven import SAID, SEVEN, eight_examples, seven_checkpoint
+from deltavlm.training.learner import Learner, collate
+from deltavlm.training.parameter_groups import freeze
+from tests.seven import SAID, SEVEN, eight_examples, seven_checkpoint
 
 STILL = dict.fromkeys(("vision", "difference", "qformer", "projection"), 0.0)
 SPEAK = Phase(part="instruct", steps=120, batch=8, lr=5e-3, warmup=5, rates={**STILL, "language": 1.0})
@@ -59,8 +59,8 @@ def trained(folder: Path) -> Path:
     """Stage 1, then stage 2 with the shipped recipes' numbers but for size, steps and rates."""
     hints = {"eight": Records(folder / "hints")}
     run.train(recipe(folder, "fresh", {"speak": SPEAK}, sets=hints), folder / "spoken")
-    align = load(shipped("train_stage1.yaml"), TrainConfig).phases["align"]
-    tune = load(shipped("train_stage2.yaml"), TrainConfig).phases["tune"]
+    align = load(shipped_config("train_stage1.yaml"), TrainConfig).phases["align"]
+    tune = load(shipped_config("train_stage2.yaml"), TrainConfig).phases["tune"]
     phases = {
         "align": replace(align, steps=40, batch=8, lr=2e-3, warmup=5),
         "tune": replace(tune, steps=160, batch=8, micro=8, lr=3e-3, warmup=10, rates=TUNED),
@@ -119,10 +119,10 @@ def test_gradients_reach_the_difference_module(folder: Path, part: str) -> None:
     config = recipe(folder, "fresh", {"one": phase})
     inputs = run.look(config)
     learner = Learner(run.start_model(config, inputs), inputs.model, phase)
-    hold_still(learner, phase)
+    freeze(learner, phase)
     batch = run.mixture_of(config, "one", inputs, folder).take(0, 0, 8)
     codecs = load_codecs(folder / "fresh")
-    sums = learner(make_lesson(batch, phase, inputs.model, codecs))
+    sums = learner(collate(batch, phase, inputs.model, codecs))
     sum(sums.values()).backward()  # type: ignore[union-attr]
     for name, parameter in learner.model.difference.named_parameters():
         assert parameter.grad is not None, name

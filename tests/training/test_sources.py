@@ -16,10 +16,10 @@ from deltavlm.data.synthetic.cache import draw_cache, open_cache
 from deltavlm.data.warp import Warp, draw_warp
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks import caption, dialogue, locate
+from deltavlm.training.changechat_dataset import ChangeChatSource, read_records, turns_of
 from deltavlm.training.config import Phase, Records, Scenes
-from deltavlm.training.instructions import RecordSource, read_records, rows_of
-from deltavlm.training.scenes import SceneSource
-from deltavlm.training.sources import Mixture, Sample
+from deltavlm.training.sampling import MixedSampler, Sample
+from deltavlm.training.synthetic_dataset import SceneSource
 
 PHASE = Phase(part="instruct", steps=4, batch=6, lr=1e-3, rows=1)
 
@@ -38,7 +38,7 @@ class Numbered:
 
 
 def test_a_mixture_deals_every_sample_once_by_weight() -> None:
-    mixed = Mixture([(Numbered(1), 3.0), (Numbered(2), 1.0)], batch=8, steps=50, seed=[5])
+    mixed = MixedSampler([(Numbered(1), 3.0), (Numbered(2), 1.0)], batch=8, steps=50, seed=[5])
     dealt = [row for step in range(50) for rows in mixed.take(step, 0, 8).rows for row in rows]
     names = Counter(name for name, _ in dealt)
     assert names["1"] / 400 == pytest.approx(0.75, abs=0.06)
@@ -48,9 +48,9 @@ def test_a_mixture_deals_every_sample_once_by_weight() -> None:
 
 def test_however_a_step_is_cut_it_holds_the_same() -> None:
     """Two processes in two pieces each see what one sees, and a step does not hang on the steps before."""
-    mixed = Mixture([(Numbered(1), 1.0), (Numbered(2), 1.0)], batch=8, steps=5, seed=[5])
+    mixed = MixedSampler([(Numbered(1), 1.0), (Numbered(2), 1.0)], batch=8, steps=5, seed=[5])
     whole = mixed.take(3, 0, 8)
-    again = Mixture([(Numbered(1), 1.0), (Numbered(2), 1.0)], batch=8, steps=9, seed=[5])  # more to come
+    again = MixedSampler([(Numbered(1), 1.0), (Numbered(2), 1.0)], batch=8, steps=9, seed=[5])  # more to come
     parts = [again.take(3, at, at + 2) for at in (4, 0, 6, 2)]
     assert sorted(whole.rows) == sorted(rows for part in parts for rows in part.rows)
     assert {part.noise for part in parts} == {whole.noise}
@@ -67,15 +67,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def source(made: Path, phase: Phase = PHASE, image_px: int = 64) -> RecordSource:
+def source(made: Path, phase: Phase = PHASE, image_px: int = 64) -> ChangeChatSource:
     held = read_records("made", Records(made), 0)
-    return RecordSource(held.training, held.images, phase, image_px, [0], still=False)
+    return ChangeChatSource(held.training, held.images, phase, image_px, [0], still=False)
 
 
 def test_an_epoch_has_every_turn_once(made: Path) -> None:
     """One sample a turn; the next epoch has the same in another order."""
     every = source(made)
-    truth = [row for case in every.cases for row in rows_of(case)]
+    truth = [row for case in every.cases for row in turns_of(case)]
     assert len(every) == len(truth)
     epochs = [[every.sample(epoch * len(every) + at).rows[0] for at in range(len(every))] for epoch in (0, 1)]
     assert Counter(epochs[0]) == Counter(epochs[1]) == Counter((row.prompt, row.answer) for row in truth)
@@ -92,11 +92,11 @@ def test_several_turns_of_a_pair_come_together(made: Path) -> None:
 def test_a_dialogue_has_its_true_history(made: Path) -> None:
     case = source(made).cases[1]
     example = next(one for one in case.examples if one.task == "dialogue")
-    prompts = [row.prompt for row in rows_of(replace(case, examples=(example,)))]
+    prompts = [row.prompt for row in turns_of(replace(case, examples=(example,)))]
     assert prompts[0] == dialogue.TURNS[0]
     assert prompts[1].startswith("q please judge")
     assert " a yes q " in prompts[1]
-    assert prompts[2].endswith(dialogue.history([], dialogue.TURNS[2]))
+    assert prompts[2].endswith(dialogue.prompt_with_history([], dialogue.TURNS[2]))
 
 
 def test_aligning_takes_captions_alone(made: Path) -> None:
@@ -174,7 +174,7 @@ def test_changeimti_is_trained_on_too(tmp_path: Path) -> None:
     for date in "AB":
         save_picture(tmp_path / "images" / "train" / date / "x.png", np.zeros((8, 8, 3), np.uint8))
     held = read_records("imti", Records(tmp_path, images=tmp_path / "images"), 0)
-    drawn = RecordSource(held.training, held.images, PHASE, 8, [0], still=False)
+    drawn = ChangeChatSource(held.training, held.images, PHASE, 8, [0], still=False)
     said = {drawn.sample(at).rows[0] for at in range(len(drawn))}
     assert {(caption.PROMPT, "a house is built"), (caption.PROMPT, "a villa appears")} < said
     assert len(said) == 3

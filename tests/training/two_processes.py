@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from deltavlm.training import run
 from deltavlm.training.config import Phase, Records, TrainConfig, Validation
-from deltavlm.training.processes import everywhere, join
-from tests.training.seven import SEVEN
+from deltavlm.training.distributed import join, world
+from tests.seven import SEVEN
 
 
 class Killed(Exception):
@@ -47,7 +47,7 @@ def main(folder: Path, out: Path) -> None:
         checkpoint_every=2,
         validation=Validation(every=3, metric="eight.caption.all.bleu_4"),
     )
-    ways = ("ddp", "fsdp") if everywhere.world > 1 else ("ddp",)
+    ways = ("ddp", "fsdp") if world.size > 1 else ("ddp",)
     for way in ways:
         # answers are scored from weights that lie whole in each process, so not under fsdp
         plan = (
@@ -56,13 +56,13 @@ def main(folder: Path, out: Path) -> None:
             else config.validation
         )
         mine = replace(config, sharding=way, validation=plan)  # type: ignore[arg-type]
-        if everywhere.world == 1:
+        if world.size == 1:
             run.train(mine, out / way)
             continue
         with suppress(Killed):
             run.train(mine, out / way, tell=kill)
         run.train(mine, out / way, resume=True)
-    if everywhere.world > 1:
+    if world.size > 1:
         dist.destroy_process_group()
 
 

@@ -7,23 +7,37 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
-from deltacli import options, values
-from deltacli.console import voice
-from deltacli.options import ASK, CHIPS, OUTPUT, RASTERS, flag, threads_flag
+import typer
+
+from deltacli import options, parsing
+from deltacli.console import console, print_notes
+from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
+from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deltavlm.geo.pair import ReadOptions
-    from deltavlm.model.config import Running
+    from deltavlm.geo.grid import Chip
+    from deltavlm.geo.pair import PairReader, ReadOptions
+    from deltavlm.model.config import RuntimeOptions
     from deltavlm.model.interface import ChangeModel
 
-__all__ = ["ChipFlags", "ModelFlags", "OutputFlags", "RasterFlags", "TalkFlags", "grouped"]
+__all__ = [
+    "ChipFlags",
+    "CommonFlags",
+    "ModelFlags",
+    "OutputFlags",
+    "RasterFlags",
+    "WindowFlags",
+    "grouped",
+    "open_rasters",
+]
 
 T = TypeVar("T")
 
@@ -58,15 +72,15 @@ def grouped(command: Callable[..., T]) -> Callable[..., T]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TalkFlags:
+class CommonFlags:
     """What is said, and how; they act as soon as they are read."""
 
     config: options.ConfigFile = None
     verbose: options.Verbose = 0
     quiet: options.Quiet = False
     progress: options.ShowProgress = None
-    color: options.ColorWhen = None
-    log_format: options.LogFormatWhich = None
+    color: options.ColorMode = None
+    log_format: options.LogFormatName = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +121,25 @@ class OutputFlags:
 class ModelFlags:
     """Which model, and how it runs."""
 
-    model: Annotated[str, flag("--model", "-m", panel=ASK, metavar="NAME|FOLDER", help="Model to ask.")] = (
+    model: Annotated[str, flag("--model", "-m", panel=MODEL, metavar="NAME|FOLDER", help="Model to ask.")] = (
         "nano"
     )
     device: Annotated[
-        str, flag("--device", panel=ASK, metavar="auto|cpu|cuda|mps", help="Where it runs.")
+        str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Where it runs.")
     ] = "auto"
-    threads: Annotated[int | None, threads_flag(ASK)] = None
+    threads: Annotated[int | None, threads_flag(MODEL)] = None
     dtype: options.Dtype = "auto"
     decode: options.Decode = "auto"
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
 
-    def running(self) -> Running:
+    def runtime_options(self) -> RuntimeOptions:
         """Raises: BadParameter for a device that there is not."""
-        from deltavlm.model.config import Running
+        from deltavlm.model.config import RuntimeOptions
 
-        return Running(
-            device=values.device_of(self.device),
+        return RuntimeOptions(
+            device=parsing.check_device(self.device),
             threads=self.threads,
             dtype=self.dtype,
             decode=None if self.decode == "auto" else self.decode,
@@ -134,27 +148,27 @@ class ModelFlags:
             quantize=None if self.quantize == "none" else self.quantize,
         )
 
-    def check_place(self) -> None:
+    def check_device(self) -> None:
         """Raises: InputError where the device is not there, or cannot do what is wished."""
-        running = self.running()
-        if running.device not in ("auto", "cpu") or running.quantize:  # else not worth torch's seconds
-            from deltavlm.model.predictor import pick_place
+        runtime = self.runtime_options()
+        if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's seconds
+            from deltavlm.model.predictor import resolve_device
 
-            pick_place(running)
+            resolve_device(runtime)
 
     def load(self) -> tuple[ChangeModel, float]:
         """The model, and how many seconds it took; says which it is."""
         started = time.monotonic()
-        model = _load(self.model, self.running())
+        model = _load(self.model, self.runtime_options())
         load_s = time.monotonic() - started
-        voice.say(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
+        console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
         return model, load_s
 
 
-def _load(name: str, running: Running) -> ChangeModel:
+def _load(name: str, runtime: RuntimeOptions) -> ChangeModel:
     from deltavlm.model.predictor import load_model
 
-    return load_model(name, running)
+    return load_model(name, runtime)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +206,7 @@ class ChipFlags:
 
     @property
     def overlap_px(self) -> int:
-        return values.overlap_of(self.chip_size, self.overlap, self.stride)
+        return parsing.resolve_overlap(self.chip_size, self.overlap, self.stride)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,14 +266,14 @@ class RasterFlags:
 
         Raises: BadParameter for text that cannot be read.
         """
-        both = values.bands_of("--bands", self.bands)
+        both = parsing.parse_bands("--bands", self.bands)
         read: dict[str, Any] = {
-            "before_bands": values.bands_of("--before-bands", self.before_bands) or both,
-            "after_bands": values.bands_of("--after-bands", self.after_bands) or both,
-            "gsd_m": values.gsd_of(self.gsd),
-            "bbox": values.bbox_of(bbox),
+            "before_bands": parsing.parse_bands("--before-bands", self.before_bands) or both,
+            "after_bands": parsing.parse_bands("--after-bands", self.after_bands) or both,
+            "gsd_m": parsing.check_gsd(self.gsd),
+            "bbox": parsing.parse_bbox(bbox),
         }
-        os.environ.update(values.gdal_settings_of(self.gdal_config))  # it reads them there when it starts
+        os.environ.update(parsing.parse_gdal_config(self.gdal_config))  # it reads them there when it starts
 
         from deltavlm.geo.pair import ReadOptions
 
@@ -275,3 +289,77 @@ class RasterFlags:
             aoi=aoi,
             **read,
         )
+
+
+At = Annotated[
+    str | None,
+    flag("--at", panel=CHIPS, metavar="LON,LAT", help="The chip around this point; pixels without a CRS."),
+]
+WindowBbox = Annotated[
+    str | None,
+    flag(
+        "--bbox",
+        panel=CHIPS,
+        metavar="XMIN,YMIN,XMAX,YMAX",
+        help="This box as one picture; with ask --all-chips, the chips that touch it.",
+    ),
+]
+WHOLE = 2  # a pair of at most so many chips' width and height is asked whole
+SMALL_PX = 64
+LARGEST_PX = 4096  # of a box that is made one picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowFlags:
+    """Where to look in a large pair."""
+
+    at: At = None
+    bbox: WindowBbox = None
+    bbox_crs: options.BboxCrs = "EPSG:4326"
+    chip_size: options.ChipSize = 256
+
+    @property
+    def point(self) -> tuple[float, float] | None:
+        return None if self.at is None else parsing.parse_point(self.at)
+
+    def chip(self, reader: PairReader) -> Chip:
+        """Raises: ConfigError when the pair is too large to be one picture and no place is named."""
+        from deltavlm.geo.windows import around, boxed, whole
+
+        if self.point is not None:
+            return around(reader, *self.point, self.chip_size)
+        if self.bbox is not None:
+            chip = boxed(reader, self.chip_size)
+            if min(chip.window.width, chip.window.height) < SMALL_PX:
+                console.warning(
+                    f"the box is {chip.window.width} x {chip.window.height} px, too small to see much; "
+                    "--at takes the surroundings of a point"
+                )
+            if chip.size > LARGEST_PX:
+                raise ConfigError(
+                    f"--bbox is {chip.window.width} x {chip.window.height} px, and one picture is at most "
+                    f"{LARGEST_PX}; make it smaller"
+                )
+            return chip
+        if max(reader.width, reader.height) > WHOLE * self.chip_size:
+            raise ConfigError(
+                f"the pair is {reader.width} x {reader.height} px, too large for one picture "
+                f"({WHOLE * self.chip_size} px): name a place with --at LON,LAT or --bbox; ask "
+                "--all-chips asks everywhere"
+            )
+        return whole(reader, self.chip_size)
+
+
+@contextmanager
+def open_rasters(before: str, after: str, place: WindowFlags, rasters: RasterFlags) -> Iterator[PairReader]:
+    """The pair, with what was found of it said."""
+    places = parsing.check_location("BEFORE", before), parsing.check_location("AFTER", after)
+    if place.point is not None and place.bbox is not None:
+        raise typer.BadParameter("cannot be combined with --bbox", param_hint="--at")
+    read_options = rasters.read_options(place.bbox, place.bbox_crs)
+
+    from deltavlm.geo.pair import RasterPair, open_pair
+
+    with open_pair(RasterPair(*places), read_options) as reader:
+        print_notes(reader)
+        yield reader

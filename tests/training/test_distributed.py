@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from deltavlm.training.keeping import load_state
-from tests.training.seven import eight_examples, seven_checkpoint
+from deltavlm.training.checkpoints import load_state
+from tests.seven import eight_examples, seven_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -15,7 +15,7 @@ from deltavlm.data.pictures import picture
 from deltavlm.data.synthetic import make_scene
 from deltavlm.errors import InputError
 from deltavlm.model.interface import Question, Reply
-from deltavlm.scoring.answering import answered, cases_of, run_name
+from deltavlm.scoring.inference import group_by_pair, predict_batches, run_id
 from deltavlm.scoring.predictions import Prediction
 from deltavlm.tasks.dialogue import TURNS
 from tests.scripted_model import ScriptedModel
@@ -36,7 +36,11 @@ def data(made: Path) -> Dataset:
 
 
 def everything(model: ScriptedModel, data: Dataset, images: Path, batch: int = 2) -> list[Prediction]:
-    return [one for found, _ in answered(model, cases_of(data.examples), images, batch) for one in found]
+    return [
+        one
+        for found, _ in predict_batches(model, group_by_pair(data.examples), images, batch)
+        for one in found
+    ]
 
 
 def test_every_example_is_answered_once_and_a_dialogue_twice(made: Path, data: Dataset) -> None:
@@ -78,11 +82,13 @@ def test_yes_or_no_is_asked_as_such_also_in_a_dialogue(made: Path, data: Dataset
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_one_bad_pair_is_named(made: Path, data: Dataset) -> None:
-    cases = cases_of(data.examples)
+    cases = group_by_pair(data.examples)
     whole = everything(ScriptedModel(), data, made / "images")
     small = ScriptedModel(most=1)
-    found = [one for part, _ in answered(small, cases, made / "images", 4) for one in part]
-    assert found == [one for part, _ in answered(ScriptedModel(), cases, made / "images", 4) for one in part]
+    found = [one for part, _ in predict_batches(small, cases, made / "images", 4) for one in part]
+    assert found == [
+        one for part, _ in predict_batches(ScriptedModel(), cases, made / "images", 4) for one in part
+    ]
     assert {(one.id, one.answers) for one in found} == {(one.id, one.answers) for one in whole}
 
     def script(before: np.ndarray, after: np.ndarray, question: Question) -> str:
@@ -92,7 +98,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_one_bad_pair_is_named(made: Pat
             raise ModelError("this pair cannot be answered")
         return "something"
 
-    results = list(answered(ScriptedModel(script=script), cases, made / "images", 4))
+    results = list(predict_batches(ScriptedModel(script=script), cases, made / "images", 4))
     problems = [problem for _, troubles in results for problem in troubles]
     assert [(problem.kind, problem.where) for problem in problems] == [("answer", cases[1].before)]
     answered_ids = {one.id for part, _ in results for one in part}
@@ -100,10 +106,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_one_bad_pair_is_named(made: Pat
 
 
 def test_known_answers_are_not_asked_again_and_a_batch_is_asked_whole(made: Path, data: Dataset) -> None:
-    cases = cases_of(data.examples)
+    cases = group_by_pair(data.examples)
     known = frozenset([*cases[0].keys, *cases[1].keys, *cases[2].keys[:1]])
     model = ScriptedModel()
-    parts = list(answered(model, cases, made / "images", 2, known))
+    parts = list(predict_batches(model, cases, made / "images", 2, known))
     assert parts[0] == ([], [])
     assert model.batches == [2, 1]
     found = {(one.task, one.id, one.history) for part, _ in parts for one in part}
@@ -111,15 +117,15 @@ def test_known_answers_are_not_asked_again_and_a_batch_is_asked_whole(made: Path
 
 
 def test_shards_are_disjoint_and_together_all(data: Dataset) -> None:
-    every = cases_of(data.examples)
-    shards = [cases_of(data.examples, (index, 3)) for index in (1, 2, 3)]
+    every = group_by_pair(data.examples)
+    shards = [group_by_pair(data.examples, (index, 3)) for index in (1, 2, 3)]
     assert [len(shard) for shard in shards] == [2, 2, 1]
     assert sorted(case.before for shard in shards for case in shard) == sorted(case.before for case in every)
-    assert cases_of(data.examples, limit=2) == every[:2]
+    assert group_by_pair(data.examples, limit=2) == every[:2]
 
 
 def test_pictures_that_cannot_be_used_are_problems(made: Path, data: Dataset, tmp_path: Path) -> None:
-    cases = cases_of(data.examples)[:4]
+    cases = group_by_pair(data.examples)[:4]
     for case in cases:
         for name in (case.before, case.after):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,7 @@ def test_pictures_that_cannot_be_used_are_problems(made: Path, data: Dataset, tm
     cut = (tmp_path / cases[1].before).read_bytes()
     (tmp_path / cases[1].before).write_bytes(cut[: len(cut) // 2])
     Image.new("RGB", (32, 64)).save(tmp_path / cases[2].after)
-    ((found, problems),) = answered(ScriptedModel(), cases, tmp_path, 4)
+    ((found, problems),) = predict_batches(ScriptedModel(), cases, tmp_path, 4)
     assert [problem.kind for problem in problems] == ["image"] * 3
     assert "is missing" in problems[0].what
     assert "cannot be read" in problems[1].what
@@ -139,13 +145,13 @@ def test_pictures_that_cannot_be_used_are_problems(made: Path, data: Dataset, tm
 def test_pictures_of_different_sizes_go_in_batches_of_one_size(
     made: Path, data: Dataset, tmp_path: Path
 ) -> None:
-    cases = cases_of(data.examples)[:2]
+    cases = group_by_pair(data.examples)[:2]
     for size, case in zip((64, 96), cases, strict=True):
         for name in (case.before, case.after):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (size, size), "green").save(tmp_path / name)
     model = ScriptedModel()
-    ((found, problems),) = answered(model, cases, tmp_path, 2)
+    ((found, problems),) = predict_batches(model, cases, tmp_path, 2)
     assert model.batches == [1, 1]
     assert not problems
     assert len(found) == sum(len(case.keys) for case in cases)
@@ -160,12 +166,12 @@ def test_a_picture_is_rgb_channels_first(tmp_path: Path) -> None:
 
 
 def test_a_run_is_named_by_model_its_way_and_the_set(data: Dataset) -> None:
-    name = run_name(ScriptedModel(), data)
-    assert name == run_name(ScriptedModel(), data)
+    name = run_id(ScriptedModel(), data)
+    assert name == run_id(ScriptedModel(), data)
     others = [
-        run_name(ScriptedModel(fingerprint="f"), data),
-        run_name(ScriptedModel(details={"beams": 5}), data),
-        run_name(ScriptedModel(), replace(data, split="val")),
-        run_name(ScriptedModel(), replace(data, examples=data.examples[1:])),
+        run_id(ScriptedModel(fingerprint="f"), data),
+        run_id(ScriptedModel(details={"beams": 5}), data),
+        run_id(ScriptedModel(), replace(data, split="val")),
+        run_id(ScriptedModel(), replace(data, examples=data.examples[1:])),
     ]
     assert len({name, *others}) == 5

@@ -14,18 +14,17 @@ from deltavlm.data.synthetic.facts import Facts, facts_of
 from deltavlm.errors import AnswerParseError
 from deltavlm.metrics import binary, counts, sets
 from deltavlm.model.interface import ChangeModel, Question, Reply
-from deltavlm.tasks import caption, classify, count, dialogue, locate
-from deltavlm.wording import normalise
+from deltavlm.tasks import TASKS, caption, classify, count, dialogue, locate
+from deltavlm.text_norm import normalise
 
-QUESTIONS = (
-    Question("caption", caption.PROMPT),
-    Question("change", classify.PROMPT, yes_no=True),
-    Question("count", count.PROMPT),
-    Question("location", locate.PROMPT),
+STANDARD_QUESTIONS = tuple(
+    Question(task.name, task.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
+    for task in TASKS.values()
+    if task.prompt
 )
 
 
-def said_and_true(
+def predict_scenes(
     model: ChangeModel, cache: Path, limit: int | None = None, batch: int = 16
 ) -> tuple[list[list[Reply]], list[Facts]]:
     """The four standing questions asked of every pair of a cache: replies as [pair][question], and the
@@ -35,11 +34,11 @@ def said_and_true(
     replies: list[list[Reply]] = []
     for start in range(0, number, batch):
         part = np.ascontiguousarray(pictures[start : min(start + batch, number)].transpose(1, 0, 4, 2, 3))
-        replies += model.answer(model.encode(part[0], part[1]), QUESTIONS)
+        replies += model.answer(model.encode(part[0], part[1]), STANDARD_QUESTIONS)
     return replies, [facts_of(*maps) for maps in truth[:number]]
 
 
-def talk_scores(model: ChangeModel, cache: Path, turns: int = 4, batch: int = 16) -> dict[str, Any]:
+def score_conversations(model: ChangeModel, cache: Path, turns: int = 4, batch: int = 16) -> dict[str, Any]:
     """Share of questions that are answered word for word, by how they are asked of every pair of a cache:
     `file`, in the words of a set's files; `typed`, as people would; `after_1` and so on, behind so many turns
     of a conversation with the true answers; `unheard`, the last question of all without what it refers to.
@@ -60,16 +59,16 @@ def talk_scores(model: ChangeModel, cache: Path, turns: int = 4, batch: int = 16
             said = talk.conversation(rng, facts, turns, followed=1.0)
             for number in range(1, turns):
                 past = [(turn.question, turn.answer) for turn in said[:number]]
-                prompt = dialogue.history(past, said[number].question)
+                prompt = dialogue.prompt_with_history(past, said[number].question)
                 rows.append((f"after_{number}", pair, prompt, said[number].answer))
             rows.append(("unheard", pair, said[-1].question, said[-1].answer))
-        replies = model.reply(encoded, [(pair, Question(how, prompt)) for how, pair, prompt, _ in rows])
+        replies = model.answer_rows(encoded, [(pair, Question(how, prompt)) for how, pair, prompt, _ in rows])
         for (how, *_, true), reply in zip(rows, replies, strict=True):
             hits.setdefault(how, []).append(normalise(reply.text) == normalise(true))
     return {f"talk_{how}": float(np.mean(found)) for how, found in hits.items()}
 
 
-def scores(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[str, Any]:
+def score_scenes(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[str, Any]:
     """What the nano table shows. An answer that cannot be read counts as "nothing" and is counted in
     `unreadable`."""
     unreadable = 0

@@ -17,11 +17,11 @@ from deltavlm.data.pictures import picture
 from deltavlm.data.warp import draw_warp
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
-from deltavlm.scoring.answering import Case, cases_of
+from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
+from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Records
-from deltavlm.training.sources import Sample
-from deltavlm.wording import normalise
+from deltavlm.training.sampling import Sample
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +44,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Split:
     """A set's pairs for training and those held out, and the folder of their pictures."""
 
     name: str
     images: Path
-    training: tuple[Case, ...]
-    held_out: tuple[Case, ...]
+    training: tuple[PairExamples, ...]
+    held_out: tuple[PairExamples, ...]
 
 
-def read_records(name: str, records: Records, seed: int) -> Held:
+def read_records(name: str, records: Records, seed: int) -> Split:
     """A set of the configuration, its pictures all there.
 
     Raises: InputError when it cannot be read, or pictures are missing, with their paths.
@@ -69,7 +69,7 @@ def read_records(name: str, records: Records, seed: int) -> Held:
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
-    cases = cases_of(data.examples)
+    cases = group_by_pair(data.examples)
     if not cases:
         raise ConfigError(
             f"sets.{name}: {records.path} has no record of the tasks {', '.join(records.tasks)}"
@@ -92,15 +92,15 @@ def read_records(name: str, records: Records, seed: int) -> Held:
     rest = [cases[at] for at in sorted(order[records.held_out :])]
     if records.weight and not rest:
         raise ConfigError(f"sets.{name}: held_out {records.held_out} leaves none of its {len(cases)} pairs")
-    return Held(name, images, tuple(rest), tuple(out))
+    return Split(name, images, tuple(rest), tuple(out))
 
 
-def rows_of(case: Case) -> Iterator[Row]:
+def turns_of(case: PairExamples) -> Iterator[Row]:
     """Each turn, and each of several references, as a row of its own."""
     for example in case.examples:
         past: list[tuple[str, str]] = []
         for turn in example.turns:
-            prompt = dialogue.history(past, turn.question) if past else turn.question
+            prompt = dialogue.prompt_with_history(past, turn.question) if past else turn.question
             for answer in turn.answers:
                 said = normalise(f"{prompt} {answer}")
                 fixed = example.task in FIXED or (
@@ -110,13 +110,13 @@ def rows_of(case: Case) -> Iterator[Row]:
             past.append((turn.question, turn.answers[0]))
 
 
-def texts(held: Held) -> list[str]:
+def texts(held: Split) -> list[str]:
     """Every prompt and answer, normalised: what a tokenizer is made from."""
-    said = [(row.prompt, row.answer) for case in held.training for row in rows_of(case)]
+    said = [(row.prompt, row.answer) for case in held.training for row in turns_of(case)]
     return [normalise(text) for prompt, answer in said for text in (f"q {prompt}", answer)]
 
 
-class RecordSource:
+class ChangeChatSource:
     """A set's pairs as samples without end, epoch after epoch, each in another order.
 
     In one epoch every turn comes once. A sample is a pair with up to `rows` of its turns (a phase with
@@ -125,7 +125,7 @@ class RecordSource:
 
     def __init__(
         self,
-        cases: tuple[Case, ...],
+        cases: tuple[PairExamples, ...],
         images: Path,
         phase: Phase,
         image_px: int,
@@ -136,7 +136,7 @@ class RecordSource:
         self.cases, self.images, self.phase, self.image_px = cases, images, phase, image_px
         self.seed, self.still = seed, still  # still: the order of the file, and pictures as they are
         self.most = 1 if phase.part == "align" else phase.rows
-        every = [tuple(rows_of(case)) for case in cases]
+        every = [tuple(turns_of(case)) for case in cases]
         if phase.part == "align":
             every = [
                 tuple(row for row, task in zip(rows, _tasks(case), strict=True) if task == "caption")
@@ -184,8 +184,8 @@ class RecordSource:
         return Sample(before, after, told, case.examples[0].changed)
 
 
-def _tasks(case: Case) -> Iterator[str]:
-    """The task of each of `rows_of`."""
+def _tasks(case: PairExamples) -> Iterator[str]:
+    """The task of each of `turns_of`."""
     for example in case.examples:
         for turn in example.turns:
             yield from [example.task] * len(turn.answers)

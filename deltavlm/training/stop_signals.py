@@ -12,7 +12,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 @dataclass
-class Stop:
+class StopRequest:
     """Whether a run is to end, and which signal said so."""
 
     wanted: bool = False
@@ -24,12 +24,12 @@ class Stop:
 
 
 @contextmanager
-def deferred() -> Iterator[Stop]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """While open, the first signal sets the flag, and a second one ends the process at once.
 
     A signal that the parent told us to ignore (`nohup`) stays ignored.
     """
-    stop, before = Stop(), dict[int, object]()
+    stop, before = StopRequest(), dict[int, object]()
 
     def heed(signum: int, frame: object) -> None:
         stop.wanted, stop.signum = True, signum

@@ -1,4 +1,4 @@
-"""Answers kept as they come, a line each, so that an interrupted run can be gone on with."""
+"""PredictionLog kept as they come, a line each, so that an interrupted run can be gone on with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deltavlm.errors import OutputError, WriteError
 from deltavlm.files import lock
 from deltavlm.scoring.predictions import Prediction, read_predictions
 
-__all__ = ["Answers", "keep_answers"]
+__all__ = ["PredictionLog", "open_prediction_log"]
 
 
 @dataclass
-class Answers:
+class PredictionLog:
     """All answers so far, those of earlier runs first; `keep` adds to them and to the file, if any."""
 
     run: str
@@ -44,8 +44,8 @@ class Answers:
 
 
 @contextmanager
-def keep_answers(path: Path | None, run: str, model: str, afresh: bool) -> Iterator[Answers]:
-    """Answers kept in `path`, gone on with if it is there, or begun `afresh`; without a path, in memory.
+def open_prediction_log(path: Path | None, run: str, model: str, afresh: bool) -> Iterator[PredictionLog]:
+    """Predictions kept in `path`, gone on with if it is there, or begun `afresh`; without a path, in memory.
 
     A last line that was cut off while it was written is dropped.
 
@@ -55,13 +55,13 @@ def keep_answers(path: Path | None, run: str, model: str, afresh: bool) -> Itera
             another way of running it, or another set.
     """
     if path is None:
-        yield Answers(run, model)
+        yield PredictionLog(run, model)
         return
     with lock(path):
         yield from _kept(path, run, model, afresh)
 
 
-def _kept(path: Path, run: str, model: str, afresh: bool) -> Iterator[Answers]:
+def _kept(path: Path, run: str, model: str, afresh: bool) -> Iterator[PredictionLog]:
     known: list[Prediction] = []
     try:
         if afresh:
@@ -75,7 +75,7 @@ def _kept(path: Path, run: str, model: str, afresh: bool) -> Iterator[Answers]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another -o") from error
     with stream:
-        yield Answers(run, model, known, path, stream)
+        yield PredictionLog(run, model, known, path, stream)
 
 
 def _mend(path: Path) -> None:

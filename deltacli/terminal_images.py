@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from deltacli.console import voice
+from deltacli.console import console
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deltavlm.geo.pair import ChipPixels, PairReader
     from deltavlm.pipeline.analyze import ChangedChip
 
-__all__ = ["Protocol", "encoded", "protocol_of", "show_thumbnails"]
+__all__ = ["Protocol", "detect_protocol", "encode_image", "show_thumbnails"]
 
 Protocol = Literal["kitty", "iterm", "sixel"]
 
@@ -29,11 +29,11 @@ _KITTY = ("xterm-kitty", "xterm-ghostty")
 _SIXEL = ("foot", "mlterm", "yaft", "contour")
 
 
-def protocol_of(environ: Mapping[str, str]) -> Protocol | None:
+def detect_protocol(environ: Mapping[str, str]) -> Protocol | None:
     """How a terminal shows pictures, by what it says of itself; None where it does not, or a multiplexer is
     between, which swallows them.
 
-    >>> protocol_of({"TERM": "xterm-kitty"}), protocol_of({"TERM": "xterm-256color"})
+    >>> detect_protocol({"TERM": "xterm-kitty"}), detect_protocol({"TERM": "xterm-256color"})
     ('kitty', None)
     """
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
@@ -56,14 +56,14 @@ def show_thumbnails(
 ) -> None:
     """Both dates of the chips on stderr, unless that is a pipe or all is to be quiet; a chip that cannot be
     read is left out."""
-    if wished == "never" or not voice.on_terminal or voice.verbosity < 0 or not chips:
+    if wished == "never" or not console.on_terminal or console.verbosity < 0 or not chips:
         return
-    protocol = protocol_of(os.environ) or ("sixel" if wished == "always" else None)
+    protocol = detect_protocol(os.environ) or ("sixel" if wished == "always" else None)
     if protocol is None:
         return
     shown = list(_read(reader, chip_px, chips))
     if shown:
-        sys.stderr.write(encoded(_sheet(shown), protocol) + "\n")
+        sys.stderr.write(encode_image(_sheet(shown), protocol) + "\n")
         sys.stderr.flush()
 
 
@@ -73,10 +73,10 @@ def _read(
     """The chips with their pixels, but those that cannot be read."""
     from deltavlm.errors import RasterError
     from deltavlm.geo.grid import Chip, Window
-    from deltavlm.report.scenes import place_of
+    from deltavlm.report.scenes import chip_origin
 
     for one in chips:
-        row, col = place_of({"chip_id": one.chip_id})
+        row, col = chip_origin({"chip_id": one.chip_id})
         window = Window(col, row, min(chip_px, reader.width), min(chip_px, reader.height))
         with suppress(RasterError):
             yield one, reader.read(Chip(0, 0, window, chip_px, reader.transform))
@@ -99,7 +99,7 @@ def _sheet(shown: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:
     return sheet
 
 
-def encoded(picture: Image, protocol: Protocol) -> str:
+def encode_image(picture: Image, protocol: Protocol) -> str:
     """The control sequence that draws an RGB picture at the cursor."""
     if protocol == "sixel":
         return "".join(_sixel(picture))

@@ -1,6 +1,6 @@
 """What a phase learns: masks, words, or which caption belongs to which pair.
 
-A `Lesson` is a batch in tensors; a `Learner` turns it into sums of losses. How many terms each sum has is
+A `TrainBatch` is a batch in tensors; a `Learner` turns it into sums of losses. How many terms each sum has is
 known from the lesson alone, before anything is computed, so that a step's mean is over all of it: whatever
 the number of processes and of pieces, an answer weighs the same.
 
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORED, DeltaVLM, PairFeatures, Text
+from deltavlm.model.deltavlm import IGNORE_INDEX, DeltaVLM, PairFeatures, Text
 from deltavlm.model.tokenizer import Codec
+from deltavlm.text_norm import normalise
+from deltavlm.training.collate import Rows, collate_rows
 from deltavlm.training.config import ASKING, Phase
+from deltavlm.training.distributed import world
 from deltavlm.training.losses import alike, contrastive_loss, density_loss, hardest, mask_loss
-from deltavlm.training.processes import everywhere
-from deltavlm.training.rows import Rows, make_rows
-from deltavlm.training.sources import Batch
-from deltavlm.wording import normalise
+from deltavlm.training.sampling import Batch
 
 SHARED_WIDTH = 256  # in which pairs and captions are compared, as in BLIP-2
 ALARMS = 4  # false alarms along a side of a picture, about
@@ -33,7 +33,7 @@ LOSSES = ("mask", "density", "words", "contrastive", "matching")  # what is adde
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainBatch:
     """A batch as the learner reads it. `counts`: how many terms each of its sums has."""
 
     before: Tensor  # (B, 3, P, P) uint8
@@ -46,11 +46,11 @@ class Lesson:
     group: Tensor | None = None  # (B,) captions with one number say the same
     noise: int = 0
 
-    def to(self, device: torch.device) -> Lesson:
+    def to(self, device: torch.device) -> TrainBatch:
         mask, density, group = (
             None if tensor is None else tensor.to(device) for tensor in (self.mask, self.density, self.group)
         )
-        return Lesson(
+        return TrainBatch(
             self.before.to(device),
             self.after.to(device),
             self.counts,
@@ -63,9 +63,9 @@ class Lesson:
         )
 
 
-def make_lesson(batch: Batch, phase: Phase, config: DeltaVLMConfig, codecs: tuple[Codec, Codec]) -> Lesson:
+def collate(batch: Batch, phase: Phase, config: DeltaVLMConfig, codecs: tuple[Codec, Codec]) -> TrainBatch:
     """A batch in tensors, with what the phase needs of it."""
-    lesson = Lesson(torch.from_numpy(batch.before), torch.from_numpy(batch.after), {}, noise=batch.noise)
+    lesson = TrainBatch(torch.from_numpy(batch.before), torch.from_numpy(batch.after), {}, noise=batch.noise)
     counts: dict[str, float] = {}
     if phase.part in ("vision", "joint"):
         there = batch.mask is not None and batch.density is not None
@@ -75,20 +75,20 @@ def make_lesson(batch: Batch, phase: Phase, config: DeltaVLMConfig, codecs: tupl
                 lesson, mask=torch.from_numpy(batch.mask), density=torch.from_numpy(batch.density)
             )
     if phase.part in ASKING:
-        rows = tuple(make_rows(config, codecs, batch.rows))
+        rows = tuple(collate_rows(config, codecs, batch.rows))
         by_token = phase.balance == "token"
         counts["words"] = float(sum(one.tokens if by_token else len(one.pairs) for one in rows))
         lesson = replace(lesson, rows=rows)
     if phase.part == "align":
         told = [normalise(rows[0][1]) for rows in batch.rows]
         most = config.qformer.max_text_tokens
-        ids = [codecs[0].question(text, most) for text in told]
+        ids = [codecs[0].encode_question(text, most) for text in told]
         # all ways of saying that nothing has changed say the same
         groups = [
             zlib.crc32(text.encode()) if moved else 0 for text, moved in zip(told, batch.changed, strict=True)
         ]
-        counts |= dict.fromkeys(("contrastive", "matching", "found"), float(len(told)))
-        lesson = replace(lesson, caption=codecs[0].batch(ids, "right"), group=torch.tensor(groups))
+        counts |= dict.fromkeys(("contrastive", "matching", "recall_at_1"), float(len(told)))
+        lesson = replace(lesson, caption=codecs[0].pad_batch(ids, "right"), group=torch.tensor(groups))
     return replace(lesson, counts=counts)
 
 
@@ -112,7 +112,7 @@ class Learner(nn.Module):
         self.heads = Align(config.qformer.hidden) if phase.part == "align" else None
         self.evidence = config.dense.evidence_tokens if config.dense else 0  # the last ones
 
-    def forward(self, lesson: Lesson) -> dict[str, Tensor]:
+    def forward(self, lesson: TrainBatch) -> dict[str, Tensor]:
         look = self.model.vision.normalise
         pair = self.model.encode_pair(look(lesson.before), look(lesson.after))
         sums: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ class Learner(nn.Module):
             sums["mask"] = mask_loss(pair.mask_logits[: len(lesson.mask)], lesson.mask)
             sums["density"] = density_loss(pair.density[: len(lesson.mask)], lesson.density)
         if lesson.rows:
-            sums["words"] = self.phase.words * self.words(self.fade(pair), lesson.rows)
+            sums["words"] = self.phase.words * self.words(self.augment_evidence(pair), lesson.rows)
         if lesson.caption is not None and lesson.group is not None:
             sums |= self.align(pair.tokens, lesson.caption, lesson.group, lesson.noise)
         return sums
@@ -131,18 +131,18 @@ class Learner(nn.Module):
         """Sum over all answers, each by its length (phase.balance) or by the root of it."""
         weighed = []
         for rows in groups:
-            seen = self.hide(tokens_BTD[rows.pairs], self.phase.hidden)
+            seen = self.drop_tokens(tokens_BTD[rows.pairs], self.phase.token_dropout)
             told = self.model.token_losses(seen, rows.question, rows.text, rows.labels).sum(dim=1)
             if self.phase.balance == "root":  # a "yes" must not drown in lists of cells
-                told = told / (rows.labels != IGNORED).sum(dim=1).sqrt()
+                told = told / (rows.labels != IGNORE_INDEX).sum(dim=1).sqrt()
             weighed.append(told.sum())
         return torch.stack(weighed).sum()
 
-    def fade(self, pair: PairFeatures) -> Tensor:
+    def augment_evidence(self, pair: PairFeatures) -> Tensor:
         """Tokens (B, T, D), of the share `faint` of the pairs with evidence as strange pictures give it:
         masks less sure of themselves, leaning to one side, with smooth false alarms; counts too high or too
         low. The answers stay what is true, so that words learn to read a faint mask too."""
-        if not self.phase.faint or not self.training or not self.evidence:
+        if not self.phase.evidence_noise or not self.training or not self.evidence:
             return pair.tokens
         assert pair.mask_logits is not None
         assert pair.density is not None
@@ -153,13 +153,13 @@ class Learner(nn.Module):
         faint = (0.4 + 0.6 * draw[1]) * mask
         faint = faint + 0.7 * F.interpolate(alarms, size=shape, mode="bilinear")
         faint[:, :1] += 3 * draw[2] - 1  # less or more of nothing
-        chosen = draw[0] < self.phase.faint
+        chosen = draw[0] < self.phase.evidence_noise
         evidence = self.model.dense.evidence(  # type: ignore[union-attr]
             torch.where(chosen, faint, mask), torch.where(chosen, density * 2 ** (2 * draw[3] - 1.2), density)
         )
         return torch.cat([pair.tokens[:, : -self.evidence], evidence.to(pair.tokens.dtype)], dim=1)
 
-    def hide(self, tokens_RTD: Tensor, share: float) -> Tensor:
+    def drop_tokens(self, tokens_RTD: Tensor, share: float) -> Tensor:
         """Difference tokens with some set to zero, of each row another part, from none to twice the share;
         the dense head's evidence stays, so that an answer has to rest on both."""
         if not share or not self.training:
@@ -176,11 +176,11 @@ class Learner(nn.Module):
         against a likely wrong one both ways. Captions that say the same are no wrong ones."""
         heads, qformer = self.heads, self.model.qformer
         assert heads is not None
-        pair_BQE = F.normalize(heads.pair(qformer.look(tokens_BTD)).float(), dim=-1)
-        read = qformer.read(caption.ids, caption.mask)[:, 0]
+        pair_BQE = F.normalize(heads.pair(qformer.encode_image(tokens_BTD)).float(), dim=-1)
+        read = qformer.encode_text(caption.ids, caption.mask)[:, 0]
         text_BE = F.normalize(heads.caption(read).float(), dim=-1)
-        mine, all_groups = everywhere.own(len(group_B)), everywhere.gathered(group_B)
-        pair_NQE, text_NE = everywhere.gathered(pair_BQE), everywhere.gathered(text_BE)
+        mine, all_groups = world.own(len(group_B)), world.gathered(group_B)
+        pair_NQE, text_NE = world.gathered(pair_BQE), world.gathered(text_BE)
         warmth = heads.temperature.clamp(min=0.001)
         to_text = torch.einsum("bqe,ne->bqn", pair_BQE, text_NE).amax(dim=1) / warmth
         to_pair = torch.einsum("be,nqe->bqn", text_BE, pair_NQE).amax(dim=1) / warmth
@@ -203,15 +203,15 @@ class Learner(nn.Module):
         return {
             "contrastive": entropy,
             "matching": F.cross_entropy(verdict, fits, reduction="sum") / 3,
-            "found": same.gather(1, to_text.argmax(dim=1, keepdim=True)).sum().float(),
+            "recall_at_1": same.gather(1, to_text.argmax(dim=1, keepdim=True)).sum().float(),
         }
 
     def _of_all(self, tokens_BTD: Tensor, caption: Text) -> tuple[Tensor, Tensor, Tensor]:
         """Captions (N, S) and image tokens (N, T, D) of all processes."""
         room = self.model.qformer.bert.config.max_position_embeddings - caption.ids.shape[1]
-        if everywhere.world > 1:  # one length everywhere
-            ids = everywhere.gathered(F.pad(caption.ids, (0, room)))
-            mask = everywhere.gathered(F.pad(caption.mask, (0, room)))
+        if world.size > 1:  # the same length in every process
+            ids = world.gathered(F.pad(caption.ids, (0, room)))
+            mask = world.gathered(F.pad(caption.mask, (0, room)))
             longest = int(mask.sum(dim=1).max())
-            return ids[:, :longest], mask[:, :longest], everywhere.gathered(tokens_BTD)
+            return ids[:, :longest], mask[:, :longest], world.gathered(tokens_BTD)
         return caption.ids, caption.mask, tokens_BTD

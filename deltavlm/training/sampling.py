@@ -50,7 +50,7 @@ class Batch:
     noise: int = 0
 
 
-class Mixture:
+class MixedSampler:
     """Samples of several sources by weight."""
 
     def __init__(

@@ -8,23 +8,23 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-__all__ = ["MOST_SHAPES", "small_map"]
+__all__ = ["MAX_SHAPES", "svg_map"]
 
-MOST_SHAPES = 4000  # more would make the page heavy
+MAX_SHAPES = 4000  # more would make the page heavy
 WIDTH, HEIGHT = 900.0, 420.0  # at most
 STEPS = ((0.0, "#ffffe0"), (0.05, "#fed976"), (0.25, "#fd8d3c"), (0.5, "#f03b20"), (0.75, "#bd0026"))
-NOT_LOOKED_AT = "#bbbbbb"
-KEY = ((NOT_LOOKED_AT, "not looked at"), *((colour, f"from {low:g}") for low, colour in STEPS))
+NO_VALUE_COLOUR = "#bbbbbb"
+KEY = ((NO_VALUE_COLOUR, "not looked at"), *((colour, f"from {low:g}") for low, colour in STEPS))
 KEY_STEP, KEY_LINE = 150.0, 40.0
 
 
-def small_map(shapes: Sequence[BaseGeometry | None], shares: Sequence[float | None]) -> str | None:
+def svg_map(shapes: Sequence[BaseGeometry | None], shares: Sequence[float | None]) -> str | None:
     """SVG of polygons in longitude and latitude; shares from 0 to 1, None is grey. None if there are none.
 
     North is up, and lengths are right in the middle of the map.
     """
     drawn = [(shape, share) for shape, share in zip(shapes, shares, strict=True) if shape is not None]
-    if not drawn or len(drawn) > MOST_SHAPES:
+    if not drawn or len(drawn) > MAX_SHAPES:
         return None
     left, bottom, right, top = shapely.total_bounds([shape for shape, _ in drawn])
     squeeze = max(float(np.cos(np.radians((bottom + top) / 2))), 0.01)
@@ -65,5 +65,5 @@ def _path(shape: BaseGeometry, left: float, top: float, wide: float, high: float
 
 def _colour(share: float | None) -> str:
     if share is None:
-        return NOT_LOOKED_AT
+        return NO_VALUE_COLOUR
     return next(colour for low, colour in reversed(STEPS) if share >= low)

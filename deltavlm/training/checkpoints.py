@@ -52,7 +52,7 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def handed_on(out: Path, name: str, *, best: bool) -> dict[str, Tensor]:
+def final_weights(out: Path, name: str, *, best: bool) -> dict[str, Tensor]:
     """What a phase leaves to the next: tensors of the model by name, all or those that it could change.
 
     Raises: ModelError when it has left no checkpoint.

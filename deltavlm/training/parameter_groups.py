@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 from deltavlm.training.config import Part, Phase
 
@@ -23,7 +23,7 @@ PARTS: dict[Part, dict[str, float]] = {
 HEADS = "heads"  # what a loss needs and the model does not have
 
 
-def factors(names: Iterable[str], phase: Phase) -> dict[str, float]:
+def lr_multipliers(names: Iterable[str], phase: Phase) -> dict[str, float]:
     """Parameter names -> factor on the learning rate, 0 for what is held still.
 
     Raises: ConfigError for a name in `rates` that fits nothing.
@@ -34,7 +34,7 @@ def factors(names: Iterable[str], phase: Phase) -> dict[str, float]:
     }
     for wanted in phase.rates:
         if wanted not in prefixes:
-            raise ConfigError(f"rates: the model has no {wanted!r}{nearest(wanted, sorted(prefixes)[:4000])}")
+            raise ConfigError(f"rates: the model has no {wanted!r}{suggest(wanted, sorted(prefixes)[:4000])}")
     rules = PARTS[phase.part] | phase.rates
     return {name: _factor(name, rules) for name in names}
 
@@ -55,9 +55,9 @@ def named(learner: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield name.removeprefix("model."), parameter
 
 
-def hold_still(learner: nn.Module, phase: Phase) -> dict[str, float]:
-    """Sets what needs gradients and what is in training mode; returns the factors."""
-    found = factors([name for name, _ in named(learner)], phase)
+def freeze(learner: nn.Module, phase: Phase) -> dict[str, float]:
+    """Sets what needs gradients and what is in training mode; returns the lr_multipliers."""
+    found = lr_multipliers([name for name, _ in named(learner)], phase)
     for name, parameter in named(learner):
         parameter.requires_grad_(found[name] > 0)
     training_modes(learner)

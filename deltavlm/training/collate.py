@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORED, Text
+from deltavlm.model.deltavlm import IGNORE_INDEX, Text
 from deltavlm.model.tokenizer import Codec
-from deltavlm.wording import normalise
+from deltavlm.text_norm import normalise
 
 MOST_ANSWER = 256  # tokens of an answer, as in the published training; its end is cut off
 
@@ -24,7 +24,7 @@ class Rows:
     pairs: Tensor  # (R,) which pair a row is about
     question: Text
     text: Text  # begin, question, answer, end
-    labels: Tensor  # (R, S) answer and end; IGNORED elsewhere
+    labels: Tensor  # (R, S) answer and end; IGNORE_INDEX elsewhere
 
     def to(self, device: torch.device) -> Rows:
         return Rows(
@@ -34,7 +34,7 @@ class Rows:
     @property
     def tokens(self) -> int:
         """How many tokens are learnt."""
-        return int((self.labels != IGNORED).sum())
+        return int((self.labels != IGNORE_INDEX).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class _Row:
         return len(self.prompt) + len(self.answer)
 
 
-def make_rows(
+def collate_rows(
     config: DeltaVLMConfig,
     codecs: tuple[Codec, Codec],
     lessons: Sequence[Sequence[tuple[str, str]]],
@@ -65,8 +65,8 @@ def make_rows(
     rows: list[_Row] = []
     for pair, lesson in enumerate(lessons):
         for prompt, answer in lesson:
-            worded = config.prompt.worded(prompt)
-            asked = questions.question(worded, config.qformer.max_text_tokens)
+            worded = config.prompt.format(prompt)
+            asked = questions.encode_question(worded, config.qformer.max_text_tokens)
             told = [*codec.encode(normalise(answer))[: MOST_ANSWER - 1], codec.eos]
             room = config.language.context - config.qformer.queries - len(told) - 1
             rows.append(_Row(pair, asked, [codec.start, *codec.encode(worded)[-room:]], told))
@@ -77,9 +77,9 @@ def make_rows(
 
 
 def _stack(questions: Codec, codec: Codec, rows: Sequence[_Row]) -> Rows:
-    text = codec.batch([[*row.prompt, *row.answer] for row in rows], "right")
+    text = codec.pad_batch([[*row.prompt, *row.answer] for row in rows], "right")
     starts = torch.tensor([len(row.prompt) for row in rows])
-    labels = text.ids.masked_fill(text.mask == 0, IGNORED)
-    labels = labels.masked_fill(torch.arange(labels.shape[1])[None] < starts[:, None], IGNORED)
-    question = questions.batch([row.question for row in rows], "right")
+    labels = text.ids.masked_fill(text.mask == 0, IGNORE_INDEX)
+    labels = labels.masked_fill(torch.arange(labels.shape[1])[None] < starts[:, None], IGNORE_INDEX)
+    question = questions.pad_batch([row.question for row in rows], "right")
     return Rows(torch.tensor([row.pair for row in rows]), question, text, labels)

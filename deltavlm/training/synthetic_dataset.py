@@ -21,9 +21,9 @@ from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.data.warp import draw_warp
 from deltavlm.model.predictor import resized
 from deltavlm.tasks import caption
+from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes
-from deltavlm.training.sources import Sample
-from deltavlm.wording import normalise
+from deltavlm.training.sampling import Sample
 
 CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their dates swapped
 
@@ -67,7 +67,9 @@ class SceneSource:
         pictures, truth = self.caches[name]
         index = int(rng.integers(len(pictures)))
         warp = draw_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
-        pair = vary(rng, pictures[index], truth[index], phase.crop_px, CENTRED, SWAP, phase.toned, warp)
+        pair = vary(
+            rng, pictures[index], truth[index], phase.crop_px, CENTRED, SWAP, phase.color_jitter, warp
+        )
         return self.told(rng, pair)
 
     def told(self, rng: np.random.Generator, pair: Pair) -> Sample:
@@ -90,7 +92,7 @@ class SceneSource:
         )
 
 
-class HeldScenes(SceneSource):
+class ValidationScenes(SceneSource):
     """The validation scenes, each as it was drawn."""
 
     def __init__(self, out: Path, phase: Phase, image_px: int) -> None:

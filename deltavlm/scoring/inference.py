@@ -21,17 +21,17 @@ from deltavlm.data.pictures import picture
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.scoring.predictions import Prediction
-from deltavlm.tasks import dialogue
-from deltavlm.tasks.questions import ANSWER_TOKENS, task_of
+from deltavlm.tasks import TASKS, dialogue
+from deltavlm.tasks.questions import task_of
 from deltavlm.tasks.text import clean
 
-__all__ = ["Case", "answered", "cases_of", "run_name"]
+__all__ = ["PairExamples", "group_by_pair", "predict_batches", "run_id"]
 
 Key = tuple[str, str, str]  # task, id, history
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PairExamples:
     """A pair of pictures and all examples about it."""
 
     before: str
@@ -48,19 +48,19 @@ class Case:
         )
 
 
-def cases_of(
+def group_by_pair(
     examples: Iterable[Example], shard: tuple[int, int] = (1, 1), limit: int | None = None
-) -> list[Case]:
+) -> list[PairExamples]:
     """Cases in the order of the examples; of those every `shard[1]`-th from `shard[0]` on, and of these the
     first `limit`."""
     pairs: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
         pairs.setdefault((example.before, example.after), []).append(example)
-    cases = [Case(before, after, tuple(about)) for (before, after), about in pairs.items()]
+    cases = [PairExamples(before, after, tuple(about)) for (before, after), about in pairs.items()]
     return cases[shard[0] - 1 :: shard[1]][:limit]
 
 
-def run_name(model: ChangeModel, data: Dataset) -> str:
+def run_id(model: ChangeModel, data: Dataset) -> str:
     """16 hex digits that stand for a model, the way it runs, and what the set asks: answers of runs with
     different names do not belong together."""
     asked = [(e.task, e.id, e.before, e.after, [turn.question for turn in e.turns]) for e in data.examples]
@@ -70,9 +70,9 @@ def run_name(model: ChangeModel, data: Dataset) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def answered(
+def predict_batches(
     model: ChangeModel,
-    cases: Sequence[Case],
+    cases: Sequence[PairExamples],
     images: Path,
     batch: int,
     known: frozenset[Key] = frozenset(),
@@ -94,12 +94,12 @@ def answered(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    case: Case
+    case: PairExamples
     before: Pixels
     after: Pixels
 
 
-def _read(cases: Sequence[Case], images: Path) -> tuple[list[_Seen], list[Problem]]:
+def _read(cases: Sequence[PairExamples], images: Path) -> tuple[list[_Seen], list[Problem]]:
     seen, problems = [], []
     for case in cases:
         dates = []
@@ -147,14 +147,12 @@ class _Thread:
         else:
             told = [known.answers[0] for known in self.example.turns[:turn]]
         said = [known.question for known in self.example.turns[:turn]]
-        task = task_of(words) if self.example.task == "dialogue" else self.example.task
-        prompt = dialogue.history(list(zip(said, told, strict=True)), words) if turn else words
-        return Question(
-            self.example.task, prompt, yes_no=task == "change", max_new_tokens=ANSWER_TOKENS.get(task, 64)
-        )
+        task = TASKS[task_of(words) if self.example.task == "dialogue" else self.example.task]
+        prompt = dialogue.prompt_with_history(list(zip(said, told, strict=True)), words) if turn else words
+        return Question(self.example.task, prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
 
 
-def _dialogues_and_all(model: ChangeModel, encoded: Any, cases: Sequence[Case]) -> list[Prediction]:
+def _dialogues_and_all(model: ChangeModel, encoded: Any, cases: Sequence[PairExamples]) -> list[Prediction]:
     """Turn by turn: first what has one turn and the first turns, then the turns that hang on an answer."""
     threads = [
         _Thread(pair, example, history)
@@ -163,7 +161,7 @@ def _dialogues_and_all(model: ChangeModel, encoded: Any, cases: Sequence[Case]) 
         for history in (("own", "reference") if example.task == "dialogue" else ("own",))
     ]
     while open_ := [thread for thread in threads if len(thread.replies) < len(thread.example.turns)]:
-        replies = model.reply(encoded, [(thread.pair, thread.question()) for thread in open_])
+        replies = model.answer_rows(encoded, [(thread.pair, thread.question()) for thread in open_])
         for thread, reply in zip(open_, replies, strict=True):
             thread.replies.append(reply)
     return [

@@ -10,13 +10,13 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from deltacli.console import voice
-from deltacli.exposition import FIRST, Metric, exposition
+from deltacli.console import console
 from deltavlm import __version__
 from deltavlm.errors import OutputError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.many import Run
     from deltavlm.pipeline.summary import Summary
 
-__all__ = ["Monitor", "check_metrics", "monitor"]
+__all__ = ["Metric", "RunMetrics", "check_metrics_file", "format_metrics", "run_metrics"]
 
 REFRESH_S = 10.0
 _CHIPS: tuple[Status, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
@@ -34,8 +34,22 @@ _PAIRS = ("answered", "partly", "failed")
 _STAGES = ("read", "waited", "encode", "answer", "write")
 _ENDS = {0: "answered", 3: "partly", 1: "failed", 2: "failed"}  # exit codes of a run over one pair
 
+FIRST = "# HELP "  # how a text of ours begins
 
-class Monitor:
+Sample = tuple[Mapping[str, str], float]  # labels and a value
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A family of samples; `name` and the names of labels are `[a-zA-Z_][a-zA-Z0-9_]*`."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    samples: Iterable[Sample]
+
+
+class RunMetrics:
     """What is known of the run of this process; one a process, begun by `analyze` and ended by the bridge."""
 
     def __init__(self) -> None:
@@ -54,7 +68,7 @@ class Monitor:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, output: str, *, dry_run: bool) -> None:
+    def start(self, output: str, *, dry_run: bool) -> None:
         """The run begins; a dry run is none. Raises: OutputError where the file cannot be written."""
         self.output = output if output == "-" else str(Path(output).absolute())
         if dry_run:
@@ -70,15 +84,15 @@ class Monitor:
         self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
         self._thread.start()
 
-    def loaded(self, model: ModelFacts) -> None:
+    def set_model(self, model: ModelFacts) -> None:
         """This model is asked."""
         self._model = model
 
-    def see(self, *summaries: Summary, pairs: Run | None = None) -> None:
+    def watch(self, *summaries: Summary, pairs: Run | None = None) -> None:
         """What the run has come to is the sum of these, which go on; `pairs`: of a run over many."""
         self._summaries, self._pairs = summaries, pairs or self._pairs
 
-    def end(self, code: int) -> None:
+    def finish(self, code: int) -> None:
         """The run has ended with this exit code; a file that cannot be written is a warning only."""
         if self.path is None:
             return
@@ -89,7 +103,7 @@ class Monitor:
         try:
             self._write(self.path)
         except OSError as error:
-            voice.warn(f"{self.path}: the metrics cannot be written ({error.strerror})")
+            console.warning(f"{self.path}: the metrics cannot be written ({error.strerror})")
 
     def _refresh(self) -> None:
         while not self._over.wait(REFRESH_S):
@@ -99,7 +113,7 @@ class Monitor:
     def _write(self, path: Path) -> None:
         part = path.with_name(f".{path.name}.{os.getpid()}.part")  # the collector reads *.prom alone
         try:
-            part.write_text(exposition(self.metrics(), {"output": self.output}), encoding="utf-8")
+            part.write_text(format_metrics(self.metrics(), {"output": self.output}), encoding="utf-8")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -158,7 +172,7 @@ class Monitor:
         return [({"status": one}, found.count(one)) for one in _PAIRS]
 
 
-def check_metrics(path: Path) -> Path:
+def check_metrics_file(path: Path) -> Path:
     """The file, if metrics may be written there: one named by mistake stays whole. Raises: OutputError."""
     if str(path) == "-":
         raise OutputError("--metrics -: needs a file, for stdout is for data")
@@ -177,4 +191,28 @@ def _is_ours(path: Path) -> bool:
         return stream.read(len(FIRST)) in (b"", FIRST.encode())
 
 
-monitor = Monitor()
+def format_metrics(metrics: Iterable[Metric], labels: Mapping[str, str]) -> str:
+    """The text of all metrics; each sample has these `labels` after its own. Ends with a newline.
+
+    Families without samples are left out.
+    """
+    lines = []
+    for metric in metrics:
+        samples = [_line(metric.name, {**own, **labels}, value) for own, value in metric.samples]
+        if samples:
+            help_text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
+            lines += [f"{FIRST}{metric.name} {help_text}", f"# TYPE {metric.name} {metric.kind}", *samples]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _line(name: str, labels: Mapping[str, str], value: float) -> str:
+    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+    return f"{name}{f'{{{told}}}' if told else ''} {value!r}"
+
+
+def _escaped(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a path may hold bytes that are no UTF-8
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+run_metrics = RunMetrics()

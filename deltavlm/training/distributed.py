@@ -26,11 +26,11 @@ PATIENCE = timedelta(hours=2)  # the others wait while one draws scenes or score
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Everywhere:
+class World:
     """This process among all; alone where no group was made."""
 
     @property
-    def world(self) -> int:
+    def size(self) -> int:
         return dist.get_world_size() if dist.is_initialized() else 1
 
     @property
@@ -43,17 +43,17 @@ class Everywhere:
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """The rows of all processes, in the order of their ranks; gradients go back to each."""
-        if self.world == 1:
+        if self.size == 1:
             return tensor
         if tensor.requires_grad:
             return _Gather.apply(tensor)  # type: ignore[no-any-return]
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     def summed(self, numbers: list[float], device: torch.device) -> list[float]:
         """Sums of numbers over all processes."""
-        if self.world == 1:
+        if self.size == 1:
             return numbers
         flat = torch.tensor(numbers, dtype=torch.float64, device=device)
         dist.all_reduce(flat)
@@ -61,18 +61,18 @@ class Everywhere:
 
     def objects(self, thing: Any) -> list[Any]:
         """What every process has, in the order of their ranks."""
-        if self.world == 1:
+        if self.size == 1:
             return [thing]
-        found: list[Any] = [None] * self.world
+        found: list[Any] = [None] * self.size
         dist.all_gather_object(found, thing)
         return found
 
     def wait(self) -> None:
-        if self.world > 1:
+        if self.size > 1:
             dist.barrier()
 
 
-everywhere = Everywhere()
+world = World()
 
 
 class _Gather(torch.autograd.Function):
@@ -81,7 +81,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.number = len(tensor)
-        parts = [torch.empty_like(tensor) for _ in range(everywhere.world)]
+        parts = [torch.empty_like(tensor) for _ in range(world.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
@@ -89,7 +89,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
-        return grad[everywhere.own(ctx.number)]
+        return grad[world.own(ctx.number)]
 
 
 def join() -> bool:
@@ -115,7 +115,7 @@ class Machine:
 
     def spread(self, learner: nn.Module) -> nn.Module:
         """The learner, one of many alike or each with a part of it."""
-        if everywhere.world == 1:
+        if world.size == 1:
             return learner
         if self.sharding == "fsdp":
             return _sharded(learner, self.device)
@@ -128,8 +128,8 @@ class Machine:
     @contextmanager
     def sharing(self, learner: nn.Module, last: bool) -> Iterator[None]:
         """Gradients of what is inside are shared now, or with those of the last piece of a step."""
-        if everywhere.world == 1 or last:
-            if everywhere.world > 1 and self.sharding == "fsdp":
+        if world.size == 1 or last:
+            if world.size > 1 and self.sharding == "fsdp":
                 learner.set_requires_gradient_sync(True)  # type: ignore[operator]
             yield
         elif self.sharding == "fsdp":
@@ -143,12 +143,12 @@ class Machine:
 def machine(config: TrainConfig) -> Machine:
     """The device of this process. Raises: ModelError, ConfigError for what it does not have."""
     name = pick_device("cpu" if config.device == "auto" and not torch.cuda.is_available() else config.device)
-    if name == "cuda" and everywhere.world > 1:
+    if name == "cuda" and world.size > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(torch.device(name))
     if name.startswith("cuda") and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise ModelError("this GPU does not compute in bf16; --set precision=fp16")
-    if config.sharding == "fsdp" and everywhere.world == 1:
+    if config.sharding == "fsdp" and world.size == 1:
         raise ConfigError(
             "sharding fsdp is for several processes; start with torchrun, or --set sharding=ddp"
         )
@@ -162,7 +162,7 @@ def _sharded(learner: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     model: Any = learner.model
-    mesh = init_device_mesh(device.type, (everywhere.world,))
+    mesh = init_device_mesh(device.type, (world.size,))
     language = model.language
     layers = [
         *language.model.layers,

@@ -23,9 +23,9 @@ from deltavlm.geo.meeting import check_placed, meet
 from deltavlm.geo.radiometry import Stretch
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import Source, View
-from deltavlm.report.scenes import Date, Scene
+from deltavlm.report.scenes import Scene, SceneImage
 
-__all__ = ["Opening", "Seen", "as_webp", "opened"]
+__all__ = ["ImageOptions", "OpenScene", "as_webp", "open_scene"]
 
 BAND_BYTES = 24 * 2**20
 """Of the file, read at once for an overview: GDAL averages one colour after the other, and what its block
@@ -36,7 +36,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class ImageOptions:
     """Where to look for images. `before` and `after` go before what the output names."""
 
     before: str | None = None
@@ -46,7 +46,7 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class OpenScene:
     """Both dates of a scene, open."""
 
     grid: PixelGrid
@@ -84,7 +84,7 @@ class Seen:
 
 
 @contextmanager
-def opened(scene: Scene, opening: Opening, beside: Path) -> Iterator[Seen]:
+def open_scene(scene: Scene, options: ImageOptions, beside: Path) -> Iterator[OpenScene]:
     """Open the images of a scene; those that are not where they were are looked for in the folder `beside`.
 
     Raises:
@@ -93,8 +93,8 @@ def opened(scene: Scene, opening: Opening, beside: Path) -> Iterator[Seen]:
     if scene.grid is None:
         raise RasterError(scene.reason or "nothing was asked about this pair")
     places = [
-        _found(date.path, given, opening, beside)
-        for date, given in ((scene.before, opening.before), (scene.after, opening.after))
+        _found(date.path, given, options, beside)
+        for date, given in ((scene.before, options.before), (scene.after, options.after))
     ]
     with ExitStack() as stack:
         stack.enter_context(gdal_settings(*map(str, places)))
@@ -102,7 +102,7 @@ def opened(scene: Scene, opening: Opening, beside: Path) -> Iterator[Seen]:
         for place, date in zip(places, (scene.before, scene.after), strict=True):
             try:
                 source = stack.enter_context(
-                    open_source(place, bands=date.bands, nodata=date.nodata, allow_vrt=opening.allow_vrt)
+                    open_source(place, bands=date.bands, nodata=date.nodata, allow_vrt=options.allow_vrt)
                 )
             except InputError as error:  # the bands, too, are the file's say
                 raise RasterError(str(error)) from error
@@ -113,7 +113,7 @@ def opened(scene: Scene, opening: Opening, beside: Path) -> Iterator[Seen]:
         check_placed(before, after, allow_no_crs=True)
         meeting = meet(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
         grid, offsets = scene.grid, (meeting.before_offset, meeting.after_offset)
-        if not scene.as_is:
+        if not scene.has_recorded_grid:
             grid = meeting.grid
         elif (grid.width, grid.height) != (meeting.grid.width, meeting.grid.height):
             offsets = (None, None)  # it was resampled
@@ -122,7 +122,7 @@ def opened(scene: Scene, opening: Opening, beside: Path) -> Iterator[Seen]:
             stack.enter_context(after.seen_on(grid, offsets[1], scene.resampling)),
         )
         stretches = (_stretch(scene.before, views[0], grid), _stretch(scene.after, views[1], grid))
-        yield Seen(grid, (before, after), views, stretches)
+        yield OpenScene(grid, (before, after), views, stretches)
 
 
 def as_webp(picture: Image.Image) -> bytes:
@@ -132,14 +132,14 @@ def as_webp(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _found(path: str, given: str | None, opening: Opening, beside: Path) -> str:
+def _found(path: str, given: str | None, options: ImageOptions, beside: Path) -> str:
     """Where an image is now."""
     if given is not None:
         return given
     if not path:
         raise RasterError("the output does not name its images; give --before and --after")
     if "://" in path or "/vsi" in path:
-        if opening.allow_remote:
+        if options.allow_remote:
             return path
         raise RasterError(f"{path}: lies elsewhere; --allow-remote fetches it, or give --before and --after")
     name = path.replace("\\", "/").rpartition("/")[2]
@@ -149,7 +149,7 @@ def _found(path: str, given: str | None, opening: Opening, beside: Path) -> str:
     raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
 
 
-def _check_same(source: Source, date: Date) -> None:
+def _check_same(source: Source, date: SceneImage) -> None:
     found = (source.grid.width, source.grid.height)
     if date.size is not None and found != date.size:
         raise RasterError(
@@ -158,7 +158,7 @@ def _check_same(source: Source, date: Date) -> None:
         )
 
 
-def _stretch(date: Date, view: View, grid: PixelGrid) -> Stretch | None:
+def _stretch(date: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
     """The one that was used; where the output does not tell it, one that shows something."""
     if date.stretch is not None:
         return Stretch(*date.stretch)

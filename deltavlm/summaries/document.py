@@ -8,18 +8,18 @@ import numpy as np
 
 from deltavlm.summaries.areas import OUTSIDE, Areas
 from deltavlm.summaries.caveats import caveats
-from deltavlm.summaries.drawing import MOST_SHAPES, small_map
-from deltavlm.summaries.page import Block, Heading, Items, Picture, Table, Text
-from deltavlm.summaries.results import LOOKED_AT, Results
-from deltavlm.summaries.totals import UNSURE, Total
+from deltavlm.summaries.render import Block, Heading, Items, Picture, Table, Text
+from deltavlm.summaries.results import ANSWERED, Results
+from deltavlm.summaries.svg_map import MAX_SHAPES, svg_map
+from deltavlm.summaries.totals import UNSURE, AreaSummary
 
-__all__ = ["page", "table"]
+__all__ = ["document", "table_rows"]
 
 MOST_ROWS = 10  # of a table on a page
 MOST_CHIPS = 5
 LONGEST_CAPTION = 50
 
-COLUMNS: tuple[tuple[str, Callable[[Total], str]], ...] = (
+COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
     ("area", lambda one: one.name),
     ("chips", lambda one: f"{one.chips:,}"),
     ("not looked at", lambda one: f"{one.nodata + one.failed:,}"),
@@ -34,14 +34,16 @@ COLUMNS: tuple[tuple[str, Callable[[Total], str]], ...] = (
 )
 
 
-def table(found: Sequence[Total]) -> tuple[list[str], list[list[str]]]:
+def table_rows(found: Sequence[AreaSummary]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows as text; columns that are empty in all rows are left out."""
     rows = [[tell(one) for _, tell in COLUMNS] for one in found]
     kept = [number for number in range(len(COLUMNS)) if number < 4 or any(row[number] for row in rows)]
     return [COLUMNS[number][0] for number in kept], [[row[number] for number in kept] for row in rows]
 
 
-def page(results: Results, areas: Areas, found: Sequence[Total], whole: Total) -> tuple[str, list[Block]]:
+def document(
+    results: Results, areas: Areas, found: Sequence[AreaSummary], whole: AreaSummary
+) -> tuple[str, list[Block]]:
     """Title and blocks of the report."""
     names = ", ".join(path.name for path in results.paths)
     blocks: list[Block] = [
@@ -51,11 +53,11 @@ def page(results: Results, areas: Areas, found: Sequence[Total], whole: Total) -
         *_picture(results, areas, found),
         *_tops(whole),
     ]
-    if areas.what != "whole":
-        columns, rows = table(found[:MOST_ROWS])
+    if areas.kind != "whole":
+        columns, rows = table_rows(found[:MOST_ROWS])
         rows = [[_short(cell) for cell in row] for row in rows]
         blocks += [
-            Heading(f"Where, by {areas.what}"),
+            Heading(f"Where, by {areas.kind}"),
             Table(columns, rows, words=["most changed chip"]),
             Text(_below(areas, found)),
         ]
@@ -81,7 +83,7 @@ def _dates(results: Results) -> str:
     return f"Images {' '.join(parts)}." if parts else ""
 
 
-def _changed(whole: Total) -> str:
+def _changed(whole: AreaSummary) -> str:
     told = f"{whole.changed:,} of {whole.looked_at:,} chips that were looked at have changed"
     if whole.changed_share is not None and whole.changed_km2 is not None:
         told += f": {whole.changed_km2:,.2f} km² of ground, {whole.changed_share:.1%} of what was looked at"
@@ -93,25 +95,25 @@ def _changed(whole: Total) -> str:
     return told + (f". Counted chip by chip: {' and '.join(counts)}." if counts else ".")
 
 
-def _picture(results: Results, areas: Areas, found: Sequence[Total]) -> list[Block]:
+def _picture(results: Results, areas: Areas, found: Sequence[AreaSummary]) -> list[Block]:
     """The areas by their share, or, where these have no outlines, the chips by their scores."""
     shapes = [one.shape for one in found]
     if any(shape is not None for shape in shapes):
-        drawn = small_map(shapes, [one.changed_share for one in found])
+        drawn = svg_map(shapes, [one.changed_share for one in found])
         caption = "Areas by the share of the ground looked at that lies in changed chips."
     else:
         chips = results.chips
-        if len(chips) > MOST_SHAPES:
+        if len(chips) > MAX_SHAPES:
             return []
         scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)
-        seen = chips["status"].isin(LOOKED_AT).to_numpy() & np.isfinite(scores)
+        seen = chips["status"].isin(ANSWERED).to_numpy() & np.isfinite(scores)
         told = [float(score) if is_seen else None for score, is_seen in zip(scores, seen, strict=True)]
-        drawn = small_map(list(results.lonlat), told)
+        drawn = svg_map(list(results.lonlat), told)
         caption = "Chips by score of change."
     return [Picture(drawn, f"{caption} North is up.")] if drawn else []
 
 
-def _tops(whole: Total) -> list[Block]:
+def _tops(whole: AreaSummary) -> list[Block]:
     if not whole.top:
         return []
     rows = [
@@ -127,19 +129,19 @@ def _tops(whole: Total) -> list[Block]:
     return [Table(columns, rows, words=["caption"])]
 
 
-def _below(areas: Areas, found: Sequence[Total]) -> str:
+def _below(areas: Areas, found: Sequence[AreaSummary]) -> str:
     parts = []
     if len(found) > MOST_ROWS:
         parts.append(f"{len(found) - MOST_ROWS:,} more are in a table as .csv.")
-    if areas.left_out:
-        parts.append(f"{areas.left_out:,} areas have no chip and are left out.")
+    if areas.empty_count:
+        parts.append(f"{areas.empty_count:,} areas have no chip and are left out.")
     parts.append("A chip belongs to the area that its middle lies in.")
     if any(one.looked_at_share is not None for one in found):
         parts.append("Seen: share of the area under chips that were looked at.")
     return " ".join(parts)
 
 
-def _sure(whole: Total) -> str:
+def _sure(whole: AreaSummary) -> str:
     if whole.mean_score is None:
         return "The run has no scores of change: the yes/no question was not asked."
     return (
@@ -149,7 +151,7 @@ def _sure(whole: Total) -> str:
     )
 
 
-def _unseen(results: Results, whole: Total, found: Sequence[Total]) -> str:
+def _unseen(results: Results, whole: AreaSummary, found: Sequence[AreaSummary]) -> str:
     parts = [f"{len(results.lost_pairs):,} pairs that could not be opened."] if results.lost_pairs else []
     if whole.nodata or whole.failed:
         parts.append(

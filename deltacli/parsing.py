@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 
-def location_of(name: str, text: str) -> str:
+def check_location(name: str, text: str) -> str:
     """A path or URL as it is, if it can be written in UTF-8, which all outputs are."""
     try:
         text.encode("utf-8")
@@ -19,7 +19,7 @@ def location_of(name: str, text: str) -> str:
     return text
 
 
-def bands_of(name: str, text: str | None) -> tuple[int, ...] | None:
+def parse_bands(name: str, text: str | None) -> tuple[int, ...] | None:
     """`"3,2,1"` -> (3, 2, 1): one band or three, counted from 1."""
     if text is None:
         return None
@@ -34,7 +34,7 @@ def bands_of(name: str, text: str | None) -> tuple[int, ...] | None:
     return bands
 
 
-def bbox_of(text: str | None) -> tuple[float, float, float, float] | None:
+def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
     """`"xmin,ymin,xmax,ymax"`, with commas or spaces, -> four numbers."""
     if text is None:
         return None
@@ -47,7 +47,7 @@ def bbox_of(text: str | None) -> tuple[float, float, float, float] | None:
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
-def point_of(text: str) -> tuple[float, float]:
+def parse_point(text: str) -> tuple[float, float]:
     """`"lon,lat"` -> two numbers."""
     try:
         numbers = [float(part) for part in text.strip("[]() ").replace(",", " ").split()]
@@ -58,7 +58,7 @@ def point_of(text: str) -> tuple[float, float]:
     return numbers[0], numbers[1]
 
 
-def overlap_of(chip_px: int, overlap_px: int | None, stride_px: int | None) -> int:
+def resolve_overlap(chip_px: int, overlap_px: int | None, stride_px: int | None) -> int:
     """The overlap from --overlap or --stride, whichever is given."""
     if overlap_px is not None and stride_px is not None:
         raise typer.BadParameter("cannot be combined with --overlap", param_hint="--stride")
@@ -76,14 +76,14 @@ def overlap_of(chip_px: int, overlap_px: int | None, stride_px: int | None) -> i
     return overlap_px or 0
 
 
-def gsd_of(value: float | None) -> float | None:
+def check_gsd(value: float | None) -> float | None:
     """Metres a pixel, above 0."""
     if value is not None and not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"{value:g} is not above 0 metres", param_hint="--gsd")
     return value
 
 
-def gdal_settings_of(pairs: list[str] | None) -> dict[str, str]:
+def parse_gdal_config(pairs: list[str] | None) -> dict[str, str]:
     """`["KEY=VALUE", ...]` -> a mapping."""
     settings = {}
     for pair in pairs or ():
@@ -94,7 +94,7 @@ def gdal_settings_of(pairs: list[str] | None) -> dict[str, str]:
     return settings
 
 
-def batch_size_of(text: str) -> int | None:
+def parse_batch_size(text: str) -> int | None:
     """`"auto"` -> None, `"8"` -> 8."""
     if text == "auto":
         return None
@@ -105,7 +105,7 @@ def batch_size_of(text: str) -> int | None:
     return int(text)
 
 
-def device_of(text: str) -> str:
+def check_device(text: str) -> str:
     """auto, cpu, cuda, cuda:N or mps."""
     family, colon, index = text.partition(":")
     known = ("auto", "cpu", "cuda", "mps")
@@ -116,7 +116,7 @@ def device_of(text: str) -> str:
     raise typer.BadParameter(f"{text!r} is not a device; {hint}", param_hint="--device")
 
 
-def shard_of(text: str | None) -> tuple[int, int]:
+def parse_shard(text: str | None) -> tuple[int, int]:
     """`"2/4"` -> (2, 4); all of it is (1, 1)."""
     if text is None:
         return 1, 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from deltavlm.config import nearest
+from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 
 
@@ -48,13 +48,13 @@ def _defaults_of(command: Any, keys: Mapping[str, Any], file: str, table: str) -
     for key, setting in keys.items():
         if isinstance(setting, dict) and commands:
             if key not in commands:
-                raise ConfigError(f"{file}: no command {key!r}{nearest(key, commands)}")
+                raise ConfigError(f"{file}: no command {key!r}{suggest(key, commands)}")
             defaults[key] = _defaults_of(commands[key], setting, file, f"{table}.{key}".strip("."))
             continue
         word = key.replace("_", "-")
         if word not in flags:
             place = f"in [{table}]" if table else "outside of a table such as [analyze]"
-            raise ConfigError(f"{file}: unknown key {key!r} {place}{nearest(word, flags)}")
+            raise ConfigError(f"{file}: unknown key {key!r} {place}{suggest(word, flags)}")
         if isinstance(setting, list) and word != "gdal-config":
             setting = ",".join(map(str, setting))  # bands = [3, 2, 1]
         defaults[flags[word]] = setting

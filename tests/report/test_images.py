@@ -13,14 +13,14 @@ from PIL import Image
 from deltavlm.errors import RasterError
 from deltavlm.geo.grid import Window
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
-from deltavlm.report.pictures import Opening, Seen, opened
+from deltavlm.report.images import ImageOptions, OpenScene, open_scene
 from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import moved, noise, smooth, spoil, write_raster
 from tests.report.conftest import Analyzed, only_scene
 
 
-def seen(path: Path, opening: Opening | None = None) -> Any:
-    return opened(only_scene(path), opening or Opening(), path.parent)
+def seen(path: Path, options: ImageOptions | None = None) -> Any:
+    return open_scene(only_scene(path), options or ImageOptions(), path.parent)
 
 
 def colours(picture: Image.Image) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_a_part_that_cannot_be_read_is_blank(
     )
     path = analyzed(before, after)
     spoil(after, [(1, 2)])
-    monkeypatch.setattr("deltavlm.report.pictures.BAND_BYTES", 160 * 3 * 32)  # a row of blocks at a time
+    monkeypatch.setattr("deltavlm.report.images.BAND_BYTES", 160 * 3 * 32)  # a row of blocks at a time
     with seen(path) as shown:
         whole, holed = shown.overview(2048)
         with pytest.raises(RasterError, match="cannot be read"):
@@ -106,11 +106,11 @@ def test_images_are_found_beside_the_output(analyzed: Analyzed, scene: Scene, tm
     for one in (path, scene.before, scene.after):
         shutil.move(one, folder / one.name)
     with seen(folder / path.name) as shown:
-        assert isinstance(shown, Seen)
+        assert isinstance(shown, OpenScene)
 
 
-def refusal(path: Path, opening: Opening | None = None) -> str:
-    with pytest.raises(RasterError) as refused, seen(path, opening):
+def refusal(path: Path, options: ImageOptions | None = None) -> str:
+    with pytest.raises(RasterError) as refused, seen(path, options):
         pass
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -119,14 +119,14 @@ def refusal(path: Path, opening: Opening | None = None) -> str:
 def test_images_that_are_gone_or_others_are_refused(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
     path = analyzed(*scene.args)
     other = write_tiled(tmp_path / "other.tif", noise(rows=64, cols=64))
-    said = refusal(path, Opening(after=str(other)))
+    said = refusal(path, ImageOptions(after=str(other)))
     assert said.startswith(f"{other}: has 64 x 64 px, and the image that was analysed 160 x 96;")
     scene.before.unlink()
     said = refusal(path)
     assert said.startswith(f"{scene.before}: no such file;")
     assert "--before and --after" in said
     (tmp_path / "text.tif").write_text("no image")
-    assert "cannot be read as a raster" in refusal(path, Opening(before=str(tmp_path / "text.tif")))
+    assert "cannot be read as a raster" in refusal(path, ImageOptions(before=str(tmp_path / "text.tif")))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,9 @@ def test_no_server_is_asked_because_a_file_names_one(
     path = analyzed(*scene.args)
     shown = only_scene(path)
     object.__setattr__(shown.before, "path", place)
-    monkeypatch.setattr("deltavlm.report.pictures.open_source", pytest.fail)
-    with pytest.raises(RasterError, match="lies elsewhere; --allow-remote"), opened(shown, Opening(), path):
+    monkeypatch.setattr("deltavlm.report.images.open_source", pytest.fail)
+    with (
+        pytest.raises(RasterError, match="lies elsewhere; --allow-remote"),
+        open_scene(shown, ImageOptions(), path),
+    ):
         pass

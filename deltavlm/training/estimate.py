@@ -17,13 +17,13 @@ from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.training import run
+from deltavlm.training.changechat_dataset import ChangeChatSource
 from deltavlm.training.config import Phase, TrainConfig
-from deltavlm.training.instructions import RecordSource
+from deltavlm.training.distributed import machine, world
+from deltavlm.training.learner import Learner, collate
 from deltavlm.training.loop import Trainer, pieces
-from deltavlm.training.objectives import Learner, make_lesson
-from deltavlm.training.organs import counts, factors, named
-from deltavlm.training.processes import everywhere, machine
-from deltavlm.training.scenes import draw_all
+from deltavlm.training.parameter_groups import counts, lr_multipliers, named
+from deltavlm.training.synthetic_dataset import draw_all
 
 LARGEST = 200_000_000  # parameters up to which steps are measured without a GPU
 PAIRS, STEPS = 4, 2  # of the measured steps; one more before them is not counted
@@ -83,7 +83,7 @@ def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
 
 def _phase(config: TrainConfig, name: str, learner: Learner, inputs: run.Inputs | None) -> dict[str, Any]:
     phase = config.phases[name]
-    found = factors([known for known, _ in named(learner)], phase)
+    found = lr_multipliers([known for known, _ in named(learner)], phase)
     organs = counts(learner, found)
     fitted, every = (sum(pair[place] for pair in organs.values()) for place in (0, 1))
     low = 4 if config.language_dtype == "fp32" or run.language_is_fitted(config) else 2
@@ -94,7 +94,7 @@ def _phase(config: TrainConfig, name: str, learner: Learner, inputs: run.Inputs 
         "optimiser": 8 * fitted,
         "running mean": 4 * (every if config.start is None else fitted) * bool(config.ema),
     }
-    share = everywhere.world if config.sharding == "fsdp" else 1
+    share = world.size if config.sharding == "fsdp" else 1
     return {
         "part": phase.part,
         "steps": phase.steps,
@@ -118,7 +118,7 @@ def _epochs(config: TrainConfig, phase: Phase, inputs: run.Inputs | None) -> dic
     found = {}
     for held in inputs.sets:
         if weights[held.name]:
-            source = RecordSource(held.training, held.images, phase, 1, [0], still=True)
+            source = ChangeChatSource(held.training, held.images, phase, 1, [0], still=True)
             found[held.name] = phase.steps * phase.batch * weights[held.name] / total / len(source)
     return found
 
@@ -148,7 +148,7 @@ def _measure(
             one = replace(small, phases={name: tried})
             learner = run.learner_of(one, name, inputs, run.start_model(config, inputs), where)
             mixture = run.mixture_of(one, name, inputs, out)
-            lessons = partial(make_lesson, phase=tried, config=inputs.model, codecs=codecs)
+            lessons = partial(collate, phase=tried, config=inputs.model, codecs=codecs)
             trainer = Trainer(one, name, learner, mixture, lessons, where, out)
             kept = _Kept()
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):

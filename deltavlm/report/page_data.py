@@ -15,14 +15,14 @@ from deltavlm.report.outputs import Output, Row
 from deltavlm.report.scenes import Scene, score_of
 from deltavlm.tasks.locate import LABELS
 
-__all__ = ["Shown", "content"]
+__all__ = ["PageImages", "page_data"]
 
 MAX_POLYGONS = 20_000
 """More outlines than a browser draws while the map is moved."""
 
 
 @dataclass
-class Shown:
+class PageImages:
     """Pictures as data URIs."""
 
     missing: dict[str, str] = field(default_factory=dict)  # by pair: why it has none
@@ -30,7 +30,7 @@ class Shown:
     details: dict[int, list[str]] = field(default_factory=dict)  # by number of the chip
 
 
-def content(output: Output, scenes: Sequence[Scene], shown: Shown) -> dict[str, Any]:
+def page_data(output: Output, scenes: Sequence[Scene], shown: PageImages) -> dict[str, Any]:
     """All that the page shows, ready for JSON."""
     changes = _changes(scenes)
     return {
@@ -64,7 +64,7 @@ def _short(path: str) -> str:
     return public_name(path).replace("\\", "/").rpartition("/")[2]
 
 
-def _pair(scene: Scene, shown: Shown) -> dict[str, Any]:
+def _pair(scene: Scene, shown: PageImages) -> dict[str, Any]:
     grid, gsd_m, north = scene.grid, scene.gsd_m, scene.north
     return {
         "name": scene.name,

@@ -1,0 +1,35 @@
+"""`Task`: one kind of question, with its prompt, answer parser, formatter, metric and token limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["SingleTurnTask", "Task", "TaskName"]
+
+SingleTurnTask = Literal["caption", "change", "count", "location", "open"]
+TaskName = Literal[SingleTurnTask, "dialogue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of question about an image pair, and the functions that read and write its answers."""
+
+    name: TaskName
+    parse: Callable[[str], Any]
+    """Answer text -> value (str, bool, `Counts` or `Cells`). Raises: AnswerParseError."""
+    format: Callable[[Any], str]
+    """Value -> answer text, as in the training data; `parse(format(value)) == value`."""
+    score: Callable[[Any, Any], Mapping[str, float]]
+    """(predicted value, ground truth) -> metrics of one answer; text tasks take a sequence of references."""
+    prompt: str = ""
+    """The standard question; empty where the question is the user's own (`open`, `dialogue`)."""
+    max_new_tokens: int = 64
+    """Upper bound of the answer length in tokens."""
+    yes_no: bool = False
+    """True if the model is to return P(yes) as the score of its answer."""
+    free_text: bool = False
+    """True if every sentence is a valid answer, scored with text metrics (BLEU and the like)."""
+    unchanged: str | None = None
+    """The answer for a pair without any change; None where the question decides."""
