@@ -305,7 +305,7 @@ def print_notes(reader: PairReader) -> None:
 def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
     """Warn where the model, which sees pictures `shrink` times smaller, sees ground at a scale far from its
     training's."""
-    from deltavlm.pipeline.analyze import scale_warning
+    from deltavlm.pipeline.reading import scale_warning
 
     warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
     if warning:

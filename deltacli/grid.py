@@ -11,8 +11,8 @@ import typer
 
 from deltacli import options, parsing
 from deltacli.console import console, pluralize
+from deltacli.dry_run import plan_dict, print_plan
 from deltacli.flag_groups import CommonFlags, grouped
-from deltacli.plan import pair_plan, show_plan
 
 
 @grouped
@@ -55,7 +55,10 @@ def grid(
 
     from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
     from deltavlm.geo.sinks import check_output, open_sink
-    from deltavlm.pipeline.layers import OUTLINES, outline_feature
+    from deltavlm.pipeline.pairs import Pair
+    from deltavlm.pipeline.plan import PairPlan
+    from deltavlm.pipeline.schema import GRID
+    from deltavlm.pipeline.writer import grid_feature
 
     path = None if target == "-" else Path(target)
     if path is not None:
@@ -75,13 +78,17 @@ def grid(
             tell = console.warning if note in reader.warnings else console.info
             tell(note)
         chips = reader.grid(chip_size, overlap_px)
-        plan = pair_plan(reader, chips, target)
+        plan = PairPlan.of(Pair("", before, after), reader, chips)
+        values = {**plan_dict(plan), "output": target}
         if dry_run:
-            show_plan(plan, as_json=json_summary, on_stdout=path is not None)
+            if json_summary:
+                typer.echo(json.dumps({"dry_run": True, **values}, ensure_ascii=False))
+            else:
+                print_plan(plan, target)
             return
         record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
-        with open_sink(path, (OUTLINES,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
-            sink.write(OUTLINES.name, map(outline_feature, chips))
+        with open_sink(path, (GRID,), reader.crs, record, overwrite=overwrite, only_layer=None) as sink:
+            sink.write(GRID.name, map(grid_feature, chips))
     console.info(f"{pluralize(len(chips), 'chip')}; output {'on stdout' if path is None else target}")
     if json_summary:
-        typer.echo(json.dumps(plan | {"dry_run": False}, ensure_ascii=False))
+        typer.echo(json.dumps({"dry_run": False, **values}, ensure_ascii=False))

@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,13 @@ from deltavlm.errors import OutputError
 
 if TYPE_CHECKING:
     from deltavlm.model.interface import ModelFacts
-    from deltavlm.pipeline.layers import Status
-    from deltavlm.pipeline.many import Run
-    from deltavlm.pipeline.summary import Summary
+    from deltavlm.pipeline.run_result import RunResult
+    from deltavlm.pipeline.schema import ChipStatus
 
 __all__ = ["Metric", "RunMetrics", "check_metrics_file", "format_metrics", "run_metrics"]
 
 REFRESH_S = 10.0
-_CHIPS: tuple[Status, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
+_CHIPS: tuple[ChipStatus, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
 _PAIRS = ("answered", "partly", "failed")
 _STAGES = ("read", "waited", "encode", "answer", "write")
 _ENDS = {0: "answered", 3: "partly", 1: "failed", 2: "failed"}  # exit codes of a run over one pair
@@ -63,8 +62,7 @@ class RunMetrics:
         self._clock_s = time.monotonic()
         self.code: int | None = None
         self._model: ModelFacts | None = None
-        self._summaries: Sequence[Summary] = ()
-        self._pairs: Run | None = None
+        self._result: RunResult | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -88,9 +86,9 @@ class RunMetrics:
         """This model is asked."""
         self._model = model
 
-    def watch(self, *summaries: Summary, pairs: Run | None = None) -> None:
-        """What the run has come to is the sum of these, which go on; `pairs`: of a run over many."""
-        self._summaries, self._pairs = summaries, pairs or self._pairs
+    def watch(self, result: RunResult) -> None:
+        """Report the counts of this run, which goes on."""
+        self._result = result
 
     def finish(self, code: int) -> None:
         """The run has ended with this exit code; a file that cannot be written is a warning only."""
@@ -120,7 +118,8 @@ class RunMetrics:
 
     def metrics(self) -> Iterator[Metric]:
         """All that is known now."""
-        summaries, model, code = self._summaries, self._model, self.code
+        model, code = self._model, self.code
+        summaries = [] if self._result is None else [self._result.summary]
         built = {"version": __version__, "python": platform.python_version()}
         yield Metric("deltavlm_build_info", "gauge", "The program that ran.", [(built, 1)])
         if model is not None:
@@ -131,7 +130,7 @@ class RunMetrics:
             "deltavlm_chips_total", "counter", "Chips by status, those of a run gone on with included.", chips
         )
         for name, told, count in (
-            ("resumed", "Chips that an earlier run had answered.", sum(one.earlier for one in summaries)),
+            ("resumed", "Chips that an earlier run had answered.", sum(one.resumed for one in summaries)),
             ("changed", "Chips that the model calls changed.", sum(one.changed for one in summaries)),
         ):
             yield Metric(f"deltavlm_chips_{name}_total", "counter", told, [({}, count)])
@@ -165,10 +164,10 @@ class RunMetrics:
             )
 
     def _of_pairs(self) -> list[tuple[dict[str, str], float]]:
-        if self._pairs is None:
+        if self._result is None or self._result.is_single:
             found = [_ENDS[self.code]] if self.code in _ENDS else []
         else:
-            found = [outcome.status for outcome in [*self._pairs.outcomes.values()]]
+            found = [pair.status for pair in [*self._result.pairs.values()]]
         return [({"status": one}, found.count(one)) for one in _PAIRS]
 
 

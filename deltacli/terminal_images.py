@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from deltavlm.geo.pair import ChipPixels, PairReader
-    from deltavlm.pipeline.analyze import ChangedChip
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.summary import ChangedChip
 
 __all__ = ["Protocol", "detect_protocol", "encode_image", "show_thumbnails"]
 
@@ -49,19 +50,23 @@ def detect_protocol(environ: Mapping[str, str]) -> Protocol | None:
 
 
 def show_thumbnails(
-    reader: PairReader,
-    chip_px: int,
+    job: AnalyzeJob,
     chips: Sequence[ChangedChip],
-    wished: Literal["auto", "always", "never"],
+    when: Literal["auto", "always", "never"],
 ) -> None:
-    """Both dates of the chips on stderr, unless that is a pipe or all is to be quiet; a chip that cannot be
-    read is left out."""
-    if wished == "never" or not console.on_terminal or console.verbosity < 0 or not chips:
+    """Print both dates of the chips of a single pair to stderr, if that is a terminal with graphics.
+
+    A chip that cannot be read is left out.
+    """
+    if when == "never" or not console.on_terminal or console.verbosity < 0 or not chips or not job.is_single:
         return
-    protocol = detect_protocol(os.environ) or ("sixel" if wished == "always" else None)
+    protocol = detect_protocol(os.environ) or ("sixel" if when == "always" else None)
     if protocol is None:
         return
-    shown = list(_read(reader, chip_px, chips))
+    from deltavlm.pipeline.reading import open_listed_pair
+
+    with open_listed_pair(job.pairs.pairs[0], job.read) as reader:
+        shown = list(_read(reader, job.options.chip_px, chips))
     if shown:
         sys.stderr.write(encode_image(_sheet(shown), protocol) + "\n")
         sys.stderr.flush()

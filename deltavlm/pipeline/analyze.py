@@ -60,6 +60,7 @@ def analyze_chips(
         summary.add(earlier)
         pair_results[earlier.pair].add(earlier)
         summary.resumed += 1
+    on_progress(result)
 
     def begin(start: PairStart) -> None:
         pair, pair_result = start.pair, pair_results[start.pair.id]
@@ -101,7 +102,7 @@ def analyze_chips(
 def _batches(
     chips: Iterable[LoadedChip | Callback], batch_size: int, cache: ResultCache
 ) -> Iterator[ChipBatch]:
-    """Batches of chips in order, each with `batch_size` to ask; of identical chips only the first is asked."""
+    """Batches of chips in order, each with `batch_size` to ask; identical chips are asked once."""
     batch, to_ask = ChipBatch(), 0
     for chip in chips:
         if not isinstance(chip, LoadedChip):

@@ -116,8 +116,8 @@ class Journal:
             keys = ", ".join(differs[:3])
             what = f"holds a part of pair {pair.id!r} with another {keys}" if pair.id else ""
             raise OutputError(
-                f"{self.file.path}: {what or f'is of a run with other settings ({keys})'}; --no-resume starts "
-                "over, or choose another output"
+                f"{self.file.path}: {what or f'is of a run with other settings ({keys})'}; "
+                "--no-resume starts over, or choose another output"
             )
 
     def fail_pair(self, pair: Pair, reason: str) -> None:

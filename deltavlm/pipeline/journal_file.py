@@ -1,7 +1,7 @@
 """Write-ahead log of a run in JSON lines with transactions, and a file of binary blobs next to it.
 
-The first line is a header. Lines of chips come in groups, which are transactions: the last line of a group has
-the key "end". Any other line is a transaction of its own. An incomplete group at the end of the file (the
+The first line is a header. Lines of chips come in groups, which are transactions: the last line of a group
+has the key "end". Any other line is a transaction of its own. An incomplete group at the end of the file (the
 process was killed) is truncated when the file is read.
 
 Blobs (compressed masks) are written and synced before the line that points to them. A line holds offset, size
@@ -218,10 +218,9 @@ def open_journal_file(
                 blob_file = _BlobFile(blob_path, blob_path.open("rb+"))
         yield JournalFile(JsonLines(path, stream), stream.tell(), blob_file)
     finally:
-        for each in (stream, blob_file and blob_file.stream):
+        for opened in (stream, *([blob_file.stream] if blob_file else [])):
             with suppress(OSError):  # a full disk has been reported by `append`
-                if each is not None:
-                    each.close()
+                opened.close()
 
 
 @contextmanager
@@ -243,14 +242,14 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any]) -> None:
     version = earlier.get("deltavlm_journal") if isinstance(earlier, dict) else None
     if version is not None and version != VERSION:
         raise OutputError(
-            f"{path}: is a journal of format {version}, by another version of deltavlm (this one writes format "
-            f"{VERSION}); finish the run with that version, or start over with --no-resume"
+            f"{path}: is a journal of format {version}, by another version of deltavlm (this one writes "
+            f"format {VERSION}); finish the run with that version, or start over with --no-resume"
         )
     differs = sorted(differing_keys(earlier, header))
     if differs:
         raise OutputError(
-            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, or "
-            "choose another output"
+            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
+            "or choose another output"
         )
 
 

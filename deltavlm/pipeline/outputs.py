@@ -34,9 +34,9 @@ class OutputFiles:
         """Files of one output."""
         path, layer = options.path, options.layer
         polygons = None
-        if path is not None and options.polygons and layer != "changes":
-            if path.suffix.lower() != ".gpkg" or layer is not None:
-                polygons = path.with_name(f"{path.stem}.changes{path.suffix}")
+        has_one_layer = path is not None and (path.suffix.lower() != ".gpkg" or layer is not None)
+        if path is not None and has_one_layer and options.polygons and layer != "changes":
+            polygons = path.with_name(f"{path.stem}.changes{path.suffix}")
         return cls(path, options.mask, options.probability, polygons)
 
     def by_name(self) -> dict[str, Path]:
@@ -46,7 +46,7 @@ class OutputFiles:
 
     @property
     def in_commit(self) -> set[str]:
-        """Files next to the output that a killed run had begun to rename; read before the journal is resumed."""
+        """Files next to the output that a killed run had begun to rename; read before it is resumed."""
         return set() if self.path is None else files_in_commit(journal_path(self.path))
 
     def check(self, *, may_replace: bool, inputs: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ def output_paths(job: AnalyzeJob) -> dict[str, Path]:
 
 
 def is_complete(path: Path, options: OutputOptions) -> bool:
-    """True if an output in a folder is there and stays; with `retry_failed`, one with failed chips does not."""
+    """True if an output in a folder is there and stays; `retry_failed` replaces those with failed chips."""
     replace = options.overwrite or (options.retry_failed and journal_path(path).exists())
     return path.exists() and not replace
 

@@ -99,6 +99,12 @@ class PairRecord:
         return PixelGrid(crs, Affine(*self.transform), self.width, self.height)
 
     @property
+    def overlap_share(self) -> float | None:
+        """Share of before's area that after covers."""
+        share: float | None = json.loads(self.inputs)["alignment"]["overlap_share"]
+        return share
+
+    @property
     def footprint(self) -> Polygon:
         """Outline of the pixel grid, in its CRS."""
         return polygon(Affine(*self.transform), 0, 0, self.width, self.height)

@@ -71,7 +71,9 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
     if job.output.per_pair:
         return _run_folder(job, engine, hooks)
     files = OutputFiles.of(job.output)
-    result = RunResult(output=files.path, files=files.by_name())
+    result = RunResult(
+        is_single=job.is_single, output=files.path, files=files.by_name(), total=len(job.pairs.pairs)
+    )
     with ExitStack() as stack:
         opened = None
         if job.is_single:
@@ -79,7 +81,7 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             opened = stack.enter_context(open_listed_pair(pair, job.read))
             _notify_notes(opened, hooks)
             grid = opened.grid(job.options.chip_px, job.options.overlap_px)
-            result.total_chips = min(len(grid), job.options.limit or len(grid))
+            result.total = min(len(grid), job.options.limit or len(grid))
         stack.enter_context(files.locked())
         started = stack.enter_context(_started(engine, result))
         output = _Output(_with_batch_size(job, started), files, started, result, opened)
@@ -102,6 +104,7 @@ def _run_folder(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: 
             raise OutputError(
                 f"{folder}: cannot be created ({error.strerror}); choose another folder"
             ) from error
+    result.total = len(pending)
     if not pending:
         return result
     limit = job.options.limit
@@ -237,7 +240,7 @@ def _write(output: _Output, hooks: RunHooks) -> None:
     settings = journal_settings(job, output.engine.model)
     with open_journal(journal_path(path), job, settings) as journal:
         if journal.completed_chips:
-            total = "" if result.total_chips is None else f" of {result.total_chips}"
+            total = f" of {result.total}" if job.is_single else ""
             hooks.notify(f"resuming: {journal.completed_chips}{total} chips done")
         with _notify_if_interrupted(journal, hooks):
             size = min(job.options.batch_size, journal.batch_size or _MAX_BATCH_SIZE)

@@ -25,13 +25,14 @@ def pluralize(number: int, noun: str) -> str:
 class RunResult:
     """Result of a run, updated while it goes on."""
 
+    is_single: bool = False  # True for a run over one pair that is not from a list
     pairs: dict[str, PairResult] = field(default_factory=dict)  # by id, in order; "" for a single pair
     summary: Summary = field(default_factory=Summary)
     model: ModelFacts | None = None  # None where nothing was left to ask
     output: Path | None = None  # None: standard output
     files: dict[str, Path] = field(default_factory=dict)  # written next to it: mask, probability, polygons
     outputs_skipped: int = 0  # outputs of a folder that were complete already
-    total_chips: int | None = None  # of a single pair, once it is open
+    total: int | None = None  # of what progress counts: chips of a single pair, or pairs of a list
     load_seconds: float = 0.0
     warned: set[str] = field(default_factory=set, repr=False)  # kinds of warnings logged already
 
@@ -54,11 +55,6 @@ class RunResult:
     def polygons(self) -> int:
         """Number of polygons of change, if they were requested."""
         return self.summary.polygons
-
-    @property
-    def is_single(self) -> bool:
-        """True for a run over one pair that is not from a list."""
-        return "" in self.pairs
 
     @property
     def failures(self) -> list[PairResult]:

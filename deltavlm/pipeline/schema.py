@@ -146,7 +146,7 @@ ANSWERS = Layer(
 
 
 def chips_layer(questions: Sequence[QuestionSpec]) -> Layer:
-    """Layer `chips` for a question set: fixed columns, and a text column `answer_<name>` for each question."""
+    """Layer `chips` for a question set: fixed columns, and a column `answer_<name>` for each question."""
     raw = [Field(f"answer_{spec.name}", "str", f"Answer to: {spec.prompt}") for spec in questions]
     return Layer("chips", (*_CHIP_COLUMNS, *raw, *_SOURCE_COLUMNS))
 
