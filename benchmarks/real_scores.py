@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deltavlm.data.synthetic.facts import LEAST_CELL, cell_shares
+from deltavlm.data.synthetic.facts import MIN_CELL_SHARE, cell_shares
 from deltavlm.errors import AnswerParseError
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.metrics import binary, sets
@@ -131,7 +131,7 @@ def ruled(masks: Masks) -> tuple[str, ...]:
     """The cells in which the one pair's mask has buildings, built or removed, without any words."""
     wanted = [masks.classes.index(name) for name in BUILDINGS]
     shares = cell_shares(np.isin(masks.labels[0], wanted))
-    return tuple(label for label, share in zip(LABELS, shares, strict=True) if share >= LEAST_CELL)
+    return tuple(label for label, share in zip(LABELS, shares, strict=True) if share >= MIN_CELL_SHARE)
 
 
 def f1(parts: Sequence[tuple[int, int, int]]) -> float:
@@ -172,8 +172,10 @@ def of_source(pairs: Sequence[Seen]) -> dict[str, Any]:
         "mask F1, any change": interval(pairs, lambda some: f1([x.overlap["any"] for x in some])),
         "mask IoU, any change": iou([x.overlap["any"] for x in pairs]),
         "mask F1, buildings": interval(pairs, lambda some: f1([x.overlap["buildings"] for x in some])),
-        "cell F1, buildings, mask": sets.micro([x.buildings for x in pairs], [x.cells for x in pairs]).f1,
-        "the same by the dense head's own rule": sets.micro(
+        "cell F1, buildings, mask": sets.micro_average(
+            [x.buildings for x in pairs], [x.cells for x in pairs]
+        ).f1,
+        "the same by the dense head's own rule": sets.micro_average(
             [x.ruled for x in pairs], [x.cells for x in pairs]
         ).f1,
     }
@@ -198,9 +200,11 @@ def by_eye(pairs: Sequence[Seen]) -> dict[str, Any]:
         "AUC of the dense head's changed area": binary.auc([x.area for x in known], truth),
         "AUC of its houses and roads": binary.auc([x.built for x in known], truth),
         "AUC of the plain difference": binary.auc([x.plain for x in known], truth),
-        "cell F1, buildings": sets.micro([one.buildings for one in sure], cells).f1,
-        "cell F1, buildings, by the dense head's own rule": sets.micro([one.ruled for one in sure], cells).f1,
-        "cell F1, buildings, every cell always": sets.micro([LABELS for _ in sure], cells).f1,
+        "cell F1, buildings": sets.micro_average([one.buildings for one in sure], cells).f1,
+        "cell F1, buildings, by the dense head's own rule": sets.micro_average(
+            [one.ruled for one in sure], cells
+        ).f1,
+        "cell F1, buildings, every cell always": sets.micro_average([LABELS for _ in sure], cells).f1,
     }
 
 

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from deltavlm.data.examples import read_set
+from deltavlm.data.read import read_dataset
 from deltavlm.scoring.paper import read_word_map
 from deltavlm.scoring.predictions import match, read_predictions
 from deltavlm.scoring.score import Protocol, Setup, score
@@ -23,7 +23,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("paper", "strict")
 
 
 def main(folder: Path) -> int:
-    data = read_set(folder / "changechat_105k_test.json")
+    data = read_dataset(folder / "changechat_105k_test.json")
     given, problems = read_predictions(folder / "predictions.jsonl")
     pairs = match(data.examples, given).pairs
     words = read_word_map(folder / "wordmap.json")

@@ -419,13 +419,15 @@ class ShowFlags:
         if path is None or not (self.html or self.quicklook):
             return
         from deltacli.report import write_report
+        from deltavlm.report.build import open_report
         from deltavlm.report.images import ImageOptions
 
         pair = job.pairs.pairs[0]
         before, after = (pair.before, pair.after) if job.is_single else (None, None)
         images = ImageOptions(before=before, after=after, allow_vrt=job.read.allow_vrt, allow_remote=True)
         try:
-            write_report(path, self.html, self.quicklook, images, overwrite=job.output.may_replace)
+            report = open_report(path, images)
+            write_report(report, self.html, self.quicklook, overwrite=job.output.may_replace)
         except (DeltaVLMError, OSError, MemoryError) as error:
             message = str(error) or "out of memory"
             raise WriteError(f"{message}; the answers are safe in {path}") from error

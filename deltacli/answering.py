@@ -37,7 +37,7 @@ def answer_set(
         raise ConfigError(f"--shard {shard[0]}/{shard[1]} is empty: there are fewer pairs than shards")
     absent = missing_images(mine, images)
     if len(absent) == len({name for case in cases for name in (case.before, case.after)}):
-        raise InputError(f"none of the pictures is there, the first: {absent[0].what}; give --images DIR")
+        raise InputError(f"none of the pictures is there, the first: {absent[0].message}; give --images DIR")
     model, _ = asked.load()
     who = model.label
     path = targets[2] if targets else None
@@ -65,7 +65,7 @@ def answer_set(
         keys = {key for case in cases for key in case.keys}
         given = [one for one in answers.predictions if (one.task, one.id, one.history) in keys]
     if not given:
-        raise ToolError(problems[0].what if problems else "the model gave no answer")
+        raise ToolError(problems[0].message if problems else "the model gave no answer")
     order = {key: place for place, key in enumerate(key for case in cases for key in case.keys)}
     given.sort(key=lambda one: order[one.task, one.id, one.history])
     by = {"name": model.name, "fingerprint": model.fingerprint, **model.details}

@@ -19,8 +19,8 @@ from deltacli.options import flag
 from deltacli.synth import free, whole
 
 if TYPE_CHECKING:
-    from deltavlm.data.build import Built
-    from deltavlm.data.endpoint import Asker
+    from deltavlm.data.build import BuildResult
+    from deltavlm.data.endpoint import QuestionWriter
 
 RULES, OPEN, OUTPUT = "Rules", "Open questions", options.OUTPUT
 KEY = "DELTAVLM_LLM_KEY"
@@ -111,21 +111,21 @@ def build(
 
     Pairs that cannot be used are named and left out; the exit code is then 3.
     """
-    from deltavlm.data.build import SUFFIXES, splits_of
+    from deltavlm.data.build import SUFFIXES, find_splits
     from deltavlm.data.build import build as make
-    from deltavlm.data.changechat import write_files
+    from deltavlm.data.changechat import write_json_files
     from deltavlm.data.levircc import read_captions
-    from deltavlm.data.masks import LEVIR_MCI, Rules, class_map
+    from deltavlm.data.masks import LEVIR_MCI, MaskRules, parse_class_map
     from deltavlm.errors import PartialFailure
 
     _check_name(name)
-    chosen = _splits(split, splits_of(images))
+    chosen = _splits(split, find_splits(images))
     suffixes = {one: ("",) if one == "train" else SUFFIXES for one in chosen}
     targets = [output / f"{name}_{one}{suffix}.json" for one in chosen for suffix in suffixes[one]]
     free(targets, overwrite)
     place = output / "images"
     linking = _placing(images, place, copy_images, overwrite)
-    known = LEVIR_MCI if classes is None else class_map(classes)
+    known = LEVIR_MCI if classes is None else parse_class_map(classes)
     told, problems = (None, []) if captions is None else read_captions(captions)
     ask = _asker(llm_endpoint, llm_model, output / f"{name}_open_replies.jsonl")
     built = make(
@@ -134,14 +134,14 @@ def build(
         told,
         name=name,
         splits=chosen,
-        rules=Rules(8 if connectivity == "8" else 4, min_area, cell_rule, cell_share),
+        rules=MaskRules(8 if connectivity == "8" else 4, min_area, cell_rule, cell_share),
         classes=known,
         ask=ask,
         counting=lambda total: console.count_progress(total, "pairs"),
     )
     problems += built.problems
     with whole(output) as part:
-        write_files(part, built.files)
+        write_json_files(part, built.files)
         if linking:
             _place(images, part / "images", built.pictures if copy_images else None)
     for path in targets:  # of an earlier run with captions, or open questions
@@ -153,8 +153,8 @@ def build(
             "folder": str(output),
             "pairs": built.pairs,
             "files": {file: len(content) for file, content in built.files.items()},
-            "problems": [{"where": one.where, "what": one.what} for one in problems],
-            "notes": [{"where": one.where, "what": one.what} for one in built.notes],
+            "problems": [{"where": one.location, "what": one.message} for one in problems],
+            "notes": [{"where": one.location, "what": one.message} for one in built.notes],
         }
         typer.echo(json.dumps(summary))
     if problems:
@@ -209,22 +209,22 @@ def _place(images: Path, place: Path, pictures: Iterable[str] | None) -> None:
         shutil.copyfile(images / name, place / name)
 
 
-def _asker(endpoint: str | None, model: str | None, store: Path) -> Asker | None:
+def _asker(endpoint: str | None, model: str | None, store: Path) -> QuestionWriter | None:
     """What asks for open questions. Raises: ConfigError when half of it is given."""
-    from deltavlm.data.endpoint import Asker, Endpoint, Store
+    from deltavlm.data.endpoint import Endpoint, QuestionWriter, ReplyLog
     from deltavlm.errors import ConfigError
 
     if endpoint is None and model is None:
         return None
     if endpoint is None or model is None:
         raise ConfigError("--llm-endpoint and --llm-model belong together; give both")
-    asker = Asker(Endpoint(endpoint, model, os.environ.get(KEY) or None), Store(store))
+    asker = QuestionWriter(Endpoint(endpoint, model, os.environ.get(KEY) or None), ReplyLog(store))
     if asker.store.known:
         console.info(f"{pluralize(len(asker.store.known), 'pair')} answered before, in {store}")
     return asker
 
 
-def _tell(built: Built, output: Path, ask: Asker | None) -> None:
+def _tell(built: BuildResult, output: Path, ask: QuestionWriter | None) -> None:
     print_problems(built.notes, "Odd, and left as it is")
     for file, content in built.files.items():
         console.info(f"{output / file}: {pluralize(len(content), 'record')}")

@@ -17,7 +17,7 @@ from deltacli import options, parsing
 from deltacli.console import console, pluralize, warn_about_scale
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
-from deltacli.signals import interruptible
+from deltacli.signals import interactive_sigint
 from deltavlm.config import suggest
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
 
@@ -133,7 +133,7 @@ class ChatSession:
             console.info("/help lists the commands; Ctrl-D ends")
             if self.conversation.turns:
                 console.info(f"{pluralize(len(self.conversation.turns), 'turn')} so far; /history shows them")
-        with interruptible() if is_terminal else nullcontext():
+        with interactive_sigint() if is_terminal else nullcontext():
             for line in _typed() if is_terminal else sys.stdin:
                 try:
                     if not self.hear(line.strip()):

@@ -14,7 +14,7 @@ from deltacli.console import console, count_by_kind, pluralize, print_problems
 from deltacli.flag_groups import CommonFlags, grouped
 
 if TYPE_CHECKING:
-    from deltavlm.data.check import Checked
+    from deltavlm.data.check import CheckReport
 
 data = typer.Typer(
     help="Sets of questions and answers: fetch ChangeChat-105k, check a copy, build one from masks.",
@@ -151,7 +151,7 @@ def check(
     console.info(f"{folder}: nothing is amiss")
 
 
-def _table(checked: Checked) -> list[str]:
+def _table(checked: CheckReport) -> list[str]:
     """Files, then pictures, for people."""
     wide = max(len(file.name) for file in checked.files) if checked.files else 0
     lines = []
@@ -167,15 +167,15 @@ def _table(checked: Checked) -> list[str]:
     return lines
 
 
-def _record(folder: Path, checked: Checked) -> dict[str, Any]:
+def _record(folder: Path, checked: CheckReport) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
         "folder": str(folder),
         "files": [asdict(file) for file in checked.files],
         "pictures": asdict(checked.pictures) | {"folder": str(checked.pictures.folder)},
-        "faults": [asdict(problem) for problem in checked.faults],
-        "notes": [asdict(problem) for problem in checked.notes],
+        "faults": [problem.to_json() for problem in checked.faults],
+        "notes": [problem.to_json() for problem in checked.notes],
     }
 
 

@@ -119,7 +119,7 @@ def evaluate(
     The table goes to stdout. With -o answers are kept as they come, and the same command goes on where an
     interrupted one stopped. With --predictions answers made elsewhere are scored instead.
     """
-    from deltavlm.data.examples import read_set
+    from deltavlm.data.read import read_dataset
     from deltavlm.scoring import report
     from deltavlm.scoring.paper import read_word_map
     from deltavlm.scoring.predictions import match, read_predictions
@@ -150,11 +150,11 @@ def evaluate(
         scored = tuple(task for task in TASKS if task in (*scored, "change"))
     # the paper judges yes/no from captions
     needed = {"caption" if task == "change" and protocol == "paper" else task for task in scored}
-    dataset = read_set(data, split)
+    dataset = read_dataset(data, split)
     examples = [example for example in dataset.examples if example.task in needed]
     if not examples:
         there = ", ".join(dict.fromkeys(example.task for example in dataset.examples))
-        broken = "".join(f"; {one.what}" for one in dataset.problems[:1] if one.kind == "file")
+        broken = "".join(f"; {one.message}" for one in dataset.problems[:1] if one.kind == "file")
         raise ConfigError(f"{data} has no example of {', '.join(sorted(needed))}; there is {there}{broken}")
     words = None
     if word_map is not None:
@@ -211,13 +211,13 @@ def evaluate(
     faults = [one for one in dataset.problems if one.kind in ("file", "record")]
     if faults:
         raise PartialFailure(
-            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].what}; "
+            f"{pluralize(len(faults), 'fault')} in {data}, what is there is scored: {faults[0].message}; "
             "deltavlm data check tells all"
         )
     if predictions is None and matched.missing:
         raise PartialFailure(
             f"{len(matched.missing)} of {len(examples)} examples have no answer, the first because: "
-            f"{problems[0].what if problems else 'it was not asked'}"
+            f"{problems[0].message if problems else 'it was not asked'}"
         )
 
 

@@ -36,8 +36,8 @@ class ProgressPrinter:
         run_metrics.watch(result)
         single, summary = self._job.is_single, result.summary
         if self._show is None:
-            unit, beside_data = "chips" if single else "pairs", self._job.output.path is None
-            progress = console.count_progress(result.total or 0, unit, beside_data=beside_data)
+            unit, stdout_has_data = "chips" if single else "pairs", self._job.output.path is None
+            progress = console.count_progress(result.total or 0, unit, stdout_has_data=stdout_has_data)
             self._show = self._stack.enter_context(progress)
         changed = f"{summary.changed} changed, " if self._job.asks_change else ""
         note = f"{changed}{summary.chips_per_s:.1f} chips/s"

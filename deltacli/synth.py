@@ -79,7 +79,7 @@ def whole(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        console.stop.check()
+        console.signal_state.check()
         folder.parent.mkdir(parents=True, exist_ok=True)
         merge(part, folder)
     except OSError as error:
@@ -123,7 +123,7 @@ def chips(
     FOLDER/images/SPLIT/A, B and label, and FOLDER/synthetic_SPLIT*.json. Pair i is the scene of seed + i.
     """
     from deltavlm.data.changechat import write_chip_set
-    from deltavlm.data.synthetic import make_scene
+    from deltavlm.data.synthetic import SceneOptions, make_scene
 
     free([folder / f"synthetic_{split}.json"], overwrite)
     width = len(str(count - 1))
@@ -131,7 +131,10 @@ def chips(
     def scenes() -> Iterator[tuple[str, Scene]]:
         with console.count_progress(count, "pairs") as tell:
             for index in range(count):
-                yield f"{split}_{index:0{width}d}", make_scene(seed + index, size, size, change=change)
+                yield (
+                    f"{split}_{index:0{width}d}",
+                    make_scene(seed + index, size, size, SceneOptions(change=change)),
+                )
                 tell(index + 1, "")
 
     with whole(folder) as part:
@@ -176,8 +179,8 @@ def scene(
     chip)."""
     from affine import Affine
 
-    from deltavlm.data.synthetic import make_scene
-    from deltavlm.data.synthetic.truth import CHANGES
+    from deltavlm.data.synthetic import SceneOptions, make_scene
+    from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
     from deltavlm.geo.write import write_geotiff
 
     names = ("before.tif", "after.tif", "truth.tif", "truth.json")
@@ -186,12 +189,18 @@ def scene(
     free([folder / name for name in names], overwrite)
     transform = Affine(gsd, 0, left, 0, -gsd, top)
     with whole(folder) as part:
-        pair = make_scene(seed, width, height, change=change, scale=scale)
+        pair = make_scene(seed, width, height, SceneOptions(change=change, scale=scale))
         for name, pixels in zip(names, (pair.before, pair.after), strict=False):
             write_geotiff(part / name, pixels, transform=transform, crs=crs, compress=compress)
         write_geotiff(part / names[2], pair.change, transform=transform, crs=crs, colormap=COLOURS)
         told = truth_of(pair)
-        truth = {"seed": seed, "gsd_m": gsd, "crs": crs, "codes": dict(enumerate(CHANGES)), "chips": told}
+        truth = {
+            "seed": seed,
+            "gsd_m": gsd,
+            "crs": crs,
+            "codes": dict(enumerate(CHANGE_CLASSES)),
+            "chips": told,
+        }
         (part / names[3]).write_text(json.dumps(truth, indent=1) + "\n")
     console.info(f"{width} x {height} px, {pluralize(len(told), 'chip')} in {folder}")
     if json_summary:
@@ -204,7 +213,7 @@ def truth_of(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:
     """What is true of each chip of the default grid, by chip_id, in the columns of `analyze`."""
     from affine import Affine
 
-    from deltavlm.data.synthetic import words
+    from deltavlm.data.synthetic import phrases
     from deltavlm.data.synthetic.facts import facts_of
     from deltavlm.geo.grid import ChipGrid
 
@@ -213,14 +222,14 @@ def truth_of(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:
     for chip in ChipGrid(width, height, Affine.identity(), size):
         col, row, cols, rows = chip.window
         cut = (slice(row, row + rows), slice(col, col + cols))
-        facts = facts_of(pair.change[cut], pair.things[cut], pair.cover[cut])
+        facts = facts_of(pair.change[cut], pair.instances[cut], pair.cover[cut])
         said[chip.chip_id] = {
             "changed": facts.changed,
             "new_roads": facts.counts["road_built"],
             "new_buildings": facts.counts["building_built"],
             "road_cells": list(facts.road_cells),
             "building_cells": list(facts.building_cells),
-            "captions": list(words.captions(facts)),
+            "captions": list(phrases.captions(facts)),
         }
     return said
 

@@ -141,7 +141,7 @@ def _progress(stack: ExitStack) -> Callable[[str, int, int, str], None]:
             return
         if phase not in shown:
             stack.close()
-            shown[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", begun=step))
+            shown[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", initial=step))
             return
         last = notes.get(phase, "")
         notes[phase] = note or last

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltavlm.data.changechat import save_picture
+from deltavlm.data.changechat import save_image
 from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig, DifferenceConfig, VisionConfig
 from deltavlm.model.folder import TOKENIZER
@@ -59,7 +59,7 @@ def eight_examples(folder: Path, *, hinted: bool = False) -> Path:
         rng = np.random.default_rng(place)
         dates = [np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((7, 7, 1))).astype(np.uint8) for _ in "AB"]
         for date, pixels in zip("AB", dates, strict=True):
-            save_picture(folder / "images" / f"{place}_{date}.png", pixels)
+            save_image(folder / "images" / f"{place}_{date}.png", pixels)
         for order, said in zip(("AB", "BA"), both, strict=True):
             asked = f"{HINTS[place]} {order}" if hinted else caption.PROMPT
             told = [{"from": "human", "value": f"<image> <image> {asked}"}, {"from": "gpt", "value": said}]

@@ -40,7 +40,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"hub", "model"},
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
-    "report": LEAVES | {"geo", "tasks"},
+    "report": LEAVES | {"geo", "tasks", "pipeline"},
     "deltacli": LEAVES
     | {
         "geo",

@@ -1,7 +1,7 @@
 """A question set made of class masks: the rule-based half of ChangeChat-105k's construction.
 
     built = build(images, masks, told)
-    write_files(folder, built.files)
+    write_json_files(folder, built.files)
 
 Yes/no, counts, cells and dialogues of each pair, in the released schema and wording; captions where people
 wrote some. Open questions come from `ask`, where one is given (see `endpoint`).
@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltavlm.data.changechat import Pair, training_records
+from deltavlm.data.changechat import ImagePair, training_records
 from deltavlm.data.examples import Problem
-from deltavlm.data.levircc import Told
-from deltavlm.data.masks import LEVIR_MCI, ClassMap, Rules, found, read_mask
-from deltavlm.data.pictures import size_of
-from deltavlm.data.synthetic.words import Turn, count_in_words, tally_in_words
+from deltavlm.data.images import image_size
+from deltavlm.data.levircc import PairCaptions
+from deltavlm.data.masks import LEVIR_MCI, ClassMap, MaskRules, measure_mask, read_mask
+from deltavlm.data.synthetic.phrases import Turn, count_answer, count_sentence
 from deltavlm.errors import InputError
 from deltavlm.tasks import classify, count, dialogue, locate
 
-__all__ = ["SPLITS", "SUFFIXES", "Built", "Facts", "build", "splits_of"]
+__all__ = ["SPLITS", "SUFFIXES", "BuildResult", "PairFacts", "build", "find_splits"]
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = ("", "_binary", "_count", "_loc", "_open", "_dialog")
@@ -33,7 +33,7 @@ Counting = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PairFacts:
     """What is known of a pair: of its mask, and what people said."""
 
     counts: count.Counts
@@ -42,11 +42,11 @@ class Facts:
     changed: bool  # as people flagged it; without captions, whether anything is counted
 
 
-Ask = Callable[[str, Facts], Sequence[Turn]]  # of SPLIT/NAME; ValueError where there is no usable reply
+Ask = Callable[[str, PairFacts], Sequence[Turn]]  # of SPLIT/NAME; ValueError where there is no usable reply
 
 
 @dataclass(slots=True)
-class Built:
+class BuildResult:
     """The records by file name, the pictures they name, what was left out, and what is odd."""
 
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Built:
     notes: list[Problem] = field(default_factory=list)
 
 
-def splits_of(images: Path) -> tuple[str, ...]:
+def find_splits(images: Path) -> tuple[str, ...]:
     """The splits that a folder of pictures has. Raises: InputError when it has none."""
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give the one that holds test/A and test/B")
@@ -69,15 +69,15 @@ def splits_of(images: Path) -> tuple[str, ...]:
 def build(
     images: Path,
     masks: Path,
-    told: Mapping[tuple[str, str], Told] | None = None,
+    told: Mapping[tuple[str, str], PairCaptions] | None = None,
     *,
     name: str = "built",
     splits: Sequence[str] | None = None,
-    rules: Rules = Rules(),  # noqa: B008
+    rules: MaskRules = MaskRules(),  # noqa: B008
     classes: ClassMap = LEVIR_MCI,
     ask: Ask | None = None,
     counting: Counting = lambda total: nullcontext(lambda done, note: None),
-) -> Built:
+) -> BuildResult:
     """Records of all pairs IMAGES/SPLIT/A|B/NAME with a mask MASKS/SPLIT/label/NAME or MASKS/SPLIT/NAME.
 
     A pair that cannot be used is a problem and left out. `counting(pairs)` opens what is told of progress.
@@ -86,8 +86,8 @@ def build(
     """
     if not masks.is_dir():
         raise InputError(f"{masks} is not a folder; give the one that holds test/label, or test with masks")
-    built = Built()
-    todo = [(split, pair) for split in splits or splits_of(images) for pair in _names(images, split)]
+    built = BuildResult()
+    todo = [(split, pair) for split in splits or find_splits(images) for pair in _names(images, split)]
     if not todo:
         raise InputError(f"{images} holds no pictures {', '.join(PICTURES)}")
     stems: set[tuple[str, str]] = set()
@@ -106,7 +106,7 @@ def build(
                 _add(built, name, split, file, facts, ask)
             tell(done, "")
     if not built.pairs:
-        raise InputError(f"none of {len(todo)} pairs can be used; the first: {built.problems[0].what}")
+        raise InputError(f"none of {len(todo)} pairs can be used; the first: {built.problems[0].message}")
     if told is not None:
         names = set(todo)
         for split, file in told.keys() - names:
@@ -135,10 +135,10 @@ def _facts(
     masks: Path,
     split: str,
     file: str,
-    told: Mapping[tuple[str, str], Told] | None,
-    rules: Rules,
+    told: Mapping[tuple[str, str], PairCaptions] | None,
+    rules: MaskRules,
     classes: ClassMap,
-) -> Facts:
+) -> PairFacts:
     """Raises: InputError saying what the pair lacks."""
     labels = masks / split / "label"
     path = (labels if labels.is_dir() else masks / split) / file
@@ -148,39 +148,43 @@ def _facts(
     if min(mask.shape) < 3:
         raise InputError(f"{path} is {mask.shape[1]} x {mask.shape[0]} px, too small for nine cells")
     for date in "AB":
-        size = size_of(images / split / date / file)
+        size = image_size(images / split / date / file)
         if size != mask.shape[::-1]:
             raise InputError(
                 f"{path} is {mask.shape[1]} x {mask.shape[0]} px, and {split}/{date}/{file}"
                 f" {size[0]} x {size[1]}"
             )
-    counts, cells = found(mask, rules)
+    counts, cells = measure_mask(mask, rules)
     if told is None:
-        return Facts(counts, cells, (), counts != count.Counts(0, 0))
+        return PairFacts(counts, cells, (), counts != count.Counts(0, 0))
     said = told.get((split, file))
     if said is None:
         raise InputError(f"{split}/{file} has no captions")
-    return Facts(counts, cells, said.captions, said.changed)
+    return PairFacts(counts, cells, said.captions, said.changed)
 
 
-def _add(built: Built, name: str, split: str, file: str, facts: Facts, ask: Ask | None) -> None:
+def _add(built: BuildResult, name: str, split: str, file: str, facts: PairFacts, ask: Ask | None) -> None:
     """The records of a pair."""
     paths = (f"{split}/A/{file}", f"{split}/B/{file}")
-    pair = Pair(Path(file).stem, paths, facts.changed)
+    pair = ImagePair(Path(file).stem, paths, facts.changed)
     talk = [
         (dialogue.TURNS[0], classify.format_answer(facts.changed)),
-        (dialogue.TURNS[1], tally_in_words(facts.counts)),
+        (dialogue.TURNS[1], count_sentence(facts.counts)),
     ]
     if facts.captions:
         talk.append((dialogue.TURNS[2], facts.captions[0]))
     every = {
-        "_binary": [pair.told("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])],
-        "_count": [pair.told("count", [(count.PROMPT, count_in_words(facts.changed, facts.counts))])],
-        "_loc": [pair.told("loc", [(locate.PROMPT, locate.format_answer(facts.cells))])],
-        "_dialog": [pair.told("dialog", talk)],
+        "_binary": [
+            pair.conversation_record("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])
+        ],
+        "_count": [
+            pair.conversation_record("count", [(count.PROMPT, count_answer(facts.changed, facts.counts))])
+        ],
+        "_loc": [pair.conversation_record("loc", [(locate.PROMPT, locate.format_answer(facts.cells))])],
+        "_dialog": [pair.conversation_record("dialog", talk)],
     }
     if facts.captions:
-        every[""] = [pair.captioned(facts.captions)]
+        every[""] = [pair.caption_record(facts.captions)]
     if ask is not None:
         try:
             turns = ask(f"{split}/{file}", facts)
@@ -188,7 +192,8 @@ def _add(built: Built, name: str, split: str, file: str, facts: Facts, ask: Ask 
             built.problems.append(Problem("record", f"{split}/{file}", f"no open questions: {error}"))
             turns = ()
         every["_open"] = [
-            pair.told(f"open_{index}", [(turn.question, turn.answer)]) for index, turn in enumerate(turns)
+            pair.conversation_record(f"open_{index}", [(turn.question, turn.answer)])
+            for index, turn in enumerate(turns)
         ]
     if split == "train":
         every = {"": training_records(pair, every)}

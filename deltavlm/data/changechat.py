@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deltavlm.data.synthetic import words
+from deltavlm.data.synthetic import phrases
 from deltavlm.data.synthetic.facts import Facts, facts_of
 from deltavlm.data.synthetic.scene import Scene
 from deltavlm.tasks import caption, classify, count, locate
 
 IMAGES = "<image> <image> "  # how the first question of a conversation begins
 NAME, SIZE_PX = "changechat_105k", 256
-RELEASED: Mapping[str, int] = {  # the files of ChangeChat-105k, with their records
+RELEASED_RECORDS: Mapping[str, int] = {  # the files of ChangeChat-105k, with their records
     f"{NAME}_train.json": 87_935,
     f"{NAME}_train_loc.json": 87_935,
     f"{NAME}_test.json": 1_929,
@@ -45,14 +45,14 @@ def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ImagePair:
     """What every record of a pair says: its name, its two pictures, whether it changed."""
 
     name: str
     paths: tuple[str, str]  # relative to the folder of images: SPLIT/A/NAME.png, SPLIT/B/NAME.png
     changed: bool
 
-    def told(self, kind: str, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def conversation_record(self, kind: str, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """A record of questions and answers; `kind` ends its id."""
         return {
             "id": f"{self.name}_{kind}",
@@ -61,32 +61,44 @@ class Pair:
             "conversations": conversation(turns),
         }
 
-    def captioned(self, captions: Sequence[str]) -> dict[str, Any]:
+    def caption_record(self, captions: Sequence[str]) -> dict[str, Any]:
         """A record of captions."""
         before, after = self.paths
         flag = int(self.changed)
         return {"image_A": before, "image_B": after, "captions": list(captions), "changeflag": flag}
 
 
-def records(pair: Pair, facts: Facts) -> dict[str, list[dict[str, Any]]]:
+def records(pair: ImagePair, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     """What the files of a split say of one pair: file suffix ("" for captions) -> records."""
     return {
-        "": [pair.captioned(words.captions(facts))],
-        "_binary": [pair.told("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])],
-        "_count": [pair.told("count", [(count.PROMPT, words.told_count(facts))])],
-        "_loc": [pair.told("loc", [(locate.PROMPT, locate.format_answer(words.located(facts)))])],
-        "_open": [
-            pair.told(f"open_{index}", [(turn.question, turn.answer)])
-            for index, turn in enumerate(words.open_questions(facts))
+        "": [pair.caption_record(phrases.captions(facts))],
+        "_binary": [
+            pair.conversation_record("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])
         ],
-        "_dialog": [pair.told("dialog", [(turn.question, turn.answer) for turn in words.dialogue(facts)])],
+        "_count": [
+            pair.conversation_record(
+                "count", [(count.PROMPT, phrases.count_answer(facts.changed, phrases.counts_of(facts)))]
+            )
+        ],
+        "_loc": [
+            pair.conversation_record("loc", [(locate.PROMPT, locate.format_answer(phrases.cells_of(facts)))])
+        ],
+        "_open": [
+            pair.conversation_record(f"open_{index}", [(turn.question, turn.answer)])
+            for index, turn in enumerate(phrases.open_questions(facts))
+        ],
+        "_dialog": [
+            pair.conversation_record(
+                "dialog", [(turn.question, turn.answer) for turn in phrases.dialogue(facts)]
+            )
+        ],
     }
 
 
-def training_records(pair: Pair, every: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def training_records(pair: ImagePair, every: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """A pair's records as the training file has them: a caption a record, then all other instructions."""
     told = [
-        pair.told(f"caption_{index}", [(caption.PROMPT, sentence)])
+        pair.conversation_record(f"caption_{index}", [(caption.PROMPT, sentence)])
         for record in every.get("", ())
         for index, sentence in enumerate(record["captions"])
     ]
@@ -111,23 +123,25 @@ def write_chip_set(
     files: dict[str, list[dict[str, Any]]] = {}
     number = 0
     for name, scene in scenes:
-        facts = facts_of(scene.change, scene.things, scene.cover)
+        facts = facts_of(scene.change, scene.instances, scene.cover)
         images = folder / "images"
-        pair = Pair(name, (f"{split}/A/{name}{ending}", f"{split}/B/{name}{ending}"), facts.changed)
+        pair = ImagePair(name, (f"{split}/A/{name}{ending}", f"{split}/B/{name}{ending}"), facts.changed)
         for path, pixels in zip(pair.paths, (scene.before, scene.after), strict=True):
-            save_picture(images / path, pixels)
-        save_picture(images / split / "label" / f"{name}.png", scene.change)
+            save_image(images / path, pixels)
+        save_image(images / split / "label" / f"{name}.png", scene.change)
         every = records(pair, facts)
         if split == "train":
             every = {"": training_records(pair, every)}
         for suffix, part in every.items():
             files.setdefault(suffix, []).extend(part)
         number += 1
-    write_files(folder, {f"synthetic_{split}{suffix}.json": content for suffix, content in files.items()})
+    write_json_files(
+        folder, {f"synthetic_{split}{suffix}.json": content for suffix, content in files.items()}
+    )
     return number
 
 
-def write_files(folder: Path, files: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+def write_json_files(folder: Path, files: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     """JSON files by name, each whole or not there."""
     for name, content in files.items():
         scratch = folder / f".{name}.tmp"
@@ -135,7 +149,7 @@ def write_files(folder: Path, files: Mapping[str, Sequence[dict[str, Any]]]) -> 
         scratch.replace(folder / name)
 
 
-def save_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def save_image(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     """In the format of the path's ending; JPEG with Pillow's own quality, 75."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from deltavlm.data.examples import Dataset, Example, Problem, Turn, listed, turns_of
+from deltavlm.data.examples import Dataset, Example, Problem, Turn, parse_turns, read_json_list
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import TaskName, caption, classify, count, locate
 from deltavlm.tasks.text import says_no_change, simplified
 
-__all__ = ["FILES", "PLACES", "find_folder", "read_folder"]
+__all__ = ["CELL_LABELS", "FILES", "find_folder", "read_folder"]
 
 FILES: Mapping[str, TaskName] = {
     "caption.json": "caption",
@@ -35,7 +35,7 @@ FILES: Mapping[str, TaskName] = {
     "loc_build.json": "location",
     "mul.json": "dialogue",
 }
-PLACES: Mapping[str, str] = {
+CELL_LABELS: Mapping[str, str] = {
     "top left corner": "top-left",
     "top": "top-center",
     "top right corner": "top-right",
@@ -88,7 +88,7 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
     files = [file for file in FILES if (folder / file).is_file()]
     for file in files:
         try:
-            content = listed(folder / file)
+            content = read_json_list(folder / file)
         except InputError as error:
             problems.append(Problem("file", file, str(error)))
             numbers.append(0)
@@ -101,7 +101,7 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
                 problems.append(Problem("record", f"{file}, record {number}", str(error)))
     examples = [example for pair in pairs.values() for example in _examples(pair, files, problems)]
     if not examples:
-        raise InputError(problems[0].what if problems else f"{folder} holds no records")
+        raise InputError(problems[0].message if problems else f"{folder} holds no records")
     return Dataset(
         name="changeimti",
         split=split,
@@ -126,7 +126,7 @@ def _take(pairs: dict[str, _Pair], file: str, record: Any) -> None:
     before, after = (_relative(image, date) for image, date in zip(images, "AB", strict=True))
     if before.replace("/A/", "/B/") != after:
         raise ValueError(f"{before} and {after} are not one pair")
-    turns = turns_of(record.get("conversations"))
+    turns = parse_turns(record.get("conversations"))
     task = FILES[file]
     if task != "dialogue" and len(turns) > 1:
         raise ValueError(f"{len(turns)} turns where task {task} has one")
@@ -172,10 +172,10 @@ def _labels(answer: str) -> tuple[str, ...]:
     if says_no_change(answer):
         return ()
     places = [simplified(place) for place in answer.split(",") if simplified(place)]
-    strange = [place for place in places if place not in PLACES]
+    strange = [place for place in places if place not in CELL_LABELS]
     if strange or not places:
-        raise ValueError(f"{answer!r} names no place of the grid: {', '.join(PLACES)}")
-    named = {PLACES[place] for place in places}
+        raise ValueError(f"{answer!r} names no place of the grid: {', '.join(CELL_LABELS)}")
+    named = {CELL_LABELS[place] for place in places}
     return tuple(label for label in locate.LABELS if label in named)
 
 

@@ -17,13 +17,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from deltavlm.data import changeimti
-from deltavlm.data.changechat import NAME, RELEASED, SIZE_PX
-from deltavlm.data.examples import Dataset, Example, Problem, named_file, read_set
-from deltavlm.data.pictures import opened
+from deltavlm.data.changechat import NAME, RELEASED_RECORDS, SIZE_PX
+from deltavlm.data.examples import Dataset, Example, Problem, match_file_name
+from deltavlm.data.images import open_image
+from deltavlm.data.read import read_dataset
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import TASKS, TaskName
 
-__all__ = ["Checked", "FileCheck", "Pictures", "check"]
+__all__ = ["CheckReport", "FileCheck", "ImageCheck", "check"]
 
 SPLITS = ("train", "val", "test")
 Counting = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
@@ -41,7 +42,7 @@ class FileCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class ImageCheck:
     """How many pictures are named, and how many of them cannot be used."""
 
     folder: Path
@@ -52,11 +53,11 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckReport:
     """What was found."""
 
     files: tuple[FileCheck, ...]
-    pictures: Pictures
+    pictures: ImageCheck
     faults: tuple[Problem, ...]
     notes: tuple[Problem, ...]
 
@@ -68,7 +69,7 @@ def check(
     size_px: int = SIZE_PX,
     full: bool = False,
     counting: Counting = lambda total: nullcontext(lambda done, note: None),
-) -> Checked:
+) -> CheckReport:
     """Reads every file of every split, and opens every picture that a record names.
 
     images: where the paths in the records begin; `folder`/images. `full` decodes pictures, instead of reading
@@ -85,8 +86,8 @@ def check(
     paths = dict.fromkeys(path for example in examples for path in (example.before, example.after))
     found = _look_at(list(paths), images, size_px, full, counting)
     number = Counter(kind for kind, _ in found)
-    pictures = Pictures(images, len(paths), number["missing"], number["unreadable"], number["size"])
-    return Checked(tuple(files), pictures, (*faults, *(problem for _, problem in found)), tuple(notes))
+    pictures = ImageCheck(images, len(paths), number["missing"], number["unreadable"], number["size"])
+    return CheckReport(tuple(files), pictures, (*faults, *(problem for _, problem in found)), tuple(notes))
 
 
 def _read(folder: Path) -> tuple[list[FileCheck], list[Dataset], list[Problem], list[Problem]]:
@@ -105,7 +106,7 @@ def _read(folder: Path) -> tuple[list[FileCheck], list[Dataset], list[Problem], 
         place = changeimti.find_folder(folder, split)
         if place is not None and place != folder:
             try:
-                data = read_set(place, split)
+                data = read_dataset(place, split)
             except InputError as error:
                 faults.append(Problem("file", place.name, str(error)))
                 continue
@@ -116,11 +117,11 @@ def _read(folder: Path) -> tuple[list[FileCheck], list[Dataset], list[Problem], 
                 files.append(FileCheck(f"{place.name}/{name}", records, None, {task: made[task]}))
     places = (folder, folder / "annotations")
     inside = next(filter(None, (sorted(place.glob("*.json")) for place in places)), [])
-    of_sets = [path for path in inside if named_file(path.name)]
+    of_sets = [path for path in inside if match_file_name(path.name)]
     for path in of_sets:
-        expected = RELEASED.get(path.name)
+        expected = RELEASED_RECORDS.get(path.name)
         try:
-            data = read_set(path)
+            data = read_dataset(path)
         except InputError as error:
             faults.append(Problem("file", path.name, str(error)))
             files.append(FileCheck(path.name, 0, expected, {}))
@@ -138,7 +139,7 @@ def _read(folder: Path) -> tuple[list[FileCheck], list[Dataset], list[Problem], 
         )
     names = {path.name for path in of_sets}
     if any(name.startswith(NAME) for name in names):
-        for name in RELEASED.keys() - names:
+        for name in RELEASED_RECORDS.keys() - names:
             faults.append(Problem("file", name, f"{name} of the released set is missing"))
     strangers = [path.name for path in inside if path not in of_sets]
     notes += [Problem("file", name, f"{name} is no file of a set, and was not read") for name in strangers]
@@ -166,7 +167,7 @@ def _odd_references(examples: Sequence[Example]) -> list[Problem]:
 def _look_at(
     paths: Sequence[str], images: Path, size_px: int, full: bool, counting: Counting
 ) -> list[tuple[_Kind, Problem]]:
-    """Pictures that cannot be used. Threads: what takes time is the disk, and decoding lets others run."""
+    """ImageCheck that cannot be used. Threads: what takes time is the disk, and decoding lets others run."""
     found = []
     pool = ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4))
     try:
@@ -187,7 +188,7 @@ def _picture(path: str, images: Path, size_px: int, full: bool) -> tuple[_Kind, 
         return "missing", Problem("image", path, f"{path} leads out of the folder of images")
     place = images / path
     try:
-        with opened(place) as picture:
+        with open_image(place) as picture:
             size = picture.size
             if full:
                 picture.load()

@@ -1,6 +1,6 @@
 """Open questions from a language model behind an OpenAI-compatible endpoint, kept as they come.
 
-    ask = Asker(Endpoint(url, model, key), Store(folder / "replies.jsonl"))
+    ask = QuestionWriter(Endpoint(url, model, key), ReplyLog(folder / "replies.jsonl"))
     ask("test/x.png", facts)
 
 Every usable reply is stored at once, by pair and by what was asked, so that a run that was cut off goes on
@@ -22,12 +22,12 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from deltavlm.data.build import Facts
-from deltavlm.data.synthetic.words import Turn, count_in_words, in_words
+from deltavlm.data.build import PairFacts
+from deltavlm.data.synthetic.phrases import Turn, count_answer, join_labels
 from deltavlm.errors import InputError, OutputError, ToolError
 from deltavlm.tasks.text import clean
 
-__all__ = ["Asker", "Endpoint", "Store", "prompt_of", "turns_in"]
+__all__ = ["Endpoint", "QuestionWriter", "ReplyLog", "make_prompt", "parse_reply"]
 
 MOST_QUESTIONS, LONGEST_QUESTION, LONGEST_ANSWER = 6, 300, 600  # characters
 LARGEST_REPLY = 1_000_000  # bytes
@@ -69,7 +69,7 @@ class Endpoint:
             raise InputError("the key of the endpoint has characters that no HTTP header can have")
 
 
-class Store:
+class ReplyLog:
     """Replies in a file of one JSON object a line, read once and added to."""
 
     def __init__(self, path: Path) -> None:
@@ -104,17 +104,17 @@ class Store:
 
 
 @dataclass(slots=True)
-class Asker:
+class QuestionWriter:
     """Asks for the open questions of a pair, or finds them in the store."""
 
     endpoint: Endpoint
-    store: Store
+    store: ReplyLog
     asked: int = 0  # replies that came from the endpoint
     in_vain: int = 0  # pairs in a row without a usable reply
 
-    def __call__(self, name: str, facts: Facts) -> tuple[Turn, ...]:
+    def __call__(self, name: str, facts: PairFacts) -> tuple[Turn, ...]:
         """Raises: ValueError where no reply could be used; InputError or ToolError where none came."""
-        prompt = prompt_of(facts)
+        prompt = make_prompt(facts)
         what = f"{self.endpoint.model}\n{TASK}\n{prompt}"
         asked = hashlib.sha256(what.encode("utf-8", "replace")).hexdigest()
         if (name, asked) in self.store.known:
@@ -122,7 +122,7 @@ class Asker:
         fault = ""
         for _ in range(REPLIES):
             try:
-                turns = turns_in(_reply(self.endpoint, self.store.path, prompt))
+                turns = parse_reply(_reply(self.endpoint, self.store.path, prompt))
             except ValueError as error:
                 fault = str(error)
                 continue
@@ -136,19 +136,19 @@ class Asker:
         raise ValueError(told)
 
 
-def prompt_of(facts: Facts) -> str:
+def make_prompt(facts: PairFacts) -> str:
     """What the model is told of a pair: what people said, the counts and the cells."""
     lines = [
         f"Have the two images changed? {'yes' if facts.changed else 'no'}",
-        f"New roads and buildings: {count_in_words(facts.changed, facts.counts)}",
-        f"Changed roads lie in these cells of a 3x3 grid: {in_words(facts.cells.roads)}",
-        f"Changed buildings lie in these cells: {in_words(facts.cells.buildings)}",
+        f"New roads and buildings: {count_answer(facts.changed, facts.counts)}",
+        f"Changed roads lie in these cells of a 3x3 grid: {join_labels(facts.cells.roads)}",
+        f"Changed buildings lie in these cells: {join_labels(facts.cells.buildings)}",
         *(f"A person who saw both says: {caption}" for caption in facts.captions),
     ]
     return "\n".join(lines)
 
 
-def turns_in(text: str) -> tuple[Turn, ...]:
+def parse_reply(text: str) -> tuple[Turn, ...]:
     """The questions and answers of a reply, which may stand in a code fence. Raises: ValueError."""
     body = text.strip()
     if body.startswith("```"):

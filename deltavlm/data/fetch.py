@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltavlm.data.changechat import RELEASED
+from deltavlm.data.changechat import RELEASED_RECORDS
 from deltavlm.errors import InputError, OutputError, WriteError
 from deltavlm.hub import TIMEOUT_S, File, bars, checked, digest_of, is_same, no_hub, not_cached, translated
 
@@ -82,11 +82,11 @@ def plan(
             REPO, revision=revision, files_metadata=True, timeout=TIMEOUT_S
         )
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    lacking = [name for name in RELEASED if name not in siblings]
+    lacking = [name for name in RELEASED_RECORDS if name not in siblings]
     if lacking:
         raise InputError(f"{REPO} has no {', '.join(lacking)} at {revision}; give another --revision")
     files = []
-    for name in RELEASED:
+    for name in RELEASED_RECORDS:
         sibling = siblings[name]
         if info.sha is None or sibling.size is None:
             raise no_hub(asked, endpoint, ValueError("no commit or no sizes"))
@@ -143,7 +143,7 @@ def _cached(cache_dir: Path, revision: str, endpoint: str) -> Plan:
 
     files = []
     commit = ""
-    for name in RELEASED:
+    for name in RELEASED_RECORDS:
         path = try_to_load_from_cache(REPO, name, cache_dir, revision, repo_type="dataset")
         if not isinstance(path, str):
             raise not_cached(Asked(revision), name, cache_dir)

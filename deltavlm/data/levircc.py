@@ -9,30 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltavlm.data.examples import Problem, parsed
+from deltavlm.data.examples import Problem, read_json
 from deltavlm.errors import InputError
 
-__all__ = ["Told", "read_captions"]
+__all__ = ["PairCaptions", "read_captions"]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class PairCaptions:
     """What people said of a pair."""
 
     captions: tuple[str, ...]
     changed: bool
 
 
-def read_captions(path: Path) -> tuple[dict[tuple[str, str], Told], list[Problem]]:
+def read_captions(path: Path) -> tuple[dict[tuple[str, str], PairCaptions], list[Problem]]:
     """By split and file name. A record that does not follow the schema is a problem, and the rest goes on.
 
     Raises: InputError when the file cannot be read or holds no record.
     """
-    content = parsed(path)
+    content = read_json(path)
     records = content.get("images") if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise InputError(f"{path} is not LevirCCcaptions.json: expected an object with a list of images")
-    told: dict[tuple[str, str], Told] = {}
+    told: dict[tuple[str, str], PairCaptions] = {}
     problems = []
     for number, record in enumerate(records, start=1):
         try:
@@ -43,11 +43,11 @@ def read_captions(path: Path) -> tuple[dict[tuple[str, str], Told], list[Problem
         except ValueError as error:
             problems.append(Problem("record", f"{path.name}, image {number}", str(error)))
     if not told:
-        raise InputError(f"{path} holds no captions{f': {problems[0].what}' if problems else ''}")
+        raise InputError(f"{path} holds no captions{f': {problems[0].message}' if problems else ''}")
     return told, problems
 
 
-def _told(record: Any) -> tuple[tuple[str, str], Told]:
+def _told(record: Any) -> tuple[tuple[str, str], PairCaptions]:
     """Raises: ValueError saying what is wrong with the record."""
     if not isinstance(record, dict):
         raise ValueError("expected an object with keys")
@@ -66,4 +66,4 @@ def _told(record: Any) -> tuple[tuple[str, str], Told]:
         captions.append(" ".join(raw.split()))
     if not captions:
         raise ValueError(f"{name} has no sentences")
-    return (split, name), Told(tuple(captions), bool(flag))
+    return (split, name), PairCaptions(tuple(captions), bool(flag))

@@ -1,6 +1,6 @@
 """Class masks (background, road, building) and what they say: how many, and in which cells.
 
-The rules matter to scores, so each is a choice of `Rules`:
+The rules matter to scores, so each is a choice of `MaskRules`:
 
 - a thing is a connected component of one class; with connectivity 8 pixels that touch at a corner are one;
 - a component of fewer than `min_area_px` pixels is nothing, neither counted nor located;
@@ -18,13 +18,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.pictures import opened
+from deltavlm.data.images import open_image
 from deltavlm.data.synthetic.facts import cell_shares
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 
-__all__ = ["CELL_RULES", "LEVIR_MCI", "ClassMap", "Rules", "class_map", "found", "read_mask"]
+__all__ = ["CELL_RULES", "LEVIR_MCI", "ClassMap", "MaskRules", "measure_mask", "parse_class_map", "read_mask"]
 
 CellRule = Literal["any", "share", "centroid"]
 CELL_RULES: tuple[CellRule, ...] = ("any", "share", "centroid")
@@ -33,7 +33,7 @@ CLASSES = {"background": BACKGROUND, "road": ROAD, "building": BUILDING}
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class MaskRules:
     """From a mask to counts and cells."""
 
     connectivity: Literal[4, 8] = 8
@@ -50,7 +50,7 @@ class ClassMap:
     colours: Mapping[int, int]
 
 
-def class_map(text: str) -> ClassMap:
+def parse_class_map(text: str) -> ClassMap:
     """`"road=1,building=2"`: a class and a grey value or a colour #rrggbb; a class may have several.
 
     Background is 0 always. A grey value of at most 255 is the colour of three such channels too.
@@ -79,7 +79,7 @@ def class_map(text: str) -> ClassMap:
     return ClassMap(greys, colours)
 
 
-LEVIR_MCI = class_map("road=128,building=255,road=#ffff00,building=#ff0000")
+LEVIR_MCI = parse_class_map("road=128,building=255,road=#ffff00,building=#ff0000")
 """LEVIR-MCI's labels: grey, and its coloured ones (github.com/Chen-Yang-Liu/Change-Agent)."""
 
 
@@ -88,7 +88,7 @@ def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8
 
     Raises: InputError where the file cannot be read, or holds a value that is no class.
     """
-    with opened(path) as picture:
+    with open_image(path) as picture:
         if picture.mode in ("1", "LA"):
             pixels = np.asarray(picture.convert("L"))
         elif picture.mode in ("L", "P", "RGB") or picture.mode.startswith("I"):
@@ -114,14 +114,14 @@ def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8
     return mask
 
 
-def found(mask: npt.NDArray[np.uint8], rules: Rules = Rules()) -> tuple[Counts, Cells]:
+def measure_mask(mask: npt.NDArray[np.uint8], rules: MaskRules = MaskRules()) -> tuple[Counts, Cells]:
     """What a mask of classes says, (height, width)."""
     roads, road_cells = _things(mask == ROAD, rules)
     buildings, building_cells = _things(mask == BUILDING, rules)
     return Counts(roads, buildings), Cells(road_cells, building_cells)
 
 
-def _things(mask: npt.NDArray[np.bool_], rules: Rules) -> tuple[int, tuple[str, ...]]:
+def _things(mask: npt.NDArray[np.bool_], rules: MaskRules) -> tuple[int, tuple[str, ...]]:
     """(components, labels of their cells row by row)."""
     from scipy import ndimage
 

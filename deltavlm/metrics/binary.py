@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deltavlm.metrics.tally import Tally
+from deltavlm.metrics.bootstrap import Metric
 
 
 def accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float:
@@ -54,13 +54,14 @@ def calibration_error(scores: Sequence[float], truth: Sequence[bool], bins: int 
     return float(np.sum(gaps))
 
 
-def tallies(said: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Tally]:
+def compute_metrics(said: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Metric]:
     """Accuracy, precision, recall and F1 of yes, and the four counts they are made of.
 
     None is an answer that is neither; it counts as the wrong one. A ratio without a denominator is 0, as in
     scikit-learn's `precision_recall_fscore_support(..., zero_division=0)`.
 
-    >>> {name: tally.value() for name, tally in tallies([True, None, False], [True, True, False]).items()}
+    >>> metrics = compute_metrics([True, None, False], [True, True, False])
+    >>> {name: metric.value() for name, metric in metrics.items()}
     ... # doctest: +NORMALIZE_WHITESPACE
     {'accuracy': 0.6666666666666666, 'precision': 1.0, 'recall': 0.5, 'f1': 0.6666666666666666,
      'tp': 1.0, 'fp': 0.0, 'fn': 1.0, 'tn': 1.0}
@@ -70,12 +71,12 @@ def tallies(said: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Tal
         right = answer is not None and answer == fact
         row[(0 if right else 2) if fact else (3 if right else 1)] = 1
 
-    def ratio(above: Sequence[float], below: Sequence[float]) -> Tally:
+    def ratio(above: Sequence[float], below: Sequence[float]) -> Metric:
         up, down = np.asarray(above, float), np.asarray(below, float)
-        return Tally(rows, lambda sums: float(sums @ up / (sums @ down)) if sums @ down else 0.0)
+        return Metric(rows, lambda sums: float(sums @ up / (sums @ down)) if sums @ down else 0.0)
 
-    def total(place: int) -> Tally:
-        return Tally(rows, lambda sums: float(sums[place]))
+    def total(place: int) -> Metric:
+        return Metric(rows, lambda sums: float(sums[place]))
 
     return {
         "accuracy": ratio((1, 0, 0, 1), (1, 1, 1, 1)),
@@ -86,7 +87,7 @@ def tallies(said: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Tal
     }
 
 
-def calibration(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> Tally:
+def calibration_metric(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> Metric:
     """`calibration_error` as a tally: for each bin its size, its scores and its share of yes.
 
     Naeini, Cooper, Hauskrecht: Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
@@ -95,4 +96,4 @@ def calibration(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) 
     for row, score, fact in zip(rows, scores, truth, strict=True):
         row[min(int(score * bins), bins - 1)] = score - fact
         row[bins] = 1
-    return Tally(rows, lambda sums: float(np.abs(sums[:bins]).sum() / sums[bins]))
+    return Metric(rows, lambda sums: float(np.abs(sums[:bins]).sum() / sums[bins]))

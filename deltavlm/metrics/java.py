@@ -17,21 +17,21 @@ from pathlib import Path
 import numpy as np
 
 from deltavlm.errors import ToolError
-from deltavlm.metrics.tally import Array, Tally
+from deltavlm.metrics.bootstrap import Array, Metric
 
-__all__ = ["METEOR_PARTS", "meteor", "meteor_rows", "package", "ptb_tokens"]
+__all__ = ["METEOR_PARTS", "meteor", "meteor_statistics", "ptb_tokenize", "pycocoevalcap_folder"]
 
 METEOR_PARTS = 23
 _TOKENIZER = "stanford-corenlp-3.4.1.jar"
 _METEOR = "meteor-1.5.jar"
 
 
-def ptb_tokens(sentences: Sequence[str]) -> list[str]:
+def ptb_tokenize(sentences: Sequence[str]) -> list[str]:
     """Sentences in lower case with a space between tokens and without punctuation, as COCO's captions are.
 
     Raises: ToolError when Java or pycocoevalcap is missing, or Java fails.
     """
-    folder = package() / "tokenizer"
+    folder = pycocoevalcap_folder() / "tokenizer"
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
     command = ["-cp", _TOKENIZER, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
@@ -39,12 +39,12 @@ def ptb_tokens(sentences: Sequence[str]) -> list[str]:
     return [" ".join(word for word in line.split() if word not in PUNCTUATIONS) for line in lines]
 
 
-def meteor_rows(said: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+def meteor_statistics(said: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
     """(sentences, 23): what METEOR counts of each sentence against the reference that suits it best.
 
     Raises: ToolError when Java or pycocoevalcap is missing, or Java fails.
     """
-    folder = package() / "meteor"
+    folder = pycocoevalcap_folder() / "meteor"
     lines = [
         " ||| ".join(["SCORE", *map(_fenced, known), _fenced(text)])
         for text, known in zip(said, references, strict=True)
@@ -62,7 +62,7 @@ def meteor_rows(said: Sequence[str], references: Sequence[Sequence[str]]) -> Arr
     return found
 
 
-def meteor(rows: Array) -> Tally:
+def meteor(rows: Array) -> Metric:
     """METEOR 1.5 for English from its counts: a weighted harmonic mean, less a penalty for disorder.
 
     Columns: length, reference length, function words of both, then matched content and function words of
@@ -86,7 +86,7 @@ def meteor(rows: Array) -> Tally:
         fragments = sums[20] / ((sums[21] + sums[22]) / 2)
         return float((1 - gamma * fragments**beta) / ((1 - alpha) / shares[0] + alpha / shares[1]))
 
-    return Tally(rows, finish)
+    return Metric(rows, finish)
 
 
 def _fenced(text: str) -> str:
@@ -94,7 +94,7 @@ def _fenced(text: str) -> str:
     return " ".join(text.replace("|||", " ").split())
 
 
-def package() -> Path:
+def pycocoevalcap_folder() -> Path:
     """The folder of pycocoevalcap. Raises: ToolError when it is not installed."""
     try:
         import pycocoevalcap

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deltavlm.metrics.tally import Tally, mean
+from deltavlm.metrics.bootstrap import Metric, mean_metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,10 @@ class PRF:
     f1: float
 
 
-def micro(said: Sequence[Iterable[str]], truth: Sequence[Iterable[str]]) -> PRF:
+def micro_average(said: Sequence[Iterable[str]], truth: Sequence[Iterable[str]]) -> PRF:
     """Precision, recall and F1 over all labels of all examples together; 0 where nothing was said or true.
 
-    >>> micro([{"a", "b"}, set()], [{"a"}, {"c"}])
+    >>> micro_average([{"a", "b"}, set()], [{"a"}, {"c"}])
     PRF(precision=0.5, recall=0.5, f1=0.5)
     """
     hits = given = wanted = 0
@@ -32,9 +32,9 @@ def micro(said: Sequence[Iterable[str]], truth: Sequence[Iterable[str]]) -> PRF:
     return PRF(precision, recall, 2 * hits / (given + wanted) if given + wanted else 0.0)
 
 
-def tallies(
+def compute_metrics(
     said: Sequence[Iterable[str] | None], truth: Sequence[Iterable[str]], labels: int, empty: float
-) -> dict[str, Tally]:
+) -> dict[str, Metric]:
     """Micro precision, recall and F1; Jaccard by examples; subset accuracy; Hamming loss.
 
     said: None is an answer that cannot be read: it names nothing, and is no match even where nothing is true.
@@ -43,7 +43,7 @@ def tallies(
 
     Tsoumakas, Katakis: Multi-label classification: an overview, IJDWM 3 (2007).
 
-    >>> found = tallies([{"a", "b"}, set(), None], [{"a"}, set(), set()], labels=4, empty=1.0)
+    >>> found = compute_metrics([{"a", "b"}, set(), None], [{"a"}, set(), set()], labels=4, empty=1.0)
     >>> {name: round(tally.value(), 3) for name, tally in found.items()}
     {'precision': 0.5, 'recall': 1.0, 'f1': 0.667, 'jaccard': 0.5, 'subset': 0.333, 'hamming': 0.083}
     """
@@ -57,14 +57,14 @@ def tallies(
             jaccard[index] = len(one & other) / len(one | other) if one | other else empty
             subset[index] = one == other
 
-    def ratio(up: float, *below: int) -> Tally:
-        return Tally(rows, lambda s: float(up * s[0] / s[[*below]].sum()) if s[[*below]].sum() else 0.0)
+    def ratio(up: float, *below: int) -> Metric:
+        return Metric(rows, lambda s: float(up * s[0] / s[[*below]].sum()) if s[[*below]].sum() else 0.0)
 
     return {
         "precision": ratio(1, 1),
         "recall": ratio(1, 2),
         "f1": ratio(2, 1, 2),
-        "jaccard": mean(jaccard),
-        "subset": mean(subset),
-        "hamming": mean(wrong),
+        "jaccard": mean_metric(jaccard),
+        "subset": mean_metric(subset),
+        "hamming": mean_metric(wrong),
     }

@@ -1,4 +1,4 @@
-"""The two images of a scene as small pictures, in the very colours that the model was shown."""
+"""Overviews and crops of both images of a scene, with the stretch to 8 bit that the model saw."""
 
 from __future__ import annotations
 
@@ -27,86 +27,87 @@ from deltavlm.report.scenes import Scene, SceneImage
 
 __all__ = ["ImageOptions", "OpenScene", "as_webp", "open_scene"]
 
-BAND_BYTES = 24 * 2**20
-"""Of the file, read at once for an overview: GDAL averages one colour after the other, and what its block
-cache does not hold is decoded once for each."""
-QUALITY = 80
+READ_BYTES = 24 * 2**20
+"""Bytes of the file per read of an overview. GDAL averages band by band, and decodes blocks that its cache
+does not hold once for each band."""
+
+WEBP_QUALITY = 80
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
-    """Where to look for images. `before` and `after` go before what the output names."""
+    """Locations of the images, instead of those that the output records, and permissions to open them."""
 
     before: str | None = None
     after: str | None = None
     allow_vrt: bool = False
-    allow_remote: bool = False  # a file should not make us ask a server
+    allow_remote: bool = False  # off: a file from elsewhere must not make us contact a server
 
 
 @dataclass(frozen=True, slots=True)
 class OpenScene:
-    """Both dates of a scene, open."""
+    """Both images of a scene, open on one grid."""
 
     grid: PixelGrid
     sources: tuple[Source, Source]
-    views: tuple[View, View]  # on the grid
+    views: tuple[View, View]  # on `grid`
     stretches: tuple[Stretch | None, Stretch | None]
 
-    def overview(self, longest_px: int) -> tuple[Image.Image, Image.Image]:
-        """Both dates whole, the long side at most `longest_px`; what has no data is transparent.
+    def overview(self, long_side_px: int) -> tuple[Image.Image, Image.Image]:
+        """Both images downsampled to at most `long_side_px`; nodata and unreadable rows are transparent.
 
         Raises:
-            RasterError: no part of one can be read.
+            RasterError: an image cannot be read at all.
         """
-        scale = min(1.0, longest_px / max(self.grid.width, self.grid.height))
+        scale = min(1.0, long_side_px / max(self.grid.width, self.grid.height))
         size = tuple(max(1, round(length * scale)) for length in (self.grid.width, self.grid.height))
         before, after = (
-            _whole(source, view, stretch, self.grid, size)
+            _overview(source, view, stretch, self.grid, size)
             for source, view, stretch in zip(self.sources, self.views, self.stretches, strict=True)
         )
         return before, after
 
-    def crop(self, window: Window, longest_px: int) -> tuple[Image.Image, Image.Image]:
-        """Both dates of a window, the long side at most `longest_px`.
+    def crop(self, window: Window, long_side_px: int) -> tuple[Image.Image, Image.Image]:
+        """Both images in a window, downsampled to at most `long_side_px`.
 
         Raises:
-            RasterError: a part of it cannot be read.
+            RasterError: the window cannot be read in full.
         """
-        scale = min(1.0, longest_px / max(window.width, window.height))
+        scale = min(1.0, long_side_px / max(window.width, window.height))
         shape = max(1, round(window.height * scale)), max(1, round(window.width * scale))
         before, after = (
-            _picture(*_coloured(*view.read(window, shape, averaged=scale < 1), stretch))
+            _to_image(*_to_uint8(*view.read(window, shape, averaged=scale < 1), stretch))
             for view, stretch in zip(self.views, self.stretches, strict=True)
         )
         return before, after
 
 
 @contextmanager
-def open_scene(scene: Scene, options: ImageOptions, beside: Path) -> Iterator[OpenScene]:
-    """Open the images of a scene; those that are not where they were are looked for in the folder `beside`.
+def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[OpenScene]:
+    """Open the images of a scene; one that has been moved is looked for in `folder`, that of the output.
 
     Raises:
         RasterError: an image is missing, cannot be read, or is not the one that was analysed.
     """
     if scene.grid is None:
-        raise RasterError(scene.reason or "nothing was asked about this pair")
-    places = [
-        _found(date.path, given, options, beside)
-        for date, given in ((scene.before, options.before), (scene.after, options.after))
+        raise RasterError(scene.reason or "this pair was not analyzed")
+    paths = [
+        _locate(image.path, override, options, folder)
+        for image, override in ((scene.before, options.before), (scene.after, options.after))
     ]
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings(*map(str, places)))
+        stack.enter_context(gdal_settings(*paths))
         sources = []
-        for place, date in zip(places, (scene.before, scene.after), strict=True):
+        for path, image in zip(paths, (scene.before, scene.after), strict=True):
             try:
                 source = stack.enter_context(
-                    open_source(place, bands=date.bands, nodata=date.nodata, allow_vrt=options.allow_vrt)
+                    open_source(path, bands=image.bands, nodata=image.nodata, allow_vrt=options.allow_vrt)
                 )
-            except InputError as error:  # the bands, too, are the file's say
+            except InputError as error:  # the bands too come from the file
                 raise RasterError(str(error)) from error
-            _check_same(source, date)
+            _check_size(source, image)
             sources.append(source)
         before, after = sources
         stack.enter_context(complaints_told(" or ".join(dict.fromkeys((before.name, after.name)))))
@@ -125,43 +126,45 @@ def open_scene(scene: Scene, options: ImageOptions, beside: Path) -> Iterator[Op
         yield OpenScene(grid, (before, after), views, stretches)
 
 
-def as_webp(picture: Image.Image) -> bytes:
-    """The picture as a WebP, small."""
+def as_webp(image: Image.Image) -> bytes:
+    """Image encoded as lossy WebP."""
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=QUALITY, method=4)
+    image.save(stream, "WEBP", quality=WEBP_QUALITY, method=4)
     return stream.getvalue()
 
 
-def _found(path: str, given: str | None, options: ImageOptions, beside: Path) -> str:
-    """Where an image is now."""
-    if given is not None:
-        return given
+def _locate(path: str, override: str | None, options: ImageOptions, folder: Path) -> str:
+    """Current location of an image: the override, else its recorded path, else the same name in `folder`."""
+    if override is not None:
+        return override
     if not path:
         raise RasterError("the output does not name its images; give --before and --after")
     if "://" in path or "/vsi" in path:
         if options.allow_remote:
             return path
-        raise RasterError(f"{path}: lies elsewhere; --allow-remote fetches it, or give --before and --after")
+        raise RasterError(
+            f"{path}: is a remote image; --allow-remote fetches it, or give --before and --after"
+        )
     name = path.replace("\\", "/").rpartition("/")[2]
-    for place in (Path(path), beside / path, beside / name):
-        if place.is_file():
-            return str(place)
+    for candidate in (Path(path), folder / path, folder / name):
+        if candidate.is_file():
+            return str(candidate)
     raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
 
 
-def _check_same(source: Source, date: SceneImage) -> None:
-    found = (source.grid.width, source.grid.height)
-    if date.size is not None and found != date.size:
+def _check_size(source: Source, image: SceneImage) -> None:
+    size = (source.grid.width, source.grid.height)
+    if image.size is not None and size != image.size:
         raise RasterError(
-            f"{source.name}: has {found[0]} x {found[1]} px, and the image that was analysed "
-            f"{date.size[0]} x {date.size[1]}; give --before and --after, where the images are now"
+            f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analysed "
+            f"{image.size[0]} x {image.size[1]}; give --before and --after, where the images are now"
         )
 
 
-def _stretch(date: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
-    """The one that was used; where the output does not tell it, one that shows something."""
-    if date.stretch is not None:
-        return Stretch(*date.stretch)
+def _stretch(image: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
+    """Recorded stretch to 8 bit; if the output has none, the 2nd to 98th percentile of a sample."""
+    if image.stretch is not None:
+        return Stretch(*image.stretch)
     if view.source.dtype == "uint8":
         return None
     values = view.sample(grid)
@@ -171,10 +174,10 @@ def _stretch(date: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
     return Stretch(tuple(low.tolist()), tuple(np.maximum(high, low + 1e-6).tolist()))
 
 
-def _whole(
+def _overview(
     source: Source, view: View, stretch: Stretch | None, grid: PixelGrid, size: tuple[int, ...]
 ) -> Image.Image:
-    """A date on the grid at `size` (width, height), some rows at a time; what cannot be read is blank."""
+    """One image resampled to `size` (width, height), read in strips; unreadable strips are transparent."""
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
@@ -183,37 +186,37 @@ def _whole(
         width=width, height=height,
     )  # fmt: skip
     failures: list[RasterError] = []
-    read = 0
+    strips_read = 0
     with ExitStack() as stack:
         if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
             view, grid = stack.enter_context(source.seen_on(small, None, "average")), small
-        deep = len(set(source.bands)) * np.dtype(source.dtype).itemsize
-        step = max(1, int(BAND_BYTES / (grid.width * deep) * height / grid.height))
-        for top in range(0, height, step):
-            rows = slice(top, min(height, top + step))
+        pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
+        strip_height = max(1, int(READ_BYTES / (grid.width * pixel_bytes) * height / grid.height))
+        for top in range(0, height, strip_height):
+            rows = slice(top, min(height, top + strip_height))
             first, last = (math.floor(row * grid.height / height) for row in (rows.start, rows.stop))
             window = Window(0, first, grid.width, max(1, last - first))
             try:
-                part, seen = view.read(window, (rows.stop - rows.start, width), averaged=True)
+                values, mask = view.read(window, (rows.stop - rows.start, width), averaged=True)
             except RasterError as error:
                 failures.append(error)
                 continue
-            read += 1
-            pixels[:, rows], valid[rows] = _coloured(part, seen, stretch)
-    if not read:
+            strips_read += 1
+            pixels[:, rows], valid[rows] = _to_uint8(values, mask, stretch)
+    if not strips_read:
         raise failures[0]
-    return _picture(pixels, valid)
+    return _to_image(pixels, valid)
 
 
-def _coloured(
+def _to_uint8(
     values: NDArray[np.generic], valid: NDArray[np.bool_], stretch: Stretch | None
 ) -> tuple[Pixels, NDArray[np.bool_]]:
-    colours = values.astype(np.uint8, copy=False) if stretch is None else stretch.apply(values)
-    return colours, valid
+    pixels = values.astype(np.uint8, copy=False) if stretch is None else stretch.apply(values)
+    return pixels, valid
 
 
-def _picture(pixels: Pixels, valid: NDArray[np.bool_]) -> Image.Image:
-    """(3, rows, cols) as RGB, or as RGBA where something has no data."""
+def _to_image(pixels: Pixels, valid: NDArray[np.bool_]) -> Image.Image:
+    """Image from (3, rows, cols): RGB, or RGBA with alpha 0 where pixels are not valid."""
     rgb = np.moveaxis(pixels, 0, 2)
     if valid.all():
         return Image.fromarray(np.ascontiguousarray(rgb))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deltavlm.data.examples import Dataset, Example, Problem
-from deltavlm.data.pictures import picture
+from deltavlm.data.images import read_image
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.scoring.predictions import Prediction
@@ -105,7 +105,7 @@ def _read(cases: Sequence[PairExamples], images: Path) -> tuple[list[_Seen], lis
         dates = []
         for name in (case.before, case.after):
             try:
-                dates.append(picture(images / name))
+                dates.append(read_image(images / name))
             except InputError as error:
                 problems.append(Problem("image", name, str(error)))
         if len(dates) == 2 and dates[0].shape != dates[1].shape:

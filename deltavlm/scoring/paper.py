@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from deltavlm.data.examples import parsed
+from deltavlm.data.examples import read_json
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
@@ -26,7 +26,7 @@ _LARGEST = 10**9  # an error of more is not a number that a mean can hold
 
 def read_word_map(path: Path) -> dict[str, int]:
     """Words and their ids. Raises: InputError when the file is not such a map with an id for `<unk>`."""
-    content = parsed(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
         raise InputError(f"{path} is not a word map: expected one JSON object of words and whole numbers")
     if _UNKNOWN not in content:

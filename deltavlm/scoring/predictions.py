@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deltavlm.config import suggest
-from deltavlm.data.examples import Example, Problem, parsed
+from deltavlm.data.examples import Example, Problem, read_json
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS
 
@@ -74,7 +74,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[Problem]]:
         except ValueError as error:
             problems.append(Problem("prediction", where, str(error)))
     if not found:
-        detail = f": {problems[0].where}: {problems[0].what}" if problems else ""
+        detail = f": {problems[0].location}: {problems[0].message}" if problems else ""
         raise InputError(f"{path} holds no prediction{detail}")
     return found, problems
 
@@ -139,7 +139,7 @@ def _records(path: Path) -> list[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
     if text.lstrip().startswith("["):
-        content = parsed(path)
+        content = read_json(path)
         return [(f"record {number}", record) for number, record in enumerate(content, start=1)]
     records: list[tuple[str, Any]] = []
     for number, line in enumerate(text.split("\n"), start=1):

@@ -54,7 +54,7 @@ def record(
         "missing": [f"{example.task} {example.id}" for example in matched.missing],
         "unknown": [f"{one.task} {one.id}" for one in matched.unknown],
         "repeated": [f"{one.task} {one.id}" for one in matched.repeated],
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [problem.to_json() for problem in problems],
     }
 
 
@@ -62,7 +62,7 @@ def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
     """A line for each kind of thing that was not scored: how many, and the first few by name."""
     lines = []
     for problem in (one for one in problems if one.kind in ("file", "variant")):
-        lines.append(problem.what)
+        lines.append(problem.message)
     whole = len({(e.task, e.id) for e, _ in matched.pairs}) + len(matched.missing)
     for names, what in (
         ([f"{e.task} {e.id}" for e in matched.missing], f"of {whole} examples have no answer"),
@@ -143,7 +143,7 @@ def _source(sources: Mapping[str, Any]) -> str:
 
 
 def _places(problems: Iterable[Problem], kind: str) -> list[str]:
-    return [problem.where for problem in problems if problem.kind == kind]
+    return [problem.location for problem in problems if problem.kind == kind]
 
 
 def _escaped(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from deltavlm.data.examples import Example, Problem
 from deltavlm.errors import AnswerParseError, ToolError
 from deltavlm.metrics import binary, counts, java, sets, text
-from deltavlm.metrics.tally import ROUNDS, Array, Tally, mean
+from deltavlm.metrics.bootstrap import BOOTSTRAP_ROUNDS, Array, Metric, mean_metric
 from deltavlm.scoring import paper
 from deltavlm.scoring.predictions import HISTORIES, Prediction
 from deltavlm.scoring.published import published
@@ -37,7 +37,7 @@ class Setup:
 
     protocol: Protocol = "strict"
     word_map: Mapping[str, int] | None = None
-    rounds: int = ROUNDS
+    rounds: int = BOOTSTRAP_ROUNDS
     seed: int = 0
     beside: bool = True
 
@@ -80,10 +80,10 @@ class Scores:
     told: list[Said] = field(default_factory=list)  # every answer that may be scored as text
     words: Words | None = None  # of these, split when the first of them is scored
 
-    def add(self, setup: Setup, task: str, group: str, tallies: Mapping[str, Tally]) -> None:
+    def add(self, setup: Setup, task: str, group: str, tallies: Mapping[str, Metric]) -> None:
         for metric, tally in tallies.items():
             counted = metric in ("tp", "fp", "fn", "tn", "unreadable")
-            limits = None if counted else tally.interval(setup.rounds, setup.seed)
+            limits = None if counted else tally.confidence_interval(setup.rounds, setup.seed)
             low, high = limits or (None, None)
             known = published(task, group, metric) if setup.beside else None
             self.figures.append(
@@ -130,7 +130,7 @@ def score(pairs: Sequence[Pair], tasks: Iterable[TaskName], setup: Setup) -> Sco
 def _text(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
     """For all, changed and unchanged pairs; a group without examples has no figures."""
     try:
-        java.package()  # without it one note is enough
+        java.pycocoevalcap_folder()  # without it one note is enough
         known = scores.words = scores.words or _words(scores, setup)
         told = [
             (
@@ -148,7 +148,7 @@ def _text(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> Non
             if chosen:
                 matched = None if known.matched is None else np.stack([known.matched[one] for one in chosen])
                 answers, references = zip(*chosen, strict=True)
-                scores.add(setup, task, group, text.tallies(answers, references, matched))
+                scores.add(setup, task, group, text.compute_metrics(answers, references, matched))
     except ToolError as error:
         scores.note(f"no scores of text: {error}")
 
@@ -166,18 +166,18 @@ def _words(scores: Scores, setup: Setup) -> Words:
         split += [paper.reference_ids(one, words) for one in references]
     else:
         try:
-            split = java.ptb_tokens([*answers, *references])
+            split = java.ptb_tokenize([*answers, *references])
             scores.tokens = "ptb"
         except ToolError as error:
             scores.note(f"words are split by a simple rule instead of the PTB tokenizer: {error}")
-            split = [text.simple_tokens(one) for one in [*answers, *references]]
+            split = [text.simple_tokenize(one) for one in [*answers, *references]]
             scores.tokens = "simple"
     said = dict(zip(answers, split, strict=False))
     known = dict(zip(references, split[len(answers) :], strict=True))
     pairs = list(dict.fromkeys((said[one], tuple(known[each] for each in of)) for one, of in scores.told))
     matched: dict[Said, Array] | None = None
     try:
-        matched = dict(zip(pairs, java.meteor_rows(*zip(*pairs, strict=True)), strict=True))
+        matched = dict(zip(pairs, java.meteor_statistics(*zip(*pairs, strict=True)), strict=True))
     except ToolError as error:
         scores.note(f"no METEOR and no S*m: {error}")
     return Words(said, known, matched)
@@ -187,7 +187,9 @@ def _change(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> N
     truth = [example.changed for example, _ in pairs]
     answers = [prediction.answers[0] for _, prediction in pairs]
     if setup.protocol == "paper":
-        scores.add(setup, task, "all", binary.tallies([paper.changed(answer) for answer in answers], truth))
+        scores.add(
+            setup, task, "all", binary.compute_metrics([paper.changed(answer) for answer in answers], truth)
+        )
         return
     said = [_read(classify.parse, answer) for answer in answers]
     for example, _ in pairs:
@@ -196,11 +198,11 @@ def _change(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> N
             _doubt(
                 scores, example, f"answer {told} and changeflag {example.changed} disagree; the flag counts"
             )
-    scores.add(setup, task, "all", binary.tallies(said, truth) | {"unreadable": _unreadable(said)})
+    scores.add(setup, task, "all", binary.compute_metrics(said, truth) | {"unreadable": _unreadable(said)})
     given = [(p.score, e.changed) for e, p in pairs if p.score is not None]
     if given and all(0 <= value <= 1 for value, _ in given):
         values, facts = zip(*given, strict=True)
-        scores.add(setup, task, "all", {"calibration_error": binary.calibration(values, facts)})
+        scores.add(setup, task, "all", {"calibration_error": binary.calibration_metric(values, facts)})
     elif given:
         scores.note("no calibration: a score of yes/no is the probability of yes, between 0 and 1")
 
@@ -212,9 +214,11 @@ def _count(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> No
     truth = [fact for *_, fact in kept]
     for group in ("roads", "buildings"):
         numbers = [None if one is None else getattr(one, group) for one in said]
-        scores.add(setup, task, group, counts.tallies(numbers, [getattr(one, group) for one in truth]))
+        scores.add(
+            setup, task, group, counts.compute_metrics(numbers, [getattr(one, group) for one in truth])
+        )
     both = [one == fact for one, fact in zip(said, truth, strict=True)]
-    scores.add(setup, task, "both", {"exact": mean(both), "unreadable": _unreadable(said)})
+    scores.add(setup, task, "both", {"exact": mean_metric(both), "unreadable": _unreadable(said)})
 
 
 def _location(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
@@ -226,7 +230,9 @@ def _location(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) ->
         truth = [getattr(fact, group) for *_, fact in kept]
         named = [None if one is None else getattr(one, group) for one in said]
         for name, answers in ((group, named), (f"{group}, always empty", [()] * len(truth))):
-            found = sets.tallies(answers, truth, labels=len(locate.LABELS), empty=0.0 if is_paper else 1.0)
+            found = sets.compute_metrics(
+                answers, truth, labels=len(locate.LABELS), empty=0.0 if is_paper else 1.0
+            )
             scores.add(setup, task, name, found)
     scores.add(setup, task, "both", {"unreadable": _unreadable(said)})
 
@@ -301,6 +307,6 @@ def _read(parse: Callable[[str], Any], answer: str) -> Any:
         return None
 
 
-def _unreadable(said: Sequence[Any]) -> Tally:
-    flags = mean([one is None for one in said])
-    return Tally(flags.rows, lambda sums: float(sums[0]))
+def _unreadable(said: Sequence[Any]) -> Metric:
+    flags = mean_metric([one is None for one in said])
+    return Metric(flags.rows, lambda sums: float(sums[0]))

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.examples import missing_images, read_set
-from deltavlm.data.pictures import picture
-from deltavlm.data.warp import draw_warp
+from deltavlm.data.augment import random_warp
+from deltavlm.data.examples import missing_images
+from deltavlm.data.images import read_image
+from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resized
 from deltavlm.scoring.inference import PairExamples, group_by_pair
@@ -59,13 +60,14 @@ def read_records(name: str, records: Records, seed: int) -> Split:
     Raises: InputError when it cannot be read, or pictures are missing, with their paths.
     """
     try:
-        data = read_set(records.path, records.split, records.tasks, repeats=True)
+        data = read_dataset(records.path, records.split, records.tasks, repeats=True)
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     for kind, what in (("file", "files"), ("record", "records")):
-        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.what]
+        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.message]
         if bad:
-            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {bad[0].where}: {bad[0].what}"
+            first = f"{bad[0].location}: {bad[0].message}"
+            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {first}"
             if kind == "file":
                 raise InputError(told)
             log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
@@ -82,7 +84,7 @@ def read_records(name: str, records: Records, seed: int) -> Split:
             f"sets.{name}: {places[0]} is no folder; give that of the pictures: sets.{name}.images"
         )
     if absent := missing_images(data.examples, images):
-        told = ", ".join(str(images / problem.where) for problem in absent[:SHOWN])
+        told = ", ".join(str(images / problem.location) for problem in absent[:SHOWN])
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         raise InputError(
             f"sets.{name}: {len(absent)} pictures are missing: {told}{more}; set sets.{name}.images"
@@ -168,7 +170,7 @@ class ChangeChatSource:
         case = self.cases[pair]
         chosen = turns[pair][piece * self.most : (piece + 1) * self.most]
         rows = [self.rows[pair][at] for at in chosen]
-        before, after = (picture(self.images / name) for name in (case.before, case.after))
+        before, after = (read_image(self.images / name) for name in (case.before, case.after))
         if before.shape != after.shape:
             sizes = " and ".join(f"{date.shape[2]} x {date.shape[1]}" for date in (before, after))
             raise InputError(
@@ -176,7 +178,7 @@ class ChangeChatSource:
             )
         phase = self.phase
         if (phase.cut or phase.turn_deg) and not self.still and not any(row.fixed for row in rows):
-            warp = draw_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
+            warp = random_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
             before, after = (warp(date.transpose(1, 2, 0)).transpose(2, 0, 1) for date in (before, after))
         if before.shape[1:] != (self.image_px, self.image_px):
             before, after = (resized(date, self.image_px) for date in (before, after))

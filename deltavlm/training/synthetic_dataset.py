@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deltavlm.data.batches import Pair, assemble, lesson, vary
+from deltavlm.data.augment import Augmentation, LabeledPair, augment, random_warp, stack_pairs
+from deltavlm.data.prompts import sample_prompts
+from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import (
     FAR_SEED,
     RICH_SEED,
@@ -18,7 +20,6 @@ from deltavlm.data.synthetic.cache import (
     open_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
-from deltavlm.data.warp import draw_warp
 from deltavlm.model.predictor import resized
 from deltavlm.tasks import caption
 from deltavlm.text_norm import normalise
@@ -31,22 +32,27 @@ CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their
 def draw_all(scenes: Scenes, out: Path, workers: int | None = None) -> None:
     """Draws what is not drawn yet."""
     draw = partial(draw_cache, size_px=scenes.size_px, workers=workers)
-    draw(out / "scenes", scenes.train, seed=TRAIN_SEED, change=scenes.change)
-    draw(out / "validation", scenes.validation, seed=VALIDATION_SEED, change=scenes.change)
+    draw(out / "scenes", scenes.train, seed=TRAIN_SEED, options=SceneOptions(change=scenes.change))
+    draw(
+        out / "validation",
+        scenes.validation,
+        seed=VALIDATION_SEED,
+        options=SceneOptions(change=scenes.change),
+    )
     if scenes.far:
-        draw(out / "far", scenes.far, seed=FAR_SEED, change=scenes.change, reduce=2)
+        draw(out / "far", scenes.far, seed=FAR_SEED, options=SceneOptions(change=scenes.change, downsample=2))
     if scenes.stormy:
-        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, change=0.5, strength=2.0)
+        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=SceneOptions(change=0.5, strength=2.0))
     if scenes.rich:
-        draw(out / "rich", scenes.rich, seed=RICH_SEED, change=scenes.change, rich=True)
+        draw(out / "rich", scenes.rich, seed=RICH_SEED, options=SceneOptions(change=scenes.change, rich=True))
 
 
 def corpus(cache: Path, limit: int = 6000) -> list[str]:
     """Every prompt and answer of some scenes, normalised."""
     _, truth = open_cache(cache)
     rng, said = np.random.default_rng(0), []
-    for change, things, cover in truth[:limit]:
-        for prompt, answer in lesson(rng, facts_of(change, things, cover), extra=2.0):
+    for change, instances, cover in truth[:limit]:
+        for prompt, answer in sample_prompts(rng, facts_of(change, instances, cover), extra=2.0):
             said += [normalise(f"q {prompt}"), normalise(answer)]
     return said
 
@@ -66,17 +72,16 @@ class SceneSource:
         name = list(self.shares)[int(rng.choice(len(shares), p=shares / shares.sum()))]
         pictures, truth = self.caches[name]
         index = int(rng.integers(len(pictures)))
-        warp = draw_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
-        pair = vary(
-            rng, pictures[index], truth[index], phase.crop_px, CENTRED, SWAP, phase.color_jitter, warp
-        )
+        warp = random_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
+        options = Augmentation(phase.crop_px, CENTRED, SWAP, phase.color_jitter)
+        pair = augment(rng, pictures[index], truth[index], options, warp)
         return self.told(rng, pair)
 
-    def told(self, rng: np.random.Generator, pair: Pair) -> Sample:
+    def told(self, rng: np.random.Generator, pair: LabeledPair) -> Sample:
         """A pair with a lesson: some of the questions about it, drawn anew every time."""
         phase = self.phase
-        one = assemble([pair])
-        rows = lesson(rng, one.facts[0], phase.extra)
+        one = stack_pairs([pair])
+        rows = sample_prompts(rng, one.facts[0], phase.extra)
         if phase.part == "align":
             rows = [row for row in rows if row[0] == caption.PROMPT][:1]
         before, after = one.before[0], one.after[0]

@@ -123,7 +123,7 @@ class Validator:
             ):
                 mine += predictions
                 for problem in problems:
-                    self.note(problem.what)
+                    self.note(problem.message)
                 if stop.wanted:
                     break
             every = [one for part in world.objects(mine) for one in part]

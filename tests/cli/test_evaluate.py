@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.examples import read_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.read import read_dataset
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.files import lock
 from tests.cli.conftest import Run, one_line
 from tests.scripted_model import ScriptedModel
@@ -24,7 +24,7 @@ WORDS = {"a": 0, "house": 1, "road": 2, "<unk>": 3}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made set of four pairs, without its pictures."""
     folder = tmp_path_factory.mktemp("made")
-    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(4)]
+    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(4)]
     write_chip_set(folder, "test", scenes)
     shutil.rmtree(folder / "images")
     return folder
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def perfect(made: Path, run: Run) -> list[dict[str, Any]]:
     """The first reference of every example as its answer, in no order."""
     answers: list[dict[str, Any]] = []
-    for example in read_set(made).examples:
+    for example in read_dataset(made).examples:
         told = [turn.answers[0] for turn in example.turns]
         answer = told if example.task == "dialogue" else told[0]
         answers.append({"id": example.id, "task": example.task, "answer": answer})
@@ -237,7 +237,9 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made set of six pairs, with its pictures."""
     folder = tmp_path_factory.mktemp("pictured")
     write_chip_set(
-        folder, "test", [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(6)]
+        folder,
+        "test",
+        [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(6)],
     )
     return folder
 

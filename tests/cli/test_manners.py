@@ -17,7 +17,7 @@ import typer
 from deltacli import parsing
 from deltacli.console import Console, duration
 from deltacli.main import app
-from deltacli.signals import Stopped, stoppable
+from deltacli.signals import SignalReceived, catch_signals
 from deltavlm import __version__
 from deltavlm.errors import DeltaVLMError, InputError, ModelOutOfMemory, PartialFailure
 from tests.cli.conftest import ROOT, Run, one_line, program
@@ -135,11 +135,11 @@ def test_a_signal_leaves_no_partial_output(
 def test_a_swallowed_signal_is_heeded_at_the_next_step() -> None:
     """numpy's `choice` now and then loses the exception of a signal: the run went on to its end."""
     console = Console()
-    with stoppable() as console.stop, console.count_progress(2, "chips") as tell:
+    with catch_signals() as console.signal_state, console.count_progress(2, "chips") as tell:
         tell(1, "")
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Stopped, match="SIGTERM"):
+        with pytest.raises(SignalReceived, match="SIGTERM"):
             tell(2, "")
 
 

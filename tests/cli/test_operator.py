@@ -217,7 +217,7 @@ def test_a_file_that_is_no_metrics_stays(run: Run, scene: Scene) -> None:
     before = scene.before.read_bytes()
     result = run("analyze", *scene.args, "--metrics", scene.before)
     assert result.exit_code == 2
-    assert "no file of metrics" in result.stderr
+    assert "not a metrics file" in result.stderr
     assert scene.before.read_bytes() == before
     for wrong in ("-", "nosuch/m.prom", "."):
         assert run("analyze", *scene.args, "--metrics", wrong).exit_code == 2

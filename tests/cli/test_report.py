@@ -70,7 +70,7 @@ def test_without_images_a_page_is_made_and_a_picture_is_not(run: Run, output: Pa
     moved = scene.after.rename(scene.after.with_name("moved.tif"))
     result = run("report", output)
     assert result.exit_code == 0
-    assert result.stderr.startswith(f"Warning: no pictures: {scene.after}: no such file; give --before and")
+    assert result.stderr.startswith(f"Warning: no images: {scene.after}: no such file; give --before and")
     result = run("report", output, "--quicklook", "look.png")
     assert result.exit_code == 2
     assert f"{scene.after}: no such file" in one_line(result)
@@ -121,7 +121,7 @@ def test_what_is_no_output_is_one_line(run: Run, scene: Scene) -> None:
     for source, complaint in (
         ("none.gpkg", "no such file"),
         ("empty.gpkg", "is empty"),
-        (scene.before, "suffix"),
+        (scene.before, "is none of GeoPackage"),
     ):
         result = run("report", source)
         assert result.exit_code == 2

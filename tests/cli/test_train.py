@@ -17,7 +17,7 @@ import yaml
 
 from deltavlm.config import shipped_config
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from tests.cli.conftest import ROOT, Run, one_line
 
 # small enough for a test, everything else as it ships
@@ -32,7 +32,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    scenes = [(f"train_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(4)]
+    scenes = [(f"train_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(4)]
     write_chip_set(folder, "train", scenes)
     return folder
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm.data.changechat import NAME, RELEASED, write_chip_set
-from deltavlm.data.check import Checked, check
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.changechat import NAME, RELEASED_RECORDS, write_chip_set
+from deltavlm.data.check import CheckReport, check
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.errors import InputError
 from tests.data.test_changeimti import record as imti_record
 from tests.data.test_examples import caption_record, record
@@ -25,7 +25,9 @@ from tests.data.test_examples import caption_record, record
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
-    write_chip_set(folder, "test", [(f"test_{s}", make_scene(s, 64, 64, change=1.0)) for s in (1, 2)])
+    write_chip_set(
+        folder, "test", [(f"test_{s}", make_scene(s, 64, 64, SceneOptions(change=1.0))) for s in (1, 2)]
+    )
     return folder
 
 
@@ -39,8 +41,8 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def told(checked: Checked) -> list[str]:
-    return [f"{problem.kind} {problem.where}: {problem.what}" for problem in checked.faults]
+def told(checked: CheckReport) -> list[str]:
+    return [f"{problem.kind} {problem.location}: {problem.message}" for problem in checked.faults]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -112,7 +114,7 @@ def test_odd_answers_are_notes_and_no_faults(tmp_path: Path) -> None:
     write(tmp_path / "s_test_loc.json", [asked("x", "roads ['up'] buildings []")])
     write(tmp_path / "other.json", {})
     checked = check(tmp_path)
-    notes = {f"{note.kind} {note.where}" for note in checked.notes}
+    notes = {f"{note.kind} {note.location}" for note in checked.notes}
     assert notes == {
         "reference change x",
         "reference change y",
@@ -126,7 +128,7 @@ def test_odd_answers_are_notes_and_no_faults(tmp_path: Path) -> None:
 
 def test_the_released_set_is_counted(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    for name in list(RELEASED)[2:]:
+    for name in list(RELEASED_RECORDS)[2:]:
         content = [caption_record()] if name == f"{NAME}_test.json" else [record()]
         write(tmp_path / "annotations" / name, content)
     text = told(check(tmp_path))
@@ -136,7 +138,7 @@ def test_the_released_set_is_counted(tmp_path: Path) -> None:
     )
     kinds = [line.split()[0] for line in text]
     assert kinds.count("file") == 2 + 6
-    assert sum(RELEASED.values()) == 2 * 87_935 + 17_172
+    assert sum(RELEASED_RECORDS.values()) == 2 * 87_935 + 17_172
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:

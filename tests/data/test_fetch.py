@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from deltacli.main import app
 from deltavlm.data import fetch as module
-from deltavlm.data.changechat import RELEASED
+from deltavlm.data.changechat import RELEASED_RECORDS
 from deltavlm.data.fetch import REPO, REVISION, Plan, fetch, plan
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, WriteError
 from tests.cli.conftest import one_line
@@ -108,7 +108,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub = Hub({name: f'["{name}"]'.encode() for name in RELEASED} | {"README.md": b"card"})
+    hub = Hub({name: f'["{name}"]'.encode() for name in RELEASED_RECORDS} | {"README.md": b"card"})
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -147,14 +147,16 @@ def test_the_eight_files_are_weighed_and_fetched_once(
     hub: Hub, asked: Callable[..., Plan], tmp_path: Path
 ) -> None:
     planned = asked()
-    assert {file.name for file in planned.files} == set(RELEASED)
-    assert planned.size == planned.missing == sum(len(hub.files[name]) for name in RELEASED)
+    assert {file.name for file in planned.files} == set(RELEASED_RECORDS)
+    assert planned.size == planned.missing == sum(len(hub.files[name]) for name in RELEASED_RECORDS)
     assert hub.downloads() == []
     said: list[str] = []
     files = fetch(planned, tmp_path / "set", say=said.append)
-    assert hub.downloads() == sorted(RELEASED)
-    assert {path.name: path.read_bytes() for path in files} == {name: hub.files[name] for name in RELEASED}
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == sorted(RELEASED)
+    assert hub.downloads() == sorted(RELEASED_RECORDS)
+    assert {path.name: path.read_bytes() for path in files} == {
+        name: hub.files[name] for name in RELEASED_RECORDS
+    }
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == sorted(RELEASED_RECORDS)
     assert len(said) == 8
     again = asked()
     assert again.missing == 0

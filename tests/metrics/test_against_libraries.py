@@ -50,7 +50,7 @@ def as_coco(sentences: Any) -> dict[int, list[str]]:
 
 
 def test_text_is_pycocoevalcaps() -> None:
-    found = text.tallies(SAID, KNOWN)
+    found = text.compute_metrics(SAID, KNOWN)
     references, answers = as_coco(KNOWN), as_coco(SAID)
     for order, value in enumerate(Bleu(4).compute_score(references, answers, verbose=0)[0], start=1):
         assert found[f"bleu_{order}"].value() == pytest.approx(value, abs=CLOSE)
@@ -64,7 +64,7 @@ def test_text_is_pycocoevalcaps() -> None:
 
 @pytest.mark.parametrize(("said", "known"), [([""], [[""]]), (["a b"], [[""]]), ([""], [["a b c d e"]])])
 def test_text_without_words_is_no_crash(said: list[str], known: list[list[str]]) -> None:
-    found = {name: tally.value() for name, tally in text.tallies(said, known).items()}
+    found = {name: tally.value() for name, tally in text.compute_metrics(said, known).items()}
     assert all(0 <= value <= 1 for value in found.values()), found
     assert found["cider"] == 0
 
@@ -81,7 +81,7 @@ def theirs() -> Iterator[Any]:
 
 @needs_java
 def test_meteor_is_pycocoevalcaps() -> None:
-    found = text.tallies(SAID, KNOWN, java.meteor_rows(SAID, KNOWN))
+    found = text.compute_metrics(SAID, KNOWN, java.meteor_statistics(SAID, KNOWN))
     with theirs() as scorer:
         value, each = scorer.compute_score(as_coco(KNOWN), as_coco(SAID))
     assert found["meteor"].value() == pytest.approx(value, abs=CLOSE)
@@ -89,7 +89,7 @@ def test_meteor_is_pycocoevalcaps() -> None:
     assert [java.meteor(rows[i : i + 1]).value() for i in range(len(SAID))] == pytest.approx(each, abs=CLOSE)
     parts = [found[name].value() for name in ("bleu_4", "meteor", "rouge_l", "cider")]
     assert found["s_m"].value() == pytest.approx(sum(parts) / 4, abs=CLOSE)
-    low, high = found["meteor"].interval(rounds=100) or (0.0, 0.0)
+    low, high = found["meteor"].confidence_interval(rounds=100) or (0.0, 0.0)
     assert low < value < high
 
 
@@ -105,26 +105,26 @@ def test_words_are_pycocoevalcaps() -> None:
         ".",
     ]
     expected = PTBTokenizer().tokenize({i: [{"caption": one}] for i, one in enumerate(sentences)})
-    assert java.ptb_tokens(sentences) == [expected[i][0] for i in range(len(sentences))]
-    assert java.ptb_tokens([]) == []
-    assert java.ptb_tokens(["Die Straße im Süden."]) == ["die straße im süden"]  # in any locale
+    assert java.ptb_tokenize(sentences) == [expected[i][0] for i in range(len(sentences))]
+    assert java.ptb_tokenize([]) == []
+    assert java.ptb_tokenize(["Die Straße im Süden."]) == ["die straße im süden"]  # in any locale
 
 
 @needs_java
 def test_a_line_stays_a_line() -> None:
     """Marks that METEOR or the tokenizer take for an end of line or of a sentence do not shift the rest."""
     odd = ["a\u2028b", "c ||| d", "e\x0bf\x1cg\x85h", "i"]
-    assert len(java.ptb_tokens(odd)) == 4
-    rows = java.meteor_rows(odd, [["a b"], ["c d"], ["e f g h"], ["i"]])
+    assert len(java.ptb_tokenize(odd)) == 4
+    rows = java.meteor_statistics(odd, [["a b"], ["c d"], ["e f g h"], ["i"]])
     assert rows[:, 0].tolist() == [2, 2, 4, 1]
 
 
 def test_without_java_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ToolError, match="Java is not installed"):
-        java.ptb_tokens(["a"])
+        java.ptb_tokenize(["a"])
     with pytest.raises(ToolError, match="Java is not installed"):
-        java.meteor_rows(["a"], [["a"]])
+        java.meteor_statistics(["a"], [["a"]])
 
 
 def test_a_java_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -133,7 +133,7 @@ def test_a_java_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: An
     stub.chmod(0o755)
     monkeypatch.setattr(java.shutil, "which", lambda name: str(stub))
     with pytest.raises(ToolError, match="no runtime here"):
-        java.ptb_tokens(["a"])
+        java.ptb_tokenize(["a"])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -141,7 +141,7 @@ def test_yes_and_no_are_scikit_learns(seed: int) -> None:
     rng = np.random.default_rng(seed)
     said, truth = (rng.random(50) < 0.4).tolist(), (rng.random(50) < 0.5).tolist()
     for answers, facts in ((said, truth), ([False] * 50, truth), (said, [False] * 50)):
-        found = {name: tally.value() for name, tally in binary.tallies(answers, facts).items()}
+        found = {name: tally.value() for name, tally in binary.compute_metrics(answers, facts).items()}
         scores = metrics.precision_recall_fscore_support(facts, answers, average="binary", zero_division=0)
         assert [found[name] for name in ("precision", "recall", "f1")] == pytest.approx(scores[:3], abs=CLOSE)
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(facts, answers), abs=CLOSE)
@@ -152,7 +152,7 @@ def test_yes_and_no_are_scikit_learns(seed: int) -> None:
 def test_counts_are_scikit_learns() -> None:
     rng = np.random.default_rng(2)
     said, truth = rng.integers(0, 9, 40).tolist(), rng.integers(0, 9, 40).tolist()
-    found = {name: tally.value() for name, tally in counts.tallies(said, truth).items()}
+    found = {name: tally.value() for name, tally in counts.compute_metrics(said, truth).items()}
     assert found["mae"] == pytest.approx(metrics.mean_absolute_error(truth, said), abs=CLOSE)
     assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(truth, said), abs=CLOSE)
     assert found["exact"] == pytest.approx(metrics.accuracy_score(truth, said), abs=CLOSE)
@@ -164,7 +164,7 @@ def test_cells_are_scikit_learns(share: float) -> None:
     rng = np.random.default_rng(3)
     says, facts = (rng.random((60, 9)) < share for _ in range(2))
     said, truth = ([{LABELS[i] for i in np.flatnonzero(row)} for row in part] for part in (says, facts))
-    found = {name: tally.value() for name, tally in sets.tallies(said, truth, 9, empty=0.0).items()}
+    found = {name: tally.value() for name, tally in sets.compute_metrics(said, truth, 9, empty=0.0).items()}
     for name, scorer in (
         ("precision", metrics.precision_score),
         ("recall", metrics.recall_score),
@@ -176,5 +176,5 @@ def test_cells_are_scikit_learns(share: float) -> None:
     assert found["subset"] == pytest.approx(metrics.accuracy_score(facts, says), abs=CLOSE)
     assert found["hamming"] == pytest.approx(metrics.hamming_loss(facts, says), abs=CLOSE)
     both_empty = float(np.mean(~says.any(axis=1) & ~facts.any(axis=1)))
-    strict = sets.tallies(said, truth, 9, empty=1.0)["jaccard"].value()
+    strict = sets.compute_metrics(said, truth, 9, empty=1.0)["jaccard"].value()
     assert strict == pytest.approx(jaccard + both_empty, abs=CLOSE)

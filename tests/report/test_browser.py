@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.images import ImageOptions
-from deltavlm.report.outputs import read_output
 from deltavlm.report.page import report_html
 from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene

@@ -19,7 +19,7 @@ from tests.rasters import moved, noise, smooth, spoil, write_raster
 from tests.report.conftest import Analyzed, only_scene
 
 
-def seen(path: Path, options: ImageOptions | None = None) -> Any:
+def opened(path: Path, options: ImageOptions | None = None) -> Any:
     return open_scene(only_scene(path), options or ImageOptions(), path.parent)
 
 
@@ -41,11 +41,11 @@ def test_a_crop_is_what_the_model_saw(analyzed: Analyzed, tmp_path: Path, kind: 
     path = analyzed(before, after, *(["--gsd", 0.8] if more else []))
     with (
         open_pair(RasterPair(str(before), str(after)), ReadOptions(**more)) as reader,
-        seen(path) as shown,
+        opened(path) as pair,
     ):
         for chip in reader.grid(CHIP):
             asked = reader.read(chip)
-            pictures = shown.crop(chip.window, 256)
+            pictures = pair.crop(chip.window, 256)
             _, _, width, height = chip.window
             for picture, model_saw in zip(pictures, (asked.before, asked.after), strict=True):
                 both = asked.valid[:height, :width]
@@ -57,8 +57,8 @@ def test_an_overview_is_the_whole_in_fewer_pixels(analyzed: Analyzed, tmp_path: 
     pixels = smooth(rows=96, cols=160)
     before = write_raster(tmp_path / "before.tif", pixels)
     after = write_raster(tmp_path / "after.tif", pixels, transform=moved(0.3, 0.3))
-    with seen(analyzed(before, after)) as shown:
-        pictures = shown.overview(40)
+    with opened(analyzed(before, after)) as pair:
+        pictures = pair.overview(40)
     means = pixels.reshape(3, 24, 4, 40, 4).mean(axis=(2, 4))
     for picture in pictures:
         assert picture.size == (40, 24)
@@ -70,8 +70,8 @@ def test_what_has_no_data_is_transparent(analyzed: Analyzed, tmp_path: Path) -> 
     pixels = noise()
     pixels[:, :, :40] = 0
     before = write_raster(tmp_path / "before.tif", pixels, nodata=0)
-    with seen(analyzed(before, before)) as shown:
-        picture, _ = shown.overview(2048)
+    with opened(analyzed(before, before)) as pair:
+        picture, _ = pair.overview(2048)
     alpha = np.asarray(picture.getchannel("A"))
     assert (alpha == np.where(np.arange(160) < 40, 0, 255)).all()
 
@@ -84,19 +84,19 @@ def test_a_part_that_cannot_be_read_is_blank(
     )
     path = analyzed(before, after)
     spoil(after, [(1, 2)])
-    monkeypatch.setattr("deltavlm.report.images.BAND_BYTES", 160 * 3 * 32)  # a row of blocks at a time
-    with seen(path) as shown:
-        whole, holed = shown.overview(2048)
+    monkeypatch.setattr("deltavlm.report.images.READ_BYTES", 160 * 3 * 32)  # a row of blocks at a time
+    with opened(path) as pair:
+        whole, holed = pair.overview(2048)
         with pytest.raises(RasterError, match="cannot be read"):
-            shown.crop(Window(64, 32, 32, 32), 32)
+            pair.crop(Window(64, 32, 32, 32), 32)
     assert whole.mode == "RGB"
     alpha = np.asarray(holed.getchannel("A"))
     assert (alpha[32:64] == 0).all()
     assert (alpha[:32] == 255).all()
     assert (alpha[64:] == 255).all()
     spoil(after, [(row, col) for row in range(3) for col in range(5)])
-    with seen(path) as shown, pytest.raises(RasterError, match="a part of it cannot be read"):
-        shown.overview(2048)
+    with opened(path) as pair, pytest.raises(RasterError, match="a part of it cannot be read"):
+        pair.overview(2048)
 
 
 def test_images_are_found_beside_the_output(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_images_are_found_beside_the_output(analyzed: Analyzed, scene: Scene, tm
     folder.mkdir()
     for one in (path, scene.before, scene.after):
         shutil.move(one, folder / one.name)
-    with seen(folder / path.name) as shown:
-        assert isinstance(shown, OpenScene)
+    with opened(folder / path.name) as pair:
+        assert isinstance(pair, OpenScene)
 
 
 def refusal(path: Path, options: ImageOptions | None = None) -> str:
-    with pytest.raises(RasterError) as refused, seen(path, options):
+    with pytest.raises(RasterError) as refused, opened(path, options):
         pass
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -136,11 +136,11 @@ def test_no_server_is_asked_because_a_file_names_one(
     analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     path = analyzed(*scene.args)
-    shown = only_scene(path)
-    object.__setattr__(shown.before, "path", place)
+    pair = only_scene(path)
+    object.__setattr__(pair.before, "path", place)
     monkeypatch.setattr("deltavlm.report.images.open_source", pytest.fail)
     with (
-        pytest.raises(RasterError, match="lies elsewhere; --allow-remote"),
-        open_scene(shown, ImageOptions(), path),
+        pytest.raises(RasterError, match="is a remote image; --allow-remote"),
+        open_scene(pair, ImageOptions(), path),
     ):
         pass

@@ -9,7 +9,7 @@ import pyogrio
 import pytest
 
 from deltavlm.errors import InputError
-from deltavlm.report.outputs import read_output
+from deltavlm.pipeline.outputs_reader import read_output
 from tests.conftest import Scene
 from tests.report.conftest import Analyzed
 
@@ -19,7 +19,7 @@ COLUMNS = ("chip_id", "status", "changed", "changed_score", "caption", "new_buil
 @pytest.mark.parametrize("suffix", ["fgb", "parquet", "geojson", "geojsonl", "ndjson"])
 def test_every_format_tells_the_same(analyzed: Analyzed, scene: Scene, suffix: str) -> None:
     def told(path: Path) -> dict[str, list[object]]:
-        rows = read_output(path).chips
+        rows = read_output(path).rows("chips")
         return {row["chip_id"]: [row[name] for name in COLUMNS] for row in rows}
 
     package = analyzed(*scene.args)
@@ -31,7 +31,7 @@ def test_every_format_tells_the_same(analyzed: Analyzed, scene: Scene, suffix: s
     assert first.provenance["inputs"] == second.provenance["inputs"]
     assert second.crs is not None
     (one,), (two,) = (
-        [row["geometry"] for row in found.chips if row["chip_id"] == scene.changed_chip]
+        [row["geometry"] for row in found.rows("chips") if row["chip_id"] == scene.changed_chip]
         for found in (first, second)
     )
     assert one.is_valid
@@ -42,7 +42,7 @@ def test_every_format_tells_the_same(analyzed: Analyzed, scene: Scene, suffix: s
 
 def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args, "--max-nodata", 0, "--nodata", 255)
-    assert {row["status"] for row in read_output(path).chips} == {"answered", "nodata"}
+    assert {row["status"] for row in read_output(path).rows("chips")} == {"answered", "nodata"}
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> No
         ("list.geojson", b"[]", "is none of GeoPackage"),
         ("deep.geojson", b'{"type":' * 100_000, "cannot be read"),
         ("bytes.geojsonl", b"{\xff\xfe\x00", "cannot be read"),
-        ("theirs.geojson", b'{"type": "FeatureCollection", "features": []}', "does not say that deltavlm"),
+        ("theirs.geojson", b'{"type": "FeatureCollection", "features": []}', "was not written by deltavlm"),
         (
             "grid.geojson",
             b'{"type": "FeatureCollection", "deltavlm": {}, "features": '
             b'[{"geometry": null, "properties": {"chip_id": "r00000_c00000"}}]}',
-            "holds no chips with their answers",
+            "has no column 'status', so it does not hold chips",
         ),
-        ("image.tif", b"II*\0", "suffix '.tif' is not one of"),
+        ("image.tif", b"II*\0", "is none of GeoPackage"),
     ],
 )
 def test_what_is_no_output_is_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
@@ -101,7 +101,7 @@ def test_an_output_of_another_layer_is_refused(analyzed: Analyzed, scene: Scene)
     with pytest.raises(InputError, match=r"has no layer 'chips' \(it has locations"):
         read_output(package)
     flat = analyzed(*scene.args, "--layer", "locations", to="out.fgb")
-    with pytest.raises(InputError, match="holds no chips with their answers"):
+    with pytest.raises(InputError, match="has no column 'status', so it does not hold chips"):
         read_output(flat)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,16 @@ from shapely.geometry import box
 from deltavlm.errors import InputError
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
+from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
-from deltavlm.report.outputs import read_output
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.quicklook import quicklook_png
 from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene
 from tests.rasters import UTM
-from tests.report.conftest import Analyzed, Page, page_of
-from tests.report.test_images import seen
+from tests.report.conftest import Analyzed, Page, only_scene, page_of
+from tests.report.test_images import opened
 from tests.scripted_model import CHANGED, ScriptedModel
 
 HOSTILE = (
@@ -120,7 +122,7 @@ def test_fine_pictures_of_the_most_changed_chips_where_the_overview_is_coarse(
     analyzed: Analyzed, scene: Scene
 ) -> None:
     path = analyzed(*scene.args)
-    data = Page(page_of(path, sizes=ImageLimits(overview_px=40))).data
+    data = Page(page_of(path, limits=ImageLimits(overview_px=40))).data
     chips = data["chips"]["columns"]["id"]
     assert [chips[int(number)] for number in data["details"]] == [scene.changed_chip]
     before, after = (
@@ -135,15 +137,15 @@ def test_fine_pictures_of_the_most_changed_chips_where_the_overview_is_coarse(
 def test_pairs_beyond_the_room_have_no_pictures(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
     rows = [f"{scene.before},{scene.after},pair{number}" for number in range(3)]
     (tmp_path / "list.csv").write_text("\n".join(["before,after,id", *rows]))
-    found = read_output(analyzed("--pairs", tmp_path / "list.csv"))
-    sizes = ImageLimits(all_overviews_px=2 * 2 * 64**2, smallest_px=64)
-    html, missing = report_html(found, build_scenes(found), ImageOptions(), sizes)
+    output = read_output(analyzed("--pairs", tmp_path / "list.csv"))
+    limits = ImageLimits(total_overview_px=2 * 2 * 64**2, min_overview_px=64)
+    html, missing = report_html(output, build_scenes(output), ImageOptions(), limits)
     pairs = Page(html).data["pairs"]
     assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
     assert pairs[0]["pictures"]["size"] == [64, 38]
     assert list(missing) == ["pair2"]
     assert "--pair" in missing["pair2"]
-    html, missing = report_html(found, build_scenes(found)[2:], ImageOptions(), sizes)
+    html, missing = report_html(output, build_scenes(output)[2:], ImageOptions(), limits)
     assert not missing
 
 
@@ -215,26 +217,26 @@ def test_polygons_of_change_are_there_the_largest_first(
 def test_a_value_that_cannot_be_costs_no_page(
     analyzed: Analyzed, scene: Scene, column: str, value: object
 ) -> None:
-    found = read_output(analyzed(*scene.args))
-    found.chips[7][column] = value
-    html, _ = report_html(found, build_scenes(found), ImageOptions())
+    report = open_report(analyzed(*scene.args), ImageOptions())
+    report.scenes[0].chips[7][column] = value
+    html, _ = report.html()
     assert len(columns(Page(html))["id"]) == 15
 
 
 @pytest.mark.parametrize("value", [7, [{}]])
 def test_cells_that_cannot_be_are_one_line(analyzed: Analyzed, scene: Scene, value: object) -> None:
-    found = read_output(analyzed(*scene.args))
-    found.chips[7]["road_cells"] = value
+    report = open_report(analyzed(*scene.args), ImageOptions())
+    report.scenes[0].chips[7]["road_cells"] = value
     with pytest.raises(InputError) as refused:
-        report_html(found, build_scenes(found), ImageOptions())
-    assert str(refused.value).startswith(f"{found.path}: holds what cannot be")
+        report.html()
+    assert str(refused.value).startswith(f"{report.output.path}: holds invalid values")
     assert "\n" not in str(refused.value)
 
 
 def test_a_result_without_a_chip_has_a_page(analyzed: Analyzed, scene: Scene) -> None:
-    found = read_output(analyzed(*scene.args))
-    found.chips.clear()
-    html, missing = report_html(found, build_scenes(found), ImageOptions())
+    output = read_output(analyzed(*scene.args))
+    empty = replace(output, layers={"chips": output.layers["chips"].iloc[:0]})
+    html, missing = report_html(empty, build_scenes(empty), ImageOptions())
     assert not missing
     assert columns(Page(html))["id"] == []
 
@@ -249,10 +251,9 @@ def test_too_many_chips_are_refused(
 
 def test_a_quicklook_is_before_after_and_the_changed_chips_marked(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args)
-    with seen(path) as shown:
-        (one,) = build_scenes(read_output(path))
-        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(one, shown, 600))))
-        pictures = shown.overview(2048)
+    with opened(path) as pair:
+        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(only_scene(path), pair, 600))))
+        pictures = pair.overview(2048)
     height, width, _ = sheet.shape
     assert 560 <= width <= 600
     panel = (width - 4 * 12) // 3

@@ -15,7 +15,7 @@ from shapely.geometry import box
 from deltavlm.errors import InputError
 from deltavlm.geo.alignment import lonlat
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
-from deltavlm.report.outputs import read_output
+from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.scenes import build_scenes, select_scene
 from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import HALF_METRE, noise, write_raster
@@ -122,13 +122,13 @@ def test_a_record_that_cannot_be_is_one_line(
     inner[where[-1]] = value
     with pytest.raises(InputError) as refused:
         build_scenes(replace(output, provenance=record))
-    assert str(refused.value).startswith(f"{output.path}: says of its images what cannot be")
+    assert str(refused.value).startswith(f"{output.path}: has an invalid record of its images")
     assert "\n" not in str(refused.value)
 
 
 def test_a_chip_that_is_not_named_by_its_pixels_is_refused(analyzed: Analyzed, scene: Scene) -> None:
     output = read_output(analyzed(*scene.args))
-    output.chips[3]["chip_id"] = "number three"
+    output.layers["chips"].loc[3, "chip_id"] = "number three"
     (shown,) = build_scenes(output)
     with pytest.raises(InputError, match="'number three': is not named by its pixels"):
         _ = shown.windows

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.examples import Dataset, read_set
-from deltavlm.data.pictures import picture
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.examples import Dataset
+from deltavlm.data.images import read_image
+from deltavlm.data.read import read_dataset
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.errors import InputError
 from deltavlm.model.interface import Question, Reply
 from deltavlm.scoring.inference import group_by_pair, predict_batches, run_id
@@ -25,14 +26,16 @@ from tests.scripted_model import ScriptedModel
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_chip_set(
-        folder, "test", [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(5)]
+        folder,
+        "test",
+        [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(5)],
     )
     return folder
 
 
 @pytest.fixture
 def data(made: Path) -> Dataset:
-    return read_set(made)
+    return read_dataset(made)
 
 
 def everything(model: ScriptedModel, data: Dataset, images: Path, batch: int = 2) -> list[Prediction]:
@@ -94,13 +97,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_one_bad_pair_is_named(made: Pat
     def script(before: np.ndarray, after: np.ndarray, question: Question) -> str:
         from deltavlm.errors import ModelError
 
-        if np.array_equal(before, picture(made / "images" / cases[1].before)):
+        if np.array_equal(before, read_image(made / "images" / cases[1].before)):
             raise ModelError("this pair cannot be answered")
         return "something"
 
     results = list(predict_batches(ScriptedModel(script=script), cases, made / "images", 4))
     problems = [problem for _, troubles in results for problem in troubles]
-    assert [(problem.kind, problem.where) for problem in problems] == [("answer", cases[1].before)]
+    assert [(problem.kind, problem.location) for problem in problems] == [("answer", cases[1].before)]
     answered_ids = {one.id for part, _ in results for one in part}
     assert answered_ids == {e.id for case in cases if case is not cases[1] for e in case.examples}
 
@@ -136,9 +139,9 @@ def test_pictures_that_cannot_be_used_are_problems(made: Path, data: Dataset, tm
     Image.new("RGB", (32, 64)).save(tmp_path / cases[2].after)
     ((found, problems),) = predict_batches(ScriptedModel(), cases, tmp_path, 4)
     assert [problem.kind for problem in problems] == ["image"] * 3
-    assert "is missing" in problems[0].what
-    assert "cannot be read" in problems[1].what
-    assert "64 x 64 and 32 x 64 px" in problems[2].what
+    assert "is missing" in problems[0].message
+    assert "cannot be read" in problems[1].message
+    assert "64 x 64 and 32 x 64 px" in problems[2].message
     assert {one.id for one in found} == {e.id for e in cases[3].examples}
 
 
@@ -159,10 +162,10 @@ def test_pictures_of_different_sizes_go_in_batches_of_one_size(
 
 def test_a_picture_is_rgb_channels_first(tmp_path: Path) -> None:
     Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
-    assert picture(tmp_path / "grey.png").shape == (3, 2, 3)
+    assert read_image(tmp_path / "grey.png").shape == (3, 2, 3)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match=r"text\.png cannot be read: not a picture"):
-        picture(tmp_path / "text.png")
+        read_image(tmp_path / "text.png")
 
 
 def test_a_run_is_named_by_model_its_way_and_the_set(data: Dataset) -> None:

@@ -60,8 +60,8 @@ def test_a_wrong_line_is_named_and_the_rest_goes_on(tmp_path: Path, line: str, w
     path.write_text(f"{json.dumps(RECORDS[0])}\n{line}\n")
     found, (problem,) = read_predictions(path)
     assert len(found) == 1
-    assert problem.where == "line 2"
-    assert what in problem.what
+    assert problem.location == "line 2"
+    assert what in problem.message
     path.write_text(line)
     with pytest.raises(InputError, match="holds no prediction"):
         read_predictions(path)

@@ -69,7 +69,7 @@ def test_yes_and_no_are_read_from_the_answer() -> None:
 def test_the_flag_is_the_truth_and_a_doubt_is_named() -> None:
     found = scored(pairs("change", ("yes", "no", True)), ["change"])
     assert values(found, "change")["accuracy"] == 1
-    assert [problem.where for problem in found.problems] == ["change 0"]
+    assert [problem.location for problem in found.problems] == ["change 0"]
 
 
 def test_scores_that_are_no_probabilities_are_not_calibrated() -> None:
@@ -108,7 +108,7 @@ def test_counts_under_both_protocols() -> None:
     assert values(paper, "count", "buildings")["rmse"] == pytest.approx(math.sqrt(3))
     assert values(paper, "count", "both")["unreadable"] == 2
     assert [one.n for one in strict.figures if one.metric == "mae"] == [4, 4]
-    assert [problem.where for problem in strict.problems] == ["count 5"]
+    assert [problem.location for problem in strict.problems] == ["count 5"]
 
 
 def test_cells_under_both_protocols() -> None:

@@ -125,7 +125,7 @@ def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
     places.to_file(tmp_path / "other.gpkg", layer="towns")
     for name, words in {
         "none.gpkg": "no such file",
-        "empty.gpkg": "is none of GeoPackage",
+        "empty.gpkg": "is empty",
         "broken.gpkg": "cannot be read",
         "page.geojson": "cannot be read",
         "list.csv": "is none of",
@@ -155,7 +155,7 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     path = tmp_path / "out.geojson"
     written(path)
     path.write_text(path.read_text().replace('"changed_score": 0.37', '"changed_score": "high"'))
-    with pytest.raises(InputError, match="column 'changed_score' has no numbers"):
+    with pytest.raises(InputError, match="column 'changed_score' has values that are no numbers"):
         read_results([path])
 
 

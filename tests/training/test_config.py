@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltavlm.config import dump, from_mapping, load, shipped_config, to_mapping
-from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
@@ -45,7 +45,7 @@ def test_a_shipped_run_fits_its_model(name: str) -> None:
         assert any(found.values())
     if run.scenes:
         assert numbers.dense is not None
-        assert numbers.dense.classes == CHANGES
+        assert numbers.dense.classes == CHANGE_CLASSES
 
 
 def test_stage_two_fits_what_the_paper_fits() -> None:

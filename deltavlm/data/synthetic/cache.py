@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic.scene import Scene, make_scene
+from deltavlm.data.synthetic.scene import Scene, SceneOptions, make_scene
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
 FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_000
@@ -28,13 +28,13 @@ def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return small
 
 
-def _draw(job: tuple[str, int, int, int, int, dict[str, Any]]) -> int:
-    folder, start, stop, seed, size, how = job
+def _draw(job: tuple[str, int, int, int, int, SceneOptions]) -> int:
+    folder, start, stop, seed, size, options = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
-        scene = make_scene(seed + index, size, size, **how)
+        scene = make_scene(seed + index, size, size, options)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
-        truth[index] = np.stack([half(scene.change), half(scene.things), half(scene.cover)])
+        truth[index] = np.stack([half(scene.change), half(scene.instances), half(scene.cover)])
     return stop - start
 
 
@@ -44,18 +44,15 @@ def draw_cache(
     *,
     seed: int,
     size_px: int = 256,
-    change: float = 0.6,
-    strength: float | None = None,
-    reduce: int = 1,
-    rich: bool = False,
+    options: SceneOptions = SceneOptions(change=0.6),  # noqa: B008
     workers: int | None = None,
 ) -> None:
     """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it
     is."""
     stamp = folder / "drawn.txt"
-    numbers = f"{count} scenes of {size_px} px from seed {seed}, change {change}"
-    numbers += f", strength {strength}" * (strength is not None) + f", reduced {reduce}" * (reduce > 1)
-    numbers += ", rich" * rich + "\n"
+    numbers = f"{count} scenes of {size_px} px from seed {seed}, change {options.change}"
+    numbers += f", strength {options.strength}" * (options.strength is not None)
+    numbers += f", reduced {options.downsample}" * (options.downsample > 1) + ", rich" * options.rich + "\n"
     if stamp.exists() and stamp.read_text() == numbers:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +64,7 @@ def draw_cache(
     ):
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
-    how = {"change": change, "strength": strength, "reduce": reduce, "rich": rich}
-    jobs = [(str(folder), at, min(at + step, count), seed, size_px, how) for at in range(0, count, step)]
+    jobs = [(str(folder), at, min(at + step, count), seed, size_px, options) for at in range(0, count, step)]
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
         for _ in pool.imap_unordered(_draw, jobs):
             pass

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic.truth import CHANGES, CODE, COVERS
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE, COVER_CLASSES
 from deltavlm.tasks.locate import LABELS
 
 Array = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-LEAST_THING = (
+MIN_INSTANCE_SHARE = (
     0.0004  # share of the picture that a building or road must show to be counted (26 px of 256 x 256)
 )
-LEAST_CELL = 0.01  # share of a cell that must have changed for the cell to be named
+MIN_CELL_SHARE = 0.01  # share of a cell that must have changed for the cell to be named
 MOST = 0.7  # share of all change from which on it is said to lie in one row or column of the 3x3 grid
-LEAST_GROUND = 0.004  # share of the picture below which changed trees, water or ground go unmentioned
+MIN_GROUND_SHARE = 0.004  # share of the picture below which changed trees, water or ground go unmentioned
 
 SWAPPED = np.array(
     [
-        CODE[
+        CHANGE_CODE[
             {
                 "building_built": "building_removed",
                 "building_removed": "building_built",
@@ -38,7 +38,7 @@ SWAPPED = np.array(
                 "ground_closed": "ground_opened",
             }.get(name, name)
         ]
-        for name in CHANGES
+        for name in CHANGE_CLASSES
     ],
     np.uint8,
 )
@@ -82,29 +82,35 @@ def cell_shares(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     return shares
 
 
-def facts_of(change: Array, things: Array, cover: Array) -> Facts:
+def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
     """Facts of truth arrays, (height, width) each, at any resolution."""
     area = change.size
     counts, cells = {}, {}
     for kind in ("building_built", "building_removed", "road_built", "road_removed"):
-        here = change == CODE[kind]
-        sizes = np.bincount(things[here], minlength=1)
-        seen = np.flatnonzero(sizes >= max(2.0, LEAST_THING * area))
+        here = change == CHANGE_CODE[kind]
+        sizes = np.bincount(instances[here], minlength=1)
+        seen = np.flatnonzero(sizes >= max(2.0, MIN_INSTANCE_SHARE * area))
         seen = seen[seen > 0]
         counts[kind] = len(seen)
-        shares = cell_shares(here & np.isin(things, seen)) if len(seen) else np.zeros(9)
-        named = shares >= LEAST_CELL
+        shares = cell_shares(here & np.isin(instances, seen)) if len(seen) else np.zeros(9)
+        named = shares >= MIN_CELL_SHARE
         if len(seen) and not named.any():
             named[shares.argmax()] = True
         cells[kind] = tuple(label for label, on in zip(LABELS, named, strict=True) if on)
-    whole = np.bincount(change.ravel(), minlength=len(CHANGES)) / area
-    ground = {kind: float(whole[CODE[kind]]) for kind in CHANGES[5:] if whole[CODE[kind]] >= LEAST_GROUND}
-    new = (change == CODE["building_built"]) | (change == CODE["road_built"])
+    whole = np.bincount(change.ravel(), minlength=len(CHANGE_CLASSES)) / area
+    ground = {
+        kind: float(whole[CHANGE_CODE[kind]])
+        for kind in CHANGE_CLASSES[5:]
+        if whole[CHANGE_CODE[kind]] >= MIN_GROUND_SHARE
+    }
+    new = (change == CHANGE_CODE["building_built"]) | (change == CHANGE_CODE["road_built"])
     replaced = None
     if counts["building_built"] + counts["road_built"]:
-        under = np.bincount(cover[new], minlength=len(COVERS)) / max(1, new.sum())
+        under = np.bincount(cover[new], minlength=len(COVER_CLASSES)) / max(1, new.sum())
         # Trees are seldom most of a plot, and yet what one sees go.
-        replaced = "trees" if under[COVERS.index("trees")] > 0.3 else COVERS[int(under.argmax())]
+        replaced = (
+            "trees" if under[COVER_CLASSES.index("trees")] > 0.3 else COVER_CLASSES[int(under.argmax())]
+        )
     return Facts(counts, cells, ground, replaced, most(cell_shares(change > 0).reshape(3, 3)))
 
 

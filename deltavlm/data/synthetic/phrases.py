@@ -33,7 +33,7 @@ class Turn:
     answer: str
 
 
-def amount(number: int, noun: str) -> str:
+def quantify(number: int, noun: str) -> str:
     """ "a house", "some houses", "many houses": captions do not count, the count question does."""
     if number == 1:
         return f"a {noun}"
@@ -67,7 +67,7 @@ def captions(facts: Facts) -> tuple[str, ...]:
     land = LAND.get(facts.replaced or "", "the bare land")
     clauses: list[tuple[str, str]] = []  # (what, verb) in the order of importance
     if built:
-        clauses.append((amount(built, "house"), "is" if built == 1 else "are"))
+        clauses.append((quantify(built, "house"), "is" if built == 1 else "are"))
     road = "a road" if roads == 1 else "roads"
     first: list[str] = []
     if built and roads:
@@ -109,7 +109,7 @@ def _others(facts: Facts, gone: int, lost: int, least: float) -> list[str]:
     """Everything but new houses and roads, largest first; ground from the share `least` on."""
     said: list[tuple[float, str]] = []
     if gone:
-        said.append((1.0, f"{amount(gone, 'house')} {'is' if gone == 1 else 'are'} demolished"))
+        said.append((1.0, f"{quantify(gone, 'house')} {'is' if gone == 1 else 'are'} demolished"))
     if lost:
         said.append((0.9, "a road is removed" if lost == 1 else "roads are removed"))
     phrases = {
@@ -141,33 +141,33 @@ def _ways(clause: str) -> list[str]:
     return list(dict.fromkeys(ways))
 
 
-def counted(facts: Facts) -> count.Counts:
+def counts_of(facts: Facts) -> count.Counts:
     return count.Counts(facts.counts["road_built"], facts.counts["building_built"])
 
 
 def told_count(facts: Facts) -> str:
-    return count_in_words(facts.changed, counted(facts))
+    return count_answer(facts.changed, counts_of(facts))
 
 
-def count_in_words(changed: bool, numbers: count.Counts) -> str:
+def count_answer(changed: bool, numbers: count.Counts) -> str:
     """The answer to the count question; a pair may have changed in something else than these."""
     if changed and numbers == count.Counts(0, 0):
         return "no new roads or buildings"
     return count.format_answer(numbers)
 
 
-def tally_in_words(numbers: count.Counts) -> str:
+def count_sentence(numbers: count.Counts) -> str:
     """The same, as ChangeChat's dialogues say it."""
     roads = f"{numbers.roads or 'no'} road{'' if numbers.roads == 1 else 's'} has changed"
     buildings = f"{numbers.buildings or 'no'} building{'' if numbers.buildings == 1 else 's'} has changed"
     return f"{roads}, and {buildings}"
 
 
-def located(facts: Facts) -> locate.Cells:
+def cells_of(facts: Facts) -> locate.Cells:
     return locate.Cells(facts.road_cells, facts.building_cells)
 
 
-def in_words(labels: tuple[str, ...]) -> str:
+def join_labels(labels: tuple[str, ...]) -> str:
     return ", ".join(labels) if labels else "nowhere"
 
 
@@ -179,17 +179,17 @@ def open_questions(facts: Facts) -> tuple[Turn, ...]:
     turns = [
         Turn(
             "Are there any new buildings?",
-            f"yes, {amount(built, 'new house')}" if built else "no, there are no new buildings",
+            f"yes, {quantify(built, 'new house')}" if built else "no, there are no new buildings",
         ),
         Turn(
             "Are there any new roads?",
-            f"yes, {amount(roads, 'new road')}" if roads else "no, there are no new roads",
+            f"yes, {quantify(roads, 'new road')}" if roads else "no, there are no new roads",
         ),
-        Turn("Where are the new buildings located?", in_words(facts.cells["building_built"])),
-        Turn("Where are the new roads located?", in_words(facts.cells["road_built"])),
+        Turn("Where are the new buildings located?", join_labels(facts.cells["building_built"])),
+        Turn("Where are the new roads located?", join_labels(facts.cells["road_built"])),
         Turn(
             "Were any buildings demolished?",
-            f"yes, {amount(gone, 'house')}" if gone else "no, no building was demolished",
+            f"yes, {quantify(gone, 'house')}" if gone else "no, no building was demolished",
         ),
         Turn(
             "Have trees been removed?",
@@ -207,6 +207,6 @@ def dialogue(facts: Facts) -> tuple[Turn, Turn, Turn]:
     """ChangeChat's three turns: changed? how many? describe it."""
     return (
         Turn(talk.TURNS[0], classify.format_answer(facts.changed)),
-        Turn(talk.TURNS[1], tally_in_words(counted(facts))),
+        Turn(talk.TURNS[1], count_sentence(counts_of(facts))),
         Turn(talk.TURNS[2], captions(facts)[0]),
     )

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from deltavlm.data.synthetic import words
+from deltavlm.data.synthetic import phrases
 from deltavlm.data.synthetic.facts import Facts
-from deltavlm.data.synthetic.words import Turn
+from deltavlm.data.synthetic.phrases import Turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,27 +90,27 @@ def _built(facts: Facts, subject: Subject, kind: Kind) -> str:
     number = facts.counts[f"{subject}_built"]
     noun = "house" if subject == "building" and kind == "any" else subject
     if kind == "where":
-        return words.in_words(facts.cells[f"{subject}_built"])
+        return phrases.join_labels(facts.cells[f"{subject}_built"])
     if kind == "count":
         return f"{number or 'no'} new {noun}{'' if number == 1 else 's'}"
-    return f"yes, {words.amount(number, f'new {noun}')}" if number else f"no, there are no new {subject}s"
+    return f"yes, {phrases.quantify(number, f'new {noun}')}" if number else f"no, there are no new {subject}s"
 
 
-def open_turns(facts: Facts) -> list[Said]:
+def standalone_turns(facts: Facts) -> list[Said]:
     """Every question that stands alone, each wording of it a turn."""
     said = [
         Said(Turn(question, _built(facts, subject, kind)), (subject, kind))
         for (subject, kind), ways in _BUILT.items()
         for question in ways
     ]
-    for turn in words.open_questions(facts):
+    for turn in phrases.open_questions(facts):
         for question in _WAYS.get(turn.question, ()):
             said.append(Said(Turn(question, turn.answer)))
         if turn.question in _WAYS:
             said.append(Said(turn))
-    told = f"yes, {words.captions(facts)[0]}" if facts.changed else "no, there is no difference"
+    told = f"yes, {phrases.captions(facts)[0]}" if facts.changed else "no, there is no difference"
     said += [Said(Turn(question, told)) for question in _CHANGED]
-    said += [Said(Turn(question, words.in_words(facts.where))) for question in _WHERE]
+    said += [Said(Turn(question, phrases.join_labels(facts.where))) for question in _WHERE]
     return said
 
 
@@ -130,15 +130,15 @@ def follow_ups(facts: Facts, about: tuple[Subject, Kind]) -> list[Said]:
     ]
 
 
-def conversation(rng: Rng, facts: Facts, turns: int, followed: float = 0.6) -> list[Turn]:
-    """So many turns; `followed` is the chance of a follow-up where there can be one."""
+def sample_conversation(rng: Rng, facts: Facts, turns: int, follow_up_share: float = 0.6) -> list[Turn]:
+    """So many turns; `follow_up_share` is the chance of a follow-up where there can be one."""
     said: list[Said] = []
     for _ in range(turns):
         about = said[-1].about if said else None
-        if about is not None and rng.random() < followed:
+        if about is not None and rng.random() < follow_up_share:
             said.append(_one_of(rng, follow_ups(facts, about)))
         else:
-            said.append(_one_of(rng, open_turns(facts)))
+            said.append(_one_of(rng, standalone_turns(facts)))
     return [one.turn for one in said]
 
 

@@ -12,13 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from deltavlm.errors import InputError
 
-__all__ = ["opened", "picture", "size_of"]
+__all__ = ["image_size", "open_image", "read_image"]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # Pillow would hand others, as EPS, to other programs
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """A picture, open inside the `with`; pixels are decoded where they are asked for.
 
     Raises: InputError naming the file, also for what goes wrong while it is decoded.
@@ -34,13 +34,13 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
 
 
-def picture(path: Path) -> npt.NDArray[np.uint8]:
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """uint8 RGB (3, H, W). Raises: InputError naming the file."""
-    with opened(path) as image:
+    with open_image(path) as image:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(width, height), from the header. Raises: InputError naming the file."""
-    with opened(path) as image:
+    with open_image(path) as image:
         return image.size

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from deltavlm.data.synthetic.paint import Bytes, Light
 from deltavlm.data.synthetic.plan import Rng
+from deltavlm.data.synthetic.render import Bytes, Light
 from deltavlm.data.synthetic.texture import noise
 
 
-def sun(rng: Rng) -> Light:
+def random_light(rng: Rng) -> Light:
     """The light and the view of one date."""
     turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
     lean = (0.0, 0.0) if rng.random() < 0.4 else tuple((rng.normal(0, 0.22, 2)).tolist())
@@ -49,7 +49,7 @@ def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.ND
     return pixels.astype(np.float32)
 
 
-def retone(rng: Rng, picture: Bytes) -> Bytes:
+def color_jitter(rng: Rng, picture: Bytes) -> Bytes:
     """A finished picture developed anew: gain, gamma and offset of each band, by one table of 256 values."""
     gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))
     curve = (np.arange(256)[:, None] / 255) ** np.exp(rng.normal(0, 0.2)) * gain * 255 + rng.normal(0, 10)
@@ -57,7 +57,7 @@ def retone(rng: Rng, picture: Bytes) -> Bytes:
     return np.stack([table[:, band][picture[..., band]] for band in range(3)], axis=-1)
 
 
-def warped(rng: Rng, view: Bytes, most_px: float) -> Bytes:
+def shift_smoothly(rng: Rng, view: Bytes, most_px: float) -> Bytes:
     """Shifted by a smooth field, as terrain and mosaicking do."""
     height, width = view.shape[:2]
     field = [noise(rng, (width, height), 40.0) * most_px / 2 for _ in range(2)]
@@ -68,7 +68,7 @@ def warped(rng: Rng, view: Bytes, most_px: float) -> Bytes:
     return moved
 
 
-def mishaps(rng: Rng, image: Image.Image) -> Image.Image:
+def add_artifacts(rng: Rng, image: Image.Image) -> Image.Image:
     """What film, optics, sky and mosaicking do on top: colour casts, lost colours, softness, halos, cloud and
     its shadow, a seam. Each is rare by itself."""
     pixels = np.asarray(image, np.float32)
@@ -112,13 +112,13 @@ def photograph(
 ) -> Bytes:
     """A clean view as a sensor hands it out: (height, width, 3) uint8, smaller by the margin on each side.
 
-    `rich` adds `mishaps` and a smooth shift.
+    `rich` adds `add_artifacts` and a smooth shift.
     """
     if rich and rng.random() < 0.3:
-        view = warped(rng, view, misregistration_px)
+        view = shift_smoothly(rng, view, misregistration_px)
     image = misregister(rng, Image.fromarray(view), margin, misregistration_px)
     if rich:
-        image = mishaps(rng, image)
+        image = add_artifacts(rng, image)
     blur = abs(rng.normal(0, 0.7)) + 0.35
     image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = expose(rng, np.asarray(image, np.float32), strength)

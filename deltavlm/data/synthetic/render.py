@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from deltavlm.data.synthetic.ground_truth import COVER_CODE
 from deltavlm.data.synthetic.plan import House, Plan, Points, Rng, blob, polygon, rectangle
 from deltavlm.data.synthetic.texture import (
     COVERED,
@@ -23,7 +24,6 @@ from deltavlm.data.synthetic.texture import (
     parcels,
     pick,
 )
-from deltavlm.data.synthetic.truth import COVER
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -39,7 +39,7 @@ class Light:
 
 
 @dataclass(frozen=True, slots=True)
-class Mood:
+class Appearance:
     """What time does to things that stay: none of it is a change."""
 
     growth: float = 1.0  # of crowns
@@ -47,13 +47,13 @@ class Mood:
     snow: float = 0.0  # how white the ground is
 
     @classmethod
-    def draw(cls, rng: Rng) -> Mood:
+    def draw(cls, rng: Rng) -> Appearance:
         growth = float(np.exp(rng.normal(0, 0.18)))
         snow = float(rng.uniform(0.3, 0.9)) if rng.random() < 0.03 else 0.0
         return cls(growth, float(rng.choice([0.0, 0.1, 0.3])), snow)
 
 
-class Painter:
+class Renderer:
     """Paints one plan at two dates. What does not change between them (seeds of parcels, roofs, crowns) is
     fixed here."""
 
@@ -110,11 +110,11 @@ class Painter:
             image[cover] = image[cover] * 0.55 + pick(rng, PALETTE["trees"]) * 0.45
         return image
 
-    def view(self, rng: Rng, date: int, light: Light) -> Bytes:
+    def render(self, rng: Rng, date: int, light: Light) -> Bytes:
         """Date 0 (before) or 1 (after) as (height, width, 3) uint8, clean of sensor and weather."""
         plan = self.plan
         gone = ("removed", "built")[1 - date]
-        mood = Mood.draw(rng) if plan.rich else Mood()
+        mood = Appearance.draw(rng) if plan.rich else Appearance()
         season = (rng.normal(0, 1) * np.array([13, 11, 8]) + rng.normal(0, [4, 5, 4])).astype(np.float32)
         if rng.random() < 0.3:
             season *= 0.2
@@ -301,7 +301,7 @@ class Painter:
             draw.polygon(polygon(np.stack([a, b, right, left])), fill=paint(shaded))
             draw.polygon(polygon(np.stack([d, c, right, left])), fill=paint(lit))
 
-    def land(self) -> Bytes:
+    def bare_cover(self) -> Bytes:
         """Cover codes of the bare fields, (height, width)."""
-        codes: Bytes = np.asarray([COVER[kind] for kind in self.kinds], np.uint8)[self.fields]
+        codes: Bytes = np.asarray([COVER_CODE[kind] for kind in self.kinds], np.uint8)[self.fields]
         return codes

@@ -9,19 +9,19 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ROUNDS", "Array", "Tally", "mean"]
+__all__ = ["BOOTSTRAP_ROUNDS", "Array", "Metric", "mean_metric"]
 
 Array = npt.NDArray[np.float64]
-ROUNDS = 1000
+BOOTSTRAP_ROUNDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Metric:
     """What each example adds, and what the sums come to.
 
     rows: (examples, parts); finish: the sums of the parts -> the figure.
 
-    >>> mean([1, 0, 1, 1]).value()
+    >>> mean_metric([1, 0, 1, 1]).value()
     0.75
     """
 
@@ -32,8 +32,8 @@ class Tally:
         """The figure over all examples; nan where there are none."""
         return float(self.finish(self.rows.sum(axis=0))) if len(self.rows) else float("nan")
 
-    def interval(
-        self, rounds: int = ROUNDS, seed: int = 0, share: float = 0.95
+    def confidence_interval(
+        self, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0, share: float = 0.95
     ) -> tuple[float, float] | None:
         """The percentile bootstrap's interval: examples drawn with replacement, `rounds` times.
 
@@ -55,10 +55,10 @@ class Tally:
         return float(low), float(high)
 
 
-def mean(values: npt.ArrayLike) -> Tally:
+def mean_metric(values: npt.ArrayLike) -> Metric:
     """The mean of one number an example."""
     flat = np.asarray(values, np.float64).reshape(-1)
-    return Tally(np.stack([flat, np.ones(len(flat))], axis=1), lambda sums: float(sums[0] / sums[1]))
+    return Metric(np.stack([flat, np.ones(len(flat))], axis=1), lambda sums: float(sums[0] / sums[1]))
 
 
 @lru_cache(maxsize=4)
