@@ -69,8 +69,7 @@ def show_thumbnails(
     with open_listed_pair(job.pairs.pairs[0], job.read) as reader:
         readable = list(_read_chips(reader, job.options.chip_px, chips))
     if readable:
-        sys.stderr.write(encode_image(_contact_sheet(readable), protocol) + "
-")
+        sys.stderr.write(encode_image(_contact_sheet(readable), protocol) + "\n")
         sys.stderr.flush()
 
 

@@ -243,7 +243,7 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any]) -> None:
     if version is not None and version != VERSION:
         raise OutputError(
             f"{path}: is a journal of format {version}, by another version of deltavlm (this one writes "
-            f"format {VERSION}); finish the run with that version, or start over with --no-resume"
+            f"format {VERSION}); finish that run with it, or add --no-resume, which starts over"
         )
     differs = sorted(differing_keys(earlier, header))
     if differs:

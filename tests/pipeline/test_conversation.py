@@ -15,15 +15,15 @@ from deltavlm.geo.pair import PairReader, RasterPair, open_pair
 from deltavlm.geo.windows import whole, window_chip
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.conversation import (
-    ANSWERS,
     Conversation,
     answer_features,
     answers,
     continued,
-    look,
+    encode_chip,
     questions_of,
     read_session,
 )
+from deltavlm.pipeline.schema import ANSWERS
 from deltavlm.tasks import classify, locate
 from tests.conftest import Scene
 from tests.rasters import write_raster
