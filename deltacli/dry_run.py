@@ -95,12 +95,12 @@ def _list_dict(job: AnalyzeJob, plans: Sequence[PairPlan]) -> dict[str, Any]:
 
 
 def _row_dict(plan: PairPlan) -> dict[str, Any]:
-    from deltavlm.geo.location import public_name
+    from deltavlm.geo.location import redact_credentials
 
     row: dict[str, Any] = {
         "pair_id": plan.pair.id,
-        "before": public_name(plan.pair.before),
-        "after": public_name(plan.pair.after),
+        "before": redact_credentials(plan.pair.before),
+        "after": redact_credentials(plan.pair.after),
         "before_date": plan.pair.before_date,
         "after_date": plan.pair.after_date,
         "reason": plan.reason,

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.geo.alignment import LONLAT, PixelGrid, project
-from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blended
-from deltavlm.geo.cog import Cog, Look
+from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blend_blocks
+from deltavlm.geo.cog import Cog, RasterStyle
 from deltavlm.geo.features import Feature
-from deltavlm.geo.grid import Chip, ChipGrid, Window
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
-from deltavlm.geo.regions import Region, Regions, simplified
+from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.pipeline.journal_file import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, decode_mask, decode_valid
@@ -26,14 +26,14 @@ from deltavlm.pipeline.results import ChipResult
 
 __all__ = ["MASK_STYLE", "PROBABILITY_STYLE", "ChangeOptions", "MaskMosaic", "vectorize"]
 
-MASK_STYLE = Look(
-    bands=("class of change",),
-    overviews="nearest",
-    colours={0: (0, 0, 0, 0)}
+MASK_STYLE = RasterStyle(
+    band_names=("class of change",),
+    overview_resampling="nearest",
+    colormap={0: (0, 0, 0, 0)}
     | {CLASSES.index(name) + 1: (*colour, 255) for name, colour in CLASS_COLOURS},  # as of the polygons
     categories=("none", *CLASSES),
 )
-PROBABILITY_STYLE = Look(bands=CLASSES, overviews="average", scale=1 / FULL)
+PROBABILITY_STYLE = RasterStyle(band_names=CLASSES, overview_resampling="average", scale=1 / FULL)
 
 SPECKLE = 3  # mask pixels; few of nano's polygons below that are right (benchmarks/results.md)
 
@@ -54,7 +54,7 @@ class MaskMosaic:
     """Masks of the chips of a pair, read when they are needed."""
 
     chips: ChipGrid
-    geobox: PixelGrid  # the pixels that the chips are cut from
+    geobox: GeoBox  # the pixels that the chips are cut from
     result: Callable[[Chip], ChipResult | None]
     read_blob: Callable[[Blob], bytes]
     mask_pixel_px: float = field(default=1.0, init=False)  # side of a pixel of a mask, pixels of the raster
@@ -87,24 +87,24 @@ def vectorize(
 
     Raises: WriteError.
     """
-    regions = Regions(mosaic.chips.width)
-    for block in blended(mosaic.chips, len(CLASSES), mosaic.mask_of):
+    polygonizer = Polygonizer(mosaic.chips.geobox.width)
+    for block in blend_blocks(mosaic.chips, len(CLASSES), mosaic.mask_of):
         labels, valid = _labels(block, options.threshold)
         if probability is not None:
-            probability.write(block.window, block.shares)
+            probability.write(block.window, block.probabilities)
         if mask is not None:
             mask.write(block.window, np.where(valid, labels, NODATA)[None].astype(np.uint8))
         if polygons:
-            regions.add(block.window, labels, block.shares.max(axis=0) / np.float32(FULL))
-    return [*_features(mosaic, regions.found(), options)]
+            polygonizer.add(block.window, labels, block.probabilities.max(axis=0) / np.float32(FULL))
+    return [*_features(mosaic, polygonizer.regions(), options)]
 
 
 def _labels(block: Block, threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Labels (rows, cols), 0 for no change, else 1 + index into CLASSES; and valid pixels (rows, cols)."""
-    valid = block.shares[0] != NODATA
-    changed = valid & (block.shares.sum(axis=0, dtype=np.uint16) >= max(1.0, threshold * FULL))
+    valid = block.probabilities[0] != NODATA
+    changed = valid & (block.probabilities.sum(axis=0, dtype=np.uint16) >= max(1.0, threshold * FULL))
     labels = np.zeros(changed.shape, np.uint8)
-    labels[changed] = block.shares[:, changed].argmax(axis=0) + 1
+    labels[changed] = block.probabilities[:, changed].argmax(axis=0) + 1
     return labels, valid
 
 
@@ -123,7 +123,7 @@ def _features(mosaic: MaskMosaic, regions: list[Region], options: ChangeOptions)
         regions = [region for region in regions if region.pixels >= SPECKLE * mosaic.mask_pixel_px**2]
     polygons = [*_polygons(mosaic, regions, options)]
     for polygon, (lon, lat) in zip(polygons, _centroids(mosaic, polygons), strict=True):
-        results = _results_within(mosaic, polygon.region.shape)
+        results = _results_within(mosaic, polygon.region.polygon)
         caption = results[0].of_task("caption") if results else None
         properties = {
             "class": CLASSES[polygon.region.value - 1],
@@ -145,7 +145,7 @@ def _polygons(mosaic: MaskMosaic, regions: list[Region], options: ChangeOptions)
     measure = measure_of(mosaic.geobox)
     a, b, c, d, e, f = mosaic.geobox.transform[:6]
     tolerance_px = mosaic.mask_pixel_px / 2 if options.simplify_px is None else options.simplify_px
-    outlines = simplified([region.shape for region in regions], tolerance_px)
+    outlines = simplify_polygons([region.polygon for region in regions], tolerance_px)
     for region, outline in zip(regions, outlines, strict=True):
         shape = affine_transform(outline, (a, b, d, e, c, f))
         area_m2, perimeter_m = measure(shape) or (None, None)
@@ -170,7 +170,7 @@ def _centroids(mosaic: MaskMosaic, polygons: list[_Polygon]) -> list[tuple[float
 def _results_within(mosaic: MaskMosaic, shape: BaseGeometry) -> list[ChipResult]:
     """Results with a mask of the chips that intersect a polygon in pixels, by decreasing area of overlap."""
     left, top, right, bottom = (int(edge) for edge in shape.bounds)
-    chips = [*mosaic.chips.touching(Window(left, top, right - left, bottom - top))]
+    chips = [*mosaic.chips.intersecting(Window(left, top, right - left, bottom - top))]
     windows = np.array([chip.window for chip in chips])
     boxes = shapely.box(*windows[:, :2].T, *(windows[:, :2] + windows[:, 2:]).T)
     areas = shapely.area(shapely.intersection(boxes, shape))

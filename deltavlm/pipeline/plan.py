@@ -41,9 +41,9 @@ class PairPlan:
             inputs=reader.provenance(),
             notes=tuple(reader.notes),
             warnings=tuple(reader.warnings),
-            crs=reader.crs.to_string() if reader.crs else None,
+            crs=reader.geobox.crs.to_string() if reader.geobox.crs else None,
             gsd_m=reader.gsd_m,
-            overlap_share=reader.overlap_share,
+            overlap_share=reader.alignment.overlap_share,
             chips=len(grid),
             rows=grid.rows,
             cols=grid.cols,
@@ -66,7 +66,7 @@ def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: 
     options = job.options
     try:
         with open_listed_pair(pair, job.read) as reader:
-            plan = PairPlan.of(pair, reader, reader.grid(options.chip_px, options.overlap_px))
+            plan = PairPlan.of(pair, reader, reader.chips(options.chip_px, options.overlap_px))
     except InputError as error:
         if job.is_single:
             raise

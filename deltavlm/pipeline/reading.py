@@ -43,7 +43,7 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
     """WKT of the CRS of the first pair that can be opened; None where it has none, or none can."""
     for pair in pairs:
         with suppress(InputError), open_listed_pair(pair, replace(read, outlines_only=True)) as reader:
-            return reader.crs.to_wkt() if reader.crs else None
+            return reader.geobox.crs.to_wkt() if reader.geobox.crs else None
     return None
 
 
@@ -124,7 +124,7 @@ def read_chips_of_pairs(
         with ExitStack() as stack:
             try:
                 reader = opened or stack.enter_context(open_listed_pair(pair, job.read))
-                grid = reader.grid(options.chip_px, options.overlap_px)
+                grid = reader.chips(options.chip_px, options.overlap_px)
                 record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if options.on_error == "fail" or job.one_pair_per_output:

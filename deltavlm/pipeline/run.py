@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
-from deltavlm.geo.alignment import LONLAT
 from deltavlm.geo.cog import Cog, open_cog
 from deltavlm.geo.features import Layer
+from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import FeatureSink, open_sink
 from deltavlm.pipeline.analyze import analyze_chips
@@ -80,7 +80,7 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             (pair,) = job.pairs.pairs
             opened = stack.enter_context(open_listed_pair(pair, job.read))
             _notify_notes(opened, hooks)
-            grid = opened.grid(job.options.chip_px, job.options.overlap_px)
+            grid = opened.chips(job.options.chip_px, job.options.overlap_px)
             result.total = min(len(grid), job.options.limit or len(grid))
         stack.enter_context(files.locked())
         started = stack.enter_context(_started(engine, result))
@@ -220,7 +220,7 @@ def _stream(output: _Output, hooks: RunHooks) -> None:
     """Write features to standard output as answers come; rows of the layer `pairs` at the end."""
     job, opened = output.job, output.opened
     if opened is not None:
-        crs = OutputCRS(opened.crs, untransformed=True)
+        crs = OutputCRS(opened.geobox.crs, untransformed=True)
     else:
         crs = OutputCRS(None if first_crs(job.pairs.pairs, job.read) is None else LONLAT)
     with open_sink(None, output.layers, crs.crs, output.provenance(), only_layer=job.output.layer) as sink:
@@ -261,7 +261,7 @@ def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_rep
     """Layers of the output from the journal; `may_replace` is for the files next to it."""
     job, opened = output.job, output.opened
     if opened is not None:
-        crs = OutputCRS(opened.crs, untransformed=True)
+        crs = OutputCRS(opened.geobox.crs, untransformed=True)
     else:
         crs = OutputCRS(common_crs(output.records))
     record, path = output.provenance(), output.files.path
@@ -305,9 +305,7 @@ def _write_changes(
         if opened is not None:
             tags = {"deltavlm": json.dumps(record, ensure_ascii=False)}
             cogs = [
-                None
-                if path is None
-                else stack.enter_context(open_cog(path, opened.meeting.grid, style, tags))
+                None if path is None else stack.enter_context(open_cog(path, opened.geobox, style, tags))
                 for path, style in ((files.mask, MASK_STYLE), (files.probability, PROBABILITY_STYLE))
             ]
         if files.polygons is not None:
@@ -332,14 +330,14 @@ def _write_changes(
         if files.by_name():
             journal.file.commit(files.by_name().values())
         for cog in written:
-            cog.place(may_replace)
+            cog.publish(may_replace)
     return count
 
 
 def _mosaic(output: _Output, journal: Journal, pair: Pair, record: PairRecord) -> MaskMosaic:
     options, opened = output.job.options, output.opened
     if opened is not None:
-        grid, geobox = opened.grid(options.chip_px, options.overlap_px), opened.meeting.grid
+        grid, geobox = opened.chips(options.chip_px, options.overlap_px), opened.geobox
     else:
         grid, geobox = record.chip_grid(options.chip_px, options.overlap_px), record.geobox
     return MaskMosaic(grid, geobox, journal.lookup(pair), journal.file.read_blob)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from rasterio.crs import CRS
 
 from deltavlm.errors import PartialFailure
-from deltavlm.geo.alignment import lonlat
+from deltavlm.geo.geobox import LONLAT, project
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.summary import ChangedChip, Summary
@@ -69,8 +71,10 @@ class RunResult:
     def _located(self, chip: ChangedChip) -> ChangedChip:
         record = self.pairs[chip.pair].record
         crs = CRS.from_wkt(record.crs) if record is not None and record.crs else None
-        points = lonlat(crs, [chip.x], [chip.y])
-        return replace(chip, lonlat=points[0] if points else None)
+        if crs is None:
+            return chip
+        ((lon, lat),) = project(np.array([[chip.x, chip.y]]), crs, LONLAT).tolist()
+        return replace(chip, lonlat=(lon, lat)) if math.isfinite(lon + lat) else chip
 
     def raise_if_partial(self, retry_hint: str = "") -> None:
         """Raise if a pair or chip failed; `retry_hint` ends the message.

@@ -27,6 +27,8 @@ from tests.conftest import Scene
 from tests.rasters import write_raster
 from tests.scripted_model import ScriptedModel
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--chip-size", 32, "--batch-size", 2)
 RAY = ("--engine", "ray", "--actors", 2, "--actor-cpus", 1)
 

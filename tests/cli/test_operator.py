@@ -228,6 +228,7 @@ def test_a_dry_run_leaves_the_metrics_of_the_last_run(run: Run, scene: Scene) ->
     assert not Path("m.prom").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
 @pytest.mark.parametrize("stranger", [False, True])
 def test_the_script_of_the_cron_page(tmp_path: Path, stranger: bool) -> None:

@@ -108,6 +108,7 @@ def test_the_pairs_alone_in_every_format(run: Run, tmp_path: Path, suffix: str) 
     assert frame["status"].tolist() == ["answered", "answered", "failed", "answered"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from tests.scripted_model import ScriptedModel
 SMALL = ("--chip-size", 32, "--batch-size", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
     run: Run, scene: Scene, tmp_path: Path

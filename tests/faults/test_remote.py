@@ -16,6 +16,8 @@ from tests.cli.conftest import Run, program
 from tests.conftest import write_tiled
 from tests.rasters import noise
 
+pytestmark = pytest.mark.network
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--chip-size", 256, "--batch-size", 2)
 
@@ -84,6 +86,7 @@ def test_parts_that_come_at_the_third_try(
     assert {*statuses(Path("out.geojson")).values()} == {"answered"}
 
 
+@pytest.mark.slow
 def test_parts_that_never_come_and_the_next_run(
     server: Server, pair: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def in_forks(what: str, folder: Path, suffix: str, *more: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
 def test_killed_at_each_step(tmp_path: Path, suffix: str) -> None:
@@ -36,18 +37,21 @@ def test_killed_at_each_step(tmp_path: Path, suffix: str) -> None:
     assert in_forks("crashes", tmp_path, suffix) > 10
 
 
+@pytest.mark.slow
 @forks
 def test_killed_at_each_step_with_masks(tmp_path: Path) -> None:
     """The rasters and the polygons too are those of an unbroken run, byte for byte."""
     assert in_forks("crashes", tmp_path, ".gpkg", "masks") > 20
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
 def test_files_that_may_not_grow_with_masks(tmp_path: Path, suffix: str) -> None:
     assert in_forks("full_disk", tmp_path, suffix, "masks") > 3
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".fgb", ".parquet"])
 def test_files_that_may_not_grow(tmp_path: Path, suffix: str) -> None:
@@ -93,6 +97,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
 def test_a_disk_that_is_full(small_disk: Path, suffix: str) -> None:

@@ -105,7 +105,7 @@ def test_an_interrupted_run_leaves_no_thread_and_the_files_closed(scene: Scene, 
     with reading.open_listed_pair(job.pairs.pairs[0], job.read) as reader:
         with pytest.raises(KeyboardInterrupt):
             analyze_chips(job, LocalEngine(model), store, RunResult(), opened=reader)
-        assert reader.read(next(iter(reader.grid(CHIP)))).valid.all()  # the reader is ours again
+        assert reader.read(next(iter(reader.chips(CHIP)))).valid.all()  # the reader is ours again
     assert [len(batch) for batch in store.batches] == [2, 2]
 
 

@@ -20,6 +20,8 @@ from tests.report.conftest import Analyzed, page_of
 from tests.report.test_page import HOSTILE, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -188,7 +188,7 @@ def test_text_without_the_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     def gone() -> None:
         raise ToolError("not installed: deltavlm[eval]")
 
-    monkeypatch.setattr(java, "package", gone)
+    monkeypatch.setattr(java, "pycocoevalcap_folder", gone)
     rows = [*pairs("caption", ("a", "a", True)), *pairs("change", ("yes", "yes", True))]
     found = scored(rows, ["caption", "change"])
     assert [note for note in found.notes if "deltavlm[eval]" in note] == found.notes

@@ -40,6 +40,7 @@ def test_perfect_answers_do_not_run_away() -> None:
     assert found.scale > 0
 
 
+@pytest.mark.slow
 def test_margins_and_scores_of_a_drawn_set(tmp_path: Path) -> None:
     """Margins come out for every pair; scores name the measures of the model card."""
     tiny_checkpoint(tmp_path / "model")

@@ -34,6 +34,8 @@ from deltavlm.upstream.plan import Plan, plan
 from tests.upstream.conftest import GOLDEN
 from tests.upstream.test_convert import as_instructblip
 
+pytestmark = pytest.mark.network
+
 PINNED = {part.name: part.revision for part in PARTS}
 REPOS = {part.name: part.repo for part in PARTS}
 LARGE = (".pth", ".bin", ".safetensors", ".model")  # what the Hub keeps under sha256
