@@ -15,9 +15,9 @@ import shapely
 from numpy.typing import NDArray
 
 from deltavlm.files import lock
-from deltavlm.geo.styles import CLASSES
+from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.model.interface import Masks
-from deltavlm.pipeline.masks import KINDS
+from deltavlm.pipeline.mask_codec import CLASSES
 from tests.cli.conftest import Run, one_line
 from tests.cli.test_pairs import layer, write_pairs
 from tests.conftest import Scene
@@ -100,7 +100,7 @@ def test_the_rasters_are_what_a_gis_wants(run: Run, scene: Scene, bright: Script
                 assert told["options"]["overlap_px"] == 4
     with rasterio.open("m.tif") as mask:
         shown = mask.colormap(1)
-        assert {name: shown[KINDS.index(name) + 1][:3] for name in KINDS} == dict(CLASSES)
+        assert {name: shown[CLASSES.index(name) + 1][:3] for name in CLASSES} == dict(CLASS_COLOURS)
         assert [mask.tags(1)[f"CATEGORY_{value}"] for value in range(4)] == [
             "none",
             "building",

@@ -24,7 +24,7 @@ import typer.main
 
 import deltavlm
 from deltacli.main import app
-from deltavlm.pipeline.lines import Lines
+from deltavlm.pipeline.journal_file import JournalFile
 from tests.conftest import write_tiled
 from tests.rasters import noise
 from tests.scripted_model import ScriptedModel
@@ -86,18 +86,18 @@ def killed_at(step: int, folder: Path) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
 
-    def appended(lines: Lines, group: list[Any]) -> list[int]:
+    def appended(file: JournalFile, group: list[Any]) -> list[int]:
         if deed():
-            with lines.path.open("ab") as torn:
+            with file.path.open("ab") as torn:
                 torn.write(repr(group).replace("'", '"').encode()[:99])
             os.kill(os.getpid(), signal.SIGKILL)
-        return append(lines, group)
+        return append(file, group)
 
-    fsync, append = os.fsync, Lines.append
+    fsync, append = os.fsync, JournalFile.append
 
     def install() -> None:
         os.fsync = synced
-        Lines.append = appended  # type: ignore[method-assign]
+        JournalFile.append = appended  # type: ignore[method-assign]
         sys.addaudithook(heard)
 
     return install

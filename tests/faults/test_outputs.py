@@ -82,7 +82,7 @@ def test_an_output_that_is_opened_during_the_run(
     finally:
         holding.__exit__(None, None, None)
     assert result.exit_code == 2
-    assert "15 chips kept in out.gpkg.journal.jsonl; the same command goes on" in result.stderr
+    assert "15 chips kept in out.gpkg.journal.jsonl; the same command resumes" in result.stderr
     last = "Error: out.gpkg: is open in another program, QGIS perhaps; close it there"
     assert result.stderr.splitlines()[-1] == last
     asked = len(model.batches)

@@ -101,7 +101,7 @@ def test_parts_that_never_come_and_the_next_run(
     server.fail(-1, 1_800_000, 503)
     code, said = analyze()
     assert code == 3, said
-    assert "--retry-failed asks them again" in said.splitlines()[-1]
+    assert "--retry-failed tries them again" in said.splitlines()[-1]
     assert "after.tif" in said.splitlines()[-1]
     failed = {chip for chip, status in statuses(out).items() if status == "unreadable"}
     assert 0 < len(failed) < 9  # GDAL asks for longer parts the further it reads
