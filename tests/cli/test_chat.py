@@ -166,7 +166,7 @@ def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: Scr
     ("args", "what"),
     [
         (["--continue", "nosuch.jsonl"], "cannot read nosuch.jsonl"),
-        (["--continue", "text.jsonl"], "text.jsonl, line 1: is no turn"),
+        (["--continue", "text.jsonl"], "text.jsonl, line 1: is not a turn"),
         (["--continue", "other.jsonl"], "the conversation was about elsewhere.tif"),
         (["--continue", "far.jsonl"], "is not in the pair"),
         (["--save", "text.jsonl"], "text.jsonl exists already"),

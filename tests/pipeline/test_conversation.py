@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.errors import InputError, ModelError, RasterError
+from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.chips import chip_at, chip_of_pair, chip_of_window
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
@@ -18,10 +18,8 @@ from deltavlm.pipeline.conversation import (
     Conversation,
     answer_features,
     answers,
-    continued,
     encode_chip,
     questions_of,
-    read_session,
 )
 from deltavlm.pipeline.schema import ANSWERS
 from deltavlm.tasks import classify, locate
@@ -168,35 +166,9 @@ def test_a_place_without_data_is_refused(tmp_path: Path, pixels: np.ndarray) -> 
     path = str(write_raster(tmp_path / "empty.tif", np.zeros_like(pixels), nodata=0))
     with (
         open_pair(RasterPair(path, path)) as reader,
-        pytest.raises(RasterError, match="no place with data on both dates"),
+        pytest.raises(RasterError, match="no pixel with data on both dates"),
     ):
         encode_chip(reader, ScriptedModel(), chip_of_pair(reader, 32))
-
-
-def test_a_kept_conversation_is_gone_on_with(reader: PairReader, tmp_path: Path) -> None:
-    model = ScriptedModel(script=echo)
-    talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
-    talk.ask("elsewhere")
-    talk.go_to(chip_of_window(reader, Window(64, 32, 32, 32), 40))
-    talk.ask("one")
-    talk.ask("two")
-    path = tmp_path / "talk.jsonl"
-    path.write_text("".join(json.dumps(told) + "\n" for told in talk.records))
-    chip, turns = continued(reader, read_session(path))
-    assert chip == talk.picture.chip
-    assert turns == talk.turns
-    assert [asked for asked, _ in turns] == ["one", "two"]
-
-
-@pytest.mark.parametrize("line", ["no json", "[]", '{"question": "a"}', '{"window": {}}'])
-def test_what_is_no_conversation_is_refused(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "talk.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(InputError, match=r"talk\.jsonl, line 1: is no turn"):
-        read_session(path)
-    path.write_text("\n")
-    with pytest.raises(InputError, match="holds no turn"):
-        read_session(path)
 
 
 def test_nano_answers_by_what_was_said() -> None:
