@@ -71,7 +71,7 @@ def ask(
         typer.Argument(metavar="QUESTION", help="Your question; if piped, one per line of stdin."),
     ] = None,
     *,
-    more_questions: Annotated[
+    question_flags: Annotated[
         list[str] | None,
         flag("--question", "-q", panel=MODEL, metavar="TEXT", help="A question; can be repeated."),
     ] = None,
@@ -116,7 +116,7 @@ def ask(
     if geojson and (as_json or chips.all_chips):
         other = "--json" if as_json else "--all-chips; write -o FILE.geojson"
         raise typer.BadParameter(f"cannot be combined with {other}", param_hint="--geojson")
-    questions = _read_questions([*(question or ()), *(more_questions or ())], file)
+    questions = _read_questions([*(question or ()), *(question_flags or ())], file)
     if chips.all_chips:
         if chips.at is not None:
             raise typer.BadParameter("cannot be combined with --all-chips", param_hint="--at")

@@ -64,9 +64,9 @@ def test_the_registry_of_flags_is_that_of_the_app() -> None:
         assert actual == (
             [words for words in COMMANDS if words not in PENDING] if commands == ["all"] else commands
         ), flag
-    known = {letter: {flag} for flag, (letter, _) in table.items() if letter}
+    expected = {letter: {flag} for flag, (letter, _) in table.items() if letter}
     exceptions = {"-q": {"--question"}, "-n": {"--count"}, "-b": {"--bidx"}}
-    assert letters == {letter: flags | exceptions.get(letter, set()) for letter, flags in known.items()}
+    assert letters == {letter: flags | exceptions.get(letter, set()) for letter, flags in expected.items()}
     groups = (CommonFlags, ModelFlags, OutputFlags, ChipFlags, RasterFlags, WindowFlags)
     shared = {f"--{field.name.replace('_', '-')}" for group in groups for field in fields(group)}
     assert shared <= table.keys()

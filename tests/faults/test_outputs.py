@@ -1,7 +1,7 @@
 """Outputs that somebody else holds, places that take none, odd surroundings, and words that mean harm.
 
 Two runs on one output and a lock that was left behind are in `tests/cli/test_resume.py`; closed pipes and
-streams are in `tests/cli/test_manners.py`.
+streams are in `tests/cli/test_process.py`.
 """
 
 from __future__ import annotations

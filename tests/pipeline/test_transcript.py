@@ -79,8 +79,8 @@ def test_turns_are_appended(path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 2, 20])
 def test_an_incomplete_last_line_is_dropped(path: Path, cut: int) -> None:
     """Its end was cut off while it was written, or (cut 1) an editor removed the newline."""
-    whole = json.dumps(turn("2?"), ensure_ascii=False)
-    path.write_text(json.dumps(turn("1?")) + "\n" + f"{whole}\n"[:-cut], encoding="utf-8")
+    line = json.dumps(turn("2?"), ensure_ascii=False)
+    path.write_text(json.dumps(turn("1?")) + "\n" + f"{line}\n"[:-cut], encoding="utf-8")
     expected = [turn("1?"), turn("2?")][: 2 if cut == 1 else 1]
     assert read_transcript(path) == expected
     with open_transcript(path, fresh=False) as transcript:
