@@ -101,6 +101,12 @@ def test_every_command_takes_its_defaults_from_a_file(run: Run, words: str) -> N
     assert "unknown key 'no-such-flag'" in one_line(result)
 
 
+def test_variables_are_named_by_flags(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some had the name of the parameter: DELTAVLM_TRAIN_CHANGES for --set."""
+    monkeypatch.setenv("DELTAVLM_TRAIN_SET", "seed=many")
+    assert "many" in one_line(run("train", "train_nano.yaml", "--print-config"))
+
+
 def test_a_flag_that_can_be_repeated_takes_one_value_or_many(run: Run) -> None:
     """A list became one text, and Typer refused both it and a single value."""
     for text in ('question = ["How many?", "Where?"]', 'question = "How many?"'):
