@@ -183,9 +183,9 @@ def test_over_the_180th_meridian(tmp_path: Path) -> None:
 def test_what_cannot_be(tmp_path: Path, results: Results) -> None:
     with pytest.raises(InputError, match="give --before-date"):
         result_item(results, tmp_path / "item.json")
-    with pytest.raises(ConfigError, match="'May' is no date"):
+    with pytest.raises(ConfigError, match="'May' is not a date"):
         result_item(results, tmp_path / "item.json", before_date="May", after_date="2024")
-    with pytest.raises(ConfigError, match="'2024-13' is no date"):
+    with pytest.raises(ConfigError, match="'2024-13' is not a date"):
         result_item(results, tmp_path / "item.json", before_date="2024", after_date="2024-13")
     with pytest.raises(ConfigError, match="comes before the earlier one"):
         result_item(results, tmp_path / "item.json", before_date="2024", after_date="2015")
