@@ -33,9 +33,9 @@ def main(folder: Path) -> int:
     )
     largest = 0.0
     for protocol in PROTOCOLS:
-        setup = Setup(protocol, words if protocol == "paper" else None, rounds=0)
+        setup = Setup(protocol, words if protocol == "paper" else None, bootstrap_rounds=0)
         scores = score(pairs, ("caption", "change"), setup)
-        found = {(one.task, one.group, one.metric): one.value for one in scores.figures}
+        found = {(one.task, one.group, one.metric): one.value for one in scores.metrics}
         wanted = {
             ("caption", group, metric): value
             for group in ("all", "changed", "unchanged")

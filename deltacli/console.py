@@ -236,6 +236,8 @@ class _ConsoleHandler(logging.Handler):
         fields = {name: value for name, value in values.items() if value is not None}
         write = self.console.warning if record.levelno >= logging.WARNING else self.console.info
         write(record.getMessage(), **fields)
+        if record.exc_info and record.exc_info[1]:
+            self.console.traceback(record.exc_info[1])
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -313,7 +315,7 @@ def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -
 
     `shrink`: chip side over the side of the model's input, both in pixels.
     """
-    from deltavlm.pipeline.analyze import scale_warning
+    from deltavlm.pipeline.reading import scale_warning
 
     warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
     if warning:

@@ -23,9 +23,7 @@ from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.pipeline.changes import CHANGES
-from deltavlm.pipeline.layers import LOCATIONS, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS
+from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names

@@ -42,7 +42,7 @@ def read_dataset(
     Raises: InputError when there is no file, files of several sets, or nothing in them that can be used.
     """
     if (folder := changeimti.find_folder(path, split)) is not None:
-        return changeimti.read_folder(folder, split, tasks)
+        return replace(changeimti.read_folder(folder, split, tasks), path=path)
     files, problems = _files(path, split)
     records: list[Example] = []
     numbers: list[int] = []
@@ -74,6 +74,7 @@ def read_dataset(
         examples=tuple(example for example in examples if example.task in tasks),
         problems=(*problems, *doubles),
         records=tuple(numbers),
+        path=path,
     )
 
 

@@ -113,9 +113,9 @@ def test_the_table_is_on_stdout_and_talk_on_stderr(
     assert columns.split()[-1] == "published"
     assert {row.split()[0] for row in rows} == {"count"}
     assert f"1 of 4 examples have no answer: count {left_out['id']}" in result.stderr
-    assert "1 predictions are of no example: count nosuch" in result.stderr
-    assert f"1 predictions repeat an id; the first counts: count {kept[0]['id']}" in result.stderr
-    assert "1 predictions cannot be used: line 6" in result.stderr
+    assert "1 predictions match no example: count nosuch" in result.stderr
+    assert f"1 predictions repeat an id; the first is scored: count {kept[0]['id']}" in result.stderr
+    assert "1 predictions cannot be parsed: line 6" in result.stderr
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "answers.jsonl"]
 
 
@@ -175,12 +175,12 @@ def test_outputs_are_kept(run: Run, made: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "what"),
     [
-        ([], "give the folder of the pictures with --images"),
+        ([], "give the folder of the images with --images"),
         (["--images", "nosuch"], "nosuch is not a folder"),
         (["--shard", "3/2"], "'3/2' is not I/N"),
         (["--shard", "0/2"], "'0/2' is not I/N"),
-        (["--predictions", "answers.jsonl", "--limit", "3"], "--predictions are answers already"),
-        (["--predictions", "answers.jsonl", "--model", "nana"], "--predictions are answers already"),
+        (["--predictions", "answers.jsonl", "--limit", "3"], "--predictions loads no model"),
+        (["--predictions", "answers.jsonl", "--model", "nana"], "--predictions loads no model"),
         (["--predictions", "nosuch"], "nosuch"),
         (["--predictions", "answers.jsonl", "--tasks", "cuont"], "did you mean 'count'"),
         (["--predictions", "answers.jsonl", "--tasks", ""], "no task ''"),
@@ -283,14 +283,14 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     monkeypatch.setattr(model, "encode", failing)
     result = run(*args, "-o", "cut.json")
     assert result.exit_code != 0
-    assert "the same command goes on" in result.stderr
+    assert "run the same command again to resume" in result.stderr
     assert not Path("cut.json").exists()
     kept = Path("cut.predictions.jsonl")
     with kept.open("a") as stream:
         stream.write('{"id": "test_5_bin')  # killed while it wrote
     result = run(*args, "-o", "cut.json")
     assert result.exit_code == 0, result.stderr
-    assert "4 pairs of 6 answered already" in result.stderr
+    assert "resuming: 4 of 6 pairs are already in" in result.stderr
     assert len(model.batches) == 2 * asked  # the third batch alone was asked again
     for ending in (".json", ".md", ".predictions.jsonl"):
         assert Path(f"cut{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
@@ -335,7 +335,7 @@ def test_missing_pictures_are_named_and_the_rest_is_scored(run: Run, pictured: P
     shutil.rmtree(copy / "images/test")
     result = run("eval", copy)
     assert result.exit_code == 2
-    assert "none of the pictures is there" in one_line(result)
+    assert "none of the images exists" in one_line(result)
 
 
 def test_a_set_that_is_half_broken_is_scored_and_told(run: Run, pictured: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from deltavlm.data.fetch import REPO, REVISION, Plan, fetch, plan
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, WriteError
 from tests.cli.conftest import one_line
 
+pytestmark = pytest.mark.network
+
 LARGE = "changechat_105k_train.json"  # kept under sha256, the others under git's sha1
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.grid import Window
+from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.report.images import ImageOptions, OpenScene, open_scene
 from tests.conftest import CHIP, Scene, write_tiled
@@ -43,7 +43,7 @@ def test_a_crop_is_what_the_model_saw(analyzed: Analyzed, tmp_path: Path, kind: 
         open_pair(RasterPair(str(before), str(after)), ReadOptions(**more)) as reader,
         opened(path) as pair,
     ):
-        for chip in reader.grid(CHIP):
+        for chip in reader.chips(CHIP):
             asked = reader.read(chip)
             pictures = pair.crop(chip.window, 256)
             _, _, width, height = chip.window
@@ -95,7 +95,7 @@ def test_a_part_that_cannot_be_read_is_blank(
     assert (alpha[:32] == 255).all()
     assert (alpha[64:] == 255).all()
     spoil(after, [(row, col) for row in range(3) for col in range(5)])
-    with opened(path) as pair, pytest.raises(RasterError, match="a part of it cannot be read"):
+    with pytest.raises(RasterError, match="a part of it cannot be read"), opened(path) as pair:
         pair.overview(2048)
 
 
@@ -138,7 +138,7 @@ def test_no_server_is_asked_because_a_file_names_one(
     path = analyzed(*scene.args)
     pair = only_scene(path)
     object.__setattr__(pair.before, "path", place)
-    monkeypatch.setattr("deltavlm.report.images.open_source", pytest.fail)
+    monkeypatch.setattr("deltavlm.report.images.open_pair", pytest.fail)
     with (
         pytest.raises(RasterError, match="is a remote image; --allow-remote"),
         open_scene(pair, ImageOptions(), path),

@@ -14,7 +14,7 @@ from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.text_norm import normalise
 
-numbers = st.integers(0, count.LARGEST)
+numbers = st.integers(0, count.MAX_COUNT)
 labels = st.lists(st.sampled_from(LABELS), unique=True).map(
     lambda some: tuple(sorted(some, key=LABELS.index))
 )

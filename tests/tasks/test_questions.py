@@ -10,7 +10,7 @@ import pytest
 from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import SingleTurnTask, classify
-from deltavlm.tasks.questions import load_questions, pick_questions, read_questions
+from deltavlm.tasks.questions import load_questions, parse_questions, pick_questions
 
 
 def test_the_shipped_set_asks_the_four_known_questions_in_their_trained_words() -> None:
@@ -48,7 +48,7 @@ def test_own_questions(tmp_path: Path) -> None:
 )
 def test_mistakes_name_the_file_the_entry_and_the_nearest_word(entries: Any, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_questions(entries, where="my.yaml")
+        parse_questions(entries, source="my.yaml")
     message = str(caught.value)
     assert message.startswith("my.yaml")
     assert "\n" not in message

@@ -35,6 +35,8 @@ from deltavlm.upstream.plan import Plan, plan
 from tests.upstream.conftest import GOLDEN
 from tests.upstream.test_convert import as_instructblip
 
+pytestmark = pytest.mark.network
+
 PINNED = {component.name: component.revision for component in COMPONENTS}
 REPOS = {component.name: component.repo for component in COMPONENTS}
 LARGE = (".pth", ".bin", ".safetensors", ".model")  # what the Hub keeps under sha256
