@@ -32,7 +32,7 @@ def test_helping_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys, runpy\n"
         f"sys.argv = ['deltavlm', {command!r}, '--help']\n"
-        "try: runpy.run_module('deltacli', run_id='__main__')\n"
+        "try: runpy.run_module('deltacli', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio', 'PIL'}\n"
         "print(sorted(heavy & {*sys.modules}))"

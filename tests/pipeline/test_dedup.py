@@ -1,4 +1,4 @@
-"""A picture is asked about once in a run, and what is written is what asking again would have given."""
+"""Identical chips are asked about once, and their results are those that asking again would have given."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 
-from deltavlm.config import shipped_config
 from deltavlm.errors import ModelError
-from deltavlm.geo.grid import ChipGrid
-from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.model.interface import Reply
-from deltavlm.pipeline import repeats
-from deltavlm.pipeline.analyze import AnalyzeOptions, Summary, analyze
-from deltavlm.pipeline.journal import open_journal
-from deltavlm.pipeline.layers import ChipResult
-from deltavlm.pipeline.repeats import Repeats
-from deltavlm.tasks.questions import load_questions
+from deltavlm.pipeline import dedup
+from deltavlm.pipeline.dedup import ResultCache
+from deltavlm.pipeline.results import ChipResult
+from deltavlm.pipeline.summary import Summary
 from tests.conftest import CHIP, Scene, write_tiled
+from tests.jobs import journaled, single_job
 from tests.rasters import noise
 from tests.scripted_model import ScriptedModel
 
-SPECS = load_questions(shipped_config("questions.yaml"))
 SEA = [(row, col) for row in range(3) for col in (0, 1, 4)]  # chips with one picture
 
 
@@ -48,25 +43,21 @@ class ByBatch(ScriptedModel):
 
 def run(scene: Scene, model: ScriptedModel, path: Path, **options: Any) -> tuple[list[ChipResult], Summary]:
     """The results, and a journal that stays."""
-    wanted = AnalyzeOptions(**({"chip_px": CHIP, "batch_size": 4} | options))
-    with open_pair(RasterPair(*scene.args)) as reader:
-        grid: ChipGrid = reader.chips(CHIP)
-        with open_journal(path, {}, SPECS, grid) as journal:
-            summary = analyze(reader, model, SPECS, journal, wanted)
-            return list(journal.results()), summary
+    results, result = journaled(single_job(scene, **({"batch_size": 4} | options)), model, path)
+    return results, result.summary
 
 
 def test_one_of_many_chips_with_a_picture_is_asked(coast: Scene, tmp_path: Path) -> None:
     model = ScriptedModel()
     results, summary = run(coast, model, tmp_path / "journal")
     assert sum(model.batches) == 15 - len(SEA) + 1
-    assert summary.repeated == len(SEA) - 1
+    assert summary.deduplicated == len(SEA) - 1
     assert summary.statuses == {"answered": 15}
     for result in results:
         same = (result.chip.row, result.chip.col) in SEA
         assert result.answers["change"].value is not same
         assert result.valid_fraction == 1
-    assert len({result.picture for result in results}) == 15 - len(SEA) + 1
+    assert len({result.digest for result in results}) == 15 - len(SEA) + 1
     assert model.batches == [4, 3]  # groups are filled with what is to be asked
 
 
@@ -75,15 +66,15 @@ def test_a_pair_of_equal_pictures_is_asked(tmp_path: Path) -> None:
     model = ScriptedModel()
     _, summary = run(Scene(path, path), model, tmp_path / "journal")
     assert sum(model.batches) == 15
-    assert not summary.repeated
+    assert not summary.deduplicated
 
 
-@pytest.mark.parametrize(("batch_size", "most"), [(4, repeats.MOST), (1, 2)])
+@pytest.mark.parametrize(("batch_size", "most"), [(4, dedup.CACHE_SIZE), (1, 2)])
 def test_a_run_that_is_gone_on_with_asks_what_an_unbroken_one_asks(
     coast: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, most: int
 ) -> None:
     """Wherever it was stopped, and also where pictures were forgotten."""
-    monkeypatch.setattr(repeats, "MOST", most)
+    monkeypatch.setattr(dedup, "CACHE_SIZE", most)
     path = tmp_path / "journal"
     model = ByBatch()
     expected, _ = run(coast, model, path, batch_size=batch_size)
@@ -107,9 +98,9 @@ def test_a_picture_that_fails_fails_wherever_it_is(coast: Scene, tmp_path: Path)
 
 
 def test_only_the_last_pictures_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "MOST", 2)
-    seen = Repeats()
-    assert [seen.of(picture)[1] for picture in "abacabba"] == [
+    monkeypatch.setattr(dedup, "CACHE_SIZE", 2)
+    cache = ResultCache()
+    assert [cache.lookup(digest)[1] for digest in "abacabba"] == [
         *(True, True, False, True),  # c takes the place of b, for a came after it
         *(False, True, False, False),
     ]

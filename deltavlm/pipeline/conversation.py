@@ -14,7 +14,7 @@ from typing import Any
 
 from deltavlm.errors import InputError, OutputError, RasterError
 from deltavlm.geo.chips import chip_of_window
-from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
@@ -27,36 +27,20 @@ from deltavlm.tasks.locate import LABELS, Cells, position
 from deltavlm.tasks.questions import QuestionSpec, task_of
 
 __all__ = [
-    "ANSWERS",
     "Conversation",
-    "Picture",
+    "EncodedChip",
     "answer_features",
+    "answer_record",
     "answers",
-    "look",
-    "picture_record",
+    "chip_record",
+    "encode_chip",
     "questions_of",
     "read_session",
-    "record",
 ]
-
-ANSWERS = Layer(
-    "answers",
-    (
-        Field(
-            "kind", "str", "window: all that was asked about; cell: named in an answer; mask: changed ground"
-        ),
-        Field("class", "str", "Of a cell: road or building; of a mask: what happened there"),
-        Field("cell", "str", "Cell of the window's 3x3 grid, as the model sees it: top is its first row"),
-        Field("question", "str", "What was asked"),
-        Field("answer", "str", "What the model said"),
-        Field("score", "float", "Probability of yes, or the mean log-probability of the answer's tokens"),
-        Field("model", "str", "Model and its fingerprint"),
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EncodedChip:
     """A chip of a pair, as the model has seen it."""
 
     pixels: ChipPixels
@@ -67,12 +51,12 @@ class Picture:
         return self.pixels.chip
 
 
-def look(reader: PairReader, model: ChangeModel, chip: Chip) -> Picture:
+def encode_chip(reader: PairReader, model: ChangeModel, chip: Chip) -> EncodedChip:
     """Read and encode a chip. Raises: RasterError when it cannot be read or holds no data."""
     pixels = reader.read(chip)
     if pixels.valid_fraction == 0:
         raise RasterError(f"chip {chip.chip_id}: has no place with data on both dates; ask about another one")
-    return Picture(pixels, model.encode(pixels.before[None], pixels.after[None]))
+    return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None]))
 
 
 def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
@@ -89,14 +73,14 @@ def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
     return tuple(specs)
 
 
-def answers(model: ChangeModel, picture: Picture, specs: Sequence[QuestionSpec]) -> list[Answer]:
+def answers(model: ChangeModel, picture: EncodedChip, specs: Sequence[QuestionSpec]) -> list[Answer]:
     """An answer to each question, none of which knows of the others."""
     replies = model.answer_rows(picture.encoded, [(0, question_of(spec)) for spec in specs])
     return [read_answer(spec, reply) for spec, reply in zip(specs, replies, strict=True)]
 
 
-def record(
-    reader: PairReader, model: ChangeModel, picture: Picture, question: str, answer: Answer
+def answer_record(
+    reader: PairReader, model: ChangeModel, picture: EncodedChip, question: str, answer: Answer
 ) -> dict[str, Any]:
     """A question and its answer as plain values, with all that they are about."""
     value = answer.value
@@ -106,12 +90,12 @@ def record(
         "task": answer.task,
         "value": asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
         "score": answer.score,
-        **picture_record(reader, picture),
+        **chip_record(reader, picture),
         "model": model.label,
     }
 
 
-def picture_record(reader: PairReader, picture: Picture) -> dict[str, Any]:
+def chip_record(reader: PairReader, picture: EncodedChip) -> dict[str, Any]:
     """Which picture: the window in pixels, its bounds (west, south, east, north; None without a CRS), the
     share of it with data, and the images."""
     chip = picture.chip
@@ -134,7 +118,7 @@ def picture_record(reader: PairReader, picture: Picture) -> dict[str, Any]:
 
 
 def answer_features(
-    model: ChangeModel, picture: Picture, asked: Sequence[tuple[str, Answer]]
+    model: ChangeModel, picture: EncodedChip, asked: Sequence[tuple[str, Answer]]
 ) -> Iterator[Feature]:
     """The window with each question and answer, the cells that answers name, and the changed ground that the
     model's mask shows, if it has one."""
@@ -167,7 +151,7 @@ class Conversation:
 
     reader: PairReader
     model: ChangeModel
-    picture: Picture
+    picture: EncodedChip
     turns: list[tuple[str, str]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)  # of all pictures
 
@@ -179,14 +163,14 @@ class Conversation:
             asked = replace(asked, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
         (reply,) = self.model.answer_rows(self.picture.encoded, [(0, asked)])
         answer = read_answer(spec, reply)
-        told = record(self.reader, self.model, self.picture, spec.prompt, answer)
+        told = answer_record(self.reader, self.model, self.picture, spec.prompt, answer)
         self.turns.append((spec.prompt, answer.text))
         self.records.append(told)
         return told
 
     def go_to(self, chip: Chip) -> None:
         """Look at another chip; what was said of the one before is forgotten."""
-        self.picture = look(self.reader, self.model, chip)
+        self.picture = encode_chip(self.reader, self.model, chip)
         self.turns = []
 
 
