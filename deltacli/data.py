@@ -66,16 +66,16 @@ def fetch(
     cached = planned.size - planned.missing
     console.info(
         f"{hub.REPO} at {revision[:12]} ({planned.commit[:12]}): {pluralize(len(planned.files), 'file')},"
-        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.cache_dir}"
+        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.hub.cache_dir}"
     )
     console.info(f"terms: {hub.LICENCE}")
     files = [str(output / file.name) for file in planned.files]
     if not dry_run:
         shown = console.show_progress and console.verbosity >= 0
-        hub.fetch(planned, output, overwrite=overwrite, say=console.info, progress=shown)
+        hub.fetch(planned, output, overwrite=overwrite, notify=console.info, progress=shown)
     console.info(
         f"the pictures are LEVIR-CC's, with terms of their own (academic use): get them from"
-        f" {hub.PICTURES}, lay them so that {output / 'images' / 'test' / 'A'} is there,"
+        f" {hub.IMAGES}, lay them so that {output / 'images' / 'test' / 'A'} is there,"
         f" then run: deltavlm data check {output}"
     )
     if json_summary:
@@ -121,7 +121,7 @@ def check(
     The counts of ChangeChat-105k are compared with those of the released files.
     """
     from deltavlm.data.check import check as look
-    from deltavlm.data.fetch import PICTURES
+    from deltavlm.data.fetch import IMAGES
     from deltavlm.errors import PartialFailure
 
     checked = look(
@@ -142,7 +142,7 @@ def check(
     of_levir = any(file.expected is not None or "_task_data/" in file.name for file in checked.files)
     if of_levir and pictures.named and pictures.missing == pictures.named:
         console.info(
-            f"no picture is in {pictures.folder}: they are LEVIR-CC's, from {PICTURES} (its own terms);"
+            f"no picture is in {pictures.folder}: they are LEVIR-CC's, from {IMAGES} (its own terms);"
             f" lay them there, or name their folder with --images"
         )
     if checked.faults:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from deltavlm.data.examples import Dataset, Example, Problem, Turn, parse_turns, read_json_list
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import TaskName, caption, classify, count, locate
-from deltavlm.tasks.text import says_no_change, simplified
+from deltavlm.tasks.text import says_no_change, simplify
 
 __all__ = ["CELL_LABELS", "FILES", "find_folder", "read_folder"]
 
@@ -172,7 +172,7 @@ def _labels(answer: str) -> tuple[str, ...]:
     """Raises: ValueError for a place that is none."""
     if says_no_change(answer):
         return ()
-    places = [simplified(place) for place in answer.split(",") if simplified(place)]
+    places = [simplify(place) for place in answer.split(",") if simplify(place)]
     strange = [place for place in places if place not in CELL_LABELS]
     if strange or not places:
         raise ValueError(f"{answer!r} names no place of the grid: {', '.join(CELL_LABELS)}")
@@ -183,7 +183,7 @@ def _labels(answer: str) -> tuple[str, ...]:
 def _plain(turn: Turn) -> Turn:
     """A turn without the marks of its pictures; the yes/no question in ChangeChat's words."""
     answer = turn.answers[0]
-    is_yes_no = simplified(answer) in ("yes", "no")
+    is_yes_no = simplify(answer) in ("yes", "no")
     return Turn(classify.PROMPT if is_yes_no else _TOKENS.sub("", turn.question).strip(), (answer,))
 
 
@@ -228,7 +228,7 @@ def _changed(pair: _Pair) -> bool:
     """Its yes/no; where a pair has none, what the other records say."""
     if pair.changed is not None:
         return pair.changed
-    if pair.dialogues and simplified(pair.dialogues[0][0].answers[0]) in ("yes", "no"):
+    if pair.dialogues and simplify(pair.dialogues[0][0].answers[0]) in ("yes", "no"):
         return classify.parse(pair.dialogues[0][0].answers[0])
     if pair.counts or pair.cells:
         return any(pair.counts.values()) or any(pair.cells.values())

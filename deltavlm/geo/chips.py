@@ -29,8 +29,7 @@ def chip_of_window(reader: PairReader, window: Window, min_px: int) -> Chip:
     """
     geobox = reader.geobox
     col, row, width, height = window
-    inside = 0 <= col <= col + width <= geobox.width and 0 <= row <= row + height <= geobox.height
-    if not inside or width < 1 or height < 1:
+    if not geobox.contains(window) or width < 1 or height < 1:
         raise RasterError(
             f"window {col},{row} of {width} x {height} px is not in the pair, which is {geobox.width} x "
             f"{geobox.height} px"

@@ -303,7 +303,7 @@ def test_each_pair_into_a_folder(run: Run, model: ScriptedModel, tmp_path: Path)
     assert "chips failed in" not in result.stderr
     left = Path("each/p0.gpkg.journal.jsonl")  # it stays where chips failed
     left.touch()
-    assert "Warning: chips failed in 1 output (p0); --retry-failed asks" in run(*args).stderr
+    assert "Warning: chips failed in 1 output (p0); --retry-failed tries" in run(*args).stderr
     left.unlink()
     assert model.batches == []
     write_pairs(tmp_path / "data", 4)

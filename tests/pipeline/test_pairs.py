@@ -171,5 +171,5 @@ def test_two_folders_are_matched_by_name(tmp_path: Path) -> None:
         pairs_of_folders(tmp_path / "A", tmp_path / "B")
     with pytest.raises(InputError, match="no image has the same name in both"):
         pairs_of_folders(tmp_path / "A/sub", tmp_path / "B")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         pairs_of_folders(tmp_path / "C", tmp_path / "B")
