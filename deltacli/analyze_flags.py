@@ -504,12 +504,11 @@ class RunFlags:
     def check_model(self, job: AnalyzeJob) -> DeltaVLMConfig:
         """Configuration of the model, which is not loaded. Raises: InputError or ConfigError."""
         from deltavlm.model.folder import find_folder, read_config
+        from deltavlm.pipeline.mask_codec import check_mask_head
 
         config = self.model.runtime_options().apply_to(read_config(find_folder(self.model.model)))
-        if job.options.masks and config.dense is None:
-            from deltavlm.pipeline.mask_codec import NO_MASK_HEAD
-
-            raise ConfigError(NO_MASK_HEAD.format(name=config.name))
+        if job.options.masks:
+            check_mask_head(config)
         if self.engine.engine == "local":
             self.model.check_device()
         return config
