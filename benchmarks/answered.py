@@ -118,7 +118,7 @@ def compared(
     loaded = loaded_model(model, threads, batch)
     pair, output = RasterPair(before, after), Path(folder, "ours.gpkg")
     with open_pair(pair) as reader:
-        chips = list(reader.grid(loaded.chip_px))
+        chips = list(reader.chips(loaded.chip_px))
     few = [chips[index * len(chips) // loop_chips].window for index in range(loop_chips)]
     places = [(window.row_off, window.col_off) for window in few]
     users_loop(loaded, pair, Path(folder, "loop.geojson"), places[:1])

@@ -56,7 +56,7 @@ def main() -> None:
     questions = [question_of(spec) for spec in load_questions(shipped_config("questions.yaml"))]
     sample = ROOT / "sample_data"
     with open_pair(RasterPair(str(sample / "before.tif"), str(sample / "after.tif"))) as reader:
-        chips = [reader.read(chip) for chip in reader.grid(plain.chip_px, plain.chip_px // 2)][: args.batch]
+        chips = [reader.read(chip) for chip in reader.chips(plain.chip_px, plain.chip_px // 2)][: args.batch]
     before, after = (np.stack([getattr(chip, date) for chip in chips]) for date in ("before", "after"))
 
     warm_encode = seconds(lambda: fast.encode(before, after))

@@ -92,7 +92,7 @@ def random_model(
 ) -> DeltaVLM:
     """Random weights made where they will be used; small enough that nothing overflows in 16 bit."""
     from deltavlm.model.checkpoint import restore_buffers
-    from deltavlm.model.quantize import put, quantizable, quantized
+    from deltavlm.model.quantize import quantizable, quantize_layer, replace_layers
 
     with torch.device("meta"):
         model = build(config).to(dtype)
@@ -108,11 +108,11 @@ def random_model(
         else:
             tensor.zero_()
         if quantize and name in coarse:
-            layers[name] = quantized(tensor.cpu(), quantize, device)
+            layers[name] = quantize_layer(tensor.cpu(), quantize, device)
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
         setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(tensor, requires_grad=False))
-    put(model, layers)
+    replace_layers(model, layers)
     return model.to(device).eval()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from deltavlm.geo.location import gdal_settings
+from deltavlm.geo.gdal import gdal_env
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.geo.strips import read_chips
 
@@ -60,7 +60,7 @@ def by_strips(before: str, after: str) -> Told:
 
     def work() -> int:
         with open_pair(RasterPair(before, after)) as reader:
-            return sum(1 for _ in read_chips(reader, reader.grid(CHIP)))
+            return sum(1 for _ in read_chips(reader, reader.chips(CHIP)))
 
     return timed(work)
 
@@ -79,7 +79,7 @@ def open_per_chip(before: str, after: str, chips: int) -> Told:
                     raster.read([1, 2, 3], window=window)
         return len(places)
 
-    with gdal_settings():
+    with gdal_env():
         return timed(work)
 
 

@@ -27,14 +27,14 @@ def views(before: str, after: str, *, allow_no_crs: bool) -> tuple[list[Image.Im
     """Both dates as the model saw them, whole, and the transform from pixels to the ground."""
     with open_pair(RasterPair(before, after), ReadOptions(allow_no_crs=allow_no_crs)) as reader:
         size = 256
-        shape = (reader.height, reader.width, 3)
+        shape = (reader.geobox.height, reader.geobox.width, 3)
         arrays = [np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)]
-        for chip in reader.grid(size, 0):
+        for chip in reader.chips(size, 0):
             pixels = reader.read(chip)
             col, row, width, height = chip.window
             for array, date in zip(arrays, (pixels.before, pixels.after), strict=True):
                 array[row : row + height, col : col + width] = date.transpose(1, 2, 0)[:height, :width]
-        return [Image.fromarray(array) for array in arrays], reader.transform
+        return [Image.fromarray(array) for array in arrays], reader.geobox.transform
 
 
 def draw(

@@ -32,12 +32,12 @@ from affine import Affine  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-import deltacli.flag_groups  # noqa: E402
+import deltavlm  # noqa: E402
 from deltacli.main import app  # noqa: E402
 from deltavlm.data.synthetic import Scene, SceneOptions, make_scene  # noqa: E402
 from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED  # noqa: E402
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES  # noqa: E402
-from deltavlm.geo.write import write_geotiff  # noqa: E402
+from deltavlm.geo.geotiff import write_geotiff  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
 from deltavlm.pipeline.masks import KINDS  # noqa: E402
 
@@ -175,7 +175,7 @@ def main() -> None:
     asked = ask.parse_args()
     scenes, rounds = (1, 1) if asked.quick else (asked.scenes, asked.rounds)
     model = load_model("nano", threads=asked.threads)
-    deltacli.flag_groups._load = lambda name, runtime: model  # loaded once
+    deltavlm.load_model = lambda name, runtime: model  # loaded once
     load = os.getloadavg()[0]
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, nano {model.fingerprint[:8]}, {os.cpu_count()} cores, load before "

@@ -54,7 +54,7 @@ def main() -> None:
         models[kind] = model
     chip_px = models[None].chip_px
     with open_pair(RasterPair(str(args.before), str(args.after))) as reader:
-        chips = [reader.read(chip) for chip in reader.grid(chip_px, args.overlap)]
+        chips = [reader.read(chip) for chip in reader.chips(chip_px, args.overlap)]
     before, after = (np.stack([getattr(chip, date) for chip in chips]) for date in ("before", "after"))
     print(f"{len(chips)} chips", file=sys.stderr)
 

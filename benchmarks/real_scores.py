@@ -220,7 +220,7 @@ def false_alarms(model: ChangeModel, folder: Path) -> dict[str, list[float]]:
         if built or (folder / row["pair_id"] / "before.png").exists() or not before.exists():
             continue
         with open_pair(RasterPair(str(before), str(after))) as reader:
-            chips = [reader.read(chip) for chip in reader.grid(model.chip_px)]
+            chips = [reader.read(chip) for chip in reader.chips(model.chip_px)]
         chips = [chip for chip in chips if chip.valid_fraction >= 0.5]
         yes = []
         for start in range(0, len(chips), 16):

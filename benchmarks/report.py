@@ -86,13 +86,13 @@ def output_of(folder: Path, number: int) -> Path:
     path = folder / f"{number}.gpkg"
     with open_pair(RasterPair(*map(str, pair))) as reader:
         results = []
-        for chip in reader.grid(CHIP):
+        for chip in reader.chips(CHIP):
             score = draw.random() ** 3
             answers = {spec.name: read_answer(spec, said(spec.task, score, draw)) for spec in specs}
             results.append(ChipResult(chip, "answered", 1.0, answers))
         record = provenance(reader, model, specs, AnalyzeOptions())
         layers = (chips_layer(specs), LOCATIONS)
-        with open_sink(path, layers, reader.crs, record, overwrite=True) as sink:
+        with open_sink(path, layers, reader.geobox.crs, record, overwrite=True) as sink:
             write_results(sink, results, specs, Origin.of(reader, model))
     return path
 

@@ -121,7 +121,7 @@ def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
     numbers = wanted.check_model()
     with open_pair(RasterPair(before, after), read) as reader:
         print_notes(reader)
-        grid = reader.grid(chip_px, run.overlap_px)
+        grid = reader.chips(chip_px, run.overlap_px)
         if out.dry_run:
             warn_about_scale(reader, numbers.training_gsd_m, chip_px / numbers.chip_px)
             plan = pair_plan(reader, grid, target) | {"extras": extras.told}

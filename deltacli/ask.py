@@ -138,7 +138,7 @@ def ask(
 
         runtime.apply_to(read_config(find_folder(asked.model)))
         asked.check_device()
-        chip = place.chip(reader)
+        chip = place.select(reader)
         model, _ = asked.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         picture = look(reader, model, chip)
@@ -147,7 +147,7 @@ def ask(
         if geojson:
             origin: dict[str, Any] = {"tool": "deltavlm ask", "records": records}
             features = answer_features(model, picture, said)
-            typer.echo(geojson_text(ANSWERS, features, reader.crs, origin), nl=False)
+            typer.echo(geojson_text(ANSWERS, features, reader.geobox.crs, origin), nl=False)
             return
     for told in records:
         typer.echo(json.dumps(told, ensure_ascii=False) if json_record else told["answer"])

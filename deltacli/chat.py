@@ -92,7 +92,7 @@ def chat(
             if place != WindowFlags():
                 raise InputError("--continue stays at its place; leave --at, --bbox and --chip-size out")
         else:
-            chip = place.chip(reader)
+            chip = place.select(reader)
         model, _ = asked.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         if earlier and earlier[-1]["model"] != model.label:
@@ -218,14 +218,14 @@ class ChatSession:
             console.info(f"before | after in {path}")
 
     def at(self, rest: str) -> None:
-        from deltavlm.geo.windows import around
+        from deltavlm.geo.chips import chip_at
 
         try:
             point = parsing.parse_point(rest)
         except typer.BadParameter:
             raise InputError(f"{rest!r} is not lon,lat; write for example /at 15.003,48.751") from None
         talk = self.conversation
-        chip = around(talk.reader, *point, self.place.chip_size)
+        chip = chip_at(talk.reader, *point, self.place.chip_size)
         talk.go_to(chip)
         self.is_lost = False
         self.image("")

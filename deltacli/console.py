@@ -236,6 +236,8 @@ class _ConsoleHandler(logging.Handler):
         fields = {name: value for name, value in values.items() if value is not None}
         write = self.console.warning if record.levelno >= logging.WARNING else self.console.info
         write(record.getMessage(), **fields)
+        if record.exc_info and record.exc_info[1]:
+            self.console.traceback(record.exc_info[1])
 
 
 def pluralize(number: int, noun: str) -> str:

@@ -163,5 +163,5 @@ def write_changes(
         if extras.paths:
             lines.begin_placing(extras.paths)
         for cog in made:
-            cog.place(overwrite)
+            cog.publish(overwrite)
     return len(features)

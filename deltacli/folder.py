@@ -113,7 +113,7 @@ def _each(
                     logged_notes(pair, reader, engine.model, run, told)
                     part = run if run.limit is None else replace(run, limit=run.limit - seen)
                     summary = answered_pair(reader, engine, wanted, part, path, watch, pair, extras)
-                    grid = reader.grid(run.chip_px, run.overlap_px)
+                    grid = reader.chips(run.chip_px, run.overlap_px)
                     outcome.record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if run.on_error == "fail":

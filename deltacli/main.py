@@ -23,7 +23,7 @@ from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, open_streams, silence
 from deltacli.data import data
-from deltacli.doctor import NeedsProj, doctor
+from deltacli.doctor import ProjCommand, doctor
 from deltacli.evaluate import evaluate
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.grid import grid
@@ -161,13 +161,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if _ON_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
-app.command(cls=NeedsProj)(analyze)
-app.command(cls=NeedsProj)(ask)
-app.command(cls=NeedsProj)(chat)
-app.command(cls=NeedsProj)(grid)
-app.command(cls=NeedsProj)(report)
-app.command(cls=NeedsProj)(summarize)
-app.command(cls=NeedsProj)(stac)
+app.command(cls=ProjCommand)(analyze)
+app.command(cls=ProjCommand)(ask)
+app.command(cls=ProjCommand)(chat)
+app.command(cls=ProjCommand)(grid)
+app.command(cls=ProjCommand)(report)
+app.command(cls=ProjCommand)(summarize)
+app.command(cls=ProjCommand)(stac)
 app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)

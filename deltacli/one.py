@@ -57,7 +57,7 @@ def answered_pair(
     from deltavlm.pipeline.provenance import provenance, settings
 
     specs, out, model = wanted.specs, wanted.out, engine.model
-    grid = reader.grid(run.chip_px, run.overlap_px)
+    grid = reader.chips(run.chip_px, run.overlap_px)
     origin, layers = Origin.of(reader, model), [chips_layer(specs), LOCATIONS]
     extras = extras or Extras(path)
     if wanted.masks.polygons and extras.polygons is None:
@@ -70,7 +70,7 @@ def answered_pair(
         return sink if pair is None else OfPair(sink, pair)
 
     if path is None:
-        with open_sink(path, layers, reader.crs, record, only_layer=out.layer) as sink:
+        with open_sink(path, layers, reader.geobox.crs, record, only_layer=out.layer) as sink:
             return analyze(reader, engine, specs, Stream(of_pair(sink), specs, origin), run, watch)
     taken = extras.replaceable()
     with open_journal(
@@ -93,7 +93,7 @@ def answered_pair(
             with (
                 summary.stages.timed("write"),
                 open_sink(
-                    path, layers, reader.crs, record, overwrite=wanted.replaced, only_layer=out.layer
+                    path, layers, reader.geobox.crs, record, overwrite=wanted.replaced, only_layer=out.layer
                 ) as sink,
             ):
                 results = journal.results()
@@ -101,7 +101,7 @@ def answered_pair(
                     write_results(of_pair(sink), part, specs, origin)
                 if journal.lines.sidecar is not None:
                     summary.polygons = write_changes(
-                        Drawing(grid, reader.meeting.grid, journal.result, journal.lines.sidecar.at),
+                        Drawing(grid, reader.geobox, journal.result, journal.lines.sidecar.at),
                         wanted,
                         extras,
                         sink,

@@ -11,6 +11,7 @@ from deltacli.config_file import read_defaults
 from deltacli.console import Color, LogFormat, console
 from deltacli.metrics import check_metrics_file, run_metrics
 from deltavlm import __version__
+from deltavlm.geo import resampling
 
 # panels of the help
 MODEL = "Questions and model"
@@ -298,7 +299,7 @@ Align = Annotated[
     ),
 ]
 Resampling = Annotated[
-    Literal["nearest", "bilinear", "cubic", "average", "lanczos"],
+    resampling.Resampling,
     flag("--resampling", panel=RASTERS, help="Resampling method of a warp."),
 ]
 Gsd = Annotated[

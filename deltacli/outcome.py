@@ -18,27 +18,34 @@ if TYPE_CHECKING:
 
 def places(chips: list[ChangedChip], crs: CRS | None) -> tuple[str, list[tuple[float, float]]]:
     """Where the most changed chips are, and in what; without a way to lon/lat, as the output has it."""
-    from deltavlm.geo.alignment import lonlat
+    import numpy as np
 
-    xs, ys = [chip.x for chip in chips], [chip.y for chip in chips]
-    known = lonlat(crs, xs, ys)
-    if known is not None:
-        return "lon/lat", known
-    return ("x/y px" if crs is None else "x/y"), list(zip(xs, ys, strict=True))
+    from deltavlm.geo.geobox import LONLAT, project
+
+    points = np.array([(chip.x, chip.y) for chip in chips], float).reshape(-1, 2)
+    lonlat = project(points, crs, LONLAT)
+    if crs is not None and np.isfinite(lonlat).all():
+        return "lon/lat", [(x, y) for x, y in lonlat.tolist()]
+    return ("x/y px" if crs is None else "x/y"), [(x, y) for x, y in points.tolist()]
 
 
 def print_outcome(summary: Summary, reader: PairReader, target: str, judged: bool, top: int = 10) -> None:
     """The end of a run over one pair; judged: whether the yes/no question was asked; `top`: most rows of the
     table."""
     chips = summary.most_changed[:top]
-    where, points = places(chips, reader.crs)
+    crs = reader.geobox.crs
+    where, points = places(chips, crs)
     digits = 5 if where == "lon/lat" else 0
     rows = [
         (chip.chip_id, f"{x:.{digits}f}", f"{y:.{digits}f}", f"{chip.score:.2f}", chip.caption)
         for chip, (x, y) in zip(chips, points, strict=True)
     ]
     x_name, y_name = (
-        ("lon", "lat") if where == "lon/lat" else ("x px", "y px") if reader.crs is None else ("x", "y")
+        ("lon", "lat")
+        if where == "lon/lat"
+        else ("x px", "y px")
+        if reader.geobox.crs is None
+        else ("x", "y")
     )
     console.table("Most changed chips", ("chip", x_name, y_name, "score", "caption"), rows)
     print_unread(summary)
@@ -109,11 +116,11 @@ def changed_told(chip: ChangedChip, where: str, point: tuple[float, float]) -> d
 
 def outcome(summary: Summary, reader: PairReader, model: ModelFacts) -> dict[str, Any]:
     """The summary as one JSON object."""
-    where, points = places(summary.most_changed, reader.crs)
+    where, points = places(summary.most_changed, reader.geobox.crs)
     return {
         **chips_counted(summary),
         "gsd_m": reader.gsd_m,
-        "overlap_share": reader.overlap_share,
+        "overlap_share": reader.alignment.overlap_share,
         "notes": list(reader.notes),
         "model": model.name,
         "fingerprint": model.fingerprint,

@@ -129,7 +129,7 @@ def progress_told(progress: Progress, judged: bool) -> str:
 
 def _streamed(found: PairList, wanted: Wanted, read: ReadOptions, run: AnalyzeOptions, engine: Engine) -> Run:
     """Features on stdout as answers come; those of --layer pairs at the end."""
-    from deltavlm.geo.alignment import LONLAT
+    from deltavlm.geo.geobox import LONLAT
     from deltavlm.geo.sinks import open_sink
     from deltavlm.pipeline.many import first_crs
     from deltavlm.pipeline.pair_layers import PAIRS, Ground, PairStream, many_layers, pair_feature

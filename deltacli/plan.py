@@ -24,7 +24,7 @@ def pair_plan(reader: PairReader, grid: ChipGrid, target: str) -> dict[str, Any]
         "inputs": reader.provenance(),
         "notes": list(reader.notes),
         "gsd_m": reader.gsd_m,
-        "overlap_share": reader.overlap_share,
+        "overlap_share": reader.alignment.overlap_share,
         "chips": len(grid),
         "rows": grid.rows,
         "cols": grid.cols,
@@ -88,14 +88,14 @@ def pairs_plan(
 
 def _checked(pair: Pair, read: ReadOptions, run: AnalyzeOptions, numbers: DeltaVLMConfig) -> dict[str, Any]:
     from deltavlm.errors import InputError
-    from deltavlm.geo.location import public_name
+    from deltavlm.geo.location import redact_credentials
     from deltavlm.pipeline.analyze import scale_warning
     from deltavlm.pipeline.many import opened_pair
 
     told: dict[str, Any] = {
         "pair_id": pair.id,
-        "before": public_name(pair.before),
-        "after": public_name(pair.after),
+        "before": redact_credentials(pair.before),
+        "after": redact_credentials(pair.after),
         "before_date": pair.before_date,
         "after_date": pair.after_date,
         "reason": None,
@@ -104,10 +104,10 @@ def _checked(pair: Pair, read: ReadOptions, run: AnalyzeOptions, numbers: DeltaV
         with opened_pair(pair, read) as reader:
             warning = scale_warning(reader.gsd_m, numbers.training_gsd_m, run.chip_px / numbers.chip_px)
             return told | {
-                "chips": len(reader.grid(run.chip_px, run.overlap_px)),
-                "crs": reader.crs.to_string() if reader.crs else None,
+                "chips": len(reader.chips(run.chip_px, run.overlap_px)),
+                "crs": reader.geobox.crs.to_string() if reader.geobox.crs else None,
                 "gsd_m": reader.gsd_m,
-                "overlap_share": reader.overlap_share,
+                "overlap_share": reader.alignment.overlap_share,
                 "notes": [*reader.notes, *([warning] if warning else [])],
             }
     except InputError as error:

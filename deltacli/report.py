@@ -139,9 +139,9 @@ def write_report(
 
     Raises:
         InputError: several pairs where one is needed, or a named image that cannot be used.
-        OutputError and WriteError: as `write_whole`.
+        OutputError and WriteError: as `write_output`.
     """
-    from deltavlm.geo.sinks import write_whole
+    from deltavlm.geo.sinks import write_output
 
     if quicklook is not None:
         report.check_single_pair("--quicklook")
@@ -155,11 +155,11 @@ def write_report(
         if to_stdout:
             typer.echo(text, nl=False)
         else:
-            write_whole(html, content, overwrite)
+            write_output(html, content, overwrite)
         summary |= {"without_pictures": missing, "output": str(html), "bytes": len(content)}
         console.info(f"{pluralize(report.chip_count, 'chip')}; report {'on stdout' if to_stdout else html}")
     if quicklook is not None:
-        write_whole(quicklook, report.quicklook(), overwrite)
+        write_output(quicklook, report.quicklook(), overwrite)
         summary |= {"quicklook": str(quicklook)}
         console.info(f"quicklook {quicklook}")
     return summary

@@ -67,7 +67,7 @@ def stac(
 
     Lists of pairs have dates already; for a single pair give --before-date and --after-date.
     """
-    from deltavlm.geo.sinks import check_output, write_whole
+    from deltavlm.geo.sinks import check_output, write_output
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.stac import dump_item, result_item
     from deltavlm.summaries.stac_model import model_item, model_item_name
@@ -87,8 +87,8 @@ def stac(
     of_model = target.with_name(model_item_name(run))
     is_there = not overwrite and of_model.exists()  # of another output of the same model
     if not is_there:
-        write_whole(of_model, dump_item(model_item(run, model_href)).encode(), overwrite)
-    write_whole(target, dump_item(item).encode(), overwrite)
+        write_output(of_model, dump_item(model_item(run, model_href)).encode(), overwrite)
+    write_output(target, dump_item(item).encode(), overwrite)
     if json_summary:
         typer.echo(json.dumps({"item": str(target), "model": str(of_model)}, ensure_ascii=False))
     console.info(f"item {target}, model {of_model}{' (was there already)' if is_there else ''}")

@@ -176,8 +176,8 @@ def _write(
     found: Sequence[AreaSummary],
     whole: AreaSummary,
 ) -> None:
-    from deltavlm.geo.alignment import LONLAT
-    from deltavlm.geo.sinks import open_sink, write_whole
+    from deltavlm.geo.geobox import LONLAT
+    from deltavlm.geo.sinks import open_sink, write_output
     from deltavlm.summaries.caveats import caveats
     from deltavlm.summaries.document import document
     from deltavlm.summaries.render import to_html, to_markdown
@@ -186,10 +186,10 @@ def _write(
 
     suffix = output.suffix.lower()
     if suffix == ".csv":
-        write_whole(output, to_csv(found).encode(), overwrite)
+        write_output(output, to_csv(found).encode(), overwrite)
     elif suffix in PAGES:
         render = to_html if suffix == ".html" else to_markdown
-        write_whole(output, render(*document(results, areas, found, whole)).encode(), overwrite)
+        write_output(output, render(*document(results, areas, found, whole)).encode(), overwrite)
     else:
         if all(one.shape is None for one in found):
             raise ConfigError(f"{output}: there are no areas to draw; add --by, or write .csv, .md or .html")

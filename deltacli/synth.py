@@ -15,7 +15,7 @@ import typer
 
 from deltacli import options
 from deltacli.console import console, pluralize
-from deltacli.doctor import NeedsProj
+from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import CommonFlags, grouped
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def chips(
         typer.echo(json.dumps(summary, ensure_ascii=False))
 
 
-@synth.command(cls=NeedsProj)
+@synth.command(cls=ProjCommand)
 @grouped
 def scene(
     folder: Folder,
@@ -181,7 +181,7 @@ def scene(
 
     from deltavlm.data.synthetic import SceneOptions, make_scene
     from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
-    from deltavlm.geo.write import write_geotiff
+    from deltavlm.geo.geotiff import write_geotiff
 
     names = ("before.tif", "after.tif", "truth.tif", "truth.json")
     left, top = corner(origin)
@@ -215,11 +215,12 @@ def truth_of(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:
 
     from deltavlm.data.synthetic import phrases
     from deltavlm.data.synthetic.facts import facts_of
+    from deltavlm.geo.geobox import GeoBox
     from deltavlm.geo.grid import ChipGrid
 
     height, width = pair.change.shape
     said = {}
-    for chip in ChipGrid(width, height, Affine.identity(), size):
+    for chip in ChipGrid(GeoBox(width, height, Affine.identity()), size):
         col, row, cols, rows = chip.window
         cut = (slice(row, row + rows), slice(col, col + cols))
         facts = facts_of(pair.change[cut], pair.instances[cut], pair.cover[cut])

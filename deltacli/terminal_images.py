@@ -75,14 +75,15 @@ def _read_chips(
 ) -> Iterator[tuple[ChangedChip, ChipPixels]]:
     """Read the pixels of the chips, except those that cannot be read."""
     from deltavlm.errors import RasterError
-    from deltavlm.geo.grid import Chip, Window
+    from deltavlm.geo.geobox import Window
+    from deltavlm.geo.grid import Chip
     from deltavlm.report.scenes import chip_origin
 
     for changed_chip in chips:
         row, col = chip_origin({"chip_id": changed_chip.chip_id})
-        window = Window(col, row, min(chip_px, reader.width), min(chip_px, reader.height))
+        window = Window(col, row, min(chip_px, reader.geobox.width), min(chip_px, reader.geobox.height))
         with suppress(RasterError):
-            yield changed_chip, reader.read(Chip(0, 0, window, chip_px, reader.transform))
+            yield changed_chip, reader.read(Chip(0, 0, window, chip_px, reader.geobox.transform))
 
 
 def _contact_sheet(chips: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:

@@ -41,6 +41,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "upstream": LEAVES | {"hub", "model"},
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
     "report": LEAVES | {"geo", "tasks", "pipeline"},
+    "diagnostics": LEAVES | {"geo", "model", "tasks"},
     "deltacli": LEAVES
     | {
         "geo",
@@ -55,6 +56,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "upstream",
         "report",
         "summaries",
+        "diagnostics",
     },
 }
 
@@ -94,6 +96,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "upstream": GROUND | TERMINAL,
     "cluster": TORCH | TERMINAL,
     "report": TORCH | TERMINAL,
+    "diagnostics": TERMINAL,
     "deltacli": frozenset(),
 }
 

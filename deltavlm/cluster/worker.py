@@ -103,7 +103,7 @@ def read_unit(unit: Unit, options: AnalyzeOptions) -> list[Any]:
         reader = _last.opened(unit.pair, unit.read)
         if mark_of(reader) != unit.mark:
             raise InputError(f"{unit.pair.after}: is another file, or read in another way")
-        grid = reader.grid(options.chip_px, options.overlap_px)
+        grid = reader.chips(options.chip_px, options.overlap_px)
         seen: list[Seen] = []
         with closing(looks_at(reader, (grid[chip] for chip in unit.chips), options)) as looks:
             for look in looks:

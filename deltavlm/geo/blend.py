@@ -15,11 +15,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from deltavlm.geo.grid import Chip, ChipGrid, Window
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.grid import Chip, ChipGrid
 
-__all__ = ["FULL", "NODATA", "Block", "ChipMask", "blended", "enlarging", "taper"]
+__all__ = ["FULL", "NODATA", "Block", "ChipMask", "blend_blocks", "interpolation_matrix", "taper_weights"]
 
-BLOCK_PX = 1024  # side of what is blended at once
+BLOCK_PX = 1024  # side of what is blend_blocks at once
 FULL, NODATA = 254, 255  # of a block's shares: the whole, and no data
 
 Shares = NDArray[np.uint8]
@@ -29,7 +30,7 @@ Shares = NDArray[np.uint8]
 class ChipMask:
     """What a model says of a chip, at its own resolution."""
 
-    shares: Shares  # (classes, rows, cols) over the whole square of the chip; 255 is certain
+    probabilities: Shares  # (classes, rows, cols) over the whole square of the chip; 255 is certain
     valid: NDArray[np.bool_] | None = None  # (size, size): where both dates have data; None is everywhere
 
 
@@ -38,10 +39,10 @@ class Block:
     """A part of the grid, in its pixels."""
 
     window: Window
-    shares: Shares  # (classes, height, width): 0 to FULL, or NODATA in all classes
+    probabilities: Shares  # (classes, height, width): 0 to FULL, or NODATA in all classes
 
 
-def blended(
+def blend_blocks(
     grid: ChipGrid,
     classes: int,
     mask_of: Callable[[Chip], ChipMask | None],
@@ -51,9 +52,11 @@ def blended(
 
     `mask_of` gives None for a chip that was not looked at; a pixel that no chip shows is without data.
     """
-    for top in range(0, grid.height, block_px):
-        for left in range(0, grid.width, block_px):
-            window = Window(left, top, min(block_px, grid.width - left), min(block_px, grid.height - top))
+    for top in range(0, grid.geobox.height, block_px):
+        for left in range(0, grid.geobox.width, block_px):
+            window = Window(
+                left, top, min(block_px, grid.geobox.width - left), min(block_px, grid.geobox.height - top)
+            )
             yield Block(window, _shares(grid, classes, mask_of, window))
 
 
@@ -62,7 +65,7 @@ def _shares(
 ) -> Shares:
     total = np.zeros((block.height, block.width), np.float32)
     summed = np.zeros((classes, block.height, block.width), np.float32)
-    for chip in grid.touching(block):
+    for chip in grid.intersecting(block):
         mask = mask_of(chip)
         if mask is None:
             continue
@@ -74,16 +77,16 @@ def _shares(
             slice(tops - block.row_off, ends[0] - block.row_off),
             slice(lefts - block.col_off, ends[1] - block.col_off),
         )
-        weight = taper(chip.size)[here[0], None] * taper(chip.size)[None, here[1]]
+        weight = taper_weights(chip.size)[here[0], None] * taper_weights(chip.size)[None, here[1]]
         if mask.valid is not None:
             weight = weight * mask.valid[here]
         total[there] += weight
-        if mask.shares.any():
+        if mask.probabilities.any():
             down, across = (
-                enlarging(chip.size, side)[part]
-                for side, part in zip(mask.shares.shape[1:], here, strict=True)
+                interpolation_matrix(chip.size, side)[part]
+                for side, part in zip(mask.probabilities.shape[1:], here, strict=True)
             )
-            summed[:, *there] += (down @ mask.shares.astype(np.float32) @ across.T) * weight
+            summed[:, *there] += (down @ mask.probabilities.astype(np.float32) @ across.T) * weight
     seen = total > 0
     mean = np.divide(summed, total, out=np.zeros_like(summed), where=seen)
     shares: Shares = np.rint(mean * np.float32(FULL / 255)).astype(np.uint8)
@@ -92,14 +95,14 @@ def _shares(
 
 
 @lru_cache(maxsize=8)
-def taper(size: int) -> NDArray[np.float32]:
+def taper_weights(size: int) -> NDArray[np.float32]:
     """(size,) how much the pixels along a chip's side count: most in the middle, and nowhere nothing."""
     places = (np.arange(size) + 0.5) / size
     return np.asarray(np.sin(math.pi * places) ** 2, np.float32)
 
 
 @lru_cache(maxsize=8)
-def enlarging(size: int, side: int) -> NDArray[np.float32]:
+def interpolation_matrix(size: int, side: int) -> NDArray[np.float32]:
     """(size, side) linear interpolation of `side` values to `size` pixels over the same length; where there
     are fewer pixels than values, a mean of those around."""
     middles = (np.arange(size) + 0.5) * side / size - 0.5

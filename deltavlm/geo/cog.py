@@ -24,11 +24,10 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.files import fsync_folder, scratch_name
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.grid import Window
+from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.sinks import check_output
 
-__all__ = ["COG_SUFFIXES", "Cog", "Look", "check_cog", "open_cog"]
+__all__ = ["COG_SUFFIXES", "Cog", "RasterStyle", "check_cog", "open_cog"]
 
 COG_SUFFIXES = (".tif", ".tiff")
 TILE_PX = 512
@@ -36,13 +35,13 @@ WRITE_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class RasterStyle:
     """What a raster of uint8 bands says of itself; 255 is no data."""
 
-    bands: tuple[str, ...]  # a description each
-    overviews: str  # how they are made: "nearest" or "average"
+    band_names: tuple[str, ...]  # a description each
+    overview_resampling: str  # how they are made: "nearest" or "average"
     scale: float = 1.0  # what a value is to be multiplied by
-    colours: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
+    colormap: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
     categories: tuple[str, ...] = ()  # what the values mean, from 0
 
 
@@ -54,7 +53,7 @@ class Cog:
     part: Path  # what windows go into
     whole: Path  # the copy that takes the name
     raster: Any
-    look: Look
+    style: RasterStyle
     _sums: dict[Window, int] = field(default_factory=dict)
 
     def write(self, window: Window, values: NDArray[np.uint8]) -> None:
@@ -74,7 +73,7 @@ class Cog:
                 driver="COG",
                 compress="DEFLATE",
                 blocksize=TILE_PX,
-                overview_resampling=self.look.overviews,
+                overview_resampling=self.style.overview_resampling,
                 bigtiff="IF_SAFER",
             )
             self.part.unlink()
@@ -82,7 +81,7 @@ class Cog:
             with self.whole.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
-    def place(self, overwrite: bool) -> None:
+    def publish(self, overwrite: bool) -> None:
         """The raster takes its name. Raises: OutputError or WriteError."""
         check_cog(self.path, overwrite)  # hours may have passed
         with self._translated():
@@ -124,8 +123,8 @@ def check_cog(path: Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
 
 
 @contextmanager
-def open_cog(path: Path, grid: PixelGrid, look: Look, tags: Mapping[str, str]) -> Iterator[Cog]:
-    """A raster of `look` on `grid`, to be written by windows, then to be finished and placed.
+def open_cog(path: Path, grid: GeoBox, style: RasterStyle, tags: Mapping[str, str]) -> Iterator[Cog]:
+    """A raster of `style` on `grid`, to be written by windows, then to be finished and placed.
 
     What was not placed when the `with` ends is not there, nor is anything else.
 
@@ -133,16 +132,16 @@ def open_cog(path: Path, grid: PixelGrid, look: Look, tags: Mapping[str, str]) -
     """
     target = path.resolve() if path.is_symlink() else path
     part, whole = (target.with_name(scratch_name(path)) for _ in range(2))
-    cog = Cog(path, part, whole, None, look)
+    cog = Cog(path, part, whole, None, style)
     try:
         with cog._translated():
             cog.raster = rasterio.open(
-                part, "w", driver="GTiff", dtype="uint8", count=len(look.bands), width=grid.width,
+                part, "w", driver="GTiff", dtype="uint8", count=len(style.band_names), width=grid.width,
                 height=grid.height, crs=grid.crs, transform=grid.transform, nodata=255, tiled=True,
                 blockxsize=TILE_PX, blockysize=TILE_PX, compress="DEFLATE", zlevel=1, interleave="band",
                 bigtiff="IF_SAFER",
             )  # fmt: skip
-            _describe(cog.raster, look, tags)
+            _describe(cog.raster, style, tags)
         yield cog
     finally:
         if cog.raster is not None:
@@ -152,12 +151,12 @@ def open_cog(path: Path, grid: PixelGrid, look: Look, tags: Mapping[str, str]) -
             left.unlink(missing_ok=True)
 
 
-def _describe(raster: Any, look: Look, tags: Mapping[str, str]) -> None:
-    raster.descriptions = look.bands
-    if look.scale != 1:
-        raster.scales = [look.scale] * len(look.bands)
-    if look.colours:
-        raster.write_colormap(1, dict(look.colours))
-    if look.categories:
-        raster.update_tags(1, **{f"CATEGORY_{value}": name for value, name in enumerate(look.categories)})
+def _describe(raster: Any, style: RasterStyle, tags: Mapping[str, str]) -> None:
+    raster.descriptions = style.band_names
+    if style.scale != 1:
+        raster.scales = [style.scale] * len(style.band_names)
+    if style.colormap:
+        raster.write_colormap(1, dict(style.colormap))
+    if style.categories:
+        raster.update_tags(1, **{f"CATEGORY_{value}": name for value, name in enumerate(style.categories)})
     raster.update_tags(**tags)

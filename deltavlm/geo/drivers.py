@@ -18,7 +18,8 @@ from rasterio.env import ensure_env_with_credentials
 from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.location import public_name, translated
+from deltavlm.geo.gdal import wrap_gdal_errors
+from deltavlm.geo.location import redact_credentials
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
 
@@ -67,7 +68,7 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
             f"{location}: is {kind} and no image, so that other places might be read through it; {MAKE_ONE}"
         )
     _check_beside(location)
-    with translated(location, *NOT_READ):
+    with wrap_gdal_errors(location, *NOT_READ):
         dataset = _opened(location, ["VRT"] if kind else list(SIGNED if signed else IMAGES))
     try:
         _check_tags(dataset, location)
@@ -133,7 +134,7 @@ def _check_beside(location: str) -> None:
             raise RasterError(
                 f"{beside}: is no TIFF, and would be read as a part of {location}; move it away"
             )
-        with translated(beside, *NOT_READ), _opened(beside, ["GTiff"]) as dataset:
+        with wrap_gdal_errors(beside, *NOT_READ), _opened(beside, ["GTiff"]) as dataset:
             _check_tags(dataset, beside)
         _check_beside(beside)
 
@@ -143,7 +144,7 @@ def _check_tags(dataset: DatasetReader, location: str) -> None:
     for domain in dataset.tag_namespaces():
         if domain.lower() in LEADING_DOMAINS and LEADING & {key.lower() for key in dataset.tags(ns=domain)}:
             raise RasterError(
-                f"{public_name(location)}: its tags ({domain}) name another file to read; {MAKE_ONE}"
+                f"{redact_credentials(location)}: its tags ({domain}) name another file to read; {MAKE_ONE}"
             )
 
 
@@ -154,7 +155,9 @@ def _check_sources(location: str) -> None:
         RasterError: a source is none, or the VRT has parts that may read anything.
     """
     sources = dict.fromkeys(_sources(location))
-    logger.warning("%s: a VRT, which reads %s", location, ", ".join(map(public_name, sources)) or "nothing")
+    logger.warning(
+        "%s: a VRT, which reads %s", location, ", ".join(map(redact_credentials, sources)) or "nothing"
+    )
     for source in sources:
         try:
             with open_image(source, signed=True) as image:

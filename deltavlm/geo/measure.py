@@ -10,7 +10,7 @@ import shapely
 from pyproj import CRS, Geod, Transformer
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.geo.alignment import PixelGrid, ground_size_m
+from deltavlm.geo.geobox import GeoBox
 
 __all__ = ["Measure", "measure_of"]
 
@@ -20,22 +20,22 @@ Measure = Callable[[BaseGeometry], tuple[float, float] | None]
 """Area in square metres and perimeter in metres, holes counted; None where the ground is not known."""
 
 
-def measure_of(grid: PixelGrid) -> Measure:
+def measure_of(geobox: GeoBox) -> Measure:
     """How polygons in the grid's CRS are measured.
 
     In the plane, in metres whatever the CRS's unit is, where its lengths are true to within a hundredth in
     the middle of the grid; else along the ellipsoid: degrees, and Web Mercator, whose metres are none.
     """
-    size_m = ground_size_m(grid)
-    if grid.crs is None or size_m is None:
+    size_m = geobox.pixel_size_m()
+    if geobox.crs is None or size_m is None:
         return lambda polygon: None
-    if grid.crs.is_geographic:
-        return _geodesic(grid.crs)
-    unit_m = CRS.from_wkt(grid.crs.to_wkt()).axis_info[0].unit_conversion_factor
-    a, b, _, d, e, _ = grid.transform[:6]
+    if geobox.crs.is_geographic:
+        return _geodesic(geobox.crs)
+    unit_m = CRS.from_wkt(geobox.crs.to_wkt()).axis_info[0].unit_conversion_factor
+    a, b, _, d, e, _ = geobox.transform[:6]
     lengths = np.hypot(a, d) * unit_m, np.hypot(b, e) * unit_m
     if any(abs(told / true - 1) > STRETCH for told, true in zip(lengths, size_m, strict=True)):
-        return _geodesic(grid.crs)
+        return _geodesic(geobox.crs)
     return lambda polygon: (float(polygon.area) * unit_m**2, float(polygon.length) * unit_m)
 
 

@@ -12,30 +12,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from shapely.geometry import Polygon
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import PixelGrid, ground_size_m
-from deltavlm.geo.area import area_of_box, area_of_file, area_of_shape, check_box
-from deltavlm.geo.decoding import complaints_told
-from deltavlm.geo.grid import Chip, ChipGrid, polygon
-from deltavlm.geo.location import gdal_settings, refuse_a_missing_file
-from deltavlm.geo.meeting import ADD_A_CRS, Meeting, check_placed, meet
+from deltavlm.geo.alignment import ADD_A_CRS, Alignment, align, check_georeferenced
+from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
+from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
+from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.grid import Chip, ChipGrid
+from deltavlm.geo.location import check_exists
 from deltavlm.geo.radiometry import Stretch, parse_scale, plan_stretches
+from deltavlm.geo.resampling import Resampling
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import Raw, Source, View
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
 MAX_CHIPS = 10_000_000
-RESAMPLING = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class ReadOptions:
     """How a pair is read; the defaults suit most. `bbox` is xmin, ymin, xmax, ymax in `bbox_crs`."""
 
     align: Literal["auto", "strict"] = "auto"
-    resampling: str = "bilinear"
+    resampling: Resampling = "bilinear"
     before_bands: tuple[int, ...] | None = None
     after_bands: tuple[int, ...] | None = None
     scale: str = "auto"
@@ -87,53 +84,31 @@ class ChipPixels:
 class PairReader:
     """An open pair; made by `open_pair`, valid inside its `with`, for one thread."""
 
-    meeting: Meeting
+    alignment: Alignment
     views: tuple[View, View] = field(repr=False)
     stretches: tuple[Stretch | None, Stretch | None]
-    area: BaseGeometry | None  # what was asked for, in the grid's CRS
+    aoi: BaseGeometry | None  # bbox and area of interest of the options, in the CRS of the grid
     options: ReadOptions
     notes: tuple[str, ...]  # one sentence each, for the user
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
 
     @property
-    def width(self) -> int:
-        return self.meeting.grid.width
-
-    @property
-    def height(self) -> int:
-        return self.meeting.grid.height
-
-    @property
-    def transform(self) -> Affine:
-        return self.meeting.grid.transform
-
-    @property
-    def crs(self) -> CRS | None:
-        return self.meeting.grid.crs
-
-    @property
-    def overlap_share(self) -> float:
-        """Share of before's area that after covers, 0 to 1."""
-        return self.meeting.overlap_share
+    def geobox(self) -> GeoBox:
+        """Common pixel grid: that of `before`, cropped to what both dates cover."""
+        return self.alignment.geobox
 
     @cached_property
     def gsd_m(self) -> float | None:
-        """Length of a pixel on the ground in metres, at the centre; None without CRS."""
-        size_m = ground_size_m(self.meeting.grid)
-        return math.sqrt(size_m[0] * size_m[1]) if size_m else None
+        """Ground sample distance of the grid in metres, at its centre; None without a CRS."""
+        return self.geobox.gsd_m
 
-    @property
-    def footprint(self) -> Polygon:
-        """The ground of the grid: what both dates cover, as a rectangle of its pixels."""
-        return polygon(self.transform, 0, 0, self.width, self.height)
-
-    def grid(self, size_px: int = 256, overlap_px: int = 0) -> ChipGrid:
-        """The chips of the pair, or those of them that touch the bbox or area of interest.
+    def chips(self, size: int = 256, overlap: int = 0) -> ChipGrid:
+        """Chips of the pair, in pixels; only those that touch the bbox or area of interest.
 
         Raises:
-            ConfigError: more than anybody can have meant.
+            ConfigError: more than MAX_CHIPS.
         """
-        grid = ChipGrid(self.width, self.height, self.transform, size_px, overlap_px, self.area)
+        grid = ChipGrid(self.geobox, size, overlap, self.aoi)
         if grid.rows * grid.cols > MAX_CHIPS:
             raise ConfigError(
                 f"{grid.rows} x {grid.cols} chips are more than {MAX_CHIPS:,}; cut larger ones, "
@@ -142,7 +117,7 @@ class PairReader:
         return grid
 
     def read(self, chip: Chip) -> ChipPixels:
-        """The pixels of a chip of `grid()`.
+        """The pixels of a chip of `chips()`.
 
         Raises:
             RasterError: a part of a file cannot be decoded; other chips may be readable.
@@ -152,14 +127,14 @@ class PairReader:
             raise ValueError("a pair opened for outlines only has no pixels")
         _, _, width, height = chip.window
         try:
-            raws = [view.raw(view.room(height, width), chip.window) for view in self.views]
+            raws = [view.read_raw(view.allocate(height, width), chip.window) for view in self.views]
         except RasterError as error:
             raise RasterError(f"chip {chip.chip_id}: {error}") from error
-        return self.shown(chip, raws)
+        return self.to_chip_pixels(chip, raws)
 
-    def shown(self, chip: Chip, raws: Iterable[Raw]) -> ChipPixels:
+    def to_chip_pixels(self, chip: Chip, raws: Iterable[Raw]) -> ChipPixels:
         """What the model sees of a chip, from the raw pixels of its window at both dates."""
-        parts = (view.shown(raw) for view, raw in zip(self.views, raws, strict=True))
+        parts = (view.to_rgb(raw) for view, raw in zip(self.views, raws, strict=True))
         values, valid = zip(*parts, strict=True)
         colours = [_to_uint8(one, stretch) for one, stretch in zip(values, self.stretches, strict=True)]
         both = valid[0] & valid[1]
@@ -178,22 +153,22 @@ class PairReader:
 
     def provenance(self) -> dict[str, object]:
         """Where the pixels came from and what was done to them, as JSON values."""
-        options, placement = self.options, self.meeting.placement
+        options, placement, geobox = self.options, self.alignment.placement, self.geobox
         return {
             "before": _described(self.views[0], self.stretches[0]),
             "after": _described(self.views[1], self.stretches[1]),
             "grid": {
-                "crs": self.crs.to_string() if self.crs else None,
-                "transform": list(self.transform)[:6],
-                "width": self.width,
-                "height": self.height,
+                "crs": geobox.crs.to_string() if geobox.crs else None,
+                "transform": list(geobox.transform)[:6],
+                "width": geobox.width,
+                "height": geobox.height,
                 "gsd_m": self.gsd_m,
             },
             "alignment": {
                 "same_grid": placement.offset is not None,
                 "error_px": placement.error_px if math.isfinite(placement.error_px) else None,
                 "resampling": options.resampling,
-                "overlap_share": self.overlap_share,
+                "overlap_share": self.alignment.overlap_share,
             },
             "scale": options.scale,
             "bbox": list(options.bbox) if options.bbox else None,
@@ -211,9 +186,9 @@ def _described(view: View, stretch: Stretch | None) -> dict[str, object]:
     nodata = source.nodata
     return {
         "path": source.name,
-        "crs": source.grid.crs.to_string() if source.grid.crs else None,
-        "width": source.grid.width,
-        "height": source.grid.height,
+        "crs": source.geobox.crs.to_string() if source.geobox.crs else None,
+        "width": source.geobox.width,
+        "height": source.geobox.height,
         "dtype": source.dtype,
         "bands": list(source.bands),
         "nodata": None if nodata is None else nodata if math.isfinite(nodata) else str(nodata),
@@ -229,13 +204,14 @@ def check_options(options: ReadOptions) -> None:
         ConfigError: the scale, the resampling or the bbox cannot be.
         RasterError: the file of the area of interest is missing.
     """
-    if options.resampling not in RESAMPLING:
-        raise ConfigError(f"resampling {options.resampling!r} is not one of {', '.join(RESAMPLING)}")
+    methods = get_args(Resampling)
+    if options.resampling not in methods:
+        raise ConfigError(f"resampling {options.resampling!r} is not one of {', '.join(methods)}")
     parse_scale(options.scale)
     if options.bbox is not None:
-        check_box(options.bbox, options.bbox_crs)
+        check_bbox(options.bbox, options.bbox_crs)
     if isinstance(options.aoi, Path):
-        refuse_a_missing_file(str(options.aoi))
+        check_exists(str(options.aoi))
 
 
 @contextmanager
@@ -257,31 +233,31 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
         allow_vrt=options.allow_vrt,
     )
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings(pair.before, pair.after))
+        stack.enter_context(gdal_env(pair.before, pair.after))
         before, after = (
             stack.enter_context(opened(path, bands=bands))
             for path, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
         )
         names = dict.fromkeys((before.name, after.name))
-        stack.enter_context(complaints_told(" or ".join(names)))
-        check_placed(before, after, options.allow_no_crs)
-        meeting = meet(
+        stack.enter_context(log_decoder_warnings(" or ".join(names)))
+        check_georeferenced(before, after, options.allow_no_crs)
+        alignment = align(
             before,
             after,
             strict=options.align == "strict",
             resampling=options.resampling,
             gsd_m=options.gsd_m,
         )
-        grid = meeting.grid
+        geobox = alignment.geobox
         views = (
-            stack.enter_context(before.seen_on(grid, meeting.before_offset, options.resampling)),
-            stack.enter_context(after.seen_on(grid, meeting.after_offset, options.resampling)),
+            stack.enter_context(before.view_on(geobox, alignment.before_offset, options.resampling)),
+            stack.enter_context(after.view_on(geobox, alignment.after_offset, options.resampling)),
         )
-        area = _area(grid, options)
-        stretches, scale_notes = _stretches(views, grid, options)
-        notes = (*_dated(before, after, before.notes, after.notes), *meeting.notes, *scale_notes)
+        aoi = _aoi(geobox, options)
+        stretches, scale_notes = _stretches(views, geobox, options)
+        notes = (*_dated(before, after, before.notes, after.notes), *alignment.notes, *scale_notes)
         warnings = _dated(before, after, before.warnings, after.warnings)
-        yield PairReader(meeting, views, stretches, area, options, tuple(notes), tuple(warnings))
+        yield PairReader(alignment, views, stretches, aoi, options, tuple(notes), tuple(warnings))
 
 
 def _dated(before: Source, after: Source, first: tuple[str, ...], second: tuple[str, ...]) -> Iterator[str]:
@@ -292,7 +268,7 @@ def _dated(before: Source, after: Source, first: tuple[str, ...], second: tuple[
 
 
 def _stretches(
-    views: tuple[View, View], grid: PixelGrid, options: ReadOptions
+    views: tuple[View, View], geobox: GeoBox, options: ReadOptions
 ) -> tuple[tuple[Stretch | None, Stretch | None], tuple[str, ...]]:
     """The stretch of each date and notes on it; files of which no part can be read are refused here."""
     spec = parse_scale(options.scale)
@@ -302,23 +278,23 @@ def _stretches(
         spec.kind != "percent" and all(view.source.dtype == "uint8" for view in views)
     ):
         for view in views:
-            view.check_readable(grid)
+            view.check_readable(geobox)
         return plan_stretches(spec, *(np.empty((3, 0), view.source.dtype) for view in views))
-    before, after = (view.sample(grid) for view in views)
+    before, after = (view.sample(geobox) for view in views)
     return plan_stretches(spec, before, after)
 
 
-def _area(grid: PixelGrid, options: ReadOptions) -> BaseGeometry | None:
+def _aoi(geobox: GeoBox, options: ReadOptions) -> BaseGeometry | None:
     if options.bbox is None and options.aoi is None:
         return None
-    if grid.crs is None:
+    if geobox.crs is None:
         raise ConfigError(f"bbox and aoi need rasters with a CRS; leave them out, or {ADD_A_CRS}")
-    areas = [] if options.bbox is None else [area_of_box(options.bbox, options.bbox_crs, grid)]
+    areas = [] if options.bbox is None else [aoi_from_bbox(options.bbox, options.bbox_crs, geobox)]
     if options.aoi is not None:
         areas.append(
-            area_of_file(options.aoi, grid)
+            aoi_from_file(options.aoi, geobox)
             if isinstance(options.aoi, Path)
-            else area_of_shape(options.aoi, grid)
+            else aoi_from_shape(options.aoi, geobox)
         )
     area = areas[0].intersection(areas[-1])
     if area.area == 0:

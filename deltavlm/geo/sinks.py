@@ -27,7 +27,7 @@ from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_whole"]
+__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_output"]
 
 TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
 TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
@@ -155,7 +155,7 @@ def geojson_text(
     return "".join(pieces)
 
 
-def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
+def write_output(path: Path, content: bytes, overwrite: bool) -> None:
     """A file of any other kind, whole or not at all, by the rules of `open_sink`.
 
     Raises: OutputError and WriteError, as there.

@@ -19,9 +19,9 @@ from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import is_remote, public_name, refuse_what_is_no_file, translated
-from deltavlm.geo.memory import release_now_and_then
+from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.location import check_is_file, is_remote, redact_credentials
 from deltavlm.geo.radiometry import choose_bands
 from deltavlm.geo.view import UNREADABLE, Source, alpha_band, loses_validity, spread, without_alpha
 
@@ -50,12 +50,12 @@ def open_source(
         RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), or too large.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
-    refuse_what_is_no_file(location)
-    name = public_name(location)
+    check_is_file(location)
+    name = redact_credentials(location)
     notes: list[str] = []
     with ExitStack() as stack:
         dataset = stack.enter_context(_opened(location, allow_vrt))
-        with translated(location, *NOT_READ):
+        with wrap_gdal_errors(location, *NOT_READ):
             check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
@@ -109,9 +109,9 @@ def _is_transparency(location: str, dataset: DatasetReader, alpha: int) -> bool:
     """Whether the label is right: transparency is on or off nearly everywhere, near infrared is not."""
 
     def read(window: Window, shape: tuple[int, int]) -> NDArray[Any]:
-        with translated(location, *UNREADABLE):
+        with wrap_gdal_errors(location, *UNREADABLE):
             values: NDArray[Any] = dataset.read(alpha, window=RasterioWindow(*window), out_shape=shape)
-        release_now_and_then()
+        trim_malloc()
         return values.ravel()
 
     values = np.concatenate(list(spread(dataset.width, dataset.height, dataset, read)))

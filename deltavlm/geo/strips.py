@@ -13,8 +13,9 @@ from itertools import groupby
 from operator import add
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.grid import Chip, Window
-from deltavlm.geo.location import gdal_settings
+from deltavlm.geo.gdal import gdal_env
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.view import Raw, View
 
@@ -33,7 +34,7 @@ Row = list[Chip]  # chips side by side, left to right
 def read_chips(
     reader: PairReader, chips: Iterable[Chip]
 ) -> Generator[tuple[Chip, ChipPixels | RasterError], None, None]:
-    """The pixels of chips of `reader.grid()`, in its order, or why they cannot be decoded.
+    """The pixels of chips of `reader.chips()`, in its order, or why they cannot be decoded.
 
     The same as `reader.read` of each. Of chips that are left out nothing is read, as far as blocks allow.
     Nothing else may be read from the reader before the iterator is at its end or closed.
@@ -46,7 +47,7 @@ def read_chips(
 
 def _settle() -> None:
     """GDAL's settings hold for the thread that makes them; they end with it."""
-    gdal_settings().__enter__()
+    gdal_env().__enter__()
 
 
 def _grouped(chips: Iterable[Chip], strips: _Strips) -> Iterator[list[Row]]:
@@ -95,7 +96,7 @@ class _Strips:
     def __init__(self, reader: PairReader, threads: ThreadPoolExecutor) -> None:
         self.reader = reader
         self.threads = threads
-        self.bands = [_Band(view, reader.height) for view in reader.views]
+        self.bands = [_RowBuffer(view, reader.geobox.height) for view in reader.views]
         self.pixel_bytes = max(band.pixel_bytes for band in self.bands)
         self.full_width = any(band.full_width for band in self.bands)
 
@@ -112,7 +113,7 @@ class _Strips:
         window = around(chip.window for row in rows for chip in row)
         if not self._is_sparse(rows, window) and self._fill(window):
             for chip in (chip for row in rows for chip in row):
-                yield chip, self.reader.shown(chip, [band.cut(chip.window) for band in self.bands])
+                yield chip, self.reader.to_chip_pixels(chip, [band.cut(chip.window) for band in self.bands])
         elif len(rows) > 1:
             for row in rows:
                 yield from self.read([row])
@@ -144,12 +145,12 @@ class _Strips:
         return True
 
 
-class _Band:
+class _RowBuffer:
     """Rows of one date. What is read reaches to the end of a row of blocks, and what the next strip needs of
     it is kept, so that no block is decoded twice."""
 
     def __init__(self, view: View, height: int) -> None:
-        pixel = view.room(1, 1)
+        pixel = view.allocate(1, 1)
         self.view = view
         self.height = height  # of the grid
         self.pixel_bytes = pixel.values.nbytes + (0 if pixel.mask is None else pixel.mask.nbytes)
@@ -171,7 +172,7 @@ class _Band:
         room = self._room_for(bottom - top, width, kept, top - held.row_off)
         if top + kept < bottom:
             rest = room.cut(slice(kept, bottom - top), slice(0, width))
-            self.view.raw(rest, Window(col, top + kept, width, bottom - top - kept))
+            self.view.read_raw(rest, Window(col, top + kept, width, bottom - top - kept))
         self.held = Window(col, top, width, max(bottom - top, kept))
 
     def cut(self, window: Window) -> Raw:
@@ -195,7 +196,7 @@ class _Band:
         else:
             if not kept:
                 old = self.room = None  # before the new one is made
-            room = self.room = self.view.room(max(rows, kept), cols)
+            room = self.room = self.view.allocate(max(rows, kept), cols)
         if kept and old is not None:
             for new, was in zip(room, old, strict=True):
                 if new is not None and was is not None:

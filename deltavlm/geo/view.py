@@ -19,10 +19,9 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import public_name, translated
-from deltavlm.geo.memory import release_now_and_then
+from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.location import redact_credentials
 
 __all__ = ["UNREADABLE", "Raw", "Source", "View", "alpha_band", "loses_validity", "spread", "without_alpha"]
 
@@ -45,13 +44,13 @@ class Source:
     warnings: tuple[str, ...]  # those of the notes that are a guess
 
     @cached_property
-    def grid(self) -> PixelGrid:
+    def geobox(self) -> GeoBox:
         dataset = self.dataset
-        return PixelGrid(dataset.crs or None, dataset.transform, dataset.width, dataset.height)
+        return GeoBox(dataset.width, dataset.height, dataset.transform, dataset.crs or None)
 
     @property
     def name(self) -> str:
-        return public_name(self.location)
+        return redact_credentials(self.location)
 
     @property
     def dtype(self) -> str:
@@ -77,7 +76,7 @@ class Source:
         return np.array([scales, offsets], np.float32)[:, :, None, None]
 
     @contextmanager
-    def seen_on(self, grid: PixelGrid, offset: tuple[int, int] | None, resampling: str) -> Iterator[View]:
+    def view_on(self, grid: GeoBox, offset: tuple[int, int] | None, resampling: str) -> Iterator[View]:
         """The raster on another grid: warped, or shifted to where `offset` says that the grid's corner lies.
 
         Raises:
@@ -103,7 +102,7 @@ class Source:
                 )
                 return stack.enter_context(virtual)
 
-            with translated(
+            with wrap_gdal_errors(
                 self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
             ):
                 if self.nodata is None or not has_mask(self.dataset):
@@ -162,15 +161,15 @@ class View:
         Raises:
             RasterError: a block of the file cannot be decoded.
         """
-        room = self.room(*(shape or (window.height, window.width)))
-        return self.shown(self.raw(room, window, averaged=averaged))
+        room = self.allocate(*(shape or (window.height, window.width)))
+        return self.to_rgb(self.read_raw(room, window, averaged=averaged))
 
-    def room(self, rows: int, cols: int) -> Raw:
+    def allocate(self, rows: int, cols: int) -> Raw:
         """Where `raw` can put as many pixels, not filled."""
         values = np.empty((len(set(self.source.bands)), rows, cols), self.source.dtype)
         return Raw(values, None if self.mask_dtype is None else np.empty((rows, cols), self.mask_dtype))
 
-    def raw(self, room: Raw, window: Window, *, averaged: bool = False) -> Raw:
+    def read_raw(self, room: Raw, window: Window, *, averaged: bool = False) -> Raw:
         """Fill the room with the pixels of the window as the file has them, decimated where it is smaller:
         every n-th pixel, or `averaged`, which takes every pixel to look smooth. Numbers of a palette are not.
 
@@ -180,7 +179,7 @@ class View:
             RasterError: a block of the file cannot be decoded.
         """
         place = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
-        with translated(self.source.location, *UNREADABLE):
+        with wrap_gdal_errors(self.source.location, *UNREADABLE):
             smooth = averaged and self.source.palette is None
             how = Resampling.average if smooth else Resampling.nearest
             self.dataset.read(sorted(set(self.source.bands)), window=place, out=room.values, resampling=how)
@@ -188,10 +187,10 @@ class View:
                 self.mask.read(self.alpha, window=place, out=room.mask)
             elif room.mask is not None:
                 self.mask.read_masks(1, window=place, out=room.mask)
-        release_now_and_then()
+        trim_malloc()
         return room
 
-    def shown(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def to_rgb(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Raw pixels as `read` gives them, in memory of their own; each depends on its raw pixel alone."""
         source, values = self.source, raw.values
         valid = np.ones(values.shape[1:], bool)
@@ -212,7 +211,7 @@ class View:
         with np.errstate(over="ignore"):  # nodata such as -3.4e38
             return values * scale + offset, valid
 
-    def sample(self, grid: PixelGrid) -> NDArray[Any]:  # (3, N)
+    def sample(self, grid: GeoBox) -> NDArray[Any]:  # (3, N)
         """Valid colours from all over the grid.
 
         Raises:
@@ -221,7 +220,7 @@ class View:
         parts = spread(grid.width, grid.height, self.dataset, self.read)
         return np.concatenate([values[:, valid] for values, valid in parts], axis=1)
 
-    def check_readable(self, grid: PixelGrid) -> None:
+    def check_readable(self, grid: GeoBox) -> None:
         """Look into the file until a part of it can be decoded.
 
         Raises:

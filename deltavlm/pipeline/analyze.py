@@ -54,7 +54,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FAR_SCALE = 2.02  # a pixel this many times larger or smaller than those of the training is worth a warning
+MAX_GSD_RATIO = (
+    2.02  # a pixel this many times larger or smaller than those of the training is worth a warning
+)
 _LONGEST_GROUP = 256  # chips written together, where most of them are nodata
 
 
@@ -66,7 +68,7 @@ def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.
     if gsd_m is None:
         return f"the size of a pixel is not known; the model learned on {training_gsd_m:g} m"
     seen_m = gsd_m * shrink
-    if training_gsd_m / FAR_SCALE <= seen_m <= training_gsd_m * FAR_SCALE:
+    if training_gsd_m / MAX_GSD_RATIO <= seen_m <= training_gsd_m * MAX_GSD_RATIO:
         return None
     what = f"a pixel is {seen_m:.3g} m" if shrink == 1 else f"chips of this size show {seen_m:.3g} m a pixel"
     text = f"{what}, the model learned on {training_gsd_m:g} m: its answers are less sure here"
@@ -111,7 +113,7 @@ def analyze(
 
     Raises: with `on_error="fail"` the RasterError or ModelError of the first chip that fails.
     """
-    chips = islice(reader.grid(options.chip_px, options.overlap_px), options.limit)
+    chips = islice(reader.chips(options.chip_px, options.overlap_px), options.limit)
     stages, engine = Stages(), engine_of(model)
     looks = engine.looks(reader, (chip for chip in chips if not book.known(chip)), options)
     with made_ahead(looks, engine.ahead * options.batch_size, stages) as ready:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from deltavlm.errors import InputError, OutputError, RasterError
+from deltavlm.geo.chips import chip_of_window
 from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.geobox import Window
 from deltavlm.geo.geojson import to_lonlat
-from deltavlm.geo.grid import Chip, Window
+from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
-from deltavlm.geo.vectors import mask_polygons
-from deltavlm.geo.windows import window_chip
+from deltavlm.geo.polygonize import polygonize_chip
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.answers import Answer, question_of, read_answer
 from deltavlm.tasks import dialogue
@@ -115,9 +116,9 @@ def picture_record(reader: PairReader, picture: Picture) -> dict[str, Any]:
     share of it with data, and the images."""
     chip = picture.chip
     bounds = None
-    if reader.crs is not None:
+    if reader.geobox.crs is not None:
         try:
-            shape = to_lonlat(reader.crs)(chip.footprint)
+            shape = to_lonlat(reader.geobox.crs)(chip.footprint)
             bounds = None if shape.is_empty else list(shape.bounds)
         except OutputError:
             pass
@@ -147,7 +148,7 @@ def answer_features(
                 yield Feature(cell, {"kind": "cell", "class": kind, "cell": label, **told})
     masks = model.masks(picture.encoded)
     if masks is not None:
-        for value, polygon in mask_polygons(masks.labels[0], chip):
+        for value, polygon in polygonize_chip(masks.labels[0], chip):
             yield Feature(polygon, {"kind": "mask", "class": masks.classes[value], "model": by})
 
 
@@ -244,7 +245,7 @@ def continued(reader: PairReader, records: Sequence[Mapping[str, Any]]) -> tuple
     for date, view in zip(("before", "after"), reader.views, strict=True):
         if last[date] != view.source.name:
             raise InputError(f"the conversation was about {last[date]}, not {view.source.name}")
-    chip = window_chip(
+    chip = chip_of_window(
         reader, Window(*(last["window"][key] for key in Window._fields)), last["window"]["size"]
     )
     turns: list[tuple[str, str]] = []

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.geo.alignment import LONLAT, PixelGrid, project
-from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blended
-from deltavlm.geo.cog import Cog, Look
+from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blend_blocks
+from deltavlm.geo.cog import Cog, RasterStyle
 from deltavlm.geo.features import Feature, Field, Layer
-from deltavlm.geo.grid import Chip, ChipGrid, Window
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
-from deltavlm.geo.regions import Region, Regions, simplified
+from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
 from deltavlm.geo.styles import CLASSES
 from deltavlm.pipeline.layers import ChipResult
 from deltavlm.pipeline.masks import KINDS, read_holes, read_mask
@@ -42,14 +42,14 @@ CHANGES = Layer(
     ),
 )
 
-MASK = Look(
-    bands=("class of change",),
-    overviews="nearest",
-    colours={0: (0, 0, 0, 0)}
+MASK = RasterStyle(
+    band_names=("class of change",),
+    overview_resampling="nearest",
+    colormap={0: (0, 0, 0, 0)}
     | {KINDS.index(name) + 1: (*colour, 255) for name, colour in CLASSES},  # as of the polygons
     categories=("none", *KINDS),
 )
-PROBABILITY = Look(bands=KINDS, overviews="average", scale=1 / FULL)
+PROBABILITY = RasterStyle(band_names=KINDS, overview_resampling="average", scale=1 / FULL)
 
 
 SPECK = 3  # values of a mask; of nano's polygons below that few are right (benchmarks/results.md)
@@ -61,9 +61,7 @@ class ChangeOptions:
 
     threshold: float = 0.5  # changed is what is so probably any of KINDS
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECK
-    simplify_px: float | None = (
-        None  # of `regions.simplified`, pixels of the grid; None: half one of the mask
-    )
+    simplify_px: float | None = None  # of `simplify_polygons`, pixels of the grid; None: half one of the mask
     before_date: str | None = None
     after_date: str | None = None
 
@@ -73,7 +71,7 @@ class Drawing:
     """The chips of a pair and where their masks are."""
 
     chips: ChipGrid
-    grid: PixelGrid  # the pixels that they are cut from
+    grid: GeoBox  # the pixels that they are cut from
     result: Callable[[Chip], ChipResult | None]
     read: Callable[[Ticket], bytes]
     value_px: float = field(default=1.0, init=False)  # side of a value of a mask, pixels of the grid
@@ -104,24 +102,24 @@ def draw(
 
     Raises: WriteError.
     """
-    regions = Regions(drawing.chips.width)
-    for block in blended(drawing.chips, len(KINDS), drawing.mask_of):
+    polygonizer = Polygonizer(drawing.chips.geobox.width)
+    for block in blend_blocks(drawing.chips, len(KINDS), drawing.mask_of):
         labels, seen = _labels(block, options.threshold)
         if probability is not None:
-            probability.write(block.window, block.shares)
+            probability.write(block.window, block.probabilities)
         if mask is not None:
             mask.write(block.window, np.where(seen, labels, NODATA)[None].astype(np.uint8))
         if polygons:
-            regions.add(block.window, labels, block.shares.max(axis=0) / np.float32(FULL))
-    return [*_features(drawing, regions.found(), options)]
+            polygonizer.add(block.window, labels, block.probabilities.max(axis=0) / np.float32(FULL))
+    return [*_features(drawing, polygonizer.regions(), options)]
 
 
 def _labels(block: Block, threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """0 for no change, else 1 and the place in KINDS; and where there are data."""
-    seen = block.shares[0] != NODATA
-    changed = seen & (block.shares.sum(axis=0, dtype=np.uint16) >= max(1.0, threshold * FULL))
+    seen = block.probabilities[0] != NODATA
+    changed = seen & (block.probabilities.sum(axis=0, dtype=np.uint16) >= max(1.0, threshold * FULL))
     labels = np.zeros(changed.shape, np.uint8)
-    labels[changed] = block.shares[:, changed].argmax(axis=0) + 1
+    labels[changed] = block.probabilities[:, changed].argmax(axis=0) + 1
     return labels, seen
 
 
@@ -132,13 +130,15 @@ def _features(drawing: Drawing, found: list[Region], options: ChangeOptions) -> 
     if options.min_area_m2 is None:
         found = [region for region in found if region.pixels >= SPECK * drawing.value_px**2]
     kept: list[tuple[Region, BaseGeometry, tuple[float, float] | None]] = []
-    for region, outline in zip(found, simplified([one.shape for one in found], tolerance_px), strict=True):
+    for region, outline in zip(
+        found, simplify_polygons([one.polygon for one in found], tolerance_px), strict=True
+    ):
         polygon = affine_transform(outline, (a, b, d, e, c, f))
         size = measure(polygon)
         if size is None or size[0] >= (options.min_area_m2 or 0):
             kept.append((region, polygon, size))
     for (region, polygon, size), (lon, lat) in zip(kept, _middles(drawing, kept), strict=True):
-        seen_in = _seen_in(drawing, region.shape)
+        seen_in = _seen_in(drawing, region.polygon)
         caption = seen_in[0].of_task("caption") if seen_in else None
         properties = {
             "class": KINDS[region.value - 1],
@@ -174,7 +174,7 @@ def _middles(
 def _seen_in(drawing: Drawing, shape: BaseGeometry) -> list[ChipResult]:
     """The chips that show a part of a polygon of pixels and were asked, the one with most of it first."""
     left, top, right, bottom = (int(edge) for edge in shape.bounds)
-    near = [*drawing.chips.touching(Window(left, top, right - left, bottom - top))]
+    near = [*drawing.chips.intersecting(Window(left, top, right - left, bottom - top))]
     corners = np.array([chip.window for chip in near])
     squares = shapely.box(*corners[:, :2].T, *(corners[:, :2] + corners[:, 2:]).T)
     shared = shapely.area(shapely.intersection(squares, shape))

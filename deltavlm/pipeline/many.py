@@ -92,7 +92,7 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
     """WKT of the CRS of the first pair that can be opened; None where it has none, or none can."""
     for pair in pairs:
         with suppress(InputError), opened_pair(pair, replace(read, outlines_only=True)) as reader:
-            return reader.crs.to_wkt() if reader.crs else None
+            return reader.geobox.crs.to_wkt() if reader.geobox.crs else None
     return None
 
 
@@ -161,7 +161,7 @@ def _found(
         with ExitStack() as stack:
             try:
                 reader = stack.enter_context(opened_pair(pair, read))
-                grid = reader.grid(options.chip_px, options.overlap_px)
+                grid = reader.chips(options.chip_px, options.overlap_px)
                 record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if options.on_error == "fail":

@@ -12,9 +12,9 @@ from affine import Affine
 from rasterio.crs import CRS
 from shapely.geometry import Polygon
 
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.grid import ChipGrid, polygon
-from deltavlm.geo.location import file_mark, public_name
+from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.grid import ChipGrid
+from deltavlm.geo.location import file_identity, redact_credentials
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.layers import ChipResult
 from deltavlm.pipeline.pairs import Pair
@@ -32,15 +32,15 @@ class PairMark:
     before: str  # without what may be secret
     after: str
     aoi: str | None
-    files: list[dict[str, int] | None]  # `file_mark` of both
+    files: list[dict[str, int] | None]  # `file_identity` of both
 
     @classmethod
     def of(cls, pair: Pair) -> PairMark:
         return cls(
-            public_name(pair.before),
-            public_name(pair.after),
+            redact_credentials(pair.before),
+            redact_credentials(pair.after),
             None if pair.aoi is None else str(pair.aoi),
-            [file_mark(location) for location in (pair.before, pair.after)],
+            [file_identity(location) for location in (pair.before, pair.after)],
         )
 
     def is_still(self, pair: Pair) -> bool:
@@ -71,10 +71,10 @@ class PairRecord:
         return cls.read(
             {
                 "mark": asdict(PairMark.of(pair)),
-                "crs": reader.crs.to_wkt() if reader.crs else None,
-                "transform": list(reader.transform)[:6],
-                "width": reader.width,
-                "height": reader.height,
+                "crs": reader.geobox.crs.to_wkt() if reader.geobox.crs else None,
+                "transform": list(reader.geobox.transform)[:6],
+                "width": reader.geobox.width,
+                "height": reader.geobox.height,
                 "gsd_m": reader.gsd_m,
                 "chips": len(grid),
                 "notes": list(reader.notes),
@@ -90,17 +90,17 @@ class PairRecord:
 
     def grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
         """All chips of the pair; which of them were asked about, the journal knows."""
-        return ChipGrid(self.width, self.height, Affine(*self.transform), chip_px, overlap_px)
+        return ChipGrid(self.pixels, chip_px, overlap_px)
 
     @property
-    def pixels(self) -> PixelGrid:
+    def pixels(self) -> GeoBox:
         """Where its pixels lie on the ground."""
         crs = None if self.crs is None else CRS.from_wkt(self.crs)
-        return PixelGrid(crs, Affine(*self.transform), self.width, self.height)
+        return GeoBox(self.width, self.height, Affine(*self.transform), crs)
 
     @property
     def footprint(self) -> Polygon:
-        return polygon(Affine(*self.transform), 0, 0, self.width, self.height)
+        return self.pixels.footprint
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
-from deltavlm.geo.vector_files import layers_of, read_layer
+from deltavlm.geo.vector_reader import list_layers, read_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -81,7 +81,7 @@ def read_output(path: Path, extra_layers: Collection[str] = EXTRA_LAYERS) -> Out
     if missing and chips.provenance is None:  # GeoJSON without a feature has no columns
         raise InputError(f"{path}: holds no features and was not written by deltavlm; {HINT}")
     layers = {"chips": chips.frame}
-    layers |= {name: read_layer(path, name, HINT).frame for name in layers_of(path) if name in extra_layers}
+    layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
     return Output(path, provenance or {}, layers)
 
 

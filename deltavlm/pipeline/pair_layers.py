@@ -13,10 +13,10 @@ from shapely.geometry import Polygon
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import OutputError
-from deltavlm.geo.alignment import LONLAT
 from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.geojson import to_lonlat
-from deltavlm.geo.location import public_name
+from deltavlm.geo.location import redact_credentials
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.layers import LOCATIONS, ChipResult, Origin, chips_layer, write_results
@@ -176,8 +176,8 @@ def pair_feature(outcome: Outcome, ground: Ground) -> Feature:
         "changed": outcome.changed if record else None,
         "failed_chips": outcome.failed,
         "gsd_m": record.gsd_m if record else None,
-        "before": public_name(pair.before),
-        "after": public_name(pair.after),
+        "before": redact_credentials(pair.before),
+        "after": redact_credentials(pair.after),
         "before_date": pair.before_date,
         "after_date": pair.after_date,
         "notes": record.notes if record else None,

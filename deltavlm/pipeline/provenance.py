@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import rasterio
 
 from deltavlm import __version__
-from deltavlm.geo.location import file_mark
+from deltavlm.geo.location import file_identity
 from deltavlm.geo.pair import PairReader, ReadOptions
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.analyze import AnalyzeOptions
@@ -53,7 +53,7 @@ def settings(reader: PairReader, model: ModelFacts, options: AnalyzeOptions) -> 
     """All that an answer depends on, questions apart: it must be the same where a run is gone on with."""
     return {
         "inputs": reader.provenance(),
-        "files": [file_mark(view.source.location) for view in reader.views],
+        "files": [file_identity(view.source.location) for view in reader.views],
         **_asking(model, options),
     }
 

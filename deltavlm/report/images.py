@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.decoding import complaints_told
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import gdal_settings
-from deltavlm.geo.meeting import check_placed, meet
+from deltavlm.geo.alignment import align, check_georeferenced
+from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
+from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.radiometry import Stretch
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import Source, View
@@ -50,7 +48,7 @@ class ImageOptions:
 class OpenScene:
     """Both images of a scene, open on one grid."""
 
-    grid: PixelGrid
+    grid: GeoBox
     sources: tuple[Source, Source]
     views: tuple[View, View]  # on `grid`
     stretches: tuple[Stretch | None, Stretch | None]
@@ -98,7 +96,7 @@ def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[Op
         for image, override in ((scene.before, options.before), (scene.after, options.after))
     ]
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings(*paths))
+        stack.enter_context(gdal_env(*paths))
         sources = []
         for path, image in zip(paths, (scene.before, scene.after), strict=True):
             try:
@@ -110,17 +108,17 @@ def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[Op
             _check_size(source, image)
             sources.append(source)
         before, after = sources
-        stack.enter_context(complaints_told(" or ".join(dict.fromkeys((before.name, after.name)))))
-        check_placed(before, after, allow_no_crs=True)
-        meeting = meet(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
-        grid, offsets = scene.grid, (meeting.before_offset, meeting.after_offset)
+        stack.enter_context(log_decoder_warnings(" or ".join(dict.fromkeys((before.name, after.name)))))
+        check_georeferenced(before, after, allow_no_crs=True)
+        alignment = align(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
+        grid, offsets = scene.grid, (alignment.before_offset, alignment.after_offset)
         if not scene.has_recorded_grid:
-            grid = meeting.grid
-        elif (grid.width, grid.height) != (meeting.grid.width, meeting.grid.height):
+            grid = alignment.geobox
+        elif (grid.width, grid.height) != (alignment.geobox.width, alignment.geobox.height):
             offsets = (None, None)  # it was resampled
         views = (
-            stack.enter_context(before.seen_on(grid, offsets[0], scene.resampling)),
-            stack.enter_context(after.seen_on(grid, offsets[1], scene.resampling)),
+            stack.enter_context(before.view_on(grid, offsets[0], scene.resampling)),
+            stack.enter_context(after.view_on(grid, offsets[1], scene.resampling)),
         )
         stretches = (_stretch(scene.before, views[0], grid), _stretch(scene.after, views[1], grid))
         yield OpenScene(grid, (before, after), views, stretches)
@@ -153,7 +151,7 @@ def _locate(path: str, override: str | None, options: ImageOptions, folder: Path
 
 
 def _check_size(source: Source, image: SceneImage) -> None:
-    size = (source.grid.width, source.grid.height)
+    size = (source.geobox.width, source.geobox.height)
     if image.size is not None and size != image.size:
         raise RasterError(
             f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analysed "
@@ -161,7 +159,7 @@ def _check_size(source: Source, image: SceneImage) -> None:
         )
 
 
-def _stretch(image: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
+def _stretch(image: SceneImage, view: View, grid: GeoBox) -> Stretch | None:
     """Recorded stretch to 8 bit; if the output has none, the 2nd to 98th percentile of a sample."""
     if image.stretch is not None:
         return Stretch(*image.stretch)
@@ -175,7 +173,7 @@ def _stretch(image: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
 
 
 def _overview(
-    source: Source, view: View, stretch: Stretch | None, grid: PixelGrid, size: tuple[int, ...]
+    source: Source, view: View, stretch: Stretch | None, grid: GeoBox, size: tuple[int, ...]
 ) -> Image.Image:
     """One image resampled to `size` (width, height), read in strips; unreadable strips are transparent."""
     width, height = size
@@ -189,7 +187,7 @@ def _overview(
     strips_read = 0
     with ExitStack() as stack:
         if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
-            view, grid = stack.enter_context(source.seen_on(small, None, "average")), small
+            view, grid = stack.enter_context(source.view_on(small, None, "average")), small
         pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
         strip_height = max(1, int(READ_BYTES / (grid.width * pixel_bytes) * height / grid.height))
         for top in range(0, height, strip_height):

@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.geo.grid import Window
+from deltavlm.geo.geobox import Window
 from deltavlm.pipeline.outputs_reader import Output
 from deltavlm.report.images import ImageOptions, OpenScene, as_webp, open_scene
 from deltavlm.report.page_data import PageImages, page_data

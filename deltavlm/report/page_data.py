@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltavlm import __version__
-from deltavlm.geo.location import public_name
+from deltavlm.geo.location import redact_credentials
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
 from deltavlm.report.scenes import Scene, score_of
@@ -62,7 +62,7 @@ def _title(scenes: Sequence[Scene], output: Output) -> str:
 
 
 def _file_name(path: str) -> str:
-    return public_name(path).replace("\\", "/").rpartition("/")[2]
+    return redact_credentials(path).replace("\\", "/").rpartition("/")[2]
 
 
 def _pair(scene: Scene, images: PageImages) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tupl
         for label, image in (("Before", scene.before), ("After", scene.after)):
             size = f", {image.size[0]:,} × {image.size[1]:,} px" if image.size else ""
             bands = f", bands {', '.join(map(str, image.bands))}" if image.bands else ""
-            lines.append((label, f"{public_name(image.path)}{size}{bands}"))
+            lines.append((label, f"{redact_credentials(image.path)}{size}{bands}"))
         if scene.grid is not None:
             crs = scene.grid.crs
             lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(scene)}"))

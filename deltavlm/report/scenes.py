@@ -17,9 +17,8 @@ from rasterio.errors import CRSError
 
 from deltavlm.config import suggest
 from deltavlm.errors import InputError
-from deltavlm.geo.alignment import LONLAT, PixelGrid, ground_size_m, lonlat, project
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.grid import Window
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
 from deltavlm.pipeline.outputs_reader import Output, Row
 
 __all__ = ["Scene", "SceneImage", "build_scenes", "chip_origin", "score_of", "select_scene"]
@@ -49,7 +48,7 @@ class Scene:
     name: str  # id of the pair; "" in an output of a single pair
     before: SceneImage
     after: SceneImage
-    grid: PixelGrid | None  # None: the pair was not analyzed
+    grid: GeoBox | None  # None: the pair was not analyzed
     chip_px: int
     resampling: str = "bilinear"
     has_recorded_grid: bool = True  # False: `grid` is estimated from the chips, and bands are unknown
@@ -81,14 +80,15 @@ class Scene:
         if grid is None or not self.chips:
             return [None] * len(self.chips)
         centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        coordinates = lonlat(grid.crs, *grid.to_ground(centres).T.tolist())
-        return [None] * len(self.chips) if coordinates is None else list(coordinates)
+        points = project(grid.to_ground(centres), grid.crs, LONLAT)
+        if grid.crs is None or not np.isfinite(points).all():
+            return [None] * len(self.chips)
+        return [(lon, lat) for lon, lat in points.tolist()]
 
     @property
     def gsd_m(self) -> float | None:
         """Ground sample distance in metres; None without a CRS."""
-        size_m = ground_size_m(self.grid) if self.grid else None
-        return math.sqrt(size_m[0] * size_m[1]) if size_m else None
+        return self.grid.gsd_m if self.grid else None
 
     @property
     def north(self) -> float | None:
@@ -221,11 +221,11 @@ def _three_numbers(values: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
-def _recorded_grid(record: Mapping[str, Any]) -> PixelGrid:
+def _recorded_grid(record: Mapping[str, Any]) -> GeoBox:
     coefficients = [float(value) for value in record["transform"]]
     width, height = int(record["width"]), int(record["height"])
     crs = CRS.from_user_input(record["crs"]) if record["crs"] else None
-    grid = PixelGrid(crs, Affine(*coefficients), width, height)
+    grid = GeoBox(width, height, Affine(*coefficients), crs)
     if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"a grid of {width} x {height} px")
     if not grid.is_invertible():
@@ -233,7 +233,7 @@ def _recorded_grid(record: Mapping[str, Any]) -> PixelGrid:
     return grid
 
 
-def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> PixelGrid | None:
+def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoBox | None:
     """Grid fitted to the polygons of the chips, by least squares: single-layer outputs do not record it."""
     if not chips:
         return None
@@ -252,11 +252,11 @@ def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> Pixe
                 pixels += [(col, row), (col + chip_px, row + chip_px)]
                 ground += [(xmin, ymax), (xmax, ymin)]
     if not pixels:
-        return PixelGrid(None, Affine.identity(), width, height)
+        return GeoBox(width, height, Affine.identity())
     design = np.column_stack([np.array(pixels), np.ones(len(pixels))])
     (a, d), (b, e), (c, f) = np.linalg.lstsq(design, np.array(ground), rcond=None)[0].tolist()
-    grid = PixelGrid(crs, Affine(a, b, c, d, e, f), width, height)
-    return grid if grid.is_invertible() else PixelGrid(None, Affine.identity(), width, height)
+    grid = GeoBox(width, height, Affine(a, b, c, d, e, f), crs)
+    return grid if grid.is_invertible() else GeoBox(width, height, Affine.identity())
 
 
 def select_scene(scenes: Iterable[Scene], name: str) -> Scene:

@@ -70,7 +70,7 @@ def read_questions(entries: Any, where: str) -> tuple[QuestionSpec, ...]:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{where}: expected a list of questions, each '- name: ...' and 'task: ...'")
     specs = [
-        from_mapping(QuestionSpec, entry, where=f"{where}, entry {number}")
+        from_mapping(QuestionSpec, entry, source=f"{where}, entry {number}")
         for number, entry in enumerate(entries, start=1)
     ]
     names: set[str] = set()

@@ -17,7 +17,7 @@ from deltavlm.data.examples import missing_images
 from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.model.predictor import resized
+from deltavlm.model.predictor import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.text_norm import normalise
@@ -181,7 +181,7 @@ class ChangeChatSource:
             warp = random_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
             before, after = (warp(date.transpose(1, 2, 0)).transpose(2, 0, 1) for date in (before, after))
         if before.shape[1:] != (self.image_px, self.image_px):
-            before, after = (resized(date, self.image_px) for date in (before, after))
+            before, after = (resize_image(date, self.image_px) for date in (before, after))
         told = tuple((row.prompt, row.answer) for row in rows)
         return Sample(before, after, told, case.examples[0].changed)
 

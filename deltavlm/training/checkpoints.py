@@ -86,7 +86,7 @@ def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
         return
     if not path.exists():
         raise InputError(f"{out} holds no run to go on with; leave --resume out")
-    old = from_mapping(TrainConfig, read_yaml(path), where=str(path))
+    old = from_mapping(TrainConfig, read_yaml(path), source=str(path))
     if changed := differences(to_mapping(old), to_mapping(config)):
         raise InputError(
             f"the run in {out} has another configuration: {', '.join(changed[:4])}; give that, or another -o"

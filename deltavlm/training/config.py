@@ -206,7 +206,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
     Raises: ConfigError naming file, key and value.
     """
-    config = from_mapping(TrainConfig, read_yaml(path), where=str(path))
+    config = from_mapping(TrainConfig, read_yaml(path), source=str(path))
     if not changes:
         return config
     values = to_mapping(config)
@@ -219,7 +219,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change}: {text!r} is not a YAML value") from error
         _put(values, key.split("."), value, f"--set {change}")
-    return from_mapping(TrainConfig, values, where=f"{path} with --set")
+    return from_mapping(TrainConfig, values, source=f"{path} with --set")
 
 
 class _Opened(dict[str, Any]):

@@ -20,7 +20,7 @@ from deltavlm.data.synthetic.cache import (
     open_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
-from deltavlm.model.predictor import resized
+from deltavlm.model.predictor import resize_image
 from deltavlm.tasks import caption
 from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes
@@ -86,7 +86,7 @@ class SceneSource:
             rows = [row for row in rows if row[0] == caption.PROMPT][:1]
         before, after = one.before[0], one.after[0]
         if phase.crop_px is None and before.shape[-1] != self.image_px:
-            before, after = resized(before, self.image_px), resized(after, self.image_px)
+            before, after = resize_image(before, self.image_px), resize_image(after, self.image_px)
         return Sample(
             before,
             after,

@@ -89,7 +89,7 @@ def convert(
             f" give the vocab.txt of bert-base-uncased"
         )
     try:
-        spoken = load_sentencepiece(pieces).pieces.get_piece_size()
+        spoken = load_sentencepiece(pieces).processor.get_piece_size()
     except ModelError as error:
         raise InputError(str(error)) from error
     if spoken > config.language.vocab:

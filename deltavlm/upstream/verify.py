@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
+from deltavlm.model.config import Decoding
 from deltavlm.model.device import DTYPES, pick_device
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.quantize import Kind, check_quantize
@@ -151,12 +152,9 @@ def generated(
         tokens,
         question,
         text,
-        max_new_tokens=first["max_length"] - 1,
-        bos=predictor.codec.bos,
-        eos=predictor.codec.eos,
-        pad=predictor.codec.pad,
-        beams=first["num_beams"],
-        repetition_penalty=first["repetition_penalty"],
+        predictor.generation_options(
+            first["max_length"] - 1, Decoding(first["num_beams"], first["repetition_penalty"])
+        ),
     )
     ids: list[list[int]] = found.ids.tolist()
     return ids

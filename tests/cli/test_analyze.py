@@ -229,7 +229,7 @@ def test_dry_run_knows_the_model_without_loading_it(run: Run, scene: Scene) -> N
     assert "Warning: a pixel is 2 m, the model learned on 0.5 m" in result.stderr
     result = run("analyze", *scene.args, "-n", "-m", "no-such-model", *SMALL)
     assert result.exit_code == 2
-    assert "Error: no model 'no-such-model'; give a known one" in result.stderr
+    assert "Error: no model 'no-such-model'; give the name of an installed one" in result.stderr
     assert run.loads == []
 
 

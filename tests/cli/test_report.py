@@ -147,7 +147,7 @@ def test_answers_are_safe_when_the_page_fails(
     def full(path: Path, content: bytes, overwrite: bool) -> None:
         raise WriteError(f"{path}: writing failed (no space)")
 
-    monkeypatch.setattr("deltavlm.geo.sinks.write_whole", full)
+    monkeypatch.setattr("deltavlm.geo.sinks.write_output", full)
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--html", "a.html", *SMALL)
     assert result.exit_code == 1
     said = result.stderr.splitlines()[-1]

@@ -140,7 +140,7 @@ def test_bad_input_is_one_line(args: tuple[object, ...], words: str) -> None:
 def test_an_unknown_model_names_those_that_are_known(scene: Scene) -> None:
     found = run("analyze", *scene.args, "-m", "deltavlm-7b")
     assert found.exit_code == 2
-    assert "no model 'deltavlm-7b'; deltavlm weights fetch deltavlm-7b gets it" in found.stderr
+    assert "no model 'deltavlm-7b'; run deltavlm weights fetch deltavlm-7b" in found.stderr
 
 
 def test_what_a_model_cannot_do_is_refused(scene: Scene) -> None:

@@ -22,7 +22,7 @@ import geopandas  # noqa: F401  all that a run imports, once for all runs
 import pyogrio.raw  # noqa: F401
 import typer.main
 
-import deltacli.flag_groups
+import deltavlm
 from deltacli.main import app
 from deltavlm.pipeline.lines import Lines
 from tests.conftest import write_tiled
@@ -237,7 +237,7 @@ def made(folder: Path, suffix: str) -> tuple[list[object], Any]:
 
 with_masks = sys.argv[4:] == ["masks"]
 if __name__ == "__main__":
-    deltacli.flag_groups._load = lambda name, runtime: ScriptedModel()
+    deltavlm.load_model = lambda name, runtime: ScriptedModel()
     with suppress(SystemExit), redirect_stderr(io.StringIO()):
         command(["analyze", "nosuch.tif", "nosuch.tif"])  # what the first call takes long for is done once
     {"crashes": crashes, "full_disk": full_disk, "small_disk": small_disk}[sys.argv[1]](

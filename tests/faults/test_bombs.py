@@ -27,7 +27,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used() + 300 * 2**20,) * 2)
 for path in sys.argv[1:]:
     try:
         with open_pair(RasterPair(path, path), ReadOptions(allow_no_crs=True)) as reader:
-            for chip in reader.grid(256):
+            for chip in reader.chips(256):
                 reader.read(chip)
     except DeltaVLMError as error:
         print(str(error).partition(": ")[2], flush=True)
@@ -65,8 +65,8 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
 def test_grids_that_nobody_can_have_meant(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "image.tif", noise(1, 4000, 4000))
     with opened(path, path, outlines_only=True) as reader:
-        assert len(reader.grid(16)) == 62_500
+        assert len(reader.chips(16)) == 62_500
         with pytest.raises(ConfigError, match=r"3985 x 3985 chips are more than 10,000,000; cut larger ones"):
-            reader.grid(16, 15)
+            reader.chips(16, 15)
     with pytest.raises(ConfigError, match=r"gsd 0\.001 m: makes \d+ x \d+ px, more than 40,000,"):
         opened(path, path, gsd_m=0.001).__enter__()

@@ -244,4 +244,4 @@ def test_areas_in_every_form_that_is_read(tmp_path: Path, image: Path, name: str
         frame.to_file(paths[-1])
     for path in paths:
         with opened(image, image, aoi=path) as reader:
-            assert len(reader.grid(32)) == 15
+            assert len(reader.chips(32)) == 15

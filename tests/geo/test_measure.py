@@ -9,12 +9,12 @@ from affine import Affine
 from rasterio.crs import CRS
 from shapely.geometry import Point, Polygon, box
 
-from deltavlm.geo.alignment import PixelGrid
+from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.measure import measure_of
 
 
-def grid(crs: str | None, x: float, y: float, pixel: float) -> PixelGrid:
-    return PixelGrid(CRS.from_user_input(crs) if crs else None, Affine(pixel, 0, x, 0, -pixel, y), 200, 200)
+def grid(crs: str | None, x: float, y: float, pixel: float) -> GeoBox:
+    return GeoBox(200, 200, Affine(pixel, 0, x, 0, -pixel, y), CRS.from_user_input(crs) if crs else None)
 
 
 def on_the_ground(crs: str, lon: float, lat: float, side_m: float) -> Polygon:

@@ -15,7 +15,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import lonlat
+from deltavlm.geo.geobox import LONLAT, GeoBox, project
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all
 from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, spoil, write_raster
 
@@ -27,7 +27,7 @@ def test_same_grid_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
     with opened(tmp_path / "b.tif", tmp_path / "a.tif") as reader:
         images = mosaic(reader, read_all(reader))
         assert reader.notes == ()
-        assert reader.overlap_share == 1
+        assert reader.alignment.overlap_share == 1
         assert reader.gsd_m == pytest.approx(0.5, rel=0.001)
         assert reader.provenance()["alignment"]["same_grid"]  # type: ignore[index]
     assert (images[0] == first).all()
@@ -38,9 +38,9 @@ def test_same_grid_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
 def test_whole_pixel_offset_is_read_by_windows_of_the_intersection(tmp_path: Path, before: Path) -> None:
     after = write_raster(tmp_path / "after.tif", smooth()[:, 7:, 11:], transform=moved(11, 7))
     with opened(before, after) as reader:
-        assert (reader.width, reader.height) == (COLS - 11, ROWS - 7)
-        assert reader.transform == moved(11, 7)
-        assert reader.overlap_share == pytest.approx((COLS - 11) * (ROWS - 7) / (COLS * ROWS))
+        assert (reader.geobox.width, reader.geobox.height) == (COLS - 11, ROWS - 7)
+        assert reader.geobox.transform == moved(11, 7)
+        assert reader.alignment.overlap_share == pytest.approx((COLS - 11) * (ROWS - 7) / (COLS * ROWS))
         assert reader.notes[-1].startswith("after: covers")
         chips = read_all(reader)
     for pixels in chips:
@@ -55,7 +55,7 @@ def test_chip_footprints_lie_in_the_footprint_of_both(tmp_path: Path, before: Pa
         for path in (before, after):
             with rasterio.open(path) as raster:
                 grounds.append(shapely.box(*raster.bounds).buffer(0.5))  # a pixel
-        for chip in reader.grid(SIZE):
+        for chip in reader.chips(SIZE):
             assert grounds[0].contains(chip.footprint)
             assert grounds[1].contains(chip.footprint)
 
@@ -107,7 +107,7 @@ def test_rotated_rasters_are_read_and_placed_by_their_corners(tmp_path: Path) ->
     paths = [write_raster(tmp_path / f"{name}.tif", smooth(), transform=rotated) for name in "ab"]
     with opened(*paths) as reader:
         shown = mosaic(reader, read_all(reader))
-        corners = np.array(reader.footprint.exterior.coords)[:4]
+        corners = np.array(reader.geobox.footprint.exterior.coords)[:4]
     assert (shown[0] == smooth()).all()
     expected = [rotated * corner for corner in ((0, 0), (0, ROWS), (COLS, ROWS), (COLS, 0))]
     assert corners == pytest.approx(np.array(expected))
@@ -128,7 +128,7 @@ def test_ground_control_points_place_a_raster(tmp_path: Path, before: Path) -> N
             assert (
                 shapely.box(*HALF_METRE * (0, ROWS), *HALF_METRE * (COLS, 0))
                 .buffer(1)
-                .contains(reader.footprint)
+                .contains(reader.geobox.footprint)
             )
         assert shown[2].mean() > 0.9
         assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
@@ -140,8 +140,8 @@ def test_pictures_lie_pixel_on_pixel(tmp_path: Path, suffix: str) -> None:
     for path in paths:
         Image.fromarray(smooth().transpose(1, 2, 0)).save(path)
     with opened(*paths, allow_no_crs=True) as reader:
-        assert (reader.crs, reader.gsd_m) == (None, None)
-        assert reader.grid(SIZE)[1, 2].footprint.bounds == (64, 32, 96, 64)
+        assert (reader.geobox.crs, reader.gsd_m) == (None, None)
+        assert reader.chips(SIZE)[1, 2].footprint.bounds == (64, 32, 96, 64)
         shown = mosaic(reader, read_all(reader))
         assert json.dumps(reader.provenance())
     assert np.abs(shown[0].astype(int) - smooth()).max() <= (0 if suffix == "png" else 30)
@@ -170,8 +170,8 @@ def test_world_files_without_crs_compare_by_their_grids(tmp_path: Path) -> None:
     first = write_raster(tmp_path / "b.tif", smooth(), crs=None)
     inside = write_raster(tmp_path / "a.tif", smooth()[:, 10:, 10:], crs=None, transform=moved(10, 10))
     with opened(first, inside, allow_no_crs=True) as reader:
-        assert (reader.width, reader.height) == (COLS - 10, ROWS - 10)
-        assert reader.grid(SIZE)[0, 1].footprint.bounds == (10 + SIZE, 10, 10 + 2 * SIZE, 10 + SIZE)
+        assert (reader.geobox.width, reader.geobox.height) == (COLS - 10, ROWS - 10)
+        assert reader.chips(SIZE)[0, 1].footprint.bounds == (10 + SIZE, 10, 10 + 2 * SIZE, 10 + SIZE)
     off = write_raster(tmp_path / "c.tif", smooth(), crs=None, transform=moved(0.5, 0))
     with pytest.raises(RasterError, match="no CRS to warp by"):
         opened(first, off, allow_no_crs=True).__enter__()
@@ -190,10 +190,12 @@ def test_a_crs_that_leads_nowhere_is_told_in_its_own_units(tmp_path: Path, befor
         opened(local, local, bbox=(0, 0, 1, 1)).__enter__()
     with opened(local, local) as reader:
         assert reader.gsd_m is None
-        assert lonlat(reader.crs, [500_000], [4_999_952]) is None
-    assert lonlat(None, [0], [0]) is None
-    assert lonlat(CRS.from_string(UTM), [500_000], [0]) == [pytest.approx((3, 0))]
-    assert lonlat(CRS.from_string(UTM), [], []) == []
+        assert np.isinf(project(np.array([[500_000, 4_999_952.0]]), reader.geobox.crs, LONLAT)).all()
+    assert GeoBox(1, 1, Affine.identity()).describe_bounds().startswith("x/y (0.0000, 0.0000)")
+    assert project(np.array([[500_000, 0.0]]), CRS.from_string(UTM), LONLAT) == pytest.approx(
+        np.array([[3, 0]])
+    )
+    assert project(np.empty((0, 2)), CRS.from_string(UTM), LONLAT).shape == (0, 2)
 
 
 def test_a_crs_that_cannot_be_the_right_one(tmp_path: Path, before: Path) -> None:
@@ -216,7 +218,7 @@ def test_outlines_need_no_pixels(tmp_path: Path) -> None:
     for dtype in ("uint8", "uint16"):
         path = undecodable(tmp_path / f"{dtype}.tif", dtype)
         with opened(path, path, outlines_only=True, gsd_m=1.0) as reader:
-            chips = list(reader.grid(SIZE))
+            chips = list(reader.chips(SIZE))
             assert len(chips) == 6
             assert [note.partition(" ")[0] for note in reader.notes] == ["resampled"]
             assert json.dumps(reader.provenance())
@@ -240,7 +242,7 @@ def test_a_raster_with_a_readable_part_is_read(tmp_path: Path, dtype: str) -> No
     """One bad block spoilt the sample of a small 16-bit raster, and with it the whole run."""
     path = undecodable(tmp_path / "after.tif", dtype, but_first=True)
     with opened(path, path) as reader:
-        first, *others = reader.grid(SIZE)
+        first, *others = reader.chips(SIZE)
         assert reader.read(first).valid.all()
         for chip in others:
             with pytest.raises(RasterError, match=chip.chip_id):

@@ -51,9 +51,9 @@ def test_a_pair_costs_few_requests(tmp_path: Path, server: Served, block: int, c
             str(plain), str(tmp_path / f"{name}.tif"), driver="COG", blocksize=block, compress=compress
         )
     with opened(tmp_path / "before.tif", tmp_path / "after.tif") as reader:
-        expected = [reader.read(chip) for chip in reader.grid()]
+        expected = [reader.read(chip) for chip in reader.chips()]
     with opened(f"{url}before.tif", f"{url}after.tif") as reader:
-        found = [pixels for _, pixels in read_chips(reader, reader.grid())]
+        found = [pixels for _, pixels in read_chips(reader, reader.chips())]
     assert len(found) == len(expected) == 16
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, ChipPixels)

@@ -16,7 +16,7 @@ import rasterio
 from PIL import Image
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.location import public_name
+from deltavlm.geo.location import redact_credentials
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, seen
 from tests.rasters import HALF_METRE, UTM, moved, noise, write_raster
 
@@ -27,7 +27,7 @@ def test_same_value_same_colour_in_every_chip(tmp_path: Path) -> None:
     paths = [write_raster(tmp_path / f"{name}.tif", ramp, photometric="RGB") for name in "ba"]
     with opened(*paths) as reader:
         low, high = (reader.provenance()["before"]["stretch"][edge] for edge in ("low", "high"))  # type: ignore[index]
-        grid = reader.grid(SIZE, 16)
+        grid = reader.chips(SIZE, 16)
         shown = mosaic(reader, [reader.read(chip) for chip in grid])
     assert (shown[0] == shown[0][:, :1]).all()
     assert (np.diff(shown[0][0, 0].astype(int)) >= 0).all()
@@ -142,7 +142,7 @@ def test_a_corrupt_block_spoils_its_chips_only(tmp_path: Path, before: Path) -> 
     after.write_bytes(content)
     message = f"chip r00032_c00064: {after}: a part of it cannot be read "
     with opened(before, after) as reader:
-        for chip in reader.grid(SIZE):
+        for chip in reader.chips(SIZE):
             if chip.chip_id == "r00032_c00064":
                 with pytest.raises(RasterError, match=re.escape(message)) as caught:
                     reader.read(chip)
@@ -215,8 +215,8 @@ def test_a_name_keeps_no_secrets() -> None:
         "https://me:secret@host/x.tif?sig=secret",
         "/vsicurl/https://me:secret@host/x.tif?sig=secret",
     ):
-        assert public_name(location) == location.replace("me:secret@", "").replace("?sig=secret", "")
-    assert public_name("odd?name.tif") == "odd?name.tif"
+        assert redact_credentials(location) == location.replace("me:secret@", "").replace("?sig=secret", "")
+    assert redact_credentials("odd?name.tif") == "odd?name.tif"
 
 
 def test_a_vsi_path_is_a_raster(tmp_path: Path, before: Path) -> None:

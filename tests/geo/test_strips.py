@@ -16,7 +16,8 @@ from PIL import Image
 
 from deltavlm.errors import RasterError
 from deltavlm.geo import strips
-from deltavlm.geo.grid import Chip, Window
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.strips import read_chips
 from deltavlm.geo.view import Raw, View
@@ -167,8 +168,8 @@ def test_the_pixels_are_those_of_chip_by_chip(
 ) -> None:
     before, after, options = LAYOUTS[layout](tmp_path)
     with opened(before, after, **options) as reader:
-        expected = [reader.read(chip) for chip in reader.grid(size, overlap)]
-        found = list(read_chips(reader, reader.grid(size, overlap)))
+        expected = [reader.read(chip) for chip in reader.chips(size, overlap)]
+        found = list(read_chips(reader, reader.chips(size, overlap)))
     assert [chip for chip, _ in found] == [one.chip for one in expected]
     assert all(same(one, other) for (_, one), other in zip(found, expected, strict=True))
 
@@ -176,14 +177,14 @@ def test_the_pixels_are_those_of_chip_by_chip(
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Window]]:
     """What is read of each file, in order."""
-    read = View.raw
+    read = View.read_raw
     seen: dict[str, list[Window]] = {"before.tif": [], "after.tif": []}
 
     def noted(self: View, room: Raw, window: Window, **how: Any) -> Raw:
         seen[Path(self.source.location).name].append(window)
         return read(self, room, window, **how)
 
-    monkeypatch.setattr(View, "raw", noted)
+    monkeypatch.setattr(View, "read_raw", noted)
     return seen
 
 
@@ -202,7 +203,7 @@ def test_no_row_of_blocks_is_decoded_twice(
     monkeypatch.setattr(strips, "STRIP_ROWS", 2 * SIZE)
     before, after, _ = mixed(tmp_path)
     with opened(before, after) as reader:
-        reads(reader, windows, list(reader.grid(SIZE, 10)))
+        reads(reader, windows, list(reader.chips(SIZE, 10)))
     for name, block, shift in (("before.tif", 64, 0), ("after.tif", 1, 7)):
         edge = 0
         for window in windows[name]:
@@ -217,24 +218,24 @@ def test_rows_that_are_there_stay_where_they_are(tmp_path: Path, monkeypatch: py
     """Blocks of two rows of chips: the second row of chips is cut from what the first one needed."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 0)
     moves: list[int] = []
-    own = strips._Band._room_for
+    own = strips._RowBuffer._room_for
 
-    def noted(band: strips._Band, rows: int, cols: int, kept: int, start: int) -> Raw:
+    def noted(band: strips._RowBuffer, rows: int, cols: int, kept: int, start: int) -> Raw:
         moves.append(kept)
         return own(band, rows, cols, kept, start)
 
-    monkeypatch.setattr(strips._Band, "_room_for", noted)
+    monkeypatch.setattr(strips._RowBuffer, "_room_for", noted)
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
-        rows = reader.grid(SIZE).rows
-        assert sum(1 for _ in read_chips(reader, reader.grid(SIZE))) == rows * reader.grid(SIZE).cols
+        rows = reader.chips(SIZE).rows
+        assert sum(1 for _ in read_chips(reader, reader.chips(SIZE))) == rows * reader.chips(SIZE).cols
     assert len(moves) == 2 * -(-ROWS // 64) < 2 * rows
 
 
 def test_what_is_not_wanted_is_not_read(tmp_path: Path, windows: dict[str, list[Window]]) -> None:
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
-        grid = reader.grid(SIZE)
+        grid = reader.chips(SIZE)
         reads(reader, windows, [grid[2, col] for col in range(3)])  # a limit, or an area of interest
         assert windows["before.tif"] == windows["after.tif"] == [Window(0, 64, 96, 64)]
         apart = [grid[0, 0], grid[0, 9], grid[5, 4]]
@@ -245,7 +246,7 @@ def test_what_is_not_wanted_is_not_read(tmp_path: Path, windows: dict[str, list[
 def test_of_a_file_in_strips_no_chip_is_read_alone(tmp_path: Path, windows: dict[str, list[Window]]) -> None:
     before, after, _ = plain(tmp_path, **STRIPS)
     with opened(before, after) as reader:
-        grid = reader.grid(SIZE)
+        grid = reader.chips(SIZE)
         reads(reader, windows, [grid[0, 0], grid[0, 9], grid[5, 4], grid[5, 8]])
         assert windows["after.tif"] == [Window(0, 0, 320, SIZE), Window(128, 160, 160, SIZE)]
 
@@ -257,7 +258,7 @@ def test_a_row_of_chips_that_is_too_long_is_cut(
     monkeypatch.setattr(strips, "STRIP_BYTES", 0)
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
-        reads(reader, windows, list(reader.grid(SIZE)))
+        reads(reader, windows, list(reader.chips(SIZE)))
     assert all(window.width <= COLS // 2 + SIZE for window in windows["after.tif"])
 
 
@@ -268,7 +269,7 @@ def test_a_block_that_cannot_be_decoded_takes_its_chips_only(
     before, after, _ = LAYOUTS[layout](tmp_path)
     spoil(after, [(1, 1)] if layout == "tiles" else [(64, 0), (96, 0)])
     with opened(before, after) as reader:
-        found = dict(read_chips(reader, reader.grid(SIZE)))
+        found = dict(read_chips(reader, reader.chips(SIZE)))
         for chip, got in found.items():
             if isinstance(got, ChipPixels):
                 assert same(got, reader.read(chip))
@@ -277,14 +278,14 @@ def test_a_block_that_cannot_be_decoded_takes_its_chips_only(
                     reader.read(chip)
                 assert str(got) == str(failure.value)
         bad = {chip.chip_id for chip, got in found.items() if isinstance(got, RasterError)}
-        cols = range(2, 4) if layout == "tiles" else range(reader.grid(SIZE).cols)
-        assert bad == {reader.grid(SIZE)[row, col].chip_id for row in (2, 3) for col in cols}
+        cols = range(2, 4) if layout == "tiles" else range(reader.chips(SIZE).cols)
+        assert bad == {reader.chips(SIZE)[row, col].chip_id for row in (2, 3) for col in cols}
 
 
 def test_no_thread_stays_when_the_rest_is_not_wanted(tmp_path: Path) -> None:
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
-        chips = read_chips(reader, reader.grid(SIZE))
+        chips = read_chips(reader, reader.chips(SIZE))
         next(chips)
         assert any(one.name.startswith("reading") for one in threading.enumerate())
         chips.close()
@@ -296,7 +297,7 @@ def test_a_chip_keeps_its_pixels_when_the_next_strip_is_read(tmp_path: Path) -> 
     values = pixels()[:, : 3 * SIZE, :SIZE]
     before, after = written(tmp_path, values, values, blockysize=SIZE, transform=HALF_METRE * Affine.scale(1))
     with opened(before, after) as reader:
-        for chip, found in read_chips(reader, list(reader.grid(SIZE))):
+        for chip, found in read_chips(reader, list(reader.chips(SIZE))):
             assert isinstance(found, ChipPixels)
             kept = found.before.copy()
             assert found.before.base is None

@@ -180,7 +180,7 @@ def test_a_raster_smaller_than_a_chip_is_padded_alike(tmp_path: Path) -> None:
     first = write_raster(tmp_path / "b.tif", np.full((3, 20, 30), 100, np.uint8))
     second = write_raster(tmp_path / "a.tif", np.full((3, 20, 30), 200, np.uint8))
     with opened(first, second) as reader:
-        (chip,) = reader.grid(SIZE)
+        (chip,) = reader.chips(SIZE)
         pixels = reader.read(chip)
     assert pixels.valid_fraction == 1
     assert pixels.valid.sum() == 20 * 30

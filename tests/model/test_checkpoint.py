@@ -93,7 +93,7 @@ def test_numbers_that_make_no_model(tmp_path: Path, wrong: dict[str, dict[str, o
     for part, changes in wrong.items():
         numbers[part] |= changes
     (tmp_path / CONFIG).write_text(json.dumps(numbers))
-    with pytest.raises(ModelError, match=r"config\.json: its numbers make no model"):
+    with pytest.raises(ModelError, match=r"config\.json: no model can be built from its values"):
         checkpoint.load(tmp_path)
 
 

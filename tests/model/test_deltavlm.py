@@ -12,14 +12,19 @@ import torch
 
 from deltavlm.config import load, shipped_config
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.deltavlm import IGNORE_INDEX, Text, build
+from deltavlm.model.deltavlm import IGNORE_INDEX, GenerationOptions, Text, build
 from deltavlm.model.qformer import QFormer
+from deltavlm.model.tokenizer import Codec
 from tests.tiny import TINY, tiny_codec, tiny_model
 
 
 def pictures(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(7)
     return torch.randn(pairs, 3, 64, 64), torch.randn(pairs, 3, 64, 64)
+
+
+def limits(codec: Codec, max_new_tokens: int) -> GenerationOptions:
+    return GenerationOptions(max_new_tokens, codec.bos, codec.eos, codec.pad)
 
 
 def test_a_pair_alone_equals_the_pair_in_a_batch() -> None:
@@ -48,9 +53,7 @@ def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
     prompt = codec.pad_batch([[codec.bos, *ids]] * 2, "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(2)).tokens
-        made = model.generate(
-            tokens, question, prompt, max_new_tokens=9, bos=codec.bos, eos=codec.eos, pad=codec.pad
-        )
+        made = model.generate(tokens, question, prompt, limits(codec, 9))
         answers = [[id_ for id_ in row if id_ != codec.pad] for row in made.ids.tolist()]
         text = codec.pad_batch([[codec.bos, *ids, *answer] for answer in answers], "right")
         labels = text.ids.masked_fill(text.mask == 0, IGNORE_INDEX)
@@ -71,13 +74,12 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
     prompt = codec.pad_batch([[codec.bos, *row] for row in asked], "left")
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(6)).tokens
-        free = model.generate(
-            tokens, question, prompt, max_new_tokens=12, bos=codec.bos, eos=-1, pad=codec.pad
-        ).ids
+        endless = replace(limits(codec, 12), eos=-1)
+        free = model.generate(tokens, question, prompt, endless).ids
         first = {t: (free == t).int().argmax(dim=1)[(free == t).any(dim=1)] for t in free.unique().tolist()}
         eos = max(first, key=lambda t: len(set(first[t].tolist())))  # ends rows at the most different steps
-        settings = {"max_new_tokens": 12, "bos": codec.bos, "eos": eos, "pad": codec.pad}
-        found = model.generate(tokens, question, prompt, **settings, repetition_penalty=penalty)
+        options = replace(endless, eos=eos, repetition_penalty=penalty)
+        found = model.generate(tokens, question, prompt, options)
         embeds, mask = model.prompt(model.query(tokens, question), prompt)
         language: Any = model.language
         with warnings.catch_warnings():
@@ -110,15 +112,9 @@ def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path, bea
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(2)).tokens
         first = model.first_logits(tokens, question, prompt)
-        made = model.generate(
-            *(tokens, question, prompt),
-            **{"max_new_tokens": 2, "bos": codec.bos, "eos": codec.eos, "pad": codec.pad},
-            beams=beams,
-            repetition_penalty=1.5,
-        )
-        plain = model.generate(
-            tokens, question, prompt, max_new_tokens=1, bos=codec.bos, eos=codec.eos, pad=codec.pad
-        )
+        options = replace(limits(codec, 2), beams=beams, repetition_penalty=1.5)
+        made = model.generate(tokens, question, prompt, options)
+        plain = model.generate(tokens, question, prompt, limits(codec, 1))
     torch.testing.assert_close(made.first_logits, first, atol=1e-4, rtol=1e-4)
     assert first.argmax(dim=1).tolist() == plain.ids[:, 0].tolist()
     torch.testing.assert_close(
@@ -126,19 +122,19 @@ def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path, bea
     )
 
 
-def test_an_answer_that_is_whole_with_its_first_token_ends_there(tmp_path: Path) -> None:
+def test_a_row_stops_after_its_first_token_if_that_is_a_stop_token(tmp_path: Path) -> None:
     """The other rows go on, and say what they say without it."""
     model, codec = tiny_model(3), tiny_codec(tmp_path)
     asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses")]
     question = codec.pad_batch(asked, "right")
     prompt = codec.pad_batch([[codec.bos, *row] for row in asked], "left")
-    settings = {"max_new_tokens": 5, "bos": codec.bos, "eos": -1, "pad": codec.pad}
+    options = replace(limits(codec, 5), eos=-1)
     with torch.inference_mode():
         tokens = model.encode_pair(*pictures(3)).tokens
-        free = model.generate(tokens, question, prompt, **settings)
-        whole = torch.full((3, 2), -1)
-        whole[1, 1] = free.ids[1, 0]
-        made = model.generate(tokens, question, prompt, **settings, whole_RK=whole)
+        free = model.generate(tokens, question, prompt, options)
+        stops = torch.full((3, 2), -1)
+        stops[1, 1] = free.ids[1, 0]
+        made = model.generate(tokens, question, prompt, options, stop_after_first_RK=stops)
     assert made.ids[1].tolist() == [int(free.ids[1, 0]), *[codec.pad] * 4]
     assert made.ids[[0, 2]].tolist() == free.ids[[0, 2]].tolist()
 

@@ -20,14 +20,14 @@ def test_a_cpu_computes_in_bf16_where_it_is_fast(
 ) -> None:
     monkeypatch.setattr(device, "bf16_cpu", lambda: able)
     nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
-    large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
+    large = replace(nano, language=replace(nano.language, hidden=device.LARGE_HIDDEN))
     assert device.pick_dtype("auto", nano, "cpu") == device.pick_dtype("auto", large, "cpu") == dtype
     assert device.pick_dtype("fp32", large, "cpu") == torch.float32
 
 
 def test_a_small_model_is_float32_elsewhere() -> None:
     nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
-    large = replace(nano, language=replace(nano.language, hidden=device.LARGE))
+    large = replace(nano, language=replace(nano.language, hidden=device.LARGE_HIDDEN))
     assert device.pick_dtype("auto", nano, "mps") == torch.float32
     assert device.pick_dtype("auto", large, "mps") == torch.float16
 

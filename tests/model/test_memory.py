@@ -14,8 +14,16 @@ from deltavlm.errors import ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
 from deltavlm.model.interface import Question
-from deltavlm.model.memory import MAX_PAIRS, CudaMeter, TensorMeter, pairs_that_fit, row_bytes, rows_that_fit
-from deltavlm.model.predictor import ENCODE_BATCH, Predictor, load_model
+from deltavlm.model.memory import (
+    CPU_ENCODE_PAIRS,
+    MAX_PAIRS,
+    CudaMeter,
+    TensorMeter,
+    pairs_that_fit,
+    row_bytes,
+    rows_that_fit,
+)
+from deltavlm.model.predictor import Predictor, load_model
 from tests.tiny import TINY, tiny_checkpoint
 
 LONG = Question("long", "how many roads are there?", max_new_tokens=9)
@@ -202,12 +210,12 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
 
 def test_pairs_looked_at_in_parts_are_those_looked_at_at_once(predictor: Predictor) -> None:
     """A CPU looks at a few pairs at a time."""
-    many = 2 * ENCODE_BATCH + 3
+    many = 2 * CPU_ENCODE_PAIRS + 3
     looked: list[int] = []
     hook = predictor.model.vision.register_forward_hook(lambda _, given, __: looked.append(len(given[0])))
     parts = predictor.encode(*pairs(many))
     hook.remove()
-    assert looked == [2 * ENCODE_BATCH, 2 * ENCODE_BATCH, 2 * 3]  # both dates
+    assert looked == [2 * CPU_ENCODE_PAIRS, 2 * CPU_ENCODE_PAIRS, 2 * 3]  # both dates
     whole = replace(predictor, meter=MadeUpMeter(0)).encode(*pairs(many))
     assert len(parts) == len(whole) == many
     torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-4, atol=1e-4)

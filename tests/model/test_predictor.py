@@ -14,7 +14,8 @@ from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemor
 from deltavlm.model.config import Calibration, Decoding
 from deltavlm.model.device import pick_device, to_device
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import ROWS, Predictor, load_model, resized
+from deltavlm.model.memory import ROWS
+from deltavlm.model.predictor import Predictor, load_model, resize_image
 from tests.tiny import tiny_checkpoint
 
 CHANGED = Question(
@@ -163,7 +164,7 @@ def test_pictures_of_another_size_are_resized(predictor: Predictor) -> None:
     image = rng.integers(0, 256, (1, 3, 100, 100), dtype=np.uint8)
     assert predictor.pixels(image).shape == (1, 3, 64, 64)
     flat = np.full((3, 100, 100), 77, np.uint8)
-    assert (resized(flat, 64) == 77).all()
+    assert (resize_image(flat, 64) == 77).all()
 
 
 def test_questions_are_worded_as_in_training(predictor: Predictor) -> None:
@@ -226,7 +227,7 @@ def test_devices_and_names_that_are_not_there(tmp_path: Path, monkeypatch: pytes
     assert pick_device("cuda:1") == "cuda:1"
     with pytest.raises(InputError, match="no cuda:2: torch sees 2 cuda devices"):
         pick_device("cuda:2")
-    with pytest.raises(InputError, match="no model 'nanoo'; give a known one"):
+    with pytest.raises(InputError, match="no model 'nanoo'; give the name of an installed one"):
         load_model("nanoo")
     with pytest.raises(InputError, match="is not a checkpoint"):
         load_model(str(tmp_path))
@@ -234,5 +235,5 @@ def test_devices_and_names_that_are_not_there(tmp_path: Path, monkeypatch: pytes
 
 def test_a_question_longer_than_the_model_reads_is_refused(predictor: Predictor) -> None:
     encoded = predictor.encode(*pairs(1))
-    with pytest.raises(ConfigError, match=r"question 'essay' is .* word pieces long; tiny reads at most"):
+    with pytest.raises(ConfigError, match=r"question 'essay' has .* tokens; tiny reads at most"):
         predictor.answer(encoded, [Question("essay", "how many roads? " * 300)])

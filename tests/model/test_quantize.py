@@ -15,7 +15,7 @@ from deltavlm.model import checkpoint
 from deltavlm.model.config import LanguageConfig, RuntimeOptions
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model, resolve_device
-from deltavlm.model.quantize import Kind, check_quantize, quantizable, quantized, tensor_bytes
+from deltavlm.model.quantize import Kind, check_quantize, quantizable, quantize_layer, tensor_bytes
 from tests.tiny import TINY, tiny_checkpoint, tiny_codec, tiny_model
 
 needs_library = pytest.mark.skipif(
@@ -86,8 +86,8 @@ def test_all_but_the_blocks_of_the_language_model_stays(wide: Path, kind: Kind) 
 def test_never_more_than_one_layer_is_whole(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is made small as it is read, before the next one is read."""
     events: list[str] = []
-    real = checkpoint.quantized
-    monkeypatch.setattr(checkpoint, "quantized", lambda *given: events.append("small") or real(*given))
+    real = checkpoint.quantize_layer
+    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *given: events.append("small") or real(*given))
     tensors = checkpoint._tensors
 
     def told(*given: object) -> object:
@@ -115,8 +115,8 @@ def test_a_wrong_shape_is_still_named(wide: Path, tmp_path: Path) -> None:
 
 
 def test_widths_that_4_bit_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="a multiple of 64, and this language model has 48; take int8"):
-        quantized(torch.zeros(64, 48), "int4", "cpu")
+    with pytest.raises(InputError, match="a multiple of 64, and this language model has 48; use int8"):
+        quantize_layer(torch.zeros(64, 48), "int4", "cpu")
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_an_interrupted_run_leaves_no_thread_and_the_files_closed(scene: Scene, 
     with open_pair(RasterPair(*scene.args)) as reader:
         with pytest.raises(KeyboardInterrupt):
             analyze(reader, model, SPECS, book, AnalyzeOptions(chip_px=CHIP, batch_size=2))
-        assert reader.read(next(iter(reader.grid(CHIP)))).valid.all()  # the reader is ours again
+        assert reader.read(next(iter(reader.chips(CHIP)))).valid.all()  # the reader is ours again
     assert [len(group) for group in book.groups] == [2, 2]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from deltavlm.errors import InputError, ModelError, RasterError
-from deltavlm.geo.grid import Window
+from deltavlm.geo.chips import chip_of_pair, chip_of_window
+from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
-from deltavlm.geo.windows import whole, window_chip
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.asking import (
     ANSWERS,
@@ -52,7 +52,7 @@ def test_questions_in_a_tasks_own_words_are_that_tasks() -> None:
 
 def test_a_picture_is_encoded_once_for_all_questions(reader: PairReader) -> None:
     model = ScriptedModel(script=echo)
-    picture = look(reader, model, whole(reader, 32))
+    picture = look(reader, model, chip_of_pair(reader, 32))
     said = answers(model, picture, questions_of(["One?", "Two?"]))
     assert [answer.text for answer in said] == ["[One?]", "[Two?]"]
     assert model.batches == [1]
@@ -60,7 +60,7 @@ def test_a_picture_is_encoded_once_for_all_questions(reader: PairReader) -> None
 
 def test_a_conversation_tells_the_model_what_was_said(reader: PairReader) -> None:
     model = ScriptedModel(queue=["Yes, two.", "In the north."])
-    talk = Conversation(reader, model, look(reader, model, whole(reader, 32)))
+    talk = Conversation(reader, model, look(reader, model, chip_of_pair(reader, 32)))
     talk.ask("Any houses?")
     talk.ask("Where?")
     model.script = echo
@@ -73,7 +73,7 @@ def test_the_fourth_answer_hangs_on_the_first_three(reader: PairReader) -> None:
     replies = []
     for first in ("red", "blue"):
         model = ScriptedModel(queue=[first, "b", "c"])
-        talk = Conversation(reader, model, look(reader, model, whole(reader, 32)))
+        talk = Conversation(reader, model, look(reader, model, chip_of_pair(reader, 32)))
         for question in ("1?", "2?", "3?"):
             talk.ask(question)
         model.script = echo
@@ -83,7 +83,7 @@ def test_the_fourth_answer_hangs_on_the_first_three(reader: PairReader) -> None:
 
 def test_a_long_conversation_drops_its_oldest_turns_and_never_the_question(reader: PairReader) -> None:
     model = ScriptedModel(script=lambda *_: Reply("ten words " * 5, -0.5))
-    talk = Conversation(reader, model, look(reader, model, whole(reader, 32)))
+    talk = Conversation(reader, model, look(reader, model, chip_of_pair(reader, 32)))
     for number in range(6):
         talk.ask(f"question {number}")
     model.script = echo
@@ -101,7 +101,7 @@ def test_a_question_that_fails_leaves_no_trace(reader: PairReader) -> None:
         return echo(before, after, question)
 
     model = ScriptedModel(script=failing)
-    talk = Conversation(reader, model, look(reader, model, whole(reader, 32)))
+    talk = Conversation(reader, model, look(reader, model, chip_of_pair(reader, 32)))
     talk.ask("good")
     with pytest.raises(ModelError):
         talk.ask("bad")
@@ -111,16 +111,16 @@ def test_a_question_that_fails_leaves_no_trace(reader: PairReader) -> None:
 
 def test_another_place_begins_anew(reader: PairReader) -> None:
     model = ScriptedModel(script=echo)
-    talk = Conversation(reader, model, look(reader, model, whole(reader, 32)))
+    talk = Conversation(reader, model, look(reader, model, chip_of_pair(reader, 32)))
     talk.ask("here?")
-    talk.go_to(window_chip(reader, Window(64, 32, 32, 32), 32))
+    talk.go_to(chip_of_window(reader, Window(64, 32, 32, 32), 32))
     assert talk.ask("there?")["answer"] == "[there?]"
     assert [told["window"]["col_off"] for told in talk.records] == [0, 64]
 
 
 def test_a_record_says_what_it_is_about(reader: PairReader) -> None:
     model = ScriptedModel(queue=["roads [] buildings ['top-left']"])
-    chip = window_chip(reader, Window(64, 32, 32, 32), 32)
+    chip = chip_of_window(reader, Window(64, 32, 32, 32), 32)
     talk = Conversation(reader, model, look(reader, model, chip))
     told = json.loads(json.dumps(talk.ask(locate.PROMPT)))
     assert told["task"] == "location"
@@ -136,7 +136,7 @@ def test_a_record_says_what_it_is_about(reader: PairReader) -> None:
 
 def test_answers_as_coordinates(reader: PairReader) -> None:
     model = ScriptedModel(queue=["roads ['center-left'] buildings ['top-left']"])
-    chip = window_chip(reader, Window(64, 32, 32, 32), 32)
+    chip = chip_of_window(reader, Window(64, 32, 32, 32), 32)
     picture = look(reader, model, chip)
     asked = [(locate.PROMPT, answers(model, picture, questions_of([locate.PROMPT]))[0])]
     features = list(answer_features(model, picture, asked))
@@ -154,7 +154,7 @@ def test_answers_as_coordinates(reader: PairReader) -> None:
 
 def test_a_list_of_cells_is_coordinates_too(reader: PairReader) -> None:
     model = ScriptedModel(queue=["top-left, center-center", "top-left of it"])
-    picture = look(reader, model, window_chip(reader, Window(0, 0, 32, 32), 32))
+    picture = look(reader, model, chip_of_window(reader, Window(0, 0, 32, 32), 32))
     specs = questions_of(["Where were houses built?", "Where?"])
     asked = list(zip([spec.prompt for spec in specs], answers(model, picture, specs), strict=True))
     rows = [feature.row(ANSWERS) for feature in answer_features(model, picture, asked)]
@@ -170,14 +170,14 @@ def test_a_place_without_data_is_refused(tmp_path: Path, pixels: np.ndarray) -> 
         open_pair(RasterPair(path, path)) as reader,
         pytest.raises(RasterError, match="no place with data on both dates"),
     ):
-        look(reader, ScriptedModel(), whole(reader, 32))
+        look(reader, ScriptedModel(), chip_of_pair(reader, 32))
 
 
 def test_a_kept_conversation_is_gone_on_with(reader: PairReader, tmp_path: Path) -> None:
     model = ScriptedModel(script=echo)
-    talk = Conversation(reader, model, look(reader, model, whole(reader, 32)))
+    talk = Conversation(reader, model, look(reader, model, chip_of_pair(reader, 32)))
     talk.ask("elsewhere")
-    talk.go_to(window_chip(reader, Window(64, 32, 32, 32), 40))
+    talk.go_to(chip_of_window(reader, Window(64, 32, 32, 32), 40))
     talk.ask("one")
     talk.ask("two")
     path = tmp_path / "talk.jsonl"
@@ -201,14 +201,14 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, line: str) -> None:
 
 def test_nano_answers_by_what_was_said() -> None:
     """The same fourth question means new roads in one conversation and new buildings in the other."""
-    from deltavlm.geo.windows import around
+    from deltavlm.geo.chips import chip_at
     from deltavlm.model.predictor import load_model
 
     folder = Path(__file__).parent.parent.parent / "sample_data"
     model = load_model("nano", device="cpu")
     said = []
     with open_pair(RasterPair(str(folder / "before.tif"), str(folder / "after.tif"))) as reader:
-        picture = look(reader, model, around(reader, 15.00609, 48.75129, 256))
+        picture = look(reader, model, chip_at(reader, 15.00609, 48.75129, 256))
         for second, third in (
             ("Were any houses built?", "Are there any new roads?"),
             ("Was a road built?", "Are there any new buildings?"),

@@ -59,7 +59,7 @@ def filled(reader: PairReader, model: ScriptedModel, journal: Journal) -> None:
 
 def opened(reader: PairReader, path: Path, model: ScriptedModel | None = None, **flags: object):  # type: ignore[no-untyped-def]
     known = settings(reader, model or ScriptedModel(), OPTIONS)
-    return open_journal(path, known, SPECS, reader.grid(CHIP), **flags)  # type: ignore[arg-type]
+    return open_journal(path, known, SPECS, reader.chips(CHIP), **flags)  # type: ignore[arg-type]
 
 
 def test_results_are_read_back_as_they_were(reader: PairReader, path: Path) -> None:
@@ -105,7 +105,7 @@ def test_other_settings_are_refused_by_name(reader: PairReader, path: Path, scen
     known = settings(reader, ScriptedModel(), OPTIONS)
     with (
         pytest.raises(OutputError, match=r"other settings \(questions"),
-        open_journal(path, known, SPECS[:1], reader.grid(CHIP)),
+        open_journal(path, known, SPECS[:1], reader.chips(CHIP)),
     ):
         pass
     with opened(reader, path, ScriptedModel(fingerprint="f"), afresh=True) as journal:

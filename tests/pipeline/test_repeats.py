@@ -50,7 +50,7 @@ def run(scene: Scene, model: ScriptedModel, path: Path, **options: Any) -> tuple
     """The results, and a journal that stays."""
     wanted = AnalyzeOptions(**({"chip_px": CHIP, "batch_size": 4} | options))
     with open_pair(RasterPair(*scene.args)) as reader:
-        grid: ChipGrid = reader.grid(CHIP)
+        grid: ChipGrid = reader.chips(CHIP)
         with open_journal(path, {}, SPECS, grid) as journal:
             summary = analyze(reader, model, SPECS, journal, wanted)
             return list(journal.results()), summary

@@ -18,15 +18,13 @@ from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits
 from deltavlm.report.scenes import Scene as PairScene
 from deltavlm.report.scenes import build_scenes
-from tests.scripted_model import ScriptedModel
 
 Analyzed = Callable[..., Path]
 
 
 @pytest.fixture
-def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Analyzed:
+def analyzed(loads: object, tmp_path: Path) -> Analyzed:
     """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and returns the output."""
-    monkeypatch.setattr("deltacli.flag_groups._load", lambda name, runtime: model)
 
     def run(*args: object, to: str = "out.gpkg") -> Path:
         path = tmp_path / to

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.grid import Window
+from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.report.images import ImageOptions, OpenScene, open_scene
 from tests.conftest import CHIP, Scene, write_tiled
@@ -43,7 +43,7 @@ def test_a_crop_is_what_the_model_saw(analyzed: Analyzed, tmp_path: Path, kind: 
         open_pair(RasterPair(str(before), str(after)), ReadOptions(**more)) as reader,
         opened(path) as pair,
     ):
-        for chip in reader.grid(CHIP):
+        for chip in reader.chips(CHIP):
             asked = reader.read(chip)
             pictures = pair.crop(chip.window, 256)
             _, _, width, height = chip.window

@@ -16,10 +16,10 @@ from shapely.geometry import shape as shape_of
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import LONLAT, PixelGrid, covers, is_off_the_globe, project
-from deltavlm.geo.location import refuse_a_missing_file
+from deltavlm.geo.geobox import LONLAT, GeoBox, are_off_globe, project
+from deltavlm.geo.location import check_exists
 
-__all__ = ["area_of_box", "area_of_file", "area_of_shape", "check_box"]
+__all__ = ["aoi_from_bbox", "aoi_from_file", "aoi_from_shape", "check_bbox"]
 
 EDGE_POINTS = 20  # a straight edge bends when it is projected
 READ_BY_GDAL = (b"SQLite format 3\0", b"fgb\x03", b"\0\0\x27\x0a")  # GeoPackage, FlatGeobuf, shapefile
@@ -28,21 +28,21 @@ UNLIKE_GEOJSON = (ValueError, TypeError, LookupError, AttributeError)
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
 
 
-def area_of_box(box: tuple[float, float, float, float], box_crs: str, grid: PixelGrid) -> BaseGeometry:
+def aoi_from_bbox(box: tuple[float, float, float, float], box_crs: str, grid: GeoBox) -> BaseGeometry:
     """`xmin, ymin, xmax, ymax` in the grid's CRS; in degrees, xmin > xmax crosses the antimeridian.
 
     Raises:
         ConfigError: the box is empty, or its CRS unknown.
         RasterError: it lies outside the grid.
     """
-    crs = check_box(box, box_crs)
+    crs = check_bbox(box, box_crs)
     xmin, ymin, xmax, ymax = box
     parts = [(xmin, xmax)] if xmin < xmax else [(xmin, 180.0), (-180.0, xmax)]
     shape = shapely.MultiPolygon([shapely.box(left, ymin, right, ymax) for left, right in parts])
     return _on_grid(shape, crs, grid, _box_name(box))
 
 
-def check_box(box: tuple[float, float, float, float], box_crs: str) -> CRS:
+def check_bbox(box: tuple[float, float, float, float], box_crs: str) -> CRS:
     """The CRS of the box, by itself and without a grid.
 
     Raises:
@@ -62,7 +62,7 @@ def _box_name(box: tuple[float, float, float, float]) -> str:
     return f"bbox {','.join(f'{value:g}' for value in box)}"
 
 
-def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
+def aoi_from_file(path: Path, grid: GeoBox) -> BaseGeometry:
     """All areas of a vector file as one shape in the grid's CRS.
 
     It is GeoJSON, GeoPackage, FlatGeobuf or a shapefile. No other format is opened, for some of them make
@@ -71,7 +71,7 @@ def area_of_file(path: Path, grid: PixelGrid) -> BaseGeometry:
     Raises:
         RasterError: the file is missing, unreadable, without areas or CRS, or lies outside the grid.
     """
-    refuse_a_missing_file(str(path))
+    check_exists(str(path))
     try:
         shapes, crs_told = _shapes_of_file(path)
         union = shapely.union_all(shapely.make_valid(shapes))
@@ -130,7 +130,7 @@ def _geometries(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield value["geometry"]
 
 
-def area_of_shape(shape: BaseGeometry, grid: PixelGrid) -> BaseGeometry:
+def aoi_from_shape(shape: BaseGeometry, grid: GeoBox) -> BaseGeometry:
     """Areas in longitude and latitude as a shape in the grid's CRS.
 
     Raises:
@@ -139,9 +139,9 @@ def area_of_shape(shape: BaseGeometry, grid: PixelGrid) -> BaseGeometry:
     return _on_grid(shape, LONLAT, grid, "area of interest")
 
 
-def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseGeometry:
+def _on_grid(shape: BaseGeometry, crs: CRS, grid: GeoBox, name: str) -> BaseGeometry:
     """Project what lies near the grid: a country need not be expressible in the CRS of one image."""
-    if is_off_the_globe(np.reshape(shape.bounds, (2, 2)), crs):
+    if are_off_globe(np.reshape(shape.bounds, (2, 2)), crs):
         raise RasterError(f"{name}: is no longitude and latitude, so its CRS looks wrong; give the right one")
     ground = shapely.Polygon(grid.to_ground(grid.outline()))
     try:
@@ -152,7 +152,7 @@ def _on_grid(shape: BaseGeometry, crs: CRS, grid: PixelGrid, name: str) -> BaseG
         is_seen = False
     if not is_seen:
         raise RasterError(
-            f"{name}: has no part of the pair in it, which covers {covers(grid)}; move it there"
+            f"{name}: has no part of the pair in it, which covers {grid.describe_bounds()}; move it there"
         )
     return near
 

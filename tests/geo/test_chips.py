@@ -11,11 +11,11 @@ import pytest
 import shapely
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.alignment import lonlat
-from deltavlm.geo.grid import Chip, Window
+from deltavlm.geo.chips import chip_at, chip_of_bbox, chip_of_pair, chip_of_window
+from deltavlm.geo.geobox import LONLAT, Window, project
+from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
-from deltavlm.geo.vectors import mask_polygons
-from deltavlm.geo.windows import around, boxed, whole, window_chip
+from deltavlm.geo.polygonize import polygonize_chip
 from tests.rasters import HALF_METRE, noise, write_raster
 
 
@@ -27,8 +27,8 @@ def pair(tmp_path: Path, **options: object) -> Iterator[PairReader]:
 
 
 def at_pixel(reader: PairReader, col: float, row: float) -> tuple[float, float]:
-    x, y = reader.transform * (col, row)
-    ((lon, lat),) = lonlat(reader.crs, [x], [y]) or [(np.nan, np.nan)]
+    ground = reader.geobox.to_ground(np.array([[col, row]], float))
+    ((lon, lat),) = project(ground, reader.geobox.crs, LONLAT).tolist()
     return lon, lat
 
 
@@ -43,52 +43,52 @@ def at_pixel(reader: PairReader, col: float, row: float) -> tuple[float, float]:
 )
 def test_the_chip_around_a_point_stays_inside(tmp_path: Path, pixel: tuple[int, int], window: Window) -> None:
     with pair(tmp_path) as reader:
-        chip = around(reader, *at_pixel(reader, *pixel), 32)
+        chip = chip_at(reader, *at_pixel(reader, *pixel), 32)
         assert chip.window == window
         assert chip.size == 32
-        assert chip.footprint.buffer(1e-6).covers(shapely.Point(reader.transform * pixel))
+        assert chip.footprint.buffer(1e-6).covers(shapely.Point(reader.geobox.transform * pixel))
 
 
 def test_a_chip_larger_than_the_pair_is_all_of_it(tmp_path: Path) -> None:
     with pair(tmp_path) as reader:
-        chip = around(reader, *at_pixel(reader, 10, 10), 128)
+        chip = chip_at(reader, *at_pixel(reader, 10, 10), 128)
         assert chip.window == Window(0, 0, 128, 96)
         assert chip.size == 128
-        assert whole(reader, 128) == Chip(0, 0, Window(0, 0, 160, 96), 160, reader.transform)
-        assert whole(reader, 256).size == 256
+        assert chip_of_pair(reader, 128) == Chip(0, 0, Window(0, 0, 160, 96), 160, reader.geobox.transform)
+        assert chip_of_pair(reader, 256).size == 256
 
 
 def test_a_point_outside_is_refused(tmp_path: Path) -> None:
     with pair(tmp_path) as reader:
         lon, lat = at_pixel(reader, 200, 10)
         with pytest.raises(RasterError, match=r"outside of the pair, which covers lon/lat"):
-            around(reader, lon, lat, 32)
+            chip_at(reader, lon, lat, 32)
         with pytest.raises(RasterError, match="outside"):
-            around(reader, 0, 95, 32)
+            chip_at(reader, 0, 95, 32)
         for window in (Window(-1, 0, 9, 9), Window(150, 0, 11, 9), Window(0, 0, 0, 9)):
             with pytest.raises(RasterError, match="is not in the pair"):
-                window_chip(reader, window, 32)
+                chip_of_window(reader, window, 32)
 
 
 def test_pixels_name_a_point_where_there_is_no_crs(tmp_path: Path) -> None:
     path = str(write_raster(tmp_path / "one.tif", noise(), crs=None, transform=None))
     with open_pair(RasterPair(path, path), ReadOptions(allow_no_crs=True)) as reader:
-        assert around(reader, 80, 50, 32).window == Window(64, 34, 32, 32)
+        assert chip_at(reader, 80, 50, 32).window == Window(64, 34, 32, 32)
         with pytest.raises(RasterError, match="pixel 300,5 is outside"):
-            around(reader, 300, 5, 32)
+            chip_at(reader, 300, 5, 32)
 
 
 def test_a_box_is_its_pixels(tmp_path: Path) -> None:
     left, top = HALF_METRE * (20, 30)
     right, bottom = HALF_METRE * (60.5, 50)
     with pair(tmp_path, bbox=(left, bottom, right, top), bbox_crs="EPSG:32631") as reader:
-        assert boxed(reader, 32).window == Window(20, 30, 41, 20)
-        assert boxed(reader, 32).size == 41
-        assert boxed(reader, 256).size == 256
+        assert chip_of_bbox(reader, 32).window == Window(20, 30, 41, 20)
+        assert chip_of_bbox(reader, 32).size == 41
+        assert chip_of_bbox(reader, 256).size == 256
     with pair(tmp_path, bbox=(left - 100, bottom, right, top), bbox_crs="EPSG:32631") as reader:
-        assert boxed(reader, 32).window == Window(0, 30, 61, 20)
+        assert chip_of_bbox(reader, 32).window == Window(0, 30, 61, 20)
     with pair(tmp_path) as reader, pytest.raises(ValueError, match="without"):
-        boxed(reader, 32)
+        chip_of_bbox(reader, 32)
 
 
 def test_masks_become_polygons_on_the_ground() -> None:
@@ -98,7 +98,7 @@ def test_masks_become_polygons_on_the_ground() -> None:
     labels[0, :2] = 3
     labels[2:5, 5] = 1
     labels[5, 0] = 2  # in the padding
-    found = dict(mask_polygons(labels, chip))
+    found = dict(polygonize_chip(labels, chip))
     assert set(found) == {1, 3}
     assert found[3].equals(shapely.box(*(HALF_METRE * (10, 36)), *(HALF_METRE * (42, 20))))
     assert found[1].equals(shapely.box(*(HALF_METRE * (90, 68)), *(HALF_METRE * (106, 52))))

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.geo.sinks import write_whole
+from deltavlm.geo.sinks import write_output
 
 
 def test_it_is_there_whole(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    write_whole(path, b"first", overwrite=False)
+    write_output(path, b"first", overwrite=False)
     assert path.read_bytes() == b"first"
     with pytest.raises(OutputError, match="exists already"):
-        write_whole(path, b"second", overwrite=False)
+        write_output(path, b"second", overwrite=False)
     assert path.read_bytes() == b"first"
-    write_whole(path, b"second", overwrite=True)
+    write_output(path, b"second", overwrite=True)
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -26,7 +26,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     target, link = tmp_path / "there.html", tmp_path / "page.html"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    write_whole(link, b"new", overwrite=True)
+    write_output(link, b"new", overwrite=True)
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
 
@@ -42,7 +42,7 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(WriteError, match="No space left on device"):
-        write_whole(path, b"new", overwrite=True)
+        write_output(path, b"new", overwrite=True)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -57,6 +57,6 @@ def test_a_name_that_is_taken_meanwhile_keeps_both(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "write_bytes", slow)
     with pytest.raises(OutputError, match=r"the results are in .*page\.new\.html"):
-        write_whole(path, b"ours", overwrite=False)
+        write_output(path, b"ours", overwrite=False)
     assert path.read_bytes() == b"theirs"
     assert (tmp_path / "page.new.html").read_bytes() == b"ours"

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from shapely.geometry import Polygon
 
-from deltavlm.geo.grid import Window
-from deltavlm.geo.regions import Region, Regions, simplified
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def labels() -> NDArray[np.uint8]:
 
 def regions(labels: NDArray[np.uint8], block: int) -> list[Region]:
     weights = np.arange(labels.size).reshape(labels.shape) % 7
-    found = Regions(labels.shape[1])
+    found = Polygonizer(labels.shape[1])
     for top in range(0, labels.shape[0], block):
         for left in range(0, labels.shape[1], block):
             cut = (slice(top, top + block), slice(left, left + block))
             part = labels[cut]
             found.add(Window(left, top, part.shape[1], part.shape[0]), part, weights[cut].astype(float))
-    return found.found()
+    return found.regions()
 
 
 @pytest.mark.parametrize("block", [1, 7, 32, 100])
@@ -40,8 +40,10 @@ def test_cuts_do_not_show(labels: NDArray[np.uint8], block: int) -> None:
     for one, other in zip(whole, cut, strict=True):
         assert (one.value, one.pixels) == (other.value, other.pixels)
         assert one.mean == pytest.approx(other.mean)
-        assert one.shape.equals(other.shape)
-    for one, other in zip(*(simplified([r.shape for r in some], 2) for some in (whole, cut)), strict=True):
+        assert one.polygon.equals(other.polygon)
+    for one, other in zip(
+        *(simplify_polygons([r.polygon for r in some], 2) for some in (whole, cut)), strict=True
+    ):
         assert shapely.normalize(one).equals_exact(shapely.normalize(other))
 
 
@@ -51,7 +53,7 @@ def test_polygons_hold_their_pixels(labels: NDArray[np.uint8]) -> None:
         of_class = [region for region in found if region.value == value]
         assert len(of_class) == ndimage.label(labels == value)[1]
         assert sum(region.pixels for region in of_class) == (labels == value).sum()
-    assert all(region.shape.area == region.pixels and region.shape.is_valid for region in found)
+    assert all(region.polygon.area == region.pixels and region.polygon.is_valid for region in found)
 
 
 def test_a_corner_does_not_connect() -> None:
@@ -64,15 +66,15 @@ def test_a_ring_keeps_its_hole_over_four_blocks() -> None:
     ring = np.zeros((12, 12), np.uint8)
     ring[2:10, 2:10], ring[5:7, 5:7] = 1, 0
     (region,) = regions(ring, 6)
-    assert len(region.shape.interiors) == 1
-    assert region.shape.area == 64 - 4
+    assert len(region.polygon.interiors) == 1
+    assert region.polygon.area == 64 - 4
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 4, 9])
 def test_simple_polygons_still_fit_together(labels: NDArray[np.uint8], tolerance: float) -> None:
     """Valid, no hole lost, none over another: neighbours of other classes share their edge as before."""
-    before = [region.shape for region in regions(labels, 32)]
-    after = simplified(before, tolerance)
+    before = [region.polygon for region in regions(labels, 32)]
+    after = simplify_polygons(before, tolerance)
     assert all(isinstance(one, Polygon) and one.is_valid and one.area > 0 for one in after)
     assert [len(one.interiors) for one in after] == [len(one.interiors) for one in before]
     assert shapely.union_all(after).area == pytest.approx(sum(one.area for one in after))
@@ -85,4 +87,4 @@ def test_simple_polygons_still_fit_together(labels: NDArray[np.uint8], tolerance
 
 def test_nothing_is_nothing() -> None:
     assert regions(np.zeros((5, 5), np.uint8), 2) == []
-    assert simplified([], 4) == []
+    assert simplify_polygons([], 4) == []

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from shapely.errors import ShapelyError
 
 from deltavlm.errors import InputError
-from deltavlm.geo.area import NAME_OF_CRS, READ_BY_GDAL, UNLIKE_GEOJSON
+from deltavlm.geo.aoi import NAME_OF_CRS, READ_BY_GDAL, UNLIKE_GEOJSON
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["VectorLayer", "layers_of", "read_layer"]
+__all__ = ["VectorLayer", "list_layers", "read_layer"]
 
 KINDS = "GeoPackage, GeoJSON, FlatGeobuf, GeoParquet or a shapefile"
 PARQUET = b"PAR1"
@@ -59,7 +59,7 @@ def read_layer(path: Path, layer: str | None = None, remedy: str = f"give {KINDS
     raise InputError(f"{path}: is none of {KINDS}; {remedy}")
 
 
-def layers_of(path: Path) -> tuple[str, ...]:
+def list_layers(path: Path) -> tuple[str, ...]:
     """The names of the layers of a GeoPackage; none of a file that holds a single one without a name.
 
     Raises:

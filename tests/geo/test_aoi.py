@@ -15,6 +15,7 @@ from affine import Affine
 from rasterio.warp import transform_bounds
 
 from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.grid import ChipGrid
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all
 from tests.rasters import HALF_METRE, UTM, noise, write_raster
 
@@ -23,11 +24,14 @@ from tests.rasters import HALF_METRE, UTM, noise, write_raster
 def test_gsd_resamples_both(tmp_path: Path, before: Path, gsd_m: float) -> None:
     with opened(before, before, gsd_m=gsd_m) as reader:
         assert reader.gsd_m == pytest.approx(gsd_m, rel=0.01)
-        assert (reader.width, reader.height) == (round(COLS * 0.5 / gsd_m), round(ROWS * 0.5 / gsd_m))
+        assert (reader.geobox.width, reader.geobox.height) == (
+            round(COLS * 0.5 / gsd_m),
+            round(ROWS * 0.5 / gsd_m),
+        )
         assert any("resampled" in note for note in reader.notes)
         shown = mosaic(reader, read_all(reader))
         with rasterio.open(before) as raster:
-            assert reader.footprint.symmetric_difference(shapely.box(*raster.bounds)).area < 1e-3
+            assert reader.geobox.footprint.symmetric_difference(shapely.box(*raster.bounds)).area < 1e-3
     assert shown[2].mean() > 0.99
     assert (shown[0] == shown[1]).all()
 
@@ -35,7 +39,7 @@ def test_gsd_resamples_both(tmp_path: Path, before: Path, gsd_m: float) -> None:
 def test_gsd_that_is_there_changes_nothing(before: Path) -> None:
     with opened(before, before, gsd_m=0.5) as reader:
         assert not any("resampled" in note for note in reader.notes)
-        assert (reader.width, reader.height) == (COLS, ROWS)
+        assert (reader.geobox.width, reader.geobox.height) == (COLS, ROWS)
 
 
 def lonlat_of(cols: tuple[float, float], rows: tuple[float, float]) -> tuple[float, ...]:
@@ -47,15 +51,15 @@ def lonlat_of(cols: tuple[float, float], rows: tuple[float, float]) -> tuple[flo
 def test_bbox_and_area_of_interest_keep_their_chips(tmp_path: Path, before: Path) -> None:
     box = lonlat_of((40, 60), (40, 60))
     with opened(before, before, bbox=box) as reader:
-        assert [chip.chip_id for chip in reader.grid(SIZE)] == ["r00032_c00032"]
+        assert [chip.chip_id for chip in reader.chips(SIZE)] == ["r00032_c00032"]
     in_utm = (500_000.0, 4_999_990.0, 500_020.0, 5_000_000.0)
     with opened(before, before, bbox=in_utm, bbox_crs=UTM) as reader:
-        assert len(reader.grid(SIZE)) == 2
+        assert len(reader.chips(SIZE)) == 2
     for suffix, crs in ((".geojson", "EPSG:4326"), (".gpkg", "EPSG:3857")):
         aoi = tmp_path / f"aoi{suffix}"
         geopandas.GeoSeries([shapely.box(*box)], crs="EPSG:4326").to_crs(crs).to_file(aoi)
         with opened(before, before, aoi=aoi) as reader:
-            assert [chip.chip_id for chip in reader.grid(SIZE)] == ["r00032_c00032"]
+            assert [chip.chip_id for chip in reader.chips(SIZE)] == ["r00032_c00032"]
 
 
 def test_a_country_is_an_area_of_interest(tmp_path: Path, before: Path) -> None:
@@ -63,16 +67,16 @@ def test_a_country_is_an_area_of_interest(tmp_path: Path, before: Path) -> None:
     aoi = tmp_path / "half_the_world.geojson"
     geopandas.GeoSeries([shapely.box(-90, -89.9, 90, 89.9)], crs="EPSG:4326").to_file(aoi)
     with opened(before, before, aoi=aoi) as reader:
-        assert len(reader.grid(SIZE)) == 15
+        assert len(reader.chips(SIZE)) == 15
 
 
 def test_bbox_over_the_antimeridian(tmp_path: Path) -> None:
     transform = Affine(10, 0, 818_000, 0, -10, 1000)
     path = write_raster(tmp_path / "fiji.tif", noise(3, 400, 3200), crs="EPSG:32660", transform=transform)
     with opened(path, path, bbox=(179.99, -0.02, -179.99, 0.0)) as reader:
-        kept = [chip.footprint for chip in reader.grid(256)]
-        whole = len(reader.grid(256).__class__(reader.width, reader.height, reader.transform))
-    assert 0 < len(kept) < whole
+        kept = [chip.footprint for chip in reader.chips(256)]
+        every = len(ChipGrid(reader.geobox, 256))
+    assert 0 < len(kept) < every
     assert shapely.union_all(kept).bounds[0] < 834_000 < shapely.union_all(kept).bounds[2]
 
 
