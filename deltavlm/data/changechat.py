@@ -113,7 +113,7 @@ def write_chip_set(
     *,
     compress: Literal["png", "jpeg"] = "png",
 ) -> int:
-    """Write named scenes as one split: images, `label` maps of change codes, JSON files. Returns their number.
+    """Write named scenes as one split: images, `label` maps of change codes, JSON files; returns the count.
 
     The files are `synthetic_SPLIT.json` (captions) and `synthetic_SPLIT_binary.json`, `_count`, `_loc`,
     `_open`, `_dialog`; for "train" a single `synthetic_train.json` of instructions, as in ChangeChat-105k.
@@ -123,7 +123,8 @@ def write_chip_set(
     files: dict[str, list[Record]] = {}
     number = 0
     images = folder / "images"
-    for number, (name, scene) in enumerate(scenes, start=1):
+    for name, scene in scenes:
+        number += 1
         facts = facts_of(scene.change, scene.instances, scene.cover)
         pair = ImagePair(name, (f"{split}/A/{name}{suffix}", f"{split}/B/{name}{suffix}"), facts.changed)
         for path, pixels in zip(pair.paths, (scene.before, scene.after), strict=True):

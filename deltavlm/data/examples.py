@@ -86,7 +86,7 @@ class Dataset:
 
 
 def match_file_name(name: str) -> re.Match[str] | None:
-    """Match SET_SPLIT.json or SET_SPLIT_KIND.json with the groups set, split and kind; None for other names."""
+    """Match SET_SPLIT.json or SET_SPLIT_KIND.json; the groups are set, split and kind."""
     return _FILE_NAME.fullmatch(name)
 
 
