@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options
-from deltacli.analyze import analyze_chips
+from deltacli.analyze import analyze_pair
+from deltacli.analyze_flags import RunFlags
 from deltacli.console import warn_about_scale
 from deltacli.flag_groups import (
     At,
@@ -26,7 +27,6 @@ from deltacli.flag_groups import (
     open_rasters,
 )
 from deltacli.options import CHIPS, COMMON, MODEL, OUTPUT, flag
-from deltacli.wanted import Wanted
 from deltavlm.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -116,17 +116,16 @@ def ask(
     if ground.all_chips:
         if ground.at is not None:
             raise typer.BadParameter("cannot be combined with --all-chips", param_hint="--at")
-        wanted = Wanted(
-            specs=specs,
+        flags = RunFlags(
             out=out,
-            asked=asked,
+            model=asked,
             chips=ground,
             rasters=rasters,
             cascade=cascade,
             batch_size=batch_size,
             json_summary=json_record,
         )
-        analyze_chips((before, after), wanted)
+        analyze_pair(before, after, specs, flags)
         return
     _refuse_flags_of_a_map(out, ground, cascade, batch_size)
     place = WindowFlags(at=ground.at, bbox=ground.bbox, bbox_crs=ground.bbox_crs, chip_size=ground.chip_size)
@@ -134,16 +133,17 @@ def ask(
     with open_rasters(before, after, place, rasters) as reader:
         from deltavlm.geo.sinks import geojson_text
         from deltavlm.model.folder import find_folder, read_config
-        from deltavlm.pipeline.asking import ANSWERS, answer_features, answers, look, record
+        from deltavlm.pipeline.conversation import answer_features, answer_record, answers, encode_chip
+        from deltavlm.pipeline.schema import ANSWERS
 
         runtime.apply_to(read_config(find_folder(asked.model)))
         asked.check_device()
         chip = place.select(reader)
         model, _ = asked.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
-        picture = look(reader, model, chip)
+        picture = encode_chip(reader, model, chip)
         said = list(zip([spec.prompt for spec in specs], answers(model, picture, specs), strict=True))
-        records = [record(reader, model, picture, *one) for one in said]
+        records = [answer_record(reader, model, picture, *one) for one in said]
         if geojson:
             origin: dict[str, Any] = {"tool": "deltavlm ask", "records": records}
             features = answer_features(model, picture, said)
@@ -158,7 +158,7 @@ def _questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, ...]:
 
     Raises: InputError when there is none, or one cannot be asked.
     """
-    from deltavlm.pipeline.asking import questions_of
+    from deltavlm.pipeline.conversation import questions_of
     from deltavlm.tasks.ask import question
     from deltavlm.tasks.questions import load_questions
 

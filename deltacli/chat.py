@@ -22,7 +22,7 @@ from deltavlm.config import suggest
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
 
 if TYPE_CHECKING:
-    from deltavlm.pipeline.asking import Conversation
+    from deltavlm.pipeline.conversation import Conversation
 
 _HELP = {
     "/help": "these commands",
@@ -74,7 +74,7 @@ def chat(
     /help lists the commands. With a pipe on stdin a line in is a question, and a line out its answer.
     """
     from deltavlm.files import lock
-    from deltavlm.pipeline.asking import Conversation, continued, look, read_session
+    from deltavlm.pipeline.conversation import Conversation, continued, encode_chip, read_session
 
     earlier = [] if go_on is None else read_session(go_on)
     kept = save or go_on
@@ -97,7 +97,7 @@ def chat(
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         if earlier and earlier[-1]["model"] != model.label:
             console.warning(f"the conversation was with {earlier[-1]['model']}")
-        conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
+        conversation = Conversation(reader, model, encode_chip(reader, model, chip), turns, list(earlier))
         with (
             nullcontext() if kept is None else lock(kept),
             _stream(kept, afresh=kept != go_on) as stream,
@@ -199,10 +199,10 @@ class ChatSession:
             console.info(f"{usage}: {what}")
 
     def image(self, rest: str) -> None:
-        from deltavlm.pipeline.asking import picture_record
+        from deltavlm.pipeline.conversation import chip_record
 
         picture = self.conversation.picture
-        told = picture_record(self.conversation.reader, picture)
+        told = chip_record(self.conversation.reader, picture)
         window = told["window"]
         text = f"{told['before']} and {told['after']}, {window['width']} x {window['height']} px from "
         text += f"column {window['col_off']}, row {window['row_off']}"

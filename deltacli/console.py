@@ -315,7 +315,7 @@ def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -
 
     `shrink`: chip side over the side of the model's input, both in pixels.
     """
-    from deltavlm.pipeline.analyze import scale_warning
+    from deltavlm.pipeline.reading import scale_warning
 
     warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
     if warning:

@@ -66,16 +66,16 @@ def fetch(
     cached = planned.size - planned.missing
     console.info(
         f"{hub.REPO} at {revision[:12]} ({planned.commit[:12]}): {pluralize(len(planned.files), 'file')},"
-        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.cache_dir}"
+        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.hub.cache_dir}"
     )
     console.info(f"license: {hub.LICENCE}")
     files = [str(output / file.name) for file in planned.files]
     if not dry_run:
         show_progress = console.show_progress and console.verbosity >= 0
-        hub.fetch(planned, output, overwrite=overwrite, say=console.info, progress=show_progress)
+        hub.fetch(planned, output, overwrite=overwrite, notify=console.info, progress=show_progress)
     console.info(
         f"the images are those of LEVIR-CC, under its own license (academic use): get them from"
-        f" {hub.PICTURES}, so that the folder {output / 'images' / 'test' / 'A'} exists,"
+        f" {hub.IMAGES}, so that the folder {output / 'images' / 'test' / 'A'} exists,"
         f" then run: deltavlm data check {output}"
     )
     if json_summary:
@@ -121,7 +121,7 @@ def check(
     The numbers of records are compared with those of the released ChangeChat-105k.
     """
     from deltavlm.data.check import check_dataset
-    from deltavlm.data.fetch import PICTURES
+    from deltavlm.data.fetch import IMAGES
     from deltavlm.errors import PartialFailure
 
     report = check_dataset(
@@ -140,7 +140,7 @@ def check(
     print_problems(report.faults, "Faults")
     if report.has_levir_images and report.images.named and report.images.missing == report.images.named:
         console.info(
-            f"no image is in {report.images.folder}: they are those of LEVIR-CC, from {PICTURES}, under its"
+            f"no image is in {report.images.folder}: they are those of LEVIR-CC, from {IMAGES}, under its"
             f" own license; put them there, or name their folder with --images"
         )
     if report.faults:

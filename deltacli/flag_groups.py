@@ -20,7 +20,6 @@ import typer
 from deltacli import options, parsing
 from deltacli.console import console, print_notes
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
-from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltavlm.geo.grid import Chip
@@ -339,9 +338,6 @@ WindowBbox = Annotated[
         help="This box as one image; with ask --all-chips, the chips that touch it.",
     ),
 ]
-MAX_CHIPS_ACROSS = 2  # a pair no wider and no higher than this many chips is one image
-MIN_BOX_PX = 64  # a smaller --bbox is warned about
-MAX_BOX_PX = 4096  # a larger one is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,31 +356,9 @@ class WindowFlags:
 
     def select(self, reader: PairReader) -> Chip:
         """Select the window. Raises: ConfigError where the pair or the box is too large for one image."""
-        from deltavlm.geo.chips import chip_at, chip_of_bbox, chip_of_pair
+        from deltavlm.geo.chips import select_chip
 
-        if self.point is not None:
-            return chip_at(reader, *self.point, self.chip_size)
-        if self.bbox is not None:
-            chip = chip_of_bbox(reader, self.chip_size)
-            if min(chip.window.width, chip.window.height) < MIN_BOX_PX:
-                console.warning(
-                    f"the box is {chip.window.width} x {chip.window.height} px, too small to see much; "
-                    "--at takes the surroundings of a point"
-                )
-            if chip.size > MAX_BOX_PX:
-                raise ConfigError(
-                    f"--bbox is {chip.window.width} x {chip.window.height} px, more than the "
-                    f"{MAX_BOX_PX} px of one image; make it smaller"
-                )
-            return chip
-        max_px = MAX_CHIPS_ACROSS * self.chip_size
-        width, height = reader.geobox.width, reader.geobox.height
-        if max(width, height) > max_px:
-            raise ConfigError(
-                f"the pair is {width} x {height} px, too large for one image ({max_px} px): "
-                "name a place with --at LON,LAT or --bbox; ask --all-chips asks everywhere"
-            )
-        return chip_of_pair(reader, self.chip_size)
+        return select_chip(reader, self.chip_size, self.point)
 
 
 @contextmanager

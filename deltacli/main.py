@@ -39,6 +39,7 @@ from deltavlm.errors import DeltaVLMError
 
 __all__ = ["app"]
 
+PREFIX = "DELTAVLM"  # of environment variables
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell would report it
 _TORCHVISION_ERRORS = (  # messages of timm and transformers where torchvision belongs to another torch
     "torchvision::nms",
@@ -50,6 +51,10 @@ _ON_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None after `>&-
 
 class App(TyperGroup):
     """Group of all commands; the console script and `CliRunner` both call its `main`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        _name_variables(self, PREFIX)
 
     def main(
         self,
@@ -90,6 +95,16 @@ class App(TyperGroup):
                 console.traceback(error)
                 console.error(f"stopped by {state.name}")
                 raise typer.Exit(128 + state.signum) from error
+
+
+def _name_variables(command: Any, prefix: str) -> None:
+    """Name environment variables by flags: DELTAVLM_ASK_QUESTIONS. Click names them by parameters."""
+    for param in command.params:
+        flag = next((name for name in param.opts if name.startswith("--")), None)
+        if flag is not None and param.allow_from_autoenv:
+            param.envvar = f"{prefix}_{flag[2:].replace('-', '_').upper()}"
+    for name, subcommand in getattr(command, "commands", {}).items():
+        _name_variables(subcommand, f"{prefix}_{name.upper()}")
 
 
 def _early_log_format(args: Sequence[str]) -> LogFormat:
@@ -156,7 +171,7 @@ app = typer.Typer(
     cls=App,
     help="Ask what changed between two images of one place, and put the answers on the map.",
     epilog="Start with: deltavlm analyze before.tif after.tif -o out.gpkg",
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DELTAVLM"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX},
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if _ON_TERMINAL and not os.environ.get("NO_COLOR") else None,

@@ -1,4 +1,60 @@
-"""Options that mean the same in every command."""
+"""Registry of the flags that commands share, and their definitions: one `Annotated` per flag.
+
+A letter means the same in every command that has it, but for two older ones: `-q` of ask is --question (its
+--quiet has no letter), and `-n` of synth chips is --count. The program alone has `-V --version`.
+
+    flag            commands
+    --after-bands   analyze, ask, chat
+    --align         analyze, ask, chat, grid
+    --allow-no-crs  analyze, ask, chat, grid
+    --allow-vrt     analyze, ask, chat, grid, report
+    --alpha-band    analyze, ask, chat
+    --aoi           analyze, ask, grid
+    --at            ask, chat
+    -b --bands      analyze, ask, chat
+    --batch-size    analyze, ask, eval
+    --bbox          analyze, ask, chat, grid
+    --bbox-crs      analyze, ask, chat, grid
+    --beams         analyze, ask, chat, eval
+    --before-bands  analyze, ask, chat
+    --cascade       analyze, ask
+    --chip-size     analyze, ask, chat, grid
+    --color         all
+    --config        all
+    --decode        analyze, ask, chat, eval
+    --device        analyze, ask, chat, eval, weights verify
+    -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
+    --dtype         analyze, ask, chat, eval, weights verify
+    --gdal-config   analyze, ask, chat, grid
+    --gsd           analyze, ask, chat, grid, synth scene
+    --json          all
+    --layer         analyze, ask
+    --limit         analyze, ask, eval
+    --log-format    all
+    --max-nodata    analyze, ask
+    -m --model      analyze, ask, chat, eval
+    --nodata        analyze, ask, chat
+    --on-error      analyze, ask
+    -o --output     analyze, ask, grid, report, summarize, stac, eval, train, data fetch, data build,
+                    weights fetch, weights convert
+    --overlap       analyze, ask, grid
+    --overwrite     analyze, ask, chat, grid, report, summarize, stac, eval, synth chips, synth scene,
+                    data fetch, data build
+    --progress      all
+    --prompt-style  analyze, ask, chat, eval
+    --quantize      analyze, ask, chat, eval, weights verify
+    -Q --questions  analyze, ask
+    -q --quiet      all
+    --resampling    analyze, ask, chat
+    --resume        analyze, ask, train
+    --retry-failed  analyze, ask
+    --scale         analyze, ask, chat, synth scene
+    --stride        analyze, ask, grid
+    --threads       analyze, ask, chat, eval, train
+    -v --verbose    all
+
+Flags of a single command are defined in its module, groups of flags in `flag_groups`.
+"""
 
 from __future__ import annotations
 

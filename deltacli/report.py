@@ -149,7 +149,7 @@ def write_report(
     summary: dict[str, Any] = {"pairs": pair_count, "chips": report.chip_count, "without_pictures": {}}
     if html is not None:
         with console.count_progress(pair_count, "pairs", stdout_has_data=to_stdout) as show_progress:
-            text, missing = report.html(limits, lambda done: show_progress(done, ""))
+            text, missing = report.html(limits, lambda count: show_progress(count, ""))
         _warn_missing(missing)
         content = text.encode()
         if to_stdout:

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, an exclusive lock per output, and append-only files of JSON lines."""
+"""Atomic file and folder writes, locks, append-only JSON lines, and free disk space."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ __all__ = [
     "JsonLines",
     "atomic_file",
     "atomic_folder",
+    "folder_bytes",
+    "format_bytes",
+    "free_bytes",
     "fsync_file",
     "fsync_folder",
     "lock",
+    "nearest_folder",
     "refuse_existing",
     "resolve_link",
     "scratch_name",
@@ -100,8 +104,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
     Raises: OutputError when one of the two cannot be written.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    scratch = existing / scratch_name(folder, "")  # named first: a signal may come right after `mkdir`
+    scratch = nearest_folder(folder) / scratch_name(
+        folder, ""
+    )  # named first: a signal may come right after `mkdir`
     try:
         scratch.mkdir()
         yield scratch
@@ -186,6 +191,40 @@ def _remove_scratch_files(output: Path) -> None:
             continue
         with suppress(OSError):
             scratch.unlink()
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself if it exists, else its nearest parent that does."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is, or would be created. Raises: OutputError."""
+    existing = nearest_folder(folder)
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError as error:
+        raise OutputError(
+            f"cannot read the free space of {existing}: {error.strerror}; choose another folder"
+        ) from error
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files at the top of `folder`."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def format_bytes(size: int) -> str:
+    """Size for people, in decimal units as on the Hugging Face Hub.
+
+    >>> format_bytes(13_476_800_000), format_bytes(231_508), format_bytes(7)
+    ('13.5 GB', '232 kB', '7 B')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.{1 if size < 100 * unit else 0}f} {name}"
+    return f"{size} B"
 
 
 @dataclass

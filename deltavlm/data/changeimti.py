@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from deltavlm.data.examples import Dataset, Example, Problem, Turn, parse_turns, read_json_list
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import TaskName, caption, classify, count, locate
-from deltavlm.tasks.text import says_no_change, simplified
+from deltavlm.tasks.text import says_no_change, simplify
 
 __all__ = ["CELL_LABELS", "FILES", "find_folder", "read_folder"]
 
@@ -118,6 +118,7 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
         examples=tuple(sorted((example for example in examples if example.task in tasks), key=_task_order)),
         problems=tuple(problems),
         records=tuple(record_counts),
+        path=folder,
     )
 
 
@@ -180,7 +181,7 @@ def _parse_cells(answer: str) -> tuple[str, ...]:
     """Our labels of the cells that an answer names, row by row. Raises: ValueError for any other word."""
     if says_no_change(answer):
         return ()
-    names = [simplified(name) for name in answer.split(",") if simplified(name)]
+    names = [simplify(name) for name in answer.split(",") if simplify(name)]
     if not names or any(name not in CELL_LABELS for name in names):
         raise ValueError(f"{answer!r} is not a list of cells: {', '.join(CELL_LABELS)}")
     labels = {CELL_LABELS[name] for name in names}
@@ -190,7 +191,7 @@ def _parse_cells(answer: str) -> tuple[str, ...]:
 def _rewrite_turn(turn: Turn) -> Turn:
     """Turn without image marks; a yes/no question gets the wording of ChangeChat-105k."""
     answer = turn.answers[0]
-    is_yes_no = simplified(answer) in ("yes", "no")
+    is_yes_no = simplify(answer) in ("yes", "no")
     return Turn(classify.PROMPT if is_yes_no else _IMAGE_MARKS.sub("", turn.question).strip(), (answer,))
 
 
@@ -236,7 +237,7 @@ def _changed(pair: _PairRecords) -> bool:
     """Yes/no answer of a pair; without one, the change that its other records imply."""
     if pair.changed is not None:
         return pair.changed
-    if pair.dialogues and simplified(pair.dialogues[0][0].answers[0]) in ("yes", "no"):
+    if pair.dialogues and simplify(pair.dialogues[0][0].answers[0]) in ("yes", "no"):
         return classify.parse(pair.dialogues[0][0].answers[0])
     if pair.counts or pair.cells:
         return any(pair.counts.values()) or any(pair.cells.values())

@@ -83,6 +83,7 @@ class Dataset:
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...]
     records: tuple[int, ...]  # number in each file, usable or not
+    path: Path  # folder or file that it was read from
 
 
 def match_file_name(name: str) -> re.Match[str] | None:

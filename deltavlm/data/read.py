@@ -50,7 +50,7 @@ def read_dataset(
     Raises: InputError when there is no file, files of several sets, or no usable record.
     """
     if (folder := changeimti.find_folder(path, split)) is not None:
-        return changeimti.read_folder(folder, split, tasks)
+        return replace(changeimti.read_folder(folder, split, tasks), path=path)
     files, problems = _find_files(path, split)
     records: list[Example] = []
     record_counts: list[int] = []
@@ -81,6 +81,7 @@ def read_dataset(
         examples=tuple(example for example in examples if example.task in tasks),
         problems=(*problems, *duplicates),
         records=tuple(record_counts),
+        path=path,
     )
 
 

@@ -103,6 +103,18 @@ class Alignment:
     overlap_share: float  # of the area of `before`, 0 to 1
     notes: tuple[str, ...]
 
+    def moved_to(self, geobox: GeoBox) -> Alignment:
+        """Alignment on another grid. Both rasters are warped unless it shares the pixels of this one, and
+        lies within it."""
+        offset = locate(self.geobox, geobox).offset
+        if offset is None or not self.geobox.contains(Window(*offset, geobox.width, geobox.height)):
+            return replace(self, geobox=geobox, before_offset=None, after_offset=None)
+        before, after = (
+            base and (base[0] + offset[0], base[1] + offset[1])
+            for base in (self.before_offset, self.after_offset)
+        )
+        return replace(self, geobox=geobox, before_offset=before, after_offset=after)
+
 
 def check_georeferenced(before: Source, after: Source, allow_no_crs: bool) -> None:
     """Refuse rasters without valid georeferencing.

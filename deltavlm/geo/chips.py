@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 import shapely
 
-from deltavlm.errors import RasterError
+from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.geobox import LONLAT, Window, project
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader
 
-__all__ = ["chip_at", "chip_of_bbox", "chip_of_pair", "chip_of_window"]
+__all__ = ["chip_at", "chip_of_bbox", "chip_of_pair", "chip_of_window", "select_chip"]
+
+logger = logging.getLogger(__name__)
+
+MAX_CHIPS_ACROSS = 2  # a pair no wider and no higher than this many chips is one image
+MIN_BOX_PX = 64  # a smaller box is warned about
+MAX_BOX_PX = 4096  # a larger one is refused
 
 
 def chip_of_window(reader: PairReader, window: Window, min_px: int) -> Chip:
@@ -22,8 +29,7 @@ def chip_of_window(reader: PairReader, window: Window, min_px: int) -> Chip:
     """
     geobox = reader.geobox
     col, row, width, height = window
-    inside = 0 <= col <= col + width <= geobox.width and 0 <= row <= row + height <= geobox.height
-    if not inside or width < 1 or height < 1:
+    if not geobox.contains(window) or width < 1 or height < 1:
         raise RasterError(
             f"window {col},{row} of {width} x {height} px is not in the pair, which is {geobox.width} x "
             f"{geobox.height} px"
@@ -75,3 +81,35 @@ def chip_of_bbox(reader: PairReader, min_px: int) -> Chip:
     last = min(geobox.width, math.ceil(xmax - 1e-6)), min(geobox.height, math.ceil(ymax - 1e-6))
     window = Window(*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
     return chip_of_window(reader, window, min_px)
+
+
+def select_chip(reader: PairReader, size: int, point: tuple[float, float] | None = None) -> Chip:
+    """Chip to show as one image: around `point`, else under the pair's bbox, else the whole pair.
+
+    point: longitude and latitude; in a pair without a CRS, pixels. size: side of a chip in pixels, at least.
+
+    Raises: ConfigError where the box, or a pair without a point or box, is too large for one image.
+    """
+    if point is not None:
+        return chip_at(reader, *point, size)
+    if reader.aoi is not None:
+        chip = chip_of_bbox(reader, size)
+        width, height = chip.window.width, chip.window.height
+        if min(width, height) < MIN_BOX_PX:
+            logger.warning(
+                "the box is %d x %d px, too small to show much; --at takes the chip around a point",
+                width,
+                height,
+            )
+        if chip.size > MAX_BOX_PX:
+            raise ConfigError(
+                f"--bbox is {width} x {height} px, and one image has at most {MAX_BOX_PX}; make it smaller"
+            )
+        return chip
+    width, height, max_px = reader.geobox.width, reader.geobox.height, MAX_CHIPS_ACROSS * size
+    if max(width, height) > max_px:
+        raise ConfigError(
+            f"the pair is {width} x {height} px, too large for one image ({max_px} px): name a place with "
+            "--at LON,LAT or --bbox; ask --all-chips asks everywhere"
+        )
+    return chip_of_pair(reader, size)

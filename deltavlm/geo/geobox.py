@@ -85,6 +85,11 @@ class GeoBox:
         unit = np.concatenate([(side, zeros), (ones, side), (1 - side, ones), (zeros, 1 - side)], axis=1).T
         return unit * (self.width, self.height)
 
+    def contains(self, window: Window) -> bool:
+        """True where a window lies within the grid."""
+        col, row, width, height = window
+        return 0 <= col <= col + width <= self.width and 0 <= row <= row + height <= self.height
+
     def crop(self, window: Window) -> GeoBox:
         """Grid of a window of this one."""
         transform = self.transform * Affine.translation(window.col_off, window.row_off)

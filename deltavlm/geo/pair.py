@@ -1,7 +1,7 @@
-"""Two rasters read as one: the same ground at two dates, chip by chip, as RGB uint8 on one grid.
+"""Reader of a raster pair: the same ground at two dates, chip by chip, as RGB uint8 on one pixel grid.
 
-The grid is that of `before`, cut to what both cover. Where `after` has the same pixels, both are read by
-windows; where it has not, it is warped. Nothing is printed: `PairReader.notes` says what was done.
+The grid is that of `before`, cropped to what both cover. Where `after` has the same pixels, both are read by
+windows; otherwise it is warped. Nothing is printed: `PairReader.notes` says what was done.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.location import check_exists
-from deltavlm.geo.radiometry import Stretch, parse_scale, plan_stretches
-from deltavlm.geo.resampling import Resampling
+from deltavlm.geo.radiometry import Stretch, Stretches, parse_scale, plan_stretches, to_uint8
+from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import Raw, Source, View
 
@@ -37,7 +37,7 @@ MAX_CHIPS = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class RasterPair:
-    """Where the two dates are: paths, `https://`, `s3://` or `/vsi...`. Opens nothing."""
+    """Locations of the two dates: paths, `https://`, `s3://` or `/vsi...`. Opens nothing."""
 
     before: str
     after: str
@@ -46,13 +46,13 @@ class RasterPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How a pair is read; the defaults suit most. `bbox` is xmin, ymin, xmax, ymax in `bbox_crs`."""
+    """Options of `open_pair`. `bbox` is xmin, ymin, xmax, ymax in `bbox_crs`."""
 
     align: Literal["auto", "strict"] = "auto"
     resampling: Resampling = "bilinear"
     before_bands: tuple[int, ...] | None = None
     after_bands: tuple[int, ...] | None = None
-    scale: str = "auto"
+    scale: str = "auto"  # as `parse_scale` reads it
     nodata: float | None = None
     alpha_band: Literal["auto", "none"] = "auto"
     gsd_m: float | None = None
@@ -60,13 +60,13 @@ class ReadOptions:
     allow_vrt: bool = False
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
-    aoi: Path | BaseGeometry | None = None  # a vector file, or areas in longitude and latitude
-    outlines_only: bool = False  # only where the chips lie is wanted: no pixel is read
+    aoi: Path | BaseGeometry | None = None  # a vector file, or polygons in longitude and latitude
+    outlines_only: bool = False  # chip footprints only: no pixel is read
 
 
 @dataclass(frozen=True, slots=True)
 class ChipPixels:
-    """What the model sees of a chip. Where either date has no data, both show the chip's mean colour."""
+    """Input of the model for a chip. Pixels without data at either date have the mean colour in both."""
 
     chip: Chip
     before: NDArray[np.uint8]  # (3, size, size) RGB
@@ -75,21 +75,21 @@ class ChipPixels:
 
     @property
     def valid_fraction(self) -> float:
-        """Share of the chip's real pixels (padding apart) where both dates have data."""
+        """Share of the chip's real pixels, padding apart, where both dates have data."""
         real = self.valid[: self.chip.window.height, : self.chip.window.width]
         return float(np.count_nonzero(real) / real.size)
 
 
 @dataclass(frozen=True)
 class PairReader:
-    """An open pair; made by `open_pair`, valid inside its `with`, for one thread."""
+    """Open pair; made by `open_pair`, valid inside its `with`, for one thread."""
 
     alignment: Alignment
     views: tuple[View, View] = field(repr=False)
-    stretches: tuple[Stretch | None, Stretch | None]
+    stretches: Stretches
     aoi: BaseGeometry | None  # bbox and area of interest of the options, in the CRS of the grid
     options: ReadOptions
-    notes: tuple[str, ...]  # one sentence each, for the user
+    notes: tuple[str, ...]  # for the user, a sentence each
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
 
     @property
@@ -117,11 +117,11 @@ class PairReader:
         return grid
 
     def read(self, chip: Chip) -> ChipPixels:
-        """The pixels of a chip of `chips()`.
+        """Read the pixels of a chip of `chips()`.
 
         Raises:
-            RasterError: a part of a file cannot be decoded; other chips may be readable.
-            ValueError: the pair was opened for outlines only.
+            RasterError: a block of a file cannot be decoded; other chips may be readable.
+            ValueError: the pair was opened with `outlines_only`.
         """
         if self.options.outlines_only:
             raise ValueError("a pair opened for outlines only has no pixels")
@@ -133,30 +133,30 @@ class PairReader:
         return self.to_chip_pixels(chip, raws)
 
     def to_chip_pixels(self, chip: Chip, raws: Iterable[Raw]) -> ChipPixels:
-        """What the model sees of a chip, from the raw pixels of its window at both dates."""
-        parts = (view.to_rgb(raw) for view, raw in zip(self.views, raws, strict=True))
-        values, valid = zip(*parts, strict=True)
-        colours = [_to_uint8(one, stretch) for one, stretch in zip(values, self.stretches, strict=True)]
-        both = valid[0] & valid[1]
-        if both.shape == (chip.size, chip.size) and both.all():
-            return ChipPixels(chip, colours[0], colours[1], both)
-        seen = np.concatenate([colour[:, both] for colour in colours], axis=1)
-        fill = seen.mean(axis=1).round() if both.any() else np.zeros(3)
-        height, width = both.shape
+        """Convert the raw pixels of a chip's window at both dates to the input of the model."""
+        converted = (view.to_rgb(raw) for view, raw in zip(self.views, raws, strict=True))
+        values, masks = zip(*converted, strict=True)
+        images = [to_uint8(date, stretch) for date, stretch in zip(values, self.stretches, strict=True)]
+        valid = masks[0] & masks[1]
+        if valid.shape == (chip.size, chip.size) and valid.all():
+            return ChipPixels(chip, images[0], images[1], valid)
+        valid_colors = np.concatenate([image[:, valid] for image in images], axis=1)
+        fill = valid_colors.mean(axis=1).round() if valid.any() else np.zeros(3)
+        height, width = valid.shape
         squares = np.empty((2, 3, chip.size, chip.size), np.uint8)
         squares[:] = fill.astype(np.uint8)[:, None, None]
-        for square, colour in zip(squares, colours, strict=True):
-            np.copyto(square[:, :height, :width], colour, where=both)
+        for square, image in zip(squares, images, strict=True):
+            np.copyto(square[:, :height, :width], image, where=valid)
         mask = np.zeros((chip.size, chip.size), bool)
-        mask[:height, :width] = both
+        mask[:height, :width] = valid
         return ChipPixels(chip, squares[0], squares[1], mask)
 
     def provenance(self) -> dict[str, object]:
-        """Where the pixels came from and what was done to them, as JSON values."""
+        """Origin of the pixels and their processing, as JSON values."""
         options, placement, geobox = self.options, self.alignment.placement, self.geobox
         return {
-            "before": _described(self.views[0], self.stretches[0]),
-            "after": _described(self.views[1], self.stretches[1]),
+            "before": _describe(self.views[0], self.stretches[0]),
+            "after": _describe(self.views[1], self.stretches[1]),
             "grid": {
                 "crs": geobox.crs.to_string() if geobox.crs else None,
                 "transform": list(geobox.transform)[:6],
@@ -177,18 +177,14 @@ class PairReader:
         }
 
 
-def _to_uint8(values: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np.uint8]:
-    return values.astype(np.uint8, copy=False) if stretch is None else stretch.apply(values)
-
-
-def _described(view: View, stretch: Stretch | None) -> dict[str, object]:
+def _describe(view: View, stretch: Stretch | None) -> dict[str, object]:
     source = view.source
-    nodata = source.nodata
+    geobox, nodata = source.geobox, source.nodata
     return {
         "path": source.name,
-        "crs": source.geobox.crs.to_string() if source.geobox.crs else None,
-        "width": source.geobox.width,
-        "height": source.geobox.height,
+        "crs": geobox.crs.to_string() if geobox.crs else None,
+        "width": geobox.width,
+        "height": geobox.height,
         "dtype": source.dtype,
         "bands": list(source.bands),
         "nodata": None if nodata is None else nodata if math.isfinite(nodata) else str(nodata),
@@ -198,15 +194,13 @@ def _described(view: View, stretch: Stretch | None) -> dict[str, object]:
 
 
 def check_options(options: ReadOptions) -> None:
-    """Find out whether any pair can be read like this, before one is opened.
+    """Validate options before any pair is opened.
 
     Raises:
-        ConfigError: the scale, the resampling or the bbox cannot be.
+        ConfigError: the scale, the resampling method or the bbox is invalid.
         RasterError: the file of the area of interest is missing.
     """
-    methods = get_args(Resampling)
-    if options.resampling not in methods:
-        raise ConfigError(f"resampling {options.resampling!r} is not one of {', '.join(methods)}")
+    parse_resampling(options.resampling)
     parse_scale(options.scale)
     if options.bbox is not None:
         check_bbox(options.bbox, options.bbox_crs)
@@ -215,28 +209,37 @@ def check_options(options: ReadOptions) -> None:
 
 
 @contextmanager
-def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[PairReader]:
-    """Check a pair, put both dates on one grid, and read it chip by chip inside the `with`.
+def open_pair(
+    pair: RasterPair,
+    options: ReadOptions | None = None,
+    *,
+    geobox: GeoBox | None = None,
+    stretches: Stretches | None = None,
+) -> Iterator[PairReader]:
+    """Open a pair on one grid, to be read chip by chip inside the `with`.
+
+    geobox: grid to use instead of the common one, such as that of an earlier run.
+    stretches: stretch of each date to use instead of what `options.scale` computes; None for 8-bit values.
 
     Raises:
         RasterError: a file cannot be read, not even in part, or the two cannot be compared: no CRS, no
             overlap, or grids that differ under `align="strict"`.
-        ConfigError: an option does not fit the files.
+        ConfigError: an option is invalid or does not fit the files.
     """
     options = options or ReadOptions()
     check_options(options)
-    opened = partial(
+    open_date = partial(
         open_source,
         nodata=options.nodata,
         trust_alpha=options.alpha_band == "auto",
-        look=not options.outlines_only,
+        read_pixels=not options.outlines_only,
         allow_vrt=options.allow_vrt,
     )
     with ExitStack() as stack:
         stack.enter_context(gdal_env(pair.before, pair.after))
         before, after = (
-            stack.enter_context(opened(path, bands=bands))
-            for path, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
+            stack.enter_context(open_date(location, bands=bands))
+            for location, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
         )
         names = dict.fromkeys((before.name, after.name))
         stack.enter_context(log_decoder_warnings(" or ".join(names)))
@@ -248,29 +251,43 @@ def open_pair(pair: RasterPair, options: ReadOptions | None = None) -> Iterator[
             resampling=options.resampling,
             gsd_m=options.gsd_m,
         )
-        geobox = alignment.geobox
+        if geobox is not None:
+            alignment = alignment.moved_to(geobox)
         views = (
-            stack.enter_context(before.view_on(geobox, alignment.before_offset, options.resampling)),
-            stack.enter_context(after.view_on(geobox, alignment.after_offset, options.resampling)),
+            stack.enter_context(
+                before.view_on(alignment.geobox, alignment.before_offset, options.resampling)
+            ),
+            stack.enter_context(after.view_on(alignment.geobox, alignment.after_offset, options.resampling)),
         )
-        aoi = _aoi(geobox, options)
-        stretches, scale_notes = _stretches(views, geobox, options)
-        notes = (*_dated(before, after, before.notes, after.notes), *alignment.notes, *scale_notes)
-        warnings = _dated(before, after, before.warnings, after.warnings)
-        yield PairReader(alignment, views, stretches, aoi, options, tuple(notes), tuple(warnings))
+        aoi = _aoi(alignment.geobox, options)
+        scale_notes: tuple[str, ...] = ()
+        if stretches is None:
+            stretches, scale_notes = _stretches(views, alignment.geobox, options)
+        else:
+            _check_stretches(views, stretches)
+        notes = (
+            *_with_dates(before, after, before.notes, after.notes),
+            *alignment.notes,
+            *scale_notes,
+        )
+        warnings = _with_dates(before, after, before.warnings, after.warnings)
+        yield PairReader(alignment, views, stretches, aoi, options, notes, tuple(warnings))
 
 
-def _dated(before: Source, after: Source, first: tuple[str, ...], second: tuple[str, ...]) -> Iterator[str]:
-    """The notes on each date with its name, unless one image is both."""
-    for note in dict.fromkeys(first + second):
-        date = "both dates" if note in first and note in second else "before" if note in first else "after"
+def _with_dates(
+    before: Source, after: Source, before_notes: tuple[str, ...], after_notes: tuple[str, ...]
+) -> Iterator[str]:
+    """Notes on both dates, prefixed with the date unless both are the same image."""
+    for note in dict.fromkeys(before_notes + after_notes):
+        in_before, in_after = note in before_notes, note in after_notes
+        date = "both dates" if in_before and in_after else "before" if in_before else "after"
         yield note if before.location == after.location else f"{date}: {note}"
 
 
 def _stretches(
     views: tuple[View, View], geobox: GeoBox, options: ReadOptions
-) -> tuple[tuple[Stretch | None, Stretch | None], tuple[str, ...]]:
-    """The stretch of each date and notes on it; files of which no part can be read are refused here."""
+) -> tuple[Stretches, tuple[str, ...]]:
+    """Stretch of each date, and notes on it. Raises: RasterError for a file of which no part can be read."""
     spec = parse_scale(options.scale)
     if options.outlines_only:
         return (None, None), ()
@@ -284,19 +301,26 @@ def _stretches(
     return plan_stretches(spec, before, after)
 
 
+def _check_stretches(views: tuple[View, View], stretches: Stretches) -> None:
+    for view, stretch in zip(views, stretches, strict=True):
+        if stretch is None and view.source.dtype != "uint8":
+            raise ConfigError(f"{view.source.name}: has values of {view.source.dtype}, which need a stretch")
+
+
 def _aoi(geobox: GeoBox, options: ReadOptions) -> BaseGeometry | None:
+    """Intersection of bbox and area of interest in the CRS of the grid; None without either."""
     if options.bbox is None and options.aoi is None:
         return None
     if geobox.crs is None:
         raise ConfigError(f"bbox and aoi need rasters with a CRS; leave them out, or {ADD_A_CRS}")
-    areas = [] if options.bbox is None else [aoi_from_bbox(options.bbox, options.bbox_crs, geobox)]
+    shapes = [] if options.bbox is None else [aoi_from_bbox(options.bbox, options.bbox_crs, geobox)]
     if options.aoi is not None:
-        areas.append(
+        shapes.append(
             aoi_from_file(options.aoi, geobox)
             if isinstance(options.aoi, Path)
             else aoi_from_shape(options.aoi, geobox)
         )
-    area = areas[0].intersection(areas[-1])
-    if area.area == 0:
-        raise RasterError("bbox and aoi have no ground in common; leave one of them out")
-    return area
+    aoi = shapes[0].intersection(shapes[-1])
+    if aoi.area == 0:
+        raise RasterError("bbox and aoi do not overlap; leave one of them out")
+    return aoi

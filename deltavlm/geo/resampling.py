@@ -1,10 +1,26 @@
-"""Names of the resampling methods that a warp can use; imports nothing, so that the command line can, too."""
+"""Names of the resampling methods of a warp; imports no library, so the command line can import it early."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["Resampling"]
+from deltavlm.errors import ConfigError
+
+__all__ = ["Resampling", "parse_resampling"]
 
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode"]
-"""A subset of `rasterio.enums.Resampling`: methods that give a colour image for any pair of pixel sizes."""
+"""Those of `rasterio.enums.Resampling` that GDAL can warp images with."""
+
+METHODS: tuple[Resampling, ...] = get_args(Resampling)
+
+
+def parse_resampling(name: str) -> Resampling:
+    """Method of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for method in METHODS:
+        if method == name:
+            return method
+    raise ConfigError(f"resampling {name!r} is not one of {', '.join(METHODS)}")

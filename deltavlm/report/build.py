@@ -29,7 +29,7 @@ class Report:
         return sum(len(scene.chips) for scene in self.scenes)
 
     def html(
-        self, limits: ImageLimits | None = None, on_progress: Callable[[int], None] = lambda done: None
+        self, limits: ImageLimits | None = None, on_progress: Callable[[int], None] = lambda count: None
     ) -> tuple[str, dict[str, str]]:
         """Render the page; see `report_html`.
 

@@ -6,20 +6,18 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.geo.alignment import align, check_georeferenced
-from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.radiometry import Stretch
-from deltavlm.geo.source import open_source
+from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
+from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
 from deltavlm.report.scenes import Scene, SceneImage
 
@@ -48,10 +46,11 @@ class ImageOptions:
 class OpenScene:
     """Both images of a scene, open on one grid."""
 
-    grid: GeoBox
-    sources: tuple[Source, Source]
-    views: tuple[View, View]  # on `grid`
-    stretches: tuple[Stretch | None, Stretch | None]
+    pair: PairReader
+
+    @property
+    def grid(self) -> GeoBox:
+        return self.pair.geobox
 
     def overview(self, long_side_px: int) -> tuple[Image.Image, Image.Image]:
         """Both images downsampled to at most `long_side_px`; nodata and unreadable rows are transparent.
@@ -62,8 +61,8 @@ class OpenScene:
         scale = min(1.0, long_side_px / max(self.grid.width, self.grid.height))
         size = tuple(max(1, round(length * scale)) for length in (self.grid.width, self.grid.height))
         before, after = (
-            _overview(source, view, stretch, self.grid, size)
-            for source, view, stretch in zip(self.sources, self.views, self.stretches, strict=True)
+            _overview(view, stretch, self.grid, size)
+            for view, stretch in zip(self.pair.views, self.pair.stretches, strict=True)
         )
         return before, after
 
@@ -76,8 +75,8 @@ class OpenScene:
         scale = min(1.0, long_side_px / max(window.width, window.height))
         shape = max(1, round(window.height * scale)), max(1, round(window.width * scale))
         before, after = (
-            _to_image(*_to_uint8(*view.read(window, shape, averaged=scale < 1), stretch))
-            for view, stretch in zip(self.views, self.stretches, strict=True)
+            _to_image(*_read(view, stretch, window, shape, averaged=scale < 1))
+            for view, stretch in zip(self.pair.views, self.pair.stretches, strict=True)
         )
         return before, after
 
@@ -95,33 +94,44 @@ def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[Op
         _locate(image.path, override, options, folder)
         for image, override in ((scene.before, options.before), (scene.after, options.after))
     ]
+    pair = RasterPair(*paths)
     with ExitStack() as stack:
-        stack.enter_context(gdal_env(*paths))
-        sources = []
-        for path, image in zip(paths, (scene.before, scene.after), strict=True):
-            try:
-                source = stack.enter_context(
-                    open_source(path, bands=image.bands, nodata=image.nodata, allow_vrt=options.allow_vrt)
+        try:
+            reader = stack.enter_context(
+                open_pair(
+                    pair,
+                    _read_options(scene, options),
+                    geobox=scene.grid if scene.has_recorded_grid else None,
+                    stretches=_recorded_stretches(scene),
                 )
-            except InputError as error:  # the bands too come from the file
-                raise RasterError(str(error)) from error
-            _check_size(source, image)
-            sources.append(source)
-        before, after = sources
-        stack.enter_context(log_decoder_warnings(" or ".join(dict.fromkeys((before.name, after.name)))))
-        check_georeferenced(before, after, allow_no_crs=True)
-        alignment = align(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
-        grid, offsets = scene.grid, (alignment.before_offset, alignment.after_offset)
-        if not scene.has_recorded_grid:
-            grid = alignment.geobox
-        elif (grid.width, grid.height) != (alignment.geobox.width, alignment.geobox.height):
-            offsets = (None, None)  # it was resampled
-        views = (
-            stack.enter_context(before.view_on(grid, offsets[0], scene.resampling)),
-            stack.enter_context(after.view_on(grid, offsets[1], scene.resampling)),
-        )
-        stretches = (_stretch(scene.before, views[0], grid), _stretch(scene.after, views[1], grid))
-        yield OpenScene(grid, (before, after), views, stretches)
+            )
+        except InputError as error:  # bands and resampling method come from the output's file too
+            raise RasterError(str(error)) from error
+        for view, image in zip(reader.views, (scene.before, scene.after), strict=True):
+            _check_size(view.source, image)
+        yield OpenScene(reader)
+
+
+def _read_options(scene: Scene, options: ImageOptions) -> ReadOptions:
+    """Options that read the pixels of the run again; `--nodata` applied to both images, or to none."""
+    before, after = scene.before, scene.after
+    return ReadOptions(
+        resampling=parse_resampling(scene.resampling),
+        before_bands=before.bands,
+        after_bands=after.bands,
+        scale="per-date",
+        nodata=before.nodata if repr(before.nodata) == repr(after.nodata) else None,  # NaN, too
+        allow_no_crs=True,
+        allow_vrt=options.allow_vrt,
+    )
+
+
+def _recorded_stretches(scene: Scene) -> Stretches | None:
+    """Stretches that the output records; None where it has none: images are 8-bit, or it names no inputs."""
+    before, after = (
+        None if image.stretch is None else Stretch(*image.stretch) for image in (scene.before, scene.after)
+    )
+    return (before, after) if before or after else None
 
 
 def as_webp(image: Image.Image) -> bytes:
@@ -159,30 +169,12 @@ def _check_size(source: Source, image: SceneImage) -> None:
         )
 
 
-def _stretch(image: SceneImage, view: View, grid: GeoBox) -> Stretch | None:
-    """Recorded stretch to 8 bit; if the output has none, the 2nd to 98th percentile of a sample."""
-    if image.stretch is not None:
-        return Stretch(*image.stretch)
-    if view.source.dtype == "uint8":
-        return None
-    values = view.sample(grid)
-    if not values.size:
-        return Stretch((0.0,) * 3, (1.0,) * 3)
-    low, high = np.percentile(values, (2, 98), axis=1)
-    return Stretch(tuple(low.tolist()), tuple(np.maximum(high, low + 1e-6).tolist()))
-
-
-def _overview(
-    source: Source, view: View, stretch: Stretch | None, grid: GeoBox, size: tuple[int, ...]
-) -> Image.Image:
+def _overview(view: View, stretch: Stretch | None, grid: GeoBox, size: tuple[int, ...]) -> Image.Image:
     """One image resampled to `size` (width, height), read in strips; unreadable strips are transparent."""
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
-    small = replace(
-        grid, transform=grid.transform * Affine.scale(grid.width / width, grid.height / height),
-        width=width, height=height,
-    )  # fmt: skip
+    source, small = view.source, grid.zoom_to(width, height)
     failures: list[RasterError] = []
     strips_read = 0
     with ExitStack() as stack:
@@ -195,22 +187,23 @@ def _overview(
             first, last = (math.floor(row * grid.height / height) for row in (rows.start, rows.stop))
             window = Window(0, first, grid.width, max(1, last - first))
             try:
-                values, mask = view.read(window, (rows.stop - rows.start, width), averaged=True)
+                strip = _read(view, stretch, window, (rows.stop - rows.start, width), averaged=True)
             except RasterError as error:
                 failures.append(error)
                 continue
             strips_read += 1
-            pixels[:, rows], valid[rows] = _to_uint8(values, mask, stretch)
+            pixels[:, rows], valid[rows] = strip
     if not strips_read:
         raise failures[0]
     return _to_image(pixels, valid)
 
 
-def _to_uint8(
-    values: NDArray[np.generic], valid: NDArray[np.bool_], stretch: Stretch | None
+def _read(
+    view: View, stretch: Stretch | None, window: Window, shape: tuple[int, int], *, averaged: bool
 ) -> tuple[Pixels, NDArray[np.bool_]]:
-    pixels = values.astype(np.uint8, copy=False) if stretch is None else stretch.apply(values)
-    return pixels, valid
+    """RGB (3, rows, cols) and validity (rows, cols) of a window, decimated to `shape` (rows, cols)."""
+    values, valid = view.read(window, shape, averaged=averaged)
+    return to_uint8(values, stretch), valid
 
 
 def _to_image(pixels: Pixels, valid: NDArray[np.bool_]) -> Image.Image:

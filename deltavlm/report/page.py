@@ -48,7 +48,7 @@ def report_html(
     scenes: Sequence[Scene],
     options: ImageOptions,
     limits: ImageLimits | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[str, dict[str, str]]:
     """Render the page of some scenes of an output.
 
@@ -122,7 +122,7 @@ def _render_images(
         limits.overview_px,
         max(limits.min_overview_px, math.isqrt(limits.total_overview_px // (2 * len(scenes) or 1))),
     )
-    detail_numbers = _most_changed(scenes, limits.max_details)
+    detail_numbers = _highest_scores(scenes, limits.max_details)
     first = 0
     for index, scene in enumerate(scenes):
         if index >= max_pairs:
@@ -147,7 +147,7 @@ def _render_images(
     return images
 
 
-def _most_changed(scenes: Sequence[Scene], count: int) -> set[int]:
+def _highest_scores(scenes: Sequence[Scene], count: int) -> set[int]:
     """Numbers of the changed chips with the highest scores, counted over all scenes."""
     chips = enumerate(chip for scene in scenes for chip in scene.chips)
     ranked = sorted(((score_of(chip), number) for number, chip in chips if chip.get("changed")), reverse=True)

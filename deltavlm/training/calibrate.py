@@ -81,7 +81,8 @@ def margins_of_cases(
     flags = {one.id: one.changed for case in asked for one in case.examples}
     found: list[float] = []
     truth: list[bool] = []
-    for predictions, _ in predict_batches(plain, [case for case in asked if case.examples], images, batch=16):
+    asked = [case for case in asked if case.examples]
+    for predictions, _ in predict_batches(plain, asked, images, batch_size=16):
         for one in predictions:
             if one.score is not None:
                 found.append(float(torch.logit(torch.tensor(one.score), eps=1e-7)))

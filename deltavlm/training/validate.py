@@ -119,7 +119,7 @@ class Validator:
             cases = held.held_out[: self.plan.pairs]
             mine: list[Prediction] = []
             for predictions, problems in predict_batches(
-                model, cases[world.rank :: world.size], held.images, batch=16
+                model, cases[world.rank :: world.size], held.images, batch_size=16
             ):
                 mine += predictions
                 for problem in problems:
@@ -134,14 +134,15 @@ class Validator:
     def scored(self, held: Split, predictions: Sequence[Prediction]) -> Mapping[str, float]:
         examples = [example for case in held.held_out[: self.plan.pairs] for example in case.examples]
         tasks = tuple(dict.fromkeys(example.task for example in examples))
-        result = score(match(examples, predictions).pairs, tasks, Setup(rounds=0, beside=False))
+        setup = Setup(bootstrap_rounds=0, with_published=False)
+        result = score(match(examples, predictions).pairs, tasks, setup)
         for line in result.notes:
             self.note(line)
         return {
             ".".join((held.name, one.task, one.group, one.metric))
             .replace(", ", "_")
             .replace(" ", "_"): one.value
-            for one in result.figures
+            for one in result.metrics
             if one.metric not in TALLIES and "always empty" not in one.group
         }
 

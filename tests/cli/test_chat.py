@@ -188,6 +188,7 @@ def test_mistakes_are_one_line(run: Run, scene: Scene, args: list[str], what: st
     assert run.loads == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_six_turns_at_a_terminal_and_an_interrupted_answer(scene: Scene, tmp_path: Path) -> None:
     """Ctrl-C stops an answer and not the program; the interrupted question leaves no trace."""

@@ -149,6 +149,7 @@ def test_poisoned_proj_data(tmp_path: Path) -> None:
     assert "unset PROJ_DATA" in finding.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["grid a.tif", "synth scene out", "doctor", "grid -h"])
 def test_a_kept_proj_data_that_is_empty(tmp_path: Path, words: str) -> None:
     """PROJ itself wrote a line to stderr, and a CRSError followed that named no variable."""

@@ -32,7 +32,7 @@ def test_helping_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys, runpy\n"
         f"sys.argv = ['deltavlm', {command!r}, '--help']\n"
-        "try: runpy.run_module('deltacli', run_id='__main__')\n"
+        "try: runpy.run_module('deltacli', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio', 'PIL'}\n"
         "print(sorted(heavy & {*sys.modules}))"
@@ -93,6 +93,7 @@ def test_a_full_disk_under_stdout_is_one_line(scene: Scene) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_closed_streams_do_no_harm(scene: Scene, tmp_path: Path) -> None:
     """`2>&-` and `>&-`: Python then has None in place of the streams."""
     for redirect in ("2>&-", ">&-"):
@@ -112,6 +113,7 @@ def test_closed_streams_do_no_harm(scene: Scene, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_leaves_no_partial_output(
@@ -172,6 +174,7 @@ def test_ctrl_c_stays_as_it_is_for_who_imports_us() -> None:
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_a_torchvision_of_another_torch(scene: Scene, tmp_path: Path) -> None:
     """It was an `unexpected RuntimeError`, with no word of what to do."""
     environment = stub(
@@ -206,6 +209,7 @@ def on_terminal(*args: object) -> tuple[int, str, str]:
     return process.returncode, written, said.decode()
 
 
+@pytest.mark.slow
 def test_a_bar_with_eta_and_a_table_on_a_terminal(scene: Scene, tmp_path: Path) -> None:
     args = (*scene.args, "-o", tmp_path / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
     code, written, said = on_terminal("analyze", *args)
@@ -225,6 +229,7 @@ def test_the_bar_does_not_swallow_the_features_on_stdout(scene: Scene) -> None:
     assert "Feature" not in said
 
 
+@pytest.mark.slow
 def test_plain_lines_elsewhere(scene: Scene, tmp_path: Path) -> None:
     args = (*scene.args, "-o", tmp_path / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
     with program("analyze", *args, pause=0.2) as process:

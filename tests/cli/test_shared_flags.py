@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from deltacli.flag_groups import CommonFlags
+from deltacli import options
+from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, WindowFlags
 from deltacli.main import app
 from tests.cli.conftest import Run, one_line
 
@@ -40,6 +42,36 @@ def flags_of(command: Any) -> dict[str, list[str]]:
     }
 
 
+def registry() -> dict[str, tuple[str | None, list[str]]]:
+    """Letter and commands of each flag in the docstring of `deltacli.options`."""
+    text = re.sub(r",\n +", ", ", options.__doc__ or "")
+    rows = re.findall(r"^    (?:(-\w) )?(--[\w-]+) +(.+)$", text, flags=re.MULTILINE)
+    return {flag: (letter or None, commands.split(", ")) for letter, flag, commands in rows}
+
+
+def test_the_registry_of_flags_is_that_of_the_app() -> None:
+    by_flag: dict[str, list[str]] = {}
+    letters: dict[str, set[str]] = {}
+    for words, command in COMMANDS.items():
+        for flags in flags_of(command).values():
+            for flag in flags:
+                by_flag.setdefault(flag, []).append(words)
+            for letter in (flag for flag in flags if len(flag) == 2):
+                letters.setdefault(letter, set()).update(flag for flag in flags if len(flag) > 2)
+    table = registry()
+    for flag, (_, commands) in table.items():
+        actual = [words for words in by_flag[flag] if words not in PENDING or commands != ["all"]]
+        assert actual == (
+            [words for words in COMMANDS if words not in PENDING] if commands == ["all"] else commands
+        ), flag
+    known = {letter: {flag} for flag, (letter, _) in table.items() if letter}
+    exceptions = {"-q": {"--question"}, "-n": {"--count"}, "-b": {"--bidx"}}
+    assert letters == {letter: flags | exceptions.get(letter, set()) for letter, flags in known.items()}
+    groups = (CommonFlags, ModelFlags, OutputFlags, ChipFlags, RasterFlags, WindowFlags)
+    shared = {f"--{field.name.replace('_', '-')}" for group in groups for field in fields(group)}
+    assert shared <= table.keys()
+
+
 @pytest.mark.parametrize("words", sorted(COMMANDS.keys() - PENDING))
 def test_every_command_has_the_shared_flags(words: str) -> None:
     command, root = flags_of(COMMANDS[words]), flags_of(APP)
@@ -67,6 +99,12 @@ def test_every_command_takes_its_defaults_from_a_file(run: Run, words: str) -> N
     result = run("--config", "c.toml", *words.split(), *arguments)
     assert result.exit_code == 2
     assert "unknown key 'no-such-flag'" in one_line(result)
+
+
+def test_variables_are_named_by_flags(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some had the name of the parameter: DELTAVLM_TRAIN_CHANGES for --set."""
+    monkeypatch.setenv("DELTAVLM_TRAIN_SET", "seed=many")
+    assert "many" in one_line(run("train", "train_nano.yaml", "--print-config"))
 
 
 def test_a_flag_that_can_be_repeated_takes_one_value_or_many(run: Run) -> None:

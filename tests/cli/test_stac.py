@@ -44,7 +44,7 @@ def test_the_item_of_the_model_is_shared(run: Run, out: Path, tmp_path: Path) ->
     assert "exists already; add --overwrite" in one_line(run(*args))
     again = run(*args, "-o", tmp_path / "other.json")
     assert again.exit_code == 0
-    assert again.stderr.rstrip().endswith("(was there already)")
+    assert again.stderr.rstrip().endswith("(exists already)")
     assert run(*args, "--overwrite").exit_code == 0
 
 

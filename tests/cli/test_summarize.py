@@ -75,7 +75,7 @@ def test_each_kind_of_output(run: Run, out: Path, tmp_path: Path, suffix: str) -
         with path.open(newline="") as file:
             assert sorted(row["name"] for row in csv.DictReader(file)) == ["'=west", "east"]
     elif suffix in (".md", ".html"):
-        assert "Keep in mind" in path.read_text(encoding="utf-8")
+        assert "Caveats" in path.read_text(encoding="utf-8")
     else:
         frame = (
             geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path, layer=0)

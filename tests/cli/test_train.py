@@ -56,6 +56,7 @@ def sets(*changes: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
+@pytest.mark.slow
 def test_nano_is_tuned_on_a_set_and_answers(run: Run, made: Path) -> None:
     """The shipped recipe at small size: both phases, validation with real figures, and a model folder."""
     here = sets(*SMALL, f"sets.changechat.path={made}")
@@ -125,6 +126,7 @@ def wait_for(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_terminated_and_killed_it_goes_on_as_if_unbroken(made: Path, tmp_path: Path) -> None:
     """SIGTERM ends it with a checkpoint and one line, SIGKILL with what was kept last; the losses are those

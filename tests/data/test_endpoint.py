@@ -19,6 +19,8 @@ from deltavlm.errors import DeltaVLMError, InputError, OutputError, ToolError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
 
+pytestmark = pytest.mark.network
+
 KEY = "sk-secret-of-somebody"
 FACTS = PairFacts(Counts(0, 2), Cells(buildings=("top-left",)), ("two houses appear .",), True)
 GOOD = [{"question": "How many houses were built?", "answer": "two"}]

@@ -15,7 +15,9 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.geobox import LONLAT, GeoBox, project
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.pair import RasterPair, open_pair
+from deltavlm.geo.radiometry import Stretch
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all
 from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, spoil, write_raster
 
@@ -46,6 +48,46 @@ def test_whole_pixel_offset_is_read_by_windows_of_the_intersection(tmp_path: Pat
     for pixels in chips:
         assert pixels.valid.all()
         assert (pixels.before == pixels.after).all()
+
+
+def test_a_pair_opened_on_a_window_of_its_grid_has_the_same_pixels(tmp_path: Path, before: Path) -> None:
+    """As the report opens it: with the grid that an output records."""
+    after = write_raster(tmp_path / "after.tif", smooth()[:, 7:, 11:], transform=moved(11, 7))
+    pair = RasterPair(str(before), str(after))
+    window = Window(9, 5, 64, 40)
+    rows, cols = slice(5, 45), slice(9, 73)
+    with open_pair(pair) as reader:
+        geobox = reader.geobox
+        common = mosaic(reader, read_all(reader))
+    with open_pair(pair, geobox=geobox.crop(window)) as reader:
+        assert reader.geobox == geobox.crop(window)
+        assert not any(view.dataset is not view.source.dataset for view in reader.views)  # none is warped
+        part = mosaic(reader, read_all(reader))
+    for images, expected in zip(part, common, strict=True):
+        assert (images == expected[..., rows, cols]).all()
+
+
+@pytest.mark.parametrize("window", [Window(-3, 0, 64, 64), Window(COLS - 20, 0, 64, 64)])
+def test_outside_of_a_raster_the_given_grid_has_no_data(before: Path, window: Window) -> None:
+    pair = RasterPair(str(before), str(before))
+    with open_pair(pair) as reader:
+        geobox = reader.geobox.crop(window)
+    with open_pair(pair, geobox=geobox) as reader:
+        valid = mosaic(reader, read_all(reader))[2]
+    inside = [0 <= window.col_off + col < COLS for col in range(64)]
+    assert (valid == inside).all()
+
+
+def test_given_stretches_replace_the_scale(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(dtype="uint16", high=1000))
+    pair = RasterPair(str(path), str(path))
+    stretches = (Stretch((0.0,) * 3, (1000.0,) * 3), Stretch((0.0,) * 3, (2000.0,) * 3))
+    with open_pair(pair, stretches=stretches) as reader:
+        assert reader.stretches == stretches
+        before, after, _ = mosaic(reader, read_all(reader))
+    assert np.abs(before / 2.0 - after).max() <= 1
+    with pytest.raises(ConfigError, match="values of uint16, which need a stretch"):
+        open_pair(pair, stretches=(None, None)).__enter__()
 
 
 def test_chip_footprints_lie_in_the_footprint_of_both(tmp_path: Path, before: Path) -> None:

@@ -33,7 +33,7 @@ def regions(labels: NDArray[np.uint8], block: int) -> list[Region]:
     return found.regions()
 
 
-@pytest.mark.parametrize("block", [1, 7, 32, 100])
+@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 7, 32, 100])
 def test_cuts_do_not_show(labels: NDArray[np.uint8], block: int) -> None:
     whole, cut = regions(labels, 1000), regions(labels, block)
     assert len(whole) == len(cut) > 20

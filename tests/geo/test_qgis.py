@@ -22,8 +22,7 @@ from deltavlm.config import shipped_config
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.geo.styles import STEPS, STYLES, layer_style
-from deltavlm.pipeline.layers import LOCATIONS, OUTLINES, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS, with_pair
+from deltavlm.pipeline.schema import GRID, LOCATIONS, PAIRS, chips_layer, with_pair_columns
 from deltavlm.tasks.questions import load_questions
 
 LOOK = Path(__file__).with_name("qgis_look.py")
@@ -39,7 +38,7 @@ CHANGES = Layer(
         Field("lon", "float"),
     ),
 )
-LAYERS = [CHIPS, LOCATIONS, CHANGES, OUTLINES, PAIRS]
+LAYERS = [CHIPS, LOCATIONS, CHANGES, GRID, PAIRS]
 
 
 # --- without QGIS -----------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ def test_a_style_asks_for_columns_that_the_layer_has(layer: Layer) -> None:
 
 
 def test_every_layer_has_a_style_and_others_have_none() -> None:
-    assert all(map(layer_style, [*LAYERS, with_pair(CHIPS)]))
+    assert all(map(layer_style, [*LAYERS, with_pair_columns(CHIPS)]))
     assert layer_style(Layer("roads", ())) is None
 
 
@@ -140,6 +139,8 @@ def picture(path: Path) -> NDArray[np.int16]:
     return np.asarray(Image.open(path).convert("RGB")).astype(np.int16)
 
 
+@pytest.mark.qgis
+@pytest.mark.slow
 @needs_qgis
 def test_a_geopackage_alone_opens_styled(tmp_path: Path) -> None:
     path = written(tmp_path / "out.gpkg")
@@ -157,6 +158,8 @@ def test_a_geopackage_alone_opens_styled(tmp_path: Path) -> None:
     assert "<script" not in chips["tip"]
 
 
+@pytest.mark.qgis
+@pytest.mark.slow
 @needs_qgis
 @pytest.mark.parametrize("suffix", [".geojson", ".geojsonl", ".fgb"])
 def test_the_style_beside_a_file_is_found(tmp_path: Path, suffix: str) -> None:
@@ -165,6 +168,8 @@ def test_the_style_beside_a_file_is_found(tmp_path: Path, suffix: str) -> None:
     assert chips["aliases"]["changed_score"] == "Score of change"
 
 
+@pytest.mark.qgis
+@pytest.mark.slow
 @needs_qgis
 def test_what_was_not_looked_at_looks_different(tmp_path: Path) -> None:
     """Five chips in a row, on white: each middle has the colour that the legend promises."""
@@ -187,6 +192,8 @@ def test_what_was_not_looked_at_looks_different(tmp_path: Path) -> None:
     assert (failed.min(axis=1) > 240).any()
 
 
+@pytest.mark.qgis
+@pytest.mark.slow
 @needs_qgis
 def test_captions_stand_only_in_changed_chips_that_are_wide_on_the_screen(tmp_path: Path) -> None:
     path, png = written(tmp_path / "out.gpkg"), tmp_path / "map.png"
@@ -202,6 +209,8 @@ def test_captions_stand_only_in_changed_chips_that_are_wide_on_the_screen(tmp_pa
     assert letters(1, 400) == 0
 
 
+@pytest.mark.qgis
+@pytest.mark.slow
 @needs_qgis
 def test_changes_are_drawn_by_class(tmp_path: Path) -> None:
     path, png = tmp_path / "changes.gpkg", tmp_path / "map.png"

@@ -18,6 +18,8 @@ from tests import range_server
 from tests.geo.reading import opened
 from tests.rasters import noise, write_raster
 
+pytestmark = pytest.mark.network
+
 SIDE = 1024
 
 Served = tuple[str, Callable[[], Counter[str]]]

@@ -218,13 +218,13 @@ def test_rows_that_are_there_stay_where_they_are(tmp_path: Path, monkeypatch: py
     """Blocks of two rows of chips: the second row of chips is cut from what the first one needed."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 0)
     moves: list[int] = []
-    own = strips._RowBuffer._room_for
+    own = strips._RowBuffer._resize
 
     def noted(band: strips._RowBuffer, rows: int, cols: int, kept: int, start: int) -> Raw:
         moves.append(kept)
         return own(band, rows, cols, kept, start)
 
-    monkeypatch.setattr(strips._RowBuffer, "_room_for", noted)
+    monkeypatch.setattr(strips._RowBuffer, "_resize", noted)
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
         rows = reader.chips(SIZE).rows
@@ -254,7 +254,7 @@ def test_of_a_file_in_strips_no_chip_is_read_alone(tmp_path: Path, windows: dict
 def test_a_row_of_chips_that_is_too_long_is_cut(
     tmp_path: Path, windows: dict[str, list[Window]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strips, "MOST_BYTES", 3 * SIZE * COLS // 2)
+    monkeypatch.setattr(strips, "MAX_BYTES", 3 * SIZE * COLS // 2)
     monkeypatch.setattr(strips, "STRIP_BYTES", 0)
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:

@@ -79,6 +79,7 @@ def theirs() -> Iterator[Any]:
         scorer.meteor_p.communicate()
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_is_pycocoevalcaps() -> None:
     found = text.compute_metrics(SAID, KNOWN, java.meteor_statistics(SAID, KNOWN))
@@ -110,6 +111,7 @@ def test_words_are_pycocoevalcaps() -> None:
     assert java.ptb_tokenize(["Die Straße im Süden."]) == ["die straße im süden"]  # in any locale
 
 
+@pytest.mark.slow
 @needs_java
 def test_a_line_stays_a_line() -> None:
     """Marks that METEOR or the tokenizer take for an end of line or of a sentence do not shift the rest."""

@@ -95,7 +95,7 @@ def test_a_part_that_cannot_be_read_is_blank(
     assert (alpha[:32] == 255).all()
     assert (alpha[64:] == 255).all()
     spoil(after, [(row, col) for row in range(3) for col in range(5)])
-    with opened(path) as pair, pytest.raises(RasterError, match="a part of it cannot be read"):
+    with pytest.raises(RasterError, match="a part of it cannot be read"), opened(path) as pair:
         pair.overview(2048)
 
 
@@ -138,7 +138,7 @@ def test_no_server_is_asked_because_a_file_names_one(
     path = analyzed(*scene.args)
     pair = only_scene(path)
     object.__setattr__(pair.before, "path", place)
-    monkeypatch.setattr("deltavlm.report.images.open_source", pytest.fail)
+    monkeypatch.setattr("deltavlm.report.images.open_pair", pytest.fail)
     with (
         pytest.raises(RasterError, match="is a remote image; --allow-remote"),
         open_scene(pair, ImageOptions(), path),

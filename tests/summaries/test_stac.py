@@ -18,7 +18,7 @@ from referencing.jsonschema import DRAFT7
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import open_sink
-from deltavlm.pipeline.pair_layers import with_pair
+from deltavlm.pipeline.schema import with_pair_columns
 from deltavlm.summaries.results import Results, read_results
 from deltavlm.summaries.stac import dump_item, result_item
 from deltavlm.summaries.stac_model import model_item, model_item_name
@@ -157,7 +157,7 @@ def test_any_name_of_a_model_makes_a_valid_item(results: Results, name: str, tmp
 
 def test_dates_come_from_the_pairs(tmp_path: Path) -> None:
     path = tmp_path / "many.gpkg"
-    with open_sink(path, (with_pair(CHIPS),), UTM, FULL | {"pairs": "list.csv"}) as sink:
+    with open_sink(path, (with_pair_columns(CHIPS),), UTM, FULL | {"pairs": "list.csv"}) as sink:
         for step, (before, after) in enumerate(
             (("2014", "2016-05-01"), ("2015-03", "2021-07-09T10:00:00+02:00"))
         ):
@@ -183,9 +183,9 @@ def test_over_the_180th_meridian(tmp_path: Path) -> None:
 def test_what_cannot_be(tmp_path: Path, results: Results) -> None:
     with pytest.raises(InputError, match="give --before-date"):
         result_item(results, tmp_path / "item.json")
-    with pytest.raises(ConfigError, match="'May' is no date"):
+    with pytest.raises(ConfigError, match="'May' is not a date"):
         result_item(results, tmp_path / "item.json", before_date="May", after_date="2024")
-    with pytest.raises(ConfigError, match="'2024-13' is no date"):
+    with pytest.raises(ConfigError, match="'2024-13' is not a date"):
         result_item(results, tmp_path / "item.json", before_date="2024", after_date="2024-13")
     with pytest.raises(ConfigError, match="comes before the earlier one"):
         result_item(results, tmp_path / "item.json", before_date="2024", after_date="2015")

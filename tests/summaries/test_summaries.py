@@ -17,8 +17,7 @@ from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import SUFFIXES, open_sink
-from deltavlm.pipeline.layers import LOCATIONS, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS, with_pair
+from deltavlm.pipeline.schema import LOCATIONS, PAIRS, chips_layer, with_pair_columns
 from deltavlm.summaries.areas import (
     OUTSIDE,
     Areas,
@@ -32,6 +31,7 @@ from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
 from deltavlm.summaries.results import Results, area_m2, read_results
+from deltavlm.summaries.summary import summarize
 from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 from deltavlm.tasks.questions import load_questions
 
@@ -148,7 +148,7 @@ def test_a_provenance_that_is_none_of_ours_counts_as_lost(tmp_path: Path, run: A
     path.write_text(json.dumps(json.loads(path.read_text()) | {"deltavlm": run}))
     found = read_results([path])
     assert found.runs == ({},)
-    assert any("does not say how it was made" in one for one in caveats(found, summarize_chips(found)))
+    assert any("has no provenance" in one for one in caveats(found, summarize_chips(found)))
 
 
 def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_an_area_has_the_chips_whose_middle_lies_in_it(tmp_path: Path, results: 
     assert found["West"].looked_at_km2 == pytest.approx(len(seen) * 0.01, rel=2e-3)
     assert found["West"].new_roads == sum(step % 3 for step in seen)
     top = max((step for step in seen if step * 37 % 100 > 50), key=lambda step: step * 37 % 100)
-    assert found["West"].top[0].caption == f"caption {top}"
+    assert found["West"].top_chips[0].caption == f"caption {top}"
 
 
 def test_squares_are_where_their_names_say(results: Results) -> None:
@@ -274,11 +274,11 @@ def by_grid_of_many() -> None:
         chips = range(2_000)
         centres = np.stack([np.linspace(0, 1, 2_000), np.linspace(0, 1, 2_000)], axis=1)
 
-    most, module.MOST_AREAS = module.MOST_AREAS, 1_000
+    most, module.MAX_AREAS = module.MAX_AREAS, 1_000
     try:
         module.areas_from_grid(Many(), 1)  # type: ignore[arg-type]
     finally:
-        module.MOST_AREAS = most
+        module.MAX_AREAS = most
 
 
 # --- totals and caveats -----------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_overlap_is_measured_and_told(tmp_path: Path) -> None:
 
 
 def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
-    with open_sink(tmp_path / "many.gpkg", (with_pair(CHIPS),), UTM, {}) as sink:
+    with open_sink(tmp_path / "many.gpkg", (with_pair_columns(CHIPS),), UTM, {}) as sink:
         for pair in ("p0", "p1", "p2"):
             rows = [Feature(one.geometry, {**one.properties, "pair_id": pair}) for one in GRID]
             sink.write("chips", rows)
@@ -314,7 +314,7 @@ def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
     assert [(one.name, one.chips) for one in by] == [("p0", 72), ("p1", 72), ("p2", 72)]
     told = " ".join(caveats(found, whole))
     assert "over 3 pairs" in told
-    assert "does not say how it was made" in told
+    assert "has no provenance" in told
     assert "Chips overlap" not in told
 
 
@@ -322,22 +322,24 @@ def test_pairs_that_could_not_be_opened_are_told(tmp_path: Path) -> None:
     """They have no chips, so that nothing else in the figures hints at them."""
     told = {}
     for name in ("many.gpkg", "many.geojson"):
-        with open_sink(tmp_path / name, (with_pair(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}) as sink:
+        with open_sink(
+            tmp_path / name, (with_pair_columns(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}
+        ) as sink:
             rows = [Feature(one.geometry, {**one.properties, "pair_id": "good"}) for one in GRID]
             sink.write("chips", rows)
             for pair, status in (("good", "answered"), ("bad", "failed")):
                 sink.write("pairs", [Feature(shapely.Polygon(), {"pair_id": pair, "status": status})])
         found = read_results([tmp_path / name])
         told[name] = " ".join(caveats(found, summarize_chips(found)))
-    assert "Pairs that could not be opened, of which nothing is known: 1 (bad)." in told["many.gpkg"]
-    assert "does not say which pairs could not be opened" in told["many.geojson"]
+    assert "Pairs that could not be opened and were not analyzed: 1 (bad)." in told["many.gpkg"]
+    assert "does not record which pairs could not be opened" in told["many.geojson"]
 
 
 def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Results) -> None:
     told = " ".join(caveats(results, summarize_chips(results)))
-    assert "36 of 72 chips were not looked at (12 without enough data, 24" in told
+    assert "36 of 72 chips were not analyzed (12 without enough data, 24" in told
     assert "were not asked for counts" in told
-    assert "drawn scenes" in told
+    assert "synthetic scenes" in told
     assert not any(words in told for words in ("limited", "Scale", "overlap:", "models", "covers"))
     run = RUN | {
         "model": RUN["model"] | {"name": "mine", "training_gsd_m": 5.0},
@@ -348,14 +350,14 @@ def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Resul
     told = " ".join(caveats(other, summarize_chips(other)))
     assert "limited to 7 chips" in told
     assert "covers 25.0% of the earlier" in told
-    assert "touch an area of interest" in told
-    assert "Scale (mine): a pixel is 0.5 m, the model learned on 5 m" in told
-    assert "drawn scenes" not in told
+    assert "touch the area of interest" in told
+    assert "Scale (mine): a pixel is 0.5 m, the model was trained at 5 m" in told
+    assert "synthetic scenes" not in told
     both = read_results([results.paths[0], tmp_path / "other.gpkg"])
     assert "Scale (mine)" in " ".join(caveats(both, summarize_chips(both)))
     twice = read_results([tmp_path / "other.gpkg"] * 2)
     assert len(caveats(twice, summarize_chips(twice))) == len({*caveats(twice, summarize_chips(twice))})
-    assert summarize_chips(twice).top[0].chip_id.startswith("r")
+    assert summarize_chips(twice).top_chips[0].chip_id.startswith("r")
 
 
 def test_areas_smaller_than_chips_are_told(results: Results) -> None:
@@ -368,9 +370,9 @@ def test_areas_smaller_than_chips_are_told(results: Results) -> None:
 def test_nothing_at_all(tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.gpkg", [])
     whole = summarize_chips(empty)
-    assert (whole.chips, whole.changed_share, whole.mean_score, whole.top) == (0, None, None, ())
-    title, blocks = document(empty, single_area(empty), [whole], whole)
-    assert "0 of 0 chips" in to_markdown(title, blocks)
+    assert (whole.chips, whole.changed_share, whole.mean_score, whole.top_chips) == (0, None, None, ())
+    title, blocks = document(summarize(empty, single_area(empty)))
+    assert "0 of 0 analyzed chips" in to_markdown(title, blocks)
     assert summarize_areas(empty, areas_from_grid(empty)) == []
 
 
@@ -395,13 +397,21 @@ def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results:
     areas = areas_from_file(
         results, districts(tmp_path / "areas.gpkg", code=[1, 2, 3], Name=["We<b>st", "East", "F"])
     )
-    found, whole = summarize_areas(results, areas), summarize_chips(results, most=6)
-    title, blocks = document(results, areas, found, whole)
+    summary = summarize(results, areas)
+    title, blocks = document(summary)
     told = to_html(title, blocks)
-    for words in ("What changed", "Where, by area", "How sure", "not looked at", "Keep in mind", "f" * 16):
+    for words in (
+        "Changes",
+        "By area: area",
+        "Confidence",
+        "Not analyzed",
+        "Caveats",
+        "Provenance",
+        "f" * 16,
+    ):
         assert words in told
     assert "We&lt;b&gt;st" in told
-    assert f"{whole.changed} of {whole.looked_at} chips" in told
+    assert f"{summary.total.changed} of {summary.total.looked_at} analyzed chips" in told
     assert told.count("<path") == 2
     outside = [part for part in told.replace("http://www.w3.org/2000/svg", "").split('"') if "//" in part]
     assert outside == []  # nothing is asked of anybody
@@ -413,7 +423,7 @@ def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results:
 
 def test_a_map_of_chips_where_areas_have_no_outline(results: Results) -> None:
     areas = single_area(results)
-    told = to_html(*document(results, areas, summarize_areas(results, areas), summarize_chips(results)))
+    told = to_html(*document(summarize(results, areas)))
     assert told.count("<path") == len(GRID)
     grey = summarize_chips(results).nodata + summarize_chips(results).failed
     assert len(re.findall('<path [^>]*"#bbbbbb"', told)) == grey > 0

@@ -30,7 +30,7 @@ from tests.summaries.test_summaries import written
 )
 def test_no_text_is_a_formula(tmp_path: Path, name: str, told: str) -> None:
     whole = summarize_chips(written(tmp_path / "out.gpkg"))
-    one = replace(whole, name=name, top=(TopChip("r0_c0", 0.5, name, 15.0, 48.0),))
+    one = replace(whole, name=name, top_chips=(TopChip("r0_c0", 0.5, name, 15.0, 48.0),))
     (row,) = csv.DictReader(io.StringIO(to_csv([one])))
     assert row["name"] == row["top_caption"] == told
     assert float(row["top_score"]) == 0.5

@@ -40,6 +40,7 @@ def test_perfect_answers_do_not_run_away() -> None:
     assert found.scale > 0
 
 
+@pytest.mark.slow
 def test_margins_and_scores_of_a_drawn_set(tmp_path: Path) -> None:
     """Margins come out for every pair; scores name the measures of the model card."""
     tiny_checkpoint(tmp_path / "model")
@@ -48,7 +49,7 @@ def test_margins_and_scores_of_a_drawn_set(tmp_path: Path) -> None:
     draw_cache(tmp_path / "scenes", 4, seed=3, size_px=64, workers=1)
     found, truth = margins(model, tmp_path / "scenes", batch=3)
     assert len(found) == len(truth) == 4
-    table = score_scenes(*predict_scenes(model, tmp_path / "scenes", batch=3))
+    table = score_scenes(*predict_scenes(model, tmp_path / "scenes", batch_size=3))
     assert table["pairs"] == 4
     wanted = {"yes_no_balanced", "count_mae_all", "cell_f1_buildings", "caption_exact"}
     assert wanted <= set(table)

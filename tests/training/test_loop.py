@@ -218,6 +218,7 @@ def test_what_is_held_still_keeps_its_statistics(cache: Path, codec: Codec, tmp_
     assert run.learner.model.dense.totals.training
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_a_few_pairs(cache: Path, codec: Codec, tmp_path: Path) -> None:
     phase = Phase(part="joint", steps=30, batch=4, lr=3e-3, warmup=1)
     run = trainer("joint", cache, codec, tmp_path, replace(CONFIG, phases={"joint": phase}))

@@ -52,6 +52,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> None:
     """Each phase begins with the averaged weights of the one before; the folder at the end answers."""
     out = tmp_path / "run"
@@ -79,6 +80,7 @@ def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> N
         torch.testing.assert_close(after[name], before[name], msg=name)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_started_run_hold_what_can_change(tmp_path: Path) -> None:
     """The shipped nano's vision is not kept again by a phase that holds it still; its statistics are."""
     scenes = {"train": 2, "validation": 2}
@@ -94,6 +96,7 @@ def test_checkpoints_of_a_started_run_hold_what_can_change(tmp_path: Path) -> No
     }
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_with_a_checkpoint(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_time_limit_stops_with_a_checkpoint(
     assert (out / "masks_close.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_training_machine_needs_no_maps_and_no_launcher() -> None:
     """torch, numpy, transformers, timm, safetensors and pillow are enough."""
     absent = ["rasterio", "geopandas", "shapely", "pyproj", "pyogrio", "pyarrow", "accelerate", "tensorboard"]

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from deltavlm.config import load, shipped_config
+from deltavlm.data.images import read_image
 from deltavlm.model.config import DifferenceConfig
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.model.tokenizer import load_codecs
-from deltavlm.scoring.inference import picture
 from deltavlm.tasks import caption
 from deltavlm.training import run
 from deltavlm.training.config import Phase, Records, TrainConfig
 from deltavlm.training.learner import Learner, collate
 from deltavlm.training.parameter_groups import freeze
 from tests.seven import SAID, SEVEN, eight_examples, seven_checkpoint
+
+pytestmark = pytest.mark.slow
 
 STILL = dict.fromkeys(("vision", "difference", "qformer", "projection"), 0.0)
 SPEAK = Phase(part="instruct", steps=120, batch=8, lr=5e-3, warmup=5, rates={**STILL, "language": 1.0})
@@ -76,7 +78,7 @@ def trained(folder: Path) -> Path:
 def answers(model: Predictor, folder: Path) -> list[str]:
     said = []
     for place in range(len(SAID)):
-        dates = [picture(folder / "set" / "images" / f"{place}_{date}.png") for date in "AB"]
+        dates = [read_image(folder / "set" / "images" / f"{place}_{date}.png") for date in "AB"]
         for before, after in (dates, dates[::-1]):
             encoded = model.encode(before[None], after[None])
             said.append(model.answer(encoded, [Question("caption", caption.PROMPT)])[0][0].text)
