@@ -27,7 +27,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "config": frozenset({"errors"}),
     "text_norm": frozenset({"errors"}),
     "files": frozenset({"errors"}),
-    "hub": frozenset({"errors"}),
+    "hub": frozenset({"errors", "files"}),
     "geo": LEAVES,
     "model": LEAVES,
     "metrics": LEAVES,

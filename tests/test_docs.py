@@ -183,7 +183,7 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == there
     for ours, _, _, published in rows:
         if not ours.startswith("language."):
-            assert names.ours(published) == ours
+            assert names.from_published(published) == ours
     assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
 
 
