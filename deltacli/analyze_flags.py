@@ -318,7 +318,7 @@ class EngineFlags:
         if self.engine == "local":
             from deltavlm.pipeline.engine import LocalEngine
 
-            change_model, _ = model.load()
+            change_model = model.load()
             run_metrics.set_model(change_model)
             yield LocalEngine(change_model)
             return
@@ -503,9 +503,7 @@ class RunFlags:
 
     def check_model(self, job: AnalyzeJob) -> DeltaVLMConfig:
         """Configuration of the model, which is not loaded. Raises: InputError or ConfigError."""
-        from deltavlm.model.folder import find_folder, read_config
-
-        config = self.model.runtime_options().apply_to(read_config(find_folder(self.model.model)))
+        config = self.model.read_config()
         if job.options.masks and config.dense is None:
             from deltavlm.pipeline.mask_codec import NO_MASK_HEAD
 

@@ -207,8 +207,8 @@ def format_metrics(metrics: Iterable[Metric], labels: Mapping[str, str]) -> str:
     lines = []
     for metric in metrics:
         samples = [
-            _format_sample(metric.name, {**own_labels, **labels}, value)
-            for own_labels, value in metric.samples
+            _format_sample(metric.name, {**sample_labels, **labels}, value)
+            for sample_labels, value in metric.samples
         ]
         if samples:
             help_text = metric.help.replace("\\", r"\\").replace("\n", r"\n")

@@ -1,21 +1,18 @@
-"""One picture of a pair and what is said about it: a question of one's own, or a conversation.
+"""Questions about one chip of a pair: independent of each other, or as a conversation with history.
 
-The pictures are encoded once. A conversation goes to the model as it was trained to read one,
-`q ... a ... q ...`, the oldest turns dropped first where all do not fit (`tasks.dialogue`).
+The chip is encoded once. A conversation reaches the model in the form of its training, `q ... a ... q ...`;
+the oldest turns are dropped where the prompt would be too long (`tasks.dialogue`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from deltavlm.errors import InputError, OutputError, RasterError
-from deltavlm.geo.chips import chip_of_window
+from deltavlm.errors import OutputError, RasterError
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geobox import Window
 from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
@@ -35,19 +32,19 @@ __all__ = [
     "chip_record",
     "encode_chip",
     "questions_of",
-    "read_session",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedChip:
-    """A chip of a pair, as the model has seen it."""
+    """Pixels of a chip, and what `ChangeModel.encode` made of them."""
 
     pixels: ChipPixels
     encoded: Any
 
     @property
     def chip(self) -> Chip:
+        """Window and position of the chip."""
         return self.pixels.chip
 
 
@@ -55,14 +52,15 @@ def encode_chip(reader: PairReader, model: ChangeModel, chip: Chip) -> EncodedCh
     """Read and encode a chip. Raises: RasterError when it cannot be read or holds no data."""
     pixels = reader.read(chip)
     if pixels.valid_fraction == 0:
-        raise RasterError(f"chip {chip.chip_id}: has no place with data on both dates; ask about another one")
+        raise RasterError(f"chip {chip.chip_id}: has no pixel with data on both dates; ask about another one")
     return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None]))
 
 
 def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
-    """Questions in plain words, named `question`, `question_2` and so on.
+    """Make questions of plain text, named `question`, `question_2` and so on.
 
-    One in a task's own words is that task's; a second one is open, for a task has one column.
+    The first text that is the prompt of a task becomes that task; a second one is open, because a task has
+    one column.
     """
     specs: list[QuestionSpec] = []
     for number, text in enumerate(texts, start=1):
@@ -73,16 +71,16 @@ def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
     return tuple(specs)
 
 
-def answers(model: ChangeModel, picture: EncodedChip, specs: Sequence[QuestionSpec]) -> list[Answer]:
-    """An answer to each question, none of which knows of the others."""
-    replies = model.answer_rows(picture.encoded, [(0, question_of(spec)) for spec in specs])
-    return [read_answer(spec, reply) for spec, reply in zip(specs, replies, strict=True)]
+def answers(model: ChangeModel, chip: EncodedChip, questions: Sequence[QuestionSpec]) -> list[Answer]:
+    """Answer each question independently of the others."""
+    replies = model.answer_rows(chip.encoded, [(0, question_of(spec)) for spec in questions])
+    return [read_answer(spec, reply) for spec, reply in zip(questions, replies, strict=True)]
 
 
 def answer_record(
-    reader: PairReader, model: ChangeModel, picture: EncodedChip, question: str, answer: Answer
+    reader: PairReader, model: ChangeModel, chip: EncodedChip, question: str, answer: Answer
 ) -> dict[str, Any]:
-    """A question and its answer as plain values, with all that they are about."""
+    """JSON object of a question and its answer, with the chip and the model."""
     value = answer.value
     return {
         "question": question,
@@ -90,27 +88,24 @@ def answer_record(
         "task": answer.task,
         "value": asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
         "score": answer.score,
-        **chip_record(reader, picture),
+        **chip_record(reader, chip),
         "model": model.label,
     }
 
 
-def chip_record(reader: PairReader, picture: EncodedChip) -> dict[str, Any]:
-    """Which picture: the window in pixels, its bounds (west, south, east, north; None without a CRS), the
-    share of it with data, and the images."""
-    chip = picture.chip
+def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:
+    """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; None without a
+    CRS), share of pixels with data, and the images."""
     bounds = None
     if reader.geobox.crs is not None:
-        try:
-            shape = to_lonlat(reader.geobox.crs)(chip.footprint)
+        with suppress(OutputError):
+            shape = to_lonlat(reader.geobox.crs)(chip.chip.footprint)
             bounds = None if shape.is_empty else list(shape.bounds)
-        except OutputError:
-            pass
     before, after = (view.source.name for view in reader.views)
     return {
-        "window": {**chip.window._asdict(), "size": chip.size},
+        "window": {**chip.chip.window._asdict(), "size": chip.chip.size},
         "bounds": bounds,
-        "valid_fraction": picture.pixels.valid_fraction,
+        "valid_fraction": chip.pixels.valid_fraction,
         "gsd_m": reader.gsd_m,
         "before": before,
         "after": after,
@@ -118,123 +113,64 @@ def chip_record(reader: PairReader, picture: EncodedChip) -> dict[str, Any]:
 
 
 def answer_features(
-    model: ChangeModel, picture: EncodedChip, asked: Sequence[tuple[str, Answer]]
+    model: ChangeModel, chip: EncodedChip, turns: Sequence[tuple[str, Answer]]
 ) -> Iterator[Feature]:
-    """The window with each question and answer, the cells that answers name, and the changed ground that the
-    model's mask shows, if it has one."""
-    chip, by = picture.chip, model.label
-    for question, answer in asked:
-        told = {"question": question, "answer": answer.text, "score": answer.score, "model": by}
-        yield Feature(chip.footprint, {"kind": "window", **told})
-        for kind, label in _cells(answer):
-            cell = chip.cell(*position(label))
+    """Features of answers: the window with each question and answer, the cells that answers name, and the
+    polygons of the model's change mask, if it has one."""
+    for question, answer in turns:
+        columns = {
+            "question": question,
+            "answer": answer.text,
+            "score": answer.score,
+            "model": model.label,
+        }
+        yield Feature(chip.chip.footprint, {"kind": "window", **columns})
+        for class_name, label in _named_cells(answer):
+            cell = chip.chip.cell(*position(label))
             if not cell.is_empty:
-                yield Feature(cell, {"kind": "cell", "class": kind, "cell": label, **told})
-    masks = model.masks(picture.encoded)
+                yield Feature(cell, {"kind": "cell", "class": class_name, "cell": label, **columns})
+    masks = model.masks(chip.encoded)
     if masks is not None:
-        for value, polygon in polygonize_chip(masks.labels[0], chip):
-            yield Feature(polygon, {"kind": "mask", "class": masks.classes[value], "model": by})
+        for value, polygon in polygonize_chip(masks.labels[0], chip.chip):
+            yield Feature(polygon, {"kind": "mask", "class": masks.classes[value], "model": model.label})
 
 
-def _cells(answer: Answer) -> list[tuple[str | None, str]]:
-    """What an answer names: class and cell; the class is None in an answer that is nothing but cells."""
+def _named_cells(answer: Answer) -> list[tuple[str | None, str]]:
+    """Cells that an answer names, with their class; None in an answer that is only a list of cells."""
     if isinstance(answer.value, Cells):
-        kinds = (("road", answer.value.roads), ("building", answer.value.buildings))
-        return [(kind, label) for kind, labels in kinds for label in labels]
-    named = [part.strip() for part in answer.text.split(",")]
-    return [(None, label) for label in named] if set(named) <= {*LABELS} else []
+        labels = (("road", answer.value.roads), ("building", answer.value.buildings))
+        return [(class_name, label) for class_name, cells in labels for label in cells]
+    words = [word.strip() for word in answer.text.split(",")]
+    return [(None, word) for word in words] if set(words) <= {*LABELS} else []
 
 
 @dataclass
 class Conversation:
-    """Turns about one picture; at another picture it begins anew."""
+    """Turns about one chip; at another chip the history starts over."""
 
     reader: PairReader
     model: ChangeModel
-    picture: EncodedChip
-    turns: list[tuple[str, str]] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)  # of all pictures
+    chip: EncodedChip
+    turns: list[tuple[str, str]] = field(default_factory=list)  # question and answer
+    records: list[dict[str, Any]] = field(default_factory=list)  # turns about all chips
 
     def ask(self, question: str) -> dict[str, Any]:
-        """The record of the answer; a question that fails, or is interrupted, leaves no trace."""
+        """Answer with the turns so far as history; return the record.
+
+        A question that fails or is interrupted is not added to the history.
+        """
         spec = QuestionSpec("question", task_of(question), question)
-        asked = question_of(spec)
+        prompted = question_of(spec)
         if self.turns:
-            asked = replace(asked, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
-        (reply,) = self.model.answer_rows(self.picture.encoded, [(0, asked)])
+            prompted = replace(prompted, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
+        (reply,) = self.model.answer_rows(self.chip.encoded, [(0, prompted)])
         answer = read_answer(spec, reply)
-        told = answer_record(self.reader, self.model, self.picture, spec.prompt, answer)
+        record = answer_record(self.reader, self.model, self.chip, spec.prompt, answer)
         self.turns.append((spec.prompt, answer.text))
-        self.records.append(told)
-        return told
+        self.records.append(record)
+        return record
 
     def go_to(self, chip: Chip) -> None:
-        """Look at another chip; what was said of the one before is forgotten."""
-        self.picture = encode_chip(self.reader, self.model, chip)
+        """Encode another chip and clear the history."""
+        self.chip = encode_chip(self.reader, self.model, chip)
         self.turns = []
-
-
-def read_session(path: Path) -> list[dict[str, Any]]:
-    """The records of a saved conversation, a line each.
-
-    Raises: InputError naming the line that is none.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text, so no saved conversation") from error
-    lines, is_whole = text.split("\n"), text.endswith("\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if number == len(lines) and not is_whole and not _is_json(line):
-            break  # it was cut off while it was written
-        try:
-            told = json.loads(line)
-        except ValueError:
-            told = None
-        if not _is_record(told):
-            raise InputError(f"{path}, line {number}: is no turn of a conversation; give what --save wrote")
-        records.append(told)
-    if not records:
-        raise InputError(f"{path} holds no turn of a conversation")
-    return records
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_record(told: Any) -> bool:
-    if not isinstance(told, Mapping) or not isinstance(told.get("window"), Mapping):
-        return False
-    numbers = [told["window"].get(key) for key in (*Window._fields, "size")]
-    texts = [told.get(key) for key in ("question", "answer", "before", "after", "model")]
-    return all(type(one) is int for one in numbers) and all(isinstance(one, str) for one in texts)
-
-
-def continued(reader: PairReader, records: Sequence[Mapping[str, Any]]) -> tuple[Chip, list[tuple[str, str]]]:
-    """The chip of the last turn, and the turns about it.
-
-    Raises: InputError when the conversation was about other images.
-    """
-    last = records[-1]
-    for date, view in zip(("before", "after"), reader.views, strict=True):
-        if last[date] != view.source.name:
-            raise InputError(f"the conversation was about {last[date]}, not {view.source.name}")
-    chip = chip_of_window(
-        reader, Window(*(last["window"][key] for key in Window._fields)), last["window"]["size"]
-    )
-    turns: list[tuple[str, str]] = []
-    for told in reversed(records):
-        if told["window"] != last["window"]:
-            break
-        turns.insert(0, (told["question"], told["answer"]))
-    return chip, turns

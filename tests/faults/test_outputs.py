@@ -1,7 +1,7 @@
 """Outputs open in other programs, read-only folders, unusual environments, and malicious text.
 
 Two runs on one output and a stale lock are in `tests/cli/test_resume.py`; closed pipes and
-streams are in `tests/cli/test_manners.py`.
+streams are in `tests/cli/test_process.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One picture and what is said about it."""
+"""Questions about one chip, independent or as a conversation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.errors import InputError, ModelError, RasterError
+from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.chips import chip_at, chip_of_pair, chip_of_window
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
@@ -18,10 +18,8 @@ from deltavlm.pipeline.conversation import (
     Conversation,
     answer_features,
     answers,
-    continued,
     encode_chip,
     questions_of,
-    read_session,
 )
 from deltavlm.pipeline.schema import ANSWERS
 from deltavlm.tasks import classify, locate
@@ -31,7 +29,7 @@ from tests.scripted_model import ScriptedModel
 
 
 def echo(before: np.ndarray, after: np.ndarray, question: Question) -> Reply:
-    """Says what it was asked, so that a test can see it."""
+    """Reply with the prompt."""
     return Reply(f"[{question.prompt}]", -0.5)
 
 
@@ -41,7 +39,7 @@ def reader(scene: Scene) -> Iterator[PairReader]:
         yield reader
 
 
-def test_questions_in_a_tasks_own_words_are_that_tasks() -> None:
+def test_a_prompt_of_a_task_becomes_that_task() -> None:
     specs = questions_of([classify.PROMPT.lower(), "Is it green?", classify.PROMPT])
     assert [(spec.name, spec.task) for spec in specs] == [
         ("question", "change"),
@@ -50,15 +48,15 @@ def test_questions_in_a_tasks_own_words_are_that_tasks() -> None:
     ]
 
 
-def test_a_picture_is_encoded_once_for_all_questions(reader: PairReader) -> None:
+def test_a_chip_is_encoded_once_for_all_questions(reader: PairReader) -> None:
     model = ScriptedModel(script=echo)
-    picture = encode_chip(reader, model, chip_of_pair(reader, 32))
-    said = answers(model, picture, questions_of(["One?", "Two?"]))
-    assert [answer.text for answer in said] == ["[One?]", "[Two?]"]
+    encoded = encode_chip(reader, model, chip_of_pair(reader, 32))
+    replies = answers(model, encoded, questions_of(["One?", "Two?"]))
+    assert [answer.text for answer in replies] == ["[One?]", "[Two?]"]
     assert model.batches == [1]
 
 
-def test_a_conversation_tells_the_model_what_was_said(reader: PairReader) -> None:
+def test_the_history_is_part_of_the_prompt(reader: PairReader) -> None:
     model = ScriptedModel(queue=["Yes, two.", "In the north."])
     talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
     talk.ask("Any houses?")
@@ -69,7 +67,7 @@ def test_a_conversation_tells_the_model_what_was_said(reader: PairReader) -> Non
     assert len(talk.records) == 3
 
 
-def test_the_fourth_answer_hangs_on_the_first_three(reader: PairReader) -> None:
+def test_the_fourth_answer_depends_on_the_first_three(reader: PairReader) -> None:
     replies = []
     for first in ("red", "blue"):
         model = ScriptedModel(queue=[first, "b", "c"])
@@ -87,14 +85,14 @@ def test_a_long_conversation_drops_its_oldest_turns_and_never_the_question(reade
     for number in range(6):
         talk.ask(f"question {number}")
     model.script = echo
-    said = talk.ask("and the last?")["answer"]
-    assert said.endswith("q and the last?]")
-    assert "question 5" in said
-    assert "question 0" not in said
-    assert len(said.split()) <= 50
+    answer = talk.ask("and the last?")["answer"]
+    assert answer.endswith("q and the last?]")
+    assert "question 5" in answer
+    assert "question 0" not in answer
+    assert len(answer.split()) <= 50
 
 
-def test_a_question_that_fails_leaves_no_trace(reader: PairReader) -> None:
+def test_a_question_that_fails_is_not_in_the_history(reader: PairReader) -> None:
     def failing(before: np.ndarray, after: np.ndarray, question: Question) -> Reply:
         if "bad" in question.prompt:
             raise ModelError("no")
@@ -109,37 +107,37 @@ def test_a_question_that_fails_leaves_no_trace(reader: PairReader) -> None:
     assert len(talk.records) == 2
 
 
-def test_another_place_begins_anew(reader: PairReader) -> None:
+def test_another_chip_clears_the_history(reader: PairReader) -> None:
     model = ScriptedModel(script=echo)
     talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
     talk.ask("here?")
     talk.go_to(chip_of_window(reader, Window(64, 32, 32, 32), 32))
     assert talk.ask("there?")["answer"] == "[there?]"
-    assert [told["window"]["col_off"] for told in talk.records] == [0, 64]
+    assert [record["window"]["col_off"] for record in talk.records] == [0, 64]
 
 
-def test_a_record_says_what_it_is_about(reader: PairReader) -> None:
+def test_a_record_describes_chip_and_images(reader: PairReader) -> None:
     model = ScriptedModel(queue=["roads [] buildings ['top-left']"])
     chip = chip_of_window(reader, Window(64, 32, 32, 32), 32)
     talk = Conversation(reader, model, encode_chip(reader, model, chip))
-    told = json.loads(json.dumps(talk.ask(locate.PROMPT)))
-    assert told["task"] == "location"
-    assert told["value"] == {"roads": [], "buildings": ["top-left"]}
-    assert told["window"] == {"col_off": 64, "row_off": 32, "width": 32, "height": 32, "size": 32}
-    west, south, east, north = told["bounds"]
+    record = json.loads(json.dumps(talk.ask(locate.PROMPT)))
+    assert record["task"] == "location"
+    assert record["value"] == {"roads": [], "buildings": ["top-left"]}
+    assert record["window"] == {"col_off": 64, "row_off": 32, "width": 32, "height": 32, "size": 32}
+    west, south, east, north = record["bounds"]
     assert 0 < east - west < 1e-3
     assert 0 < north - south < 1e-3
-    assert told["model"] == "scripted 0123456789abcdef"
-    assert (told["before"], told["after"]) == tuple(view.source.name for view in reader.views)
-    assert told["gsd_m"] == pytest.approx(0.5, rel=0.01)
+    assert record["model"] == "scripted 0123456789abcdef"
+    assert (record["before"], record["after"]) == tuple(view.source.name for view in reader.views)
+    assert record["gsd_m"] == pytest.approx(0.5, rel=0.01)
 
 
-def test_answers_as_coordinates(reader: PairReader) -> None:
+def test_answers_as_features(reader: PairReader) -> None:
     model = ScriptedModel(queue=["roads ['center-left'] buildings ['top-left']"])
     chip = chip_of_window(reader, Window(64, 32, 32, 32), 32)
-    picture = encode_chip(reader, model, chip)
-    asked = [(locate.PROMPT, answers(model, picture, questions_of([locate.PROMPT]))[0])]
-    features = list(answer_features(model, picture, asked))
+    encoded = encode_chip(reader, model, chip)
+    turns = [(locate.PROMPT, answers(model, encoded, questions_of([locate.PROMPT]))[0])]
+    features = list(answer_features(model, encoded, turns))
     rows = [feature.row(ANSWERS) for feature in features]
     assert [(row["kind"], row["class"], row["cell"]) for row in rows] == [
         ("window", None, None),
@@ -152,69 +150,43 @@ def test_answers_as_coordinates(reader: PairReader) -> None:
     assert features[3].geometry.area == pytest.approx(chip.footprint.area / 4)
 
 
-def test_a_list_of_cells_is_coordinates_too(reader: PairReader) -> None:
+def test_a_list_of_cells_becomes_features(reader: PairReader) -> None:
     model = ScriptedModel(queue=["top-left, center-center", "top-left of it"])
-    picture = encode_chip(reader, model, chip_of_window(reader, Window(0, 0, 32, 32), 32))
+    encoded = encode_chip(reader, model, chip_of_window(reader, Window(0, 0, 32, 32), 32))
     specs = questions_of(["Where were houses built?", "Where?"])
-    asked = list(zip([spec.prompt for spec in specs], answers(model, picture, specs), strict=True))
-    rows = [feature.row(ANSWERS) for feature in answer_features(model, picture, asked)]
+    turns = list(zip([spec.prompt for spec in specs], answers(model, encoded, specs), strict=True))
+    rows = [feature.row(ANSWERS) for feature in answer_features(model, encoded, turns)]
     assert [(row["class"], row["cell"]) for row in rows if row["kind"] == "cell"] == [
         (None, "top-left"),
         (None, "center-center"),
     ]
 
 
-def test_a_place_without_data_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_chip_without_data_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     path = str(write_raster(tmp_path / "empty.tif", np.zeros_like(pixels), nodata=0))
     with (
         open_pair(RasterPair(path, path)) as reader,
-        pytest.raises(RasterError, match="no place with data on both dates"),
+        pytest.raises(RasterError, match="no pixel with data on both dates"),
     ):
         encode_chip(reader, ScriptedModel(), chip_of_pair(reader, 32))
 
 
-def test_a_kept_conversation_is_gone_on_with(reader: PairReader, tmp_path: Path) -> None:
-    model = ScriptedModel(script=echo)
-    talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
-    talk.ask("elsewhere")
-    talk.go_to(chip_of_window(reader, Window(64, 32, 32, 32), 40))
-    talk.ask("one")
-    talk.ask("two")
-    path = tmp_path / "talk.jsonl"
-    path.write_text("".join(json.dumps(told) + "\n" for told in talk.records))
-    chip, turns = continued(reader, read_session(path))
-    assert chip == talk.picture.chip
-    assert turns == talk.turns
-    assert [asked for asked, _ in turns] == ["one", "two"]
-
-
-@pytest.mark.parametrize("line", ["no json", "[]", '{"question": "a"}', '{"window": {}}'])
-def test_what_is_no_conversation_is_refused(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "talk.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(InputError, match=r"talk\.jsonl, line 1: is no turn"):
-        read_session(path)
-    path.write_text("\n")
-    with pytest.raises(InputError, match="holds no turn"):
-        read_session(path)
-
-
-def test_nano_answers_by_what_was_said() -> None:
+def test_nano_uses_the_history() -> None:
     """The same fourth question means new roads in one conversation and new buildings in the other."""
     from deltavlm.model.predictor import load_model
 
     folder = Path(__file__).parent.parent.parent / "sample_data"
     model = load_model("nano", device="cpu")
-    said = []
+    replies = []
     with open_pair(RasterPair(str(folder / "before.tif"), str(folder / "after.tif"))) as reader:
-        picture = encode_chip(reader, model, chip_at(reader, 15.00609, 48.75129, 256))
+        encoded = encode_chip(reader, model, chip_at(reader, 15.00609, 48.75129, 256))
         for second, third in (
             ("Were any houses built?", "Are there any new roads?"),
             ("Was a road built?", "Are there any new buildings?"),
         ):
-            talk = Conversation(reader, model, picture)
+            talk = Conversation(reader, model, encoded)
             for question in ("Has anything changed?", second, third, "How many?"):
                 talk.ask(question)
-            said.append(talk.records[-1]["answer"])
-    assert "road" in said[0]
-    assert "road" not in said[1]
+            replies.append(talk.records[-1]["answer"])
+    assert "road" in replies[0]
+    assert "road" not in replies[1]

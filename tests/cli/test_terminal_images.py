@@ -1,4 +1,4 @@
-"""Thumbnails: what each protocol carries is the picture again, and only a terminal gets one."""
+"""Images in terminals: each protocol encodes the image, and only a terminal gets one."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ def picture(width: int = 97, height: int = 53) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(noise(3, height, width).transpose(1, 2, 0)))
 
 
-def same(one: Image.Image, png: bytes) -> bool:
-    return bool((np.asarray(one) == np.asarray(Image.open(io.BytesIO(png)))).all())
+def same(image: Image.Image, png: bytes) -> bool:
+    return bool((np.asarray(image) == np.asarray(Image.open(io.BytesIO(png)))).all())
 
 
-def test_kitty_carries_the_picture_in_pieces() -> None:
-    pieces = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", encode_image(picture(), "kitty"))
-    assert len(pieces) > 2
-    assert all(len(text) <= 4096 for _, text in pieces)
-    assert pieces[0][0] == "a=T,f=100,q=2,m=1"
-    assert {head for head, _ in pieces[1:-1]} == {"m=1"}
-    assert pieces[-1][0] == "m=0"
-    assert same(picture(), base64.b64decode("".join(text for _, text in pieces)))
+def test_kitty_encodes_the_image_in_chunks() -> None:
+    chunks = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", encode_image(picture(), "kitty"))
+    assert len(chunks) > 2
+    assert all(len(text) <= 4096 for _, text in chunks)
+    assert chunks[0][0] == "a=T,f=100,q=2,m=1"
+    assert {head for head, _ in chunks[1:-1]} == {"m=1"}
+    assert chunks[-1][0] == "m=0"
+    assert same(picture(), base64.b64decode("".join(text for _, text in chunks)))
 
 
-def test_iterm_carries_the_picture_whole() -> None:
-    found = re.fullmatch(
+def test_iterm_encodes_the_image_as_png() -> None:
+    match = re.fullmatch(
         "\x1b]1337;File=inline=1;size=(\\d+);width=97px:(.*)\a", encode_image(picture(), "iterm")
     )
-    assert found is not None
-    content = base64.b64decode(found[2])
-    assert len(content) == int(found[1])
+    assert match is not None
+    content = base64.b64decode(match[2])
+    assert len(content) == int(match[1])
     assert same(picture(), content)
 
 
 def decoded_sixel(text: str) -> np.ndarray:
-    """The picture as a terminal would draw it, (rows, cols, 3) of 0 to 100."""
+    """Image as a terminal would draw it, (rows, cols, 3) of 0 to 100."""
     head = re.match('\x1bP0;1;0q"1;1;(\\d+);(\\d+)', text)
     assert head is not None
     assert text.endswith("\x1b\\")
@@ -62,7 +62,7 @@ def decoded_sixel(text: str) -> np.ndarray:
         if number:
             colour = int(number)
             if rgb:
-                palette[colour] = [int(one) for one in rgb.split(";")[2:]]
+                palette[colour] = [int(word) for word in rgb.split(";")[2:]]
         elif char == "$":
             x = 0
         elif char == "-":
@@ -103,7 +103,7 @@ def test_sixel_draws_every_pixel() -> None:
         ({}, None),
     ],
 )
-def test_the_protocol_is_known_by_the_environment(environ: dict[str, str], protocol: str | None) -> None:
+def test_the_protocol_is_detected_from_the_environment(environ: dict[str, str], protocol: str | None) -> None:
     assert detect_protocol(environ) == protocol
 
 
@@ -119,7 +119,7 @@ def test_the_protocol_is_known_by_the_environment(environ: dict[str, str], proto
         (False, "xterm-kitty", ["--thumbnails", "always"], None),
     ],
 )
-def test_only_a_terminal_gets_them(
+def test_only_a_terminal_gets_thumbnails(
     run: Run,
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Streams, signals, start-up and configuration: how the program behaves beside others."""
+"""Behaviour as a process: startup, streams, signals, progress, colours, and the file of defaults."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ COMMANDS = sorted(getattr(typer.main.get_command(app), "commands", {}))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_helping_loads_nothing_heavy(command: str) -> None:
-    """What keeps `--help` fast; `benchmarks/startup.py` measures how fast."""
+def test_help_imports_nothing_heavy(command: str) -> None:
+    """So that `--help` is fast; `benchmarks/startup.py` measures how fast."""
     code = (
         "import sys, runpy\n"
         f"sys.argv = ['deltavlm', {command!r}, '--help']\n"
@@ -37,9 +37,11 @@ def test_helping_loads_nothing_heavy(command: str) -> None:
         "heavy = {'torch', 'transformers', 'rasterio', 'geopandas', 'numpy', 'shapely', 'pyogrio', 'PIL'}\n"
         "print(sorted(heavy & {*sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert "--help" in done.stdout
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.splitlines()[-1] == "[]"
+    assert "--help" in process.stdout
 
 
 def test_version_and_short_help(run: Run) -> None:
@@ -66,7 +68,7 @@ def test_exit_codes_of_errors() -> None:
     ]
 
 
-def test_head_ends_the_run_quietly(scene: Scene) -> None:
+def test_a_closed_pipe_ends_the_run_without_a_message(scene: Scene) -> None:
     """`deltavlm analyze ... -o - | head -1`"""
     reader, writer = os.pipe()
     args = (*scene.args, "-o", "-", "--chip-size", 32, "--batch-size", 1)
@@ -74,27 +76,27 @@ def test_head_ends_the_run_quietly(scene: Scene) -> None:
         os.close(writer)
         with os.fdopen(reader) as stream:
             json.loads(stream.readline())
-        _, said = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=20)
     assert process.returncode == 141
-    assert "Traceback" not in said
-    assert "BrokenPipe" not in said
-    assert "Error" not in said
+    assert "Traceback" not in stderr
+    assert "BrokenPipe" not in stderr
+    assert "Error" not in stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_under_stdout_is_one_line(scene: Scene) -> None:
+def test_a_full_disk_behind_stdout_is_one_error_line(scene: Scene) -> None:
     with (
         Path("/dev/full").open("w") as full,
         program("analyze", *scene.args, "-o", "-", stdout=full) as process,
     ):
-        _, said = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith("Error: No space left on device")
-    assert "Traceback" not in said
+    assert stderr.splitlines()[-1].startswith("Error: No space left on device")
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.slow
-def test_closed_streams_do_no_harm(scene: Scene, tmp_path: Path) -> None:
+def test_closed_streams_are_not_an_error(scene: Scene, tmp_path: Path) -> None:
     """`2>&-` and `>&-`: Python then has None in place of the streams."""
     for redirect in ("2>&-", ">&-"):
         command = [
@@ -108,9 +110,9 @@ def test_closed_streams_do_no_harm(scene: Scene, tmp_path: Path) -> None:
             "--overwrite",
         ]
         line = " ".join(f"'{word}'" for word in command)
-        done = subprocess.run(f"{line} {redirect}", shell=True, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
+        process = subprocess.run(f"{line} {redirect}", shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        assert "Traceback" not in process.stderr
 
 
 @pytest.mark.slow
@@ -127,14 +129,14 @@ def test_a_signal_leaves_no_partial_output(
         while "model scripted" not in process.stderr.readline():  # the run is under way
             assert process.poll() is None
         process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=20)
     assert process.returncode == code
-    assert said.splitlines()[-1] == f"Error: stopped by {name}"
-    assert "Traceback" not in said
+    assert stderr.splitlines()[-1] == f"Error: stopped by {name}"
+    assert "Traceback" not in stderr
     assert {path.name for path in folder.iterdir()} <= {f"out{suffix}.journal.jsonl"}
 
 
-def test_a_swallowed_signal_is_heeded_at_the_next_step() -> None:
+def test_a_swallowed_signal_is_raised_at_the_next_step() -> None:
     """numpy's `choice` now and then loses the exception of a signal: the run went on to its end."""
     console = Console()
     with catch_signals() as console.signal_state, console.count_progress(2, "chips") as tell:
@@ -146,7 +148,7 @@ def test_a_swallowed_signal_is_heeded_at_the_next_step() -> None:
 
 
 def stub(folder: Path, package: str, source: str) -> dict[str, str]:
-    """An environment in which `package` is `source`."""
+    """Environment in which importing `package` runs `source`."""
     (folder / "stubs").mkdir()
     (folder / "stubs" / f"{package}.py").write_text(source)
     return os.environ | {"PYTHONPATH": f"{folder / 'stubs'}{os.pathsep}{ROOT}"}
@@ -154,7 +156,7 @@ def stub(folder: Path, package: str, source: str) -> dict[str, str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="no process can be sent a Ctrl-C alone")
 @pytest.mark.parametrize("argv", [["-m", "deltacli"], ["bin/deltavlm"]])
-def test_ctrl_c_among_the_imports(tmp_path: Path, argv: list[str]) -> None:
+def test_ctrl_c_during_imports(tmp_path: Path, argv: list[str]) -> None:
     """It showed a traceback of a KeyboardInterrupt."""
     environment = stub(tmp_path, "typer", "import time\nprint(flush=True)\ntime.sleep(30)\n")
     (tmp_path / "bin").mkdir()
@@ -164,82 +166,86 @@ def test_ctrl_c_among_the_imports(tmp_path: Path, argv: list[str]) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (-signal.SIGINT, b"")  # 130 in a shell
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (-signal.SIGINT, b"")  # 130 in a shell
 
 
-def test_ctrl_c_stays_as_it_is_for_who_imports_us() -> None:
+def test_importing_the_package_leaves_the_signal_handler() -> None:
     code = "import signal, deltacli.main; print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "False\n"
 
 
 @pytest.mark.slow
-def test_a_torchvision_of_another_torch(scene: Scene, tmp_path: Path) -> None:
-    """It was an `unexpected RuntimeError`, with no word of what to do."""
+def test_a_torchvision_built_for_another_torch(scene: Scene, tmp_path: Path) -> None:
+    """It was an `unexpected RuntimeError` without a remedy."""
     environment = stub(
         tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "deltacli", "analyze", *scene.args],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    line = done.stderr.splitlines()[-1]
+    assert process.returncode == 1
+    line = process.stderr.splitlines()[-1]
     assert line.startswith("Error: torch and torchvision do not fit together (")
     assert line.endswith("); run deltavlm doctor")
     assert not list(tmp_path.glob("*.gpkg"))
 
 
 def on_terminal(*args: object) -> tuple[int, str, str]:
-    """Exit code, stdout and what a terminal on stderr shows."""
+    """Exit code, stdout, and the output of a terminal on stderr."""
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
-    said = b""
+    terminal = b""
     with program(*args, pause=0.05, stderr=slave) as process:
         os.close(slave)
-        with suppress(OSError):  # how a terminal says that nobody writes to it any more
-            while part := os.read(master, 4096):
-                said += part
+        with suppress(OSError):  # end of file of a pseudo-terminal
+            while chunk := os.read(master, 4096):
+                terminal += chunk
         written, _ = process.communicate(timeout=20)
     os.close(master)
-    return process.returncode, written, said.decode()
+    return process.returncode, written, terminal.decode()
 
 
 @pytest.mark.slow
-def test_a_bar_with_eta_and_a_table_on_a_terminal(scene: Scene, tmp_path: Path) -> None:
+def test_a_terminal_gets_a_progress_bar_with_eta_and_a_table(scene: Scene, tmp_path: Path) -> None:
     args = (*scene.args, "-o", tmp_path / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
-    code, written, said = on_terminal("analyze", *args)
+    code, written, stderr = on_terminal("analyze", *args)
     assert (code, written) == (0, "")
-    assert "ETA" in said
-    assert re.search(r"\d+/15", said)
-    assert "Most changed chips" in said
-    assert scene.changed_chip in said
+    assert "ETA" in stderr
+    assert re.search(r"\d+/15", stderr)
+    assert "Most changed chips" in stderr
+    assert scene.changed_chip in stderr
 
 
-def test_the_bar_does_not_swallow_the_features_on_stdout(scene: Scene) -> None:
+def test_the_progress_bar_does_not_capture_stdout(scene: Scene) -> None:
     """Rich's Progress takes over stdout too, and would draw `-o - | ...` on the terminal above the bar."""
-    code, written, said = on_terminal("analyze", *scene.args, "-o", "-", "--chip-size", 32, "--batch-size", 1)
+    code, written, stderr = on_terminal(
+        "analyze", *scene.args, "-o", "-", "--chip-size", 32, "--batch-size", 1
+    )
     assert code == 0
-    assert "ETA" in said
+    assert "ETA" in stderr
     assert len([json.loads(line) for line in written.splitlines()]) == 15
-    assert "Feature" not in said
+    assert "Feature" not in stderr
 
 
 @pytest.mark.slow
-def test_plain_lines_elsewhere(scene: Scene, tmp_path: Path) -> None:
+def test_a_pipe_gets_plain_progress_lines(scene: Scene, tmp_path: Path) -> None:
     args = (*scene.args, "-o", tmp_path / "out.gpkg", "--chip-size", 32, "--batch-size", 1)
     with program("analyze", *args, pause=0.2) as process:
-        _, said = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=30)
     assert process.returncode == 0
-    lines = [line for line in said.splitlines() if line.startswith("chips ")]
+    lines = [line for line in stderr.splitlines() if line.startswith("chips ")]
     assert lines
     assert re.fullmatch(r"chips \d+/15 \(\d+ %\), \d+ changed, [\d.]+ chips/s, ETA \d+ s", lines[0])
-    assert "\r" not in said
-    assert "\x1b" not in said
+    assert "\r" not in stderr
+    assert "\x1b" not in stderr
 
 
 def test_progress_can_be_turned_off(run: Run, scene: Scene) -> None:
@@ -248,14 +254,14 @@ def test_progress_can_be_turned_off(run: Run, scene: Scene) -> None:
         assert not [line for line in result.stderr.splitlines() if line.startswith("chips ")]
 
 
-def test_colour_only_where_it_is_wanted(run: Run) -> None:
+def test_colours_only_on_request_or_on_a_terminal(run: Run) -> None:
     assert "\x1b" not in run("analyze", "a", "b").stderr
     assert "\x1b[1;31mError:\x1b[0m" in run("analyze", "a", "b", "--color", "always").stderr
     assert "\x1b" in run("--color", "always", "analyze", "a", "b").stderr
     assert run("analyze", "a", "b", "--color", "sometimes").exit_code == 2
 
 
-def test_flag_beats_variable_beats_file_beats_default(
+def test_flags_override_variables_and_these_the_file_of_defaults(
     run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("c.toml").write_text("[analyze]\nchip-size = 64\nbands = [3, 2, 1]\nno_such = 1\n")
@@ -267,14 +273,14 @@ def test_flag_beats_variable_beats_file_beats_default(
     def chip_px(*args: object) -> int:
         return int(json.loads(run(*args).stdout)["chip_px"])
 
-    for where in (
+    for words in (
         ["--config", "c.toml", "analyze", *scene.args],
         ["analyze", *scene.args, "--config", "c.toml"],
     ):
-        assert chip_px(*where, "-n") == 64
+        assert chip_px(*words, "-n") == 64
         monkeypatch.setenv("DELTAVLM_ANALYZE_CHIP_SIZE", "48")
-        assert chip_px(*where, "-n") == 48
-        assert chip_px(*where, "-n", "--chip-size", 40) == 40
+        assert chip_px(*words, "-n") == 48
+        assert chip_px(*words, "-n", "--chip-size", 40) == 40
         monkeypatch.delenv("DELTAVLM_ANALYZE_CHIP_SIZE")
     assert chip_px("analyze", *scene.args, "-n", "--json") == 256
     plan = json.loads(run("--config", "c.toml", "analyze", *scene.args, "-n").stdout)
@@ -292,7 +298,7 @@ def test_flag_beats_variable_beats_file_beats_default(
         ("[analyze\n", ("not valid TOML",)),
     ],
 )
-def test_mistakes_in_a_config_file(run: Run, text: str, words: tuple[str, ...]) -> None:
+def test_errors_in_a_config_file(run: Run, text: str, words: tuple[str, ...]) -> None:
     Path("c.toml").write_text(text)
     result = run("--config", "c.toml", "analyze", "a", "b")
     assert result.exit_code == 2
