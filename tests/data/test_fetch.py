@@ -293,7 +293,7 @@ def test_the_command(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert dry.exit_code == 0, dry.stderr
     record = json.loads(dry.stdout)
     assert (record["dry_run"], record["missing"], len(record["files"])) == (True, record["bytes"], 8)
-    assert "terms: CC-BY-4.0" in dry.stderr
+    assert "license: CC-BY-4.0" in dry.stderr
     assert not Path("changechat-105k").exists()
     done = run("data", "fetch", "changechat", *cache)
     assert (done.exit_code, done.stdout) == (0, "")

@@ -68,14 +68,13 @@ def test_progress_and_messages_are_reported(dataset: Dataset) -> None:
 
 def test_tasks_that_are_not_scored_are_noted(dataset: Dataset) -> None:
     example = next(example for example in dataset.examples if example.task == "count")
-    predictions = [
+    predictions = (
         Prediction(example.id, "count", ("no new roads or buildings",)),
         Prediction(example.id, "change", ("no",)),
-    ]
-    evaluation = evaluate(
-        dataset, PredictionSet(tuple(predictions)), Setup("paper", bootstrap_rounds=0), None
     )
+    evaluation = evaluate(dataset, PredictionSet(predictions), Setup("paper", bootstrap_rounds=0))
     assert {metric.task for metric in evaluation.scores.metrics} == {"count"}
+    assert any("derives yes/no from captions" in note for note in evaluation.scores.notes)
 
 
 def test_an_example_without_an_answer_is_a_partial_failure(dataset: Dataset) -> None:

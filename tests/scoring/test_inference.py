@@ -162,7 +162,7 @@ def test_an_image_is_rgb_channels_first(tmp_path: Path) -> None:
     Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png").shape == (3, 2, 3)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"text\.png cannot be read: not a picture"):
+    with pytest.raises(InputError, match=r"text\.png cannot be read: not an image"):
         read_image(tmp_path / "text.png")
 
 
