@@ -58,12 +58,7 @@ def evaluate(
     ] = None,
     shard: Annotated[
         str | None,
-        flag(
-            "--shard",
-            panel=DATASET,
-            metavar="I/N",
-            help="Ask about part I of N only, for N machines.",
-        ),
+        flag("--shard", panel=DATASET, metavar="I/N", help="Ask about part I of N only, for N machines."),
     ] = None,
     predictions: Annotated[
         Path | None,
@@ -79,20 +74,11 @@ def evaluate(
     batch_size: options.BatchSize = "auto",
     protocol: Annotated[
         Literal["strict", "paper"],
-        flag(
-            "--protocol",
-            panel=SCORES,
-            help="strict is sound; paper reproduces the published scorer.",
-        ),
+        flag("--protocol", panel=SCORES, help="strict is sound; paper reproduces the published scorer."),
     ] = "strict",
     word_map: Annotated[
         Path | None,
-        flag(
-            "--word-map",
-            panel=SCORES,
-            metavar="FILE",
-            help="JSON of words and ids, for --protocol paper.",
-        ),
+        flag("--word-map", panel=SCORES, metavar="FILE", help="JSON of words and ids, for --protocol paper."),
     ] = None,
     bootstrap: Annotated[
         int,
@@ -151,12 +137,13 @@ def evaluate(
     if output is not None:  # checked before any work
         files = report.ReportFiles.next_to(output, with_predictions=predictions is None)
         files.check([path for path in (data, predictions, word_map) if path], overwrite=overwrite)
+    dataset = read_dataset(data, split)
     source: Inference | PredictionSet
     if predictions is not None:
         source = read_predictions(predictions)
     else:
         source = Inference(
-            load_model=lambda: model.load()[0],
+            load_model=model.load,
             images=find_images(data, images),
             shard=shard_index,
             limit=limit,
@@ -168,7 +155,7 @@ def evaluate(
         )
     words = None if word_map is None else read_word_map(word_map)
     setup = Setup(protocol, words, bootstrap, seed)
-    evaluation = evaluate_dataset(read_dataset(data, split), source, setup, task_names)
+    evaluation = evaluate_dataset(dataset, source, setup, task_names)
     for line in (*evaluation.scores.notes, *report.findings(evaluation)):
         console.warning(line)
     content = report.record(evaluation, word_map)
@@ -177,7 +164,7 @@ def evaluate(
     if json_summary:
         typer.echo(json.dumps(content))  # ASCII: ids may have lone surrogates, which no encoding has
     else:
-        dataset, published = evaluation.dataset, content["published_source"] or "nothing on these data"
+        published = content["published_source"] or "nothing on these data"
         typer.echo(f"{dataset.name} {dataset.split}, protocol {protocol}; published: {published}")
         typer.echo("\n".join(report.table(evaluation.scores.metrics)))
     evaluation.raise_if_partial()

@@ -39,6 +39,7 @@ __all__ = [
     "select_pairs",
 ]
 
+#: opens a progress bar for a number of image pairs, and gives its `update(finished, note)`
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
 
 
@@ -62,24 +63,17 @@ class PairExamples:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A model to evaluate, and the options of asking it.
+    """A model to evaluate, and the options of asking it."""
 
-    load_model: called once, after all checks of the input. shard: (I, N) selects every N-th image pair from
-    the I-th, counted from 1; limit: number of image pairs, counted within the shard. batch_size: image pairs
-    per batch; None: what the model proposes.
-    log: file that predictions are appended to, and resumed from unless `fresh`; None: none is written.
-    progress: context manager of `(done, note)` for a number of pairs. notify: receives messages for the user.
-    """
-
-    load_model: Callable[[], ChangeModel]
-    images: Path
-    shard: tuple[int, int] = (1, 1)
-    limit: int | None = None
-    batch_size: int | None = None
-    log: Path | None = None
-    fresh: bool = False
-    progress: ProgressBar = lambda total: nullcontext(lambda done, note: None)
-    notify: Callable[[str], None] = lambda message: None
+    load_model: Callable[[], ChangeModel]  # called once, after all checks of the input
+    images: Path  # folder of the images
+    shard: tuple[int, int] = (1, 1)  # (I, N): every N-th image pair, from the I-th, counted from 1
+    limit: int | None = None  # image pairs of the shard
+    batch_size: int | None = None  # image pairs per batch; None: as the model proposes
+    log: Path | None = None  # file to append predictions to, and to resume from
+    fresh: bool = False  # discard an existing log
+    progress: ProgressBar = lambda total: nullcontext(lambda finished, note: None)
+    notify: Callable[[str], None] = lambda message: None  # receives messages for the user
 
 
 def find_images(data: Path, images: Path | None) -> Path:
@@ -146,7 +140,7 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
         elif resumed:
             inference.notify(f"resuming: {resumed} of {len(pairs)} pairs are already in {inference.log}")
         batch_size = inference.batch_size or model.auto_batch_size()
-        done = 0
+        finished = 0
         try:
             with inference.progress(len(pairs)) as report_progress:
                 for predictions, failures in predict_batches(
@@ -154,8 +148,8 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
                 ):
                     log.append(predictions)
                     problems += failures
-                    done = min(done + batch_size, len(pairs))
-                    report_progress(done, f"{len(problems)} problems" if problems else "")
+                    finished = min(finished + batch_size, len(pairs))
+                    report_progress(finished, f"{len(problems)} problems" if problems else "")
         except KeyboardInterrupt:
             if log.lines is not None and log.predictions:
                 inference.notify(
@@ -243,10 +237,13 @@ def _predict_or_halve(
     except ModelError as error:
         if len(loaded) == 1:
             return [], [Problem("answer", loaded[0].pair.before, str(error))]
+    predictions, failures = [], []
     middle = len(loaded) // 2
-    predictions, failures = _predict_or_halve(model, loaded[:middle])
-    more_predictions, more_failures = _predict_or_halve(model, loaded[middle:])
-    return predictions + more_predictions, failures + more_failures
+    for half in (loaded[:middle], loaded[middle:]):
+        half_predictions, half_failures = _predict_or_halve(model, half)
+        predictions += half_predictions
+        failures += half_failures
+    return predictions, failures
 
 
 @dataclass(slots=True)
