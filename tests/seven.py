@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import save_file
 
+from deltavlm.config import to_mapping
 from deltavlm.data.changechat import save_image
 from deltavlm.model import checkpoint
-from deltavlm.model.config import DeltaVLMConfig, DifferenceConfig, VisionConfig
-from deltavlm.model.folder import TOKENIZER
+from deltavlm.model.config import DeltaVLMConfig, DenseConfig, DifferenceConfig, VisionConfig
+from deltavlm.model.folder import CONFIG, DENSE, TOKENIZER
 from deltavlm.model.tokenizer import train_codec
 from deltavlm.tasks import caption
 from tests.tiny import TINY, tiny_model
@@ -36,6 +38,11 @@ SEVEN: DeltaVLMConfig = replace(
     language=replace(TINY.language, hidden=64, intermediate=96, tied=False),
     chip_px=28,
 )
+
+HEAD = DenseConfig(
+    classes=("none", "building", "road", "other"), counted=("building",), width=8, evidence=False
+)
+WITH_HEAD: DeltaVLMConfig = replace(SEVEN, dense=HEAD)
 
 # A pair and the same with its dates the other way round have the same pictures, and the Q-Former's keys have
 # no order: with both dates handed on as they are, nothing could tell the two from each other.
@@ -78,4 +85,18 @@ def seven_checkpoint(folder: Path, config: DeltaVLMConfig = SEVEN) -> Path:
     words = [f"q {caption.PROMPT.lower().strip('.')}"] + [said for both in SAID for said in both]
     words += [f"{hint} {order}" for hint in HINTS for order in ("ab", "ba")]
     train_codec(words * 3, config.language.vocab, folder / TOKENIZER)
+    return folder
+
+
+def seven_with_head(folder: Path) -> Path:
+    """The 7B's architecture at small size, to which a head is added: one file, one entry of config.json."""
+    seven_checkpoint(folder)
+    weights = {
+        name: tensor.half().contiguous()
+        for name, tensor in tiny_model(5, WITH_HEAD).state_dict().items()
+        if name.startswith("dense.") and tensor.is_floating_point()
+    }
+    save_file(weights, folder / DENSE)
+    told = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(told | {"dense": to_mapping(WITH_HEAD)["dense"]}))
     return folder

@@ -6,14 +6,14 @@ not, and `importlib.import_module("...")` with a literal name. Knowing a type is
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.imports import imports_of, module_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,12 +107,6 @@ FORBIDDEN: dict[str, frozenset[str]] = {
 HEAVY = GROUND | TORCH | {"numpy", "pandas", "pyarrow", "PIL", "scipy", "cv2", "ray"}
 
 
-def module_name(path: Path, root: Path) -> str:
-    """`deltavlm/geo/grid.py` -> `deltavlm.geo.grid`; a package's `__init__.py` -> the package."""
-    parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def part_of(module: str) -> str | None:
     """The part of the house that holds `module`; None for a module of somebody else."""
     names = module.split(".")
@@ -121,30 +115,6 @@ def part_of(module: str) -> str | None:
     if names[0] == "deltavlm":
         return names[1] if len(names) > 1 else "deltavlm"
     return None
-
-
-def imports_of(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """Line and absolute dotted name of everything that a file imports, wherever in the file."""
-    module = module_name(path, root)
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                kept = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*kept, base] if base else kept)
-            for alias in node.names:
-                # `from deltavlm import geo` names a part; `from deltavlm import __version__` does not
-                inside = root.joinpath(*base.split("."), alias.name)
-                is_module = inside.is_dir() or inside.with_suffix(".py").is_file()
-                yield node.lineno, f"{base}.{alias.name}" if is_module else base
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
-                yield node.lineno, node.args[0].value
 
 
 def broken_arrows(root: Path) -> list[str]:
@@ -222,6 +192,17 @@ def test_a_broken_arrow_is_seen(tmp_path: Path, file: str, source: str, complain
     complaints = broken_arrows(tmp_path)
     assert len(complaints) == 1, complaints
     assert complaint in complaints[0]
+
+
+def test_no_test_module_imports_another() -> None:
+    """Helpers that several test modules use live in modules that hold no tests, and in conftest.py."""
+    imports = [
+        f"{path.relative_to(ROOT).as_posix()}:{line}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line, name in imports_of(path, ROOT)
+        if name.startswith("tests.") and name.rpartition(".")[2].startswith("test_")
+    ]
+    assert imports == []
 
 
 @pytest.mark.parametrize("module", ["deltacli.main", "deltavlm"])

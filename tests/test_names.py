@@ -81,7 +81,7 @@ def long_parameter_lists(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
 
 def circles(root: Path) -> list[list[str]]:
     """Groups of modules that import each other, directly or not (strongly connected; Tarjan 1972)."""
-    from tests.test_arrows import imports_of, module_name
+    from tests.imports import imports_of, module_name
 
     files = {module_name(path, root): path for name in HOUSE for path in (root / name).rglob("*.py")}
     imports = {

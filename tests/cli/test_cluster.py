@@ -22,8 +22,8 @@ from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.journal import Journal
 from tests import workers
 from tests.cli.conftest import Run
-from tests.cli.test_pairs import write_pairs
 from tests.conftest import Scene
+from tests.pairs import write_pairs
 from tests.rasters import write_raster
 from tests.scripted_model import ScriptedModel
 

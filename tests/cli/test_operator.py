@@ -18,8 +18,8 @@ import pytest
 from deltacli import metrics
 from deltacli.metrics import Metric, format_metrics
 from tests.cli.conftest import ROOT, Run, program
-from tests.cli.test_pairs import write_pairs
 from tests.conftest import Scene
+from tests.pairs import write_pairs
 from tests.rasters import noise, spoil, write_raster
 from tests.scripted_model import ScriptedModel
 

@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,11 @@ import pytest
 from deltavlm.geo import pair as geo_pair
 from tests.cli.conftest import Run, one_line, program
 from tests.conftest import Scene
+from tests.pairs import features, layer, write_pairs
 from tests.rasters import UTM, moved, write_raster
 from tests.scripted_model import ScriptedModel
 
 SMALL = ("--chip-size", 32)
-
-
-def write_pairs(
-    folder: Path, count: int, *, chips: int = 1, broken: Sequence[int] = (), **profile: Any
-) -> Path:
-    """The list of `count` pairs side by side, each `chips` chips wide; every third has changed, broken
-    ones are empty files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(3)
-    rows = ["id,before,after,before_date,date"]
-    for n in range(count):
-        pixels = rng.integers(1, 255, (3, 32, 32 * chips)).astype(np.uint8)
-        place = {"transform": moved(32 * chips * n, 0), **profile}
-        write_raster(folder / f"b{n}.tif", pixels, **place)
-        if n % 3 == 0:
-            pixels[:, 8:20, 8:20] = 255
-        write_raster(folder / f"a{n}.tif", pixels, **place)
-        if n in broken:
-            (folder / f"a{n}.tif").write_bytes(b"")
-        rows.append(f"p{n},b{n}.tif,a{n}.tif,2020,2024-05-{1 + n % 30:02d}")
-    path = folder / "list.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
-
-
-def layer(path: Path | str, name: str) -> list[dict[str, Any]]:
-    frame = pyogrio.read_dataframe(path, layer=name)
-    rows: list[dict[str, Any]] = frame.to_dict("records")
-    return rows
-
-
-def features(path: Path | str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(Path(path).read_text())["features"]
-    return found
 
 
 def test_200_pairs_with_5_broken_ones(run: Run, model: ScriptedModel, tmp_path: Path) -> None:

@@ -19,12 +19,11 @@ from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.model.interface import Masks
 from deltavlm.pipeline.mask_codec import CLASSES
 from tests.cli.conftest import Run, one_line
-from tests.cli.test_pairs import layer, write_pairs
 from tests.conftest import Scene
-from tests.model.test_masks import seven_with_head
+from tests.pairs import features, layer, write_pairs
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
-from tests.seven import seven_checkpoint
+from tests.seven import seven_checkpoint, seven_with_head
 
 SMALL = ("--chip-size", 32)
 RASTERS = ("--mask", "m.tif", "--probability", "p.tif")
@@ -45,11 +44,6 @@ def bright(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedMod
 
     monkeypatch.setattr(model, "masks", masks)
     return model
-
-
-def features(path: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(Path(path).read_text())["features"]
-    return found
 
 
 def pixels(path: str) -> NDArray[np.uint8]:

@@ -13,16 +13,7 @@ from deltavlm.data.examples import missing_images
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS, count, locate
-
-ROOT = "/data/coding/datasets/LEVIR-MCI-dataset/images"
-
-
-def record(name: str, *said: str, split: str = "test", **changes: Any) -> dict[str, Any]:
-    """A record with questions and answers in turn."""
-    speakers = ("human", "gpt")
-    messages = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(said)]
-    images = [f"{ROOT}/{split}/{date}/{name}" for date in "AB"]
-    return {"conversations": messages, "images": images} | changes
+from tests.data.records import imti_record as record
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from deltavlm.data.changechat import NAME, RELEASED_RECORDS, write_chip_set
 from deltavlm.data.check import CheckReport, check_dataset
 from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.errors import InputError
-from tests.data.test_changeimti import record as imti_record
-from tests.data.test_examples import caption_record, record
+from tests.data.records import caption_record, imti_record, record
 
 
 @pytest.fixture(scope="module")

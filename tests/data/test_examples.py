@@ -14,22 +14,7 @@ from deltavlm.data.read import read_dataset
 from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS, caption, classify, count, locate
-
-PAIR = ["test/A/x.png", "test/B/x.png"]
-
-
-def caption_record(**changes: Any) -> dict[str, Any]:
-    record = {"image_A": PAIR[0], "image_B": PAIR[1], "captions": ["a .", "b ."], "changeflag": 1}
-    return {key: value for key, value in (record | changes).items() if value is not None}
-
-
-def record(**changes: Any) -> dict[str, Any]:
-    messages = [
-        {"from": "human", "value": "<image> <image> " + classify.PROMPT},
-        {"from": "gpt", "value": "yes"},
-    ]
-    whole = {"id": "x_1", "image": PAIR, "changeflag": 1, "conversations": messages}
-    return {key: value for key, value in (whole | changes).items() if value is not None}
+from tests.data.records import PAIR, caption_record, record
 
 
 def write(path: Path, content: Any) -> Path:

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
-from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
-from deltavlm.model.config import DeltaVLMConfig, DenseConfig
-from deltavlm.model.folder import CONFIG, DENSE
+from deltavlm.model.folder import DENSE
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import load_model
 from deltavlm.tasks import caption
-from tests.seven import SEVEN, seven_checkpoint
-from tests.tiny import tiny_model
-
-HEAD = DenseConfig(
-    classes=("none", "building", "road", "other"), counted=("building",), width=8, evidence=False
-)
-WITH_HEAD: DeltaVLMConfig = replace(SEVEN, dense=HEAD)
-
-
-def seven_with_head(folder: Path) -> Path:
-    """The 7B's architecture at small size, to which a head is added: one file, one entry of config.json."""
-    seven_checkpoint(folder)
-    weights = {
-        name: tensor.half().contiguous()
-        for name, tensor in tiny_model(5, WITH_HEAD).state_dict().items()
-        if name.startswith("dense.") and tensor.is_floating_point()
-    }
-    save_file(weights, folder / DENSE)
-    told = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(told | {"dense": to_mapping(WITH_HEAD)["dense"]}))
-    return folder
+from tests.seven import HEAD, seven_checkpoint, seven_with_head
 
 
 def test_masks_come_and_answers_stay(tmp_path: Path) -> None:

@@ -8,18 +8,29 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyogrio
 import pytest
+from rasterio.crs import CRS
+from shapely.geometry import box
 from typer.testing import CliRunner
 
 from deltacli.main import app
+from deltavlm.geo.features import Feature
+from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.schema import CHANGES
 from deltavlm.report.build import open_report
-from deltavlm.report.images import ImageOptions
+from deltavlm.report.images import ImageOptions, open_scene
 from deltavlm.report.page import ImageLimits
 from deltavlm.report.scenes import Scene as PairScene
 from deltavlm.report.scenes import build_scenes
+from tests.rasters import UTM
 
 Analyzed = Callable[..., Path]
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \u2028 \"quoted\" 'too' $title ${data}"
+)
 
 
 @pytest.fixture
@@ -43,6 +54,36 @@ def only_scene(path: Path) -> PairScene:
 
 def page_of(path: Path, options: ImageOptions | None = None, limits: ImageLimits | None = None) -> str:
     return open_report(path, options or ImageOptions()).html(limits)[0]
+
+
+def opened(path: Path, options: ImageOptions | None = None) -> Any:
+    return open_scene(only_scene(path), options or ImageOptions(), path.parent)
+
+
+def with_changes(path: Path) -> Path:
+    """The output with two polygons of change, the smaller first."""
+    left, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
+    rows = [
+        Feature(
+            box(left, top - side, left + side, top),
+            {
+                "class": "building",
+                "area_m2": side * side,
+                "mean_score": 0.5,
+                "lon": 3.0,
+                "lat": 45.1,
+                "chip_ids": ["r00032_c00064", "r09999_c00000"],
+            },
+        )
+        for side in (2.0, 8.0)
+    ]
+    other = path.with_name("changes.gpkg")
+    with open_sink(other, (CHANGES,), CRS.from_user_input(UTM), {}) as sink:
+        sink.write("changes", rows)
+    table = pyogrio.read_dataframe(other, layer="changes")
+    table["chip_ids"] = table["chip_ids"].map(json.dumps)
+    pyogrio.write_dataframe(table, path, layer="changes", append=True)
+    return path
 
 
 class Page(HTMLParser):

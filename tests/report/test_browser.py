@@ -17,8 +17,7 @@ from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import report_html
 from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene
-from tests.report.conftest import Analyzed, page_of
-from tests.report.test_page import HOSTILE, with_changes
+from tests.report.conftest import HOSTILE, Analyzed, page_of, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

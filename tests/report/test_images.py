@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +15,7 @@ from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.report.images import ImageOptions, OpenScene, open_scene
 from tests.conftest import CHIP, Scene, write_tiled
 from tests.rasters import moved, noise, smooth, spoil, write_raster
-from tests.report.conftest import Analyzed, only_scene
-
-
-def opened(path: Path, options: ImageOptions | None = None) -> Any:
-    return open_scene(only_scene(path), options or ImageOptions(), path.parent)
+from tests.report.conftest import Analyzed, only_scene, opened
 
 
 def colours(picture: Image.Image) -> np.ndarray:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyogrio
 import pytest
 from PIL import Image
-from rasterio.crs import CRS
-from shapely.geometry import box
 
 from deltavlm.errors import InputError
-from deltavlm.geo.features import Feature, Field, Layer
-from deltavlm.geo.sinks import open_sink
+from deltavlm.geo.features import Field, Layer
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
@@ -27,14 +22,8 @@ from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.quicklook import quicklook_png
 from deltavlm.report.scenes import build_scenes
 from tests.conftest import Scene
-from tests.rasters import UTM
-from tests.report.conftest import Analyzed, Page, only_scene, page_of
-from tests.report.test_images import opened
+from tests.report.conftest import HOSTILE, Analyzed, Page, only_scene, opened, page_of, with_changes
 from tests.scripted_model import CHANGED, ScriptedModel
-
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \u2028 \"quoted\" 'too' $title ${data}"
-)
 
 
 def columns(page: Page) -> dict[str, list[object]]:
@@ -160,32 +149,6 @@ CHANGES = Layer(
         Field("chip_ids", "list"),
     ),
 )
-
-
-def with_changes(path: Path) -> Path:
-    """The output with two polygons of change, the smaller first."""
-    left, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
-    rows = [
-        Feature(
-            box(left, top - side, left + side, top),
-            {
-                "class": "building",
-                "area_m2": side * side,
-                "mean_score": 0.5,
-                "lon": 3.0,
-                "lat": 45.1,
-                "chip_ids": ["r00032_c00064", "r09999_c00000"],
-            },
-        )
-        for side in (2.0, 8.0)
-    ]
-    other = path.with_name("changes.gpkg")
-    with open_sink(other, (CHANGES,), CRS.from_user_input(UTM), {}) as sink:
-        sink.write("changes", rows)
-    table = pyogrio.read_dataframe(other, layer="changes")
-    table["chip_ids"] = table["chip_ids"].map(json.dumps)
-    pyogrio.write_dataframe(table, path, layer="changes", append=True)
-    return path
 
 
 def test_polygons_of_change_are_there_the_largest_first(

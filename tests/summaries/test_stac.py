@@ -22,7 +22,7 @@ from deltavlm.pipeline.schema import with_pair_columns
 from deltavlm.summaries.results import Results, read_results
 from deltavlm.summaries.stac import dump_item, result_item
 from deltavlm.summaries.stac_model import model_item, model_item_name
-from tests.summaries.test_summaries import CHIPS, GRID, RUN, UTM, written
+from tests.summaries.outputs import CHIPS, GRID, RUN, UTM, written
 
 STAC = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema"
 OWN = Path(__file__).with_name("schemas")

@@ -11,7 +11,7 @@ import pytest
 
 from deltavlm.summaries.table import to_csv
 from deltavlm.summaries.totals import TopChip, summarize_chips
-from tests.summaries.test_summaries import written
+from tests.summaries.outputs import written
 
 
 @pytest.mark.parametrize(

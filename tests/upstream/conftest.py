@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from deltavlm.upstream import names
 from deltavlm.upstream.components import Sources
 from deltavlm.upstream.convert import convert
+from deltavlm.upstream.read import tensors
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tiny"
 
@@ -20,6 +24,30 @@ def sources(folder: Path = GOLDEN) -> Sources:
         folder / "vicuna-7b-v1.5",
         folder / "bert-base-uncased",
     )
+
+
+def as_instructblip(base: Path, folder: Path) -> Path:
+    """The vision base as transformers' InstructBLIP names it."""
+    block = {new: old for old, new in names.INSTRUCTBLIP_BLOCK}
+    outer = {new: old for old, new in names.INSTRUCTBLIP}
+    renamed: dict[str, torch.Tensor] = {"language_model.lm_head.weight": torch.zeros(2, 2)}
+    biases: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors(base):
+        if name.endswith(("q_bias", "v_bias")):
+            biases.setdefault(name[:-6], {})[name[-6:]] = tensor
+            continue
+        theirs = name
+        for lavis, hf in outer.items():
+            theirs = hf + theirs[len(lavis) :] if theirs.startswith(lavis) else theirs
+        for lavis, hf in block.items():
+            theirs = theirs.replace(lavis, hf)
+        renamed[theirs] = tensor.contiguous()
+    for stem, pair in biases.items():
+        key = stem.replace("blocks.", "vision_model.encoder.layers.").replace("attn.", "self_attn.qkv.bias")
+        renamed[key] = torch.cat([pair["q_bias"], torch.zeros_like(pair["q_bias"]), pair["v_bias"]])
+    folder.mkdir()
+    save_file(renamed, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from deltavlm.errors import DeltaVLMError, InputError, ModelError, OutputError
 from deltavlm.model import checkpoint
@@ -21,7 +21,7 @@ from deltavlm.model.predictor import load_model
 from deltavlm.upstream import names
 from deltavlm.upstream.convert import convert
 from deltavlm.upstream.read import shards, tensors
-from tests.upstream.conftest import GOLDEN, sources
+from tests.upstream.conftest import GOLDEN, as_instructblip, sources
 
 
 def published(folder: Path = GOLDEN) -> dict[str, Any]:
@@ -92,30 +92,6 @@ def test_a_language_model_in_pickled_shards_is_the_same(converted: Path, files: 
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(InputError, match=r"lacks pytorch_model-00002-of-00002\.bin"):
         convert(sources(files), files / "more")
-
-
-def as_instructblip(base: Path, folder: Path) -> Path:
-    """The vision base as transformers' InstructBLIP names it."""
-    block = {new: old for old, new in names.INSTRUCTBLIP_BLOCK}
-    outer = {new: old for old, new in names.INSTRUCTBLIP}
-    renamed: dict[str, torch.Tensor] = {"language_model.lm_head.weight": torch.zeros(2, 2)}
-    biases: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors(base):
-        if name.endswith(("q_bias", "v_bias")):
-            biases.setdefault(name[:-6], {})[name[-6:]] = tensor
-            continue
-        theirs = name
-        for lavis, hf in outer.items():
-            theirs = hf + theirs[len(lavis) :] if theirs.startswith(lavis) else theirs
-        for lavis, hf in block.items():
-            theirs = theirs.replace(lavis, hf)
-        renamed[theirs] = tensor.contiguous()
-    for stem, pair in biases.items():
-        key = stem.replace("blocks.", "vision_model.encoder.layers.").replace("attn.", "self_attn.qkv.bias")
-        renamed[key] = torch.cat([pair["q_bias"], torch.zeros_like(pair["q_bias"]), pair["v_bias"]])
-    folder.mkdir()
-    save_file(renamed, folder / "model.safetensors")
-    return folder
 
 
 def test_instructblips_vision_tower_is_the_same_base(converted: Path, tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ from deltavlm.upstream import plan as plan_module
 from deltavlm.upstream.components import CHECKPOINT, COMPONENTS, LANGUAGE, TIMM_BASE, VISION, VOCABULARY
 from deltavlm.upstream.fetch import Fetched, fetch
 from deltavlm.upstream.plan import Plan, plan
-from tests.upstream.conftest import GOLDEN
-from tests.upstream.test_convert import as_instructblip
+from tests.upstream.conftest import GOLDEN, as_instructblip
 
 pytestmark = pytest.mark.network
 
