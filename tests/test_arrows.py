@@ -28,7 +28,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "config": frozenset({"deltavlm", "errors"}),
     "text_norm": frozenset({"deltavlm", "errors"}),
     "files": frozenset({"errors"}),
-    "hub": frozenset({"errors"}),
+    "hub": frozenset({"errors", "files"}),
     "geo": LEAVES,
     "model": LEAVES,
     "metrics": LEAVES,

@@ -235,7 +235,7 @@ def _score_yes_no(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
 
 def _score_counts(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
     """MAE, RMSE and exact matches of the numbers of roads and of buildings."""
-    parse = paper.read_count if scores.setup.protocol == "paper" else count.parse
+    parse = paper.parse_count if scores.setup.protocol == "paper" else count.parse
     predicted, truth = _parse_pairs(scores, pairs, parse, count.parse)
     for kind in ("roads", "buildings"):
         numbers = [None if value is None else getattr(value, kind) for value in predicted]
@@ -248,7 +248,7 @@ def _score_cells(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
     """Micro-averaged metrics of the cells with changed roads or buildings, and of a constant empty answer."""
     is_paper = scores.setup.protocol == "paper"
     predicted, truth = _parse_pairs(
-        scores, pairs, paper.read_cells if is_paper else locate.parse, locate.parse
+        scores, pairs, paper.parse_cells if is_paper else locate.parse, locate.parse
     )
     for kind in ("roads", "buildings"):
         true_cells = [getattr(value, kind) for value in truth]

@@ -287,5 +287,5 @@ def test_the_script_of_the_cron_page(tmp_path: Path, stranger: bool) -> None:
     assert night() == (0, "")
     assert {path.name for path in (place / "each").iterdir()} == {"fine.gpkg", "broken.gpkg", "half.gpkg"}
     assert statuses(place / "each" / "half.gpkg") == ["answered", "answered"]
-    (log,) = [path for path in (place / "log").iterdir() if "there already" in path.read_text()]
+    (log,) = [path for path in (place / "log").iterdir() if "already complete" in path.read_text()]
     assert objects(log.read_text())
