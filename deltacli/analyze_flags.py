@@ -503,11 +503,11 @@ class RunFlags:
 
     def check_model(self, job: AnalyzeJob) -> DeltaVLMConfig:
         """Configuration of the model, which is not loaded. Raises: InputError or ConfigError."""
-        config = self.model.read_config()
-        if job.options.masks and config.dense is None:
-            from deltavlm.pipeline.mask_codec import NO_MASK_HEAD
+        from deltavlm.pipeline.mask_codec import check_mask_head
 
-            raise ConfigError(NO_MASK_HEAD.format(name=config.name))
+        config = self.model.read_config()
+        if job.options.masks:
+            check_mask_head(config)
         if self.engine.engine == "local":
             self.model.check_device()
         return config

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltavlm import __version__
 from deltavlm.errors import DeltaVLMError, InputError
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.config import RuntimeOptions
@@ -20,6 +19,7 @@ from deltavlm.pipeline.engine import load_chips
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions, run_batches
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.schema import ChipStatus
+from deltavlm.version import __version__
 
 __all__ = ["Asker", "Known", "Load", "Pixels", "Place", "Seen", "Unit", "loaded", "mark_of", "read_unit"]
 

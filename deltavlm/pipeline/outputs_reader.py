@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.geo.vector_reader import list_layers, read_layer
+from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

@@ -175,7 +175,7 @@ def test_analyze_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
     assert run(*pairs, "-o", "b.gpkg", "--html", "b.html").exit_code == 0
     assert "many" not in Path("b.html").read_text(encoding="utf-8").partition("</title>")[0]
     for words, complaint in (
-        (("-o", "each/", "--html", "c.html"), "--html cannot be had with -o each/"),
+        (("-o", "each/", "--html", "c.html"), "--html cannot be made with -o each"),
         (("-o", "c.gpkg", "--quicklook", "c.png"), "--quicklook shows one pair"),
         (("-o", "-", "--html", "c.html"), "--html is made of an output file"),
         (("-o", "c.gpkg", "--layer", "pairs", "--html", "c.html"), "--html needs the layer chips"),
