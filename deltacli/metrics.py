@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltacli.console import console
-from deltavlm import __version__
 from deltavlm.errors import OutputError
+from deltavlm.version import __version__
 
 if TYPE_CHECKING:
     from deltavlm.model.interface import ModelFacts

@@ -54,16 +54,17 @@ def resolve_link(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path, *, suffix: str | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, *, suffix: str | None = None, owner: Path | None = None) -> Iterator[Path]:
     """Scratch file next to `path`: synced and renamed to `path` on success, removed on any exception.
 
     A symbolic link stays one; its target is replaced. `suffix` is the ending of the scratch name (default:
-    that of `path`, which some writers use to pick a format).
+    that of `path`, which some writers use to pick a format). `owner` is the output whose `lock` removes the
+    scratch file of a killed process (default: `path`).
 
     Raises: OSError.
     """
     target = resolve_link(path)
-    scratch = target.with_name(scratch_name(path, suffix))
+    scratch = target.with_name(scratch_name(owner or path, path.suffix if suffix is None else suffix))
     try:
         yield scratch
         fsync_file(scratch)
@@ -73,9 +74,9 @@ def atomic_file(path: Path, *, suffix: str | None = None) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a whole file (text as UTF-8, newlines as they are) atomically. Raises: OSError."""
-    with atomic_file(path) as scratch:
+def write_atomic(path: Path, content: bytes | str, *, owner: Path | None = None) -> None:
+    """Write a whole file (text as UTF-8, newlines as they are) by `atomic_file`. Raises: OSError."""
+    with atomic_file(path, owner=owner) as scratch:
         scratch.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 

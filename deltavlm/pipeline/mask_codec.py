@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltavlm.errors import ConfigError
+from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.interface import Masks
 
-__all__ = ["CLASSES", "NO_MASK_HEAD", "decode_mask", "decode_valid", "encode_masks", "encode_valid"]
+__all__ = ["CLASSES", "check_mask_head", "decode_mask", "decode_valid", "encode_masks", "encode_valid"]
 
 CLASSES = ("building", "road", "other")
 """Classes of a mask: the model's classes of buildings or roads, built or removed, and all others."""
 
-NO_MASK_HEAD = (
+_NO_MASK_HEAD = (
     "model {name} has no mask head, so there is nothing to draw polygons or rasters of change from; leave "
     "--polygons, --mask and --probability out, or ask a model that has one, such as --model nano "
     "(docs/polygons.md says how another gets one)"
@@ -25,13 +26,19 @@ _SHAPE = struct.Struct("<BHH")  # classes, rows, columns
 _ZLIB_LEVEL = 6
 
 
+def check_mask_head(config: DeltaVLMConfig) -> None:
+    """Raises: ConfigError where a model of this configuration has no mask head."""
+    if config.dense is None:
+        raise ConfigError(_NO_MASK_HEAD.format(name=config.name))
+
+
 def encode_masks(masks: Masks | None, name: str) -> list[bytes]:
     """Masks of a batch: the probabilities of CLASSES in 8 bit, compressed.
 
     Raises: ConfigError where the model `name` has no mask head.
     """
     if masks is None:
-        raise ConfigError(NO_MASK_HEAD.format(name=name))
+        raise ConfigError(_NO_MASK_HEAD.format(name=name))
     indices = np.array([_class_index(label) for label in masks.classes[1:]])
     probabilities = np.stack(
         [masks.probabilities[:, 1:][:, indices == index].sum(axis=1) for index in range(len(CLASSES))], axis=1

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import rasterio
 
-from deltavlm import __version__
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.version import __version__
 
 __all__ = ["journal_settings", "library_versions", "provenance"]
 

@@ -49,7 +49,7 @@ class OpenScene:
     pair: PairReader
 
     @property
-    def grid(self) -> GeoBox:
+    def geobox(self) -> GeoBox:
         return self.pair.geobox
 
     def overview(self, long_side_px: int) -> tuple[Image.Image, Image.Image]:
@@ -58,10 +58,10 @@ class OpenScene:
         Raises:
             RasterError: an image cannot be read at all.
         """
-        scale = min(1.0, long_side_px / max(self.grid.width, self.grid.height))
-        size = tuple(max(1, round(length * scale)) for length in (self.grid.width, self.grid.height))
+        scale = min(1.0, long_side_px / max(self.geobox.width, self.geobox.height))
+        size = tuple(max(1, round(length * scale)) for length in (self.geobox.width, self.geobox.height))
         before, after = (
-            _overview(view, stretch, self.grid, size)
+            _overview(view, stretch, self.geobox, size)
             for view, stretch in zip(self.pair.views, self.pair.stretches, strict=True)
         )
         return before, after
@@ -88,7 +88,7 @@ def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[Op
     Raises:
         RasterError: an image is missing, cannot be read, or is not the one that was analysed.
     """
-    if scene.grid is None:
+    if scene.geobox is None:
         raise RasterError(scene.reason or "this pair was not analyzed")
     paths = [
         _locate(image.path, override, options, folder)
@@ -101,7 +101,7 @@ def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[Op
                 open_pair(
                     pair,
                     _read_options(scene, options),
-                    geobox=scene.grid if scene.has_recorded_grid else None,
+                    geobox=scene.geobox if scene.has_recorded_geobox else None,
                     stretches=_recorded_stretches(scene),
                 )
             )
@@ -169,23 +169,23 @@ def _check_size(source: Source, image: SceneImage) -> None:
         )
 
 
-def _overview(view: View, stretch: Stretch | None, grid: GeoBox, size: tuple[int, ...]) -> Image.Image:
+def _overview(view: View, stretch: Stretch | None, geobox: GeoBox, size: tuple[int, ...]) -> Image.Image:
     """One image resampled to `size` (width, height), read in strips; unreadable strips are transparent."""
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
-    source, small = view.source, grid.zoom_to(width, height)
+    source, small = view.source, geobox.zoom_to(width, height)
     failures: list[RasterError] = []
     strips_read = 0
     with ExitStack() as stack:
-        if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
-            view, grid = stack.enter_context(source.view_on(small, None, "average")), small
+        if view.dataset is not source.dataset and (width, height) != (geobox.width, geobox.height):
+            view, geobox = stack.enter_context(source.view_on(small, None, "average")), small
         pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
-        strip_height = max(1, int(READ_BYTES / (grid.width * pixel_bytes) * height / grid.height))
+        strip_height = max(1, int(READ_BYTES / (geobox.width * pixel_bytes) * height / geobox.height))
         for top in range(0, height, strip_height):
             rows = slice(top, min(height, top + strip_height))
-            first, last = (math.floor(row * grid.height / height) for row in (rows.start, rows.stop))
-            window = Window(0, first, grid.width, max(1, last - first))
+            first, last = (math.floor(row * geobox.height / height) for row in (rows.start, rows.stop))
+            window = Window(0, first, geobox.width, max(1, last - first))
             try:
                 strip = _read(view, stretch, window, (rows.stop - rows.start, width), averaged=True)
             except RasterError as error:

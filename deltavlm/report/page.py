@@ -161,9 +161,9 @@ def _overviews(opened: OpenScene, long_side_px: int) -> tuple[dict[str, Any], fl
         "before": _data_uri(as_webp(before)),
         "after": _data_uri(as_webp(after)),
         "size": before.size,
-        "extent": (opened.grid.width, opened.grid.height),
+        "extent": (opened.geobox.width, opened.geobox.height),
     }
-    return overviews, before.width / opened.grid.width
+    return overviews, before.width / opened.geobox.width
 
 
 def _details(opened: OpenScene, windows: dict[int, Window], long_side_px: int) -> dict[int, list[str]]:

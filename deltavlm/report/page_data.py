@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltavlm import __version__
 from deltavlm.geo.location import redact_credentials
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
 from deltavlm.report.scenes import Scene, score_of
 from deltavlm.tasks.locate import LABELS
+from deltavlm.version import __version__
 
 __all__ = ["PageImages", "page_data"]
 
@@ -66,14 +66,14 @@ def _file_name(path: str) -> str:
 
 
 def _pair(scene: Scene, images: PageImages) -> dict[str, Any]:
-    grid, gsd_m, north = scene.grid, scene.gsd_m, scene.north
+    geobox, gsd_m, north = scene.geobox, scene.gsd_m, scene.north
     return {
         "name": scene.name,
         "before": _file_name(scene.before.path),
         "after": _file_name(scene.after.path),
         "dates": [scene.before.date, scene.after.date],
-        "width": grid.width if grid else 0,
-        "height": grid.height if grid else 0,
+        "width": geobox.width if geobox else 0,
+        "height": geobox.height if geobox else 0,
         "gsd": gsd_m,
         "north": north,
         "pictures": images.overviews.get(scene.name),
@@ -173,8 +173,8 @@ def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tupl
             size = f", {image.size[0]:,} × {image.size[1]:,} px" if image.size else ""
             bands = f", bands {', '.join(map(str, image.bands))}" if image.bands else ""
             lines.append((label, f"{redact_credentials(image.path)}{size}{bands}"))
-        if scene.grid is not None:
-            crs = scene.grid.crs
+        if scene.geobox is not None:
+            crs = scene.geobox.crs
             lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(scene)}"))
         inputs = record.get("inputs") or {}
         lines.append(("Scale to 8 bit", str(inputs.get("scale", record.get("reading", {}).get("scale", "")))))
@@ -190,6 +190,6 @@ def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tupl
 
 
 def _grid_size(scene: Scene) -> str:
-    assert scene.grid is not None
-    size = f"{scene.grid.width:,} × {scene.grid.height:,} px"
+    assert scene.geobox is not None
+    size = f"{scene.geobox.width:,} × {scene.geobox.height:,} px"
     return f"{size} of {scene.gsd_m:.3g} m" if scene.gsd_m else size

@@ -28,9 +28,9 @@ def quicklook_png(scene: Scene, opened: OpenScene, width_px: int = 2400) -> byte
     Raises:
         RasterError: an image cannot be read.
     """
-    assert scene.grid is not None
+    assert scene.geobox is not None
     panel_px = (width_px - 4 * GAP_PX) // 3
-    aspect = scene.grid.height / scene.grid.width
+    aspect = scene.geobox.height / scene.geobox.width
     long_side_px = max(round(panel_px * max(1.0, aspect) * min(1.0, MAX_ASPECT / aspect)), 16)
     panels = [_fill_nodata(image) for image in opened.overview(long_side_px)]
     if panels[0].width < panel_px and max(panels[0].size) < SMALL_PX:
@@ -39,7 +39,7 @@ def quicklook_png(scene: Scene, opened: OpenScene, width_px: int = 2400) -> byte
         panels = [panel.resize(size, Image.Resampling.NEAREST) for panel in panels]
     width, height = panels[0].size
     panels.append(panels[1].copy())
-    _outline_changes(panels[2], scene, width / scene.grid.width)
+    _outline_changes(panels[2], scene, width / scene.geobox.width)
     font = ImageFont.load_default(size=max(13, min(22, width // 32)))
     line_height = round(font.size * 1.9)  # type: ignore[union-attr]  # Pillow's font has a size with FreeType
     sheet = Image.new("RGB", (3 * width + 4 * GAP_PX, height + 2 * line_height + GAP_PX), PAPER)
@@ -56,7 +56,7 @@ def quicklook_png(scene: Scene, opened: OpenScene, width_px: int = 2400) -> byte
         sheet.paste(panel, (x, line_height))
     legend_y = line_height + height + line_height / 2
     if scene.gsd_m:
-        _scale_bar(draw, (GAP_PX, legend_y), width / 2, scene.gsd_m * scene.grid.width / width, font)
+        _scale_bar(draw, (GAP_PX, legend_y), width / 2, scene.gsd_m * scene.geobox.width / width, font)
     _legend(draw, (GAP_PX + 2 * (width + GAP_PX), legend_y), width, font)
     stream = io.BytesIO()
     sheet.save(stream, "PNG", optimize=True)

@@ -48,10 +48,10 @@ class Scene:
     name: str  # id of the pair; "" in an output of a single pair
     before: SceneImage
     after: SceneImage
-    grid: GeoBox | None  # None: the pair was not analyzed
+    geobox: GeoBox | None  # None: the pair was not analyzed
     chip_px: int
     resampling: str = "bilinear"
-    has_recorded_grid: bool = True  # False: `grid` is estimated from the chips, and bands are unknown
+    has_recorded_geobox: bool = True  # False: `geobox` is estimated from the chips, and bands are unknown
     chips: list[Row] = field(default_factory=list, repr=False)
     changes: list[Row] = field(default_factory=list, repr=False)
     crs: CRS | None = None  # of the geometries
@@ -66,7 +66,7 @@ class Scene:
     @cached_property
     def windows(self) -> list[Window]:
         """Pixel window of each chip, derived from its chip_id."""
-        width, height = (self.grid.width, self.grid.height) if self.grid else (MAX_CHIP_PX,) * 2
+        width, height = (self.geobox.width, self.geobox.height) if self.geobox else (MAX_CHIP_PX,) * 2
         origins = [chip_origin(chip) for chip in self.chips]
         return [
             Window(col, row, max(1, min(self.chip_px, width - col)), max(1, min(self.chip_px, height - row)))
@@ -76,40 +76,41 @@ class Scene:
     @cached_property
     def points(self) -> list[tuple[float, float] | None]:
         """Longitude and latitude of the centre of each chip; None without a CRS that leads there."""
-        grid = self.grid
-        if grid is None or not self.chips:
+        geobox = self.geobox
+        if geobox is None or not self.chips:
             return [None] * len(self.chips)
         centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        points = project(grid.to_ground(centres), grid.crs, LONLAT)
-        if grid.crs is None or not np.isfinite(points).all():
+        points = project(geobox.to_ground(centres), geobox.crs, LONLAT)
+        if geobox.crs is None or not np.isfinite(points).all():
             return [None] * len(self.chips)
         return [(lon, lat) for lon, lat in points.tolist()]
 
     @property
     def gsd_m(self) -> float | None:
         """Ground sample distance in metres; None without a CRS."""
-        return self.grid.gsd_m if self.grid else None
+        return self.geobox.gsd_m if self.geobox else None
 
     @property
     def north(self) -> float | None:
         """Direction of north in degrees clockwise from up; None without a CRS."""
-        grid = self.grid
-        if grid is None or grid.crs is None:
+        geobox = self.geobox
+        if geobox is None or geobox.crs is None:
             return None
-        centre = grid.to_ground(np.array([[grid.width / 2, grid.height / 2]]))
-        centre_lonlat = project(centre, grid.crs, LONLAT)
+        centre = geobox.to_ground(np.array([[geobox.width / 2, geobox.height / 2]]))
+        centre_lonlat = project(centre, geobox.crs, LONLAT)
         if not np.isfinite(centre_lonlat).all() or abs(centre_lonlat[0, 1]) > 89.9:
             return None
-        northward = grid.to_pixels(project(centre_lonlat + np.array([[0, 1e-4]]), LONLAT, grid.crs))
-        right, down = (northward[0] - grid.to_pixels(centre)[0]).tolist()
+        northward = geobox.to_pixels(project(centre_lonlat + np.array([[0, 1e-4]]), LONLAT, geobox.crs))
+        right, down = (northward[0] - geobox.to_pixels(centre)[0]).tolist()
         return math.degrees(math.atan2(right, -down)) if math.isfinite(right + down) else None
 
     def rings(self, change: Row) -> list[Ring]:
         """Exterior and interior rings of a change polygon, in pixels of the grid."""
-        if self.grid is None or change["geometry"] is None:
+        if self.geobox is None or change["geometry"] is None:
             return []
         geometry = shapely.transform(
-            change["geometry"], lambda points: self.grid.to_pixels(project(points, self.crs, self.grid.crs))
+            change["geometry"],
+            lambda points: self.geobox.to_pixels(project(points, self.crs, self.geobox.crs)),
         )
         polygons = [polygon for polygon in shapely.get_parts(geometry) if polygon.geom_type == "Polygon"]
         rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
@@ -180,15 +181,15 @@ def _build_scene(row: Row, chips: list[Row], changes: Sequence[Row], chip_px: in
     name, inputs = str(row.get("pair_id") or ""), row.get("inputs")
     inputs = inputs if isinstance(inputs, dict) else {}
     record = inputs.get("grid")
-    grid = _recorded_grid(record) if isinstance(record, dict) else _estimated_grid(chips, chip_px, crs)
+    geobox = _recorded_geobox(record) if isinstance(record, dict) else _estimated_geobox(chips, chip_px, crs)
     return Scene(
         name=name,
         before=_scene_image(inputs.get("before"), row, "before"),
         after=_scene_image(inputs.get("after"), row, "after"),
-        grid=grid,
+        geobox=geobox,
         chip_px=chip_px,
         resampling=str(inputs.get("alignment", {}).get("resampling", "bilinear")),
-        has_recorded_grid=isinstance(record, dict),
+        has_recorded_geobox=isinstance(record, dict),
         chips=chips,
         changes=[change for change in changes if str(change.get("pair_id") or "") in ("", name)],
         crs=crs,
@@ -221,19 +222,19 @@ def _three_numbers(values: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
-def _recorded_grid(record: Mapping[str, Any]) -> GeoBox:
+def _recorded_geobox(record: Mapping[str, Any]) -> GeoBox:
     coefficients = [float(value) for value in record["transform"]]
     width, height = int(record["width"]), int(record["height"])
     crs = CRS.from_user_input(record["crs"]) if record["crs"] else None
-    grid = GeoBox(width, height, Affine(*coefficients), crs)
+    geobox = GeoBox(width, height, Affine(*coefficients), crs)
     if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"a grid of {width} x {height} px")
-    if not grid.is_invertible():
+    if not geobox.is_invertible():
         raise ValueError(f"a transform {coefficients}")
-    return grid
+    return geobox
 
 
-def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoBox | None:
+def _estimated_geobox(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoBox | None:
     """Grid fitted to the polygons of the chips, by least squares: single-layer outputs do not record it."""
     if not chips:
         return None
@@ -255,8 +256,8 @@ def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoB
         return GeoBox(width, height, Affine.identity())
     design = np.column_stack([np.array(pixels), np.ones(len(pixels))])
     (a, d), (b, e), (c, f) = np.linalg.lstsq(design, np.array(ground), rcond=None)[0].tolist()
-    grid = GeoBox(width, height, Affine(a, b, c, d, e, f), crs)
-    return grid if grid.is_invertible() else GeoBox(width, height, Affine.identity())
+    geobox = GeoBox(width, height, Affine(a, b, c, d, e, f), crs)
+    return geobox if geobox.is_invertible() else GeoBox(width, height, Affine.identity())
 
 
 def select_scene(scenes: Iterable[Scene], name: str) -> Scene:

@@ -228,7 +228,7 @@ def _score_yes_no(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
     with_score = [(p.score, e.changed) for e, p in pairs if p.score is not None]
     if with_score and all(0 <= probability <= 1 for probability, _ in with_score):
         probabilities, flags = zip(*with_score, strict=True)
-        scores.add(task, "all", {"calibration_error": binary.calibration_metric(probabilities, flags)})
+        scores.add(task, "all", {"calibration_error": binary.calibration_error(probabilities, flags)})
     elif with_score:
         scores.note("no calibration error: the score of yes/no must be P(yes), between 0 and 1")
 

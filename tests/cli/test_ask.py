@@ -126,7 +126,7 @@ def test_all_chips_runs_analyze_with_these_questions(run: Run, scene: Scene) -> 
         (["What?", "--at", "3.0"], "'3.0' is not lon,lat"),
         (["What?", "--at", "40,10"], "lon/lat 40,10 is outside"),
         (["What?", "--at", "3,45", "--bbox", "2,44,4,46"], "cannot be combined with --bbox"),
-        (["What?", "--bbox", "9,9,10,10"], "has no part of the pair"),
+        (["What?", "--bbox", "9,9,10,10"], "does not overlap the pair"),
         (["What?", "-o", "out.gpkg"], "--output is for many chips"),
         (["What?", "--limit", "3"], "--limit is for many chips"),
         (["What?", "--cascade"], "--cascade is for many chips"),

@@ -385,7 +385,7 @@ def test_an_area_of_interest_of_its_own(run: Run, tmp_path: Path) -> None:
     pairs.write_text(f"{text[0]},aoi\n{text[2]},{west}\n")
     result = run("analyze", "--pairs", pairs, "-o", "no.geojson", *SMALL)
     assert result.exit_code == 3
-    assert "area of interest: has no part of the pair in it" in result.stderr
+    assert "area of interest: does not overlap the pair" in result.stderr
 
 
 def test_dry_run_checks_every_pair(run: Run, tmp_path: Path) -> None:

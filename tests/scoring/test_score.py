@@ -145,7 +145,7 @@ def test_java_is_started_once_for_all_tasks(monkeypatch: pytest.MonkeyPatch) -> 
     def answered(arguments: Sequence[str], folder: object, lines: Sequence[str]) -> list[str]:
         started.append(lines)
         if "-stdio" in arguments:
-            return [" ".join(["1"] * java.METEOR_PARTS) for _ in lines]
+            return [" ".join(["1"] * java.METEOR_STATISTICS) for _ in lines]
         return [line.lower() for line in lines]
 
     monkeypatch.setattr(java, "_java", answered)
