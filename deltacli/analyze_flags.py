@@ -231,13 +231,13 @@ class MaskFlags:
                 raise typer.BadParameter(
                     f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
                 )
-        from deltavlm.pipeline.pair_lists import checked_date
+        from deltavlm.pipeline.pair_lists import check_date
 
         for name in ("before_date", "after_date"):
             if getattr(self, name) is not None:
                 if many:
                     raise typer.BadParameter("is for one pair; a list has its own", param_hint=_flag(name))
-                checked_date(getattr(self, name), _flag(name))
+                check_date(getattr(self, name), _flag(name))
         for name in ("mask", "probability"):
             text = getattr(self, name)
             if into_folder and text is not None and not names_folder(text):
@@ -329,13 +329,13 @@ class EngineFlags:
             run_metrics.set_model(change_model)
             yield LocalEngine(change_model)
             return
-        from deltavlm.cluster.session import started
-        from deltavlm.cluster.worker import loaded
+        from deltavlm.cluster.session import start_cluster
+        from deltavlm.cluster.worker import load_model_on_worker
 
         start = time.monotonic()
         runtime = model.runtime_options()
-        with started(
-            partial(loaded, model.model, runtime),
+        with start_cluster(
+            partial(load_model_on_worker, model.model, runtime),
             address=self.ray_address,
             actors=self.actors,
             actor_cpus=self.actor_cpus,
