@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 import deltavlm
+from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.config import RuntimeOptions
+from deltavlm.pipeline.job import AnalyzeOptions
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
 
@@ -57,6 +60,25 @@ def scene(tmp_path: Path, pixels: np.ndarray) -> Scene:
 @pytest.fixture
 def model() -> ScriptedModel:
     return ScriptedModel()
+
+
+Analyzed = Callable[..., Path]
+
+
+@pytest.fixture
+def analyzed(model: ScriptedModel, tmp_path: Path) -> Analyzed:
+    """`analyzed(before, after, to="out.gpkg")` or `analyzed(pairs)` writes an output of chips of 32 px.
+
+    `read` are options of reading; other keywords are options of the analysis.
+    """
+
+    def run(*images: Any, to: str = "out.gpkg", read: ReadOptions | None = None, **options: Any) -> Path:
+        path = tmp_path / to
+        chosen = AnalyzeOptions(chip_px=CHIP, **options)
+        deltavlm.analyze(*images, output=path, model=model, options=chosen, read=read)
+        return path
+
+    return run
 
 
 @pytest.fixture
