@@ -18,29 +18,13 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
+from benchmarks.memory import Peak
 from deltavlm.geo.gdal import gdal_env
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.geo.strips import read_chips
 
 CHIP = 256
 Told = dict[str, Any]
-
-
-class Peak:
-    """Largest resident memory since it was made, MB above what was resident then; Linux only."""
-
-    def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # begins the count anew
-        self.start = self._kb("VmRSS")
-
-    @property
-    def mb(self) -> float:
-        return (self._kb("VmHWM") - self.start) / 1000
-
-    @staticmethod
-    def _kb(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def timed(work: Callable[[], int]) -> Told:

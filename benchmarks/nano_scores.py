@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 import numpy as np  # noqa: E402
 
-from benchmarks.real_scores import real  # noqa: E402
+from benchmarks.real_scores import score_real_pairs  # noqa: E402
 from deltavlm.data.synthetic import SceneOptions, phrases  # noqa: E402
 from deltavlm.data.synthetic.cache import (  # noqa: E402
     FAR_TEST_SEED,
@@ -146,7 +146,7 @@ def main() -> None:
             found[name] = made(model, args.scenes, how)
             table(title, found[name])
     if args.real:
-        found["real"] = real(model, args.real)
+        found["real"] = score_real_pairs(model, args.real)
         for name, content in found["real"].items():
             table(f"Real pairs, never trained or tuned on: {name}", content)
     if args.json:

@@ -39,7 +39,7 @@ from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED  # noqa: E40
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES  # noqa: E402
 from deltavlm.geo.geotiff import write_geotiff  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
-from deltavlm.pipeline.masks import KINDS  # noqa: E402
+from deltavlm.pipeline.mask_codec import CLASSES  # noqa: E402
 
 SIDE, CHIP = 1024, 256
 HALF = CHIP // 2
@@ -55,7 +55,7 @@ SIZES_M2 = (0, 10, 30, 100, 300, float("inf"))  # of polygons
 KIND_OF = np.array(
     [0]
     + [
-        1 + (KINDS.index(name.split("_")[0]) if name.split("_")[0] in KINDS else 2)
+        1 + (CLASSES.index(name.split("_")[0]) if name.split("_")[0] in CLASSES else 2)
         for name in CHANGE_CLASSES[1:]
     ],
     np.uint8,
@@ -133,7 +133,7 @@ def found(folder: Path, kind: str, scenes: list[Scene]) -> list[str]:
             )
             size = int(np.searchsorted(SIZES_M2, row.area_m2, side="right")) - 1
             number[size] += 1
-            right[size] += (truth[inside] == 1 + KINDS.index(row._1)).mean() >= 0.5
+            right[size] += (truth[inside] == 1 + CLASSES.index(row._1)).mean() >= 0.5
     told = " | ".join(f"{one:.0f} of {all_:.0f}" for one, all_ in zip(right, number, strict=True))
     return [f"| {kind} | {told} | {corners[1] / corners[0]:.1f}x fewer | {areas[0] / areas[1] - 1:+.1%} |"]
 

@@ -33,10 +33,14 @@ from deltavlm.config import shipped_config  # noqa: E402
 from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
 from deltavlm.geo.sinks import open_sink  # noqa: E402
 from deltavlm.model.interface import Reply  # noqa: E402
-from deltavlm.pipeline.analyze import AnalyzeOptions  # noqa: E402
 from deltavlm.pipeline.answers import read_answer  # noqa: E402
-from deltavlm.pipeline.layers import LOCATIONS, ChipResult, Origin, chips_layer, write_results  # noqa: E402
+from deltavlm.pipeline.job import AnalyzeJob  # noqa: E402
+from deltavlm.pipeline.pair_record import PairRecord, PairResult  # noqa: E402
+from deltavlm.pipeline.pairs import PairList  # noqa: E402
 from deltavlm.pipeline.provenance import provenance  # noqa: E402
+from deltavlm.pipeline.results import ChipResult  # noqa: E402
+from deltavlm.pipeline.schema import LOCATIONS, chips_layer  # noqa: E402
+from deltavlm.pipeline.writer import OutputCRS, ResultWriter  # noqa: E402
 from deltavlm.tasks.locate import LABELS  # noqa: E402
 from deltavlm.tasks.questions import load_questions  # noqa: E402
 
@@ -82,7 +86,9 @@ def output_of(folder: Path, number: int) -> Path:
             sample = ROOT / "sample_data" / path.name.partition("_")[2]
             widened(sample, path, number // cols * CHIP, cols * CHIP)
     draw, specs = random.Random(7), load_questions(shipped_config("questions.yaml"))
-    model: Any = SimpleNamespace(name="none", fingerprint="drawn", device="cpu", details={})
+    model: Any = SimpleNamespace(
+        name="none", fingerprint="drawn", device="cpu", details={}, chip_px=CHIP, training_gsd_m=0.5
+    )
     path = folder / f"{number}.gpkg"
     with open_pair(RasterPair(*map(str, pair))) as reader:
         results = []
@@ -90,10 +96,14 @@ def output_of(folder: Path, number: int) -> Path:
             score = draw.random() ** 3
             answers = {spec.name: read_answer(spec, said(spec.task, score, draw)) for spec in specs}
             results.append(ChipResult(chip, "answered", 1.0, answers))
-        record = provenance(reader, model, specs, AnalyzeOptions())
+        pairs = PairList.single(*map(str, pair))
+        record = provenance(AnalyzeJob(pairs=pairs, questions=specs), model, reader.provenance())
+        (one_pair,) = pairs.pairs
+        opened = {"": PairResult(one_pair, PairRecord.of(one_pair, reader, reader.chips(CHIP)))}
         layers = (chips_layer(specs), LOCATIONS)
         with open_sink(path, layers, reader.geobox.crs, record, overwrite=True) as sink:
-            write_results(sink, results, specs, Origin.of(reader, model))
+            crs = OutputCRS(reader.geobox.crs, untransformed=True)
+            ResultWriter(sink, specs, "none drawn", crs).write_chips(results, opened)
     return path
 
 

@@ -22,7 +22,9 @@ def read_defaults(ctx: typer.Context, value: Path | None) -> Path | None:
     except OSError as error:
         raise ConfigError(f"cannot read {value}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML
-        raise ConfigError(f"{value}: not valid TOML: {error}") from error
+        takes_model = any("--heads-config" in param.opts for param in ctx.command.params)
+        hint = "; give a model's configuration with --heads-config" if takes_model else ""
+        raise ConfigError(f"{value}: not valid TOML: {error}{hint}") from error
     defaults = _parse_table(ctx.find_root().command, tables, str(value), "")
     commands: list[str] = []
     context: Any = ctx

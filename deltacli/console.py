@@ -120,8 +120,8 @@ class Console:
 
     @contextmanager
     def _progress(self, total: int, label: str, initial: int, stdout_has_data: bool) -> Iterator[Update]:
-        is_shown = self.show_progress and self.verbosity >= 0 and total > 0
-        if not is_shown or (stdout_has_data and sys.stdout.isatty()):
+        is_enabled = self.show_progress and self.verbosity >= 0 and total > 0
+        if not is_enabled or (stdout_has_data and sys.stdout.isatty()):
             yield lambda completed, note: None
         elif self.on_terminal:
             with self._progress_bar(total, label, initial) as update:
@@ -145,7 +145,7 @@ class Console:
 
     def route_logging(self) -> None:
         """Send the library's log to stderr: warnings by default, more with -v and -vv, errors with -q."""
-        own_level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(
+        library_level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(
             self.verbosity, logging.DEBUG
         )
         other_level = {0: logging.ERROR, 1: logging.WARNING}.get(self.verbosity, logging.INFO)
@@ -153,7 +153,7 @@ class Console:
         root.handlers = [old for old in root.handlers if not isinstance(old, _ConsoleHandler)]
         root.addHandler(_ConsoleHandler(self))
         root.setLevel(logging.CRITICAL if self.verbosity < 0 else other_level)
-        logging.getLogger("deltavlm").setLevel(own_level)
+        logging.getLogger("deltavlm").setLevel(library_level)
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
@@ -315,7 +315,7 @@ def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -
 
     `shrink`: chip side over the side of the model's input, both in pixels.
     """
-    from deltavlm.pipeline.analyze import scale_warning
+    from deltavlm.pipeline.reading import scale_warning
 
     warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
     if warning:

@@ -143,7 +143,7 @@ def evaluate(
         source = read_predictions(predictions)
     else:
         source = Inference(
-            load_model=lambda: model.load()[0],
+            load_model=model.load,
             images=find_images(data, images),
             shard=shard_index,
             limit=limit,

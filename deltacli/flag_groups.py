@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, print_notes
+from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
 
 if TYPE_CHECKING:
@@ -168,15 +168,21 @@ class ModelFlags:
 
             resolve_device(runtime)
 
-    def load(self) -> tuple[ChangeModel, float]:
-        """Load the model, print which it is, and return it with the seconds that took."""
+    def load(self) -> ChangeModel:
+        """Load the model, and print which it is and how long that took."""
         from deltavlm import load_model
 
         started = time.monotonic()
         model: ChangeModel = load_model(self.model, self.runtime_options())
         load_s = time.monotonic() - started
         console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
-        return model, load_s
+        return model
+
+    def load_for(self, reader: PairReader, chip: Chip) -> ChangeModel:
+        """Load the model for a single chip, and warn where its scale is far from that of the training."""
+        model = self.load()
+        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import typer
 
 from deltacli import options, parsing
 from deltacli.console import console, pluralize, print_notes
+from deltacli.dry_run import plan_dict, print_plan
 from deltacli.flag_groups import AlignmentFlags, ChipGridFlags, CommonFlags, grouped
-from deltacli.plan import pair_plan, show_plan
 
 
 @grouped
@@ -45,7 +45,10 @@ def grid(
 
     from deltavlm.geo.pair import RasterPair, open_pair
     from deltavlm.geo.sinks import check_output, open_sink
-    from deltavlm.pipeline.layers import OUTLINES, outline_feature
+    from deltavlm.pipeline.pairs import Pair
+    from deltavlm.pipeline.plan import PairPlan
+    from deltavlm.pipeline.schema import GRID
+    from deltavlm.pipeline.writer import grid_feature
 
     path = None if target == "-" else Path(target)
     if path is not None:
@@ -53,14 +56,18 @@ def grid(
     with open_pair(RasterPair(before, after), replace(read_options, outlines_only=True)) as reader:
         print_notes(reader, pixel_size=False)
         chip_grid = reader.chips(chips.chip_size, overlap_px)
-        plan = pair_plan(reader, chip_grid, target)
+        plan = PairPlan.of(Pair("", before, after), reader, chip_grid)
+        values = {**plan_dict(plan), "output": target}
         if dry_run:
-            show_plan(plan, as_json=json_summary, on_stdout=path is not None)
+            if json_summary:
+                typer.echo(json.dumps({"dry_run": True, **values}, ensure_ascii=False))
+            else:
+                print_plan(plan, target)
             return
         record = {"tool": "deltavlm grid", "inputs": reader.provenance()}
         crs = reader.geobox.crs
-        with open_sink(path, (OUTLINES,), crs, record, overwrite=overwrite) as sink:
-            sink.write(OUTLINES.name, map(outline_feature, chip_grid))
+        with open_sink(path, (GRID,), crs, record, overwrite=overwrite) as sink:
+            sink.write(GRID.name, map(grid_feature, chip_grid))
     console.info(f"{pluralize(len(chip_grid), 'chip')}; output {'on stdout' if path is None else target}")
     if json_summary:
-        typer.echo(json.dumps(plan | {"dry_run": False}, ensure_ascii=False))
+        typer.echo(json.dumps({"dry_run": False, **values}, ensure_ascii=False))

@@ -10,26 +10,25 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltacli.console import console
-from deltavlm import __version__
 from deltavlm.errors import OutputError
+from deltavlm.version import __version__
 
 if TYPE_CHECKING:
     from deltavlm.model.interface import ModelFacts
-    from deltavlm.pipeline.layers import Status
-    from deltavlm.pipeline.many import Run
-    from deltavlm.pipeline.summary import Summary
+    from deltavlm.pipeline.run_result import RunResult
+    from deltavlm.pipeline.schema import ChipStatus
 
 __all__ = ["Metric", "RunMetrics", "check_metrics_file", "format_metrics", "run_metrics"]
 
 REFRESH_S = 10.0
-CHIP_STATUSES: tuple[Status, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
+CHIP_STATUSES: tuple[ChipStatus, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
 PAIR_STATUSES = ("answered", "partly", "failed")
 PAIR_STATUS_OF_EXIT_CODE = {0: "answered", 3: "partly", 1: "failed", 2: "failed"}  # a run over one pair
 STAGES = ("read", "waited", "encode", "answer", "write")
@@ -62,8 +61,7 @@ class RunMetrics:
         self._start_s = time.monotonic()
         self.exit_code: int | None = None
         self._model: ModelFacts | None = None
-        self._summaries: Sequence[Summary] = ()
-        self._pairs: Run | None = None
+        self._result: RunResult | None = None
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -90,9 +88,9 @@ class RunMetrics:
         """Set the model that the run asks."""
         self._model = model
 
-    def watch(self, *summaries: Summary, pairs: Run | None = None) -> None:
-        """Report the sum of these summaries, which the run updates; `pairs`: those of a run over many."""
-        self._summaries, self._pairs = summaries, pairs or self._pairs
+    def watch(self, result: RunResult) -> None:
+        """Report the counts of this result, which the run updates."""
+        self._result = result
 
     def finish(self, exit_code: int) -> None:
         """Write the last metrics, with the exit code; a file that cannot be written is only a warning."""
@@ -121,7 +119,8 @@ class RunMetrics:
 
     def metrics(self) -> Iterator[Metric]:
         """Current values of all metrics."""
-        summaries, model, exit_code = self._summaries, self._model, self.exit_code
+        model, exit_code = self._model, self.exit_code
+        summaries = [] if self._result is None else [self._result.summary]
         build = {"version": __version__, "python": platform.python_version()}
         yield Metric("deltavlm_build_info", "gauge", "Version of the program.", [(build, 1)])
         if model is not None:
@@ -136,7 +135,7 @@ class RunMetrics:
                 for status in CHIP_STATUSES
             ],
         )
-        resumed = sum(summary.earlier for summary in summaries)
+        resumed = sum(summary.resumed for summary in summaries)
         yield _counter("deltavlm_chips_resumed_total", "Chips answered by an earlier run.", resumed)
         changed = sum(summary.changed for summary in summaries)
         yield _counter("deltavlm_chips_changed_total", "Chips that the model calls changed.", changed)
@@ -163,8 +162,8 @@ class RunMetrics:
             yield _gauge("deltavlm_last_run_timestamp_seconds", "End of the run.", time.time())
 
     def _pair_samples(self) -> list[Sample]:
-        if self._pairs is not None:
-            statuses: list[str] = [outcome.status for outcome in list(self._pairs.outcomes.values())]
+        if self._result is not None and not self._result.is_single:
+            statuses: list[str] = [pair.status for pair in list(self._result.pairs.values())]
         elif self.exit_code in PAIR_STATUS_OF_EXIT_CODE:
             statuses = [PAIR_STATUS_OF_EXIT_CODE[self.exit_code]]
         else:
@@ -208,8 +207,8 @@ def format_metrics(metrics: Iterable[Metric], labels: Mapping[str, str]) -> str:
     lines = []
     for metric in metrics:
         samples = [
-            _format_sample(metric.name, {**own_labels, **labels}, value)
-            for own_labels, value in metric.samples
+            _format_sample(metric.name, {**sample_labels, **labels}, value)
+            for sample_labels, value in metric.samples
         ]
         if samples:
             help_text = metric.help.replace("\\", r"\\").replace("\n", r"\n")

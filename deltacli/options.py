@@ -66,8 +66,8 @@ import typer
 from deltacli.config_file import read_defaults
 from deltacli.console import Color, LogFormat, console
 from deltacli.metrics import check_metrics_file, run_metrics
-from deltavlm import __version__
 from deltavlm.geo import resampling
+from deltavlm.version import __version__
 
 # panels of the help
 MODEL = "Questions and model"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from deltavlm.geo.pair import ChipPixels, PairReader
-    from deltavlm.pipeline.analyze import ChangedChip
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.summary import ChangedChip
 
 __all__ = ["Protocol", "detect_protocol", "encode_image", "show_thumbnails"]
 
@@ -50,21 +51,23 @@ def detect_protocol(environ: Mapping[str, str]) -> Protocol | None:
 
 
 def show_thumbnails(
-    reader: PairReader,
-    chip_px: int,
+    job: AnalyzeJob,
     chips: Sequence[ChangedChip],
     when: Literal["auto", "always", "never"],
 ) -> None:
-    """Draw both dates of the chips on stderr if it is a terminal, unless -q.
+    """Draw both dates of the chips of a single pair on stderr if it is a terminal, unless -q.
 
     Chips that cannot be read are left out. `always` uses sixel where no protocol is detected.
     """
-    if when == "never" or not console.on_terminal or console.verbosity < 0 or not chips:
+    if when == "never" or not console.on_terminal or console.verbosity < 0 or not chips or not job.is_single:
         return
     protocol = detect_protocol(os.environ) or ("sixel" if when == "always" else None)
     if protocol is None:
         return
-    readable = list(_read_chips(reader, chip_px, chips))
+    from deltavlm.pipeline.reading import open_listed_pair
+
+    with open_listed_pair(job.pairs.pairs[0], job.read) as reader:
+        readable = list(_read_chips(reader, job.options.chip_px, chips))
     if readable:
         sys.stderr.write(encode_image(_contact_sheet(readable), protocol) + "\n")
         sys.stderr.flush()

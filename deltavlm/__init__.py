@@ -1,4 +1,7 @@
-"""Ask what changed between two images of one place, in words, and put the answers on the map.
+"""Python API: `analyze`, `open_pair` and `load_model`, imported on first use.
+
+    from deltavlm import analyze
+    result = analyze("before.tif", "after.tif", output="changes.gpkg")
 
 Importing this package loads nothing heavy: torch, rasterio and geopandas are imported where they are used.
 """
@@ -6,17 +9,22 @@ Importing this package loads nothing heavy: torch, rasterio and geopandas are im
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__", "load_model"]
+from deltavlm.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from deltavlm.api import analyze, load_model, open_pair
 
-_MODULES = {"load_model": "deltavlm.model.predictor"}
+__all__ = ["__version__", "analyze", "load_model", "open_pair"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public function when it is first used (PEP 562)."""
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+    if name in __all__:
+        return getattr(import_module("deltavlm.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,8 +14,8 @@ from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Literal
 
-from deltavlm import __version__
 from deltavlm.errors import ConfigError, DeltaVLMError
+from deltavlm.version import __version__
 
 __all__ = ["Finding", "check_proj_variables", "check_torchvision", "diagnose", "package_versions"]
 

@@ -23,9 +23,7 @@ from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.pipeline.changes import CHANGES
-from deltavlm.pipeline.layers import LOCATIONS, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS
+from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
@@ -185,7 +183,7 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == there
     for ours, _, _, published in rows:
         if not ours.startswith("language."):
-            assert names.ours(published) == ours
+            assert names.from_published(published) == ours
     assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
 
 

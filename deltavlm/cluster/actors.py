@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from deltavlm import __version__
 from deltavlm.cluster.worker import Asker, Known, Load
 from deltavlm.errors import ConfigError, DeltaVLMError, ModelError
+from deltavlm.version import __version__
 
 __all__ = ["AGAIN", "Actor", "Actors", "Needs"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,32 +13,29 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from deltavlm.cluster.actors import AGAIN, Actor, Actors
 from deltavlm.errors import ModelError
-from deltavlm.pipeline.batches import Replies
-from deltavlm.pipeline.engine import Group
-from deltavlm.pipeline.summary import Stages
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.pipeline.engine import ChipBatch
+from deltavlm.pipeline.inference import BatchReplies, InferenceOptions
+from deltavlm.pipeline.summary import StageTimes
 
 __all__ = ["Dispatch", "Sent"]
 
 logger = logging.getLogger(__name__)
-
-Result = tuple[list[Replies | ModelError], int, Stages]
 
 
 @dataclass(slots=True)
 class Sent:
     """A group on its way."""
 
-    group: Group
+    batch: ChipBatch
     size: int  # chips that fit at once, as far as is known
     place: Actor | None = None
     reply: Any = None  # the reference of the result; None where there is nothing to ask
     turn: int = 0  # when it was sent, for an actor asks in this order
     deaths: int = 0
 
-    def failed(self, why: str) -> Result:
+    def failed(self, why: str) -> BatchReplies:
         """A result without replies."""
-        return [ModelError(why) for _ in self.group.asked], self.size, Stages()
+        return BatchReplies([ModelError(why) for _ in self.batch.images], self.size, StageTimes())
 
 
 class Dispatch:
@@ -49,11 +45,9 @@ class Dispatch:
     of its groups that has no result is the one it died of, and the others are sent again without blame.
     """
 
-    def __init__(self, actors: Actors, specs: Sequence[QuestionSpec], cascade: bool, masks: bool) -> None:
+    def __init__(self, actors: Actors, options: InferenceOptions) -> None:
         self.actors = actors
-        self.specs = list(specs)
-        self.cascade = cascade
-        self.masks = masks
+        self.options = options
         self.flying: deque[Sent] = deque()
         self.turns = 0
 
@@ -69,12 +63,12 @@ class Dispatch:
         self._ask(sent)
         self.flying.append(sent)
 
-    def next_result(self) -> tuple[Group, Result]:
+    def next_result(self) -> tuple[ChipBatch, BatchReplies]:
         """The oldest group, when it is done."""
         sent = self.flying[0]
         result = self._result(sent)
         self.flying.popleft()
-        return sent.group, result
+        return sent.batch, result
 
     def ask_again_with(self, size: int) -> None:
         """All that are on their way, with a smaller batch."""
@@ -90,7 +84,7 @@ class Dispatch:
             _forget(self.flying.pop())
 
     def _ask(self, sent: Sent) -> None:
-        asked = sent.group.asked
+        asked = sent.batch.images
         if not asked:
             return
         pieces = {ref: number for number, ref in enumerate(dict.fromkeys(ref for ref, _ in asked))}
@@ -98,19 +92,17 @@ class Dispatch:
         sent.place = min(self.actors.ready(), key=self._load)
         self.turns += 1
         sent.turn = self.turns
-        sent.reply = sent.place.handle.ask.remote(
-            self.specs, places, sent.size, self.cascade, self.masks, *pieces
-        )
+        sent.reply = sent.place.handle.ask.remote(self.options, places, sent.size, *pieces)
 
     def _load(self, place: Actor) -> int:
         return sum(sent.place is place and not _is_done(sent) for sent in self.flying)
 
-    def _result(self, sent: Sent) -> Result:
+    def _result(self, sent: Sent) -> BatchReplies:
         while sent.reply is not None:
             if sent.deaths > AGAIN:
                 return sent.failed(f"the worker that was asked has died, {sent.deaths} times")
             try:
-                result: Result = ray.get(sent.reply)
+                result: BatchReplies = ray.get(sent.reply)
                 return result
             except RayActorError:
                 self._bury(sent)
@@ -118,7 +110,7 @@ class Dispatch:
                 raise error.cause from error
             except RayError as error:
                 return sent.failed(f"its pixels were lost with a machine ({type(error).__name__})")
-        return [], sent.size, Stages()
+        return BatchReplies([], sent.size, StageTimes())
 
     def _bury(self, found: Sent) -> None:
         """The actor of this group has died: a new one is begun, and what it was to be asked is sent again."""
@@ -130,7 +122,7 @@ class Dispatch:
         given_up = blamed.deaths > AGAIN
         logger.warning(
             "a worker has died while %d chips were asked%s",
-            len(blamed.group.asked),
+            len(blamed.batch.images),
             f", {blamed.deaths} times now; they are given up" if given_up else "; they are asked again",
         )
         for sent in lost:

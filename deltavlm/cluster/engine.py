@@ -22,9 +22,9 @@ from deltavlm.cluster.dispatch import Dispatch, Sent
 from deltavlm.cluster.worker import Known, Seen, Unit, mark_of, read_unit
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
-from deltavlm.pipeline.engine import AnalyzeOptions, Answered, Group, Look
-from deltavlm.pipeline.summary import Stages
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.pipeline.engine import ChipBatch, LoadedChip
+from deltavlm.pipeline.inference import BatchReplies, InferenceOptions
+from deltavlm.pipeline.job import AnalyzeOptions
 
 __all__ = ["Cluster"]
 
@@ -43,13 +43,13 @@ class Cluster:
         return self.actors.known
 
     @property
-    def ahead(self) -> int:
+    def prefetch_batches(self) -> int:
         """Batches that are read before they are wanted; only words about them come here."""
         return self.actors.most_flying
 
-    def looks(
+    def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
-    ) -> Generator[Look, None, None]:
+    ) -> Generator[LoadedChip, None, None]:
         """The chips as readers have seen them, those to be asked with the place of their pixels."""
         where, read, mark = *_elsewhere(reader), mark_of(reader)
         task = ray.remote(
@@ -73,39 +73,34 @@ class Cluster:
             if flying:
                 members, ref, pieces = flying.popleft()
                 for chip, found in zip(members, _seen(ref, members), strict=True):
-                    status, valid, reason, place, picture, holes = found
+                    status, fraction, reason, place, digest, valid = found
                     pixels = None if place is None else (pieces[place[0]], place[1])
-                    yield Look(chip, status, valid, pixels, reason, pair, picture, holes=holes)
+                    yield LoadedChip(chip, status, fraction, pixels, reason, pair, digest, valid=valid)
 
-    def replies(
-        self,
-        groups: Iterator[Group],
-        specs: Sequence[QuestionSpec],
-        options: AnalyzeOptions,
-        stages: Stages,
-    ) -> Generator[Answered, None, None]:
-        """The groups in their order, and what was said to each.
+    def infer(
+        self, batches: Iterator[ChipBatch], options: InferenceOptions, batch_size: int
+    ) -> Generator[tuple[ChipBatch, BatchReplies], None, None]:
+        """Ask about batches and yield each with its replies, in order.
 
-        Where one did not fit into memory, those behind it are asked again with the smaller size, as an engine
-        of one process would have asked them.
+        Where a batch did not fit into memory, those behind it are asked again with the smaller size, as the
+        engine of one process would have asked them.
         """
-        dispatch = Dispatch(self.actors, specs, options.cascade, options.masks)
-        size, more = options.batch_size, True
+        dispatch = Dispatch(self.actors, options)
+        size, is_exhausted = batch_size, False
         try:
-            while more or dispatch.flying:
-                while more and dispatch.has_room:
-                    group = next(groups, None)
-                    if group is None:
-                        more = False
+            while not is_exhausted or dispatch.flying:
+                while not is_exhausted and dispatch.has_room:
+                    batch = next(batches, None)
+                    if batch is None:
+                        is_exhausted = True
                         break
-                    dispatch.send(Sent(group, size))
+                    dispatch.send(Sent(batch, size))
                 if dispatch.flying:
-                    group, (said, now, spent) = dispatch.next_result()
-                    stages.include(spent)
-                    if now < size:
-                        size = now
+                    batch, replies = dispatch.next_result()
+                    if replies.batch_size < size:
+                        size = replies.batch_size
                         dispatch.ask_again_with(size)
-                    yield group, said, size
+                    yield batch, replace(replies, batch_size=size)
         finally:
             dispatch.close()
 

@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltavlm import __version__
-from deltavlm.errors import DeltaVLMError, InputError, ModelError
+from deltavlm.errors import DeltaVLMError, InputError
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel, Labelled
-from deltavlm.pipeline.batches import Replies, ask_all
-from deltavlm.pipeline.engine import AnalyzeOptions, looks_at
-from deltavlm.pipeline.layers import Status
-from deltavlm.pipeline.summary import Stages
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.pipeline.engine import load_chips
+from deltavlm.pipeline.inference import BatchReplies, InferenceOptions, run_batches
+from deltavlm.pipeline.job import AnalyzeOptions
+from deltavlm.pipeline.schema import ChipStatus
+from deltavlm.version import __version__
 
 __all__ = ["Asker", "Known", "Load", "Pixels", "Place", "Seen", "Unit", "loaded", "mark_of", "read_unit"]
 
 Place = tuple[int, int]  # a piece of a unit, and a chip in it
 Pixels = NDArray[np.uint8]  # (chips, 2, 3, size, size): before and after of each
-Seen = tuple[Status, float | None, str, Place | None, str, bytes]
+Seen = tuple[ChipStatus, float | None, str, Place | None, str, bytes]
 """What came of a chip: status, valid fraction, reason; if it is asked, place and name of its pixels, and
 where it has no data."""
 
@@ -105,14 +104,14 @@ def read_unit(unit: Unit, options: AnalyzeOptions) -> list[Any]:
             raise InputError(f"{unit.pair.after}: is another file, or read in another way")
         grid = reader.chips(options.chip_px, options.overlap_px)
         seen: list[Seen] = []
-        with closing(looks_at(reader, (grid[chip] for chip in unit.chips), options)) as looks:
+        with closing(load_chips(reader, (grid[chip] for chip in unit.chips), options)) as looks:
             for look in looks:
                 place = None
                 if look.pixels is not None:
                     place = divmod(asked, unit.piece)
                     pieces[place[0]].append(np.stack([look.pixels.before, look.pixels.after]))
                     asked += 1
-                seen.append((look.status, look.valid_fraction, look.reason, place, look.picture, look.holes))
+                seen.append((look.status, look.valid_fraction, look.reason, place, look.digest, look.valid))
     except InputError as error:
         told = f"{error} (on {socket.gethostname()})"
         return [[("unreadable", None, told, None, "", b"")] * len(unit.chips), *[_NOTHING] * unit.pieces]
@@ -164,17 +163,9 @@ class Asker:
             return type(error)(f"{error} (on {socket.gethostname()})")
 
     def ask(
-        self,
-        specs: Sequence[QuestionSpec],
-        places: Sequence[Place],
-        size: int,
-        cascade: bool,
-        masks: bool,
-        *pieces: Pixels,
-    ) -> tuple[list[Replies | ModelError], int, Stages]:
-        """As `ask_all`, of chips by their places in these pieces; and the seconds."""
+        self, options: InferenceOptions, places: Sequence[Place], batch_size: int, *pieces: Pixels
+    ) -> BatchReplies:
+        """`run_batches` over chips by their places in these arrays of pixels."""
         assert self.model is not None
-        stages = Stages()
-        asked = [_Picture(*pieces[piece][place]) for piece, place in places]
-        said, size = ask_all(self.model, specs, asked, size, cascade, stages, masks)
-        return said, size, stages
+        images = [_Picture(*pieces[piece][place]) for piece, place in places]
+        return run_batches(self.model, options, images, batch_size)

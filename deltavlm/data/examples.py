@@ -1,9 +1,4 @@
-"""Sets read from disk: ChangeChat-105k as released, what `deltavlm synth chips` writes, and ChangeIMTI.
-
-A file is a JSON list in one of two schemas (see `changechat`), named SET_SPLIT.json or SET_SPLIT_KIND.json;
-ChangeIMTI has files of its own (see `changeimti`), and is read into the same examples.
-What cannot be read is a `Problem` with its place and reason, and the rest goes on.
-"""
+"""Types of a question set (`Dataset`, `Example`, `Turn`, `Problem`) and the parsing of its JSON."""
 
 from __future__ import annotations
 
@@ -18,15 +13,19 @@ from deltavlm.errors import InputError
 from deltavlm.tasks import TaskName
 
 __all__ = [
+    "KINDS",
     "Dataset",
     "Example",
     "Problem",
     "Turn",
+    "image_paths",
     "match_file_name",
     "missing_images",
     "parse_turns",
     "read_json",
     "read_json_list",
+    "require_text",
+    "shorten",
 ]
 
 KINDS: Mapping[str, TaskName] = {
@@ -36,14 +35,14 @@ KINDS: Mapping[str, TaskName] = {
     "open": "open",
     "dialog": "dialogue",
 }
-"""Task of each KIND of file name."""
+"""Task of each KIND in a file name SET_SPLIT_KIND.json."""
 
-_NAME = re.compile(rf"(?P<set>.+)_(?P<split>train|val|test)(?:_(?P<kind>{'|'.join(KINDS)}))?\.json")
+_FILE_NAME = re.compile(rf"(?P<set>.+)_(?P<split>train|val|test)(?:_(?P<kind>{'|'.join(KINDS)}))?\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and what may be answered; captions have five references, everything else one."""
+    """A question and its reference answers: five for captions, one for everything else."""
 
     question: str
     answers: tuple[str, ...]
@@ -51,13 +50,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record: what is asked about one pair of images. Only a dialogue has more than one turn."""
+    """One record of a set: a task on one image pair. Only a dialogue has more than one turn."""
 
     id: str
     task: TaskName
     turns: tuple[Turn, ...]
     changed: bool
-    before: str  # as the file names it, relative to the folder of images
+    before: str  # path in the record, relative to the folder of images
     after: str
 
 
@@ -76,34 +75,38 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The examples of one split, in the order of the files, and what could not be used of them."""
+    """One split of a question set: its examples in the order of the files, and the problems of the rest."""
 
     name: str
     split: str
     files: tuple[str, ...]
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...]
-    records: tuple[int, ...]  # of each file, usable or not
+    records: tuple[int, ...]  # number in each file, usable or not
     path: Path  # folder or file that it was read from
 
 
 def match_file_name(name: str) -> re.Match[str] | None:
-    """SET_SPLIT.json or SET_SPLIT_KIND.json as groups set, split and kind; None for another name."""
-    return _NAME.fullmatch(name)
+    """Match SET_SPLIT.json or SET_SPLIT_KIND.json; the groups are set, split and kind."""
+    return _FILE_NAME.fullmatch(name)
+
+
+def image_paths(examples: Iterable[Example]) -> list[str]:
+    """Paths of the images that examples name, each once, in order."""
+    return list(dict.fromkeys(path for example in examples for path in (example.before, example.after)))
 
 
 def missing_images(examples: Iterable[Example], images: Path) -> list[Problem]:
-    """The pictures that examples name and the folder does not hold, each once."""
-    named = dict.fromkeys(path for example in examples for path in (example.before, example.after))
+    """One problem for each image that examples name and the folder `images` does not hold."""
     return [
-        Problem("image", name, f"{images / name} is missing")
-        for name in named
-        if not (images / name).is_file()
+        Problem("image", path, f"{images / path} is missing")
+        for path in image_paths(examples)
+        if not (images / path).is_file()
     ]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises: InputError naming the file, and the line of a mistake."""
+    """Content of a JSON file. Raises: InputError naming the file, and the line of a syntax error."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -120,7 +123,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """The records of a file. Raises: InputError."""
+    """Records of a JSON file that holds a list. Raises: InputError."""
     content = read_json(path)
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a JSON list of records")
@@ -128,20 +131,21 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def parse_turns(messages: Any) -> tuple[Turn, ...]:
-    """Messages of a human and of gpt, one after the other, as turns. Raises: ValueError."""
+    """Turns of a list of messages that alternate between "human" and "gpt". Raises: ValueError."""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise ValueError("conversations are not pairs of a question and an answer")
-    said = []
+    texts = []
     for index, message in enumerate(messages):
         speaker = ("human", "gpt")[index % 2]
         if not isinstance(message, dict) or message.get("from") != speaker:
             raise ValueError(f"message {index + 1} of the conversation is not from {speaker!r}")
-        said.append(require_text(message, "value"))
-    questions = [text.replace("<image>", "").strip() for text in said[::2]]
-    return tuple(Turn(question, (answer,)) for question, answer in zip(questions, said[1::2], strict=True))
+        texts.append(require_text(message, "value"))
+    questions = [text.replace("<image>", "").strip() for text in texts[::2]]
+    return tuple(Turn(question, (answer,)) for question, answer in zip(questions, texts[1::2], strict=True))
 
 
 def require_text(record: Mapping[str, Any], key: str) -> str:
+    """Text under `key`. Raises: ValueError for another type."""
     value = record.get(key)
     if not isinstance(value, str):
         raise ValueError(f"{key} is {shorten(value)}, not text")
@@ -149,5 +153,6 @@ def require_text(record: Mapping[str, Any], key: str) -> str:
 
 
 def shorten(value: Any) -> str:
+    """`value` for a message, in at most 40 characters."""
     text = "missing" if value is None else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

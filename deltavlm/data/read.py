@@ -26,88 +26,98 @@ from deltavlm.tasks import TASKS, TaskName
 
 __all__ = ["read_dataset"]
 
-_PROMPTS: Mapping[str, TaskName] = {task.prompt: name for name, task in TASKS.items() if task.prompt}
+_TASK_OF_PROMPT: Mapping[str, TaskName] = {task.prompt: name for name, task in TASKS.items() if task.prompt}
 
 
 def read_dataset(
-    path: Path, split: str = "test", tasks: Sequence[TaskName] = tuple(TASKS), *, repeats: bool = False
+    path: Path,
+    split: str = "test",
+    tasks: Sequence[TaskName] = tuple(TASKS),
+    *,
+    keep_duplicates: bool = False,
 ) -> Dataset:
-    """A split of a set from a folder, or from one of its files, whose name then need not follow the pattern.
+    """Read one split of a question set.
 
-    A folder of ChangeIMTI is known by its train_task_data or test_task_data. A caption has the file name of
-    its first image as its id. Of two records with one task, id and question the first counts; a second
-    question under an id is kept as ID#2. Both are named among the problems. With
-    `repeats` every record is kept as it is: for training, where ids name nothing.
+    path: folder of a set in ChangeChat-105k's layout (SET_SPLIT.json, SET_SPLIT_KIND.json) or of ChangeIMTI
+    (recognized by its train_task_data or test_task_data), or one JSON file with any name.
+    keep_duplicates: keep every record under the id that it has, for training, where ids do not matter.
+    Otherwise only the first of the records with one task, id and question is kept, and a second question
+    under the same id becomes ID#2; both are reported as problems.
 
-    Raises: InputError when there is no file, files of several sets, or nothing in them that can be used.
+    The id of a caption is the file name of its first image. A record that cannot be read is a problem of the
+    returned `Dataset`, not an error.
+
+    Raises: InputError when there is no file, files of several sets, or no usable record.
     """
     if (folder := changeimti.find_folder(path, split)) is not None:
         return replace(changeimti.read_folder(folder, split, tasks), path=path)
-    files, problems = _files(path, split)
+    files, problems = _find_files(path, split)
     records: list[Example] = []
-    numbers: list[int] = []
+    record_counts: list[int] = []
     for file in files:
-        named = match_file_name(file.name)
-        # the training files mix all tasks, and there a kind names no more than a variant
-        kind = named["kind"] if named and named["split"] != "train" else None
+        match = match_file_name(file.name)
+        # a training file mixes all tasks: there KIND names a variant of the set, not a task
+        kind = match["kind"] if match and match["split"] != "train" else None
         try:
             content = read_json_list(file)
         except InputError as error:
             problems.append(Problem("file", file.name, str(error)))
-            numbers.append(0)
+            record_counts.append(0)
             continue
-        numbers.append(len(content))
+        record_counts.append(len(content))
         for number, record in enumerate(content, start=1):
-            where = f"{file.name}, record {number}"
             try:
-                records.append(_example(record, KINDS.get(kind or "")))
+                records.append(_parse_record(record, KINDS.get(kind or "")))
             except ValueError as error:
-                problems.append(Problem("record", where, str(error)))
+                problems.append(Problem("record", f"{file.name}, record {number}", str(error)))
     if not records:
         raise InputError(problems[0].message if problems else f"{path} holds no records")
-    examples, doubles = (records, []) if repeats else _unique(records)
-    named = match_file_name(files[0].name)
+    examples, duplicates = (records, []) if keep_duplicates else _deduplicate(records)
+    match = match_file_name(files[0].name)
     return Dataset(
-        name=named["set"] if named else files[0].stem,
-        split=named["split"] if named else split,
+        name=match["set"] if match else files[0].stem,
+        split=match["split"] if match else split,
         files=tuple(file.name for file in files),
         examples=tuple(example for example in examples if example.task in tasks),
-        problems=(*problems, *doubles),
-        records=tuple(numbers),
+        problems=(*problems, *duplicates),
+        records=tuple(record_counts),
         path=path,
     )
 
 
-def _files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
+def _find_files(path: Path, split: str) -> tuple[list[Path], list[Problem]]:
+    """Files of a split, and variants of the training file, which are not read. Raises: InputError."""
     if path.is_file():
         return [path], []
     if not path.is_dir():
         raise InputError(f"{path} does not exist; expected a JSON file or a folder with SET_{split}*.json")
-    folders = (path, path / "annotations")  # the second: where the original's code expects them
-    inside = next(filter(None, (sorted(folder.glob("*.json")) for folder in folders)), [])
-    named = [(file, match_file_name(file.name)) for file in inside]
-    found = [(file, match) for file, match in named if match and match["split"] == split]
-    if not found:
-        there = sorted({match["split"] for _, match in named if match})
-        known = f"; there is {', '.join(there)}" if there else ""
-        raise InputError(f"{path} holds no SET_{split}*.json{known}")
-    sets = sorted({match["set"] for _, match in found})
+    folders = (path, path / "annotations")  # the original code expects them in the second
+    json_files = next(filter(None, (sorted(folder.glob("*.json")) for folder in folders)), [])
+    matches = {file: match for file in json_files if (match := match_file_name(file.name))}
+    files = [file for file, match in matches.items() if match["split"] == split]
+    if not files:
+        splits = sorted({match["split"] for match in matches.values()})
+        hint = f"; it has {', '.join(splits)}" if splits else ""
+        raise InputError(f"{path} holds no SET_{split}*.json{hint}")
+    sets = sorted({matches[file]["set"] for file in files})
     if len(sets) > 1:
         raise InputError(f"{path} holds several sets: {', '.join(sets)}; name one of their files instead")
-    variants = [file for file, match in found if split == "train" and match["kind"]]
-    if len(variants) < len(found):  # the same records told in another way: not read twice
-        found = [(file, match) for file, match in found if file not in variants]
-        return [file for file, _ in found], [
-            Problem(
-                "variant", file.name, f"{file.name} is a variant of {found[0][0].name}; name it to read it"
-            )
-            for file in variants
-        ]
-    return [file for file, _ in found], []
+    variants = [file for file in files if split == "train" and matches[file]["kind"]]
+    if len(variants) == len(files):
+        return files, []
+    # a variant has the same records with other answers; reading both would count every pair twice
+    files = [file for file in files if file not in variants]
+    return files, [
+        Problem("variant", file.name, f"{file.name} is a variant of {files[0].name}; name it to read it")
+        for file in variants
+    ]
 
 
-def _example(record: Any, task: TaskName | None) -> Example:
-    """Raises: ValueError saying what is wrong with the record."""
+def _parse_record(record: Any, task: TaskName | None) -> Example:
+    """Example of a record of either schema of ChangeChat-105k; without `task` it follows from the question.
+
+    Raises: ValueError saying what is wrong with the record.
+    """
     if not isinstance(record, dict):
         raise ValueError("expected an object with keys")
     if "images" in record and "image" not in record:
@@ -117,51 +127,54 @@ def _example(record: Any, task: TaskName | None) -> Example:
         raise ValueError(f"changeflag is {shorten(flag)}, not 0 or 1")
     if "captions" in record:
         before, after = (require_text(record, f"image_{date}") for date in "AB")
-        answers = record["captions"]
-        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        captions = record["captions"]
+        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
             raise ValueError("captions are not a list of sentences")
-        turns: tuple[Turn, ...] = (Turn(TASKS["caption"].prompt, tuple(answers)),)
+        turns: tuple[Turn, ...] = (Turn(TASKS["caption"].prompt, tuple(captions)),)
         return Example(PurePosixPath(before).name, "caption", turns, bool(flag), before, after)
     images = record.get("image")
     if not isinstance(images, list) or len(images) != 2 or not all(isinstance(i, str) for i in images):
-        raise ValueError(f"image is {shorten(images)}, not the paths of two pictures")
-    name = record.get("id")
-    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
-        raise ValueError(f"id is {shorten(name)}, not text or a whole number")
+        raise ValueError(f"image is {shorten(images)}, not the paths of two images")
+    record_id = record.get("id")
+    if isinstance(record_id, bool) or not isinstance(record_id, (str, int)) or record_id == "":
+        raise ValueError(f"id is {shorten(record_id)}, not text or a whole number")
     turns = parse_turns(record.get("conversations"))
     if task is None:
-        task = "dialogue" if len(turns) > 1 else _PROMPTS.get(turns[0].question, "open")
+        task = "dialogue" if len(turns) > 1 else _TASK_OF_PROMPT.get(turns[0].question, "open")
     if task != "dialogue" and len(turns) > 1:
-        raise ValueError(f"{len(turns)} turns where task {task} has one")
-    return Example(str(name), task, turns, bool(flag), images[0], images[1])
+        raise ValueError(f"{len(turns)} turns, and task {task} has one")
+    return Example(str(record_id), task, turns, bool(flag), images[0], images[1])
 
 
-def _unique(records: Sequence[Example]) -> tuple[list[Example], list[Problem]]:
-    """Each id once a task; another question under a known id gets an id of its own: x, x#2, x#3."""
-    taken = {(example.task, example.id) for example in records}
-    asked: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-    again: Counter[tuple[str, str]] = Counter()
-    kept = []
+def _deduplicate(records: Sequence[Example]) -> tuple[list[Example], list[Problem]]:
+    """Examples whose ids are unique within a task: another question under the same id becomes ID#2, ID#3."""
+    ids = {(example.task, example.id) for example in records}
+    questions_of: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    repeats: Counter[tuple[str, str]] = Counter()
+    examples = []
     for example in records:
         key = (example.task, example.id)
         questions = tuple(turn.question for turn in example.turns)
-        known = asked.setdefault(key, [])
-        if questions in known:
-            again[key] += 1
+        earlier = questions_of.setdefault(key, [])
+        if questions in earlier:
+            repeats[key] += 1
             continue
-        known.append(questions)
-        if len(known) > 1:
-            name = f"{example.id}#{len(known)}"
-            if (example.task, name) in taken:
-                again[key] += 1
+        earlier.append(questions)
+        if len(earlier) > 1:
+            new_id = f"{example.id}#{len(earlier)}"
+            if (example.task, new_id) in ids:
+                repeats[key] += 1
                 continue
-            example = replace(example, id=name)
-        kept.append(example)
-    doubles = []
-    for (task, name), known in asked.items():
-        others, repeats = len(known) - 1, again[task, name]
-        if others or repeats:
-            told = [f"{others} other questions of this id are {name}#2 and so on"] if others else []
-            told += [f"{repeats} repeat it and are left out"] if repeats else []
-            doubles.append(Problem("duplicate", f"{task} {name}", "; ".join(told)))
-    return kept, doubles
+            example = replace(example, id=new_id)
+        examples.append(example)
+    problems = []
+    for (task, record_id), questions_of_id in questions_of.items():
+        other_questions, repeated = len(questions_of_id) - 1, repeats[task, record_id]
+        if other_questions or repeated:
+            notes = []
+            if other_questions:
+                notes.append(f"{other_questions} other questions of this id become {record_id}#2 and so on")
+            if repeated:
+                notes.append(f"{repeated} duplicates are left out")
+            problems.append(Problem("duplicate", f"{task} {record_id}", "; ".join(notes)))
+    return examples, problems

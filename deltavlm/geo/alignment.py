@@ -1,4 +1,4 @@
-"""Validation of a raster pair, and its common grid: that of `before`, cropped to what both rasters cover.
+"""Validation of a raster pair, and its common grid: that of `before`, cropped to the overlap.
 
 Grids are compared by the positions of their pixels, never by `==`: rounding in a file is not a shift.
 """
@@ -76,8 +76,8 @@ def locate(raster: GeoBox, grid: GeoBox) -> Placement:
 
 def _pixel_length(covered: BaseGeometry, to_raster: Callable[[Points], Points]) -> float:
     """Length of the raster's pixels in pixels of the grid, at the centroid of the covered area."""
-    center = covered.centroid
-    corner, right, below = to_raster(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([center.x, center.y]))
+    centre = covered.centroid
+    corner, right, below = to_raster(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([centre.x, centre.y]))
     return 1 / math.sqrt(abs(np.linalg.det([right - corner, below - corner])))
 
 

@@ -61,8 +61,8 @@ def chip_at(reader: PairReader, x: float, y: float, size: int) -> Chip:
         )
     width, height = min(size, geobox.width), min(size, geobox.height)
     col_off, row_off = (
-        max(0, min(math.floor(center - length / 2 + 0.5), end - length))
-        for center, length, end in ((col, width, geobox.width), (row, height, geobox.height))
+        max(0, min(math.floor(centre - length / 2 + 0.5), end - length))
+        for centre, length, end in ((col, width, geobox.width), (row, height, geobox.height))
     )
     return chip_of_window(reader, Window(col_off, row_off, width, height), size)
 

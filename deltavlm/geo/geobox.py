@@ -108,8 +108,8 @@ class GeoBox:
         """Pixel coordinates of ground points; on a grid in degrees a longitude is taken modulo 360, as near
         to the grid's centre as possible."""
         if self.crs is not None and self.crs.is_geographic:
-            center, _ = self.transform * (self.width / 2, self.height / 2)
-            distance = np.where(np.isfinite(ground[:, 0]), center - ground[:, 0], 0)
+            centre, _ = self.transform * (self.width / 2, self.height / 2)
+            distance = np.where(np.isfinite(ground[:, 0]), centre - ground[:, 0], 0)
             turns = np.where(np.abs(distance) > 180 + 1e-6, np.round(distance / 360), 0)
             ground = ground + np.stack([360 * turns, np.zeros_like(turns)], axis=1)
         return _apply(~self.transform, ground)

@@ -1,4 +1,4 @@
-"""Writes a picture as a GeoTIFF that every GIS reads fast: tiled, compressed, whole or not there."""
+"""GeoTIFF writer for an image in memory: tiled, compressed, atomic."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from deltavlm.errors import WriteError
+from deltavlm.files import atomic_file
+
+__all__ = ["write_geotiff"]
 
 
 def write_geotiff(
@@ -23,15 +26,14 @@ def write_geotiff(
     colormap: dict[int, tuple[int, int, int]] | None = None,
     compress: Literal["deflate", "jpeg"] = "deflate",
 ) -> None:
-    """`pixels` is (height, width, 3) RGB or (height, width) codes, whose colours `colormap` gives.
+    """Write `pixels`: (height, width, 3) RGB, or (height, width) codes whose colours `colormap` gives.
 
     "jpeg" (RGB only) is lossy and about a tenth of the size.
 
     Raises: WriteError when the file cannot be written.
     """
     bands = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
-    scratch = path.with_name(f".{path.name}.tmp")
-    settings = {
+    profile = {
         "driver": "GTiff",
         "width": bands.shape[2],
         "height": bands.shape[1],
@@ -45,15 +47,13 @@ def write_geotiff(
         "compress": compress,
     }
     if compress == "jpeg":
-        settings |= {"photometric": "YCBCR", "jpeg_quality": 90}
+        profile |= {"photometric": "YCBCR", "jpeg_quality": 90}
     elif pixels.ndim == 3:
-        settings |= {"photometric": "RGB", "predictor": 2}
+        profile |= {"photometric": "RGB", "predictor": 2}
     try:
-        with rasterio.open(scratch, "w", **settings) as target:
-            target.write(bands)
+        with atomic_file(path) as scratch, rasterio.open(scratch, "w", **profile) as raster:
+            raster.write(bands)
             if colormap:
-                target.write_colormap(1, colormap)
-        scratch.replace(path)
+                raster.write_colormap(1, colormap)
     except (RasterioError, OSError) as error:
-        scratch.unlink(missing_ok=True)
         raise WriteError(f"cannot write {path}: {error}; check the folder and the free disk space") from error

@@ -1,4 +1,4 @@
-"""Chip grid: the windows, footprints and 3x3 cells of the chips of a raster. Pure arithmetic, opens nothing.
+"""Chip grid: windows, footprints and 3x3 cells of the chips of a raster; arithmetic, opens no file.
 
 Pixel coordinates are (column, row) from the upper left corner of the raster, in pixels, x right and y down.
 Polygons are in ground coordinates and made from corners, so a rotated raster has rotated chips.

@@ -140,8 +140,8 @@ class PairReader:
         valid = masks[0] & masks[1]
         if valid.shape == (chip.size, chip.size) and valid.all():
             return ChipPixels(chip, images[0], images[1], valid)
-        valid_colors = np.concatenate([image[:, valid] for image in images], axis=1)
-        fill = valid_colors.mean(axis=1).round() if valid.any() else np.zeros(3)
+        valid_colours = np.concatenate([image[:, valid] for image in images], axis=1)
+        fill = valid_colours.mean(axis=1).round() if valid.any() else np.zeros(3)
         height, width = valid.shape
         squares = np.empty((2, 3, chip.size, chip.size), np.uint8)
         squares[:] = fill.astype(np.uint8)[:, None, None]

@@ -1,4 +1,4 @@
-"""Polygons from masks: of one chip on the ground, or of a mosaic that arrives block by block, in pixels."""
+"""Polygons from masks: of one chip, or of a mosaic that arrives block by block."""
 
 from __future__ import annotations
 

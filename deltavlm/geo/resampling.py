@@ -1,4 +1,4 @@
-"""Names of the resampling methods of a warp; imports no library, so the command line can import it early."""
+"""Names of the resampling methods of a warp; no heavy imports, for the options of the command line."""
 
 from __future__ import annotations
 

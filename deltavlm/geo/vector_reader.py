@@ -1,4 +1,4 @@
-"""A layer of a vector file with its columns: an output to be read again, the districts of a country."""
+"""Reader of one layer of a vector file with its columns: an output of ours, or areas to summarize by."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING, Any
 from shapely.errors import ShapelyError
 
 from deltavlm.errors import InputError
-from deltavlm.geo.aoi import NAME_OF_CRS, READ_BY_GDAL, UNLIKE_GEOJSON
+from deltavlm.geo.aoi import GDAL_SIGNATURES, GEOJSON_ERRORS, parse_geojson
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 __all__ = ["VectorLayer", "list_layers", "read_layer"]
 
-KINDS = "GeoPackage, GeoJSON, FlatGeobuf, GeoParquet or a shapefile"
-PARQUET = b"PAR1"
+FORMATS = "GeoPackage, GeoJSON, FlatGeobuf, GeoParquet or a shapefile"
+PARQUET_SIGNATURE = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True)
 class VectorLayer:
-    """The rows of a layer, and what the file says of where they come from, if it does."""
+    """Rows of a layer, and the provenance that deltavlm has written to the file, if it has."""
 
     frame: GeoDataFrame
     provenance: Mapping[str, Any] | None
 
 
-def read_layer(path: Path, layer: str | None = None, remedy: str = f"give {KINDS}") -> VectorLayer:
-    """A layer of a file; without a name the only one, or the first. The remedy ends what errors say.
+def read_layer(path: Path, layer: str | None = None, advice: str = f"give {FORMATS}") -> VectorLayer:
+    """Read a layer of a file; without a name the only one, or the first. Errors end with `advice`.
 
     Only these formats are opened, and GeoJSON without GDAL: others may lead GDAL to other files or servers.
 
@@ -40,27 +40,27 @@ def read_layer(path: Path, layer: str | None = None, remedy: str = f"give {KINDS
         InputError: no such file or layer, another format, or a file that is broken.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {what}; {remedy}")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {problem}; {advice}")
     try:
         with path.open("rb") as file:
             head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b"\x1e \t\r\n")
         if head.startswith(b"{"):
-            return _geojson(path)
-        if head.startswith(PARQUET):
-            return _parquet(path)
-        if head.startswith(READ_BY_GDAL):
+            return _read_geojson(path)
+        if head.startswith(PARQUET_SIGNATURE):
+            return _read_parquet(path)
+        if head.startswith(GDAL_SIGNATURES):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # GDAL's, of what it can read nevertheless
-                return _by_gdal(path, layer, remedy)
-    except (RuntimeError, OSError, ShapelyError, *UNLIKE_GEOJSON) as error:  # pyogrio's are RuntimeErrors
-        words = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({words}); {remedy}") from error
-    raise InputError(f"{path}: is none of {KINDS}; {remedy}")
+                warnings.simplefilter("ignore", RuntimeWarning)  # of GDAL, on files that it can still read
+                return _read_with_gdal(path, layer, advice)
+    except (RuntimeError, OSError, ShapelyError, *GEOJSON_ERRORS) as error:  # pyogrio's are RuntimeErrors
+        message = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({message}); {advice}") from error
+    raise InputError(f"{path}: is none of {FORMATS}; {advice}")
 
 
 def list_layers(path: Path) -> tuple[str, ...]:
-    """The names of the layers of a GeoPackage; none of a file that holds a single one without a name.
+    """Names of the layers of a GeoPackage; none for a format with a single, unnamed layer.
 
     Raises:
         InputError: a GeoPackage that is broken.
@@ -68,58 +68,51 @@ def list_layers(path: Path) -> tuple[str, ...]:
     import pyogrio
 
     with path.open("rb") as file:
-        if not file.read(16).startswith(READ_BY_GDAL[0]):
+        if not file.read(16).startswith(GDAL_SIGNATURES[0]):
             return ()
     try:
         return tuple(str(name) for name in pyogrio.list_layers(path)[:, 0])
     except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read ({error}); give {KINDS}") from error
+        raise InputError(f"{path}: cannot be read ({error}); give {FORMATS}") from error
 
 
-def _by_gdal(path: Path, layer: str | None, remedy: str) -> VectorLayer:
+def _read_with_gdal(path: Path, layer: str | None, advice: str) -> VectorLayer:
     import pyogrio
 
     names = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
     if layer is not None and layer not in names:
-        raise InputError(f"{path}: has no layer {layer!r} (it has {', '.join(names) or 'none'}); {remedy}")
+        raise InputError(f"{path}: has no layer {layer!r} (it has {', '.join(names) or 'none'}); {advice}")
     if not names:
-        raise InputError(f"{path}: has no layer with places in it; {remedy}")
+        raise InputError(f"{path}: has no layer with geometries; {advice}")
     chosen = layer or names[0]
-    told = (pyogrio.read_info(path, layer=chosen)["layer_metadata"] or {}).get("deltavlm")
+    provenance = (pyogrio.read_info(path, layer=chosen)["layer_metadata"] or {}).get("deltavlm")
     frame = pyogrio.read_dataframe(path, layer=chosen, use_arrow=True)
-    return VectorLayer(frame, json.loads(told) if told else None)
+    return VectorLayer(frame, json.loads(provenance) if provenance else None)
 
 
-def _parquet(path: Path) -> VectorLayer:
+def _read_parquet(path: Path) -> VectorLayer:
     import geopandas
     import pyarrow.parquet as pq
 
-    told = (pq.read_schema(path).metadata or {}).get(b"deltavlm")
+    provenance = (pq.read_schema(path).metadata or {}).get(b"deltavlm")
     frame = geopandas.read_parquet(path)
-    return VectorLayer(frame, json.loads(told) if told else None)
+    return VectorLayer(frame, json.loads(provenance) if provenance else None)
 
 
-def _geojson(path: Path) -> VectorLayer:
-    """GeoJSON in one object or one a line."""
+def _read_geojson(path: Path) -> VectorLayer:
     import geopandas
 
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        objects = [json.loads(text)]
-    except json.JSONDecodeError:
-        objects = [json.loads(line.strip("\x1e\r ")) for line in text.split("\n") if line.strip("\x1e\r ")]
-    named = {one["crs"]["properties"]["name"] for one in objects if one.get("crs")}
-    if len(named) > 1 or any(not NAME_OF_CRS.fullmatch(name) for name in named):
-        raise ValueError("its CRS is not one name such as EPSG:32631")
-    told = objects[0].get("deltavlm") if objects else None
-    without_place = isinstance(told, dict) and "coordinates" in told
-    crs = None if without_place else next(iter(named), "EPSG:4326")
-    rows = [feature for whole in objects for feature in _features(whole)]
+    objects, crs_name = parse_geojson(path.read_text(encoding="utf-8-sig"))
+    provenance = objects[0].get("deltavlm") if objects else None
+    is_in_pixels = isinstance(provenance, dict) and "coordinates" in provenance
+    crs = None if is_in_pixels else crs_name or "EPSG:4326"
+    rows = [feature for value in objects for feature in _features(value)]
     columns = None if rows else ["geometry"]
-    return VectorLayer(geopandas.GeoDataFrame.from_features(rows, crs=crs, columns=columns), told)
+    return VectorLayer(geopandas.GeoDataFrame.from_features(rows, crs=crs, columns=columns), provenance)
 
 
 def _features(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Features of a GeoJSON object; a bare geometry is one without properties."""
     if value["type"] == "FeatureCollection":
         yield from value["features"]
     elif value["type"] == "Feature":

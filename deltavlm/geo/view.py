@@ -72,8 +72,8 @@ class Source:
         if self.dataset.colorinterp[self.bands[0] - 1] is not ColorInterp.palette:
             return None
         palette = np.zeros((3, 256), np.uint8)
-        for value, color in self.dataset.colormap(self.bands[0]).items():
-            palette[:, value] = color[:3]
+        for value, colour in self.dataset.colormap(self.bands[0]).items():
+            palette[:, value] = colour[:3]
         return palette
 
     @cached_property
@@ -119,12 +119,12 @@ class Source:
                 self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
             ):
                 if self.nodata is None or not has_mask(self.dataset):
-                    colors = mask = warp(self.dataset, self.nodata)
+                    colours = mask = warp(self.dataset, self.nodata)
                 else:  # GDAL applies either nodata or a mask, so each is warped by itself
                     opaque = stack.enter_context(without_alpha(self.dataset))
-                    colors = warp(opaque, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
+                    colours = warp(opaque, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
                     mask = warp(self.dataset, None)
-            yield View.of(self, colors, mask, 0, 0)
+            yield View.of(self, colours, mask, 0, 0)
 
 
 class Raw(NamedTuple):

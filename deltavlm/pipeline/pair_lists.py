@@ -22,7 +22,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
-from deltavlm.pipeline.pairs import Pair, PairList, named
+from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
 __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
 
@@ -73,7 +73,7 @@ def parse_pairs(text: str, source: str, folder: Path) -> PairList:
     extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in (*COLUMNS, ALIAS))
     notes = (f"{source}: not used: {', '.join(extra)}",) if extra else ()
     unit = "items" if ", item " in rows[0].where else "lines"
-    return PairList(named(pairs, f"{source}, {unit}"), source, notes)
+    return PairList(with_ids(pairs, f"{source}, {unit}"), source, notes)
 
 
 def _csv_rows(text: str, source: str) -> Iterator[_Row]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltavlm import __version__
 from deltavlm.geo.location import redact_credentials
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
 from deltavlm.report.scenes import Scene, score_of
 from deltavlm.tasks.locate import LABELS
+from deltavlm.version import __version__
 
 __all__ = ["PageImages", "page_data"]
 

@@ -87,9 +87,9 @@ def evaluate(
     matched = match(examples, relevant)
     if not matched.pairs:
         ids = f"they have {relevant[0].id!r}" if relevant else "they are of other tasks"
+        file = f" in {prediction_set.path}" if prediction_set.path else ""
         raise ConfigError(
-            f"no prediction in {prediction_set.path} has the id of an example: {ids}, {dataset.path} has "
-            f"{examples[0].id!r}"
+            f"no prediction{file} has the id of an example: {ids}, {dataset.path} has {examples[0].id!r}"
         )
     scores = score(matched.pairs, scored, setup)
     if not scores.metrics:

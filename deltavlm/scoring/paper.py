@@ -19,7 +19,7 @@ from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.tasks.text import NO_CHANGE
 
-__all__ = ["answer_ids", "changed", "read_cells", "read_count", "read_word_map", "reference_ids"]
+__all__ = ["answer_ids", "changed", "parse_cells", "parse_count", "read_word_map", "reference_ids"]
 
 _UNKNOWN = "<unk>"
 _MAX_COUNT = 10**9  # larger errors would make a mean meaningless
@@ -62,12 +62,12 @@ def changed(caption: str) -> bool:
     return caption not in NO_CHANGE
 
 
-def read_count(text: str) -> Counts:
+def parse_count(text: str) -> Counts:
     """Numbers before the first "new" and between the first and the second; 0 where "no" occurs there.
 
-    >>> read_count("3 new roads and 2 new buildings"), read_count("no new roads or buildings")
+    >>> parse_count("3 new roads and 2 new buildings"), parse_count("no new roads or buildings")
     (Counts(roads=3, buildings=2), Counts(roads=0, buildings=0))
-    >>> read_count("3 new roads in the north and 2 new buildings")  # "north" contains "no"
+    >>> parse_count("3 new roads in the north and 2 new buildings")  # "north" contains "no"
     Counts(roads=3, buildings=0)
 
     Raises: AnswerParseError where the original code stops with an error.
@@ -80,10 +80,10 @@ def read_count(text: str) -> Counts:
     return Counts(_number(phrases[0]), _number(phrases[1]))
 
 
-def read_cells(text: str) -> Cells:
+def parse_cells(text: str) -> Cells:
     """Both lists, as Python literals after the lower-case words "roads" and "buildings".
 
-    >>> read_cells("roads ['top-left', 'middle'] buildings []")
+    >>> parse_cells("roads ['top-left', 'middle'] buildings []")
     Cells(roads=('top-left',), buildings=())
 
     Raises: AnswerParseError where the original code stops with an error.

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltavlm import __version__
 from deltavlm.data.examples import Problem
 from deltavlm.errors import OutputError
 from deltavlm.files import write_atomic
 from deltavlm.scoring.predictions import summarize_names
 from deltavlm.scoring.published import SOURCE
 from deltavlm.scoring.score import CONFUSION_COUNTS, MetricValue
+from deltavlm.version import __version__
 
 if TYPE_CHECKING:
     from deltavlm.scoring.evaluate import Evaluation

@@ -228,14 +228,14 @@ def _score_yes_no(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
     with_score = [(p.score, e.changed) for e, p in pairs if p.score is not None]
     if with_score and all(0 <= probability <= 1 for probability, _ in with_score):
         probabilities, flags = zip(*with_score, strict=True)
-        scores.add(task, "all", {"calibration_error": binary.calibration_metric(probabilities, flags)})
+        scores.add(task, "all", {"calibration_error": binary.calibration_error(probabilities, flags)})
     elif with_score:
         scores.note("no calibration error: the score of yes/no must be P(yes), between 0 and 1")
 
 
 def _score_counts(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
     """MAE, RMSE and exact matches of the numbers of roads and of buildings."""
-    parse = paper.read_count if scores.setup.protocol == "paper" else count.parse
+    parse = paper.parse_count if scores.setup.protocol == "paper" else count.parse
     predicted, truth = _parse_pairs(scores, pairs, parse, count.parse)
     for kind in ("roads", "buildings"):
         numbers = [None if value is None else getattr(value, kind) for value in predicted]
@@ -248,7 +248,7 @@ def _score_cells(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
     """Micro-averaged metrics of the cells with changed roads or buildings, and of a constant empty answer."""
     is_paper = scores.setup.protocol == "paper"
     predicted, truth = _parse_pairs(
-        scores, pairs, paper.read_cells if is_paper else locate.parse, locate.parse
+        scores, pairs, paper.parse_cells if is_paper else locate.parse, locate.parse
     )
     for kind in ("roads", "buildings"):
         true_cells = [getattr(value, kind) for value in truth]

@@ -25,7 +25,7 @@ from deltavlm.text_norm import normalise
 
 __all__ = ["STANDARD_QUESTIONS", "predict_scenes", "score_conversations", "score_scenes"]
 
-STANDARD_TASKS: tuple[TaskName, ...] = ("caption", "change", "count", "location")
+STANDARD_TASKS = tuple(name for name, task in TASKS.items() if task.prompt)
 STANDARD_QUESTIONS = tuple(
     # the default of 64 tokens: the 128 of `location` are for word pieces of LLMs and exceed a small context
     Question(name, TASKS[name].prompt, yes_no=TASKS[name].yes_no)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.pipeline.analyze import scale_warning
+from deltavlm.pipeline.reading import scale_warning
 from deltavlm.summaries.results import Results
 from deltavlm.summaries.totals import UNSURE, AreaSummary
 

@@ -60,7 +60,7 @@ def read_records(name: str, records: Records, seed: int) -> Split:
     Raises: InputError when it cannot be read, or pictures are missing, with their paths.
     """
     try:
-        data = read_dataset(records.path, records.split, records.tasks, repeats=True)
+        data = read_dataset(records.path, records.split, records.tasks, keep_duplicates=True)
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     for kind, what in (("file", "files"), ("record", "records")):

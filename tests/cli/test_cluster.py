@@ -18,7 +18,7 @@ from deltavlm.cluster import worker
 from deltavlm.cluster.session import LOCAL, settle
 from deltavlm.cluster.worker import Unit, mark_of, read_unit
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
-from deltavlm.pipeline.analyze import AnalyzeOptions
+from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.journal import Journal
 from tests import workers
 from tests.cli.conftest import Run
@@ -149,10 +149,10 @@ def test_a_run_is_gone_on_with_by_the_other_engine(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", stopping)
         result = run("analyze", *scene.args, "-o", "out.geojson", *SMALL, *(() if first_here else RAY))
-        assert "6 chips kept in out.geojson.journal.jsonl; the same command goes on" in result.stderr
+        assert "6 chips kept in out.geojson.journal.jsonl; the same command resumes" in result.stderr
     result = run("analyze", *scene.args, "-o", "out.geojson", *SMALL, *(RAY if first_here else ()))
     assert result.exit_code == 0, result.stderr
-    assert "6 chips of 15 answered already; going on" in result.stderr
+    assert "resuming: 6 of 15 chips done" in result.stderr
     assert same("whole.geojson", "out.geojson")
 
 

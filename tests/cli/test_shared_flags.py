@@ -16,9 +16,6 @@ from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags
 from deltacli.main import app
 from tests.cli.conftest import Run, one_line
 
-#: commands whose shared flags are still to come
-PENDING = {"weights list", "weights fetch", "weights inspect", "weights convert", "weights verify"}
-
 
 def leaves(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that does something, by its words."""
@@ -60,19 +57,16 @@ def test_the_registry_of_flags_is_that_of_the_app() -> None:
                 letters.setdefault(letter, set()).update(flag for flag in flags if len(flag) > 2)
     table = registry()
     for flag, (_, commands) in table.items():
-        actual = [words for words in by_flag[flag] if words not in PENDING or commands != ["all"]]
-        assert actual == (
-            [words for words in COMMANDS if words not in PENDING] if commands == ["all"] else commands
-        ), flag
-    known = {letter: {flag} for flag, (letter, _) in table.items() if letter}
+        assert by_flag[flag] == (list(COMMANDS) if commands == ["all"] else commands), flag
+    expected = {letter: {flag} for flag, (letter, _) in table.items() if letter}
     exceptions = {"-q": {"--question"}, "-n": {"--count"}, "-b": {"--bidx"}}
-    assert letters == {letter: flags | exceptions.get(letter, set()) for letter, flags in known.items()}
+    assert letters == {letter: flags | exceptions.get(letter, set()) for letter, flags in expected.items()}
     groups = (CommonFlags, ModelFlags, OutputFlags, ChipFlags, RasterFlags, WindowFlags)
     shared = {f"--{field.name.replace('_', '-')}" for group in groups for field in fields(group)}
     assert shared <= table.keys()
 
 
-@pytest.mark.parametrize("words", sorted(COMMANDS.keys() - PENDING))
+@pytest.mark.parametrize("words", sorted(COMMANDS))
 def test_every_command_has_the_shared_flags(words: str) -> None:
     command, root = flags_of(COMMANDS[words]), flags_of(APP)
     for field in fields(CommonFlags):
@@ -83,14 +77,17 @@ def test_every_command_has_the_shared_flags(words: str) -> None:
             assert command[field.name] == root[field.name]
 
 
-@pytest.mark.parametrize("words", sorted(COMMANDS.keys() - PENDING))
+@pytest.mark.parametrize("words", sorted(COMMANDS))
 def test_every_command_takes_its_defaults_from_a_file(run: Run, words: str) -> None:
     """A value of the wrong kind is named as that of the flag: the file is read, and for this command."""
     table = "[" + ".".join(words.split()) + "]\n"
     Path("c.toml").write_text(table + 'verbose = "very"\n')
-    arguments = ["x"] * sum(
-        param.param_type_name == "argument" and param.required for param in COMMANDS[words].params
-    )
+    required = [param for param in COMMANDS[words].params if param.required]
+    arguments = [
+        word
+        for param in required
+        for word in ([] if param.param_type_name == "argument" else [param.opts[0]]) + ["x"]
+    ]
     result = run(*words.split(), *arguments, "--config", "c.toml")
     assert result.exit_code == 2
     assert "--verbose" in one_line(result)

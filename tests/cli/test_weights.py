@@ -45,7 +45,7 @@ def test_convert_verify_and_analyze(tmp_path: Path, scene: Scene) -> None:
     record = json.loads(made.stdout)
     assert record["difference"] == "csrm"
     assert record["tensors"] == 189
-    assert "least cosine" in made.stderr  # the fixture's base is another on purpose
+    assert "smallest cosine" in made.stderr  # the fixture's base is another on purpose
     equal = run("weights", "verify", folder, "--expected", GOLDEN)
     assert equal.exit_code == 0, equal.stderr
     assert "ids, 5 beams               9 of   9 equal" in equal.stdout
@@ -113,18 +113,36 @@ def test_inspect_says_what_is_in_it() -> None:
 
 def test_an_own_choice_of_the_difference_is_kept(tmp_path: Path) -> None:
     made = converted(tmp_path / "out", "--difference", "concat")
-    assert "difference: concat, as asked for" in made.stderr
+    assert "difference: concat, as given" in made.stderr
     checked = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN)
     assert checked.exit_code == 0
-    assert "is asked with difference concat; it was compared with csrm" in checked.stderr
+    assert "is configured with difference concat; it was compared with csrm" in checked.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["difference"]["mode"] == "concat"
+
+
+def test_convert_reads_the_file_of_defaults(tmp_path: Path) -> None:
+    """--config means the same as in every other command."""
+    Path("defaults.toml").write_text('[weights.convert]\ndifference = "concat"\n', encoding="utf-8")
+    made = converted(tmp_path / "out", "--config", "defaults.toml", "--json")
+    assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout)["difference"] == "concat"
+
+
+def test_a_model_configuration_is_given_with_heads_config(tmp_path: Path) -> None:
+    Path("model.json").write_text('{"dims": {"vheads": 5, "qheads": 2}}', encoding="utf-8")
+    refused = converted(tmp_path / "out", "--config", "model.json")
+    assert refused.exit_code == 2
+    assert "give a model's configuration with --heads-config" in one_line(refused)
+    expected = json.loads((GOLDEN / "expected.json").read_text())["dims"]
+    Path("model.json").write_text(json.dumps({"dims": expected}), encoding="utf-8")
+    assert converted(tmp_path / "out", "--heads-config", "model.json").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (("inspect", "nowhere.pth"), "no file nowhere.pth"),
-        (("inspect", GOLDEN / "expected.json"), "is not a file of torch, or it is cut off"),
+        (("inspect", GOLDEN / "expected.json"), "is not a file of torch, or it is truncated"),
         (("inspect", GOLDEN / "eva_vit_g.pth"), "is no checkpoint of DeltaVLM"),
         (("verify", "nowhere", "--expected", GOLDEN), "nowhere is not a checkpoint"),
         (("verify", SHIPPED / "nano", "--expected", "nowhere"), "no file nowhere/expected.json"),
@@ -146,7 +164,7 @@ def test_an_unknown_model_names_those_that_are_known(scene: Scene) -> None:
 def test_what_a_model_cannot_do_is_refused(scene: Scene) -> None:
     found = run("analyze", *scene.args, "--prompt-style", "raw", "-n")
     assert found.exit_code == 2
-    assert "nano was trained on normalised questions alone" in found.stderr
+    assert "nano was trained on normalised questions only" in found.stderr
 
 
 def test_a_converted_model_reads_questions_either_way(tmp_path: Path, scene: Scene) -> None:

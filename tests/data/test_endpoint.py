@@ -14,7 +14,7 @@ import pytest
 
 from deltavlm.data.build import PairFacts
 from deltavlm.data.endpoint import Endpoint, QuestionWriter, ReplyLog, make_prompt, parse_reply
-from deltavlm.data.synthetic.phrases import Turn
+from deltavlm.data.synthetic.phrases import QuestionAnswer
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, ToolError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.network
 KEY = "sk-secret-of-somebody"
 FACTS = PairFacts(Counts(0, 2), Cells(buildings=("top-left",)), ("two houses appear .",), True)
 GOOD = [{"question": "How many houses were built?", "answer": "two"}]
-TURNS = (Turn("How many houses were built?", "two"),)
+TURNS = (QuestionAnswer("How many houses were built?", "two"),)
 
 
 def said(content: Any) -> bytes:
@@ -95,7 +95,7 @@ def rests() -> list[float]:
 @pytest.fixture
 def asker(server: Server, rests: list[float], tmp_path: Path) -> Callable[..., QuestionWriter]:
     def make(**options: Any) -> QuestionWriter:
-        options = {"key": KEY, "pause": rests.append} | options
+        options = {"key": KEY, "sleep": rests.append} | options
         return QuestionWriter(
             Endpoint(server.url, "small", **options), ReplyLog(tmp_path / "set" / "replies.jsonl")
         )
@@ -123,7 +123,7 @@ def test_what_is_asked_and_what_comes_of_it(server: Server, asker: Callable[...,
     assert server.paths == ["/v1/chat/completions"]
     assert server.keys == [f"Bearer {KEY}"]
     assert KEY not in repr(one.endpoint)
-    assert KEY not in one.store.path.read_text()
+    assert KEY not in one.log.path.read_text()
     asker(key=None)("test/y.png", FACTS)
     assert server.keys[-1] is None
 
@@ -133,12 +133,12 @@ def test_a_reply_is_kept_at_once_and_asked_for_once(
 ) -> None:
     one = asker()
     one("test/x.png", FACTS)
-    assert json.loads(one.store.path.read_text())["questions"] == GOOD
+    assert json.loads(one.log.path.read_text())["questions"] == GOOD
     server.answers = [(503, b"")]
     assert one("test/x.png", FACTS) == TURNS
     again = asker()
     assert again("test/x.png", FACTS) == TURNS
-    assert (again.asked, len(server.asked), rests) == (0, 1, [])
+    assert (again.new_replies, len(server.asked), rests) == (0, 1, [])
     other = PairFacts(Counts(1, 2), FACTS.cells, FACTS.captions, True)
     refused(again, "test/x.png", other, kind=ToolError)  # other facts are asked anew
 
@@ -147,15 +147,15 @@ def test_a_line_that_was_cut_off_is_asked_again(server: Server, asker: Callable[
     one = asker()
     one("test/x.png", FACTS)
     one("test/y.png", FACTS)
-    path = one.store.path
+    path = one.log.path
     text = path.read_text()
     path.write_text(text[:-30])
     two = asker()
     assert two("test/x.png", FACTS) == two("test/y.png", FACTS) == TURNS
-    assert two.asked == 1
+    assert two.new_replies == 1
     first, *_, last = path.read_text().splitlines()
     assert [json.loads(line)["id"] for line in (first, last)] == ["test/x.png", "test/y.png"]
-    assert asker().store.known.keys() == two.store.known.keys()
+    assert asker().log.replies.keys() == two.log.replies.keys()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -183,7 +183,7 @@ def test_trouble_that_stays(server: Server, asker: Callable[..., QuestionWriter]
     server.answers = [(503, b"")]
     text = refused(one, "test/x.png", FACTS, kind=ToolError)
     assert f"{server.url} did not answer in 3 tries (HTTP 503)" in text
-    assert str(one.store.path) in text
+    assert str(one.log.path) in text
     assert rests == [1, 2]
     server.stop()
     text = refused(asker(tries=2), "test/x.png", FACTS, kind=ToolError)
@@ -235,7 +235,7 @@ def test_replies_that_cannot_be_used(server: Server, asker: Callable[..., Questi
             one(f"test/{index}.png", FACTS)
     assert "5 pairs in a row" in refused(one, "test/4.png", FACTS, kind=ToolError)
     assert len(server.asked) == 3 + 5 * 3
-    assert len(one.store.known) == 1
+    assert len(one.log.replies) == 1
 
 
 def test_a_code_fence_is_no_matter() -> None:
@@ -291,4 +291,4 @@ def test_a_store_that_cannot_be_used(
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe")
     assert "delete it" in refused(ReplyLog, tmp_path / "bad.jsonl")
     (tmp_path / "odd.jsonl").write_text('5\n{"id": 1}\n{"id": "a", "asked": "b", "questions": []}\n')
-    assert ReplyLog(tmp_path / "odd.jsonl").known == {}
+    assert ReplyLog(tmp_path / "odd.jsonl").replies == {}

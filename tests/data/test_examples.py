@@ -87,8 +87,8 @@ def test_both_schemas_and_ids(tmp_path: Path) -> None:
         (5, "an object"),
         (record(changeflag=2), "changeflag is 2"),
         (record(changeflag=None), "changeflag is missing"),
-        (record(image="x.png"), "two pictures"),
-        (record(image=["x.png"]), "two pictures"),
+        (record(image="x.png"), "two images"),
+        (record(image=["x.png"]), "two images"),
         (record(id=None), "id is missing"),
         (record(id=True), "id is True"),
         (record(conversations=[]), "pairs of a question"),
@@ -113,7 +113,7 @@ def test_a_second_record_of_an_id_is_named(tmp_path: Path) -> None:
     data = read_dataset(write(tmp_path / "s_test_binary.json", [record(), second, second, record(id="y")]))
     assert [(one.id, one.changed) for one in data.examples] == [("x_1", True), ("y", True)]
     assert [(one.kind, one.location, one.message) for one in data.problems] == [
-        ("duplicate", "change x_1", "2 repeat it and are left out")
+        ("duplicate", "change x_1", "2 duplicates are left out")
     ]
 
 
@@ -162,7 +162,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no SET_test"):
         read_dataset(tmp_path)
     write(tmp_path / "a_val.json", [caption_record()])
-    with pytest.raises(InputError, match="there is val"):
+    with pytest.raises(InputError, match="it has val"):
         read_dataset(tmp_path)
     for name in ("a_test.json", "b_test.json"):
         write(tmp_path / name, [caption_record()])

@@ -153,7 +153,7 @@ def test_the_eight_files_are_weighed_and_fetched_once(
     assert planned.size == planned.missing == sum(len(hub.files[name]) for name in RELEASED_RECORDS)
     assert hub.downloads() == []
     said: list[str] = []
-    files = fetch(planned, tmp_path / "set", say=said.append)
+    files = fetch(planned, tmp_path / "set", notify=said.append)
     assert hub.downloads() == sorted(RELEASED_RECORDS)
     assert {path.name: path.read_bytes() for path in files} == {
         name: hub.files[name] for name in RELEASED_RECORDS
@@ -163,7 +163,7 @@ def test_the_eight_files_are_weighed_and_fetched_once(
     again = asked()
     assert again.missing == 0
     said.clear()
-    assert fetch(again, tmp_path / "set", say=said.append) == files
+    assert fetch(again, tmp_path / "set", notify=said.append) == files
     assert (hub.downloads(), said) == ([], [])
 
 
@@ -173,13 +173,13 @@ def test_offline_takes_what_was_fetched(hub: Hub, asked: Callable[..., Plan], tm
     fetch(online, tmp_path / "one")
     hub.stop()
     planned = asked(offline=True)
-    assert (planned.commit, planned.missing, planned.offline) == (online.commit, 0, True)
+    assert (planned.commit, planned.missing, planned.hub.offline) == (online.commit, 0, True)
     assert [file.digest for file in planned.files] == [file.digest for file in online.files]
     fetch(planned, tmp_path / "two")
     assert (tmp_path / "two" / LARGE).read_bytes() == hub.files[LARGE]
     assert asked(offline=True, revision=online.commit).commit == online.commit
     shutil.rmtree(tmp_path / "cache")
-    assert "has gone from the cache" in refused(fetch, planned, tmp_path / "three")
+    assert "is not in the cache" in refused(fetch, planned, tmp_path / "three")
 
 
 def test_another_file_of_that_name_is_kept(asked: Callable[..., Plan], tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_another_file_of_that_name_is_kept(asked: Callable[..., Plan], tmp_path:
     mine = tmp_path / "set" / LARGE
     mine.write_text("mine")
     planned = asked()
-    assert f"{mine} is another file" in refused(fetch, planned, tmp_path / "set", kind=OutputError)
+    assert f"{mine} differs from the file of" in refused(fetch, planned, tmp_path / "set", kind=OutputError)
     assert mine.read_text() == "mine"
     fetch(planned, tmp_path / "set", overwrite=True)
     assert mine.read_bytes() != b"mine"
@@ -207,7 +207,7 @@ def test_refusals(hub: Hub, asked: Callable[..., Plan]) -> None:
     removed = hub.files.pop("changechat_105k_test_open.json")
     assert f"has no changechat_105k_test_open.json at {REVISION}" in refused(asked)
     hub.files["changechat_105k_test_open.json"] = removed
-    for status, remedy in ((403, "not allowed"), (429, "too many requests"), (503, "try again later")):
+    for status, remedy in ((403, "access denied"), (429, "too many requests"), (503, "try again later")):
         hub.status = status
         text = refused(asked)
         assert f"(HTTP {status})" in text
@@ -225,7 +225,7 @@ def test_refusals(hub: Hub, asked: Callable[..., Plan]) -> None:
 def test_a_set_that_moves_on_is_told(hub: Hub, asked: Callable[..., Plan], tmp_path: Path) -> None:
     planned = asked(revision="main")
     hub.commit = "d" * 40
-    assert "moved on" in refused(fetch, planned, tmp_path / "set")
+    assert "changed from" in refused(fetch, planned, tmp_path / "set")
 
 
 def test_too_little_disk(
@@ -235,7 +235,7 @@ def test_too_little_disk(
     hub.downloads()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2 * planned.size - 1))
-    assert "are to be written; free some" in refused(fetch, planned, tmp_path / "set")
+    assert "are needed; free some" in refused(fetch, planned, tmp_path / "set")
     assert hub.asked == []
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2 * planned.size))
     fetch(planned, tmp_path / "set")
@@ -246,7 +246,7 @@ def test_too_little_disk(
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), WriteError, "is full, while fetching"),
         (OSError(errno.EACCES, os.strerror(errno.EACCES)), OutputError, "give another --cache-dir"),
-        (OSError("Consistency check failed\nand more"), InputError, "broke off (Consistency check failed)"),
+        (OSError("Consistency check failed\nand more"), InputError, "failed (Consistency check failed)"),
         (RuntimeError("of xet"), InputError, "HF_HUB_DISABLE_XET"),
     ],
 )
@@ -293,7 +293,7 @@ def test_the_command(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert dry.exit_code == 0, dry.stderr
     record = json.loads(dry.stdout)
     assert (record["dry_run"], record["missing"], len(record["files"])) == (True, record["bytes"], 8)
-    assert "terms: CC-BY-4.0" in dry.stderr
+    assert "license: CC-BY-4.0" in dry.stderr
     assert not Path("changechat-105k").exists()
     done = run("data", "fetch", "changechat", *cache)
     assert (done.exit_code, done.stdout) == (0, "")

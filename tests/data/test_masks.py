@@ -178,7 +178,7 @@ def test_files_that_are_no_masks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         read_mask(tmp_path / "none.png")
     (tmp_path / "m.png").write_text("<html>")
-    with pytest.raises(InputError, match="not a picture"):
+    with pytest.raises(InputError, match="not an image"):
         read_mask(tmp_path / "m.png")
     whole = save(tmp_path / "n.png", np.tile(GREY, (64, 64))).read_bytes()
     (tmp_path / "n.png").write_bytes(whole[:60])

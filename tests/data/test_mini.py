@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deltavlm.data.changechat import ImagePair, records
+from deltavlm.data.changechat import ImagePair, scene_records
 from deltavlm.data.examples import missing_images
 from deltavlm.data.read import read_dataset
 from deltavlm.data.synthetic import SceneOptions, make_scene
@@ -51,7 +51,7 @@ def test_the_command_in_the_readme_makes_it(index: int) -> None:
     scene = make_scene(int(command[1]) + index, 256, 256, SceneOptions(change=0.6))
     name = f"test_{index:02d}"
     pair_facts = facts_of(scene.change, scene.instances, scene.cover)
-    made = records(
+    made = scene_records(
         ImagePair(name, (f"test/A/{name}.jpg", f"test/B/{name}.jpg"), pair_facts.changed), pair_facts
     )
     for suffix, part in made.items():

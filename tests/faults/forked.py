@@ -23,7 +23,7 @@ import typer.main
 
 import deltavlm
 from deltacli.main import app
-from deltavlm.pipeline.lines import Lines
+from deltavlm.pipeline.journal_file import JournalFile
 from tests.conftest import write_tiled
 from tests.rasters import noise
 from tests.scripted_model import ScriptedModel
@@ -85,18 +85,18 @@ def kill_at(step: int, folder: Path) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
 
-    def appended(lines: Lines, group: list[Any]) -> list[int]:
+    def appended(journal: JournalFile, group: list[Any]) -> list[int]:
         if is_due():
-            with lines.path.open("ab") as file:
+            with journal.path.open("ab") as file:
                 file.write(repr(group).replace("'", '"').encode()[:99])
             os.kill(os.getpid(), signal.SIGKILL)
-        return append(lines, group)
+        return append(journal, group)
 
-    fsync, append = os.fsync, Lines.append
+    fsync, append = os.fsync, JournalFile.append
 
     def install() -> None:
         os.fsync = killing_fsync
-        Lines.append = appended  # type: ignore[method-assign]
+        JournalFile.append = appended  # type: ignore[method-assign]
         sys.addaudithook(audit)
 
     return install

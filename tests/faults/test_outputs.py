@@ -1,7 +1,7 @@
 """Outputs open in other programs, read-only folders, unusual environments, and malicious text.
 
 Two runs on one output and a stale lock are in `tests/cli/test_resume.py`; closed pipes and
-streams are in `tests/cli/test_manners.py`.
+streams are in `tests/cli/test_process.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_an_open_output_is_refused_before_any_work(run: Run, scene: Scene, mode:
     with open_elsewhere(out, mode):
         result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)
         assert result.exit_code == 2
-        assert "out.gpkg: is open in another program, QGIS perhaps; close it there" in one_line(result)
+        assert "out.gpkg: is open in another program, perhaps QGIS; close it there" in one_line(result)
         assert len(run.loads) == 1
     assert run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL).exit_code == 0
 
@@ -80,8 +80,8 @@ def test_an_output_opened_during_the_run(run: Run, scene: Scene, model: Scripted
     finally:
         other_program.__exit__(None, None, None)
     assert result.exit_code == 2
-    assert "15 chips kept in out.gpkg.journal.jsonl; the same command goes on" in result.stderr
-    last = "Error: out.gpkg: is open in another program, QGIS perhaps; close it there"
+    assert "15 chips kept in out.gpkg.journal.jsonl; the same command resumes" in result.stderr
+    last = "Error: out.gpkg: is open in another program, perhaps QGIS; close it there"
     assert result.stderr.splitlines()[-1] == last
     batches = len(model.batches)
     result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)

@@ -101,7 +101,7 @@ def test_requests_that_always_fail_and_the_next_run(
     server.fail(-1, 1_800_000, 503)
     code, stderr = analyze()
     assert code == 3, stderr
-    assert "--retry-failed asks them again" in stderr.splitlines()[-1]
+    assert "--retry-failed tries them again" in stderr.splitlines()[-1]
     assert "after.tif" in stderr.splitlines()[-1]
     failed = {chip for chip, status in statuses(out).items() if status == "unreadable"}
     assert 0 < len(failed) < 9  # GDAL requests longer ranges the further it reads
@@ -112,7 +112,7 @@ def test_requests_that_always_fail_and_the_next_run(
     server.fail(0, 0, 0)
     code, stderr = analyze("--retry-failed")
     assert code == 0, stderr
-    assert f"{12 - len(failed)} chips of 12 answered already" in stderr
+    assert f"resuming: {12 - len(failed)} of 12 chips done" in stderr
     assert {*statuses(out).values()} == {"answered"}
     ends = [int(line.split()[2]) for line in server.requests()]
     assert max(ends) > 1_800_000

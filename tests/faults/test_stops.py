@@ -74,7 +74,7 @@ def test_out_of_memory(run: Run, scene: Scene, model: ScriptedModel) -> None:
     args = ("analyze", *scene.args, "-o", "out.geojson", "--chip-size", 32, "--batch-size", 2)
     result = run(*args)
     assert result.exit_code == 1
-    assert "6 chips kept in out.geojson.journal.jsonl; the same command goes on" in result.stderr
+    assert "6 chips kept in out.geojson.journal.jsonl; the same command resumes" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: out of memory; a smaller --batch-size")
     assert run(*args).exit_code == 0
     assert run(*args[:4], "expected.geojson", *args[5:]).exit_code == 0

@@ -137,7 +137,7 @@ def test_a_vrt_of_images_is_read_if_allowed(tmp_path: Path, caplog: pytest.LogCa
     ("text", "message"),
     [
         ("{raw}", "with a part 'VRTRawRasterBand'"),
-        ("{file}", "a VRT of what cannot be read"),
+        ("{file}", "a source of this VRT cannot be read"),
         ("{nested}", r"nested\.tif: is a VRT"),
         ("{http}", "with a source 'http://"),
         ("{ok}<!-- -->", "with comments or declarations"),

@@ -22,8 +22,7 @@ from deltavlm.config import shipped_config
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.geo.styles import STEPS, STYLES, layer_style
-from deltavlm.pipeline.layers import LOCATIONS, OUTLINES, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS, with_pair
+from deltavlm.pipeline.schema import GRID, LOCATIONS, PAIRS, chips_layer, with_pair_columns
 from deltavlm.tasks.questions import load_questions
 
 LOOK = Path(__file__).with_name("qgis_look.py")
@@ -39,7 +38,7 @@ CHANGES = Layer(
         Field("lon", "float"),
     ),
 )
-LAYERS = [CHIPS, LOCATIONS, CHANGES, OUTLINES, PAIRS]
+LAYERS = [CHIPS, LOCATIONS, CHANGES, GRID, PAIRS]
 
 
 # --- without QGIS -----------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ def test_a_style_asks_for_columns_that_the_layer_has(layer: Layer) -> None:
 
 
 def test_every_layer_has_a_style_and_others_have_none() -> None:
-    assert all(map(layer_style, [*LAYERS, with_pair(CHIPS)]))
+    assert all(map(layer_style, [*LAYERS, with_pair_columns(CHIPS)]))
     assert layer_style(Layer("roads", ())) is None
 
 

@@ -425,7 +425,7 @@ def test_a_geopackage_open_elsewhere_is_refused_at_once(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
-        with pytest.raises(OutputError, match="open in another program, QGIS perhaps; close it"):
+        with pytest.raises(OutputError, match="open in another program, perhaps QGIS; close it"):
             check_output(path, overwrite=True)
         other.communicate()
     check_output(path, overwrite=True)

@@ -10,7 +10,7 @@ import shapely
 
 from deltavlm.errors import InputError
 from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
-from deltavlm.pipeline.pairs import Pair, file_names, named, pairs_of_folders, part_of
+from deltavlm.pipeline.pairs import Pair, file_names, pairs_of_folders, shard, with_ids
 
 HERE = Path("data")
 
@@ -128,8 +128,8 @@ def test_pairs_without_an_id_get_the_stem_of_after_and_it_is_their_own() -> None
 
 
 def test_parts_are_all_pairs_once() -> None:
-    pairs = named([Pair("", f"{n}", f"{n}.tif") for n in range(7)], "list, lines")
-    parts = [part_of(pairs, index, 3) for index in (1, 2, 3)]
+    pairs = with_ids([Pair("", f"{n}", f"{n}.tif") for n in range(7)], "list, lines")
+    parts = [shard(pairs, index, 3) for index in (1, 2, 3)]
     assert [[pair.id for pair in part] for part in parts] == [["0", "3", "6"], ["1", "4"], ["2", "5"]]
 
 
@@ -167,9 +167,9 @@ def test_two_folders_are_matched_by_name(tmp_path: Path) -> None:
     ]
     assert [[Path(name).name for name in names] for names in found.unmatched] == [["3.png"], ["5.jpg"]]
     (tmp_path / "A/1.tif").touch()
-    with pytest.raises(InputError, match="have one name"):
+    with pytest.raises(InputError, match="have the same name"):
         pairs_of_folders(tmp_path / "A", tmp_path / "B")
     with pytest.raises(InputError, match="no image has the same name in both"):
         pairs_of_folders(tmp_path / "A/sub", tmp_path / "B")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         pairs_of_folders(tmp_path / "C", tmp_path / "B")

@@ -79,9 +79,9 @@ def test_values() -> None:
 def test_a_probability_that_is_not_a_number_gives_no_calibration_error() -> None:
     """A diverging training run goes on."""
     replies = [[Reply(reply.text, math.nan) for reply in scene] for scene in REPLIES]
-    found = score_scenes(replies, SCENES)
-    assert math.isnan(found["calibration_error"])
-    assert found["yes_no_accuracy"] == 1 / 2
+    metrics = score_scenes(replies, SCENES)
+    assert math.isnan(metrics["calibration_error"])
+    assert metrics["yes_no_accuracy"] == 1 / 2
 
 
 def test_scenes_of_a_cache(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_scenes_of_a_cache(tmp_path: Path) -> None:
     replies, scenes = predict_scenes(model, tmp_path, batch_size=2)
     assert [len(replies), len(scenes), model.batches] == [5, 5, [2, 2, 1]]
     assert set(model.history) == {STANDARD_QUESTIONS}
-    found = score_scenes(replies, scenes)
-    assert found["count_mae_buildings"] == pytest.approx(1.8)
-    assert found["cell_f1_roads"] == pytest.approx(1 / 7)
+    metrics = score_scenes(replies, scenes)
+    assert metrics["count_mae_buildings"] == pytest.approx(1.8)
+    assert metrics["cell_f1_roads"] == pytest.approx(1 / 7)
     assert len(predict_scenes(model, tmp_path, limit=3)[0]) == 3
 
 
@@ -106,6 +106,6 @@ def test_conversations_of_a_cache(tmp_path: Path) -> None:
         )
     )
     forms = ["file", "typed", "after_1", "after_2", "after_3", "unheard"]
-    found = score_conversations(model, tmp_path, batch_size=2)
-    assert found == {f"talk_{form}": 0.4 if form == "unheard" else 0 for form in forms}
+    metrics = score_conversations(model, tmp_path, batch_size=2)
+    assert metrics == {f"talk_{form}": 0.4 if form == "unheard" else 0 for form in forms}
     assert [len(questions) for questions in model.history] == [12, 12, 6]

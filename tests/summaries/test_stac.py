@@ -18,7 +18,7 @@ from referencing.jsonschema import DRAFT7
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import open_sink
-from deltavlm.pipeline.pair_layers import with_pair
+from deltavlm.pipeline.schema import with_pair_columns
 from deltavlm.summaries.results import Results, read_results
 from deltavlm.summaries.stac import dump_item, result_item
 from deltavlm.summaries.stac_model import model_item, model_item_name
@@ -157,7 +157,7 @@ def test_any_name_of_a_model_makes_a_valid_item(results: Results, name: str, tmp
 
 def test_dates_come_from_the_pairs(tmp_path: Path) -> None:
     path = tmp_path / "many.gpkg"
-    with open_sink(path, (with_pair(CHIPS),), UTM, FULL | {"pairs": "list.csv"}) as sink:
+    with open_sink(path, (with_pair_columns(CHIPS),), UTM, FULL | {"pairs": "list.csv"}) as sink:
         for step, (before, after) in enumerate(
             (("2014", "2016-05-01"), ("2015-03", "2021-07-09T10:00:00+02:00"))
         ):

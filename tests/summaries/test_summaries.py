@@ -17,8 +17,7 @@ from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.sinks import SUFFIXES, open_sink
-from deltavlm.pipeline.layers import LOCATIONS, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS, with_pair
+from deltavlm.pipeline.schema import LOCATIONS, PAIRS, chips_layer, with_pair_columns
 from deltavlm.summaries.areas import (
     OUTSIDE,
     Areas,
@@ -303,7 +302,7 @@ def test_overlap_is_measured_and_told(tmp_path: Path) -> None:
 
 
 def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
-    with open_sink(tmp_path / "many.gpkg", (with_pair(CHIPS),), UTM, {}) as sink:
+    with open_sink(tmp_path / "many.gpkg", (with_pair_columns(CHIPS),), UTM, {}) as sink:
         for pair in ("p0", "p1", "p2"):
             rows = [Feature(one.geometry, {**one.properties, "pair_id": pair}) for one in GRID]
             sink.write("chips", rows)
@@ -323,7 +322,9 @@ def test_pairs_that_could_not_be_opened_are_told(tmp_path: Path) -> None:
     """They have no chips, so that nothing else in the figures hints at them."""
     told = {}
     for name in ("many.gpkg", "many.geojson"):
-        with open_sink(tmp_path / name, (with_pair(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}) as sink:
+        with open_sink(
+            tmp_path / name, (with_pair_columns(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}
+        ) as sink:
             rows = [Feature(one.geometry, {**one.properties, "pair_id": "good"}) for one in GRID]
             sink.write("chips", rows)
             for pair, status in (("good", "answered"), ("bad", "failed")):
@@ -350,7 +351,7 @@ def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Resul
     assert "limited to 7 chips" in told
     assert "covers 25.0% of the earlier" in told
     assert "touch the area of interest" in told
-    assert "Scale (mine): a pixel is 0.5 m, the model learned on 5 m" in told
+    assert "Scale (mine): a pixel is 0.5 m, the model was trained at 5 m" in told
     assert "synthetic scenes" not in told
     both = read_results([results.paths[0], tmp_path / "other.gpkg"])
     assert "Scale (mine)" in " ".join(caveats(both, summarize_chips(both)))

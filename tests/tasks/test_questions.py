@@ -1,4 +1,4 @@
-"""The question set: what is shipped, and what a mistake in one's own says."""
+"""Question sets: the shipped one, and error messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deltavlm.tasks import SingleTurnTask, classify
 from deltavlm.tasks.questions import load_questions, parse_questions, pick_questions
 
 
-def test_the_shipped_set_asks_the_four_known_questions_in_their_trained_words() -> None:
+def test_the_shipped_set_has_the_four_standard_questions_in_their_trained_words() -> None:
     specs = load_questions(shipped_config("questions.yaml"))
     assert [spec.name for spec in specs] == ["caption", "change", "count", "location"]
     assert {spec.task for spec in specs} | {"open"} == {*get_args(SingleTurnTask)}
     assert specs[1].prompt == classify.PROMPT
 
 
-def test_own_questions(tmp_path: Path) -> None:
+def test_open_questions(tmp_path: Path) -> None:
     path = tmp_path / "q.yaml"
     path.write_text('- {name: water, task: open, prompt: "Any\\nwater?"}\n- {name: cap, task: caption}\n')
     specs = load_questions(path)

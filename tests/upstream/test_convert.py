@@ -34,7 +34,7 @@ def test_every_published_tensor_is_kept_bit_for_bit_or_ignored_by_name(converted
     base = dict(tensors(GOLDEN / "eva_vit_g.pth"))
     seen = set()
     for name, tensor in published()["model"].items():
-        our = names.ours(name)
+        our = names.from_published(name)
         if our is not None:
             assert torch.equal(own[our], tensor), name
             seen.add(our)
@@ -146,7 +146,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, monkeypatch: p
 
 def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("here")
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="exists already"):
         convert(sources(), tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "here"
 
@@ -247,12 +247,12 @@ LLM = "vicuna-7b-v1.5"
     [
         (spoil_pickle, "checkpoint_best.pth (holds code|is not a file of torch)"),
         (spoil_torch_pickle, "checkpoint_best.pth holds code"),
-        (cut("checkpoint_best.pth"), "checkpoint_best.pth is not a file of torch, or it is cut off"),
-        (cut("eva_vit_g.pth"), "eva_vit_g.pth is not a file of torch, or it is cut off"),
+        (cut("checkpoint_best.pth"), "checkpoint_best.pth is not a file of torch, or it is truncated"),
+        (cut("eva_vit_g.pth"), "eva_vit_g.pth is not a file of torch, or it is truncated"),
         (cut(f"{LLM}/model.safetensors"), "cannot read .*model.safetensors"),
         (cut(f"{LLM}/{SENTENCEPIECE}"), "cannot read the tokenizer"),
         (another_model, "is no checkpoint of DeltaVLM: it lacks query_tokens"),
-        (with_tensor("mask_decoder.weight"), "1 tensors that are unknown here, mask_decoder.weight"),
+        (with_tensor("mask_decoder.weight"), "1 unknown tensors, mask_decoder.weight"),
         (without_tensor("gate1.weight"), "gate1|nothing fills"),
         (without_tensor("llm_proj.bias"), "nothing fills projection.bias"),
         (other_base, "it is another vision model"),
@@ -264,7 +264,7 @@ LLM = "vicuna-7b-v1.5"
         (gone(f"{LLM}/model.safetensors"), "has no weights"),
         (gone(f"{LLM}/config.json"), "is not the configuration of a Llama"),
         (gone("bert-base-uncased"), "cannot read the vocabulary"),
-        (long_vocab, "the Q-Former knows 177"),
+        (long_vocab, "the Q-Former 177"),
         (other_vocab, r"lacks \[PAD\] \[UNK\]"),
         (narrow_llama, "nothing fills|should be"),
         (no_llama, "is not the configuration of a Llama"),

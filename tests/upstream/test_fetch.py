@@ -24,20 +24,21 @@ from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
+from deltavlm import files
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, WriteError
+from deltavlm.files import format_bytes
 from deltavlm.model.folder import find_folder, models, read_config
-from deltavlm.upstream import disk
-from deltavlm.upstream.disk import size_text
+from deltavlm.upstream import plan as plan_module
+from deltavlm.upstream.components import CHECKPOINT, COMPONENTS, LANGUAGE, TIMM_BASE, VISION, VOCABULARY
 from deltavlm.upstream.fetch import Fetched, fetch
-from deltavlm.upstream.parts import CHECKPOINT, LANGUAGE, PARTS, TIMM_BASE, VISION, VOCABULARY
 from deltavlm.upstream.plan import Plan, plan
 from tests.upstream.conftest import GOLDEN
 from tests.upstream.test_convert import as_instructblip
 
 pytestmark = pytest.mark.network
 
-PINNED = {part.name: part.revision for part in PARTS}
-REPOS = {part.name: part.repo for part in PARTS}
+PINNED = {component.name: component.revision for component in COMPONENTS}
+REPOS = {component.name: component.repo for component in COMPONENTS}
 LARGE = (".pth", ".bin", ".safetensors", ".model")  # what the Hub keeps under sha256
 WEIGHT_MAP = {
     "query_tokens": "model-00001-of-00003.safetensors",
@@ -250,8 +251,8 @@ def asked(hub: Hub, cache: Path) -> Callable[..., Plan]:
     """`plan` of this Hub and this cache."""
 
     def ask(*names: str, **options: Any) -> Plan:
-        parts = [part for part in PARTS if not names or part.name in names]
-        return plan(parts, cache_dir=cache, endpoint=hub.endpoint, **options)
+        components = [component for component in COMPONENTS if not names or component.name in names]
+        return plan(components, cache_dir=cache, endpoint=hub.endpoint, **options)
 
     return ask
 
@@ -268,7 +269,11 @@ def refused(
 
 
 def names_of(planned: Plan, part: str) -> list[str]:
-    return next([file.name for file in one.files] for one in planned.parts if one.part.name == part)
+    return next(
+        [file.name for file in item.planned.files]
+        for item in planned.components
+        if item.component.name == part
+    )
 
 
 # ---- the plan
@@ -277,21 +282,26 @@ def names_of(planned: Plan, part: str) -> list[str]:
 def test_plan_weighs_the_wanted_files_and_nothing_else(hub: Hub, asked: Callable[..., Plan]) -> None:
     planned = asked()
     index, second = len(index_of(WEIGHT_MAP)), 1000
-    by_name = {one.part.name: one for one in planned.parts}
-    assert {name: one.commit for name, one in by_name.items()} == {name: hub[name].commit for name in REPOS}
-    assert by_name[CHECKPOINT].size == by_name[CHECKPOINT].missing == 3000
-    assert by_name[VOCABULARY].size == len(b"[PAD]\n[CLS]\n{}")
+    by_name = {item.component.name: item for item in planned.components}
+    assert {name: item.planned.commit for name, item in by_name.items()} == {
+        name: hub[name].commit for name in REPOS
+    }
+    assert by_name[CHECKPOINT].planned.size == by_name[CHECKPOINT].planned.missing == 3000
+    assert by_name[VOCABULARY].planned.size == len(b"[PAD]\n[CLS]\n{}")
     assert names_of(planned, VOCABULARY) == ["config.json", "vocab.txt"]
-    assert by_name[VISION].size == index + second
-    assert by_name[VISION].missing == second  # the index was read already
-    assert planned.size == sum(one.size for one in planned.parts)
+    assert by_name[VISION].planned.size == index + second
+    assert by_name[VISION].planned.missing == second  # the index was read already
+    assert planned.size == sum(item.planned.size for item in planned.components)
     assert hub.downloads() == ["model.safetensors.index.json"]
 
 
 def test_plan_takes_the_shards_that_hold_the_vision_tower(hub: Hub, asked: Callable[..., Plan]) -> None:
     planned = asked(VISION)
     assert names_of(planned, VISION) == ["model-00002-of-00003.safetensors", "model.safetensors.index.json"]
-    assert planned.parts[0].left == ("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors")
+    assert planned.components[0].planned.skipped == (
+        "model-00001-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+    )
     assert "without 2 weight files that hold no vision_model.*" in "\n".join(planned.lines())
 
 
@@ -364,16 +374,16 @@ def test_a_repository_without_a_needed_file_is_refused(
 def test_plan_tells_sizes_and_every_licence(asked: Callable[..., Plan]) -> None:
     planned = asked()
     told = "\n".join(planned.lines())
-    for part in PARTS:
-        assert part.repo in told
-        assert part.licence in told
+    for component in COMPONENTS:
+        assert component.repo in told
+        assert component.licence in told
     assert "checkpoint_best.pth, 3.0 kB, to be downloaded" in told
-    assert f"in all {size_text(planned.size)}" in told
-    assert f"{size_text(planned.free)} free in {planned.cache_dir}" in told
+    assert f"total {format_bytes(planned.size)}" in told
+    assert f"{format_bytes(planned.free)} free in {planned.hub.cache_dir}" in told
 
 
 def test_licences_say_what_is_open() -> None:
-    terms = {part.name: part.licence for part in PARTS}
+    terms = {component.name: component.licence for component in COMPONENTS}
     assert "no licence file" in terms[CHECKPOINT]
     assert '"other"' in terms[CHECKPOINT]
     assert "LEVIR" in terms[CHECKPOINT]
@@ -388,7 +398,7 @@ def test_a_vision_base_that_is_there_is_not_fetched(
     assert "eva_vit_g.pth" in refused(asked, vision=given)
     given.write_bytes(b"weights")
     planned = asked(vision=given)
-    assert [one.part.name for one in planned.parts] == [CHECKPOINT, LANGUAGE, VOCABULARY]
+    assert [item.component.name for item in planned.components] == [CHECKPOINT, LANGUAGE, VOCABULARY]
     assert str(given) in "\n".join(planned.lines())
     assert fetch(planned).path(VISION) == given
     assert not any(REPOS[VISION] in line for line in hub.asked)
@@ -397,11 +407,11 @@ def test_a_vision_base_that_is_there_is_not_fetched(
 def test_a_revision_is_asked_for_by_part(hub: Hub, asked: Callable[..., Plan]) -> None:
     commit = hub[CHECKPOINT].commit
     planned = asked(revisions={CHECKPOINT: commit})
-    assert [one.part.revision for one in planned.parts] == [commit, *list(PINNED.values())[1:]]
+    assert [item.component.revision for item in planned.components] == [commit, *list(PINNED.values())[1:]]
     text = refused(asked, CHECKPOINT, revisions={CHECKPOINT: "v9"})
     assert "checkpoint_best.pth of hlwu/DeltaVLM" in text
     assert "no revision 'v9'" in text
-    assert "'checkpoints', which is no part; the parts are checkpoint, " in refused(
+    assert "'checkpoints', which is no component; the components are checkpoint, " in refused(
         asked, revisions={"checkpoints": "v9"}
     )
 
@@ -413,17 +423,17 @@ def test_fetch_fills_the_cache_once(hub: Hub, asked: Callable[..., Plan], cache:
     planned = asked()
     hub.downloads()
     said: list[str] = []
-    fetched = fetch(planned, say=said.append)
+    fetched = fetch(planned, notify=said.append)
     wanted = [name for part in REPOS for name in names_of(planned, part)]
     wanted.remove("model.safetensors.index.json")  # came with the plan
     assert hub.downloads() == sorted(wanted)
-    for part in fetched.parts:
-        assert part.repo == REPOS[part.name]
-        assert part.commit == hub[part.name].commit
-        assert part.folder.is_relative_to(cache)
-        assert part.unchecked == ()
-        held = {path.name: path.read_bytes() for path in part.folder.iterdir()}
-        assert held == {name: hub[part.name].files[name] for name in names_of(planned, part.name)}
+    for component in fetched.components:
+        assert component.repo == REPOS[component.name]
+        assert component.commit == hub[component.name].commit
+        assert component.folder.is_relative_to(cache)
+        assert component.unchecked == ()
+        held = {path.name: path.read_bytes() for path in component.folder.iterdir()}
+        assert held == {name: hub[component.name].files[name] for name in names_of(planned, component.name)}
     assert "fetching checkpoint from hlwu/DeltaVLM: 3.0 kB" in said
 
     again = asked()
@@ -439,7 +449,7 @@ def test_whole_files_stay_when_a_fetch_breaks_off(hub: Hub, asked: Callable[...,
     text = refused(fetch, planned)
     assert "cannot get pytorch_model-00002-of-00002.bin of lmsys/vicuna-7b-v1.5 (HTTP 500)" in text
     hub.broken = ""
-    there = {file.name for one in asked(LANGUAGE).parts for file in one.files if file.cached}
+    there = {file.name for item in asked(LANGUAGE).components for file in item.planned.files if file.cached}
     assert there
     hub.downloads()
     fetch(asked(LANGUAGE))
@@ -448,7 +458,7 @@ def test_whole_files_stay_when_a_fetch_breaks_off(hub: Hub, asked: Callable[...,
 
 def test_paths_are_what_convert_reads(asked: Callable[..., Plan]) -> None:
     fetched = fetch(asked())
-    folder = {part.name: part.folder for part in fetched.parts}
+    folder = {component.name: component.folder for component in fetched.components}
     assert fetched.path(CHECKPOINT) == folder[CHECKPOINT] / "checkpoint_best.pth"
     assert fetched.path(VISION) == folder[VISION] / "model-00002-of-00003.safetensors"
     assert fetched.path(LANGUAGE) == folder[LANGUAGE]
@@ -462,7 +472,7 @@ def test_several_vision_shards_are_read_without_the_others(hub: Hub, asked: Call
     tower = {f"vision_model.{n}": f"model-0000{n}-of-00003.safetensors" for n in (1, 2)}
     hub[VISION].files["model.safetensors.index.json"] = index_of(WEIGHT_MAP | tower)
     fetched = fetch(asked(VISION))
-    folder = fetched.parts[0].folder
+    folder = fetched.components[0].folder
     with pytest.raises(InputError, match="00003-of-00003"):
         shards_of(folder)
     assert shards_of(fetched.path(VISION)) == [folder / name for name in sorted(tower.values())]
@@ -474,13 +484,15 @@ def test_offline_finds_what_was_fetched(hub: Hub, asked: Callable[..., Plan]) ->
     planned = asked(offline=True)
     assert planned.missing == 0
     assert fetch(planned) == online
-    pins = {part.name: part.commit for part in online.parts}
+    pins = {component.name: component.commit for component in online.components}
     assert fetch(asked(offline=True, revisions=pins)) == online
 
 
 def test_offline_weighs_and_checks_like_online(hub: Hub, asked: Callable[..., Plan]) -> None:
     fetch(asked())
-    assert [one.files for one in asked(offline=True).parts] == [one.files for one in asked().parts]
+    assert [item.planned.files for item in asked(offline=True).components] == [
+        item.planned.files for item in asked().components
+    ]
 
 
 def test_the_librarys_own_switch_means_offline(
@@ -488,7 +500,7 @@ def test_the_librarys_own_switch_means_offline(
 ) -> None:
     fetch(asked(VOCABULARY))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert asked(VOCABULARY).offline
+    assert asked(VOCABULARY).hub.offline
     assert "checkpoint_best.pth" in refused(asked)
 
 
@@ -514,7 +526,7 @@ def test_offline_with_half_a_part_names_what_is_not_there(
     asked: Callable[..., Plan], part: str, gone: str
 ) -> None:
     fetched = fetch(asked(part))
-    (fetched.parts[0].folder / gone).unlink()
+    (fetched.components[0].folder / gone).unlink()
     assert f"{gone} of {REPOS[part]}" in refused(asked, part, offline=True)
 
 
@@ -531,7 +543,7 @@ def test_a_blob_of_an_older_commit_counts_as_there(hub: Hub, asked: Callable[...
     hub.downloads()
     planned = asked(CHECKPOINT)
     assert planned.missing == 0
-    assert fetch(planned).parts[0].commit == commit_of("a new card")
+    assert fetch(planned).components[0].commit == commit_of("a new card")
     assert hub.downloads() == []
 
 
@@ -554,8 +566,8 @@ def test_too_little_disk(
     usage = shutil.disk_usage(cache)._replace(free=planned.missing - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     text = refused(fetch, planned)
-    assert f"{size_text(planned.missing)} are to be downloaded" in text
-    assert f"{cache} has {size_text(planned.missing - 1)} free" in text
+    assert f"{format_bytes(planned.missing)} are to be downloaded" in text
+    assert f"{cache} has {format_bytes(planned.missing - 1)} free" in text
     assert "pytorch_model-00001-of-00002.bin of lmsys/vicuna-7b-v1.5 the largest (5.0 kB)" in text
     assert "free 1 B more, or give a --cache-dir" in text
     assert hub.asked == []  # nothing was begun
@@ -577,7 +589,7 @@ def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path, monkeypatch: py
         return real(place)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    disk.free_bytes(tmp_path / "not" / "yet")
+    files.free_bytes(tmp_path / "not" / "yet")
     assert asked == [tmp_path]
 
 
@@ -660,12 +672,12 @@ def test_a_damaged_file_is_told_with_its_remedy(
     text = refused(fetch, asked(part))
     assert f"{name} of {REPOS[part]} differs from its checksum; delete " in text
     assert "differs from its checksum" in refused(fetch, asked(part, offline=True))
-    assert fetch(asked(part), check=False).parts[0].unchecked  # not looked at
+    assert fetch(asked(part), check=False).components[0].unchecked  # not looked at
 
     hub[part].files[name] = good
     refused(fetch, asked(part))  # the cache still has the bad one
     Path(text.split("delete ")[1].split(" and fetch")[0]).unlink()
-    assert (fetch(asked(part)).parts[0].folder / name).read_bytes() == good
+    assert (fetch(asked(part)).components[0].folder / name).read_bytes() == good
 
 
 def test_a_file_of_another_size_is_told(asked: Callable[..., Plan]) -> None:
@@ -694,7 +706,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, asked: Callable[..., Plan], ca
         (
             OSError("Consistency check failed: file should be\nlonger"),
             InputError,
-            "broke off (Consistency check",
+            "failed (Consistency check",
         ),
         (RuntimeError("xet: data processing"), InputError, "HF_HUB_DISABLE_XET=1"),
         (TimeoutError("timed out"), InputError, "no connection to"),
@@ -744,13 +756,13 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_parts_can_be_replaced(hub: Hub, cache: Path) -> None:
+def test_components_can_be_replaced(hub: Hub, cache: Path) -> None:
     """timm's base, and a repository under its other name."""
     hub.repos["hanlinwu/DeltaVLM"] = hub.repos.pop(REPOS[CHECKPOINT])
     hub.repos[TIMM_BASE.repo] = Repo({"model.safetensors": b"eva"}, commit_of("timm"))
-    parts = (replace(PARTS[0], repo="hanlinwu/DeltaVLM"), TIMM_BASE)
-    fetched: Fetched = fetch(plan(parts, cache_dir=cache, endpoint=hub.endpoint))
-    assert [part.repo for part in fetched.parts] == ["hanlinwu/DeltaVLM", TIMM_BASE.repo]
+    components = (replace(COMPONENTS[0], repo="hanlinwu/DeltaVLM"), TIMM_BASE)
+    fetched: Fetched = fetch(plan(components, cache_dir=cache, endpoint=hub.endpoint))
+    assert [component.repo for component in fetched.components] == ["hanlinwu/DeltaVLM", TIMM_BASE.repo]
     assert (fetched.path(VISION) / "model.safetensors").read_bytes() == b"eva"
 
 
@@ -791,7 +803,7 @@ def test_the_command_ends_with_a_model_that_is_known_by_name(small: Callable[...
     assert config.vision.depth == 3
     assert config.sources["language"] == f"lmsys/vicuna-7b-v1.5@{hub[LANGUAGE].commit[:12]}"
     assert config.sources["checkpoint"].startswith("hlwu/DeltaVLM@")
-    assert "is there already" in refused_line(small())
+    assert "exists already" in refused_line(small())
 
 
 def test_the_command_takes_what_is_here_and_works_offline(
@@ -827,7 +839,7 @@ def test_the_command_says_what_is_wrong(
 def test_the_command_leaves_room_for_the_checkpoint(
     small: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 2_000_000)
+    monkeypatch.setattr(plan_module, "free_bytes", lambda folder: 2_000_000)
     assert "give -o on another disk, or --link-llm" in refused_line(small())
 
 

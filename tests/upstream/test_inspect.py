@@ -30,13 +30,13 @@ def golden() -> dict[str, Any]:
     return found
 
 
-def test_organs_are_counted() -> None:
+def test_modules_are_counted() -> None:
     found = inspect(GOLDEN / "checkpoint_best.pth")
-    count = {organ.name: organ.tensors for organ in found.organs}
+    count = {module.name: module.tensors for module in found.modules}
     assert count["vision blocks"] == 2 * 13
     assert count["difference module (CSRM)"] == 8
     assert count["ignored"] == 8
-    assert sum(organ.tensors for organ in found.organs) == len(golden()["model"])
+    assert sum(module.tensors for module in found.modules) == len(golden()["model"])
     assert found.blocks == (1, 2)
     assert not found.unknown
     assert found.epoch == 7

@@ -1,8 +1,8 @@
-"""Drawn scenes on disk, so that a training run draws each once and sees it many times.
+"""Cache of synthetic scenes on disk: each is rendered once and used many times in a training run.
 
 A cache folder holds `pictures.npy` (N, 2, size, size, 3) uint8, before then after, and `truth.npy`
-(N, 3, size / 2, size / 2) uint8: change codes, ids of changed things (255 at most), cover before.
-Truth is kept at half the resolution: masks and words need no more, and it is an eighth of the bytes.
+(N, 3, size / 2, size / 2) uint8: change codes, instance ids (255 at most), cover before. Ground truth has
+half the resolution: masks and captions need no more, and it is an eighth of the bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ RICH_SEED, RICH_TEST_SEED = 1_600_000_000, 1_900_000_000
 
 
 def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Every second pixel of a truth array, as uint8."""
-    small: npt.NDArray[np.uint8] = np.minimum(array[::2, ::2], 255).astype(np.uint8)
-    return small
+    """Every second pixel of a ground truth array, as uint8."""
+    halved: npt.NDArray[np.uint8] = np.minimum(array[::2, ::2], 255).astype(np.uint8)
+    return halved
 
 
-def _draw(job: tuple[str, int, int, int, int, SceneOptions]) -> int:
+def _render_scenes(job: tuple[str, int, int, int, int, SceneOptions]) -> int:
+    """Render the scenes start to stop - 1 into the arrays of a cache; returns their number."""
     folder, start, stop, seed, size, options = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
@@ -47,13 +48,14 @@ def draw_cache(
     options: SceneOptions = SceneOptions(change=0.6),  # noqa: B008
     workers: int | None = None,
 ) -> None:
-    """Draws scenes seed, seed + 1, ... into `folder`; a finished cache of the same numbers is left as it
-    is."""
-    stamp = folder / "drawn.txt"
-    numbers = f"{count} scenes of {size_px} px from seed {seed}, change {options.change}"
-    numbers += f", strength {options.strength}" * (options.strength is not None)
-    numbers += f", reduced {options.downsample}" * (options.downsample > 1) + ", rich" * options.rich + "\n"
-    if stamp.exists() and stamp.read_text() == numbers:
+    """Render scenes seed, seed + 1, ... into `folder`; does nothing where it holds them already."""
+    stamp = folder / "drawn.txt"  # written last, so that only a complete cache has it
+    description = f"{count} scenes of {size_px} px from seed {seed}, change {options.change}"
+    description += f", strength {options.strength}" * (options.strength is not None)
+    description += (
+        f", reduced {options.downsample}" * (options.downsample > 1) + ", rich" * options.rich + "\n"
+    )
+    if stamp.exists() and stamp.read_text() == description:
         return
     folder.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
@@ -64,17 +66,20 @@ def draw_cache(
     ):
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
     step = 64
-    jobs = [(str(folder), at, min(at + step, count), seed, size_px, options) for at in range(0, count, step)]
+    jobs = [
+        (str(folder), start, min(start + step, count), seed, size_px, options)
+        for start in range(0, count, step)
+    ]
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
-        for _ in pool.imap_unordered(_draw, jobs):
+        for _ in pool.imap_unordered(_render_scenes, jobs):
             pass
-    stamp.write_text(numbers)
+    stamp.write_text(description)
 
 
 def open_cache(
     folder: Path, mode: Literal["r", "r+"] = "r"
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """(pictures, truth) as memory maps."""
+    """(images, ground truth) as memory maps."""
     return (
         np.load(folder / "pictures.npy", mmap_mode=mode),
         np.load(folder / "truth.npy", mmap_mode=mode),

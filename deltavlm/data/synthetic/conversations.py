@@ -1,28 +1,28 @@
-"""Facts in conversation: questions as people type them, and follow-ups that mean something only behind what
-was said before.
+"""Random conversations about a scene: questions as people type them, and follow-ups that refer to them.
 
-`words` holds the sentences of a set's files; these are for training, and for scoring a model that talks.
+`phrases` has the sentences of a data set's files; these are for training, and for scoring a model in a
+conversation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from deltavlm.data.synthetic import phrases
 from deltavlm.data.synthetic.facts import Facts
-from deltavlm.data.synthetic.phrases import Turn
+from deltavlm.data.synthetic.phrases import QuestionAnswer
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = ["follow_ups", "sample_conversation", "standalone_turns"]
 
-    Rng = np.random.Generator
-
+Rng = np.random.Generator
 Subject = Literal["building", "road"]
 Kind = Literal["any", "count", "where"]
 
-_BUILT: Mapping[tuple[Subject, Kind], tuple[str, ...]] = {
+_QUESTIONS: Mapping[tuple[Subject, Kind], tuple[str, ...]] = {
     ("building", "any"): (
         "Are there any new buildings?",
         "Were any houses built?",
@@ -52,16 +52,16 @@ _BUILT: Mapping[tuple[Subject, Kind], tuple[str, ...]] = {
         "Where is the new road?",
     ),
 }
-_AGAIN: Mapping[Kind, tuple[str, ...]] = {  # about what the turn before was about
+_SAME_SUBJECT: Mapping[Kind, tuple[str, ...]] = {  # follow-ups on the subject of the previous turn
     "any": ("Are there any?",),
     "count": ("How many are there?", "How many?"),
     "where": ("Where are they?", "Where?"),
 }
-_OTHER: Mapping[Subject, tuple[str, ...]] = {  # asked of the other thing what was asked before
+_OTHER_SUBJECT: Mapping[Subject, tuple[str, ...]] = {  # the previous question on the other subject
     "building": ("And the buildings?", "What about the houses?"),
     "road": ("And the roads?", "What about roads?"),
 }
-_WAYS: Mapping[str, tuple[str, ...]] = {
+_PARAPHRASES: Mapping[str, tuple[str, ...]] = {
     "Were any buildings demolished?": ("Have houses been removed?", "Did any building disappear?"),
     "Have trees been removed?": ("Were trees cut down?", "Was the forest cleared?"),
     "Is there any new water?": ("Has a pond appeared?", "Is there a new pond?"),
@@ -75,18 +75,18 @@ _WAYS: Mapping[str, tuple[str, ...]] = {
     "What was on the land before the new construction?": ("What was there before?",),
 }
 _CHANGED = ("Has anything changed?", "Has it changed?", "Is there any change?", "Did something change here?")
-_WHERE = ("Where did it change?", "Where is the change?")
+_LOCATION = ("Where did it change?", "Where is the change?")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A turn, and what it was about where a follow-up can refer to that."""
+class TopicTurn:
+    """Turn of a conversation, with its topic where a follow-up can refer to it."""
 
-    turn: Turn
-    about: tuple[Subject, Kind] | None = None
+    turn: QuestionAnswer
+    topic: tuple[Subject, Kind] | None = None
 
 
-def _built(facts: Facts, subject: Subject, kind: Kind) -> str:
+def _answer(facts: Facts, subject: Subject, kind: Kind) -> str:
     number = facts.counts[f"{subject}_built"]
     noun = "house" if subject == "building" and kind == "any" else subject
     if kind == "where":
@@ -96,55 +96,61 @@ def _built(facts: Facts, subject: Subject, kind: Kind) -> str:
     return f"yes, {phrases.quantify(number, f'new {noun}')}" if number else f"no, there are no new {subject}s"
 
 
-def standalone_turns(facts: Facts) -> list[Said]:
-    """Every question that stands alone, each wording of it a turn."""
-    said = [
-        Said(Turn(question, _built(facts, subject, kind)), (subject, kind))
-        for (subject, kind), ways in _BUILT.items()
-        for question in ways
+def standalone_turns(facts: Facts) -> list[TopicTurn]:
+    """All questions that need no history, one turn for each wording."""
+    turns = [
+        TopicTurn(QuestionAnswer(question, _answer(facts, subject, kind)), (subject, kind))
+        for (subject, kind), questions in _QUESTIONS.items()
+        for question in questions
     ]
     for turn in phrases.open_questions(facts):
-        for question in _WAYS.get(turn.question, ()):
-            said.append(Said(Turn(question, turn.answer)))
-        if turn.question in _WAYS:
-            said.append(Said(turn))
-    told = f"yes, {phrases.captions(facts)[0]}" if facts.changed else "no, there is no difference"
-    said += [Said(Turn(question, told)) for question in _CHANGED]
-    said += [Said(Turn(question, phrases.join_labels(facts.where))) for question in _WHERE]
-    return said
+        for question in _PARAPHRASES.get(turn.question, ()):
+            turns.append(TopicTurn(QuestionAnswer(question, turn.answer)))
+        if turn.question in _PARAPHRASES:
+            turns.append(TopicTurn(turn))
+    answer = f"yes, {phrases.captions(facts)[0]}" if facts.changed else "no, there is no difference"
+    turns += [TopicTurn(QuestionAnswer(question, answer)) for question in _CHANGED]
+    location = phrases.join_labels(facts.main_cells)
+    return turns + [TopicTurn(QuestionAnswer(question, location)) for question in _LOCATION]
 
 
-def follow_ups(facts: Facts, about: tuple[Subject, Kind]) -> list[Said]:
-    """What can be asked in few words behind a turn about new buildings or roads."""
-    subject, kind = about
+def follow_ups(facts: Facts, topic: tuple[Subject, Kind]) -> list[TopicTurn]:
+    """Short questions that refer to the previous turn, on new buildings or roads."""
+    subject, kind = topic
     other: Subject = "road" if subject == "building" else "building"
     kinds: tuple[Kind, ...] = ("any", "count", "where")
-    said = [
-        Said(Turn(question, _built(facts, subject, again)), (subject, again))
-        for again in kinds
-        if again != kind
-        for question in _AGAIN[again]
+    turns = [
+        TopicTurn(QuestionAnswer(question, _answer(facts, subject, new_kind)), (subject, new_kind))
+        for new_kind in kinds
+        if new_kind != kind
+        for question in _SAME_SUBJECT[new_kind]
     ]
-    return said + [
-        Said(Turn(question, _built(facts, other, kind)), (other, kind)) for question in _OTHER[other]
+    answer = _answer(facts, other, kind)
+    return turns + [
+        TopicTurn(QuestionAnswer(question, answer), (other, kind)) for question in _OTHER_SUBJECT[other]
     ]
 
 
-def sample_conversation(rng: Rng, facts: Facts, turns: int, follow_up_share: float = 0.6) -> list[Turn]:
-    """So many turns; `follow_up_share` is the chance of a follow-up where there can be one."""
-    said: list[Said] = []
+def sample_conversation(
+    rng: Rng, facts: Facts, turns: int, follow_up_share: float = 0.6
+) -> list[QuestionAnswer]:
+    """Draw a conversation of `turns` turns.
+
+    follow_up_share: probability of a follow-up where the previous turn has a topic.
+    """
+    conversation: list[TopicTurn] = []
     for _ in range(turns):
-        about = said[-1].about if said else None
-        if about is not None and rng.random() < follow_up_share:
-            said.append(_one_of(rng, follow_ups(facts, about)))
+        topic = conversation[-1].topic if conversation else None
+        if topic is not None and rng.random() < follow_up_share:
+            conversation.append(_choose(rng, follow_ups(facts, topic)))
         else:
-            said.append(_one_of(rng, standalone_turns(facts)))
-    return [one.turn for one in said]
+            conversation.append(_choose(rng, standalone_turns(facts)))
+    return [topic_turn.turn for topic_turn in conversation]
 
 
-def _one_of(rng: Rng, said: Sequence[Said]) -> Said:
-    """One of the subjects first, then one of its wordings, so that none is asked often for its many names."""
-    answers = list(dict.fromkeys((one.about, one.turn.answer) for one in said))
-    chosen = answers[int(rng.integers(len(answers)))]
-    ways = [one for one in said if (one.about, one.turn.answer) == chosen]
-    return ways[int(rng.integers(len(ways)))]
+def _choose(rng: Rng, turns: Sequence[TopicTurn]) -> TopicTurn:
+    """Draw an answer, then one of its wordings, so that many wordings do not make a question frequent."""
+    answers = list(dict.fromkeys((turn.topic, turn.turn.answer) for turn in turns))
+    answer = answers[int(rng.integers(len(answers)))]
+    wordings = [turn for turn in turns if (turn.topic, turn.turn.answer) == answer]
+    return wordings[int(rng.integers(len(wordings)))]

@@ -1,5 +1,4 @@
-"""What the weather and the camera do to a clean view: everything that changes although nothing has
-changed."""
+"""Distractors: light, weather, sensor and registration effects that alter images without any change."""
 
 from __future__ import annotations
 
@@ -15,27 +14,36 @@ from deltavlm.data.synthetic.texture import noise
 
 
 def random_light(rng: Rng) -> Light:
-    """The light and the view of one date."""
-    turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
+    """Random sun and view direction of one date."""
+    azimuth, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
     lean = (0.0, 0.0) if rng.random() < 0.4 else tuple((rng.normal(0, 0.22, 2)).tolist())
     return Light(
-        float(np.cos(turn) * reach), float(np.sin(turn) * reach), float(rng.uniform(0.25, 0.65)), lean
+        float(np.cos(azimuth) * reach), float(np.sin(azimuth) * reach), float(rng.uniform(0.25, 0.65)), lean
     )
 
 
-def misregister(rng: Rng, image: Image.Image, margin: int, most_px: float) -> Image.Image:
-    """Cuts the margin away, off by up to `most_px`, with a trace of rotation and of scale."""
+def misregister(rng: Rng, image: Image.Image, margin: int, max_px: float) -> Image.Image:
+    """Crop the margin with a random shift of up to `max_px`, and a trace of rotation and scale."""
     width, height = image.size[0] - 2 * margin, image.size[1] - 2 * margin
-    dx, dy = rng.uniform(-most_px, most_px, 2)
-    turn, grow = (rng.normal(0, 0.002), 1 + rng.normal(0, 0.002)) if max(width, height) <= 512 else (0.0, 1.0)
-    cos, sin = np.cos(turn) * grow, np.sin(turn) * grow
+    dx, dy = rng.uniform(-max_px, max_px, 2)
+    angle, zoom = (
+        (rng.normal(0, 0.002), 1 + rng.normal(0, 0.002)) if max(width, height) <= 512 else (0.0, 1.0)
+    )
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
     x, y = width / 2, height / 2
-    data = (cos, -sin, margin + dx + x - cos * x + sin * y, sin, cos, margin + dy + y - sin * x - cos * y)
-    return image.transform((width, height), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    coefficients = (
+        cos,
+        -sin,
+        margin + dx + x - cos * x + sin * y,
+        sin,
+        cos,
+        margin + dy + y - sin * x - cos * y,
+    )
+    return image.transform((width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
 
 
 def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.NDArray[np.float32]:
-    """Light colour, gamma, contrast and haze; floats 0..255 in and out."""
+    """Random light color, gamma, contrast and haze; values from 0 to 255 in and out."""
     grey = pixels.mean(axis=2, keepdims=True)
     pixels = grey + (pixels - grey) * max(0.0, 1 + rng.normal(-0.05, 0.2 * strength))
     if rng.random() < 0.04:  # old panchromatic film
@@ -44,58 +52,58 @@ def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.ND
     pixels = 255 * np.clip(pixels / 255, 0, 1) ** np.exp(rng.normal(0, 0.15 * strength)) * gain
     pixels = (pixels - 110) * np.exp(rng.normal(0, 0.15 * strength)) + 110 + rng.normal(0, 12 * strength)
     if rng.random() < 0.25 * strength:
-        veil = rng.uniform(0, 0.35)
-        pixels = pixels * (1 - veil) + rng.uniform(150, 220) * veil
+        haze = rng.uniform(0, 0.35)
+        pixels = pixels * (1 - haze) + rng.uniform(150, 220) * haze
     return pixels.astype(np.float32)
 
 
-def color_jitter(rng: Rng, picture: Bytes) -> Bytes:
-    """A finished picture developed anew: gain, gamma and offset of each band, by one table of 256 values."""
+def color_jitter(rng: Rng, image: Bytes) -> Bytes:
+    """Random gain, gamma and offset of each band of a finished image, by one table of 256 values."""
     gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))
     curve = (np.arange(256)[:, None] / 255) ** np.exp(rng.normal(0, 0.2)) * gain * 255 + rng.normal(0, 10)
     table = np.clip(curve, 0, 255).astype(np.uint8)
-    return np.stack([table[:, band][picture[..., band]] for band in range(3)], axis=-1)
+    return np.stack([table[:, band][image[..., band]] for band in range(3)], axis=-1)
 
 
-def shift_smoothly(rng: Rng, view: Bytes, most_px: float) -> Bytes:
-    """Shifted by a smooth field, as terrain and mosaicking do."""
-    height, width = view.shape[:2]
-    field = [noise(rng, (width, height), 40.0) * most_px / 2 for _ in range(2)]
+def warp_elastically(rng: Rng, image: Bytes, max_px: float) -> Bytes:
+    """Shift pixels by a smooth random field of about `max_px`, as terrain and mosaicking do."""
+    height, width = image.shape[:2]
+    field = [noise(rng, (width, height), 40.0) * max_px / 2 for _ in range(2)]
     ys, xs = np.mgrid[0:height, 0:width]
     rows = np.clip(np.rint(ys + field[0]), 0, height - 1).astype(int)
     cols = np.clip(np.rint(xs + field[1]), 0, width - 1).astype(int)
-    moved: Bytes = view[rows, cols]
-    return moved
+    warped: Bytes = image[rows, cols]
+    return warped
 
 
 def add_artifacts(rng: Rng, image: Image.Image) -> Image.Image:
-    """What film, optics, sky and mosaicking do on top: colour casts, lost colours, softness, halos, cloud and
-    its shadow, a seam. Each is rare by itself."""
+    """Add rare artifacts at random: color cast, lost colors, contrast, seam, cloud or its shadow, softness,
+    sharpening halos."""
     pixels = np.asarray(image, np.float32)
     height, width = pixels.shape[:2]
-    if rng.random() < 0.5:  # a cast: each band has its own curve
+    if rng.random() < 0.5:  # color cast: each band has its own curve
         gain, gamma = np.exp(rng.normal(0, 0.13, 3)), np.exp(rng.normal(0, 0.18, 3))
         pixels = 255 * (np.clip(pixels / 255, 0, 1) ** gamma * gain).astype(np.float32)
     if rng.random() < 0.07:  # black and white
         weights = rng.dirichlet([2, 2, 2]).astype(np.float32)
         pixels = np.repeat((pixels @ weights)[..., None], 3, axis=2)
-    if rng.random() < 0.3:  # harder than life, as old prints are
+    if rng.random() < 0.3:  # high contrast, as in old prints
         pixels = (pixels - 110) * rng.uniform(1.1, 1.9) + rng.uniform(95, 140)
-    if rng.random() < 0.15:  # two flights side by side
-        turn, off = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3) * width
+    if rng.random() < 0.15:  # seam between two flights
+        angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3) * width
         ys, xs = np.mgrid[0:height, 0:width]
-        beyond = (xs - width / 2) * np.cos(turn) + (ys - height / 2) * np.sin(turn) > off
+        beyond = (xs - width / 2) * np.cos(angle) + (ys - height / 2) * np.sin(angle) > offset
         pixels[beyond] = pixels[beyond] * np.exp(rng.normal(0, 0.12)) + rng.normal(0, 8, 3)
     if rng.random() < 0.1:  # cloud, or its shadow
-        veil = np.clip(noise(rng, (width, height), 40.0) - rng.uniform(0.6, 1.6), 0, 1)[..., None]
+        opacity = np.clip(noise(rng, (width, height), 40.0) - rng.uniform(0.6, 1.6), 0, 1)[..., None]
         target = 235.0 if rng.random() < 0.5 else 25.0
-        pixels = pixels + veil * rng.uniform(0.5, 1.0) * (target - pixels)
+        pixels = pixels + opacity * rng.uniform(0.5, 1.0) * (target - pixels)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    if rng.random() < 0.3:  # coarser pixels, enlarged again
+    if rng.random() < 0.3:  # coarser pixels, upsampled again
         share = rng.uniform(0.35, 0.85)
-        small = image.resize((int(width * share), int(height * share)), Image.Resampling.BOX)
-        kinds = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
-        image = small.resize((width, height), kinds[int(rng.choice(3, p=[0.45, 0.45, 0.1]))])
+        coarse = image.resize((int(width * share), int(height * share)), Image.Resampling.BOX)
+        methods = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+        image = coarse.resize((width, height), methods[int(rng.choice(3, p=[0.45, 0.45, 0.1]))])
     if rng.random() < 0.3:  # sharpened
         image = image.filter(ImageFilter.UnsharpMask(rng.uniform(0.6, 2), int(rng.integers(50, 220)), 1))
     return image
@@ -103,20 +111,20 @@ def add_artifacts(rng: Rng, image: Image.Image) -> Image.Image:
 
 def photograph(
     rng: Rng,
-    view: Bytes,
+    clean: Bytes,
     margin: int,
     *,
     misregistration_px: float = 2.0,
     strength: float = 1.0,
     rich: bool = False,
 ) -> Bytes:
-    """A clean view as a sensor hands it out: (height, width, 3) uint8, smaller by the margin on each side.
+    """Image of a clean rendering as a sensor delivers it, (height, width, 3), without the margin.
 
-    `rich` adds `add_artifacts` and a smooth shift.
+    strength: of the differences of light, haze and contrast. rich: also elastic warps and `add_artifacts`.
     """
     if rich and rng.random() < 0.3:
-        view = shift_smoothly(rng, view, misregistration_px)
-    image = misregister(rng, Image.fromarray(view), margin, misregistration_px)
+        clean = warp_elastically(rng, clean, misregistration_px)
+    image = misregister(rng, Image.fromarray(clean), margin, misregistration_px)
     if rich:
         image = add_artifacts(rng, image)
     blur = abs(rng.normal(0, 0.7)) + 0.35
@@ -127,9 +135,9 @@ def photograph(
         pixels *= 1 + 0.05 * noise(rng, size, 40.0)[..., None]
     grain = noise(rng, size, 0.5) if rng.random() < 0.7 else noise(rng, size, 1.0)
     pixels += (grain * abs(rng.normal(0, 4)))[..., None]
-    sharp = np.clip(pixels, 0, 255).astype(np.uint8)
+    output = np.clip(pixels, 0, 255).astype(np.uint8)
     if rng.random() < 0.5 and max(size) <= 512:
         buffer = io.BytesIO()
-        Image.fromarray(sharp).save(buffer, "JPEG", quality=int(rng.integers(35, 95)))
-        sharp = np.asarray(Image.open(buffer).convert("RGB"))
-    return sharp
+        Image.fromarray(output).save(buffer, "JPEG", quality=int(rng.integers(35, 95)))
+        output = np.asarray(Image.open(buffer).convert("RGB"))
+    return output

@@ -1,4 +1,4 @@
-"""A finished scene: two pictures and the truth, from one seed."""
+"""Synthetic scene made from a seed: two images and the ground truth of their changes."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import numpy.typing as npt
 from PIL import Image
 
 from deltavlm.data.synthetic import rich_layout
-from deltavlm.data.synthetic.events import EVENTS, ODDS, happen
+from deltavlm.data.synthetic.events import EVENT_PROBABILITIES, EVENTS, apply_event
 from deltavlm.data.synthetic.ground_truth import rasterize_ground_truth
 from deltavlm.data.synthetic.imaging import photograph, random_light
-from deltavlm.data.synthetic.layout import Neighbourhood
+from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import Plan, Rng
 from deltavlm.data.synthetic.render import Renderer
 
-MARGIN = 16  # drawn around the picture, so that a shift never shows an edge
+MARGIN = 16  # pixels rendered around the image, so that a shift never shows an edge
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Two dates of one place. Arrays are rows first, north up."""
+    """Images and ground truth of two dates; rows first, north up."""
 
     before: npt.NDArray[np.uint8]  # (height, width, 3) RGB
     after: npt.NDArray[np.uint8]  # (height, width, 3) RGB
     change: npt.NDArray[np.uint8]  # (height, width) codes of ground_truth.CHANGE_CLASSES
-    instances: npt.NDArray[np.uint16]  # (height, width) id of the changed road or building, 0 elsewhere
-    cover: npt.NDArray[np.uint8]  # (height, width) codes of ground_truth.COVER_CLASSES: what was there before
+    instances: npt.NDArray[np.uint16]  # (height, width) id of the changed road or building, else 0
+    cover: npt.NDArray[np.uint8]  # (height, width) codes of ground_truth.COVER_CLASSES, before the change
 
     def window(self, row: int, col: int, size: int) -> Scene:
-        """A square cut, in pixels."""
-        cut = (slice(row, row + size), slice(col, col + size))
+        """Square crop; row, col and size in pixels."""
+        crop = (slice(row, row + size), slice(col, col + size))
         return Scene(
-            self.before[cut], self.after[cut], self.change[cut], self.instances[cut], self.cover[cut]
+            self.before[crop], self.after[crop], self.change[crop], self.instances[crop], self.cover[crop]
         )
 
     def rotated(self, quarter: int, mirror: bool) -> Scene:
-        """Turned by quarters anti-clockwise, then mirrored left to right."""
+        """Rotate counterclockwise by quarters, then mirror left to right."""
 
-        def turn(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        def rotate(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
             array = np.rot90(array, quarter)
             return np.ascontiguousarray(array[:, ::-1] if mirror else array)
 
-        return Scene(*(turn(getattr(self, name)) for name in self.__slots__))  # type: ignore[arg-type]
+        return Scene(*(rotate(getattr(self, name)) for name in self.__slots__))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +112,29 @@ def make_plan(
     scale: float | None = None,
     rich: bool = False,
 ) -> Plan:
-    """A plan of `size` (width, height) pixels; each neighbourhood of about 300 px changes with probability
-    `change`. `rich` also has the kinds of land of `styles`."""
+    """Random plan of `size` (width, height) pixels.
+
+    change: probability that a neighborhood of about 300 px changes. rich: add the kinds of `rich_layout`.
+    """
     width, height = size
     if scale is None:
         scale = float(np.clip(np.exp(rng.normal(-0.15, 0.4)), 0.33, 1.6))
     plan = Plan(size, scale, rich)
     columns, rows = max(1, round(width / 300)), max(1, round(height / 300))
     reach = max(width / columns, height / rows)
-    places = [
-        Neighbourhood(rng, plan, ((column + 0.5) * width / columns, (row + 0.5) * height / rows), reach)
+    neighborhoods = [
+        Neighborhood(rng, plan, ((column + 0.5) * width / columns, (row + 0.5) * height / rows), reach)
         for row in range(rows)
         for column in range(columns)
     ]
-    for place in places:
-        rich_layout.settle(place) if rich else place.settle()
-    for place in (place for place in places if rng.random() < change):
-        if rich:
-            rich_layout.change(place)
+    for neighborhood in neighborhoods:
+        rich_layout.lay_out(neighborhood) if rich else neighborhood.lay_out()
+    for neighborhood in neighborhoods:
+        if rng.random() >= change:
             continue
-        for event in rng.choice(EVENTS, size=1 + (rng.random() < 0.3), p=ODDS, replace=False):
-            happen(place, str(event))
+        if rich:
+            rich_layout.add_changes(neighborhood)
+            continue
+        for event in rng.choice(EVENTS, 1 + (rng.random() < 0.3), replace=False, p=EVENT_PROBABILITIES):
+            apply_event(neighborhood, str(event))
     return plan
