@@ -1,4 +1,4 @@
-"""The tutorials, run as they stand; and the documentation as a site, where mkdocs is installed."""
+"""Run the commands of the tutorials, and build the documentation site."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from deltacli.main import app
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```bash\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
-LEFT = {
+OUTPUTS = {
     "first-map": {"map.gpkg", "map.html", "map.png", "ground.gpkg", "ground.tif", "squares.md"},
     "your-question": {"roads.gpkg", "questions.yaml", "houses.gpkg", "talk.jsonl"},
     "score-a-model": {"mini.json", "mini.md", "mini.predictions.jsonl", "again.json", "again.md"},
 }
 
 
-def test_there_are_three_tutorials() -> None:
-    assert {path.stem for path in TUTORIALS} == set(LEFT)
+def test_every_tutorial_is_tested() -> None:
+    assert {path.stem for path in TUTORIALS} == set(OUTPUTS)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="the tutorials are for bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="tutorials use bash")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
+def test_a_tutorial_runs(page: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     script = ["set -euo pipefail", f'deltavlm() {{ "{sys.executable}" -m deltacli "$@"; }}', *blocks]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", "\n".join(script)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
@@ -45,17 +45,17 @@ def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert LEFT[page.stem] <= {path.name for path in tmp_path.iterdir()}
+    assert process.returncode == 0, process.stderr
+    assert OUTPUTS[page.stem] <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("material") is None, reason='needs pip install "deltavlm[docs]"')
-def test_the_site_is_built_and_has_a_page_for_each_command(tmp_path: Path) -> None:
-    """Strict: a link that leads nowhere is an error."""
+def test_the_site_has_a_page_for_each_command(tmp_path: Path) -> None:
+    """With --strict, so a broken link is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     pages = {path.name for path in (tmp_path / "site" / "commands").iterdir()}
     for name, top in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         words = [name, *(f"{name}-{below}" for below in getattr(top, "commands", {}))]
