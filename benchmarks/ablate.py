@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 from benchmarks.real_scores import evaluate_pairs  # noqa: E402
 from benchmarks.rows import Table  # noqa: E402
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import TEST_SEED, render_cache  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.deltavlm import PairFeatures  # noqa: E402
 from deltavlm.model.interface import Pixels  # noqa: E402
@@ -95,7 +95,7 @@ def main() -> None:
     table = Table()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
-        draw_cache(cache, args.scenes, seed=TEST_SEED)
+        render_cache(cache, args.scenes, seed=TEST_SEED)
         for name, tokens in closed.items():
             table.row({"closed": name, **row(Closed(**vars(model), tokens=tokens), cache, args.real)})
         with without_difference(model):

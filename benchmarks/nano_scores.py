@@ -29,8 +29,8 @@ from deltavlm.data.synthetic.cache import (  # noqa: E402
     FAR_TEST_SEED,
     RICH_TEST_SEED,
     TEST_SEED,
-    draw_cache,
     open_cache,
+    render_cache,
 )
 from deltavlm.data.synthetic.facts import MIN_CELL_SHARE, MIN_GROUND_SHARE, MIN_INSTANCE_SHARE, cell_shares  # noqa: E402
 from deltavlm.metrics import binary, counts, sets  # noqa: E402
@@ -57,7 +57,7 @@ def made(model: ChangeModel, number: int, how: dict[str, Any]) -> dict[str, Any]
     """Scores on `number` scenes, with those of the rule and of constant answers."""
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
-        draw_cache(cache, number, **how)
+        render_cache(cache, number, **how)
         replies, facts = predict_scenes(model, cache)
         found = score_scenes(replies, facts) | score_conversations(model, cache)
         found |= by_rule(model, cache, facts)

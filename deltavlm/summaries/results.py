@@ -21,10 +21,7 @@ from deltavlm.pipeline.outputs_reader import Output, read_output
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["ANSWERED", "Results", "area_m2", "read_results", "shapes_to_lonlat", "union", "union_m2"]
-
-ANSWERED = ("answered", "cascaded")
-"""Statuses of chips that the model has answered about."""
+__all__ = ["Results", "area_m2", "read_results", "shapes_to_lonlat", "union", "union_m2"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),

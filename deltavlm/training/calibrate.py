@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from deltavlm.data.synthetic import SceneOptions
-from deltavlm.data.synthetic.cache import draw_cache, open_cache
+from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
@@ -93,6 +93,6 @@ def margins_of_cases(
 def calibrated(model: Predictor, validation: Path, hard: Path) -> Calibration:
     """Fitted on the validation scenes and as many hard negatives, which are drawn into `hard`."""
     number = len(open_cache(validation)[0])
-    draw_cache(hard, number, seed=HARD_SEED, options=SceneOptions(change=0.0, strength=HARD_STRENGTH))
+    render_cache(hard, number, seed=HARD_SEED, options=SceneOptions(change=0.0, strength=HARD_STRENGTH))
     one, other = margins(model, validation), margins(model, hard)
     return fit(one[0] + other[0], one[1] + other[1])

@@ -16,8 +16,8 @@ from deltavlm.data.synthetic.cache import (
     STORMY_SEED,
     TRAIN_SEED,
     VALIDATION_SEED,
-    draw_cache,
     open_cache,
+    render_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.predictor import resize_image
@@ -31,7 +31,7 @@ CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their
 
 def draw_all(scenes: Scenes, out: Path, workers: int | None = None) -> None:
     """Draws what is not drawn yet."""
-    draw = partial(draw_cache, size_px=scenes.size_px, workers=workers)
+    draw = partial(render_cache, size_px=scenes.size_px, workers=workers)
     draw(out / "scenes", scenes.train, seed=TRAIN_SEED, options=SceneOptions(change=scenes.change))
     draw(
         out / "validation",

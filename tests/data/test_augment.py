@@ -11,7 +11,7 @@ import pytest
 from deltavlm.data.augment import Augmentation, LabeledBatch, augment, stack_pairs
 from deltavlm.data.prompts import sample_prompts
 from deltavlm.data.synthetic import SceneOptions
-from deltavlm.data.synthetic.cache import draw_cache, open_cache
+from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.tasks import classify, count, locate
 
 
@@ -26,7 +26,7 @@ def draw_batch(
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    draw_cache(folder, 6, seed=5, workers=1, options=SceneOptions(change=1.0))
+    render_cache(folder, 6, seed=5, workers=1, options=SceneOptions(change=1.0))
     return folder
 
 

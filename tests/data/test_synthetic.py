@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deltavlm.data.synthetic import Scene, SceneOptions, make_scene, phrases
-from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
+from deltavlm.data.synthetic.cache import halve, open_cache, render_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE
 from deltavlm.data.synthetic.imaging import color_jitter
@@ -117,14 +117,14 @@ def test_sentences_are_clean_and_differ(scenes: list[Scene]) -> None:
 
 
 def test_a_cache_holds_the_scenes_of_its_seeds(tmp_path: Path) -> None:
-    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     pictures, truth = open_cache(tmp_path)
     assert pictures.shape == (3, 2, 64, 64, 3)
     scene = make_scene(41, 64, 64, SceneOptions(change=0.6))
     assert np.array_equal(pictures[1, 0], scene.before)
-    assert np.array_equal(truth[1, 0], half(scene.change))
+    assert np.array_equal(truth[1, 0], halve(scene.change))
     stamp = (tmp_path / "pictures.npy").stat().st_mtime_ns
-    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
 
 
@@ -176,7 +176,7 @@ def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Pa
     again = make_scene(103, options=SceneOptions(change=0.6, rich=True))
     assert np.array_equal(again.after, rich_scenes[3].after)
     assert not np.array_equal(make_scene(103, options=SceneOptions(change=0.6)).after, again.after)
-    draw_cache(tmp_path, 1, seed=103, workers=1, options=SceneOptions(change=0.6, rich=True))
+    render_cache(tmp_path, 1, seed=103, workers=1, options=SceneOptions(change=0.6, rich=True))
     assert np.array_equal(open_cache(tmp_path)[0][0, 1], again.after)
     assert (tmp_path / "drawn.txt").read_text().rstrip().endswith("rich")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.data.synthetic.cache import draw_cache
+from deltavlm.data.synthetic.cache import render_cache
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.scoring.synthetic import predict_scenes, score_scenes
 from deltavlm.training.calibrate import fit, margins
@@ -46,7 +46,7 @@ def test_margins_and_scores_of_a_drawn_set(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "model")
     model = load_model(str(tmp_path / "model"), device="cpu")
     assert isinstance(model, Predictor)
-    draw_cache(tmp_path / "scenes", 4, seed=3, size_px=64, workers=1)
+    render_cache(tmp_path / "scenes", 4, seed=3, size_px=64, workers=1)
     found, truth = margins(model, tmp_path / "scenes", batch=3)
     assert len(found) == len(truth) == 4
     table = score_scenes(*predict_scenes(model, tmp_path / "scenes", batch_size=3))

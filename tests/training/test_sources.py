@@ -13,7 +13,7 @@ import pytest
 from deltavlm.data.augment import Warp, random_warp
 from deltavlm.data.changechat import save_image, write_chip_set
 from deltavlm.data.synthetic import SceneOptions, make_scene
-from deltavlm.data.synthetic.cache import draw_cache, open_cache
+from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks import caption, dialogue, locate
 from deltavlm.training.changechat_dataset import ChangeChatSource, read_records, turns_of
@@ -215,7 +215,7 @@ def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["far", "stormy", "rich"])
 def test_other_scenes_are_drawn_from_by_their_share(name: str, tmp_path: Path) -> None:
     for at, cache in enumerate(("scenes", name)):
-        draw_cache(
+        render_cache(
             tmp_path / cache, 2, seed=20 + 10 * at, size_px=64, workers=1, options=SceneOptions(change=1.0)
         )
     known = {np.sort(one, axis=None).tobytes() for pair in open_cache(tmp_path / name)[0] for one in pair}
