@@ -16,8 +16,7 @@ from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits
-from deltavlm.report.scenes import Scene as PairScene
-from deltavlm.report.scenes import build_scenes
+from deltavlm.report.pairs import ReportPair, build_pairs
 
 Analyzed = Callable[..., Path]
 
@@ -36,9 +35,9 @@ def analyzed(loads: object, tmp_path: Path) -> Analyzed:
     return run
 
 
-def only_scene(path: Path) -> PairScene:
-    (scene,) = build_scenes(read_output(path))
-    return scene
+def only_pair(path: Path) -> ReportPair:
+    (pair,) = build_pairs(read_output(path))
+    return pair
 
 
 def page_of(path: Path, options: ImageOptions | None = None, limits: ImageLimits | None = None) -> str:

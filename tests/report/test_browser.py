@@ -15,7 +15,7 @@ import pytest
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import report_html
-from deltavlm.report.scenes import build_scenes
+from deltavlm.report.pairs import build_pairs
 from tests.conftest import Scene
 from tests.report.conftest import Analyzed, page_of
 from tests.report.test_page import HOSTILE, with_changes
@@ -284,7 +284,7 @@ def test_a_result_without_a_chip_opens(
     output = read_output(analyzed(*scene.args))
     empty = replace(output, layers={"chips": output.layers["chips"].iloc[:0]})
     page = tmp_path / "none.html"
-    page.write_text(report_html(empty, build_scenes(empty), ImageOptions())[0], encoding="utf-8")
+    page.write_text(report_html(empty, build_pairs(empty), ImageOptions())[0], encoding="utf-8")
     tab = Tab(chromium, page)
     tab.js("document.getElementById('list').focus()")
     tab.press("\ue015", "\ue007", "\ue00c", "/", "x")  # down, Enter, Escape
