@@ -1,4 +1,4 @@
-"""Overviews and crops of both images of a scene, with the stretch to 8 bit that the model saw."""
+"""Overviews and crops of both images of a pair, with the stretch to 8 bit that the model saw."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
 from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
-from deltavlm.report.scenes import Scene, SceneImage
+from deltavlm.report.pairs import PairImage, ReportPair
 
-__all__ = ["ImageOptions", "OpenScene", "as_webp", "open_scene"]
+__all__ = ["ImageOptions", "OpenImages", "as_webp", "open_images"]
 
 READ_BYTES = 24 * 2**20
 """Bytes of the file per read of an overview. GDAL averages band by band, and decodes blocks that its cache
@@ -43,8 +43,8 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenScene:
-    """Both images of a scene, open on one grid."""
+class OpenImages:
+    """Both images of a pair, open on one grid."""
 
     pair: PairReader
 
@@ -82,41 +82,41 @@ class OpenScene:
 
 
 @contextmanager
-def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[OpenScene]:
-    """Open the images of a scene; one that has been moved is looked for in `folder`, that of the output.
+def open_images(pair: ReportPair, options: ImageOptions, folder: Path) -> Iterator[OpenImages]:
+    """Open the images of a pair; one that has been moved is looked for in `folder`, that of the output.
 
     Raises:
-        RasterError: an image is missing, cannot be read, or is not the one that was analysed.
+        RasterError: an image is missing, cannot be read, or is not the one that was analyzed.
     """
-    if scene.geobox is None:
-        raise RasterError(scene.reason or "this pair was not analyzed")
+    if pair.geobox is None:
+        raise RasterError(pair.reason or "this pair was not analyzed")
     paths = [
         _locate(image.path, override, options, folder)
-        for image, override in ((scene.before, options.before), (scene.after, options.after))
+        for image, override in ((pair.before, options.before), (pair.after, options.after))
     ]
-    pair = RasterPair(*paths)
+    rasters = RasterPair(*paths)
     with ExitStack() as stack:
         try:
             reader = stack.enter_context(
                 open_pair(
-                    pair,
-                    _read_options(scene, options),
-                    geobox=scene.geobox if scene.has_recorded_geobox else None,
-                    stretches=_recorded_stretches(scene),
+                    rasters,
+                    _read_options(pair, options),
+                    geobox=pair.geobox if pair.has_recorded_geobox else None,
+                    stretches=_recorded_stretches(pair),
                 )
             )
         except InputError as error:  # bands and resampling method come from the output's file too
             raise RasterError(str(error)) from error
-        for view, image in zip(reader.views, (scene.before, scene.after), strict=True):
+        for view, image in zip(reader.views, (pair.before, pair.after), strict=True):
             _check_size(view.source, image)
-        yield OpenScene(reader)
+        yield OpenImages(reader)
 
 
-def _read_options(scene: Scene, options: ImageOptions) -> ReadOptions:
+def _read_options(pair: ReportPair, options: ImageOptions) -> ReadOptions:
     """Options that read the pixels of the run again; `--nodata` applied to both images, or to none."""
-    before, after = scene.before, scene.after
+    before, after = pair.before, pair.after
     return ReadOptions(
-        resampling=parse_resampling(scene.resampling),
+        resampling=parse_resampling(pair.resampling),
         before_bands=before.bands,
         after_bands=after.bands,
         scale="per-date",
@@ -126,10 +126,10 @@ def _read_options(scene: Scene, options: ImageOptions) -> ReadOptions:
     )
 
 
-def _recorded_stretches(scene: Scene) -> Stretches | None:
+def _recorded_stretches(pair: ReportPair) -> Stretches | None:
     """Stretches that the output records; None where it has none: images are 8-bit, or it names no inputs."""
     before, after = (
-        None if image.stretch is None else Stretch(*image.stretch) for image in (scene.before, scene.after)
+        None if image.stretch is None else Stretch(*image.stretch) for image in (pair.before, pair.after)
     )
     return (before, after) if before or after else None
 
@@ -160,11 +160,11 @@ def _locate(path: str, override: str | None, options: ImageOptions, folder: Path
     raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
 
 
-def _check_size(source: Source, image: SceneImage) -> None:
+def _check_size(source: Source, image: PairImage) -> None:
     size = (source.geobox.width, source.geobox.height)
     if image.size is not None and size != image.size:
         raise RasterError(
-            f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analysed "
+            f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analyzed "
             f"{image.size[0]} x {image.size[1]}; give --before and --after, where the images are now"
         )
 

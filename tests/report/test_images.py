@@ -13,14 +13,14 @@ from PIL import Image
 from deltavlm.errors import RasterError
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
-from deltavlm.report.images import ImageOptions, OpenScene, open_scene
-from tests.conftest import CHIP, Scene, write_tiled
+from deltavlm.report.images import ImageOptions, OpenImages, open_images
+from tests.conftest import CHIP, Analyzed, Scene, write_tiled
 from tests.rasters import moved, noise, smooth, spoil, write_raster
-from tests.report.conftest import Analyzed, only_scene
+from tests.report.conftest import only_pair
 
 
 def opened(path: Path, options: ImageOptions | None = None) -> Any:
-    return open_scene(only_scene(path), options or ImageOptions(), path.parent)
+    return open_images(only_pair(path), options or ImageOptions(), path.parent)
 
 
 def colours(picture: Image.Image) -> np.ndarray:
@@ -37,10 +37,10 @@ def test_a_crop_has_the_pixels_that_the_model_saw(analyzed: Analyzed, tmp_path: 
     before = write_raster(tmp_path / "before.tif", pixels)
     profile = {"shifted": {"transform": moved(3.4, 5.2)}, "cut": {"transform": moved(7, 9)}}.get(kind, {})
     after = write_raster(tmp_path / "after.tif", pixels[:, ::-1].copy(), **profile)
-    gsd_options = {"gsd_m": 0.8} if kind == "resampled" else {}
-    path = analyzed(before, after, *(["--gsd", 0.8] if gsd_options else []))
+    read = ReadOptions(gsd_m=0.8 if kind == "resampled" else None)
+    path = analyzed(before, after, read=read)
     with (
-        open_pair(RasterPair(str(before), str(after)), ReadOptions(**gsd_options)) as reader,
+        open_pair(RasterPair(str(before), str(after)), read) as reader,
         opened(path) as pair,
     ):
         for chip in reader.chips(CHIP):
@@ -108,7 +108,7 @@ def test_images_are_looked_for_in_the_folder_of_the_output(
     for file in (path, scene.before, scene.after):
         shutil.move(file, folder / file.name)
     with opened(folder / path.name) as pair:
-        assert isinstance(pair, OpenScene)
+        assert isinstance(pair, OpenImages)
 
 
 def refusal(path: Path, options: ImageOptions | None = None) -> str:
@@ -122,7 +122,7 @@ def test_images_that_are_gone_or_others_are_refused(analyzed: Analyzed, scene: S
     path = analyzed(*scene.args)
     other = write_tiled(tmp_path / "other.tif", noise(rows=64, cols=64))
     message = refusal(path, ImageOptions(after=str(other)))
-    assert message.startswith(f"{other}: has 64 x 64 px, and the image that was analysed 160 x 96;")
+    assert message.startswith(f"{other}: has 64 x 64 px, and the image that was analyzed 160 x 96;")
     scene.before.unlink()
     message = refusal(path)
     assert message.startswith(f"{scene.before}: no such file;")
@@ -138,11 +138,11 @@ def test_remote_images_are_not_fetched_by_default(
     analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch, location: str
 ) -> None:
     path = analyzed(*scene.args)
-    pair = only_scene(path)
+    pair = only_pair(path)
     object.__setattr__(pair.before, "path", location)
     monkeypatch.setattr("deltavlm.report.images.open_pair", pytest.fail)
     with (
         pytest.raises(RasterError, match="is a remote image; --allow-remote"),
-        open_scene(pair, ImageOptions(), path),
+        open_images(pair, ImageOptions(), path),
     ):
         pass

@@ -21,14 +21,15 @@ from deltavlm.errors import InputError
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits, report_html
+from deltavlm.report.pairs import build_pairs
 from deltavlm.report.quicklook import quicklook_png
-from deltavlm.report.scenes import build_scenes
-from tests.conftest import Scene
+from tests.conftest import Analyzed, Scene
 from tests.rasters import UTM
-from tests.report.conftest import Analyzed, Page, only_scene, page_of
+from tests.report.conftest import Page, only_pair, page_of
 from tests.report.test_images import opened
 from tests.scripted_model import CHANGED, ScriptedModel
 
@@ -132,18 +133,16 @@ def test_a_coarse_overview_adds_crops_of_the_most_changed_chips(analyzed: Analyz
     assert not Page(page_of(path)).data["details"]
 
 
-def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
-    rows = [f"{scene.before},{scene.after},pair{number}" for number in range(3)]
-    (tmp_path / "list.csv").write_text("\n".join(["before,after,id", *rows]))
-    output = read_output(analyzed("--pairs", tmp_path / "list.csv"))
+def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene) -> None:
+    output = read_output(analyzed([Pair(f"pair{number}", *scene.args) for number in range(3)]))
     limits = ImageLimits(total_overview_px=2 * 2 * 64**2, min_overview_px=64)
-    html, missing = report_html(output, build_scenes(output), ImageOptions(), limits)
+    html, missing = report_html(output, build_pairs(output), ImageOptions(), limits)
     pairs = Page(html).data["pairs"]
     assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
     assert pairs[0]["pictures"]["size"] == [64, 38]
     assert list(missing) == ["pair2"]
     assert "--pair" in missing["pair2"]
-    html, missing = report_html(output, build_scenes(output)[2:], ImageOptions(), limits)
+    html, missing = report_html(output, build_pairs(output)[2:], ImageOptions(), limits)
     assert not missing
 
 
@@ -216,7 +215,7 @@ def test_an_invalid_value_does_not_prevent_the_page(
     analyzed: Analyzed, scene: Scene, column: str, value: object
 ) -> None:
     report = open_report(analyzed(*scene.args), ImageOptions())
-    report.scenes[0].chips[7][column] = value
+    report.pairs[0].chips[7][column] = value
     html, _ = report.html()
     assert len(columns(Page(html))["id"]) == 15
 
@@ -224,7 +223,7 @@ def test_an_invalid_value_does_not_prevent_the_page(
 @pytest.mark.parametrize("value", [7, [{}]])
 def test_invalid_cells_are_a_one_line_error(analyzed: Analyzed, scene: Scene, value: object) -> None:
     report = open_report(analyzed(*scene.args), ImageOptions())
-    report.scenes[0].chips[7]["road_cells"] = value
+    report.pairs[0].chips[7]["road_cells"] = value
     with pytest.raises(InputError) as refused:
         report.html()
     assert str(refused.value).startswith(f"{report.output.path}: holds invalid values")
@@ -234,7 +233,7 @@ def test_invalid_cells_are_a_one_line_error(analyzed: Analyzed, scene: Scene, va
 def test_an_output_without_chips_has_a_page(analyzed: Analyzed, scene: Scene) -> None:
     output = read_output(analyzed(*scene.args))
     empty = replace(output, layers={"chips": output.layers["chips"].iloc[:0]})
-    html, missing = report_html(empty, build_scenes(empty), ImageOptions())
+    html, missing = report_html(empty, build_pairs(empty), ImageOptions())
     assert not missing
     assert columns(Page(html))["id"] == []
 
@@ -250,7 +249,7 @@ def test_too_many_chips_are_refused(
 def test_a_quicklook_shows_before_after_and_outlines(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args)
     with opened(path) as pair:
-        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(only_scene(path), pair, 600))))
+        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(only_pair(path), pair, 600))))
         pictures = pair.overview(2048)
     height, width, _ = sheet.shape
     assert 560 <= width <= 600

@@ -1,4 +1,4 @@
-"""The original's own files at small size, and a checkpoint converted from them."""
+"""Files of the original at small size, and a checkpoint converted from them."""
 
 from __future__ import annotations
 

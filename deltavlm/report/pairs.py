@@ -1,4 +1,4 @@
-"""Scenes of an output: the chips and change polygons of each pair in pixels of its grid."""
+"""Pairs of an output as a report shows them: chips and change polygons in pixels of the grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
 from deltavlm.pipeline.outputs_reader import Output, Row
 
-__all__ = ["Scene", "SceneImage", "build_scenes", "chip_origin", "score_of", "select_scene"]
+__all__ = ["PairImage", "ReportPair", "build_pairs", "chip_origin", "score_of", "select_pair"]
 
 CHIP_ID = re.compile(r"r(\d{1,9})_c(\d{1,9})")
 MAX_CHIP_PX = 8192  # as --chip-size
@@ -30,7 +30,7 @@ Ring = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class SceneImage:
+class PairImage:
     """One image of a pair as the output records it: file, bands, and the stretch to 8 bit."""
 
     path: str
@@ -42,12 +42,12 @@ class SceneImage:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ReportPair:
     """One pair with its chips, including chips that were not analyzed or failed."""
 
     name: str  # id of the pair; "" in an output of a single pair
-    before: SceneImage
-    after: SceneImage
+    before: PairImage
+    after: PairImage
     geobox: GeoBox | None  # None: the pair was not analyzed
     chip_px: int
     resampling: str = "bilinear"
@@ -136,8 +136,8 @@ def chip_origin(chip: Row) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def build_scenes(output: Output) -> list[Scene]:
-    """Scenes of the pairs of an output, the most changed pair first.
+def build_pairs(output: Output) -> list[ReportPair]:
+    """Pairs of an output, the most changed pair first.
 
     Raises:
         InputError: the output has no provenance, or one that deltavlm cannot have written.
@@ -148,7 +148,7 @@ def build_scenes(output: Output) -> list[Scene]:
             "give an output of deltavlm analyze"
         )
     try:
-        return _build_scenes(output)
+        return _build_pairs(output)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, CRSError) as error:
         raise InputError(
             f"{output.path}: has an invalid record of its images ({error or type(error).__name__}); "
@@ -156,7 +156,7 @@ def build_scenes(output: Output) -> list[Scene]:
         ) from error
 
 
-def _build_scenes(output: Output) -> list[Scene]:
+def _build_pairs(output: Output) -> list[ReportPair]:
     chip_px = int(output.provenance["options"]["chip_px"])
     if not 1 <= chip_px <= MAX_CHIP_PX:
         raise ValueError(f"chips of {chip_px} px")
@@ -164,28 +164,30 @@ def _build_scenes(output: Output) -> list[Scene]:
     if inputs is not None:
         first = all_chips[0] if all_chips else {}
         row = {"pair_id": first.get("pair_id") or ""} | first | {"inputs": inputs}
-        return [_build_scene(row, all_chips, changes, chip_px, output.crs)]
-    pairs = {str(row["pair_id"]): row for row in output.rows("pairs")}
-    chips_of_pair: dict[str, list[Row]] = {name: [] for name in pairs}
+        return [_build_pair(row, all_chips, changes, chip_px, output.crs)]
+    pair_rows = {str(row["pair_id"]): row for row in output.rows("pairs")}
+    chips_of_pair: dict[str, list[Row]] = {name: [] for name in pair_rows}
     for chip in all_chips:
         chips_of_pair.setdefault(str(chip["pair_id"]), []).append(chip)
-    scenes = [
-        _build_scene(pairs.get(name) or chips[0], chips, changes, chip_px, output.crs)
+    pairs = [
+        _build_pair(pair_rows.get(name) or chips[0], chips, changes, chip_px, output.crs)
         for name, chips in chips_of_pair.items()
     ]
-    return sorted(scenes, key=lambda scene: -scene.max_score)
+    return sorted(pairs, key=lambda pair: -pair.max_score)
 
 
-def _build_scene(row: Row, chips: list[Row], changes: Sequence[Row], chip_px: int, crs: CRS | None) -> Scene:
-    """Scene of one pair. `row` describes the pair: of the layer `pairs`, or the first of its chips."""
+def _build_pair(
+    row: Row, chips: list[Row], changes: Sequence[Row], chip_px: int, crs: CRS | None
+) -> ReportPair:
+    """Pair with its chips. `row` describes it: of the layer `pairs`, or the first of its chips."""
     name, inputs = str(row.get("pair_id") or ""), row.get("inputs")
     inputs = inputs if isinstance(inputs, dict) else {}
     record = inputs.get("grid")
     geobox = _recorded_geobox(record) if isinstance(record, dict) else _estimated_geobox(chips, chip_px, crs)
-    return Scene(
+    return ReportPair(
         name=name,
-        before=_scene_image(inputs.get("before"), row, "before"),
-        after=_scene_image(inputs.get("after"), row, "after"),
+        before=_pair_image(inputs.get("before"), row, "before"),
+        after=_pair_image(inputs.get("after"), row, "after"),
         geobox=geobox,
         chip_px=chip_px,
         resampling=str(inputs.get("alignment", {}).get("resampling", "bilinear")),
@@ -198,12 +200,12 @@ def _build_scene(row: Row, chips: list[Row], changes: Sequence[Row], chip_px: in
     )
 
 
-def _scene_image(record: Any, row: Mapping[str, Any], key: str) -> SceneImage:
+def _pair_image(record: Any, row: Mapping[str, Any], key: str) -> PairImage:
     date = str(row.get(f"{key}_date") or "")
     if not isinstance(record, dict):
-        return SceneImage(str(row.get(key) or ""), date)
+        return PairImage(str(row.get(key) or ""), date)
     nodata, stretch = record.get("nodata"), record.get("stretch")
-    return SceneImage(
+    return PairImage(
         path=str(record["path"]),
         date=date,
         size=(int(record["width"]), int(record["height"])),
@@ -260,13 +262,13 @@ def _estimated_geobox(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> Ge
     return geobox if geobox.is_invertible() else GeoBox(width, height, Affine.identity())
 
 
-def select_scene(scenes: Iterable[Scene], name: str) -> Scene:
-    """Scene of the pair with this id.
+def select_pair(pairs: Iterable[ReportPair], name: str) -> ReportPair:
+    """Pair with this id.
 
     Raises:
-        InputError: the output has no such pair; the message suggests the suggest id.
+        InputError: the output has no such pair; the message suggests the nearest id.
     """
-    by_name = {scene.name: scene for scene in scenes}
+    by_name = {pair.name: pair for pair in pairs}
     if list(by_name) == [""] and name:
         raise InputError(
             f"there is no pair {name!r}: the output is of one pair, without a name; leave it out"
