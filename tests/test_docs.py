@@ -21,12 +21,14 @@ from deltavlm import __version__
 from deltavlm.config import load, shipped_config
 from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
-from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
+from tests.cli.conftest import Run
+from tests.conftest import Scene
 from tests.scripted_model import ScriptedModel
 from tests.test_arrows import ARROWS, LEAVES
 
@@ -128,6 +130,23 @@ def all_commands() -> dict[str, typer.core.TyperCommand]:
         for word, command in getattr(group, "commands", {}).items()
     }
     return top | nested
+
+
+def test_the_keys_of_the_json_summary_are_described(
+    loads: list[tuple[str, RuntimeOptions]], scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = text.split("\n## Summary\n", 1)[1].split("\n## ", 1)[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", section, flags=re.MULTILINE)
+    described = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+    Path("list.csv").write_text(f"before,after\n{scene.before},{scene.after}\n")
+    keys: set[str] = set()
+    for words in ((*scene.args, "-o", "one.gpkg", "--polygons"), ("--pairs", "list.csv", "-o", "many.gpkg")):
+        result = Run(loads)("analyze", *words, "--chip-size", 32, "--json")
+        assert result.exit_code == 0, result.stderr
+        keys |= json.loads(result.stdout).keys()
+    assert described - {"extras"} == keys
 
 
 @pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
