@@ -28,6 +28,7 @@ from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
 from tests.scripted_model import ScriptedModel
+from tests.test_arrows import ARROWS, LEAVES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -185,6 +186,32 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
         if not ours.startswith("language."):
             assert names.from_published(published) == ours
     assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
+
+
+def architecture_rows(heading: str) -> list[list[str]]:
+    """Cells of the table under a heading of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}", 1)[1].split("\n## ", 1)[0]
+    return [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+
+
+def test_the_packages_of_the_architecture_are_those_of_the_import_rules() -> None:
+    documented = {
+        package: set(re.findall(r"`(\w+)`", cells[2]))
+        for cells in architecture_rows("Dependencies")
+        for package in re.findall(r"`(\w+)`", cells[0])
+    }
+    assert documented.keys() == ARROWS.keys() - {"deltavlm"}
+    for package in documented.keys() - LEAVES - {"deltacli"}:
+        assert documented[package] == ARROWS[package] - LEAVES - {"deltavlm"}, package
+
+
+def test_the_types_of_the_architecture_are_in_their_modules() -> None:
+    for cells in architecture_rows("Types"):
+        modules = [ROOT / "deltavlm" / path for path in re.findall(r"`([^`]+)`", cells[1])]
+        source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
+        for name in re.findall(r"`(\w+)`", cells[0]):
+            assert re.search(rf"^class {name}\b", source, flags=re.MULTILINE), name
 
 
 def test_the_file_tree_of_the_architecture_is_up_to_date() -> None:
