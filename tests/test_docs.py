@@ -103,11 +103,13 @@ def test_every_style_is_described() -> None:
 def test_every_metric_is_described() -> None:
     text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8").split("\n## Metrics\n", 1)[1]
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
-    watch = RunMetrics()
-    watch.set_model(ScriptedModel())
-    watch.exit_code = 0
-    told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
-    assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
+    run_metrics = RunMetrics()
+    run_metrics.set_model(ScriptedModel())
+    run_metrics.exit_code = 0
+    metrics = [
+        (metric.name, metric.kind, list(next(iter(metric.samples))[0])) for metric in run_metrics.metrics()
+    ]
+    assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == metrics
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
@@ -151,11 +153,11 @@ def test_the_keys_of_the_json_summary_are_described(
 
 @pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_flags_in_the_documentation_exist(page: Path) -> None:
-    known = {"--help", "--version"} | OTHER_PROGRAMS
+    flags = {"--help", "--version"} | OTHER_PROGRAMS
     for command in all_commands().values():
-        known |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
+        flags |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
     text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert not set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)", text)) - known
+    assert not set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)", text)) - flags
 
 
 def test_the_readme_lists_every_command() -> None:
@@ -170,8 +172,8 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
 
 
-def test_the_model_card_is_one() -> None:
-    """Hugging Face's own parser reads it, and its figures are those of the text."""
+def test_the_model_card_is_valid() -> None:
+    """Hugging Face's parser reads it, and its figures equal those of the page."""
     card = ModelCard.load(ROOT / "docs" / "model-card.md")
     assert card.data.license == "apache-2.0"
     assert card.data.model_name == "nano"
@@ -184,10 +186,10 @@ def test_the_model_card_is_one() -> None:
 
 
 def test_the_citation_is_of_this_version() -> None:
-    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (told["version"], told["license"]) == (__version__, "Apache-2.0")
-    assert {"cff-version", "message", "title", "authors"} <= told.keys()
-    (paper,) = told["references"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (__version__, "Apache-2.0")
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    (paper,) = citation["references"]
     assert paper["doi"] in (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
 
 
@@ -196,11 +198,11 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| ([\d, ]+) \| (?:Vicuna's )?`([\w.]+)` \|$", text, re.M)
     with torch.device("meta"):
         model = build(load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig))
-    there: dict[tuple[str, str], int] = {}
+    tensors: dict[tuple[str, str], int] = {}
     for name, tensor in model.state_dict().items():
         key = (re.sub(r"\.\d+\.", ".N.", name), ", ".join(map(str, tensor.shape)))
-        there[key] = there.get(key, 0) + 1
-    assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == there
+        tensors[key] = tensors.get(key, 0) + 1
+    assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == tensors
     for ours, _, _, published in rows:
         if not ours.startswith("language."):
             assert names.from_published(published) == ours
