@@ -24,6 +24,7 @@ __all__ = [
     "fsync_file",
     "fsync_folder",
     "lock",
+    "remove_scratch_files",
     "resolve_link",
     "scratch_name",
     "write_atomic",
@@ -126,7 +127,7 @@ def lock(output: Path) -> Iterator[None]:
         raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         if was_killed:
-            _remove_scratch_files(output)
+            remove_scratch_files(output)
         yield
     finally:
         with suppress(OSError):  # Windows removes no file that is open
@@ -137,7 +138,9 @@ def lock(output: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _remove_scratch_files(output: Path) -> None:
+def remove_scratch_files(output: Path) -> None:
+    """Remove what killed processes left of `atomic_file(output)` and `atomic_folder(output)`; no process may
+    be writing it."""
     for scratch in resolve_link(output).parent.glob(f"{_scratch_prefix(output)}*"):
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
