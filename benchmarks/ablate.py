@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
-from benchmarks.real_scores import looked_at  # noqa: E402
+from benchmarks.real_scores import evaluate_pairs  # noqa: E402
 from benchmarks.rows import Table  # noqa: E402
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import TEST_SEED, render_cache  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.deltavlm import PairFeatures  # noqa: E402
 from deltavlm.model.interface import Pixels  # noqa: E402
@@ -68,9 +68,9 @@ def row(model: Predictor, cache: Path, real: Path | None) -> dict[str, object]:
     found = score_scenes(replies, facts)
     cells: dict[str, object] = {name: f"{found[name]:.3f}" for name in MEASURES}
     if real:
-        pairs = looked_at(model, real)
+        results = evaluate_pairs(model, real)
         cells["AUC, real, by mask"] = (
-            f"{binary.auc([x.chance for x in pairs], [x.changed for x in pairs]):.3f}"
+            f"{binary.auc([r.p_yes for r in results], [r.changed for r in results]):.3f}"
         )
     return cells
 
@@ -95,7 +95,7 @@ def main() -> None:
     table = Table()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
-        draw_cache(cache, args.scenes, seed=TEST_SEED)
+        render_cache(cache, args.scenes, seed=TEST_SEED)
         for name, tokens in closed.items():
             table.row({"closed": name, **row(Closed(**vars(model), tokens=tokens), cache, args.real)})
         with without_difference(model):

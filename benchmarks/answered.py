@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,16 @@ import rasterio
 import shapely
 from rasterio.windows import Window
 
-from deltacli.mask_flags import MaskFlags
-from deltacli.one import answered_pair
+from benchmarks.memory import Peak
 from deltavlm.config import shipped_config
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.model.interface import ChangeModel, Labelled, Question, Reply
-from deltavlm.pipeline.analyze import AnalyzeOptions, Summary
 from deltavlm.pipeline.answers import question_of
-from deltavlm.pipeline.engine import Here
+from deltavlm.pipeline.engine import LocalEngine
+from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
+from deltavlm.pipeline.pairs import PairList
+from deltavlm.pipeline.run import run
+from deltavlm.pipeline.summary import Summary
 from deltavlm.tasks.questions import load_questions
 from deltavlm.tasks.text import clean
 
@@ -55,16 +57,15 @@ class Stub(Labelled):
 def ours(
     model: ChangeModel, pair: RasterPair, output: Path, chip_px: int, batch: int, *, cascade: bool = False
 ) -> Summary:
-    """`deltavlm analyze` from open files on: a journal, and at the end the output."""
-    wanted: Any = SimpleNamespace(
-        specs=SPECS,
-        out=SimpleNamespace(layer=None, resume=False, retry_failed=False),
-        masks=MaskFlags(),
-        replaced=True,
+    """`deltavlm.analyze` with a fixed batch size: open the pair, keep a journal, write the output."""
+    job = AnalyzeJob(
+        pairs=PairList.single(pair.before, pair.after),
+        questions=SPECS,
+        options=AnalyzeOptions(chip_px=chip_px, cascade=cascade),
+        output=OutputOptions(path=output, overwrite=True, resume=False),
+        batch_size=batch,
     )
-    run = AnalyzeOptions(chip_px=chip_px, batch_size=batch, cascade=cascade)
-    with open_pair(pair) as reader:
-        return answered_pair(reader, Here(model), wanted, run, output, lambda progress: None)
+    return run(job, nullcontext(LocalEngine(model))).summary
 
 
 def users_loop(
@@ -113,12 +114,10 @@ def compared(
     before: str, after: str, folder: str, model: str, threads: int, batch: int, loop_chips: int, rounds: int
 ) -> Told:
     """Rounds of both ways, alternating, with one model; the answers of the loop are compared with ours."""
-    from benchmarks.measured import Peak
-
     loaded = loaded_model(model, threads, batch)
     pair, output = RasterPair(before, after), Path(folder, "ours.gpkg")
     with open_pair(pair) as reader:
-        chips = list(reader.grid(loaded.chip_px))
+        chips = list(reader.chips(loaded.chip_px))
     few = [chips[index * len(chips) // loop_chips].window for index in range(loop_chips)]
     places = [(window.row_off, window.col_off) for window in few]
     users_loop(loaded, pair, Path(folder, "loop.geojson"), places[:1])
@@ -130,8 +129,8 @@ def compared(
         start = time.perf_counter()
         slow = users_loop(loaded, pair, Path(folder, "loop.geojson"), places)
         loop_s = time.perf_counter() - start
-        if summary.statuses["answered"] != len(chips) or summary.repeated:
-            raise SystemExit(f"not every chip was asked: {summary.statuses}, {summary.repeated} repeated")
+        if summary.statuses["answered"] != len(chips) or summary.deduplicated:
+            raise SystemExit(f"not every chip was asked: {summary.statuses}, {summary.deduplicated} repeated")
         told["rounds"].append(
             {
                 "chips_per_s": len(chips) / seconds,
@@ -164,8 +163,6 @@ def modelled(before: str, after: str, folder: str, model: str, threads: int, bat
 
 
 def _whole(model: Any, before: str, after: str, folder: str, chip_px: int, batch: int) -> Told:
-    from benchmarks.measured import Peak
-
     peak, start = Peak(), time.perf_counter()
     summary = ours(model, RasterPair(before, after), Path(folder, "whole.gpkg"), chip_px, batch)
     told = {"seconds": time.perf_counter() - start, "peak_mb": peak.mb}

@@ -27,7 +27,8 @@ import torch  # noqa: E402
 
 from benchmarks.answered import SPECS, ours  # noqa: E402
 from benchmarks.rows import Table, heading, spread  # noqa: E402
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache, open_cache  # noqa: E402
+from deltavlm.data.synthetic import SceneOptions  # noqa: E402
+from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.geo.pair import RasterPair  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
 
@@ -36,7 +37,7 @@ SIZE = 256
 
 def mosaic(folder: Path, side: int, changed: float) -> tuple[RasterPair, float]:
     """A pair of `side` x `side` drawn chips, and the share of them that has changed."""
-    draw_cache(folder / "scenes", side**2, seed=TEST_SEED, change=changed)
+    render_cache(folder / "scenes", side**2, seed=TEST_SEED, options=SceneOptions(change=changed))
     pictures, truth = open_cache(folder / "scenes")
     paths = []
     for date, name in enumerate(("before", "after")):

@@ -1,11 +1,11 @@
-"""Does torch.compile pay? Encoding and answering, compiled and as they are; and what compiling costs.
+"""Speed of encoding and answering with torch.compile, and the time that compilation takes.
 
-Baseline, in the same run, alternating: the same model without. A batch of the sample pair's chips, four
-questions. What one batch gains must first earn the compilation, which every start of the program pays again.
+Baseline, in the same run, alternating: the same model without torch.compile. One batch of the sample pair's
+chips, four questions. The gain must exceed the time of compilation, which every start of the program spends.
 
     python benchmarks/compiled.py --threads 1
 
-Prints a dated Markdown row on stdout; talk goes to stderr. Needs a C++ compiler, and rasterio.
+Prints a dated Markdown row on stdout; messages on stderr. Needs a C++ compiler, and rasterio.
 """
 
 from __future__ import annotations
@@ -39,49 +39,51 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--model", default="nano")
-    ask.add_argument("--device", default="cpu")
-    ask.add_argument("--threads", type=int, default=1)
-    ask.add_argument("--batch", type=int, default=16)
-    ask.add_argument("--rounds", type=int, default=7)
-    args = ask.parse_args()
-    plain, fast = (
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    eager, compiled = (
         load_model(args.model, device=args.device, threads=args.threads, dtype="fp32") for _ in range(2)
     )
-    assert isinstance(plain, Predictor)
-    assert isinstance(fast, Predictor)
-    fast.model.vision.compile()
-    fast.model.language.model.compile(dynamic=True)
+    assert isinstance(eager, Predictor)
+    assert isinstance(compiled, Predictor)
+    compiled.model.vision.compile()
+    compiled.model.language.model.compile(dynamic=True)
     questions = [question_of(spec) for spec in load_questions(shipped_config("questions.yaml"))]
     sample = ROOT / "sample_data"
     with open_pair(RasterPair(str(sample / "before.tif"), str(sample / "after.tif"))) as reader:
-        chips = [reader.read(chip) for chip in reader.grid(plain.chip_px, plain.chip_px // 2)][: args.batch]
+        chips = [reader.read(chip) for chip in reader.chips(eager.chip_px, eager.chip_px // 2)][: args.batch]
     before, after = (np.stack([getattr(chip, date) for chip in chips]) for date in ("before", "after"))
 
-    warm_encode = seconds(lambda: fast.encode(before, after))
-    encoded = plain.encode(before, after)
-    warm_answer = seconds(lambda: fast.answer(encoded, questions))
+    warm_encode = seconds(lambda: compiled.encode(before, after))
+    encoded = eager.encode(before, after)
+    warm_answer = seconds(lambda: compiled.answer(encoded, questions))
     print(f"warm after {warm_encode:.1f} s and {warm_answer:.1f} s", file=sys.stderr)
-    said, full = (model.answer(model.encode(before, after), questions) for model in (fast, plain))
+    compiled_replies, replies = (
+        model.answer(model.encode(before, after), questions) for model in (compiled, eager)
+    )
     equal = sum(
         a.text == b.text
-        for row, other in zip(said, full, strict=True)
+        for row, other in zip(compiled_replies, replies, strict=True)
         for a, b in zip(row, other, strict=True)
     )
     times: dict[str, list[float]] = {name: [] for name in ("encode", "encode+", "answer", "answer+")}
     for _ in range(args.rounds):
-        times["encode"].append(seconds(lambda: plain.encode(before, after)))
-        times["encode+"].append(seconds(lambda: fast.encode(before, after)))
-        times["answer"].append(seconds(lambda: plain.answer(encoded, questions)))
-        times["answer+"].append(seconds(lambda: fast.answer(encoded, questions)))
-    other = seconds(lambda: fast.answer(fast.encode(before[:-3], after[:-3]), questions))
+        times["encode"].append(seconds(lambda: eager.encode(before, after)))
+        times["encode+"].append(seconds(lambda: compiled.encode(before, after)))
+        times["answer"].append(seconds(lambda: eager.answer(encoded, questions)))
+        times["answer+"].append(seconds(lambda: compiled.answer(encoded, questions)))
+    other = seconds(lambda: compiled.answer(compiled.encode(before[:-3], after[:-3]), questions))
     middle = {name: statistics.median(values) for name, values in times.items()}
     gain = sum(middle[name] - middle[f"{name}+"] for name in ("encode", "answer"))
     cost = warm_encode + warm_answer
     print(
-        "| date (UTC) | commit | hardware | torch | model, batch | encoding: times as fast"
-        " | answering: times as fast | warm-up s | a last batch of another size, first time, s"
+        "| date (UTC) | commit | hardware | torch | model, batch | encoding: speed-up"
+        " | answering: speed-up | warm-up s | a last batch of another size, first time, s"
         " | chips until it has paid | equal answers |"
     )
     print("|" + "---|" * 11)

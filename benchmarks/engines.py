@@ -23,10 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = """
-import deltacli.flag_groups, deltavlm.cluster.worker
+import deltavlm, deltavlm.cluster.worker
 from tests.workers import scripted
-deltavlm.cluster.worker.loaded = scripted
-deltacli.flag_groups._load = lambda name, runtime: scripted(name, runtime, 1)
+deltavlm.cluster.worker.load_model_on_worker = scripted
+deltavlm.load_model = lambda name, runtime: scripted(name, runtime, 1)
 """
 START = """
 import time

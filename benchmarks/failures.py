@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
-from deltavlm.data.synthetic import words  # noqa: E402
-from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED, draw_cache, open_cache  # noqa: E402
+from deltavlm.data.synthetic import SceneOptions, phrases  # noqa: E402
+from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.data.synthetic.facts import Facts  # noqa: E402
 from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.model.interface import Reply  # noqa: E402
@@ -29,13 +30,16 @@ from deltavlm.model.predictor import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import predict_scenes  # noqa: E402
 from deltavlm.tasks import caption, count  # noqa: E402
 
-KINDS = {"plain": {"seed": TEST_SEED}, "rich": {"seed": RICH_TEST_SEED, "rich": True}}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"seed": TEST_SEED},
+    "rich": {"seed": RICH_TEST_SEED, "options": SceneOptions(change=0.6, rich=True)},
+}
 SIDE, GAP, TEXT = 200, 8, 66  # pixels: of a picture, between them, of the words below
 
 
 def off(reply: Reply, facts: Facts) -> int:
     """How far the counts are off; 0 for what cannot be read."""
-    true = words.counted(facts)
+    true = phrases.counts_of(facts)
     try:
         said = count.parse(reply.text)
     except AnswerParseError:
@@ -57,7 +61,7 @@ def worst(replies: list[list[Reply]], facts: list[Facts], each: int) -> list[tup
         "a wrong caption": [
             (replies[i][0].score, i)
             for i in numbers
-            if not caption.score(replies[i][0].text, words.captions(facts[i]))["exact"]
+            if not caption.score(replies[i][0].text, phrases.captions(facts[i]))["exact"]
         ],
     }
     seen: dict[int, str] = {}
@@ -78,7 +82,7 @@ def main() -> None:
     font = ImageFont.load_default(11)
     for kind, how in KINDS.items():
         with tempfile.TemporaryDirectory() as scratch:
-            draw_cache(Path(scratch), args.scenes, **how)
+            render_cache(Path(scratch), args.scenes, **how)
             replies, facts = predict_scenes(model, Path(scratch))
             pictures = open_cache(Path(scratch))[0]
             for what, number in worst(replies, facts, args.each):
@@ -87,9 +91,10 @@ def main() -> None:
                     shown = Image.fromarray(np.ascontiguousarray(date)).resize((SIDE, SIDE))
                     tile.paste(shown, (place * (SIDE + 4), 0))
                 said, true = replies[number], facts[number]
+                numbers = phrases.count_answer(true.changed, phrases.counts_of(true))
                 lines = [
                     f"{kind}: {what}, P(yes) {said[1].score:.2f}",
-                    f"true: {words.captions(true)[0]}; {words.told_count(true)}",
+                    f"true: {phrases.captions(true)[0]}; {numbers}",
                     f"said: {said[0].text}; {said[2].text}",
                 ]
                 pen, top = ImageDraw.Draw(tile), SIDE + 2

@@ -18,29 +18,13 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from deltavlm.geo.location import gdal_settings
+from benchmarks.memory import Peak
+from deltavlm.geo.gdal import gdal_env
 from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.geo.strips import read_chips
 
 CHIP = 256
 Told = dict[str, Any]
-
-
-class Peak:
-    """Largest resident memory since it was made, MB above what was resident then; Linux only."""
-
-    def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # begins the count anew
-        self.start = self._kb("VmRSS")
-
-    @property
-    def mb(self) -> float:
-        return (self._kb("VmHWM") - self.start) / 1000
-
-    @staticmethod
-    def _kb(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def timed(work: Callable[[], int]) -> Told:
@@ -60,7 +44,7 @@ def by_strips(before: str, after: str) -> Told:
 
     def work() -> int:
         with open_pair(RasterPair(before, after)) as reader:
-            return sum(1 for _ in read_chips(reader, reader.grid(CHIP)))
+            return sum(1 for _ in read_chips(reader, reader.chips(CHIP)))
 
     return timed(work)
 
@@ -79,7 +63,7 @@ def open_per_chip(before: str, after: str, chips: int) -> Told:
                     raster.read([1, 2, 3], window=window)
         return len(places)
 
-    with gdal_settings():
+    with gdal_env():
         return timed(work)
 
 

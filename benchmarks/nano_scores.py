@@ -23,16 +23,16 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 import numpy as np  # noqa: E402
 
-from benchmarks.real_scores import real  # noqa: E402
-from deltavlm.data.synthetic import words  # noqa: E402
+from benchmarks.real_scores import score_real_pairs  # noqa: E402
+from deltavlm.data.synthetic import SceneOptions, phrases  # noqa: E402
 from deltavlm.data.synthetic.cache import (  # noqa: E402
     FAR_TEST_SEED,
     RICH_TEST_SEED,
     TEST_SEED,
-    draw_cache,
     open_cache,
+    render_cache,
 )
-from deltavlm.data.synthetic.facts import LEAST_CELL, LEAST_GROUND, LEAST_THING, cell_shares  # noqa: E402
+from deltavlm.data.synthetic.facts import MIN_CELL_SHARE, MIN_GROUND_SHARE, MIN_INSTANCE_SHARE, cell_shares  # noqa: E402
 from deltavlm.metrics import binary, counts, sets  # noqa: E402
 from deltavlm.model.interface import ChangeModel  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
@@ -44,11 +44,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "made": ("Made scenes, held out", {"seed": TEST_SEED}),
     "far": (
         "Made scenes of pixels twice as coarse (about 0.6 to 3 m), held out",
-        {"seed": FAR_TEST_SEED, "reduce": 2},
+        {"seed": FAR_TEST_SEED, "options": SceneOptions(change=0.6, downsample=2)},
     ),
     "rich": (
         "Made scenes of more kinds of land, building and nuisance, held out",
-        {"seed": RICH_TEST_SEED, "rich": True},
+        {"seed": RICH_TEST_SEED, "options": SceneOptions(change=0.6, rich=True)},
     ),
 }
 
@@ -57,18 +57,18 @@ def made(model: ChangeModel, number: int, how: dict[str, Any]) -> dict[str, Any]
     """Scores on `number` scenes, with those of the rule and of constant answers."""
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
-        draw_cache(cache, number, **how)
+        render_cache(cache, number, **how)
         replies, facts = predict_scenes(model, cache)
         found = score_scenes(replies, facts) | score_conversations(model, cache)
         found |= by_rule(model, cache, facts)
     changed = [fact.changed for fact in facts]
     built, roads = ([getattr(fact, name) for fact in facts] for name in ("building_cells", "road_cells"))
-    told = [words.captions(fact) for fact in facts]
+    told = [phrases.captions(fact) for fact in facts]
     first = max({ways[0] for ways in told}, key=lambda text: sum(text in ways for ways in told))
     return found | {
         "constant_yes_no": max(float(np.mean(changed)), 1 - float(np.mean(changed))),
-        "constant_cell_f1_buildings": sets.micro([LABELS] * len(facts), built).f1,
-        "constant_cell_f1_roads": sets.micro([LABELS] * len(facts), roads).f1,
+        "constant_cell_f1_buildings": sets.micro_average([LABELS] * len(facts), built).f1,
+        "constant_cell_f1_roads": sets.micro_average([LABELS] * len(facts), roads).f1,
         "constant_caption_exact": float(np.mean([caption.score(first, ways)["exact"] for ways in told])),
     }
 
@@ -87,23 +87,25 @@ def by_rule(model: ChangeModel, cache: Path, facts: list[Any]) -> dict[str, floa
         sums = encoded.density.float().sum(dim=(2, 3)).round().int().tolist()
         for labels, (roads, buildings) in zip(masks.labels, sums, strict=True):
             shares = np.bincount(labels.ravel(), minlength=len(masks.classes)) / labels.size
-            yes.append(bool((shares[1:5] >= LEAST_THING).any() or (shares[5:] >= LEAST_GROUND).any()))
+            yes.append(
+                bool((shares[1:5] >= MIN_INSTANCE_SHARE).any() or (shares[5:] >= MIN_GROUND_SHARE).any())
+            )
             found = []
             for kinds in ((1, 2), (3, 4)):  # buildings, roads
-                seen = cell_shares(np.isin(labels, kinds)) >= LEAST_CELL
+                seen = cell_shares(np.isin(labels, kinds)) >= MIN_CELL_SHARE
                 found.append([label for label, on in zip(LABELS, seen, strict=True) if on])
             cells.append(found)
             numbers.append((roads, buildings))
-    true = [words.counted(fact) for fact in facts]
+    true = [phrases.counts_of(fact) for fact in facts]
     pairs = [(said[0], fact.roads) for said, fact in zip(numbers, true, strict=True)]
     pairs += [(said[1], fact.buildings) for said, fact in zip(numbers, true, strict=True)]
     return {
         "rule_yes_no": binary.accuracy(yes, [fact.changed for fact in facts]),
         "rule_count_mae": counts.mae(*zip(*pairs, strict=True)),
-        "rule_cell_f1_buildings": sets.micro(
+        "rule_cell_f1_buildings": sets.micro_average(
             [found[0] for found in cells], [fact.building_cells for fact in facts]
         ).f1,
-        "rule_cell_f1_roads": sets.micro(
+        "rule_cell_f1_roads": sets.micro_average(
             [found[1] for found in cells], [fact.road_cells for fact in facts]
         ).f1,
     }
@@ -144,7 +146,7 @@ def main() -> None:
             found[name] = made(model, args.scenes, how)
             table(title, found[name])
     if args.real:
-        found["real"] = real(model, args.real)
+        found["real"] = score_real_pairs(model, args.real)
         for name, content in found["real"].items():
             table(f"Real pairs, never trained or tuned on: {name}", content)
     if args.json:

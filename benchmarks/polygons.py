@@ -32,14 +32,14 @@ from affine import Affine  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-import deltacli.flag_groups  # noqa: E402
+import deltavlm  # noqa: E402
 from deltacli.main import app  # noqa: E402
-from deltavlm.data.synthetic import Scene, make_scene  # noqa: E402
+from deltavlm.data.synthetic import Scene, SceneOptions, make_scene  # noqa: E402
 from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED  # noqa: E402
-from deltavlm.data.synthetic.truth import CHANGES  # noqa: E402
-from deltavlm.geo.write import write_geotiff  # noqa: E402
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES  # noqa: E402
+from deltavlm.geo.geotiff import write_geotiff  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
-from deltavlm.pipeline.masks import KINDS  # noqa: E402
+from deltavlm.pipeline.mask_codec import CLASSES  # noqa: E402
 
 SIDE, CHIP = 1024, 256
 HALF = CHIP // 2
@@ -54,7 +54,10 @@ HEADS = (
 SIZES_M2 = (0, 10, 30, 100, 300, float("inf"))  # of polygons
 KIND_OF = np.array(
     [0]
-    + [1 + (KINDS.index(name.split("_")[0]) if name.split("_")[0] in KINDS else 2) for name in CHANGES[1:]],
+    + [
+        1 + (CLASSES.index(name.split("_")[0]) if name.split("_")[0] in CLASSES else 2)
+        for name in CHANGE_CLASSES[1:]
+    ],
     np.uint8,
 )  # truth's code -> that of a mask
 PLACE = {"transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000), "crs": "EPSG:32633"}
@@ -130,7 +133,7 @@ def found(folder: Path, kind: str, scenes: list[Scene]) -> list[str]:
             )
             size = int(np.searchsorted(SIZES_M2, row.area_m2, side="right")) - 1
             number[size] += 1
-            right[size] += (truth[inside] == 1 + KINDS.index(row._1)).mean() >= 0.5
+            right[size] += (truth[inside] == 1 + CLASSES.index(row._1)).mean() >= 0.5
     told = " | ".join(f"{one:.0f} of {all_:.0f}" for one, all_ in zip(right, number, strict=True))
     return [f"| {kind} | {told} | {corners[1] / corners[0]:.1f}x fewer | {areas[0] / areas[1] - 1:+.1%} |"]
 
@@ -172,21 +175,21 @@ def main() -> None:
     asked = ask.parse_args()
     scenes, rounds = (1, 1) if asked.quick else (asked.scenes, asked.rounds)
     model = load_model("nano", threads=asked.threads)
-    deltacli.flag_groups._load = lambda name, runtime: model  # loaded once
+    deltavlm.load_model = lambda name, runtime: model  # loaded once
     load = os.getloadavg()[0]
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, nano {model.fingerprint[:8]}, {os.cpu_count()} cores, load before "
         f"{load:.1f}; {scenes} scenes of {SIDE} px of each kind, chips of {CHIP} px"
     )
-    kinds: list[tuple[str, int, dict[str, Any]]] = [
-        ("made", TEST_SEED, {}),
-        ("rich", RICH_TEST_SEED, {"rich": True}),
+    kinds: list[tuple[str, int, SceneOptions]] = [
+        ("made", TEST_SEED, SceneOptions()),
+        ("rich", RICH_TEST_SEED, SceneOptions(rich=True)),
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         drawn = {
-            kind: [make_scene(seed + place, SIDE + HALF, SIDE + HALF, **how) for place in range(scenes)]
-            for kind, seed, how in kinds
+            kind: [make_scene(seed + place, SIDE + HALF, SIDE + HALF, options) for place in range(scenes)]
+            for kind, seed, options in kinds
         }
         for head, work in ((HEADS[0], agreement), (HEADS[1], found)):
             print_table(head, [row for kind, those in drawn.items() for row in work(folder, kind, those)])

@@ -1,12 +1,12 @@
-"""What `--quantize` spares and costs: memory of the language model, drift of its first logits, equal answers.
+"""Effect of `--quantize`: memory of the language model, drift of its first logits, equal answers.
 
 The sample pair's chips are asked the four questions by the same model in full, in 8 and in 4 bit. Baseline,
-in the same run: the model as it is. How fast it is, is not measured here: on a CPU it says nothing of a GPU.
-Needs bitsandbytes, and rasterio to read the pair.
+in the same run: the full model. Speed is not measured, since that of a CPU says nothing about a GPU. Needs
+bitsandbytes, and rasterio to read the pair.
 
     python benchmarks/quantize.py --threads 2
 
-Prints dated Markdown rows on stdout; talk goes to stderr.
+Prints dated Markdown rows on stdout; messages on stderr.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SAMPLE = ROOT / "sample_data"
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--before", type=Path, default=SAMPLE / "before.tif")
-    ask.add_argument("--after", type=Path, default=SAMPLE / "after.tif")
-    ask.add_argument("--model", default="nano")
-    ask.add_argument("--device", default="cpu")
-    ask.add_argument("--threads", type=int, default=2)
-    ask.add_argument("--overlap", type=int, default=128, help="of chips: more of them from a small pair")
-    args = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path, default=SAMPLE / "before.tif")
+    parser.add_argument("--after", type=Path, default=SAMPLE / "after.tif")
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--overlap", type=int, default=128, help="of chips, for more chips of a small pair")
+    args = parser.parse_args()
     import numpy as np
 
     questions = [question_of(spec) for spec in load_questions(shipped_config("questions.yaml"))]
@@ -54,18 +54,18 @@ def main() -> None:
         models[kind] = model
     chip_px = models[None].chip_px
     with open_pair(RasterPair(str(args.before), str(args.after))) as reader:
-        chips = [reader.read(chip) for chip in reader.grid(chip_px, args.overlap)]
+        chips = [reader.read(chip) for chip in reader.chips(chip_px, args.overlap)]
     before, after = (np.stack([getattr(chip, date) for chip in chips]) for date in ("before", "after"))
     print(f"{len(chips)} chips", file=sys.stderr)
 
-    said, firsts = {}, {}
+    answers, firsts = {}, {}
     encoded = models[None].encode(before, after)
     for kind, model in models.items():
-        said[kind] = model.answer(encoded, questions)
+        answers[kind] = model.answer(encoded, questions)
         prompts = [model.format_prompt(question.prompt) for question in questions]
         firsts[kind] = torch.cat(
             [
-                model.model.first_logits(encoded.tokens[pair].expand(4, -1, -1), *model.texts(prompts))
+                model.model.first_logits(encoded.tokens[pair].expand(4, -1, -1), *model.tokenize(prompts))
                 for pair in range(len(chips))
             ]
         )
@@ -82,16 +82,16 @@ def main() -> None:
     yes_no = [index for index, question in enumerate(questions) if question.yes_no]
     for kind in KINDS[1:]:
         drift = (firsts[kind] - firsts[None]).abs().mean() / firsts[None].std()
-        rows = list(zip(said[kind], said[None], strict=True))
+        rows = list(zip(answers[kind], answers[None], strict=True))
         equal = sum(a.text == b.text for row, full in rows for a, b in zip(row, full, strict=True))
-        moved = max(abs(row[index].score - full[index].score) for row, full in rows for index in yes_no)
-        blocks, whole = (small / full for small, full in zip(sizes[kind], sizes[None], strict=True))
+        largest = max(abs(row[index].score - full[index].score) for row, full in rows for index in yes_no)
+        blocks, total = (quantized / full for quantized, full in zip(sizes[kind], sizes[None], strict=True))
         print(
             f"| {datetime.now(UTC):%Y-%m-%d} | {commit()} | {hardware(args.threads)} "
             f"| torch {torch.__version__}, bitsandbytes {version('bitsandbytes')}, "
             f"GDAL {rasterio.__gdal_version__} | {args.model} | {kind} "
-            f"| {sizes[kind][0] / 1e6:.2f}, **{blocks:.3f}** | {whole:.2f} | {float(drift):.4f} "
-            f"| {equal} of {len(chips) * len(questions)} | {moved:.4f} |"
+            f"| {sizes[kind][0] / 1e6:.2f}, **{blocks:.3f}** | {total:.2f} | {float(drift):.4f} "
+            f"| {equal} of {len(chips) * len(questions)} | {largest:.4f} |"
         )
 
 

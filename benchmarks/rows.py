@@ -1,4 +1,4 @@
-"""Rows of a Markdown table, and what stands in each: the checkout and the hardware."""
+"""Markdown tables of benchmark results, with commit, hardware and versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def hardware(threads: int) -> str:
-    """Processor, cores of the machine and cores given, operating system."""
+    """Processor, threads used and cores of the machine, operating system."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -26,7 +26,7 @@ def hardware(threads: int) -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with a plus when files differ from it."""
+    """Short hash of the checkout, with a plus if files differ from it."""
     try:
         short, changed = (
             subprocess.run(
@@ -40,30 +40,30 @@ def commit() -> str:
 
 
 def heading(threads: int, *versions: str) -> str:
-    """What holds for all rows of a run: date, commit, hardware, versions, and how busy the machine was."""
+    """Date, commit, hardware, versions and load average, for all rows of a run."""
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    told = (f"Python {platform.python_version()}", *versions)
+    software = (f"Python {platform.python_version()}", *versions)
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {hardware(threads)}, {', '.join(told)}; "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {hardware(threads)}, {', '.join(software)}; "
         f"load before: {load}"
     )
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """The median and, of several, the range."""
-    middle = f"{statistics.median(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    """Median and, of several values, the range."""
+    median = f"{statistics.median(values):.{digits}f}"
+    return median if len(values) == 1 else f"{median} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 class Table:
-    """Rows that are printed as they come, the head with the first."""
+    """Markdown table that is printed row by row, with the header before the first."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.has_header = False
 
     def row(self, cells: Mapping[str, object]) -> None:
-        if not self.begun:
+        if not self.has_header:
             print("| " + " | ".join(cells) + " |")
             print("|" + "---|" * len(cells))
-            self.begun = True
+            self.has_header = True
         print("| " + " | ".join(map(str, cells.values())) + " |", flush=True)

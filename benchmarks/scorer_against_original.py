@@ -1,4 +1,4 @@
-"""The caption scores of `deltavlm eval` against what the original's own scorer and pycocoevalcap give.
+"""Caption metrics of `deltavlm eval` against those of the original scorer and of pycocoevalcap.
 
     python benchmarks/scorer_against_original.py FOLDER
 
@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from deltavlm.data.examples import read_set
+from deltavlm.data.read import read_dataset
 from deltavlm.scoring.paper import read_word_map
 from deltavlm.scoring.predictions import match, read_predictions
 from deltavlm.scoring.score import Protocol, Setup, score
@@ -23,33 +23,32 @@ PROTOCOLS: tuple[Protocol, ...] = ("paper", "strict")
 
 
 def main(folder: Path) -> int:
-    data = read_set(folder / "changechat_105k_test.json")
-    given, problems = read_predictions(folder / "predictions.jsonl")
-    pairs = match(data.examples, given).pairs
+    data = read_dataset(folder / "changechat_105k_test.json")
+    predictions = read_predictions(folder / "predictions.jsonl")
+    pairs = match(data.examples, predictions.predictions).pairs
     words = read_word_map(folder / "wordmap.json")
     expected = json.loads((folder / "expected.json").read_text())
-    print(
-        f"{len(data.examples)} examples, {len(pairs)} answered, {len(data.problems) + len(problems)} problems"
-    )
+    problems = len(data.problems) + len(predictions.problems)
+    print(f"{len(data.examples)} examples, {len(pairs)} answered, {problems} problems")
     largest = 0.0
     for protocol in PROTOCOLS:
-        setup = Setup(protocol, words if protocol == "paper" else None, rounds=0)
+        setup = Setup(protocol, words if protocol == "paper" else None, bootstrap_rounds=0)
         scores = score(pairs, ("caption", "change"), setup)
-        found = {(one.task, one.group, one.metric): one.value for one in scores.figures}
-        wanted = {
+        values = {(metric.task, metric.group, metric.metric): metric.value for metric in scores.metrics}
+        references = {
             ("caption", group, metric): value
             for group in ("all", "changed", "unchanged")
             for metric, value in expected[protocol][group].items()
         }
         if protocol == "paper":
             counts = expected["paper"]["changed_from_caption_exact"]
-            wanted |= {("change", "all", metric): value for metric, value in counts.items()}
-        worst: dict[str, float] = {}
-        for key, value in wanted.items():
-            worst[key[2]] = max(worst.get(key[2], 0.0), abs(found[key] - value))
-        for metric, difference in worst.items():
+            references |= {("change", "all", metric): value for metric, value in counts.items()}
+        differences: dict[str, float] = {}
+        for key, value in references.items():
+            differences[key[2]] = max(differences.get(key[2], 0.0), abs(values[key] - value))
+        for metric, difference in differences.items():
             print(f"{protocol:7s} {metric:8s} largest difference {difference:.1e}")
-        largest = max(largest, *worst.values())
+        largest = max(largest, *differences.values())
         for note in scores.notes:
             print(note, file=sys.stderr)
     print(f"largest difference of all {largest:.1e}, allowed {TOLERANCE:.0e}")

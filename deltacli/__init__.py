@@ -1,4 +1,4 @@
-"""The command line: words, options, progress and exit codes. Nothing in `deltavlm` imports this."""
+"""Command line of deltavlm: commands, options, progress and exit codes; the library does not import it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import signal
 import sys
 import threading
 
-# Run as the program, not imported by another: until `signals.stoppable` takes over, Ctrl-C ends the process
-# as it ends any other. Python's own handler would show where in the imports it struck.
+# Run as the program, not imported by another: until `signals.catch_signals` takes over, Ctrl-C ends the
+# process without a word. Python's own handler would print a traceback from among the imports.
 if (
     sys.argv[0].endswith(("-m", "deltavlm", "deltavlm.exe"))  # "-m": `python -m deltacli`, at this point
     and threading.current_thread() is threading.main_thread()

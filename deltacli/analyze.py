@@ -1,33 +1,28 @@
-"""`deltavlm analyze`: two rasters in, answers on the map out."""
+"""`deltavlm analyze`: ask the model about each chip of a pair and write the answers as a map."""
 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, print_notes, warn_about_scale
-from deltacli.engine_flags import EngineFlags
+from deltacli.analyze_flags import EngineFlags, MaskFlags, PairFlags, RunFlags, ShowFlags, names_folder
+from deltacli.console import console, pluralize
+from deltacli.dry_run import print_dry_run
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
-from deltacli.mask_flags import MaskFlags
 from deltacli.metrics import run_metrics
-from deltacli.one import answered_pair
-from deltacli.outcome import changes_told, outcome, print_changes, print_outcome
-from deltacli.pair_flags import PairFlags
-from deltacli.pairs import analyze_many
-from deltacli.plan import pair_plan, show_plan
-from deltacli.show_flags import ShowFlags
+from deltacli.summary import ProgressPrinter, print_summary, summary_dict
 from deltacli.terminal_images import show_thumbnails
-from deltacli.wanted import Wanted
 from deltavlm.config import shipped_config
-from deltavlm.errors import ConfigError, PartialFailure
+from deltavlm.errors import PartialFailure
 
 if TYPE_CHECKING:
-    from deltavlm.pipeline.analyze import Progress
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.tasks.questions import QuestionSpec
 
 
 @grouped
@@ -58,9 +53,9 @@ def analyze(
             "--ask", panel=options.MODEL, metavar="NAME,NAME", help="Only these of the question set."
         ),
     ] = None,
-    asked: ModelFlags,
-    where: EngineFlags,
-    drawn: MaskFlags,
+    model: ModelFlags,
+    engine: EngineFlags,
+    masks: MaskFlags,
     cascade: options.Cascade = False,
     batch_size: options.BatchSize = "auto",
     chips: ChipFlags,
@@ -79,89 +74,78 @@ def analyze(
     specs = load_questions(questions or shipped_config("questions.yaml"))
     if ask is not None:
         specs = pick_questions(specs, [name.strip() for name in ask.split(",")])
-    wanted = Wanted(
-        specs=specs,
+    flags = RunFlags(
         out=out,
-        asked=asked,
+        model=model,
         chips=chips,
         rasters=rasters,
         cascade=cascade,
         batch_size=batch_size,
         json_summary=json_summary,
-        where=where,
+        engine=engine,
         show=show,
-        masks=drawn,
+        masks=masks,
     )
-    places = many.places(before, after)
-    if places is None:
-        analyze_many(many, wanted)
-    else:
-        analyze_chips(places, wanted)
-
-
-def analyze_chips(places: tuple[str, str], wanted: Wanted) -> None:
-    """Ask the questions about every chip of the pair and write the layers; `ask --all-chips` comes here."""
-    before, after = (
-        parsing.check_location(name, place) for name, place in zip(("BEFORE", "AFTER"), places, strict=True)
-    )
-    out, chip_px, judged = wanted.out, wanted.chips.chip_size, wanted.judged
-    target = out.output or parsing.default_output(after, "_changes.gpkg")
-    if out.layer == "pairs":
-        raise ConfigError("--layer pairs is for many pairs; choose chips or locations")
+    many.check(before, after)
+    if before is not None and after is not None:
+        analyze_pair(before, after, specs, flags)
+        return
+    target = out.output or many.default_target
     run_metrics.start(target, dry_run=out.dry_run)
-    read, run = wanted.check(target)
+    flags.check(target, many=True)
+    pairs = many.read(as_file_names=target != "-" and names_folder(target))
+    analyze_job(flags.job(pairs, specs, target), flags)
 
-    from deltavlm.files import lock
-    from deltavlm.geo.pair import RasterPair, open_pair
 
-    path = None if target == "-" else Path(target)
-    wanted.check_file(path, target)
-    extras = wanted.masks.extras(path, out.layer)
-    extras.check(wanted.replaced, (before, after))
-    numbers = wanted.check_model()
-    with open_pair(RasterPair(before, after), read) as reader:
-        print_notes(reader)
-        grid = reader.grid(chip_px, run.overlap_px)
-        if out.dry_run:
-            warn_about_scale(reader, numbers.training_gsd_m, chip_px / numbers.chip_px)
-            plan = pair_plan(reader, grid, target) | {"extras": extras.told}
-            plan |= {
-                "limit": run.limit,
-                "questions": [spec.name for spec in wanted.specs],
-                "model": wanted.asked.model,
-                "device": wanted.asked.device,
-            }
-            show_plan(plan, as_json=wanted.json_summary, on_stdout=path is not None)
-            return
-        with (
-            nullcontext() if path is None else lock(path),
-            extras.locked(),
-            wanted.started() as (engine, load_s),
-        ):
-            model = engine.model
-            warn_about_scale(reader, model.training_gsd_m, chip_px / model.chip_px)
-            total = min(len(grid), run.limit or len(grid))
-            with console.count_progress(total, "chips", beside_data=path is None) as tell:
+def analyze_pair(before: str, after: str, questions: Sequence[QuestionSpec], flags: RunFlags) -> None:
+    """Run over one pair; `ask --all-chips` calls this too."""
+    before, after = (
+        parsing.check_location(name, text) for name, text in (("BEFORE", before), ("AFTER", after))
+    )
+    target = flags.out.output or parsing.default_output(after, "_changes.gpkg")
+    run_metrics.start(target, dry_run=flags.out.dry_run)
+    flags.check(target, many=False)
+    from deltavlm.pipeline.pairs import PairList
 
-                def watch(progress: Progress) -> None:
-                    run_metrics.watch(progress.summary)
-                    found = f"{progress.changed} changed, " if judged else ""
-                    tell(progress.done, f"{found}{progress.chips_per_s:.1f} chips/s")
+    analyze_job(flags.job(PairList.single(before, after), questions, target), flags)
 
-                run = wanted.batched(run, model)
-                summary = answered_pair(reader, engine, wanted, run, path, watch, extras=extras)
-        run_metrics.watch(summary)
-        print_outcome(summary, reader, target, judged, wanted.show.top)
-        print_changes(summary, wanted, extras.told)
-        show_thumbnails(reader, chip_px, summary.most_changed[: wanted.show.top], wanted.show.thumbnails)
-        if wanted.json_summary:
-            told = outcome(summary, reader, model) | {"load_seconds": round(load_s, 3), "output": target}
-            told |= changes_told(summary, wanted, extras.told)
-            told |= {} if judged else {"changed": None, "neither_yes_nor_no": None}
-            typer.echo(json.dumps(told, ensure_ascii=False))
-    with wanted.show.afterwards(path, (before, after), wanted.rasters.allow_vrt, wanted.replaced):
-        if summary.failed:
+
+def analyze_job(job: AnalyzeJob, flags: RunFlags) -> None:
+    """Run a job, or show what it would do, and print its summary.
+
+    Raises: PartialFailure if pairs or chips failed.
+    """
+    from deltavlm.pipeline.outputs import check_outputs
+    from deltavlm.pipeline.plan import plan_run
+    from deltavlm.pipeline.run import RunHooks, run
+
+    check_outputs(job)
+    flags.show.check(job)
+    config = flags.check_model(job)
+    if flags.out.dry_run:
+        plans = plan_run(job, config.chip_px, config.training_gsd_m)
+        model = {"model": flags.model.model, "device": flags.model.device}
+        print_dry_run(job, plans, model, as_json=flags.json_summary)
+        failed = [plan.reason for plan in plans if plan.reason]
+        if failed:
             raise PartialFailure(
-                f"{summary.failed} of {summary.chips} chips failed, the first because: "
-                f"{summary.first_failure}{'' if path is None else '; --retry-failed asks them again'}"
+                f"{len(failed)} of {pluralize(len(plans), 'pair')} cannot be opened, the first because: "
+                f"{failed[0]}"
             )
+        return
+    with ProgressPrinter(job) as progress:
+        result = run(job, flags.engine.start(flags.model, flags.rasters), RunHooks(progress, console.info))
+    print_summary(job, result, top=flags.show.top)
+    show_thumbnails(job, result.most_changed[: flags.show.top], flags.show.thumbnails)
+    if flags.json_summary:
+        typer.echo(json.dumps(summary_dict(job, result), ensure_ascii=False))
+    flags.show.write_reports(job)
+    result.raise_if_partial(_retry_hint(job))
+
+
+def _retry_hint(job: AnalyzeJob) -> str:
+    if job.output.path is None:
+        return ""
+    if job.output.per_pair:
+        return "; the same command tries failed pairs again, --retry-failed failed chips too"
+    return f"; --retry-failed tries {'them' if job.is_single else 'these'} again"

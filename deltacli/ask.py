@@ -1,4 +1,4 @@
-"""`deltavlm ask`: questions of one's own about a pair of images."""
+"""`deltavlm ask`: ask your own questions about a pair of images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltacli import options
-from deltacli.analyze import analyze_chips
-from deltacli.console import warn_about_scale
+from deltacli.analyze import analyze_pair
+from deltacli.analyze_flags import RunFlags
 from deltacli.flag_groups import (
     At,
     ChipFlags,
@@ -26,7 +26,6 @@ from deltacli.flag_groups import (
     open_rasters,
 )
 from deltacli.options import CHIPS, COMMON, MODEL, OUTPUT, flag
-from deltacli.wanted import Wanted
 from deltavlm.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedGround(ChipFlags):
-    """One picture of the pair; with --all-chips, its chips as `analyze` cuts them."""
+class AskChipFlags(ChipFlags):
+    """Window of one image; with --all-chips, the chips as `analyze` cuts them."""
 
     at: At = None
     bbox: WindowBbox = None
@@ -44,18 +43,23 @@ class AskedGround(ChipFlags):
         flag(
             "--all-chips",
             panel=CHIPS,
-            help="Ask about every chip and write a map, with all that analyze has for it.",
+            help="Ask about every chip and write a map; the options of analyze apply.",
         ),
     ] = False
+
+    @property
+    def window(self) -> WindowFlags:
+        """Flags of the one image."""
+        return WindowFlags(at=self.at, bbox=self.bbox, bbox_crs=self.bbox_crs, chip_size=self.chip_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskCommonFlags(CommonFlags):
-    """-q is a question here."""
+    """Shared flags, except that -q is --question."""
 
-    quiet: Annotated[
-        bool, flag("--quiet", panel=COMMON, callback=options.set_quiet, help="Say errors only.")
-    ] = False
+    quiet: Annotated[bool, flag("--quiet", panel=COMMON, callback=options.set_quiet, help="Errors only.")] = (
+        False
+    )
 
 
 @grouped
@@ -64,10 +68,10 @@ def ask(
     after: options.After,
     question: Annotated[
         list[str] | None,
-        typer.Argument(metavar="QUESTION", help="What you want to know; from stdin if piped, a line each."),
+        typer.Argument(metavar="QUESTION", help="Your question; if piped, one per line of stdin."),
     ] = None,
     *,
-    more: Annotated[
+    question_flags: Annotated[
         list[str] | None,
         flag("--question", "-q", panel=MODEL, metavar="TEXT", help="A question; can be repeated."),
     ] = None,
@@ -77,121 +81,124 @@ def ask(
             *("--questions", "-Q"),
             panel=MODEL,
             metavar="FILE",
-            help="Questions from a file: a line each, or a .yaml as analyze has it.",
+            help="File of questions: one per line, or a .yaml as for analyze.",
         ),
     ] = None,
-    asked: ModelFlags,
+    model: ModelFlags,
     cascade: options.Cascade = False,
     batch_size: options.BatchSize = "auto",
-    ground: AskedGround,
+    chips: AskChipFlags,
     out: OutputFlags,
     geojson: Annotated[
         bool,
         flag(
             "--geojson",
             panel=OUTPUT,
-            help="GeoJSON on stdout: the window, the cells that an answer names, the changed ground.",
+            help="GeoJSON on stdout: the window, the cells named in answers, and the change mask.",
         ),
     ] = False,
-    json_record: Annotated[
+    as_json: Annotated[
         bool,
         flag(
             "--json",
             panel=COMMON,
             allow_from_autoenv=False,
-            help="A JSON object a question: answer, score, window, model; with --all-chips that of analyze.",
+            help="One JSON object per question: answer, score, window, model; with --all-chips, the summary.",
         ),
     ] = False,
     rasters: RasterFlags,
     common: AskCommonFlags,
 ) -> None:
-    """Ask about a pair of images: a small one whole, of a large one the place that you name.
+    """Ask about a pair of images: a small pair as a whole, a large one at the place that you name.
 
-    Answers go to stdout, a line each, in the order of the questions.
+    Answers go to stdout, one line each, in the order of the questions.
     """
-    if geojson and (json_record or ground.all_chips):
-        other = "--json" if json_record else "--all-chips; write -o FILE.geojson"
+    if geojson and (as_json or chips.all_chips):
+        other = "--json" if as_json else "--all-chips; write -o FILE.geojson"
         raise typer.BadParameter(f"cannot be combined with {other}", param_hint="--geojson")
-    specs = _questions([*(question or ()), *(more or ())], file)
-    if ground.all_chips:
-        if ground.at is not None:
+    questions = _read_questions([*(question or ()), *(question_flags or ())], file)
+    if chips.all_chips:
+        if chips.at is not None:
             raise typer.BadParameter("cannot be combined with --all-chips", param_hint="--at")
-        wanted = Wanted(
-            specs=specs,
+        flags = RunFlags(
             out=out,
-            asked=asked,
-            chips=ground,
+            model=model,
+            chips=chips,
             rasters=rasters,
             cascade=cascade,
             batch_size=batch_size,
-            json_summary=json_record,
+            json_summary=as_json,
         )
-        analyze_chips((before, after), wanted)
+        analyze_pair(before, after, questions, flags)
         return
-    _refuse_flags_of_a_map(out, ground, cascade, batch_size)
-    place = WindowFlags(at=ground.at, bbox=ground.bbox, bbox_crs=ground.bbox_crs, chip_size=ground.chip_size)
-    runtime = asked.runtime_options()
-    with open_rasters(before, after, place, rasters) as reader:
+    _check_no_run_flags(out, chips, cascade, batch_size)
+    with open_rasters(before, after, chips.window, rasters) as reader:
         from deltavlm.geo.sinks import geojson_text
-        from deltavlm.model.folder import find_folder, read_config
-        from deltavlm.pipeline.asking import ANSWERS, answer_features, answers, look, record
+        from deltavlm.pipeline.conversation import answer_features, answer_record, answers, encode_chip
+        from deltavlm.pipeline.schema import ANSWERS
 
-        runtime.apply_to(read_config(find_folder(asked.model)))
-        asked.check_device()
-        chip = place.chip(reader)
-        model, _ = asked.load()
-        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
-        picture = look(reader, model, chip)
-        said = list(zip([spec.prompt for spec in specs], answers(model, picture, specs), strict=True))
-        records = [record(reader, model, picture, *one) for one in said]
+        model.read_config()
+        model.check_device()
+        chip = chips.window.select(reader)
+        change_model = model.load_for(reader, chip)
+        encoded = encode_chip(reader, change_model, chip)
+        turns = [
+            (spec.prompt, answer)
+            for spec, answer in zip(questions, answers(change_model, encoded, questions), strict=True)
+        ]
+        records = [answer_record(reader, change_model, encoded, prompt, answer) for prompt, answer in turns]
         if geojson:
-            origin: dict[str, Any] = {"tool": "deltavlm ask", "records": records}
-            features = answer_features(model, picture, said)
-            typer.echo(geojson_text(ANSWERS, features, reader.crs, origin), nl=False)
+            origin = {"tool": "deltavlm ask", "records": records}
+            features = answer_features(change_model, encoded, turns)
+            typer.echo(geojson_text(ANSWERS, features, reader.geobox.crs, origin), nl=False)
             return
-    for told in records:
-        typer.echo(json.dumps(told, ensure_ascii=False) if json_record else told["answer"])
+    for record in records:
+        typer.echo(json.dumps(record, ensure_ascii=False) if as_json else record["answer"])
 
 
-def _questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, ...]:
-    """Those of the command line, then those of the file; those of stdin if there are none.
+def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, ...]:
+    """Questions of the command line, then those of the file; without any, those of stdin.
 
     Raises: InputError when there is none, or one cannot be asked.
     """
-    from deltavlm.pipeline.asking import questions_of
+    from deltavlm.pipeline.conversation import questions_of
     from deltavlm.tasks.ask import question
     from deltavlm.tasks.questions import load_questions
 
     if file is not None and file.suffix.lower() in (".yaml", ".yml"):
         if texts:
-            raise ConfigError(f"{file} is a whole question set; write your question into it")
+            raise ConfigError(f"{file} is a whole question set; add your question to it")
         return load_questions(file)
     if file is not None:
         try:
-            texts += [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            texts += _nonblank_lines(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 text") from error
         if not texts:
-            raise InputError(f"{file} holds no question; write one a line")
+            raise InputError(f"{file} holds no question; write one per line")
     elif not texts and not sys.stdin.isatty():
-        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        texts = _nonblank_lines(sys.stdin.read())
     if not texts:
-        raise InputError("no question; write it behind the two images, or -q TEXT, -Q FILE, or pipe it in")
+        raise InputError("no question; write it after the two images, or use -q TEXT, -Q FILE, or a pipe")
     return questions_of([question(text) for text in texts])
 
 
-def _refuse_flags_of_a_map(out: OutputFlags, ground: AskedGround, cascade: bool, batch_size: str) -> None:
-    """Raises: ConfigError for a flag that only many chips have a use for."""
-    alone = {"at", "bbox", "bbox_crs", "chip_size", "all_chips"}
-    given = [
+def _nonblank_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _check_no_run_flags(out: OutputFlags, chips: AskChipFlags, cascade: bool, batch_size: str) -> None:
+    """Raises: ConfigError for a flag that has an effect only with --all-chips."""
+    window_flags = {"at", "bbox", "bbox_crs", "chip_size", "all_chips"}
+    names = [
         field.name
-        for group in (out, ground)
+        for group in (out, chips)
         for field in fields(group)
-        if field.name not in alone and getattr(group, field.name) != field.default
+        if field.name not in window_flags and getattr(group, field.name) != field.default
     ]
-    given += ["cascade"] * cascade + ["batch_size"] * (batch_size != "auto")
-    if given:
-        name = {"resume": "no-resume"}.get(given[0], given[0].replace("_", "-"))
-        raise ConfigError(f"--{name} is for many chips: add --all-chips, or leave it out")
+    names += ["cascade"] * cascade + ["batch_size"] * (batch_size != "auto")
+    if names:
+        flag_name = {"resume": "no-resume"}.get(names[0], names[0].replace("_", "-"))
+        raise ConfigError(f"--{flag_name} is for many chips: add --all-chips, or leave it out")

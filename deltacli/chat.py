@@ -9,28 +9,30 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, pluralize, warn_about_scale
+from deltacli.console import console, pluralize
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
-from deltacli.signals import interruptible
+from deltacli.signals import interactive_sigint
 from deltavlm.config import suggest
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
 
 if TYPE_CHECKING:
-    from deltavlm.pipeline.asking import Conversation
+    from deltavlm.geo.pair import ChipPixels
+    from deltavlm.pipeline.conversation import Conversation
+    from deltavlm.pipeline.transcript import Transcript
 
-_HELP = {
+HELP = {
     "/help": "these commands",
-    "/image [FILE.png]": "what the conversation is about; with a name, both dates side by side as a picture",
-    "/at LON,LAT": "look at the chip around another point; the conversation begins anew",
-    "/history": "what was said so far",
-    "/save FILE": "write the conversation, a JSON object a line; --continue FILE goes on with it",
-    "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer only",
+    "/image [FILE.png]": "describe the image; with a file name, save both dates side by side",
+    "/at LON,LAT": "go to the chip around another point; the conversation starts over",
+    "/history": "turns so far",
+    "/save FILE": "write the conversation, one JSON object a line; --continue FILE resumes it",
+    "/quit": "end, as Ctrl-D does; Ctrl-C stops only an answer",
 }
 
 
@@ -39,93 +41,84 @@ def chat(
     before: options.Before,
     after: options.After,
     *,
-    asked: ModelFlags,
-    place: WindowFlags,
+    model: ModelFlags,
+    window: WindowFlags,
     save: Annotated[
         Path | None,
         flag(
-            "--save", panel=OUTPUT, metavar="FILE", help="Keep the conversation, turn by turn, as JSON lines."
+            "--save", panel=OUTPUT, metavar="FILE", help="Save the conversation, turn by turn, as JSON lines."
         ),
     ] = None,
-    go_on: Annotated[
+    resume: Annotated[
         Path | None,
         flag(
             "--continue",
             panel=OUTPUT,
             metavar="FILE",
-            help="Go on with a kept conversation, and keep it there; with --save keep it elsewhere.",
+            help="Resume a saved conversation and append to it; with --save, write a copy instead.",
         ),
     ] = None,
     overwrite: options.Overwrite = False,
-    json_records: Annotated[
+    as_json: Annotated[
         bool,
         flag(
             "--json",
             panel=COMMON,
             allow_from_autoenv=False,
-            help="A JSON object for each answer: question, answer, score, window, model.",
+            help="One JSON object for each answer: question, answer, score, window, model.",
         ),
     ] = False,
     rasters: RasterFlags,
     common: CommonFlags,
 ) -> None:
-    """Talk about a pair of images; every answer knows what was said before.
+    """Talk about a pair of images; every answer takes the earlier turns into account.
 
-    /help lists the commands. With a pipe on stdin a line in is a question, and a line out its answer.
+    /help lists the commands. With a pipe on stdin, each line is a question and gets one line as its answer.
     """
-    from deltavlm.files import lock
-    from deltavlm.pipeline.asking import Conversation, continued, look, read_session
+    from deltavlm.pipeline.conversation import Conversation, encode_chip
+    from deltavlm.pipeline.transcript import last_turns, open_transcript, read_transcript
 
-    earlier = [] if go_on is None else read_session(go_on)
-    kept = save or go_on
-    if save is not None and save != go_on:
-        _check_new(save, overwrite, at_start=True)
-    runtime = asked.runtime_options()
-    with open_rasters(before, after, place, rasters) as reader:
-        from deltavlm.model.folder import find_folder, read_config
-
-        runtime.apply_to(read_config(find_folder(asked.model)))
-        asked.check_device()
+    records = [] if resume is None else read_transcript(resume)
+    path = save or resume
+    is_new = path != resume
+    if path is not None and is_new:
+        _check_new(path, overwrite, hint=", or --overwrite")
+    with open_rasters(before, after, window, rasters) as reader:
+        model.read_config()
+        model.check_device()
         turns: list[tuple[str, str]] = []
-        if earlier:
-            chip, turns = continued(reader, earlier)
-            if place != WindowFlags():
-                raise InputError("--continue stays at its place; leave --at, --bbox and --chip-size out")
+        if records:
+            chip, turns = last_turns(reader, records)
+            if window != WindowFlags():
+                raise InputError(
+                    "--continue keeps the window of the conversation; leave out --at, --bbox and --chip-size"
+                )
         else:
-            chip = place.chip(reader)
-        model, _ = asked.load()
-        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
-        if earlier and earlier[-1]["model"] != model.label:
-            console.warning(f"the conversation was with {earlier[-1]['model']}")
-        conversation = Conversation(reader, model, look(reader, model, chip), turns, list(earlier))
-        with (
-            nullcontext() if kept is None else lock(kept),
-            _stream(kept, afresh=kept != go_on) as stream,
-        ):
-            if stream is not None and kept != go_on:
-                _keep(stream, earlier, kept)
-            try:
-                ChatSession(conversation, place, json_records, stream, kept).sit()
-            finally:
-                if kept is not None and not kept.stat().st_size:
-                    kept.unlink()  # nothing was said
+            chip = window.select(reader)
+        change_model = model.load_for(reader, chip)
+        if records and records[-1]["model"] != change_model.label:
+            console.warning(f"the conversation was with {records[-1]['model']}")
+        encoded = encode_chip(reader, change_model, chip)
+        conversation = Conversation(reader, change_model, encoded, turns, list(records))
+        saved = nullcontext() if path is None else open_transcript(path, fresh=is_new, records=records)
+        with saved as transcript:
+            ChatSession(conversation, window.chip_size, as_json, transcript).run()
 
 
 @dataclass
 class ChatSession:
-    """Where questions come in and answers go out."""
+    """Loop of a conversation: reads questions and commands, prints the answers."""
 
     conversation: Conversation
-    place: WindowFlags
-    json_records: bool
-    stream: IO[str] | None
-    kept: Path | None
+    chip_px: int
+    as_json: bool
+    transcript: Transcript | None
     unanswered: int = 0
-    failed: int = 0  # piped commands
-    is_lost: bool = False  # a piped /at failed: nobody knows what the next question is about
+    failed_commands: int = 0  # of a pipe
+    is_lost: bool = False  # a piped /at failed: the next question would be about the wrong chip
 
-    def sit(self) -> None:
-        """Until the questions end. Raises: PartialFailure when a piped question got no answer."""
+    def run(self) -> None:
+        """Handle lines until they end. Raises: PartialFailure when a piped line failed."""
         is_terminal = sys.stdin.isatty()
         if is_terminal:
             with suppress(ImportError):  # not on Windows
@@ -133,10 +126,10 @@ class ChatSession:
             console.info("/help lists the commands; Ctrl-D ends")
             if self.conversation.turns:
                 console.info(f"{pluralize(len(self.conversation.turns), 'turn')} so far; /history shows them")
-        with interruptible() if is_terminal else nullcontext():
-            for line in _typed() if is_terminal else sys.stdin:
+        with interactive_sigint() if is_terminal else nullcontext():
+            for line in _typed_lines() if is_terminal else sys.stdin:
                 try:
-                    if not self.hear(line.strip()):
+                    if not self.handle(line.strip()):
                         break
                 except KeyboardInterrupt:
                     if not is_terminal:
@@ -146,40 +139,46 @@ class ChatSession:
                     raise
                 except DeltaVLMError as error:
                     console.error(str(error))
-                    if is_terminal:
-                        continue
-                    if line.startswith("/"):
-                        self.failed += 1
-                        self.is_lost = self.is_lost or line.startswith("/at")
-                    else:
-                        self.unanswered += 1
-                        typer.echo("null" if self.json_records else "")  # a line out for a line in
-        if self.unanswered or self.failed:
-            told = f"{pluralize(self.unanswered, 'question')} got no answer"
-            raise PartialFailure(
-                f"{told}, {pluralize(self.failed, 'command')} failed" if self.failed else told
-            )
+                    if not is_terminal:
+                        self._count_failure(line)
+        if self.unanswered or self.failed_commands:
+            message = f"{pluralize(self.unanswered, 'question')} got no answer"
+            if self.failed_commands:
+                message += f", {pluralize(self.failed_commands, 'command')} failed"
+            raise PartialFailure(message)
 
-    def hear(self, line: str) -> bool:
-        """A command or a question; False ends it."""
-        from deltavlm.tasks.ask import question
-
+    def _count_failure(self, line: str) -> None:
+        """Count a piped line that failed; a question still gets its line of output."""
         if line.startswith("/"):
-            name, _, rest = line.partition(" ")
-            return self.obey(name, rest.strip())
-        if not line:
-            return True
-        if self.is_lost:
-            raise InputError("not asked: the last /at failed")
-        record = self.conversation.ask(question(line))
-        typer.echo(json.dumps(record, ensure_ascii=False) if self.json_records else record["answer"])
-        sys.stdout.flush()
-        if self.stream is not None:
-            _keep(self.stream, [record], self.kept)
+            self.failed_commands += 1
+            self.is_lost = self.is_lost or line.startswith("/at")
+        else:
+            self.unanswered += 1
+            typer.echo("null" if self.as_json else "")
+
+    def handle(self, line: str) -> bool:
+        """Handle a command or a question; False ends the loop."""
+        if line.startswith("/"):
+            name, _, argument = line.partition(" ")
+            return self.run_command(name, argument.strip())
+        if line:
+            self.answer(line)
         return True
 
-    def obey(self, name: str, rest: str) -> bool:
-        """A command; False ends it."""
+    def answer(self, text: str) -> None:
+        """Ask the model, print the answer and save the turn."""
+        from deltavlm.tasks.ask import question
+
+        if self.is_lost:
+            raise InputError("not asked: the last /at failed")
+        record = self.conversation.ask(question(text))
+        typer.echo(json.dumps(record, ensure_ascii=False) if self.as_json else record["answer"])
+        sys.stdout.flush()
+        if self.transcript is not None:
+            self.transcript.append([record])
+
+    def run_command(self, name: str, argument: str) -> bool:
+        """Run a command; False ends the loop. Raises: InputError for an unknown one."""
         commands: dict[str, Callable[[str], None]] = {
             "/help": self.help,
             "/image": self.image,
@@ -191,66 +190,70 @@ class ChatSession:
             return False
         if name not in commands:
             raise InputError(f"no command {name}{suggest(name, [*commands, '/quit'])}; /help lists them")
-        commands[name](rest)
+        commands[name](argument)
         return True
 
-    def help(self, rest: str) -> None:
-        for usage, what in _HELP.items():
-            console.info(f"{usage}: {what}")
+    def help(self, argument: str) -> None:
+        """`/help`: list the commands."""
+        for usage, description in HELP.items():
+            console.info(f"{usage}: {description}")
 
-    def image(self, rest: str) -> None:
-        from deltavlm.pipeline.asking import picture_record
+    def image(self, argument: str) -> None:
+        """`/image [FILE.png]`: describe the image, and save it."""
+        from deltavlm.pipeline.conversation import chip_record
 
-        picture = self.conversation.picture
-        told = picture_record(self.conversation.reader, picture)
-        window = told["window"]
-        text = f"{told['before']} and {told['after']}, {window['width']} x {window['height']} px from "
+        encoded = self.conversation.chip
+        record = chip_record(self.conversation.reader, encoded)
+        window = record["window"]
+        text = f"{record['before']} and {record['after']}, {window['width']} x {window['height']} px from "
         text += f"column {window['col_off']}, row {window['row_off']}"
-        if told["bounds"]:
-            text += " (lon/lat {:.5f}, {:.5f} to {:.5f}, {:.5f})".format(*told["bounds"])
-        if told["valid_fraction"] < 1:
-            text += f"; {1 - told['valid_fraction']:.0%} without data"
+        if record["bounds"]:
+            text += " (lon/lat {:.5f}, {:.5f} to {:.5f}, {:.5f})".format(*record["bounds"])
+        if record["valid_fraction"] < 1:
+            text += f"; {1 - record['valid_fraction']:.0%} nodata"
         console.info(text)
-        if rest:
-            path = _named(rest)
+        if argument:
+            path = _file_name(argument)
             _check_new(path, overwrite=False)
-            _write_picture(path, picture.pixels.before, picture.pixels.after)
+            _save_image(path, encoded.pixels)
             console.info(f"before | after in {path}")
 
-    def at(self, rest: str) -> None:
-        from deltavlm.geo.windows import around
+    def at(self, argument: str) -> None:
+        """`/at LON,LAT`: go to the chip around a point."""
+        from deltavlm.geo.chips import chip_at
 
         try:
-            point = parsing.parse_point(rest)
+            point = parsing.parse_point(argument)
         except typer.BadParameter:
-            raise InputError(f"{rest!r} is not lon,lat; write for example /at 15.003,48.751") from None
-        talk = self.conversation
-        chip = around(talk.reader, *point, self.place.chip_size)
-        talk.go_to(chip)
+            raise InputError(f"{argument!r} is not lon,lat; write for example /at 15.003,48.751") from None
+        self.conversation.go_to(chip_at(self.conversation.reader, *point, self.chip_px))
         self.is_lost = False
         self.image("")
 
-    def history(self, rest: str) -> None:
+    def history(self, argument: str) -> None:
+        """`/history`: print the turns about this image."""
         if not self.conversation.turns:
-            console.info("nothing was said yet")
-        for asked, answered in self.conversation.turns:
-            console.info(f"> {asked}")
-            console.info(f"  {answered}")
+            console.info("no turns yet")
+        for question, answer in self.conversation.turns:
+            console.info(f"> {question}")
+            console.info(f"  {answer}")
 
-    def save(self, rest: str) -> None:
-        if not rest:
-            raise InputError("/save needs the name of a file")
-        if not self.conversation.records:
-            raise InputError("nothing was said yet")
-        path = _named(rest)
+    def save(self, argument: str) -> None:
+        """`/save FILE`: write all turns to a new file."""
+        from deltavlm.pipeline.transcript import open_transcript
+
+        records = self.conversation.records
+        if not argument:
+            raise InputError("/save needs a file name")
+        if not records:
+            raise InputError("there are no turns to save yet")
+        path = _file_name(argument)
         _check_new(path, overwrite=False)
-        with _stream(path, afresh=True) as stream:
-            assert stream is not None
-            _keep(stream, self.conversation.records, path)
-        console.info(f"{pluralize(len(self.conversation.records), 'turn')} in {path}")
+        with open_transcript(path, fresh=True, records=records):
+            console.info(f"{pluralize(len(records), 'turn')} in {path}")
 
 
-def _typed() -> Iterator[str]:
+def _typed_lines() -> Iterator[str]:
     """Lines from the keyboard until Ctrl-D; Ctrl-C drops the line that is being typed."""
     while True:
         try:
@@ -262,8 +265,8 @@ def _typed() -> Iterator[str]:
             typer.echo()
 
 
-def _named(text: str) -> Path:
-    """A file name, which may be quoted."""
+def _file_name(text: str) -> Path:
+    """Parse a file name, which may be quoted. Raises: InputError."""
     try:
         words = shlex.split(text, posix=sys.platform != "win32")
     except ValueError:
@@ -273,59 +276,24 @@ def _named(text: str) -> Path:
     return Path(words[0])
 
 
-def _check_new(path: Path, overwrite: bool, *, at_start: bool = False) -> None:
+def _check_new(path: Path, overwrite: bool, hint: str = "") -> None:
+    """Raises: OutputError unless a file can be created at `path`."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path} exists already; choose another name{', or --overwrite' if at_start else ''}"
-        )
+        raise OutputError(f"{path} exists already; choose another name{hint}")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.absolute().parent}; create it first")
 
 
-def _stream(path: Path | None, *, afresh: bool) -> Any:
-    """A file to keep turns in; nothing without a path."""
-    if path is None:
-        return nullcontext()
-    try:
-        stream = path.open("w" if afresh else "a+", encoding="utf-8", newline="\n")
-        if not afresh:
-            _mend(path, stream)
-        return stream
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
-
-
-def _mend(path: Path, stream: IO[str]) -> None:
-    """A last line without its end was cut off while it was written, and goes; or an editor took the end."""
-    content = path.read_bytes()
-    start = content.rfind(b"\n") + 1
-    if start == len(content):
-        return
-    try:
-        json.loads(content[start:])
-        stream.write("\n")
-    except ValueError:
-        stream.truncate(start)
-
-
-def _keep(stream: IO[str], records: list[dict[str, Any]], path: Path | None) -> None:
-    try:
-        stream.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        stream.flush()
-    except OSError as error:
-        raise WriteError(f"{path}: writing failed ({error.strerror}); the turns before are in it") from error
-
-
-def _write_picture(path: Path, before: Any, after: Any) -> None:
-    """Both dates side by side. Raises: OutputError."""
+def _save_image(path: Path, pixels: ChipPixels) -> None:
+    """Save both dates side by side, 8 px apart. Raises: OutputError."""
     import numpy as np
     from PIL import Image
 
-    gap = np.full((3, before.shape[1], 8), 255, np.uint8)
-    both = np.concatenate([before, gap, after], axis=2).transpose(1, 2, 0)
+    gap = np.full((3, pixels.before.shape[1], 8), 255, np.uint8)
+    side_by_side = np.concatenate([pixels.before, gap, pixels.after], axis=2).transpose(1, 2, 0)
     try:
-        Image.fromarray(np.ascontiguousarray(both)).save(path)
+        Image.fromarray(np.ascontiguousarray(side_by_side)).save(path)
     except (OSError, ValueError) as error:  # ValueError: an unknown suffix
         raise OutputError(f"{path}: cannot be written ({error}); name a .png") from error

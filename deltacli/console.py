@@ -1,7 +1,7 @@
-"""What the program says: notes, warnings, errors, progress, tables. All of it on stderr; stdout is for data.
+"""Messages, progress and tables on stderr; stdout carries data only.
 
-On a terminal Rich draws a bar and a table; elsewhere everything is one plain line at a time, fit for a log.
-With `--log-format json` each line is an object, for a machine that reads the log.
+On a terminal Rich draws a progress bar and tables; elsewhere everything is one plain line at a time, fit for
+a log file. With `--log-format json` each line is a JSON object.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from deltacli.signals import Stop
+from deltacli.signals import SignalState
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -44,25 +45,28 @@ __all__ = [
 Color = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
 
-_LINE_EVERY_S = 30.0  # without a terminal: a progress line at each tenth of the work, and at least this often
-_LINE_REST_S = 1.0
-_LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}
-_FIELDS = ("pair", "chip", "status")  # what a record of the log may know besides its message
+_PROGRESS_EVERY_S = 30.0  # without a terminal: a line at each tenth of the work, and at least this often
+_PROGRESS_PAUSE_S = 1.0  # and no more often than this
+_LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}  # ANSI styles: yellow, bold red
+_LOG_FIELDS = ("pair", "chip", "status")  # extra attributes of log records that JSON lines keep
+
+Update = Callable[[int, str], None]  # completed count and a note such as "3 changed"
 
 
 @dataclass
 class Console:
-    """How much is said and in which dress; one a process, set by the global flags."""
+    """Writer of all messages, with the verbosity and format that the shared flags set; one per process."""
 
     verbosity: int = 0  # -1 quiet, 1 -v, 2 -vv
     show_progress: bool = True
     color: Color = "auto"
     log_format: LogFormat = "text"
-    stop: Stop = field(default_factory=Stop)
+    signal_state: SignalState = field(default_factory=SignalState)
 
     def reset(self, log_format: LogFormat = "text") -> None:
-        """Back to the defaults, so that a second run in one process starts afresh."""
-        self.verbosity, self.show_progress, self.color, self.stop = 0, True, "auto", Stop()
+        """Restore the defaults, so that a second command in one process starts afresh."""
+        self.verbosity, self.show_progress, self.color = 0, True, "auto"
+        self.signal_state = SignalState()
         self.log_format = log_format
         self.route_logging()
 
@@ -72,62 +76,61 @@ class Console:
         return sys.stderr.isatty() and self.log_format == "text"
 
     def info(self, text: str, **fields: object) -> None:
-        """A note, unless -q; `fields` are for logs in JSON, whose text has them in its words."""
+        """Print a note, unless -q; `fields` are added to the object of `--log-format json`."""
         if self.verbosity >= 0:
             self._write(text, "info", fields)
 
     def warning(self, text: str, **fields: object) -> None:
-        """A warning, unless -q."""
+        """Print a warning, unless -q."""
         if self.verbosity >= 0:
             self._write(text, "warning", fields)
 
     def error(self, text: str, **fields: object) -> None:
-        """One line, always."""
+        """Print an error on one line, with -q too."""
         self._write(text, "error", fields)
 
     def traceback(self, error: BaseException) -> None:
-        """The traceback, with -vv only."""
+        """Print the traceback, with -vv only."""
         if self.verbosity >= 2:
             import traceback
 
-            told = "".join(traceback.format_exception(error))
+            text = "".join(traceback.format_exception(error))
             if self.log_format == "json":
-                self._write(type(error).__name__, "debug", {"traceback": told})
+                self._write(type(error).__name__, "debug", {"traceback": text})
             else:
-                self._raw(told)
+                self._write_raw(text)
 
     @contextmanager
     def count_progress(
-        self, total: int, what: str, *, begun: int = 0, beside_data: bool = False
-    ) -> Iterator[Callable[[int, str], None]]:
-        """Gives `tell(done, note)`: a bar with ETA on a terminal, now and then a plain line elsewhere.
+        self, total: int, label: str, *, initial: int = 0, stdout_has_data: bool = False
+    ) -> Iterator[Update]:
+        """Show progress: a bar with ETA on a terminal, a plain line now and then elsewhere.
 
-        `tell` also heeds a signal that a library swallowed. `begun`: so many were done before.
-        `beside_data`: stdout carries data; if it goes to the terminal, a bar would run through it.
+        Yields `update(completed, note)`, which also raises `SignalReceived` after a signal whose exception a
+        library swallowed. `initial`: completed before this run. `stdout_has_data`: no bar if stdout is the
+        terminal too, where it would run through the data.
         """
-        with self._counter(total, what, begun, beside_data) as show:
+        with self._progress(total, label, initial, stdout_has_data) as show:
 
-            def tell(done: int, note: str) -> None:
-                self.stop.check()
-                show(done, note)
+            def update(completed: int, note: str) -> None:
+                self.signal_state.check()
+                show(completed, note)
 
-            yield tell
+            yield update
 
     @contextmanager
-    def _counter(
-        self, total: int, what: str, begun: int, beside_data: bool
-    ) -> Iterator[Callable[[int, str], None]]:
-        is_in_the_way = beside_data and sys.stdout.isatty()
-        if not self.show_progress or self.verbosity < 0 or total == 0 or is_in_the_way:
-            yield lambda done, note: None
+    def _progress(self, total: int, label: str, initial: int, stdout_has_data: bool) -> Iterator[Update]:
+        is_enabled = self.show_progress and self.verbosity >= 0 and total > 0
+        if not is_enabled or (stdout_has_data and sys.stdout.isatty()):
+            yield lambda completed, note: None
         elif self.on_terminal:
-            with self._bar(total, what, begun) as tell:
-                yield tell
+            with self._progress_bar(total, label, initial) as update:
+                yield update
         else:
-            yield self._lines(total, what, begun)
+            yield self._progress_lines(total, label, initial)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table on a terminal, unless -q; nothing elsewhere."""
+        """Print a table on a terminal, unless -q; nothing elsewhere."""
         if not self.on_terminal or self.verbosity < 0 or not rows:
             return
         from rich.table import Table
@@ -137,33 +140,34 @@ class Console:
         for column in columns:
             table.add_column(column)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))  # Text: model words are not markup
-        self._console().print(table)
+            table.add_row(*(Text(cell) for cell in row))  # Text: the model's words are not markup
+        self._rich_console().print(table)
 
     def route_logging(self) -> None:
         """Send the library's log to stderr: warnings by default, more with -v and -vv, errors with -q."""
-        own = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(self.verbosity, logging.DEBUG)
-        others = {0: logging.ERROR, 1: logging.WARNING}.get(self.verbosity, logging.INFO)
-        handler = _ConsoleHandler(self)
+        library_level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(
+            self.verbosity, logging.DEBUG
+        )
+        other_level = {0: logging.ERROR, 1: logging.WARNING}.get(self.verbosity, logging.INFO)
         root = logging.getLogger()
-        root.handlers = [old for old in root.handlers if not isinstance(old, _ConsoleHandler)] + [handler]
-        root.setLevel(logging.CRITICAL if self.verbosity < 0 else others)
-        logging.getLogger("deltavlm").setLevel(own)
+        root.handlers = [old for old in root.handlers if not isinstance(old, _ConsoleHandler)]
+        root.addHandler(_ConsoleHandler(self))
+        root.setLevel(logging.CRITICAL if self.verbosity < 0 else other_level)
+        logging.getLogger("deltavlm").setLevel(library_level)
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
         line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         if self.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            told = {"time": now, "level": level, "message": line, **fields}
-            line = json.dumps(told, ensure_ascii=False, default=str)
+            record = {"time": now, "level": level, "message": line, **fields}
+            line = json.dumps(record, ensure_ascii=False, default=str)
         elif level in _LABELS:
             label, style = _LABELS[level]
-            dressed = f"\x1b[{style}m{label}\x1b[0m" if self._use_color() else label
-            line = f"{dressed} {line}"
-        self._raw(line + "\n")
+            line = f"\x1b[{style}m{label}\x1b[0m {line}" if self._use_color() else f"{label} {line}"
+        self._write_raw(line + "\n")
 
-    def _raw(self, text: str) -> None:
+    def _write_raw(self, text: str) -> None:
         try:
             sys.stderr.write(text.encode("utf-8", "replace").decode("utf-8"))
             sys.stderr.flush()
@@ -175,13 +179,13 @@ class Console:
             return self.color == "always"
         return self.on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
-    def _console(self) -> RichConsole:
+    def _rich_console(self) -> RichConsole:
         from rich.console import Console as RichConsole
 
         return RichConsole(stderr=True, no_color=not self._use_color(), highlight=False)
 
     @contextmanager
-    def _bar(self, total: int, what: str, begun: int) -> Iterator[Callable[[int, str], None]]:
+    def _progress_bar(self, total: int, label: str, initial: int) -> Iterator[Update]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns: list[Any] = [
@@ -193,53 +197,68 @@ class Console:
             TimeRemainingColumn(),
         ]
         # redirect_stdout: Rich would draw the features of `-o - | ...` above the bar, on stderr
-        with Progress(*columns, console=self._console(), transient=True, redirect_stdout=False) as progress:
-            task = progress.add_task(what, total=total, completed=begun, note="")
-            yield lambda done, note: progress.update(task, completed=done, note=note)
+        with Progress(
+            *columns, console=self._rich_console(), transient=True, redirect_stdout=False
+        ) as progress:
+            task = progress.add_task(label, total=total, completed=initial, note="")
+            yield lambda completed, note: progress.update(task, completed=completed, note=note)
 
-    def _lines(self, total: int, what: str, begun: int) -> Callable[[int, str], None]:
-        start = told = time.monotonic()
-        told_done = begun
+    def _progress_lines(self, total: int, label: str, initial: int) -> Update:
+        start = last_time = time.monotonic()
+        last_count = initial
 
-        def tell(done: int, note: str) -> None:
-            nonlocal told, told_done
+        def update(completed: int, note: str) -> None:
+            nonlocal last_time, last_count
             now = time.monotonic()
-            tenth = (done - told_done) * 10 >= total and now - told >= _LINE_REST_S
-            if done < total and (tenth or now - told >= _LINE_EVERY_S):
-                left_s = (now - start) / (done - begun) * (total - done) if done > begun else 0.0
-                parts = [f"{what} {done}/{total} ({100 * done // total} %)", note, f"ETA {duration(left_s)}"]
-                told_of = {"done": done, "total": total, "eta_seconds": round(left_s)}
-                self.info(", ".join(part for part in parts if part), **told_of)
-                told, told_done = now, done
+            is_tenth = (completed - last_count) * 10 >= total and now - last_time >= _PROGRESS_PAUSE_S
+            if completed == total or not (is_tenth or now - last_time >= _PROGRESS_EVERY_S):
+                return
+            new_count = completed - initial
+            eta_s = (now - start) / new_count * (total - completed) if new_count > 0 else 0.0
+            percent = 100 * completed // total
+            words = [f"{label} {completed}/{total} ({percent} %)", note, f"ETA {duration(eta_s)}"]
+            fields = {"done": completed, "total": total, "eta_seconds": round(eta_s)}
+            self.info(", ".join(filter(None, words)), **fields)
+            last_time, last_count = now, completed
 
-        return tell
+        return update
 
 
 class _ConsoleHandler(logging.Handler):
-    """Log records become lines of the console, one each."""
+    """Print each log record as one line of the console."""
 
-    def __init__(self, owner: Console) -> None:
+    def __init__(self, console: Console) -> None:
         super().__init__()
-        self.owner = owner
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        known = {name: getattr(record, name, None) for name in _FIELDS}
-        fields = {name: value for name, value in known.items() if value is not None}
-        if record.levelno >= logging.WARNING:
-            self.owner.warning(text, **fields)
-        else:
-            self.owner.info(text, **fields)
+        values = {name: getattr(record, name, None) for name in _LOG_FIELDS}
+        fields = {name: value for name, value in values.items() if value is not None}
+        write = self.console.warning if record.levelno >= logging.WARNING else self.console.info
+        write(record.getMessage(), **fields)
+        if record.exc_info and record.exc_info[1]:
+            self.console.traceback(record.exc_info[1])
 
 
-def pluralize(number: int, thing: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """`1 chip`, `2 chips`."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`75.2` -> `1 min 15 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def open_streams() -> None:
-    """Give closed streams (`2>&-`) somewhere to write to, and all UTF-8 in every locale, as JSON is; what is
-    piped in and is not becomes a replacement character."""
+    """Replace closed streams (`2>&-`), and make all of them UTF-8 in every locale, as JSON is.
+
+    Piped input that is not UTF-8 is decoded with replacement characters.
+    """
     if sys.stdin is None:
         sys.stdin = io.StringIO()
     for name in ("stdout", "stderr"):
@@ -252,60 +271,51 @@ def open_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Point a stream whose reader has gone at nowhere, so that Python's flush at exit stays quiet."""
+    """Redirect a stream whose reader has gone to the null device, so that Python's flush at exit is quiet."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # a stream without a file under it, as in tests
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
+    except (OSError, ValueError):  # a stream without a file descriptor, as in tests
         pass
-
-
-def duration(seconds: float) -> str:
-    """`75.2` -> `1 min 15 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 console = Console()
 
 
 def count_by_kind(problems: Sequence[Problem]) -> dict[str, int]:
-    """How many there are of each kind, in the order in which they came."""
-    kinds: dict[str, int] = {}
-    for problem in problems:
-        kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
-    return kinds
+    """Count the problems of a dataset by kind, in order of first appearance."""
+    return dict(Counter(problem.kind for problem in problems))
 
 
-def print_problems(problems: Sequence[Problem], label: str, most: int = 3) -> None:
-    """The first few of each kind, and how many there are."""
-    for kind, number in count_by_kind(problems).items():
-        told = [problem.what for problem in problems if problem.kind == kind]
-        where = [problem.where for problem in problems if problem.kind == kind]
-        shown = [
-            what if place in what else f"{place}: {what}"
-            for place, what in zip(where[:most], told[:most], strict=True)
+def print_problems(problems: Sequence[Problem], label: str, limit: int = 3) -> None:
+    """Warn about the problems of a dataset: for each kind the count and the first `limit` of them."""
+    for kind, count in count_by_kind(problems).items():
+        examples = [problem for problem in problems if problem.kind == kind][:limit]
+        texts = [
+            problem.message
+            if problem.location in problem.message
+            else f"{problem.location}: {problem.message}"
+            for problem in examples
         ]
-        more = f"; and {number - most:,} more" if number > most else ""
-        console.warning(f"{label}: {pluralize(number, kind)}: {'; '.join(shown)}{more}")
+        hidden = f"; and {count - limit:,} more" if count > limit else ""
+        console.warning(f"{label}: {pluralize(count, kind)}: {'; '.join(texts)}{hidden}")
 
 
-def print_notes(reader: PairReader) -> None:
-    """What was found of the pair, and how large a pixel is."""
+def print_notes(reader: PairReader, *, pixel_size: bool = True) -> None:
+    """Print the notes and warnings from opening a pair, and how large a pixel is on the ground."""
     for note in reader.notes:
         (console.warning if note in reader.warnings else console.info)(note)
-    if reader.gsd_m is not None:
-        console.info(f"a pixel is {reader.gsd_m:.3g} m on the ground")
+    if pixel_size and reader.gsd_m is not None:
+        console.info(f"pixel size {reader.gsd_m:.3g} m")
 
 
 def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
-    """Warn where the model, which sees pictures `shrink` times smaller, sees ground at a scale far from its
-    training's."""
-    from deltavlm.pipeline.analyze import scale_warning
+    """Warn where the model sees the ground at a scale far from that of its training.
+
+    `shrink`: chip side over the side of the model's input, both in pixels.
+    """
+    from deltavlm.pipeline.reading import scale_warning
 
     warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
     if warning:

@@ -1,4 +1,4 @@
-"""`deltavlm data`: sets of questions and answers: fetch one, check one, build one."""
+"""`deltavlm data`: fetch, check or build a question set."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options
-from deltacli.build import build
 from deltacli.console import console, count_by_kind, pluralize, print_problems
+from deltacli.data_build import build
 from deltacli.flag_groups import CommonFlags, grouped
 
 if TYPE_CHECKING:
-    from deltavlm.data.check import Checked
+    from deltavlm.data.check import CheckReport
 
 data = typer.Typer(
-    help="Sets of questions and answers: fetch ChangeChat-105k, check a copy, build one from masks.",
+    help="Question sets: fetch ChangeChat-105k, check a copy, build one from masks.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
 )
@@ -26,10 +26,10 @@ data = typer.Typer(
 @data.command()
 @grouped
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The set: changechat.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the files go.")] = Path(
-        "changechat-105k"
-    ),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the set: changechat.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the files.")
+    ] = Path("changechat-105k"),
     revision: Annotated[
         str | None,
         typer.Option(
@@ -41,41 +41,41 @@ def fetch(
     ] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option("--cache-dir", metavar="DIR", show_default="of hf", help="Where downloads are kept."),
+        typer.Option("--cache-dir", metavar="DIR", show_default="of hf", help="Folder of downloads."),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Take what was downloaded before.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only earlier downloads.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show sizes, places and terms; download nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Show sizes, folders and the license; download nothing.")
     ] = False,
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
     common: CommonFlags,
 ) -> None:
-    """Download ChangeChat-105k's questions and answers (eight files), and say where its pictures are from.
+    """Download the eight files of ChangeChat-105k, and show where its images are to be had.
 
-    What is in the cache is not downloaded again, and every file is checked.
+    Files in the cache are not downloaded again; every file is checked.
     """
     from deltavlm.data import fetch as hub
     from deltavlm.errors import InputError
 
     if name not in ("changechat", "changechat-105k"):
-        raise InputError(f"no set {name!r} to fetch; there is changechat")
+        raise InputError(f"no set {name!r} to fetch; the only one is changechat")
     revision = revision or hub.REVISION
     planned = hub.plan(cache_dir=cache_dir, offline=offline, revision=revision)
     cached = planned.size - planned.missing
     console.info(
         f"{hub.REPO} at {revision[:12]} ({planned.commit[:12]}): {pluralize(len(planned.files), 'file')},"
-        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.cache_dir}"
+        f" {planned.size / 1e6:.1f} MB, {cached / 1e6:.1f} MB of it in the cache {planned.hub.cache_dir}"
     )
-    console.info(f"terms: {hub.LICENCE}")
+    console.info(f"license: {hub.LICENCE}")
     files = [str(output / file.name) for file in planned.files]
     if not dry_run:
-        shown = console.show_progress and console.verbosity >= 0
-        hub.fetch(planned, output, overwrite=overwrite, say=console.info, progress=shown)
+        show_progress = console.show_progress and console.verbosity >= 0
+        hub.fetch(planned, output, overwrite=overwrite, notify=console.info, progress=show_progress)
     console.info(
-        f"the pictures are LEVIR-CC's, with terms of their own (academic use): get them from"
-        f" {hub.PICTURES}, lay them so that {output / 'images' / 'test' / 'A'} is there,"
+        f"the images are those of LEVIR-CC, under its own license (academic use): get them from"
+        f" {hub.IMAGES}, so that the folder {output / 'images' / 'test' / 'A'} exists,"
         f" then run: deltavlm data check {output}"
     )
     if json_summary:
@@ -95,7 +95,7 @@ def fetch(
 @grouped
 def check(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of ChangeChat-105k, ChangeIMTI or a made set.")
+        Path, typer.Argument(metavar="DIR", help="Folder of ChangeChat-105k, ChangeIMTI or a synthetic set.")
     ],
     images: Annotated[
         Path | None,
@@ -103,79 +103,78 @@ def check(
             "--images",
             metavar="DIR",
             show_default="images in DIR",
-            help="Where the paths of pictures begin: the folder that holds test/A.",
+            help="Folder that the image paths start from: the one that holds test/A.",
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option("--size", metavar="PX", min=1, help="Side that every picture should have.")
+        int, typer.Option("--size", metavar="PX", min=1, help="Width and height that every image must have.")
     ] = 256,
     full: Annotated[
-        bool, typer.Option("--full", help="Decode every picture, instead of reading its header.")
+        bool, typer.Option("--full", help="Decode every image, instead of reading its header.")
     ] = False,
     json_summary: options.Json = False,
     *,
     common: CommonFlags,
 ) -> None:
-    """Read every file of a set and open every picture it names; exits with 3 when something is amiss.
+    """Read every file of a set and open every image that it names; the exit code is 3 if there are faults.
 
-    The counts of ChangeChat-105k are compared with those of the released files.
+    The numbers of records are compared with those of the released ChangeChat-105k.
     """
-    from deltavlm.data.check import check as look
-    from deltavlm.data.fetch import PICTURES
+    from deltavlm.data.check import check_dataset
+    from deltavlm.data.fetch import IMAGES
     from deltavlm.errors import PartialFailure
 
-    checked = look(
+    report = check_dataset(
         folder,
         images=images,
         size_px=size,
         full=full,
-        counting=lambda total: console.count_progress(total, "pictures"),
+        count_progress=lambda total: console.count_progress(total, "images"),
     )
     if json_summary:
-        typer.echo(json.dumps(_record(folder, checked)))
+        typer.echo(json.dumps(_summary(folder, report)))
     else:
-        for line in _table(checked):
+        for line in _table(report):
             typer.echo(line)
-    print_problems(checked.notes, "Odd, and left as it is")
-    print_problems(checked.faults, "Amiss")
-    pictures = checked.pictures
-    of_levir = any(file.expected is not None or "_task_data/" in file.name for file in checked.files)
-    if of_levir and pictures.named and pictures.missing == pictures.named:
+    print_problems(report.notes, "Oddities")
+    print_problems(report.faults, "Faults")
+    if report.has_levir_images and report.images.named and report.images.missing == report.images.named:
         console.info(
-            f"no picture is in {pictures.folder}: they are LEVIR-CC's, from {PICTURES} (its own terms);"
-            f" lay them there, or name their folder with --images"
+            f"no image is in {report.images.folder}: they are those of LEVIR-CC, from {IMAGES}, under its"
+            f" own license; put them there, or name their folder with --images"
         )
-    if checked.faults:
-        kinds = ", ".join(pluralize(number, kind) for kind, number in count_by_kind(checked.faults).items())
-        raise PartialFailure(f"{folder}: amiss are {kinds}; --json names all")
-    console.info(f"{folder}: nothing is amiss")
+    if report.faults:
+        kinds = ", ".join(pluralize(number, kind) for kind, number in count_by_kind(report.faults).items())
+        raise PartialFailure(f"{folder} has faults: {kinds}; --json lists all of them")
+    console.info(f"{folder}: no faults")
 
 
-def _table(checked: Checked) -> list[str]:
-    """Files, then pictures, for people."""
-    wide = max(len(file.name) for file in checked.files) if checked.files else 0
+def _table(report: CheckReport) -> list[str]:
+    """Lines of a table of files, and a line on images."""
+    width = max((len(file.name) for file in report.files), default=0)
     lines = []
-    for file in checked.files:
+    for file in report.files:
         expected = "" if file.expected is None else f" of {file.expected:,}"
         tasks = ", ".join(f"{task} {number:,}" for task, number in file.tasks.items())
-        lines.append(f"{file.name:{wide}s}  {file.records:,}{expected} records  {tasks}".rstrip())
-    seen = checked.pictures
+        lines.append(f"{file.name:{width}s}  {file.records:,}{expected} records  {tasks}".rstrip())
+    images = report.images
     lines.append(
-        f"{seen.named:,} pictures named in {seen.folder}: {seen.missing:,} missing,"
-        f" {seen.unreadable:,} unreadable, {seen.other_size:,} of another size"
+        f"{images.named:,} images named in {images.folder}: {images.missing:,} missing,"
+        f" {images.unreadable:,} unreadable, {images.other_size:,} of another size"
     )
     return lines
 
 
-def _record(folder: Path, checked: Checked) -> dict[str, Any]:
+def _summary(folder: Path, report: CheckReport) -> dict[str, Any]:
+    """JSON object of the report."""
     from dataclasses import asdict
 
     return {
         "folder": str(folder),
-        "files": [asdict(file) for file in checked.files],
-        "pictures": asdict(checked.pictures) | {"folder": str(checked.pictures.folder)},
-        "faults": [asdict(problem) for problem in checked.faults],
-        "notes": [asdict(problem) for problem in checked.notes],
+        "files": [asdict(file) for file in report.files],
+        "pictures": asdict(report.images) | {"folder": str(report.images.folder)},
+        "faults": [problem.to_json() for problem in report.faults],
+        "notes": [problem.to_json() for problem in report.notes],
     }
 
 

@@ -1,6 +1,6 @@
-"""Flags in groups: a command takes a group as one argument, and `@grouped` lays it out flat for Typer.
+"""Groups of flags that commands share; `@grouped` turns a group into flat parameters for Typer.
 
-A group is a frozen dataclass whose fields are flags; its methods turn their text into what the library wants.
+A group is a frozen dataclass whose fields are flags; its methods convert them to options of the library.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, print_notes
+from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
-from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltavlm.geo.grid import Chip
     from deltavlm.geo.pair import PairReader, ReadOptions
-    from deltavlm.model.config import RuntimeOptions
+    from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
     from deltavlm.model.interface import ChangeModel
 
 __all__ = [
+    "AlignmentFlags",
+    "At",
     "ChipFlags",
+    "ChipGridFlags",
     "CommonFlags",
     "ModelFlags",
     "OutputFlags",
     "RasterFlags",
+    "WindowBbox",
     "WindowFlags",
     "grouped",
     "open_rasters",
@@ -43,7 +46,7 @@ T = TypeVar("T")
 
 
 def grouped(command: Callable[..., T]) -> Callable[..., T]:
-    """The command with each parameter that is a group replaced by the group's flags, in its place."""
+    """Decorate a command: replace each parameter that is a group by the flags of the group."""
     flat: list[Parameter] = []
     groups: dict[str, tuple[type[Any], list[str]]] = {}
     hints = get_type_hints(command, include_extras=True)
@@ -60,11 +63,11 @@ def grouped(command: Callable[..., T]) -> Callable[..., T]:
         ]
 
     @wraps(command)
-    def run(**given: Any) -> T:
+    def run(**values: Any) -> T:
         packed = {
-            name: kind(**{key: given.pop(key) for key in keys}) for name, (kind, keys) in groups.items()
+            name: kind(**{key: values.pop(key) for key in keys}) for name, (kind, keys) in groups.items()
         }
-        return command(**given, **packed)
+        return command(**values, **packed)
 
     run.__signature__ = Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
@@ -73,7 +76,7 @@ def grouped(command: Callable[..., T]) -> Callable[..., T]:
 
 @dataclass(frozen=True, kw_only=True)
 class CommonFlags:
-    """What is said, and how; they act as soon as they are read."""
+    """Flags of every command: file of defaults, verbosity, format of messages; they act while parsed."""
 
     config: options.ConfigFile = None
     verbose: options.Verbose = 0
@@ -85,7 +88,7 @@ class CommonFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """Where features go."""
+    """Output file, its layers, and how a run resumes."""
 
     output: options.Output = None
     overwrite: options.Overwrite = False
@@ -95,7 +98,7 @@ class OutputFlags:
             "--layer",
             panel=OUTPUT,
             show_default="all in a GeoPackage, else chips",
-            help="Write this layer alone.",
+            help="Write only this layer.",
         ),
     ] = None
     dry_run: options.DryRun = False
@@ -104,7 +107,7 @@ class OutputFlags:
         flag(
             "--resume/--no-resume",
             panel=OUTPUT,
-            help="Go on where an interrupted run into this output stopped, or begin anew.",
+            help="Resume an interrupted run into this output, or start over.",
         ),
     ] = True
     retry_failed: Annotated[
@@ -112,20 +115,20 @@ class OutputFlags:
         flag(
             "--retry-failed",
             panel=OUTPUT,
-            help="Try again the pairs and chips that failed, and write the output anew.",
+            help="Retry the pairs and chips that failed, and rewrite the output.",
         ),
     ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """Which model, and how it runs."""
+    """Model, device and decoding."""
 
     model: Annotated[str, flag("--model", "-m", panel=MODEL, metavar="NAME|FOLDER", help="Model to ask.")] = (
         "nano"
     )
     device: Annotated[
-        str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Where it runs.")
+        str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Device of the model.")
     ] = "auto"
     threads: Annotated[int | None, threads_flag(MODEL)] = None
     dtype: options.Dtype = "auto"
@@ -135,7 +138,7 @@ class ModelFlags:
     quantize: options.Quantize = "none"
 
     def runtime_options(self) -> RuntimeOptions:
-        """Raises: BadParameter for a device that there is not."""
+        """Options for loading the model. Raises: BadParameter for an unknown device."""
         from deltavlm.model.config import RuntimeOptions
 
         return RuntimeOptions(
@@ -148,32 +151,43 @@ class ModelFlags:
             quantize=None if self.quantize == "none" else self.quantize,
         )
 
+    def read_config(self) -> DeltaVLMConfig:
+        """Read the model's configuration with these flags applied; no weights are loaded.
+
+        Raises: InputError where there is no such model, or it does not support a flag.
+        """
+        from deltavlm.model.folder import find_folder, read_config
+
+        return self.runtime_options().apply_to(read_config(find_folder(self.model)))
+
     def check_device(self) -> None:
-        """Raises: InputError where the device is not there, or cannot do what is wished."""
+        """Raises: InputError where the device does not exist, or does not support a flag."""
         runtime = self.runtime_options()
-        if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's seconds
+        if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's import time
             from deltavlm.model.predictor import resolve_device
 
             resolve_device(runtime)
 
-    def load(self) -> tuple[ChangeModel, float]:
-        """The model, and how many seconds it took; says which it is."""
+    def load(self) -> ChangeModel:
+        """Load the model, and print which it is and how long that took."""
+        from deltavlm import load_model
+
         started = time.monotonic()
-        model = _load(self.model, self.runtime_options())
+        model: ChangeModel = load_model(self.model, self.runtime_options())
         load_s = time.monotonic() - started
         console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
-        return model, load_s
+        return model
 
-
-def _load(name: str, runtime: RuntimeOptions) -> ChangeModel:
-    from deltavlm.model.predictor import load_model
-
-    return load_model(name, runtime)
+    def load_for(self, reader: PairReader, chip: Chip) -> ChangeModel:
+        """Load the model for a single chip, and warn where its scale is far from that of the training."""
+        model = self.load()
+        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChipFlags:
-    """How the ground is cut, and which of it is asked about."""
+class ChipGridFlags:
+    """Size and overlap of chips, and the area that they cover."""
 
     chip_size: options.ChipSize = 256
     overlap: options.Overlap = None
@@ -181,6 +195,17 @@ class ChipFlags:
     bbox: options.Bbox = None
     bbox_crs: options.BboxCrs = "EPSG:4326"
     aoi: options.Aoi = None
+
+    @property
+    def overlap_px(self) -> int:
+        """Overlap of neighbouring chips. Raises: BadParameter."""
+        return parsing.resolve_overlap(self.chip_size, self.overlap, self.stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipFlags(ChipGridFlags):
+    """Chip grid, and which of its chips the model is asked about."""
+
     limit: Annotated[
         int | None, flag("--limit", panel=CHIPS, metavar="N", min=1, help="Only the first N chips.")
     ] = None
@@ -192,7 +217,7 @@ class ChipFlags:
             metavar="SHARE",
             min=0,
             max=1,
-            help="Chips with a larger share without data are not asked.",
+            help="Skip chips with a larger share of nodata; their status is nodata.",
         ),
     ] = 0.5
     on_error: Annotated[
@@ -200,18 +225,48 @@ class ChipFlags:
         flag(
             "--on-error",
             panel=CHIPS,
-            help="A chip that cannot be read or answered: write its status, or stop.",
+            help="Chips that cannot be read or answered: record the status, or stop the run.",
         ),
     ] = "skip"
 
-    @property
-    def overlap_px(self) -> int:
-        return parsing.resolve_overlap(self.chip_size, self.overlap, self.stride)
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentFlags:
+    """Pixel grid of a pair, and how its files are opened."""
+
+    align: options.Align = "auto"
+    gsd: options.Gsd = None
+    allow_no_crs: options.AllowNoCrs = False
+    allow_vrt: options.AllowVrt = False
+    gdal_config: options.GdalConfig = None
+
+    def read_options(
+        self, bbox: str | None = None, bbox_crs: str = "EPSG:4326", aoi: Path | None = None
+    ) -> ReadOptions:
+        """Options for opening a pair. Sets GDAL's settings, so call it before GDAL starts.
+
+        Raises: BadParameter.
+        """
+        settings = self._settings() | {"bbox": parsing.parse_bbox(bbox), "bbox_crs": bbox_crs, "aoi": aoi}
+        os.environ.update(parsing.parse_gdal_config(self.gdal_config))  # GDAL reads them when it starts
+
+        from deltavlm.geo.pair import ReadOptions
+
+        return ReadOptions(**settings)
+
+    def _settings(self) -> dict[str, Any]:
+        """Fields of `ReadOptions`."""
+        return {
+            "align": self.align,
+            "gsd_m": parsing.check_gsd(self.gsd),
+            "allow_no_crs": self.allow_no_crs,
+            "allow_vrt": self.allow_vrt,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class RasterFlags:
-    """How pixels are read."""
+class _PixelFlags:
+    """Bands, scaling to 8 bit and nodata; first in the help of `RasterFlags`."""
 
     bands: Annotated[
         str | None,
@@ -220,7 +275,7 @@ class RasterFlags:
             panel=RASTERS,
             metavar="3,2,1",
             show_default="RGB by colour, else 1,2,3",
-            help="Red, green and blue band of both.",
+            help="Red, green and blue band of both images.",
         ),
     ] = None
     before_bands: Annotated[
@@ -235,7 +290,7 @@ class RasterFlags:
             "--scale",
             panel=RASTERS,
             metavar="SPEC",
-            help="To 8 bit: auto, none, LO,HI, pct:LO,HI or per-date. With auto, 8 bit stays as it is.",
+            help="Scaling to 8 bit: auto, none, LO,HI, pct:LO,HI or per-date. auto leaves 8 bit unchanged.",
         ),
     ] = "auto"
     nodata: Annotated[
@@ -244,56 +299,41 @@ class RasterFlags:
             "--nodata",
             panel=RASTERS,
             metavar="VALUE",
-            show_default="as the files say",
-            help="Pixel value that means no data.",
+            show_default="from the files",
+            help="Nodata value.",
         ),
     ] = None
     alpha_band: Annotated[
         Literal["auto", "none"],
-        flag("--alpha-band", panel=RASTERS, help="none: a band marked as alpha is data."),
+        flag("--alpha-band", panel=RASTERS, help="none: treat a band marked as alpha as data."),
     ] = "auto"
-    align: options.Align = "auto"
     resampling: options.Resampling = "bilinear"
-    gsd: options.Gsd = None
-    allow_no_crs: options.AllowNoCrs = False
-    allow_vrt: options.AllowVrt = False
-    gdal_config: options.GdalConfig = None
 
-    def read_options(
-        self, bbox: str | None = None, bbox_crs: str = "EPSG:4326", aoi: Path | None = None
-    ) -> ReadOptions:
-        """How to read, and of which ground. Sets GDAL's settings, so call it before GDAL starts.
 
-        Raises: BadParameter for text that cannot be read.
-        """
-        both = parsing.parse_bands("--bands", self.bands)
-        read: dict[str, Any] = {
-            "before_bands": parsing.parse_bands("--before-bands", self.before_bands) or both,
-            "after_bands": parsing.parse_bands("--after-bands", self.after_bands) or both,
-            "gsd_m": parsing.check_gsd(self.gsd),
-            "bbox": parsing.parse_bbox(bbox),
+@dataclass(frozen=True, kw_only=True)
+class RasterFlags(AlignmentFlags, _PixelFlags):
+    """Everything about how pixels are read."""
+
+    def _settings(self) -> dict[str, Any]:
+        bands = parsing.parse_bands("--bands", self.bands)
+        return super()._settings() | {
+            "before_bands": parsing.parse_bands("--before-bands", self.before_bands) or bands,
+            "after_bands": parsing.parse_bands("--after-bands", self.after_bands) or bands,
+            "scale": self.scale,
+            "nodata": self.nodata,
+            "alpha_band": self.alpha_band,
+            "resampling": self.resampling,
         }
-        os.environ.update(parsing.parse_gdal_config(self.gdal_config))  # it reads them there when it starts
-
-        from deltavlm.geo.pair import ReadOptions
-
-        return ReadOptions(
-            align=self.align,
-            resampling=self.resampling,
-            scale=self.scale,
-            nodata=self.nodata,
-            alpha_band=self.alpha_band,
-            allow_no_crs=self.allow_no_crs,
-            allow_vrt=self.allow_vrt,
-            bbox_crs=bbox_crs,
-            aoi=aoi,
-            **read,
-        )
 
 
 At = Annotated[
     str | None,
-    flag("--at", panel=CHIPS, metavar="LON,LAT", help="The chip around this point; pixels without a CRS."),
+    flag(
+        "--at",
+        panel=CHIPS,
+        metavar="LON,LAT",
+        help="The chip around this point; pixel coordinates without a CRS.",
+    ),
 ]
 WindowBbox = Annotated[
     str | None,
@@ -301,17 +341,14 @@ WindowBbox = Annotated[
         "--bbox",
         panel=CHIPS,
         metavar="XMIN,YMIN,XMAX,YMAX",
-        help="This box as one picture; with ask --all-chips, the chips that touch it.",
+        help="This box as one image; with ask --all-chips, the chips that touch it.",
     ),
 ]
-WHOLE = 2  # a pair of at most so many chips' width and height is asked whole
-SMALL_PX = 64
-LARGEST_PX = 4096  # of a box that is made one picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowFlags:
-    """Where to look in a large pair."""
+    """Window of a pair that `ask` and `chat` show the model as one image."""
 
     at: At = None
     bbox: WindowBbox = None
@@ -320,46 +357,28 @@ class WindowFlags:
 
     @property
     def point(self) -> tuple[float, float] | None:
+        """Longitude and latitude of --at. Raises: BadParameter."""
         return None if self.at is None else parsing.parse_point(self.at)
 
-    def chip(self, reader: PairReader) -> Chip:
-        """Raises: ConfigError when the pair is too large to be one picture and no place is named."""
-        from deltavlm.geo.windows import around, boxed, whole
+    def select(self, reader: PairReader) -> Chip:
+        """Select the window. Raises: ConfigError where the pair or the box is too large for one image."""
+        from deltavlm.geo.chips import select_chip
 
-        if self.point is not None:
-            return around(reader, *self.point, self.chip_size)
-        if self.bbox is not None:
-            chip = boxed(reader, self.chip_size)
-            if min(chip.window.width, chip.window.height) < SMALL_PX:
-                console.warning(
-                    f"the box is {chip.window.width} x {chip.window.height} px, too small to see much; "
-                    "--at takes the surroundings of a point"
-                )
-            if chip.size > LARGEST_PX:
-                raise ConfigError(
-                    f"--bbox is {chip.window.width} x {chip.window.height} px, and one picture is at most "
-                    f"{LARGEST_PX}; make it smaller"
-                )
-            return chip
-        if max(reader.width, reader.height) > WHOLE * self.chip_size:
-            raise ConfigError(
-                f"the pair is {reader.width} x {reader.height} px, too large for one picture "
-                f"({WHOLE * self.chip_size} px): name a place with --at LON,LAT or --bbox; ask "
-                "--all-chips asks everywhere"
-            )
-        return whole(reader, self.chip_size)
+        return select_chip(reader, self.chip_size, self.point)
 
 
 @contextmanager
-def open_rasters(before: str, after: str, place: WindowFlags, rasters: RasterFlags) -> Iterator[PairReader]:
-    """The pair, with what was found of it said."""
-    places = parsing.check_location("BEFORE", before), parsing.check_location("AFTER", after)
-    if place.point is not None and place.bbox is not None:
+def open_rasters(before: str, after: str, window: WindowFlags, rasters: RasterFlags) -> Iterator[PairReader]:
+    """Open the pair that these flags describe, and print the notes about it. Raises: BadParameter."""
+    before, after = (
+        parsing.check_location(name, text) for name, text in (("BEFORE", before), ("AFTER", after))
+    )
+    if window.point is not None and window.bbox is not None:
         raise typer.BadParameter("cannot be combined with --bbox", param_hint="--at")
-    read_options = rasters.read_options(place.bbox, place.bbox_crs)
+    read_options = rasters.read_options(window.bbox, window.bbox_crs)
 
     from deltavlm.geo.pair import RasterPair, open_pair
 
-    with open_pair(RasterPair(*places), read_options) as reader:
+    with open_pair(RasterPair(before, after), read_options) as reader:
         print_notes(reader)
         yield reader

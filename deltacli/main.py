@@ -1,6 +1,6 @@
-"""`deltavlm`: the commands, the global flags, and the one bridge from an error to a line and an exit code.
+"""`deltavlm`: the app with its commands, and the one place that turns an error into a line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 finished with some chips failed,
+Exit codes: 0 success, 1 failure, 2 usage error or bad input, 3 finished with some chips failed,
 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 when the reader of stdout went away (`| head`).
 Nothing heavy is imported here: every command imports what it needs in its body.
 """
@@ -23,12 +23,13 @@ from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, open_streams, silence
 from deltacli.data import data
-from deltacli.doctor import NeedsProj, doctor
+from deltacli.doctor import ProjCommand, doctor
 from deltacli.evaluate import evaluate
+from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.grid import grid
 from deltacli.metrics import run_metrics
 from deltacli.report import report
-from deltacli.signals import stoppable
+from deltacli.signals import catch_signals
 from deltacli.stac import stac
 from deltacli.summarize import summarize
 from deltacli.synth import synth
@@ -38,17 +39,22 @@ from deltavlm.errors import DeltaVLMError
 
 __all__ = ["app"]
 
+PREFIX = "DELTAVLM"  # of environment variables
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell would report it
-_MISFITS = (  # what timm and transformers raise where torchvision is not the one of this torch
+_TORCHVISION_ERRORS = (  # messages of timm and transformers where torchvision belongs to another torch
     "torchvision::nms",
     "Could not import module",
     "partially initialized module 'torchvision'",
 )
-_IS_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None after `>&-`
+_ON_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None after `>&-`
 
 
 class App(TyperGroup):
-    """The group of commands; its `main` is what both the console script and `CliRunner` call."""
+    """Group of all commands; the console script and `CliRunner` both call its `main`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        _name_variables(self, PREFIX)
 
     def main(
         self,
@@ -59,47 +65,57 @@ class App(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command and exit with its code; every error is one line on stderr."""
+        """Run a command and exit with its code; every error becomes one line on stderr."""
         open_streams()
-        console.reset(_wished_format(sys.argv[1:] if args is None else args))
+        console.reset(_early_log_format(sys.argv[1:] if args is None else args))
         run_metrics.reset()
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             code = 1
         except Exception as error:
-            code = _told(error)
+            code = _report_error(error)
         run_metrics.finish(code if isinstance(code, int) else 0)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command; signals and a closed pipe become exit codes after its clean-up is done."""
-        with stoppable() as stop:
-            console.stop = stop
+        """Run the chosen command; signals and a closed pipe become exit codes after its clean-up."""
+        with catch_signals() as state:
+            console.signal_state = state
             try:
                 return super().invoke(ctx)
             except BrokenPipeError as error:
                 silence(sys.stdout)
                 raise typer.Exit(CLOSED_PIPE) from error
             except BaseException as error:
-                if stop.signum is None:
+                if state.signum is None:
                     raise
                 console.traceback(error)
-                console.error(f"stopped by {stop.name}")
-                raise typer.Exit(128 + stop.signum) from error
+                console.error(f"stopped by {state.name}")
+                raise typer.Exit(128 + state.signum) from error
 
 
-def _wished_format(args: Sequence[str]) -> LogFormat:
-    """The --log-format among these words, for what is said before they are understood."""
+def _name_variables(command: Any, prefix: str) -> None:
+    """Name environment variables by flags: DELTAVLM_ASK_QUESTIONS. Click names them by parameters."""
+    for param in command.params:
+        flag = next((name for name in param.opts if name.startswith("--")), None)
+        if flag is not None and param.allow_from_autoenv:
+            param.envvar = f"{prefix}_{flag[2:].replace('-', '_').upper()}"
+    for name, subcommand in getattr(command, "commands", {}).items():
+        _name_variables(subcommand, f"{prefix}_{name.upper()}")
+
+
+def _early_log_format(args: Sequence[str]) -> LogFormat:
+    """Find --log-format among the words, for errors that occur before they are parsed."""
     words = [os.environ.get("DELTAVLM_LOG_FORMAT", ""), *args]
     is_json = "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
     return "json" if is_json or words[0] == "json" else "text"
 
 
-def _told(error: Exception) -> int:
-    """Say what went wrong in one line; the exit code."""
+def _report_error(error: Exception) -> int:
+    """Print the error on one line; return the exit code."""
     console.traceback(error)
     if isinstance(error, DeltaVLMError):
         console.error(str(error))
@@ -108,7 +124,7 @@ def _told(error: Exception) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
         else:
-            console.error(_usage(error))
+            console.error(_usage_message(error))
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, MemoryError):
         console.error("out of memory; a smaller --batch-size or --chip-size needs less")
@@ -116,17 +132,17 @@ def _told(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror:  # a full disk, a vanished folder
         console.error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
         return 1
-    detail = str(error).strip().partition("\n")[0]
-    if any(sign in str(error) for sign in _MISFITS):
-        console.error(f"torch and torchvision do not fit together ({detail}); run deltavlm doctor")
+    first_line = str(error).strip().partition("\n")[0]
+    if any(message in str(error) for message in _TORCHVISION_ERRORS):
+        console.error(f"torch and torchvision do not fit together ({first_line}); run deltavlm doctor")
         return 1
     hint = "" if console.verbosity >= 2 else "; run again with -vv for the traceback"
-    console.error(f"unexpected {type(error).__name__}: {detail}{hint}")
+    console.error(f"unexpected {type(error).__name__}: {first_line}{hint}")
     return 1
 
 
-def _usage(error: Any) -> str:
-    """A usage error in our words: what is wrong, the nearest right word, where the help is."""
+def _usage_message(error: Any) -> str:
+    """Complete Click's message of a usage error: a similar flag, the refused value, the command's help."""
     ctx = getattr(error, "ctx", None)
     text = str(error.format_message()).strip().rstrip(".").replace("Value error, ", "")
     option = getattr(error, "option_name", None)
@@ -134,16 +150,16 @@ def _usage(error: Any) -> str:
         flags = [flag for param in ctx.command.params for flag in (*param.opts, *param.secondary_opts)]
         close = get_close_matches(option, flags, n=1)
         text = f"No such option: {option}{f'; did you mean {close[0]}?' if close else ''}"
-    given = _given(error)
-    if given is not None and repr(given) not in text:
-        text += f", not {given!r}"
+    value = _refused_value(error)
+    if value is not None and repr(value) not in text:
+        text += f", not {value!r}"
     if ctx is not None:
         text += f" (see '{ctx.command_path} --help')"
     return text
 
 
-def _given(error: BaseException) -> Any:
-    """The value that was refused, which Typer leaves out of its message; None where it is not known."""
+def _refused_value(error: BaseException) -> Any:
+    """Value that a flag refused, which Typer leaves out of its message; None if unknown."""
     try:
         return error.__cause__.errors()[0]["input"]  # type: ignore[union-attr]  # pydantic's ValidationError
     except (AttributeError, LookupError):
@@ -155,18 +171,18 @@ app = typer.Typer(
     cls=App,
     help="Ask what changed between two images of one place, and put the answers on the map.",
     epilog="Start with: deltavlm analyze before.tif after.tif -o out.gpkg",
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DELTAVLM"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX},
     invoke_without_command=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if _IS_TERMINAL and not os.environ.get("NO_COLOR") else None,
+    rich_markup_mode="rich" if _ON_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
-app.command(cls=NeedsProj)(analyze)
-app.command(cls=NeedsProj)(ask)
-app.command(cls=NeedsProj)(chat)
-app.command(cls=NeedsProj)(grid)
-app.command(cls=NeedsProj)(report)
-app.command(cls=NeedsProj)(summarize)
-app.command(cls=NeedsProj)(stac)
+app.command(cls=ProjCommand)(analyze)
+app.command(cls=ProjCommand)(ask)
+app.command(cls=ProjCommand)(chat)
+app.command(cls=ProjCommand)(grid)
+app.command(cls=ProjCommand)(report)
+app.command(cls=ProjCommand)(summarize)
+app.command(cls=ProjCommand)(stac)
 app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)
@@ -176,16 +192,8 @@ app.add_typer(weights, name="weights")
 
 
 @app.callback()
-def deltavlm(
-    ctx: typer.Context,
-    version: options.Version = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    progress: options.ShowProgress = None,
-    color: options.ColorMode = None,
-    log_format: options.LogFormatName = None,
-    config: options.ConfigFile = None,
-) -> None:
+@grouped
+def deltavlm(ctx: typer.Context, version: options.Version = False, *, common: CommonFlags) -> None:
     """Ask what changed between two images of one place, and put the answers on the map."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)

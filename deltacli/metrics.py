@@ -1,47 +1,45 @@
-"""`--metrics FILE`: how a run goes and how it ended, for Prometheus, by node_exporter's textfile collector.
+"""Metrics of a run for Prometheus (`--metrics FILE`), read by node_exporter's textfile collector.
 
-Written when the run begins, every few seconds while it goes on, and at its end however it ends; each time to
-a temporary file that takes the name, so that a reader never sees half of one.
+The file is written when the run starts, every few seconds, and at the end however the run ends; each time
+atomically, so that the collector never reads a partial file. Text format 0.0.4:
+https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltacli.console import console
-from deltavlm import __version__
 from deltavlm.errors import OutputError
+from deltavlm.version import __version__
 
 if TYPE_CHECKING:
     from deltavlm.model.interface import ModelFacts
-    from deltavlm.pipeline.layers import Status
-    from deltavlm.pipeline.many import Run
-    from deltavlm.pipeline.summary import Summary
+    from deltavlm.pipeline.run_result import RunResult
+    from deltavlm.pipeline.schema import ChipStatus
 
 __all__ = ["Metric", "RunMetrics", "check_metrics_file", "format_metrics", "run_metrics"]
 
 REFRESH_S = 10.0
-_CHIPS: tuple[Status, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
-_PAIRS = ("answered", "partly", "failed")
-_STAGES = ("read", "waited", "encode", "answer", "write")
-_ENDS = {0: "answered", 3: "partly", 1: "failed", 2: "failed"}  # exit codes of a run over one pair
-
-FIRST = "# HELP "  # how a text of ours begins
+CHIP_STATUSES: tuple[ChipStatus, ...] = ("answered", "cascaded", "nodata", "unreadable", "error")
+PAIR_STATUSES = ("answered", "partly", "failed")
+PAIR_STATUS_OF_EXIT_CODE = {0: "answered", 3: "partly", 1: "failed", 2: "failed"}  # a run over one pair
+STAGES = ("read", "waited", "encode", "answer", "write")
+FIRST_WORD = "# HELP "  # first bytes of every file that we write
 
 Sample = tuple[Mapping[str, str], float]  # labels and a value
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A family of samples; `name` and the names of labels are `[a-zA-Z_][a-zA-Z0-9_]*`."""
+    """Metric family: samples under one name. It and the labels' names match `[a-zA-Z_][a-zA-Z0-9_]*`."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -50,26 +48,28 @@ class Metric:
 
 
 class RunMetrics:
-    """What is known of the run of this process; one a process, begun by `analyze` and ended by the bridge."""
+    """Progress and result of the run of this process; started by `analyze`, finished by the app."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing is watched, so that a second run in one process starts afresh."""
+        """Forget the last run, so that a second one in the same process starts afresh."""
         self.path: Path | None = None
-        self.output = ""  # where the features go: what tells two runs apart
-        self.began_s = time.time()
-        self._clock_s = time.monotonic()
-        self.code: int | None = None
+        self.output = ""  # path of the output: the label that distinguishes runs
+        self.start_time_s = time.time()
+        self._start_s = time.monotonic()
+        self.exit_code: int | None = None
         self._model: ModelFacts | None = None
-        self._summaries: Sequence[Summary] = ()
-        self._pairs: Run | None = None
-        self._over = threading.Event()
+        self._result: RunResult | None = None
+        self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, output: str, *, dry_run: bool) -> None:
-        """The run begins; a dry run is none. Raises: OutputError where the file cannot be written."""
+        """Write the first metrics and refresh them in a background thread; nothing for a dry run.
+
+        Raises: OutputError where the file cannot be written.
+        """
         self.output = output if output == "-" else str(Path(output).absolute())
         if dry_run:
             self.path = None
@@ -85,133 +85,148 @@ class RunMetrics:
         self._thread.start()
 
     def set_model(self, model: ModelFacts) -> None:
-        """This model is asked."""
+        """Set the model that the run asks."""
         self._model = model
 
-    def watch(self, *summaries: Summary, pairs: Run | None = None) -> None:
-        """What the run has come to is the sum of these, which go on; `pairs`: of a run over many."""
-        self._summaries, self._pairs = summaries, pairs or self._pairs
+    def watch(self, result: RunResult) -> None:
+        """Report the counts of this result, which the run updates."""
+        self._result = result
 
-    def finish(self, code: int) -> None:
-        """The run has ended with this exit code; a file that cannot be written is a warning only."""
+    def finish(self, exit_code: int) -> None:
+        """Write the last metrics, with the exit code; a file that cannot be written is only a warning."""
         if self.path is None:
             return
-        self._over.set()
+        self._finished.set()
         if self._thread is not None:
             self._thread.join()
-        self.code = code
+        self.exit_code = exit_code
         try:
             self._write(self.path)
         except OSError as error:
             console.warning(f"{self.path}: the metrics cannot be written ({error.strerror})")
 
     def _refresh(self) -> None:
-        while not self._over.wait(REFRESH_S):
-            with suppress(OSError):  # told at the end
-                self._write(self.path)  # type: ignore[arg-type]  # begun with a path
+        while not self._finished.wait(REFRESH_S):
+            with suppress(OSError):  # reported by `finish`
+                self._write(self.path)  # type: ignore[arg-type]  # started with a path
 
     def _write(self, path: Path) -> None:
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")  # the collector reads *.prom alone
-        try:
-            part.write_text(format_metrics(self.metrics(), {"output": self.output}), encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        from deltavlm.files import atomic_file
+
+        text = format_metrics(self.metrics(), {"output": self.output})
+        with atomic_file(path, suffix=".part") as scratch:  # the collector reads *.prom
+            scratch.write_text(text, encoding="utf-8", newline="\n")
 
     def metrics(self) -> Iterator[Metric]:
-        """All that is known now."""
-        summaries, model, code = self._summaries, self._model, self.code
-        built = {"version": __version__, "python": platform.python_version()}
-        yield Metric("deltavlm_build_info", "gauge", "The program that ran.", [(built, 1)])
+        """Current values of all metrics."""
+        model, exit_code = self._model, self.exit_code
+        summaries = [] if self._result is None else [self._result.summary]
+        build = {"version": __version__, "python": platform.python_version()}
+        yield Metric("deltavlm_build_info", "gauge", "Version of the program.", [(build, 1)])
         if model is not None:
-            asked = {"model": model.name, "fingerprint": model.fingerprint, "device": model.device}
-            yield Metric("deltavlm_model_info", "gauge", "The model that was asked.", [(asked, 1)])
-        chips = [({"status": one}, sum(each.statuses[one] for each in summaries)) for one in _CHIPS]
+            labels = {"model": model.name, "fingerprint": model.fingerprint, "device": model.device}
+            yield Metric("deltavlm_model_info", "gauge", "Model of the run.", [(labels, 1)])
         yield Metric(
-            "deltavlm_chips_total", "counter", "Chips by status, those of a run gone on with included.", chips
+            "deltavlm_chips_total",
+            "counter",
+            "Chips by status, including those of a resumed run.",
+            [
+                ({"status": status}, sum(summary.statuses[status] for summary in summaries))
+                for status in CHIP_STATUSES
+            ],
         )
-        for name, told, count in (
-            ("resumed", "Chips that an earlier run had answered.", sum(one.earlier for one in summaries)),
-            ("changed", "Chips that the model calls changed.", sum(one.changed for one in summaries)),
-        ):
-            yield Metric(f"deltavlm_chips_{name}_total", "counter", told, [({}, count)])
-        polygons = sum(one.polygons for one in summaries)
-        yield Metric("deltavlm_polygons_total", "counter", "Polygons of what changed.", [({}, polygons)])
-        yield Metric("deltavlm_pairs_total", "counter", "Pairs by status.", self._of_pairs())
-        stages = [({"stage": one}, sum(getattr(each.stages, one) for each in summaries)) for one in _STAGES]
+        resumed = sum(summary.resumed for summary in summaries)
+        yield _counter("deltavlm_chips_resumed_total", "Chips answered by an earlier run.", resumed)
+        changed = sum(summary.changed for summary in summaries)
+        yield _counter("deltavlm_chips_changed_total", "Chips that the model calls changed.", changed)
+        polygons = sum(summary.polygons for summary in summaries)
+        yield _counter("deltavlm_polygons_total", "Polygons of change.", polygons)
+        yield Metric("deltavlm_pairs_total", "counter", "Pairs by status.", self._pair_samples())
         yield Metric(
             "deltavlm_stage_seconds_total",
             "counter",
-            "Seconds by what they went into. Chips are read while others are answered; waited: for reading.",
-            stages,
+            "Seconds by stage; reading runs in parallel with the model. waited: for chips to be read.",
+            [
+                ({"stage": stage}, sum(getattr(summary.stages, stage) for summary in summaries))
+                for stage in STAGES
+            ],
         )
-        spent_s = time.monotonic() - self._clock_s
-        yield Metric(
-            "deltavlm_run_duration_seconds", "gauge", "Seconds since the run began.", [({}, spent_s)]
+        duration_s = time.monotonic() - self._start_s
+        yield _gauge("deltavlm_run_duration_seconds", "Seconds since the start of the run.", duration_s)
+        yield _gauge("deltavlm_run_start_timestamp_seconds", "Start of the run.", self.start_time_s)
+        yield _gauge(
+            "deltavlm_run_active", "1 during the run, and after one that was killed.", int(exit_code is None)
         )
-        yield Metric(
-            "deltavlm_run_start_timestamp_seconds", "gauge", "When the run began.", [({}, self.began_s)]
-        )
-        yield Metric(
-            "deltavlm_run_active",
-            "gauge",
-            "1 while the run goes on, and after one that was killed.",
-            [({}, int(code is None))],
-        )
-        if code is not None:
-            yield Metric("deltavlm_exit_code", "gauge", "Exit code of the run that ended.", [({}, code)])
-            yield Metric(
-                "deltavlm_last_run_timestamp_seconds", "gauge", "When the run ended.", [({}, time.time())]
-            )
+        if exit_code is not None:
+            yield _gauge("deltavlm_exit_code", "Exit code of the run.", exit_code)
+            yield _gauge("deltavlm_last_run_timestamp_seconds", "End of the run.", time.time())
 
-    def _of_pairs(self) -> list[tuple[dict[str, str], float]]:
-        if self._pairs is None:
-            found = [_ENDS[self.code]] if self.code in _ENDS else []
+    def _pair_samples(self) -> list[Sample]:
+        if self._result is not None and not self._result.is_single:
+            statuses: list[str] = [pair.status for pair in list(self._result.pairs.values())]
+        elif self.exit_code in PAIR_STATUS_OF_EXIT_CODE:
+            statuses = [PAIR_STATUS_OF_EXIT_CODE[self.exit_code]]
         else:
-            found = [outcome.status for outcome in [*self._pairs.outcomes.values()]]
-        return [({"status": one}, found.count(one)) for one in _PAIRS]
+            statuses = []
+        return [({"status": status}, statuses.count(status)) for status in PAIR_STATUSES]
+
+
+def _counter(name: str, description: str, value: float) -> Metric:
+    return Metric(name, "counter", description, [({}, value)])
+
+
+def _gauge(name: str, description: str, value: float) -> Metric:
+    return Metric(name, "gauge", description, [({}, value)])
 
 
 def check_metrics_file(path: Path) -> Path:
-    """The file, if metrics may be written there: one named by mistake stays whole. Raises: OutputError."""
+    """Return `path` if metrics may be written there: it is new, or holds metrics. Raises: OutputError."""
     if str(path) == "-":
-        raise OutputError("--metrics -: needs a file, for stdout is for data")
+        raise OutputError("--metrics -: needs a file, because stdout is for data")
     try:
-        if path.exists() and not (path.is_file() and _is_ours(path)):
-            raise OutputError(f"{path}: is there, and is no file of metrics; choose another file")
+        if path.exists() and not (path.is_file() and _holds_metrics(path)):
+            raise OutputError(f"{path}: exists and is not a metrics file; choose another file")
         if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path}: the metrics cannot be written (no such folder); make it first")
+            raise OutputError(f"{path}: the metrics cannot be written (no such folder); create it first")
     except OSError as error:
         raise OutputError(f"{path}: the metrics cannot be written ({error.strerror})") from error
     return path
 
 
-def _is_ours(path: Path) -> bool:
+def _holds_metrics(path: Path) -> bool:
+    """True for a file of ours, and for an empty one."""
     with path.open("rb") as stream:
-        return stream.read(len(FIRST)) in (b"", FIRST.encode())
+        return stream.read(len(FIRST_WORD)) in (b"", FIRST_WORD.encode())
 
 
 def format_metrics(metrics: Iterable[Metric], labels: Mapping[str, str]) -> str:
-    """The text of all metrics; each sample has these `labels` after its own. Ends with a newline.
+    """Format metrics as Prometheus text, ending with a newline; families without samples are left out.
 
-    Families without samples are left out.
+    `labels` are appended to those of each sample.
     """
     lines = []
     for metric in metrics:
-        samples = [_line(metric.name, {**own, **labels}, value) for own, value in metric.samples]
+        samples = [
+            _format_sample(metric.name, {**sample_labels, **labels}, value)
+            for sample_labels, value in metric.samples
+        ]
         if samples:
             help_text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
-            lines += [f"{FIRST}{metric.name} {help_text}", f"# TYPE {metric.name} {metric.kind}", *samples]
+            lines += [
+                f"{FIRST_WORD}{metric.name} {help_text}",
+                f"# TYPE {metric.name} {metric.kind}",
+                *samples,
+            ]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-    return f"{name}{f'{{{told}}}' if told else ''} {value!r}"
+def _format_sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    text = ",".join(f'{label}="{_escape(value)}"' for label, value in labels.items())
+    return f"{name}{f'{{{text}}}' if text else ''} {value!r}"
 
 
-def _escaped(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode("utf-8")  # a path may hold bytes that are no UTF-8
+def _escape(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a path may hold bytes that are not UTF-8
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 

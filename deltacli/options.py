@@ -1,4 +1,60 @@
-"""Options that mean the same in every command."""
+"""Registry of the flags that commands share, and their definitions: one `Annotated` per flag.
+
+A letter means the same in every command that has it, but for two older ones: `-q` of ask is --question (its
+--quiet has no letter), and `-n` of synth chips is --count. The program alone has `-V --version`.
+
+    flag            commands
+    --after-bands   analyze, ask, chat
+    --align         analyze, ask, chat, grid
+    --allow-no-crs  analyze, ask, chat, grid
+    --allow-vrt     analyze, ask, chat, grid, report
+    --alpha-band    analyze, ask, chat
+    --aoi           analyze, ask, grid
+    --at            ask, chat
+    -b --bands      analyze, ask, chat
+    --batch-size    analyze, ask, eval
+    --bbox          analyze, ask, chat, grid
+    --bbox-crs      analyze, ask, chat, grid
+    --beams         analyze, ask, chat, eval
+    --before-bands  analyze, ask, chat
+    --cascade       analyze, ask
+    --chip-size     analyze, ask, chat, grid
+    --color         all
+    --config        all
+    --decode        analyze, ask, chat, eval
+    --device        analyze, ask, chat, eval, weights verify
+    -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
+    --dtype         analyze, ask, chat, eval, weights verify
+    --gdal-config   analyze, ask, chat, grid
+    --gsd           analyze, ask, chat, grid, synth scene
+    --json          all
+    --layer         analyze, ask
+    --limit         analyze, ask, eval
+    --log-format    all
+    --max-nodata    analyze, ask
+    -m --model      analyze, ask, chat, eval
+    --nodata        analyze, ask, chat
+    --on-error      analyze, ask
+    -o --output     analyze, ask, grid, report, summarize, stac, eval, train, data fetch, data build,
+                    weights fetch, weights convert
+    --overlap       analyze, ask, grid
+    --overwrite     analyze, ask, chat, grid, report, summarize, stac, eval, synth chips, synth scene,
+                    data fetch, data build
+    --progress      all
+    --prompt-style  analyze, ask, chat, eval
+    --quantize      analyze, ask, chat, eval, weights verify
+    -Q --questions  analyze, ask
+    -q --quiet      all
+    --resampling    analyze, ask, chat
+    --resume        analyze, ask, train
+    --retry-failed  analyze, ask
+    --scale         analyze, ask, chat, synth scene
+    --stride        analyze, ask, grid
+    --threads       analyze, ask, chat, eval, train
+    -v --verbose    all
+
+Flags of a single command are defined in its module, groups of flags in `flag_groups`.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +66,33 @@ import typer
 from deltacli.config_file import read_defaults
 from deltacli.console import Color, LogFormat, console
 from deltacli.metrics import check_metrics_file, run_metrics
-from deltavlm import __version__
+from deltavlm.geo import resampling
+from deltavlm.version import __version__
 
-MODEL, RASTERS, CHIPS, OUTPUT, COMMON = (
-    "Questions and model",
-    "Rasters",
-    "Chips",
-    "Output",
-    "Common options",
-)  # groups of flags in the help
+# panels of the help
+MODEL = "Questions and model"
+RASTERS = "Rasters"
+CHIPS = "Chips"
+OUTPUT = "Output"
+COMMON = "Common options"
 
 
 def flag(*names: str, panel: str, **settings: Any) -> Any:
-    """A `typer.Option` in one of the groups; how variables are named is told once, at --config."""
+    """`typer.Option` in a panel of the help. Environment variables are explained once, at --config."""
     return typer.Option(*names, rich_help_panel=panel, show_envvar=False, **settings)
 
 
 def threads_flag(panel: str) -> Any:
-    """`--threads`. More than any machine has are a slip, which torch answers with a riddle."""
+    """Flag `--threads`, limited to 1024: torch crashes on absurd numbers without saying why."""
     return flag(
         "--threads", panel=panel, metavar="N", min=1, max=1024, show_default="all cores", help="CPU threads."
     )
 
 
-# What the global flags do as soon as they are read
+# Callbacks: shared flags act as soon as they are parsed
 
 
-def _say_version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"deltavlm {__version__}")
         raise typer.Exit
@@ -74,7 +130,7 @@ def _set_log_format(value: LogFormat | None) -> LogFormat | None:
     return value
 
 
-def _watch(value: Path | None) -> Path | None:
+def _set_metrics_file(value: Path | None) -> Path | None:
     if value is not None:
         run_metrics.path = check_metrics_file(value)
     return value
@@ -87,7 +143,7 @@ Version = Annotated[
         panel=COMMON,
         is_eager=True,
         allow_from_autoenv=False,
-        callback=_say_version,
+        callback=_print_version,
         help="Show the version and exit.",
     ),
 ]
@@ -99,10 +155,10 @@ Verbose = Annotated[
         count=True,
         callback=_add_verbosity,
         show_default=False,
-        help="Say more; -vv also shows tracebacks.",
+        help="More messages; -vv also shows tracebacks.",
     ),
 ]
-Quiet = Annotated[bool, flag("--quiet", "-q", panel=COMMON, callback=set_quiet, help="Say errors only.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", panel=COMMON, callback=set_quiet, help="Errors only.")]
 ShowProgress = Annotated[
     bool | None,
     flag(
@@ -120,7 +176,7 @@ ColorMode = Annotated[
         panel=COMMON,
         callback=_set_color,
         show_default="auto",
-        help="Colours in messages; NO_COLOR counts as never.",
+        help="Colours in messages. With auto, NO_COLOR turns them off.",
     ),
 ]
 LogFormatName = Annotated[
@@ -131,7 +187,7 @@ LogFormatName = Annotated[
         is_eager=True,
         callback=_set_log_format,
         show_default="text",
-        help="Lines on stderr as text, or as a JSON object each, without a bar.",
+        help="Messages on stderr as text, or as one JSON object a line without a progress bar.",
     ),
 ]
 ConfigFile = Annotated[
@@ -142,8 +198,8 @@ ConfigFile = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=read_defaults,
-        help="TOML file of defaults, a table for each command. A flag wins over a variable "
-        "DELTAVLM_<COMMAND>_<FLAG>, and that over the file.",
+        help="TOML file of defaults, with a table for each command. Flags override environment variables "
+        "(DELTAVLM_<COMMAND>_<FLAG>), and these override the file.",
     ),
 ]
 Json = Annotated[
@@ -156,8 +212,8 @@ Metrics = Annotated[
         panel=COMMON,
         metavar="FILE",
         is_eager=True,
-        callback=_watch,
-        help="How the run goes and how it ended, as text for Prometheus.",
+        callback=_set_metrics_file,
+        help="Write progress and result of the run for Prometheus (node_exporter's textfile collector).",
     ),
 ]
 
@@ -175,32 +231,53 @@ Output = Annotated[
         help=".gpkg .geojson .geojsonl .ndjson .fgb .parquet; - is NDJSON on stdout.",
     ),
 ]
-Overwrite = Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Replace the output if it is there.")]
+Overwrite = Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Replace an existing output.")]
 DryRun = Annotated[
     bool,
-    flag("--dry-run", "-n", panel=OUTPUT, help="Show pair check, grid and plan; load and write nothing."),
+    flag(
+        "--dry-run",
+        "-n",
+        panel=OUTPUT,
+        help="Check the images and show what would be done; load no model, write nothing.",
+    ),
 ]
 
 Dtype = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
-    flag("--dtype", panel=MODEL, help="Of weights; auto is 16 bit where the device is fast in it."),
+    flag(
+        "--dtype",
+        panel=MODEL,
+        help="Data type of the weights; auto is 16 bit where the device is fast with it.",
+    ),
 ]
 Decode = Annotated[
     Literal["auto", "upstream", "fast"],
     flag(
         "--decode",
         panel=MODEL,
-        help="upstream punishes repeated words, as the published model's authors do; fast does not; "
-        "auto is as the model says.",
+        help="Decoding: upstream applies a repetition penalty of 1.5, as the published model's authors do; "
+        "fast applies none; auto is the model's own setting.",
     ),
 ]
 Beams = Annotated[
     int | None,
-    flag("--beams", panel=MODEL, metavar="N", min=1, max=64, show_default="1", help="Answers tried at once."),
+    flag(
+        "--beams",
+        panel=MODEL,
+        metavar="N",
+        min=1,
+        max=64,
+        show_default="1",
+        help="Beams of beam search; 1 is greedy decoding.",
+    ),
 ]
 PromptStyle = Annotated[
     Literal["auto", "raw", "trained"],
-    flag("--prompt-style", panel=MODEL, help="Questions as written, or as in the model's training."),
+    flag(
+        "--prompt-style",
+        panel=MODEL,
+        help="Send questions as written (raw), or in the wording of the model's training (trained).",
+    ),
 ]
 
 Cascade = Annotated[
@@ -208,7 +285,7 @@ Cascade = Annotated[
     flag(
         "--cascade",
         panel=MODEL,
-        help="First ask whether it changed, and the rest only of chips that say yes.",
+        help="Ask the yes/no question first, and the other questions only about chips answered yes.",
     ),
 ]
 BatchSize = Annotated[
@@ -217,7 +294,7 @@ BatchSize = Annotated[
         "--batch-size",
         panel=MODEL,
         metavar="auto|N",
-        help="Chips asked at once; halved where memory is short.",
+        help="Chips per batch; halved when memory runs out.",
     ),
 ]
 Quantize = Annotated[
@@ -235,7 +312,7 @@ ChipSize = Annotated[
 Overlap = Annotated[
     int | None,
     flag(
-        "--overlap", panel=CHIPS, metavar="PX", min=0, show_default="0", help="What neighbouring chips share."
+        "--overlap", panel=CHIPS, metavar="PX", min=0, show_default="0", help="Overlap of neighbouring chips."
     ),
 ]
 Stride = Annotated[
@@ -246,7 +323,7 @@ Stride = Annotated[
         metavar="PX",
         min=1,
         show_default="chip size",
-        help="From chip to chip, instead of --overlap.",
+        help="Step from chip to chip, instead of --overlap.",
     ),
 ]
 Bbox = Annotated[
@@ -274,22 +351,23 @@ Align = Annotated[
     flag(
         "--align",
         panel=RASTERS,
-        help="auto warps AFTER onto BEFORE's grid where they differ; strict refuses.",
+        help="auto warps AFTER onto the grid of BEFORE if they differ; strict refuses such pairs.",
     ),
 ]
 Resampling = Annotated[
-    Literal["nearest", "bilinear", "cubic", "average", "lanczos"],
-    flag("--resampling", panel=RASTERS, help="How a warp looks up pixels."),
+    resampling.Resampling,
+    flag("--resampling", panel=RASTERS, help="Resampling method of a warp."),
 ]
 Gsd = Annotated[
-    float | None, flag("--gsd", panel=RASTERS, metavar="M", help="Resample both to M metres a pixel.")
+    float | None,
+    flag("--gsd", panel=RASTERS, metavar="M", help="Resample both images to M metres per pixel."),
 ]
 AllowNoCrs = Annotated[
     bool,
     flag(
         "--allow-no-crs",
         panel=RASTERS,
-        help="Accept images without a CRS; the output then has pixel coordinates.",
+        help="Accept images without a CRS; the output is then in pixel coordinates.",
     ),
 ]
 AllowVrt = Annotated[
@@ -297,10 +375,15 @@ AllowVrt = Annotated[
     flag(
         "--allow-vrt",
         panel=RASTERS,
-        help="Open VRTs too, through which other files are read; they are named first.",
+        help="Also open VRTs, which read other files; these are listed first.",
     ),
 ]
 GdalConfig = Annotated[
     list[str] | None,
-    flag("--gdal-config", panel=RASTERS, metavar="KEY=VALUE", help="A GDAL setting; can be repeated."),
+    flag(
+        "--gdal-config",
+        panel=RASTERS,
+        metavar="KEY=VALUE",
+        help="GDAL configuration option; can be repeated.",
+    ),
 ]

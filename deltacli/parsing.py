@@ -1,4 +1,4 @@
-"""From the text of a flag to its value; each complains in Typer's own way, naming the flag."""
+"""Parse and check the text of flags; a bad value is a usage error that names the flag."""
 
 from __future__ import annotations
 
@@ -9,63 +9,71 @@ from urllib.parse import urlsplit
 
 import typer
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
-def check_location(name: str, text: str) -> str:
-    """A path or URL as it is, if it can be written in UTF-8, which all outputs are."""
+
+def check_location(argument: str, text: str) -> str:
+    """Return a path or URL unchanged if it can be encoded as UTF-8, as all outputs are.
+
+    Raises: BadParameter.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file", param_hint=name) from None
+        raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file", param_hint=argument) from None
     return text
 
 
-def parse_bands(name: str, text: str | None) -> tuple[int, ...] | None:
-    """`"3,2,1"` -> (3, 2, 1): one band or three, counted from 1."""
+def parse_bands(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """`"3,2,1"` -> (3, 2, 1): one band or three, numbered from 1. Raises: BadParameter."""
     if text is None:
         return None
     try:
-        bands = tuple(int(part) for part in text.replace(",", " ").split())
+        bands = tuple(int(word) for word in text.replace(",", " ").split())
     except ValueError:
         bands = ()
     if len(bands) not in (1, 3) or min(bands) < 1:
         raise typer.BadParameter(
-            f"{text!r} is not one band or three, such as 3,2,1, counted from 1", param_hint=name
+            f"{text!r} is not one band or three, such as 3,2,1, numbered from 1", param_hint=flag
         )
     return bands
 
 
+def _parse_numbers(text: str) -> list[float]:
+    """Numbers between commas or spaces, in brackets or not; empty if any is not a finite number."""
+    try:
+        numbers = [float(word) for word in text.strip("[]() ").replace(",", " ").split()]
+    except ValueError:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
 def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
-    """`"xmin,ymin,xmax,ymax"`, with commas or spaces, -> four numbers."""
+    """`"xmin,ymin,xmax,ymax"`, with commas or spaces, -> four numbers. Raises: BadParameter."""
     if text is None:
         return None
-    try:
-        numbers = [float(part) for part in text.strip("[]() ").replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+    numbers = _parse_numbers(text)
+    if len(numbers) != 4:
         raise typer.BadParameter(f"{text!r} is not xmin,ymin,xmax,ymax", param_hint="--bbox")
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
 def parse_point(text: str) -> tuple[float, float]:
-    """`"lon,lat"` -> two numbers."""
-    try:
-        numbers = [float(part) for part in text.strip("[]() ").replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+    """`"lon,lat"` -> two numbers. Raises: BadParameter."""
+    numbers = _parse_numbers(text)
+    if len(numbers) != 2:
         raise typer.BadParameter(f"{text!r} is not lon,lat", param_hint="--at")
     return numbers[0], numbers[1]
 
 
 def resolve_overlap(chip_px: int, overlap_px: int | None, stride_px: int | None) -> int:
-    """The overlap from --overlap or --stride, whichever is given."""
+    """Overlap of neighbouring chips in pixels, from --overlap or --stride. Raises: BadParameter."""
     if overlap_px is not None and stride_px is not None:
         raise typer.BadParameter("cannot be combined with --overlap", param_hint="--stride")
     if stride_px is not None:
         if stride_px > chip_px:
             raise typer.BadParameter(
-                f"{stride_px} is more than the chip size {chip_px}; ground would be left out",
+                f"{stride_px} is more than the chip size {chip_px}; there would be gaps between the chips",
                 param_hint="--stride",
             )
         return chip_px - stride_px
@@ -76,15 +84,15 @@ def resolve_overlap(chip_px: int, overlap_px: int | None, stride_px: int | None)
     return overlap_px or 0
 
 
-def check_gsd(value: float | None) -> float | None:
-    """Metres a pixel, above 0."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise typer.BadParameter(f"{value:g} is not above 0 metres", param_hint="--gsd")
-    return value
+def check_gsd(gsd_m: float | None) -> float | None:
+    """Return the ground sampling distance in metres if it is above 0. Raises: BadParameter."""
+    if gsd_m is not None and not (math.isfinite(gsd_m) and gsd_m > 0):
+        raise typer.BadParameter(f"{gsd_m:g} is not above 0 metres", param_hint="--gsd")
+    return gsd_m
 
 
 def parse_gdal_config(pairs: list[str] | None) -> dict[str, str]:
-    """`["KEY=VALUE", ...]` -> a mapping."""
+    """`["KEY=VALUE", ...]` -> a mapping. Raises: BadParameter."""
     settings = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
@@ -95,7 +103,7 @@ def parse_gdal_config(pairs: list[str] | None) -> dict[str, str]:
 
 
 def parse_batch_size(text: str) -> int | None:
-    """`"auto"` -> None, `"8"` -> 8."""
+    """`"auto"` -> None, `"8"` -> 8. Raises: BadParameter."""
     if text == "auto":
         return None
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
@@ -106,24 +114,23 @@ def parse_batch_size(text: str) -> int | None:
 
 
 def check_device(text: str) -> str:
-    """auto, cpu, cuda, cuda:N or mps."""
+    """Return auto, cpu, cuda, cuda:N or mps unchanged. Raises: BadParameter."""
     family, colon, index = text.partition(":")
-    known = ("auto", "cpu", "cuda", "mps")
-    if family in known and (not colon or (family == "cuda" and index.isdigit())):
+    if family in DEVICES and (not colon or (family == "cuda" and index.isdigit())):
         return text
-    close = get_close_matches(text, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+    close = get_close_matches(text, DEVICES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(DEVICES)}"
     raise typer.BadParameter(f"{text!r} is not a device; {hint}", param_hint="--device")
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """`"2/4"` -> (2, 4); all of it is (1, 1)."""
+    """`"2/4"` -> (2, 4); None, which is everything, -> (1, 1). Raises: BadParameter."""
     if text is None:
         return 1, 1
-    index, slash, number = text.partition("/")
-    whole = slash and all(one.isascii() and one.isdigit() for one in (index, number))
-    if whole and 1 <= int(index) <= int(number) <= 10_000:
-        return int(index), int(number)
+    index, slash, count = text.partition("/")
+    is_fraction = slash and all(number.isascii() and number.isdigit() for number in (index, count))
+    if is_fraction and 1 <= int(index) <= int(count) <= 10_000:
+        return int(index), int(count)
     raise typer.BadParameter(f"{text!r} is not I/N, such as 1/4 to 4/4", param_hint="--shard")
 
 

@@ -1,4 +1,4 @@
-"""`deltavlm report`: an output of `analyze` as one page, or as one picture."""
+"""`deltavlm report`: an output of `analyze` as an HTML page and as a quicklook."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import typer
 from deltacli import options, parsing
 from deltacli.console import console, pluralize
 from deltacli.flag_groups import CommonFlags, grouped
-from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
-    from deltavlm.report.images import ImageOptions
-    from deltavlm.report.scenes import Scene
+    from deltavlm.report.build import Report
+    from deltavlm.report.page import ImageLimits
 
 HTML_SUFFIXES, PNG_SUFFIXES = (".html", ".htm"), (".png",)
 
-_TOLD = 3  # pairs without pictures that are named
+_MAX_WARNINGS = 3  # pairs without images that are named one by one
 
 
 @grouped
 def report(
-    source: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What deltavlm analyze has written.")],
+    source: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Output of deltavlm analyze.")],
     output: Annotated[
         Path | None,
         options.flag(
             *("--output", "-o"),
             panel=options.OUTPUT,
             metavar="FILE.html|-",
-            help="The page; - is stdout.",
+            help="HTML page; - writes it to stdout.",
             show_default="<OUTPUT's stem>_report.html",
         ),
     ] = None,
@@ -41,13 +40,13 @@ def report(
             "--quicklook",
             panel=options.OUTPUT,
             metavar="FILE.png",
-            help="A picture instead, or with -o too: before, after, and the changed chips marked.",
+            help="PNG instead of the page, or besides it with -o: before, after, changed chips outlined.",
         ),
     ] = None,
     overwrite: options.Overwrite = False,
     pair: Annotated[
         str | None,
-        options.flag("--pair", panel=options.OUTPUT, metavar="ID", help="This one of many pairs alone."),
+        options.flag("--pair", panel=options.OUTPUT, metavar="ID", help="Show only this one of many pairs."),
     ] = None,
     overview_size: Annotated[
         int,
@@ -57,7 +56,7 @@ def report(
             metavar="PX",
             min=256,
             max=8192,
-            help="Long side of the overview of a pair.",
+            help="Long side of a pair's overview.",
         ),
     ] = 2048,
     before: Annotated[
@@ -67,7 +66,7 @@ def report(
             panel=options.RASTERS,
             metavar="FILE",
             show_default="as the output names it",
-            help="Where the earlier image is now.",
+            help="Current path of the earlier image.",
         ),
     ] = None,
     after: Annotated[
@@ -77,7 +76,7 @@ def report(
             panel=options.RASTERS,
             metavar="FILE",
             show_default="as the output names it",
-            help="Where the later image is now.",
+            help="Current path of the later image.",
         ),
     ] = None,
     allow_vrt: options.AllowVrt = False,
@@ -93,122 +92,82 @@ def report(
     *,
     common: CommonFlags,
 ) -> None:
-    """Show an output of `analyze` as one HTML file, which holds all that it shows and asks no server.
+    """Show an output of `analyze` as a self-contained HTML page, or as a PNG quicklook.
 
-    Both dates with a swipe, chips coloured by score, their answers, filters, search, totals and origin.
-    Images that are no longer where they were are looked for beside OUTPUT; without them the page has no
-    pictures.
+    The page has both dates with a swipe, chips coloured by score, their answers, filters, search, totals and
+    provenance, and makes no request to any server. Images that have been moved are looked for in the folder
+    of OUTPUT; without them the page shows no images.
     """
     if output is None and quicklook is None:
         output = Path(parsing.default_output(str(source), "_report.html"))
     if str(output) == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the page of -o -", param_hint="--json")
-    given = [
-        None if place is None else parsing.check_location(name, place)
-        for name, place in (("--before", before), ("--after", after))
-    ]
 
     from deltavlm.geo.sinks import check_output
+    from deltavlm.report.build import open_report
     from deltavlm.report.images import ImageOptions
+    from deltavlm.report.page import ImageLimits
 
+    images = ImageOptions(
+        before=before and parsing.check_location("--before", before),
+        after=after and parsing.check_location("--after", after),
+        allow_vrt=allow_vrt,
+        allow_remote=allow_remote,
+    )
     for path, suffixes in ((output, HTML_SUFFIXES), (quicklook, PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
-    image_options = ImageOptions(
-        before=given[0], after=given[1], allow_vrt=allow_vrt, allow_remote=allow_remote
-    )
-    told = write_report(
-        source, output, quicklook, image_options, overwrite=overwrite, pair=pair, overview_px=overview_size
+    summary = write_report(
+        open_report(source, images, pair),
+        output,
+        quicklook,
+        overwrite=overwrite,
+        limits=ImageLimits(overview_px=overview_size),
     )
     if json_summary:
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        typer.echo(json.dumps(summary, ensure_ascii=False))
 
 
 def write_report(
-    source: Path,
+    report: Report,
     html: Path | None,
     quicklook: Path | None,
-    image_options: ImageOptions,
     *,
     overwrite: bool,
-    pair: str | None = None,
-    overview_px: int = 2048,
+    limits: ImageLimits | None = None,
 ) -> dict[str, Any]:
-    """Write the page and the picture of an output; what has been made, ready for JSON.
+    """Write the page and the quicklook of a report, with progress and messages. Returns the JSON summary.
 
     Raises:
-        InputError: no output, no such pair, or an image that was named here cannot be used.
-        OutputError and WriteError: as `write_whole`.
+        InputError: several pairs where one is needed, or a named image that cannot be used.
+        OutputError and WriteError: as `write_output`.
     """
-    from deltavlm.geo.sinks import write_whole
-    from deltavlm.report.outputs import read_output
-    from deltavlm.report.page import ImageLimits, report_html
-    from deltavlm.report.scenes import build_scenes, select_scene
+    from deltavlm.geo.sinks import write_output
 
-    found = read_output(source)
-    scenes = build_scenes(found)
-    if pair is not None:
-        scenes = [select_scene(scenes, pair)]
-    if not scenes:
-        raise InputError(f"{source}: holds neither chips nor pairs, so there is nothing to show")
-    _check_one(source, scenes, image_options, quicklook)
-    chips = sum(len(scene.chips) for scene in scenes)
-    told: dict[str, Any] = {"pairs": len(scenes), "chips": chips, "without_pictures": {}}
+    if quicklook is not None:
+        report.check_single_pair("--quicklook")
+    pair_count, to_stdout = len(report.pairs), str(html) == "-"
+    summary: dict[str, Any] = {"pairs": pair_count, "chips": report.chip_count, "without_pictures": {}}
     if html is not None:
-        with console.count_progress(len(scenes), "pairs", beside_data=str(html) == "-") as tell:
-            text, missing = report_html(
-                found,
-                scenes,
-                image_options,
-                ImageLimits(overview_px=overview_px),
-                lambda done: tell(done, ""),
-            )
-        if image_options.before or image_options.after:
-            for reason in missing.values():
-                raise InputError(reason)
-        _tell_missing(missing)
+        with console.count_progress(pair_count, "pairs", stdout_has_data=to_stdout) as show_progress:
+            text, missing = report.html(limits, lambda count: show_progress(count, ""))
+        _warn_missing(missing)
         content = text.encode()
-        if str(html) == "-":
+        if to_stdout:
             typer.echo(text, nl=False)
         else:
-            write_whole(html, content, overwrite)
-        told |= {"without_pictures": missing, "output": str(html), "bytes": len(content)}
-        console.info(f"{pluralize(chips, 'chip')}; report {'on stdout' if str(html) == '-' else html}")
+            write_output(html, content, overwrite)
+        summary |= {"without_pictures": missing, "output": str(html), "bytes": len(content)}
+        console.info(f"{pluralize(report.chip_count, 'chip')}; report {'on stdout' if to_stdout else html}")
     if quicklook is not None:
-        write_whole(quicklook, _drawn(scenes[0], image_options, source), overwrite)
-        told |= {"quicklook": str(quicklook)}
+        write_output(quicklook, report.quicklook(), overwrite)
+        summary |= {"quicklook": str(quicklook)}
         console.info(f"quicklook {quicklook}")
-    return told
+    return summary
 
 
-def _check_one(
-    source: Path, scenes: list[Scene], image_options: ImageOptions, quicklook: Path | None
-) -> None:
-    """Raises: InputError where many pairs are there, and what is wished is of one."""
-    wished = (
-        "--quicklook"
-        if quicklook
-        else "--before and --after"
-        if image_options.before or image_options.after
-        else ""
-    )
-    if len(scenes) > 1 and wished:
-        raise InputError(
-            f"{source}: has {len(scenes)} pairs, and {wished} is for one; choose it with --pair, "
-            f"such as --pair {scenes[0].name}"
-        )
-
-
-def _drawn(scene: Scene, image_options: ImageOptions, source: Path) -> bytes:
-    from deltavlm.report.images import open_scene
-    from deltavlm.report.quicklook import quicklook_png
-
-    with open_scene(scene, image_options, source.absolute().parent) as seen:
-        return quicklook_png(scene, seen)
-
-
-def _tell_missing(missing: dict[str, str]) -> None:
-    """Say which pairs have no pictures."""
-    for name, reason in list(missing.items())[:_TOLD]:
-        console.warning(f"no pictures{f' of {name}' if name else ''}: {reason}")
-    if len(missing) > _TOLD:
-        console.warning(f"no pictures of {len(missing) - _TOLD} more pairs either")
+def _warn_missing(missing: dict[str, str]) -> None:
+    """Warn about pairs without images: id -> reason."""
+    for name, reason in list(missing.items())[:_MAX_WARNINGS]:
+        console.warning(f"no images{f' of {name}' if name else ''}: {reason}")
+    if len(missing) > _MAX_WARNINGS:
+        console.warning(f"no images of {len(missing) - _MAX_WARNINGS} more pairs either")

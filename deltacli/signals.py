@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run through its `finally` blocks: no half-written file stays behind."""
+"""Signal handling: Ctrl-C, SIGTERM and SIGHUP unwind through `finally` blocks, so no partial file stays."""
 
 from __future__ import annotations
 
@@ -8,69 +8,70 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stop", "Stopped", "interruptible", "stoppable"]
+__all__ = ["SignalReceived", "SignalState", "catch_signals", "interactive_sigint"]
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 
 
-class Stopped(KeyboardInterrupt):
+class SignalReceived(KeyboardInterrupt):
     """Raised in the main thread by the first signal; libraries let a KeyboardInterrupt through."""
 
 
-class Stop:
-    """Which signal came, kept even where a library turned the exception into one of its own."""
+class SignalState:
+    """Signal that was received, kept even where a library turned the exception into one of its own."""
 
     signum: int | None = None
 
     @property
     def name(self) -> str:
+        """Name such as `SIGTERM`; empty before a signal."""
         return signal.Signals(self.signum).name if self.signum else ""
 
     def check(self) -> None:
-        """Raise `Stopped` again, for a library (numpy's `choice`) may have swallowed it."""
+        """Raise `SignalReceived` again, for a library (numpy's `choice`) may have swallowed it."""
         if self.signum is not None:
-            raise Stopped(self.name)
+            raise SignalReceived(self.name)
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """While open, the first signal raises `Stopped` and a second one ends the process at once.
+def catch_signals() -> Iterator[SignalState]:
+    """Raise `SignalReceived` at the first signal; a second one ends the process at once.
 
-    A signal that the parent told us to ignore (`nohup`, `&` in a script) stays ignored.
+    A signal that the parent process ignores (`nohup`, `&` in a script) stays ignored.
     """
-    stop = Stop()
-    before: dict[int, object] = {}
+    state = SignalState()
+    previous: dict[int, object] = {}
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        stop.signum = signum
-        for known in before:
-            signal.signal(known, signal.SIG_DFL)
-        raise Stopped(signal.Signals(signum).name)
+        state.signum = signum
+        for number in previous:
+            signal.signal(number, signal.SIG_DFL)
+        raise SignalReceived(signal.Signals(signum).name)
 
     try:
         for name in NAMES:
             signum = getattr(signal, name, None)
             if signum is not None and signal.getsignal(signum) not in (signal.SIG_IGN, None):
-                before[signum] = signal.signal(signum, handler)
-    except ValueError:  # not the main thread: a library user's business
+                previous[signum] = signal.signal(signum, handler)
+    except ValueError:  # not the main thread: signals belong to the program that imports us
         pass
     try:
-        yield stop
+        yield state
     finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)  # type: ignore[arg-type]
+        for signum, old_handler in previous.items():
+            signal.signal(signum, old_handler)  # type: ignore[arg-type]
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """While open, Ctrl-C raises KeyboardInterrupt each time, for a program that goes on after it; SIGTERM and
-    SIGHUP end it as before."""
-    before = signal.getsignal(signal.SIGINT)
-    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+def interactive_sigint() -> Iterator[None]:
+    """Make every Ctrl-C raise KeyboardInterrupt, for a prompt that goes on after it; SIGTERM and SIGHUP end
+    the program as before."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

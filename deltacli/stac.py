@@ -1,4 +1,4 @@
-"""`deltavlm stac`: items of an output and of its model for a STAC catalogue."""
+"""`deltavlm stac`: STAC items of an output and of its model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ SUFFIXES = (".json", ".geojson")
 
 @grouped
 def stac(
-    result: Annotated[Path, typer.Argument(metavar="OUT", help="An output of deltavlm analyze.")],
+    result: Annotated[Path, typer.Argument(metavar="OUT", help="Output of deltavlm analyze.")],
     output: Annotated[
         Path | None,
         flag(
             *("--output", "-o"),
             panel=OUTPUT,
             metavar="FILE",
-            show_default="OUT's name with .stac.json, beside it",
-            help="The item; that of the model lies beside it.",
+            show_default="OUT's name with .stac.json, in the same folder",
+            help="Item of the output; the item of the model is written to the same folder.",
         ),
     ] = None,
     item_id: Annotated[
-        str | None, flag("--id", panel=OUTPUT, metavar="ID", show_default="OUT's name", help="Of the item.")
+        str | None,
+        flag("--id", panel=OUTPUT, metavar="ID", show_default="OUT's name", help="Item id."),
     ] = None,
     before_date: Annotated[
         str | None,
@@ -39,11 +40,11 @@ def stac(
             "--before-date",
             panel=RASTERS,
             metavar="DATE",
-            help="Of the earlier image: a year, month or day.",
+            help="Date of the earlier image: a year, month or day.",
         ),
     ] = None,
     after_date: Annotated[
-        str | None, flag("--after-date", panel=RASTERS, metavar="DATE", help="Of the later image.")
+        str | None, flag("--after-date", panel=RASTERS, metavar="DATE", help="Date of the later image.")
     ] = None,
     asset: Annotated[
         list[str] | None,
@@ -51,57 +52,52 @@ def stac(
             "--asset",
             panel=OUTPUT,
             metavar="NAME=FILE",
-            help="A file beside it, as a mask; repeatable.",
+            help="Another file as an asset, such as a mask; repeatable.",
         ),
     ] = None,
     model_href: Annotated[
         str | None,
-        flag("--model-href", panel=OUTPUT, metavar="URL", help="Where the model's weights can be had."),
+        flag("--model-href", panel=OUTPUT, metavar="URL", help="URL of the model's weights."),
     ] = None,
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
     *,
     common: CommonFlags,
 ) -> None:
-    """Write STAC items of an output and of the model that made it.
+    """Write STAC items of an output and of its model.
 
-    Lists of pairs have dates already; for a single pair give --before-date and --after-date.
+    Dates come from the list of pairs, if it has them; for a single pair give --before-date and --after-date.
     """
-    from deltavlm.geo.sinks import check_output, write_whole
+    from deltavlm.geo.sinks import check_output
     from deltavlm.summaries.results import read_results
-    from deltavlm.summaries.stac import dump_item, result_item
+    from deltavlm.summaries.stac import result_item, write_items
     from deltavlm.summaries.stac_model import model_item, model_item_name
 
-    target = output or result.parent / f"{result.stem}.stac.json"
-    if str(target) == "-":
+    item_path = output or result.parent / f"{result.stem}.stac.json"
+    if str(item_path) == "-":
         raise ConfigError("-o -: there are two items, so they go to files; name one")
-    if target.resolve() == result.resolve():
-        raise ConfigError(f"{target}: is the output itself; give another name with -o")
-    check_output(target, overwrite, SUFFIXES)
-    beside = _assets(asset or [])
+    if item_path.resolve() == result.resolve():
+        raise ConfigError(f"{item_path}: is the output itself; give another name with -o")
+    check_output(item_path, overwrite, SUFFIXES)
+    assets = _parse_assets(asset or [])
     results = read_results([result])
     item = result_item(
-        results, target, item_id=item_id, before_date=before_date, after_date=after_date, beside=beside
+        results, item_path, item_id=item_id, before_date=before_date, after_date=after_date, assets=assets
     )
     run = results.runs[0]
-    of_model = target.with_name(model_item_name(run))
-    is_there = not overwrite and of_model.exists()  # of another output of the same model
-    if not is_there:
-        write_whole(of_model, dump_item(model_item(run, model_href)).encode(), overwrite)
-    write_whole(target, dump_item(item).encode(), overwrite)
+    model_path, model = item_path.with_name(model_item_name(run)), model_item(run, model_href)
+    has_model_item = write_items(item_path, item, model_path, model, overwrite=overwrite)
     if json_summary:
-        typer.echo(json.dumps({"item": str(target), "model": str(of_model)}, ensure_ascii=False))
-    console.info(f"item {target}, model {of_model}{' (was there already)' if is_there else ''}")
+        typer.echo(json.dumps({"item": str(item_path), "model": str(model_path)}, ensure_ascii=False))
+    console.info(f"item {item_path}, model {model_path}{' (exists already)' if has_model_item else ''}")
 
 
-def _assets(texts: list[str]) -> dict[str, Path]:
-    """`mask=mask.tif` -> a file by its name. Raises: BadParameter."""
+def _parse_assets(texts: list[str]) -> dict[str, Path]:
+    """`mask=mask.tif` as name and file. Raises BadParameter for other text, or a file that does not exist."""
     files = {}
     for text in texts:
         name, equals, file = text.partition("=")
         if not (name and equals and Path(file).is_file()):
-            raise typer.BadParameter(
-                f"{text!r} is not NAME=FILE with a file that is there", param_hint="--asset"
-            )
+            raise typer.BadParameter(f"{text!r} is not NAME=FILE with an existing file", param_hint="--asset")
         files[name] = Path(file)
     return files

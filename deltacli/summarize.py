@@ -1,9 +1,8 @@
-"""`deltavlm summarize`: what outputs come to, as a whole or by area."""
+"""`deltavlm summarize`: totals of outputs, overall or by area."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +15,7 @@ from deltacli.options import CHIPS, OUTPUT, flag
 from deltavlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deltavlm.summaries.areas import Areas
-    from deltavlm.summaries.results import Results
-    from deltavlm.summaries.totals import AreaSummary
-
-PAGES = (".csv", ".md", ".html")
-_MOST_CHIPS = 6  # of the whole, on a page
+    from deltavlm.summaries.summary import Summary
 
 
 @grouped
@@ -35,7 +29,8 @@ def summarize(
             "--by",
             panel=CHIPS,
             metavar="FILE[:LAYER]|grid|h3|pair",
-            help="Totals for each area of a file, square, hexagon or pair, by the middle of a chip.",
+            help="Group chips by the area that contains their centre: polygons of a file, grid cells, "
+            "H3 cells, or pairs.",
         ),
     ] = None,
     name_field: Annotated[
@@ -45,12 +40,12 @@ def summarize(
             panel=CHIPS,
             metavar="COLUMN",
             show_default="name, or the first with text",
-            help="What the areas of FILE are called.",
+            help="Column of FILE with the names of the areas.",
         ),
     ] = None,
     cell: Annotated[
         float | None,
-        flag("--cell", panel=CHIPS, metavar="M", show_default="1000", help="Side of a square, metres."),
+        flag("--cell", panel=CHIPS, metavar="M", show_default="1000", help="Side of a grid cell, metres."),
     ] = None,
     resolution: Annotated[
         int | None,
@@ -60,7 +55,7 @@ def summarize(
             min=0,
             max=15,
             show_default="8",
-            help="Of H3; one more is a seventh of the area. Needs pip install 'deltavlm[h3]'.",
+            help="Resolution of H3; one more is a seventh of the area. Needs pip install 'deltavlm[h3]'.",
         ),
     ] = None,
     output: Annotated[
@@ -69,8 +64,8 @@ def summarize(
             *("--output", "-o"),
             panel=OUTPUT,
             metavar="FILE",
-            help=".csv, a page .md or .html, or a map .gpkg .geojson .fgb .parquet, - is NDJSON; without it "
-            "a table on stdout.",
+            help=".csv, a document .md or .html, or a map .gpkg .geojson .fgb .parquet; - is NDJSON. "
+            "Default: a table on stdout.",
         ),
     ] = None,
     overwrite: options.Overwrite = False,
@@ -78,143 +73,76 @@ def summarize(
     *,
     common: CommonFlags,
 ) -> None:
-    """Say what finished outputs come to: what changed, where, how sure, what was not looked at."""
+    """Summarize finished outputs: changed chips and area, counts, scores, and chips not analyzed."""
     _check_flags(by, name_field, cell, resolution)
 
-    from deltavlm.geo.sinks import SUFFIXES, check_output
-    from deltavlm.summaries.caveats import caveats
-    from deltavlm.summaries.document import table_rows
+    from deltavlm.geo.sinks import check_output
+    from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas
     from deltavlm.summaries.results import read_results
-    from deltavlm.summaries.totals import as_row, summarize_areas, summarize_chips
+    from deltavlm.summaries.summary import summarize as summarize_results
+    from deltavlm.summaries.writer import SUMMARY_SUFFIXES, write_summary
 
     if json_summary and str(output) == "-":
         raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
     if output is not None:
-        check_output(output, overwrite, (*PAGES, *SUFFIXES))
+        check_output(output, overwrite, SUMMARY_SUFFIXES)
         if output.resolve() in {path.resolve() for path in outputs}:
             raise ConfigError(f"{output}: is an input; give another name with -o")
     results = read_results(outputs)
-    areas = _areas(results, by, name_field, cell, resolution)
-    found = summarize_areas(results, areas)
-    whole = summarize_chips(results, most=_MOST_CHIPS)
-    known = caveats(results, whole, found)
+    areas = make_areas(
+        results,
+        by,
+        name_field=name_field,
+        cell_m=CELL_M if cell is None else cell,
+        resolution=H3_RESOLUTION if resolution is None else resolution,
+    )
+    summary = summarize_results(results, areas)
     if output is not None:
-        _write(output, overwrite, results, areas, found, whole)
+        write_summary(output, summary, overwrite=overwrite)
     if json_summary:
-        told = {
-            "all": as_row(whole),
-            "by": areas.kind,
-            "areas": [as_row(one) for one in found] if by else [],
-            "left_out": areas.empty_count,
-            "caveats": known,
-            "output": None if output is None else str(output),
-        }
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        record = summary.as_json() | {"output": None if output is None else str(output)}
+        typer.echo(json.dumps(record, ensure_ascii=False))
     elif output is None:
-        _show(*table_rows([*found, whole] if by else [whole]))
+        _print_table(summary)
     if output is None:
-        for caveat in known:
+        for caveat in summary.caveats:
             console.info(caveat)
     if areas.empty_count:
         console.info(f"{pluralize(areas.empty_count, 'area')} of {by} without a chip left out")
-    chips = f"{whole.changed} of {pluralize(whole.looked_at, 'chip')} changed"
-    places = f" in {pluralize(len(areas.names), 'area')}" if by else ""
-    console.info(f"{chips}{places}{f'; output {output}' if output else ''}")
+    chips = f"{summary.total.changed} of {pluralize(summary.total.looked_at, 'chip')} changed"
+    in_areas = f" in {pluralize(len(areas.names), 'area')}" if by else ""
+    console.info(f"{chips}{in_areas}{f'; output {output}' if output else ''}")
 
 
 def _check_flags(by: str | None, name_field: str | None, cell: float | None, resolution: int | None) -> None:
-    """Raises: BadParameter for a flag without the --by that it belongs to."""
-    belongs = {
+    """Raise BadParameter for a flag without the --by that it belongs to."""
+    requirements = {
         "--name-field": (name_field, by not in (None, "grid", "h3", "pair"), "FILE"),
         "--cell": (cell, by == "grid", "grid"),
         "--resolution": (resolution, by == "h3", "h3"),
     }
-    for name, (value, fits, wanted) in belongs.items():
+    for name, (value, fits, required_by) in requirements.items():
         if value is not None and not fits:
-            raise typer.BadParameter(f"goes with --by {wanted} only", param_hint=name)
+            raise typer.BadParameter(f"goes with --by {required_by} only", param_hint=name)
     if cell is not None and not 0 < cell < 1e7:
         raise typer.BadParameter(f"{cell:g} is not from above 0 to 10,000,000 metres", param_hint="--cell")
 
 
-def _areas(
-    results: Results, by: str | None, name_field: str | None, cell: float | None, resolution: int | None
-) -> Areas:
-    from deltavlm.summaries.areas import (
-        areas_from_file,
-        areas_from_grid,
-        areas_from_h3,
-        areas_from_pairs,
-        single_area,
-    )
+def _print_table(summary: Summary) -> None:
+    """Print a plain table on stdout, with text aligned to the left and numbers to the right."""
+    from deltavlm.summaries.document import TEXT_COLUMNS, table_rows
 
-    match by:
-        case None:
-            return single_area(results)
-        case "pair":
-            return areas_from_pairs(results)
-        case "grid":
-            return areas_from_grid(results, 1000 if cell is None else cell)
-        case "h3":
-            return areas_from_h3(results, 8 if resolution is None else resolution)
-    path, layer = _file_and_layer(by)
-    return areas_from_file(results, path, layer, name_field)
-
-
-def _file_and_layer(text: str) -> tuple[Path, str | None]:
-    """`districts.gpkg:communes` is a layer of a file, unless a file is called so."""
-    head, colon, layer = text.rpartition(":")
-    if colon and layer and not Path(text).exists() and Path(head).exists():
-        return Path(head), layer
-    return Path(text), None
-
-
-def _write(
-    output: Path,
-    overwrite: bool,
-    results: Results,
-    areas: Areas,
-    found: Sequence[AreaSummary],
-    whole: AreaSummary,
-) -> None:
-    from deltavlm.geo.alignment import LONLAT
-    from deltavlm.geo.sinks import open_sink, write_whole
-    from deltavlm.summaries.caveats import caveats
-    from deltavlm.summaries.document import document
-    from deltavlm.summaries.render import to_html, to_markdown
-    from deltavlm.summaries.table import to_csv
-    from deltavlm.summaries.totals import AREAS, as_feature
-
-    suffix = output.suffix.lower()
-    if suffix == ".csv":
-        write_whole(output, to_csv(found).encode(), overwrite)
-    elif suffix in PAGES:
-        render = to_html if suffix == ".html" else to_markdown
-        write_whole(output, render(*document(results, areas, found, whole)).encode(), overwrite)
-    else:
-        if all(one.shape is None for one in found):
-            raise ConfigError(f"{output}: there are no areas to draw; add --by, or write .csv, .md or .html")
-        record = {
-            "tool": "deltavlm summarize",
-            "outputs": [str(path) for path in results.paths],
-            "by": areas.kind,
-            "caveats": caveats(results, whole, found),
-            "runs": list(results.runs),
-        }
-        with open_sink(output, (AREAS,), LONLAT, record, overwrite=overwrite) as sink:
-            sink.write(AREAS.name, map(as_feature, found))
-
-
-def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on stdout, numbers to the right; what cannot be printed is a space."""
-    lines = [
-        ["".join(char if char.isprintable() else " " for char in cell) for cell in line]
-        for line in (columns, *rows)
-    ]
+    columns, rows = table_rows(summary.rows)
+    lines = [[_printable(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = [number == 0 or columns[number] == "most changed chip" for number in range(len(columns))]
     for line in lines:
         cells = (
-            cell.ljust(width) if is_word else cell.rjust(width)
-            for cell, width, is_word in zip(line, widths, words, strict=True)
+            cell.ljust(width) if name in TEXT_COLUMNS else cell.rjust(width)
+            for cell, width, name in zip(line, widths, columns, strict=True)
         )
         typer.echo("  ".join(cells).rstrip())
+
+
+def _printable(text: str) -> str:
+    """Text with a space for each character that a terminal cannot print."""
+    return "".join(char if char.isprintable() else " " for char in text)

@@ -1,4 +1,4 @@
-"""Small pictures in a terminal that can show some: kitty's graphics, iTerm2's inline images, sixel."""
+"""Images in a terminal that can show them: kitty graphics, iTerm2 inline images, or sixel."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from deltavlm.geo.pair import ChipPixels, PairReader
-    from deltavlm.pipeline.analyze import ChangedChip
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.summary import ChangedChip
 
 __all__ = ["Protocol", "detect_protocol", "encode_image", "show_thumbnails"]
 
 Protocol = Literal["kitty", "iterm", "sixel"]
 
-SIDE, GAP, ACROSS = 96, 6, 4  # px of a thumbnail and between two; chips in a row
-KITTY_PIECE = 4096  # characters of a command
-_INLINE = ("iTerm.app", "WezTerm", "mintty")
-_KITTY = ("xterm-kitty", "xterm-ghostty")
-_SIXEL = ("foot", "mlterm", "yaft", "contour")
+THUMBNAIL_PX, GAP_PX, COLUMNS = 96, 6, 4  # side of a thumbnail, gap between two, chips in a row
+KITTY_CHUNK = 4096  # largest payload of one kitty command, in characters
+ITERM_PROGRAMS = ("iTerm.app", "WezTerm", "mintty")
+KITTY_TERMS = ("xterm-kitty", "xterm-ghostty")
+SIXEL_TERMS = ("foot", "mlterm", "yaft", "contour")
 
 
 def detect_protocol(environ: Mapping[str, str]) -> Protocol | None:
-    """How a terminal shows pictures, by what it says of itself; None where it does not, or a multiplexer is
-    between, which swallows them.
+    """Detect the image protocol of the terminal from its environment variables.
+
+    None where it has none, or inside a multiplexer (tmux, screen), which swallows images.
 
     >>> detect_protocol({"TERM": "xterm-kitty"}), detect_protocol({"TERM": "xterm-256color"})
     ('kitty', None)
@@ -39,110 +41,117 @@ def detect_protocol(environ: Mapping[str, str]) -> Protocol | None:
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if environ.get("TMUX") or environ.get("STY") or term.startswith(("screen", "tmux", "dumb")):
         return None
-    if environ.get("KITTY_WINDOW_ID") or term in _KITTY or program == "ghostty":
+    if environ.get("KITTY_WINDOW_ID") or term in KITTY_TERMS or program == "ghostty":
         return "kitty"
-    if program in _INLINE:
+    if program in ITERM_PROGRAMS:
         return "iterm"
-    if "sixel" in term or term.startswith(_SIXEL):
+    if "sixel" in term or term.startswith(SIXEL_TERMS):
         return "sixel"
     return None
 
 
 def show_thumbnails(
-    reader: PairReader,
-    chip_px: int,
+    job: AnalyzeJob,
     chips: Sequence[ChangedChip],
-    wished: Literal["auto", "always", "never"],
+    when: Literal["auto", "always", "never"],
 ) -> None:
-    """Both dates of the chips on stderr, unless that is a pipe or all is to be quiet; a chip that cannot be
-    read is left out."""
-    if wished == "never" or not console.on_terminal or console.verbosity < 0 or not chips:
+    """Draw both dates of the chips of a single pair on stderr if it is a terminal, unless -q.
+
+    Chips that cannot be read are left out. `always` uses sixel where no protocol is detected.
+    """
+    if when == "never" or not console.on_terminal or console.verbosity < 0 or not chips or not job.is_single:
         return
-    protocol = detect_protocol(os.environ) or ("sixel" if wished == "always" else None)
+    protocol = detect_protocol(os.environ) or ("sixel" if when == "always" else None)
     if protocol is None:
         return
-    shown = list(_read(reader, chip_px, chips))
-    if shown:
-        sys.stderr.write(encode_image(_sheet(shown), protocol) + "\n")
+    from deltavlm.pipeline.reading import open_listed_pair
+
+    with open_listed_pair(job.pairs.pairs[0], job.read) as reader:
+        readable = list(_read_chips(reader, job.options.chip_px, chips))
+    if readable:
+        sys.stderr.write(encode_image(_contact_sheet(readable), protocol) + "\n")
         sys.stderr.flush()
 
 
-def _read(
+def _read_chips(
     reader: PairReader, chip_px: int, chips: Sequence[ChangedChip]
 ) -> Iterator[tuple[ChangedChip, ChipPixels]]:
-    """The chips with their pixels, but those that cannot be read."""
+    """Read the pixels of the chips, except those that cannot be read."""
     from deltavlm.errors import RasterError
-    from deltavlm.geo.grid import Chip, Window
-    from deltavlm.report.scenes import chip_origin
+    from deltavlm.geo.geobox import Window
+    from deltavlm.geo.grid import Chip
+    from deltavlm.report.pairs import chip_origin
 
-    for one in chips:
-        row, col = chip_origin({"chip_id": one.chip_id})
-        window = Window(col, row, min(chip_px, reader.width), min(chip_px, reader.height))
+    for changed_chip in chips:
+        row, col = chip_origin({"chip_id": changed_chip.chip_id})
+        window = Window(col, row, min(chip_px, reader.geobox.width), min(chip_px, reader.geobox.height))
         with suppress(RasterError):
-            yield one, reader.read(Chip(0, 0, window, chip_px, reader.transform))
+            yield changed_chip, reader.read(Chip(0, 0, window, chip_px, reader.geobox.transform))
 
 
-def _sheet(shown: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:
-    """Before and after of each chip, and its name below; in the order of the table."""
+def _contact_sheet(chips: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:
+    """Before and after of each chip with its score and id below, in the order of the table."""
     from PIL import Image, ImageDraw, ImageFont
 
-    wide, high = 2 * SIDE + 4 * GAP, SIDE + 24
-    size = wide * min(ACROSS, len(shown)), high * -(-len(shown) // ACROSS)
+    cell_width, cell_height = 2 * THUMBNAIL_PX + 4 * GAP_PX, THUMBNAIL_PX + 24
+    size = cell_width * min(COLUMNS, len(chips)), cell_height * -(-len(chips) // COLUMNS)
     sheet = Image.new("RGB", size, (24, 26, 31))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for index, (one, pixels) in enumerate(shown):
-        left, top = index % ACROSS * wide, index // ACROSS * high
-        for step, date in enumerate((pixels.before, pixels.after)):
-            small = Image.fromarray(date.transpose(1, 2, 0)).resize((SIDE, SIDE))
-            sheet.paste(small, (left + step * (SIDE + GAP), top))
-        pen.text((left, top + SIDE + 3), f"{one.score:.2f}  {one.chip_id}", (220, 222, 228), font)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for index, (chip, pixels) in enumerate(chips):
+        x, y = index % COLUMNS * cell_width, index // COLUMNS * cell_height
+        for column, date in enumerate((pixels.before, pixels.after)):
+            thumbnail = Image.fromarray(date.transpose(1, 2, 0)).resize((THUMBNAIL_PX, THUMBNAIL_PX))
+            sheet.paste(thumbnail, (x + column * (THUMBNAIL_PX + GAP_PX), y))
+        draw.text((x, y + THUMBNAIL_PX + 3), f"{chip.score:.2f}  {chip.chip_id}", (220, 222, 228), font)
     return sheet
 
 
-def encode_image(picture: Image, protocol: Protocol) -> str:
-    """The control sequence that draws an RGB picture at the cursor."""
+def encode_image(image: Image, protocol: Protocol) -> str:
+    """Encode an RGB image as the control sequence that draws it at the cursor."""
     if protocol == "sixel":
-        return "".join(_sixel(picture))
+        return "".join(_encode_sixel(image))
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     text = base64.b64encode(stream.getvalue()).decode()
     if protocol == "iterm":
-        return f"\x1b]1337;File=inline=1;size={stream.tell()};width={picture.width}px:{text}\a"
-    pieces = [text[start : start + KITTY_PIECE] for start in range(0, len(text), KITTY_PIECE)]
-    more = [1] * (len(pieces) - 1) + [0]
-    heads = ["a=T,f=100,q=2,", *[""] * (len(pieces) - 1)]
-    return "".join(
-        f"\x1b_G{head}m={rest};{piece}\x1b\\" for head, rest, piece in zip(heads, more, pieces, strict=True)
-    )
+        return f"\x1b]1337;File=inline=1;size={stream.tell()};width={image.width}px:{text}\a"
+    commands = []
+    for start in range(0, len(text), KITTY_CHUNK):
+        options = "" if start else "a=T,f=100,q=2,"
+        has_next = int(start + KITTY_CHUNK < len(text))
+        commands.append(f"\x1b_G{options}m={has_next};{text[start : start + KITTY_CHUNK]}\x1b\\")
+    return "".join(commands)
 
 
-def _sixel(picture: Image) -> Iterator[str]:
-    """DEC's sixel: bands of six rows, one pass a colour; a character is six pixels of a column, the
-    lowest bit on top."""
+def _encode_sixel(image: Image) -> Iterator[str]:
+    """Encode as DEC sixel: bands of six rows, one pass per colour.
+
+    A character stands for six pixels of a column, the lowest bit on top.
+    """
     import numpy as np
 
-    few = picture.quantize(colors=128)
-    palette, codes = few.getpalette() or [], np.asarray(few)
-    yield f'\x1bP0;1;0q"1;1;{picture.width};{picture.height}'
+    quantized = image.quantize(colors=128)
+    palette, indices = quantized.getpalette() or [], np.asarray(quantized)
+    yield f'\x1bP0;1;0q"1;1;{image.width};{image.height}'
     for number in range(len(palette) // 3):
         red, green, blue = (round(value / 2.55) for value in palette[3 * number : 3 * number + 3])
         yield f"#{number};2;{red};{green};{blue}"
     weights = 1 << np.arange(6)
-    for top in range(0, picture.height, 6):
-        band = codes[top : top + 6]
+    for top in range(0, image.height, 6):
+        band = indices[top : top + 6]
         for number in np.unique(band).tolist():
             bits = ((band == number) * weights[: len(band), None]).sum(axis=0)
-            yield f"#{number}{_runs(bits.tolist())}$"
+            yield f"#{number}{_run_length_encode(bits.tolist())}$"
         yield "-"
     yield "\x1b\\"
 
 
-def _runs(bits: Sequence[int]) -> str:
-    """Sixels with their runs counted."""
-    found, start = [], 0
+def _run_length_encode(bits: Sequence[int]) -> str:
+    """Sixel characters, runs of more than three as `!<count><character>`."""
+    runs, start = [], 0
     for end in range(1, len(bits) + 1):
         if end == len(bits) or bits[end] != bits[start]:
             char, length = chr(63 + bits[start]), end - start
-            found.append(f"!{length}{char}" if length > 3 else char * length)
+            runs.append(f"!{length}{char}" if length > 3 else char * length)
             start = end
-    return "".join(found)
+    return "".join(runs)

@@ -1,4 +1,4 @@
-"""`deltavlm weights`: which models are here, and how the published one gets here."""
+"""`deltavlm weights`: list models; fetch, inspect, convert and verify the published weights."""
 
 from __future__ import annotations
 
@@ -10,226 +10,257 @@ import typer
 
 from deltacli import options
 from deltacli.console import console
-from deltacli.converted import Difference, LinkLanguage, print_converted, warn_of_base
-from deltacli.fetch import fetch
+from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.options import MODEL, OUTPUT, flag
+from deltacli.weights_fetch import (
+    PUBLISHED,
+    Difference,
+    LinkLanguage,
+    fetch,
+    print_converted,
+    warn_about_base,
+)
 
 if TYPE_CHECKING:
     from deltavlm.upstream.inspect import Inspection
+    from deltavlm.upstream.verify import Check
 
 weights = typer.Typer(
-    help="Models that are here; fetch, inspect, convert and verify the published weights.",
+    help="List models; fetch, inspect, convert and verify the published weights.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
 )
 
-Numbers = Annotated[
+HeadsConfig = Annotated[
     Path | None,
-    typer.Option(
-        "--config",
+    flag(
+        "--heads-config",
+        panel=PUBLISHED,
         metavar="FILE",
-        show_default="expected.json beside the checkpoint, else the published model's",
-        help="Where the numbers of attention heads stand, which weights do not show.",
+        show_default="expected.json in the checkpoint's folder, else the published model's",
+        help="Model configuration (YAML or JSON) with the numbers of attention heads, which the shapes of "
+        "weights do not show.",
     ),
 ]
 
 
 @weights.command("list")
+@grouped
 def list_models(
     json_summary: options.Json = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    color: options.ColorMode = None,
-    log_format: options.LogFormatName = None,
+    *,
+    common: CommonFlags,
 ) -> None:
-    """The models that --model knows by name, with their size and place."""
+    """List the models that --model knows by name, with size and folder."""
+    from deltavlm.files import folder_bytes, format_bytes
     from deltavlm.model.folder import home, models
-    from deltavlm.upstream.disk import size_text
 
-    found: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-            "folder": str(folder),
-        }
+    records: list[dict[str, Any]] = [
+        {"name": name, "bytes": folder_bytes(folder), "folder": str(folder)}
         for name, folder in sorted(models().items())
     ]
     if json_summary:
-        typer.echo(json.dumps({"models": found, "home": str(home())}, ensure_ascii=False))
+        typer.echo(json.dumps({"models": records, "home": str(home())}, ensure_ascii=False))
         return
-    for model in found:
-        typer.echo(f"{model['name']:16s} {size_text(model['bytes']):>9s}  {model['folder']}")
-    if not any(model["name"] == "deltavlm-7b" for model in found):
-        typer.echo(f"{'deltavlm-7b':16s} {'not here':>9s}  deltavlm weights fetch deltavlm-7b")
+    for record in records:
+        typer.echo(f"{record['name']:16s} {format_bytes(record['bytes']):>9s}  {record['folder']}")
+    if not any(record["name"] == "deltavlm-7b" for record in records):
+        typer.echo(f"{'deltavlm-7b':16s} {'missing':>9s}  deltavlm weights fetch deltavlm-7b")
 
 
 weights.command()(fetch)
 
 
-@weights.command()
-def inspect(
+@weights.command("inspect")
+@grouped
+def inspect_checkpoint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth.")],
     vision: Annotated[
         Path | None,
-        typer.Option(
-            "--vision", metavar="FILE|DIR", help="A vision base, to see whether it is the right one."
+        flag(
+            "--vision",
+            panel=PUBLISHED,
+            metavar="FILE|DIR",
+            help="A vision base to compare with its vision blocks.",
         ),
     ] = None,
     json_summary: options.Json = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    color: options.ColorMode = None,
-    log_format: options.LogFormatName = None,
+    *,
+    common: CommonFlags,
 ) -> None:
-    """What a checkpoint holds, whether its difference module was trained, and whether a vision base fits."""
-    from deltavlm.upstream.disk import size_text
-    from deltavlm.upstream.inspect import inspect as look
+    """Show a checkpoint's modules, and whether its difference module was trained and a vision base fits."""
+    from deltavlm.upstream.inspect import inspect
 
-    found = look(file, vision)
-    warn_of_base(found)
+    inspection = inspect(file, vision)
+    warn_about_base(inspection)
     if json_summary:
-        typer.echo(json.dumps(_inspected(found), ensure_ascii=False))
-        return
-    typer.echo(f"{found.path}: {size_text(found.size)}, epoch {found.epoch}")
-    for organ in found.organs:
-        kinds = ", ".join(organ.dtypes)
-        typer.echo(f"  {organ.name:24s} {organ.tensors:4d} tensors {organ.parameters:12,d} numbers  {kinds}")
-    if found.unknown:
-        typer.echo(f"  unknown: {', '.join(found.unknown[:5])}{' ...' if len(found.unknown) > 5 else ''}")
-    blocks = ", ".join(map(str, found.blocks)) or "none (the vision tower was not tuned)"
-    typer.echo(f"vision blocks: {blocks}")
-    verdict = {True: "was trained", False: "was never trained", None: "cannot be judged"}[found.csrm_trained]
-    typer.echo(f"difference module {verdict}: {'; '.join(found.evidence)}")
-    typer.echo(f"difference: auto means {found.difference}")
-    if found.base_cosine is not None:
-        typer.echo(f"least cosine of the tuned blocks with the base: {found.base_cosine:.4f}")
+        typer.echo(json.dumps(_inspection_record(inspection), ensure_ascii=False))
+    else:
+        _print_inspection(inspection)
 
 
-@weights.command()
-def convert(
+@weights.command("convert")
+@grouped
+def convert_checkpoint(
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", metavar="FILE", help="The published checkpoint_best.pth.")
+        Path, flag("--checkpoint", panel=PUBLISHED, metavar="FILE", help="The published checkpoint_best.pth.")
     ],
     vision: Annotated[
         Path,
-        typer.Option(
+        flag(
             "--vision",
+            panel=PUBLISHED,
             metavar="FILE|DIR",
             help="The EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or timm's file.",
         ),
     ],
     llm: Annotated[
-        Path, typer.Option("--llm", metavar="DIR", help="The language model: vicuna-7b-v1.5 or LLaVA-1.5-7b.")
+        Path,
+        flag(
+            "--llm",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="The language model: vicuna-7b-v1.5 or LLaVA-1.5-7b.",
+        ),
     ],
     bert: Annotated[
-        Path, typer.Option("--bert", metavar="DIR", help="Folder with the vocab.txt of bert-base-uncased.")
+        Path,
+        flag(
+            "--bert", panel=PUBLISHED, metavar="DIR", help="Folder with the vocab.txt of bert-base-uncased."
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the checkpoint goes; must be new.")
+        Path,
+        flag(
+            "--output", "-o", panel=OUTPUT, metavar="DIR", help="Checkpoint folder to create; must not exist."
+        ),
     ],
-    numbers: Numbers = None,
+    heads_config: HeadsConfig = None,
     difference: Difference = "auto",
     link_llm: LinkLanguage = False,
     json_summary: options.Json = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    color: options.ColorMode = None,
-    log_format: options.LogFormatName = None,
+    *,
+    common: CommonFlags,
 ) -> None:
-    """Make a checkpoint of ours of the published files; `--model DIR` then asks it."""
-    from deltavlm.upstream.convert import convert as make
-    from deltavlm.upstream.sources import Sources
+    """Convert the published files into a checkpoint folder for --model DIR."""
+    from deltavlm.upstream.components import Sources
+    from deltavlm.upstream.convert import convert
 
-    done = make(
-        Sources(checkpoint, vision, llm, bert, numbers),
+    converted = convert(
+        Sources(checkpoint, vision, llm, bert, heads_config),
         output,
         difference=difference,
         link_language=link_llm,
-        say=console.info,
+        notify=console.info,
     )
-    print_converted(done, chosen=difference)
+    print_converted(converted, difference)
     if json_summary:
         record = {
-            "output": str(done.folder),
-            "bytes": done.bytes,
-            "tensors": done.filled,
-            "ignored": list(done.ignored),
-            "difference": done.config.difference.mode,
-            "sources": done.config.sources,
-            "inspection": _inspected(done.inspection),
+            "output": str(converted.folder),
+            "bytes": converted.bytes,
+            "tensors": converted.tensors,
+            "ignored": list(converted.ignored),
+            "difference": converted.config.difference.mode,
+            "sources": converted.config.sources,
+            "inspection": _inspection_record(converted.inspection),
         }
         typer.echo(json.dumps(record, ensure_ascii=False))
 
 
-@weights.command()
-def verify(
+@weights.command("verify")
+@grouped
+def verify_checkpoint(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A converted checkpoint.")],
     expected: Annotated[
         Path,
-        typer.Option(
+        flag(
             "--expected",
+            panel=PUBLISHED,
             metavar="DIR",
-            help="Folder with expected.json and expected.safetensors, what the original computed.",
+            help="Folder with expected.json and expected.safetensors, results of the original.",
         ),
     ],
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"],
-        typer.Option("--dtype", help="fp32 must be equal; the others report how far they drift."),
+        flag("--dtype", panel=MODEL, help="fp32 must be equal; the others report the drift."),
     ] = "fp32",
     device: Annotated[
-        str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where it runs.")
+        str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Device.")
     ] = "cpu",
     quantize: Annotated[
         Literal["none", "int8", "int4"],
-        typer.Option("--quantize", help="Language model in 8 or 4 bit: reports how far it drifts."),
+        flag("--quantize", panel=MODEL, help="Language model in 8 or 4 bit; reports the drift."),
     ] = "none",
     json_summary: options.Json = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    color: options.ColorMode = None,
-    log_format: options.LogFormatName = None,
+    *,
+    common: CommonFlags,
 ) -> None:
-    """Compare a converted checkpoint with the original, stage by stage; exits with 1 where fp32 differs."""
-    from dataclasses import asdict
-
+    """Compare a converted checkpoint with the original, stage by stage; exits with 1 if fp32 differs."""
     from deltavlm.errors import ModelError
     from deltavlm.model.folder import read_config
-    from deltavlm.upstream.verify import TOLERANCE
-    from deltavlm.upstream.verify import verify as compare
+    from deltavlm.upstream.verify import verify
 
-    coarse = None if quantize == "none" else quantize
-    checks = compare(folder, expected, dtype=dtype, device=device, quantize=coarse)
+    kind = None if quantize == "none" else quantize
+    checks = verify(folder, expected, dtype=dtype, device=device, quantize=kind)
     mode = read_config(folder).difference.mode
     if mode != "csrm":
         console.warning(
-            f"{folder} is asked with difference {mode}; it was compared with csrm, as the original runs"
+            f"{folder} is configured with difference {mode}; it was compared with csrm, as the original"
         )
-    failed = [check for check in checks if not check.passed]
     if json_summary:
-        rows = [asdict(check) | {"passed": check.passed} for check in checks]
-        record = {"dtype": dtype, "quantize": coarse, "tolerance": TOLERANCE, "checks": rows}
-        typer.echo(json.dumps(record))
+        typer.echo(json.dumps(_checks_record(checks, dtype, kind)))
     else:
         for check in checks:
-            off = "" if check.worst is None else f"  largest difference {check.worst:.1e} of {check.size:.3g}"
-            typer.echo(f"{check.name:24s} {check.equal:3d} of {check.cases:3d} equal{off}")
-    if dtype == "fp32" and coarse is None and failed:
+            error = "" if check.worst is None else f"  largest error {check.worst:.1e} of {check.size:.3g}"
+            typer.echo(f"{check.name:24s} {check.equal:3d} of {check.cases:3d} equal{error}")
+    failed = [check.name for check in checks if not check.passed]
+    if dtype == "fp32" and kind is None and failed:
         raise ModelError(
-            f"{folder} is not equal to the original: {', '.join(check.name for check in failed)};"
+            f"{folder} is not equal to the original: {', '.join(failed)};"
             f" convert it again from the files that belong to {expected}"
         )
-    numbers = dtype if coarse is None else f"{dtype}, language model in {coarse}"
+    precision = dtype if kind is None else f"{dtype}, language model in {kind}"
     console.info(
-        f"equal to the original in {numbers}" if not failed else f"drift in {numbers}: see the table"
+        f"equal to the original in {precision}" if not failed else f"drift in {precision}: see the table"
     )
 
 
-def _inspected(found: Inspection) -> dict[str, Any]:
+def _print_inspection(inspection: Inspection) -> None:
+    from deltavlm.files import format_bytes
+
+    typer.echo(f"{inspection.path}: {format_bytes(inspection.size)}, epoch {inspection.epoch}")
+    for module in inspection.modules:
+        dtypes = ", ".join(module.dtypes)
+        typer.echo(
+            f"  {module.name:24s} {module.tensors:4d} tensors {module.parameters:12,d} parameters  {dtypes}"
+        )
+    if inspection.unknown:
+        names = [*inspection.unknown[:5], *(["..."] if len(inspection.unknown) > 5 else [])]
+        typer.echo(f"  unknown: {', '.join(names)}")
+    blocks = ", ".join(map(str, inspection.blocks)) or "none (the vision tower was not fine-tuned)"
+    typer.echo(f"vision blocks: {blocks}")
+    verdict = {True: "was trained", False: "was not trained", None: "cannot be judged"}
+    evidence = "; ".join(inspection.evidence)
+    typer.echo(f"difference module {verdict[inspection.csrm_trained]}: {evidence}")
+    typer.echo(f"difference: auto means {inspection.difference}")
+    if inspection.base_cosine is not None:
+        typer.echo(f"smallest cosine of the tuned blocks with the base: {inspection.base_cosine:.4f}")
+
+
+def _inspection_record(inspection: Inspection) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from deltavlm.upstream.inspect import FITS
-
-    return asdict(found) | {
-        "path": str(found.path),
-        "difference": found.difference,
-        "base_fits": None if found.base_cosine is None else found.base_cosine >= FITS,
+    return asdict(inspection) | {
+        "path": str(inspection.path),
+        "difference": inspection.difference,
+        "base_fits": inspection.base_fits,
     }
+
+
+def _checks_record(checks: list[Check], dtype: str, kind: str | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from deltavlm.upstream.verify import TOLERANCE
+
+    rows = [asdict(check) | {"passed": check.passed} for check in checks]
+    return {"dtype": dtype, "quantize": kind, "tolerance": TOLERANCE, "checks": rows}

@@ -1,10 +1,30 @@
-"""Ask what changed between two images of one place, in words, and put the answers on the map.
+"""Python API: `analyze`, `open_pair` and `load_model`, imported on first use.
 
-Importing this package loads nothing heavy: torch, rasterio and geopandas come in where they are used.
+    from deltavlm import analyze
+    result = analyze("before.tif", "after.tif", output="changes.gpkg")
+
+Importing this package loads nothing heavy: torch, rasterio and geopandas are imported where they are used.
 """
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from deltavlm.version import __version__
+
+if TYPE_CHECKING:
+    from deltavlm.api import analyze, load_model, open_pair
+
+__all__ = ["__version__", "analyze", "load_model", "open_pair"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first used (PEP 562)."""
+    if name in __all__:
+        return getattr(import_module("deltavlm.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""YAML files and frozen dataclasses, one into the other; an unknown key is an error that names the nearest.
+"""Convert YAML files to and from frozen dataclasses, with errors that suggest the nearest key.
 
 Values are checked against the annotations of the dataclass: `int`, `float`, `bool`, `str`, `Path`, `Literal`,
 `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]` and dataclasses inside dataclasses.
@@ -27,39 +27,39 @@ _PACKAGE = Path(__file__).resolve().parent
 def shipped_config(name: str) -> Path:
     """Path of `configs/<name>`, in a source checkout as well as in an installed package.
 
-    Raises: ConfigError naming the files that are there.
+    Raises: ConfigError naming the configurations that exist.
     """
     folders = [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    known = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
-    raise ConfigError(f"no shipped config {name!r}{suggest(name, known)}")
+    names = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
+    raise ConfigError(f"no shipped config {name!r}{suggest(name, names)}")
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, else all of them.
+def suggest(name: str, names: Iterable[str]) -> str:
+    """End of a message about an unknown name: the most similar valid name, else all of them.
 
     >>> suggest("devise", ["device", "limit"]), suggest("x", ["device", "limit"])
     ("; did you mean 'device'?", '; known are device, limit')
     """
-    known = list(known)
-    close = get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}" if known else ""
+    names = list(names)
+    matches = get_close_matches(name, names, n=1)
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
+    return f"; known are {', '.join(names)}" if names else ""
 
 
 def load(path: Path, kind: type[T]) -> T:
-    """The dataclass `kind` from a YAML file; keys that are left out keep their defaults.
+    """Read a dataclass `kind` from a YAML file; missing keys keep their defaults.
 
     Raises: ConfigError naming file, key and value.
     """
-    return from_mapping(kind, read_yaml(path), where=str(path))
+    return from_mapping(kind, read_yaml(path), source=str(path))
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises: ConfigError when it is missing, not YAML, or repeats a key."""
+    """Content of a YAML file. Raises: ConfigError if it is missing, not YAML, or repeats a key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -76,8 +76,8 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
 
 
-def from_mapping(kind: type[T], values: Any, where: str) -> T:
-    """The dataclass `kind` from nested plain values; `where` names their origin in messages.
+def from_mapping(kind: type[T], values: Any, source: str) -> T:
+    """Build a dataclass `kind` from nested plain values; messages begin with `source`.
 
     Raises: ConfigError for an unknown or missing key, or a value of the wrong type.
     """
@@ -86,25 +86,25 @@ def from_mapping(kind: type[T], values: Any, where: str) -> T:
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected keys with values, got {_shown(values)}")
+        raise ConfigError(f"{source}: expected keys with values, got {_preview(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{suggest(str(key), fields)}")
+            raise ConfigError(f"{source}: unknown key {key!r}{suggest(str(key), fields)}")
     hints = get_type_hints(kind)
-    given = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    arguments = {key: _value(hints[key], value, f"{source}: {key}") for key, value in values.items()}
     for name, field in fields.items():
         has_default = field.default is not dataclasses.MISSING
-        if name not in given and not has_default and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}: {name!r} is missing")
+        if name not in arguments and not has_default and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{source}: {name!r} is missing")
     try:
-        return kind(**given)
+        return kind(**arguments)
     except ValueError as error:  # a rule of the dataclass itself, from its __post_init__
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def to_mapping(value: Any) -> Any:
-    """A dataclass as nested plain values, in field order, ready for YAML or JSON."""
+    """Convert a dataclass to nested plain values for YAML or JSON, in field order."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):
@@ -115,12 +115,12 @@ def to_mapping(value: Any) -> Any:
 
 
 def dump(value: Any) -> str:
-    """A dataclass as YAML text that `load` reads back to an equal value."""
+    """Convert a dataclass to YAML text; `load` gives an equal value."""
     return yaml.safe_dump(to_mapping(value), sort_keys=False, allow_unicode=False)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotation `hint` asks for it."""
+def _value(hint: Any, value: Any, source: str) -> Any:
+    """Convert `value` to the type of the annotation `hint`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -128,50 +128,50 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         # 0 == False in Python, so compare the types too
         if not any(value == choice and type(value) is type(choice) for choice in args):
             names = [str(choice) for choice in args]
-            raise ConfigError(f"{where}: {_shown(value)} is not a choice{suggest(str(value), names)}")
+            raise ConfigError(f"{source}: {_preview(value)} is not a choice{suggest(str(value), names)}")
         return value
     if origin in (Union, types.UnionType):
-        return _union(args, value, where)
+        return _union(args, value, source)
     if origin in (tuple, list):
-        return _sequence(origin, args, value, where)
+        return _sequence(origin, args, value, source)
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected keys with values, got {_shown(value)}")
-        return {str(key): _value(args[1], item, f"{where}.{key}") for key, item in value.items()}
+            raise ConfigError(f"{source}: expected keys with values, got {_preview(value)}")
+        return {str(key): _value(args[1], item, f"{source}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
-        return from_mapping(hint, value, where) if isinstance(hint, type) else value
-    return _scalar(hint, value, where)
+        return from_mapping(hint, value, source) if isinstance(hint, type) else value
+    return _scalar(hint, value, source)
 
 
-def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+def _union(args: tuple[Any, ...], value: Any, source: str) -> Any:
     if value is None and type(None) in args:
         return None
     errors = []
     for choice in args:
         if choice is not type(None):
             try:
-                return _value(choice, value, where)
+                return _value(choice, value, source)
             except ConfigError as error:
                 errors.append(error)
     raise errors[0]
 
 
-def _sequence(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
+def _sequence(origin: Any, args: tuple[Any, ...], value: Any, source: str) -> Any:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
+        raise ConfigError(f"{source}: expected a list, got {_preview(value)}")
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
         if len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
+            raise ConfigError(f"{source}: expected {len(args)} values, got {len(value)}")
         hints = args
     else:
         hints = (args[0],) * len(value)
     return origin(
-        _value(hint, item, f"{where}[{index}]")
+        _value(hint, item, f"{source}[{index}]")
         for index, (hint, item) in enumerate(zip(hints, value, strict=True))
     )
 
 
-def _scalar(hint: Any, value: Any, where: str) -> Any:
+def _scalar(hint: Any, value: Any, source: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
@@ -189,26 +189,26 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     if hint not in (bool, int, float, str, Path):
-        raise ValueError(f"{where}: no rule for the annotation {hint!r}")
+        raise ValueError(f"{source}: no rule for the annotation {hint!r}")
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     hint_quotes = " (put it in quotes?)" if hint is str and value is not None else ""
-    raise ConfigError(f"{where}: expected {names[hint]}, got {_shown(value)}{hint_quotes}")
+    raise ConfigError(f"{source}: expected {names[hint]}, got {_preview(value)}{hint_quotes}")
 
 
-def _shown(value: Any) -> str:
+def _preview(value: Any) -> str:
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key, where plain YAML silently keeps the last."""
+    """SafeLoader that refuses a repeated key, where PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen and key_node.value != "<<":
-                    problem = f"the key {key_node.value!r} is there twice"
+                if key_node.value in keys and key_node.value != "<<":
+                    problem = f"the key {key_node.value!r} is repeated"
                     raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-                seen.add(key_node.value)
+                keys.add(key_node.value)
         return super().construct_mapping(node, deep=deep)

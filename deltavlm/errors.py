@@ -1,18 +1,18 @@
-"""Every error that deltavlm foresees, and the exit code that the command line gives for it.
+"""Exception hierarchy of deltavlm, with the exit code of the command line for each class.
 
 ::
 
-    DeltaVLMError              1   something foreseen went wrong
-    ├── InputError             2   what the user gave cannot be used: file, model, device, option
+    DeltaVLMError              1   any expected error
+    ├── InputError             2   unusable input: file, model, device, option
     │   ├── RasterError        2   missing, unreadable, not comparable, without CRS, without overlap
     │   ├── ConfigError        2   unknown key, wrong value, bad question file
-    │   └── OutputError        2   exists, no place to write, unknown suffix
-    ├── WriteError             1   the output cannot be written to its end: the disk is full
-    ├── ModelError             1   checkpoint broken or not matching, failure while it runs
-    │   └── ModelOutOfMemory   1   the batch did not fit; the pipeline halves it and tries again
-    ├── ToolError              1   a program or package that is needed is missing or fails: Java
-    ├── AnswerParseError       1   an answer that no task can read; caught for each answer
-    └── PartialFailure         3   the run finished and its output is whole, but some chips or pairs failed
+    │   └── OutputError        2   exists, not writable, unknown suffix
+    ├── WriteError             1   writing the output failed: the disk is full
+    ├── ModelError             1   broken or mismatched checkpoint, failure at runtime
+    │   └── ModelOutOfMemory   1   a batch did not fit; the pipeline halves it and retries
+    ├── ToolError              1   a required program or package is missing or fails: Java
+    ├── AnswerParseError       1   an answer that its task cannot parse; caught for each answer
+    └── PartialFailure         3   the run finished and its output is complete, but some chips or pairs failed
 
 A message is one line: what is wrong, with the value and the file, then what to do next.
 """
@@ -37,50 +37,50 @@ __all__ = [
 
 
 class DeltaVLMError(Exception):
-    """Root of the tree; `exit_code` is what the process ends with when nobody catches it."""
+    """Base class; `exit_code` is the exit status of the command line."""
 
     exit_code: ClassVar[int] = 1
 
 
 class InputError(DeltaVLMError):
-    """What the user gave cannot be used: a file, an option, a configuration, a device that is not there."""
+    """Input that cannot be used: a file, an option, a configuration, a missing device."""
 
     exit_code: ClassVar[int] = 2
 
 
 class RasterError(InputError):
-    """A raster is missing or unreadable, or two rasters cannot be compared."""
+    """A raster that is missing or unreadable, or two rasters that cannot be compared."""
 
 
 class ConfigError(InputError):
-    """A configuration or question file has an unknown key or a value that cannot be."""
+    """A configuration or question file with an unknown key or an invalid value."""
 
 
 class OutputError(InputError):
-    """The output exists already, cannot be put there, or has an unknown suffix."""
+    """An output that exists already, cannot be written, or has an unknown suffix."""
 
 
 class WriteError(DeltaVLMError):
-    """Writing failed after all checks: the disk is full, or the folder has gone."""
+    """A failure of writing after all checks: the disk is full, or the folder was removed."""
 
 
 class ModelError(DeltaVLMError):
-    """The model cannot be loaded or run: checkpoint, size."""
+    """A model that cannot be loaded or run."""
 
 
 class ModelOutOfMemory(ModelError):
-    """One batch did not fit into memory; a smaller one may."""
+    """A batch that did not fit into memory; a smaller one may."""
 
 
 class ToolError(DeltaVLMError):
-    """A program or an optional package is missing or fails."""
+    """A program or optional package that is missing or fails."""
 
 
 class AnswerParseError(DeltaVLMError):
-    """The text of an answer does not have the form that its task asks for."""
+    """An answer whose text does not have the format of its task."""
 
 
 class PartialFailure(DeltaVLMError):
-    """The output is whole and in place, but some chips could not be answered, or some data not used."""
+    """A complete output in which some chips have no answer, or some input data were skipped."""
 
     exit_code: ClassVar[int] = 3

@@ -1,4 +1,4 @@
-"""Atomic file and folder writes, an exclusive lock per output, and append-only files of JSON lines."""
+"""Atomic file and folder writes, locks, append-only JSON lines, and free disk space."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ __all__ = [
     "JsonLines",
     "atomic_file",
     "atomic_folder",
+    "folder_bytes",
+    "format_bytes",
+    "free_bytes",
     "fsync_file",
     "fsync_folder",
     "lock",
     "remove_scratch_files",
     "resolve_link",
     "scratch_name",
+    "staged_folder",
     "write_atomic",
 ]
 
@@ -49,16 +53,17 @@ def resolve_link(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path, *, suffix: str | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, *, suffix: str | None = None, owner: Path | None = None) -> Iterator[Path]:
     """Scratch file next to `path`: synced and renamed to `path` on success, removed on any exception.
 
     A symbolic link stays one; its target is replaced. `suffix` is the ending of the scratch name (default:
-    that of `path`, which some writers use to pick a format).
+    that of `path`, which some writers use to pick a format). `owner` is the output whose `lock` removes the
+    scratch file of a killed process (default: `path`).
 
     Raises: OSError.
     """
     target = resolve_link(path)
-    scratch = target.with_name(scratch_name(path, suffix))
+    scratch = target.with_name(scratch_name(owner or path, path.suffix if suffix is None else suffix))
     try:
         yield scratch
         fsync_file(scratch)
@@ -68,9 +73,9 @@ def atomic_file(path: Path, *, suffix: str | None = None) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a whole file (text as UTF-8, newlines as they are) atomically. Raises: OSError."""
-    with atomic_file(path) as scratch:
+def write_atomic(path: Path, content: bytes | str, *, owner: Path | None = None) -> None:
+    """Write a whole file (text as UTF-8, newlines as they are) by `atomic_file`. Raises: OSError."""
+    with atomic_file(path, owner=owner) as scratch:
         scratch.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
@@ -88,6 +93,47 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         fsync_folder(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Scratch folder whose content is moved into `folder` on success, and removed on any exception.
+
+    Unlike `atomic_folder`, `folder` may exist: files of the same name are replaced, others stay. The scratch
+    folder lies in `folder` or in its nearest existing parent, so that moving is renaming.
+
+    Raises: OutputError when one of the two cannot be written.
+    """
+    scratch = nearest_folder(folder) / scratch_name(
+        folder, ""
+    )  # named first: a signal may come right after `mkdir`
+    try:
+        scratch.mkdir()
+        yield scratch
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _merge_into(scratch, folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {folder}: {error.strerror or error}; check the path and the free disk space"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _merge_into(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; of two folders, rename the entries, in the order of their names."""
+    if source.is_dir() and target.is_dir():
+        for path in sorted(source.iterdir()):
+            _merge_into(path, target / path.name)
+    else:
+        source.replace(target)
+
+
+def refuse_existing(paths: Iterable[Path]) -> None:
+    """Raises: OutputError for the first path that exists."""
+    for path in paths:
+        if path.exists():
+            raise OutputError(f"{path} exists; give another folder, or --overwrite to replace it")
 
 
 def fsync_file(path: Path) -> None:
@@ -149,6 +195,40 @@ def remove_scratch_files(output: Path) -> None:
             scratch.unlink()
 
 
+def nearest_folder(path: Path) -> Path:
+    """The path itself if it exists, else its nearest parent that does."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is, or would be created. Raises: OutputError."""
+    existing = nearest_folder(folder)
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError as error:
+        raise OutputError(
+            f"cannot read the free space of {existing}: {error.strerror}; choose another folder"
+        ) from error
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files at the top of `folder`."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def format_bytes(size: int) -> str:
+    """Size for people, in decimal units as on the Hugging Face Hub.
+
+    >>> format_bytes(13_476_800_000), format_bytes(231_508), format_bytes(7)
+    ('13.5 GB', '232 kB', '7 B')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.{1 if size < 100 * unit else 0}f} {name}"
+    return f"{size} B"
+
+
 @dataclass
 class JsonLines:
     """Append-only file of JSON objects, one a line (UTF-8), open for reading and writing in binary mode."""
@@ -172,7 +252,7 @@ class JsonLines:
     def append(self, records: Iterable[Mapping[str, Any]], *, sync: bool = True) -> list[int]:
         """Write `records` at the end in one call and return the byte offset of each; `sync` also flushes
         them to disk. Raises: OSError."""
-        encoded = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records]
+        encoded = [_encode_line(record) for record in records]
         offset = self.stream.seek(0, os.SEEK_END)
         self.stream.write(b"".join(encoded))
         self.stream.flush()
@@ -197,16 +277,27 @@ class JsonLines:
 
     def repair(self) -> None:
         """Truncate an incomplete last line, or add its missing newline where the JSON is complete."""
-        self.stream.seek(0)
-        content = self.stream.read()
-        start = content.rfind(b"\n") + 1
-        if start == len(content):
+        end = start = self.stream.seek(0, os.SEEK_END)
+        tail, block = b"", 4096
+        while start > 0 and b"\n" not in tail:  # blocks grow, since a line may hold a whole mask
+            start, block = max(0, start - block), 2 * block
+            self.stream.seek(start)
+            tail = self.stream.read(end - start)
+        last_line = tail[tail.rfind(b"\n") + 1 :]
+        if not last_line:
             return
         try:
-            json.loads(content[start:])
+            json.loads(last_line)
         except ValueError:
-            self.stream.truncate(start)
+            self.stream.truncate(end - len(last_line))
         else:
             self.stream.seek(0, os.SEEK_END)
             self.stream.write(b"\n")
         self.stream.flush()
+
+
+def _encode_line(record: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate, as Python has it for a file name that is not UTF-8
+        return (json.dumps(record) + "\n").encode()

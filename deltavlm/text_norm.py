@@ -1,7 +1,4 @@
-"""How text is written for the model: the normaliser that the published model was trained with. A leaf.
-
-Shared by `model` (which words its prompts so) and `tasks` (which builds dialogues so).
-"""
+"""Text normalisation of the published model's training data, used for prompts and dialogues."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ _DROPPED = re.compile(r"[.!\"()*#:;~]")
 
 
 def normalise(text: str, max_words: int | None = None) -> str:
-    """Lower case, some punctuation gone, single spaces, the first `max_words` words.
+    """Normalise as BLIP's caption processor: lower case, less punctuation, the first `max_words` words.
 
-    The marks ``. ! " ( ) * # : ; ~`` become spaces; ``? , ' - [ ] /`` survive (BLIP's caption processor).
+    The characters ``. ! " ( ) * # : ; ~`` become spaces, and runs of spaces one; ``? , ' - [ ] /`` stay.
 
     >>> normalise("Roads: ['top-left']. How many?")
     "roads ['top-left'] how many?"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import deltavlm
+from deltavlm.model.config import RuntimeOptions
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
 
@@ -55,3 +57,19 @@ def scene(tmp_path: Path, pixels: np.ndarray) -> Scene:
 @pytest.fixture
 def model() -> ScriptedModel:
     return ScriptedModel()
+
+
+@pytest.fixture
+def loads(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RuntimeOptions]]:
+    """Make `deltavlm.load_model`, which every command calls, return the scripted model without torch.
+
+    The list records name and options of each call. Programs of their own process assign the same attribute.
+    """
+    calls: list[tuple[str, RuntimeOptions]] = []
+
+    def load_model(name: str = "nano", options: RuntimeOptions | None = None) -> ScriptedModel:
+        calls.append((name, options or RuntimeOptions()))
+        return model
+
+    monkeypatch.setitem(vars(deltavlm), "load_model", load_model)  # setattr would import the real one first
+    return calls

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltavlm.data.changechat import save_picture
+from deltavlm.data.changechat import save_image
 from deltavlm.model import checkpoint
 from deltavlm.model.config import DeltaVLMConfig, DifferenceConfig, VisionConfig
 from deltavlm.model.folder import TOKENIZER

@@ -17,18 +17,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LEAVES = frozenset(
-    {"deltavlm", "errors", "config", "text_norm", "files"}
-)  # deltavlm: the package's own __init__, the version
+LEAVES = frozenset({"version", "errors", "config", "text_norm", "files"})
 
 #: part of the house -> parts of deltavlm that it may import (itself is always allowed)
 ARROWS: dict[str, frozenset[str]] = {
-    "deltavlm": frozenset(),
-    "errors": frozenset({"deltavlm"}),
-    "config": frozenset({"deltavlm", "errors"}),
-    "text_norm": frozenset({"deltavlm", "errors"}),
+    "deltavlm": frozenset({"version", "api"}),  # the package's own __init__
+    "version": frozenset(),
+    "errors": frozenset(),
+    "config": frozenset({"errors"}),
+    "text_norm": frozenset({"errors"}),
     "files": frozenset({"errors"}),
-    "hub": frozenset({"errors"}),
+    "hub": frozenset({"errors", "files"}),
     "geo": LEAVES,
     "model": LEAVES,
     "metrics": LEAVES,
@@ -40,9 +39,12 @@ ARROWS: dict[str, frozenset[str]] = {
     "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
     "upstream": LEAVES | {"hub", "model"},
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
-    "report": LEAVES | {"geo", "tasks"},
+    "report": LEAVES | {"geo", "tasks", "pipeline"},
+    "api": LEAVES | {"geo", "model", "tasks", "pipeline"},
+    "diagnostics": LEAVES | {"deltavlm", "geo", "model", "tasks"},
     "deltacli": LEAVES
     | {
+        "deltavlm",
         "geo",
         "model",
         "tasks",
@@ -55,6 +57,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "upstream",
         "report",
         "summaries",
+        "diagnostics",
     },
 }
 
@@ -76,7 +79,9 @@ TERMINAL = frozenset({"typer", "rich", "click"})
 
 #: part of the house -> third-party packages that never appear in it
 FORBIDDEN: dict[str, frozenset[str]] = {
-    "deltavlm": GROUND | TORCH | TERMINAL,
+    "deltavlm": TERMINAL,
+    "version": GROUND | TORCH | TERMINAL,
+    "api": TORCH | TERMINAL,
     "files": GROUND | TORCH | TERMINAL,
     "hub": GROUND | TERMINAL,
     "errors": GROUND | TORCH | TERMINAL,
@@ -94,6 +99,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "upstream": GROUND | TERMINAL,
     "cluster": TORCH | TERMINAL,
     "report": TORCH | TERMINAL,
+    "diagnostics": TERMINAL,
     "deltacli": frozenset(),
 }
 

@@ -1,4 +1,4 @@
-"""The benchmark of `analyze` runs, at a size at which its numbers say nothing."""
+"""Smoke tests of benchmarks/analyze.py at a small size, at which its numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is measured from /proc"),
+]
 
 
 def rows(folder: Path, *words: str) -> list[dict[str, str]]:
-    """The rows of all tables that it prints, by the names of their columns."""
+    """Run the benchmark; return the rows of all tables that it prints, by column name."""
     command = [sys.executable, "benchmarks/analyze.py", "--keep", str(folder), "--rounds", "1", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

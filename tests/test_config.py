@@ -99,7 +99,7 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("width: 1\nwidth: 2\n", ["line 2", "'width'", "twice"]),
+        ("width: 1\nwidth: 2\n", ["line 2", "'width'", "repeated"]),
         ("width: [1\n", ["not valid YAML"]),
         ("width: !!python/object/apply:os.getcwd []\n", ["not valid YAML"]),
         ("\x00", ["not valid YAML"]),

@@ -1,4 +1,4 @@
-"""What the documents promise is there: links, columns, flags. Prose cannot be checked; names can."""
+"""Checks of the documentation against the code: links, columns, flags, exit codes, tensors, the file tree."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.pipeline.changes import CHANGES
-from deltavlm.pipeline.layers import LOCATIONS, chips_layer
-from deltavlm.pipeline.pair_layers import PAIRS
+from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
@@ -35,12 +33,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("benchmarks/*.md"),
         *ROOT.glob("sample_data/*.md"),
     ]
 )
-NOT_OURS = {"--index-url"}  # of pip
+USER_PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+OTHER_PROGRAMS = set(
+    """
+    --index-url --strict --nonblock --preserve-status --nproc-per-node --threads --real --scenes --driver
+    --head --port --num-cpus --address --block
+    --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --nodelist --exclude --overlap --signal
+    --array
+    """.split()  # noqa: SIM905
+)  # flags of pip, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -48,6 +54,15 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     missing = [to for to in targets if "://" not in to and not (page.parent / to).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_named_in_the_documentation_exist(page: Path) -> None:
+    """Paths in code spans, relative to the root, `tests`, `deltavlm` or the page."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w.]+/)+\w+\.(?:py|yaml|md|json))`", text)
+    roots = (ROOT, ROOT / "tests", ROOT / "deltavlm", page.parent)
+    assert not [name for name in named if not any((root / name).exists() for root in roots)]
 
 
 def table_under(heading: str, page: str = "formats.md") -> list[str]:
@@ -87,37 +102,52 @@ def test_every_metric_is_described() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
     watch = RunMetrics()
     watch.set_model(ScriptedModel())
-    watch.code = 0
+    watch.exit_code = 0
     told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
     assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
-    """In docs/formats.md, and in short in the README."""
-
     def codes_of(kind: type[DeltaVLMError]) -> set[int]:
         return {kind.exit_code}.union(*(codes_of(sub) for sub in kind.__subclasses__()))
 
-    def table(page: str) -> list[int]:
-        text = (ROOT / page).read_text(encoding="utf-8").split("\n## Exit codes\n", 1)[1].split("\n## ", 1)[0]
-        cells = re.findall(r"^\| ([\d, ]+) \|", text, flags=re.MULTILINE)
-        return [int(code) for cell in cells for code in cell.split(", ")]
-
-    stopped = {128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
-    codes = sorted({0, CLOSED_PIPE} | codes_of(DeltaVLMError) | stopped)
-    assert table("docs/formats.md") == codes
-    assert sorted(table("README.md")) == codes
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = text.split("\n## Exit codes\n", 1)[1].split("\n## ", 1)[0]
+    documented = [int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)]
+    signals = {128 + getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+    assert documented == sorted({0, CLOSED_PIPE} | codes_of(DeltaVLMError) | signals)
 
 
-def test_the_flags_of_the_readme_exist() -> None:
-    commands = typer.main.get_command(app)
-    known = set()
-    tops = getattr(commands, "commands", {}).values()
-    for command in [commands, *tops, *(c for top in tops for c in getattr(top, "commands", {}).values())]:
+def all_commands() -> dict[str, typer.core.TyperCommand]:
+    """The commands of the program and of its groups, by their words, such as `weights fetch`."""
+    top = dict(getattr(typer.main.get_command(app), "commands", {}))
+    nested = {
+        f"{name} {word}": command
+        for name, group in top.items()
+        for word, command in getattr(group, "commands", {}).items()
+    }
+    return top | nested
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_flags_in_the_documentation_exist(page: Path) -> None:
+    known = {"--help", "--version"} | OTHER_PROGRAMS
+    for command in all_commands().values():
         known |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
+    text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)", text)) - known
+
+
+def test_the_readme_lists_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", text.replace("<!--", "").replace("-->", "")))
-    assert not named - known - NOT_OURS - {"--help"}
+    table = text.split("\n## Commands\n", 1)[1].split("\n## ", 1)[0]
+    listed = re.findall(r"^\| \[`(\w+)`\]", table, flags=re.MULTILINE)
+    visible = [name for name, command in all_commands().items() if " " not in name and not command.hidden]
+    assert sorted(listed) == sorted(visible)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
 
 
 def test_the_model_card_is_one() -> None:
@@ -153,7 +183,7 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == there
     for ours, _, _, published in rows:
         if not ours.startswith("language."):
-            assert names.ours(published) == ours
+            assert names.from_published(published) == ours
     assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
 
 

@@ -32,7 +32,7 @@ MAX_PARAMETERS = 6
 VAGUE_SHARE = 0.1204  # of all names that are bound
 DOCSTRING_SHARE = 0.20  # of all docstrings
 LONG_PARAMETER_LISTS = 29  # functions that are no command
-CIRCLES = 4
+CIRCLES = 0
 
 
 def sources(paths: Sequence[Path] = ()) -> list[Path]:

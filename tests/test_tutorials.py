@@ -29,6 +29,7 @@ def test_there_are_three_tutorials() -> None:
     assert {path.stem for path in TUTORIALS} == set(LEFT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the tutorials are for bash")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
@@ -48,6 +49,7 @@ def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
     assert LEFT[page.stem] <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("material") is None, reason='needs pip install "deltavlm[docs]"')
 def test_the_site_is_built_and_has_a_page_for_each_command(tmp_path: Path) -> None:
     """Strict: a link that leads nowhere is an error."""

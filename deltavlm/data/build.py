@@ -1,201 +1,307 @@
-"""A question set made of class masks: the rule-based half of ChangeChat-105k's construction.
+"""Builder of a question set from class masks and captions, as in the rule-based part of ChangeChat-105k.
 
-    built = build(images, masks, told)
-    write_files(folder, built.files)
+    sources = BuildSources(images, masks, captions)
+    result = build_dataset(sources, "mine")
+    SetOutput(folder, images, "mine").write(result)
 
-Yes/no, counts, cells and dialogues of each pair, in the released schema and wording; captions where people
-wrote some. Open questions come from `ask`, where one is given (see `endpoint`).
+Yes/no, counts, cells and dialogues of each pair come from its mask, in the released schema and wording;
+captions are those that people wrote. Open questions come from `write_questions`, e.g. a language model (see
+`endpoint`).
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from deltavlm.data.changechat import Pair, training_records
+from deltavlm.data.changechat import NAME, ImagePair, Record, training_records, write_json_files
 from deltavlm.data.examples import Problem
-from deltavlm.data.levircc import Told
-from deltavlm.data.masks import LEVIR_MCI, ClassMap, Rules, found, read_mask
-from deltavlm.data.pictures import size_of
-from deltavlm.data.synthetic.words import Turn, count_in_words, tally_in_words
-from deltavlm.errors import InputError
+from deltavlm.data.images import image_size
+from deltavlm.data.levircc import PairCaptions
+from deltavlm.data.masks import LEVIR_MCI, ClassMap, MaskRules, measure_mask, read_mask
+from deltavlm.data.progress import CountProgress, no_progress
+from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, count_sentence
+from deltavlm.errors import ConfigError, InputError, OutputError
+from deltavlm.files import refuse_existing, staged_folder
 from deltavlm.tasks import classify, count, dialogue, locate
 
-__all__ = ["SPLITS", "SUFFIXES", "Built", "Facts", "build", "splits_of"]
+__all__ = ["SPLITS", "BuildResult", "BuildSources", "PairFacts", "SetOutput", "build_dataset", "find_splits"]
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = ("", "_binary", "_count", "_loc", "_open", "_dialog")
-PICTURES = (".png", ".jpg", ".jpeg")
-Counting = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a pair: of its mask, and what people said."""
+class PairFacts:
+    """Facts about a pair: counts and cells of its mask, its captions and change flag."""
 
     counts: count.Counts
     cells: locate.Cells
-    captions: tuple[str, ...]  # none where there is no file of captions
-    changed: bool  # as people flagged it; without captions, whether anything is counted
+    captions: tuple[str, ...]  # empty without a caption file
+    changed: bool  # the annotators' flag; without captions, True when anything is counted
 
 
-Ask = Callable[[str, Facts], Sequence[Turn]]  # of SPLIT/NAME; ValueError where there is no usable reply
+WriteQuestions = Callable[[str, PairFacts], Sequence[QuestionAnswer]]
+"""(SPLIT/NAME, facts) -> open questions. Raises: ValueError where there is no usable reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSources:
+    """Inputs: images in IMAGES/SPLIT/A and B, masks in MASKS/SPLIT/label or MASKS/SPLIT, and captions."""
+
+    images: Path
+    masks: Path
+    captions: Mapping[tuple[str, str], PairCaptions] | None = None
+    rules: MaskRules = field(default_factory=MaskRules)
+    classes: ClassMap = LEVIR_MCI
+
+    def image_names(self, split: str) -> list[str]:
+        """File names of images of either date, sorted."""
+        folders = (self.images / split / "A", self.images / split / "B")
+        files = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        return sorted({path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES})
+
+    def read_facts(self, split: str, file: str) -> PairFacts:
+        """Facts about the pair of this file name. Raises: InputError when it lacks something."""
+        labels = self.masks / split / "label"
+        path = (labels if labels.is_dir() else self.masks / split) / file
+        if not path.is_file():
+            path = path.with_suffix(".png")  # a lossy image may have a lossless mask
+        mask = read_mask(path, self.classes)
+        if min(mask.shape) < 3:
+            raise InputError(f"{path} is {mask.shape[1]} x {mask.shape[0]} px, too small for nine cells")
+        for date in "AB":
+            size = image_size(self.images / split / date / file)
+            if size != mask.shape[::-1]:
+                raise InputError(
+                    f"{path} is {mask.shape[1]} x {mask.shape[0]} px, and {split}/{date}/{file}"
+                    f" {size[0]} x {size[1]}"
+                )
+        counts, cells = measure_mask(mask, self.rules)
+        if self.captions is None:
+            return PairFacts(counts, cells, (), counts != count.Counts(0, 0))
+        captions = self.captions.get((split, file))
+        if captions is None:
+            raise InputError(f"{split}/{file} has no captions")
+        return PairFacts(counts, cells, captions.captions, captions.changed)
 
 
 @dataclass(slots=True)
-class Built:
-    """The records by file name, the pictures they name, what was left out, and what is odd."""
+class BuildResult:
+    """Built set: records by file name, images that they name, pairs left out, and contradictions."""
 
-    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    pictures: list[str] = field(default_factory=list)
+    files: dict[str, list[Record]] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
     pairs: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
 
 
-def splits_of(images: Path) -> tuple[str, ...]:
-    """The splits that a folder of pictures has. Raises: InputError when it has none."""
+def find_splits(images: Path, only: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Splits of a folder of images, or `only` some of them. Raises: InputError for a split without images."""
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give the one that holds test/A and test/B")
-    there = tuple(split for split in SPLITS if (images / split / "A").is_dir())
-    if not there:
+    splits = tuple(split for split in SPLITS if (images / split / "A").is_dir())
+    if not splits:
         raise InputError(f"{images} has no folder train/A, val/A or test/A; give the one that holds them")
-    return there
+    for split in only or ():
+        if split not in splits:
+            raise InputError(f"{images} has no split {split!r}; it has {', '.join(splits)}")
+    return tuple(split for split in splits if only is None or split in only)
 
 
-def build(
-    images: Path,
-    masks: Path,
-    told: Mapping[tuple[str, str], Told] | None = None,
-    *,
+def build_dataset(
+    sources: BuildSources,
     name: str = "built",
     splits: Sequence[str] | None = None,
-    rules: Rules = Rules(),  # noqa: B008
-    classes: ClassMap = LEVIR_MCI,
-    ask: Ask | None = None,
-    counting: Counting = lambda total: nullcontext(lambda done, note: None),
-) -> Built:
-    """Records of all pairs IMAGES/SPLIT/A|B/NAME with a mask MASKS/SPLIT/label/NAME or MASKS/SPLIT/NAME.
+    *,
+    write_questions: WriteQuestions | None = None,
+    count_progress: CountProgress = no_progress,
+) -> BuildResult:
+    """Build the records of all pairs; a pair that cannot be used is left out and becomes a problem.
 
-    A pair that cannot be used is a problem and left out. `counting(pairs)` opens what is told of progress.
+    name: of the set, with which file names begin. splits: all of `sources.images` by default.
 
-    Raises: InputError when there is no pair, or none that can be used; what `ask` raises, but for ValueError.
+    Raises: InputError when there is no pair, or none that can be used; errors of `write_questions` other than
+    ValueError.
     """
-    if not masks.is_dir():
-        raise InputError(f"{masks} is not a folder; give the one that holds test/label, or test with masks")
-    built = Built()
-    todo = [(split, pair) for split in splits or splits_of(images) for pair in _names(images, split)]
-    if not todo:
-        raise InputError(f"{images} holds no pictures {', '.join(PICTURES)}")
+    if not sources.masks.is_dir():
+        raise InputError(
+            f"{sources.masks} is not a folder; give the one that holds test/label, or test with masks"
+        )
+    result = BuildResult()
+    splits = splits or find_splits(sources.images)
+    pairs = [(split, file) for split in splits for file in sources.image_names(split)]
+    if not pairs:
+        raise InputError(f"{sources.images} holds no images {', '.join(IMAGE_SUFFIXES)}")
     stems: set[tuple[str, str]] = set()
-    with counting(len(todo)) as tell:
-        for done, (split, file) in enumerate(todo, start=1):
-            where = f"{split}/{file}"
+    with count_progress(len(pairs)) as update:
+        for completed, (split, file) in enumerate(pairs, start=1):
+            location, stem = f"{split}/{file}", Path(file).stem
             try:
-                stem = Path(file).stem
                 if (split, stem) in stems:
-                    raise InputError(f"{where}: another picture of this split is called {stem} too")
+                    raise InputError(f"{location}: another image of this split is called {stem} too")
                 stems.add((split, stem))
-                facts = _facts(images, masks, split, file, told, rules, classes)
+                facts = sources.read_facts(split, file)
             except InputError as error:
-                built.problems.append(Problem("image", where, str(error)))
+                result.problems.append(Problem("image", location, str(error)))
             else:
-                _add(built, name, split, file, facts, ask)
-            tell(done, "")
-    if not built.pairs:
-        raise InputError(f"none of {len(todo)} pairs can be used; the first: {built.problems[0].what}")
-    if told is not None:
-        names = set(todo)
-        for split, file in told.keys() - names:
-            if split in {split for split, _ in names}:
-                what = f"{split}/{file} has captions and no pictures"
-                built.notes.append(Problem("record", f"{split}/{file}", what))
-    return built
+                questions = _open_questions(result, location, facts, write_questions)
+                _add_pair(result, name, location, facts, questions)
+            update(completed, "")
+    if not result.pairs:
+        first = result.problems[0].message
+        raise InputError(f"none of {len(pairs)} pairs can be used; the first: {first}")
+    result.notes += _unused_captions(sources, pairs)
+    return result
 
 
-def _names(images: Path, split: str) -> list[str]:
-    """File names of one date or the other."""
-    folders = (images / split / "A", images / split / "B")
-    return sorted(
-        {
-            path.name
-            for folder in folders
-            if folder.is_dir()
-            for path in folder.iterdir()
-            if path.suffix.lower() in PICTURES
-        }
-    )
+def _open_questions(
+    result: BuildResult, location: str, facts: PairFacts, write_questions: WriteQuestions | None
+) -> Sequence[QuestionAnswer] | None:
+    """Open questions of a pair; none, and a problem, where there is no usable reply; None if not wanted."""
+    if write_questions is None:
+        return None
+    try:
+        return write_questions(location, facts)
+    except ValueError as error:
+        result.problems.append(Problem("record", location, f"no open questions: {error}"))
+        return ()
 
 
-def _facts(
-    images: Path,
-    masks: Path,
-    split: str,
-    file: str,
-    told: Mapping[tuple[str, str], Told] | None,
-    rules: Rules,
-    classes: ClassMap,
-) -> Facts:
-    """Raises: InputError saying what the pair lacks."""
-    labels = masks / split / "label"
-    path = (labels if labels.is_dir() else masks / split) / file
-    if not path.is_file():
-        path = path.with_suffix(".png")  # a lossy picture may have a lossless mask
-    mask = read_mask(path, classes)
-    if min(mask.shape) < 3:
-        raise InputError(f"{path} is {mask.shape[1]} x {mask.shape[0]} px, too small for nine cells")
-    for date in "AB":
-        size = size_of(images / split / date / file)
-        if size != mask.shape[::-1]:
-            raise InputError(
-                f"{path} is {mask.shape[1]} x {mask.shape[0]} px, and {split}/{date}/{file}"
-                f" {size[0]} x {size[1]}"
-            )
-    counts, cells = found(mask, rules)
-    if told is None:
-        return Facts(counts, cells, (), counts != count.Counts(0, 0))
-    said = told.get((split, file))
-    if said is None:
-        raise InputError(f"{split}/{file} has no captions")
-    return Facts(counts, cells, said.captions, said.changed)
-
-
-def _add(built: Built, name: str, split: str, file: str, facts: Facts, ask: Ask | None) -> None:
-    """The records of a pair."""
-    paths = (f"{split}/A/{file}", f"{split}/B/{file}")
-    pair = Pair(Path(file).stem, paths, facts.changed)
-    talk = [
-        (dialogue.TURNS[0], classify.format_answer(facts.changed)),
-        (dialogue.TURNS[1], tally_in_words(facts.counts)),
+def _add_pair(
+    result: BuildResult,
+    name: str,
+    location: str,
+    facts: PairFacts,
+    questions: Sequence[QuestionAnswer] | None,
+) -> None:
+    """Add the records of a pair, and a note when its flag contradicts its mask."""
+    split, file = location.split("/", 1)
+    pair = ImagePair(Path(file).stem, (f"{split}/A/{file}", f"{split}/B/{file}"), facts.changed)
+    yes_no = classify.format_answer(facts.changed)
+    turns = [
+        QuestionAnswer(dialogue.TURNS[0], yes_no),
+        QuestionAnswer(dialogue.TURNS[1], count_sentence(facts.counts)),
+        *(QuestionAnswer(dialogue.TURNS[2], sentence) for sentence in facts.captions[:1]),
     ]
-    if facts.captions:
-        talk.append((dialogue.TURNS[2], facts.captions[0]))
-    every = {
-        "_binary": [pair.told("binary", [(classify.PROMPT, classify.format_answer(facts.changed))])],
-        "_count": [pair.told("count", [(count.PROMPT, count_in_words(facts.changed, facts.counts))])],
-        "_loc": [pair.told("loc", [(locate.PROMPT, locate.format_answer(facts.cells))])],
-        "_dialog": [pair.told("dialog", talk)],
+    answers = {
+        "binary": QuestionAnswer(classify.PROMPT, yes_no),
+        "count": QuestionAnswer(count.PROMPT, count_answer(facts.changed, facts.counts)),
+        "loc": QuestionAnswer(locate.PROMPT, locate.format_answer(facts.cells)),
     }
+    records = {f"_{kind}": [pair.conversation_record(kind, [turn])] for kind, turn in answers.items()}
+    records["_dialog"] = [pair.conversation_record("dialog", turns)]
     if facts.captions:
-        every[""] = [pair.captioned(facts.captions)]
-    if ask is not None:
-        try:
-            turns = ask(f"{split}/{file}", facts)
-        except ValueError as error:
-            built.problems.append(Problem("record", f"{split}/{file}", f"no open questions: {error}"))
-            turns = ()
-        every["_open"] = [
-            pair.told(f"open_{index}", [(turn.question, turn.answer)]) for index, turn in enumerate(turns)
-        ]
+        records[""] = [pair.caption_record(facts.captions)]
+    if questions is not None:
+        records["_open"] = pair.open_records(questions)
     if split == "train":
-        every = {"": training_records(pair, every)}
-    for suffix, part in every.items():
-        built.files.setdefault(f"{name}_{split}{suffix}.json", []).extend(part)
-    built.pictures += paths
-    built.pairs += 1
+        records = {"": training_records(pair, records)}
+    for suffix, group in records.items():
+        result.files.setdefault(f"{name}_{split}{suffix}.json", []).extend(group)
+    result.images += pair.paths
+    result.pairs += 1
     if not facts.changed and facts.counts != count.Counts(0, 0):
-        what = f"{split}/{file} is flagged as unchanged, and its mask has {count.format_answer(facts.counts)}"
-        built.notes.append(Problem("reference", f"{split}/{file}", what))
+        counts = count.format_answer(facts.counts)
+        message = f"{location} is flagged as unchanged, and its mask has {counts}"
+        result.notes.append(Problem("reference", location, message))
+
+
+def _unused_captions(sources: BuildSources, pairs: Sequence[tuple[str, str]]) -> list[Problem]:
+    """Notes on captions without images, in the splits that were built."""
+    splits, keys = {split for split, _ in pairs}, set(pairs)
+    return [
+        Problem("record", f"{split}/{file}", f"{split}/{file} has captions and no images")
+        for split, file in sorted((sources.captions or {}).keys() - keys)
+        if split in splits
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class SetOutput:
+    """Output folder of a built set: FOLDER/NAME_SPLIT*.json, and FOLDER/images as a link or a copy.
+
+    Raises: ConfigError for a name that no set may have.
+    """
+
+    folder: Path
+    images: Path
+    name: str = "built"
+    copy_images: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", self.name, flags=re.ASCII):
+            raise ConfigError(f"name {self.name!r} is not letters, digits, - and _; give another --name")
+        if self.name == NAME:  # figures on other data would be taken for those of the published set
+            raise ConfigError(f"name {self.name!r} is the released set's; give another --name")
+
+    @property
+    def reply_log(self) -> Path:
+        """File of the language model's replies."""
+        return self.folder / f"{self.name}_open_replies.jsonl"
+
+    def files(self, splits: Sequence[str]) -> list[Path]:
+        """JSON files that a build of these splits can have."""
+        suffixes = {split: ("",) if split == "train" else SUFFIXES for split in splits}
+        return [
+            self.folder / f"{self.name}_{split}{suffix}.json"
+            for split in splits
+            for suffix in suffixes[split]
+        ]
+
+    def check(self, splits: Sequence[str]) -> None:
+        """Raises: OutputError when a file exists, or other images are in the way."""
+        if not self.overwrite:
+            refuse_existing(self.files(splits))
+        self._has_images()
+
+    def write(self, result: BuildResult, splits: Sequence[str]) -> None:
+        """Write the set; files of an earlier build of these splits that have no new content are removed.
+
+        Raises: OutputError, and then FOLDER is as it was.
+        """
+        with staged_folder(self.folder) as scratch:
+            write_json_files(scratch, result.files)
+            if not self._has_images():
+                self._write_images(scratch / "images", result.images)
+        for path in self.files(splits):  # an earlier build may have had captions, or open questions
+            if path.name not in result.files:
+                path.unlink(missing_ok=True)
+
+    def _has_images(self) -> bool:
+        """True when FOLDER/images are the images already. Raises: OutputError when others are in the way."""
+        target = self.folder / "images"
+        if not os.path.lexists(target):
+            return False
+        if (
+            target.exists()
+            and target.samefile(self.images)
+            and not (self.copy_images and target.is_symlink())
+        ):
+            return True
+        if target.is_symlink() or not self.copy_images:  # copies must not go through a link to originals
+            raise OutputError(f"{target} exists and leads elsewhere; delete it, or give another -o")
+        if not self.overwrite:
+            refuse_existing([target])
+        return False
+
+    def _write_images(self, target: Path, paths: Sequence[str]) -> None:
+        """Link to the images, or copy those that are named. Raises: OSError, OutputError."""
+        if not self.copy_images:
+            try:
+                target.symlink_to(self.images.resolve(), target_is_directory=True)
+            except (OSError, NotImplementedError) as error:
+                raise OutputError(
+                    f"cannot link to {self.images} ({error}); copy the images with --copy-images"
+                ) from error
+            return
+        for path in paths:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.images / path, target / path)

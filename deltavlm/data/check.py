@@ -1,38 +1,38 @@
-"""A local copy of a set looked through: every file, every record, every picture that is named.
+"""Check of a local copy of a question set: every file, record and image.
 
-checked = check(Path("changechat-105k"))
-checked.faults      # what is missing or broken, each with its place
-checked.notes       # what is odd, and may be so in the released set
+report = check_dataset(Path("changechat-105k"))
+report.faults      # missing or broken files, records and images
+report.notes       # oddities that the released files may have
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from deltavlm.data import changeimti
-from deltavlm.data.changechat import NAME, RELEASED, SIZE_PX
-from deltavlm.data.examples import Dataset, Example, Problem, named_file, read_set
-from deltavlm.data.pictures import opened
+from deltavlm.data.changechat import NAME, RELEASED_RECORDS, SIZE_PX
+from deltavlm.data.examples import Dataset, Example, Problem, image_paths, match_file_name
+from deltavlm.data.images import open_image
+from deltavlm.data.progress import CountProgress, no_progress
+from deltavlm.data.read import read_dataset
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import TASKS, TaskName
 
-__all__ = ["Checked", "FileCheck", "Pictures", "check"]
+__all__ = ["CheckReport", "FileCheck", "ImageCheck", "check_dataset"]
 
 SPLITS = ("train", "val", "test")
-Counting = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
-_Kind = Literal["missing", "unreadable", "size"]
+_ImageFault = Literal["missing", "unreadable", "size"]
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """One file: how many records it holds, how many the released one does, the examples made of them."""
+    """Numbers of one file: its records, those of the released file, and the examples made of them."""
 
     name: str
     records: int
@@ -41,8 +41,8 @@ class FileCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """How many pictures are named, and how many of them cannot be used."""
+class ImageCheck:
+    """Numbers of images: those that records name, and those that cannot be used."""
 
     folder: Path
     named: int
@@ -52,149 +52,174 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What was found."""
+class CheckReport:
+    """Result of `check_dataset`."""
 
     files: tuple[FileCheck, ...]
-    pictures: Pictures
+    images: ImageCheck
     faults: tuple[Problem, ...]
     notes: tuple[Problem, ...]
 
+    @property
+    def has_levir_images(self) -> bool:
+        """True for ChangeChat-105k and ChangeIMTI, whose images are those of LEVIR-CC."""
+        return any(file.expected is not None or "_task_data/" in file.name for file in self.files)
 
-def check(
+
+def check_dataset(
     folder: Path,
     *,
     images: Path | None = None,
     size_px: int = SIZE_PX,
     full: bool = False,
-    counting: Counting = lambda total: nullcontext(lambda done, note: None),
-) -> Checked:
-    """Reads every file of every split, and opens every picture that a record names.
+    count_progress: CountProgress = no_progress,
+) -> CheckReport:
+    """Read every file of every split, and open every image that a record names.
 
-    images: where the paths in the records begin; `folder`/images. `full` decodes pictures, instead of reading
-    their headers only. `counting(number of pictures)` opens what is told how many are done.
+    images: folder that the paths in the records start from; FOLDER/images by default.
+    size_px: width and height that every image must have.
+    full: decode the images, instead of reading only their headers.
 
     Raises: InputError when the folder holds no file of a set.
     """
     images = images or folder / "images"
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the one that holds the files of a set")
-    files, datasets, faults, notes = _read(folder)
-    examples = [example for data in datasets for example in data.examples]
-    notes += _odd_references(examples)
-    paths = dict.fromkeys(path for example in examples for path in (example.before, example.after))
-    found = _look_at(list(paths), images, size_px, full, counting)
-    number = Counter(kind for kind, _ in found)
-    pictures = Pictures(images, len(paths), number["missing"], number["unreadable"], number["size"])
-    return Checked(tuple(files), pictures, (*faults, *(problem for _, problem in found)), tuple(notes))
+    contents = _Contents()
+    contents.read_changeimti(folder)
+    contents.read_changechat(folder)
+    examples = [example for dataset in contents.datasets for example in dataset.examples]
+    contents.notes += _odd_references(examples)
+    paths = image_paths(examples)
+    image_faults = _check_images(paths, images, size_px, full, count_progress)
+    number = Counter(kind for kind, _ in image_faults)
+    return CheckReport(
+        tuple(contents.files),
+        ImageCheck(images, len(paths), number["missing"], number["unreadable"], number["size"]),
+        (*contents.faults, *(problem for _, problem in image_faults)),
+        tuple(contents.notes),
+    )
 
 
-def _read(folder: Path) -> tuple[list[FileCheck], list[Dataset], list[Problem], list[Problem]]:
-    """(files, what they hold, faults, notes). Raises: InputError when there is no file of a set."""
-    files: list[FileCheck] = []
-    datasets: list[Dataset] = []
-    faults: list[Problem] = []
-    notes: list[Problem] = []
+@dataclass(slots=True)
+class _Contents:
+    """Files and datasets of a folder, with their faults and notes."""
 
-    def sort(data: Dataset) -> None:
-        datasets.append(data)
-        for problem in data.problems:
-            (notes if problem.kind == "duplicate" else faults).append(problem)
+    files: list[FileCheck] = field(default_factory=list)
+    datasets: list[Dataset] = field(default_factory=list)
+    faults: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
 
-    for split in SPLITS:
-        place = changeimti.find_folder(folder, split)
-        if place is not None and place != folder:
-            try:
-                data = read_set(place, split)
-            except InputError as error:
-                faults.append(Problem("file", place.name, str(error)))
+    def add(self, dataset: Dataset) -> Counter[TaskName]:
+        """Add a dataset and its problems; returns the number of its examples by task."""
+        self.datasets.append(dataset)
+        for problem in dataset.problems:
+            (self.notes if problem.kind == "duplicate" else self.faults).append(problem)
+        return Counter(example.task for example in dataset.examples)
+
+    def read_changeimti(self, folder: Path) -> None:
+        """Read the splits of ChangeIMTI, if the folder holds them."""
+        for split in SPLITS:
+            split_folder = changeimti.find_folder(folder, split)
+            if split_folder is None or split_folder == folder:
                 continue
-            sort(data)
-            made = Counter(example.task for example in data.examples)
-            for name, records in zip(data.files, data.records, strict=True):
+            try:
+                dataset = read_dataset(split_folder, split)
+            except InputError as error:
+                self.faults.append(Problem("file", split_folder.name, str(error)))
+                continue
+            examples = self.add(dataset)
+            for name, records in zip(dataset.files, dataset.records, strict=True):
                 task = changeimti.FILES[name]
-                files.append(FileCheck(f"{place.name}/{name}", records, None, {task: made[task]}))
-    places = (folder, folder / "annotations")
-    inside = next(filter(None, (sorted(place.glob("*.json")) for place in places)), [])
-    of_sets = [path for path in inside if named_file(path.name)]
-    for path in of_sets:
-        expected = RELEASED.get(path.name)
+                file_name = f"{split_folder.name}/{name}"
+                self.files.append(FileCheck(file_name, records, None, {task: examples[task]}))
+
+    def read_changechat(self, folder: Path) -> None:
+        """Read each file SET_SPLIT*.json. Raises: InputError when no file of any set is in the folder."""
+        folders = (folder, folder / "annotations")
+        json_files = next(filter(None, (sorted(path.glob("*.json")) for path in folders)), [])
+        set_files = [path for path in json_files if match_file_name(path.name)]
+        for path in set_files:
+            self._read_file(path)
+        if not self.files and not self.faults:
+            raise InputError(
+                f"{folder} holds no file SET_SPLIT.json or SET_SPLIT_KIND.json, and no test_task_data;"
+                f" give the folder of a set, or get one with: deltavlm data fetch changechat -o {folder}"
+            )
+        names = {path.name for path in set_files}
+        if any(name.startswith(NAME) for name in names):
+            for name in sorted(RELEASED_RECORDS.keys() - names):
+                self.faults.append(Problem("file", name, f"{name} of the released set is missing"))
+        for path in json_files:
+            if path not in set_files:
+                message = f"{path.name} is no file of a set, and was not read"
+                self.notes.append(Problem("file", path.name, message))
+
+    def _read_file(self, path: Path) -> None:
+        expected = RELEASED_RECORDS.get(path.name)
         try:
-            data = read_set(path)
+            dataset = read_dataset(path)
         except InputError as error:
-            faults.append(Problem("file", path.name, str(error)))
-            files.append(FileCheck(path.name, 0, expected, {}))
-            continue
-        sort(data)
-        made = Counter(example.task for example in data.examples)
-        files.append(FileCheck(path.name, data.records[0], expected, dict(made.items())))
-        if expected not in (None, data.records[0]):
-            what = f"{path.name} has {data.records[0]} records, the released one has {expected}"
-            faults.append(Problem("file", path.name, what))
-    if not files and not faults:
-        raise InputError(
-            f"{folder} holds no file SET_SPLIT.json or SET_SPLIT_KIND.json, and no test_task_data;"
-            f" give the folder of a set, or get one with: deltavlm data fetch changechat -o {folder}"
-        )
-    names = {path.name for path in of_sets}
-    if any(name.startswith(NAME) for name in names):
-        for name in RELEASED.keys() - names:
-            faults.append(Problem("file", name, f"{name} of the released set is missing"))
-    strangers = [path.name for path in inside if path not in of_sets]
-    notes += [Problem("file", name, f"{name} is no file of a set, and was not read") for name in strangers]
-    return files, datasets, faults, notes
+            self.faults.append(Problem("file", path.name, str(error)))
+            self.files.append(FileCheck(path.name, 0, expected, {}))
+            return
+        examples, records = self.add(dataset), dataset.records[0]
+        self.files.append(FileCheck(path.name, records, expected, dict(examples)))
+        if expected not in (None, records):
+            message = f"{path.name} has {records} records, the released one has {expected}"
+            self.faults.append(Problem("file", path.name, message))
 
 
 def _odd_references(examples: Sequence[Example]) -> list[Problem]:
-    """Answers that our tasks cannot read, and yes or no that the changeflag contradicts."""
-    odd = []
+    """Reference answers that their task cannot parse, and yes or no that contradicts the change flag."""
+    problems = []
     for example in examples:
         answer = example.turns[0].answers[0]
-        what = ""
+        message = ""
         try:
             task = TASKS[example.task]
             value = None if task.free_text else task.parse(answer)
             if task.yes_no and value != example.changed:
-                what = f"answer {answer!r} and changeflag {int(example.changed)} disagree"
+                message = f"answer {answer!r} and changeflag {int(example.changed)} disagree"
         except AnswerParseError as error:
-            what = f"answer cannot be read: {error}"
-        if what:
-            odd.append(Problem("reference", f"{example.task} {example.id}", what))
-    return odd
+            message = f"answer cannot be read: {error}"
+        if message:
+            problems.append(Problem("reference", f"{example.task} {example.id}", message))
+    return problems
 
 
-def _look_at(
-    paths: Sequence[str], images: Path, size_px: int, full: bool, counting: Counting
-) -> list[tuple[_Kind, Problem]]:
-    """Pictures that cannot be used. Threads: what takes time is the disk, and decoding lets others run."""
-    found = []
+def _check_images(
+    paths: Sequence[str], images: Path, size_px: int, full: bool, count_progress: CountProgress
+) -> list[tuple[_ImageFault, Problem]]:
+    """Faults of images. Threads, since the time goes into the disk, and decoding releases the GIL."""
+    faults = []
     pool = ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4))
     try:
-        with counting(len(paths)) as tell:
-            results = pool.map(lambda path: _picture(path, images, size_px, full), paths)
-            for done, result in enumerate(results, start=1):
-                tell(done, "")
-                if result is not None:
-                    found.append(result)
+        with count_progress(len(paths)) as update:
+            results = pool.map(lambda path: _check_image(path, images, size_px, full), paths)
+            for completed, fault in enumerate(results, start=1):
+                update(completed, "")
+                if fault is not None:
+                    faults.append(fault)
     finally:
         pool.shutdown(cancel_futures=True)
-    return found
+    return faults
 
 
-def _picture(path: str, images: Path, size_px: int, full: bool) -> tuple[_Kind, Problem] | None:
-    """What is wrong with a picture, if anything."""
+def _check_image(path: str, images: Path, size_px: int, full: bool) -> tuple[_ImageFault, Problem] | None:
+    """Fault of one image, or None."""
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         return "missing", Problem("image", path, f"{path} leads out of the folder of images")
-    place = images / path
+    file = images / path
     try:
-        with opened(place) as picture:
-            size = picture.size
+        with open_image(file) as image:
+            size = image.size
             if full:
-                picture.load()
+                image.load()
     except InputError as error:
-        kind: _Kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
+        kind: _ImageFault = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
         return kind, Problem("image", path, str(error))
     if size != (size_px, size_px):
-        what = f"{place} is {size[0]} x {size[1]} px, not {size_px} x {size_px}"
-        return "size", Problem("image", path, what)
+        message = f"{file} is {size[0]} x {size[1]} px, not {size_px} x {size_px}"
+        return "size", Problem("image", path, message)
     return None

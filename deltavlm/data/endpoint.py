@@ -1,10 +1,10 @@
-"""Open questions from a language model behind an OpenAI-compatible endpoint, kept as they come.
+"""Open questions about a pair, written by a language model behind an OpenAI-compatible endpoint.
 
-    ask = Asker(Endpoint(url, model, key), Store(folder / "replies.jsonl"))
-    ask("test/x.png", facts)
+    writer = QuestionWriter(Endpoint(url, model, key), ReplyLog(folder / "replies.jsonl"))
+    questions = writer("test/x.png", facts)
 
-Every usable reply is stored at once, by pair and by what was asked, so that a run that was cut off goes on
-where it stopped. The key is sent and nothing else is done with it.
+Each usable reply is logged at once, by pair and prompt, so that an interrupted run resumes without asking
+again. The key is sent to the endpoint, and never shown or stored.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from deltavlm.data.build import Facts
-from deltavlm.data.synthetic.words import Turn, count_in_words, in_words
+from deltavlm.data.build import PairFacts
+from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, join_labels
 from deltavlm.errors import InputError, OutputError, ToolError
+from deltavlm.files import JsonLines
 from deltavlm.tasks.text import clean
 
-__all__ = ["Asker", "Endpoint", "Store", "prompt_of", "turns_in"]
+__all__ = ["Endpoint", "QuestionWriter", "ReplyLog", "make_prompt", "parse_reply"]
 
-MOST_QUESTIONS, LONGEST_QUESTION, LONGEST_ANSWER = 6, 300, 600  # characters
-LARGEST_REPLY = 1_000_000  # bytes
-REPLIES, PATIENCE = 3, 5  # replies that are tried for a pair; pairs in a row without any
+MAX_QUESTIONS, MAX_QUESTION_CHARS, MAX_ANSWER_CHARS = 6, 300, 600
+MAX_REPLY_BYTES = 1_000_000
+MAX_REPLIES = 3  # asked for one pair until one of them is usable
+MAX_FAILED_PAIRS = 5  # in a row; then the model is the wrong one
+MAX_WAIT_S = 60.0
 TASK = (
     "You write questions and answers about what changed between two aerial images of one place, taken at"
     " different times. You are told what is true of the pair. Write 3 questions that a person who looks at"
@@ -43,153 +46,154 @@ TASK = (
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a model answers, and how patiently it is asked. `url` ends before /chat/completions."""
+    """Address, model and key of an endpoint, and the retries of a request."""
 
-    url: str
+    url: str  # up to /chat/completions
     model: str
     key: str | None = field(default=None, repr=False)
     timeout_s: float = 120.0
-    tries: int = 5  # of a request that meets trouble
-    pause: Callable[[float], None] = time.sleep
+    tries: int = 5  # of a request that fails with 429, 5xx or without an answer
+    sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        """Raises: InputError for what is no address."""
+        """Raises: InputError for an address or a key that HTTP cannot use."""
         try:
-            parts = urlsplit(self.url)
-            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            address = urlsplit(self.url)
+            is_valid = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
         except ValueError:
-            is_address = False
-        if not is_address or not self.url.isprintable() or " " in self.url:
+            is_valid = False
+        if not is_valid or not self.url.isprintable() or " " in self.url:
             raise InputError(
                 f"{self.url!r} is not the address of an endpoint, such as http://localhost:8000/v1"
             )
-        if parts.username is not None:
+        if address.username is not None:
             raise InputError("the address of the endpoint holds a name or password; set the key instead")
         if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
             raise InputError("the key of the endpoint has characters that no HTTP header can have")
 
 
-class Store:
-    """Replies in a file of one JSON object a line, read once and added to."""
+class ReplyLog:
+    """Replies by pair and digest of the prompt, in a file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: InputError where the file is there and cannot be read."""
+        """Read the file where it exists. Raises: InputError when it cannot be read."""
         self.path = path
-        self.known: dict[tuple[str, str], tuple[Turn, ...]] = {}
+        self.replies: dict[tuple[str, str], tuple[QuestionAnswer, ...]] = {}
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {path}: {error}; delete it to ask anew") from error
+            raise InputError(f"cannot read {path}: {error}; delete it to ask again") from error
         for line in text.splitlines():
             try:
-                entry = json.loads(line)
-                turns = _checked(entry["questions"])
-                self.known[str(entry["id"]), str(entry["asked"])] = turns
+                record = json.loads(line)
+                questions = _check_questions(record["questions"])
+                self.replies[str(record["id"]), str(record["asked"])] = questions
             except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # the last line of a run that was cut off: it is asked again
-        self.needs_break = bool(text) and not text.endswith("\n")
+                continue  # the incomplete last line of an interrupted run: that pair is asked again
 
-    def add(self, name: str, asked: str, model: str, turns: Sequence[Turn]) -> None:
-        """Raises: OutputError."""
-        questions = [{"question": turn.question, "answer": turn.answer} for turn in turns]
-        line = json.dumps({"id": name, "asked": asked, "model": model, "questions": questions})
+    def add(self, pair: str, digest: str, model: str, questions: Sequence[QuestionAnswer]) -> None:
+        """Append a reply. Raises: OutputError."""
+        texts = [{"question": turn.question, "answer": turn.answer} for turn in questions]
+        record = {"id": pair, "asked": digest, "model": model, "questions": texts}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(("\n" if self.needs_break else "") + line + "\n")
+            with JsonLines.open(self.path) as lines:
+                lines.append([record])
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self.needs_break = False
-        self.known[name, asked] = tuple(turns)
+        self.replies[pair, digest] = tuple(questions)
 
 
 @dataclass(slots=True)
-class Asker:
-    """Asks for the open questions of a pair, or finds them in the store."""
+class QuestionWriter:
+    """Callable that takes the open questions of a pair from the log, else from the endpoint."""
 
     endpoint: Endpoint
-    store: Store
-    asked: int = 0  # replies that came from the endpoint
-    in_vain: int = 0  # pairs in a row without a usable reply
+    log: ReplyLog
+    new_replies: int = 0  # from the endpoint
+    failed_pairs: int = 0  # in a row, without a usable reply
 
-    def __call__(self, name: str, facts: Facts) -> tuple[Turn, ...]:
-        """Raises: ValueError where no reply could be used; InputError or ToolError where none came."""
-        prompt = prompt_of(facts)
-        what = f"{self.endpoint.model}\n{TASK}\n{prompt}"
-        asked = hashlib.sha256(what.encode("utf-8", "replace")).hexdigest()
-        if (name, asked) in self.store.known:
-            return self.store.known[name, asked]
+    def __call__(self, pair: str, facts: PairFacts) -> tuple[QuestionAnswer, ...]:
+        """Open questions of a pair (SPLIT/NAME).
+
+        Raises: ValueError when no reply is usable; InputError or ToolError when the endpoint gives none.
+        """
+        prompt = make_prompt(facts)
+        request = f"{self.endpoint.model}\n{TASK}\n{prompt}"
+        digest = hashlib.sha256(request.encode("utf-8", "replace")).hexdigest()
+        if (pair, digest) in self.log.replies:
+            return self.log.replies[pair, digest]
         fault = ""
-        for _ in range(REPLIES):
+        for _ in range(MAX_REPLIES):
             try:
-                turns = turns_in(_reply(self.endpoint, self.store.path, prompt))
+                questions = parse_reply(request_reply(self.endpoint, self.log.path, prompt))
             except ValueError as error:
                 fault = str(error)
                 continue
-            self.asked, self.in_vain = self.asked + 1, 0
-            self.store.add(name, asked, self.endpoint.model, turns)
-            return turns
-        self.in_vain += 1
-        told = f"{REPLIES} replies of {self.endpoint.model} could not be used; the last: {fault}"
-        if self.in_vain == PATIENCE:
-            raise ToolError(f"{PATIENCE} pairs in a row: {told}; take another --llm-model")
-        raise ValueError(told)
+            self.new_replies, self.failed_pairs = self.new_replies + 1, 0
+            self.log.add(pair, digest, self.endpoint.model, questions)
+            return questions
+        self.failed_pairs += 1
+        message = f"{MAX_REPLIES} replies of {self.endpoint.model} could not be used; the last: {fault}"
+        if self.failed_pairs == MAX_FAILED_PAIRS:
+            raise ToolError(f"{MAX_FAILED_PAIRS} pairs in a row: {message}; take another --llm-model")
+        raise ValueError(message)
 
 
-def prompt_of(facts: Facts) -> str:
-    """What the model is told of a pair: what people said, the counts and the cells."""
+def make_prompt(facts: PairFacts) -> str:
+    """User message about a pair: change flag, counts, cells and captions."""
     lines = [
         f"Have the two images changed? {'yes' if facts.changed else 'no'}",
-        f"New roads and buildings: {count_in_words(facts.changed, facts.counts)}",
-        f"Changed roads lie in these cells of a 3x3 grid: {in_words(facts.cells.roads)}",
-        f"Changed buildings lie in these cells: {in_words(facts.cells.buildings)}",
+        f"New roads and buildings: {count_answer(facts.changed, facts.counts)}",
+        f"Changed roads lie in these cells of a 3x3 grid: {join_labels(facts.cells.roads)}",
+        f"Changed buildings lie in these cells: {join_labels(facts.cells.buildings)}",
         *(f"A person who saw both says: {caption}" for caption in facts.captions),
     ]
     return "\n".join(lines)
 
 
-def turns_in(text: str) -> tuple[Turn, ...]:
-    """The questions and answers of a reply, which may stand in a code fence. Raises: ValueError."""
+def parse_reply(text: str) -> tuple[QuestionAnswer, ...]:
+    """Questions and answers of a reply, with or without a code fence. Raises: ValueError."""
     body = text.strip()
     if body.startswith("```"):
         body = body.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        found = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {clean(text)[:80]!r}") from error
-    return _checked(found)
+    return _check_questions(content)
 
 
-def _checked(found: Any) -> tuple[Turn, ...]:
-    """Raises: ValueError saying what a list of questions lacks."""
-    if not isinstance(found, list) or not 1 <= len(found) <= MOST_QUESTIONS:
-        raise ValueError(f"not a list of 1 to {MOST_QUESTIONS} questions")
-    turns = []
-    for one in found:
-        if not isinstance(one, dict):
+def _check_questions(content: Any) -> tuple[QuestionAnswer, ...]:
+    """Questions and answers of parsed JSON. Raises: ValueError saying what is wrong."""
+    if not isinstance(content, list) or not 1 <= len(content) <= MAX_QUESTIONS:
+        raise ValueError(f"not a list of 1 to {MAX_QUESTIONS} questions")
+    questions = []
+    for entry in content:
+        if not isinstance(entry, dict):
             raise ValueError("an entry is not an object with question and answer")
         texts = []
-        for key, longest in (("question", LONGEST_QUESTION), ("answer", LONGEST_ANSWER)):
-            value = one.get(key)
+        for key, max_chars in (("question", MAX_QUESTION_CHARS), ("answer", MAX_ANSWER_CHARS)):
+            value = entry.get(key)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{key} is missing or not text")
-            if len(value) > longest:
-                raise ValueError(f"{key} has {len(value)} characters, more than {longest}")
-            # control characters, lone surrogates; "<image>" marks pictures in the released schema
+            if len(value) > max_chars:
+                raise ValueError(f"{key} has {len(value)} characters, more than {max_chars}")
+            # control characters, lone surrogates; "<image>" marks images in the released schema
             if any(unicodedata.category(char) in ("Cc", "Cs") for char in value) or "<image>" in value:
                 raise ValueError(f"{key} has characters that no record can have")
             texts.append(value.strip())
-        turns.append(Turn(*texts))
-    if len({turn.question for turn in turns}) < len(turns):
-        raise ValueError("a question stands there twice")
-    return tuple(turns)
+        questions.append(QuestionAnswer(*texts))
+    if len({turn.question for turn in questions}) < len(questions):
+        raise ValueError("a question occurs twice")
+    return tuple(questions)
 
 
-def _reply(endpoint: Endpoint, store: Path, prompt: str) -> str:
-    """The text of one reply.
+def request_reply(endpoint: Endpoint, log: Path, prompt: str) -> str:
+    """Ask the endpoint and return the text of its reply; `log` is named in errors.
 
-    Raises: ValueError where it has none; InputError where the endpoint refuses; ToolError where it does not
-    answer.
+    Raises: ValueError when the reply has no text; InputError when the endpoint refuses; ToolError when it
+    does not answer.
     """
     messages = [{"role": "system", "content": TASK}, {"role": "user", "content": prompt}]
     body = json.dumps({"model": endpoint.model, "messages": messages}).encode()
@@ -199,49 +203,49 @@ def _reply(endpoint: Endpoint, store: Path, prompt: str) -> str:
         request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
         if endpoint.key:
             request.add_unredirected_header("Authorization", f"Bearer {endpoint.key}")
-        rest_s = min(60.0, 2.0**attempt)
+        wait_s = min(MAX_WAIT_S, 2.0**attempt)
         try:
             with urlopen(request, timeout=endpoint.timeout_s) as response:
-                content = response.read(LARGEST_REPLY)
-            return _said(endpoint, content)
+                content = response.read(MAX_REPLY_BYTES)
+            return _message_text(endpoint, content)
         except HTTPError as error:
             with error:
                 if error.code != 429 and error.code < 500:
-                    raise InputError(_refusal(endpoint, error)) from error
+                    raise InputError(_explain_refusal(endpoint, error)) from error
                 fault = f"HTTP {error.code}"
-                wanted = error.headers.get("Retry-After", "")
-                if wanted.isdecimal():
-                    rest_s = min(60.0, float(wanted))
-        except (URLError, HTTPException, OSError) as error:  # no connection, cut off, too slow
+                retry_after = error.headers.get("Retry-After", "")
+                if retry_after.isdecimal():
+                    wait_s = min(MAX_WAIT_S, float(retry_after))
+        except (URLError, HTTPException, OSError) as error:  # no connection, cut off, timeout
             fault = str(getattr(error, "reason", "") or error) or type(error).__name__
         if attempt + 1 < endpoint.tries:
-            endpoint.pause(rest_s)
-    kept = f"; replies so far are kept in {store}" if store.exists() else ""
+            endpoint.sleep(wait_s)
+    saved = f"; replies so far are saved in {log}" if log.exists() else ""
     raise ToolError(
-        f"{endpoint.url} did not answer in {endpoint.tries} tries ({fault}){kept};"
-        f" run the same again to go on"
+        f"{endpoint.url} did not answer in {endpoint.tries} tries ({fault}){saved};"
+        f" run the same command again to resume"
     )
 
 
-def _refusal(endpoint: Endpoint, error: HTTPError) -> str:
-    """Why the endpoint will not answer, and what to do; a key that it repeats is not shown."""
+def _explain_refusal(endpoint: Endpoint, error: HTTPError) -> str:
+    """Message for a refusal: its reason and the next step, without the key if the reply repeats it."""
     if error.code in (401, 403):
-        given = "the key was refused" if endpoint.key else "it asks for a key"
-        return f"{endpoint.url} (HTTP {error.code}): {given}; set DELTAVLM_LLM_KEY to one that may ask"
+        reason = "the key was refused" if endpoint.key else "it asks for a key"
+        return f"{endpoint.url} (HTTP {error.code}): {reason}; set DELTAVLM_LLM_KEY to a valid key"
     try:
-        detail = clean(error.read(LARGEST_REPLY).decode("utf-8", "replace"))[:200]
+        detail = clean(error.read(MAX_REPLY_BYTES).decode("utf-8", "replace"))[:200]
     except (OSError, HTTPException):
         detail = ""
     if endpoint.key:
         detail = detail.replace(endpoint.key, "***")
     return (
-        f"{endpoint.url} (HTTP {error.code}) refuses to be asked for {endpoint.model}:"
+        f"{endpoint.url} (HTTP {error.code}) refuses a request for {endpoint.model}:"
         f" {detail or error.reason}; check --llm-endpoint and --llm-model"
     )
 
 
-def _said(endpoint: Endpoint, content: bytes) -> str:
-    """The text in an answer. Raises: ValueError where it has none; InputError where it is no such answer."""
+def _message_text(endpoint: Endpoint, content: bytes) -> str:
+    """Text of the first choice. Raises: ValueError when it has none; InputError for another protocol."""
     try:
         text = json.loads(content)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:

@@ -1,9 +1,19 @@
-"""Class masks (background, road, building) and what they say: how many, and in which cells.
+"""LEVIR-MCI and other class masks (road, building): a reader, and rules that turn them into counts and cells.
 
-The rules matter to scores, so each is a choice of `Rules`:
+LEVIR-MCI:
 
-- a thing is a connected component of one class; with connectivity 8 pixels that touch at a corner are one;
-- a component of fewer than `min_area_px` pixels is nothing, neither counted nor located;
+- Content: the image pairs of LEVIR-CC with masks of the change between the two dates, and its captions.
+- Size and splits: those of LEVIR-CC (train 6,815, val 1,333, test 1,929 pairs).
+- Images: 256 x 256 px at 0.5 m; masks of the same size.
+- Classes: background, road (grey 128 or #ffff00), building (grey 255 or #ff0000).
+- License: the repository says MIT and also "academic purposes only".
+- Source: https://github.com/Chen-Yang-Liu/Change-Agent
+- Paper: not stated here.
+
+The rules decide scores, so each is an option of `MaskRules`:
+
+- an object is a connected component of one class; with connectivity 8 pixels that touch at a corner connect;
+- a component of fewer than `min_area_px` pixels is ignored, neither counted nor located;
 - a cell of the 3x3 grid is named by "any" pixel of a component in it, by a "share" of its pixels (where no
   cell has that share, by the largest), or by the "centroid" of a component.
 """
@@ -18,13 +28,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.pictures import opened
+from deltavlm.data.images import open_image
 from deltavlm.data.synthetic.facts import cell_shares
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 
-__all__ = ["CELL_RULES", "LEVIR_MCI", "ClassMap", "Rules", "class_map", "found", "read_mask"]
+__all__ = ["CELL_RULES", "LEVIR_MCI", "ClassMap", "MaskRules", "measure_mask", "parse_class_map", "read_mask"]
 
 CellRule = Literal["any", "share", "centroid"]
 CELL_RULES: tuple[CellRule, ...] = ("any", "share", "centroid")
@@ -33,33 +43,33 @@ CLASSES = {"background": BACKGROUND, "road": ROAD, "building": BUILDING}
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """From a mask to counts and cells."""
+class MaskRules:
+    """Options of `measure_mask`."""
 
     connectivity: Literal[4, 8] = 8
     min_area_px: int = 1
     cell_rule: CellRule = "any"
-    cell_share: float = 0.01  # of a cell's pixels, for "share"
+    cell_share: float = 0.01  # of the pixels of a cell, for "share"
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """What the values of a mask mean: classes by grey value, and by colour 0xRRGGBB."""
+    """Class codes of the values in a mask: of grey values, and of colors 0xRRGGBB."""
 
     greys: Mapping[int, int]
-    colours: Mapping[int, int]
+    colors: Mapping[int, int]
 
 
-def class_map(text: str) -> ClassMap:
-    """`"road=1,building=2"`: a class and a grey value or a colour #rrggbb; a class may have several.
+def parse_class_map(text: str) -> ClassMap:
+    """Parse `"road=1,building=2"`: classes and a grey value or color #rrggbb; a class may have several.
 
-    Background is 0 always. A grey value of at most 255 is the colour of three such channels too.
+    Background is always 0. A grey value up to 255 is also the color with three such channels.
 
     Raises: ConfigError.
     """
-    greys, colours = {0: BACKGROUND}, {0: BACKGROUND}
+    greys, colors = {0: BACKGROUND}, {0: BACKGROUND}
     for entry in text.split(","):
-        name, _, value = (part.strip() for part in entry.partition("="))
+        name, _, value = (field.strip() for field in entry.partition("="))
         try:
             code = CLASSES[name]
             number = int(value[1:], 16) if value.startswith("#") and len(value) == 7 else int(value)
@@ -71,82 +81,84 @@ def class_map(text: str) -> ClassMap:
                 f" {', '.join(CLASSES)} and a value such as 128 or #ffff00"
             )
         grey = None if value.startswith("#") else number
-        colour = number if grey is None else number * 0x010101
+        color = number if grey is None else number * 0x010101
         if grey is not None and greys.setdefault(grey, code) != code:
             raise ConfigError(f"class map {text!r}: {value} stands for two classes")
-        if (grey is None or grey <= 255) and colours.setdefault(colour, code) != code:
+        if (grey is None or grey <= 255) and colors.setdefault(color, code) != code:
             raise ConfigError(f"class map {text!r}: {value} stands for two classes")
-    return ClassMap(greys, colours)
+    return ClassMap(greys, colors)
 
 
-LEVIR_MCI = class_map("road=128,building=255,road=#ffff00,building=#ff0000")
-"""LEVIR-MCI's labels: grey, and its coloured ones (github.com/Chen-Yang-Liu/Change-Agent)."""
+LEVIR_MCI = parse_class_map("road=128,building=255,road=#ffff00,building=#ff0000")
+"""Class map of LEVIR-MCI's masks, grey or colored."""
 
 
 def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8]:
-    """Classes 0 to 2, (height, width). Of a picture with a palette the numbers count, not the colours.
+    """Read a mask as class codes (BACKGROUND, ROAD, BUILDING), (height, width).
 
-    Raises: InputError where the file cannot be read, or holds a value that is no class.
+    Values of a palette image are its indices, not its colors.
+
+    Raises: InputError when the file cannot be read, or holds a value that is not in `classes`.
     """
-    with opened(path) as picture:
-        if picture.mode in ("1", "LA"):
-            pixels = np.asarray(picture.convert("L"))
-        elif picture.mode in ("L", "P", "RGB") or picture.mode.startswith("I"):
-            pixels = np.asarray(picture)
+    with open_image(path) as image:
+        if image.mode in ("1", "LA"):
+            pixels = np.asarray(image.convert("L"))
+        elif image.mode in ("L", "P", "RGB") or image.mode.startswith("I"):
+            pixels = np.asarray(image)
         else:
-            pixels = np.asarray(picture.convert("RGB"))
-    known = classes.greys
+            pixels = np.asarray(image.convert("RGB"))
+    code_of = classes.greys
     values = pixels.astype(np.int64)
     if pixels.ndim == 3:
-        known = classes.colours
+        code_of = classes.colors
         values = (values[..., 0] << 16) | (values[..., 1] << 8) | values[..., 2]
-    kinds, places = np.unique(values, return_inverse=True)
-    for kind in kinds.tolist():
-        if kind not in known:
-            shown = f"#{kind:06x}" if pixels.ndim == 3 else str(kind)
-            number = int((values == kind).sum())
+    unique_values, indices = np.unique(values, return_inverse=True)
+    for value in unique_values.tolist():
+        if value not in code_of:
+            text = f"#{value:06x}" if pixels.ndim == 3 else str(value)
+            number = int((values == value).sum())
             raise InputError(
-                f"{path} has the value {shown} in {number} pixels, which is no class; say what it is"
-                f" with a class map (--class-map)"
+                f"{path} has the value {text} in {number} pixels, which is no class;"
+                f" add it to the class map (--class-map)"
             )
-    codes = np.array([known[kind] for kind in kinds.tolist()], np.uint8)
-    mask: npt.NDArray[np.uint8] = codes[places.reshape(values.shape)]
+    codes = np.array([code_of[value] for value in unique_values.tolist()], np.uint8)
+    mask: npt.NDArray[np.uint8] = codes[indices.reshape(values.shape)]
     return mask
 
 
-def found(mask: npt.NDArray[np.uint8], rules: Rules = Rules()) -> tuple[Counts, Cells]:
-    """What a mask of classes says, (height, width)."""
-    roads, road_cells = _things(mask == ROAD, rules)
-    buildings, building_cells = _things(mask == BUILDING, rules)
+def measure_mask(mask: npt.NDArray[np.uint8], rules: MaskRules = MaskRules()) -> tuple[Counts, Cells]:
+    """Count and locate the roads and buildings of a mask of class codes, (height, width)."""
+    roads, road_cells = _measure_class(mask == ROAD, rules)
+    buildings, building_cells = _measure_class(mask == BUILDING, rules)
     return Counts(roads, buildings), Cells(road_cells, building_cells)
 
 
-def _things(mask: npt.NDArray[np.bool_], rules: Rules) -> tuple[int, tuple[str, ...]]:
-    """(components, labels of their cells row by row)."""
+def _measure_class(mask: npt.NDArray[np.bool_], rules: MaskRules) -> tuple[int, tuple[str, ...]]:
+    """(number of components, labels of their cells row by row)."""
     from scipy import ndimage
 
-    near = ndimage.generate_binary_structure(2, 2 if rules.connectivity == 8 else 1)
-    labels, _ = ndimage.label(mask, structure=near)
-    sizes = np.bincount(labels.ravel())
-    kept = np.flatnonzero(sizes >= rules.min_area_px)
-    kept = kept[kept > 0]
-    if not len(kept):
+    structure = ndimage.generate_binary_structure(2, 2 if rules.connectivity == 8 else 1)
+    components, _ = ndimage.label(mask, structure=structure)
+    sizes = np.bincount(components.ravel())
+    ids = np.flatnonzero(sizes >= rules.min_area_px)
+    ids = ids[ids > 0]
+    if not len(ids):
         return 0, ()
     if rules.cell_rule == "centroid":
-        named = np.zeros(9, bool)
-        inner = [_edges(length)[1:3] - 0.5 for length in mask.shape]  # between the centres of two pixels
-        for centre in ndimage.center_of_mass(mask, labels, kept):
-            row, col = (int(np.searchsorted(edge, c, "right")) for edge, c in zip(inner, centre, strict=True))
-            named[3 * row + col] = True
+        is_named = np.zeros(9, bool)
+        borders = [_cell_edges(length)[1:3] - 0.5 for length in mask.shape]  # centers of pixels are integers
+        for centroid in ndimage.center_of_mass(mask, components, ids):
+            row, col = (int(np.searchsorted(b, c, "right")) for b, c in zip(borders, centroid, strict=True))
+            is_named[3 * row + col] = True
     else:
-        shares = cell_shares(np.isin(labels, kept))
-        least = rules.cell_share if rules.cell_rule == "share" else 0.0
-        named = (shares > 0) & (shares >= least)
-        if not named.any():
-            named[shares.argmax()] = True
-    return len(kept), tuple(label for label, on in zip(LABELS, named, strict=True) if on)
+        shares = cell_shares(np.isin(components, ids))
+        min_share = rules.cell_share if rules.cell_rule == "share" else 0.0
+        is_named = (shares > 0) & (shares >= min_share)
+        if not is_named.any():
+            is_named[shares.argmax()] = True
+    return len(ids), tuple(label for label, on in zip(LABELS, is_named, strict=True) if on)
 
 
-def _edges(length: int) -> npt.NDArray[np.int64]:
-    """Where the three cells of a side begin and end, in pixels, as `cell_shares` has them."""
+def _cell_edges(length: int) -> npt.NDArray[np.int64]:
+    """Four edges of the three cells of a side in pixels, as in `cell_shares`."""
     return np.linspace(0, length, 4).round().astype(np.int64)

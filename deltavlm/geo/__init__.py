@@ -1,9 +1,10 @@
-"""Pixels and ground: two rasters read as chips on one grid, and features written as maps. No model in here.
+"""Geospatial input and output: raster pairs read as chips on one pixel grid, features written as maps.
 
-`pair.open_pair` reads, `grid.ChipGrid` cuts, `sinks.open_sink` writes; the other modules are their parts.
+`pair.open_pair` reads, `grid.ChipGrid` cuts, `sinks.open_sink` writes; the other modules serve these three.
+Nothing here knows of models.
 
 Importing this package unsets PROJ_DATA, PROJ_LIB and GDAL_DATA: set by another program (QGIS, OSGeo4W, conda)
-they lead rasterio to a foreign database, and every CRS fails. `DELTAVLM_KEEP_PROJ=1` keeps them.
+they direct rasterio to a foreign PROJ database, and every CRS fails. `DELTAVLM_KEEP_PROJ=1` keeps them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 __all__ = ["UNSET_VARIABLES"]
 
 UNSET_VARIABLES: dict[str, str] = {}
-"""What was unset on import, with its values: `deltavlm doctor` shows it."""
+"""Variables unset on import, with their values; `deltavlm doctor` shows them."""
 
 if os.environ.get("DELTAVLM_KEEP_PROJ") != "1":
     for _name in ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA"):

@@ -1,159 +1,88 @@
-"""How the grid of one raster lies on another: offset, coverage, and the size of a pixel on the ground.
+"""Validation of a raster pair, and its common grid: that of `before`, cropped to the overlap.
 
-Grids are compared by where their pixels fall, never by `==`: rounding in a file is not a shift.
+Grids are compared by the positions of their pixels, never by `==`: rounding in a file is not a shift.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
-from affine import Affine, TransformNotInvertibleError
-from numpy.typing import NDArray
-from pyproj import Geod
-from rasterio._err import CPLE_BaseError
+from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
-from rasterio.warp import transform as warp_points
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.geo.grid import Window
+from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.drivers import MAX_PIXELS
+from deltavlm.geo.geobox import SAME_GRID_PX, GeoBox, Points, Window, project
+from deltavlm.geo.view import Source
 
 __all__ = [
-    "LONLAT",
-    "PixelGrid",
+    "ADD_A_CRS",
+    "Alignment",
     "Placement",
-    "covers",
-    "ground_size_m",
-    "is_off_the_globe",
-    "lonlat",
-    "place",
-    "resampled",
+    "align",
+    "check_georeferenced",
+    "crop_window",
+    "locate",
 ]
 
-Points = NDArray[np.float64]  # (N, 2) x, y
+MAX_SCALE_RATIO = 2.0  # of the pixel lengths of both dates; beyond it there is a note
+SAME_GSD = 0.01  # relative difference of pixel sizes that is not worth resampling
+NOTED_SHARE = 0.0005  # missing share of the ground that shows as 0.1 %
+ADD_A_CRS = "assign one (gdal_edit.py -a_srs EPSG:...)"
 
-SAME_GRID_PX = 0.05
-"""Grids whose pixels differ by less are one grid: no pixel would be interpolated to any use."""
-
-LONLAT = CRS.from_epsg(4326)
-FARTHEST = (720, 100)  # two turns; a pole in grads, or half a coarse pixel beyond one in degrees
-
-
-@dataclass(frozen=True, slots=True)
-class PixelGrid:
-    """Where the pixels of a raster lie on the ground."""
-
-    crs: CRS | None
-    transform: Affine
-    width: int
-    height: int
-
-    def lattice(self, steps: int) -> Points:
-        """`steps` x `steps` points over the grid in pixels, corners included."""
-        across, down = np.meshgrid(np.linspace(0, self.width, steps), np.linspace(0, self.height, steps))
-        return np.stack([across.ravel(), down.ravel()], axis=1)
-
-    def outline(self, steps: int = 21) -> Points:
-        """The edge in pixels, `steps` points a side, so that it can bend when it is projected."""
-        side = np.linspace(0, 1, steps)[:-1]
-        zero, one = np.zeros_like(side), np.ones_like(side)
-        around = np.concatenate([(side, zero), (one, side), (1 - side, one), (zero, 1 - side)], axis=1).T
-        return around * (self.width, self.height)
-
-    def cropped(self, window: Window) -> PixelGrid:
-        corner = self.transform * Affine.translation(window.col_off, window.row_off)
-        return PixelGrid(self.crs, corner, window.width, window.height)
-
-    def to_ground(self, pixels: Points) -> Points:
-        return _transformed(self.transform, pixels)
-
-    def to_pixels(self, ground: Points) -> Points:
-        """Where ground points lie; on a grid in degrees, each at that of its longitudes which is nearest."""
-        if self.crs is not None and self.crs.is_geographic:
-            middle, _ = self.transform * (self.width / 2, self.height / 2)
-            away = np.where(np.isfinite(ground[:, 0]), middle - ground[:, 0], 0)
-            turns = np.where(np.abs(away) > 180 + 1e-6, np.round(away / 360), 0)
-            ground = ground + np.stack([360 * turns, np.zeros_like(turns)], axis=1)
-        return _transformed(~self.transform, ground)
-
-    def is_invertible(self) -> bool:
-        """Whether pixels can be found again from where they lie: those of a broken header cannot."""
-        pixels = self.lattice(3)
-        try:
-            with np.errstate(all="ignore"):
-                again = _transformed(~self.transform, self.to_ground(pixels))
-        except (TransformNotInvertibleError, ArithmeticError):
-            return False
-        return bool((np.abs(again - pixels) < SAME_GRID_PX).all())
-
-
-def _transformed(transform: Affine, points: Points) -> Points:
-    x, y = points.T
-    a, b, c, d, e, f = transform[:6]
-    with np.errstate(invalid="ignore"):  # 0 times infinity, where a point could not be projected
-        return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
-
-
-def project(points: Points, source: CRS | None, target: CRS | None) -> Points:
-    """Ground points in another CRS; infinite where they cannot be expressed in it."""
-    if source == target or source is None or target is None:
-        return points
-    try:
-        x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
-    except (CPLE_BaseError, CRSError):
-        return np.full_like(points, np.inf)
-    return np.stack([np.array(x), np.array(y)], axis=1)
+Offset = tuple[int, int]  # column, row
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a raster lies on a grid; lengths and shapes are in pixels of the grid."""
+    """Position of a raster on a grid; lengths and shapes are in pixels of the grid."""
 
-    offset: tuple[int, int] | None  # of the grid's corner in the raster (column, row), if they share pixels
-    error_px: float  # how far the raster's pixels are from those of the grid
-    covered: BaseGeometry  # what the raster covers of the grid
+    offset: Offset | None  # of the grid's corner in the raster, where both have the same pixels
+    error_px: float  # largest distance between the raster's pixels and those of the grid
+    covered: BaseGeometry  # area of the grid that the raster covers
     scale: float  # length of the raster's pixels
 
 
-def place(raster: PixelGrid, grid: PixelGrid) -> Placement:
-    """Lay `raster` on `grid`."""
+def locate(raster: GeoBox, grid: GeoBox) -> Placement:
+    """Position of `raster` on `grid`."""
 
-    def there(pixels: Points) -> Points:
+    def to_grid(pixels: Points) -> Points:
         return grid.to_pixels(project(raster.to_ground(pixels), raster.crs, grid.crs))
 
-    def back(pixels: Points) -> Points:
+    def to_raster(pixels: Points) -> Points:
         return raster.to_pixels(project(grid.to_ground(pixels), grid.crs, raster.crs))
 
-    own = raster.lattice(5)
-    shift = there(own) - own
-    whole = np.round(shift.mean(axis=0)) if np.isfinite(shift).all() else np.zeros(2)
-    error = float(np.abs(shift - whole).max())
-    offset = (-int(whole[0]), -int(whole[1])) if error < SAME_GRID_PX else None
+    pixels = raster.lattice(5)
+    shift = to_grid(pixels) - pixels
+    rounded = np.round(shift.mean(axis=0)) if np.isfinite(shift).all() else np.zeros(2)
+    error = float(np.abs(shift - rounded).max())
+    offset = (-int(rounded[0]), -int(rounded[1])) if error < SAME_GRID_PX else None
 
-    outline = there(raster.outline())
-    if (np.abs(back(outline) - raster.outline()) < 1).all():
+    outline = to_grid(raster.outline())
+    if (np.abs(to_raster(outline) - raster.outline()) < 1).all():
         frame = shapely.box(0, 0, grid.width, grid.height)
         covered = shapely.make_valid(shapely.Polygon(outline)).intersection(frame)
-    else:  # the raster reaches beyond what the grid's CRS can express: look from the grid instead
+    else:  # the raster extends beyond what the grid's CRS can express: sample points of the grid instead
         points = grid.lattice(65)
-        inside = (back(points) >= 0) & (back(points) <= (raster.width, raster.height))
+        inside = (to_raster(points) >= 0) & (to_raster(points) <= (raster.width, raster.height))
         covered = shapely.MultiPoint(points[inside.all(axis=1)]).convex_hull
-    return Placement(offset, error, covered, _pixel_length(covered, back) if covered.area else 1.0)
+    return Placement(offset, error, covered, _pixel_length(covered, to_raster) if covered.area else 1.0)
 
 
-def _pixel_length(covered: BaseGeometry, back: Callable[[Points], Points]) -> float:
-    """Length of the raster's pixels in pixels of the grid, in the middle of what it covers."""
-    middle = covered.centroid
-    corner, right, below = back(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([middle.x, middle.y]))
+def _pixel_length(covered: BaseGeometry, to_raster: Callable[[Points], Points]) -> float:
+    """Length of the raster's pixels in pixels of the grid, at the centroid of the covered area."""
+    centre = covered.centroid
+    corner, right, below = to_raster(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([centre.x, centre.y]))
     return 1 / math.sqrt(abs(np.linalg.det([right - corner, below - corner])))
 
 
-def crop_window(covered: BaseGeometry, grid: PixelGrid) -> Window | None:
-    """The pixels of `grid` around `covered`, or None when that is no area."""
+def crop_window(covered: BaseGeometry, grid: GeoBox) -> Window | None:
+    """Smallest window of `grid` that holds `covered`; None where that has no area."""
     if covered.area == 0:
         return None
     left, top, right, bottom = covered.bounds
@@ -163,48 +92,144 @@ def crop_window(covered: BaseGeometry, grid: PixelGrid) -> Window | None:
     return Window(cols[0], rows[0], width, height) if width > 0 and height > 0 else None
 
 
-def ground_size_m(grid: PixelGrid) -> tuple[float, float] | None:
-    """Width and height of the central pixel on the ground in metres, measured along the ellipsoid.
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Common grid of a pair; an offset is the position of its corner in a raster, None if that is warped."""
 
-    So degrees are metres, and Web Mercator's stretched metres true ones. None where the ground is unknown.
+    geobox: GeoBox
+    before_offset: Offset | None
+    after_offset: Offset | None
+    placement: Placement  # of `after` on the grid of `before`
+    overlap_share: float  # of the area of `before`, 0 to 1
+    notes: tuple[str, ...]
+
+    def moved_to(self, geobox: GeoBox) -> Alignment:
+        """Alignment on another grid. Both rasters are warped unless it shares the pixels of this one, and
+        lies within it."""
+        offset = locate(self.geobox, geobox).offset
+        if offset is None or not self.geobox.contains(Window(*offset, geobox.width, geobox.height)):
+            return replace(self, geobox=geobox, before_offset=None, after_offset=None)
+        before, after = (
+            base and (base[0] + offset[0], base[1] + offset[1])
+            for base in (self.before_offset, self.after_offset)
+        )
+        return replace(self, geobox=geobox, before_offset=before, after_offset=after)
+
+
+def check_georeferenced(before: Source, after: Source, allow_no_crs: bool) -> None:
+    """Refuse rasters without valid georeferencing.
+
+    Raises:
+        RasterError: a transform is not invertible; a CRS does not fit the coordinates; a CRS is missing and
+            that is not allowed, or only one is missing; sizes differ without a CRS.
     """
-    if grid.crs is None:
-        return None
-    x, y = grid.width / 2, grid.height / 2
-    cross = np.array([(x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)])
-    lonlat = project(grid.to_ground(cross), grid.crs, LONLAT)
-    if not np.isfinite(lonlat).all():
-        return None
-    west, east, north, south = lonlat
-    _, _, lengths = Geod(ellps="WGS84").inv(
-        [west[0], north[0]], [west[1], north[1]], [east[0], south[0]], [east[1], south[1]]
+    for source in (before, after):
+        geobox = source.geobox
+        if not geobox.is_invertible():
+            raise RasterError(
+                f"{source.name}: its transform {tuple(geobox.transform)[:6]} is not invertible; assign the "
+                "right one (gdal_edit.py -a_ullr ...)"
+            )
+        if geobox.is_off_globe():
+            raise RasterError(
+                f"{source.name}: its CRS {_crs_name(geobox.crs)} looks wrong, as {geobox.describe_bounds()}"
+                " is nowhere on earth; assign the right one (gdal_edit.py -a_srs EPSG:...)"
+            )
+    without_crs = [source for source in (before, after) if source.geobox.crs is None]
+    names = " and ".join(dict.fromkeys(source.name for source in without_crs))
+    if without_crs and not allow_no_crs:
+        raise RasterError(
+            f"{names}: no CRS, so the raster is not georeferenced; {ADD_A_CRS},"
+            " or give --allow-no-crs for results in pixel coordinates"
+        )
+    if len(without_crs) == 1:
+        raise RasterError(f"{names}: no CRS, but the other date has one; {ADD_A_CRS}")
+    sizes = [f"{source.geobox.width} x {source.geobox.height} px" for source in without_crs]
+    if without_crs and sizes[0] != sizes[1] and before.geobox.transform == after.geobox.transform:
+        raise RasterError(
+            f"{before.name} has {sizes[0]} but {after.name} has {sizes[1]}:"
+            " without a CRS both must have the same size; resize one"
+        )
+
+
+def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m: float | None) -> Alignment:
+    """Compute the common grid; `gsd_m` requests pixels of that many metres instead of those of `before`.
+
+    Raises:
+        RasterError: no overlap; grids that differ under `strict`, or without a CRS to warp by.
+        ConfigError: `gsd_m` is not positive, needs a CRS, or makes too many pixels.
+    """
+    placement = locate(after.geobox, before.geobox)
+    window = crop_window(placement.covered, before.geobox)
+    if window is None:
+        raise RasterError(
+            f"{before.name} and {after.name} do not overlap: before covers "
+            f"{before.geobox.describe_bounds()}, after {after.geobox.describe_bounds()};"
+            " give two images of the same area, and check the CRS of each"
+        )
+    notes: list[str] = []
+    if placement.offset is None:
+        difference = _difference(before, after, placement)
+        if strict:
+            raise RasterError(
+                f"{after.name}: not on the grid of {before.name} ({difference}); try --align auto"
+            )
+        notes.append(f"after: warped onto the grid of before ({difference}, {resampling})")
+    if not 1 / MAX_SCALE_RATIO <= placement.scale <= MAX_SCALE_RATIO:
+        notes.append(
+            f"after: pixels {placement.scale:.2g} times as long as those of before; details of one date may "
+            "be too small to show in the other"
+        )
+    share = min(1.0, placement.covered.area / (before.geobox.width * before.geobox.height))
+    if share < 1 - NOTED_SHARE:
+        notes.append(f"after: covers {share:.1%} of before; only that part is analysed")
+
+    geobox = before.geobox.crop(window)
+    before_offset: Offset | None = (window.col_off, window.row_off)
+    after_offset = placement.offset and (
+        window.col_off + placement.offset[0],
+        window.row_off + placement.offset[1],
     )
-    return float(lengths[0]), float(lengths[1])
+    if gsd_m is not None:
+        resampled = _with_gsd(geobox, gsd_m)
+        if resampled is not geobox:
+            notes.append(f"resampled to {gsd_m:g} m per pixel, {resampled.width} x {resampled.height} px")
+            geobox, before_offset, after_offset = resampled, None, None
+    if (
+        geobox.crs is None
+    ):  # ground coordinates are pixels of before, as its own transform has no known meaning
+        geobox = replace(geobox, transform=Affine.translation(window.col_off, window.row_off))
+    return Alignment(geobox, before_offset, after_offset, placement, share, tuple(notes))
 
 
-def resampled(grid: PixelGrid, size_m: tuple[float, float], gsd_m: float) -> PixelGrid:
-    """The same ground in pixels of about `gsd_m` metres both ways; `size_m` is what they measure now."""
-    width = max(1, round(grid.width * size_m[0] / gsd_m))
-    height = max(1, round(grid.height * size_m[1] / gsd_m))
-    scale = Affine.scale(grid.width / width, grid.height / height)
-    return replace(grid, transform=grid.transform * scale, width=width, height=height)
+def _with_gsd(geobox: GeoBox, gsd_m: float) -> GeoBox:
+    """The grid resampled to pixels of `gsd_m` metres, or the same object where it has them already."""
+    if gsd_m <= 0 or not math.isfinite(gsd_m):
+        raise ConfigError(f"gsd {gsd_m:g} m: give a number above 0")
+    size_m = geobox.pixel_size_m()
+    if size_m is None:
+        raise ConfigError(f"gsd {gsd_m:g} m: needs a CRS that leads to longitude and latitude; {ADD_A_CRS}")
+    if max(abs(size / gsd_m - 1) for size in size_m) <= SAME_GSD:
+        return geobox
+    resampled = geobox.resample(gsd_m)
+    if resampled.width * resampled.height > MAX_PIXELS:
+        raise ConfigError(
+            f"gsd {gsd_m:g} m: makes {resampled.width} x {resampled.height} px, more than {MAX_PIXELS:,}; "
+            "give a larger one"
+        )
+    return resampled
 
 
-def lonlat(crs: CRS | None, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]] | None:
-    """Ground points as (longitude, latitude), or None where a CRS does not lead there from all of them."""
-    points = np.array([xs, ys], dtype=float).T
-    projected = np.full_like(points, np.inf) if crs is None else project(points, crs, LONLAT)
-    return [(x, y) for x, y in projected.tolist()] if np.isfinite(projected).all() else None
+def _difference(before: Source, after: Source, placement: Placement) -> str:
+    """Text on how two grids differ. Raises: RasterError without a CRS, where nothing can be warped."""
+    if before.geobox.crs is None:
+        raise RasterError(f"{after.name}: not on the grid of {before.name}, no CRS to warp by; {ADD_A_CRS}")
+    shift = f"{placement.error_px:.2f} px off" if math.isfinite(placement.error_px) else "far apart"
+    names = [_crs_name(source.geobox.crs) for source in (after, before)]
+    return shift if names[0] == names[1] else f"{names[0]} -> {names[1]}, {shift}"
 
 
-def covers(grid: PixelGrid) -> str:
-    """The box around the grid for a message: "lon/lat (3, 45) to (4, 46)", or x/y of what leads nowhere."""
-    points = grid.to_ground(grid.outline())
-    known = lonlat(grid.crs, *points.T.tolist())
-    (left, bottom), (right, top) = (edge(known or points, axis=0) for edge in (np.min, np.max))
-    return f"{'lon/lat' if known else 'x/y'} ({left:.4f}, {bottom:.4f}) to ({right:.4f}, {top:.4f})"
-
-
-def is_off_the_globe(points: Points, crs: CRS | None) -> bool:
-    """Whether points are no longitudes and latitudes although their CRS says so: it must be the wrong one."""
-    return crs is not None and bool(crs.is_geographic) and bool((np.abs(points) > FARTHEST).any())
+def _crs_name(crs: CRS) -> str:
+    """EPSG code of a CRS, or the name in its WKT."""
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt().split('"')[1])

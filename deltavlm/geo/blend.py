@@ -1,8 +1,8 @@
-"""Masks of chips laid together as one: where chips overlap, each counts less towards its own edge.
+"""Blending of overlapping chip masks into one mosaic, weighted by a raised cosine over each chip.
 
-A chip knows nothing of what lies beyond its edge, and says other things there than its neighbour does. So
-each pixel is the mean of the chips that show it, weighted by a raised cosine over the chip: at a chip's edge
-it counts nothing against a neighbour that sees the place from its middle, and what it says fades in.
+A model sees nothing beyond the edge of its chip, and predicts other things there than for the neighbouring
+chip. So each pixel is the weighted mean of the chips that contain it: a chip hardly counts at its edge, where
+a neighbour sees the same place near its centre, and predictions fade from one chip to the next.
 """
 
 from __future__ import annotations
@@ -15,94 +15,99 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from deltavlm.geo.grid import Chip, ChipGrid, Window
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.grid import Chip, ChipGrid
 
-__all__ = ["FULL", "NODATA", "Block", "ChipMask", "blended", "enlarging", "taper"]
+__all__ = ["FULL", "NODATA", "Block", "ChipMask", "blend_blocks", "interpolation_matrix", "taper_weights"]
 
-BLOCK_PX = 1024  # side of what is blended at once
-FULL, NODATA = 254, 255  # of a block's shares: the whole, and no data
+BLOCK_PX = 1024  # side of a block, which is blended at once
+FULL, NODATA = 254, 255  # in a block: probability 1, and no data
 
-Shares = NDArray[np.uint8]
+Probabilities = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class ChipMask:
-    """What a model says of a chip, at its own resolution."""
+    """Prediction of a model for a chip, at the model's resolution."""
 
-    shares: Shares  # (classes, rows, cols) over the whole square of the chip; 255 is certain
-    valid: NDArray[np.bool_] | None = None  # (size, size): where both dates have data; None is everywhere
+    probabilities: Probabilities  # (classes, rows, cols) over the chip's square; 255 is probability 1
+    valid: NDArray[np.bool_] | None = None  # (size, size), True where both dates have data; None: everywhere
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of the grid, in its pixels."""
+    """Rectangle of the mosaic, in pixels of the grid."""
 
     window: Window
-    shares: Shares  # (classes, height, width): 0 to FULL, or NODATA in all classes
+    probabilities: Probabilities  # (classes, height, width): 0 to FULL, or NODATA in all classes
 
 
-def blended(
+def blend_blocks(
     grid: ChipGrid,
     classes: int,
     mask_of: Callable[[Chip], ChipMask | None],
     block_px: int = BLOCK_PX,
 ) -> Iterator[Block]:
-    """All of the grid, block by block in rows, so that memory does not grow with it.
+    """Blend the masks of all chips, block by block in rows, so that memory does not grow with the grid.
 
-    `mask_of` gives None for a chip that was not looked at; a pixel that no chip shows is without data.
+    `mask_of` returns None for a chip without a prediction; a pixel in no other chip has no data.
     """
-    for top in range(0, grid.height, block_px):
-        for left in range(0, grid.width, block_px):
-            window = Window(left, top, min(block_px, grid.width - left), min(block_px, grid.height - top))
-            yield Block(window, _shares(grid, classes, mask_of, window))
+    width, height = grid.geobox.width, grid.geobox.height
+    for top in range(0, height, block_px):
+        for left in range(0, width, block_px):
+            window = Window(left, top, min(block_px, width - left), min(block_px, height - top))
+            yield Block(window, _blend(grid, classes, mask_of, window))
 
 
-def _shares(
+def _blend(
     grid: ChipGrid, classes: int, mask_of: Callable[[Chip], ChipMask | None], block: Window
-) -> Shares:
-    total = np.zeros((block.height, block.width), np.float32)
-    summed = np.zeros((classes, block.height, block.width), np.float32)
-    for chip in grid.touching(block):
+) -> Probabilities:
+    """Weighted mean of the chips that intersect a block: (classes, height, width)."""
+    total_weight = np.zeros((block.height, block.width), np.float32)
+    weighted_sum = np.zeros((classes, block.height, block.width), np.float32)
+    for chip in grid.intersecting(block):
         mask = mask_of(chip)
         if mask is None:
             continue
         col, row, width, height = chip.window
-        tops, lefts = max(row, block.row_off), max(col, block.col_off)
-        ends = min(row + height, block.row_off + block.height), min(col + width, block.col_off + block.width)
-        here = slice(tops - row, ends[0] - row), slice(lefts - col, ends[1] - col)
-        there = (
-            slice(tops - block.row_off, ends[0] - block.row_off),
-            slice(lefts - block.col_off, ends[1] - block.col_off),
+        first_row, first_col = max(row, block.row_off), max(col, block.col_off)
+        end_row = min(row + height, block.row_off + block.height)
+        end_col = min(col + width, block.col_off + block.width)
+        in_chip = slice(first_row - row, end_row - row), slice(first_col - col, end_col - col)
+        in_block = (
+            slice(first_row - block.row_off, end_row - block.row_off),
+            slice(first_col - block.col_off, end_col - block.col_off),
         )
-        weight = taper(chip.size)[here[0], None] * taper(chip.size)[None, here[1]]
+        taper = taper_weights(chip.size)
+        weight = taper[in_chip[0], None] * taper[None, in_chip[1]]
         if mask.valid is not None:
-            weight = weight * mask.valid[here]
-        total[there] += weight
-        if mask.shares.any():
-            down, across = (
-                enlarging(chip.size, side)[part]
-                for side, part in zip(mask.shares.shape[1:], here, strict=True)
+            weight = weight * mask.valid[in_chip]
+        total_weight[in_block] += weight
+        if mask.probabilities.any():
+            rows, cols = (
+                interpolation_matrix(chip.size, side)[span]
+                for side, span in zip(mask.probabilities.shape[1:], in_chip, strict=True)
             )
-            summed[:, *there] += (down @ mask.shares.astype(np.float32) @ across.T) * weight
-    seen = total > 0
-    mean = np.divide(summed, total, out=np.zeros_like(summed), where=seen)
-    shares: Shares = np.rint(mean * np.float32(FULL / 255)).astype(np.uint8)
-    shares[:, ~seen] = NODATA
-    return shares
+            weighted_sum[:, *in_block] += (rows @ mask.probabilities.astype(np.float32) @ cols.T) * weight
+    has_data = total_weight > 0
+    mean = np.divide(weighted_sum, total_weight, out=np.zeros_like(weighted_sum), where=has_data)
+    blended: Probabilities = np.rint(mean * np.float32(FULL / 255)).astype(np.uint8)
+    blended[:, ~has_data] = NODATA
+    return blended
 
 
 @lru_cache(maxsize=8)
-def taper(size: int) -> NDArray[np.float32]:
-    """(size,) how much the pixels along a chip's side count: most in the middle, and nowhere nothing."""
-    places = (np.arange(size) + 0.5) / size
-    return np.asarray(np.sin(math.pi * places) ** 2, np.float32)
+def taper_weights(size: int) -> NDArray[np.float32]:
+    """Raised-cosine weights (size,) of the pixels along a chip's side: highest in the middle, 0 nowhere."""
+    positions = (np.arange(size) + 0.5) / size
+    return np.asarray(np.sin(math.pi * positions) ** 2, np.float32)
 
 
 @lru_cache(maxsize=8)
-def enlarging(size: int, side: int) -> NDArray[np.float32]:
-    """(size, side) linear interpolation of `side` values to `size` pixels over the same length; where there
-    are fewer pixels than values, a mean of those around."""
-    middles = (np.arange(size) + 0.5) * side / size - 0.5
-    reach = max(1.0, side / size)
-    near = np.maximum(0, 1 - np.abs(middles[:, None] - np.arange(side)) / reach)
-    return np.asarray(near / near.sum(axis=1, keepdims=True), np.float32)
+def interpolation_matrix(size: int, side: int) -> NDArray[np.float32]:
+    """Matrix (size, side) of linear interpolation from `side` values to `size` pixels over the same length;
+    with fewer pixels than values, a weighted mean of the values around."""
+    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    radius = max(1.0, side / size)
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(side)) / radius)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)

@@ -1,12 +1,11 @@
-"""Rasters on the grid of an analysis, written by windows: cloud-optimised GeoTIFFs, whole or not there.
+"""Cloud-optimized GeoTIFF writer: uint8 rasters written window by window, atomically.
 
-GDAL makes one only of a raster that is all there. So windows go into a tiled GeoTIFF beside it, whose copy is
-read back when it is complete, and only then takes the name.
+GDAL makes a COG only from a complete raster. So windows are written to a tiled GeoTIFF next to it; its COG
+copy is read back when complete, and takes the name of the output only then.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,141 +22,143 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import fsync_folder, scratch_name
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.grid import Window
+from deltavlm.files import fsync_file, fsync_folder, resolve_link, scratch_name
+from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.sinks import check_output
 
-__all__ = ["COG_SUFFIXES", "Cog", "Look", "check_cog", "open_cog"]
+__all__ = ["COG_SUFFIXES", "Cog", "RasterStyle", "check_cog", "open_cog"]
 
 COG_SUFFIXES = (".tif", ".tiff")
 TILE_PX = 512
+NODATA = 255
 WRITE_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What a raster of uint8 bands says of itself; 255 is no data."""
+class RasterStyle:
+    """Metadata of a raster of uint8 bands with 255 as nodata: band names, scale, colour map, categories."""
 
-    bands: tuple[str, ...]  # a description each
-    overviews: str  # how they are made: "nearest" or "average"
-    scale: float = 1.0  # what a value is to be multiplied by
-    colours: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
-    categories: tuple[str, ...] = ()  # what the values mean, from 0
+    band_names: tuple[str, ...]
+    overview_resampling: str  # "nearest" or "average"
+    scale: float = 1.0  # factor from stored to physical values
+    colormap: Mapping[int, tuple[int, int, int, int]] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()  # names of the values, from 0
 
 
 @dataclass
 class Cog:
-    """A raster that is being written; made by `open_cog`."""
+    """COG that is being written; made by `open_cog`."""
 
     path: Path
-    part: Path  # what windows go into
-    whole: Path  # the copy that takes the name
-    raster: Any
-    look: Look
-    _sums: dict[Window, int] = field(default_factory=dict)
+    tiled: Path  # scratch file that windows are written to
+    copy: Path  # scratch file of the COG, renamed to `path`
+    raster: Any  # rasterio dataset of `tiled`, open for writing
+    style: RasterStyle
+    _checksums: dict[Window, int] = field(default_factory=dict)
 
     def write(self, window: Window, values: NDArray[np.uint8]) -> None:
-        """`values` is (bands, height, width). Raises: WriteError."""
+        """Write a window; `values` is (bands, height, width). Raises: WriteError."""
         values = np.ascontiguousarray(values)
-        self._sums[window] = zlib.crc32(values.tobytes())
-        with self._translated():
+        self._checksums[window] = zlib.crc32(values.tobytes())
+        with self._wrap_errors():
             self.raster.write(values, window=rasterio.windows.Window(*window))
 
     def finish(self) -> None:
-        """All windows are there; nothing has the name yet. Raises: WriteError."""
-        with self._translated():
+        """Convert to a COG and verify it, once all windows are written. Raises: WriteError."""
+        with self._wrap_errors():
             self.raster.close()
             rasterio.shutil.copy(
-                str(self.part),
-                str(self.whole),
+                str(self.tiled),
+                str(self.copy),
                 driver="COG",
                 compress="DEFLATE",
                 blocksize=TILE_PX,
-                overview_resampling=self.look.overviews,
+                overview_resampling=self.style.overview_resampling,
                 bigtiff="IF_SAFER",
             )
-            self.part.unlink()
-            self._check()
-            with self.whole.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            self.tiled.unlink()
+            self._verify()
+            fsync_file(self.copy)
 
-    def place(self, overwrite: bool) -> None:
-        """The raster takes its name. Raises: OutputError or WriteError."""
-        check_cog(self.path, overwrite)  # hours may have passed
-        with self._translated():
-            self.whole.replace(self.path.resolve() if self.path.is_symlink() else self.path)
-            fsync_folder(self.whole.parent)
+    def publish(self, overwrite: bool) -> None:
+        """Rename the finished COG to `path`. Raises: OutputError or WriteError."""
+        check_cog(self.path, overwrite)  # hours may have passed since the first check
+        with self._wrap_errors():
+            self.copy.replace(resolve_link(self.path))
+            fsync_folder(self.copy.parent)
 
-    def _check(self) -> None:
-        """GDAL says nothing of a disk that is full when it closes a file. Raises: OSError."""
-        with rasterio.open(self.whole) as raster:
-            for window, known in self._sums.items():
-                if zlib.crc32(raster.read(window=rasterio.windows.Window(*window)).tobytes()) != known:
+    def _verify(self) -> None:
+        """Read all windows back: GDAL does not report a full disk when it closes a file. Raises: OSError."""
+        with rasterio.open(self.copy) as raster:
+            for window, checksum in self._checksums.items():
+                values = raster.read(window=rasterio.windows.Window(*window))
+                if zlib.crc32(values.tobytes()) != checksum:
                     raise OSError("what was written cannot be read back")
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 yield
         except WRITE_ERRORS as error:
-            words = str(error.__cause__ or error).partition("\n")[0].replace(str(self.part), str(self.path))
+            message = str(error.__cause__ or error).partition("\n")[0]
+            for scratch in (self.tiled, self.copy):
+                message = message.replace(str(scratch), str(self.path))
             raise WriteError(
-                f"{self.path}: writing failed ({words}) and left nothing behind; free some space or write "
+                f"{self.path}: writing failed ({message}) and left nothing behind; free some space or write "
                 "elsewhere"
             ) from error
 
 
 def check_cog(path: Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-    """Find out before any work whether the raster can be written; changes nothing.
+    """Check, before any work, that the raster can be written; changes nothing.
 
     Raises:
         OutputError: as `check_output`; or it is one of the inputs.
     """
-    for name in inputs:
+    for location in inputs:
         with suppress(OSError, ValueError):
-            if path.samefile(name):
+            if path.samefile(location):
                 raise OutputError(f"{path}: is one of the images; choose another name")
     check_output(path, overwrite, COG_SUFFIXES)
 
 
 @contextmanager
-def open_cog(path: Path, grid: PixelGrid, look: Look, tags: Mapping[str, str]) -> Iterator[Cog]:
-    """A raster of `look` on `grid`, to be written by windows, then to be finished and placed.
+def open_cog(path: Path, geobox: GeoBox, style: RasterStyle, tags: Mapping[str, str]) -> Iterator[Cog]:
+    """Open a COG on a grid: write its windows, then call `finish` and `publish`.
 
-    What was not placed when the `with` ends is not there, nor is anything else.
+    Without `publish`, nothing is left when the `with` ends.
 
     Raises: WriteError.
     """
-    target = path.resolve() if path.is_symlink() else path
-    part, whole = (target.with_name(scratch_name(path)) for _ in range(2))
-    cog = Cog(path, part, whole, None, look)
+    target = resolve_link(path)
+    tiled, copy = (target.with_name(scratch_name(path)) for _ in range(2))
+    cog = Cog(path, tiled, copy, None, style)
     try:
-        with cog._translated():
+        with cog._wrap_errors():
             cog.raster = rasterio.open(
-                part, "w", driver="GTiff", dtype="uint8", count=len(look.bands), width=grid.width,
-                height=grid.height, crs=grid.crs, transform=grid.transform, nodata=255, tiled=True,
+                tiled, "w", driver="GTiff", dtype="uint8", count=len(style.band_names), width=geobox.width,
+                height=geobox.height, crs=geobox.crs, transform=geobox.transform, nodata=NODATA, tiled=True,
                 blockxsize=TILE_PX, blockysize=TILE_PX, compress="DEFLATE", zlevel=1, interleave="band",
                 bigtiff="IF_SAFER",
             )  # fmt: skip
-            _describe(cog.raster, look, tags)
+            _write_metadata(cog.raster, style, tags)
         yield cog
     finally:
         if cog.raster is not None:
             with suppress(*WRITE_ERRORS):
                 cog.raster.close()
-        for left in (part, whole):
-            left.unlink(missing_ok=True)
+        for scratch in (tiled, copy):
+            scratch.unlink(missing_ok=True)
 
 
-def _describe(raster: Any, look: Look, tags: Mapping[str, str]) -> None:
-    raster.descriptions = look.bands
-    if look.scale != 1:
-        raster.scales = [look.scale] * len(look.bands)
-    if look.colours:
-        raster.write_colormap(1, dict(look.colours))
-    if look.categories:
-        raster.update_tags(1, **{f"CATEGORY_{value}": name for value, name in enumerate(look.categories)})
+def _write_metadata(raster: Any, style: RasterStyle, tags: Mapping[str, str]) -> None:
+    raster.descriptions = style.band_names
+    if style.scale != 1:
+        raster.scales = [style.scale] * len(style.band_names)
+    if style.colormap:
+        raster.write_colormap(1, dict(style.colormap))
+    if style.categories:
+        raster.update_tags(1, **{f"CATEGORY_{value}": name for value, name in enumerate(style.categories)})
     raster.update_tags(**tags)

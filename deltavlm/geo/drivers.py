@@ -1,8 +1,8 @@
-"""What GDAL may open: images that are read from their own bytes, and nothing that leads to other places.
+"""Safe opening of rasters: image formats only, nothing through which GDAL reads other files or URLs.
 
-A VRT or a WMS description renamed to .tif would otherwise make GDAL read any file, or ask any server. A list
-of formats does not do alone: masks and overviews beside an image are opened whatever they are, and so are
-files that some of its own tags name. So these are looked at as well.
+A VRT or a WMS description renamed to .tif would otherwise make GDAL read any file, or contact any server. A
+list of formats is not enough: GDAL opens masks and overviews next to an image in any format, and files that
+some of its tags name. So these are checked as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from rasterio.env import ensure_env_with_credentials
 from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.location import public_name, translated
+from deltavlm.geo.gdal import wrap_gdal_errors
+from deltavlm.geo.location import redact_credentials
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
 
@@ -26,49 +27,57 @@ logger = logging.getLogger(__name__)
 
 SIGNED = ("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "PNG", "JPEG", "JPEGXL", "WEBP", "HFA")
 IMAGES = (*SIGNED, "ENVI", "EHdr")
-"""Formats that hold their own pixels; the first of them begin with bytes that no text can begin with. Names
-that this GDAL does not know do no harm."""
+"""Formats that contain their pixels; those of SIGNED begin with a signature that no text file has. GDAL
+ignores names of drivers that it lacks."""
 
 MAX_PIXELS = 40_000_000_000
 MAX_BLOCK_BYTES = 256 * 2**20
-"""What is larger is a broken or a made-up header, or cannot be read in pieces."""
+"""Limits of a raster: larger ones have a broken or forged header, or cannot be read in parts."""
 
 NOT_READ = "cannot be read as a raster", "give a whole GeoTIFF or other image; gdal_translate makes one"
-MAKE_ONE = "make a GeoTIFF of it (gdal_translate)"
+CONVERT = "make a GeoTIFF of it (gdal_translate)"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-BESIDE = (".msk", ".MSK", ".ovr", ".OVR")  # GDAL writes TIFFs under these names, but reads any format
-LEADING = {"overview_file", "filename", "x_dataset", "y_dataset"}
-LEADING_DOMAINS = {"overviews", "proxyoverviewrequest", "geolocation"}  # domains of tags that name files
-LARGEST_VRT = 64 * 2**20  # bytes
-PLAIN_VRTS = {"", "VRTWarpedDataset", "VRTPansharpenedDataset"}
-PLAIN_BANDS = {"", "VRTSourcedRasterBand", "VRTWarpedRasterBand", "VRTPansharpenedRasterBand"}
-ODD_PARTS = {"pixelfunctioncode", "group", "array", "processingsteps", "dempath", "geoloctransformer"}
+SIDECARS = (".msk", ".MSK", ".ovr", ".OVR")  # GDAL writes TIFFs under these names, but reads any format
+FILE_TAGS = {"overview_file", "filename", "x_dataset", "y_dataset"}
+FILE_TAG_DOMAINS = {"overviews", "proxyoverviewrequest", "geolocation"}  # of tags that name files
+MAX_VRT_BYTES = 64 * 2**20
+VRT_SUBCLASSES = {"", "VRTWarpedDataset", "VRTPansharpenedDataset"}
+BAND_SUBCLASSES = {"", "VRTSourcedRasterBand", "VRTWarpedRasterBand", "VRTPansharpenedRasterBand"}
+FORBIDDEN_ELEMENTS = {
+    "pixelfunctioncode",
+    "group",
+    "array",
+    "processingsteps",
+    "dempath",
+    "geoloctransformer",
+}
 
 
 def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) -> DatasetReader:
     """Open an image for reading; with `allow_vrt` also a local VRT of such images.
 
-    `signed` leaves out raw formats, whose files GDAL by itself might take for something else.
+    `signed` leaves out raw formats without a signature: inside a VRT, GDAL could take their files for another
+    format.
 
     Raises:
-        RasterError: it cannot be opened, is of another format, or leads to other files.
+        RasterError: it cannot be opened, has another format, or references other files.
     """
     location = location.removeprefix("file://")
-    kind = _kind_of_text(location)
+    kind = _text_format(location)
     if kind == "a VRT":
         if not allow_vrt:
             raise RasterError(
                 f"{location}: is a VRT, through which other files are read; if you trust it add --allow-vrt, "
-                f"or {MAKE_ONE}"
+                f"or {CONVERT}"
             )
         _check_sources(location)
     elif kind is not None:
         raise RasterError(
-            f"{location}: is {kind} and no image, so that other places might be read through it; {MAKE_ONE}"
+            f"{location}: is {kind} and no image, so other files or URLs might be read through it; {CONVERT}"
         )
-    _check_beside(location)
-    with translated(location, *NOT_READ):
-        dataset = _opened(location, ["VRT"] if kind else list(SIGNED if signed else IMAGES))
+    _check_sidecars(location)
+    with wrap_gdal_errors(location, *NOT_READ):
+        dataset = _open_with(location, ["VRT"] if kind else list(SIGNED if signed else IMAGES))
     try:
         _check_tags(dataset, location)
     except RasterError:
@@ -78,7 +87,7 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
 
 
 def check_size(dataset: DatasetReader, name: str) -> None:
-    """Refuse what takes no end of time or memory, before a pixel is read.
+    """Refuse rasters that would take excessive time or memory, before a pixel is read.
 
     Raises:
         RasterError: more than MAX_PIXELS, or a block of more than MAX_BLOCK_BYTES when it is decoded.
@@ -88,9 +97,9 @@ def check_size(dataset: DatasetReader, name: str) -> None:
             f"{name}: says that it has {dataset.width} x {dataset.height} px, more than the "
             f"{MAX_PIXELS:,} that are read; cut it with gdal_translate -srcwin if that is true"
         )
-    together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
+    bands = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
     for (rows, cols), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
-        size = rows * cols * together * _bytes_of(dtype)
+        size = rows * cols * bands * _bytes_of(dtype)
         if size > MAX_BLOCK_BYTES:
             raise RasterError(
                 f"{name}: one of its blocks ({cols} x {rows} px) takes {size / 2**20:.0f} MB, more than "
@@ -104,96 +113,101 @@ def _bytes_of(dtype: str) -> int:
 
 
 @ensure_env_with_credentials  # type: ignore[untyped-decorator]  # as `rasterio.open`, which takes one driver
-def _opened(location: str, drivers: list[str]) -> DatasetReader:
+def _open_with(location: str, drivers: list[str]) -> DatasetReader:
     return DatasetReader(_parse_path(location), driver=drivers)
 
 
-def _kind_of_text(location: str) -> str | None:
-    """What a local file is that GDAL could take for a description of where pixels are; no image begins so."""
+def _text_format(location: str) -> str | None:
+    """Name of a text format that GDAL reads as a reference to other files; None for images."""
     try:
         with Path(location).open("rb") as file:
             head = file.read(4096)
     except (OSError, ValueError):
-        return None  # what is there is told when it is opened, or only GDAL can look
-    if b"<VRTDataset" in head:  # as GDAL has it
+        return None  # an error is reported on opening; or only GDAL can read the location
+    if b"<VRTDataset" in head:  # GDAL's own test
         return "a VRT"
-    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16]
-    return "XML" if begin.startswith((b"<?xml", b"<GDAL", b"<W", b"<!--")) else None
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16]
+    return "XML" if start.startswith((b"<?xml", b"<GDAL", b"<W", b"<!--")) else None
 
 
-def _check_beside(location: str) -> None:
-    """Masks and overviews beside a local file must be TIFFs, as GDAL writes them, and lead nowhere either."""
-    for beside in (location + ending for ending in BESIDE):
+def _check_sidecars(location: str) -> None:
+    """Check masks and overviews next to a local file: TIFFs, as GDAL writes them, without references."""
+    for sidecar in (location + suffix for suffix in SIDECARS):
         try:
-            with Path(beside).open("rb") as file:
+            with Path(sidecar).open("rb") as file:
                 head = file.read(4)
         except (OSError, ValueError):
             continue
         if head not in TIFF:
             raise RasterError(
-                f"{beside}: is no TIFF, and would be read as a part of {location}; move it away"
+                f"{sidecar}: is no TIFF, and would be read as a part of {location}; move it away"
             )
-        with translated(beside, *NOT_READ), _opened(beside, ["GTiff"]) as dataset:
-            _check_tags(dataset, beside)
-        _check_beside(beside)
+        with wrap_gdal_errors(sidecar, *NOT_READ), _open_with(sidecar, ["GTiff"]) as dataset:
+            _check_tags(dataset, sidecar)
+        _check_sidecars(sidecar)
 
 
 def _check_tags(dataset: DatasetReader, location: str) -> None:
-    """Raises: RasterError where tags name a file that GDAL would open."""
+    """Check that no tag names a file that GDAL would open. Raises: RasterError."""
     for domain in dataset.tag_namespaces():
-        if domain.lower() in LEADING_DOMAINS and LEADING & {key.lower() for key in dataset.tags(ns=domain)}:
+        if domain.lower() in FILE_TAG_DOMAINS and FILE_TAGS & {
+            key.lower() for key in dataset.tags(ns=domain)
+        }:
             raise RasterError(
-                f"{public_name(location)}: its tags ({domain}) name another file to read; {MAKE_ONE}"
+                f"{redact_credentials(location)}: its tags ({domain}) name another file to read; {CONVERT}"
             )
 
 
 def _check_sources(location: str) -> None:
-    """Say what a VRT reads, and open each of it as an image.
+    """Log the sources of a VRT, and check that each is an image.
 
     Raises:
-        RasterError: a source is none, or the VRT has parts that may read anything.
+        RasterError: a source is no image, or the VRT has elements that may read any file.
     """
     sources = dict.fromkeys(_sources(location))
-    logger.warning("%s: a VRT, which reads %s", location, ", ".join(map(public_name, sources)) or "nothing")
+    logger.warning(
+        "%s: a VRT, which reads %s", location, ", ".join(map(redact_credentials, sources)) or "nothing"
+    )
     for source in sources:
         try:
             with open_image(source, signed=True) as image:
                 check_size(image, source)
         except RasterError as error:
-            raise RasterError(f"{location}: a VRT of what cannot be read: {error}") from error
+            raise RasterError(f"{location}: a source of this VRT cannot be read: {error}") from error
 
 
 def _sources(location: str) -> Iterator[str]:
-    """The files that a VRT names.
+    """Source files that a VRT names.
 
-    GDAL reads XML less strictly than Python does. So only the form in which GDAL writes it is taken, and what
-    the two could read differently is refused.
+    GDAL parses XML less strictly than Python. So only XML as GDAL writes it is accepted, and everything that
+    the two could parse differently is refused.
     """
 
-    def refused(what: str) -> RasterError:
-        return RasterError(f"{location}: a VRT with {what}, which may lead anywhere; {MAKE_ONE}")
+    def refusal(content: str) -> RasterError:
+        return RasterError(f"{location}: a VRT with {content}, which may lead anywhere; {CONVERT}")
 
     path = Path(location)
-    if path.stat().st_size > LARGEST_VRT:
-        raise refused(f"more than {LARGEST_VRT // 2**20} MB")
+    if path.stat().st_size > MAX_VRT_BYTES:
+        raise refusal(f"more than {MAX_VRT_BYTES // 2**20} MB")
     text = path.read_bytes()
     if b"<!" in text or text.count(b"<?") > text.startswith(b"<?xml"):
-        raise refused("comments or declarations")
+        raise refusal("comments or declarations")
     try:
         root = ET.fromstring(text)
     except (ET.ParseError, ValueError, LookupError) as error:
-        raise RasterError(f"{location}: is no valid VRT ({error}); {MAKE_ONE}") from error
+        raise RasterError(f"{location}: is no valid VRT ({error}); {CONVERT}") from error
     for element in root.iter():
         tag = element.tag.rpartition("}")[2].lower()
-        marks = {name.lower(): value for name, value in element.items()}
-        plain = {"vrtdataset": PLAIN_VRTS, "vrtrasterband": PLAIN_BANDS}.get(tag, {""})
-        if marks.get("subclass", "") not in plain or tag == "subclass" or tag in ODD_PARTS:
-            raise refused(f"a part {marks.get('subclass') or tag!r}")
-        if {"sourcefilename", "sourcedataset"} & marks.keys() or tag == "relativetovrt":
-            raise refused("its sources in an unusual place")
+        attributes = {name.lower(): value for name, value in element.items()}
+        subclasses = {"vrtdataset": VRT_SUBCLASSES, "vrtrasterband": BAND_SUBCLASSES}.get(tag, {""})
+        subclass = attributes.get("subclass", "")
+        if subclass not in subclasses or tag == "subclass" or tag in FORBIDDEN_ELEMENTS:
+            raise refusal(f"a part {subclass or tag!r}")
+        if {"sourcefilename", "sourcedataset"} & attributes.keys() or tag == "relativetovrt":
+            raise refusal("its sources in an unusual place")
         if tag in ("sourcefilename", "sourcedataset"):
-            name, relative = element.text or "", marks.get("relativetovrt", "0")
-            odd = name != name.strip() or len(element) or relative not in ("0", "1")
-            if odd or not name or ("://" in name and not name.startswith("/vsi")):
-                raise refused(f"a source {name!r}")
+            name, relative = element.text or "", attributes.get("relativetovrt", "0")
+            malformed = name != name.strip() or len(element) or relative not in ("0", "1")
+            if malformed or not name or ("://" in name and not name.startswith("/vsi")):
+                raise refusal(f"a source {name!r}")
             yield str(path.parent / name) if relative == "1" else name

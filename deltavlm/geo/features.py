@@ -1,4 +1,4 @@
-"""What goes on the map: features with properties, and the layers that they belong to."""
+"""Vector features with typed properties, and the layers they belong to."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from shapely.geometry.base import BaseGeometry
 __all__ = ["Feature", "Field", "FieldType", "Layer"]
 
 FieldType = Literal["str", "int", "float", "bool", "list", "json"]
-"""Every type may be null. "list" is a list of strings; "json" is any JSON value."""
+"""Types of columns, all nullable. "list" is a list of strings, "json" any JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column; `description` is for those who open the file and wonder, `title` heads it in a GIS."""
+    """Column of a layer. `title` is its heading in a GIS, `description` its meaning, written to the file."""
 
     name: str
     type: FieldType
     description: str = ""
-    title: str = ""  # where it is more than the name with spaces
+    title: str = ""  # where it differs from the name with spaces
 
     @property
     def alias(self) -> str:
-        """What a GIS calls the column.
+        """Heading of the column in a GIS.
 
         >>> Field("changed_score", "float").alias
         'Changed score'
@@ -34,7 +34,7 @@ class Field:
         return self.title or self.name.replace("_", " ").capitalize()
 
     def cast(self, value: object) -> Any:
-        """The value in the field's Python type; None stays, and a float that is not finite becomes None."""
+        """Value in the Python type of the field; None stays, and a float that is not finite becomes None."""
         if value is None or self.type == "json":
             return value
         if self.type == "list":
@@ -45,7 +45,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A name and its columns, in order; its geometries are polygons."""
+    """Named table of polygons with its columns, in order."""
 
     name: str
     fields: tuple[Field, ...]
@@ -53,14 +53,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A polygon in the CRS of the raster, and the values of a layer's fields; those left out are null, and so
-    is an empty polygon."""
+    """Polygon in the CRS of the raster, and values of a layer's fields. Missing values and an empty polygon
+    are written as null."""
 
     geometry: BaseGeometry
     properties: Mapping[str, object] = field(default_factory=dict)
 
     def row(self, layer: Layer) -> dict[str, Any]:
-        """The values of the layer's fields in its order.
+        """Values of the layer's fields, in its order.
 
         Raises:
             ValueError: a property that the layer does not have.

@@ -1,4 +1,4 @@
-"""GeoJSON as RFC 7946 wants it: WGS 84, seven decimals, right-hand rings, cut at the antimeridian."""
+"""GeoJSON writers after RFC 7946: WGS 84, seven decimals, right-hand rings, cut at the antimeridian."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ DECIMALS = 7  # of a degree: a centimetre
 
 Points = NDArray[np.float64]  # (N, 2)
 ToLonLat = Callable[[BaseGeometry], BaseGeometry]
-Put = Callable[[str], object]  # takes text to where it goes
+WriteText = Callable[[str], object]
 
 
 def to_lonlat(crs: CRS | None) -> ToLonLat:
-    """The function that takes polygons from `crs` to RFC 7946; without a CRS they keep their coordinates.
+    """Function that transforms polygons from `crs` to longitude and latitude by RFC 7946; without a CRS they
+    keep their coordinates.
 
     A polygon with a corner that has no longitude and latitude becomes empty.
 
     Raises:
-        OutputError: nothing leads from `crs` to longitude and latitude.
+        OutputError: there is no transformation from `crs` to WGS 84.
     """
     if crs is None:
         return lambda geometry: geometry
@@ -45,39 +46,42 @@ def to_lonlat(crs: CRS | None) -> ToLonLat:
             pyproj.CRS.from_wkt(crs.to_wkt()), pyproj.CRS.from_epsg(4326), always_xy=True
         )
     except pyproj.exceptions.ProjError as error:
-        raise OutputError(f"no way from the raster's CRS to WGS 84 ({error}); write .gpkg instead") from error
+        raise OutputError(
+            f"no transformation from the raster's CRS to WGS 84 ({error}); write .gpkg instead"
+        ) from error
 
     def lonlat(geometry: BaseGeometry) -> BaseGeometry:
-        def move(points: Points) -> Points:
-            moved = np.stack(transformer.transform(points[:, 0], points[:, 1]), axis=1)
-            if not np.isfinite(moved).all():  # a corner of a world map lies beside the world
+        def transform(points: Points) -> Points:
+            transformed = np.stack(transformer.transform(points[:, 0], points[:, 1]), axis=1)
+            if not np.isfinite(transformed).all():  # a corner of a world map is outside of the projection
                 return np.zeros_like(points)
-            if not crs.is_geographic and np.ptp(moved[:, 0]) > 180:  # nothing projected is that wide
-                moved[:, 0] %= 360
-            return moved
+            if not crs.is_geographic and np.ptp(transformed[:, 0]) > 180:  # nothing projected is that wide
+                transformed[:, 0] %= 360
+            return transformed
 
-        return geometry if geometry.is_empty else cut_at_180(shapely.transform(geometry, move))
+        return geometry if geometry.is_empty else cut_at_180(shapely.transform(geometry, transform))
 
     return lonlat
 
 
 def cut_at_180(geometry: BaseGeometry) -> BaseGeometry:
-    """A polygon in longitude and latitude as RFC 7946 wants it.
-
-    It is cut where the world's edge is passed, rounded, and its outer rings are turned counter-clockwise.
-    """
-    left, _, right, _ = geometry.bounds
-    if left < -180 or right > 180:
+    """Polygon in longitude and latitude by RFC 7946: cut at the antimeridian, rounded to seven decimals, with
+    counter-clockwise outer rings."""
+    xmin, _, xmax, _ = geometry.bounds
+    if xmin < -180 or xmax > 180:
         worlds = [(west, shapely.box(west, -90, west + 360, 90)) for west in (-540, -180, 180)]
-        pieces = [translate(geometry.intersection(world), -180 - west) for west, world in worlds]
+        wrapped = [translate(geometry.intersection(world), -180 - west) for west, world in worlds]
     else:
-        pieces = [geometry]
-    parts = [part for piece in pieces for part in shapely.get_parts(piece) if part.area > 0]
-    parts = [orient(shapely.transform(part, lambda points: np.round(points, DECIMALS))) for part in parts]
-    return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+        wrapped = [geometry]
+    polygons = [polygon for shape in wrapped for polygon in shapely.get_parts(shape) if polygon.area > 0]
+    polygons = [
+        orient(shapely.transform(polygon, lambda points: np.round(points, DECIMALS))) for polygon in polygons
+    ]
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
 
 
-def _text(feature: Feature, layer: Layer, lonlat: ToLonLat, extra: Mapping[str, object]) -> str:
+def _feature_text(feature: Feature, layer: Layer, lonlat: ToLonLat, extra: Mapping[str, object]) -> str:
+    """GeoJSON Feature, with `extra` members."""
     shape = lonlat(feature.geometry)
     geometry = None if shape.is_empty else mapping(shape)
     member = {"type": "Feature", **extra, "properties": feature.row(layer), "geometry": geometry}
@@ -85,10 +89,12 @@ def _text(feature: Feature, layer: Layer, lonlat: ToLonLat, extra: Mapping[str, 
 
 
 class FeatureLines:
-    """One feature a line, a batch put at once; the first line carries the provenance as member "deltavlm"."""
+    """Newline-delimited GeoJSON, written in batches; the first line has the provenance as "deltavlm"."""
 
-    def __init__(self, put: Put, layer: Layer, lonlat: ToLonLat, provenance: Mapping[str, object]) -> None:
-        self.put, self.layer, self.lonlat = put, layer, lonlat
+    def __init__(
+        self, write_text: WriteText, layer: Layer, lonlat: ToLonLat, provenance: Mapping[str, object]
+    ) -> None:
+        self.write_text, self.layer, self.lonlat = write_text, layer, lonlat
         self.extra: Mapping[str, object] = {"deltavlm": provenance}
 
     def write(self, layer: str, features: Iterable[Feature]) -> None:
@@ -96,31 +102,33 @@ class FeatureLines:
             return
         lines = []
         for feature in features:
-            lines.append(_text(feature, self.layer, self.lonlat, self.extra) + "\n")
+            lines.append(_feature_text(feature, self.layer, self.lonlat, self.extra) + "\n")
             self.extra = {}
-        self.put("".join(lines))
+        self.write_text("".join(lines))
 
     def close(self) -> None:
-        """A line needs no end."""
+        """Nothing to write: lines need no closing text."""
 
 
 class FeatureCollection:
-    """One GeoJSON object, a batch put at once; the provenance is its first-level member "deltavlm"."""
+    """GeoJSON FeatureCollection, written in batches; the provenance is its top-level member "deltavlm"."""
 
-    def __init__(self, put: Put, layer: Layer, lonlat: ToLonLat, provenance: Mapping[str, object]) -> None:
-        self.put, self.layer, self.lonlat = put, layer, lonlat
+    def __init__(
+        self, write_text: WriteText, layer: Layer, lonlat: ToLonLat, provenance: Mapping[str, object]
+    ) -> None:
+        self.write_text, self.layer, self.lonlat = write_text, layer, lonlat
         head = {"type": "FeatureCollection", "name": layer.name, "deltavlm": provenance}
-        put(json.dumps(head, ensure_ascii=False, allow_nan=False)[:-1] + ', "features": [')
-        self.before_next = "\n"
+        write_text(json.dumps(head, ensure_ascii=False, allow_nan=False)[:-1] + ', "features": [')
+        self.separator = "\n"
 
     def write(self, layer: str, features: Iterable[Feature]) -> None:
         if layer != self.layer.name:
             return
-        pieces = []
+        texts = []
         for feature in features:
-            pieces.append(self.before_next + _text(feature, self.layer, self.lonlat, {}))
-            self.before_next = ",\n"
-        self.put("".join(pieces))
+            texts.append(self.separator + _feature_text(feature, self.layer, self.lonlat, {}))
+            self.separator = ",\n"
+        self.write_text("".join(texts))
 
     def close(self) -> None:
-        self.put("\n]}\n")
+        self.write_text("\n]}\n")

@@ -1,4 +1,4 @@
-"""GeoPackage: all layers in one file, which opens in QGIS with its styles and the meaning of its columns."""
+"""GeoPackage writer: all layers in one file, with QGIS styles and column descriptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["companions", "is_open_elsewhere", "settle", "write_geopackage"]
+__all__ = ["is_open_elsewhere", "prepare_replacement", "sqlite_sidecars", "write_geopackage"]
 
 # Tables of the GeoPackage standard (1.2, annex F.9) and of QGIS.
 DATA_COLUMNS = """
@@ -57,8 +57,8 @@ INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geome
 
 
 def write_geopackage(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
-    """Write all layers; the provenance is the metadata "deltavlm" of each."""
-    # as metadata of the whole file, GDAL would write it to an .aux.xml beside the file whenever that is read
+    """Write all layers of `tables`; the provenance is the metadata item "deltavlm" of each layer."""
+    # as metadata of the file, GDAL would write it to an .aux.xml next to it whenever the file is read
     metadata = {"deltavlm": json.dumps(provenance)}
     # version 1.2: newer ones make QGIS 3.22 and GDAL 3.6 warn
     options: dict[str, Any] = {"dataset_options": {"VERSION": "1.2"}}
@@ -67,53 +67,57 @@ def write_geopackage(path: Path, tables: Tables, crs: CRS | None, provenance: Ma
         options = {"append": True}
     with closing(sqlite3.connect(path)) as database:
         for name in tables.layers:
-            _check_whole(database, name, tables.table(name)[GEOMETRY])
-        _describe(database, tables.layers.values())
-        _style(database, tables.layers.values())
+            _check_complete(database, name, tables.table(name)[GEOMETRY])
+        _write_descriptions(database, tables.layers.values())
+        _write_styles(database, tables.layers.values())
         database.commit()
 
 
-def _check_whole(database: sqlite3.Connection, layer: str, shapes: pa.ChunkedArray) -> None:
-    """Find out whether all was written: GDAL makes the index when it closes the file, and says nothing of a
-    disk that is full then.
+def _check_complete(database: sqlite3.Connection, layer: str, shapes: pa.ChunkedArray) -> None:
+    """Compare the counts of rows and of index entries with what was written: GDAL writes the spatial index
+    when it closes the file, and does not report a full disk then.
 
     Raises: OSError.
     """
-    count = "SELECT (SELECT count(*) FROM {0}), (SELECT count(*) FROM rtree_{0}_geom)"
+    query = "SELECT (SELECT count(*) FROM {0}), (SELECT count(*) FROM rtree_{0}_geom)"
     try:
-        (found,) = database.execute(count.format(layer))
+        (counts,) = database.execute(query.format(layer))
     except sqlite3.OperationalError as error:
-        raise OSError(f"layer {layer} is not whole: {error}") from error
-    if found != (len(shapes), len(shapes) - shapes.null_count):
-        raise OSError(f"layer {layer} is not whole")
+        raise OSError(f"layer {layer} is incomplete: {error}") from error
+    if counts != (len(shapes), len(shapes) - shapes.null_count):
+        raise OSError(f"layer {layer} is incomplete")
 
 
-def _describe(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
+def _write_descriptions(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
     database.executescript(DATA_COLUMNS)
-    rows = [(layer.name, one.name, one.alias, one.description) for layer in layers for one in layer.fields]
+    rows = [
+        (layer.name, column.name, column.alias, column.description)
+        for layer in layers
+        for column in layer.fields
+    ]
     database.executemany(DESCRIBE, rows)
 
 
-def _style(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
+def _write_styles(database: sqlite3.Connection, layers: Iterable[Layer]) -> None:
     database.executescript(LAYER_STYLES)
     styles = [(layer.name, layer_style(layer)) for layer in layers]
     database.executemany(STYLE, [row for row in styles if row[1]])
 
 
-def companions(path: Path) -> list[Path]:
-    """The files that SQLite may keep beside a database."""
-    return [path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal")]
+def sqlite_sidecars(path: Path) -> list[Path]:
+    """Files that SQLite may keep next to a database."""
+    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
 
 
-# The bytes that SQLite locks (its os.h): whoever has a database with a write-ahead log open shares them.
+# Bytes that SQLite locks (its os.h): a process with an open database with a write-ahead log shares them.
 SHARED_FIRST, SHARED_SIZE = 0x40000002, 510
 
 
 def is_open_elsewhere(path: Path) -> bool:
-    """Whether another process has the database open, as far as it shows; changes nothing.
+    """True where another process visibly has the database open; changes nothing.
 
-    To ask SQLite would write to the file. Where Python cannot ask for locks (Windows) it is not known before
-    `settle`.
+    Asking SQLite would write to the file. Where Python cannot query locks (Windows), this is unknown until
+    `prepare_replacement`.
     """
     if sys.platform == "win32":
         return False
@@ -122,13 +126,13 @@ def is_open_elsewhere(path: Path) -> bool:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
     except BlockingIOError:
         return True
-    except OSError:  # not there, or no locks on that file system
+    except OSError:  # no such file, or no locks on that file system
         return False
     return False
 
 
-def settle(path: Path) -> None:
-    """Make a GeoPackage ready to be replaced: a new file must not inherit the write-ahead log of the old.
+def prepare_replacement(path: Path) -> None:
+    """Checkpoint and remove the write-ahead log of a GeoPackage, else its replacement would inherit it.
 
     Raises:
         OutputError: another program, perhaps QGIS, has the file open.
@@ -140,9 +144,9 @@ def settle(path: Path) -> None:
                 database.execute("PRAGMA journal_mode=DELETE")
         except sqlite3.OperationalError as error:
             raise OutputError(
-                f"{path}: is open in another program, QGIS perhaps; close it there ({error})"
+                f"{path}: is open in another program, perhaps QGIS; close it there ({error})"
             ) from error
         except sqlite3.DatabaseError:
-            pass  # no database at all: nothing to settle
-    for left in companions(path):
-        left.unlink(missing_ok=True)
+            pass  # not a database, so it has no log
+    for sidecar in sqlite_sidecars(path):
+        sidecar.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""QGIS's style files: symbols, labels, and how columns are called and shown, as QML text.
+"""QML, the style files of QGIS: symbols, labels, column aliases and the attribute table, as text.
 
-What QGIS 3.22 writes itself was the model; newer ones read it. Nothing here knows our layers.
+Modelled on what QGIS 3.22 writes; newer versions read it. Independent of our layers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from xml.etree import ElementTree as ET
 
 from deltavlm.geo.features import Field
 
-__all__ = ["MADE_HERE", "Colour", "Entry", "Label", "Style", "qml"]
+__all__ = ["SIGNATURE", "Colour", "Entry", "Label", "Style", "qml"]
 
 Colour = tuple[int, int, int, int]  # red, green, blue, opacity
 Kind = Literal["graduated", "categorised", "single"]
 
-MADE_HERE = "<!-- written by deltavlm; saved by QGIS it loses this line, and is left alone -->"
-PARTS = "Symbology|Labeling|Fields|Forms|MapTips|AttributeTable|Rendering"
+SIGNATURE = "<!-- written by deltavlm; saved by QGIS it loses this line, and is left alone -->"
+CATEGORIES = "Symbology|Labeling|Fields|Forms|MapTips|AttributeTable|Rendering"
 RENDERERS: Mapping[Kind, tuple[dict[str, str], tuple[str, str] | None]] = {
     "graduated": (
         {"type": "graduatedSymbol", "graduatedMethod": "GraduatedColor"},
@@ -27,25 +27,25 @@ RENDERERS: Mapping[Kind, tuple[dict[str, str], tuple[str, str] | None]] = {
     "categorised": ({"type": "categorizedSymbol"}, ("categories", "category")),
     "single": ({"type": "singleSymbol"}, None),
 }
-DECIMALS = 3  # of a number, where a style does not say
+DECIMALS = 3  # of a number, unless the style says otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the legend: fill, outline, and the attributes that say for which values it is."""
+    """Legend entry: fill, outline, and the XML attributes that say which values it is for."""
 
     label: str
     fill: Colour
     outline: Colour
     match: dict[str, str] = field(default_factory=dict)
     width_mm: float = 0.2
-    brush: str = "solid"  # Qt's name: "b_diagonal" is hatched
-    line: str = "solid"  # Qt's name: "dash"
+    brush: str = "solid"  # name in Qt: "b_diagonal" is hatched
+    line: str = "solid"  # name in Qt: "dash"
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Text at each polygon that is at least `min_mm` wide and high on the screen, whatever its CRS."""
+    """Label of each polygon that is at least `min_mm` wide and high on the screen, in any CRS."""
 
     expression: str
     min_mm: float
@@ -54,23 +54,23 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a layer is drawn, and how its rows are told."""
+    """Style of a layer: symbols, labels, titles and the attribute table."""
 
     kind: Kind
     entries: Sequence[Entry]
-    title: str  # expression: what a row is called in lists
+    title: str  # expression for the name of a row in lists
     tip: str  # HTML with [% expressions %]
-    value: str = ""  # column or expression that `match` is about
+    value: str = ""  # column or expression that `match` applies to
     label: Label | None = None
     on_top: str = ""  # column; rows with larger values are drawn later
-    hidden: Sequence[str] = ()  # columns that are left out of the attribute table, not of the form
+    hidden: Sequence[str] = ()  # columns hidden in the attribute table, but shown in the form
     decimals: Mapping[str, int] = field(default_factory=dict)
 
 
 def qml(style: Style, fields: Sequence[Field]) -> str:
-    """The text of a style for a layer with these columns."""
+    """QML text of a style for a layer with these columns."""
     root = ET.Element(
-        "qgis", version="3.22.0", labelsEnabled="1" if style.label else "0", styleCategories=PARTS
+        "qgis", version="3.22.0", labelsEnabled="1" if style.label else "0", styleCategories=CATEGORIES
     )
     _renderer(root, style)
     if style.label:
@@ -80,29 +80,31 @@ def qml(style: Style, fields: Sequence[Field]) -> str:
     ET.SubElement(root, "mapTip").text = style.tip
     ET.SubElement(root, "layerGeometryType").text = "2"  # polygons
     doctype = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
-    return f"{doctype}\n{MADE_HERE}\n{ET.tostring(root, encoding='unicode')}\n"
+    return f"{doctype}\n{SIGNATURE}\n{ET.tostring(root, encoding='unicode')}\n"
 
 
 def _renderer(root: ET.Element, style: Style) -> None:
-    about, legend = RENDERERS[style.kind]
+    attributes, legend = RENDERERS[style.kind]
     if legend:
-        about = {**about, "attr": style.value}
+        attributes = {**attributes, "attr": style.value}
     order = "1" if style.on_top else "0"
-    drawn = ET.SubElement(root, "renderer-v2", about, forceraster="0", symbollevels="0", enableorderby=order)
-    lines = ET.SubElement(drawn, legend[0]) if legend else None
-    symbols = ET.SubElement(drawn, "symbols")
+    renderer = ET.SubElement(
+        root, "renderer-v2", attributes, forceraster="0", symbollevels="0", enableorderby=order
+    )
+    entries = ET.SubElement(renderer, legend[0]) if legend else None
+    symbols = ET.SubElement(renderer, "symbols")
     for index, entry in enumerate(style.entries):
         number = str(index)
-        if legend and lines is not None:
-            ET.SubElement(lines, legend[1], entry.match, label=entry.label, symbol=number, render="true")
+        if legend and entries is not None:
+            ET.SubElement(entries, legend[1], entry.match, label=entry.label, symbol=number, render="true")
         symbol = ET.SubElement(symbols, "symbol", type="fill", name=number, alpha="1", clip_to_extent="1")
         layer = ET.SubElement(
             symbol, "layer", {"class": "SimpleFill", "enabled": "1", "pass": "0", "locked": "0"}
         )
         _options(layer, _fill(entry))
     if style.on_top:
-        ordered = ET.SubElement(drawn, "orderby")
-        ET.SubElement(ordered, "orderByClause", asc="1", nullsFirst="1").text = f'"{style.on_top}"'
+        order_by = ET.SubElement(renderer, "orderby")
+        ET.SubElement(order_by, "orderByClause", asc="1", nullsFirst="1").text = f'"{style.on_top}"'
 
 
 def _fill(entry: Entry) -> dict[str, Any]:
@@ -149,32 +151,33 @@ def _labeling(root: ET.Element, label: Label) -> None:
         settings, "rendering", drawLabels="1", scaleVisibility="0", obstacle="0", limitNumLabels="0"
     )
     # $area is in square metres on the ellipsoid of the project, so that one rule holds for chips of any size
-    shown = f"sqrt($area) * 1000 >= {label.min_mm:g} * @map_scale"
-    properties = {"Show": {"active": True, "expression": shown, "type": 3}}
-    described = ET.SubElement(settings, "dd_properties")
-    _options(described, {"name": "", "properties": properties, "type": "collection"})
+    condition = f"sqrt($area) * 1000 >= {label.min_mm:g} * @map_scale"
+    properties = {"Show": {"active": True, "expression": condition, "type": 3}}
+    data_defined = ET.SubElement(settings, "dd_properties")
+    _options(data_defined, {"name": "", "properties": properties, "type": "collection"})
 
 
 def _columns(root: ET.Element, style: Style, fields: Sequence[Field]) -> None:
-    configured, aliases = ET.SubElement(root, "fieldConfiguration"), ET.SubElement(root, "aliases")
+    configuration, aliases = ET.SubElement(root, "fieldConfiguration"), ET.SubElement(root, "aliases")
     table = ET.SubElement(root, "attributetableconfig", sortOrder="0", sortExpression="")
-    shown = ET.SubElement(table, "columns")
-    ET.SubElement(shown, "column", type="field", name="fid", hidden="1", width="-1")
-    for index, one in enumerate(fields):
-        if one.type == "float":
-            digits = style.decimals.get(one.name, DECIMALS)
-            about = ET.SubElement(configured, "field", name=one.name, configurationFlags="None")
-            widget = ET.SubElement(about, "editWidget", type="Range")
+    table_columns = ET.SubElement(table, "columns")
+    ET.SubElement(table_columns, "column", type="field", name="fid", hidden="1", width="-1")
+    for index, column in enumerate(fields):
+        name = column.name
+        if column.type == "float":
+            digits = style.decimals.get(name, DECIMALS)
+            element = ET.SubElement(configuration, "field", name=name, configurationFlags="None")
+            widget = ET.SubElement(element, "editWidget", type="Range")
             numbers = {"Precision": digits, "AllowNull": True, "Style": "SpinBox"}
             limits = {"Min": -1e12, "Max": 1e12, "Step": 0.1}
             _options(ET.SubElement(widget, "config"), numbers | limits)
-        ET.SubElement(aliases, "alias", field=one.name, index=str(index), name=one.alias)
-        hidden = "1" if one.name in style.hidden else "0"
-        ET.SubElement(shown, "column", type="field", name=one.name, hidden=hidden, width="-1")
+        ET.SubElement(aliases, "alias", field=name, index=str(index), name=column.alias)
+        hidden = "1" if name in style.hidden else "0"
+        ET.SubElement(table_columns, "column", type="field", name=name, hidden=hidden, width="-1")
 
 
 def _options(parent: ET.Element, values: Mapping[str, Any], name: str = "") -> None:
-    """A map of values in QGIS's own spelling."""
+    """Append a map of values in the form that QGIS writes."""
     named = {"name": name} if name else {}
     options = ET.SubElement(parent, "Option", named, type="Map")
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""Any dtype and band order -> RGB uint8, by one stretch for the whole raster.
+"""Conversion of any dtype and band order to RGB uint8, with one linear stretch per raster.
 
 A stretch per chip would invent change. 8-bit values stay as they are, since models are trained on 8-bit
 images; everything else is stretched between two values per band, measured once over both dates together, so
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deltavlm.errors import ConfigError
 
-__all__ = ["ScaleSpec", "Stretch", "choose_bands", "parse_scale", "plan_stretches"]
+__all__ = ["ScaleSpec", "Stretch", "Stretches", "choose_bands", "parse_scale", "plan_stretches", "to_uint8"]
 
 Values = NDArray[Any]
 
@@ -26,7 +26,7 @@ UNEQUAL_DATES = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ScaleSpec:
-    """What `--scale` asks for. `low`, `high` are values for "fixed", percentiles for "percent"."""
+    """Parsed `--scale`. `low`, `high` are values for "fixed", percentiles for "percent" and "auto"."""
 
     kind: Literal["none", "auto", "fixed", "percent"]
     low: float = 2.0
@@ -35,13 +35,13 @@ class ScaleSpec:
 
 
 def parse_scale(text: str) -> ScaleSpec:
-    """Read `none`, `auto`, `per-date`, `LO,HI` or `pct:LO,HI`.
+    """Parse `none`, `auto`, `per-date`, `LO,HI` or `pct:LO,HI`.
 
     >>> parse_scale("0,3000")
     ScaleSpec(kind='fixed', low=0.0, high=3000.0, per_date=False)
 
     Raises:
-        ConfigError: anything else, or LO not below HI.
+        ConfigError: any other text, or LO not below HI.
     """
     word = text.strip().lower()
     if word == "none":
@@ -52,7 +52,7 @@ def parse_scale(text: str) -> ScaleSpec:
         return ScaleSpec("auto", per_date=True)
     kind: Literal["fixed", "percent"] = "percent" if word.startswith("pct:") else "fixed"
     try:
-        low, high = (float(part) for part in word.removeprefix("pct:").split(","))
+        low, high = (float(number) for number in word.removeprefix("pct:").split(","))
     except ValueError:
         raise ConfigError(
             f"scale {text!r} is not none, auto, per-date, LO,HI or pct:LO,HI; write for example 0,3000"
@@ -66,14 +66,14 @@ def parse_scale(text: str) -> ScaleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """The straight line, per band, that takes `low` to 0 and `high` to 255; what lies outside is clipped."""
+    """Linear map, per band, from `low` to 0 and `high` to 255; values outside are clipped."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     def apply(self, values: Values) -> NDArray[np.uint8]:
-        """`values` (3, rows, cols) of any real dtype -> uint8 of that shape; what is no number becomes 0."""
-        low, high = (np.array(edge, dtype=np.float32)[:, None, None] for edge in (self.low, self.high))
+        """Map `values` (3, rows, cols) of any real dtype to uint8 of that shape; NaN becomes 0."""
+        low, high = (np.array(limit, dtype=np.float32)[:, None, None] for limit in (self.low, self.high))
         with np.errstate(over="ignore", invalid="ignore"):  # nodata such as -3.4e38; clipped, and masked
             scaled = values.astype(np.float32)
             scaled -= low
@@ -85,81 +85,78 @@ class Stretch:
         return scaled.astype(np.uint8)
 
 
-AS_IS = Stretch((0.0,) * 3, (255.0,) * 3)
+Stretches = tuple[Stretch | None, Stretch | None]
+"""Stretches of before and after; None keeps 8-bit values."""
+
+IDENTITY = Stretch((0.0,) * 3, (255.0,) * 3)
 
 
-def plan_stretches(
-    spec: ScaleSpec, before: Values, after: Values
-) -> tuple[tuple[Stretch | None, Stretch | None], tuple[str, ...]]:
-    """The stretch of each date, and what to tell the user; None leaves 8-bit values untouched.
+def to_uint8(values: Values, stretch: Stretch | None) -> NDArray[np.uint8]:
+    """Apply a stretch, or none, to (3, rows, cols) values."""
+    return values.astype(np.uint8, copy=False) if stretch is None else stretch.apply(values)
+
+
+def plan_stretches(spec: ScaleSpec, before: Values, after: Values) -> tuple[Stretches, tuple[str, ...]]:
+    """Stretch of each date, and notes for the user.
 
     `before`, `after`: (3, N) samples of valid values, in the dtype of their raster.
     """
     is_8bit = [values.dtype == np.uint8 for values in (before, after)]
     if spec.kind == "none":
-        over = max((float(values.max()) for values in (before, after) if values.size), default=0.0)
-        notes = (f"scale none: values above 255 (up to {over:g}) are clipped",) if over > 255 else ()
-        return (None if is_8bit[0] else AS_IS, None if is_8bit[1] else AS_IS), notes
+        highest = max((float(values.max()) for values in (before, after) if values.size), default=0.0)
+        notes = (f"scale none: values above 255 (up to {highest:g}) are clipped",) if highest > 255 else ()
+        return (None if is_8bit[0] else IDENTITY, None if is_8bit[1] else IDENTITY), notes
     if spec.kind == "fixed":
         fixed = Stretch((spec.low,) * 3, (spec.high,) * 3)
         return (fixed, fixed), ()
     if spec.kind == "auto" and all(is_8bit):
         return (None, None), ()
-    own = [_percentiles(values, spec) for values in (before, after)]
+    per_date = [_percentile_stretch(values, spec) for values in (before, after)]
     if spec.per_date or is_8bit[0] != is_8bit[1]:
-        notes = (
-            ()
-            if spec.per_date
-            else ("one date is 8-bit, the other is not: each date has a scale of its own",)
-        )
+        notes = () if spec.per_date else ("one date is 8-bit, the other is not: each date has its own scale",)
         keep = [eight and spec.kind == "auto" for eight in is_8bit]
-        return (None if keep[0] else own[0], None if keep[1] else own[1]), notes
-    joint = _percentiles(np.concatenate([before, after], axis=1), spec)
+        return (None if keep[0] else per_date[0], None if keep[1] else per_date[1]), notes
+    joint = _percentile_stretch(np.concatenate([before, after], axis=1), spec)
     span = np.array(joint.high) - np.array(joint.low)
-    gap = np.abs(np.array([own[0].low, own[0].high]) - np.array([own[1].low, own[1].high])).max(axis=0)
+    first, second = (np.array([stretch.low, stretch.high]) for stretch in per_date)
+    gap = np.abs(first - second).max(axis=0)
     differ = before.size and after.size and (gap > UNEQUAL_DATES * span).any()
     notes = ("the dates differ in brightness: --scale per-date gives each its own scale",) if differ else ()
     return (joint, joint), notes
 
 
-def _percentiles(values: Values, spec: ScaleSpec) -> Stretch:
-    """The stretch between two percentiles of each band; flat or empty bands get a width of 1."""
+def _percentile_stretch(values: Values, spec: ScaleSpec) -> Stretch:
+    """Stretch between two percentiles of each band; flat or empty bands get a width of 1."""
     if not values.size:
         return Stretch((0.0,) * 3, (1.0,) * 3)
-    edges = [np.percentile(band, (spec.low, spec.high), method="nearest").tolist() for band in values]
-    low = tuple(float(edge[0]) for edge in edges)
-    high = tuple(float(edge[1]) if edge[1] > edge[0] else edge[0] + 1.0 for edge in edges)
+    limits = [np.percentile(band, (spec.low, spec.high), method="nearest").tolist() for band in values]
+    low = tuple(float(limit[0]) for limit in limits)
+    high = tuple(float(limit[1]) if limit[1] > limit[0] else limit[0] + 1.0 for limit in limits)
     return Stretch(low, high)
 
 
 def choose_bands(
-    labels: Sequence[str], wanted: Sequence[int] | None
+    labels: Sequence[str], bands: Sequence[int] | None
 ) -> tuple[tuple[int, int, int], str | None]:
-    """The bands that serve as red, green and blue (from 1), and a note when they are a guess.
+    """Numbers (from 1) of the bands that serve as red, green and blue, and a note when they are a guess.
 
-    `labels`: what each band says of itself, as `rasterio`'s ColorInterp names ("red", "gray", "alpha", ...).
-    `wanted` rules when given: three bands, or one for all three.
+    `labels`: colour interpretation of each band, as names of `rasterio`'s ColorInterp ("red", "gray", ...).
+    `bands` takes precedence: three bands, or one for all three.
 
     Raises:
-        ConfigError: `wanted` names a band that is not there, or is neither one nor three long.
+        ConfigError: `bands` names a band that does not exist, or is neither one nor three long.
     """
     count = len(labels)
-    if wanted is not None:
-        if len(wanted) not in (1, 3) or any(not 1 <= band <= count for band in wanted):
-            asked = ",".join(str(band) for band in wanted)
-            raise ConfigError(f"bands {asked}: give one or three of its bands 1 to {count}")
-        return (wanted[0], wanted[len(wanted) // 2], wanted[-1]), None
+    if bands is not None:
+        if len(bands) not in (1, 3) or any(not 1 <= band <= count for band in bands):
+            text = ",".join(str(band) for band in bands)
+            raise ConfigError(f"bands {text}: give one or three of its bands 1 to {count}")
+        return (bands[0], bands[len(bands) // 2], bands[-1]), None
     if {"red", "green", "blue"} <= set(labels):
         return (labels.index("red") + 1, labels.index("green") + 1, labels.index("blue") + 1), None
     if count < 3:
-        note = (
-            None
-            if count == 1 or labels[1] == "alpha"
-            else "one of two bands serves as all three colours: band 1"
-        )
-        return (1, 1, 1), note
-    return (
-        1,
-        2,
-        3,
-    ), "no band is labelled red, green, blue: bands 1,2,3 are taken (--bands chooses others)"
+        if count == 1 or labels[1] == "alpha":
+            return (1, 1, 1), None
+        return (1, 1, 1), "two bands without colours: band 1 is taken for red, green and blue"
+    note = "no band is labelled red, green, blue: bands 1,2,3 are taken (--bands chooses others)"
+    return (1, 2, 3), note

@@ -1,4 +1,4 @@
-"""Where features go: a file that is whole or not there, in the format of its suffix, or lines on stdout."""
+"""Feature sinks: atomic writers of vector files in the format of the suffix, or GeoJSON on stdout."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import fsync_folder, scratch_name
+from deltavlm.files import atomic_file, fsync_file, resolve_link, write_atomic
 from deltavlm.geo.features import Feature, Layer
-from deltavlm.geo.geojson import FeatureCollection, FeatureLines, Put, to_lonlat
-from deltavlm.geo.geopackage import companions, is_open_elsewhere, settle, write_geopackage
-from deltavlm.geo.qml import MADE_HERE
+from deltavlm.geo.geojson import FeatureCollection, FeatureLines, WriteText, to_lonlat
+from deltavlm.geo.geopackage import (
+    is_open_elsewhere,
+    prepare_replacement,
+    sqlite_sidecars,
+    write_geopackage,
+)
+from deltavlm.geo.qml import SIGNATURE
 from deltavlm.geo.styles import layer_style
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_whole"]
+__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_output"]
 
 TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
 TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
@@ -37,28 +42,28 @@ TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
 }
 SUFFIXES = (*TABLE_WRITERS, *TEXT_WRITERS)
 
-PIXELS = "no CRS: pixels of the earlier image, x right and y down"
+PIXEL_COORDINATES = "no CRS: pixels of the earlier image, x right and y down"
 
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, what is not UTF-8, ends of lines
-LONGEST_ENDING = "-journal"  # of SQLite; what else lies beside an output has shorter names
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, invalid UTF-8, line separators
+LONGEST_SUFFIX = "-journal"  # of SQLite; other files next to an output have shorter names
 
 WRITE_ERRORS = (OSError, RuntimeError, sqlite3.Error, pa.ArrowException)  # pyogrio's are RuntimeErrors
 
 
 class FeatureSink(Protocol):
-    """Takes features of named layers; a format with one layer leaves those of the others out."""
+    """Destination of features of named layers; a format with one layer ignores the others."""
 
     def write(self, layer: str, features: Iterable[Feature]) -> None: ...
 
 
 def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Find out before any work whether the output can be written; changes nothing. None or `-` is stdout.
+    """Check, before any work, that an output can be written; changes nothing. None or `-` is stdout.
 
     Raises:
-        OutputError: unknown suffix, no such folder, not writable, there already, or open in another program;
+        OutputError: unknown suffix, no such folder, not writable, exists already, or open in another program;
             or a name that is too long or cannot be printed.
     """
-    path = _file(path)
+    path = _file_path(path)
     if path is None:
         return
     if any(unicodedata.category(char) in UNPRINTABLE for char in str(path)):
@@ -66,7 +71,7 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
     if not path.name:  # `.` or `/`
         raise OutputError(f"{path}: is a folder; name a file in it")
     try:
-        for name in (path, path.with_name(path.name + LONGEST_ENDING)):
+        for name in (path, path.with_name(path.name + LONGEST_SUFFIX)):
             with suppress(FileNotFoundError, NotADirectoryError):
                 name.stat()
     except OSError as error:
@@ -79,7 +84,7 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
         raise OutputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
-    folder = _followed(path).parent
+    folder = resolve_link(path).parent
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}; create it first")
     if "!" in str(folder) and path.suffix.lower() in (".gpkg", ".fgb"):
@@ -92,7 +97,7 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
             f"{path}: cannot write in {folder} ({error.strerror}); choose another folder"
         ) from error
     if path.suffix.lower() == ".gpkg" and is_open_elsewhere(path):
-        raise OutputError(f"{path}: is open in another program, QGIS perhaps; close it there")
+        raise OutputError(f"{path}: is open in another program, perhaps QGIS; close it there")
 
 
 @contextmanager
@@ -105,12 +110,12 @@ def open_sink(
     overwrite: bool = False,
     only_layer: str | None = None,
 ) -> Iterator[FeatureSink]:
-    """A sink for `layers`, whose geometries are in `crs`; None or `-` writes GeoJSON lines to stdout.
+    """Open a sink for `layers`, whose geometries are in `crs`; None or `-` writes GeoJSON lines to stdout.
 
-    The file appears under its name when the `with` ends without an exception, else nothing does; a symbolic
-    link stays one, and what it leads to is replaced. A GeoPackage holds all layers, with their styles; other
-    formats the first, whose style for QGIS lies beside them as `out.qml`; `only_layer` picks one. JSON is in
-    WGS 84, others in `crs`.
+    The file is written atomically: it gets its name when the `with` ends without an exception. A symbolic
+    link stays one, and its target is replaced. A GeoPackage holds all layers, with their styles; other
+    formats hold the first layer, with its QGIS style next to them as `out.qml`; `only_layer` picks another.
+    JSON is in WGS 84, other formats in `crs`.
 
     Raises:
         OutputError: as `check_output`; or the layer is unknown.
@@ -121,141 +126,127 @@ def open_sink(
         raise OutputError(f"there is no layer {only_layer!r}; choose one of {', '.join(names)}")
     chosen = [layer for layer in layers if layer.name == (only_layer or names[0])]
     if crs is None:
-        provenance = {**provenance, "coordinates": PIXELS}
-    path = _file(path)
+        provenance = {**provenance, "coordinates": PIXEL_COORDINATES}
+    path = _file_path(path)
     if path is None:
-        yield FeatureLines(_to_stdout, chosen[0], to_lonlat(crs), provenance)
+        yield FeatureLines(_write_stdout, chosen[0], to_lonlat(crs), provenance)
         return
     check_output(path, overwrite)
     suffix = path.suffix.lower()
     style = None if suffix == ".gpkg" else layer_style(chosen[0])
     if suffix in TEXT_WRITERS:
         lonlat = to_lonlat(crs)
-        with _whole(path, overwrite, style) as part, _text(part, path) as put:
-            sink = TEXT_WRITERS[suffix](put, chosen[0], lonlat, provenance)
+        with _atomic_output(path, overwrite, style) as scratch, _text_writer(scratch, path) as write_text:
+            sink = TEXT_WRITERS[suffix](write_text, chosen[0], lonlat, provenance)
             yield sink
             sink.close()
     else:
         tables = Tables(layers if suffix == ".gpkg" and only_layer is None else chosen)
         yield tables
-        with _whole(path, overwrite, style) as part, _translated(path):
-            TABLE_WRITERS[suffix](part, tables, crs, provenance)
+        with _atomic_output(path, overwrite, style) as scratch, _wrap_write_errors(path):
+            TABLE_WRITERS[suffix](scratch, tables, crs, provenance)
 
 
 def geojson_text(
     layer: Layer, features: Iterable[Feature], crs: CRS | None, provenance: Mapping[str, object]
 ) -> str:
-    """Features as one GeoJSON object, as `open_sink` writes them to a `.geojson`."""
+    """GeoJSON FeatureCollection as text, as `open_sink` writes it to a `.geojson`."""
     if crs is None:
-        provenance = {**provenance, "coordinates": PIXELS}
-    pieces: list[str] = []
-    collection = FeatureCollection(pieces.append, layer, to_lonlat(crs), provenance)
+        provenance = {**provenance, "coordinates": PIXEL_COORDINATES}
+    chunks: list[str] = []
+    collection = FeatureCollection(chunks.append, layer, to_lonlat(crs), provenance)
     collection.write(layer.name, features)
     collection.close()
-    return "".join(pieces)
+    return "".join(chunks)
 
 
-def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
-    """A file of any other kind, whole or not at all, by the rules of `open_sink`.
+def write_output(path: Path, content: bytes, overwrite: bool) -> None:
+    """Write a file of any kind atomically, by the rules of `open_sink`.
 
     Raises: OutputError and WriteError, as there.
     """
     suffixes = (path.suffix.lower(),)
     check_output(path, overwrite, suffixes)
-    with _whole(path, overwrite, None, suffixes) as part, _translated(path):
-        part.write_bytes(content)
+    with _atomic_output(path, overwrite, None, suffixes) as scratch, _wrap_write_errors(path):
+        scratch.write_bytes(content)
 
 
-def _file(path: Path | None) -> Path | None:
+def _file_path(path: Path | None) -> Path | None:
     return None if path is None or str(path) == "-" else path
 
 
-def _followed(path: Path) -> Path:
-    """The file itself where `path` is a symbolic link to it."""
-    return path.resolve() if path.is_symlink() else path
-
-
-def _to_stdout(text: str) -> None:
+def _write_stdout(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 @contextmanager
-def _text(part: Path, path: Path) -> Iterator[Put]:
-    """A function that writes text to `part` and tells at once, for `path`, when that fails."""
-    with _translated(path):
-        stream = part.open("w", encoding="utf-8", newline="\n")
+def _text_writer(scratch: Path, path: Path) -> Iterator[WriteText]:
+    """Function that writes text to `scratch` and flushes it; its errors name `path`."""
+    with _wrap_write_errors(path):
+        stream = scratch.open("w", encoding="utf-8", newline="\n")
 
-    def put(text: str) -> None:
-        with _translated(path):
+    def write_text(text: str) -> None:
+        with _wrap_write_errors(path):
             stream.write(text)
             stream.flush()
 
     try:
-        yield put
+        yield write_text
     finally:
-        with suppress(OSError):  # nothing is left to flush but what failed already
+        with suppress(OSError):  # only text whose write failed already is left to flush
             stream.close()
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except WRITE_ERRORS as error:
-        words = str(error).partition("\n")[0]
+        message = str(error).partition("\n")[0]
         raise WriteError(
-            f"{path}: writing failed ({words}) and left nothing behind; free some space or write elsewhere"
+            f"{path}: writing failed ({message}) and left nothing behind; free some space or write elsewhere"
         ) from error
 
 
 @contextmanager
-def _whole(
+def _atomic_output(
     path: Path, overwrite: bool, style: str | None, suffixes: Sequence[str] = SUFFIXES
 ) -> Iterator[Path]:
-    """A hidden neighbour to write to: it takes the name of `path` at the end, or goes on any exception."""
-    target = _followed(path)
-    part = target.with_name(scratch_name(path))
-    try:
-        yield part
-        with _translated(path):
-            with part.open("rb+") as stream:
-                os.fsync(stream.fileno())
+    """Scratch file that becomes `path` at the end, with its QGIS style next to it, or is removed on any
+    exception. If `path` can no longer be written then, the results are kept under another name.
+
+    Raises: OutputError, WriteError.
+    """
+    with ExitStack() as stack:
+        scratch = stack.enter_context(atomic_file(path))
+        stack.callback(_remove_sidecars, scratch)
+        yield scratch
+        with _wrap_write_errors(path):
             try:
-                check_output(path, overwrite, suffixes)  # hours may have passed
+                check_output(path, overwrite, suffixes)  # hours may have passed since the first check
                 if path.suffix.lower() == ".gpkg":
-                    settle(target)
+                    prepare_replacement(resolve_link(path))
             except OutputError as error:
-                kept = _free_name(target, path.suffix)
-                part.replace(kept)
-                raise OutputError(f"{error}; the results are in {kept}") from error
-            with _style_beside(path, style):
-                part.replace(target)
-            fsync_folder(target.parent)
-    finally:
-        for left in (part, *companions(part)):
-            left.unlink(missing_ok=True)
+                fsync_file(scratch)
+                other_path = _free_name(resolve_link(path), path.suffix)
+                scratch.replace(other_path)
+                raise OutputError(f"{error}; the results are in {other_path}") from error
+            style_path = path.with_suffix(".qml")
+            if style is not None and _is_replaceable(style_path):
+                write_atomic(style_path, style, owner=path)
+            stack.close()  # renames the scratch file
 
 
-@contextmanager
-def _style_beside(output: Path, style: str | None) -> Iterator[None]:
-    """`out.qml`, there when the `with` has ended; one that was not written here stays: it is somebody's."""
-    path = output.with_suffix(".qml")
-    if style is None or not _is_free(path):
-        yield
-        return
-    part = path.with_name(scratch_name(output))
+def _remove_sidecars(database: Path) -> None:
+    for sidecar in sqlite_sidecars(database):
+        sidecar.unlink(missing_ok=True)
+
+
+def _is_replaceable(style: Path) -> bool:
+    """True for a style file that does not exist or was written by deltavlm; others are the user's."""
     try:
-        part.write_text(style, encoding="utf-8")
-        yield
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _is_free(style: Path) -> bool:
-    try:
-        return MADE_HERE in style.read_text(encoding="utf-8")
+        return SIGNATURE in style.read_text(encoding="utf-8")
     except FileNotFoundError:
         return not style.is_symlink()
     except (OSError, UnicodeDecodeError):
@@ -263,7 +254,7 @@ def _is_free(style: Path) -> bool:
 
 
 def _free_name(path: Path, suffix: str) -> Path:
-    """`out.new.gpkg`, or `out.new2.gpkg` and so on, whichever is not taken."""
-    endings = itertools.chain([""], itertools.count(2))
-    names = (path.with_name(f"{path.stem}.new{ending}{suffix}") for ending in endings)
-    return next(name for name in names if not any(map(os.path.lexists, (name, *companions(name)))))
+    """First of `out.new.gpkg`, `out.new2.gpkg` and so on that does not exist."""
+    numbers = itertools.chain([""], itertools.count(2))
+    names = (path.with_name(f"{path.stem}.new{number}{suffix}") for number in numbers)
+    return next(name for name in names if not any(map(os.path.lexists, (name, *sqlite_sidecars(name)))))

@@ -1,4 +1,4 @@
-"""One raster, opened: which bands are its colours, which of its pixels hold data."""
+"""Opening of one raster: format and size checks, band selection, nodata, alpha, ground control points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
@@ -19,15 +18,15 @@ from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import is_remote, public_name, refuse_what_is_no_file, translated
-from deltavlm.geo.memory import release_now_and_then
+from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.location import check_is_file, is_remote, redact_credentials
 from deltavlm.geo.radiometry import choose_bands
-from deltavlm.geo.view import UNREADABLE, Source, alpha_band, loses_validity, spread, without_alpha
+from deltavlm.geo.view import UNREADABLE, Source, alpha_band, iter_samples, needs_alpha, without_alpha
 
 __all__ = ["open_source"]
 
-MOSTLY = 0.9  # share of an alpha band that is wholly transparent or wholly opaque
+MIN_EXTREME_SHARE = 0.9  # of an alpha band's pixels, which are fully transparent or fully opaque
 
 
 @contextmanager
@@ -37,36 +36,37 @@ def open_source(
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     trust_alpha: bool = True,
-    look: bool = True,
+    read_pixels: bool = True,
     allow_vrt: bool = False,
 ) -> Iterator[Source]:
     """Open one raster: a path, `https://`, `s3://` or `/vsi...`.
 
-    A raster placed by ground control points alone is warped into their CRS. An "alpha" band that varies like
-    an image is taken for data and a note says so; with `trust_alpha=False` every one is. `look=False` is for
-    those who want its place alone: no pixel is read, and nothing is said about bands. `allow_vrt` opens VRTs.
+    A raster georeferenced by ground control points alone is warped into their CRS. A band that is labelled
+    alpha but varies like an image is taken for data, with a note; with `trust_alpha=False` every one is.
+    `read_pixels=False` is for metadata only: no pixel is read, and notes on bands are left out. `allow_vrt`
+    permits VRTs.
 
     Raises:
         RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), or too large.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
-    refuse_what_is_no_file(location)
-    name = public_name(location)
+    check_is_file(location)
+    name = redact_credentials(location)
     notes: list[str] = []
     with ExitStack() as stack:
-        dataset = stack.enter_context(_opened(location, allow_vrt))
-        with translated(location, *NOT_READ):
+        dataset = stack.enter_context(_open_dataset(location, allow_vrt))
+        with wrap_gdal_errors(location, *NOT_READ):
             check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
             alpha = alpha_band(dataset)
-            if look and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
+            if read_pixels and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
                 notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
                 dataset = stack.enter_context(without_alpha(dataset))
             gcps, gcp_crs = dataset.gcps
             if not dataset.crs and gcps and gcp_crs:
-                notes.append(f"placed by its {len(gcps)} ground control points")
-                add_alpha = loses_validity(dataset, dataset.nodata)
+                notes.append(f"georeferenced by its {len(gcps)} ground control points")
+                add_alpha = needs_alpha(dataset, dataset.nodata)
                 dataset = stack.enter_context(
                     WarpedVRT(dataset, crs=gcp_crs, resampling=Resampling.bilinear, add_alpha=add_alpha)
                 )
@@ -74,7 +74,7 @@ def open_source(
             chosen, guess = choose_bands([interp.name for interp in dataset.colorinterp], bands)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-        guesses = (guess,) if guess and look else ()
+        guesses = (guess,) if guess and read_pixels else ()
         if nodata is None:
             nodata = dataset.nodatavals[chosen[0] - 1]
         else:
@@ -83,11 +83,11 @@ def open_source(
 
 
 @contextmanager
-def _opened(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
-    # EMPTY_DIR saves requests for neighbours; for a file it would hide a mask that lies beside it
-    quick = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(location) else {}
-    with warnings.catch_warnings(), rasterio.Env(**quick):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the pair check says it better
+def _open_dataset(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
+    # EMPTY_DIR saves requests for sidecar files; of a local file it would hide the mask next to it
+    remote = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(location) else {}
+    with warnings.catch_warnings(), rasterio.Env(**remote):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` gives a better error
         dataset = open_image(location, allow_vrt=allow_vrt)
     with dataset:
         yield dataset
@@ -106,14 +106,14 @@ def _check_nodata(nodata: float, dtype: str, name: str) -> None:
 
 
 def _is_transparency(location: str, dataset: DatasetReader, alpha: int) -> bool:
-    """Whether the label is right: transparency is on or off nearly everywhere, near infrared is not."""
+    """True where an alpha band really is one: it is 0 or opaque nearly everywhere, near infrared is not."""
 
     def read(window: Window, shape: tuple[int, int]) -> NDArray[Any]:
-        with translated(location, *UNREADABLE):
+        with wrap_gdal_errors(location, *UNREADABLE):
             values: NDArray[Any] = dataset.read(alpha, window=RasterioWindow(*window), out_shape=shape)
-        release_now_and_then()
+        trim_malloc()
         return values.ravel()
 
-    values = np.concatenate(list(spread(dataset.width, dataset.height, dataset, read)))
+    values = np.concatenate(list(iter_samples(dataset.width, dataset.height, dataset, read)))
     opaque = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else values.max()
-    return bool(np.isin(values, (0, 255, opaque)).mean() >= MOSTLY)
+    return bool(np.isin(values, (0, 255, opaque)).mean() >= MIN_EXTREME_SHARE)

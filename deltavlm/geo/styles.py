@@ -1,9 +1,10 @@
-"""How QGIS draws our layers, in a GeoPackage's table `layer_styles` or a `.qml` beside an output.
+"""QGIS styles of our layers, for `layer_styles` of a GeoPackage or a `.qml` next to an output.
 
-Chips are graded by the score of "changed", pale enough to see the image; the surer, the darker and thicker
-their line, so that nobody needs to tell red from green. Without data is grey, failed is hatched. Classes have
-the colours of Okabe and Ito, which differ for any kind of colour vision. Captions stand in changed chips once
-these are wide enough on the screen. Areas of a summary are graded by how much of them has changed.
+Chips are graduated by the score of "changed", pale enough to see the image; the higher the score, the darker
+and thicker the outline, so that nobody needs to tell red from green. Chips without data are grey, failed
+chips are hatched. Classes have the colours of Okabe and Ito (2008), which differ for any kind of colour
+vision. Captions are labels of changed chips that are wide enough on the screen. Areas of a summary are
+graduated by the share of them that has changed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from deltavlm.geo.qml import Colour, Entry, Label, Style, qml
 
 __all__ = ["CLASSES", "layer_style"]
 
-# A graduated renderer knows numbers only: what has no score gets one below 0, by the reason.
+# A graduated renderer takes numbers only: chips without a score get one below 0, by the reason.
 SCORE = (
     "CASE WHEN \"status\" IN ('unreadable', 'error') THEN -3 WHEN \"status\" = 'nodata' THEN -2 "
     'ELSE coalesce("changed_score", -1) END'
 )
-STEPS: tuple[tuple[str, Colour, float], ...] = (  # ColorBrewer's YlOrRd; even the last lets the image through
+# ColorBrewer's YlOrRd, transparent enough to see the image below
+STEPS: tuple[tuple[str, Colour, float], ...] = (
     ("unchanged", (255, 255, 178, 0), 0.15),
     ("probably unchanged", (254, 204, 92, 15), 0.2),
     ("unsure", (253, 141, 60, 30), 0.3),
@@ -31,9 +33,9 @@ SHARES = ((0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1))
 GREY: Colour = (110, 110, 110, 200)
 NO_SCORES = (
     Entry("answered without a score", (0, 0, 0, 0), GREY, {"lower": "-1.5", "upper": "-0.5"}),
-    Entry("not looked at: no data", (128, 128, 128, 110), GREY, {"lower": "-2.5", "upper": "-1.5"}),
+    Entry("not analysed: no data", (128, 128, 128, 110), GREY, {"lower": "-2.5", "upper": "-1.5"}),
     Entry(
-        "not looked at: failed",
+        "not analysed: failed",
         (0, 0, 0, 200),
         (0, 0, 0, 220),
         {"lower": "-3.5", "upper": "-2.5"},
@@ -51,7 +53,7 @@ TECHNICAL = ("model", "before", "after", "inputs", "notes")  # the same in every
 
 
 def _scores() -> list[Entry]:
-    """A line of the legend for each fifth of the scores, the surest first."""
+    """Legend entry of each fifth of the scores, the highest first."""
     entries = []
     for step, (word, fill, width_mm) in enumerate(STEPS):
         low, high = f"{step / len(STEPS):g}", f"{(step + 1) / len(STEPS):g}"
@@ -62,7 +64,7 @@ def _scores() -> list[Entry]:
 
 
 def _shares() -> list[Entry]:
-    """A line of the legend for each step of the share of an area that has changed."""
+    """Legend entry of each class of the share of an area that has changed, the highest first."""
     steps = zip(SHARES, STEPS, strict=True)
     return [
         Entry(
@@ -79,8 +81,8 @@ def _classes(opacity: int) -> list[Entry]:
     return [Entry(name, (*colour, opacity), (*colour, 255), {"value": name}, 0.4) for name, colour in CLASSES]
 
 
-def _told(column: str) -> str:
-    """Text of a model or a list inside HTML, where a < must not begin a tag."""
+def _html_text(column: str) -> str:
+    """Expression of a text column for HTML, where a < must not start a tag."""
     return f"[% replace(coalesce(\"{column}\", ''), '<', '&lt;') %]"
 
 
@@ -90,7 +92,7 @@ STYLES = {
         [*_scores(), *NO_SCORES],
         title='"chip_id"',
         tip='<b>[% "chip_id" %]</b> [% coalesce(round("changed_score", 2), "status") %]<br>'
-        + _told("caption"),
+        + _html_text("caption"),
         value=SCORE,
         label=Label('if("changed", wordwrap("caption", 30), NULL)', min_mm=35),
         on_top="changed_score",
@@ -100,7 +102,7 @@ STYLES = {
         "categorised",
         _classes(opacity=30)[:2],  # no cell is named for anything else
         title='"class" || \' \' || "chip_id" || \' \' || "cell"',
-        tip='<b>[% "class" %]</b> [% "cell" %]<br>' + _told("caption"),
+        tip='<b>[% "class" %]</b> [% "cell" %]<br>' + _html_text("caption"),
         value="class",
     ),
     "changes": Style(
@@ -108,17 +110,17 @@ STYLES = {
         _classes(opacity=70),
         title="\"class\" || ' of ' || round(\"area_m2\") || ' m²'",
         tip='<b>[% "class" %]</b> [% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>'
-        + _told("caption"),
+        + _html_text("caption"),
         value="class",
         label=Label("\"class\" || '\\n' || round(\"area_m2\") || ' m²'", min_mm=8, size_pt=7),
         decimals={"area_m2": 1, "perimeter_m": 1, "mean_score": 2, "lon": 6, "lat": 6},
     ),
     "areas": Style(
         "graduated",
-        [*_shares(), Entry("not looked at", (128, 128, 128, 110), GREY, {"lower": "-1.5", "upper": "-0.5"})],
+        [*_shares(), Entry("not analysed", (128, 128, 128, 110), GREY, {"lower": "-1.5", "upper": "-0.5"})],
         title='"name"',
-        tip=f'<b>{_told("name")}</b> [% "changed" %] of [% "looked_at" %] chips changed<br>'
-        + _told("top_caption"),
+        tip=f'<b>{_html_text("name")}</b> [% "changed" %] of [% "looked_at" %] chips changed<br>'
+        + _html_text("top_caption"),
         value='coalesce("changed_share", -1)',
         label=Label("\"name\" || '\\n' || round(100 * \"changed_share\") || ' %'", min_mm=20),
         decimals={"changed_share": 3, "mean_score": 2, "unsure_share": 2, "overlap": 2, "top_score": 2},
@@ -130,7 +132,8 @@ STYLES = {
             Entry("partly", (0, 0, 0, 120), ORANGE, {"value": "partly"}, 0.4, "b_diagonal", "dash"),
         ],
         title='"pair_id"',
-        tip=f'<b>{_told("pair_id")}</b> [% "changed" %] of [% "chips" %] chips changed<br>' + _told("reason"),
+        tip=f'<b>{_html_text("pair_id")}</b> [% "changed" %] of [% "chips" %] chips changed<br>'
+        + _html_text("reason"),
         value="status",
         label=Label('"pair_id"', min_mm=20),
     ),
@@ -145,9 +148,9 @@ STYLES = {
 
 
 def layer_style(layer: Layer) -> str | None:
-    """The QML of a layer, or None for a layer that has no style of ours."""
+    """QML of a layer; None for a layer without a style."""
     style = STYLES.get(layer.name)
     if style is None:
         return None
-    answers = (one.name for one in layer.fields if one.name.startswith("answer_"))
+    answers = (column.name for column in layer.fields if column.name.startswith("answer_"))
     return qml(replace(style, hidden=(*TECHNICAL, *answers)), layer.fields)

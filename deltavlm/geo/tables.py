@@ -1,4 +1,4 @@
-"""Features as Arrow tables, and FlatGeobuf and GeoParquet made of them, in the raster's CRS."""
+"""Arrow tables of features, and writers of FlatGeobuf and GeoParquet, in the CRS of the raster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GEOMETRY", "Tables", "write_flatgeobuf", "write_geoparquet", "write_table"]
 
 GEOMETRY = "geometry"
-ROW_GROUP = 8192  # rows that are compressed, and skipped, together
+ROW_GROUP = 8192  # rows that a reader decompresses, or skips, together
 TYPES = {
     "str": pa.string(),
     "int": pa.int64(),
@@ -32,7 +32,7 @@ TYPES = {
 
 
 class Tables:
-    """A sink that keeps the features of each layer as one Arrow table, to be written when all are there."""
+    """Sink that collects the features of each layer as an Arrow table, which is written at the end."""
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self.layers = {layer.name: layer for layer in layers}
@@ -47,11 +47,11 @@ class Tables:
 
 
 def _schema(layer: Layer) -> pa.Schema:
-    described = [
+    columns = [
         pa.field(column.name, TYPES[column.type], metadata={"description": column.description})
         for column in layer.fields
     ]
-    return pa.schema([*described, pa.field(GEOMETRY, pa.binary())])
+    return pa.schema([*columns, pa.field(GEOMETRY, pa.binary())])
 
 
 def _batch(layer: Layer, features: list[Feature]) -> pa.RecordBatch:
@@ -70,7 +70,7 @@ def _batch(layer: Layer, features: list[Feature]) -> pa.RecordBatch:
 
 
 def write_table(table: pa.Table, path: Path, layer: str, crs: CRS | None, **options: Any) -> None:
-    """Write a table by GDAL; `options` go to `pyogrio.write_arrow`."""
+    """Write a table with GDAL; `options` are those of `pyogrio.write_arrow`."""
     import pyogrio
 
     with warnings.catch_warnings():
@@ -87,37 +87,39 @@ def write_table(table: pa.Table, path: Path, layer: str, crs: CRS | None, **opti
 
 
 def geometry_types(table: pa.Table) -> list[str]:
-    """Polygon, and MultiPolygon where a polygon was cut at the 180th meridian."""
+    """Geometry types: Polygon, and MultiPolygon where a polygon was cut at the antimeridian."""
     shapes = (shape for chunk in table[GEOMETRY].chunks for shape in chunk.to_pylist())
     kinds = {shape[1:5] for shape in shapes if shape is not None}  # WKB, little-endian
     return ["Polygon", "MultiPolygon"] if b"\x06\x00\x00\x00" in kinds else ["Polygon"]
 
 
 def write_flatgeobuf(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
-    """Write the one layer of `tables`, in no order; the provenance is its metadata "deltavlm"."""
+    """Write the only layer of `tables`, unordered; the provenance is its metadata item "deltavlm"."""
     import pyogrio
 
     (layer,) = tables.layers
     table = tables.table(layer)
     options: dict[str, Any] = {"layer_metadata": {"deltavlm": json.dumps(provenance)}}
-    if table[GEOMETRY].null_count:  # the index has no place for them
+    if table[GEOMETRY].null_count:  # the spatial index cannot hold null geometries
         options["layer_options"] = {"SPATIAL_INDEX": "NO"}
     write_table(table, path, layer, crs, driver="FlatGeobuf", **options)
-    if len(pyogrio.raw.read(path, columns=[])[2]) != len(table):  # GDAL says nothing of a disk that is full
-        raise OSError(f"layer {layer} is not whole")  # when it closes the file; what is cut off raises itself
+    # GDAL does not report a full disk when it closes the file; reading a truncated one raises by itself
+    if len(pyogrio.raw.read(path, columns=[])[2]) != len(table):
+        raise OSError(f"layer {layer} is incomplete")
 
 
 def write_geoparquet(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
-    """Write the one layer of `tables` as GeoParquet 1.1; the provenance is the key "deltavlm".
+    """Write the only layer of `tables` as GeoParquet 1.1; the provenance is the file metadata key "deltavlm".
 
-    Rows come in the order of the grid, so those of a row group lie together: who looks for a place reads few.
+    Rows are in the order of the grid, so the rows of a group are neighbours, and a query by bounding box
+    reads few groups.
     """
     import pyarrow.parquet as pq
     import pyproj
 
     (layer,) = tables.layers
     table = tables.table(layer)
-    chunks = table[GEOMETRY].chunks  # one by one, for shapes take much more memory than their WKB
+    chunks = table[GEOMETRY].chunks  # one at a time, as shapes take much more memory than their WKB
     bounds = np.concatenate(
         [np.empty((0, 4)), *(shapely.bounds(shapely.from_wkb(chunk.to_pylist())) for chunk in chunks)]
     )

@@ -1,4 +1,4 @@
-"""A raster in its own pixels, and how it looks on another grid."""
+"""Source, an open raster in its own pixels, and View, the same raster on the grid of the analysis."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import public_name, translated
-from deltavlm.geo.memory import release_now_and_then
+from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.location import redact_credentials
 
-__all__ = ["UNREADABLE", "Raw", "Source", "View", "alpha_band", "loses_validity", "spread", "without_alpha"]
+__all__ = [
+    "UNREADABLE",
+    "Raw",
+    "Source",
+    "View",
+    "alpha_band",
+    "iter_samples",
+    "needs_alpha",
+    "without_alpha",
+]
 
-Part = TypeVar("Part")
+Sample = TypeVar("Sample")
 
 SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
 SAMPLE_WINDOWS = 16  # along a side, where there are no overviews to sample from
@@ -35,23 +43,24 @@ UNREADABLE = "a part of it cannot be read", "copy or download it again"
 
 @dataclass(frozen=True)
 class Source:
-    """A raster in its own pixels."""
+    """Open raster in its own pixels; made by `open_source`."""
 
     location: str
     dataset: DatasetReader
     bands: tuple[int, int, int]  # red, green, blue, from 1
     nodata: float | None
-    notes: tuple[str, ...]  # what was found out about it
+    notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
 
     @cached_property
-    def grid(self) -> PixelGrid:
+    def geobox(self) -> GeoBox:
         dataset = self.dataset
-        return PixelGrid(dataset.crs or None, dataset.transform, dataset.width, dataset.height)
+        return GeoBox(dataset.width, dataset.height, dataset.transform, dataset.crs or None)
 
     @property
     def name(self) -> str:
-        return public_name(self.location)
+        """Location without credentials."""
+        return redact_credentials(self.location)
 
     @property
     def dtype(self) -> str:
@@ -59,26 +68,29 @@ class Source:
 
     @cached_property
     def palette(self) -> NDArray[np.uint8] | None:  # (3, 256)
-        """The colours behind a paletted raster's numbers."""
+        """RGB of each value of a paletted raster."""
         if self.dataset.colorinterp[self.bands[0] - 1] is not ColorInterp.palette:
             return None
-        colours = np.zeros((3, 256), np.uint8)
-        for number, colour in self.dataset.colormap(self.bands[0]).items():
-            colours[:, number] = colour[:3]
-        return colours
+        palette = np.zeros((3, 256), np.uint8)
+        for value, colour in self.dataset.colormap(self.bands[0]).items():
+            palette[:, value] = colour[:3]
+        return palette
 
     @cached_property
-    def physical(self) -> NDArray[np.float32] | None:  # (2, 3, 1, 1): scale, offset
-        """What makes numbers of the file physical ones; None where they are that already."""
-        dataset, bands = self.dataset, self.bands
-        scales, offsets = ([of[band - 1] for band in bands] for of in (dataset.scales, dataset.offsets))
+    def scale_offset(self) -> NDArray[np.float32] | None:  # (2, 3, 1, 1): scales, offsets
+        """Linear conversion from stored to physical values; None where they are equal."""
+        scales, offsets = (
+            [values[band - 1] for band in self.bands]
+            for values in (self.dataset.scales, self.dataset.offsets)
+        )
         if self.dtype == "uint8" or (set(scales), set(offsets)) == ({1.0}, {0.0}):
             return None
         return np.array([scales, offsets], np.float32)[:, :, None, None]
 
     @contextmanager
-    def seen_on(self, grid: PixelGrid, offset: tuple[int, int] | None, resampling: str) -> Iterator[View]:
-        """The raster on another grid: warped, or shifted to where `offset` says that the grid's corner lies.
+    def view_on(self, geobox: GeoBox, offset: tuple[int, int] | None, resampling: str) -> Iterator[View]:
+        """View on another grid: by windows where `offset` is the (column, row) of the grid's corner in this
+        raster, warped where it is None.
 
         Raises:
             RasterError: it cannot be warped onto that grid.
@@ -88,55 +100,55 @@ class Source:
             return
         with ExitStack() as stack:
 
-            def warped(dataset: DatasetReader, nodata: float | None, **how: str) -> WarpedVRT:
-                virtual = WarpedVRT(
+            def warp(dataset: DatasetReader, nodata: float | None, **options: str) -> WarpedVRT:
+                vrt = WarpedVRT(
                     dataset,
-                    crs=grid.crs,
-                    transform=grid.transform,
-                    width=grid.width,
-                    height=grid.height,
+                    crs=geobox.crs,
+                    transform=geobox.transform,
+                    width=geobox.width,
+                    height=geobox.height,
                     resampling=Resampling.nearest if self.palette is not None else Resampling[resampling],
                     src_nodata=nodata,
                     nodata=nodata,
-                    add_alpha=loses_validity(dataset, nodata),
-                    **how,
+                    add_alpha=needs_alpha(dataset, nodata),
+                    **options,
                 )
-                return stack.enter_context(virtual)
+                return stack.enter_context(vrt)
 
-            with translated(
+            with wrap_gdal_errors(
                 self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
             ):
                 if self.nodata is None or not has_mask(self.dataset):
-                    colours = mask = warped(self.dataset, self.nodata)
-                else:  # GDAL heeds one of the two only, so each is warped by itself
-                    bare = stack.enter_context(without_alpha(self.dataset))
-                    colours = warped(bare, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
-                    mask = warped(self.dataset, None)
+                    colours = mask = warp(self.dataset, self.nodata)
+                else:  # GDAL applies either nodata or a mask, so each is warped by itself
+                    opaque = stack.enter_context(without_alpha(self.dataset))
+                    colours = warp(opaque, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
+                    mask = warp(self.dataset, None)
             yield View.of(self, colours, mask, 0, 0)
 
 
 class Raw(NamedTuple):
-    """Pixels as a file has them."""
+    """Pixels as they are stored in the file."""
 
     values: NDArray[Any]  # (bands, rows, cols): the distinct ones among red, green, blue, in the file's order
-    mask: NDArray[Any] | None  # (rows, cols), 0: a mask or alpha hides the pixel
+    mask: NDArray[Any] | None  # (rows, cols), 0 where a mask or alpha hides the pixel
 
     def cut(self, rows: slice, cols: slice) -> Raw:
-        """A part of it, not copied."""
+        """View of a rectangle of it, not a copy."""
         return Raw(self.values[:, rows, cols], None if self.mask is None else self.mask[rows, cols])
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A raster on the grid of the analysis; windows are in the pixels of that grid."""
+    """Raster on the grid of the analysis; windows are in the pixels of that grid."""
 
     source: Source
-    dataset: DatasetReader | WarpedVRT
-    mask: DatasetReader | WarpedVRT  # the same again, or what has the mask or alpha where that has lost it
-    col_off: int
+    dataset: DatasetReader | WarpedVRT  # with the colours
+    mask: DatasetReader | WarpedVRT  # with the mask or alpha: the same, or another where a warp loses it
+    col_off: int  # of the grid's corner in `dataset`
     row_off: int
     alpha: int | None  # the band of `mask` that hides pixels
-    mask_dtype: str | None  # of what hides pixels, apart from any nodata value; None where nothing does
+    mask_dtype: str | None  # of the mask or alpha, nodata apart; None without one
 
     @classmethod
     def of(
@@ -147,7 +159,8 @@ class View:
         col_off: int,
         row_off: int,
     ) -> View:
-        """The view, with what is to be found out before a read fails: GDAL tells its last error again."""
+        """Build a view. Mask flags are queried here, before the first read, because after a failed read GDAL
+        repeats that error for such queries."""
         alpha = alpha_band(mask)
         mask_dtype = str(mask.dtypes[alpha - 1]) if alpha else "uint8" if has_mask(mask) else None
         return cls(source, dataset, mask, col_off, row_off, alpha, mask_dtype)
@@ -155,44 +168,47 @@ class View:
     def read(
         self, window: Window, shape: tuple[int, int] | None = None, *, averaged: bool = False
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Colours (3, rows, cols) in the raster's dtype, its scale and offset applied; validity (rows, cols).
+        """RGB (3, rows, cols) in the raster's dtype, scale and offset applied; validity (rows, cols).
 
-        With `shape` (rows, cols) the window is decimated to it; `averaged` as in `raw`.
+        With `shape` (rows, cols) the window is decimated to it; `averaged` as in `read_raw`.
 
         Raises:
             RasterError: a block of the file cannot be decoded.
         """
-        room = self.room(*(shape or (window.height, window.width)))
-        return self.shown(self.raw(room, window, averaged=averaged))
+        buffer = self.allocate(*(shape or (window.height, window.width)))
+        return self.to_rgb(self.read_raw(buffer, window, averaged=averaged))
 
-    def room(self, rows: int, cols: int) -> Raw:
-        """Where `raw` can put as many pixels, not filled."""
+    def allocate(self, rows: int, cols: int) -> Raw:
+        """Uninitialized buffer of that many pixels, for `read_raw`."""
         values = np.empty((len(set(self.source.bands)), rows, cols), self.source.dtype)
         return Raw(values, None if self.mask_dtype is None else np.empty((rows, cols), self.mask_dtype))
 
-    def raw(self, room: Raw, window: Window, *, averaged: bool = False) -> Raw:
-        """Fill the room with the pixels of the window as the file has them, decimated where it is smaller:
-        every n-th pixel, or `averaged`, which takes every pixel to look smooth. Numbers of a palette are not.
+    def read_raw(self, buffer: Raw, window: Window, *, averaged: bool = False) -> Raw:
+        """Fill `buffer` with the stored pixels of a window and return it; a smaller buffer gets it decimated.
 
-        Alpha is read as a band: GDAL masks by it in 8 and 16 bit files only.
+        Decimation takes every n-th pixel; `averaged` the mean, which decodes every pixel (of a palette never,
+        as the mean of its indices is no colour). Alpha is read as a band, because GDAL masks by it in 8 and
+        16 bit files only.
 
         Raises:
             RasterError: a block of the file cannot be decoded.
         """
-        place = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
-        with translated(self.source.location, *UNREADABLE):
-            smooth = averaged and self.source.palette is None
-            how = Resampling.average if smooth else Resampling.nearest
-            self.dataset.read(sorted(set(self.source.bands)), window=place, out=room.values, resampling=how)
+        area = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
+        with wrap_gdal_errors(self.source.location, *UNREADABLE):
+            is_mean = averaged and self.source.palette is None
+            method = Resampling.average if is_mean else Resampling.nearest
+            self.dataset.read(
+                sorted(set(self.source.bands)), window=area, out=buffer.values, resampling=method
+            )
             if self.alpha is not None:
-                self.mask.read(self.alpha, window=place, out=room.mask)
-            elif room.mask is not None:
-                self.mask.read_masks(1, window=place, out=room.mask)
-        release_now_and_then()
-        return room
+                self.mask.read(self.alpha, window=area, out=buffer.mask)
+            elif buffer.mask is not None:
+                self.mask.read_masks(1, window=area, out=buffer.mask)
+        trim_malloc()
+        return buffer
 
-    def shown(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Raw pixels as `read` gives them, in memory of their own; each depends on its raw pixel alone."""
+    def to_rgb(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """RGB and validity of raw pixels, as `read` returns them, in new arrays; pixel by pixel."""
         source, values = self.source, raw.values
         valid = np.ones(values.shape[1:], bool)
         if values.dtype.kind == "f":
@@ -206,88 +222,89 @@ class View:
         distinct = sorted(set(source.bands))
         order = [distinct.index(band) for band in source.bands]
         values = values.copy() if order == [0, 1, 2] else values[order]
-        if source.physical is None:
+        if source.scale_offset is None:
             return values, valid
-        scale, offset = source.physical
+        scale, offset = source.scale_offset
         with np.errstate(over="ignore"):  # nodata such as -3.4e38
             return values * scale + offset, valid
 
-    def sample(self, grid: PixelGrid) -> NDArray[Any]:  # (3, N)
-        """Valid colours from all over the grid.
+    def sample(self, geobox: GeoBox) -> NDArray[Any]:  # (3, N)
+        """Valid colours spread over the grid.
 
         Raises:
             RasterError: no part of it can be read.
         """
-        parts = spread(grid.width, grid.height, self.dataset, self.read)
-        return np.concatenate([values[:, valid] for values, valid in parts], axis=1)
+        samples = iter_samples(geobox.width, geobox.height, self.dataset, self.read)
+        return np.concatenate([values[:, valid] for values, valid in samples], axis=1)
 
-    def check_readable(self, grid: PixelGrid) -> None:
-        """Look into the file until a part of it can be decoded.
+    def check_readable(self, geobox: GeoBox) -> None:
+        """Decode small windows of the grid until one succeeds.
 
         Raises:
             RasterError: no part of it can be read.
         """
-        next(spread(grid.width, grid.height, self.dataset, self.read, whole=False))
+        next(iter_samples(geobox.width, geobox.height, self.dataset, self.read, overviews=False))
 
 
-def spread(
+def iter_samples(
     width: int,
     height: int,
     dataset: DatasetReader | WarpedVRT,
-    read: Callable[[Window, tuple[int, int]], Part],
+    read: Callable[[Window, tuple[int, int]], Sample],
     *,
-    whole: bool = True,
-) -> Iterator[Part]:
-    """Parts that stand for the whole: a decimated read of overviews, or small windows all over the raster.
+    overviews: bool = True,
+) -> Iterator[Sample]:
+    """Samples of a raster: one decimated read of its overviews, or a lattice of small windows without any.
 
-    `read` takes a window and the (rows, cols) to give for it. What cannot be read is left out; where that is
-    a part of the decimated read, small windows take its place, and with `whole=False` always.
+    `read` takes a window and the (rows, cols) to return for it. Windows that cannot be read are left out;
+    they also replace a decimated read that fails. `overviews=False` uses windows only.
 
     Raises:
-        RasterError: no part can be read.
+        RasterError: nothing can be read.
     """
-    if whole and (dataset.overviews(1) or max(width, height) <= 2 * SAMPLE_PX):
+    if overviews and (dataset.overviews(1) or max(width, height) <= 2 * SAMPLE_PX):
         with suppress(RasterError):
             yield read(Window(0, 0, width, height), (min(height, SAMPLE_PX), min(width, SAMPLE_PX)))
             return
     side = SAMPLE_PX // SAMPLE_WINDOWS
-    wide, high = min(side, width), min(side, height)
-    lefts, tops = (
-        np.unique(np.linspace(0, length - part, SAMPLE_WINDOWS, dtype=int)).tolist()
-        for length, part in ((width, wide), (height, high))
+    cols, rows = min(side, width), min(side, height)
+    col_offs, row_offs = (
+        np.unique(np.linspace(0, length - size, SAMPLE_WINDOWS, dtype=int)).tolist()
+        for length, size in ((width, cols), (height, rows))
     )
     failures: list[RasterError] = []
     readable = False
-    for left, top in itertools.product(lefts, tops):
+    for col_off, row_off in itertools.product(col_offs, row_offs):
         try:
-            part = read(Window(left, top, wide, high), (high, wide))
+            sample = read(Window(col_off, row_off, cols, rows), (rows, cols))
         except RasterError as error:
             failures.append(error)
         else:
             readable = True
-            yield part
+            yield sample
     if not readable:
         raise failures[0]
 
 
 def alpha_band(dataset: DatasetReader | WarpedVRT) -> int | None:
+    """Number of the alpha band, from 1."""
     interp = dataset.colorinterp
     return interp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in interp else None
 
 
 def has_mask(dataset: DatasetReader | WarpedVRT) -> bool:
-    """Whether a mask or an alpha band hides pixels, apart from any nodata value."""
+    """True where a mask or an alpha band hides pixels, nodata apart."""
     return alpha_band(dataset) is not None or MaskFlags.per_dataset in dataset.mask_flag_enums[0]
 
 
-def loses_validity(dataset: DatasetReader, nodata: float | None) -> bool:
-    """Whether a warp must add an alpha band, to keep masks and to know that what lies outside is no data."""
+def needs_alpha(dataset: DatasetReader, nodata: float | None) -> bool:
+    """True where a warp must add an alpha band: to keep masks, and to mark the outside of the raster."""
     return nodata is None and alpha_band(dataset) is None
 
 
 @contextmanager
 def without_alpha(dataset: DatasetReader) -> Iterator[DatasetReader]:
-    """The same raster with the label gone, through a virtual copy: GDAL warps by alpha, asked or not."""
+    """The same raster through a VRT without the alpha label: GDAL always warps by a labelled alpha band."""
     with MemoryFile(ext=".vrt") as virtual:
         rasterio.shutil.copy(dataset, virtual.name, driver="VRT")
         unlabelled = bytes(virtual.read()).replace(b"<ColorInterp>Alpha</ColorInterp>", b"").decode()

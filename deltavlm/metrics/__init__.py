@@ -1,1 +1,1 @@
-"""Numbers from lists; pure functions."""
+"""Metrics of answers against references, and their bootstrap intervals; pure functions."""

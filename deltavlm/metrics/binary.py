@@ -1,4 +1,4 @@
-"""Yes/no answers against the truth."""
+"""Metrics of yes/no answers: accuracy, precision, recall, F1, AUC, calibration error."""
 
 from __future__ import annotations
 
@@ -6,93 +6,80 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deltavlm.metrics.tally import Tally
+from deltavlm.metrics.bootstrap import Metric
 
 
-def accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float:
-    """Share of right answers; nan for no answers."""
-    return float(np.mean(np.asarray(said) == np.asarray(truth))) if len(truth) else float("nan")
+def accuracy(predicted: Sequence[bool], truth: Sequence[bool]) -> float:
+    """Share of correct answers; nan without answers."""
+    return float(np.mean(np.asarray(predicted) == np.asarray(truth))) if len(truth) else float("nan")
 
 
-def balanced_accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float:
-    """Mean of the shares of right answers among the true yes and among the true no; nan if one of them is
-    empty.
+def balanced_accuracy(predicted: Sequence[bool], truth: Sequence[bool]) -> float:
+    """Mean of the accuracies on true yes and on true no; nan when one of them is empty.
 
     >>> balanced_accuracy([True, True, False, True], [True, True, True, False])
     0.3333333333333333
     """
-    answers, facts = np.asarray(said, bool), np.asarray(truth, bool)
-    if facts.all() or not facts.any():
+    answers, labels = np.asarray(predicted, bool), np.asarray(truth, bool)
+    if labels.all() or not labels.any():
         return float("nan")
-    return float((answers[facts].mean() + (~answers[~facts]).mean()) / 2)
+    return float((answers[labels].mean() + (~answers[~labels]).mean()) / 2)
 
 
 def auc(scores: Sequence[float], truth: Sequence[bool]) -> float:
-    """Area under the ROC curve: the chance that a true yes scores above a true no, ties counting half.
+    """Area under the ROC curve: probability that a true yes scores above a true no; ties count half.
 
     >>> auc([0.9, 0.4, 0.6, 0.1], [True, True, False, False])
     0.75
     """
-    values, facts = np.asarray(scores, float), np.asarray(truth, bool)
-    yes, no = values[facts], values[~facts]
+    values, labels = np.asarray(scores, float), np.asarray(truth, bool)
+    yes, no = values[labels], values[~labels]
     if not len(yes) or not len(no):
         return float("nan")
     above = (yes[:, None] > no[None, :]).mean() + 0.5 * (yes[:, None] == no[None, :]).mean()
     return float(above)
 
 
-def calibration_error(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> float:
-    """Expected calibration error: how far the mean score of a bin lies from its share of yes, weighted by
-    size."""
-    values, facts = np.asarray(scores, float), np.asarray(truth, bool)
-    which = np.minimum((values * bins).astype(int), bins - 1)
-    gaps = [
-        (which == b).mean() * abs(values[which == b].mean() - facts[which == b].mean())
-        for b in range(bins)
-        if (which == b).any()
-    ]
-    return float(np.sum(gaps))
+def compute_metrics(predicted: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Metric]:
+    """Accuracy, precision, recall and F1 of "yes", and the confusion matrix.
 
+    None is an answer that cannot be parsed; it counts as the wrong one. A ratio with denominator 0 is 0,
+    as in scikit-learn's `precision_recall_fscore_support(..., zero_division=0)`.
 
-def tallies(said: Sequence[bool | None], truth: Sequence[bool]) -> dict[str, Tally]:
-    """Accuracy, precision, recall and F1 of yes, and the four counts they are made of.
-
-    None is an answer that is neither; it counts as the wrong one. A ratio without a denominator is 0, as in
-    scikit-learn's `precision_recall_fscore_support(..., zero_division=0)`.
-
-    >>> {name: tally.value() for name, tally in tallies([True, None, False], [True, True, False]).items()}
+    >>> metrics = compute_metrics([True, None, False], [True, True, False])
+    >>> {name: metric.value() for name, metric in metrics.items()}
     ... # doctest: +NORMALIZE_WHITESPACE
     {'accuracy': 0.6666666666666666, 'precision': 1.0, 'recall': 0.5, 'f1': 0.6666666666666666,
      'tp': 1.0, 'fp': 0.0, 'fn': 1.0, 'tn': 1.0}
     """
     rows = np.zeros((len(truth), 4))  # tp, fp, fn, tn
-    for row, answer, fact in zip(rows, said, truth, strict=True):
-        right = answer is not None and answer == fact
-        row[(0 if right else 2) if fact else (3 if right else 1)] = 1
+    for row, answer, label in zip(rows, predicted, truth, strict=True):
+        is_correct = answer is not None and answer == label
+        row[(0 if is_correct else 2) if label else (3 if is_correct else 1)] = 1
 
-    def ratio(above: Sequence[float], below: Sequence[float]) -> Tally:
-        up, down = np.asarray(above, float), np.asarray(below, float)
-        return Tally(rows, lambda sums: float(sums @ up / (sums @ down)) if sums @ down else 0.0)
+    def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Metric:
+        above, below = np.asarray(numerator, float), np.asarray(denominator, float)
+        return Metric(rows, lambda sums: float(sums @ above / (sums @ below)) if sums @ below else 0.0)
 
-    def total(place: int) -> Tally:
-        return Tally(rows, lambda sums: float(sums[place]))
+    def total(column: int) -> Metric:
+        return Metric(rows, lambda sums: float(sums[column]))
 
     return {
         "accuracy": ratio((1, 0, 0, 1), (1, 1, 1, 1)),
         "precision": ratio((1, 0, 0, 0), (1, 1, 0, 0)),
         "recall": ratio((1, 0, 0, 0), (1, 0, 1, 0)),
         "f1": ratio((2, 0, 0, 0), (2, 1, 1, 0)),
-        **{name: total(place) for place, name in enumerate(("tp", "fp", "fn", "tn"))},
+        **{name: total(column) for column, name in enumerate(("tp", "fp", "fn", "tn"))},
     }
 
 
-def calibration(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> Tally:
-    """`calibration_error` as a tally: for each bin its size, its scores and its share of yes.
+def calibration_error(scores: Sequence[float], truth: Sequence[bool], bins: int = 10) -> Metric:
+    """Expected calibration error: |mean score - share of yes| of each bin, weighted by its size.
 
     Naeini, Cooper, Hauskrecht: Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
     """
     rows = np.zeros((len(truth), bins + 1))
-    for row, score, fact in zip(rows, scores, truth, strict=True):
-        row[min(int(score * bins), bins - 1)] = score - fact
+    for row, score, label in zip(rows, scores, truth, strict=True):
+        row[min(int(score * bins), bins - 1)] = score - label
         row[bins] = 1
-    return Tally(rows, lambda sums: float(np.abs(sums[:bins]).sum() / sums[bins]))
+    return Metric(rows, lambda sums: float(np.abs(sums[:bins]).sum() / sums[bins]))

@@ -1,6 +1,6 @@
-"""Sentences against references: BLEU, ROUGE-L and CIDEr as pycocoevalcap has them, and S*m with METEOR.
+"""Metrics of sentences against references: BLEU, ROUGE-L and CIDEr of pycocoevalcap, METEOR, and S*m.
 
-Sentences come tokenised, with a space between tokens; what a token is, the protocol decides.
+Sentences are tokenized, with a space between tokens; the protocol decides what a token is.
 """
 
 from __future__ import annotations
@@ -12,56 +12,56 @@ from functools import partial
 
 import numpy as np
 
-from deltavlm.metrics.java import meteor, package
-from deltavlm.metrics.tally import Array, Tally, mean
+from deltavlm.metrics.bootstrap import Array, Metric, mean_metric
+from deltavlm.metrics.java import meteor, pycocoevalcap_folder
 
-__all__ = ["MEAN_OF", "simple_tokens", "tallies"]
+__all__ = ["SM_METRICS", "compute_metrics", "simple_tokenize"]
 
-MEAN_OF = ("bleu_4", "meteor", "rouge_l", "cider")
+SM_METRICS = ("bleu_4", "meteor", "rouge_l", "cider")
 _WORD = re.compile(r"'?[^\W_]+(?:[-.,/][^\W_]+)*")
 
 
-def simple_tokens(text: str) -> str:
-    """Words in lower case without punctuation, for machines without Java; close to the PTB tokenizer, not it.
+def simple_tokenize(text: str) -> str:
+    """Words in lower case without punctuation: an approximation of the PTB tokenizer without Java.
 
-    >>> simple_tokens("It's a car-park, isn't it?")
+    >>> simple_tokenize("It's a car-park, isn't it?")
     "it 's a car-park isn 't it"
     """
     return " ".join(_WORD.findall(text.lower()))
 
 
-def tallies(
-    said: Sequence[str], references: Sequence[Sequence[str]], meteor_counts: Array | None = None
-) -> dict[str, Tally]:
+def compute_metrics(
+    sentences: Sequence[str], references: Sequence[Sequence[str]], meteor_statistics: Array | None = None
+) -> dict[str, Metric]:
     """BLEU-1 to 4, METEOR, ROUGE-L, CIDEr, and S*m, the mean of BLEU-4, METEOR, ROUGE-L and CIDEr.
 
-    meteor_counts: of `java.meteor_rows`, a row a sentence; without it neither METEOR nor S*m.
-    CIDEr's word weights come from the references given here, and are kept while an interval is drawn.
+    meteor_statistics: result of `java.meteor_statistics`; without it METEOR and S*m are left out. The word
+    weights of CIDEr come from these references, and stay the same in every bootstrap draw.
 
     Raises: ToolError when pycocoevalcap is missing.
     """
-    found = {
-        **{f"bleu_{order}": tally for order, tally in enumerate(bleu(said, references), start=1)},
-        **({} if meteor_counts is None else {"meteor": meteor(meteor_counts)}),
-        "rouge_l": rouge_l(said, references),
-        "cider": cider(said, references),
+    metrics = {
+        **{f"bleu_{order}": metric for order, metric in enumerate(bleu(sentences, references), start=1)},
+        **({} if meteor_statistics is None else {"meteor": meteor(meteor_statistics)}),
+        "rouge_l": rouge_l(sentences, references),
+        "cider": cider(sentences, references),
     }
-    if meteor_counts is not None:
-        found["s_m"] = average([found[name] for name in MEAN_OF])
-    return found
+    if meteor_statistics is not None:
+        metrics["s_m"] = average_metric([metrics[name] for name in SM_METRICS])
+    return metrics
 
 
-def bleu(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[Tally]:
-    """BLEU-1 to 4 of the whole corpus, against the reference of the closest length.
+def bleu(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
+    """Corpus BLEU-1 to 4, with the reference of the closest length.
 
     Papineni, Roukos, Ward, Zhu: BLEU, ACL 2002.
     """
-    package()
+    pycocoevalcap_folder()
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=4)
-    for text, known in zip(said, references, strict=True):
-        scorer += (text, list(known))
+    for sentence, group in zip(sentences, references, strict=True):
+        scorer += (sentence, list(group))
     rows = np.asarray(
         [
             [
@@ -76,50 +76,55 @@ def bleu(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[Tally
     ).reshape(-1, 10)
 
     def finish(sums: Array, order: int) -> float:
-        small, tiny = 1e-9, 1e-15  # what pycocoevalcap adds to avoid a division by zero
+        small, tiny = 1e-9, 1e-15  # added by pycocoevalcap to avoid a division by zero
         product = math.prod((sums[6 + n] + tiny) / (sums[2 + n] + small) for n in range(order))
         ratio = (sums[0] + tiny) / (sums[1] + small)
         return float(product ** (1 / order) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0))
 
-    return [Tally(rows, partial(finish, order=order)) for order in (1, 2, 3, 4)]
+    return [Metric(rows, partial(finish, order=order)) for order in (1, 2, 3, 4)]
 
 
-def rouge_l(said: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """Mean F-measure (beta 1.2) of the longest common subsequence; best precision and best recall may come
-    from different references.
+def rouge_l(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> Metric:
+    """Mean ROUGE-L: F-measure (beta 1.2) of the longest common subsequence; best precision and best recall
+    may come from different references.
 
     Lin: ROUGE, ACL workshop on text summarization, 2004.
     """
-    package()
+    pycocoevalcap_folder()
     from pycocoevalcap.rouge.rouge import Rouge
 
     scorer = Rouge()
-    return mean([scorer.calc_score([text], list(k)) for text, k in zip(said, references, strict=True)])
+    return mean_metric(
+        [
+            scorer.calc_score([sentence], list(group))
+            for sentence, group in zip(sentences, references, strict=True)
+        ]
+    )
 
 
-def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """Mean CIDEr-D (0 to 10): likeness of word sequences, each weighted by how few pairs' references have it.
+def cider(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> Metric:
+    """Mean CIDEr-D (0 to 10): similarity of n-grams, weighted by their inverse document frequency.
 
-    0 where all references are alike, because nothing then tells a pair from the others.
+    0 where all references are equal, since no n-gram then distinguishes a pair.
     Vedantam, Zitnick, Parikh: CIDEr, arXiv 1411.5726.
     """
-    package()
+    pycocoevalcap_folder()
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
-    if not any(text.split() for known in references for text in known):
-        return mean([0.0] * len(said))
+    if not any(reference.split() for group in references for reference in group):
+        return mean_metric([0.0] * len(sentences))
     scorer = CiderScorer(n=4, sigma=6.0)
-    for text, known in zip(said, references, strict=True):
-        scorer += (text, list(known))
-    return mean(scorer.compute_score()[1])
+    for sentence, group in zip(sentences, references, strict=True):
+        scorer += (sentence, list(group))
+    return mean_metric(scorer.compute_score()[1])
 
 
-def average(parts: Sequence[Tally]) -> Tally:
-    """The mean of several figures of the same examples."""
-    ends = np.cumsum([part.rows.shape[1] for part in parts])
+def average_metric(metrics: Sequence[Metric]) -> Metric:
+    """Mean of several metrics of the same examples."""
+    ends = np.cumsum([metric.rows.shape[1] for metric in metrics])
 
     def finish(sums: Array) -> float:
-        pieces = np.split(sums, ends[:-1])
-        return float(np.mean([part.finish(piece) for part, piece in zip(parts, pieces, strict=True)]))
+        groups = np.split(sums, ends[:-1])
+        return float(np.mean([metric.finish(group) for metric, group in zip(metrics, groups, strict=True)]))
 
-    return Tally(np.concatenate([part.rows for part in parts], axis=1), finish)
+    return Metric(np.concatenate([metric.rows for metric in metrics], axis=1), finish)

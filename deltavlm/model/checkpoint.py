@@ -1,6 +1,6 @@
-"""A checkpoint is a folder: config.json, one or more .safetensors, and the tokenizers.
+"""Save and load checkpoints: a folder of config.json, one or more .safetensors, and tokenizers.
 
-Loading is strict. A missing or an unexpected key, or a wrong shape, is an error that names it.
+Loading is strict: a missing or unexpected key, or a wrong shape, is an error that names it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
+from deltavlm.files import atomic_file, write_atomic
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.folder import (
@@ -28,32 +29,31 @@ from deltavlm.model.folder import (
     WEIGHTS,
     read_config,
 )
-from deltavlm.model.quantize import Kind, quantizable, quantized, replace_layers
+from deltavlm.model.quantize import Kind, quantizable, quantize_layer, replace_layers
 
-SHOWN = 5  # keys named in an error
+MAX_NAMED_KEYS = 5  # in an error
 
 
 def save(
     folder: Path, config: DeltaVLMConfig, weights: Mapping[str, Tensor], *, provenance: Mapping[str, str]
 ) -> None:
-    """Writes configuration and weights (float tensors as fp16); each file is whole or not there."""
+    """Write configuration and weights (float tensors as fp16), each file atomically. Raises: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    small = {
+    half_weights = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
         for name, tensor in weights.items()
         if is_stored(name, tied=config.language.tied)
     }
-    scratch = folder / f".{WEIGHTS}.tmp"
-    write_tensors(scratch, small, provenance)
-    scratch.replace(folder / WEIGHTS)
+    with atomic_file(folder / WEIGHTS) as scratch:
+        write_tensors(scratch, half_weights, provenance)
     save_config(folder, config)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
-    """A safetensors file of contiguous tensors that share no memory; the same bytes for the same tensors and
-    provenance. Raises: OSError.
+    """Write a safetensors file of contiguous tensors that share no memory.
 
-    Of the header's free part one key is written, because the library writes several in any order.
+    Equal tensors and provenance give equal bytes: the metadata has a single key, because the library writes
+    several in arbitrary order. Raises: OSError.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -62,18 +62,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping
         save_file(dict(tensors), path, metadata={"deltavlm": json.dumps(dict(provenance), sort_keys=True)})
     except SafetensorError as error:  # a full disk too
         raise OSError(errno.ENOSPC, str(error)) from error
-    path.chmod(0o644)  # the library leaves it to the owner alone
+    path.chmod(0o644)  # the library creates it readable by the owner only
 
 
 def save_config(folder: Path, config: DeltaVLMConfig) -> None:
-    """Writes config.json, whole or not at all."""
-    scratch = folder / f".{CONFIG}.tmp"
-    scratch.write_text(json.dumps(to_mapping(config), indent=1) + "\n")
-    scratch.replace(folder / CONFIG)
+    """Write config.json atomically. Raises: OSError."""
+    write_atomic(folder / CONFIG, json.dumps(to_mapping(config), indent=1) + "\n")
 
 
 def is_stored(name: str, *, tied: bool) -> bool:
-    """Whether a checkpoint holds this tensor: not the batch counters, and a tied output layer not twice."""
+    """True if a checkpoint stores this tensor: not batch counters, and a tied output layer only once."""
     return not name.endswith("num_batches_tracked") and not (tied and name == "language.lm_head.weight")
 
 
@@ -85,10 +83,17 @@ def load(
     language_dtype: torch.dtype | None = None,
     quantize: Kind | None = None,
 ) -> tuple[DeltaVLMConfig, DeltaVLM]:
-    """The model of a checkpoint folder, ready to answer. Raises: ModelError.
+    """Load a checkpoint folder; the model is in evaluation mode.
 
-    With `quantize` the language model's layers become small one by one, as they are read; the device never
-    holds them whole. `language_dtype` is that of the language model alone.
+    Args:
+        folder: checkpoint folder.
+        dtype: dtype of the weights.
+        device: device of the model.
+        language_dtype: dtype of the language model, if it differs.
+        quantize: quantize the language model's layers one by one as they are read, so that the device never
+            holds all of them in 16 bit.
+
+    Raises: ModelError.
     """
     config = read_config(folder)
     files = weight_files(folder, config)
@@ -98,16 +103,18 @@ def load(
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
         if "torchvision" in str(error):  # a broken installation, not a broken checkpoint
             raise
-        raise ModelError(f"{folder / CONFIG}: its numbers make no model ({error}); copy it again") from error
-    coarse = quantizable(model) if quantize else frozenset()
+        raise ModelError(
+            f"{folder / CONFIG}: no model can be built from its values ({error}); copy the file again"
+        ) from error
+    to_quantize = quantizable(model) if quantize else frozenset()
     weights: dict[str, Tensor] = {}
     layers: dict[str, nn.Module] = {}
     for path in files:
         for name, tensor in _tensors(path, dtype, language_dtype or dtype, "cpu" if quantize else device):
             weights[name] = tensor
-            if quantize and name in coarse and tensor.ndim == 2:
-                layers[name] = quantized(tensor, quantize, device)
-                weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")  # for its shape
+            if quantize and name in to_quantize and tensor.ndim == 2:
+                layers[name] = quantize_layer(tensor, quantize, device)
+                weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")  # for the shape check
     load_weights(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
     replace_layers(model, layers)
     model.eval()
@@ -115,10 +122,9 @@ def load(
 
 
 def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
-    """The files with weights: those beside the configuration, a mask head's own among them, and those of a
-    language model elsewhere.
+    """Weight files: those of the folder, including a mask head's, and those of a linked language model.
 
-    Raises: ModelError.
+    Raises: ModelError if one is missing.
     """
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} has no {WEIGHTS}; copy the whole checkpoint folder again")
@@ -129,42 +135,42 @@ def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
     if config.language.folder is None:
         return files
     linked = Path(config.language.folder)
-    found = sorted(linked.glob("*.safetensors")) or sorted(linked.glob("*.bin"))
-    if not found:
+    linked_files = sorted(linked.glob("*.safetensors")) or sorted(linked.glob("*.bin"))
+    if not linked_files:
         raise ModelError(
-            f"{folder / CONFIG} says that the language model is in {linked}, which has no weights; put it"
-            f" back, or convert again without --link-llm"
+            f"{folder / CONFIG} links to the language model in {linked}, which has no weights; restore it, or"
+            f" convert again without --link-llm"
         )
-    return [*files, *found]
+    return [*files, *linked_files]
 
 
 def _tensors(
-    path: Path, own: torch.dtype, language: torch.dtype, device: str
+    path: Path, dtype: torch.dtype, language_dtype: torch.dtype, device: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """A file's tensors in our names, floats in the dtype of their part. Raises: ModelError."""
+    """Tensors of a file by the names of our modules, floats converted to their dtype. Raises: ModelError."""
     from safetensors import SafetensorError, safe_open
 
-    def wanted(name: str) -> torch.dtype:
-        return language if name.startswith("language.") else own
+    def dtype_of(name: str) -> torch.dtype:
+        return language_dtype if name.startswith("language.") else dtype
 
     try:
         if path.suffix == ".bin":
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            for name, tensor in found.items():
-                if our := checkpoint_name(name):
-                    yield our, tensor.to(device, wanted(our) if tensor.is_floating_point() else None)
+            state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            for key, tensor in state_dict.items():
+                if name := checkpoint_name(key):
+                    yield name, tensor.to(device, dtype_of(name) if tensor.is_floating_point() else None)
             return
         with safe_open(path, framework="pt", device=device) as file:
-            for name in file.keys():  # noqa: SIM118  not a dict
-                if our := checkpoint_name(name):
-                    tensor = file.get_tensor(name)
-                    yield our, tensor.to(wanted(our)) if tensor.is_floating_point() else tensor
+            for key in file.keys():  # noqa: SIM118  not a dict
+                if name := checkpoint_name(key):
+                    tensor = file.get_tensor(key)
+                    yield name, tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
 
 
 def checkpoint_name(name: str) -> str | None:
-    """Our name of a tensor of ours, or of a Llama's own file; None for a buffer that is computed.
+    """Name in our model of a tensor of a checkpoint, or of a Llama's files; None for a computed buffer.
 
     >>> checkpoint_name("projection.bias"), checkpoint_name("model.norm.weight")
     ('projection.bias', 'language.model.norm.weight')
@@ -175,18 +181,18 @@ def checkpoint_name(name: str) -> str | None:
     return f"language.{name}" if name.startswith(("model.", "lm_head.")) else name
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str, *, tied: bool) -> None:
-    """Puts weights into a model of meta tensors, strictly. Raises: ModelError naming the first faults."""
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if is_stored(name, tied=tied)}
-    missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, *, tied: bool) -> None:
+    """Load weights into a model of meta tensors, strictly. Raises: ModelError naming the first faults."""
+    expected = {name: tensor for name, tensor in model.state_dict().items() if is_stored(name, tied=tied)}
+    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     wrong = [
         f"{name} is {tuple(weights[name].shape)}, should be {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
     faults = [
-        f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
-        for what, names in (
+        f"{len(names)} {fault}: {_first_names(names)}"
+        for fault, names in (
             ("keys missing", missing),
             ("keys unexpected", unexpected),
             ("shapes wrong", wrong),
@@ -194,16 +200,20 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str, *,
         if names
     ]
     if faults:
-        raise ModelError(f"{where} does not fit its {CONFIG}: {'; '.join(faults)}")
+        raise ModelError(f"{source} does not fit its {CONFIG}: {'; '.join(faults)}")
     restore_buffers(model, next(t.dtype for t in weights.values() if t.is_floating_point()))
     model.load_state_dict(dict(weights), strict=False, assign=True)
     if tied:
         model.language.tie_weights()  # type: ignore[operator,union-attr]
 
 
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join([*names[:MAX_NAMED_KEYS], "..."] if len(names) > MAX_NAMED_KEYS else names)
+
+
 def restore_buffers(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Buffers that no checkpoint holds (image means, rotary frequencies, position ids, the zero bias of EVA's
-    keys) are made anew on the CPU; what meets the weights is of their `dtype`."""
+    """Recreate on the CPU the buffers that no checkpoint stores: image mean and deviation, rotary
+    frequencies, position ids, the zero bias of EVA's keys. Those that are added to weights get `dtype`."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     for module in model.modules():
@@ -225,11 +235,11 @@ def restore_buffers(model: nn.Module, dtype: torch.dtype = torch.float32) -> Non
 def fingerprint(folder: Path) -> str:
     """First 16 hex digits of the sha256 of configuration, weights and tokenizers.
 
-    A converted checkpoint's configuration holds the sums of its large files, which are not read again.
+    The configuration of a converted checkpoint has the checksums of its large files; they are not read.
     """
-    known = read_config(folder).files
+    listed = read_config(folder).files
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS, DENSE, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
-        if name not in known and (folder / name).is_file():
+        if name not in listed and (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]

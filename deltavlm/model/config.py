@@ -1,7 +1,7 @@
-"""The numbers of a DeltaVLM. Sizes nano and 7b differ in these, not in code.
+"""Model configuration (sizes nano and 7b differ only in these values) and runtime options.
 
-`configs/nano.yaml` and `configs/deltavlm-7b.yaml` hold the two shipped sets; a checkpoint folder holds its
-own in `config.json`.
+`configs/nano.yaml` and `configs/deltavlm-7b.yaml` are the two shipped configurations; a checkpoint folder has
+its own in `config.json`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from deltavlm.text_norm import normalise
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The encoder of one date. `tower` is "conv" (ours, for nano) or the name of a timm vision
-    transformer."""
+    """Vision encoder. `tower` is "conv" (ours, for nano) or the name of a timm vision transformer."""
 
     tower: str
     image_px: int
@@ -30,7 +29,7 @@ class VisionConfig:
     stages: tuple[
         tuple[int, int], ...
     ] = ()  # conv tower: (channels, residual blocks) at 1/4, 1/8, ... resolution
-    norm_eps: float = 1e-5  # of the output norm; the blocks of EVA-ViT keep their own 1e-6
+    norm_eps: float = 1e-5  # of the output norm; the blocks of EVA-ViT use 1e-6
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -42,9 +41,9 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceConfig:
-    """`csrm` gates the difference (the paper); `concat` passes both dates on as they are.
+    """Difference module: `csrm` gates the difference (the paper); `concat` passes both dates unchanged.
 
-    The weights are the same in both, so that a checkpoint can be switched in its config.json.
+    The weights are the same in both modes, so that a checkpoint can be switched in its config.json.
     """
 
     mode: Literal["csrm", "concat"] = "csrm"
@@ -53,24 +52,24 @@ class DifferenceConfig:
 
 @dataclass(frozen=True, slots=True)
 class DenseConfig:
-    """The change mask, four mask pixels along a patch; `counted` classes also get a density whose sum is a
-    count."""
+    """Dense head: a change mask with four pixels along the side of a patch, and, for `counted` classes, a
+    density whose sum is a count."""
 
     classes: tuple[str, ...]  # the first is "none"
     counted: tuple[str, ...]
     width: int = 64
-    evidence: bool = True  # hand cell and scene totals to the Q-Former as ten more tokens
-    count_basis: int = 16  # numbers 0..15 that a count is spread over in the evidence
+    evidence: bool = True  # pass totals per cell and image to the Q-Former as ten more tokens
+    count_basis: int = 16  # basis functions at 0..15 that encode a count in the evidence
 
     @property
     def evidence_tokens(self) -> int:
-        """The nine cells and the whole."""
+        """One token per cell of the 3x3 grid and one for the image; 0 without evidence."""
         return 10 if self.evidence else 0
 
 
 @dataclass(frozen=True, slots=True)
 class QFormerConfig:
-    """BLIP-2's querying transformer with the question beside the queries (InstructBLIP, arXiv 2305.06500)."""
+    """Q-Former of BLIP-2 that also reads the question (InstructBLIP, arXiv 2305.06500)."""
 
     hidden: int
     layers: int
@@ -81,12 +80,12 @@ class QFormerConfig:
     cross_every: int = 2
     dropout: float = 0.1
     max_text_tokens: int = 128
-    anchored: int = 0  # so many queries start from the last image tokens (the dense head's evidence)
+    anchored: int = 0  # queries that start from the last image tokens (the dense head's evidence)
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
-    """A Llama decoder."""
+    """Llama decoder."""
 
     hidden: int
     layers: int
@@ -96,30 +95,30 @@ class LanguageConfig:
     context: int = 4096
     rms_eps: float = 1e-5
     tied: bool = False
-    folder: str | None = None  # where its weights are, if not beside the others
+    folder: str | None = None  # of its weights, if they are not in the checkpoint folder
 
 
 @dataclass(frozen=True, slots=True)
 class PromptConfig:
-    """How a question is worded for the model. `normalise`: lower case, no punctuation, as in training (3.4
-    of BLIP's processor)."""
+    """Prompt format. `normalise` applies `text_norm.normalise`, as in training."""
 
     normalise: bool = False
     prefix: str = ""
 
     def format(self, prompt: str) -> str:
-        """The question as the model reads it, in training and in use."""
+        """The question in the format of training and inference."""
         text = normalise(prompt) if self.normalise else prompt
         return text if text.startswith(self.prefix) else self.prefix + text
 
 
-# As it stands, or as the published model was trained to read it: normalised, behind "q".
+# "raw" leaves a question as it is; "trained" is the format of the published training.
 PROMPT_STYLES = {"raw": PromptConfig(), "trained": PromptConfig(normalise=True, prefix="q ")}
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """P(yes) = sigmoid(scale * (logit_yes - logit_no) + offset); fitted on held-out synthetic pairs."""
+    """Platt scaling, P(yes) = sigmoid(scale * (logit_yes - logit_no) + offset), fitted on held-out
+    synthetic pairs."""
 
     scale: float = 1.0
     offset: float = 0.0
@@ -127,21 +126,21 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How an answer is written: beams (1 is greedy), and how much a token that was written is made less
-    likely to be written again (CTRL, arXiv 1909.05858; 1 is not at all)."""
+    """Decoding strategy: number of beams (1 is greedy) and repetition penalty (CTRL, arXiv 1909.05858;
+    1 is none)."""
 
     beams: int = 1
     repetition_penalty: float = 1.0
 
 
-# The authors' inference, and plain greedy decoding. The penalty is theirs, also where it hurts: in a list of
-# cells every "top" makes the next one less likely.
+# The authors' inference, and plain greedy decoding. Their penalty also hurts: in a list of cells every "top"
+# makes the next one less likely.
 DECODING = {"upstream": Decoding(repetition_penalty=1.5), "fast": Decoding()}
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """How a checkpoint is run. What is None is as its configuration says."""
+    """Runtime settings of a checkpoint; None keeps the value of its configuration."""
 
     device: str = "auto"
     threads: int | None = None  # of the CPU
@@ -152,10 +151,11 @@ class RuntimeOptions:
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
 
     def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
-        """The configuration with these wishes in it. Raises: ConfigError where a model does not have them.
+        """Configuration with these settings. Raises: ConfigError for a prompt style that the model does not
+        support.
 
-        A model that this project trained learnt its words from normalised questions and knows no others; one
-        that was made of published files (`sources` names them) has a language model that has read any text.
+        A model trained by this project learnt from normalised questions only; one that was converted from
+        published files (named in `sources`) has a language model pretrained on any text.
         """
         decoding, prompt = config.decoding, config.prompt
         if self.decode:
@@ -163,11 +163,11 @@ class RuntimeOptions:
         if self.beams:
             decoding = replace(decoding, beams=self.beams)
         if self.prompt_style:
-            published = "language" in config.sources
-            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style] and not published:
+            is_published = "language" in config.sources
+            if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style] and not is_published:
                 raise ConfigError(
-                    f"{config.name} was trained on normalised questions alone and never saw a capital letter;"
-                    f" leave --prompt-style out"
+                    f"{config.name} was trained on normalised questions only (lower case, no punctuation);"
+                    f" omit --prompt-style"
                 )
             prompt = PROMPT_STYLES[self.prompt_style]
         return replace(config, decoding=decoding, prompt=prompt)
@@ -175,7 +175,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class DeltaVLMConfig:
-    """Everything that is needed to build the model; weights and tokenizers come beside it."""
+    """Complete model configuration: with weights and tokenizers it makes a checkpoint."""
 
     name: str
     vision: VisionConfig
@@ -188,5 +188,5 @@ class DeltaVLMConfig:
     decoding: Decoding = field(default_factory=Decoding)
     chip_px: int = 256
     training_gsd_m: float = 0.5
-    sources: dict[str, str] = field(default_factory=dict)  # what a converted checkpoint was made of
-    files: dict[str, str] = field(default_factory=dict)  # sha256 of its weights, by file
+    sources: dict[str, str] = field(default_factory=dict)  # files that a checkpoint was converted from
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of its weight files, by name

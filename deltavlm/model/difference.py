@@ -1,4 +1,4 @@
-"""Difference perception: what changed between two sets of tokens, gated by how much it matters.
+"""Difference perception: change-aware tokens from the tokens of two dates, with a learned gate.
 
 The cross-semantic relation measuring (CSRM) of DeltaVLM (arXiv 2507.22346), after Tu et al. 2021 (SRDRL).
 B batch, N tokens of one date, D width.
@@ -13,16 +13,15 @@ from deltavlm.model.config import DifferenceConfig
 
 
 class DifferencePerception(nn.Module):
-    """Tokens of both dates in, both dates' change-aware tokens out, before then after: (B, 2N, D).
+    """Change-aware tokens (B, 2N, D) of both dates, before then after, from tokens (B, N, D) of each.
 
     With d = after - before, for each date x::
 
         context = tanh(W_c d + W_c' x)      gate = sigmoid(W_g d + W_g' x)
         out     = W [x ; d ; gate * context]
 
-    One set of weights serves both dates, and d has the same sign for both, as in the released code. (The
-    paper writes separate weights, and hands on gate * context alone.) Mode "concat" hands both dates on
-    untouched.
+    Both dates share one set of weights, and d has the same sign for both, as in the released code. (The
+    paper has separate weights, and outputs gate * context alone.) Mode "concat" passes both dates unchanged.
     """
 
     def __init__(self, width: int, config: DifferenceConfig) -> None:

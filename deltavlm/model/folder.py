@@ -1,4 +1,4 @@
-"""Where a checkpoint's folder is and what its numbers are; known without torch or weights."""
+"""Checkpoint folders: finding them by name or path, and reading config.json; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from deltavlm.errors import ConfigError, InputError, ModelError
 from deltavlm.model.config import DeltaVLMConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-DENSE = "dense.safetensors"  # a mask head that was trained on top of a model that came without
+DENSE = "dense.safetensors"  # a mask head that was trained on top of a published model
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
 def home() -> Path:
-    """Where models that were fetched live: $DELTAVLM_HOME, else deltavlm in the user's folder for data.
+    """Folder of fetched models: $DELTAVLM_HOME, else deltavlm in the user's data folder.
 
-    Raises: InputError where the user has no folder, as a container's or a service's may not.
+    Raises: InputError if the user has no home folder, as in some containers and services.
     """
-    given = os.environ.get("DELTAVLM_HOME")
-    if given:
-        return Path(given).expanduser()
+    if path := os.environ.get("DELTAVLM_HOME"):
+        return Path(path).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA")
     try:
         return (Path(data) if data else Path.home() / ".local" / "share") / "deltavlm"
@@ -33,34 +32,34 @@ def home() -> Path:
 
 
 def models() -> dict[str, Path]:
-    """Folders of the models that are known by name: those fetched, and those that ship in the package."""
-    places = [SHIPPED]
-    with suppress(InputError):  # without a home there are those of the package
-        places.insert(0, home())
-    return {path.parent.name: path.parent for place in places for path in place.glob(f"*/{CONFIG}")}
+    """Folders by name of all fetched models and those that ship with the package."""
+    parents = [SHIPPED]
+    with suppress(InputError):  # no home folder: only those of the package
+        parents.insert(0, home())
+    return {path.parent.name: path.parent for parent in parents for path in parent.glob(f"*/{CONFIG}")}
 
 
 def find_folder(name_or_folder: str) -> Path:
-    """The folder of a model known by name, or any other by path. Raises: InputError."""
-    known = models()
-    folder = known.get(name_or_folder, Path(name_or_folder))
+    """Checkpoint folder by the name of a model, or by path. Raises: InputError."""
+    folders = models()
+    folder = folders.get(name_or_folder, Path(name_or_folder))
     if not folder.is_dir():
-        fetch = "deltavlm weights fetch deltavlm-7b gets it, or " if name_or_folder == "deltavlm-7b" else ""
+        fetch = "run deltavlm weights fetch deltavlm-7b, or " if name_or_folder == "deltavlm-7b" else ""
         raise InputError(
-            f"no model {name_or_folder!r}; {fetch}give a known one ({', '.join(sorted(known)) or 'none'}) or "
-            f"the path of a checkpoint folder"
+            f"no model {name_or_folder!r}; {fetch}give the name of an installed one"
+            f" ({', '.join(sorted(folders)) or 'none'}) or the path of a checkpoint folder"
         )
     return folder
 
 
 def read_config(folder: Path) -> DeltaVLMConfig:
-    """The numbers of a checkpoint. Raises: InputError where there is none, ModelError where it is broken."""
+    """Configuration of a checkpoint folder. Raises: InputError if missing, ModelError if broken."""
     path = folder / CONFIG
     try:
-        return from_mapping(DeltaVLMConfig, json.loads(path.read_text()), where=str(path))
+        return from_mapping(DeltaVLMConfig, json.loads(path.read_text()), source=str(path))
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder} is not a checkpoint: it has no {CONFIG}; give a folder or a model's name"
+            f"{folder} is not a checkpoint: it has no {CONFIG}; give a checkpoint folder or a model's name"
         ) from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise ModelError(f"cannot use {path}: {error}") from error

@@ -1,5 +1,4 @@
-"""What the rest of the program knows of a model: pairs of pictures and questions in, replies out. Imports
-no torch."""
+"""Protocol of a change model, and its questions, replies and masks; imports no torch."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One thing to ask of every pair.
+    """A question to ask about a pair.
 
-    `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` bounds the answer's length
-    in tokens.
+    `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` is the maximum length of the
+    answer in tokens.
     """
 
     name: str
@@ -29,10 +28,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said.
+    """Answer to a question, with a score.
 
     `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
-    answer's tokens (end of text included; 0 is certain, more negative is less sure).
+    answer's tokens, end of text included (0 is certain, more negative is less certain).
     """
 
     text: str
@@ -41,14 +40,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """What changed, pixel by pixel, for N pairs; the first class is "none"."""
+    """Change masks of N pairs: class probabilities per mask pixel; the first class is "none"."""
 
     classes: tuple[str, ...]
-    probabilities: npt.NDArray[np.float32]  # (N, classes, rows, cols), over the whole picture; sum 1
+    probabilities: npt.NDArray[np.float32]  # (N, classes, rows, cols), covering the image; sum 1 over classes
 
     @property
     def labels(self) -> Pixels:
-        """(N, rows, cols): the index of the likeliest class."""
+        """Index of the most probable class, (N, rows, cols)."""
         labels: Pixels = self.probabilities.argmax(axis=1).astype(np.uint8)
         return labels
 
@@ -93,38 +92,38 @@ class ModelFacts(Protocol):
 
     @property
     def details(self) -> dict[str, Any]:
-        """How it runs and what it was made of, as plain values: for the record in an output."""
+        """Runtime settings and sources as plain values, for the provenance record of an output."""
         ...
 
     @property
     def chip_px(self) -> int:
-        """Side of the pictures that it was trained on."""
+        """Side of the training images."""
         ...
 
     @property
     def training_gsd_m(self) -> float:
-        """Metres a pixel of those pictures."""
+        """Ground sampling distance of the training images, in metres per pixel."""
         ...
 
     def auto_batch_size(self) -> int:
-        """Pairs to ask about at once when nobody says how many."""
+        """Default number of pairs per batch."""
         ...
 
 
 class ChangeModel(ModelFacts, Protocol):
-    """A vision-language model of change: `encode` is paid once a pair, `answer` once a question."""
+    """Vision-language model for pairs of images: `encode` runs once per pair, `answer` once per question."""
 
     @property
     def workers(self) -> int:
-        """Batches to ask side by side, each by a thread of its own."""
+        """Number of threads that run batches concurrently."""
         ...
 
     def init_worker(self) -> None:
-        """Each of several threads calls this before it asks."""
+        """Set up the calling thread; called once by each of several worker threads."""
         ...
 
     def encode(self, before: Pixels, after: Pixels) -> Any:
-        """Question-free features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.
+        """Encode N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.
 
         Raises: ModelOutOfMemory when the batch does not fit.
         """
@@ -133,19 +132,19 @@ class ChangeModel(ModelFacts, Protocol):
     def answer(
         self, encoded: Any, questions: Sequence[Question], pairs: Sequence[int] | None = None
     ) -> list[list[Reply]]:
-        """Replies as [pair][question], of all pairs or of those with these indices.
+        """Answer every question about all pairs, or those with the indices `pairs`: [pair][question].
 
         Raises: ModelOutOfMemory when the batch does not fit.
         """
         ...
 
     def answer_rows(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
-        """A reply for each (index of a pair, question), where pairs are asked different things.
+        """Answer rows of (index of a pair, question), in their order.
 
         Raises: ModelOutOfMemory when the batch does not fit.
         """
         ...
 
     def masks(self, encoded: Any) -> Masks | None:
-        """What changed in each pair, pixel by pixel; None where the model has no mask head."""
+        """Change masks of the pairs; None if the model has no mask head."""
         ...

@@ -1,4 +1,4 @@
-"""The causal language model that writes the answer: a Llama of transformers, built from our numbers."""
+"""Causal language model: a Llama of transformers, built from our configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cache_argument() -> str:
 
 
 def llama(config: LanguageConfig) -> LlamaForCausalLM:
-    """A Llama with fresh weights; ids of padding, begin and end of text are given with every call."""
+    """Build a Llama with freshly initialized weights; `GenerationOptions` has its special token ids."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

@@ -1,15 +1,15 @@
-"""How many pairs and rows fit into memory at once: measured, where memory is short.
+"""Batch sizes that fit into memory: measured with small probes on a GPU, fixed numbers on a CPU.
 
-What a batch of pairs takes is found by small probes; what a row of the language model takes follows from the
-model's numbers.
+The memory of encoding a batch of pairs is measured; that of a row of the language model is computed from
+the model's configuration.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -18,46 +18,55 @@ from deltavlm.model.config import DeltaVLMConfig
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.8  # of the free memory; the rest is for what lies scattered, and for what the probes did not see
+T = TypeVar("T")
+
+# Pairs per batch, and rows of (pair, question) per generated batch. On a CPU, enough to fill it and few
+# enough to stay in its caches; on a GPU, enough that reading the weights is no longer the bottleneck of a
+# step, if they fit.
+PAIRS = {"cpu": 32, "mps": 64, "cuda": 64}
+ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
+CPU_ENCODE_PAIRS = 8  # pairs that a CPU encodes at once: more are no faster, and their maps fill the memory
+
+FREE_SHARE = 0.8  # of the free memory; the remainder covers fragmentation, and what probes did not measure
 MAX_PAIRS = 64  # times four questions are 256 rows, beyond which a GPU of today gains nothing
 
 
 class Meter(Protocol):
-    """What is known of a device's memory, in bytes."""
+    """Memory of one device, in bytes."""
 
     def free(self) -> int:
-        """What can still be taken."""
+        """Bytes that can still be allocated."""
         ...
 
     def peak(self, work: Callable[[], object]) -> int:
-        """What `work` takes at its height, beyond what was held before."""
+        """Peak memory of calling `work`, beyond what was allocated before."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CudaMeter:
-    """A GPU as torch's allocator sees it, a limit set by `set_per_process_memory_fraction` included."""
+    """Memory of a GPU as torch's allocator sees it, within the limit of `set_per_process_memory_fraction`."""
 
     device: str
 
     def free(self) -> int:
         free, total = torch.cuda.mem_get_info(self.device)
-        held = torch.cuda.memory_allocated(self.device)
-        kept = torch.cuda.memory_reserved(self.device) - held  # freed by tensors, not given back
-        allowed = torch.cuda.get_per_process_memory_fraction(self.device) * total - held
-        return max(0, min(free + kept, int(allowed)))
+        allocated = torch.cuda.memory_allocated(self.device)
+        cached = torch.cuda.memory_reserved(self.device) - allocated  # free, in the allocator
+        allowed = torch.cuda.get_per_process_memory_fraction(self.device) * total - allocated
+        return max(0, min(free + cached, int(allowed)))
 
     def peak(self, work: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats(self.device)
-        held = torch.cuda.memory_allocated(self.device)
+        allocated = torch.cuda.memory_allocated(self.device)
         work()
         torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device) - held
+        return torch.cuda.max_memory_allocated(self.device) - allocated
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMeter:
-    """Tensors on a CPU, against a budget: for tests and benchmarks, since torch's own record is slow."""
+    """Memory of CPU tensors against a budget: for tests and benchmarks, since torch's profiler is slow."""
 
     budget: int
 
@@ -67,64 +76,102 @@ class TensorMeter:
     def peak(self, work: Callable[[], object]) -> int:
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             work()
-        assert seen.profiler is not None
-        events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = most = 0
+        assert profiled.profiler is not None
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        allocated = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            most = max(most, held)
-        return most
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+        return peak
 
 
-def pairs_that_fit(meter: Meter, probe: Callable[[int], object], most: int = MAX_PAIRS) -> int:
-    """How many pairs to look at together; `probe(n)` looks at n. At least 1, and no more than `most`.
+def pairs_that_fit(meter: Meter, probe: Callable[[int], object], limit: int = MAX_PAIRS) -> int:
+    """Number of pairs, 1 to `limit`, that can be encoded at once; `probe(n)` encodes n pairs.
 
-    The probes double. The height of a few pairs is in another place than that of many, so that the last two
-    foretell best, and only as far as the next one. Raises: what `probe` raises, but ModelOutOfMemory.
+    The number of pairs doubles from probe to probe. The peak of a few pairs occurs elsewhere in the model
+    than that of many, so only the last two probes are extrapolated, and no further than the next one.
+
+    Raises: errors of `probe`, except ModelOutOfMemory.
     """
     count = 1
     try:
-        probe(1)  # what is only taken once, such as the work space of the libraries
-        room = int(SHARE * meter.free())
-        taken = meter.peak(lambda: probe(1))
-        while count < most:
-            more = min(2 * count, most)
-            before, taken = taken, meter.peak(lambda more=more: probe(more))  # type: ignore[misc]
-            each = max(1, (taken - before) // (more - count))
-            fit = more + (room - taken) // each
-            if fit < 2 * more:
-                return _chosen(fit, most, each, room)
-            count = more
+        probe(1)  # allocations that happen once, such as the workspaces of libraries
+        available = int(FREE_SHARE * meter.free())
+        peak = meter.peak(lambda: probe(1))
+        while count < limit:
+            doubled = min(2 * count, limit)
+            previous, peak = peak, meter.peak(lambda doubled=doubled: probe(doubled))  # type: ignore[misc]
+            bytes_each = max(1, (peak - previous) // (doubled - count))
+            fit = doubled + (available - peak) // bytes_each
+            if fit < 2 * doubled:
+                count = min(max(1, fit), limit)
+                logger.info(
+                    "a pair takes %.0f MB of %.1f GB: batches of %d pairs",
+                    bytes_each / 1e6,
+                    available / 1e9,
+                    count,
+                )
+                return count
+            count = doubled
     except ModelOutOfMemory:
         pass
     return count
 
 
-def _chosen(fit: int, most: int, each: int, room: int) -> int:
-    chosen = min(max(1, fit), most)
-    logger.info("a pair takes %.0f MB of %.1f GB: %d pairs at once", each / 1e6, room / 1e9, chosen)
-    return chosen
-
-
-def rows_that_fit(meter: Meter, bytes_each: int, most: int) -> int:
-    """How many rows to answer together; at least 1, and no more than `most`."""
-    return min(max(1, int(SHARE * meter.free()) // bytes_each), most)
+def rows_that_fit(meter: Meter, bytes_each: int, limit: int) -> int:
+    """Number of rows, 1 to `limit`, that can be generated at once."""
+    return min(max(1, int(FREE_SHARE * meter.free()) // bytes_each), limit)
 
 
 def row_bytes(config: DeltaVLMConfig, tokens: int, beams: int, itemsize: int) -> int:
-    """What one row takes at its height, a number having `itemsize` bytes.
+    """Peak memory of one row of the language model, in bytes.
 
-    `tokens` are those of the soft prompt, the question and the answer. Keys and values are kept for all of
-    them in every layer, and once more for the layer to which a token is being added; the prompt goes through
-    one block of the language model at a time. A row holds a copy of its pair's image tokens. Logits are
-    float32, a handful of copies.
+    The key-value cache holds all `tokens` in every layer, and one layer's twice while a token is appended;
+    the prompt runs through one block at a time. Each row has a copy of its pair's image tokens. Logits are
+    float32, in a handful of copies.
+
+    Args:
+        config: sizes of the model.
+        tokens: length of soft prompt, question and answer together.
+        beams: beams of each row; everything but the image tokens exists once per beam.
+        itemsize: bytes of one number of the model's dtype.
     """
     language, qformer = config.language, config.qformer
     cache = 2 * (language.layers + 2) * tokens * language.hidden * itemsize
     block = tokens * (8 * language.hidden + 4 * language.intermediate) * itemsize + 2 * tokens**2 * 4
-    seen = 2 * (config.vision.grid**2 + config.vision.prefix_tokens)
-    query = seen * (2 * config.vision.width + 4 * qformer.hidden) * itemsize
+    image_tokens = 2 * (config.vision.grid**2 + config.vision.prefix_tokens)
+    query = image_tokens * (2 * config.vision.width + 4 * qformer.hidden) * itemsize
     logits = 6 * language.vocab * 4
     return beams * (cache + block + logits) + query
+
+
+def run_in_batches(
+    order: Sequence[int],
+    size: int,
+    run: Callable[[Sequence[int]], Sequence[T]],
+    key: Callable[[int], Hashable] | None = None,
+) -> dict[int, T]:
+    """Results of `run` by item, over batches of at most `size` items in this order.
+
+    With `key`, a batch holds only items of equal key, and is smaller where the key changes. If a batch does
+    not fit into memory, batches of half its size are tried from there on.
+
+    Raises: ModelOutOfMemory if a single item does not fit.
+    """
+    results: dict[int, T] = {}
+    start = 0
+    while start < len(order):
+        batch = order[start : start + size]
+        if key is not None:
+            batch = [item for item in batch if key(item) == key(batch[0])]
+        try:
+            results.update(zip(batch, run(batch), strict=True))
+        except ModelOutOfMemory:
+            if len(batch) == 1:
+                raise
+            size = len(batch) // 2
+            continue
+        start += len(batch)
+    return results

@@ -1,7 +1,7 @@
-"""Pictures and questions in, answers with scores out: what the pipeline calls.
+"""Predictor: images and questions in, answers with scores and change masks out; and `load_model`.
 
-Encodes each pair once, asks many questions of many pairs in one batch.
-N pairs, R = rows of (pair, question).
+A pair is encoded once; many questions about many pairs are answered in one batch.
+N pairs, R rows of (pair, question).
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ from torch import Tensor
 from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
-from deltavlm.model.deltavlm import DeltaVLM, PairFeatures, Text
+from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
 from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
 from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel, Labelled, Masks, Pixels, Question, Reply
-from deltavlm.model.memory import CudaMeter, Meter, pairs_that_fit, row_bytes, rows_that_fit
+from deltavlm.model.memory import (
+    CPU_ENCODE_PAIRS,
+    PAIRS,
+    ROWS,
+    CudaMeter,
+    Meter,
+    pairs_that_fit,
+    row_bytes,
+    rows_that_fit,
+    run_in_batches,
+)
 from deltavlm.model.quantize import check_quantize, describe
 from deltavlm.model.tokenizer import Codec, load_codecs
-
-# Rows answered together, and pairs looked at together. On a CPU, enough to fill it and few enough to stay in
-# its caches; on a GPU, enough that reading the weights is no longer what a step waits for, if they fit.
-PAIRS = {"cpu": 32, "mps": 64, "cuda": 64}
-ENCODE_BATCH = 8  # pairs that a CPU looks at together: more are no faster, and their maps fill the memory
-ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
 class Predictor(Labelled):
-    """A ChangeModel over a DeltaVLM and its tokenizer."""
+    """A ChangeModel: a DeltaVLM with its tokenizers on one device."""
 
     model: DeltaVLM
     config: DeltaVLMConfig
@@ -43,8 +47,8 @@ class Predictor(Labelled):
     codec: Codec  # of the language model
     device: str
     fingerprint: str
-    quantize: str | None = None  # how, and by what: for the record
-    meter: Meter | None = None  # of memory that batches should follow
+    quantize: str | None = None  # method and library version, for the record
+    meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     threads: int = 1  # of the CPU
 
     @property
@@ -70,195 +74,227 @@ class Predictor(Labelled):
     def training_gsd_m(self) -> float:
         return self.config.training_gsd_m
 
-    @torch.inference_mode()
-    def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
-        """Features of N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB. Raises: ModelOutOfMemory.
-
-        On a CPU that multiplies bf16 in hardware the pictures are looked at in bf16, as in training.
-        """
-        half = self.device == "cpu" and bf16_cpu()
-        step = ENCODE_BATCH if self.device == "cpu" and self.meter is None else max(1, len(before))
-        with (
-            wrap_torch_errors(f"{len(before)} pairs", self.device),
-            torch.autocast("cpu", torch.bfloat16, enabled=half),
-        ):
-            found = [
-                self.model.encode_pair(*(self.pixels(date[start : start + step]) for date in (before, after)))
-                for start in range(0, max(1, len(before)), step)
-            ]
-        return PairFeatures.concat(found).to(self.model.projection.weight.dtype)
-
     @property
     def workers(self) -> int:
-        """Two on a CPU: cores that share every matrix wait for each other after each, and where another
-        process has one of them, they mostly wait."""
+        """Two on a CPU: cores that share every matrix product wait for each other after each, and mostly
+        wait where another process uses one of them."""
         return 2 if self.device == "cpu" and self.threads > 1 else 1
 
     def init_worker(self) -> None:
-        """This thread computes with its share of the threads."""
+        """Limit the calling thread to its share of the CPU threads."""
         torch.set_num_threads(self.threads // self.workers)
 
+    @torch.inference_mode()
+    def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
+        """Encode N pairs into features that every question about them shares.
+
+        On a CPU with bf16 matrix instructions the images are encoded in bf16, as in training.
+
+        Args:
+            before, after: (N, 3, H, W) uint8 RGB, of any size.
+
+        Returns: features in the dtype of the weights, on the model's device.
+
+        Raises: ModelOutOfMemory if the batch does not fit, ModelError.
+        """
+        use_bf16 = self.device == "cpu" and bf16_cpu()
+        step = CPU_ENCODE_PAIRS if self.device == "cpu" and self.meter is None else max(1, len(before))
+        with (
+            wrap_torch_errors(f"{len(before)} pairs", self.device),
+            torch.autocast("cpu", torch.bfloat16, enabled=use_bf16),
+        ):
+            batches = [
+                self.model.encode_pair(*(self.pixels(date[start : start + step]) for date in (before, after)))
+                for start in range(0, max(1, len(before)), step)
+            ]
+        return PairFeatures.concat(batches).to(self.model.projection.weight.dtype)
+
+    def answer(
+        self, encoded: PairFeatures, questions: Sequence[Question], pairs: Sequence[int] | None = None
+    ) -> list[list[Reply]]:
+        """Answer every question about every pair.
+
+        Args:
+            encoded: features of N pairs, from `encode`.
+            questions: asked of each pair.
+            pairs: indices of the pairs to ask about; None for all.
+
+        Returns: replies as [pair][question].
+
+        Raises: ModelOutOfMemory, ModelError; ConfigError if a question is too long.
+        """
+        pairs = range(len(encoded)) if pairs is None else pairs
+        replies = self.answer_rows(encoded, [(pair, question) for question in questions for pair in pairs])
+        return [replies[index :: len(pairs)] for index in range(len(pairs))]
+
+    def answer_rows(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+        """Answer R rows, each an index into `encoded` and a question, in the order of the rows.
+
+        Rows of similar length share a batch, so that little is padding; on a CPU, where a padded token costs
+        more than a smaller batch, only rows of equal length do. A batch that does not fit is halved.
+
+        Raises: ModelOutOfMemory if a single row does not fit, ModelError; ConfigError if a question is too
+            long.
+        """
+        prompts = dict.fromkeys(question.prompt for _, question in rows)  # each is tokenized once
+        tokens = {prompt: len(self.codec.encode(self.format_prompt(prompt))) for prompt in prompts}
+        lengths = [tokens[question.prompt] for _, question in rows]
+
+        def answer_batch(batch: Sequence[int]) -> list[Reply]:
+            with wrap_torch_errors(f"{len(batch)} questions", self.device):
+                return self._answer(encoded, [rows[index] for index in batch])
+
+        replies = run_in_batches(
+            sorted(range(len(rows)), key=lambda index: lengths[index]),
+            self.row_batch_size([question for _, question in rows]),
+            answer_batch,
+            key=lengths.__getitem__ if self.device == "cpu" else None,
+        )
+        return [replies[index] for index in range(len(rows))]
+
+    def masks(self, encoded: PairFeatures) -> Masks | None:
+        """Change masks of N pairs, (N, classes, rows, cols); None without a mask head.
+
+        Raises: ModelOutOfMemory, ModelError.
+        """
+        if encoded.mask_logits is None or self.config.dense is None:
+            return None
+        with wrap_torch_errors(f"masks of {len(encoded)} pairs", self.device):
+            probabilities = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
+        return Masks(self.config.dense.classes, probabilities)
+
     def auto_batch_size(self) -> int:
-        """Pairs to ask about at once when nobody says how many: on a GPU as many as its memory holds, by
-        probes."""
+        """Default number of pairs per batch; on a GPU as many as its memory holds, measured with noise."""
         if self.meter is None:
             return PAIRS[self.device.split(":")[0]]
         size = self.config.vision.image_px
         noise = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
 
         def probe(count: int) -> None:
-            many = noise.repeat(count, axis=0)
-            self.encode(many, many)
+            batch = noise.repeat(count, axis=0)
+            self.encode(batch, batch)
 
         return pairs_that_fit(self.meter, probe)
 
-    def answer(
-        self, encoded: PairFeatures, questions: Sequence[Question], pairs: Sequence[int] | None = None
-    ) -> list[list[Reply]]:
-        """Replies as [pair][question], of all pairs or of those with these indices. Raises:
-        ModelOutOfMemory."""
-        pairs = range(len(encoded)) if pairs is None else pairs
-        replies = self.answer_rows(encoded, [(pair, question) for question in questions for pair in pairs])
-        return [replies[index :: len(pairs)] for index in range(len(pairs))]
-
-    def answer_rows(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
-        """A reply for each (index of a pair, question).
-
-        Rows of like length are asked together, so that little is padding; on a CPU of one length only, where
-        a padded token costs more than a smaller batch. Where they do not fit into memory, half as many are
-        tried. Raises: ModelOutOfMemory where one does not.
-        """
-        prompts = dict.fromkeys(asked.prompt for _, asked in rows)
-        lengths = {prompt: len(self.codec.encode(self.format_prompt(prompt))) for prompt in prompts}
-        order = sorted(range(len(rows)), key=lambda index: lengths[rows[index][1].prompt])
-        replies: dict[int, Reply] = {}
-        most, start = self.row_batch_size([asked for _, asked in rows]), 0
-        while start < len(rows):
-            part = order[start : start + most]
-            if self.device == "cpu":
-                length = lengths[rows[part[0]][1].prompt]
-                part = [index for index in part if lengths[rows[index][1].prompt] == length]
-            try:
-                with wrap_torch_errors(f"{len(part)} questions", self.device):
-                    said = self._answer(encoded, [rows[index] for index in part])
-            except ModelOutOfMemory:
-                if len(part) == 1:
-                    raise
-                most = len(part) // 2
-                continue
-            start += len(part)
-            replies.update(zip(part, said, strict=True))
-        return [replies[index] for index in range(len(rows))]
-
-    def masks(self, encoded: PairFeatures) -> Masks | None:
-        """What changed in each pair, pixel by pixel; None without a dense head. Raises:
-        ModelOutOfMemory."""
-        if encoded.mask_logits is None or self.config.dense is None:
-            return None
-        with wrap_torch_errors(f"masks of {len(encoded)} pairs", self.device):
-            shares = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
-        return Masks(self.config.dense.classes, shares)
-
     def row_batch_size(self, questions: Sequence[Question]) -> int:
-        """How many rows of (pair, question) the language model is given together."""
-        most = ROWS[self.device.split(":")[0]]
+        """Number of rows that the language model generates at once, for the longest of these questions."""
+        limit = ROWS[self.device.split(":")[0]]
         if self.meter is None or not questions:
-            return most
+            return limit
         tokens = self.config.qformer.queries + max(
-            1 + len(self.codec.encode(self.format_prompt(asked.prompt))) + asked.max_new_tokens
-            for asked in questions
+            1 + len(self.codec.encode(self.format_prompt(question.prompt))) + question.max_new_tokens
+            for question in questions
         )
         itemsize = self.model.projection.weight.itemsize
-        each = row_bytes(self.config, tokens, self.config.decoding.beams, itemsize)
-        return rows_that_fit(self.meter, each, most)
+        bytes_each = row_bytes(self.config, tokens, self.config.decoding.beams, itemsize)
+        return rows_that_fit(self.meter, bytes_each, limit)
 
     def pixels(self, images: Pixels) -> Tensor:
-        """uint8 RGB of any size -> normalised pixels of the model's size."""
+        """Normalised pixels (N, 3, image_px, image_px) on the device, of uint8 RGB (N, 3, H, W)."""
         size = self.config.vision.image_px
         if images.shape[-2:] != (size, size):
-            images = np.stack([resized(image, size) for image in images])
+            images = np.stack([resize_image(image, size) for image in images])
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         return self.model.vision.normalise(to_device(pixels, self.device))
 
     def format_prompt(self, prompt: str) -> str:
-        """The question as the model was trained to read it."""
+        """The question in the format of the model's training."""
         return self.config.prompt.format(prompt)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Text, Text]:
-        """Questions as the Q-Former reads them, padded on the right, and as the language model reads them,
-        padded on the left."""
-        most = self.config.qformer.max_text_tokens
-        asked = [self.questions.encode_question(prompt, most) for prompt in prompts]
-        told = [[self.codec.start, *self.codec.encode(prompt)] for prompt in prompts]
+        """Token batches of R formatted prompts: for the Q-Former, padded on the right, and for the language
+        model, padded on the left."""
+        max_tokens = self.config.qformer.max_text_tokens
+        for_qformer = [self.questions.encode_question(prompt, max_tokens) for prompt in prompts]
+        for_language = [[self.codec.start, *self.codec.encode(prompt)] for prompt in prompts]
         return (
-            self.questions.pad_batch(asked, "right").to(self.device),
-            self.codec.pad_batch(told, "left").to(self.device),
+            self.questions.pad_batch(for_qformer, "right").to(self.device),
+            self.codec.pad_batch(for_language, "left").to(self.device),
+        )
+
+    def generation_options(self, max_new_tokens: int, decoding: Decoding) -> GenerationOptions:
+        """Options for `DeltaVLM.generate` with this tokenizer's special tokens."""
+        return GenerationOptions(
+            max_new_tokens, self.codec.bos, self.codec.eos, self.codec.pad, **asdict(decoding)
         )
 
     def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
-        """Replies to one batch of rows: yes/no from the first logits, the rest written out."""
-        tokens, question, text = self._inputs(encoded, rows)
-        yes, no = self.codec.encode("yes")[0], self.codec.encode("no")[0]
-        plain = self.config.decoding == Decoding()  # then a yes or no at the start is the whole answer
-        short = [(yes, no) if asked.yes_no and plain else (-1, -1) for _, asked in rows]
-        found = self.model.generate(
+        """Answer one batch: yes/no questions from the first logits, others by generating text."""
+        tokens, question_text, text = self._inputs(encoded, rows)
+        yes_no = self._yes_no_ids()
+        stops = [yes_no if question.yes_no and self._is_plain else (-1, -1) for _, question in rows]
+        generation = self.model.generate(
             tokens,
-            question,
+            question_text,
             text,
-            max_new_tokens=max(asked.max_new_tokens for _, asked in rows),
-            bos=self.codec.bos,
-            eos=self.codec.eos,
-            pad=self.codec.pad,
-            beams=self.config.decoding.beams,
-            repetition_penalty=self.config.decoding.repetition_penalty,
-            whole_RK=torch.tensor(short, device=tokens.device),
+            self.generation_options(
+                max(question.max_new_tokens for _, question in rows), self.config.decoding
+            ),
+            stop_after_first_RK=torch.tensor(stops, device=tokens.device),
         )
-        fit = self.config.calibration
-        yes_no = found.first_logits[:, yes] - found.first_logits[:, no]
-        chances = torch.sigmoid(fit.scale * yes_no + fit.offset).tolist()
+        return self._score(generation, [question for _, question in rows])
+
+    @property
+    def _is_plain(self) -> bool:
+        """True for plain greedy decoding, where a "yes" or "no" as first token is a complete answer."""
+        return self.config.decoding == Decoding()
+
+    def _yes_no_ids(self) -> tuple[int, int]:
+        return self.codec.encode("yes")[0], self.codec.encode("no")[0]
+
+    def _score(self, generation: Generation, questions: Sequence[Question]) -> list[Reply]:
+        """Decode R generated rows and score them; see `Reply.score`."""
+        yes, no = self._yes_no_ids()
+        calibration = self.config.calibration
+        yes_no_logit = generation.first_logits[:, yes] - generation.first_logits[:, no]
+        probabilities = torch.sigmoid(calibration.scale * yes_no_logit + calibration.offset).tolist()
         replies = []
-        for (_, asked), ids, logs, chance in zip(
-            rows, found.ids.tolist(), found.log_probs.tolist(), chances, strict=True
+        for question, ids, log_probs, probability in zip(
+            questions, generation.ids.tolist(), generation.log_probs.tolist(), probabilities, strict=True
         ):
-            if asked.yes_no and plain and ids[0] in (yes, no):
-                replies.append(Reply("yes" if chance >= 0.5 else "no", chance))
+            if question.yes_no and self._is_plain and ids[0] in (yes, no):
+                replies.append(Reply("yes" if probability >= 0.5 else "no", probability))
                 continue
-            said = ids[: asked.max_new_tokens]  # its own limit, whatever its neighbours were given
-            length = max(1, sum(id_ != self.codec.pad for id_ in said))
-            score = chance if asked.yes_no else sum(logs[:length]) / length
-            replies.append(Reply(self.codec.decode(said), score))
+            answer = ids[: question.max_new_tokens]  # its own limit; the batch ran to the largest
+            length = max(1, sum(id_ != self.codec.pad for id_ in answer))
+            score = probability if question.yes_no else sum(log_probs[:length]) / length
+            replies.append(Reply(self.codec.decode(answer), score))
         return replies
 
     def _inputs(
         self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]
     ) -> tuple[Tensor, Text, Text]:
-        question, text = self.tokenize([self.format_prompt(asked.prompt) for _, asked in rows])
-        room = self.config.language.context - self.config.qformer.queries
-        for length, (_, asked) in zip(text.mask.sum(dim=1).tolist(), rows, strict=True):
-            if length + asked.max_new_tokens > room:
+        """Inputs of `DeltaVLM.generate`. Raises: ConfigError for a question that is too long."""
+        question_text, text = self.tokenize([self.format_prompt(question.prompt) for _, question in rows])
+        available = self.config.language.context - self.config.qformer.queries
+        for length, (_, question) in zip(text.mask.sum(dim=1).tolist(), rows, strict=True):
+            if length + question.max_new_tokens > available:
                 raise ConfigError(
-                    f"question {asked.name!r} is {length - 1} word pieces long; {self.name} reads at most "
-                    f"{room - asked.max_new_tokens - 1}; shorten it"
+                    f"question {question.name!r} has {length - 1} tokens; {self.name} reads at most "
+                    f"{available - question.max_new_tokens - 1}; shorten it"
                 )
         pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
-        return encoded.tokens[pairs], question, text
+        return encoded.tokens[pairs], question_text, text
 
 
 @contextmanager
-def wrap_torch_errors(what: str, device: str) -> Iterator[None]:
-    """torch's errors as ours: too much for the memory, or anything else that it cannot compute."""
+def wrap_torch_errors(work: str, device: str) -> Iterator[None]:
+    """Raise torch's errors as ours; `work` names what was computed.
+
+    Raises: ModelOutOfMemory if memory ran out, ModelError for anything else that torch cannot compute.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelOutOfMemory(f"{what} do not fit on {device}; ask for a smaller batch") from error
+        raise ModelOutOfMemory(f"{work} do not fit on {device}; ask for a smaller batch") from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{what} failed on {device}: {reason}; try --device cpu") from error
+        raise ModelError(f"{work} failed on {device}: {reason}; try --device cpu") from error
 
 
-def resized(image_CHW: Pixels, size: int) -> Pixels:
-    """Bicubic with antialiasing by Pillow, as the published model was fed; transformers' own differs by a
-    grey level."""
+def resize_image(image_CHW: Pixels, size: int) -> Pixels:
+    """Resize to (C, size, size), bicubic with antialiasing by Pillow, the preprocessing of the published
+    model; that of transformers differs by a grey level."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(image_CHW.transpose(1, 2, 0)))
@@ -266,35 +302,39 @@ def resized(image_CHW: Pixels, size: int) -> Pixels:
 
 
 def resolve_device(options: RuntimeOptions) -> str:
-    """The device that a model will run on. Raises: InputError where it is not there, or cannot do what is
-    wished."""
-    where = pick_device(options.device)
+    """Device on which a model will run. Raises: InputError if it is missing, or cannot quantize."""
+    device = pick_device(options.device)
     if options.quantize:
-        check_quantize(options.quantize, where)
-    return where
+        check_quantize(options.quantize, device)
+    return device
 
 
 def load_model(
     name_or_folder: str = "nano", options: RuntimeOptions | None = None, **fields: Any
 ) -> ChangeModel:
-    """Model by name, or checkpoint folder by path; `fields` are single fields of `RuntimeOptions`.
+    """Load a model by name, or a checkpoint folder by path.
 
-    Raises: InputError where there is none, ModelError where it cannot be used.
+    Args:
+        name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a folder.
+        options: device, dtype, decoding, quantization.
+        fields: single fields of `RuntimeOptions`, in place of those of `options`.
+
+    Raises: InputError if there is no such model or device, ModelError if the checkpoint cannot be used.
     """
     options = replace(options or RuntimeOptions(), **fields)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = find_folder(name_or_folder)
-    where = resolve_device(options)
+    device = resolve_device(options)
     config = options.apply_to(read_config(folder))
-    dtype = pick_dtype(options.dtype, config, where)
-    if where == "cpu":
+    dtype = pick_dtype(options.dtype, config, device)
+    if device == "cpu":
         tune_malloc()
     try:
-        _, model = checkpoint.load(folder, dtype=dtype, device=where, quantize=options.quantize)
+        _, model = checkpoint.load(folder, dtype=dtype, device=device, quantize=options.quantize)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
-            f"{config.name} does not fit on {where}; try --quantize int8 or int4, or --device cpu"
+            f"{config.name} does not fit on {device}; try --quantize int8 or int4, or --device cpu"
         ) from error
     questions, codec = load_codecs(folder)
     return Predictor(
@@ -302,9 +342,9 @@ def load_model(
         config,
         questions,
         codec,
-        where,
+        device,
         checkpoint.fingerprint(folder),
         describe(options.quantize) if options.quantize else None,
-        CudaMeter(where) if where.startswith("cuda") else None,
+        CudaMeter(device) if device.startswith("cuda") else None,
         torch.get_num_threads(),
     )

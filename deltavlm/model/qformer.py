@@ -1,6 +1,6 @@
-"""The instruction-guided Q-Former: learned queries read the question and look at both dates' tokens.
+"""Instruction-aware Q-Former: learned queries attend to the question and to both dates' tokens.
 
-B batch (one row a question), T image tokens, D their width, Q queries, S question tokens.
+B batch (one row per question), T image tokens, D their width, Q queries, S question tokens.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from deltavlm.model.config import QFormerConfig
 
 
 class QFormer(nn.Module):
-    """Image tokens (B, T, D) and question ids (B, S) -> what the queries found, (B, Q, hidden).
+    """Query outputs (B, Q, hidden) from image tokens (B, T, D) and question ids (B, S).
 
-    With `anchored` = A the first A queries start from the last A image tokens, so that a query is about
-    one cell of the picture from the outset and need not learn to look there.
+    With `anchored` = A the first A queries are initialized with the last A image tokens, so that each is
+    about one cell of the image from the start and need not learn to attend to it.
     """
 
     def __init__(self, config: QFormerConfig, image_width: int) -> None:
@@ -41,7 +41,7 @@ class QFormer(nn.Module):
         )
 
     def queries(self, image_BTD: Tensor) -> Tensor:
-        """The queries (B, Q, hidden) as they start."""
+        """Initial queries, (B, Q, hidden)."""
         queries = self.query_tokens.expand(len(image_BTD), -1, -1)
         if self.anchored:
             start = image_BTD[:, -self.anchored :]
@@ -49,26 +49,26 @@ class QFormer(nn.Module):
         return queries.to(image_BTD.dtype)
 
     def encode_image(self, image_BTD: Tensor) -> Tensor:
-        """What the queries find when nothing is asked, (B, Q, hidden): pairs without text, for training."""
+        """Query outputs (B, Q, hidden) without a question, for the losses of training."""
         queries = self.queries(image_BTD)
-        found: Tensor = self.bert(
+        outputs: Tensor = self.bert(
             input_ids=None, query_embeds=queries, encoder_hidden_states=image_BTD
         ).last_hidden_state
-        return found
+        return outputs
 
     def encode_text(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """Text alone, (B, S, hidden): no picture and no queries, for training."""
-        found: Tensor = self.bert(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
-        return found
+        """Text outputs (B, S, hidden) without image and queries, for the losses of training."""
+        outputs: Tensor = self.bert(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        return outputs
 
     def forward(self, image_BTD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         queries = self.queries(image_BTD)
-        seen = mask_BS.new_ones(queries.shape[:2])
-        found = self.bert(
+        query_mask_BQ = mask_BS.new_ones(queries.shape[:2])
+        outputs = self.bert(
             input_ids=ids_BS,
-            attention_mask=torch.cat([seen, mask_BS], dim=1),
+            attention_mask=torch.cat([query_mask_BQ, mask_BS], dim=1),
             query_embeds=queries,
             encoder_hidden_states=image_BTD,
         ).last_hidden_state
-        soft: Tensor = found[:, : queries.shape[1]]
+        soft: Tensor = outputs[:, : queries.shape[1]]
         return soft

@@ -1,12 +1,13 @@
-"""The language model's weights in 8 or 4 bit, for GPUs of 12 to 24 GB; bitsandbytes does it, an extra.
+"""Quantization of the language model to 8 or 4 bit with bitsandbytes, for GPUs of 12 to 24 GB.
 
-    int8   LLM.int8() (arXiv 2208.07339): a scale for each row of the weights and of the activations, and
-           columns of activations beyond THRESHOLD in 16 bit; which these are depends on the whole batch
-    int4   NF4 with its scales quantised again (QLoRA, arXiv 2305.14314): 4.13 bit a number; computes in the
-           model's own dtype
+    int8   LLM.int8() (arXiv 2208.07339): one scale per row of the weights and of the activations; columns of
+           activations beyond THRESHOLD stay in 16 bit, and which these are depends on the whole batch
+    int4   NF4 with double quantization of its scales (QLoRA, arXiv 2305.14314): 4.13 bit per parameter;
+           computes in the dtype of the model
 
-Only the products inside the language model's blocks are quantised: 6.5 of the published model's 7.9 billion
-numbers. Its word embeddings and output layer, the vision tower and the Q-Former stay as they are.
+Only the linear layers inside the language model's blocks are quantized: 6.5 of the published model's 7.9
+billion parameters. Word embeddings, output layer, vision tower and Q-Former keep their dtype. bitsandbytes
+is an optional dependency.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from torch import Tensor, nn
 from deltavlm.errors import InputError, ModelError
 
 Kind = Literal["int8", "int4"]
-THRESHOLD = 6.0  # of LLM.int8(): the paper's
-BLOCK = 64  # numbers of NF4 that share a scale
+THRESHOLD = 6.0  # of LLM.int8(), as in the paper
+BLOCK = 64  # weights of NF4 that share a scale
 
 
 def check_quantize(kind: Kind, device: str) -> None:
-    """Whether it can be done here. Raises: InputError."""
+    """Check that this machine can quantize to `kind` on `device`. Raises: InputError."""
     if device.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"--quantize {kind} runs on cuda and cpu, not on {device}; leave it out")
+        raise InputError(f"--quantize {kind} runs on cuda and cpu, not on {device}; omit it")
     if util.find_spec("bitsandbytes") is None:
         raise InputError(
             f"--quantize {kind} needs the library bitsandbytes; pip install 'deltavlm[quantize]'"
@@ -37,12 +38,12 @@ def check_quantize(kind: Kind, device: str) -> None:
 
 
 def describe(kind: Kind) -> str:
-    """What was done and by which version, for the record."""
+    """Method and library version, for the provenance record."""
     return f"{kind}, bitsandbytes {metadata.version('bitsandbytes')}"
 
 
 def quantizable(model: nn.Module) -> frozenset[str]:
-    """Names of the weights that are quantised: all products inside the language model's blocks."""
+    """Names of the weights to quantize: all linear layers inside the language model's blocks."""
     return frozenset(
         f"{name}.weight"
         for name, module in model.named_modules()
@@ -50,19 +51,21 @@ def quantizable(model: nn.Module) -> frozenset[str]:
     )
 
 
-def quantized(weight: Tensor, kind: Kind, device: str) -> nn.Module:
-    """A layer with this weight (out, in), on `device`. Raises: InputError, ModelError.
+def quantize_layer(weight: Tensor, kind: Kind, device: str) -> nn.Module:
+    """Quantized linear layer on `device` with this weight, (out, in).
 
-    The weight is on the CPU; it goes to the device as it is and becomes small there, so that never more than
-    one layer is there in 16 bit.
+    The weight is on the CPU; it is copied to the device and quantized there, so that the device never holds
+    more than one layer in 16 bit.
+
+    Raises: InputError if the width does not fit the method, ModelError if bitsandbytes fails.
     """
     outputs, inputs = weight.shape
     if kind == "int4" and inputs % BLOCK:
         raise InputError(
-            f"--quantize int4 takes layers whose width is a multiple of {BLOCK}, and this language model has"
-            f" {inputs}; take int8, or leave it out"
+            f"--quantize int4 needs layers whose width is a multiple of {BLOCK}, and this language model has"
+            f" {inputs}; use int8, or omit it"
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast of every product
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about every cast of every product
     import bitsandbytes as bnb
 
     layer: Any
@@ -76,45 +79,43 @@ def quantized(weight: Tensor, kind: Kind, device: str) -> nn.Module:
                 layer = bnb.nn.Linear4bit(
                     inputs, outputs, bias=False, compute_dtype=weight.dtype, quant_type="nf4"
                 )
-                if outputs % 32:  # its packing for AVX-512 takes so many rows at once
+                if outputs % 32:  # its packing for AVX-512 works on that many rows at once
                     layer.support_avx512bf16_for_cpu = False
         if kind == "int8":
             layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         else:
             layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
-        small: nn.Module = layer.to(device).eval()
-        return small
+        module: nn.Module = layer.to(device).eval()
+        return module
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"bitsandbytes cannot make {kind} on {device}: {reason}; leave --quantize out"
+            f"bitsandbytes cannot quantize to {kind} on {device}: {reason}; omit --quantize"
         ) from error
 
 
 def replace_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Quantised layers in the places of those whose weights have these names."""
+    """Replace the layers of `model` by those in `layers`, which are keyed by the names of their weights."""
     for name, layer in layers.items():
-        path, _, own = name.removesuffix(".weight").rpartition(".")
-        setattr(model.get_submodule(path), own, layer)
+        parent, _, attribute = name.removesuffix(".weight").rpartition(".")
+        setattr(model.get_submodule(parent), attribute, layer)
 
 
 def tensor_bytes(module: nn.Module) -> int:
-    """Bytes of a module's numbers, those of a quantised layer's scales too; what is shared counts once."""
-    sizes = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _held(module)
-    }
-    return sum(sizes.values())
+    """Bytes of a module's tensors, including the scales of quantized layers; shared memory counts once."""
+    storages = [tensor.untyped_storage() for tensor in _tensors(module)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _held(module: nn.Module) -> Iterator[Tensor]:
-    for part in module.modules():
-        yield from part.parameters(recurse=False)
-        yield from part.buffers(recurse=False)
-        weight, state = getattr(part, "weight", None), getattr(part, "state", None)
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    for submodule in module.modules():
+        yield from submodule.parameters(recurse=False)
+        yield from submodule.buffers(recurse=False)
+        weight, state = getattr(submodule, "weight", None), getattr(submodule, "state", None)
         scales = [getattr(weight, "SCB", None), getattr(state, "CB", None), getattr(state, "SCB", None)]
-        quant = getattr(weight, "quant_state", None)
-        for known in (quant, getattr(quant, "state2", None)):
-            scales += [getattr(known, name, None) for name in ("absmax", "code", "offset")]
+        quant_state = getattr(weight, "quant_state", None)
+        for level in (quant_state, getattr(quant_state, "state2", None)):
+            scales += [getattr(level, name, None) for name in ("absmax", "code", "offset")]
         yield from (tensor for tensor in scales if isinstance(tensor, Tensor))

@@ -1,4 +1,4 @@
-"""Text to ids and back, for the Q-Former's side and the language model's side.
+"""Tokenizers (codecs) of the Q-Former and the language model: text to token ids and back.
 
 R rows, S tokens.
 """
@@ -26,50 +26,50 @@ PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 @dataclass(frozen=True, slots=True)
 class Codec(ABC):
-    """Text to ids and back, and the ids that stand for no text."""
+    """Tokenizer with its special token ids."""
 
     pad: int
-    bos: int  # begin of text as the language model's own configuration has it
+    bos: int  # begin of text in the language model's configuration
     eos: int
-    start: int  # what a prompt begins with
+    start: int  # first token of a prompt
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids without begin or end; what looks like a special token in the text is text."""
+        """Token ids without begin and end of text; special tokens in the text are encoded as text."""
 
     @abstractmethod
-    def spell(self, ids: list[int]) -> str:
-        """Text of ids that all stand for text."""
+    def detokenize(self, ids: list[int]) -> str:
+        """Text of ids without special tokens."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text up to the end of text."""
-        kept = []
+        """Text of the ids up to the first end of text, without padding and begin of text."""
+        text_ids = []
         for id_ in ids:
             if id_ == self.eos:
                 break
             if id_ not in (self.pad, self.bos):
-                kept.append(id_)
-        return self.spell(kept).strip()
+                text_ids.append(id_)
+        return self.detokenize(text_ids).strip()
 
-    def encode_question(self, text: str, most: int) -> list[int]:
-        """Ids for the Q-Former, `most` at most: the end of a longer question is kept."""
-        return self.encode(text)[-most:]
+    def encode_question(self, text: str, max_tokens: int) -> list[int]:
+        """Ids for the Q-Former; a longer question is truncated to its last `max_tokens`."""
+        return self.encode(text)[-max_tokens:]
 
     def pad_batch(self, rows: Sequence[Sequence[int]], pad_side: Literal["left", "right"]) -> Text:
-        """Rows of ids padded to the longest."""
+        """Pad R rows of ids to the longest: ids and attention mask, (R, S)."""
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self.pad)
         mask = torch.zeros((len(rows), longest), dtype=torch.long)
         for index, row in enumerate(rows):
-            where = slice(longest - len(row), None) if pad_side == "left" else slice(0, len(row))
-            ids[index, where] = torch.tensor(row, dtype=torch.long)
-            mask[index, where] = 1
+            columns = slice(longest - len(row), None) if pad_side == "left" else slice(0, len(row))
+            ids[index, columns] = torch.tensor(row, dtype=torch.long)
+            mask[index, columns] = 1
         return Text(ids, mask)
 
 
 @dataclass(frozen=True, slots=True)
 class WordPieces(Codec):
-    """A tokenizer of the `tokenizers` library."""
+    """Tokenizer of the `tokenizers` library."""
 
     tokenizer: Tokenizer
 
@@ -77,39 +77,39 @@ class WordPieces(Codec):
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def spell(self, ids: list[int]) -> str:
+    def detokenize(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
 
 class Bert(WordPieces):
-    """BERT's lower-case word pieces; a question stands between [CLS] and [SEP], here `start` and `eos`."""
+    """BERT's lower-case WordPiece; a question is enclosed in [CLS] and [SEP], here `start` and `eos`."""
 
-    def encode_question(self, text: str, most: int) -> list[int]:
-        return [self.start, *self.encode(text)[-(most - 2) :], self.eos]
+    def encode_question(self, text: str, max_tokens: int) -> list[int]:
+        return [self.start, *self.encode(text)[-(max_tokens - 2) :], self.eos]
 
 
 @dataclass(frozen=True, slots=True)
 class SentencePiece(Codec):
-    """Llama's pieces, from a `tokenizer.model`.
+    """Llama's SentencePiece tokenizer, from a `tokenizer.model`.
 
     The published model was trained with a tokenizer whose begin of text had been set to `</s>`, so that
     every prompt begins with id 2; today's transformers would give 1 or nothing.
     """
 
-    pieces: SentencePieceProcessor
+    processor: SentencePieceProcessor
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.pieces.encode(text)
+        ids: list[int] = self.processor.encode(text)
         return ids
 
-    def spell(self, ids: list[int]) -> str:
-        text: str = self.pieces.decode([id_ for id_ in ids if id_ < self.pieces.get_piece_size()])
+    def detokenize(self, ids: list[int]) -> str:
+        text: str = self.processor.decode([id_ for id_ in ids if id_ < self.processor.get_piece_size()])
         return text
 
 
 def load_codecs(folder: Path) -> tuple[Codec, Codec]:
-    """The codecs of a checkpoint: for the question to the Q-Former, and for the language model's text.
+    """Load the tokenizers of a checkpoint: (of the Q-Former, of the language model).
 
     A folder has one `tokenizer.json` for both, or a `tokenizer.model` and a `question_tokenizer.json`.
     Raises: ModelError.
@@ -121,40 +121,44 @@ def load_codecs(folder: Path) -> tuple[Codec, Codec]:
 
 
 def load_codec(path: Path) -> WordPieces:
-    """A codec from one of our own `tokenizer.json`. Raises: ModelError."""
+    """Load a `tokenizer.json` that `train_codec` wrote. Raises: ModelError."""
     tokenizer = _read(path)
     pad, bos, eos = (tokenizer.token_to_id(token) for token in (PAD, BOS, EOS))
     if pad is None or bos is None or eos is None:
-        raise ModelError(f"the tokenizer {path} lacks one of {PAD} {BOS} {EOS}; it is not one of deltavlm's")
+        raise ModelError(f"the tokenizer {path} lacks one of {PAD} {BOS} {EOS}; it is not one of deltavlm")
     return WordPieces(pad, bos, eos, bos, tokenizer)
 
 
 def load_bert(path: Path) -> Bert:
-    """BERT's codec from a `tokenizer.json`. Raises: ModelError."""
+    """Load BERT's tokenizer from a `tokenizer.json`. Raises: ModelError."""
     tokenizer = _read(path)
     pad, cls, sep = (tokenizer.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]"))
     if pad is None or cls is None or sep is None:
-        raise ModelError(f"the tokenizer {path} lacks one of [PAD] [CLS] [SEP]; it is not a BERT's")
+        raise ModelError(f"the tokenizer {path} lacks one of [PAD] [CLS] [SEP]; it is not a BERT tokenizer")
     return Bert(pad, cls, sep, cls, tokenizer)
 
 
 def load_sentencepiece(path: Path) -> SentencePiece:
-    """Llama's codec. Raises: ModelError."""
+    """Load Llama's tokenizer from a `tokenizer.model`. Raises: ModelError."""
     from sentencepiece import SentencePieceProcessor
 
     try:
-        pieces = SentencePieceProcessor(model_file=str(path))
+        processor = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise ModelError(
             f"cannot read the tokenizer {path}: {str(error).splitlines()[0]}; copy the file again"
         ) from error
     return SentencePiece(
-        pad=pieces.unk_id(), bos=pieces.bos_id(), eos=pieces.eos_id(), start=pieces.eos_id(), pieces=pieces
+        pad=processor.unk_id(),
+        bos=processor.bos_id(),
+        eos=processor.eos_id(),
+        start=processor.eos_id(),
+        processor=processor,
     )
 
 
 def bert_tokenizer(vocab: Path) -> Tokenizer:
-    """Lower-case BERT word pieces from a `vocab.txt`, a token a line. Raises: InputError."""
+    """Lower-case BERT WordPiece tokenizer from a `vocab.txt`, one token per line. Raises: InputError."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
@@ -186,7 +190,7 @@ def _read(path: Path) -> Tokenizer:
 
 
 def train_codec(corpus: Iterable[str], vocab: int, path: Path) -> WordPieces:
-    """A byte-fallback BPE over whole words, trained on `corpus` and written to `path`."""
+    """Train a BPE tokenizer with byte fallback on the texts of `corpus` and write it to `path`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=UNK))

@@ -1,4 +1,4 @@
-"""The vision encoder: one date's picture to tokens. Both dates go through the same weights.
+"""Vision encoder: tokens of one date's image; both dates share its weights.
 
 B batch, H W pixels, N tokens (prefix tokens first, then patches row by row), D width.
 """
@@ -13,7 +13,7 @@ from deltavlm.model.config import VisionConfig
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and a way round them."""
+    """Residual block of two 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Residual(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the resolution, more channels."""
+    """Strided convolution: half the resolution, more channels."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class Down(nn.Module):
 
 
 class ConvTower(nn.Module):
-    """Residual convolutions down to one token a 16 px patch, then a few transformer blocks over all of them.
+    """Residual convolutions down to one token per 16 px patch, then a few transformer blocks over all tokens.
 
-    Convolutions learn edges and roofs from nothing in minutes on a CPU, where a plain ViT of this size
+    Convolutions learn edges and roofs from scratch in minutes on a CPU, where a plain ViT of this size
     does not.
     """
 
@@ -67,7 +67,7 @@ class ConvTower(nn.Module):
         )
 
     def forward_features(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Tokens, and the maps (B, C, h, w) of every stage, finest first."""
+        """Tokens (B, N, D) and the maps (B, C, h, w) of every stage, finest first."""
         x = F.pixel_unshuffle(images_B3HW, 2).contiguous(memory_format=torch.channels_last)
         x = F.relu_(self.stem_norm(self.stem(x)))
         maps: list[Tensor] = []
@@ -84,9 +84,9 @@ class ConvTower(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """A tower and the output norm behind it: normalised pixels (B, 3, H, W) -> tokens (B, N, D).
+    """Tower and output norm: tokens (B, N, D) from normalised pixels (B, 3, H, W).
 
-    The conv tower also hands out its finer maps, for the dense head.
+    The conv tower also returns its finer maps, for the dense head.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -98,7 +98,7 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
-        """uint8 RGB -> CLIP's mean and deviation, in the dtype of the weights."""
+        """Normalise uint8 RGB by CLIP's mean and standard deviation, in the dtype of the weights."""
         pixels = (
             images_B3HW.to(torch.float32, copy=True)
             .div_(255)
@@ -116,7 +116,7 @@ class VisionEncoder(nn.Module):
 
 
 def eva(config: VisionConfig) -> nn.Module:
-    """timm's EVA-ViT, without head and final norm, at the config's numbers."""
+    """EVA-ViT of timm at the sizes of the configuration, without head and final norm."""
     import timm
 
     return timm.create_model(

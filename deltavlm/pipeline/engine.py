@@ -1,176 +1,129 @@
-"""Who reads chips and puts them to a model: one process, or something with the same answers."""
+"""Engine: reads chips and asks the model about them, in this process or on a cluster with equal answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from deltavlm.errors import ModelError, RasterError
+from deltavlm.errors import RasterError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader
 from deltavlm.geo.strips import read_chips
 from deltavlm.model.interface import ChangeModel, ModelFacts
-from deltavlm.pipeline.batches import Replies, ask_all
-from deltavlm.pipeline.lanes import side_by_side
-from deltavlm.pipeline.layers import Status
-from deltavlm.pipeline.masks import packed_holes
-from deltavlm.pipeline.repeats import Said, picture_of
-from deltavlm.pipeline.summary import Stages
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.pipeline.dedup import CachedResult, pixel_digest
+from deltavlm.pipeline.inference import BatchReplies, InferenceOptions, run_batches
+from deltavlm.pipeline.job import AnalyzeOptions
+from deltavlm.pipeline.mask_codec import encode_valid
+from deltavlm.pipeline.ordered_map import map_ordered
+from deltavlm.pipeline.schema import ChipStatus
 
-__all__ = [
-    "AnalyzeOptions",
-    "Answered",
-    "Engine",
-    "Group",
-    "Here",
-    "Look",
-    "Notice",
-    "engine_of",
-    "looks_at",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnalyzeOptions:
-    """How the raster is cut and what happens to chips that fail."""
-
-    chip_px: int = 256
-    overlap_px: int = 0
-    max_nodata: float = 0.5  # a chip with a larger invalid share is not asked
-    batch_size: int = 16  # chips in one call of the model; halved where they do not fit
-    limit: int | None = None  # only the first chips of the grid
-    on_error: Literal["skip", "fail"] = "skip"
-    cascade: bool = False  # ask whether it changed, and the rest only of chips that say yes
-    masks: bool = False  # keep what the model's mask head says of each chip
+__all__ = ["Callback", "ChipBatch", "Engine", "LoadedChip", "LocalEngine", "load_chips"]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A chip after reading; pixels only if it will be asked, a picture also where it repeats one."""
+class LoadedChip:
+    """Chip after reading; with pixels only if the model will be asked about it."""
 
     chip: Chip
-    status: Status
+    status: ChipStatus
     valid_fraction: float | None = None
-    pixels: Any = None  # what the engine asks about: ChipPixels, or where they lie
-    reason: str = ""
-    pair: str = ""  # of a run over many pairs, the id of the chip's
-    picture: str = ""
-    said: Said | None = None  # what was said of the picture, or will be
-    holes: bytes = b""  # where the chip has no data, if masks are kept
+    pixels: Any = None  # ChipPixels, or a reference to them in another process
+    reason: str = ""  # error message of an unreadable chip
+    pair: str = ""  # id of its pair; empty in a run over one pair
+    digest: str = ""  # `dedup.pixel_digest`, also where the pixels equal those of an earlier chip
+    cached: CachedResult | None = None  # result of the first chip with these pixels, once it is answered
+    valid: bytes = b""  # `mask_codec.encode_valid`, if masks are kept
 
 
-Notice = Callable[[], None]  # what is to be told or written before the chips behind it are
+Callback = Callable[[], None]  # called by the main thread before the chips behind it are answered
 
 
 @dataclass(slots=True)
-class Group:
-    """Chips that are asked and written together, in order."""
+class ChipBatch:
+    """Chips that are asked and stored together, in order."""
 
-    looks: list[Look] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-
-    @property
-    def asked(self) -> list[Any]:
-        """The pixels of those that are asked."""
-        return [look.pixels for look in self.looks if look.pixels is not None]
+    chips: list[LoadedChip] = field(default_factory=list)
+    callbacks: list[Callback] = field(default_factory=list)
 
     @property
-    def repeated(self) -> int:
-        """How many show a picture that came before."""
-        return sum(look.said is not None and look.pixels is None for look in self.looks)
+    def images(self) -> list[Any]:
+        """Pixels of the chips that the model is asked about."""
+        return [chip.pixels for chip in self.chips if chip.pixels is not None]
+
+    @property
+    def deduplicated(self) -> int:
+        """Number of chips whose pixels equal those of an earlier chip."""
+        return sum(chip.cached is not None and chip.pixels is None for chip in self.chips)
 
 
-Answered = tuple[Group, list[Replies | ModelError], int]  # of each that was asked; and what fits at once
-
-
-@runtime_checkable
 class Engine(Protocol):
-    """Who reads chips and puts them to a model."""
+    """Reader of chips and asker of a model."""
 
     @property
     def model(self) -> ModelFacts: ...
 
     @property
-    def ahead(self) -> int:
-        """Batches that are read before they are wanted."""
+    def prefetch_batches(self) -> int:
+        """Batches of chips that are read in advance."""
         ...
 
-    def looks(
+    def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
-    ) -> Generator[Look, None, None]:
-        """Read chips of the pair, and see whether there is enough of each to ask about."""
+    ) -> Generator[LoadedChip, None, None]:
+        """Read chips of the pair with this id, and decide which of them have enough data to ask about."""
         ...
 
-    def replies(
-        self,
-        groups: Iterator[Group],
-        specs: Sequence[QuestionSpec],
-        options: AnalyzeOptions,
-        stages: Stages,
-    ) -> Generator[Answered, None, None]:
-        """The groups in their order, and what was said to each."""
+    def infer(
+        self, batches: Iterator[ChipBatch], options: InferenceOptions, batch_size: int
+    ) -> Generator[tuple[ChipBatch, BatchReplies], None, None]:
+        """Ask about batches and yield each with its replies, in order."""
         ...
 
 
 @dataclass(frozen=True)
-class Here:
-    """The engine of one process: the model that it holds is asked group by group, or side by side in as many
-    lanes as it likes best."""
+class LocalEngine:
+    """Engine of one process: its model answers batch by batch, or as many in parallel as it prefers."""
 
     model: ChangeModel
 
     @property
-    def ahead(self) -> int:
-        return 2 if self.model.workers == 1 else 1  # then one more waits before its lane
+    def prefetch_batches(self) -> int:
+        return 2 if self.model.workers == 1 else 1  # with several workers one more waits in `map_ordered`
 
-    def looks(
+    def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
-    ) -> Generator[Look, None, None]:
-        return looks_at(reader, chips, options, pair)
+    ) -> Generator[LoadedChip, None, None]:
+        return load_chips(reader, chips, options, pair)
 
-    def replies(
-        self,
-        groups: Iterator[Group],
-        specs: Sequence[QuestionSpec],
-        options: AnalyzeOptions,
-        stages: Stages,
-    ) -> Generator[Answered, None, None]:
-        size = options.batch_size
+    def infer(
+        self, batches: Iterator[ChipBatch], options: InferenceOptions, batch_size: int
+    ) -> Generator[tuple[ChipBatch, BatchReplies], None, None]:
+        size = batch_size
 
-        def ask(group: Group) -> tuple[Group, list[Replies | ModelError], int, Stages]:
-            spent = Stages()
-            said, fits = ask_all(self.model, specs, group.asked, size, options.cascade, spent, options.masks)
-            return group, said, fits, spent
+        def work(batch: ChipBatch) -> tuple[ChipBatch, BatchReplies]:
+            return batch, run_batches(self.model, options, batch.images, size)
 
-        with closing(side_by_side(ask, groups, self.model.workers, self.model.init_worker)) as done:
-            for group, said, fits, spent in done:
-                size = min(size, fits)  # what does not fit in one lane is not tried in another
-                stages.include(spent)
-                yield group, said, size
+        with closing(map_ordered(work, batches, self.model.workers, self.model.init_worker)) as results:
+            for batch, replies in results:
+                size = min(size, replies.batch_size)  # no worker tries again what did not fit in another
+                yield batch, replace(replies, batch_size=size)
 
 
-def engine_of(asked: ChangeModel | Engine) -> Engine:
-    """The engine itself, or that of one process for a model."""
-    return asked if isinstance(asked, Engine) else Here(asked)
-
-
-def looks_at(
+def load_chips(
     reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
-) -> Generator[Look, None, None]:
-    """Read chips of the pair, and see whether there is enough of each to ask about."""
-    with closing(read_chips(reader, chips)) as found:
-        for chip, pixels in found:
+) -> Generator[LoadedChip, None, None]:
+    """Read chips of the pair with this id, and decide which of them have enough data to ask about."""
+    with closing(read_chips(reader, chips)) as results:
+        for chip, pixels in results:
             if isinstance(pixels, RasterError):
-                yield Look(chip, "unreadable", reason=str(pixels), pair=pair)
+                yield LoadedChip(chip, "unreadable", reason=str(pixels), pair=pair)
                 continue
-            valid = pixels.valid_fraction
-            if 1 - valid > options.max_nodata or valid == 0:
-                yield Look(chip, "nodata", valid, pair=pair)
+            fraction = pixels.valid_fraction
+            if 1 - fraction > options.max_nodata or fraction == 0:
+                yield LoadedChip(chip, "nodata", fraction, pair=pair)
             else:
-                holes = packed_holes(pixels.valid) if options.masks else b""
-                yield Look(
-                    chip, "answered", valid, pixels, pair=pair, picture=picture_of(pixels), holes=holes
-                )
+                valid = encode_valid(pixels.valid) if options.masks else b""
+                digest = pixel_digest(pixels)
+                yield LoadedChip(chip, "answered", fraction, pixels, pair=pair, digest=digest, valid=valid)

@@ -1,134 +1,247 @@
-"""What a run has found so far, on disk, so that it can be stopped anywhere and gone on with.
+"""Journal of a run: the results so far on disk, so that a run can be stopped anywhere and resumed.
 
-A header, then a line for each chip, in groups: the batches of the model. A group that was being written when
-the run was stopped is dropped (`lines.py`). Groups are cut from the order of the chips alone: a run that is
-gone on with asks the same batches as an unbroken one, and says the same.
+A line for each chip, keyed by pair, row and column; batches of the model are transactions (`journal_file`).
+When a pair is opened, a line records what it is; a pair that cannot be opened has a line with the reason. A
+pair with all of its chips is not opened again. Batches depend on the order of the chips alone, so a resumed
+run asks the same batches as an uninterrupted one, and its output has the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from deltavlm.errors import OutputError
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
-from deltavlm.pipeline.layers import ChipResult
-from deltavlm.pipeline.lines import PLACING, Lines, open_lines
-from deltavlm.pipeline.sidecar import Ticket
+from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.journal_file import COMMIT, Blob, JournalFile, differing_keys, open_journal_file
+from deltavlm.pipeline.pair_record import PairIdentity, PairRecord
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.results import ChipResult
+from deltavlm.pipeline.schema import FAILED_STATUSES
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = [
-    "FAILED",
-    "FINISHED",
-    "VERSION",
-    "Journal",
-    "Key",
-    "chip_line",
-    "chip_result",
-    "journal_path",
-    "open_journal",
-]
+__all__ = ["Journal", "open_journal"]
 
-FAILED = ("unreadable", "error")
-FINISHED = {"finished": True}  # the line of a run whose output is there
-VERSION = 1
+logger = logging.getLogger(__name__)
 
-Key = tuple[int, int]  # row and column of a chip in the grid
+FINISHED = {"finished": True}  # line of a run whose output has been written
+
+ChipKey = tuple[int, int]  # row and column in the chip grid
+
+
+@dataclass
+class _PairState:
+    """State of a pair that could be opened."""
+
+    record: PairRecord
+    offsets: dict[ChipKey, int] = field(default_factory=dict)  # of the chip's last line in the file
+    failed: set[ChipKey] = field(default_factory=set)
 
 
 @dataclass
 class Journal:
-    """The results of chips by their place in the grid; of two lines for one chip the later counts."""
+    """Results of a job on disk. A later line of a chip or pair replaces an earlier one."""
 
-    lines: Lines
-    specs: Sequence[QuestionSpec]
-    grid: ChipGrid
-    places: dict[Key, int] = field(default_factory=dict)  # where the line of a chip begins
-    failed: set[Key] = field(default_factory=set)
-    limit: int | None = None  # only the first chips of the grid are asked
-    retry: bool = False  # whether chips that failed are asked again
-    finished: bool = False  # whether everything was asked, and the output written
-    batch_size: int | None = None  # what the last group was asked with
-
-    def __len__(self) -> int:
-        return len(self.places)
+    file: JournalFile
+    job: AnalyzeJob
+    states: dict[str, _PairState] = field(default_factory=dict)  # by the pair's id
+    failures: dict[str, tuple[str, PairIdentity]] = field(default_factory=dict)  # pairs that did not open
+    finished: bool = False  # True once the output has been written
+    batch_size: int | None = None  # of the last batch
 
     @property
-    def path(self) -> Path:
-        return self.lines.path
+    def retries(self) -> bool:
+        """True if failed pairs and chips are tried again."""
+        return self.job.output.retry_failed
 
-    def earlier(self) -> Iterator[ChipResult]:
-        """What need not be asked again, in the order of the grid."""
-        return (result for result in self.results() if self.known(result.chip))
+    def __len__(self) -> int:
+        """Number of chips with a result."""
+        return sum(len(state.offsets) for state in self.states.values())
 
-    def known(self, chip: Chip) -> bool:
-        """Whether the chip need not be asked again."""
-        key = (chip.row, chip.col)
-        return key in self.places and not (self.retry and key in self.failed)
+    @property
+    def completed_chips(self) -> int:
+        """Number of chips with a result that stands."""
+        failed = sum(len(state.failed) for state in self.states.values()) if self.retries else 0
+        return len(self) - failed
 
-    def finish(self) -> None:
-        """The output is there: the journal goes, or stays for those that failed. Raises: OSError."""
-        if self.failed:
-            self.lines.append([FINISHED])
-        else:
-            self.lines.unlink()
+    def completed(self) -> Iterator[ChipResult]:
+        """Results that stand, in the order of the pairs and their chip grids."""
+        for result in self.results():
+            if self._is_done(result.pair, (result.chip.row, result.chip.col)):
+                yield result
+
+    def record_of(self, pair: Pair) -> PairRecord | str | None:
+        """Record of a pair whose chips are complete, the reason why it failed in an earlier run, or None."""
+        if self.job.one_pair_per_output:
+            return None  # it must open, also when its chips are complete
+        state = self.states.get(pair.id)
+        if state is None:
+            return None if self.retries or pair.id not in self.failures else self.failures[pair.id][0]
+        is_complete = len(state.offsets) >= state.record.chips and not (self.retries and state.failed)
+        return state.record if is_complete else None
+
+    def is_done(self, pair: Pair, chip: Chip) -> bool:
+        """True if the chip need not be asked again."""
+        return self._is_done(pair.id, (chip.row, chip.col))
+
+    def _is_done(self, pair: str, key: ChipKey) -> bool:
+        state = self.states.get(pair)
+        return state is not None and key in state.offsets and not (self.retries and key in state.failed)
+
+    def begin_pair(self, pair: Pair, record: PairRecord) -> None:
+        """Record an opened pair. Raises: OutputError where an earlier run found it to be another."""
+        state = self.states.get(pair.id)
+        if state is None:
+            self.file.append([{"pair": pair.id, "record": asdict(record)}])
+            self._begin(pair.id, record)
+            return
+        earlier, now = (
+            {**asdict(each), "notes": None, "inputs": json.loads(each.inputs)}
+            for each in (state.record, record)
+        )
+        if self.job.one_pair_per_output and self.retries:
+            for each in (earlier, now):  # a truncated file may have been copied again
+                each["identity"]["files"] = None
+        differs = sorted(differing_keys(earlier, now))
+        if differs:
+            keys = ", ".join(differs[:3])
+            what = f"holds a part of pair {pair.id!r} with another {keys}" if pair.id else ""
+            raise OutputError(
+                f"{self.file.path}: {what or f'is of a run with other settings ({keys})'}; "
+                "--no-resume starts over, or choose another output"
+            )
+
+    def fail_pair(self, pair: Pair, reason: str) -> None:
+        """Record that the pair cannot be opened; its results of an earlier run are dropped."""
+        identity = PairIdentity.of(pair)
+        self.file.append([{"pair": pair.id, "failed": reason, "identity": asdict(identity)}])
+        self._fail(pair.id, reason, identity)
 
     def add(self, results: Sequence[ChipResult], batch_size: int) -> None:
-        """A whole group. Raises: WriteError; what was there before is whole."""
-        self.lines.keep(ticket for result in results for ticket in (result.mask, result.holes))
-        group = [chip_line(result) for result in results]
-        group[-1]["end"] = batch_size
-        for line, place in zip(group, self.lines.append(group), strict=True):
-            self._know(line, place)
+        """Append a batch of results, of one pair or several. Raises: WriteError."""
+        blobs = [blob for result in results for blob in (result.mask, result.valid) if blob is not None]
+        self.file.write_blobs(blobs)  # first: lines hold their addresses
+        lines = [_line_of(result) for result in results]
+        lines[-1]["end"] = batch_size
+        for line, offset in zip(lines, self.file.append(lines), strict=True):
+            self._index(line, offset)
         self.batch_size = batch_size
 
     def results(self) -> Iterator[ChipResult]:
-        """What is known, in the order of the grid."""
-        for chip in islice(self.grid, self.limit):
-            result = self.result(chip)
-            if result is not None:
-                yield result
+        """All results up to the limit, in the order of the pairs and their chip grids."""
+        return islice(
+            (result for pair in self.job.pairs.pairs for result in self._results_of(pair)),
+            self.job.options.limit,
+        )
 
-    def result(self, chip: Chip) -> ChipResult | None:
-        """What is known of a chip, if it is not behind the limit."""
-        place = self.places.get((chip.row, chip.col))
-        if self.limit is not None and (chip.row, chip.col) not in self._first:
-            return None
-        return None if place is None else chip_result(self.lines.at(place), self.grid, self.specs)
+    def _results_of(self, pair: Pair) -> Iterator[ChipResult]:
+        state = self.states.get(pair.id)
+        if state is not None:
+            grid = self._grid_of(state)
+            for key in sorted(state.offsets):
+                yield self._result_at(state.offsets[key], grid)
 
-    @cached_property
-    def _first(self) -> set[Key]:
-        return {(chip.row, chip.col) for chip in islice(self.grid, self.limit)}
+    def lookup(self, pair: Pair) -> Callable[[Chip], ChipResult | None]:
+        """Function from a chip of an opened pair to its result; None beyond the limit."""
+        state = self.states[pair.id]
+        offsets, limit = state.offsets, self.job.options.limit
+        if limit is not None:
+            before = sum(len(self.states[each].offsets) for each in self._opened_before(pair))
+            offsets = {key: offsets[key] for key in sorted(offsets)[: max(0, limit - before)]}
+        grid = self._grid_of(state)
+
+        def result(chip: Chip) -> ChipResult | None:
+            offset = offsets.get((chip.row, chip.col))
+            return None if offset is None else self._result_at(offset, grid)
+
+        return result
+
+    def _opened_before(self, pair: Pair) -> Iterator[str]:
+        for each in self.job.pairs.pairs:
+            if each.id == pair.id:
+                return
+            if each.id in self.states:
+                yield each.id
+
+    def _grid_of(self, state: _PairState) -> ChipGrid:
+        return state.record.chip_grid(self.job.options.chip_px, self.job.options.overlap_px)
+
+    def _result_at(self, offset: int, grid: ChipGrid) -> ChipResult:
+        return _result_of(self.file.read_at(offset), grid, self.job.questions)
+
+    def finish(self) -> None:
+        """Remove the journal once the output is written, or keep it for what failed. Raises: OSError."""
+        if self.failures or any(state.failed for state in self.states.values()):
+            self.file.append([FINISHED])
+        else:
+            self.file.unlink()
 
     def read(self) -> None:
-        """Take in what the file holds, up to the last whole group; the rest is cut off."""
-        for group in self.lines.groups():
-            for place, line in group:
+        """Read the file up to the last complete transaction.
+
+        A pair of a list whose files have changed since starts over; so does a pair that failed and changed.
+        """
+        for group in self.file.transactions():
+            for offset, line in group:
                 if line == FINISHED:
                     self.finished = True
-                elif PLACING not in line:
-                    self._know(line, place)
+                elif COMMIT in line:
+                    continue
+                elif "record" in line:
+                    self._begin(line["pair"], PairRecord.from_dict(line["record"]))
+                elif "failed" in line:
+                    self._fail(line["pair"], line["failed"], PairIdentity(**line["identity"]))
+                else:
+                    self._index(line, offset)
                     self.batch_size = line.get("end", self.batch_size)
+        listed = {pair.id: pair for pair in self.job.pairs.pairs}
+        self.states = {name: state for name, state in self.states.items() if name in listed}
+        self.failures = {
+            name: (reason, identity)
+            for name, (reason, identity) in self.failures.items()
+            if name in listed and identity.matches(listed[name])
+        }
+        if self.job.one_pair_per_output:
+            return  # `begin_pair` refuses a pair that has changed
+        for name, state in list(self.states.items()):
+            if not state.record.identity.matches(listed[name]):
+                logger.warning(
+                    "pair %s: its files have changed since the interrupted run; it starts over", name
+                )
+                del self.states[name]
 
-    def _know(self, line: Mapping[str, Any], place: int) -> None:
-        key = (line["row"], line["col"])
-        self.places[key] = place
-        (self.failed.add if line["status"] in FAILED else self.failed.discard)(key)
+    def _begin(self, pair: str, record: PairRecord) -> None:
+        self.failures.pop(pair, None)
+        self.states[pair] = _PairState(record)
+
+    def _fail(self, pair: str, reason: str, identity: PairIdentity) -> None:
+        self.states.pop(pair, None)
+        self.failures[pair] = (reason, identity)
+
+    def _index(self, line: Mapping[str, Any], offset: int) -> None:
+        state, key = self.states[line["pair"]], (line["row"], line["col"])
+        state.offsets[key] = offset
+        (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
 
 
-def chip_line(result: ChipResult) -> dict[str, Any]:
-    """A result as plain values, ready for JSON."""
-    more: dict[str, Any] = {"picture": result.picture} if result.picture else {}
-    for name, ticket in (("mask", result.mask), ("holes", result.holes)):
-        if ticket is not None and ticket.place is not None:
-            more[name] = ticket.place
-    return more | {
+def _line_of(result: ChipResult) -> dict[str, Any]:
+    """Result as plain values, ready for JSON."""
+    line: dict[str, Any] = {"pair": result.pair}
+    if result.digest:
+        line["digest"] = result.digest
+    for name, blob in (("mask", result.mask), ("valid", result.valid)):
+        if blob is not None and blob.address is not None:
+            line[name] = blob.address
+    return line | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
         "col": result.chip.col,
@@ -139,63 +252,49 @@ def chip_line(result: ChipResult) -> dict[str, Any]:
     }
 
 
-def chip_result(
-    line: Mapping[str, Any], grid: ChipGrid, specs: Sequence[QuestionSpec], pair: str = ""
-) -> ChipResult:
-    """The result that `chip_line` has made a line of."""
-    by_name = {spec.name: spec for spec in specs}
+def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[QuestionSpec]) -> ChipResult:
+    """Inverse of `_line_of`."""
+    by_name = {spec.name: spec for spec in questions}
+    mask, valid = (
+        Blob(address=(line[name][0], line[name][1], line[name][2])) if name in line else None
+        for name in ("mask", "valid")
+    )
     return ChipResult(
-        grid[line["row"], line["col"]],
-        line["status"],
-        line["valid_fraction"],
-        {
+        chip=grid[line["row"], line["col"]],
+        status=line["status"],
+        valid_fraction=line["valid_fraction"],
+        answers={
             name: read_answer(by_name[name], Reply(text, float("nan") if score is None else score))
             for name, (text, score) in line["answers"].items()
         },
-        line["reason"],
-        pair,
-        line.get("picture", ""),
-        *(Ticket(place=tuple(line[name])) if name in line else None for name in ("mask", "holes")),
+        reason=line["reason"],
+        pair=line["pair"],
+        digest=line.get("digest", ""),
+        mask=mask,
+        valid=valid,
     )
 
 
-def journal_path(output: Path) -> Path:
-    """Beside the output: `out.gpkg` -> `out.gpkg.journal.jsonl`."""
-    return output.with_name(output.name + ".journal.jsonl")
-
-
 @contextmanager
-def open_journal(
-    path: Path,
-    settings: Mapping[str, Any],
-    specs: Sequence[QuestionSpec],
-    grid: ChipGrid,
-    *,
-    afresh: bool = False,
-    retry: bool = False,
-    limit: int | None = None,
-    masks: bool = False,
-) -> Iterator[Journal]:
-    """The journal of a run with these settings, gone on with if it is there, or begun `afresh`.
+def open_journal(path: Path, job: AnalyzeJob, settings: Mapping[str, Any]) -> Iterator[Journal]:
+    """Journal of a job at `path`: resumed if it is there and `job.output.resume`, else begun anew.
 
-    That of a finished run is begun afresh too, unless the chips that failed in it are to be tried again;
-    then the files may have changed, and what was answered stays.
+    The journal of a finished run is begun anew too, unless what failed in it is to be tried again. Pairs
+    that are no longer listed are dropped. `settings` is all that answers depend on apart from the pairs and
+    questions. A journal without results is removed at the end.
 
-    `masks`: keep what chips have of them, beside it.
-
-    Raises:
-        OutputError: it is of a run with other settings, or cannot be read or written.
+    Raises: OutputError where it is of a run with other settings, or cannot be read or written.
     """
-    header = {"deltavlm_journal": VERSION, "settings": settings, "questions": [asdict(one) for one in specs]}
-    whatever = "files" if retry else "-"  # a file that was cut off may have been copied again
-    with open_lines(path, header, afresh=afresh, whatever=whatever, beside=masks) as lines:
-        journal = Journal(lines, specs, grid, limit=limit, retry=retry)
+    header = {"settings": settings, "questions": [asdict(spec) for spec in job.questions]}
+    fresh, blobs = not job.output.resume, job.options.masks
+    with open_journal_file(path, header, fresh=fresh, blobs=blobs) as file:
+        journal = Journal(file, job)
         journal.read()
-        if journal.finished and not retry:
-            lines.clear()
-            journal = Journal(lines, specs, grid, limit=limit)
+        if journal.finished and not journal.retries:
+            file.clear()
+            journal = Journal(file, job)
         try:
             yield journal
         finally:
-            if not journal.places:
-                lines.unlink()
+            if not len(journal) and not journal.failures:
+                file.unlink()

@@ -1,4 +1,4 @@
-"""Many pairs: what one is, how it gets its name, and pairs found in two folders."""
+"""Pairs of images, their ids, and pairs matched by file name in two folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
 
-__all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "named", "pairs_of_folders", "part_of"]
+__all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
 
 RASTER_SUFFIXES = frozenset(
     (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".img", ".vrt", ".webp", ".bmp", ".gif", ".nc", ".hdf")
@@ -24,7 +24,7 @@ _LONGEST_FILE_NAME = 150  # bytes; what lies beside an output has longer names t
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images of one place, as a list names them."""
+    """Two images of one place. The id is empty for a single pair that is not from a list."""
 
     id: str
     before: str
@@ -32,27 +32,38 @@ class Pair:
     before_date: str | None = None  # ISO 8601
     after_date: str | None = None
     aoi: Path | BaseGeometry | None = None  # a geometry is in longitude and latitude
-    line: int = 0  # of the list, from 1; 0: from a folder
+    line: int = 0  # line of the list, from 1; 0: not from a list
 
 
 @dataclass(frozen=True, slots=True)
 class PairList:
-    """Pairs in the order of their list, and what is to be said about it."""
+    """Pairs in the order of their list, with notes for the user."""
 
     pairs: tuple[Pair, ...]
-    name: str  # of the list, for messages and the record
+    name: str  # name of the list, for messages and provenance
     notes: tuple[str, ...] = ()
-    unmatched: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of two folders: names in one alone
+    unmatched: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # files in one of two folders only
+
+    @classmethod
+    def single(cls, before: str, after: str) -> PairList:
+        """One pair that is not from a list."""
+        return cls((Pair("", before, after),), after)
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.pairs) == 1 and not self.pairs[0].id
 
 
-def part_of(pairs: Sequence[Pair], index: int, count: int) -> tuple[Pair, ...]:
-    """Part `index` of `count`, from 1: every `count`-th pair."""
+def shard(pairs: Sequence[Pair], index: int, count: int) -> tuple[Pair, ...]:
+    """Shard `index` of `count`, from 1: every `count`-th pair."""
     return tuple(pairs[index - 1 :: count])
 
 
-def named(pairs: Sequence[Pair], lines_of: str) -> tuple[Pair, ...]:
-    """The pairs with an id each: those without one get the stem of AFTER; where that is not alone, with its
-    folder before it; where that is not alone either, with a number behind.
+def with_ids(pairs: Sequence[Pair], source: str) -> tuple[Pair, ...]:
+    """The pairs with an id each. A missing id becomes the stem of AFTER, preceded by the name of its folder
+    where the stem is not unique, followed by a number where that is not unique either.
+
+    `source` begins the error message, such as "pairs.csv, lines".
 
     Raises: InputError for an id that two pairs have.
     """
@@ -60,37 +71,37 @@ def named(pairs: Sequence[Pair], lines_of: str) -> tuple[Pair, ...]:
     for pair in pairs:
         if pair.id and lines.setdefault(pair.id, pair.line) != pair.line:
             raise InputError(
-                f"{lines_of} {lines[pair.id]} and {pair.line}: both have the id {pair.id!r}; "
+                f"{source} {lines[pair.id]} and {pair.line}: both have the id {pair.id!r}; "
                 "give each pair its own"
             )
-    tails = [_tail(pair.after) for pair in pairs]
+    tails = [_folder_and_stem(pair.after) for pair in pairs]
     stems = Counter(stem for (_, stem), pair in zip(tails, pairs, strict=True) if not pair.id)
-    taken, numbers = set(lines), Counter[str]()
-    done = []
+    used, numbers = set(lines), Counter[str]()
+    named = []
     for (folder, stem), pair in zip(tails, pairs, strict=True):
         if not pair.id:
-            wanted = stem if stems[stem] == 1 or not folder else f"{folder}_{stem}"
-            name = wanted
-            while name in taken:
-                numbers[wanted] += 1
-                name = f"{wanted}_{numbers[wanted] + 1}"
-            taken.add(name)
+            base = stem if stems[stem] == 1 or not folder else f"{folder}_{stem}"
+            name = base
+            while name in used:
+                numbers[base] += 1
+                name = f"{base}_{numbers[base] + 1}"
+            used.add(name)
             pair = replace(pair, id=name)
-        done.append(pair)
-    return tuple(done)
+        named.append(pair)
+    return tuple(named)
 
 
-def _tail(location: str) -> tuple[str, str]:
-    """`"https://host/a/after.tif?key"` -> `("a", "after")`: the folder's name and the stem."""
+def _folder_and_stem(location: str) -> tuple[str, str]:
+    """`"https://host/a/after.tif?key"` -> `("a", "after")`: name of the folder, and the stem."""
     path = urlsplit(location).path if "://" in location else location.replace("\\", "/")
-    end = PurePosixPath(path.rstrip("/"))
-    return end.parent.name, end.stem or "pair"
+    tail = PurePosixPath(path.rstrip("/"))
+    return tail.parent.name, tail.stem or "pair"
 
 
 def file_names(pairs: Sequence[Pair], suffix: str) -> dict[str, str]:
-    """A file name for each id, which must not differ from another's in case alone.
+    """File name of each pair by its id; no two may differ in case alone.
 
-    Raises: InputError for an id that cannot be one, or for two that would be one.
+    Raises: InputError for an id that is no file name, or two that would be the same.
     """
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -108,36 +119,36 @@ def file_names(pairs: Sequence[Pair], suffix: str) -> dict[str, str]:
 
 
 def pairs_of_folders(before: Path, after: Path) -> PairList:
-    """Pairs of the images that have the same name in both folders, subfolders included; suffixes may differ.
+    """Match images by their name in both folders, subfolders included; suffixes may differ.
 
-    Raises: InputError where a folder cannot be read, a name is not alone, or none is in both.
+    Raises: InputError where a folder cannot be read, a name is not unique, or no name is in both.
     """
-    found = [_images(folder) for folder in (before, after)]
-    alone = [
-        tuple(str(one[name]) for name in sorted(one.keys() - other.keys()))
-        for one, other in (found, found[::-1])
+    images = [_images(folder) for folder in (before, after)]
+    unmatched = [
+        tuple(str(paths[name]) for name in sorted(paths.keys() - partners.keys()))
+        for paths, partners in (images, images[::-1])
     ]
-    both = sorted(found[0].keys() & found[1].keys())
-    if not both:
-        example = f", such as {alone[0][0]} and {alone[1][0]}" if all(alone) else ""
+    names = sorted(images[0].keys() & images[1].keys())
+    if not names:
+        example = f", such as {unmatched[0][0]} and {unmatched[1][0]}" if all(unmatched) else ""
         raise InputError(
             f"{before} and {after}: no image has the same name in both{example}; "
             "rename them, or write a list for --pairs"
         )
-    pairs = [Pair(name, str(found[0][name]), str(found[1][name])) for name in both]
-    return PairList(tuple(pairs), f"{before} and {after}", (), (alone[0], alone[1]))
+    pairs = [Pair(name, str(images[0][name]), str(images[1][name])) for name in names]
+    return PairList(tuple(pairs), f"{before} and {after}", (), (unmatched[0], unmatched[1]))
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """The images under a folder by their path in it, without the suffix."""
+    """Images below a folder by their relative path without the suffix."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder; give the one that holds the images of a date")
+        raise InputError(f"{folder}: is not a folder; give the folder with the images of one date")
     images: dict[str, Path] = {}
-    for path in _walked(folder):
+    for path in _image_paths(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if images.setdefault(name, path) != path:
             raise InputError(
-                f"{images[name]} and {path}: have one name, so which to take is not clear; move one away, or "
+                f"{images[name]} and {path}: have the same name, so the pair is ambiguous; move one away, or "
                 "write a list for --pairs"
             )
         try:
@@ -149,11 +160,11 @@ def _images(folder: Path) -> dict[str, Path]:
     return images
 
 
-def _walked(folder: Path) -> Iterator[Path]:
-    def refused(error: OSError) -> None:
+def _image_paths(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    for root, folders, files in os.walk(folder, onerror=refused):
+    for root, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in RASTER_SUFFIXES and not name.startswith("."):

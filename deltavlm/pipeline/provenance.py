@@ -1,104 +1,74 @@
-"""Where a result comes from: written into every output, so that it can be made again."""
+"""Provenance of an output: inputs, model, questions, options and versions; and the settings of a journal."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 
 import rasterio
 
-from deltavlm import __version__
-from deltavlm.geo.location import file_mark
-from deltavlm.geo.pair import PairReader, ReadOptions
+from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.interface import ModelFacts
-from deltavlm.pipeline.analyze import AnalyzeOptions
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.version import __version__
 
-__all__ = ["pairs_provenance", "pairs_settings", "provenance", "settings", "versions"]
+__all__ = ["journal_settings", "library_versions", "provenance"]
 
-_RECORDED = (
+_LIBRARIES = (
     *("numpy", "pillow", "rasterio", "pyproj", "shapely", "pyogrio"),
     *("torch", "timm", "transformers", "tokenizers", "safetensors", "sentencepiece"),
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of deltavlm, Python and the libraries that the answers depend on."""
-    found = {"deltavlm": __version__, "python": platform.python_version()}
-    for name in _RECORDED:
+def library_versions() -> dict[str, str]:
+    """Versions of deltavlm, Python and the libraries that answers depend on."""
+    versions = {"deltavlm": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found | {"gdal": rasterio.__gdal_version__}
+    return versions | {"gdal": rasterio.__gdal_version__}
 
 
 def provenance(
-    reader: PairReader, model: ModelFacts, specs: Sequence[QuestionSpec], options: AnalyzeOptions
+    job: AnalyzeJob, model: ModelFacts, inputs: Mapping[str, object] | None = None
 ) -> dict[str, object]:
-    """Inputs, model, questions, options and versions as plain values, ready for JSON."""
+    """Provenance of an output as plain values, ready for JSON.
+
+    `inputs` are those of its only pair, `PairReader.provenance()`. An output of a list has the name of the
+    list and how it was read; the inputs of each pair are in its layer `pairs`.
+    """
+    if inputs is None:
+        source: dict[str, object] = {"pairs": job.pairs.name, "reading": _plain(job.read)}
+    else:
+        source = {"inputs": inputs}
+    training = {"chip_px": model.chip_px, "training_gsd_m": model.training_gsd_m}
     return {
         "tool": "deltavlm analyze",
-        "inputs": reader.provenance(),
-        "model": _described(model) | _learned(model) | {"device": model.device},
-        "questions": [asdict(spec) for spec in specs],
-        "options": asdict(options),
-        "versions": versions(),
+        **source,
+        "model": _model(model) | training | {"device": model.device},
+        "questions": [asdict(spec) for spec in job.questions],
+        "options": asdict(job.options),
+        "versions": library_versions(),
+        **job.change_record(),
     }
 
 
-def settings(reader: PairReader, model: ModelFacts, options: AnalyzeOptions) -> dict[str, object]:
-    """All that an answer depends on, questions apart: it must be the same where a run is gone on with."""
-    return {
-        "inputs": reader.provenance(),
-        "files": [file_mark(view.source.location) for view in reader.views],
-        **_asking(model, options),
-    }
-
-
-def pairs_provenance(
-    source: str,
-    read: ReadOptions,
-    model: ModelFacts,
-    specs: Sequence[QuestionSpec],
-    options: AnalyzeOptions,
-) -> dict[str, object]:
-    """As `provenance`, for a run over the pairs of the list `source`; more on each is in their layer."""
-    return {
-        "tool": "deltavlm analyze",
-        "pairs": source,
-        "reading": _reading(read),
-        "model": _described(model) | _learned(model) | {"device": model.device},
-        "questions": [asdict(spec) for spec in specs],
-        "options": asdict(options),
-        "versions": versions(),
-    }
-
-
-def pairs_settings(read: ReadOptions, model: ModelFacts, options: AnalyzeOptions) -> dict[str, object]:
-    """As `settings`, for a run over many pairs, whose files are compared one by one."""
-    return {"reading": _reading(read), **_asking(model, options)}
-
-
-def _asking(model: ModelFacts, options: AnalyzeOptions) -> dict[str, object]:
-    asked = asdict(options)
+def journal_settings(job: AnalyzeJob, model: ModelFacts) -> dict[str, object]:
+    """Settings that must be equal for a run to be resumed; pairs and questions are compared separately."""
+    options = asdict(job.options)
     for key in ("limit", "on_error", "batch_size"):
-        del asked[key]
-    return {"model": _described(model), "options": asked, "deltavlm": __version__}
+        del options[key]
+    return {"reading": _plain(job.read), "model": _model(model), "options": options, "deltavlm": __version__}
 
 
-def _reading(read: ReadOptions) -> dict[str, object]:
-    """The options as plain values, ready for JSON."""
-    told = {one.name: getattr(read, one.name) for one in fields(read)}
-    return {**told, "aoi": None if read.aoi is None else str(read.aoi)}
+def _plain(read: ReadOptions) -> dict[str, object]:
+    values = {each.name: getattr(read, each.name) for each in fields(read)}
+    return {**values, "aoi": None if read.aoi is None else str(read.aoi)}
 
 
-def _learned(model: ModelFacts) -> dict[str, object]:
-    """What it was trained on, for those who judge its answers later."""
-    return {"chip_px": model.chip_px, "training_gsd_m": model.training_gsd_m}
-
-
-def _described(model: ModelFacts) -> dict[str, object]:
+def _model(model: ModelFacts) -> dict[str, object]:
     return {"name": model.name, "fingerprint": model.fingerprint, **model.details}

@@ -1,4 +1,4 @@
-"""What a run has come to: chips by status, what was found, and where the seconds went."""
+"""Counts and timings of a run, its most changed chips, and its progress."""
 
 from __future__ import annotations
 
@@ -6,131 +6,118 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from deltavlm.pipeline.layers import ChipResult, Status
+from deltavlm.pipeline.results import ChipResult
+from deltavlm.pipeline.schema import ChipStatus
 
-__all__ = ["ChangedChip", "Progress", "Stages", "Summary"]
+__all__ = ["ChangedChip", "StageTimes", "Summary"]
 
 _MOST_CHANGED = 10
 
 
 @dataclass(slots=True)
-class Stages:
-    """Seconds of a run by what they went into.
+class StageTimes:
+    """Seconds spent in each stage of a run.
 
-    Chips are read while others are answered, so that the stages may add up to more than the run took; of the
-    reading, only `waited` holds it up. Batches that are asked side by side count their seconds each. On a GPU
-    the end of encoding is counted as answering.
+    Chips are read while others are answered, so the sum may exceed the duration of the run; of reading, only
+    `waited` delays it. Batches that are asked in parallel count their seconds each. On a GPU the end of
+    encoding is counted as answering.
     """
 
-    read: float = 0.0  # files opened and chips read
-    waited: float = 0.0  # nothing was there to ask, for it was still being read
+    read: float = 0.0  # opening files and reading chips
+    waited: float = 0.0  # the prefetch queue was empty
     encode: float = 0.0
     answer: float = 0.0
-    write: float = 0.0  # the journal and the output
+    write: float = 0.0  # journal and output
 
     @contextmanager
     def timed(self, stage: Literal["read", "waited", "encode", "answer", "write"]) -> Iterator[None]:
-        """Add the seconds inside the `with` to a stage, also where it ends in an error."""
-        started = time.perf_counter()
+        """Add the seconds inside the `with` to a stage, also when it raises."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
 
-    def include(self, other: Stages) -> None:
+    def include(self, other: StageTimes) -> None:
         """Add the seconds of another run."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, after each group of chips."""
-
-    done: int
-    changed: int
-    failed: int
-    chips_per_s: float
-    summary: Summary  # of the run, which goes on
+        for stage in fields(self):
+            setattr(self, stage.name, getattr(self, stage.name) + getattr(other, stage.name))
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedChip:
-    """A chip that the model calls changed, and the middle of its footprint in the raster's CRS."""
+    """Chip that the model calls changed, with the centroid of its footprint."""
 
-    score: float
+    score: float  # probability of change, 0 to 1
     chip_id: str
-    x: float
+    x: float  # centroid in the CRS of the pair, or in pixels if it has none
     y: float
     caption: str
-    pair: str = ""  # of a run over many pairs, the id of the chip's
+    pair: str = ""  # id of its pair; empty in a run over one pair
+    lonlat: tuple[float, float] | None = None  # centroid in degrees, if the CRS leads there
 
 
 @dataclass(slots=True)
 class Summary:
-    """What a run has come to; `first_failure` says why the first failed chip failed."""
+    """Counts of the chips of a run, updated while it goes on."""
 
-    statuses: Counter[Status] = field(default_factory=Counter)
-    earlier: int = 0  # of the chips, those that an earlier run had answered
+    statuses: Counter[ChipStatus] = field(default_factory=Counter)
+    resumed: int = 0  # chips answered by an earlier run
     changed: int = 0
-    repeated: int = 0  # chips with a picture that was asked about before in this run
-    unread: int = 0  # chips whose answer is neither yes nor no
-    polygons: int = 0  # of what changed, where they were wished
+    deduplicated: int = 0  # chips whose pixels equal those of a chip answered before in this run
+    unparsed: int = 0  # chips whose answer to the yes/no question is neither
+    polygons: int = 0  # polygons of change, if they were requested
     seconds: float = 0.0
     batch_size: int = 0
-    first_failure: str = ""
-    most_changed: list[ChangedChip] = field(default_factory=list)  # largest score first
-    stages: Stages = field(default_factory=Stages)
+    first_failure: str = ""  # error message of the first failed chip
+    most_changed: list[ChangedChip] = field(default_factory=list)  # highest score first
+    stages: StageTimes = field(default_factory=StageTimes)
 
     @property
     def chips(self) -> int:
         return self.statuses.total()
 
-    def include(self, other: Summary, pair: str) -> None:
-        """Add what a run over one of many pairs has come to."""
-        self.statuses.update(other.statuses)
-        self.earlier += other.earlier
-        self.changed += other.changed
-        self.repeated += other.repeated
-        self.unread += other.unread
-        self.polygons += other.polygons
-        self.batch_size = other.batch_size
-        self.first_failure = self.first_failure or other.first_failure
-        for chip in other.most_changed:
-            self.found(replace(chip, pair=pair))
-        self.stages.include(other.stages)
+    @property
+    def failed(self) -> int:
+        """Chips that could not be read or answered."""
+        return self.statuses["unreadable"] + self.statuses["error"]
+
+    @property
+    def chips_per_s(self) -> float:
+        """Chips per second, without those of an earlier run."""
+        return (self.chips - self.resumed) / self.seconds if self.seconds > 0 else 0.0
 
     def add(self, result: ChipResult) -> None:
         """Count a chip."""
         self.statuses[result.status] += 1
-        if result.status in ("unreadable", "error") and not self.first_failure:
+        if result.failed and not self.first_failure:
             self.first_failure = result.reason
         change, caption = result.of_task("change"), result.of_task("caption")
-        self.unread += change is not None and change.value is None
+        self.unparsed += change is not None and change.value is None
         if change is None or change.value is not True:
             return
         self.changed += 1
-        middle = result.chip.footprint.centroid
-        said = caption.text if caption else ""
+        centroid = result.chip.footprint.centroid
+        text = caption.text if caption else ""
         score = change.score if change.score is not None else 0.0
-        self.found(ChangedChip(score, result.chip.chip_id, middle.x, middle.y, said, result.pair))
+        self._rank(ChangedChip(score, result.chip.chip_id, centroid.x, centroid.y, text, result.pair))
 
-    def found(self, changed: ChangedChip) -> None:
-        """Remember a chip that changed, if few have done so more surely."""
-        chips = sorted([*self.most_changed, changed], key=lambda chip: -chip.score)
-        self.most_changed = chips[:_MOST_CHANGED]
+    def include(self, other: Summary) -> None:
+        """Add the counts of another run."""
+        self.statuses.update(other.statuses)
+        self.resumed += other.resumed
+        self.changed += other.changed
+        self.deduplicated += other.deduplicated
+        self.unparsed += other.unparsed
+        self.polygons += other.polygons
+        self.batch_size = other.batch_size
+        self.first_failure = self.first_failure or other.first_failure
+        for chip in other.most_changed:
+            self._rank(chip)
+        self.stages.include(other.stages)
 
-    @property
-    def failed(self) -> int:
-        return self.statuses["unreadable"] + self.statuses["error"]
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(self.chips, self.changed, self.failed, self.chips_per_s, self)
-
-    @property
-    def chips_per_s(self) -> float:
-        return (self.chips - self.earlier) / self.seconds if self.seconds > 0 else 0.0
+    def _rank(self, chip: ChangedChip) -> None:
+        self.most_changed = sorted([*self.most_changed, chip], key=lambda each: -each.score)[:_MOST_CHANGED]

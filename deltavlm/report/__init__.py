@@ -1,1 +1,1 @@
-"""An output for people: a page that shows it without asking anybody for anything, and a picture."""
+"""Report of an output: a self-contained HTML page and a PNG quicklook."""

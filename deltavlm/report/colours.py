@@ -1,4 +1,4 @@
-"""The colours of scores, on the page and on pictures alike."""
+"""Colour ramp of change scores, shared by the page and the quicklook."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["RAMP", "ramp"]
 Colour = tuple[int, int, int]  # red, green, blue
 
 RAMP: tuple[Colour, ...] = ((44, 52, 128), (106, 58, 150), (178, 74, 130), (230, 122, 84), (252, 208, 74))
-"""Scores from 0 to 1: dark blue to yellow, lighter and lighter, so that their order shows without hues."""
+"""Stops for scores from 0 to 1, dark blue to yellow, of rising lightness: readable without hue."""
 
 
 def ramp(score: float) -> Colour:
-    """The colour of a score.
+    """Colour of a score, linear between the stops; scores beyond 0 and 1 are clipped.
 
     >>> ramp(0), ramp(1)
     ((44, 52, 128), (252, 208, 74))
     """
-    at = min(max(score, 0.0), 1.0) * (len(RAMP) - 1)
-    low, high = RAMP[math.floor(at)], RAMP[math.ceil(at)]
-    red, green, blue = (round(a + (b - a) * (at % 1)) for a, b in zip(low, high, strict=True))
+    position = min(max(score, 0.0), 1.0) * (len(RAMP) - 1)
+    low, high = RAMP[math.floor(position)], RAMP[math.ceil(position)]
+    red, green, blue = (round(a + (b - a) * (position % 1)) for a, b in zip(low, high, strict=True))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""The two images of a scene as small pictures, in the very colours that the model was shown."""
+"""Overviews and crops of both images of a pair, with the stretch to 8 bit that the model saw."""
 
 from __future__ import annotations
 
@@ -6,214 +6,208 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.geo.alignment import PixelGrid
-from deltavlm.geo.decoding import complaints_told
-from deltavlm.geo.grid import Window
-from deltavlm.geo.location import gdal_settings
-from deltavlm.geo.meeting import check_placed, meet
-from deltavlm.geo.radiometry import Stretch
-from deltavlm.geo.source import open_source
+from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
+from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
-from deltavlm.report.scenes import Scene, SceneImage
+from deltavlm.report.pairs import PairImage, ReportPair
 
-__all__ = ["ImageOptions", "OpenScene", "as_webp", "open_scene"]
+__all__ = ["ImageOptions", "OpenImages", "as_webp", "open_images"]
 
-BAND_BYTES = 24 * 2**20
-"""Of the file, read at once for an overview: GDAL averages one colour after the other, and what its block
-cache does not hold is decoded once for each."""
-QUALITY = 80
+READ_BYTES = 24 * 2**20
+"""Bytes of the file per read of an overview. GDAL averages band by band, and decodes blocks that its cache
+does not hold once for each band."""
+
+WEBP_QUALITY = 80
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
-    """Where to look for images. `before` and `after` go before what the output names."""
+    """Locations of the images, instead of those that the output records, and permissions to open them."""
 
     before: str | None = None
     after: str | None = None
     allow_vrt: bool = False
-    allow_remote: bool = False  # a file should not make us ask a server
+    allow_remote: bool = False  # off: a file from elsewhere must not make us contact a server
 
 
 @dataclass(frozen=True, slots=True)
-class OpenScene:
-    """Both dates of a scene, open."""
+class OpenImages:
+    """Both images of a pair, open on one grid."""
 
-    grid: PixelGrid
-    sources: tuple[Source, Source]
-    views: tuple[View, View]  # on the grid
-    stretches: tuple[Stretch | None, Stretch | None]
+    pair: PairReader
 
-    def overview(self, longest_px: int) -> tuple[Image.Image, Image.Image]:
-        """Both dates whole, the long side at most `longest_px`; what has no data is transparent.
+    @property
+    def geobox(self) -> GeoBox:
+        return self.pair.geobox
+
+    def overview(self, long_side_px: int) -> tuple[Image.Image, Image.Image]:
+        """Both images downsampled to at most `long_side_px`; nodata and unreadable rows are transparent.
 
         Raises:
-            RasterError: no part of one can be read.
+            RasterError: an image cannot be read at all.
         """
-        scale = min(1.0, longest_px / max(self.grid.width, self.grid.height))
-        size = tuple(max(1, round(length * scale)) for length in (self.grid.width, self.grid.height))
+        scale = min(1.0, long_side_px / max(self.geobox.width, self.geobox.height))
+        size = tuple(max(1, round(length * scale)) for length in (self.geobox.width, self.geobox.height))
         before, after = (
-            _whole(source, view, stretch, self.grid, size)
-            for source, view, stretch in zip(self.sources, self.views, self.stretches, strict=True)
+            _overview(view, stretch, self.geobox, size)
+            for view, stretch in zip(self.pair.views, self.pair.stretches, strict=True)
         )
         return before, after
 
-    def crop(self, window: Window, longest_px: int) -> tuple[Image.Image, Image.Image]:
-        """Both dates of a window, the long side at most `longest_px`.
+    def crop(self, window: Window, long_side_px: int) -> tuple[Image.Image, Image.Image]:
+        """Both images in a window, downsampled to at most `long_side_px`.
 
         Raises:
-            RasterError: a part of it cannot be read.
+            RasterError: the window cannot be read in full.
         """
-        scale = min(1.0, longest_px / max(window.width, window.height))
+        scale = min(1.0, long_side_px / max(window.width, window.height))
         shape = max(1, round(window.height * scale)), max(1, round(window.width * scale))
         before, after = (
-            _picture(*_coloured(*view.read(window, shape, averaged=scale < 1), stretch))
-            for view, stretch in zip(self.views, self.stretches, strict=True)
+            _to_image(*_read(view, stretch, window, shape, averaged=scale < 1))
+            for view, stretch in zip(self.pair.views, self.pair.stretches, strict=True)
         )
         return before, after
 
 
 @contextmanager
-def open_scene(scene: Scene, options: ImageOptions, beside: Path) -> Iterator[OpenScene]:
-    """Open the images of a scene; those that are not where they were are looked for in the folder `beside`.
+def open_images(pair: ReportPair, options: ImageOptions, folder: Path) -> Iterator[OpenImages]:
+    """Open the images of a pair; one that has been moved is looked for in `folder`, that of the output.
 
     Raises:
-        RasterError: an image is missing, cannot be read, or is not the one that was analysed.
+        RasterError: an image is missing, cannot be read, or is not the one that was analyzed.
     """
-    if scene.grid is None:
-        raise RasterError(scene.reason or "nothing was asked about this pair")
-    places = [
-        _found(date.path, given, options, beside)
-        for date, given in ((scene.before, options.before), (scene.after, options.after))
+    if pair.geobox is None:
+        raise RasterError(pair.reason or "this pair was not analyzed")
+    paths = [
+        _locate(image.path, override, options, folder)
+        for image, override in ((pair.before, options.before), (pair.after, options.after))
     ]
+    rasters = RasterPair(*paths)
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings(*map(str, places)))
-        sources = []
-        for place, date in zip(places, (scene.before, scene.after), strict=True):
-            try:
-                source = stack.enter_context(
-                    open_source(place, bands=date.bands, nodata=date.nodata, allow_vrt=options.allow_vrt)
+        try:
+            reader = stack.enter_context(
+                open_pair(
+                    rasters,
+                    _read_options(pair, options),
+                    geobox=pair.geobox if pair.has_recorded_geobox else None,
+                    stretches=_recorded_stretches(pair),
                 )
-            except InputError as error:  # the bands, too, are the file's say
-                raise RasterError(str(error)) from error
-            _check_same(source, date)
-            sources.append(source)
-        before, after = sources
-        stack.enter_context(complaints_told(" or ".join(dict.fromkeys((before.name, after.name)))))
-        check_placed(before, after, allow_no_crs=True)
-        meeting = meet(before, after, strict=False, resampling=scene.resampling, gsd_m=None)
-        grid, offsets = scene.grid, (meeting.before_offset, meeting.after_offset)
-        if not scene.has_recorded_grid:
-            grid = meeting.grid
-        elif (grid.width, grid.height) != (meeting.grid.width, meeting.grid.height):
-            offsets = (None, None)  # it was resampled
-        views = (
-            stack.enter_context(before.seen_on(grid, offsets[0], scene.resampling)),
-            stack.enter_context(after.seen_on(grid, offsets[1], scene.resampling)),
-        )
-        stretches = (_stretch(scene.before, views[0], grid), _stretch(scene.after, views[1], grid))
-        yield OpenScene(grid, (before, after), views, stretches)
+            )
+        except InputError as error:  # bands and resampling method come from the output's file too
+            raise RasterError(str(error)) from error
+        for view, image in zip(reader.views, (pair.before, pair.after), strict=True):
+            _check_size(view.source, image)
+        yield OpenImages(reader)
 
 
-def as_webp(picture: Image.Image) -> bytes:
-    """The picture as a WebP, small."""
+def _read_options(pair: ReportPair, options: ImageOptions) -> ReadOptions:
+    """Options that read the pixels of the run again; `--nodata` applied to both images, or to none."""
+    before, after = pair.before, pair.after
+    return ReadOptions(
+        resampling=parse_resampling(pair.resampling),
+        before_bands=before.bands,
+        after_bands=after.bands,
+        scale="per-date",
+        nodata=before.nodata if repr(before.nodata) == repr(after.nodata) else None,  # NaN, too
+        allow_no_crs=True,
+        allow_vrt=options.allow_vrt,
+    )
+
+
+def _recorded_stretches(pair: ReportPair) -> Stretches | None:
+    """Stretches that the output records; None where it has none: images are 8-bit, or it names no inputs."""
+    before, after = (
+        None if image.stretch is None else Stretch(*image.stretch) for image in (pair.before, pair.after)
+    )
+    return (before, after) if before or after else None
+
+
+def as_webp(image: Image.Image) -> bytes:
+    """Image encoded as lossy WebP."""
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=QUALITY, method=4)
+    image.save(stream, "WEBP", quality=WEBP_QUALITY, method=4)
     return stream.getvalue()
 
 
-def _found(path: str, given: str | None, options: ImageOptions, beside: Path) -> str:
-    """Where an image is now."""
-    if given is not None:
-        return given
+def _locate(path: str, override: str | None, options: ImageOptions, folder: Path) -> str:
+    """Current location of an image: the override, else its recorded path, else the same name in `folder`."""
+    if override is not None:
+        return override
     if not path:
         raise RasterError("the output does not name its images; give --before and --after")
     if "://" in path or "/vsi" in path:
         if options.allow_remote:
             return path
-        raise RasterError(f"{path}: lies elsewhere; --allow-remote fetches it, or give --before and --after")
+        raise RasterError(
+            f"{path}: is a remote image; --allow-remote fetches it, or give --before and --after"
+        )
     name = path.replace("\\", "/").rpartition("/")[2]
-    for place in (Path(path), beside / path, beside / name):
-        if place.is_file():
-            return str(place)
+    for candidate in (Path(path), folder / path, folder / name):
+        if candidate.is_file():
+            return str(candidate)
     raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
 
 
-def _check_same(source: Source, date: SceneImage) -> None:
-    found = (source.grid.width, source.grid.height)
-    if date.size is not None and found != date.size:
+def _check_size(source: Source, image: PairImage) -> None:
+    size = (source.geobox.width, source.geobox.height)
+    if image.size is not None and size != image.size:
         raise RasterError(
-            f"{source.name}: has {found[0]} x {found[1]} px, and the image that was analysed "
-            f"{date.size[0]} x {date.size[1]}; give --before and --after, where the images are now"
+            f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analyzed "
+            f"{image.size[0]} x {image.size[1]}; give --before and --after, where the images are now"
         )
 
 
-def _stretch(date: SceneImage, view: View, grid: PixelGrid) -> Stretch | None:
-    """The one that was used; where the output does not tell it, one that shows something."""
-    if date.stretch is not None:
-        return Stretch(*date.stretch)
-    if view.source.dtype == "uint8":
-        return None
-    values = view.sample(grid)
-    if not values.size:
-        return Stretch((0.0,) * 3, (1.0,) * 3)
-    low, high = np.percentile(values, (2, 98), axis=1)
-    return Stretch(tuple(low.tolist()), tuple(np.maximum(high, low + 1e-6).tolist()))
-
-
-def _whole(
-    source: Source, view: View, stretch: Stretch | None, grid: PixelGrid, size: tuple[int, ...]
-) -> Image.Image:
-    """A date on the grid at `size` (width, height), some rows at a time; what cannot be read is blank."""
+def _overview(view: View, stretch: Stretch | None, geobox: GeoBox, size: tuple[int, ...]) -> Image.Image:
+    """One image resampled to `size` (width, height), read in strips; unreadable strips are transparent."""
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
-    small = replace(
-        grid, transform=grid.transform * Affine.scale(grid.width / width, grid.height / height),
-        width=width, height=height,
-    )  # fmt: skip
+    source, small = view.source, geobox.zoom_to(width, height)
     failures: list[RasterError] = []
-    read = 0
+    strips_read = 0
     with ExitStack() as stack:
-        if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
-            view, grid = stack.enter_context(source.seen_on(small, None, "average")), small
-        deep = len(set(source.bands)) * np.dtype(source.dtype).itemsize
-        step = max(1, int(BAND_BYTES / (grid.width * deep) * height / grid.height))
-        for top in range(0, height, step):
-            rows = slice(top, min(height, top + step))
-            first, last = (math.floor(row * grid.height / height) for row in (rows.start, rows.stop))
-            window = Window(0, first, grid.width, max(1, last - first))
+        if view.dataset is not source.dataset and (width, height) != (geobox.width, geobox.height):
+            view, geobox = stack.enter_context(source.view_on(small, None, "average")), small
+        pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
+        strip_height = max(1, int(READ_BYTES / (geobox.width * pixel_bytes) * height / geobox.height))
+        for top in range(0, height, strip_height):
+            rows = slice(top, min(height, top + strip_height))
+            first, last = (math.floor(row * geobox.height / height) for row in (rows.start, rows.stop))
+            window = Window(0, first, geobox.width, max(1, last - first))
             try:
-                part, seen = view.read(window, (rows.stop - rows.start, width), averaged=True)
+                strip = _read(view, stretch, window, (rows.stop - rows.start, width), averaged=True)
             except RasterError as error:
                 failures.append(error)
                 continue
-            read += 1
-            pixels[:, rows], valid[rows] = _coloured(part, seen, stretch)
-    if not read:
+            strips_read += 1
+            pixels[:, rows], valid[rows] = strip
+    if not strips_read:
         raise failures[0]
-    return _picture(pixels, valid)
+    return _to_image(pixels, valid)
 
 
-def _coloured(
-    values: NDArray[np.generic], valid: NDArray[np.bool_], stretch: Stretch | None
+def _read(
+    view: View, stretch: Stretch | None, window: Window, shape: tuple[int, int], *, averaged: bool
 ) -> tuple[Pixels, NDArray[np.bool_]]:
-    colours = values.astype(np.uint8, copy=False) if stretch is None else stretch.apply(values)
-    return colours, valid
+    """RGB (3, rows, cols) and validity (rows, cols) of a window, decimated to `shape` (rows, cols)."""
+    values, valid = view.read(window, shape, averaged=averaged)
+    return to_uint8(values, stretch), valid
 
 
-def _picture(pixels: Pixels, valid: NDArray[np.bool_]) -> Image.Image:
-    """(3, rows, cols) as RGB, or as RGBA where something has no data."""
+def _to_image(pixels: Pixels, valid: NDArray[np.bool_]) -> Image.Image:
+    """Image from (3, rows, cols): RGB, or RGBA with alpha 0 where pixels are not valid."""
     rgb = np.moveaxis(pixels, 0, 2)
     if valid.all():
         return Image.fromarray(np.ascontiguousarray(rgb))

@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, which asks nobody for anything."""
+"""HTML page of a report: one self-contained file that makes no request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -15,65 +15,71 @@ from string import Template
 from typing import Any
 
 from deltavlm.errors import InputError, RasterError
-from deltavlm.report.images import ImageOptions, OpenScene, as_webp, open_scene
-from deltavlm.report.outputs import Output, Row
+from deltavlm.geo.geobox import Window
+from deltavlm.pipeline.outputs_reader import Output
+from deltavlm.report.images import ImageOptions, OpenImages, as_webp, open_images
 from deltavlm.report.page_data import PageImages, page_data
-from deltavlm.report.scenes import Scene, score_of
+from deltavlm.report.pairs import ReportPair, score_of
 
 __all__ = ["MAX_CHIPS", "ImageLimits", "report_html"]
 
 logger = logging.getLogger(__name__)
 
 MAX_CHIPS = 50_000
-"""More rows than a browser searches while one types."""
+"""Rows that a browser still searches at the speed of typing."""
 
 SCRIPTS = ("data.js", "view.js", "map.js", "list.js", "detail.js", "main.js")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """How much room pictures get; `detail` ones are of the most changed chips, where the overview is too
-    coarse to look at them."""
+    """Sizes of the embedded images. Details are crops of the most changed chips, for coarse overviews."""
 
     overview_px: int = 2048  # long side
-    all_overviews_px: int = 64_000_000  # pixels of all, both dates
-    smallest_px: int = 256
-    detail_px: int = 256
-    details: int = 300
-    coarse: float = 0.75  # overview pixels to a pixel of the grid, below which details are wanted
+    total_overview_px: int = 64_000_000  # pixels of all overviews, both dates
+    min_overview_px: int = 256  # long side
+    detail_px: int = 256  # long side
+    max_details: int = 300
+    detail_below_scale: float = 0.75  # overview pixels per grid pixel, below which details are embedded
 
 
 def report_html(
     output: Output,
-    scenes: Sequence[Scene],
+    pairs: Sequence[ReportPair],
     options: ImageOptions,
-    sizes: ImageLimits | None = None,
-    watch: Callable[[int], None] = lambda done: None,
+    limits: ImageLimits | None = None,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[str, dict[str, str]]:
-    """The page, and why which pairs have no pictures. `scenes`: those of the output that are wanted; `watch`
-    is told how many are done.
+    """Render the page of some pairs of an output.
+
+    Args:
+        options: access to the images; a pair whose images cannot be opened is shown without them.
+        on_progress: called with the number of pairs that are done.
+
+    Returns:
+        The HTML text, and the pairs without images: id -> reason.
 
     Raises:
-        InputError: more chips than a page can hold.
+        InputError: more chips than a page can hold, or values that deltavlm cannot have written.
     """
-    number = sum(len(scene.chips) for scene in scenes)
-    if number > MAX_CHIPS:
+    chip_count = sum(len(pair.chips) for pair in pairs)
+    if chip_count > MAX_CHIPS:
         raise InputError(
-            f"{output.path}: has {number:,} chips, more than the {MAX_CHIPS:,} that a page can hold; choose "
-            "one pair with --pair, or analyze --bbox"
+            f"{output.path}: has {chip_count:,} chips, more than the {MAX_CHIPS:,} that a page can hold; "
+            "choose one pair with --pair, or analyze --bbox"
         )
-    shown = _pictures(output, scenes, options, sizes or ImageLimits(), watch)
+    images = _render_images(output, pairs, options, limits or ImageLimits(), on_progress)
     try:
-        data = page_data(output, scenes, shown)
+        data = page_data(output, pairs, images)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{output.path}: holds what cannot be ({error or type(error).__name__}); was the output edited? "
+            f"{output.path}: holds invalid values ({error or type(error).__name__}); was the output edited? "
             "run deltavlm analyze again"
         ) from error
-    return _filled(data), shown.missing
+    return _fill_template(data), images.missing
 
 
-def _filled(data: dict[str, Any]) -> str:
+def _fill_template(data: dict[str, Any]) -> str:
     folder = files("deltavlm.report") / "web"
     style = (folder / "report.css").read_text(encoding="utf-8")
     code = "".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -82,90 +88,94 @@ def _filled(data: dict[str, Any]) -> str:
     return page.substitute(
         title=escape(data["title"]),
         style=style,
-        style_hash=_hashed(style),
+        style_hash=_csp_hash(style),
         script=script,
-        script_hash=_hashed(script),
-        data=_embedded(data),
+        script_hash=_csp_hash(script),
+        data=_script_json(data),
     )
 
 
-def _hashed(text: str) -> str:
-    """What a Content-Security-Policy calls this text; nothing else is run or styled."""
+def _csp_hash(text: str) -> str:
+    """Source expression of a Content-Security-Policy that allows this text and nothing else."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _embedded(data: dict[str, Any]) -> str:
-    """JSON that nothing in it can end or open an element from."""
+def _script_json(data: dict[str, Any]) -> str:
+    """JSON for a script element: `<`, `>` and `&` are escaped, so that no value can close the element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text.encode("utf-8", "replace").decode()  # lone surrogates
 
 
-def _pictures(
+def _render_images(
     output: Output,
-    scenes: Sequence[Scene],
+    pairs: Sequence[ReportPair],
     options: ImageOptions,
-    sizes: ImageLimits,
-    watch: Callable[[int], None],
+    limits: ImageLimits,
+    on_progress: Callable[[int], None],
 ) -> PageImages:
-    """Overviews of as many pairs as there is room for, and the most changed chips as they are."""
-    shown = PageImages()
-    room = max(1, sizes.all_overviews_px // (2 * sizes.smallest_px**2))
-    longest = min(
-        sizes.overview_px,
-        max(sizes.smallest_px, math.isqrt(sizes.all_overviews_px // (2 * len(scenes) or 1))),
+    """Overviews of as many pairs as the limits allow, and crops of the most changed chips."""
+    images = PageImages()
+    max_pairs = max(1, limits.total_overview_px // (2 * limits.min_overview_px**2))
+    long_side_px = min(
+        limits.overview_px,
+        max(limits.min_overview_px, math.isqrt(limits.total_overview_px // (2 * len(pairs) or 1))),
     )
-    scored = sorted(
-        ((score_of(chip), number) for number, chip in _numbered(scenes) if chip.get("changed")), reverse=True
-    )
-    wanted = {number for _, number in scored[: sizes.details]}
+    detail_numbers = _highest_scores(pairs, limits.max_details)
     first = 0
-    for index, scene in enumerate(scenes):
-        if index >= room:
-            shown.missing[scene.name] = (
-                f"the page has room for pictures of {room} pairs; report --pair shows it"
+    for index, pair in enumerate(pairs):
+        if index >= max_pairs:
+            images.missing[pair.name] = (
+                f"the page embeds images of {max_pairs} pairs at most; show this one with report --pair"
             )
         else:
+            windows = {
+                number: window
+                for number, window in enumerate(pair.windows, first)
+                if number in detail_numbers
+            }
             try:
-                with open_scene(scene, options, output.path.absolute().parent) as seen:
-                    _look(seen, scene, first, wanted, longest, sizes, shown)
+                with open_images(pair, options, output.path.absolute().parent) as opened:
+                    images.overviews[pair.name], scale = _overviews(opened, long_side_px)
+                    if scale < limits.detail_below_scale:
+                        images.details |= _details(opened, windows, limits.detail_px)
             except RasterError as error:
-                shown.missing[scene.name] = str(error)
-        first += len(scene.chips)
-        watch(index + 1)
-    return shown
+                images.missing[pair.name] = str(error)
+        first += len(pair.chips)
+        on_progress(index + 1)
+    return images
 
 
-def _look(
-    seen: OpenScene,
-    scene: Scene,
-    first: int,
-    wanted: set[int],
-    longest: int,
-    sizes: ImageLimits,
-    shown: PageImages,
-) -> None:
-    before, after = seen.overview(longest)
-    shown.overviews[scene.name] = {
-        "before": _uri(as_webp(before)),
-        "after": _uri(as_webp(after)),
+def _highest_scores(pairs: Sequence[ReportPair], count: int) -> set[int]:
+    """Numbers of the changed chips with the highest scores, counted over all pairs."""
+    chips = enumerate(chip for pair in pairs for chip in pair.chips)
+    ranked = sorted(((score_of(chip), number) for number, chip in chips if chip.get("changed")), reverse=True)
+    return {number for _, number in ranked[:count]}
+
+
+def _overviews(opened: OpenImages, long_side_px: int) -> tuple[dict[str, Any], float]:
+    """Overviews of both dates for the page, and their scale: overview pixels per grid pixel."""
+    before, after = opened.overview(long_side_px)
+    overviews = {
+        "before": _data_uri(as_webp(before)),
+        "after": _data_uri(as_webp(after)),
         "size": before.size,
-        "extent": (seen.grid.width, seen.grid.height),
+        "extent": (opened.geobox.width, opened.geobox.height),
     }
-    if before.width >= sizes.coarse * seen.grid.width:
-        return
-    for number, window in enumerate(scene.windows, first):
-        if number in wanted:
-            try:
-                shown.details[number] = [_uri(as_webp(one)) for one in seen.crop(window, sizes.detail_px)]
-            except RasterError as error:
-                logger.info("%s", error)
+    return overviews, before.width / opened.geobox.width
 
 
-def _uri(webp: bytes) -> str:
+def _details(opened: OpenImages, windows: dict[int, Window], long_side_px: int) -> dict[int, list[str]]:
+    """Crops of chips by number: before and after as data URIs. A chip that cannot be read has none."""
+    details = {}
+    for number, window in windows.items():
+        try:
+            details[number] = [_data_uri(as_webp(image)) for image in opened.crop(window, long_side_px)]
+        except RasterError as error:
+            logger.info("%s", error)
+    return details
+
+
+def _data_uri(webp: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
-
-
-def _numbered(scenes: Sequence[Scene]) -> Iterator[tuple[int, Row]]:
-    return enumerate(chip for scene in scenes for chip in scene.chips)

@@ -1,4 +1,4 @@
-"""What the page holds, as plain values: chips in columns, pairs, polygons of change, where all comes from."""
+"""Data of the report page, ready for JSON: chips in columns, pairs, change polygons, provenance."""
 
 from __future__ import annotations
 
@@ -8,92 +8,91 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltavlm import __version__
-from deltavlm.geo.location import public_name
+from deltavlm.geo.location import redact_credentials
+from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
-from deltavlm.report.outputs import Output, Row
-from deltavlm.report.scenes import Scene, score_of
+from deltavlm.report.pairs import ReportPair, score_of
 from deltavlm.tasks.locate import LABELS
+from deltavlm.version import __version__
 
 __all__ = ["PageImages", "page_data"]
 
 MAX_POLYGONS = 20_000
-"""More outlines than a browser draws while the map is moved."""
+"""Outlines that a browser still draws while the map is moved."""
 
 
 @dataclass
 class PageImages:
-    """Pictures as data URIs."""
+    """Images of the page as data URIs, and the pairs without images."""
 
-    missing: dict[str, str] = field(default_factory=dict)  # by pair: why it has none
-    overviews: dict[str, dict[str, Any]] = field(default_factory=dict)  # by pair
+    missing: dict[str, str] = field(default_factory=dict)  # pair id -> reason
+    overviews: dict[str, dict[str, Any]] = field(default_factory=dict)  # by pair id
     details: dict[int, list[str]] = field(default_factory=dict)  # by number of the chip
 
 
-def page_data(output: Output, scenes: Sequence[Scene], shown: PageImages) -> dict[str, Any]:
-    """All that the page shows, ready for JSON."""
-    changes = _changes(scenes)
+def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -> dict[str, Any]:
+    """Everything that the scripts of the page read; web/data.js is the other side of it."""
+    changes = _changes(pairs)
     return {
-        "title": _title(scenes, output),
+        "title": _title(pairs, output),
         "file": output.path.name,
-        "pairs": [_pair(scene, shown) for scene in scenes],
-        "chips": _columns(scenes),
+        "pairs": [_pair(pair, images) for pair in pairs],
+        "chips": _columns(pairs),
         "changes": changes,
-        "leftOut": sum(len(scene.changes) for scene in scenes) - len(changes),
-        "details": shown.details,
+        "leftOut": sum(len(pair.changes) for pair in pairs) - len(changes),
+        "details": images.details,
         "ramp": RAMP,
         "cells": LABELS,
-        "chipPx": scenes[0].chip_px if scenes else 0,
+        "chipPx": pairs[0].chip_px if pairs else 0,
         "questions": {
-            str(one.get("name")): str(one.get("prompt")) for one in output.provenance.get("questions", ())
+            str(question.get("name")): str(question.get("prompt"))
+            for question in output.provenance.get("questions", ())
         },
-        "provenance": _provenance(output.provenance, scenes),
+        "provenance": _provenance(output.provenance, pairs),
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,
     }
 
 
-def _title(scenes: Sequence[Scene], output: Output) -> str:
-    if len(scenes) != 1:
-        return f"{len(scenes):,} pairs of {output.path.name}"
-    names = [_short(scenes[0].before.path), _short(scenes[0].after.path)]
-    return scenes[0].name or (" → ".join(names) if all(names) else output.path.name)
+def _title(pairs: Sequence[ReportPair], output: Output) -> str:
+    if len(pairs) != 1:
+        return f"{len(pairs):,} pairs of {output.path.name}"
+    names = [_file_name(pairs[0].before.path), _file_name(pairs[0].after.path)]
+    return pairs[0].name or (" → ".join(names) if all(names) else output.path.name)
 
 
-def _short(path: str) -> str:
-    return public_name(path).replace("\\", "/").rpartition("/")[2]
+def _file_name(path: str) -> str:
+    return redact_credentials(path).replace("\\", "/").rpartition("/")[2]
 
 
-def _pair(scene: Scene, shown: PageImages) -> dict[str, Any]:
-    grid, gsd_m, north = scene.grid, scene.gsd_m, scene.north
+def _pair(pair: ReportPair, images: PageImages) -> dict[str, Any]:
+    geobox, gsd_m, north = pair.geobox, pair.gsd_m, pair.north
     return {
-        "name": scene.name,
-        "before": _short(scene.before.path),
-        "after": _short(scene.after.path),
-        "dates": [scene.before.taken, scene.after.taken],
-        "width": grid.width if grid else 0,
-        "height": grid.height if grid else 0,
+        "name": pair.name,
+        "before": _file_name(pair.before.path),
+        "after": _file_name(pair.after.path),
+        "dates": [pair.before.date, pair.after.date],
+        "width": geobox.width if geobox else 0,
+        "height": geobox.height if geobox else 0,
         "gsd": gsd_m,
         "north": north,
-        "pictures": shown.overviews.get(scene.name),
-        "missing": shown.missing.get(scene.name, ""),
-        "changes": [len(scene.changes), sum(map(_area, scene.changes))],
-        "reason": scene.reason,
-        "notes": scene.notes,
+        "pictures": images.overviews.get(pair.name),
+        "missing": images.missing.get(pair.name, ""),
+        "changes": [len(pair.changes), sum(map(_area_m2, pair.changes))],
+        "reason": pair.reason,
+        "notes": pair.notes,
     }
 
 
-def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
-    """Chips as columns, their texts as places in a list: most say the same."""
-    texts: dict[str, int] = {"": 0}
+def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
+    """Chips as columns. Texts are indices into a list of distinct texts, since most chips share theirs."""
+    text_indices: dict[str, int] = {"": 0}
 
     def text(value: Any) -> int:
-        return texts.setdefault("" if value is None else str(value), len(texts))
+        return text_indices.setdefault("" if value is None else str(value), len(text_indices))
 
-    asked = [
-        name for scene in scenes for chip in scene.chips[:1] for name in chip if name.startswith("answer_")
-    ]
-    answers = list(dict.fromkeys(asked))
+    first_chips = [chip for pair in pairs for chip in pair.chips[:1]]
+    answers = list(dict.fromkeys(name for chip in first_chips for name in chip if name.startswith("answer_")))
     columns: dict[str, list[Any]] = {
         name: []
         for name in (
@@ -101,8 +100,8 @@ def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
             *("surety", "roads", "buildings", "road_cells", "building_cells", "valid", *answers),
         )
     }
-    for number, scene in enumerate(scenes):
-        for chip, window, point in zip(scene.chips, scene.windows, scene.points, strict=True):
+    for number, pair in enumerate(pairs):
+        for chip, window, point in zip(pair.chips, pair.windows, pair.points, strict=True):
             score = score_of(chip)
             row = {
                 "pair": number,
@@ -117,14 +116,14 @@ def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
                 "surety": _number(chip.get("caption_score"), 3),
                 "roads": _number(chip.get("new_roads"), 0),
                 "buildings": _number(chip.get("new_buildings"), 0),
-                "road_cells": _bits(chip.get("road_cells")),
-                "building_cells": _bits(chip.get("building_cells")),
+                "road_cells": _cell_bits(chip.get("road_cells")),
+                "building_cells": _cell_bits(chip.get("building_cells")),
                 "valid": _number(chip.get("valid_fraction"), 3),
             }
             row |= {name: text(chip.get(name)) for name in answers}
             for name, column in columns.items():
                 column.append(row[name])
-    return {"columns": columns, "answers": answers, "texts": list(texts)}
+    return {"columns": columns, "answers": answers, "texts": list(text_indices)}
 
 
 def _number(value: Any, digits: int) -> float | int | None:
@@ -133,23 +132,23 @@ def _number(value: Any, digits: int) -> float | int | None:
     return round(value, digits) if digits else int(value)
 
 
-def _bits(cells: Any) -> int:
-    """Cells as a number: one bit each, row by row from the top left."""
+def _cell_bits(cells: Any) -> int:
+    """Bit mask of the named cells: bit 0 is the top left cell, row by row."""
     return sum(1 << LABELS.index(cell) for cell in set(cells or ()) if cell in LABELS)
 
 
-def _area(change: Row) -> float:
+def _area_m2(change: Row) -> float:
     return float(_number(change.get("area_m2"), 1) or 0)
 
 
-def _changes(scenes: Sequence[Scene]) -> list[dict[str, Any]]:
-    """The polygons of the layer `changes`, the largest where there are too many."""
-    every = [(number, one) for number, scene in enumerate(scenes) for one in scene.changes]
-    largest = sorted(every, key=lambda pair: -_area(pair[1]))[:MAX_POLYGONS]
-    return [_change(number, one, scenes[number]) for number, one in largest]
+def _changes(pairs: Sequence[ReportPair]) -> list[dict[str, Any]]:
+    """Change polygons, the largest first; at most MAX_POLYGONS."""
+    numbered = [(number, change) for number, pair in enumerate(pairs) for change in pair.changes]
+    largest = sorted(numbered, key=lambda entry: -_area_m2(entry[1]))[:MAX_POLYGONS]
+    return [_change(number, change, pairs[number]) for number, change in largest]
 
 
-def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
+def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
         "class": str(change.get("class") or "other"),
@@ -158,39 +157,39 @@ def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
         "lon": _number(change.get("lon"), 6),
         "lat": _number(change.get("lat"), 6),
         "chips": list(map(str, ids)) if isinstance(ids := change.get("chip_ids"), list) else [],
-        "rings": scene.rings(change),
+        "rings": pair.rings(change),
     }
 
 
-def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tuple[str, str]]:
-    """The lines that matter of where the answers come from; the page has all of it as JSON too."""
+def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[tuple[str, str]]:
+    """Main facts of the provenance as (label, text); the page has the full record as JSON too."""
     model, options = record.get("model") or {}, record.get("options") or {}
     lines = [
         ("Made by", f"{record.get('tool', 'deltavlm')} {record.get('versions', {}).get('deltavlm', '')}")
     ]
-    if len(scenes) == 1:
-        scene = scenes[0]
-        for label, date in (("Before", scene.before), ("After", scene.after)):
-            size = f", {date.size[0]:,} × {date.size[1]:,} px" if date.size else ""
-            bands = f", bands {', '.join(map(str, date.bands))}" if date.bands else ""
-            lines.append((label, f"{public_name(date.path)}{size}{bands}"))
-        if scene.grid is not None:
-            crs = scene.grid.crs
-            lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_size_told(scene)}"))
+    if len(pairs) == 1:
+        pair = pairs[0]
+        for label, image in (("Before", pair.before), ("After", pair.after)):
+            size = f", {image.size[0]:,} × {image.size[1]:,} px" if image.size else ""
+            bands = f", bands {', '.join(map(str, image.bands))}" if image.bands else ""
+            lines.append((label, f"{redact_credentials(image.path)}{size}{bands}"))
+        if pair.geobox is not None:
+            crs = pair.geobox.crs
+            lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(pair)}"))
         inputs = record.get("inputs") or {}
         lines.append(("Scale to 8 bit", str(inputs.get("scale", record.get("reading", {}).get("scale", "")))))
     else:
         lines.append(("Pairs", str(record.get("pairs", ""))))
-    place = ", ".join(str(model[key]) for key in ("device", "dtype") if model.get(key))
-    told = f"{model.get('name', '')}, fingerprint {model.get('fingerprint', '')}"
-    lines.append(("Model", f"{told}{f', on {place}' if place else ''}"))
+    device = ", ".join(str(model[key]) for key in ("device", "dtype") if model.get(key))
+    name = f"{model.get('name', '')}, fingerprint {model.get('fingerprint', '')}"
+    lines.append(("Model", f"{name}{f', on {device}' if device else ''}"))
     chips = f"{options.get('chip_px')} px, overlap {options.get('overlap_px')} px"
-    asked = " Cascade: the other questions only of chips that changed." if options.get("cascade") else ""
-    lines.append(("Chips", f"{chips}.{asked}"))
+    cascade = " Cascade: only changed chips were asked the other questions." if options.get("cascade") else ""
+    lines.append(("Chips", f"{chips}.{cascade}"))
     return [(label, text) for label, text in lines if text.strip()]
 
 
-def _size_told(scene: Scene) -> str:
-    assert scene.grid is not None
-    size = f"{scene.grid.width:,} × {scene.grid.height:,} px"
-    return f"{size} of {scene.gsd_m:.3g} m" if scene.gsd_m else size
+def _grid_size(pair: ReportPair) -> str:
+    assert pair.geobox is not None
+    size = f"{pair.geobox.width:,} × {pair.geobox.height:,} px"
+    return f"{size} of {pair.gsd_m:.3g} m" if pair.gsd_m else size

@@ -1,1 +1,1 @@
-"""Answers against references: two named protocols, one table."""
+"""Evaluation of models and predictions on datasets, under the protocols `strict` and `paper`."""

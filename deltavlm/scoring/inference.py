@@ -1,14 +1,16 @@
-"""A model asked about every example of a set: pictures in, answers out, batch by batch.
+"""Batch inference over a dataset: every example of every image pair is asked, with resuming and sharding.
 
-A pair of pictures is encoded once for all that is asked about it. Batches are cut from the examples alone,
-and one that is not answered whole is asked again whole: no answer depends on where a run was interrupted.
+An image pair is encoded once for all of its examples. Batches depend on the examples alone, and a batch of
+which any prediction is missing is asked again as a whole, so that answers do not depend on where a run was
+interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -16,161 +18,279 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.data.examples import Dataset, Example, Problem
-from deltavlm.data.pictures import picture
-from deltavlm.errors import InputError, ModelError
+from deltavlm.data.examples import Dataset, Example, Problem, missing_images
+from deltavlm.data.images import read_image
+from deltavlm.errors import ConfigError, InputError, ModelError, ToolError
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
-from deltavlm.scoring.predictions import Prediction
+from deltavlm.scoring.prediction_log import open_prediction_log
+from deltavlm.scoring.predictions import Prediction, PredictionKey, PredictionSet, histories_of
 from deltavlm.tasks import TASKS, dialogue
 from deltavlm.tasks.questions import task_of
 from deltavlm.tasks.text import clean
 
-__all__ = ["PairExamples", "group_by_pair", "predict_batches", "run_id"]
+__all__ = [
+    "Inference",
+    "PairExamples",
+    "find_images",
+    "group_by_pair",
+    "predict",
+    "predict_batches",
+    "run_id",
+    "select_pairs",
+]
 
-Key = tuple[str, str, str]  # task, id, history
+#: opens a progress bar for a number of image pairs, and gives its `update(finished, note)`
+ProgressBar = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 @dataclass(frozen=True, slots=True)
 class PairExamples:
-    """A pair of pictures and all examples about it."""
+    """An image pair and all examples about it."""
 
-    before: str
+    before: str  # paths relative to the folder of images
     after: str
     examples: tuple[Example, ...]
 
     @property
-    def keys(self) -> tuple[Key, ...]:
-        """What its answers are known by; a dialogue has two, one with each history."""
+    def keys(self) -> tuple[PredictionKey, ...]:
+        """Keys of the predictions for these examples."""
         return tuple(
             (example.task, example.id, history)
             for example in self.examples
-            for history in (("own", "reference") if example.task == "dialogue" else ("own",))
+            for history in histories_of(example)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A model to evaluate, and the options of asking it."""
+
+    load_model: Callable[[], ChangeModel]  # called once, after all checks of the input
+    images: Path  # folder of the images
+    shard: tuple[int, int] = (1, 1)  # (I, N): every N-th image pair, from the I-th, counted from 1
+    limit: int | None = None  # image pairs of the shard
+    batch_size: int | None = None  # image pairs per batch; None: as the model proposes
+    log: Path | None = None  # file to append predictions to, and to resume from
+    fresh: bool = False  # discard an existing log
+    progress: ProgressBar = lambda total: nullcontext(lambda finished, note: None)
+    notify: Callable[[str], None] = lambda message: None  # receives messages for the user
+
+
+def find_images(data: Path, images: Path | None) -> Path:
+    """Folder of images: `images` if given, else images/ in the dataset's folder or next to it.
+
+    Raises: InputError when it does not exist.
+    """
+    if images is not None:
+        if not images.is_dir():
+            raise InputError(f"{images} is not a folder; give the folder of the images with --images")
+        return images
+    folder = data if data.is_dir() else data.absolute().parent
+    for candidate in (folder / "images", folder.parent / "images"):
+        if candidate.is_dir():
+            return candidate
+    raise InputError(f"{folder / 'images'} does not exist; give the folder of the images with --images DIR")
 
 
 def group_by_pair(
     examples: Iterable[Example], shard: tuple[int, int] = (1, 1), limit: int | None = None
 ) -> list[PairExamples]:
-    """Cases in the order of the examples; of those every `shard[1]`-th from `shard[0]` on, and of these the
-    first `limit`."""
-    pairs: dict[tuple[str, str], list[Example]] = {}
+    """Image pairs in the order of their first example; see `Inference` for `shard` and `limit`."""
+    groups: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
-        pairs.setdefault((example.before, example.after), []).append(example)
-    cases = [PairExamples(before, after, tuple(about)) for (before, after), about in pairs.items()]
-    return cases[shard[0] - 1 :: shard[1]][:limit]
+        groups.setdefault((example.before, example.after), []).append(example)
+    pairs = [PairExamples(before, after, tuple(group)) for (before, after), group in groups.items()]
+    return pairs[shard[0] - 1 :: shard[1]][:limit]
 
 
-def run_id(model: ChangeModel, data: Dataset) -> str:
-    """16 hex digits that stand for a model, the way it runs, and what the set asks: answers of runs with
-    different names do not belong together."""
-    asked = [(e.task, e.id, e.before, e.after, [turn.question for turn in e.turns]) for e in data.examples]
-    told = json.dumps(
-        [model.name, model.fingerprint, model.details, data.name, data.split, asked], default=str
-    )
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+def select_pairs(examples: Sequence[Example], inference: Inference) -> list[PairExamples]:
+    """Image pairs of the shard.
+
+    Raises:
+        ConfigError: the shard is empty.
+        InputError: not one of the images exists.
+    """
+    pairs = group_by_pair(examples, inference.shard, inference.limit)
+    if not pairs:
+        index, count = inference.shard
+        raise ConfigError(f"--shard {index}/{count} is empty: there are fewer image pairs than shards")
+    missing = missing_images([example for pair in pairs for example in pair.examples], inference.images)
+    if len(missing) == len({name for pair in pairs for name in (pair.before, pair.after)}):
+        raise InputError(f"none of the images exists, the first: {missing[0].message}; give --images DIR")
+    return pairs
+
+
+def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inference) -> PredictionSet:
+    """Load the model and predict the answers of all examples, in their order.
+
+    Raises:
+        OutputError: the log is of another run, not writable, or locked.
+        WriteError: writing it failed.
+        ToolError: there is not a single answer.
+    """
+    model = inference.load_model()
+    problems: list[Problem] = []
+    with open_prediction_log(
+        inference.log, run_id(model, dataset), model.label, fresh=inference.fresh
+    ) as log:
+        logged = log.keys
+        resumed = sum(logged.issuperset(pair.keys) for pair in pairs)
+        if log.lines is None:
+            inference.notify("predictions are not saved; with -o they are, and an interrupted run can resume")
+        elif resumed:
+            inference.notify(f"resuming: {resumed} of {len(pairs)} pairs are already in {inference.log}")
+        batch_size = inference.batch_size or model.auto_batch_size()
+        finished = 0
+        try:
+            with inference.progress(len(pairs)) as report_progress:
+                for predictions, failures in predict_batches(
+                    model, pairs, inference.images, batch_size, logged
+                ):
+                    log.append(predictions)
+                    problems += failures
+                    finished = min(finished + batch_size, len(pairs))
+                    report_progress(finished, f"{len(problems)} problems" if problems else "")
+        except KeyboardInterrupt:
+            if log.lines is not None and log.predictions:
+                inference.notify(
+                    f"{len(log.predictions)} answers are in {inference.log}; run the same command again to "
+                    "resume"
+                )
+            raise
+    order = {key: index for index, key in enumerate(key for pair in pairs for key in pair.keys)}
+    predictions = [prediction for prediction in log.predictions if prediction.key in order]
+    if not predictions:
+        raise ToolError(problems[0].message if problems else "the model gave no answer")
+    predictions.sort(key=lambda prediction: order[prediction.key])
+    index, count = inference.shard
+    settings = {"name": model.name, "fingerprint": model.fingerprint, **model.details}
+    settings |= {"limit": inference.limit, "shard": None if count == 1 else f"{index}/{count}"}
+    return PredictionSet(tuple(predictions), tuple(problems), model=settings)
+
+
+def run_id(model: ChangeModel, dataset: Dataset) -> str:
+    """16 hex digits that identify a model, its settings and the questions of a dataset.
+
+    Predictions of runs with different ids must not be mixed.
+    """
+    questions = [
+        (example.task, example.id, example.before, example.after, [turn.question for turn in example.turns])
+        for example in dataset.examples
+    ]
+    identity = [model.name, model.fingerprint, model.details, dataset.name, dataset.split, questions]
+    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
 
 
 def predict_batches(
     model: ChangeModel,
-    cases: Sequence[PairExamples],
+    pairs: Sequence[PairExamples],
     images: Path,
-    batch: int,
-    known: frozenset[Key] = frozenset(),
+    batch_size: int,
+    skip: frozenset[PredictionKey] = frozenset(),
 ) -> Iterator[tuple[list[Prediction], list[Problem]]]:
-    """For each batch of cases the answers that are not among the `known`, and what could not be answered."""
-    for start in range(0, len(cases), batch):
-        part = cases[start : start + batch]
-        if known.issuperset(key for case in part for key in case.keys):
+    """Yield, for each batch of pairs, the predictions whose keys are not in `skip`, and the failures."""
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        if skip.issuperset(key for pair in batch for key in pair.keys):
             yield [], []
             continue
-        seen, problems = _read(part, images)
+        loaded, problems = _load_images(batch, images)
         predictions: list[Prediction] = []
-        for _, alike in groupby(seen, key=lambda one: one.before.shape):  # pictures of one size at a time
-            found, troubles = _asked(model, list(alike))
-            predictions += found
-            problems += troubles
-        yield [one for one in predictions if (one.task, one.id, one.history) not in known], problems
+        for _, group in groupby(loaded, key=lambda pair: pair.before.shape):  # an array holds one size
+            group_predictions, failures = _predict_or_halve(model, list(group))
+            predictions += group_predictions
+            problems += failures
+        yield [prediction for prediction in predictions if prediction.key not in skip], problems
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    case: PairExamples
-    before: Pixels
+class _LoadedPair:
+    pair: PairExamples
+    before: Pixels  # (3, rows, cols)
     after: Pixels
 
 
-def _read(cases: Sequence[PairExamples], images: Path) -> tuple[list[_Seen], list[Problem]]:
-    seen, problems = [], []
-    for case in cases:
+def _load_images(pairs: Sequence[PairExamples], images: Path) -> tuple[list[_LoadedPair], list[Problem]]:
+    loaded, problems = [], []
+    for pair in pairs:
         dates = []
-        for name in (case.before, case.after):
+        for name in (pair.before, pair.after):
             try:
-                dates.append(picture(images / name))
+                dates.append(read_image(images / name))
             except InputError as error:
                 problems.append(Problem("image", name, str(error)))
         if len(dates) == 2 and dates[0].shape != dates[1].shape:
             sizes = " and ".join(f"{date.shape[2]} x {date.shape[1]}" for date in dates)
-            problems.append(Problem("image", case.before, f"{case.before} and {case.after} are {sizes} px"))
+            problems.append(Problem("image", pair.before, f"{pair.before} and {pair.after} are {sizes} px"))
         elif len(dates) == 2:
-            seen.append(_Seen(case, *dates))
-    return seen, problems
+            loaded.append(_LoadedPair(pair, *dates))
+    return loaded, problems
 
 
-def _asked(model: ChangeModel, seen: Sequence[_Seen]) -> tuple[list[Prediction], list[Problem]]:
-    """Answers of a batch; one that fails is halved, until what fails is alone and the rest is answered."""
+def _predict_or_halve(
+    model: ChangeModel, loaded: Sequence[_LoadedPair]
+) -> tuple[list[Prediction], list[Problem]]:
+    """Predictions of a batch. A batch that fails is split in half until the failing pairs are alone."""
     try:
-        before, after = (np.stack([getattr(one, date) for one in seen]) for date in ("before", "after"))
-        return _dialogues_and_all(model, model.encode(before, after), [one.case for one in seen]), []
+        before, after = (np.stack([getattr(pair, date) for pair in loaded]) for date in ("before", "after"))
+        return _predict_batch(model, model.encode(before, after), [pair.pair for pair in loaded]), []
     except ModelError as error:
-        if len(seen) == 1:
-            return [], [Problem("answer", seen[0].case.before, str(error))]
-    half = len(seen) // 2
-    (first, trouble), (second, more) = _asked(model, seen[:half]), _asked(model, seen[half:])
-    return first + second, trouble + more
+        if len(loaded) == 1:
+            return [], [Problem("answer", loaded[0].pair.before, str(error))]
+    predictions, failures = [], []
+    middle = len(loaded) // 2
+    for half in (loaded[:middle], loaded[middle:]):
+        half_predictions, half_failures = _predict_or_halve(model, half)
+        predictions += half_predictions
+        failures += half_failures
+    return predictions, failures
 
 
 @dataclass(slots=True)
-class _Thread:
-    """One answer in the making: an example's turns, told so far with one of two histories."""
+class _DialogueState:
+    """Turns of one example that have been answered so far, under one history; most tasks have one turn."""
 
-    pair: int
+    pair: int  # index in the batch
     example: Example
     history: str
     replies: list[Reply] = field(default_factory=list)
 
-    def question(self) -> Question:
-        """What is asked next."""
-        turn = len(self.replies)
-        words = self.example.turns[turn].question
+    @property
+    def is_complete(self) -> bool:
+        return len(self.replies) == len(self.example.turns)
+
+    def next_question(self) -> Question:
+        """The next turn, with the earlier turns as its history."""
+        number = len(self.replies)
+        question = self.example.turns[number].question
+        earlier = self.example.turns[:number]
         if self.history == "own":
-            told = [reply.text for reply in self.replies]
+            answers = [reply.text for reply in self.replies]
         else:
-            told = [known.answers[0] for known in self.example.turns[:turn]]
-        said = [known.question for known in self.example.turns[:turn]]
-        task = TASKS[task_of(words) if self.example.task == "dialogue" else self.example.task]
-        prompt = dialogue.prompt_with_history(list(zip(said, told, strict=True)), words) if turn else words
+            answers = [turn.answers[0] for turn in earlier]
+        prompt = question
+        if earlier:
+            turns = [(turn.question, answer) for turn, answer in zip(earlier, answers, strict=True)]
+            prompt = dialogue.prompt_with_history(turns, question)
+        task = TASKS[task_of(question) if self.example.task == "dialogue" else self.example.task]
         return Question(self.example.task, prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
 
+    def prediction(self) -> Prediction:
+        answers = tuple(clean(reply.text) for reply in self.replies)
+        score = self.replies[0].score if len(self.replies) == 1 else None
+        return Prediction(self.example.id, self.example.task, answers, score, self.history)
 
-def _dialogues_and_all(model: ChangeModel, encoded: Any, cases: Sequence[PairExamples]) -> list[Prediction]:
-    """Turn by turn: first what has one turn and the first turns, then the turns that hang on an answer."""
-    threads = [
-        _Thread(pair, example, history)
-        for pair, case in enumerate(cases)
-        for example in case.examples
-        for history in (("own", "reference") if example.task == "dialogue" else ("own",))
+
+def _predict_batch(model: ChangeModel, encoded: Any, pairs: Sequence[PairExamples]) -> list[Prediction]:
+    """Ask all first turns at once, then all second turns, and so on: a turn needs the earlier answers."""
+    states = [
+        _DialogueState(index, example, history)
+        for index, pair in enumerate(pairs)
+        for example in pair.examples
+        for history in histories_of(example)
     ]
-    while open_ := [thread for thread in threads if len(thread.replies) < len(thread.example.turns)]:
-        replies = model.answer_rows(encoded, [(thread.pair, thread.question()) for thread in open_])
-        for thread, reply in zip(open_, replies, strict=True):
-            thread.replies.append(reply)
-    return [
-        Prediction(
-            thread.example.id,
-            thread.example.task,
-            tuple(clean(reply.text) for reply in thread.replies),
-            score=thread.replies[0].score if len(thread.replies) == 1 else None,
-            history=thread.history,
-        )
-        for thread in threads
-    ]
+    while pending := [state for state in states if not state.is_complete]:
+        replies = model.answer_rows(encoded, [(state.pair, state.next_question()) for state in pending])
+        for state, reply in zip(pending, replies, strict=True):
+            state.replies.append(reply)
+    return [state.prediction() for state in states]

@@ -1,92 +1,78 @@
-"""PredictionLog kept as they come, a line each, so that an interrupted run can be gone on with."""
+"""Prediction log: an append-only JSONL file of predictions, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import lock
-from deltavlm.scoring.predictions import Prediction, read_predictions
+from deltavlm.files import JsonLines, lock
+from deltavlm.scoring.predictions import Prediction, PredictionKey, read_predictions
 
 __all__ = ["PredictionLog", "open_prediction_log"]
 
 
 @dataclass
 class PredictionLog:
-    """All answers so far, those of earlier runs first; `keep` adds to them and to the file, if any."""
+    """All predictions of a run, those of earlier, interrupted processes first."""
 
-    run: str
-    model: str
+    run: str  # id of the run, see `inference.run_id`
+    model: str  # label of the model
     predictions: list[Prediction] = field(default_factory=list)
-    path: Path | None = None
-    stream: IO[str] | None = field(default=None, repr=False)
+    lines: JsonLines | None = field(default=None, repr=False)  # None: in memory only
 
-    def keep(self, found: Sequence[Prediction]) -> None:
-        """Raises: WriteError."""
-        self.predictions += found
-        if self.stream is None or not found:
+    @property
+    def keys(self) -> frozenset[PredictionKey]:
+        """Keys of the logged predictions."""
+        return frozenset(prediction.key for prediction in self.predictions)
+
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        """Add predictions, and write and sync them to the file, if any. Raises: WriteError."""
+        self.predictions += predictions
+        if self.lines is None or not predictions:
             return
         try:
-            self.stream.write("".join(one.line(model=self.model, run=self.run) for one in found))
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
+            self.lines.append(prediction.record(model=self.model, run=self.run) for prediction in predictions)
         except OSError as error:
             raise WriteError(
-                f"{self.path}: writing failed ({error.strerror}); make room, and the same command goes on "
-                "from what it holds"
+                f"{self.lines.path}: writing failed ({error.strerror}); free disk space and run the same "
+                "command again to resume"
             ) from error
 
 
 @contextmanager
-def open_prediction_log(path: Path | None, run: str, model: str, afresh: bool) -> Iterator[PredictionLog]:
-    """Predictions kept in `path`, gone on with if it is there, or begun `afresh`; without a path, in memory.
+def open_prediction_log(
+    path: Path | None, run: str, model: str, *, fresh: bool = False
+) -> Iterator[PredictionLog]:
+    """Open the log at `path` and read the predictions in it; `fresh` discards them; None: log in memory.
 
-    A last line that was cut off while it was written is dropped.
+    An incomplete last line (the process was killed while writing) is removed.
 
     Raises:
-        InputError: the file cannot be read.
-        OutputError: it cannot be written, another run is writing it, or it holds answers of another model,
-            another way of running it, or another set.
+        InputError: the file cannot be parsed.
+        OutputError: it is not writable, locked by another process, or of another run, i.e. of another model,
+            other settings of the model, or another dataset.
     """
     if path is None:
         yield PredictionLog(run, model)
         return
-    with lock(path):
-        yield from _kept(path, run, model, afresh)
+    with ExitStack() as stack:
+        stack.enter_context(lock(path))
+        try:
+            lines = stack.enter_context(JsonLines.open(path, fresh=fresh))
+            _check_run(path, run)
+            predictions = read_predictions(path).predictions if path.stat().st_size else ()
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another -o") from error
+        yield PredictionLog(run, model, list(predictions), lines)
 
 
-def _kept(path: Path, run: str, model: str, afresh: bool) -> Iterator[PredictionLog]:
-    known: list[Prediction] = []
-    try:
-        if afresh:
-            path.unlink(missing_ok=True)
-        if path.exists():
-            _mend(path)
-            _check(path, run)
-            if path.stat().st_size:
-                known, _ = read_predictions(path)
-        stream = path.open("a", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another -o") from error
-    with stream:
-        yield PredictionLog(run, model, known, path, stream)
-
-
-def _mend(path: Path) -> None:
-    with path.open("rb+") as stream:
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            stream.truncate(whole)
-
-
-def _check(path: Path, run: str) -> None:
+def _check_run(path: Path, run: str) -> None:
+    """Raises: OutputError when a line is not of this run."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -94,8 +80,8 @@ def _check(path: Path, run: str) -> None:
             except ValueError:
                 record = None
             if not isinstance(record, dict) or record.get("run") != run:
-                by = record.get("model", "somebody else") if isinstance(record, dict) else "somebody else"
+                model = record.get("model") if isinstance(record, dict) else None
                 raise OutputError(
-                    f"{path}, line {number}: is an answer of {by} in another run; --overwrite begins anew, "
-                    "or choose another -o"
+                    f"{path}, line {number}: not of this run, but of {model or 'an unknown model'} in another"
+                    " run; start again with --overwrite, or choose another -o"
                 )

@@ -1,32 +1,43 @@
-"""Answers made elsewhere: read from JSON or JSONL, and laid beside the examples by id, never by order."""
+"""Predictions: parsed from JSON or JSONL files, and matched with the examples of a dataset by id."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deltavlm.config import suggest
-from deltavlm.data.examples import Example, Problem, parsed
+from deltavlm.data.examples import Example, Problem, read_json
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS
 
-__all__ = ["Matched", "Prediction", "match", "read_predictions"]
+__all__ = [
+    "HISTORIES",
+    "Matched",
+    "Prediction",
+    "PredictionKey",
+    "PredictionSet",
+    "histories_of",
+    "match",
+    "read_predictions",
+    "summarize_names",
+]
 
-
+#: answers that later turns of a dialogue are conditioned on: the model's own, or those of the reference
 HISTORIES = ("own", "reference")
+
+PredictionKey = tuple[str, str, str]  # task, example id, history
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """An answer; of a dialogue, one for each turn. score: of a yes/no answer, the probability of yes.
+    """Answer to one example; a dialogue has one answer per turn.
 
-    history: whether later turns of a dialogue were asked behind the answers that it gave itself, or behind
-    those of the reference.
+    score: P(yes) of a yes/no answer. history: see `HISTORIES`; always "own" for tasks other than dialogue.
     """
 
     id: str
@@ -35,82 +46,110 @@ class Prediction:
     score: float | None = None
     history: str = "own"
 
-    def line(self, **more: str) -> str:
-        """As a line of a file that `read_predictions` reads; `more` are fields of one's own."""
-        told: dict[str, Any] = {"id": self.id, "task": self.task}
-        told["answer"] = list(self.answers) if self.task == "dialogue" else self.answers[0]
+    @property
+    def key(self) -> PredictionKey:
+        """Identity of the prediction within a run."""
+        return self.task, self.id, self.history
+
+    def record(self, **extra: str) -> dict[str, Any]:
+        """Plain values for a line of a JSONL file that `read_predictions` parses, and `extra` fields."""
+        record: dict[str, Any] = {"id": self.id, "task": self.task}
+        record["answer"] = list(self.answers) if self.task == "dialogue" else self.answers[0]
         if self.score is not None and isfinite(self.score):
-            told["score"] = self.score
+            record["score"] = self.score
         if self.task == "dialogue":
-            told["history"] = self.history
-        return json.dumps(told | more, ensure_ascii=False) + "\n"
+            record["history"] = self.history
+        return record | extra
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionSet:
+    """Predictions, the records, images or pairs that gave none, and where the predictions come from.
+
+    path: file that they were read from; None if a model was asked. model: its name, fingerprint and settings,
+    for the report; None for a file.
+    """
+
+    predictions: tuple[Prediction, ...]
+    problems: tuple[Problem, ...] = ()
+    path: Path | None = None
+    model: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Examples with their answers in the examples' order, and what has no partner.
+    """Examples with their predictions in the order of the examples, and what could not be matched.
 
-    A dialogue may be there twice, with either history.
+    A dialogue occurs once for each history.
     """
 
     pairs: tuple[tuple[Example, Prediction], ...]
-    missing: tuple[Example, ...]
-    unknown: tuple[Prediction, ...]
-    repeated: tuple[Prediction, ...]  # a second answer to the same example; the first counts
+    missing: tuple[Example, ...]  # examples without a prediction
+    unknown: tuple[Prediction, ...]  # predictions without an example
+    repeated: tuple[Prediction, ...]  # further predictions of the same example; the first is scored
 
 
-def read_predictions(path: Path) -> tuple[list[Prediction], list[Problem]]:
-    """Records `{id, task, answer, score}` from a JSON list or a file of one object a line; score is optional.
+def histories_of(example: Example) -> tuple[str, ...]:
+    """Histories under which the example is asked: both for a dialogue, else only "own"."""
+    return HISTORIES if example.task == "dialogue" else HISTORIES[:1]
 
-    Raises: InputError when the file cannot be read or holds no prediction.
+
+def read_predictions(path: Path) -> PredictionSet:
+    """Parse records `{id, task, answer, score}` of a JSON list or a JSONL file; `score` is optional.
+
+    Raises: InputError when the file cannot be read or has no usable record.
     """
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     problems: list[Problem] = []
-    for where, record in _records(path):
+    for location, record in _records(path):
         try:
             if isinstance(record, ValueError):
                 raise record
-            found.append(_prediction(record))
+            predictions.append(_parse_record(record))
         except ValueError as error:
-            problems.append(Problem("prediction", where, str(error)))
-    if not found:
-        detail = f": {problems[0].where}: {problems[0].what}" if problems else ""
-        raise InputError(f"{path} holds no prediction{detail}")
-    return found, problems
+            problems.append(Problem("prediction", location, str(error)))
+    if not predictions:
+        detail = f": {problems[0].location}: {problems[0].message}" if problems else ""
+        raise InputError(f"{path} has no predictions{detail}")
+    return PredictionSet(tuple(predictions), tuple(problems), path)
 
 
 def match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Matched:
-    """Each example's prediction of the same task and id.
+    """Match predictions with examples of the same task and id.
 
-    Where only one example of a task is about a picture, the picture's path, file name or stem is as good as
-    the id: "test/A/test_000004.png", "test_000004.png", "test_000004".
+    Where a task has only one example about an image, the image's path, file name or stem is accepted as the
+    id: "test/A/test_000004.png", "test_000004.png", "test_000004".
     """
-    ids: dict[tuple[str, str], Example] = {(example.task, example.id): example for example in examples}
-    others: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    by_key: dict[tuple[str, str], Example] = {(example.task, example.id): example for example in examples}
+    ids_of_image: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for example in examples:
         path = PurePosixPath(example.before)
         for name in (example.before, path.name, path.stem):
-            others[example.task, name].add(example.id)
-    aliases = {key: ids[key[0], next(iter(names))] for key, names in others.items() if len(names) == 1}
-    answered: dict[tuple[str, str, str], Prediction] = {}
+            ids_of_image[example.task, name].add(example.id)
+    aliases = {
+        (task, name): by_key[task, next(iter(ids))]
+        for (task, name), ids in ids_of_image.items()
+        if len(ids) == 1
+    }
+    answered: dict[PredictionKey, Prediction] = {}
     unknown, repeated = [], []
     for prediction in predictions:
         key = (prediction.task, prediction.id)
-        meant = ids.get(key) or aliases.get(key)
-        if meant is None:
+        target = by_key.get(key) or aliases.get(key)
+        if target is None:
             unknown.append(prediction)
-        elif answered.setdefault((meant.task, meant.id, prediction.history), prediction) is not prediction:
+        elif answered.setdefault((target.task, target.id, prediction.history), prediction) is not prediction:
             repeated.append(prediction)
     return Matched(
         pairs=tuple(
             (example, answered[*key, history])
-            for key, example in ids.items()
+            for key, example in by_key.items()
             for history in HISTORIES
             if (*key, history) in answered
         ),
         missing=tuple(
             example
-            for key, example in ids.items()
+            for key, example in by_key.items()
             if all((*key, history) not in answered for history in HISTORIES)
         ),
         unknown=tuple(unknown),
@@ -118,20 +157,20 @@ def match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Mat
     )
 
 
-def named(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more there are.
+def summarize_names(names: Sequence[str], limit: int = 3) -> str:
+    """The first `limit` distinct names, with their counts, and the number of further ones.
 
-    >>> named(["a", "b", "c", "d", "a"])
+    >>> summarize_names(["a", "b", "c", "d", "a"])
     'a (2 times), b, c and 1 more'
     """
-    times = Counter(names)
-    shown = [name if number == 1 else f"{name} ({number} times)" for name, number in times.items()]
-    rest = len(shown) - most
-    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+    counts = Counter(names)
+    labels = [name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()]
+    hidden = len(labels) - limit
+    return ", ".join(labels[:limit]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def _records(path: Path) -> list[tuple[str, Any]]:
-    """(place, record or the ValueError of its line)."""
+    """(location in the file, record or the ValueError of its line)."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -139,7 +178,7 @@ def _records(path: Path) -> list[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
     if text.lstrip().startswith("["):
-        content = parsed(path)
+        content = read_json(path)
         return [(f"record {number}", record) for number, record in enumerate(content, start=1)]
     records: list[tuple[str, Any]] = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -151,24 +190,24 @@ def _records(path: Path) -> list[tuple[str, Any]]:
     return records
 
 
-def _prediction(record: Any) -> Prediction:
-    """Raises: ValueError saying what is wrong with the record."""
+def _parse_record(record: Any) -> Prediction:
+    """Raises: ValueError that says what is wrong with the record."""
     if not isinstance(record, dict):
         raise ValueError("not a JSON object with id, task and answer")
     name, task, answer, score = (record.get(key) for key in ("id", "task", "answer", "score"))
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
-        raise ValueError("id is not text or a whole number")
+        raise ValueError("id is not text or an integer")
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"{name}: no task {task!r}{suggest(str(task), TASKS)}")
     answers = answer if task == "dialogue" else [answer]
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
-        wanted = "a list of texts, one for each turn" if task == "dialogue" else "text"
-        raise ValueError(f"{name}: answer is not {wanted}")
+        expected = "a list of texts, one for each turn" if task == "dialogue" else "text"
+        raise ValueError(f"{name}: answer is not {expected}")
     if score is not None and (
         isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score)
     ):
         raise ValueError(f"{name}: score is not a finite number")
     history = record.get("history", "own")
     if history not in HISTORIES or (history != "own" and task != "dialogue"):
-        raise ValueError(f"{name}: history is not own or, of a dialogue, reference")
+        raise ValueError(f'{name}: history is not "own" or, for a dialogue, "reference"')
     return Prediction(str(name), task, tuple(answers), None if score is None else float(score), history)

@@ -1,7 +1,7 @@
-"""The published figures, as fractions where the paper has per cent; compare under the paper protocol only.
+"""Published values of DeltaVLM (arXiv 2507.22346), as fractions; comparable under the paper protocol only.
 
-DeltaVLM, arXiv 2507.22346, on ChangeChat-105k's test split, through a third party's transcription of its
-tables; caption BLEU-4 and CIDEr and the F1 of yes/no agree with what its authors' own code repository states.
+Test split of ChangeChat-105k, from a third party's transcription of the tables; caption BLEU-4 and CIDEr and
+the F1 of yes/no agree with the authors' code repository.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PUBLISHED: Mapping[tuple[str, str], Mapping[str, float]] = {
 
 
 def published(task: str, group: str, metric: str) -> float | None:
-    """The paper's figure, None where it has none. Yes/no was judged from captions there.
+    """Published value; None where there is none. Yes/no was derived from captions.
 
     >>> published("caption", "all", "bleu_4"), published("caption", "changed", "bleu_4")
     (0.6251, None)

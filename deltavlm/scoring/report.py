@@ -1,38 +1,93 @@
-"""The report of a scoring: as plain values for JSON, as Markdown, and as lines for a terminal."""
+"""Reports of an evaluation: JSON, a Markdown page, a table for the terminal, and their files."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deltavlm import __version__
-from deltavlm.data.examples import Dataset, Problem
-from deltavlm.scoring.predictions import Matched, named
+from deltavlm.data.examples import Problem
+from deltavlm.errors import OutputError
+from deltavlm.files import write_atomic
+from deltavlm.scoring.predictions import summarize_names
 from deltavlm.scoring.published import SOURCE
-from deltavlm.scoring.score import Figure, Scores, Setup
+from deltavlm.scoring.score import CONFUSION_COUNTS, MetricValue
+from deltavlm.version import __version__
 
-__all__ = ["findings", "markdown", "record", "table"]
+if TYPE_CHECKING:
+    from deltavlm.scoring.evaluate import Evaluation
 
-_HEAD = ("task", "of", "metric", "value", "95 % interval", "n", "published")
-_COUNTS = ("tp", "fp", "fn", "tn", "unreadable")
-_PLAIN = ("mae", "rmse", *_COUNTS)  # everything else is shown times 100, as the papers do
+__all__ = ["ReportFiles", "findings", "markdown", "record", "table"]
+
+_COLUMNS = ("task", "of", "metric", "value", "95 % interval", "n", "published")
+_COUNTS = (*CONFUSION_COUNTS, "unreadable")
+_UNSCALED = ("mae", "rmse", *_COUNTS)  # all other metrics are shown times 100, as in the papers
 _NAMES = {"bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR"}
 _NAMES |= {"rouge_l": "ROUGE-L", "cider": "CIDEr-D", "s_m": "S*m", "mae": "MAE", "rmse": "RMSE", "f1": "F1"}
 
 
-def record(
-    data: Dataset,
-    matched: Matched,
-    problems: Sequence[Problem],
-    scores: Scores,
-    setup: Setup,
-    sources: Mapping[str, Any],
-) -> dict[str, Any]:
-    """All of it; the same input gives the same record. sources: the files that were given."""
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Files of one evaluation: the report FILE.json, and FILE.md and FILE.predictions.jsonl next to it.
+
+    predictions: log of a model's predictions; None where predictions are read from a file.
+    """
+
+    report: Path
+    page: Path
+    predictions: Path | None
+
+    @classmethod
+    def next_to(cls, report: Path, *, with_predictions: bool) -> ReportFiles:
+        """Paths for a report. Raises: OutputError for a suffix other than .json."""
+        if report.suffix != ".json":
+            raise OutputError(f"{report} has an unknown suffix; the report is a .json file")
+        log = report.with_suffix(".predictions.jsonl") if with_predictions else None
+        return cls(report, report.with_suffix(".md"), log)
+
+    def check(self, inputs: Iterable[Path], *, overwrite: bool) -> None:
+        """Raises: OutputError when a file would replace an input or an existing report, or cannot be written.
+
+        A page without a report next to a log is replaced: the process was killed between the two.
+        """
+        log_exists = self.predictions is not None and self.predictions.exists()
+        is_interrupted = log_exists and not self.report.exists()
+        resolved_inputs = {path.resolve() for path in inputs}
+        for path in filter(None, (self.report, self.page, self.predictions)):
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder; give another name with -o")
+            if path.resolve() in resolved_inputs:
+                raise OutputError(f"{path} is an input; give another name with -o")
+            is_replaceable = overwrite or path == self.predictions or is_interrupted
+            if path.exists() and not is_replaceable:
+                raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")
+        folder = self.report.absolute().parent
+        if not folder.is_dir():
+            raise OutputError(f"{self.report}: the folder {folder} does not exist")
+
+    def write(self, report: Mapping[str, Any], evaluation: Evaluation) -> None:
+        """Write the page, and then the report, each atomically. Raises: OutputError."""
+        pages = {
+            self.page: markdown(report, evaluation),
+            self.report: json.dumps(report, indent=1) + "\n",
+        }
+        for path, content in pages.items():
+            try:
+                # lone surrogates of file names have no UTF-8
+                write_atomic(path, content.encode(errors="replace"))
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def record(evaluation: Evaluation, word_map: Path | None = None) -> dict[str, Any]:
+    """Content of the JSON report, as plain values; equal input gives an equal record."""
+    setup, matched, scores = evaluation.setup, evaluation.matched, evaluation.scores
+    dataset, predictions = evaluation.dataset, evaluation.predictions
     per_task: dict[str, dict[str, int]] = {}
-    answered = {(e.task, e.id): e for e, _ in matched.pairs}.values()
+    answered = {(example.task, example.id): example for example, _ in matched.pairs}.values()
     for key, examples in (("answered", answered), ("missing", matched.missing)):
         for example in examples:
             per_task.setdefault(example.task, {"answered": 0, "missing": 0})[key] += 1
@@ -40,117 +95,127 @@ def record(
         "tool": "deltavlm eval",
         "version": __version__,
         "protocol": setup.protocol,
-        "sources": dict(sources),
-        "data": {"name": data.name, "split": data.split, "files": list(data.files)},
+        "sources": {
+            "data": str(dataset.path),
+            "predictions": None if predictions.path is None else str(predictions.path),
+            "model": predictions.model,
+            "word_map": None if word_map is None else str(word_map),
+        },
+        "data": {"name": dataset.name, "split": dataset.split, "files": list(dataset.files)},
         "examples": per_task,
-        "tokens": scores.tokens,
+        "tokens": scores.tokenizer,
         "word_map_size": None if setup.word_map is None else len(setup.word_map),
-        "bootstrap": {"rounds": setup.rounds, "seed": setup.seed, "share": 0.95},
-        "published_source": f"{SOURCE}; comparable under the paper protocol only" if setup.beside else None,
+        "bootstrap": {"rounds": setup.bootstrap_rounds, "seed": setup.seed, "share": 0.95},
+        "published_source": f"{SOURCE}; comparable under the paper protocol only"
+        if setup.with_published
+        else None,
         "figures": [
-            {key: _json(value) for key, value in asdict(figure).items()} for figure in scores.figures
+            {key: _none_if_nan(value) for key, value in asdict(metric).items()} for metric in scores.metrics
         ],
         "notes": scores.notes,
         "missing": [f"{example.task} {example.id}" for example in matched.missing],
-        "unknown": [f"{one.task} {one.id}" for one in matched.unknown],
-        "repeated": [f"{one.task} {one.id}" for one in matched.repeated],
-        "problems": [asdict(problem) for problem in problems],
+        "unknown": [f"{prediction.task} {prediction.id}" for prediction in matched.unknown],
+        "repeated": [f"{prediction.task} {prediction.id}" for prediction in matched.repeated],
+        "problems": [problem.to_json() for problem in evaluation.problems],
     }
 
 
-def findings(matched: Matched, problems: Sequence[Problem]) -> list[str]:
-    """A line for each kind of thing that was not scored: how many, and the first few by name."""
-    lines = []
-    for problem in (one for one in problems if one.kind in ("file", "variant")):
-        lines.append(problem.what)
-    whole = len({(e.task, e.id) for e, _ in matched.pairs}) + len(matched.missing)
-    for names, what in (
-        ([f"{e.task} {e.id}" for e in matched.missing], f"of {whole} examples have no answer"),
-        ([f"{one.task} {one.id}" for one in matched.unknown], "predictions are of no example"),
-        ([f"{one.task} {one.id}" for one in matched.repeated], "predictions repeat an id; the first counts"),
-        (_places(problems, "duplicate"), "ids stand more than once in the data"),
-        (_places(problems, "record"), "records do not follow the schema"),
-        (_places(problems, "prediction"), "predictions cannot be used"),
-        (_places(problems, "reference"), "references are in doubt"),
-        (_places(problems, "image"), "images are missing, or cannot be read or paired"),
-        (_places(problems, "answer"), "pairs of images got no answer"),
+def findings(evaluation: Evaluation) -> list[str]:
+    """A line for each kind of example or prediction that was not scored: the number, and a few names."""
+    matched, problems = evaluation.matched, evaluation.problems
+    lines = [problem.message for problem in problems if problem.kind in ("file", "variant")]
+    total = len({(example.task, example.id) for example, _ in matched.pairs}) + len(matched.missing)
+    for names, message in (
+        ([f"{e.task} {e.id}" for e in matched.missing], f"of {total} examples have no answer"),
+        ([f"{p.task} {p.id}" for p in matched.unknown], "predictions match no example"),
+        ([f"{p.task} {p.id}" for p in matched.repeated], "predictions repeat an id; the first is scored"),
+        (_locations(problems, "duplicate"), "ids occur more than once in the dataset"),
+        (_locations(problems, "record"), "records do not follow the schema"),
+        (_locations(problems, "prediction"), "predictions cannot be parsed"),
+        (_locations(problems, "reference"), "references are doubtful"),
+        (_locations(problems, "image"), "images are missing, unreadable, or of two sizes in a pair"),
+        (_locations(problems, "answer"), "image pairs have no answer"),
     ):
         if names:
-            lines.append(f"{len(names)} {what}: {named(names)}")
+            lines.append(f"{len(names)} {message}: {summarize_names(names)}")
     return lines
 
 
-def table(figures: Iterable[Figure]) -> list[str]:
-    """Lines in columns; rates and text scores times 100, as published."""
-    rows = [_HEAD, *_rows(figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    aligned = ("<", "<", "<", ">", ">", ">", ">")
+def table(metrics: Iterable[MetricValue]) -> list[str]:
+    """Lines of a table in aligned columns; rates and text metrics times 100, as published."""
+    rows = [_COLUMNS, *_rows(metrics)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    alignments = ("<", "<", "<", ">", ">", ">", ">")
     return [
         "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)
+            f"{cell:{alignment}{width}}"
+            for cell, alignment, width in zip(row, alignments, widths, strict=True)
         ).rstrip()
         for row in rows
     ]
 
 
-def markdown(report: Mapping[str, Any], figures: Sequence[Figure], lines: Sequence[str]) -> str:
-    """The report for people. lines: of `findings`."""
-    data, draws = report["data"], report["bootstrap"]
+def markdown(report: Mapping[str, Any], evaluation: Evaluation) -> str:
+    """The Markdown page of a report, made by `record`."""
+    data, bootstrap = report["data"], report["bootstrap"]
     tokens = f" Words: {report['tokens']}." if report["tokens"] else ""
-    parts = [
+    lines = [
         f"# Scores on {data['name']}, {data['split']}, protocol `{report['protocol']}`",
         "",
-        f"deltavlm {report['version']}. {_source(report['sources'])}.{tokens} Intervals:"
-        f" 95 %, percentile bootstrap, {draws['rounds']} rounds, seed {draws['seed']}.",
+        f"deltavlm {report['version']}. {_describe_source(report['sources'])}.{tokens} Intervals:"
+        f" 95 %, percentile bootstrap, {bootstrap['rounds']} rounds, seed {bootstrap['seed']}.",
         "",
         f"Published: {report['published_source'] or 'nothing on these data'}."
-        " Rates and text scores are times 100.",
+        " Rates and text metrics are times 100.",
         "",
-        "| " + " | ".join(_HEAD) + " |",
+        "| " + " | ".join(_COLUMNS) + " |",
         "|---|---|---|---:|---:|---:|---:|",
-        *("| " + " | ".join(row) + " |" for row in _rows(figures)),
+        *("| " + " | ".join(row) + " |" for row in _rows(evaluation.scores.metrics)),
     ]
-    told = [*report["notes"], *lines]
-    if told:
-        parts += ["", "## Notes", "", *(f"- {_escaped(line)}" for line in told)]
-    return "\n".join(parts) + "\n"
+    notes = [*report["notes"], *findings(evaluation)]
+    if notes:
+        lines += ["", "## Notes", "", *(f"- {_escape(note)}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
-def _rows(figures: Iterable[Figure]) -> list[tuple[str, ...]]:
+def _rows(metrics: Iterable[MetricValue]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for one in figures:
-        limits = (
-            "" if one.low is None or one.high is None else f"{_cell(one, one.low)} to {_cell(one, one.high)}"
-        )
-        known = "" if one.published is None else _cell(one, one.published)
-        name = _NAMES.get(one.metric, one.metric.replace("_", " "))
-        rows.append((one.task, one.group, name, _cell(one, one.value), limits, str(one.n), known))
+    for metric in metrics:
+        interval = published = ""
+        if metric.low is not None and metric.high is not None:
+            interval = f"{_format(metric, metric.low)} to {_format(metric, metric.high)}"
+        if metric.published is not None:
+            published = _format(metric, metric.published)
+        name = _NAMES.get(metric.metric, metric.metric.replace("_", " "))
+        value = _format(metric, metric.value)
+        rows.append((metric.task, metric.group, name, value, interval, str(metric.n), published))
     return rows
 
 
-def _cell(figure: Figure, value: float) -> str:
+def _format(metric: MetricValue, value: float) -> str:
     if math.isnan(value):
         return "-"
-    if figure.metric in _COUNTS:
+    if metric.metric in _COUNTS:
         return f"{value:.0f}"
-    return f"{value:.2f}" if figure.metric in _PLAIN else f"{100 * value:.2f}"
+    return f"{value:.2f}" if metric.metric in _UNSCALED else f"{100 * value:.2f}"
 
 
-def _source(sources: Mapping[str, Any]) -> str:
-    if sources.get("model"):
+def _describe_source(sources: Mapping[str, Any]) -> str:
+    if sources["model"]:
         return f"Model: `{sources['model']['name']} {sources['model']['fingerprint']}`"
     return f"Predictions: `{sources['predictions']}`"
 
 
-def _places(problems: Iterable[Problem], kind: str) -> list[str]:
-    return [problem.where for problem in problems if problem.kind == kind]
+def _locations(problems: Iterable[Problem], kind: str) -> list[str]:
+    return [problem.location for problem in problems if problem.kind == kind]
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
+    """Text on one line, with the characters that Markdown interprets escaped."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return "".join(f"\\{char}" if char in "\\`*_<>|[]" else char for char in line)
 
 
-def _json(value: Any) -> Any:
-    """JSON has no nan."""
+def _none_if_nan(value: Any) -> Any:
+    """JSON has no NaN."""
     return None if isinstance(value, float) and math.isnan(value) else value

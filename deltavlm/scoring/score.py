@@ -1,8 +1,8 @@
-"""From examples with their answers to figures, each with its protocol, number of examples and interval.
+"""Metrics of predictions against references, under the protocols `strict` and `paper`.
 
-`strict` is the sound protocol: real words, the yes/no answer itself, our parsers, nothing like nothing is 1.
-`paper` re-enacts the original's: ids of a word map, captions read as yes/no, its parsers, nothing like
-nothing is 0. The page docs/evaluation.md says why they differ.
+`strict`: text metrics on real words, yes/no from the yes/no answer, lenient parsers of `deltavlm.tasks`,
+Jaccard of two empty sets is 1. `paper` reproduces the published evaluation: text metrics on ids of a word
+map, yes/no from the caption, its own parsers, Jaccard of two empty sets is 0. See docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -16,35 +16,43 @@ import numpy as np
 from deltavlm.data.examples import Example, Problem
 from deltavlm.errors import AnswerParseError, ToolError
 from deltavlm.metrics import binary, counts, java, sets, text
-from deltavlm.metrics.tally import ROUNDS, Array, Tally, mean
+from deltavlm.metrics.bootstrap import BOOTSTRAP_ROUNDS, Array, Metric, mean_metric
 from deltavlm.scoring import paper
 from deltavlm.scoring.predictions import HISTORIES, Prediction
 from deltavlm.scoring.published import published
 from deltavlm.tasks import TASKS, TaskName, classify, count, dialogue, locate
 
-__all__ = ["Figure", "Protocol", "Scores", "Setup", "score"]
+__all__ = ["MetricValue", "Protocol", "Scores", "Setup", "score"]
 
 Protocol = Literal["strict", "paper"]
 Pair = tuple[Example, Prediction]
+TextPair = tuple[str, tuple[str, ...]]  # an answer and its references
+Parser = Callable[[str], Any]
+
+CONFUSION_COUNTS = ("tp", "fp", "fn", "tn")
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How answers are read and how intervals are drawn.
+    """Protocol and confidence intervals.
 
-    word_map: what `paper` turns words into. beside: whether the data are those of the published figures.
+    word_map: token ids of words, for text under `paper`. bootstrap_rounds: 0 for no intervals.
+    with_published: add the published values; for the dataset that they were computed on.
     """
 
     protocol: Protocol = "strict"
     word_map: Mapping[str, int] | None = None
-    rounds: int = ROUNDS
+    bootstrap_rounds: int = BOOTSTRAP_ROUNDS
     seed: int = 0
-    beside: bool = True
+    with_published: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One number of the table. group: which examples or which class; n: how many examples it is over."""
+class MetricValue:
+    """One metric of one group of examples (all, changed, unchanged) or class (roads, buildings, both).
+
+    low, high: 95 % confidence interval; None for counts and without bootstrap. n: number of examples.
+    """
 
     task: str
     group: str
@@ -57,250 +65,279 @@ class Figure:
     published: float | None
 
 
-Said = tuple[str, tuple[str, ...]]  # an answer and its references
-
-
 @dataclass(frozen=True, slots=True)
-class Words:
-    """Sentences split into words, and what METEOR counts: of all at once, since Java takes long to start."""
+class TokenizedText:
+    """Tokenized answers and references of all text tasks, and their METEOR statistics.
+
+    Tokenized at once, since starting Java takes seconds. meteor: keyed by tokenized answer and references;
+    None without METEOR.
+    """
 
     answers: Mapping[str, str]
     references: Mapping[str, str]
-    matched: Mapping[Said, Array] | None  # by answer and references as they are split; None without METEOR
+    meteor: Mapping[TextPair, Array] | None
 
 
 @dataclass(slots=True)
 class Scores:
-    """The figures in the order of the tasks, what a reader must know of them, and references not usable."""
+    """Metric values in the order of the tasks, notes for the reader, and references that cannot be used."""
 
-    figures: list[Figure] = field(default_factory=list)
+    setup: Setup
+    metrics: list[MetricValue] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    tokens: str | None = None  # what the words of captions are; None where no text was scored
-    told: list[Said] = field(default_factory=list)  # every answer that may be scored as text
-    words: Words | None = None  # of these, split when the first of them is scored
+    tokenizer: str | None = None  # "ptb", "simple" or "word map"; None where no text was scored
+    text_pairs: list[TextPair] = field(default_factory=list)  # of all text tasks
+    tokenized: TokenizedText | None = None  # of `text_pairs`, made when the first of them is scored
 
-    def add(self, setup: Setup, task: str, group: str, tallies: Mapping[str, Tally]) -> None:
-        for metric, tally in tallies.items():
-            counted = metric in ("tp", "fp", "fn", "tn", "unreadable")
-            limits = None if counted else tally.interval(setup.rounds, setup.seed)
-            low, high = limits or (None, None)
-            known = published(task, group, metric) if setup.beside else None
-            self.figures.append(
-                Figure(task, group, metric, setup.protocol, tally.value(), low, high, len(tally.rows), known)
+    def add(self, task: str, group: str, metrics: Mapping[str, Metric]) -> None:
+        """Evaluate metrics, with confidence intervals and published values."""
+        setup = self.setup
+        for name, metric in metrics.items():
+            is_count = name in (*CONFUSION_COUNTS, "unreadable")
+            interval = None if is_count else metric.confidence_interval(setup.bootstrap_rounds, setup.seed)
+            low, high = interval or (None, None)
+            reference = published(task, group, name) if setup.with_published else None
+            n = len(metric.rows)
+            self.metrics.append(
+                MetricValue(task, group, name, setup.protocol, metric.value(), low, high, n, reference)
             )
 
     def note(self, text: str) -> None:
+        """Add a note, once."""
         if text not in self.notes:
             self.notes.append(text)
 
 
 def score(pairs: Sequence[Pair], tasks: Iterable[TaskName], setup: Setup) -> Scores:
-    """The figures of the given tasks.
+    """Compute the metrics of the given tasks from (example, prediction) pairs.
 
-    Under `paper`, yes/no ("change") is judged from the captions among the pairs, not from yes/no answers.
+    Under `paper`, "change" is derived from the captions among the pairs, not from yes/no answers.
 
     Raises: ValueError when `paper` is to score text without a word map.
     """
-    scores = Scores()
-    of: dict[str, list[Pair]] = {}
+    scores = Scores(setup)
+    by_task: dict[str, list[Pair]] = {}
     for pair in pairs:
-        of.setdefault(pair[0].task, []).append(pair)
+        by_task.setdefault(pair[0].task, []).append(pair)
     tasks = list(tasks)
-    scores.told = [
+    scores.text_pairs = [
         (answer, tuple(turn.answers))
         for task in tasks
         if TASKS[task].free_text
-        for example, prediction in of.get(task, [])
+        for example, prediction in by_task.get(task, [])
         for turn, answer in zip(example.turns, prediction.answers, strict=False)
     ]
     for task in tasks:
         if task == "change" and setup.protocol == "paper":
-            if of.get("caption"):
-                _change(scores, setup, "change", of["caption"])
+            if by_task.get("caption"):
+                _score_yes_no(scores, "change", by_task["caption"])
         elif task == "dialogue":
             for history in HISTORIES:
-                told = [pair for pair in of.get(task, []) if pair[1].history == history]
-                _dialogue(scores, setup, told, "" if history == "own" else ", reference history")
-        elif of.get(task):
-            _SCORERS[task](scores, setup, task, of[task])
+                dialogues = [pair for pair in by_task.get(task, []) if pair[1].history == history]
+                _score_dialogues(scores, dialogues, "" if history == "own" else ", reference history")
+        elif by_task.get(task):
+            _SCORERS.get(task, _score_text)(scores, task, by_task[task])
     return scores
 
 
-def _text(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
-    """For all, changed and unchanged pairs; a group without examples has no figures."""
+def _score_text(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
+    """Text metrics of all, changed and unchanged pairs; a group without examples has none."""
     try:
-        java.package()  # without it one note is enough
-        known = scores.words = scores.words or _words(scores, setup)
-        told = [
+        java.pycocoevalcap_folder()  # one note is enough if it is not installed
+        tokenized = scores.tokenized = scores.tokenized or _tokenize(scores)
+        text_pairs = [
             (
-                known.answers[prediction.answers[0]],
-                tuple(known.references[one] for one in example.turns[0].answers),
+                tokenized.answers[prediction.answers[0]],
+                tuple(tokenized.references[reference] for reference in example.turns[0].answers),
             )
             for example, prediction in pairs
         ]
-        for group, keep in (("all", None), ("changed", True), ("unchanged", False)):
-            chosen = [
-                one
-                for one, (example, _) in zip(told, pairs, strict=True)
-                if keep is None or example.changed == keep
+        for group, is_member in (
+            ("all", lambda example: True),
+            ("changed", lambda example: example.changed),
+            ("unchanged", lambda example: not example.changed),
+        ):
+            members = [
+                text_pair
+                for text_pair, (example, _) in zip(text_pairs, pairs, strict=True)
+                if is_member(example)
             ]
-            if chosen:
-                matched = None if known.matched is None else np.stack([known.matched[one] for one in chosen])
-                answers, references = zip(*chosen, strict=True)
-                scores.add(setup, task, group, text.tallies(answers, references, matched))
+            if members:
+                meteor = tokenized.meteor
+                statistics = None if meteor is None else np.stack([meteor[member] for member in members])
+                answers, references = zip(*members, strict=True)
+                scores.add(task, group, text.compute_metrics(answers, references, statistics))
     except ToolError as error:
-        scores.note(f"no scores of text: {error}")
+        scores.note(f"no text metrics: {error}")
 
 
-def _words(scores: Scores, setup: Setup) -> Words:
-    """The answers that may be scored as text, as the protocol splits them."""
-    answers = list(dict.fromkeys(answer for answer, _ in scores.told))
-    references = list(dict.fromkeys(one for _, known in scores.told for one in known))
-    if setup.protocol == "paper":
-        if setup.word_map is None:
+def _tokenize(scores: Scores) -> TokenizedText:
+    """Tokenize all text as the protocol does."""
+    answers = list(dict.fromkeys(answer for answer, _ in scores.text_pairs))
+    references = list(dict.fromkeys(text for _, texts in scores.text_pairs for text in texts))
+    if scores.setup.protocol == "paper":
+        if scores.setup.word_map is None:
             raise ValueError("the paper protocol scores text on the ids of a word map")
-        words = setup.word_map
-        scores.tokens = "word map"
-        split = [paper.answer_ids(one, words) for one in answers]
-        split += [paper.reference_ids(one, words) for one in references]
+        word_map = scores.setup.word_map
+        scores.tokenizer = "word map"
+        tokenized = [paper.answer_ids(answer, word_map) for answer in answers]
+        tokenized += [paper.reference_ids(reference, word_map) for reference in references]
     else:
         try:
-            split = java.ptb_tokens([*answers, *references])
-            scores.tokens = "ptb"
+            tokenized = java.ptb_tokenize([*answers, *references])
+            scores.tokenizer = "ptb"
         except ToolError as error:
-            scores.note(f"words are split by a simple rule instead of the PTB tokenizer: {error}")
-            split = [text.simple_tokens(one) for one in [*answers, *references]]
-            scores.tokens = "simple"
-    said = dict(zip(answers, split, strict=False))
-    known = dict(zip(references, split[len(answers) :], strict=True))
-    pairs = list(dict.fromkeys((said[one], tuple(known[each] for each in of)) for one, of in scores.told))
-    matched: dict[Said, Array] | None = None
+            scores.note(f"a simple rule tokenizes instead of the PTB tokenizer: {error}")
+            tokenized = [text.simple_tokenize(sentence) for sentence in [*answers, *references]]
+            scores.tokenizer = "simple"
+    answer_tokens = dict(zip(answers, tokenized, strict=False))
+    reference_tokens = dict(zip(references, tokenized[len(answers) :], strict=True))
+    pairs = list(
+        dict.fromkeys(
+            (answer_tokens[answer], tuple(reference_tokens[text] for text in texts))
+            for answer, texts in scores.text_pairs
+        )
+    )
+    meteor: dict[TextPair, Array] | None = None
     try:
-        matched = dict(zip(pairs, java.meteor_rows(*zip(*pairs, strict=True)), strict=True))
+        meteor = dict(zip(pairs, java.meteor_statistics(*zip(*pairs, strict=True)), strict=True))
     except ToolError as error:
         scores.note(f"no METEOR and no S*m: {error}")
-    return Words(said, known, matched)
+    return TokenizedText(answer_tokens, reference_tokens, meteor)
 
 
-def _change(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
+def _score_yes_no(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
+    """Binary metrics against the change flag of the examples, and the calibration error of P(yes)."""
     truth = [example.changed for example, _ in pairs]
     answers = [prediction.answers[0] for _, prediction in pairs]
-    if setup.protocol == "paper":
-        scores.add(setup, task, "all", binary.tallies([paper.changed(answer) for answer in answers], truth))
+    if scores.setup.protocol == "paper":
+        scores.add(task, "all", binary.compute_metrics([paper.changed(answer) for answer in answers], truth))
         return
-    said = [_read(classify.parse, answer) for answer in answers]
+    predicted = [_parse(classify.parse, answer) for answer in answers]
     for example, _ in pairs:
-        told = _read(classify.parse, example.turns[0].answers[0])
-        if told is not None and told != example.changed:
-            _doubt(
-                scores, example, f"answer {told} and changeflag {example.changed} disagree; the flag counts"
+        reference = _parse(classify.parse, example.turns[0].answers[0])
+        if reference is not None and reference != example.changed:
+            _add_problem(
+                scores,
+                example,
+                f"answer {reference} and changeflag {example.changed} disagree; the flag is the ground truth",
             )
-    scores.add(setup, task, "all", binary.tallies(said, truth) | {"unreadable": _unreadable(said)})
-    given = [(p.score, e.changed) for e, p in pairs if p.score is not None]
-    if given and all(0 <= value <= 1 for value, _ in given):
-        values, facts = zip(*given, strict=True)
-        scores.add(setup, task, "all", {"calibration_error": binary.calibration(values, facts)})
-    elif given:
-        scores.note("no calibration: a score of yes/no is the probability of yes, between 0 and 1")
+    metrics = binary.compute_metrics(predicted, truth) | {"unreadable": _count_unparsed(predicted)}
+    scores.add(task, "all", metrics)
+    with_score = [(p.score, e.changed) for e, p in pairs if p.score is not None]
+    if with_score and all(0 <= probability <= 1 for probability, _ in with_score):
+        probabilities, flags = zip(*with_score, strict=True)
+        scores.add(task, "all", {"calibration_error": binary.calibration_error(probabilities, flags)})
+    elif with_score:
+        scores.note("no calibration error: the score of yes/no must be P(yes), between 0 and 1")
 
 
-def _count(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
-    kept = _with_truth(scores, pairs, count.parse)
-    reader = paper.read_count if setup.protocol == "paper" else count.parse
-    said = [_read(reader, prediction.answers[0]) for _, prediction, _ in kept]
-    truth = [fact for *_, fact in kept]
-    for group in ("roads", "buildings"):
-        numbers = [None if one is None else getattr(one, group) for one in said]
-        scores.add(setup, task, group, counts.tallies(numbers, [getattr(one, group) for one in truth]))
-    both = [one == fact for one, fact in zip(said, truth, strict=True)]
-    scores.add(setup, task, "both", {"exact": mean(both), "unreadable": _unreadable(said)})
+def _score_counts(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
+    """MAE, RMSE and exact matches of the numbers of roads and of buildings."""
+    parse = paper.parse_count if scores.setup.protocol == "paper" else count.parse
+    predicted, truth = _parse_pairs(scores, pairs, parse, count.parse)
+    for kind in ("roads", "buildings"):
+        numbers = [None if value is None else getattr(value, kind) for value in predicted]
+        scores.add(task, kind, counts.compute_metrics(numbers, [getattr(value, kind) for value in truth]))
+    exact = mean_metric([value == true for value, true in zip(predicted, truth, strict=True)])
+    scores.add(task, "both", {"exact": exact, "unreadable": _count_unparsed(predicted)})
 
 
-def _location(scores: Scores, setup: Setup, task: str, pairs: Sequence[Pair]) -> None:
-    kept = _with_truth(scores, pairs, locate.parse)
-    is_paper = setup.protocol == "paper"
-    reader = paper.read_cells if is_paper else locate.parse
-    said = [_read(reader, prediction.answers[0]) for _, prediction, _ in kept]
-    for group in ("roads", "buildings"):
-        truth = [getattr(fact, group) for *_, fact in kept]
-        named = [None if one is None else getattr(one, group) for one in said]
-        for name, answers in ((group, named), (f"{group}, always empty", [()] * len(truth))):
-            found = sets.tallies(answers, truth, labels=len(locate.LABELS), empty=0.0 if is_paper else 1.0)
-            scores.add(setup, task, name, found)
-    scores.add(setup, task, "both", {"unreadable": _unreadable(said)})
+def _score_cells(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
+    """Micro-averaged metrics of the cells with changed roads or buildings, and of a constant empty answer."""
+    is_paper = scores.setup.protocol == "paper"
+    predicted, truth = _parse_pairs(
+        scores, pairs, paper.parse_cells if is_paper else locate.parse, locate.parse
+    )
+    for kind in ("roads", "buildings"):
+        true_cells = [getattr(value, kind) for value in truth]
+        cells = [None if value is None else getattr(value, kind) for value in predicted]
+        for group, answers in ((kind, cells), (f"{kind}, always empty", [()] * len(true_cells))):
+            empty_jaccard = 0.0 if is_paper else 1.0
+            metrics = sets.compute_metrics(
+                answers, true_cells, labels=len(locate.LABELS), empty=empty_jaccard
+            )
+            scores.add(task, group, metrics)
+    scores.add(task, "both", {"unreadable": _count_unparsed(predicted)})
 
 
-def _dialogue(scores: Scores, setup: Setup, pairs: Sequence[Pair], history: str) -> None:
-    """Each turn as the task that its question is; answers may be fewer than turns, and those are left out.
+def _score_dialogues(scores: Scores, pairs: Sequence[Pair], suffix: str) -> None:
+    """Score each turn by the task of its question; turns without an answer are left out.
 
-    The first turn has no history, and is scored once.
+    suffix: of the task names, for the history. The first turn has no history and is scored once.
     """
-    kinds = {dialogue.TURNS[0]: "change", dialogue.TURNS[1]: "count"}
-    turns: dict[tuple[int, str], list[Pair]] = {}
-    short = 0
+    task_of_turn = {dialogue.TURNS[0]: "change", dialogue.TURNS[1]: "count"}
+    turn_pairs: dict[tuple[int, str], list[Pair]] = {}
+    incomplete = 0
     for example, prediction in pairs:
-        short += len(prediction.answers) < len(example.turns)
+        incomplete += len(prediction.answers) < len(example.turns)
         for number, (turn, answer) in enumerate(
             zip(example.turns, prediction.answers, strict=False), start=1
         ):
-            kind = kinds.get(turn.question, "text")
-            if history and number == 1:
+            task = task_of_turn.get(turn.question, "text")
+            if suffix and number == 1:
                 continue
-            if kind == "change" and setup.protocol == "paper":
+            if task == "change" and scores.setup.protocol == "paper":
                 scores.note(
-                    "the paper has no score of dialogues and no reading of their yes/no; strict has both"
+                    "the paper has no metrics of dialogues and no parser of their yes/no; strict has both"
                 )
                 continue
-            one = Example(example.id, example.task, (turn,), example.changed, example.before, example.after)
-            given = Prediction(prediction.id, prediction.task, (answer,))
-            turns.setdefault((number, kind), []).append((one, given))
-    if short:
+            turn_example = Example(
+                example.id, example.task, (turn,), example.changed, example.before, example.after
+            )
+            turn_prediction = Prediction(prediction.id, prediction.task, (answer,))
+            turn_pairs.setdefault((number, task), []).append((turn_example, turn_prediction))
+    if incomplete:
         scores.note(
-            f"{short} of {len(pairs)} dialogues have fewer answers than turns; the rest is not scored"
+            f"{incomplete} of {len(pairs)} dialogues have fewer answers than turns; "
+            "turns without an answer are not scored"
         )
-    for (number, kind), part in sorted(turns.items()):
-        _SCORERS[kind](scores, setup, f"dialogue, turn {number}{history}", part)
+    for (number, task), group in sorted(turn_pairs.items()):
+        _SCORERS.get(task, _score_text)(scores, f"dialogue, turn {number}{suffix}", group)
 
 
-_SCORERS: Mapping[str, Callable[[Scores, Setup, str, Sequence[Pair]], None]] = {
-    "caption": _text,
-    "open": _text,
-    "text": _text,
-    "change": _change,
-    "count": _count,
-    "location": _location,
+#: tasks with parsed answers; the others are scored as text
+_SCORERS: Mapping[str, Callable[[Scores, str, Sequence[Pair]], None]] = {
+    "change": _score_yes_no,
+    "count": _score_counts,
+    "location": _score_cells,
 }
 
 
-def _with_truth(
-    scores: Scores, pairs: Sequence[Pair], parse: Callable[[str], Any]
-) -> list[tuple[Example, Prediction, Any]]:
-    """Pairs with what their reference means; a reference that cannot be read is a problem, not an answer."""
-    kept = []
+def _parse_pairs(
+    scores: Scores, pairs: Sequence[Pair], parse: Parser, parse_reference: Parser
+) -> tuple[list[Any], list[Any]]:
+    """(predicted values, ground truth); a prediction that cannot be parsed is None.
+
+    A pair with a reference that cannot be parsed is left out, and is a problem of the dataset.
+    """
+    predicted, truth = [], []
     for example, prediction in pairs:
-        fact = _read(parse, example.turns[0].answers[0])
-        if fact is None:
-            _doubt(scores, example, f"the reference {example.turns[0].answers[0]!r} cannot be read; left out")
+        reference = example.turns[0].answers[0]
+        value = _parse(parse_reference, reference)
+        if value is None:
+            _add_problem(scores, example, f"the reference {reference!r} cannot be parsed; left out")
         else:
-            kept.append((example, prediction, fact))
-    return kept
+            predicted.append(_parse(parse, prediction.answers[0]))
+            truth.append(value)
+    return predicted, truth
 
 
-def _doubt(scores: Scores, example: Example, what: str) -> None:
-    problem = Problem("reference", f"{example.task} {example.id}", what)
-    if problem not in scores.problems:  # a dialogue may be there with two histories
+def _add_problem(scores: Scores, example: Example, message: str) -> None:
+    problem = Problem("reference", f"{example.task} {example.id}", message)
+    if problem not in scores.problems:  # a dialogue occurs once for each history
         scores.problems.append(problem)
 
 
-def _read(parse: Callable[[str], Any], answer: str) -> Any:
-    """What an answer means; None where it cannot be read."""
+def _parse(parser: Parser, answer: str) -> Any:
+    """Value of an answer; None where it cannot be parsed."""
     try:
-        return parse(answer)
+        return parser(answer)
     except AnswerParseError:
         return None
 
 
-def _unreadable(said: Sequence[Any]) -> Tally:
-    flags = mean([one is None for one in said])
-    return Tally(flags.rows, lambda sums: float(sums[0]))
+def _count_unparsed(values: Sequence[Any]) -> Metric:
+    flags = mean_metric([value is None for value in values])
+    return Metric(flags.rows, lambda sums: float(sums[0]))

@@ -1,119 +1,167 @@
-"""Scores of a model on drawn scenes: what it says against what is true, answer by answer."""
+"""Metrics of a model on synthetic scenes: scenes become examples, which are scored as by `deltavlm eval`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from deltavlm.data.synthetic import talk, words
+from deltavlm.data.examples import Example, Turn
+from deltavlm.data.synthetic import conversations, phrases
 from deltavlm.data.synthetic.cache import open_cache
 from deltavlm.data.synthetic.facts import Facts, facts_of
 from deltavlm.errors import AnswerParseError
-from deltavlm.metrics import binary, counts, sets
-from deltavlm.model.interface import ChangeModel, Question, Reply
-from deltavlm.tasks import TASKS, caption, classify, count, dialogue, locate
+from deltavlm.metrics import binary
+from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
+from deltavlm.scoring.predictions import Prediction
+from deltavlm.scoring.score import Setup, score
+from deltavlm.tasks import TASKS, TaskName, caption, classify, count, dialogue, locate
 from deltavlm.text_norm import normalise
 
+__all__ = ["STANDARD_QUESTIONS", "predict_scenes", "score_conversations", "score_scenes"]
+
+STANDARD_TASKS = tuple(name for name, task in TASKS.items() if task.prompt)
 STANDARD_QUESTIONS = tuple(
-    Question(task.name, task.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
-    for task in TASKS.values()
-    if task.prompt
+    # the default of 64 tokens: the 128 of `location` are for word pieces of LLMs and exceed a small context
+    Question(name, TASKS[name].prompt, yes_no=TASKS[name].yes_no)
+    for name in STANDARD_TASKS
 )
 
 
 def predict_scenes(
-    model: ChangeModel, cache: Path, limit: int | None = None, batch: int = 16
+    model: ChangeModel, cache: Path, limit: int | None = None, batch_size: int = 16
 ) -> tuple[list[list[Reply]], list[Facts]]:
-    """The four standing questions asked of every pair of a cache: replies as [pair][question], and the
-    facts."""
-    pictures, truth = open_cache(cache)
-    number = min(limit or len(pictures), len(pictures))
-    replies: list[list[Reply]] = []
-    for start in range(0, number, batch):
-        part = np.ascontiguousarray(pictures[start : min(start + batch, number)].transpose(1, 0, 4, 2, 3))
-        replies += model.answer(model.encode(part[0], part[1]), STANDARD_QUESTIONS)
-    return replies, [facts_of(*maps) for maps in truth[:number]]
+    """Ask the standard questions about the first `limit` scenes of a cache.
 
-
-def score_conversations(model: ChangeModel, cache: Path, turns: int = 4, batch: int = 16) -> dict[str, Any]:
-    """Share of questions that are answered word for word, by how they are asked of every pair of a cache:
-    `file`, in the words of a set's files; `typed`, as people would; `after_1` and so on, behind so many turns
-    of a conversation with the true answers; `unheard`, the last question of all without what it refers to.
+    Returns: replies as [scene][question], in the order of STANDARD_QUESTIONS, and the facts of the scenes.
     """
-    pictures, truth = open_cache(cache)
-    hits: dict[str, list[bool]] = {}
-    for start in range(0, len(pictures), batch):
-        part = np.ascontiguousarray(pictures[start : start + batch].transpose(1, 0, 4, 2, 3))
-        encoded = model.encode(part[0], part[1])
-        rows: list[tuple[str, int, str, str]] = []  # how, pair, prompt, truth
-        for pair, maps in enumerate(truth[start : start + batch]):
-            facts, rng = facts_of(*maps), np.random.default_rng(start + pair)
-            files = words.open_questions(facts)
-            asked = files[int(rng.integers(len(files)))]
-            rows.append(("file", pair, asked.question, asked.answer))
-            typed = talk.conversation(rng, facts, 1)[0]
-            rows.append(("typed", pair, typed.question, typed.answer))
-            said = talk.conversation(rng, facts, turns, followed=1.0)
-            for number in range(1, turns):
-                past = [(turn.question, turn.answer) for turn in said[:number]]
-                prompt = dialogue.prompt_with_history(past, said[number].question)
-                rows.append((f"after_{number}", pair, prompt, said[number].answer))
-            rows.append(("unheard", pair, said[-1].question, said[-1].answer))
-        replies = model.answer_rows(encoded, [(pair, Question(how, prompt)) for how, pair, prompt, _ in rows])
-        for (how, *_, true), reply in zip(rows, replies, strict=True):
-            hits.setdefault(how, []).append(normalise(reply.text) == normalise(true))
-    return {f"talk_{how}": float(np.mean(found)) for how, found in hits.items()}
+    images, truth = open_cache(cache)
+    number = min(limit or len(images), len(images))
+    replies: list[list[Reply]] = []
+    for before, after in _batches(images[:number], batch_size):
+        replies += model.answer(model.encode(before, after), STANDARD_QUESTIONS)
+    return replies, [facts_of(*arrays) for arrays in truth[:number]]
 
 
 def score_scenes(replies: Sequence[Sequence[Reply]], facts: Sequence[Facts]) -> dict[str, Any]:
-    """What the nano table shows. An answer that cannot be read counts as "nothing" and is counted in
-    `unreadable`."""
-    unreadable = 0
+    """Metrics of the replies of `predict_scenes`, by name, as in the model card.
 
-    def read(task: Any, text: str, nothing: Any) -> Any:
-        nonlocal unreadable
-        try:
-            return task.parse(text)
-        except AnswerParseError:
-            unreadable += 1
-            return nothing
-
-    changed = [fact.changed for fact in facts]
-    chance = [reply[1].score for reply in replies]
-    said_yes = [read(classify, reply[1].text, False) for reply in replies]
-    counted = [read(count, reply[2].text, count.Counts(0, 0)) for reply in replies]
-    true_counts = [words.counted(fact) for fact in facts]
-    located = [read(locate, reply[3].text, locate.Cells()) for reply in replies]
-    true_cells = [words.located(fact) for fact in facts]
+    An answer that cannot be parsed is scored as "no change" and counted in `unreadable`.
+    """
+    pairs: list[tuple[Example, Prediction]] = []
+    unparsed = 0
+    for number, (scene_replies, scene) in enumerate(zip(replies, facts, strict=True)):
+        for example, reply in zip(_examples(str(number), scene), scene_replies, strict=True):
+            task, answer = TASKS[example.task], reply.text
+            try:
+                task.parse(answer)
+            except AnswerParseError:
+                if not task.free_text:
+                    unparsed += 1
+                    answer = task.unchanged or answer
+            pairs.append((example, Prediction(example.id, example.task, (answer,), reply.score)))
+    parsed_tasks = [name for name in STANDARD_TASKS if not TASKS[name].free_text]
+    scores = score(pairs, parsed_tasks, Setup(bootstrap_rounds=0, with_published=False))
+    values = {(metric.task, metric.group, metric.metric): metric.value for metric in scores.metrics}
+    mae = {kind: values["count", kind, "mae"] for kind in ("buildings", "roads")}
+    numbers = [number for scene in facts for number in astuple(phrases.counts_of(scene))]
+    changed = [scene.changed for scene in facts]
+    yes_no = [prediction for example, prediction in pairs if TASKS[example.task].yes_no]
+    predicted = [classify.parse(prediction.answers[0]) for prediction in yes_no]
+    probabilities = [math.nan if prediction.score is None else prediction.score for prediction in yes_no]
     exact = [
-        caption.score(reply[0].text, words.captions(fact))["exact"]
-        for reply, fact in zip(replies, facts, strict=True)
+        caption.score(prediction.answers[0], example.turns[0].answers)["exact"]
+        for example, prediction in pairs
+        if example.task == "caption"
     ]
-    roads = [(a.roads, b.roads) for a, b in zip(counted, true_counts, strict=True)]
-    buildings = [(a.buildings, b.buildings) for a, b in zip(counted, true_counts, strict=True)]
     return {
         "pairs": len(facts),
         "changed_share": float(np.mean(changed)),
-        "yes_no_accuracy": binary.accuracy(said_yes, changed),
-        "yes_no_balanced": binary.balanced_accuracy(said_yes, changed),
-        "yes_no_auc": binary.auc(chance, changed),
-        "calibration_error": binary.calibration_error(chance, changed),
-        "count_mae_buildings": counts.mae(*zip(*buildings, strict=True)),
-        "count_mae_roads": counts.mae(*zip(*roads, strict=True)),
-        "count_mae_all": counts.mae(*zip(*(roads + buildings), strict=True)),
-        "count_mae_always_zero": counts.mae([0] * 2 * len(facts), [true for _, true in roads + buildings]),
-        "cell_f1_buildings": sets.micro([c.buildings for c in located], [c.buildings for c in true_cells]).f1,
-        "cell_f1_roads": sets.micro([c.roads for c in located], [c.roads for c in true_cells]).f1,
-        "caption_exact": float(np.mean(exact)),
-        "caption_exact_changed": _mean([e for e, c in zip(exact, changed, strict=True) if c]),
-        "caption_exact_unchanged": _mean([e for e, c in zip(exact, changed, strict=True) if not c]),
-        "unreadable": unreadable,
+        "yes_no_accuracy": values["change", "all", "accuracy"],
+        "yes_no_balanced": binary.balanced_accuracy(predicted, changed),
+        "yes_no_auc": binary.auc(probabilities, changed),
+        "calibration_error": values.get(("change", "all", "calibration_error"), math.nan),  # P(yes) was NaN
+        "count_mae_buildings": mae["buildings"],
+        "count_mae_roads": mae["roads"],
+        "count_mae_all": (mae["buildings"] + mae["roads"]) / 2,
+        "count_mae_always_zero": float(np.mean(numbers)),
+        "cell_f1_buildings": values["location", "buildings", "f1"],
+        "cell_f1_roads": values["location", "roads", "f1"],
+        "caption_exact": _mean(exact),
+        "caption_exact_changed": _mean([hit for hit, flag in zip(exact, changed, strict=True) if flag]),
+        "caption_exact_unchanged": _mean([hit for hit, flag in zip(exact, changed, strict=True) if not flag]),
+        "unreadable": unparsed,
     }
 
 
+def score_conversations(
+    model: ChangeModel, cache: Path, turns: int = 4, batch_size: int = 16
+) -> dict[str, Any]:
+    """Share of exact answers to open questions about the scenes of a cache, by the form of the question.
+
+    `file`: phrased as in dataset files; `typed`: as people type; `after_N`: the next question after N turns
+    of a conversation with the true answers; `unheard`: the last question of all without these turns.
+    """
+    images, truth = open_cache(cache)
+    is_exact: dict[str, list[bool]] = {}
+    for start, (before, after) in zip(
+        range(0, len(images), batch_size), _batches(images, batch_size), strict=True
+    ):
+        rows: list[tuple[int, Question, str]] = []  # index of the pair, question, true answer
+        for index, arrays in enumerate(truth[start : start + batch_size]):
+            rng = np.random.default_rng(start + index)
+            rows += [
+                (index, question, answer) for question, answer in _questions(rng, facts_of(*arrays), turns)
+            ]
+        replies = model.answer_rows(
+            model.encode(before, after), [(index, question) for index, question, _ in rows]
+        )
+        for (_, question, answer), reply in zip(rows, replies, strict=True):
+            is_exact.setdefault(question.name, []).append(normalise(reply.text) == normalise(answer))
+    return {f"talk_{form}": float(np.mean(hits)) for form, hits in is_exact.items()}
+
+
+def _examples(scene_id: str, facts: Facts) -> Iterator[Example]:
+    """Examples of the standard tasks, in their order, with references made from the facts."""
+    references: dict[TaskName, tuple[str, ...]] = {
+        "caption": phrases.captions(facts),
+        "change": (classify.format_answer(facts.changed),),
+        "count": (count.format_answer(phrases.counts_of(facts)),),
+        "location": (locate.format_answer(phrases.cells_of(facts)),),
+    }
+    for task in STANDARD_TASKS:
+        turn = Turn(TASKS[task].prompt, references[task])
+        yield Example(scene_id, task, (turn,), facts.changed, before="", after="")
+
+
+def _questions(rng: np.random.Generator, facts: Facts, turns: int) -> Iterator[tuple[Question, str]]:
+    """Questions of `score_conversations` about one scene, named by their form, and their true answers."""
+    file_turns = phrases.open_questions(facts)
+    turn = file_turns[int(rng.integers(len(file_turns)))]
+    yield Question("file", turn.question), turn.answer
+    (turn,) = conversations.sample_conversation(rng, facts, 1)
+    yield Question("typed", turn.question), turn.answer
+    conversation = conversations.sample_conversation(rng, facts, turns, follow_up_share=1.0)
+    for number, turn in enumerate(conversation):
+        if number:
+            history = [(earlier.question, earlier.answer) for earlier in conversation[:number]]
+            prompt = dialogue.prompt_with_history(history, turn.question)
+            yield Question(f"after_{number}", prompt), turn.answer
+    yield Question("unheard", conversation[-1].question), conversation[-1].answer
+
+
+def _batches(images: npt.NDArray[np.uint8], size: int) -> Iterator[tuple[Pixels, Pixels]]:
+    """(before, after), each (size, 3, rows, cols), from the images of a cache, (N, 2, rows, cols, 3)."""
+    for start in range(0, len(images), size):
+        before, after = np.ascontiguousarray(images[start : start + size].transpose(1, 0, 4, 2, 3))
+        yield before, after
+
+
 def _mean(values: Sequence[float]) -> float:
-    """NaN of nothing."""
+    """Mean; NaN of no values."""
     return float(np.mean(values)) if values else float("nan")

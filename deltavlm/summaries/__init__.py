@@ -1,1 +1,1 @@
-"""What finished outputs come to: totals by area, a report of one page, a catalogue entry."""
+"""Summaries of finished outputs: totals by area, a one-page document, STAC items."""

@@ -1,4 +1,4 @@
-"""What to keep in mind about totals, as far as outputs tell it: overlap, scale, what was not looked at."""
+"""Caveats of a summary that follow from the outputs: chips not analyzed, overlap, scale, uncertain scores."""
 
 from __future__ import annotations
 
@@ -7,121 +7,121 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.pipeline.analyze import scale_warning
+from deltavlm.pipeline.reading import scale_warning
 from deltavlm.summaries.results import Results
 from deltavlm.summaries.totals import UNSURE, AreaSummary
 
 __all__ = ["caveats"]
 
-TWICE = 1.005  # an overlap that is told
+MIN_OVERLAP = 1.005  # mean number of chips on a point; below it, overlap is not worth a caveat
 
 
-def caveats(results: Results, whole: AreaSummary, found: Sequence[AreaSummary] = ()) -> list[str]:
-    """Sentences about the totals of areas and of the whole, the weightiest first."""
-    told = [
-        *_unseen(results, whole),
-        *_counted(results, whole),
-        *_small(results, found),
-        *_scale(results),
-        *_sureness(results, whole),
+def caveats(results: Results, total: AreaSummary, areas: Sequence[AreaSummary] = ()) -> list[str]:
+    """Sentences on how to read the totals, the most important first; only those that apply."""
+    sentences = [
+        *_not_analyzed(results, total),
+        *_counts(results, total),
+        *_small_areas(results, areas),
+        *_pixel_size(results),
+        *_confidence(results, total),
     ]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(sentences))
 
 
-def _unseen(results: Results, whole: AreaSummary) -> Iterator[str]:
-    unseen = whole.nodata + whole.failed
-    if unseen:
+def _not_analyzed(results: Results, total: AreaSummary) -> Iterator[str]:
+    count = total.nodata + total.failed
+    if count:
         yield (
-            f"{unseen:,} of {whole.chips:,} chips were not looked at ({whole.nodata:,} without enough data, "
-            f"{whole.failed:,} that could not be read or answered). Nothing is known of them."
+            f"{count:,} of {total.chips:,} chips were not analyzed ({total.nodata:,} without enough data, "
+            f"{total.failed:,} that could not be read or answered). They may have changed or not."
         )
     if results.lost_pairs:
-        named = ", ".join(results.lost_pairs[:3]) + (", …" if len(results.lost_pairs) > 3 else "")
-        yield (
-            f"Pairs that could not be opened, of which nothing is known: {len(results.lost_pairs):,} "
-            f"({named})."
-        )
+        names = ", ".join(results.lost_pairs[:3]) + (", …" if len(results.lost_pairs) > 3 else "")
+        yield f"Pairs that could not be opened and were not analyzed: {len(results.lost_pairs):,} ({names})."
     elif results.lost_pairs is None:
-        yield "The output does not say which pairs could not be opened; a GeoPackage does, in a layer."
+        yield "The output does not record which pairs could not be opened; a GeoPackage does."
     for run in results.runs:
         limit = _option(run, "limit")
         if limit:
-            yield f"The run was limited to {limit:,} chips; the rest of the images was not looked at."
-        asked = {**run.get("inputs", {}), **run.get("reading", {})}
-        if asked.get("bbox") or asked.get("aoi"):
-            yield "Only chips that touch an area of interest were asked for; the rest was not looked at."
+            yield f"The run was limited to {limit:,} chips; the other chips of the images were not analyzed."
+        inputs = {**run.get("inputs", {}), **run.get("reading", {})}
+        if inputs.get("bbox") or inputs.get("aoi"):
+            yield "Only chips that touch the area of interest were analyzed."
         share = run.get("inputs", {}).get("alignment", {}).get("overlap_share")
         if share is not None and share < 0.9995:
-            yield f"The later image covers {share:.1%} of the earlier one; the rest was not looked at."
+            yield f"The later image covers {share:.1%} of the earlier one; nothing else was analyzed."
     if any(not run for run in results.runs):
-        yield "An output does not say how it was made, so more may have been left out than is told here."
-    if whole.unread:
-        yield f"Of {whole.unread:,} chips the answer was neither yes nor no; they do not count as changed."
+        yield "An output has no provenance, so more may have been left out than is listed here."
+    if total.unparsed:
+        yield (
+            f"For {total.unparsed:,} chips the answer was neither yes nor no; they do not count as changed."
+        )
 
 
-def _counted(results: Results, whole: AreaSummary) -> Iterator[str]:
-    counted = whole.new_buildings is not None or whole.new_roads is not None
-    if counted:
+def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
+    has_counts = total.new_buildings is not None or total.new_roads is not None
+    if has_counts:
         yield (
-            "New buildings and roads are counted chip by chip, and what a chip's edge cuts counts on both "
-            "sides: their sums are estimates."
+            "New buildings and roads are counted per chip, and an object on a chip's edge counts in both "
+            "chips: their sums are estimates."
         )
-    if whole.overlap and whole.overlap > TWICE:
+    if total.overlap and total.overlap > MIN_OVERLAP:
         yield (
-            f"Chips overlap: a piece of ground lies in {whole.overlap:.2f} chips on average. Sums over chips "
-            f"count it as often; divided by {whole.overlap:.2f} they are nearer to the truth."
+            f"Chips overlap: a point of the ground lies in {total.overlap:.2f} chips on average. Sums over "
+            f"chips count it as often; divide them by {total.overlap:.2f} for a better estimate."
         )
-    if results.chips["status"].eq("cascaded").any() and counted:
-        yield "Chips that said no to whether anything changed were not asked for counts; they count as none."
+    if results.chips["status"].eq("cascaded").any() and has_counts:
+        yield "With --cascade, unchanged chips were not asked for counts; they count as none."
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
-        yield f"Figures are over {pairs:,} pairs; ground that several of them show counts for each of them."
-    yield "Changed ground is that of whole chips, however little of a chip has changed."
+        yield f"Figures are over {pairs:,} pairs; ground that several pairs cover counts for each of them."
+    yield "Changed ground is the area of whole chips, however little of a chip has changed."
 
 
-def _small(results: Results, found: Sequence[AreaSummary]) -> Iterator[str]:
-    sizes = [one.area_km2 for one in found if one.area_km2]
+def _small_areas(results: Results, areas: Sequence[AreaSummary]) -> Iterator[str]:
+    sizes = [area.area_km2 for area in areas if area.area_km2]
     if sizes and np.median(sizes) < np.nanmedian(results.areas_m2) / 1e6:
-        yield "Areas are smaller than chips: each chip counts in one of them, and its neighbours look empty."
+        yield (
+            "Areas are smaller than chips: each chip counts in one of them, and its neighbours look empty."
+        )
 
 
-def _scale(results: Results) -> Iterator[str]:
-    sizes = results.chips["gsd_m"].to_numpy(dtype=float, na_value=np.nan)
-    known = np.unique(np.round(sizes[np.isfinite(sizes)], 4))
-    for model, (learned_m, shrink) in dict(_trained(results)).items():
-        warnings = {
-            scale_warning(size, learned_m, shrink) for size in known[[0, -1] if len(known) else []].tolist()
-        }
+def _pixel_size(results: Results) -> Iterator[str]:
+    sizes_m = results.chips["gsd_m"].to_numpy(dtype=float, na_value=np.nan)
+    sizes_m = np.unique(np.round(sizes_m[np.isfinite(sizes_m)], 4))
+    extremes_m = sizes_m[[0, -1] if len(sizes_m) else []].tolist()
+    for model, (training_gsd_m, downsampling) in dict(_training_scales(results)).items():
+        warnings = {scale_warning(size_m, training_gsd_m, downsampling) for size_m in extremes_m}
         for warning in sorted(filter(None, warnings)):
             yield f"Scale ({model}): {warning}."
 
 
-def _trained(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Metres a pixel that each model learned on, and how many times smaller it saw the chips."""
+def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:
+    """For each model: ground sample distance that it was trained on, and how far it downsampled the chips."""
     for run in results.runs:
         model = run.get("model", {})
-        learned_m, own_px = model.get("training_gsd_m"), model.get("chip_px")
+        training_gsd_m, model_chip_px = model.get("training_gsd_m"), model.get("chip_px")
         chip_px = _option(run, "chip_px")
-        if learned_m and own_px and chip_px:
-            yield str(model.get("name")), (float(learned_m), chip_px / own_px)
+        if training_gsd_m and model_chip_px and chip_px:
+            yield str(model.get("name")), (float(training_gsd_m), chip_px / model_chip_px)
 
 
-def _sureness(results: Results, whole: AreaSummary) -> Iterator[str]:
-    if whole.unsure:
+def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
+    if total.unsure:
         yield (
-            f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%} of those looked at) have a score "
-            f"from {UNSURE[0]} to {UNSURE[1]}: the model leans to neither side."
+            f"{total.unsure:,} chips ({total.unsure_share or 0:.0%} of the analyzed ones) have a score "
+            f"from {UNSURE[0]} to {UNSURE[1]}: the model is undecided."
         )
     names = {run.get("model", {}).get("name") for run in results.runs} - {None}
     if "nano" in names:
         yield (
-            "The model nano has learned from drawn scenes only. Its scores are probabilities where change is "
-            "as likely as not; where it is rare, ask for more than 0.5."
+            "The model nano was trained on synthetic scenes only. Its scores are probabilities if change is "
+            "as likely as no change; where change is rare, use a threshold above 0.5."
         )
-    prints = {run.get("model", {}).get("fingerprint") for run in results.runs} - {None}
-    if len(prints) > 1:
-        yield f"The answers come from {len(prints)} models, whose scores cannot be compared."
-    yield "These are answers of a model, not measurements: look at the images before deciding anything."
+    fingerprints = {run.get("model", {}).get("fingerprint") for run in results.runs} - {None}
+    if len(fingerprints) > 1:
+        yield f"The answers come from {len(fingerprints)} models, whose scores cannot be compared."
+    yield "These are answers of a model, not measurements: check the images before any decision."
 
 
 def _option(run: Mapping[str, Any], name: str) -> Any:

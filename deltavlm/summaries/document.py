@@ -1,4 +1,4 @@
-"""Totals laid out: the table that a terminal shows, and a page that says what changed, where, how sure."""
+"""Document of a summary: the table that a terminal prints, and the blocks of a one-page report."""
 
 from __future__ import annotations
 
@@ -6,191 +6,200 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deltavlm.summaries.areas import OUTSIDE, Areas
-from deltavlm.summaries.caveats import caveats
-from deltavlm.summaries.render import Block, Heading, Items, Picture, Table, Text
-from deltavlm.summaries.results import ANSWERED, Results
+from deltavlm.pipeline.schema import ANALYZED_STATUSES
+from deltavlm.summaries.areas import OUTSIDE
+from deltavlm.summaries.render import Block, Figure, Heading, Items, Table, Text
+from deltavlm.summaries.results import Results
+from deltavlm.summaries.summary import Summary
 from deltavlm.summaries.svg_map import MAX_SHAPES, svg_map
 from deltavlm.summaries.totals import UNSURE, AreaSummary
 
-__all__ = ["document", "table_rows"]
+__all__ = ["TEXT_COLUMNS", "document", "table_rows"]
 
-MOST_ROWS = 10  # of a table on a page
-MOST_CHIPS = 5
-LONGEST_CAPTION = 50
+MAX_ROWS = 10  # of a table in the document
+MAX_TOP_CHIPS = 5
+MAX_CAPTION = 50  # characters of a cell
 
 COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
-    ("area", lambda one: one.name),
-    ("chips", lambda one: f"{one.chips:,}"),
-    ("not looked at", lambda one: f"{one.nodata + one.failed:,}"),
-    ("changed", lambda one: f"{one.changed:,}"),
-    ("share", lambda one: _percent(one.changed_share)),
-    ("buildings", lambda one: _number(one.new_buildings)),
-    ("roads", lambda one: _number(one.new_roads)),
-    ("mean score", lambda one: "" if one.mean_score is None else f"{one.mean_score:.2f}"),
-    ("unsure", lambda one: _percent(one.unsure_share)),
-    ("seen", lambda one: _percent(one.looked_at_share)),
-    ("most changed chip", lambda one: one.top[0].caption if one.top else ""),
+    ("area", lambda area: area.name),
+    ("chips", lambda area: f"{area.chips:,}"),
+    ("not analyzed", lambda area: f"{area.nodata + area.failed:,}"),
+    ("changed", lambda area: f"{area.changed:,}"),
+    ("share", lambda area: _percent(area.changed_share)),
+    ("buildings", lambda area: _count(area.new_buildings)),
+    ("roads", lambda area: _count(area.new_roads)),
+    ("mean score", lambda area: "" if area.mean_score is None else f"{area.mean_score:.2f}"),
+    ("unsure", lambda area: _percent(area.unsure_share)),
+    ("coverage", lambda area: _percent(area.looked_at_share)),
+    ("most changed chip", lambda area: area.top_chips[0].caption if area.top_chips else ""),
 )
+REQUIRED_COLUMNS = 4  # the first four are shown even if they are empty
+TEXT_COLUMNS = ("area", "most changed chip")
 
 
-def table_rows(found: Sequence[AreaSummary]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows as text; columns that are empty in all rows are left out."""
-    rows = [[tell(one) for _, tell in COLUMNS] for one in found]
-    kept = [number for number in range(len(COLUMNS)) if number < 4 or any(row[number] for row in rows)]
-    return [COLUMNS[number][0] for number in kept], [[row[number] for number in kept] for row in rows]
-
-
-def document(
-    results: Results, areas: Areas, found: Sequence[AreaSummary], whole: AreaSummary
-) -> tuple[str, list[Block]]:
-    """Title and blocks of the report."""
-    names = ", ".join(path.name for path in results.paths)
-    blocks: list[Block] = [
-        Text(_dates(results)),
-        Heading("What changed"),
-        Text(_changed(whole)),
-        *_picture(results, areas, found),
-        *_tops(whole),
+def table_rows(areas: Sequence[AreaSummary]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows as text; columns without any value are left out."""
+    rows = [[to_text(area) for _, to_text in COLUMNS] for area in areas]
+    used = [
+        number
+        for number in range(len(COLUMNS))
+        if number < REQUIRED_COLUMNS or any(row[number] for row in rows)
     ]
-    if areas.kind != "whole":
-        columns, rows = table_rows(found[:MOST_ROWS])
-        rows = [[_short(cell) for cell in row] for row in rows]
+    return [COLUMNS[number][0] for number in used], [[row[number] for number in used] for row in rows]
+
+
+def document(summary: Summary) -> tuple[str, list[Block]]:
+    """Title and blocks of the document."""
+    blocks: list[Block] = [
+        Text(_dates(summary.results)),
+        Heading("Changes"),
+        Text(_changes(summary.total)),
+        *_map(summary),
+        *_top_chips(summary.total),
+    ]
+    if summary.has_areas:
+        columns, rows = table_rows(summary.by_area[:MAX_ROWS])
+        rows = [[_shorten(cell) for cell in row] for row in rows]
         blocks += [
-            Heading(f"Where, by {areas.kind}"),
-            Table(columns, rows, words=["most changed chip"]),
-            Text(_below(areas, found)),
+            Heading(f"By area: {summary.areas.kind}"),
+            Table(columns, rows, text_columns=TEXT_COLUMNS),
+            Text(_table_notes(summary)),
         ]
     blocks += [
-        Heading("How sure"),
-        Text(_sure(whole)),
-        Heading("What was not looked at"),
-        Text(_unseen(results, whole, found)),
-        Heading("Keep in mind"),
-        Items(caveats(results, whole, found)),
-        Heading("How it was made"),
-        Items(_made(results)),
+        Heading("Confidence"),
+        Text(_confidence(summary.total)),
+        Heading("Not analyzed"),
+        Text(_not_analyzed(summary)),
+        Heading("Caveats"),
+        Items(summary.caveats),
+        Heading("Provenance"),
+        Items(_provenance(summary.results)),
     ]
-    return f"What changed: {names}", [block for block in blocks if block not in (Text(""), Items([]))]
+    names = ", ".join(path.name for path in summary.results.paths)
+    return f"Changes: {names}", [block for block in blocks if block not in (Text(""), Items([]))]
 
 
 def _dates(results: Results) -> str:
-    parts = []
-    for word, name in (("from", "before_date"), ("to", "after_date")):
-        dates = sorted(str(one) for one in results.chips[name].dropna().unique())
-        if dates:
-            parts.append(f"{word} {(dates[0] if word == 'from' else dates[-1])}")
-    return f"Images {' '.join(parts)}." if parts else ""
+    before, after = (
+        sorted(str(date) for date in results.chips[column].dropna().unique())
+        for column in ("before_date", "after_date")
+    )
+    period = [*(f"from {date}" for date in before[:1]), *(f"to {date}" for date in after[-1:])]
+    return f"Images {' '.join(period)}." if period else ""
 
 
-def _changed(whole: AreaSummary) -> str:
-    told = f"{whole.changed:,} of {whole.looked_at:,} chips that were looked at have changed"
-    if whole.changed_share is not None and whole.changed_km2 is not None:
-        told += f": {whole.changed_km2:,.2f} km² of ground, {whole.changed_share:.1%} of what was looked at"
+def _changes(total: AreaSummary) -> str:
+    text = f"{total.changed:,} of {total.looked_at:,} analyzed chips have changed"
+    if total.changed_share is not None and total.changed_km2 is not None:
+        text += f": {total.changed_km2:,.2f} km², {total.changed_share:.1%} of the analyzed ground"
     counts = [
-        f"{number:,} new {thing}"
-        for number, thing in ((whole.new_buildings, "buildings"), (whole.new_roads, "roads"))
+        f"{number:,} new {noun}"
+        for number, noun in ((total.new_buildings, "buildings"), (total.new_roads, "roads"))
         if number is not None
     ]
-    return told + (f". Counted chip by chip: {' and '.join(counts)}." if counts else ".")
+    return text + (f". Counted per chip: {' and '.join(counts)}." if counts else ".")
 
 
-def _picture(results: Results, areas: Areas, found: Sequence[AreaSummary]) -> list[Block]:
-    """The areas by their share, or, where these have no outlines, the chips by their scores."""
-    shapes = [one.shape for one in found]
+def _map(summary: Summary) -> list[Block]:
+    """Map of the areas by their share of change; of the chips by score if areas have no outline."""
+    shapes = [area.shape for area in summary.by_area]
     if any(shape is not None for shape in shapes):
-        drawn = svg_map(shapes, [one.changed_share for one in found])
-        caption = "Areas by the share of the ground looked at that lies in changed chips."
+        svg = svg_map(shapes, [area.changed_share for area in summary.by_area])
+        caption = "Areas by the share of their analyzed ground that lies in changed chips."
     else:
-        chips = results.chips
+        chips = summary.results.chips
         if len(chips) > MAX_SHAPES:
             return []
         scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)
-        seen = chips["status"].isin(ANSWERED).to_numpy() & np.isfinite(scores)
-        told = [float(score) if is_seen else None for score, is_seen in zip(scores, seen, strict=True)]
-        drawn = svg_map(list(results.lonlat), told)
+        scored = chips["status"].isin(ANALYZED_STATUSES).to_numpy() & np.isfinite(scores)
+        values = [float(score) if valid else None for score, valid in zip(scores, scored, strict=True)]
+        svg = svg_map(list(summary.results.lonlat), values)
         caption = "Chips by score of change."
-    return [Picture(drawn, f"{caption} North is up.")] if drawn else []
+    return [Figure(svg, f"{caption} North is up.")] if svg else []
 
 
-def _tops(whole: AreaSummary) -> list[Block]:
-    if not whole.top:
+def _top_chips(total: AreaSummary) -> list[Block]:
+    if not total.top_chips:
         return []
     rows = [
         (
-            one.chip_id,
-            f"{one.score:.2f}",
-            "" if one.lon is None or one.lat is None else f"{one.lat:.5f}, {one.lon:.5f}",
-            one.caption,
+            chip.chip_id,
+            f"{chip.score:.2f}",
+            "" if chip.lon is None or chip.lat is None else f"{chip.lat:.5f}, {chip.lon:.5f}",
+            chip.caption,
         )
-        for one in whole.top[:MOST_CHIPS]
+        for chip in total.top_chips[:MAX_TOP_CHIPS]
     ]
     columns = ("most changed chips", "score", "lat, lon", "caption")
-    return [Table(columns, rows, words=["caption"])]
+    return [Table(columns, rows, text_columns=["caption"])]
 
 
-def _below(areas: Areas, found: Sequence[AreaSummary]) -> str:
-    parts = []
-    if len(found) > MOST_ROWS:
-        parts.append(f"{len(found) - MOST_ROWS:,} more are in a table as .csv.")
-    if areas.empty_count:
-        parts.append(f"{areas.empty_count:,} areas have no chip and are left out.")
-    parts.append("A chip belongs to the area that its middle lies in.")
-    if any(one.looked_at_share is not None for one in found):
-        parts.append("Seen: share of the area under chips that were looked at.")
-    return " ".join(parts)
+def _table_notes(summary: Summary) -> str:
+    sentences = []
+    if len(summary.by_area) > MAX_ROWS:
+        sentences.append(f"{len(summary.by_area) - MAX_ROWS:,} more areas are in a table as .csv.")
+    if summary.areas.empty_count:
+        sentences.append(f"{summary.areas.empty_count:,} areas have no chip and are left out.")
+    sentences.append("A chip belongs to the area that contains its centre.")
+    if any(area.looked_at_share is not None for area in summary.by_area):
+        sentences.append("Coverage: share of the area under analyzed chips.")
+    return " ".join(sentences)
 
 
-def _sure(whole: AreaSummary) -> str:
-    if whole.mean_score is None:
+def _confidence(total: AreaSummary) -> str:
+    if total.mean_score is None:
         return "The run has no scores of change: the yes/no question was not asked."
     return (
-        f"The mean score of change is {whole.mean_score:.2f} (0: surely not, 1: surely). "
-        f"{whole.unsure:,} chips ({whole.unsure_share or 0:.0%}) score from {UNSURE[0]} to {UNSURE[1]}: "
-        "they lean to neither side."
+        f"The mean score of change is {total.mean_score:.2f} (0: certainly unchanged, 1: certainly changed). "
+        f"{total.unsure:,} chips ({total.unsure_share or 0:.0%}) score from {UNSURE[0]} to {UNSURE[1]}: "
+        "the model is undecided."
     )
 
 
-def _unseen(results: Results, whole: AreaSummary, found: Sequence[AreaSummary]) -> str:
-    parts = [f"{len(results.lost_pairs):,} pairs that could not be opened."] if results.lost_pairs else []
-    if whole.nodata or whole.failed:
-        parts.append(
-            f"{whole.nodata:,} chips without enough data, {whole.failed:,} not readable or not answered."
+def _not_analyzed(summary: Summary) -> str:
+    total, lost_pairs = summary.total, summary.results.lost_pairs
+    sentences = [f"{len(lost_pairs):,} pairs that could not be opened."] if lost_pairs else []
+    if total.nodata or total.failed:
+        sentences.append(
+            f"{total.nodata:,} chips without enough data, "
+            f"{total.failed:,} that could not be read or answered."
         )
     else:
-        parts.append("Every chip of the output was looked at.")
-    partly = [one for one in found if one.looked_at_share is not None and one.looked_at_share < 0.5]
-    if partly:
-        parts.append(f"Of {len(partly):,} areas less than half was seen.")
-    outside = next((one for one in found if one.name == OUTSIDE), None)
+        sentences.append("Every chip of the output was analyzed.")
+    low_coverage = [
+        area for area in summary.by_area if area.looked_at_share is not None and area.looked_at_share < 0.5
+    ]
+    if low_coverage:
+        sentences.append(f"In {len(low_coverage):,} areas less than half of the ground was analyzed.")
+    outside = next((area for area in summary.by_area if area.name == OUTSIDE), None)
     if outside:
-        parts.append(f"{outside.chips:,} chips lie outside of all areas.")
-    return " ".join(parts)
+        sentences.append(f"{outside.chips:,} chips lie outside of all areas.")
+    return " ".join(sentences)
 
 
-def _made(results: Results) -> list[str]:
-    told = []
+def _provenance(results: Results) -> list[str]:
+    lines = []
     for path, run in zip(results.paths, results.runs, strict=True):
         if not run:
             continue
         model, versions = run.get("model", {}), run.get("versions", {})
         inputs = run.get("inputs", {})
-        named = [inputs[date]["path"] for date in ("before", "after") if date in inputs]
-        source = " and ".join(map(str, named)) or f"the pairs of {run.get('pairs', 'a list')}"
-        told.append(
+        images = [inputs[date]["path"] for date in ("before", "after") if date in inputs]
+        source = " and ".join(map(str, images)) or f"the pairs of {run.get('pairs', 'a list')}"
+        lines.append(
             f"{path.name}: {source}, by deltavlm {versions.get('deltavlm', '')} with {model.get('name')} "
             f"({model.get('fingerprint')})."
         )
-    return told
+    return lines
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_CAPTION else text[: LONGEST_CAPTION - 1].rstrip() + "…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_CAPTION else text[: MAX_CAPTION - 1].rstrip() + "…"
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def _number(value: int | None) -> str:
+def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"

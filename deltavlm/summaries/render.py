@@ -1,6 +1,7 @@
-"""A page of text, tables and a picture, as Markdown or as HTML that prints on A4 and loads nothing.
+"""Renderer of blocks of text, tables and figures as Markdown, or as HTML that prints on A4.
 
-What is put on it is text: marks of Markdown and HTML in captions and names of places are shown, not obeyed.
+Text is escaped: Markdown and HTML markup in captions and names is shown, not interpreted. The HTML loads
+nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Heading", "Items", "Picture", "Table", "Text", "to_html", "to_markdown"]
+__all__ = ["Block", "Figure", "Heading", "Items", "Table", "Text", "to_html", "to_markdown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,22 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first column is text, the others are numbers, but for those named in `words`."""
+    """A table whose first column is text and whose other columns are numbers, except `text_columns`."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: Sequence[str] = ()
+    text_columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """SVG, which Markdown leaves out, and what it shows."""
+class Figure:
+    """SVG with a caption; left out in Markdown."""
 
     svg: str
     caption: str
 
 
-Block = Heading | Text | Items | Table | Picture
+Block = Heading | Text | Items | Table | Figure
 
 STYLE = """
 @page { size: A4; margin: 12mm 14mm; }
@@ -64,70 +65,76 @@ svg { display: block; width: 100%; height: 45mm; }
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """The page as one HTML file; its policy lets a browser load nothing, run nothing."""
+    """HTML file whose Content-Security-Policy forbids loading and running anything."""
     body = "\n".join(_html(block) for block in blocks)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
-        f"<h1>{_escaped(title)}</h1>\n{body}\n</body></html>\n"
+        f"<title>{_escape_html(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        f"<h1>{_escape_html(title)}</h1>\n{body}\n</body></html>\n"
     )
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """The page as Markdown with tables of pipes, as GitHub reads it."""
-    return "\n\n".join([f"# {_marked(title)}", *filter(None, map(_markdown, blocks))]) + "\n"
+    """Markdown with pipe tables (GitHub-flavoured)."""
+    return "\n\n".join([f"# {_escape_markdown(title)}", *filter(None, map(_markdown, blocks))]) + "\n"
 
 
 def _html(block: Block) -> str:
     match block:
         case Heading(text):
-            return f"<h2>{_escaped(text)}</h2>"
+            return f"<h2>{_escape_html(text)}</h2>"
         case Text(text):
-            return f"<p>{_escaped(text)}</p>"
+            return f"<p>{_escape_html(text)}</p>"
         case Items(texts):
-            return "<ul>" + "".join(f"<li>{_escaped(text)}</li>" for text in texts) + "</ul>"
-        case Picture(svg, caption):
-            return f"<figure>{svg}<figcaption>{_escaped(caption)}</figcaption></figure>"
-        case Table(columns, rows, words):
-            kinds = [
-                ' class="w"' if number == 0 or name in words else "" for number, name in enumerate(columns)
-            ]
-            lines = [_cells("th", columns, kinds), *(_cells("td", row, kinds) for row in rows)]
+            return "<ul>" + "".join(f"<li>{_escape_html(text)}</li>" for text in texts) + "</ul>"
+        case Figure(svg, caption):
+            return f"<figure>{svg}<figcaption>{_escape_html(caption)}</figcaption></figure>"
+        case Table(columns, rows, text_columns):
+            classes = [' class="w"' if is_text else "" for is_text in _text_flags(columns, text_columns)]
+            lines = [_cells("th", columns, classes), *(_cells("td", row, classes) for row in rows)]
             return f"<table>{''.join(lines)}</table>"
 
 
-def _cells(tag: str, texts: Sequence[str], kinds: Sequence[str]) -> str:
-    cells = (f"<{tag}{kind}>{_escaped(text)}</{tag}>" for text, kind in zip(texts, kinds, strict=True))
+def _cells(tag: str, texts: Sequence[str], classes: Sequence[str]) -> str:
+    cells = (
+        f"<{tag}{css_class}>{_escape_html(text)}</{tag}>"
+        for text, css_class in zip(texts, classes, strict=True)
+    )
     return f"<tr>{''.join(cells)}</tr>\n"
 
 
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text):
-            return f"## {_marked(text)}"
+            return f"## {_escape_markdown(text)}"
         case Text(text):
-            return _marked(text)
+            return _escape_markdown(text)
         case Items(texts):
-            return "\n".join(f"- {_marked(text)}" for text in texts)
-        case Picture():
+            return "\n".join(f"- {_escape_markdown(text)}" for text in texts)
+        case Figure():
             return ""
-        case Table(columns, rows, words):
-            rules = ["---" if number == 0 or name in words else "---:" for number, name in enumerate(columns)]
-            lines = [columns, rules, *rows]
+        case Table(columns, rows, text_columns):
+            alignments = ["---" if is_text else "---:" for is_text in _text_flags(columns, text_columns)]
+            lines = [columns, alignments, *rows]
             return "\n".join(
-                f"| {' | '.join(cell if line is rules else _marked(cell) for cell in line)} |"
+                f"| {' | '.join(cell if line is alignments else _escape_markdown(cell) for cell in line)} |"
                 for line in lines
             )
 
 
-def _escaped(text: str) -> str:
+def _text_flags(columns: Sequence[str], text_columns: Sequence[str]) -> list[bool]:
+    """Flags of the columns: True for the first column and for `text_columns`."""
+    return [number == 0 or name in text_columns for number, name in enumerate(columns)]
+
+
+def _escape_html(text: str) -> str:
     return html.escape(" ".join(text.split()))
 
 
-def _marked(text: str) -> str:
-    """Text in one line, with a backslash before whatever Markdown or HTML would obey."""
+def _escape_markdown(text: str) -> str:
+    """Text in one line, with a backslash before every character that is markup in Markdown or HTML."""
     line = re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
     return re.sub(r"^([-+])(?=\s)", r"\\\1", line)

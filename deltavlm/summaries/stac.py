@@ -1,7 +1,7 @@
-"""The STAC item of an output, for a catalogue: STAC 1.1 with the extensions projection and processing.
+"""STAC item of an output: STAC 1.1 with the extensions projection and processing.
 
-What the MLM extension advises for results of a model is followed: the processing level L4, and a link and an
-expression that lead to the model's own item.
+It follows the MLM extension's advice for results of a model: processing level L4, and a link and an
+expression that lead to the item of the model.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from shapely.geometry import mapping
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.geojson import cut_at_180
+from deltavlm.geo.sinks import write_output
 from deltavlm.summaries.results import Results, union
 from deltavlm.summaries.stac_model import mlm_name, model_item_name
 from deltavlm.summaries.totals import summarize_chips
 
-__all__ = ["dump_item", "result_item"]
+__all__ = ["dump_item", "result_item", "write_items"]
 
 EXTENSIONS = "https://stac-extensions.github.io"
 PROCESSING = f"{EXTENSIONS}/processing/v1.1.0/schema.json"
 PROJECTION = f"{EXTENSIONS}/projection/v2.0.0/schema.json"
-MEDIA = {
+MEDIA_TYPES = {
     ".gpkg": "application/geopackage+sqlite3",
     ".geojson": "application/geo+json",
     ".geojsonl": "application/geo+json-seq",
@@ -45,10 +46,10 @@ MEDIA = {
     ".html": "text/html",
     ".md": "text/markdown",
 }
-MOST_IMAGES = 200  # that are linked; of more, the list of pairs says which
-MOST_POINTS = 400  # of an outline
-SAME_PLACE = 1e-6  # degrees: a decimetre
-LEVEL = "L4"  # results of a model, in words of the processing extension
+MAX_IMAGE_LINKS = 200  # for more images, the link to the list of pairs has to do
+MAX_OUTLINE_POINTS = 400
+SIMPLIFY_DEGREES = 1e-6  # a decimetre
+LEVEL = "L4"  # of the processing extension: results of a model
 
 Item = dict[str, Any]
 
@@ -60,34 +61,39 @@ def result_item(
     item_id: str | None = None,
     before_date: str | None = None,
     after_date: str | None = None,
-    beside: Mapping[str, Path] | None = None,
+    assets: Mapping[str, Path] | None = None,
 ) -> Item:
-    """The item of one output, and of files `beside` it by their names; links are relative to `item_path`.
+    """Item of a single output.
 
-    Dates are ISO 8601, of which a year or a month will do; where they are not given, those of the pairs.
+    Args:
+        item_path: path of the item; links are relative to its folder.
+        item_id: the name of the output by default.
+        before_date, after_date: ISO 8601, of which a year or a month is enough; by default the earliest and
+            latest date of the pairs.
+        assets: more files by the name of their asset.
 
     Raises:
-        InputError: no CRS, no chips, no provenance, or the dates are not known.
-        ConfigError: a date that is none, or the later one comes first.
+        InputError: no CRS, no chips, no provenance, or unknown dates.
+        ConfigError: an invalid date, or the later date comes first.
     """
     (path,), (run,) = results.paths, results.runs
     if not results.has_crs:
-        raise InputError(f"{path}: has no CRS, so there is no place to put into a catalogue")
+        raise InputError(f"{path}: has no CRS, so it has no location for a catalogue")
     if not run.get("model"):
         raise InputError(
             f"{path}: does not say which model made it; give an output as analyze has written it"
         )
-    start = _moment(_date(results, "before", before_date), "start")
-    end = _moment(_date(results, "after", after_date), "end")
+    start = _timestamp(_date(results, "before", before_date), "start")
+    end = _timestamp(_date(results, "after", after_date), "end")
     if start > end:
         raise ConfigError(f"the later date ({end}) comes before the earlier one ({start}); swap them")
     outline = _outline(results)
     model_href = f"./{quote(model_item_name(run))}"
-    whole = summarize_chips(results)
+    total = summarize_chips(results)
     asset = {
         "href": _href(str(path), item_path.parent),
-        "type": MEDIA.get(path.suffix.lower(), "application/octet-stream"),
-        "title": "What changed, chip by chip",
+        "type": MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream"),
+        "title": "Changes by chip",
         "roles": ["data"],
         "processing:level": LEVEL,
         "processing:expression": {"format": "stac-mlm", "expression": model_href},
@@ -104,118 +110,123 @@ def result_item(
             "datetime": None,
             "start_datetime": start,
             "end_datetime": end,
-            **_ground(results, run),
+            **_projection(results, run),
             "processing:level": LEVEL,
             "processing:lineage": _lineage(run),
             "processing:software": {name: str(number) for name, number in run.get("versions", {}).items()},
-            "deltavlm:chips": whole.chips,
-            "deltavlm:not_looked_at": whole.nodata + whole.failed,
-            "deltavlm:changed": whole.changed,
+            "deltavlm:chips": total.chips,
+            "deltavlm:not_looked_at": total.nodata + total.failed,
+            "deltavlm:changed": total.changed,
         },
-        "links": [*_images(results, run, item_path.parent), _link_to_model(run, model_href)],
-        "assets": {"changes": asset, **_beside(path, beside or {}, item_path.parent)},
+        "links": [*_image_links(results, run, item_path.parent), _model_link(run, model_href)],
+        "assets": {"changes": asset, **_file_assets(path, assets or {}, item_path.parent)},
     }
 
 
-def _beside(path: Path, given: Mapping[str, Path], folder: Path) -> Item:
-    """Assets for files that belong to the output: its style for QGIS, a mask, a report."""
+def _file_assets(path: Path, extra_files: Mapping[str, Path], folder: Path) -> Item:
+    """Assets of files that belong to the output: its QGIS style, and `extra_files` such as a mask."""
     style = path.with_suffix(".qml")
-    files = {"style": style, **given} if style.is_file() else dict(given)
+    files = {"style": style, **extra_files} if style.is_file() else dict(extra_files)
     assets = {}
     for name, file in files.items():
-        kind = MEDIA.get(file.suffix.lower(), "application/octet-stream")
+        media_type = MEDIA_TYPES.get(file.suffix.lower(), "application/octet-stream")
         role = "metadata" if file.suffix.lower() in (".qml", ".md", ".html") else "data"
-        assets[name] = {"href": _href(str(file), folder), "type": kind, "title": file.name, "roles": [role]}
+        assets[name] = {
+            "href": _href(str(file), folder),
+            "type": media_type,
+            "title": file.name,
+            "roles": [role],
+        }
     return assets
 
 
-def _date(results: Results, which: Literal["before", "after"], given: str | None) -> str:
-    """The date that was given, else the first or last that the chips tell."""
-    known = sorted(str(one) for one in results.chips[f"{which}_date"].dropna().unique())
-    if given is None and not known:
+def _date(results: Results, side: Literal["before", "after"], override: str | None) -> str:
+    """The override, else the earliest `before` or the latest `after` date of the chips."""
+    dates = sorted(str(date) for date in results.chips[f"{side}_date"].dropna().unique())
+    if override is None and not dates:
         raise InputError(
-            f"{results.paths[0]}: does not say when its images were taken; give --{which}-date, as 2024-05-31"
+            f"{results.paths[0]}: does not say when its images were taken; give --{side}-date, as 2024-05-31"
         )
-    return given or (known[0] if which == "before" else known[-1])
+    return override or (dates[0] if side == "before" else dates[-1])
 
 
-def _moment(text: str, edge: Literal["start", "end"]) -> str:
-    """A date in ISO 8601 as a moment in UTC: the first or the last second of a day, month or year.
+def _timestamp(text: str, edge: Literal["start", "end"]) -> str:
+    """Timestamp in UTC of an ISO 8601 date: the first or last second of a day, month or year.
 
-    >>> _moment("2024-02", "end")
+    >>> _timestamp("2024-02", "end")
     '2024-02-29T23:59:59Z'
     """
-    found = re.fullmatch(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?", text.strip())
+    match = re.fullmatch(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?", text.strip())
     try:
-        if found is None:
+        if match is None:
             moment = datetime.fromisoformat(text.strip())
             moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
         else:
-            year, month, day = (int(part) if part else 0 for part in found.groups())
-            last = edge == "end"
-            month = month or (12 if last else 1)
-            day = day or (calendar.monthrange(year, month)[1] if last else 1)
-            moment = datetime(year, month, day, *((23, 59, 59) if last else (0, 0, 0)), tzinfo=UTC)
+            year, month, day = (int(digits) if digits else 0 for digits in match.groups())
+            is_end = edge == "end"
+            month = month or (12 if is_end else 1)
+            day = day or (calendar.monthrange(year, month)[1] if is_end else 1)
+            moment = datetime(year, month, day, *((23, 59, 59) if is_end else (0, 0, 0)), tzinfo=UTC)
     except (ValueError, calendar.IllegalMonthError):
-        raise ConfigError(f"{text!r} is no date in ISO 8601; write it as 2024-05-31") from None
+        raise ConfigError(f"{text!r} is not a date in ISO 8601; write it as 2024-05-31") from None
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
 
 
 def _outline(results: Results) -> shapely.Geometry:
-    """The ground under all chips, or a hull of it where that has very many corners."""
+    """Union of all chips, or its convex hull if it has too many vertices."""
     if shapely.is_missing(results.lonlat).all():
-        raise InputError(f"{results.paths[0]}: has no chips with a place to put into a catalogue")
-    outline = shapely.simplify(union(results.lonlat), SAME_PLACE)
-    if shapely.get_num_coordinates(outline) > MOST_POINTS:
+        raise InputError(f"{results.paths[0]}: has no chips with a location for a catalogue")
+    outline = shapely.simplify(union(results.lonlat), SIMPLIFY_DEGREES)
+    if shapely.get_num_coordinates(outline) > MAX_OUTLINE_POINTS:
         outline = shapely.convex_hull(outline)
     return cut_at_180(outline)
 
 
 def _bbox(outline: shapely.Geometry) -> list[float]:
-    """West, south, east, north; of what is cut at the 180th meridian, west is the larger one."""
+    """Bounding box (west, south, east, north); west > east if it crosses the 180th meridian (RFC 7946)."""
     west, south, east, north = shapely.bounds(outline).tolist()
-    parts = shapely.bounds(shapely.get_parts(outline))
-    eastern = parts[parts[:, 0] >= 0]
-    if east - west > 359.9 and len(parts) > 1 and len(eastern):
-        return [float(eastern[:, 0].min()), south, float(parts[parts[:, 0] < 0][:, 2].max()), north]
+    bounds = shapely.bounds(shapely.get_parts(outline))
+    eastern, western = bounds[bounds[:, 0] >= 0], bounds[bounds[:, 0] < 0]
+    if east - west > 359.9 and len(bounds) > 1 and len(eastern):
+        return [float(eastern[:, 0].min()), south, float(western[:, 2].max()), north]
     return [west, south, east, north]
 
 
-def _ground(results: Results, run: Mapping[str, Any]) -> Item:
-    """CRS and grid, in words of the projection extension, and the size of a pixel."""
+def _projection(results: Results, run: Mapping[str, Any]) -> Item:
+    """CRS and grid as fields of the projection extension, and the ground sample distance."""
     crs = pyproj.CRS(results.chips.crs)
     code = crs.to_authority()
-    told: Item = {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": crs.to_wkt()}
+    fields: Item = {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": crs.to_wkt()}
     grid = run.get("inputs", {}).get("grid")
     if grid:
-        told |= {"proj:shape": [grid["height"], grid["width"]], "proj:transform": list(grid["transform"])}
+        fields |= {"proj:shape": [grid["height"], grid["width"]], "proj:transform": list(grid["transform"])}
     sizes = results.chips["gsd_m"].to_numpy(dtype=float, na_value=np.nan)
     if np.isfinite(sizes).any():
-        told["gsd"] = float(np.nanmin(sizes))
-    return told
+        fields["gsd"] = float(np.nanmin(sizes))
+    return fields
 
 
 def _lineage(run: Mapping[str, Any]) -> str:
     options = run.get("options", {})
-    questions = ", ".join(str(one.get("name")) for one in run.get("questions", ()))
+    questions = ", ".join(str(question.get("name")) for question in run.get("questions", ()))
     return (
-        f"Chips of {options.get('chip_px')} px that share {options.get('overlap_px')} px were cut from both "
-        f"dates, and the model {run['model'].get('name')} ({run['model'].get('fingerprint')}) was asked "
-        f"about each: {questions}."
+        f"Chips of {options.get('chip_px')} px with an overlap of {options.get('overlap_px')} px, read from "
+        f"both dates and analyzed by the model {run['model'].get('name')} "
+        f"({run['model'].get('fingerprint')}) with the questions {questions}."
     )
 
 
-def _images(results: Results, run: Mapping[str, Any], folder: Path) -> Iterator[Item]:
-    """Links to the images, and to the list of the pairs where there is one."""
+def _image_links(results: Results, run: Mapping[str, Any], folder: Path) -> Iterator[Item]:
+    """Links to the images, and to the list of pairs if there is one."""
     for date, when in (("before", "earlier"), ("after", "later")):
         names = [str(name) for name in results.chips[date].dropna().unique()]
-        for name in names if len(names) <= MOST_IMAGES else ():
+        for name in names if len(names) <= MAX_IMAGE_LINKS else ():
             yield {"rel": "derived_from", "href": _href(name, folder), "title": f"The {when} image"}
     if "pairs" in run:
         yield {"rel": "derived_from", "href": _href(str(run["pairs"]), folder), "title": "The list of pairs"}
 
 
-def _link_to_model(run: Mapping[str, Any], href: str) -> Item:
+def _model_link(run: Mapping[str, Any], href: str) -> Item:
     return {
         "rel": "derived_from",
         "href": href,
@@ -226,15 +237,30 @@ def _link_to_model(run: Mapping[str, Any], href: str) -> Item:
 
 
 def _href(location: str, folder: Path) -> str:
-    """A URL as it is; a file as a path from `folder`."""
+    """URL unchanged; path of a file relative to `folder`."""
     if "://" in location:
         return location
     if location.startswith("/vsi") or not Path(location).exists():
         return quote(location)
-    told = Path(os.path.relpath(Path(location).absolute(), folder.absolute())).as_posix()
-    return quote(told if told.startswith("../") else f"./{told}")
+    relative = Path(os.path.relpath(Path(location).absolute(), folder.absolute())).as_posix()
+    return quote(relative if relative.startswith("../") else f"./{relative}")
 
 
 def dump_item(item: Item) -> str:
-    """An item as the text of a file."""
+    """Item as JSON text."""
     return json.dumps(item, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_items(item_path: Path, item: Item, model_path: Path, model: Item, *, overwrite: bool) -> bool:
+    """Write the item of an output and that of its model, which outputs of one model share.
+
+    Without `overwrite`, an existing item of the model is kept. Returns whether it was.
+
+    Raises:
+        OutputError and WriteError: as `write_output`.
+    """
+    keep_model = not overwrite and model_path.exists()
+    if not keep_model:
+        write_output(model_path, dump_item(model).encode(), overwrite)
+    write_output(item_path, dump_item(item).encode(), overwrite)
+    return keep_model

@@ -1,4 +1,4 @@
-"""The STAC item of a model, with the extension MLM (machine learning model); results lead to it."""
+"""STAC item of a model, with the extension MLM (machine learning model)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 __all__ = ["mlm_name", "model_item", "model_item_name"]
 
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
-TASKS = {  # ours -> MLM's
+MLM_TASKS = {  # task of a question -> task of the extension
     "caption": "image-captioning",
     "change": "scene-classification",
     "count": "regression",
@@ -21,31 +21,32 @@ Item = dict[str, Any]
 
 
 def model_item_name(run: Mapping[str, Any]) -> str:
-    """The file name of the model's item: its name and fingerprint."""
+    """File name of the item of a model, made of name and fingerprint."""
     return f"{_model_id(run)}.json"
 
 
 def model_item(run: Mapping[str, Any], href: str | None = None) -> Item:
-    """The item of the model that a run has asked; `href` leads to its weights.
+    """Item of the model of a run, without geometry and valid for any time.
 
-    It is of no place and no time. Without `href` the weights have a URN of name and fingerprint, which says
-    which they are and not where.
+    Args:
+        run: provenance of an output.
+        href: URL of the weights; by default a URN of name and fingerprint, which identifies them.
     """
     model, options = run["model"], run.get("options", {})
     name, side = str(model["name"]), int(model.get("chip_px") or options.get("chip_px") or 256)
-    asked = (TASKS.get(str(one.get("task")), "generative") for one in run.get("questions", ()))
-    tasks = list(dict.fromkeys(asked))
-    picture = {
+    questions = run.get("questions", ())
+    tasks = list(dict.fromkeys(MLM_TASKS.get(str(spec.get("task")), "generative") for spec in questions))
+    image_input = {
         "shape": [-1, 3, side, side],
         "dim_order": ["batch", "channel", "height", "width"],
         "data_type": "uint8",
     }
-    words = {"shape": [-1], "dim_order": ["batch"], "data_type": "other"}
-    pictures = [
-        {"name": date, "description": f"RGB of the {when} date", "bands": [], "input": picture}
+    text_type = {"shape": [-1], "dim_order": ["batch"], "data_type": "other"}
+    images = [
+        {"name": date, "description": f"RGB of the {when} date", "bands": [], "input": image_input}
         for date, when in (("before", "earlier"), ("after", "later"))
     ]
-    question = {"name": "question", "description": "English text", "bands": [], "input": words}
+    question = {"name": "question", "description": "English text", "bands": [], "input": text_type}
     score = {"shape": [-1], "dim_order": ["batch"], "data_type": "float32"}
     facts = {key: model.get(key) for key in ("fingerprint", "training_gsd_m", "chip_px", "dtype", "quantize")}
     torch = run.get("versions", {}).get("torch")
@@ -65,9 +66,9 @@ def model_item(run: Mapping[str, Any], href: str | None = None) -> Item:
             "mlm:framework": "PyTorch",
             **({"mlm:framework_version": str(torch)} if torch else {}),
             "mlm:tasks": tasks,
-            "mlm:input": [*pictures, question],
+            "mlm:input": [*images, question],
             "mlm:output": [
-                {"name": "answer", "description": "English text", "tasks": tasks, "result": words},
+                {"name": "answer", "description": "English text", "tasks": tasks, "result": text_type},
                 {
                     "name": "score",
                     "description": "Probability of yes, or mean log-probability of the answer's tokens",
@@ -96,6 +97,6 @@ def _model_id(run: Mapping[str, Any]) -> str:
 
 
 def mlm_name(name: str) -> str:
-    """MLM wants letters, digits and some marks, with a letter first and no mark at the end."""
-    told = re.sub(r"[^a-zA-Z0-9_.\-]+", "-", name).strip("-_.")
-    return told if re.match(r"[a-zA-Z].+", told) else f"model-{told}0"
+    """Name as MLM allows it: letters, digits and `_.-`, with a letter first and no mark at the end."""
+    cleaned = re.sub(r"[^a-zA-Z0-9_.\-]+", "-", name).strip("-_.")
+    return cleaned if re.match(r"[a-zA-Z].+", cleaned) else f"model-{cleaned}0"

@@ -1,4 +1,4 @@
-"""Totals as comma-separated values, for spreadsheets and pipes."""
+"""Totals as CSV that is safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from deltavlm.summaries.totals import AREAS, AreaSummary, as_row
 
 __all__ = ["to_csv"]
 
-STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def to_csv(found: Sequence[AreaSummary]) -> str:
-    """A row for each area, below the names of the columns.
+def to_csv(areas: Sequence[AreaSummary]) -> str:
+    """CSV with a header and one row per area.
 
-    A text that a spreadsheet would run as a formula (names of areas come from files of others) gets an
-    apostrophe before it; one that is a number stays as it is.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, since names of areas come
+    from other people's files. A text that is a number stays as it is.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [field.name for field in AREAS.fields], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _inert(value) for name, value in as_row(one).items()} for one in found)
+    writer.writerows({name: _escape(value) for name, value in as_row(area).items()} for area in areas)
     return stream.getvalue()
 
 
-def _inert(value: object) -> object:
-    if not isinstance(value, str) or not value.startswith(STARTS_A_FORMULA) or _is_number(value):
+def _escape(value: object) -> object:
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS) or _is_number(value):
         return value
     return f"'{value}"
 

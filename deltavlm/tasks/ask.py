@@ -1,4 +1,4 @@
-"""Ask: a question of one's own, answered in free text."""
+"""Open question: a question of the user, answered in free text."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Sequence
 
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks.base import Task
-from deltavlm.tasks.text import clean, simplified
+from deltavlm.tasks.text import clean, simplify
 
 __all__ = ["TASK", "format_answer", "parse", "question", "score"]
 
 
 def question(text: str) -> str:
-    """The question as one clean line.
+    """Clean a typed question: one line, without control characters.
 
-    Raises: InputError when there is none, or characters in it that nobody types.
+    Raises: InputError when it is empty, has control characters, or is not UTF-8.
     """
-    text = text.removeprefix("\ufeff")  # Windows editors put it before everything
+    text = text.removeprefix("\ufeff")  # Windows editors begin files with a BOM
     if "\ufffd" in text:
-        raise InputError("the question is not UTF-8 text; type it anew")
+        raise InputError("the question is not UTF-8 text; type it again")
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs") and not char.isspace():
-            raise InputError(f"the question has the control character {char!r} in it; type it anew")
-    words = clean(text)
-    if not words:
-        raise InputError("the question is empty; say what you want to know")
-    return words
+            raise InputError(f"the question contains the control character {char!r}; type it again")
+    line = clean(text)
+    if not line:
+        raise InputError("the question is empty; type a question")
+    return line
 
 
 def format_answer(value: str) -> str:
-    """The answer as one clean line."""
+    """Clean the answer to one line."""
     return clean(value)
 
 
 def parse(text: str) -> str:
-    """The answer as one clean line. Raises: AnswerParseError when it is empty."""
+    """Clean the answer to one line. Raises: AnswerParseError when it is empty."""
     answer = clean(text)
     if not answer:
         raise AnswerParseError("the answer is empty")
     return answer
 
 
-def score(said: str, truth: Sequence[str]) -> dict[str, float]:
-    """`exact`: 1 if the answer is one of the references, letter case and punctuation aside."""
-    return {"exact": float(simplified(said) in {simplified(reference) for reference in truth})}
+def score(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """`exact`: 1 if the answer equals a reference, ignoring letter case and punctuation."""
+    return {"exact": float(simplify(answer) in {simplify(reference) for reference in references})}
 
 
 TASK = Task(name="open", parse=parse, format=format_answer, score=score, free_text=True)

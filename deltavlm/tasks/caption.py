@@ -1,4 +1,4 @@
-"""Caption: one sentence that says what changed."""
+"""Caption: one sentence that describes the changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltavlm.errors import AnswerParseError
 from deltavlm.tasks.base import Task
-from deltavlm.tasks.text import NO_CHANGE, clean, simplified
+from deltavlm.tasks.text import NO_CHANGE, clean, simplify
 
 __all__ = ["PROMPT", "TASK", "format_answer", "parse", "score"]
 
@@ -14,24 +14,24 @@ PROMPT = "Please briefly describe the changes in these two images."
 
 
 def format_answer(value: str) -> str:
-    """The sentence as the model is taught to write it: one clean line."""
+    """Clean the sentence to one line, as in the training data."""
     return clean(value)
 
 
 def parse(text: str) -> str:
-    """The sentence. Raises: AnswerParseError when there is none."""
+    """Clean the sentence to one line. Raises: AnswerParseError when it has no words."""
     sentence = clean(text)
-    if not simplified(sentence):
+    if not simplify(sentence):
         raise AnswerParseError(f"no caption in {text!r}: expected one sentence")
     return sentence
 
 
-def score(said: str, truth: Sequence[str]) -> dict[str, float]:
-    """`exact`: 1 if the sentence is one of the references, letter case and punctuation aside.
+def score(sentence: str, references: Sequence[str]) -> dict[str, float]:
+    """`exact`: 1 if the sentence equals a reference, ignoring letter case and punctuation.
 
-    BLEU, ROUGE and their kin need the whole set of answers: see `deltavlm.metrics`.
+    BLEU, ROUGE, METEOR and CIDEr are metrics of all answers together: see `deltavlm.metrics.text`.
     """
-    return {"exact": float(simplified(said) in {simplified(reference) for reference in truth})}
+    return {"exact": float(simplify(sentence) in {simplify(reference) for reference in references})}
 
 
 TASK = Task(

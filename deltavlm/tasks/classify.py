@@ -1,4 +1,4 @@
-"""Classify: has anything changed, yes or no?"""
+"""Change classification: the yes/no question whether anything changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 from deltavlm.errors import AnswerParseError
 from deltavlm.tasks.base import Task
-from deltavlm.tasks.text import says_no_change, simplified
+from deltavlm.tasks.text import says_no_change, simplify
 
 __all__ = ["PROMPT", "TASK", "format_answer", "parse", "score"]
 
 PROMPT = "Please judge whether these two images have changed. Please answer yes or no."
 
-_ECHO = re.compile(r"(yes|no) (or|and) (yes|no)\b")  # the question repeated is not an answer
+_ECHO = re.compile(r"(yes|no) (or|and) (yes|no)\b")  # "yes or no": the question repeated
 
 
 def format_answer(value: bool) -> str:
@@ -21,14 +21,14 @@ def format_answer(value: bool) -> str:
 
 
 def parse(text: str) -> bool:
-    """True for yes. The first word decides; a sentence that says "nothing changed" is a no.
+    """True for yes. The first word decides; a sentence that states no change is a no.
 
     >>> parse("Yes, two houses were built."), parse("No."), parse("there is no difference")
     (True, False, False)
 
-    Raises: AnswerParseError for anything else.
+    Raises: AnswerParseError for any other text.
     """
-    words = simplified(text)
+    words = simplify(text)
     first = words.partition(" ")[0]
     if first in ("yes", "no") and not _ECHO.match(words):
         return first == "yes"
@@ -37,9 +37,9 @@ def parse(text: str) -> bool:
     raise AnswerParseError(f"neither yes nor no in {text!r}")
 
 
-def score(said: bool, truth: bool) -> dict[str, float]:
-    """`correct`: 1 when both agree."""
-    return {"correct": float(said == truth)}
+def score(predicted: bool, truth: bool) -> dict[str, float]:
+    """`correct`: 1 if the answer is right."""
+    return {"correct": float(predicted == truth)}
 
 
 TASK = Task(

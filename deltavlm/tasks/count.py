@@ -1,4 +1,4 @@
-"""Count: how many roads and buildings are new."""
+"""Counting: the numbers of new roads and new buildings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PROMPT", "TASK", "Counts", "format_answer", "parse", "score"]
 
 PROMPT = "Please determine how many roads and buildings have changed?"
 
-LARGEST = 9999  # a chip cannot hold more; a longer number is a stutter of the model
+MAX_COUNT = 9999  # more do not fit in a chip; a longer number is a repetition of digits by the model
 _NOUNS = {"road": "roads", "roads": "roads", "building": "buildings", "buildings": "buildings"}
 _WORDS = (  # 0 to 19
     *(
@@ -46,14 +46,14 @@ _JOINING = {"or", "nor", "and", "new", "the", "any"}
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """New roads and new buildings of one chip."""
+    """Numbers of new roads and new buildings in one chip."""
 
     roads: int
     buildings: int
 
 
 def format_answer(value: Counts) -> str:
-    """The count in ChangeChat's words.
+    """Write the counts in the form of ChangeChat.
 
     >>> format_answer(Counts(2, 5)), format_answer(Counts(0, 1))
     ('2 new roads and 5 new buildings', 'no new roads and 1 new building')
@@ -62,11 +62,11 @@ def format_answer(value: Counts) -> str:
     """
     if value == Counts(0, 0):
         return "there are no changes in roads or buildings"
-    return f"{_some(value.roads, 'road')} and {_some(value.buildings, 'building')}"
+    return f"{_phrase(value.roads, 'road')} and {_phrase(value.buildings, 'building')}"
 
 
 def parse(text: str) -> Counts:
-    """The two numbers of an answer, in digits or words; a kind that is not named counts as 0.
+    """Parse both counts, in digits or words; a kind that is not named is 0.
 
     >>> parse("There are three new roads and no new buildings, north of the river.")
     Counts(roads=3, buildings=0)
@@ -82,48 +82,48 @@ def parse(text: str) -> Counts:
             return Counts(0, 0)
         raise AnswerParseError(f"neither roads nor buildings in {text!r}")
     number_first = _number(tokens[: nouns[0]]) is not None  # "2 new roads", else "roads: 2"
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     previous: int | None = None
-    for place, index in enumerate(nouns):
-        before = nouns[place - 1] + 1 if place else 0
-        after = nouns[place + 1] if place + 1 < len(nouns) else len(tokens)
-        part = tokens[before:index] if number_first else tokens[index + 1 : after]
-        number = _number(part)
-        if number is None and previous == 0 and number_first and _JOINING.issuperset(part):
+    for order, index in enumerate(nouns):
+        start = nouns[order - 1] + 1 if order else 0
+        stop = nouns[order + 1] if order + 1 < len(nouns) else len(tokens)
+        phrase = tokens[start:index] if number_first else tokens[index + 1 : stop]
+        number = _number(phrase)
+        if number is None and previous == 0 and number_first and _JOINING.issuperset(phrase):
             number = 0  # "no new roads or buildings"
         if number is None:
             raise AnswerParseError(f"no number of {tokens[index]} in {text!r}")
         kind = _NOUNS[tokens[index]]
-        if found.setdefault(kind, number) != number:
+        if counts.setdefault(kind, number) != number:
             raise AnswerParseError(f"two different numbers of {kind} in {text!r}")
         previous = number
-    return Counts(found.get("roads", 0), found.get("buildings", 0))
+    return Counts(counts.get("roads", 0), counts.get("buildings", 0))
 
 
-def score(said: Counts, truth: Counts) -> dict[str, float]:
-    """Absolute error of each kind, and `exact`: 1 when both are right."""
+def score(predicted: Counts, truth: Counts) -> dict[str, float]:
+    """Absolute error of each kind, and `exact`: 1 if both are right."""
     return {
-        "roads_error": float(abs(said.roads - truth.roads)),
-        "buildings_error": float(abs(said.buildings - truth.buildings)),
-        "exact": float(said == truth),
+        "roads_error": float(abs(predicted.roads - truth.roads)),
+        "buildings_error": float(abs(predicted.buildings - truth.buildings)),
+        "exact": float(predicted == truth),
     }
 
 
-def _some(number: int, noun: str) -> str:
+def _phrase(number: int, noun: str) -> str:
     return f"{number or 'no'} new {noun}{'' if number == 1 else 's'}"
 
 
 def _number(tokens: Sequence[str]) -> int | None:
-    """The last number among the tokens; "a" or "an" is one if there is no other."""
+    """The last number among the tokens; "a" and "an" are 1 if there is no other."""
     value: int | None = None
-    tens = False  # the word before was twenty, thirty, ...
+    tens = False  # the previous token was twenty, thirty, ...
     for token in tokens:
         if token in _NUMBERS:
             digit = token in _WORDS[1:10]
             value = value + _NUMBERS[token] if tens and digit and value is not None else _NUMBERS[token]
             tens = token in _TENS
         elif token[-1].isdigit():
-            if not token.isdecimal() or len(token) > 4 or int(token) > LARGEST:
+            if not token.isdecimal() or len(token) > 4 or int(token) > MAX_COUNT:
                 raise AnswerParseError(f"{token} is not a plausible count")
             value, tens = int(token), False
         else:

@@ -1,4 +1,4 @@
-"""Dialogue: several questions about one pair, each seeing the turns before it."""
+"""Dialogue: several questions about one image pair, each with the earlier turns as its history."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ TURNS = (
 
 
 def prompt_with_history(turns: Sequence[tuple[str, str]], question: str, max_words: int = MAX_WORDS) -> str:
-    """The prompt of the next turn: ``q <Q1> a <A1> q <Q2>``, normalised, of at most `max_words` words.
+    """Prompt of the next turn: ``q <Q1> a <A1> q <Q2>``, normalised, of at most `max_words` words.
 
-    turns: (question, answer) pairs, oldest first. Where all do not fit, the oldest turns are dropped;
-    the question that is asked now is always there and whole, even when it alone is longer.
+    turns: (question, answer) pairs, oldest first. The oldest turns that do not fit are dropped; the new
+    question is never cut, even if it alone is longer.
 
     >>> prompt_with_history([("Has it changed?", "Yes.")], "How many roads?")
     'q has it changed? a yes q how many roads?'
     """
-    said = ["q " + normalise(question)]
-    room = max_words - len(said[0].split())
-    for asked, answered in reversed(turns):
-        turn = f"q {normalise(asked)} a {normalise(answered)}"
-        room -= len(turn.split())
-        if room < 0:
+    prompt = "q " + normalise(question)
+    for earlier_question, answer in reversed(turns):
+        longer_prompt = f"q {normalise(earlier_question)} a {normalise(answer)} {prompt}"
+        if len(longer_prompt.split()) > max_words:
             break
-        said.insert(0, turn)
-    return " ".join(said)
+        prompt = longer_prompt
+    return prompt
 
 
 TASK = Task(name="dialogue", parse=parse, format=format_answer, score=score, free_text=True)

@@ -1,4 +1,4 @@
-"""Locate: which cells of a 3x3 grid over the chip hold changed roads and buildings."""
+"""Localization: cells of a 3x3 grid over the chip with changed roads and buildings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LIST = r"\b{noun}s?\W*?\[(?P<labels>[^\[\]]*)\]"
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Labels of the changed cells, each kind in row-major order without repeats."""
+    """Labels of the cells with changes of each kind, in row-major order and without repeats."""
 
     roads: tuple[str, ...] = ()
     buildings: tuple[str, ...] = ()
 
 
 def position(label: str) -> tuple[int, int]:
-    """(row, col) of a label, counted from the top left.
+    """(row, col) of a label, from 0 at the top left.
 
     >>> position("top-left"), position("bottom-center")
     ((0, 0), (2, 1))
@@ -42,7 +42,7 @@ def position(label: str) -> tuple[int, int]:
 
 
 def format_answer(value: Cells) -> str:
-    """The two lists in ChangeChat's words.
+    """Write both lists in the form of ChangeChat.
 
     >>> format_answer(Cells(buildings=("top-left", "center-center")))
     "roads [] buildings ['top-left', 'center-center']"
@@ -51,43 +51,45 @@ def format_answer(value: Cells) -> str:
 
 
 def parse(text: str) -> Cells:
-    """The two lists of an answer: any quotes or none, spaces for hyphens, repeats allowed.
+    """Parse both lists, with any or no quotes, spaces instead of hyphens, and repeated labels.
 
     >>> parse('Roads: [top left, "top-left"], buildings: []')
     Cells(roads=('top-left',), buildings=())
 
-    Raises: AnswerParseError when a list is missing or names a cell that is not in the grid.
+    Raises: AnswerParseError when a list is missing or has a label that is not in the grid.
     """
     if "[" not in text and says_no_change(text):
         return Cells()
     return Cells(roads=_labels(text, "road"), buildings=_labels(text, "building"))
 
 
-def score(said: Cells, truth: Cells) -> dict[str, float]:
-    """For each kind the cells hit, invented and missed (`road_tp`, `_fp`, `_fn`), and `road_exact`."""
-    counts: dict[str, float] = {}
-    pairs = (("road", said.roads, truth.roads), ("building", said.buildings, truth.buildings))
-    for kind, mine, theirs in pairs:
-        counts[f"{kind}_tp"] = float(len({*mine} & {*theirs}))
-        counts[f"{kind}_fp"] = float(len({*mine} - {*theirs}))
-        counts[f"{kind}_fn"] = float(len({*theirs} - {*mine}))
-        counts[f"{kind}_exact"] = float({*mine} == {*theirs})
-    return counts
+def score(predicted: Cells, truth: Cells) -> dict[str, float]:
+    """For each kind, true positives, false positives and false negatives, and `exact`: `road_tp`, ..."""
+    metrics: dict[str, float] = {}
+    for kind, labels, true_labels in (
+        ("road", {*predicted.roads}, {*truth.roads}),
+        ("building", {*predicted.buildings}, {*truth.buildings}),
+    ):
+        metrics[f"{kind}_tp"] = float(len(labels & true_labels))
+        metrics[f"{kind}_fp"] = float(len(labels - true_labels))
+        metrics[f"{kind}_fn"] = float(len(true_labels - labels))
+        metrics[f"{kind}_exact"] = float(labels == true_labels)
+    return metrics
 
 
 def _labels(text: str, noun: str) -> tuple[str, ...]:
-    found = re.search(_LIST.format(noun=noun), text.lower())
-    if found is None:
+    match = re.search(_LIST.format(noun=noun), text.lower())
+    if match is None:
         raise AnswerParseError(f"no list of {noun}s in {text!r}: expected {noun}s ['top-left', ...]")
-    named = [re.sub(r"[\W_]+", "-", part).strip("-") for part in found["labels"].split(",")]
-    labels = [_spelled(label) for label in named if label]
+    names = [re.sub(r"[\W_]+", "-", name).strip("-") for name in match["labels"].split(",")]
+    labels = [_standard_spelling(name) for name in names if name]
     for label in labels:
         if label not in LABELS:
             raise AnswerParseError(f"unknown cell {label!r} in {text!r}: known are {', '.join(LABELS)}")
     return _ordered(labels)
 
 
-def _spelled(label: str) -> str:
+def _standard_spelling(label: str) -> str:
     words = ["center" if word in ("centre", "middle") else word for word in label.split("-")]
     return "center-center" if words == ["center"] else "-".join(words)
 

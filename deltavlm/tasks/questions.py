@@ -1,4 +1,4 @@
-"""The question set: a YAML list of what is asked about every chip."""
+"""Question set: a YAML list of the questions to ask about every chip."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any, get_args
 from deltavlm.config import from_mapping, read_yaml, suggest
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, SingleTurnTask
-from deltavlm.tasks.text import clean, simplified
+from deltavlm.tasks.text import clean, simplify
 
 __all__ = [
     "QuestionSpec",
     "load_questions",
+    "parse_questions",
     "pick_questions",
-    "read_questions",
     "task_of",
 ]
 
 _TASK_OF_PROMPT: Mapping[str, SingleTurnTask] = {
-    simplified(TASKS[name].prompt): name for name in get_args(SingleTurnTask) if TASKS[name].prompt
+    simplify(TASKS[name].prompt): name for name in get_args(SingleTurnTask) if TASKS[name].prompt
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionSpec:
-    """One entry of a question set: the answer's column is `answer_<name>`, the task says how to read it."""
+    """One entry of a question set; the answer is parsed as `task` says, and its column is `answer_<name>`."""
 
     name: str
     task: SingleTurnTask
-    prompt: str = ""  # empty: the task's own words
+    prompt: str = ""  # empty: the standard prompt of the task
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -41,46 +41,47 @@ class QuestionSpec:
                 f"name {self.name!r} cannot be a column; use lower-case letters, digits and underscores, "
                 "a letter first, 40 at most"
             )
-        words = clean(self.prompt) or TASKS[self.task].prompt
-        if not words:
+        prompt = clean(self.prompt) or TASKS[self.task].prompt
+        if not prompt:
             raise ValueError(f"{self.name!r} has no prompt; write the question under 'prompt:'")
-        object.__setattr__(self, "prompt", words)
+        object.__setattr__(self, "prompt", prompt)
 
 
 def task_of(question: str) -> SingleTurnTask:
-    """The task whose own words a question is, letter case and punctuation aside; "open" for any other.
+    """Task with this standard prompt, ignoring letter case and punctuation; "open" for other questions.
 
     >>> task_of("please determine how many roads and buildings have changed"), task_of("Is it bigger?")
     ('count', 'open')
     """
-    return _TASK_OF_PROMPT.get(simplified(question), "open")
+    return _TASK_OF_PROMPT.get(simplify(question), "open")
 
 
 def load_questions(path: Path) -> tuple[QuestionSpec, ...]:
-    """The question set of a YAML file. Raises: ConfigError naming file, entry and the nearest key."""
-    return read_questions(read_yaml(path), where=str(path))
+    """Read a question set from a YAML file. Raises: ConfigError with file, entry and the nearest key."""
+    return parse_questions(read_yaml(path), source=str(path))
 
 
-def read_questions(entries: Any, where: str) -> tuple[QuestionSpec, ...]:
-    """The question set from plain values: a list of {name, task, prompt}.
+def parse_questions(entries: Any, source: str) -> tuple[QuestionSpec, ...]:
+    """Parse a question set from plain values: a list of {name, task, prompt}.
 
-    Raises: ConfigError when the list is empty, an entry is wrong, or two entries share a name or,
-    `open` aside, a task (both would want the same column).
+    source: file name for messages.
+    Raises: ConfigError when the list is empty, an entry is invalid, or two entries have the same name or the
+    same task (other than `open`), since both would need the same column.
     """
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{where}: expected a list of questions, each '- name: ...' and 'task: ...'")
+        raise ConfigError(f"{source}: expected a list of questions, each '- name: ...' and 'task: ...'")
     specs = [
-        from_mapping(QuestionSpec, entry, where=f"{where}, entry {number}")
+        from_mapping(QuestionSpec, entry, source=f"{source}, entry {number}")
         for number, entry in enumerate(entries, start=1)
     ]
     names: set[str] = set()
     tasks: set[str] = set()
     for number, spec in enumerate(specs, start=1):
         if spec.name in names:
-            raise ConfigError(f"{where}, entry {number}: the name {spec.name!r} is there twice")
+            raise ConfigError(f"{source}, entry {number}: the name {spec.name!r} occurs twice")
         if spec.task in tasks and spec.task != "open":
             raise ConfigError(
-                f"{where}, entry {number}: the task {spec.task!r} is there twice and has one column; "
+                f"{source}, entry {number}: the task {spec.task!r} occurs twice but has one column; "
                 "make the second one 'task: open'"
             )
         names.add(spec.name)
@@ -89,9 +90,9 @@ def read_questions(entries: Any, where: str) -> tuple[QuestionSpec, ...]:
 
 
 def pick_questions(specs: Sequence[QuestionSpec], names: Sequence[str]) -> tuple[QuestionSpec, ...]:
-    """Those of the set with these names, in the set's order. Raises: ConfigError for an unknown name."""
-    known = [spec.name for spec in specs]
+    """Entries with these names, in the order of the set. Raises: ConfigError for an unknown name."""
+    available = [spec.name for spec in specs]
     for name in names:
-        if name not in known:
-            raise ConfigError(f"no question {name!r} in the question set{suggest(name, known)}")
+        if name not in available:
+            raise ConfigError(f"no question {name!r} in the question set{suggest(name, available)}")
     return tuple(spec for spec in specs if spec.name in names)

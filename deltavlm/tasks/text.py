@@ -1,13 +1,13 @@
-"""What all answers share: one clean line of text, and the sentences that say "nothing changed"."""
+"""Text of answers: cleaning to one line, comparison, and sentences that state no change."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-__all__ = ["NO_CHANGE", "clean", "says_no_change", "simplified"]
+__all__ = ["NO_CHANGE", "clean", "says_no_change", "simplify"]
 
-# The no-change sentences of LEVIR-CC, simplified.
+# The no-change sentences of LEVIR-CC, as `simplify` returns them.
 NO_CHANGE = (
     "there is no difference",
     "the two scenes seem identical",
@@ -23,39 +23,39 @@ _NO_CHANGES = re.compile(
 
 
 def clean(text: str) -> str:
-    """One line without control characters, so that every output format stays valid.
+    """Text on one line without control characters, valid in every output format.
 
-    Line breaks, tabs and other control characters become a single space; lone surrogates and marks
-    that change the direction of writing are dropped.
+    Line breaks, tabs and other control characters become a single space; lone surrogates and bidirectional
+    formatting characters are removed.
 
     >>> clean(" a new road\\n\\x00 runs  north ")
     'a new road runs north'
     """
-    kept = []
+    chars = []
     for char in text:
         category = unicodedata.category(char)
         if category == "Cs" or ord(char) in _BIDI:
             continue
-        kept.append(" " if category in ("Cc", "Zl", "Zp") else char)
-    return " ".join("".join(kept).split())
+        chars.append(" " if category in ("Cc", "Zl", "Zp") else char)
+    return " ".join("".join(chars).split())
 
 
-def simplified(text: str) -> str:
-    """Lower case, and every character that is not a letter or digit turned into a space.
+def simplify(text: str) -> str:
+    """Lower-case text with each run of characters other than letters and digits replaced by one space.
 
-    >>> simplified("There is no difference.")
+    >>> simplify("There is no difference.")
     'there is no difference'
     """
     return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
 
 
 def says_no_change(text: str) -> bool:
-    """True when the sentence says that the two scenes are the same.
+    """True if the sentence states that nothing changed.
 
     >>> says_no_change("The scene is the same as before."), says_no_change("no roads were removed")
     (True, False)
     """
-    words = simplified(text)
+    words = simplify(text)
     if words in NO_CHANGE:
         return True
     return _NO_CHANGES.fullmatch(words) is not None and "but" not in words.split()

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deltavlm.data.synthetic.cache import draw_cache, open_cache
+from deltavlm.data.synthetic import SceneOptions
+from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor

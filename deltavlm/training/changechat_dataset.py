@@ -16,7 +16,7 @@ from deltavlm.data.examples import Dataset, missing_images, read_set
 from deltavlm.data.pictures import picture
 from deltavlm.data.warp import draw_warp
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.model.predictor import resized
+from deltavlm.model.predictor import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.text_norm import normalise

@@ -205,7 +205,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
     Raises: ConfigError naming file, key and value.
     """
-    config = from_mapping(TrainConfig, read_yaml(path), where=str(path))
+    config = from_mapping(TrainConfig, read_yaml(path), source=str(path))
     if not changes:
         return config
     values = to_mapping(config)

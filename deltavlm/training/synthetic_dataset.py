@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from deltavlm.data.batches import Pair, assemble, lesson, vary
+from deltavlm.data.augment import Augmentation, LabeledPair, augment, random_warp, stack_pairs
+from deltavlm.data.prompts import sample_prompts
+from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import (
     FAR_SEED,
     RICH_SEED,
     STORMY_SEED,
     TRAIN_SEED,
     VALIDATION_SEED,
-    draw_cache,
     open_cache,
+    render_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
-from deltavlm.data.warp import draw_warp
-from deltavlm.model.predictor import resized
+from deltavlm.model.predictor import resize_image
 from deltavlm.tasks import caption
 from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes
@@ -36,11 +37,11 @@ def draw_scenes(scenes: Scenes, out: Path, workers: int | None = None) -> None:
     draw(out / "scenes", scenes.train, seed=TRAIN_SEED, change=scenes.change)
     draw(out / "validation", scenes.validation, seed=VALIDATION_SEED, change=scenes.change)
     if scenes.far:
-        draw(out / "far", scenes.far, seed=FAR_SEED, change=scenes.change, reduce=2)
+        draw(out / "far", scenes.far, seed=FAR_SEED, options=SceneOptions(change=scenes.change, downsample=2))
     if scenes.stormy:
-        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, change=0.5, strength=2.0)
+        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=SceneOptions(change=0.5, strength=2.0))
     if scenes.rich:
-        draw(out / "rich", scenes.rich, seed=RICH_SEED, change=scenes.change, rich=True)
+        draw(out / "rich", scenes.rich, seed=RICH_SEED, options=SceneOptions(change=scenes.change, rich=True))
 
 
 def scene_corpus(cache: Path, limit: int = CORPUS_SCENES) -> list[str]:
@@ -84,7 +85,7 @@ class SceneSource:
             turns = [turn for turn in turns if turn[0] == caption.PROMPT][:1]
         before, after = labels.before[0], labels.after[0]
         if phase.crop_px is None and before.shape[-1] != self.image_px:
-            before, after = resized(before, self.image_px), resized(after, self.image_px)
+            before, after = resize_image(before, self.image_px), resize_image(after, self.image_px)
         return Sample(
             before,
             after,

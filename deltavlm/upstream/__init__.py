@@ -1,5 +1,5 @@
-"""The published weights, as their authors ship them, into ours: fetch, inspect, convert, verify.
+"""Fetch, inspect, convert and verify the published weights of github.com/hanlinwu/DeltaVLM.
 
-Everything that knows a name, a file or a habit of github.com/hanlinwu/DeltaVLM is in this room. What leaves
-it is a checkpoint folder like any other.
+Everything that depends on names, files or conventions of that project is in this package. Its output is a
+checkpoint folder like any other.
 """

@@ -1,10 +1,10 @@
-"""The published files into a checkpoint folder of ours.
+"""Convert the published files into a checkpoint folder.
 
     checkpoint_best.pth + vision base + Llama folder + BERT's vocabulary
       -> config.json, model.safetensors, language-*.safetensors, tokenizer.model, question_tokenizer.json
 
-Strict both ways: every published tensor has a name of ours or is on the list of those ignored, and every
-tensor of ours is filled, in its shape. Tensors keep their dtype; the optimiser's state is left behind.
+Strict both ways: every published tensor is mapped to a name of ours or is on the list of ignored names, and
+every tensor of ours is filled, in its shape. Tensors keep their dtype; the optimizer's state is dropped.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError, OutputError
+from deltavlm.files import atomic_folder, folder_bytes
 from deltavlm.model import checkpoint
 from deltavlm.model.checkpoint import checkpoint_name, write_tensors
 from deltavlm.model.config import DeltaVLMConfig
@@ -26,25 +27,28 @@ from deltavlm.model.deltavlm import build
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, WEIGHTS
 from deltavlm.model.tokenizer import bert_tokenizer, load_sentencepiece
 from deltavlm.upstream import names
-from deltavlm.upstream.inspect import Inspection, inspected, read_checkpoint
-from deltavlm.upstream.read import tensors
+from deltavlm.upstream.components import Sources
+from deltavlm.upstream.inspect import Inspection, inspect_weights, read_checkpoint
+from deltavlm.upstream.read import describe_source, sha256_of, source_name, tensors
 from deltavlm.upstream.sizes import read_config
-from deltavlm.upstream.sources import Sources, called, digest, told
 from deltavlm.upstream.tower import read_tower
 
-SHARD_BYTES = 2 << 30  # of the language model's files: what is held in memory at once
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SHARD_BYTES = 2 << 30  # of the language model's files, the amount held in memory at once
 Difference = Literal["auto", "csrm", "concat"]
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was done."""
+    """Result of a conversion."""
 
     folder: Path
     config: DeltaVLMConfig
     inspection: Inspection
-    filled: int  # tensors
-    ignored: tuple[str, ...]
+    tensors: int
+    ignored: tuple[str, ...]  # names of published tensors
     bytes: int
 
 
@@ -54,154 +58,183 @@ def convert(
     *,
     difference: Difference = "auto",
     link_language: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Converted:
-    """Writes the checkpoint folder; it is whole or not there.
+    """Convert the published files into the checkpoint `folder`, atomically.
 
-    `link_language` writes down where the Llama's files are instead of copying them. Raises: InputError for
-    files that do not fit, OutputError where `folder` is taken or there is no room.
+    Args:
+        sources: local files of all components.
+        folder: checkpoint folder to create.
+        difference: mode of the difference module; "auto" as the inspection of the checkpoint finds.
+        link_language: store the path of the Llama's files instead of copying them.
+        notify: called with a line of text for each file that is written.
+
+    Raises: InputError for files that do not fit together, OutputError if `folder` exists or cannot be
+        written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is there already; give another folder, or delete it")
-    pieces = sources.language / SENTENCEPIECE
-    if not sources.language.is_dir():
-        raise InputError(f"no folder {sources.language}; give that of the language model")
-    if not pieces.is_file():
-        raise InputError(
-            f"{sources.language} has no {SENTENCEPIECE}; fetch that file of the language model too"
-        )
-    published, rest = read_checkpoint(sources.checkpoint)
-    inspection = inspected(sources.checkpoint, published, rest, sources.vision)
+        raise OutputError(f"{folder} exists already; give another folder, or delete it")
+    _check_language(sources.language)
+    published, metadata = read_checkpoint(sources.checkpoint)
+    inspection = inspect_weights(sources.checkpoint, published, metadata, sources.vision)
     if inspection.unknown:
         raise InputError(
-            f"{sources.checkpoint} holds {len(inspection.unknown)} tensors that are unknown here,"
-            f" {inspection.unknown[0]} the first; it is not a checkpoint of the published model"
+            f"{sources.checkpoint} has {len(inspection.unknown)} unknown tensors, {inspection.unknown[0]} the"
+            f" first; it is not a checkpoint of the published model"
         )
     tower = read_tower(sources.vision, published)
     config = read_config(sources, published, tower)
     mode = inspection.difference if difference == "auto" else difference
     config = replace(config, name=folder.name, difference=replace(config.difference, mode=mode))
-    tokenizer = bert_tokenizer(sources.bert / "vocab.txt")
-    words = tokenizer.get_vocab_size()
-    if words not in (config.qformer.vocab, config.qformer.vocab - 1):  # [DEC] is added, and never said
-        raise InputError(
-            f"{sources.bert / 'vocab.txt'} has {words} tokens, the Q-Former knows {config.qformer.vocab};"
-            f" give the vocab.txt of bert-base-uncased"
-        )
-    try:
-        spoken = load_sentencepiece(pieces).pieces.get_piece_size()
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    if spoken > config.language.vocab:
-        raise InputError(f"{pieces} has {spoken} pieces, the language model {config.language.vocab}")
-
-    own: dict[str, Tensor] = {f"vision.tower.{name}": tensor for name, tensor in tower.items()}
-    ignored = []
-    for name, tensor in published.items():
-        our = names.ours(name)
-        if our is None:
-            ignored.append(name)
-        else:
-            own[our] = tensor
+    tokenizer = _read_vocabulary(sources, config)
+    weights, ignored = _rename(published, tower)
     with torch.device("meta"):
-        wanted = {
+        expected = {
             name: tensor.shape
             for name, tensor in build(config).state_dict().items()
             if checkpoint.is_stored(name, tied=config.language.tied)
         }
-    check({n: t.shape for n, t in own.items()}, wanted, sources.checkpoint, part=lambda n: not language(n))
-
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    check_shapes(shapes, {n: s for n, s in expected.items() if not _is_language(n)}, sources.checkpoint)
+    provenance = {
+        "checkpoint": describe_source(sources.checkpoint),
+        "epoch": str(metadata.get("epoch")),
+        "vision": describe_source(sources.vision),
+        "language": source_name(sources.language),
+    }
     try:
-        say("writing vision, difference module, Q-Former")
-        made = {
-            "checkpoint": told(sources.checkpoint),
-            "epoch": str(rest.get("epoch")),
-            "vision": told(sources.vision),
-            "language": called(sources.language),
-        }
-        save(scratch / WEIGHTS, own, made)
-        written = {WEIGHTS: digest(scratch / WEIGHTS)}
-        shapes = {}
-        if link_language:
-            shapes = {our: t.shape for n, t in tensors(sources.language) if (our := checkpoint_name(n))}
-            config = replace(
-                config, language=replace(config.language, folder=str(sources.language.resolve()))
-            )
-        else:
-            for index, part in enumerate(parts(sources.language)):
-                name = f"language-{index + 1:05d}.safetensors"
-                say(f"writing {name}")
-                save(scratch / name, part, made)
-                written[name] = digest(scratch / name)
-                shapes |= {key: tensor.shape for key, tensor in part.items()}
-        check(shapes, wanted, sources.language, part=language)
-        shutil.copyfile(pieces, scratch / SENTENCEPIECE)
-        tokenizer.save(str(scratch / QUESTION_TOKENIZER))
-        config = replace(config, sources=made, files=written)
-        checkpoint.save_config(scratch, config)
-        scratch.replace(folder)
+        with atomic_folder(folder) as scratch:
+            notify("writing vision, difference module, Q-Former")
+            _save(scratch / WEIGHTS, weights, provenance)
+            files = {WEIGHTS: sha256_of(scratch / WEIGHTS)}
+            if link_language:
+                shapes = {
+                    name: tensor.shape
+                    for key, tensor in tensors(sources.language)
+                    if (name := checkpoint_name(key))
+                }
+                linked = replace(config.language, folder=str(sources.language.resolve()))
+                config = replace(config, language=linked)
+            else:
+                shapes = _copy_language(sources.language, scratch, provenance, files, notify)
+            check_shapes(shapes, {n: s for n, s in expected.items() if _is_language(n)}, sources.language)
+            shutil.copyfile(sources.language / SENTENCEPIECE, scratch / SENTENCEPIECE)
+            tokenizer.save(str(scratch / QUESTION_TOKENIZER))
+            config = replace(config, sources=provenance, files=files)
+            checkpoint.save_config(scratch, config)
     except OSError as error:
         raise OutputError(
-            f"cannot write {folder}: {error.strerror}; check the folder and the free disk"
+            f"cannot write {folder}: {error.strerror}; check the folder and the free disk space"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return Converted(folder, config, inspection, len(wanted), tuple(ignored), size)
+    return Converted(folder, config, inspection, len(expected), tuple(ignored), folder_bytes(folder))
 
 
-def language(name: str) -> bool:
-    """Whether one of our tensors belongs to the language model."""
-    return name.startswith("language.")
-
-
-def check(
-    given: Mapping[str, torch.Size],
-    wanted: Mapping[str, torch.Size],
-    where: Path,
-    part: Callable[[str], bool],
-) -> None:
-    """Names and shapes, both ways, of that part of a model. Raises: InputError naming the first fault."""
-    needed = {name: shape for name, shape in wanted.items() if part(name)}
-    missing, strange = sorted(set(needed) - set(given)), sorted(set(given) - set(needed))
-    wrong = [name for name in needed if name in given and given[name] != needed[name]]
+def check_shapes(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: Path) -> None:
+    """Compare names and shapes both ways. Raises: InputError naming the first fault."""
+    missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
+    wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
     if missing:
-        raise InputError(f"{where}: nothing fills {missing[0]}{_more(missing)}; a part is missing or another")
-    if strange:
-        raise InputError(f"{where}: {strange[0]}{_more(strange)} has no place in the model")
+        raise InputError(
+            f"{source}: nothing fills {missing[0]}{_and_others(missing)}; a file is missing or wrong"
+        )
+    if unknown:
+        raise InputError(f"{source}: {unknown[0]}{_and_others(unknown)} is no tensor of the model")
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"{where}: {name} is {tuple(given[name])}, should be {tuple(needed[name])}{_more(wrong)};"
-            f" the parts are of different models"
+            f"{source}: {name} is {tuple(shapes[name])}, should be {tuple(expected[name])}"
+            f"{_and_others(wrong)}; the files are of different models"
         )
 
 
-def _more(names_: list[str]) -> str:
-    return f" (and {len(names_) - 1} more)" if len(names_) > 1 else ""
-
-
-def parts(folder: Path) -> Iterable[dict[str, Tensor]]:
-    """The language model's tensors in our names, about SHARD_BYTES at a time."""
-    held: dict[str, Tensor] = {}
+def language_shards(folder: Path) -> Iterable[dict[str, Tensor]]:
+    """The language model's tensors by our names, about SHARD_BYTES at a time."""
+    shard: dict[str, Tensor] = {}
     size = 0
-    for name, tensor in tensors(folder):
-        our = checkpoint_name(name)
-        if our is None:
+    for key, tensor in tensors(folder):
+        name = checkpoint_name(key)
+        if name is None:
             continue
-        held[our] = tensor
+        shard[name] = tensor
         size += tensor.numel() * tensor.element_size()
         if size >= SHARD_BYTES:
-            yield held
-            held, size = {}, 0
-    if held:
-        yield held
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
 
 
-def save(path: Path, weights: Mapping[str, Tensor], made: Mapping[str, str]) -> None:
-    """A safetensors file. Raises: OSError."""
-    alone = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
-    write_tensors(path, alone, made)
+def _check_language(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}; give that of the language model")
+    if not (folder / SENTENCEPIECE).is_file():
+        raise InputError(f"{folder} has no {SENTENCEPIECE}; fetch that file of the language model too")
+
+
+def _read_vocabulary(sources: Sources, config: DeltaVLMConfig) -> Tokenizer:
+    """BERT's tokenizer; checks both vocabularies against the sizes of the model. Raises: InputError."""
+    tokenizer = bert_tokenizer(sources.bert / "vocab.txt")
+    size = tokenizer.get_vocab_size()
+    if size not in (
+        config.qformer.vocab,
+        config.qformer.vocab - 1,
+    ):  # the model adds an unused [DEC]
+        raise InputError(
+            f"{sources.bert / 'vocab.txt'} has {size} tokens, the Q-Former {config.qformer.vocab};"
+            f" give the vocab.txt of bert-base-uncased"
+        )
+    path = sources.language / SENTENCEPIECE
+    try:
+        size = load_sentencepiece(path).processor.get_piece_size()
+    except ModelError as error:
+        raise InputError(str(error)) from error
+    if size > config.language.vocab:
+        raise InputError(f"{path} has {size} tokens, the language model {config.language.vocab}")
+    return tokenizer
+
+
+def _rename(
+    published: Mapping[str, Tensor], tower: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(tensors by our names, names of ignored tensors), of the checkpoint and the vision base."""
+    weights = {f"vision.tower.{name}": tensor for name, tensor in tower.items()}
+    ignored = []
+    for key, tensor in published.items():
+        name = names.from_published(key)
+        if name is None:
+            ignored.append(key)
+        else:
+            weights[name] = tensor
+    return weights, ignored
+
+
+def _copy_language(
+    source: Path,
+    folder: Path,
+    provenance: Mapping[str, str],
+    files: dict[str, str],
+    notify: Callable[[str], None],
+) -> dict[str, torch.Size]:
+    """Write the language model in shards, add their checksums to `files`, and return its tensors' shapes."""
+    shapes: dict[str, torch.Size] = {}
+    for number, shard in enumerate(language_shards(source), start=1):
+        name = f"language-{number:05d}.safetensors"
+        notify(f"writing {name}")
+        _save(folder / name, shard, provenance)
+        files[name] = sha256_of(folder / name)
+        shapes |= {key: tensor.shape for key, tensor in shard.items()}
+    return shapes
+
+
+def _is_language(name: str) -> bool:
+    return name.startswith("language.")
+
+
+def _and_others(names_: list[str]) -> str:
+    return f" (and {len(names_) - 1} others)" if len(names_) > 1 else ""
+
+
+def _save(path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
+    """Write a safetensors file. Raises: OSError."""
+    copies = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
+    write_tensors(path, copies, provenance)

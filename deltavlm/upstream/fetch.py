@@ -1,159 +1,144 @@
-"""The published model's parts from the Hugging Face Hub: the download, and the check of every file.
+"""Fetch the published model's components from the Hugging Face Hub and check every file.
 
-    fetched = fetch(plan(), say=print)
-
-A file that was cut off starts anew: huggingface_hub (2.4; its issue 4196) resumes a file within a run only.
+fetched = fetch(plan(), notify=print)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
-from deltavlm.hub import bars, checked, not_cached, translated
-from deltavlm.upstream.disk import free_bytes, size_text
-from deltavlm.upstream.parts import VISION, Part
-from deltavlm.upstream.plan import Plan, PlannedPart, index_of, is_weight, weight_map
+from deltavlm.files import format_bytes, free_bytes, write_atomic
+from deltavlm.hub import fetch_files
+from deltavlm.upstream.components import CHECKPOINT, LANGUAGE, VISION, VOCABULARY, Component, Sources
+from deltavlm.upstream.plan import Plan, index_of, is_weight, weight_map
 
 
 @dataclass(frozen=True, slots=True)
-class FetchedPart:
-    """Where a part is."""
+class FetchedComponent:
+    """Local files of a component."""
 
     name: str
     repo: str
-    commit: str  # give it as the revision, to get the same again
+    commit: str  # as a revision it fetches the same files again
     folder: Path  # huggingface_hub's snapshot of that commit
-    path: Path  # what to convert from: the folder, one file in it, or an index of the shards that are wanted
-    unchecked: tuple[str, ...] = ()  # files for which no checksum is known
+    path: Path  # input of `convert`: the folder, one file in it, or a folder with an index of some shards
+    unchecked: tuple[str, ...] = ()  # files without a known checksum
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Where everything is."""
+    """Local files of all components."""
 
-    parts: tuple[FetchedPart, ...]
+    components: tuple[FetchedComponent, ...]
     vision: Path | None
 
     def path(self, name: str) -> Path:
-        """What to convert from, of the part of that name. Raises: KeyError."""
+        """Input of `convert` for the component of that name. Raises: KeyError."""
         if name == VISION and self.vision is not None:
             return self.vision
-        return {part.name: part.path for part in self.parts}[name]
+        return {component.name: component.path for component in self.components}[name]
+
+    def sources(self, language: Path | None = None) -> Sources:
+        """Input of `convert`; `language` is a local language model, in place of a fetched one."""
+        return Sources(
+            checkpoint=self.path(CHECKPOINT),
+            vision=self.path(VISION),
+            language=language or self.path(LANGUAGE),
+            bert=self.path(VOCABULARY),
+        )
 
 
 def fetch(
-    planned: Plan,
+    plan: Plan,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     progress: bool = False,
     check: bool = True,
 ) -> Fetched:
-    """Downloads what is missing, and checks every file against the repository's checksum.
+    """Download the missing files and check every file against the repository's checksum.
 
-    `progress` shows huggingface_hub's bars if stderr is a terminal. `check=False` spares reading all again.
+    Args:
+        plan: components and files, from `plan`.
+        notify: called with a line of text for each component and large file.
+        progress: show huggingface_hub's bars, if stderr is a terminal.
+        check: compare checksums; reads all files.
 
-    Raises: InputError for too little disk, no network, a repository that is not open, a damaged file;
-    OutputError where the cache cannot be written; WriteError where the disk runs full nevertheless.
+    Raises: InputError for too little disk space, no network, a repository that is not open, a damaged file;
+        OutputError if the cache is not writable; WriteError if the disk is full nevertheless.
     """
-    _check_room(planned)
-    found = []
-    for one in planned.parts:
-        part = one.part
-        if not planned.offline and one.missing:
-            say(f"fetching {part.name} from {part.repo}: {size_text(one.missing)}")
-        folder = _snapshot(planned, one, progress)
-        for file in one.files:
-            if not (folder / file.name).is_file():
-                raise InputError(f"{folder} lacks {file.name} of {part.repo}; fetch it again")
-        for file in one.files if check else ():
-            if file.size >= 10_000_000:
-                say(f"checking {file.name} ({size_text(file.size)})")
-            checked(part, file, folder / file.name)
-        found.append(
-            FetchedPart(
-                name=part.name,
-                repo=part.repo,
-                commit=one.commit,
+    _check_free_space(plan)
+    components = []
+    for item in plan.components:
+        component, planned = item.component, item.planned
+        if not plan.hub.offline and planned.missing:
+            notify(f"fetching {component.name} from {component.repo}: {format_bytes(planned.missing)}")
+        folder = fetch_files(plan.hub, planned, notify=notify, progress=progress, check=check)
+        components.append(
+            FetchedComponent(
+                name=component.name,
+                repo=component.repo,
+                commit=planned.commit,
                 folder=folder,
-                path=_path(part, folder, [file.name for file in one.files]),
-                unchecked=tuple(file.name for file in one.files if not check or file.digest is None),
+                path=_input_path(component, folder, [file.name for file in planned.files]),
+                unchecked=tuple(file.name for file in planned.files if not check or file.digest is None),
             )
         )
-    return Fetched(tuple(found), planned.vision)
+    return Fetched(tuple(components), plan.vision)
 
 
-def _check_room(planned: Plan) -> None:
-    """Raises: InputError where the missing files do not fit onto the cache's disk."""
-    free = free_bytes(planned.cache_dir)
-    if planned.missing <= free:
+def _check_free_space(plan: Plan) -> None:
+    """Raises: InputError if the missing files do not fit on the cache's disk."""
+    cache_dir = plan.hub.cache_dir
+    free = free_bytes(cache_dir)
+    if plan.missing <= free:
         return
-    missing = [(file, one.part.repo) for one in planned.parts for file in one.files if not file.cached]
+    missing = [
+        (file, item.component.repo)
+        for item in plan.components
+        for file in item.planned.files
+        if not file.cached
+    ]
     largest, repo = max(missing, key=lambda pair: pair[0].size)
-    orphans = [path.stat().st_size for path in planned.cache_dir.glob("models--*/blobs/*.incomplete")]
-    broken = f", {size_text(sum(orphans))} taken by broken downloads (*.incomplete)" if orphans else ""
+    incomplete = [path.stat().st_size for path in cache_dir.glob("models--*/blobs/*.incomplete")]
+    broken = (
+        f", {format_bytes(sum(incomplete))} taken by broken downloads (*.incomplete)" if incomplete else ""
+    )
     raise InputError(
-        f"{planned.cache_dir} has {size_text(free)} free{broken}, and {size_text(planned.missing)} are to be"
-        f" downloaded, {largest.name} of {repo} the largest ({size_text(largest.size)}); free"
-        f" {size_text(planned.missing - free)} more, or give a --cache-dir on another disk"
+        f"{cache_dir} has {format_bytes(free)} free{broken}, and {format_bytes(plan.missing)} are to be"
+        f" downloaded, {largest.name} of {repo} the largest ({format_bytes(largest.size)}); free"
+        f" {format_bytes(plan.missing - free)} more, or give a --cache-dir on another disk"
     )
 
 
-def _snapshot(planned: Plan, one: PlannedPart, progress: bool) -> Path:
-    """The folder of a part, downloaded where needed. Raises: InputError, OutputError, WriteError."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+def _input_path(component: Component, folder: Path, names: Sequence[str]) -> Path:
+    """Path that `convert` reads for a component. Raises: OutputError.
 
-    part = one.part
-    if planned.offline:
-        first = one.files[0].name
-        path = try_to_load_from_cache(part.repo, first, planned.cache_dir, one.commit)
-        if not isinstance(path, str):
-            raise not_cached(part, first, planned.cache_dir)
-        return Path(path).parent
-    with translated(part, planned.cache_dir, planned.endpoint), bars(progress):
-        folder = Path(
-            snapshot_download(
-                part.repo,
-                revision=part.revision,  # not the commit: the cache shall know the name offline
-                cache_dir=planned.cache_dir,
-                endpoint=planned.endpoint,
-                allow_patterns=[file.name for file in one.files],
-            )
-        )
-    if folder.name != one.commit:
-        raise InputError(
-            f"{part.repo} at {part.revision} went from {one.commit[:12]} to {folder.name[:12]} since it was"
-            f" planned; fetch again"
-        )
-    return folder
-
-
-def _path(part: Part, folder: Path, names: list[str]) -> Path:
-    """What `convert` reads of a part. Raises: OutputError.
-
-    A repository's index names the shards too that were left out. Several shards of the vision base therefore
-    get an index of ours, with whole paths, in the repository's folder of the cache.
+    A repository's index also names the shards that were skipped. If several shards hold the vision base, an
+    index of our own with absolute paths is therefore written into the repository's folder of the cache.
     """
-    if len(part.files) == 1:
+    if len(component.files) == 1:
         return folder / names[0]
     weights = [name for name in names if is_weight(name)]
     index = index_of(names)
-    if not part.holding or index is None:
+    if not component.prefix or index is None:
         return folder
     if len(weights) == 1:
         return folder / weights[0]
-    ours = folder.parent.parent / "deltavlm" / folder.name / index
-    held = {
+    local_index = folder.parent.parent / "deltavlm" / folder.name / index
+    shards = {
         tensor: str(folder / shard)
-        for tensor, shard in weight_map(part, folder / index).items()
+        for tensor, shard in weight_map(component, folder / index).items()
         if shard in weights
     }
     try:
-        ours.parent.mkdir(parents=True, exist_ok=True)
-        ours.write_text(json.dumps({"weight_map": held}))
+        local_index.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(local_index, json.dumps({"weight_map": shards}))
     except OSError as error:
-        raise OutputError(f"cannot write {ours}: {error.strerror}; give another --cache-dir") from error
-    return ours.parent
+        raise OutputError(
+            f"cannot write {local_index}: {error.strerror}; give another --cache-dir"
+        ) from error
+    return local_index.parent

@@ -1,9 +1,9 @@
-"""What a published checkpoint is, and whether its difference module was ever trained.
+"""Inspect a published checkpoint: its modules, and whether its difference module was trained.
 
-The public training code leaves the difference module (CSRM) out, the public inference code uses it. If the
-published run was made by the public code, its CSRM weights are random numbers. Two things in the file tell:
-the optimiser keeps a state for each tensor that ever had a gradient, and fresh `nn.Linear` weights never
-leave +-1/sqrt(fan in).
+The public training code omits the difference module (CSRM), the public inference code uses it. If the
+published run was made by the public code, its CSRM weights are random numbers. The file shows it in two ways:
+the optimizer keeps a state for each tensor that ever had a gradient, and freshly initialized `nn.Linear`
+weights are within +-1/sqrt(fan in).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from deltavlm.errors import InputError
 from deltavlm.upstream import names
-from deltavlm.upstream.read import tensors, unpickled
+from deltavlm.upstream.read import tensors, unpickle
 
 CSRM = ("context1", "context2", "gate1", "gate2", "context3")
-ORGAN_NAMES = {
+MODULE_NAMES = {
     "vision.tower.": "vision blocks",
     "vision.norm.": "vision output norm",
     "difference.": "difference module (CSRM)",
@@ -30,12 +30,12 @@ ORGAN_NAMES = {
     "qformer.": "Q-Former",
     "projection.": "projection",
 }
-FITS = 0.9  # least cosine between fine-tuned blocks and those of the right base
+MIN_BASE_COSINE = 0.9  # between fine-tuned blocks and those of the base that they were tuned from
 
 
 @dataclass(frozen=True, slots=True)
-class Organ:
-    """One part of a checkpoint."""
+class ModuleSummary:
+    """Tensors of one module of a checkpoint."""
 
     name: str
     tensors: int
@@ -45,69 +45,74 @@ class Organ:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a look at a checkpoint found."""
+    """Result of inspecting a checkpoint."""
 
     path: Path
     size: int  # bytes
     epoch: int | None
-    organs: tuple[Organ, ...]
-    unknown: tuple[str, ...]  # tensors that neither list of names knows
+    modules: tuple[ModuleSummary, ...]
+    unknown: tuple[str, ...]  # tensors in neither list of names
     blocks: tuple[int, ...]  # vision blocks that the checkpoint holds
-    csrm_trained: bool | None  # None where nothing in the file tells
-    evidence: tuple[str, ...]  # why, a line each
-    base_cosine: float | None = None  # least cosine of the blocks with those of a vision base
+    csrm_trained: bool | None  # None if the file does not show it
+    evidence: tuple[str, ...]  # reasons for that verdict
+    base_cosine: float | None = None  # smallest cosine of the blocks with those of a vision base
 
     @property
     def difference(self) -> Literal["csrm", "concat"]:
-        """What `difference: auto` becomes: "csrm", unless the weights say that it was never trained."""
+        """Mode of the difference module for "auto": "csrm", unless the weights show no training."""
         return "concat" if self.csrm_trained is False else "csrm"
+
+    @property
+    def base_fits(self) -> bool | None:
+        """True if the vision base is the one that was fine-tuned; None without a base."""
+        return None if self.base_cosine is None else self.base_cosine >= MIN_BASE_COSINE
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by their published names, and the rest of the file. Raises: InputError."""
-    found = unpickled(path)
-    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
-        raise InputError(f"{path} is no checkpoint of DeltaVLM: it has no table 'model'")
-    weights = {name: tensor for name, tensor in found["model"].items() if isinstance(tensor, Tensor)}
-    needed = ("query_tokens", "llm_proj.weight", "context1.weight", "ln_vision.weight")
-    missing = [name for name in needed if name not in weights]
+    """(tensors by their published names, other entries of the file). Raises: InputError."""
+    content = unpickle(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{path} is no checkpoint of DeltaVLM: it has no entry 'model'")
+    weights = {name: tensor for name, tensor in content["model"].items() if isinstance(tensor, Tensor)}
+    required = ("query_tokens", "llm_proj.weight", "context1.weight", "ln_vision.weight")
+    missing = [name for name in required if name not in weights]
     if missing:
         raise InputError(f"{path} is no checkpoint of DeltaVLM: it lacks {', '.join(missing)}")
-    return weights, {key: value for key, value in found.items() if key != "model"}
+    return weights, {key: value for key, value in content.items() if key != "model"}
 
 
 def inspect(path: Path, base: Path | None = None) -> Inspection:
-    """Looks at a checkpoint, and at how its vision blocks fit a vision base. Raises: InputError."""
-    return inspected(path, *read_checkpoint(path), base)
+    """Inspect a checkpoint, and compare its vision blocks with a vision base. Raises: InputError."""
+    return inspect_weights(path, *read_checkpoint(path), base)
 
 
-def inspected(
-    path: Path, weights: Mapping[str, Tensor], rest: Mapping[str, Any], base: Path | None
+def inspect_weights(
+    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], base: Path | None
 ) -> Inspection:
-    """The same of a checkpoint that was read already. Raises: InputError."""
-    unknown, organs = [], dict[str, list[Tensor]]()
-    for name, tensor in weights.items():
+    """Inspect a checkpoint that was read already, see `read_checkpoint`. Raises: InputError."""
+    unknown, modules = [], dict[str, list[Tensor]]()
+    for key, tensor in weights.items():
         try:
-            our = names.ours(name)
+            name = names.from_published(key)
         except KeyError:
-            unknown.append(name)
+            unknown.append(key)
             continue
-        organ = "ignored" if our is None else next(v for k, v in ORGAN_NAMES.items() if our.startswith(k))
-        organs.setdefault(organ, []).append(tensor)
-    trained, evidence = csrm_trained(weights, rest.get("optimizer"))
-    epoch = rest.get("epoch")
+        module = "ignored" if name is None else next(v for k, v in MODULE_NAMES.items() if name.startswith(k))
+        modules.setdefault(module, []).append(tensor)
+    trained, evidence = csrm_trained(weights, metadata.get("optimizer"))
+    epoch = metadata.get("epoch")
     return Inspection(
         path=path,
         size=path.stat().st_size,
         epoch=epoch if isinstance(epoch, int) else None,
-        organs=tuple(
-            Organ(
-                name,
-                len(held),
-                sum(t.numel() for t in held),
-                tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})),
+        modules=tuple(
+            ModuleSummary(
+                module,
+                len(group),
+                sum(t.numel() for t in group),
+                tuple(sorted({str(t.dtype).removeprefix("torch.") for t in group})),
             )
-            for name, held in organs.items()
+            for module, group in modules.items()
         ),
         unknown=tuple(unknown),
         blocks=blocks_of(weights),
@@ -118,69 +123,69 @@ def inspected(
 
 
 def blocks_of(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Numbers of the vision blocks in a checkpoint."""
+    """Indices of the vision blocks in a checkpoint."""
     return tuple(sorted({int(n.split(".")[2]) for n in weights if n.startswith("visual_encoder.blocks.")}))
 
 
 def csrm_trained(weights: Mapping[str, Tensor], optimizer: Any) -> tuple[bool | None, tuple[str, ...]]:
-    """Whether the difference module was trained, and why we think so.
+    """Verdict whether the difference module was trained, and the evidence for it.
 
-    A weight beyond the bound of a fresh layer says yes for certain, as does a state of the optimiser for one
-    of the layers. Neither says no. None where the file lacks a layer.
+    A weight beyond the bound of a fresh layer proves training, as does an optimizer state for one of the
+    layers. Without either the verdict is False; None if the file lacks a layer.
     """
     missing = [name for name in CSRM if f"{name}.weight" not in weights]
     if missing:
         return None, (f"the file has no {', '.join(missing)}",)
     evidence = []
     beyond = {
-        name: share
+        name: ratio
         for name in CSRM
-        if (share := _share_of_bound(weights[f"{name}.weight"])) > 1 + 1e-4  # a fresh layer's largest is 1
+        if (ratio := _relative_to_bound(weights[f"{name}.weight"])) > 1 + 1e-4  # at most 1 in a fresh layer
     }
     verdict = bool(beyond)
     if beyond:
         evidence.append(
             "beyond the range of a fresh layer: "
-            + ", ".join(f"{name} ({share:.2f} times)" for name, share in beyond.items())
+            + ", ".join(f"{name} ({ratio:.2f} times)" for name, ratio in beyond.items())
         )
     else:
-        evidence.append("all five layers lie within the range of a fresh layer")
+        evidence.append("all five layers are within the range of a fresh layer")
     state = optimizer.get("state") if isinstance(optimizer, dict) else None
-    wanted = optimizer_indices(weights)
+    indices = optimizer_indices(weights)
     if state:
-        seen = [name for name in CSRM if wanted[f"{name}.weight"] in state]
-        evidence.append(f"the optimiser has a state for {', '.join(seen) if seen else 'none of them'}")
-        verdict = verdict or bool(seen)
+        updated = [name for name in CSRM if indices[f"{name}.weight"] in state]
+        evidence.append(f"the optimizer has a state for {', '.join(updated) if updated else 'none of them'}")
+        verdict = verdict or bool(updated)
     else:
-        evidence.append("the file holds no state of an optimiser")
+        evidence.append("the file has no optimizer state")
     return verdict, tuple(evidence)
 
 
-def _share_of_bound(weight: Tensor) -> float:
-    """Largest absolute value of a Linear's weight (out, in), in units of a fresh layer's bound."""
+def _relative_to_bound(weight: Tensor) -> float:
+    """Largest absolute value of a Linear's weight (out, in), relative to a fresh layer's bound."""
     return float(weight.abs().max()) * math.sqrt(weight.shape[1])
 
 
 def optimizer_indices(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Index of each trained tensor in the published run's optimiser.
+    """Index of each trained tensor in the optimizer of the published run.
 
-    It has three stretches: weights outside of the vision tower, in the file's order; the vision tower; then
-    biases and norms outside of it. (The 0-d temperature counts as a weight.)
+    It has three groups: weights outside of the vision tower, in the file's order; the vision tower; biases
+    and norms outside of it. (The 0-d temperature counts as a weight.)
     """
-    fitted = [name for name in weights if not name.endswith(("position_ids", "inv_freq"))]
-    tower = [name for name in fitted if name.startswith("visual_encoder.")]
-    rest = [name for name in fitted if not name.startswith("visual_encoder.")]
+    trained = [name for name in weights if not name.endswith(("position_ids", "inv_freq"))]
+    tower = [name for name in trained if name.startswith("visual_encoder.")]
+    others = [name for name in trained if not name.startswith("visual_encoder.")]
 
-    def plain(name: str) -> bool:  # no weight decay
-        return weights[name].ndim == 1 or name.endswith(".bias")
+    def has_decay(name: str) -> bool:
+        return weights[name].ndim != 1 and not name.endswith(".bias")
 
-    order = [n for n in rest if not plain(n)] + tower + [n for n in rest if plain(n)]
+    order = [n for n in others if has_decay(n)] + tower + [n for n in others if not has_decay(n)]
     return {name: index for index, name in enumerate(order)}
 
 
 def base_cosine(weights: Mapping[str, Tensor], base: Path) -> float | None:
-    """Least cosine of a checkpoint's vision matrices with those of a base: close to 1 where the blocks were
-    fine-tuned from it. None where the checkpoint has no blocks. Raises: InputError."""
+    """Smallest cosine similarity of a checkpoint's vision matrices with those of a base: close to 1 if the
+    blocks were fine-tuned from it. None if the checkpoint has no blocks. Raises: InputError."""
     tuned = {
         name.removeprefix("visual_encoder."): tensor
         for name, tensor in weights.items()
@@ -188,23 +193,23 @@ def base_cosine(weights: Mapping[str, Tensor], base: Path) -> float | None:
     }
     if not tuned:
         return None
-    found = {}
+    cosines = {}
     for name, tensor in tensors(base):
-        lavis = names.of_base(name)
+        lavis = names.from_vision_base(name)
         if lavis in tuned:
             if tensor.shape != tuned[lavis].shape:
                 raise InputError(
                     f"{base}: {name} is {tuple(tensor.shape)}, the checkpoint's is"
                     f" {tuple(tuned[lavis].shape)}; it is another vision model"
                 )
-            found[lavis] = float(
+            cosines[lavis] = float(
                 torch.nn.functional.cosine_similarity(
                     tensor.float().flatten(), tuned[lavis].float().flatten(), dim=0
                 )
             )
-    missing = sorted(set(tuned) - set(found))
+    missing = sorted(set(tuned) - set(cosines))
     if missing:
         raise InputError(
-            f"{base} lacks {missing[0]} and {len(missing) - 1} more; it is no EVA-ViT of this depth"
+            f"{base} lacks {missing[0]} and {len(missing) - 1} others; it is not an EVA-ViT of this depth"
         )
-    return min(found.values())
+    return min(cosines.values())

@@ -1,16 +1,16 @@
-"""What the published files call a tensor, and what we call it.
+"""Tensor names: from those of the published files to those of our modules.
 
-The published checkpoint holds what was trained, and buffers: the last vision blocks, the output norm, the
-difference module, the Q-Former, the projection. The vision base and the language model come from elsewhere,
-under names of their own.
+The published checkpoint holds trained weights and buffers: the last vision blocks, the output norm, the
+difference module, the Q-Former, the projection. The vision base and the language model come from other
+repositories, with other names.
 """
 
 from __future__ import annotations
 
 import re
 
-# The published checkpoint's prefix -> ours. The first that fits counts.
-ORGANS = (
+# Prefix in the published checkpoint -> ours; the first match counts.
+PREFIXES = (
     ("visual_encoder.", "vision.tower."),
     ("ln_vision.", "vision.norm."),
     ("query_tokens", "qformer.query_tokens"),
@@ -22,15 +22,15 @@ ORGANS = (
     ("gate1.", "difference.gate1."),
     ("gate2.", "difference.gate2."),
 )
-# Inside of the Q-Former: LAVIS's BERT -> transformers' InstructBlipQFormerModel.
+# In the Q-Former: LAVIS's BERT -> transformers' InstructBlipQFormerModel.
 QFORMER = (
     ("embeddings.LayerNorm.", "embeddings.layernorm."),
     ("attention.self.", "attention.attention."),  # crossattention.self. too
 )
 # Tensors of the published checkpoint that no live code reads, and why.
 IGNORED = (
-    (r"llm_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "a buffer that is computed"),
-    (r"Qformer\.bert\.embeddings\.position_ids", "a buffer that is computed"),
+    (r"llm_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "a computed buffer"),
+    (r"Qformer\.bert\.embeddings\.position_ids", "a computed buffer"),
     (r"vision_proj\.(weight|bias)", "head of a contrastive loss that is commented out"),
     (r"text_proj\.(weight|bias)", "head of a contrastive loss that is commented out"),
     (r"temp", "temperature of that loss"),
@@ -50,39 +50,40 @@ INSTRUCTBLIP_BLOCK = (
 )
 
 
-def ours(published: str) -> str | None:
-    """Our name of a tensor of the published checkpoint; None for one that is ignored.
+def from_published(name: str) -> str | None:
+    """Name in our model of a tensor of the published checkpoint; None for an ignored one.
 
-    Raises: KeyError for a name that is in neither list.
+    Raises: KeyError for a name in neither list.
 
-    >>> ours("Qformer.bert.encoder.layer.0.crossattention.self.key.bias")
+    >>> from_published("Qformer.bert.encoder.layer.0.crossattention.self.key.bias")
     'qformer.bert.encoder.layer.0.crossattention.attention.key.bias'
     """
-    if any(re.fullmatch(pattern, published) for pattern, _ in IGNORED):
+    if any(re.fullmatch(pattern, name) for pattern, _ in IGNORED):
         return None
-    for theirs, our in ORGANS:
-        if published.startswith(theirs):
-            rest = published[len(theirs) :]
-            if our == "qformer.bert.":
+    for published_prefix, prefix in PREFIXES:
+        if name.startswith(published_prefix):
+            suffix = name.removeprefix(published_prefix)
+            if prefix == "qformer.bert.":
                 for old, new in QFORMER:
-                    rest = rest.replace(old, new)
-            return our + rest
-    raise KeyError(published)
+                    suffix = suffix.replace(old, new)
+            return prefix + suffix
+    raise KeyError(name)
 
 
-def of_base(name: str) -> str | None:
-    """LAVIS's name (`blocks.0.norm1.weight`) of a tensor of a vision base; None for one that is not part of
-    the tower.
+def from_vision_base(name: str) -> str | None:
+    """Name in LAVIS (`blocks.0.norm1.weight`) of a tensor of a vision base; None if not part of the tower.
 
-    >>> of_base("vision_model.encoder.layers.3.self_attn.projection.weight"), of_base("head.weight")
-    ('blocks.3.attn.proj.weight', None)
+    >>> from_vision_base("vision_model.encoder.layers.3.self_attn.projection.weight")
+    'blocks.3.attn.proj.weight'
+    >>> from_vision_base("head.weight") is None
+    True
     """
     name = name.removeprefix("visual_encoder.")
-    for theirs, lavis in INSTRUCTBLIP:
-        if name.startswith(theirs):
-            name = lavis + name[len(theirs) :]
+    for instructblip, lavis in INSTRUCTBLIP:
+        if name.startswith(instructblip):
+            name = lavis + name.removeprefix(instructblip)
             for old, new in INSTRUCTBLIP_BLOCK:
                 name = name.replace(old, new)
             return name
-    tower = name.startswith(("blocks.", "cls_token", "pos_embed", "patch_embed."))
-    return name if tower else None
+    is_tower = name.startswith(("blocks.", "cls_token", "pos_embed", "patch_embed."))
+    return name if is_tower else None

@@ -1,87 +1,75 @@
-"""What a fetch of the published model would do: what its parts weigh, and what is in the cache.
+"""Plan a fetch of the published model: sizes of its components, and what is in the cache already.
 
-    planned = plan(vision=None, cache_dir=None, offline=False, revisions=None)   # asks for sizes
-
-Files lie in huggingface_hub's cache, shared with other programs. A file that is there is not fetched again.
+planned = plan(vision=None, cache_dir=None, offline=False, revisions=None)   # asks the Hub for sizes
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from deltavlm.errors import InputError
-from deltavlm.hub import TIMEOUT_S, File, bars, digest_of, no_hub, not_cached, translated
-from deltavlm.upstream.disk import free_bytes, size_text
-from deltavlm.upstream.parts import PARTS, VISION, Part
+from deltavlm.files import format_bytes, free_bytes, nearest_folder
+from deltavlm.hub import Hub, PlannedFiles, Select, Selection, plan_files
+from deltavlm.upstream.components import COMPONENTS, LANGUAGE, VISION, Component
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedPart:
-    """A part, its repository's commit, and the files that are wanted of it."""
+class PlannedComponent:
+    """Component with the files to fetch for it."""
 
-    part: Part
-    commit: str
-    files: tuple[File, ...]
-    left: tuple[str, ...] = ()  # weight files without tensors that we want
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are not in the cache."""
-        return sum(file.size for file in self.files if not file.cached)
+    component: Component
+    planned: PlannedFiles
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a fetch would do."""
+    """Files to fetch for the published model."""
 
-    parts: tuple[PlannedPart, ...]
-    vision: Path | None  # a local vision base, in place of that part
-    cache_dir: Path
+    components: tuple[PlannedComponent, ...]
+    vision: Path | None  # a local vision base, in place of that component
     free: int  # bytes on the cache's disk
-    offline: bool
-    endpoint: str
+    hub: Hub
 
     @property
     def size(self) -> int:
-        return sum(part.size for part in self.parts)
+        """Bytes of all files."""
+        return sum(item.planned.size for item in self.components)
 
     @property
     def missing(self) -> int:
         """Bytes to download."""
-        return sum(part.missing for part in self.parts)
+        return sum(item.planned.missing for item in self.components)
 
     def lines(self) -> list[str]:
-        """The plan for people: sizes, what is cached, each part's terms."""
-        told = []
-        for planned in self.parts:
-            part, count = planned.part, len(planned.files)
+        """The plan as text: size, cached share and terms of each component, then the total."""
+        lines = []
+        for item in self.components:
+            component, planned, count = item.component, item.planned, len(item.planned.files)
             files = planned.files[0].name if count == 1 else f"{count} files"
-            told.append(
-                f"{part.name}: {part.repo} at {part.revision} ({planned.commit[:12]}), {files},"
-                f" {size_text(planned.size)}, {_cached(planned.size, planned.missing)}"
+            lines.append(
+                f"{component.name}: {component.repo} at {component.revision} ({planned.commit[:12]}),"
+                f" {files}, {format_bytes(planned.size)}, {_cached(planned.size, planned.missing)}"
             )
-            if planned.left:
-                told.append(f"  without {len(planned.left)} weight files that hold no {part.holding}*")
-            told.append(f"  terms: {part.licence}")
+            if planned.skipped:
+                lines.append(
+                    f"  without {len(planned.skipped)} weight files that hold no {component.prefix}*"
+                )
+            lines.append(f"  terms: {component.licence}")
         if self.vision is not None:
-            told.append(f"{VISION}: {self.vision}, which you gave")
-        told.append(
-            f"in all {size_text(self.size)}, {_cached(self.size, self.missing)};"
-            f" {size_text(self.free)} free in {self.cache_dir}"
+            lines.append(f"{VISION}: {self.vision}, a local file")
+        lines.append(
+            f"total {format_bytes(self.size)}, {_cached(self.size, self.missing)};"
+            f" {format_bytes(self.free)} free in {self.hub.cache_dir}"
         )
-        return told
+        return lines
 
 
 def plan(
-    parts: Iterable[Part] = PARTS,
+    components: Iterable[Component] = COMPONENTS,
     *,
     vision: Path | None = None,
     cache_dir: Path | None = None,
@@ -89,150 +77,136 @@ def plan(
     revisions: Mapping[str, str] | None = None,
     endpoint: str | None = None,
 ) -> Plan:
-    """Sizes and commits of all parts, by asking the Hub, or offline by looking into the cache.
+    """Sizes and commits of all components, by asking the Hub, or offline from the cache.
 
-    `vision` is a vision base that is there already. `revisions` has branches, tags or commits by the names of
-    parts. The vision base's index of shards is downloaded, to choose the shards that hold it.
+    The vision base's index of shards is downloaded, to select the shards that hold its tensors.
 
-    Raises: InputError where a repository, or offline a file, cannot be had; OutputError where the cache
-    cannot be written.
+    Args:
+        components: components to fetch.
+        vision: local vision base, in place of that component.
+        cache_dir: cache folder; huggingface_hub's by default.
+        offline: use the cache only.
+        revisions: branches, tags or commits by the names of components.
+        endpoint: URL of the Hub; huggingface_hub's by default.
+
+    Raises: InputError if a repository, or offline a file, cannot be had; OutputError if the cache is not
+        writable.
     """
-    from huggingface_hub import constants, is_offline_mode
-
-    parts = tuple(parts)
-    revisions = revisions or {}
-    strange = sorted(set(revisions) - {part.name for part in parts})
-    if strange:
-        known = ", ".join(part.name for part in parts)
-        raise InputError(f"a revision is given for {strange[0]!r}, which is no part; the parts are {known}")
+    components, revisions = tuple(components), revisions or {}
+    unknown = sorted(set(revisions) - {component.name for component in components})
+    if unknown:
+        valid = ", ".join(component.name for component in components)
+        raise InputError(
+            f"a revision is given for {unknown[0]!r}, which is no component; the components are {valid}"
+        )
     if vision is not None:
         if not vision.exists():
             raise InputError(
-                f"no file {vision}; give the vision base (eva_vit_g.pth), or leave it out to fetch one"
+                f"no file {vision}; give the vision base (eva_vit_g.pth), or omit it to fetch one"
             )
-        parts = tuple(part for part in parts if part.name != VISION)
-    cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
-    endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
-    offline = offline or is_offline_mode()
-    planned = []
-    for part in parts:
-        part = replace(part, revision=revisions.get(part.name, part.revision))
-        planned.append(_cached_part(part, cache_dir) if offline else _asked(part, cache_dir, endpoint))
-    return Plan(tuple(planned), vision, cache_dir, free_bytes(cache_dir), offline, endpoint)
+        components = tuple(component for component in components if component.name != VISION)
+    hub = Hub.configure(cache_dir=cache_dir, offline=offline, endpoint=endpoint)
+    items = []
+    for component in components:
+        component = replace(component, revision=revisions.get(component.name, component.revision))
+        names = [pattern for pattern in component.files if "*" not in pattern]
+        planned = plan_files(hub, component.repository, names, _selector(component, hub))
+        items.append(PlannedComponent(component, planned))
+    return Plan(tuple(items), vision, free_bytes(hub.cache_dir), hub)
 
 
-def _cached(size: int, missing: int) -> str:
-    """How much of it is in the cache."""
-    if not missing:
-        return "all in the cache"
-    return f"{size_text(size - missing)} in the cache" if missing < size else "to be downloaded"
+@dataclass(frozen=True, slots=True)
+class ConversionSpace:
+    """Disk space for converting a fetched model into `folder`, in bytes."""
 
+    folder: Path
+    size: int  # of the checkpoint, at most
+    downloads: int  # to the same disk
+    free: int
 
-def _asked(part: Part, cache_dir: Path, endpoint: str) -> PlannedPart:
-    """A part as the Hub has it. Raises: InputError, OutputError."""
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
-    api = HfApi(endpoint=endpoint)
-    with translated(part, cache_dir, endpoint):
-        info = api.model_info(part.repo, revision=part.revision, files_metadata=True, timeout=TIMEOUT_S)
-        if info.gated:  # then the list of files is open, and the files are not
-            api.auth_check(part.repo)
-    commit = info.sha
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    if commit is None or any(sibling.size is None for sibling in siblings.values()):
-        raise no_hub(part, endpoint, ValueError("no commit or no sizes"))
-    names = _chosen(part, siblings)
-    index = None
-    if part.holding and (name := index_of(names)) is not None:
-        with translated(part, cache_dir, endpoint), bars(shown=False):
-            index = Path(
-                hf_hub_download(part.repo, name, revision=commit, cache_dir=cache_dir, endpoint=endpoint)
-            )
-    names, left, lacking = _wanted(part, names, index)
-    if lacking:
-        raise InputError(
-            f"{part.repo} has no {lacking} at {part.revision}; give another revision{part.instead}"
+    @classmethod
+    def estimate(cls, plan: Plan, folder: Path, *, link_language: bool) -> ConversionSpace:
+        """Space for the files of `plan`, without the language model's if they are linked."""
+        size = sum(
+            item.planned.size
+            for item in plan.components
+            if not (link_language and item.component.name == LANGUAGE)
         )
-    blobs = cache_dir / f"models--{part.repo.replace('/', '--')}" / "blobs"
-    files = []
-    for name in names:
-        sibling = siblings[name]
-        digest = digest_of(sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id)
-        cached = isinstance(try_to_load_from_cache(part.repo, name, cache_dir, commit), str)
-        if not cached and digest is not None:
-            cached = (blobs / digest).is_file()  # the same file, under another commit
-        files.append(File(name, sibling.size or 0, digest, cached))
-    return PlannedPart(part, commit, tuple(files), tuple(left))
+        disks = {nearest_folder(path).stat().st_dev for path in (folder, plan.hub.cache_dir)}
+        return cls(folder, size, plan.missing if len(disks) == 1 else 0, free_bytes(folder))
+
+    def check(self) -> None:
+        """Raises: InputError if the disk is too small."""
+        if self.size + self.downloads > self.free:
+            raise InputError(
+                f"{self.folder} needs up to {format_bytes(self.size + self.downloads)} with the downloads,"
+                f" {format_bytes(self.free)} are free; give -o on another disk,"
+                f" or --link-llm to leave the language model in its folder"
+            )
 
 
-def _cached_part(part: Part, cache_dir: Path) -> PlannedPart:
-    """A part as the cache has it. Raises: InputError naming what is not there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    folder = None
-    for name in part.files:
-        if folder is None and "*" not in name:
-            path = try_to_load_from_cache(part.repo, name, cache_dir, part.revision)
-            folder = Path(path).parent if isinstance(path, str) else None
-    lacking = part.told
-    if folder is not None:
-        names = _chosen(part, (path.name for path in folder.iterdir() if path.is_file()))
-        index = index_of(names)
-        names, left, lacking = _wanted(part, names, folder / index if index is not None else None)
-    if folder is None or lacking:
-        raise not_cached(part, lacking, cache_dir)
-    files = []
-    for name in names:
-        blob = (folder / name).resolve()  # named by its checksum, where the system has links
-        digest = digest_of(blob.name) if blob.parent.name == "blobs" else None
-        files.append(File(name, blob.stat().st_size, digest, cached=True))
-    return PlannedPart(part, folder.name, tuple(files), tuple(left))
-
-
-def _chosen(part: Part, names: Iterable[str]) -> list[str]:
-    """The files that a part's patterns ask for; of weights safetensors where there are any, else pickles."""
-    found = sorted(
-        name for name in names if "/" not in name and any(fnmatchcase(name, glob) for glob in part.files)
-    )
-    if any(name.endswith(".safetensors") for name in found):
-        return [name for name in found if not name.endswith((".bin", ".bin.index.json"))]
-    if any(name.endswith(".bin") for name in found):
-        return [name for name in found if not name.endswith(".safetensors.index.json")]
-    return found
-
-
-def _wanted(part: Part, names: list[str], index: Path | None) -> tuple[list[str], list[str], str]:
-    """(files to have, weight files without tensors that we want, what is lacking or "").
-
-    Raises: InputError for an index that is none.
-    """
-    lacking = [name for name in part.needed if name not in names]
-    if index is not None:
-        holders = weight_map(part, index).items()
-        shards = {shard for tensor, shard in holders if tensor.startswith(part.holding)}
-        lacking += sorted(shards - set(names)) if shards else [f"{part.holding}* in {index.name}"]
-        left = [name for name in names if is_weight(name) and name not in shards]
-    else:
-        left = []
-        if any(is_weight(glob) for glob in part.files) and not any(is_weight(name) for name in names):
-            lacking.append("weights (model*.safetensors or pytorch_model*.bin)")
-    return [name for name in names if name not in left], left, ", ".join(lacking)
-
-
-def weight_map(part: Part, index: Path) -> dict[str, str]:
-    """Tensors and the files that hold them. Raises: InputError."""
+def weight_map(component: Component, index: Path) -> dict[str, str]:
+    """Names of tensors and the files that hold them, from an index of shards. Raises: InputError."""
     try:
-        found = json.loads(index.read_text())["weight_map"]
-        return {str(tensor): str(shard) for tensor, shard in found.items()}
+        mapping = json.loads(index.read_text())["weight_map"]
+        return {str(tensor): str(shard) for tensor, shard in mapping.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{index.name} of {part.repo} is not an index of shards; delete {index.resolve()} and fetch again"
+            f"{index.name} of {component.repo} is not an index of shards; delete {index.resolve()} and fetch"
+            f" again"
         ) from error
 
 
 def index_of(names: Iterable[str]) -> str | None:
+    """The index of shards among these files."""
     return next((name for name in names if name.endswith(".index.json")), None)
 
 
 def is_weight(name: str) -> bool:
+    """True for a file with weights, or a pattern of such."""
     return name.endswith((".safetensors", ".bin"))
+
+
+def _cached(size: int, missing: int) -> str:
+    if not missing:
+        return "all in the cache"
+    return f"{format_bytes(size - missing)} in the cache" if missing < size else "to be downloaded"
+
+
+def _selector(component: Component, hub: Hub) -> Select:
+    """Selection of a component's files among those of its repository. Raises: InputError for a bad index.
+
+    The index of shards is read if the component needs some of them only, or is in the cache, where shards
+    may be missing.
+    """
+    uses_index = bool(component.prefix) or hub.offline
+
+    def select(names: Iterable[str], path_of: Callable[[str], Path]) -> Selection:
+        matching = _matching(component, names)
+        missing = [name for name in component.required if name not in matching]
+        index = index_of(matching) if uses_index else None
+        if index is None:
+            if any(map(is_weight, component.files)) and not any(map(is_weight, matching)):
+                missing.append("weights (model*.safetensors or pytorch_model*.bin)")
+            return Selection(matching, missing=missing)
+        holders = weight_map(component, path_of(index)).items()
+        shards = {shard for tensor, shard in holders if tensor.startswith(component.prefix)}
+        missing += sorted(shards - set(matching)) if shards else [f"{component.prefix}* in {index}"]
+        skipped = [name for name in matching if is_weight(name) and name not in shards]
+        return Selection([name for name in matching if name not in skipped], skipped, missing)
+
+    return select
+
+
+def _matching(component: Component, names: Iterable[str]) -> Sequence[str]:
+    """Files that match a component's patterns; of its weights safetensors if there are any, else pickles."""
+    matching = sorted(
+        name
+        for name in names
+        if "/" not in name and any(fnmatchcase(name, pattern) for pattern in component.files)
+    )
+    if any(name.endswith(".safetensors") for name in matching):
+        return [name for name in matching if not name.endswith((".bin", ".bin.index.json"))]
+    if any(name.endswith(".bin") for name in matching):
+        return [name for name in matching if not name.endswith(".safetensors.index.json")]
+    return matching

@@ -1,4 +1,4 @@
-"""A published model's numbers: from the shapes of its tensors, and files that say what these do not show."""
+"""Configuration of a published model, from the shapes of its tensors and its configuration files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from deltavlm.model.config import (
     QFormerConfig,
     VisionConfig,
 )
+from deltavlm.upstream.components import Sources
 from deltavlm.upstream.inspect import blocks_of
-from deltavlm.upstream.sources import Sources
 
 
 def read_config(
     sources: Sources, published: Mapping[str, Tensor], tower: Mapping[str, Tensor]
 ) -> DeltaVLMConfig:
-    """The model's numbers from the shapes of its tensors and the Llama's own configuration.
+    """Model configuration from the shapes of its tensors and the Llama's configuration.
+
+    Args:
+        sources: local files of all components.
+        published: tensors of the checkpoint, by published names.
+        tower: tensors of the vision base, by LAVIS's names.
 
     Raises: InputError.
     """
@@ -70,13 +75,14 @@ def read_config(
 
 
 def heads_of(sources: Sources) -> tuple[int, int]:
-    """Numbers of attention heads of the vision tower and of the Q-Former, which no weight shows.
+    """Numbers of attention heads of vision tower and Q-Former, which the shapes of weights do not show.
 
-    From --config (a model configuration of ours, YAML or JSON, or a table `dims` with vheads and qheads),
-    from such an expected.json beside the checkpoint, or those of the published model. Raises: InputError.
+    They are read from `sources.heads_config` (a model configuration, YAML or JSON, or a JSON object `dims`
+    with vheads and qheads), else from expected.json in the checkpoint's folder, else from the configuration
+    of the published model. Raises: InputError.
     """
-    beside = sources.checkpoint.with_name("expected.json")
-    path = sources.config or (beside if beside.is_file() else shipped_config("deltavlm-7b.yaml"))
+    expected = sources.checkpoint.with_name("expected.json")
+    path = sources.heads_config or (expected if expected.is_file() else shipped_config("deltavlm-7b.yaml"))
     try:
         values = json.loads(path.read_text()) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
@@ -91,11 +97,11 @@ def heads_of(sources: Sources) -> tuple[int, int]:
 
 
 def language_config(folder: Path) -> LanguageConfig:
-    """A Llama folder's numbers, out of its config.json. Raises: InputError."""
+    """Configuration of a Llama folder, from its config.json. Raises: InputError."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        values = values.get("text_config", values)  # LLaVA keeps its Llama's inside
+        values = values.get("text_config", values)  # LLaVA nests that of its Llama
         if values.get("num_key_value_heads", values["num_attention_heads"]) != values["num_attention_heads"]:
             raise InputError(
                 f"{path}: grouped key and value heads are not supported; the model used Vicuna-7B v1.5"

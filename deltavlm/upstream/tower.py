@@ -1,4 +1,4 @@
-"""The vision tower, put together from its base and the blocks that were tuned."""
+"""Merge the vision tower from its base and the fine-tuned blocks of the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from deltavlm.upstream.read import tensors
 
 
 def read_tower(base: Path, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The vision tower in LAVIS's names: all of the base, under the checkpoint's own last blocks.
+    """Tensors of the base by LAVIS's names, without those that the checkpoint has itself.
 
     The published file of EVA-CLIP-g has a 40th block and a head that this model does not use.
     Raises: InputError.
     """
     blocks = blocks_of(published)
     depth = blocks[-1] + 1 if blocks else 39
-    found: dict[str, Tensor] = {}
+    tower: dict[str, Tensor] = {}
     for name, tensor in tensors(base):
-        lavis = names.of_base(name)
+        lavis = names.from_vision_base(name)
         if lavis is None:
             continue
         if lavis.startswith("blocks.") and int(lavis.split(".")[1]) >= depth:
             continue
-        if lavis.endswith("attn.qkv.bias"):  # transformers: q, zeros, v in one
+        if lavis.endswith("attn.qkv.bias"):  # transformers: q, zeros, v in one tensor
             query, key, value = tensor.chunk(3)
             if key.abs().max() > 1e-6:
-                raise InputError(f"{base}: {name} has a bias of keys; it is no EVA-ViT")
+                raise InputError(f"{base}: {name} has a bias of keys; it is not an EVA-ViT")
             stem = lavis.removesuffix("qkv.bias")
-            found[stem + "q_bias"], found[stem + "v_bias"] = query.clone(), value.clone()
+            tower[stem + "q_bias"], tower[stem + "v_bias"] = query.clone(), value.clone()
             continue
-        found[lavis] = tensor
-    for needed in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"):
-        if needed not in found:
+        tower[lavis] = tensor
+    for required in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"):
+        if required not in tower:
             raise InputError(
-                f"{base} has no {needed}; give the EVA-CLIP-g base: eva_vit_g.pth, or the folder of"
+                f"{base} has no {required}; give the EVA-CLIP-g base: eva_vit_g.pth, or the folder of"
                 f" instructblip-vicuna-7b"
             )
-    own = {n.removeprefix("visual_encoder.") for n in published if n.startswith("visual_encoder.")}
-    return {name: tensor for name, tensor in found.items() if name not in own}
+    tuned = {n.removeprefix("visual_encoder.") for n in published if n.startswith("visual_encoder.")}
+    return {name: tensor for name, tensor in tower.items() if name not in tuned}

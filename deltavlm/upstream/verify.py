@@ -1,7 +1,7 @@
-"""Is a converted checkpoint equal to the original? Against what the original code itself computed.
+"""Verify a converted checkpoint against results of the original code.
 
-A folder of expectations holds `expected.safetensors` (pictures, tokens, soft prompts, logits, token ids) and
-`expected.json` (the generated ids and texts of each case), as made by running the original at any size.
+A folder of expected results has `expected.safetensors` (images, tokens, soft prompts, logits, token ids) and
+`expected.json` (generated ids and text of each case), made by running the original at any size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
+from deltavlm.model.config import Decoding
 from deltavlm.model.device import DTYPES, pick_device
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.quantize import Kind, check_quantize
@@ -30,13 +31,13 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison over all cases."""
+    """Comparison of one stage over all cases."""
 
     name: str
     cases: int
-    equal: int  # cases within the tolerance, or the same token for token
+    equal: int  # cases within the tolerance, or equal token for token
     worst: float | None  # largest absolute difference; None for ids and texts
-    size: float | None = None  # largest absolute value expected
+    size: float | None = None  # largest absolute expected value
 
     @property
     def passed(self) -> bool:
@@ -51,29 +52,31 @@ def verify(
     device: str = "cpu",
     quantize: Kind | None = None,
 ) -> list[Check]:
-    """Compares stage by stage. In fp32 everything must be equal; in 16 bit, or with the language model
-    quantised, the list shows the drift.
+    """Compare all stages of the model. In fp32 they must be equal; in 16 bit, or with a quantized language
+    model, the checks show the drift.
 
-    The difference module is run as the original's inference does ("csrm"), whatever the configuration says.
-    Raises: InputError where the expectations cannot be read, ModelError where the checkpoint cannot.
+    The difference module runs in mode "csrm", as in the original's inference, whatever the configuration
+    says. Raises: InputError if the expected results cannot be read, ModelError if the checkpoint cannot.
     """
     arrays, cases = read_expected(expected)
-    where = pick_device(device)
+    device = pick_device(device)
     if quantize:
-        check_quantize(quantize, where)
-    config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=where, quantize=quantize)
+        check_quantize(quantize, device)
+    config, model = checkpoint.load(folder, dtype=DTYPES[dtype], device=device, quantize=quantize)
     model.difference.mode = "csrm"
     model.set_attention("eager")
     questions, codec = load_codecs(folder)
-    predictor = Predictor(model, config, questions, codec, where, "")
-    found: dict[str, list[tuple[bool, float | None, float | None]]] = {}
+    predictor = Predictor(model, config, questions, codec, device, "")
+    results: dict[str, list[tuple[bool, float | None, float | None]]] = {}
 
-    def near(name: str, got: Tensor, want: Tensor) -> None:
-        if got.shape != want.shape:
-            raise ModelError(f"{name} is {tuple(got.shape)}, expected {tuple(want.shape)}; the sizes differ")
-        off = float((got.float().cpu() - want.float()).abs().max())
+    def compare(name: str, actual: Tensor, expected: Tensor) -> None:
+        if actual.shape != expected.shape:
+            raise ModelError(
+                f"{name} is {tuple(actual.shape)}, expected {tuple(expected.shape)}; the sizes differ"
+            )
+        error = float((actual.float().cpu() - expected.float()).abs().max())
         bound = 0.0 if name in EXACT else TOLERANCE
-        found.setdefault(name, []).append((off <= bound, off, float(want.abs().max())))
+        results.setdefault(name, []).append((error <= bound, error, float(expected.abs().max())))
 
     prompts = list(dict.fromkeys(case["prompt"] for case in cases))
     with torch.inference_mode():
@@ -81,7 +84,7 @@ def verify(
             date: predictor.pixels(arrays[f"uint8_{date}"].numpy().transpose(0, 3, 1, 2)) for date in "AB"
         }
         for date in "AB":
-            near("pixels", pixels[date].float(), arrays[f"pixel_{date}"].to(DTYPES[dtype]).float())
+            compare("pixels", pixels[date].float(), arrays[f"pixel_{date}"].to(DTYPES[dtype]).float())
         pairs = len(pixels["A"])
         for pair in range(pairs):
             before, after = pixels["A"][pair : pair + 1], pixels["B"][pair : pair + 1]
@@ -90,34 +93,34 @@ def verify(
                 stem = f"p{pair}q{index}/"
                 if stem + "first_logits" not in arrays:
                     continue
-                near("vision tokens", model.vision(before)[0], arrays[stem + "vit_before"])
-                near("vision tokens", model.vision(after)[0], arrays[stem + "vit_after"])
-                near("difference tokens", tokens, arrays[stem + "difference_tokens"])
+                compare("vision tokens", model.vision(before)[0], arrays[stem + "vit_before"])
+                compare("vision tokens", model.vision(after)[0], arrays[stem + "vit_after"])
+                compare("difference tokens", tokens, arrays[stem + "difference_tokens"])
                 question, text = predictor.tokenize([prompt])
-                near("question ids", question.ids, arrays[stem + "qformer_input_ids"])
-                near("text ids", text.ids, arrays[stem + "llm_input_ids"])
-                near("soft prompt", model.query(tokens, question), arrays[stem + "soft_prompt"])
+                compare("question ids", question.ids, arrays[stem + "qformer_input_ids"])
+                compare("text ids", text.ids, arrays[stem + "llm_input_ids"])
+                compare("soft prompt", model.query(tokens, question), arrays[stem + "soft_prompt"])
                 logits = model.first_logits(tokens, question, text)
-                vocab = logits.shape[-1]  # the original adds a row for padding, random and never chosen
-                near("first logits", logits, arrays[stem + "first_logits"][..., :vocab])
-        for name, same in answers(predictor, pixels, cases):
-            found.setdefault(name, []).append((same, None, None))
+                vocab = logits.shape[-1]  # the original adds a random row for padding
+                compare("first logits", logits, arrays[stem + "first_logits"][..., :vocab])
+        for name, is_equal in _compare_answers(predictor, pixels, cases):
+            results.setdefault(name, []).append((is_equal, None, None))
     return [
         Check(
             name,
             len(rows),
-            sum(ok for ok, _, _ in rows),
-            max((off for _, off, _ in rows if off is not None), default=None),
+            sum(is_equal for is_equal, _, _ in rows),
+            max((error for _, error, _ in rows if error is not None), default=None),
             max((size for _, _, size in rows if size is not None), default=None),
         )
-        for name, rows in found.items()
+        for name, rows in results.items()
     ]
 
 
-def answers(
+def _compare_answers(
     predictor: Predictor, pixels: dict[str, Tensor], cases: list[dict[str, Any]]
 ) -> Iterator[tuple[str, bool]]:
-    """Every case generated: those marked `batched` together in one batch of mixed lengths, the rest alone."""
+    """Compare generated answers: cases marked `batched` in one batch of mixed lengths, others alone."""
     singles = [[case] for case in cases if not case.get("batched")]
     groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for case in cases:
@@ -125,40 +128,37 @@ def answers(
             groups.setdefault((case["num_beams"], case["max_length"]), []).append(case)
     for group in (*singles, *groups.values()):
         beams = group[0]["num_beams"]
-        for case, ids in zip(group, generated(predictor, pixels, group), strict=True):
+        for case, ids in zip(group, _generate(predictor, pixels, group), strict=True):
             codec = predictor.codec
-            want, got = (_up_to(row, codec.eos) for row in (case["token_ids"][1:], ids))  # [0] is a dummy
+            expected = _until(case["token_ids"][1:], codec.eos)  # [0] is a dummy
             name = (
                 f"ids, {'greedy' if beams == 1 else f'{beams} beams'}{', batched' if len(group) > 1 else ''}"
             )
-            yield name, got == want
+            yield name, _until(ids, codec.eos) == expected
             yield name.replace("ids", "text"), codec.decode(ids) == case["text"]
 
 
-def _up_to(ids: list[int], end: int) -> list[int]:
+def _until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def generated(
+def _generate(
     predictor: Predictor, pixels: dict[str, Tensor], group: list[dict[str, Any]]
 ) -> list[list[int]]:
-    """Token ids of a batch of cases, padding and all."""
+    """Token ids of a batch of cases, with padding."""
     first = group[0]
     rows = [case["pair"] for case in group]
     tokens = predictor.model.encode_pair(pixels["A"][rows], pixels["B"][rows]).tokens
     question, text = predictor.tokenize([case["prompt"] for case in group])
-    found = predictor.model.generate(
+    generation = predictor.model.generate(
         tokens,
         question,
         text,
-        max_new_tokens=first["max_length"] - 1,
-        bos=predictor.codec.bos,
-        eos=predictor.codec.eos,
-        pad=predictor.codec.pad,
-        beams=first["num_beams"],
-        repetition_penalty=first["repetition_penalty"],
+        predictor.generation_options(
+            first["max_length"] - 1, Decoding(first["num_beams"], first["repetition_penalty"])
+        ),
     )
-    ids: list[list[int]] = found.ids.tolist()
+    ids: list[list[int]] = generation.ids.tolist()
     return ids
 
 
@@ -166,7 +166,7 @@ def read_expected(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]
     """(arrays, cases). Raises: InputError."""
     path = folder / "expected.json"
     if not path.is_file():
-        raise InputError(f"no file {path}; give the folder of what the original computed")
+        raise InputError(f"no file {path}; give the folder of the original's results")
     try:
         cases = json.loads(path.read_text())["cases"]
         for case in cases:
@@ -174,7 +174,7 @@ def read_expected(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]
                 case[key]
             case.setdefault("repetition_penalty", 1.5)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a file of expectations: {error!r}") from error
+        raise InputError(f"{path} is not a file of expected results: {error!r}") from error
     arrays = dict(tensors(folder / "expected.safetensors"))
     for name in ("uint8_A", "uint8_B", "pixel_A", "pixel_B"):
         if name not in arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from typer.testing import CliRunner, Result
 
 from deltacli.main import app
 from deltavlm.model.config import RuntimeOptions
-from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# A whole program with the scripted model in place of a real one; its arguments are those of `deltavlm`.
+# `deltavlm` as a program with the scripted model (see the fixture `loads`), slowed down by a pause
 PROGRAM = """
 import sys, time
-import deltacli.flag_groups
+import deltavlm
 from deltacli.main import app
 from tests.scripted_model import ScriptedModel
 
@@ -34,37 +33,30 @@ class Slow(ScriptedModel):
         time.sleep({pause})
         return super().answer_rows(encoded, rows)
 
-deltacli.flag_groups._load = lambda name, runtime: Slow()
+deltavlm.load_model = lambda name, runtime: Slow()
 app(prog_name="deltavlm")
 """
 
 
 @dataclass
 class Run:
-    """`run("analyze", before, ...)` in this process; `loads` keeps what the model was loaded with."""
+    """Runner: `run("analyze", before, ...)` in this process; `loads` records calls of `load_model`."""
 
-    loads: list[tuple[str, RuntimeOptions]] = field(default_factory=list)
+    loads: list[tuple[str, RuntimeOptions]]
 
     def __call__(self, *args: object, **settings: Any) -> Result:
         return CliRunner().invoke(app, [str(arg) for arg in args], **settings)
 
 
 @pytest.fixture
-def run(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """A runner with the scripted model, in an empty current folder."""
+def run(loads: list[tuple[str, RuntimeOptions]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runner with the scripted model, in an empty current folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
     for name in [name for name in os.environ if name.startswith("DELTAVLM_")]:
         monkeypatch.delenv(name)
-    runner = Run()
-
-    def load(name: str, runtime: RuntimeOptions) -> ScriptedModel:
-        runner.loads.append((name, runtime))
-        return model
-
-    monkeypatch.setattr("deltacli.flag_groups._load", load)
-    return runner
+    return Run(loads)
 
 
 def one_line(result: Result) -> str:

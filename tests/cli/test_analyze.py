@@ -220,16 +220,16 @@ def test_far_from_the_models_scale_is_a_warning(run: Run, scene: Scene, model: S
     assert "Warning" not in run("analyze", *scene.args, "-o", "a.gpkg", *SMALL).stderr
     model.training_gsd_m = 3.0
     result = run("analyze", *scene.args, "-o", "b.gpkg", *SMALL)
-    assert "Warning: a pixel is 0.5 m, the model learned on 3 m" in result.stderr
+    assert "Warning: a pixel is 0.5 m, the model was trained at 3 m" in result.stderr
     assert result.exit_code == 0
 
 
 def test_dry_run_knows_the_model_without_loading_it(run: Run, scene: Scene) -> None:
     result = run("analyze", *scene.args, "-n", "--gsd", 2)
-    assert "Warning: a pixel is 2 m, the model learned on 0.5 m" in result.stderr
+    assert "Warning: a pixel is 2 m, the model was trained at 0.5 m" in result.stderr
     result = run("analyze", *scene.args, "-n", "-m", "no-such-model", *SMALL)
     assert result.exit_code == 2
-    assert "Error: no model 'no-such-model'; give a known one" in result.stderr
+    assert "Error: no model 'no-such-model'; give the name of an installed one" in result.stderr
     assert run.loads == []
 
 
@@ -294,4 +294,4 @@ def test_answers_that_are_neither_yes_nor_no_are_told(run: Run, scene: Scene, mo
     model.script = lambda before, after, question: "perhaps"
     result = run("analyze", *scene.args, "--chip-size", 32, "--json")
     assert json.loads(result.stdout)["neither_yes_nor_no"] == 15
-    assert "Warning: the model said neither yes nor no to whether 15 chips changed" in result.stderr
+    assert "Warning: 15 yes/no answers could not be parsed" in result.stderr

@@ -1,4 +1,4 @@
-"""`deltavlm ask`: questions from everywhere, answers as text, JSON, coordinates and maps."""
+"""`deltavlm ask`: questions from arguments, files and pipes; answers as text, JSON, GeoJSON and maps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def echoing(model: ScriptedModel) -> None:
 
 @pytest.fixture
 def large(tmp_path: Path) -> list[str]:
-    """A pair of 640 x 600 px, too large to be asked whole."""
+    """A pair of 640 x 600 px, too large for one image."""
     return [str(write_raster(tmp_path / f"{date}.tif", noise(3, 600, 640))) for date in ("then", "now")]
 
 
@@ -41,17 +41,17 @@ def test_answers_are_lines_in_the_order_of_the_questions(
     assert model.batches == [1]
 
 
-def test_questions_from_a_pipe_only_where_there_are_no_others(run: Run, scene: Scene) -> None:
+def test_stdin_is_read_only_without_other_questions(run: Run, scene: Scene) -> None:
     assert run("ask", *scene.args, input="One?\n\nTwo?\n").stdout == "One!\nTwo!\n"
     assert run("ask", *scene.args, "Three?", input="One?\n").stdout == "Three!\n"
 
 
-def test_a_question_set_as_analyze_has_it(run: Run, scene: Scene) -> None:
+def test_a_yaml_of_questions_as_for_analyze(run: Run, scene: Scene) -> None:
     Path("set.yaml").write_text("- name: colour\n  task: open\n  prompt: Which colour?\n")
     assert run("ask", *scene.args, "-Q", "set.yaml").stdout == "Which colour!\n"
 
 
-def test_a_record_a_line(run: Run, scene: Scene) -> None:
+def test_json_is_one_record_per_line(run: Run, scene: Scene) -> None:
     result = run("ask", *scene.args, "-q", "One?", "-q", "Two?", "--json")
     first, second = map(json.loads, result.stdout.splitlines())
     assert (first["question"], first["answer"], second["answer"]) == ("One?", "One!", "Two!")
@@ -59,7 +59,7 @@ def test_a_record_a_line(run: Run, scene: Scene) -> None:
     assert first["score"] == -0.5
 
 
-def test_a_large_pair_needs_a_place(run: Run, large: list[str]) -> None:
+def test_a_large_pair_needs_a_point_or_box(run: Run, large: list[str]) -> None:
     result = run("ask", *large, "What?")
     assert result.exit_code == 2
     assert "640 x 600 px, too large" in result.stderr.splitlines()[-1]
@@ -69,7 +69,7 @@ def test_a_large_pair_needs_a_place(run: Run, large: list[str]) -> None:
     assert window == {"col_off": 0, "row_off": 0, "width": 640, "height": 600, "size": 640}
 
 
-def test_a_place_by_point_and_by_box(run: Run, large: list[str]) -> None:
+def test_windows_by_point_and_by_box(run: Run, large: list[str]) -> None:
     west, south, east, north = json.loads(run("ask", *large, "What?", "--chip-size", 320, "--json").stdout)[
         "bounds"
     ]
@@ -85,7 +85,7 @@ def test_a_place_by_point_and_by_box(run: Run, large: list[str]) -> None:
     assert box["height"] == box["size"] == 600
 
 
-def test_coordinates(run: Run, scene: Scene, model: ScriptedModel) -> None:
+def test_geojson_of_window_cells_and_mask(run: Run, scene: Scene, model: ScriptedModel) -> None:
     model.script = None
     model.replies.append("roads [] buildings ['top-left']")
     result = run("ask", *scene.args, locate.PROMPT, "--geojson")
@@ -102,13 +102,13 @@ def test_coordinates(run: Run, scene: Scene, model: ScriptedModel) -> None:
     assert len(pyogrio.read_dataframe("out.geojson")) == 3
 
 
-def test_all_chips_is_analyze_with_that_question(run: Run, scene: Scene) -> None:
+def test_all_chips_runs_analyze_with_these_questions(run: Run, scene: Scene) -> None:
     result = run(
         *("ask", *scene.args, "One?", "-q", "Two?", "--all-chips", "--chip-size", 32),
         *("-o", "out.gpkg", "--limit", 4, "--json"),
     )
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["changed"] is None  # nobody asked whether it changed
+    assert json.loads(result.stdout)["changed"] is None  # no yes/no question
     assert "0 changed" not in result.stderr
     chips = pyogrio.read_dataframe("out.gpkg", layer="chips")
     assert list(chips["answer_question"]) == ["One!"] * 4
@@ -116,7 +116,7 @@ def test_all_chips_is_analyze_with_that_question(run: Run, scene: Scene) -> None
 
 
 @pytest.mark.parametrize(
-    ("args", "what"),
+    ("args", "message"),
     [
         ([], "no question"),
         (["  "], "the question is empty"),
@@ -126,7 +126,7 @@ def test_all_chips_is_analyze_with_that_question(run: Run, scene: Scene) -> None
         (["What?", "--at", "3.0"], "'3.0' is not lon,lat"),
         (["What?", "--at", "40,10"], "lon/lat 40,10 is outside"),
         (["What?", "--at", "3,45", "--bbox", "2,44,4,46"], "cannot be combined with --bbox"),
-        (["What?", "--bbox", "9,9,10,10"], "has no part of the pair"),
+        (["What?", "--bbox", "9,9,10,10"], "does not overlap the pair"),
         (["What?", "-o", "out.gpkg"], "--output is for many chips"),
         (["What?", "--limit", "3"], "--limit is for many chips"),
         (["What?", "--cascade"], "--cascade is for many chips"),
@@ -136,10 +136,10 @@ def test_all_chips_is_analyze_with_that_question(run: Run, scene: Scene) -> None
         (["What?", "--model", "nana"], "nana"),
     ],
 )
-def test_mistakes_are_one_line(run: Run, scene: Scene, args: list[str], what: str) -> None:
+def test_errors_are_one_line(run: Run, scene: Scene, args: list[str], message: str) -> None:
     Path("empty.txt").write_text("\n")
     result = run("ask", *scene.args, *args, "--quiet")
     assert result.exit_code == 2, result.stderr
-    assert what in one_line(result)
+    assert message in one_line(result)
     assert result.stdout == ""
     assert run.loads == []

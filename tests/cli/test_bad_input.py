@@ -1,6 +1,6 @@
-"""Every mistake with a file or a flag: one line on stderr that names it, the right code, and no output.
+"""Errors in files and flags: one line on stderr that names the file or flag, exit code 2, no output.
 
-Unwritable places are found without permissions, because tests may run as root.
+Unwritable locations are made without permissions, because tests may run as root.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def refused(run: Run, *args: object, words: tuple[str, ...]) -> None:
     assert result.exit_code == 2
     for word in words:
         assert word in line
-    assert run.loads == []  # told before the model is loaded
+    assert run.loads == []  # before the model is loaded
     assert not list(Path.cwd().glob("*.gpkg*"))
 
 
@@ -58,7 +58,7 @@ def test_a_truncated_header(run: Run, scene: Scene, tmp_path: Path) -> None:
 
 
 def partly_unreadable(run: Run, before: Path, after: Path) -> dict[str, str]:
-    """Status by chip of a run in which some chips fail and the others are answered."""
+    """Status by chip of a run in which some chips fail."""
     result = run("analyze", before, after, "-o", "out.gpkg", "--chip-size", 32, "--no-progress")
     assert result.exit_code == 3, result.stderr
     assert "Traceback" not in result.stderr
@@ -70,20 +70,20 @@ def partly_unreadable(run: Run, before: Path, after: Path) -> dict[str, str]:
     return dict(zip(values["chip_id"], values["status"], strict=True))
 
 
-def test_a_truncated_tiff_answers_the_chips_that_are_there(
+def test_a_truncated_tiff_has_answers_for_its_readable_chips(
     run: Run, tmp_path: Path, pixels: np.ndarray
 ) -> None:
     before = write_tiled(tmp_path / "a.tif", pixels)
-    whole = write_tiled(tmp_path / "b.tif", pixels)
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-    statuses = partly_unreadable(run, before, whole)
+    after = write_tiled(tmp_path / "b.tif", pixels)
+    after.write_bytes(after.read_bytes()[: after.stat().st_size * 2 // 3])
+    statuses = partly_unreadable(run, before, after)
     assert len(statuses) == 15
     assert statuses["r00000_c00000"] == "answered"
     assert statuses["r00064_c00128"] == "unreadable"
     assert {*statuses.values()} == {"answered", "unreadable"}
 
 
-def test_a_corrupted_tile_costs_its_chip_alone(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_corrupted_tile_affects_only_its_chip(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
     import rasterio
 
     before = write_tiled(tmp_path / "a.tif", pixels)
@@ -107,11 +107,11 @@ def test_wrong_suffix(run: Run, scene: Scene, name: str) -> None:
     refused(run, *scene.args, "-o", name, words=(name, ".gpkg"))
 
 
-def test_output_in_a_folder_that_is_not_there(run: Run, scene: Scene) -> None:
+def test_output_in_a_missing_folder(run: Run, scene: Scene) -> None:
     refused(run, *scene.args, "-o", "no/where/out.gpkg", words=("no/where",))
 
 
-def test_output_in_a_file_that_is_no_folder(run: Run, scene: Scene) -> None:
+def test_output_in_a_file_instead_of_a_folder(run: Run, scene: Scene) -> None:
     Path("file").touch()
     refused(run, *scene.args, "-o", "file/out.gpkg", words=("file",))
 
@@ -157,22 +157,20 @@ def test_a_failed_overwrite_keeps_the_old_output(run: Run, scene: Scene, model: 
     assert [path.name for path in Path.cwd().iterdir()] == ["out.geojson"]
 
 
-@pytest.mark.parametrize("more", [["--dry-run"], []])
-def test_a_device_that_is_not_there(
-    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, more: list[str]
-) -> None:
-    """It was a failure while running (exit code 1), and a dry run did not look."""
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_missing_device(run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    """It was a failure during the run (exit code 1), and a dry run did not check."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    refused(run, *scene.args, "--device", "cuda", *more, words=("no cuda device", "--device cpu"))
+    refused(run, *scene.args, "--device", "cuda", *flags, words=("no cuda device", "--device cpu"))
 
 
-@pytest.mark.parametrize("more", [["--dry-run"], []])
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_quantize_without_its_library(
-    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, more: list[str]
+    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("bitsandbytes", "pip install 'deltavlm[quantize]'")
-    refused(run, *scene.args, "--quantize", "int4", *more, words=words)
+    refused(run, *scene.args, "--quantize", "int4", *flags, words=words)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def typed(*lines: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def test_a_line_in_a_line_out(run: Run, scene: Scene) -> None:
+def test_every_piped_line_gets_one_line(run: Run, scene: Scene) -> None:
     result = run("chat", *scene.args, input=typed(*SIX))
     assert result.exit_code == 0, result.stderr
     # q 1? a 1 words q 2? -- five words more with every turn
@@ -54,7 +54,7 @@ def test_commands(run: Run, scene: Scene, model: ScriptedModel) -> None:
         ),
     )
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "1 words\n1 words\n"  # at another place it begins anew
+    assert result.stdout == "1 words\n1 words\n"  # at another chip the history starts over
     assert "> 1?" in result.stderr
     assert "160 x 96 px from column 0, row 0" in result.stderr
     assert "/at LON,LAT" in result.stderr
@@ -64,7 +64,7 @@ def test_commands(run: Run, scene: Scene, model: ScriptedModel) -> None:
     assert len(model.batches) == 2
 
 
-def test_mistakes_in_a_conversation_do_not_end_it(run: Run, scene: Scene) -> None:
+def test_errors_do_not_end_a_conversation(run: Run, scene: Scene) -> None:
     Path("there.jsonl").touch()
     lines = (
         "/nope",
@@ -78,7 +78,7 @@ def test_mistakes_in_a_conversation_do_not_end_it(run: Run, scene: Scene) -> Non
     )
     result = run("chat", *scene.args, "--quiet", input=typed(*lines))
     assert result.exit_code == 3, result.stderr
-    assert result.stdout == "\n"  # the last question is about nowhere
+    assert result.stdout == "\n"  # the last /at failed
     errors = result.stderr.splitlines()
     assert all(line.startswith("Error: ") for line in errors)
     assert len(errors) == 9
@@ -87,20 +87,20 @@ def test_mistakes_in_a_conversation_do_not_end_it(run: Run, scene: Scene) -> Non
     assert "outside" in errors[2]
 
 
-def test_a_question_without_an_answer_keeps_its_line(run: Run, scene: Scene) -> None:
+def test_a_question_that_fails_gets_an_empty_line(run: Run, scene: Scene) -> None:
     for flags, lines in (((), ["1 words", "", "7 words"]), (("--json",), [None, None, None])):
         result = run("chat", *scene.args, *flags, input=typed("1?", "bell \x07", "2?"))
         assert result.exit_code == 3
         assert "1 question got no answer" in result.stderr.splitlines()[-1]
-        found = result.stdout.splitlines()
-        assert len(found) == 3
+        answers = result.stdout.splitlines()
+        assert len(answers) == 3
         if not flags:
-            assert found == lines
+            assert answers == lines
         else:
-            assert json.loads(found[1]) is None
+            assert json.loads(answers[1]) is None
 
 
-def test_kept_and_gone_on_with(run: Run, scene: Scene) -> None:
+def test_save_and_continue(run: Run, scene: Scene) -> None:
     assert run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?", "2?")).exit_code == 0
     result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("3?"))
     assert result.stdout == "12 words\n"  # as the third of one conversation
@@ -111,7 +111,7 @@ def test_kept_and_gone_on_with(run: Run, scene: Scene) -> None:
     assert len(Path("copy.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_file_without_a_last_newline_is_gone_on_with(run: Run, scene: Scene) -> None:
+def test_a_transcript_without_its_last_newline_is_continued(run: Run, scene: Scene) -> None:
     run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
     path = Path("talk.jsonl")
     path.write_text(path.read_text().rstrip("\n"))
@@ -119,7 +119,7 @@ def test_a_file_without_a_last_newline_is_gone_on_with(run: Run, scene: Scene) -
     assert [json.loads(line)["question"] for line in path.read_text().splitlines()] == ["1?", "2?"]
 
 
-def test_a_turn_that_was_cut_off_is_dropped(run: Run, scene: Scene) -> None:
+def test_an_incomplete_last_turn_is_dropped(run: Run, scene: Scene) -> None:
     run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?", "2?"))
     path = Path("talk.jsonl")
     path.write_text(path.read_text()[:-40])
@@ -128,7 +128,7 @@ def test_a_turn_that_was_cut_off_is_dropped(run: Run, scene: Scene) -> None:
     assert [json.loads(line)["question"] for line in path.read_text().splitlines()] == ["1?", "3?"]
 
 
-def test_after_a_piped_at_that_failed_nothing_is_answered(run: Run, scene: Scene) -> None:
+def test_a_failed_piped_at_blocks_questions_until_the_next_one(run: Run, scene: Scene) -> None:
     result = run("chat", *scene.args, input=typed("1?", "/at 99,9", "2?", "/at 3.0002,45.1532", "3?"))
     assert result.exit_code == 3
     assert result.stdout == "1 words\n\n1 words\n"
@@ -136,7 +136,7 @@ def test_after_a_piped_at_that_failed_nothing_is_answered(run: Run, scene: Scene
     assert result.stderr.splitlines()[-1].endswith("1 question got no answer, 1 command failed")
 
 
-def test_two_conversations_do_not_write_one_file(run: Run, scene: Scene) -> None:
+def test_a_transcript_is_locked(run: Run, scene: Scene) -> None:
     run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
     with lock(Path("talk.jsonl")):
         result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("2?"))
@@ -146,7 +146,7 @@ def test_two_conversations_do_not_write_one_file(run: Run, scene: Scene) -> None
     assert not Path("empty.jsonl").exists()
 
 
-def test_bytes_that_are_no_text_do_no_harm(scene: Scene) -> None:
+def test_input_that_is_not_utf8_is_an_error_of_that_line(scene: Scene) -> None:
     process = program("chat", *scene.args, "-q", stdin=subprocess.PIPE)
     process.stdin.buffer.write(b"caf\xe9?\n")  # type: ignore[union-attr]
     out, err = process.communicate()
@@ -154,7 +154,7 @@ def test_bytes_that_are_no_text_do_no_harm(scene: Scene) -> None:
     assert "the question is not UTF-8 text" in err
 
 
-def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: ScriptedModel) -> None:
+def test_continuing_with_another_model_warns(run: Run, scene: Scene, model: ScriptedModel) -> None:
     run("chat", *scene.args, "--save", "talk.jsonl", input=typed("1?"))
     model.fingerprint = "another"
     result = run("chat", *scene.args, "--continue", "talk.jsonl", input=typed("2?"))
@@ -163,10 +163,10 @@ def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: Scr
 
 
 @pytest.mark.parametrize(
-    ("args", "what"),
+    ("args", "message"),
     [
         (["--continue", "nosuch.jsonl"], "cannot read nosuch.jsonl"),
-        (["--continue", "text.jsonl"], "text.jsonl, line 1: is no turn"),
+        (["--continue", "text.jsonl"], "text.jsonl, line 1: is not a turn"),
         (["--continue", "other.jsonl"], "the conversation was about elsewhere.tif"),
         (["--continue", "far.jsonl"], "is not in the pair"),
         (["--save", "text.jsonl"], "text.jsonl exists already"),
@@ -175,22 +175,23 @@ def test_another_model_goes_on_with_a_warning(run: Run, scene: Scene, model: Scr
         (["--model", "nana"], "nana"),
     ],
 )
-def test_mistakes_are_one_line(run: Run, scene: Scene, args: list[str], what: str) -> None:
+def test_errors_are_one_line(run: Run, scene: Scene, args: list[str], message: str) -> None:
     window = {"col_off": 0, "row_off": 0, "width": 16, "height": 16, "size": 32}
     before, after = scene.args
-    told: dict[str, Any] = {"question": "a", "answer": "b", "model": "m", "before": before, "after": after}
+    record: dict[str, Any] = {"question": "a", "answer": "b", "model": "m", "before": before, "after": after}
     Path("text.jsonl").write_text("hello\n")
-    Path("other.jsonl").write_text(json.dumps(told | {"window": window, "before": "elsewhere.tif"}) + "\n")
-    Path("far.jsonl").write_text(json.dumps(told | {"window": window | {"col_off": 9999}}) + "\n")
+    Path("other.jsonl").write_text(json.dumps(record | {"window": window, "before": "elsewhere.tif"}) + "\n")
+    Path("far.jsonl").write_text(json.dumps(record | {"window": window | {"col_off": 9999}}) + "\n")
     result = run("chat", *scene.args, *args, "--quiet", input=typed("1?"))
     assert result.exit_code == 2, result.stderr
-    assert what in one_line(result)
+    assert message in one_line(result)
     assert run.loads == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_six_turns_at_a_terminal_and_an_interrupted_answer(scene: Scene, tmp_path: Path) -> None:
-    """Ctrl-C stops an answer and not the program; the interrupted question leaves no trace."""
+    """Ctrl-C stops an answer and not the program; the interrupted question is not saved."""
     import pty
 
     ours, theirs = pty.openpty()
@@ -221,13 +222,13 @@ def test_six_turns_at_a_terminal_and_an_interrupted_answer(scene: Scene, tmp_pat
         process.kill()
         process.wait()
         os.close(ours)
-    kept = [json.loads(line)["question"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
-    assert kept == SIX
+    saved = [json.loads(line)["question"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert saved == SIX
     assert "Traceback" not in screen.seen
 
 
 class Screen:
-    """What a pseudo-terminal shows."""
+    """Output of a pseudo-terminal."""
 
     def __init__(self, end: int) -> None:
         self.end, self.seen = end, ""

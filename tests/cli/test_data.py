@@ -21,8 +21,8 @@ def test_check_of_a_whole_set(run: Run) -> None:
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["synthetic_test.json", "40", "records", "caption", "40"]
-    assert lines[-1] == f"80 pictures named in {MINI / 'images'}: 0 missing, 0 unreadable, 0 of another size"
-    assert result.stderr == f"{MINI}: nothing is amiss\n"
+    assert lines[-1] == f"80 images named in {MINI / 'images'}: 0 missing, 0 unreadable, 0 of another size"
+    assert result.stderr == f"{MINI}: no faults\n"
     told = json.loads(run("data", "check", MINI, "--json", "-q", "--full").stdout)
     assert told["files"][0] == {
         "name": "synthetic_test.json",
@@ -40,7 +40,7 @@ def test_check_ends_with_3_and_names_what_is_amiss(run: Run) -> None:
     assert result.exit_code == 3
     assert result.stdout.splitlines()[0] == "changechat_105k_test_count.json  40 of 1,929 records  count 40"
     *talk, error = result.stderr.splitlines()
-    assert error == "Error: set: amiss are 8 files, 80 images; --json names all"
+    assert error == "Error: set has faults: 8 files, 80 images; --json lists all of them"
     assert any("and 77 more" in line for line in talk)
     assert any("LEVIR-CC-Dataset" in line for line in talk)
     told = json.loads(run("data", "check", "set", "--json").stdout)
@@ -105,7 +105,7 @@ def test_build_names_what_it_leaves_out(run: Run, pictures: Path) -> None:
     result = run(*args, "--copy-images")
     assert result.exit_code == 3
     *talk, error = result.stderr.splitlines()
-    assert error == "Error: set is written, and 1 problem met on the way; --json names all"
+    assert error == "Error: set is written, with 1 problem; --json lists all of them"
     assert any("test/y.png: " in line and "is 32 x 32 px, and test/A/y.png 64 x 64" in line for line in talk)
     assert [path.name for path in sorted(Path("set").iterdir())] == [
         "images",
@@ -148,7 +148,7 @@ def test_pictures_in_the_way_are_never_written_through(run: Run, pictures: Path)
                 assert result.exit_code == 3  # the same pictures already
                 continue
             assert result.exit_code == 2
-            assert "set/images is there, and leads elsewhere" in one_line(result)
+            assert "set/images exists and leads elsewhere" in one_line(result)
             assert sorted(Path("levir").rglob("*")) == before
         assert list(Path("other").iterdir()) == []
         Path("set/images").unlink()
@@ -171,7 +171,7 @@ def test_build_where_the_pictures_are(run: Run, pictures: Path) -> None:
         (["levir", "nosuch"], "nosuch is not a folder"),
         (["levir", "levir", "nosuch.json"], "cannot read nosuch.json"),
         (["levir", "levir", MINI / "synthetic_test.json"], "is not LevirCCcaptions.json"),
-        (["levir", "levir", "--split", "train"], "IMAGES has test"),
+        (["levir", "levir", "--split", "train"], "levir has no split 'train'; it has test"),
         (["levir", "levir", "--class-map", "roads=1"], "is not CLASS=VALUE"),
         (["levir", "levir", "--class-map", "road=1"], "none of 2 pairs can be used"),
         (["levir", "levir", "--min-area", "0"], "--min-area"),
@@ -198,7 +198,7 @@ def test_open_questions_and_their_key(run: Run, pictures: Path, monkeypatch: pyt
         keys.append(getattr(endpoint, "key", None))
         return '[{"question": "What is new?", "answer": "a house"}]'
 
-    monkeypatch.setattr("deltavlm.data.endpoint._reply", reply)
+    monkeypatch.setattr("deltavlm.data.endpoint.request_reply", reply)
     monkeypatch.setenv("DELTAVLM_LLM_KEY", "sk-of-somebody")
     args = (
         "data",

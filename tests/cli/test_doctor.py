@@ -1,4 +1,4 @@
-"""`deltavlm doctor`: what fits, what does not, and what to do about it."""
+"""`deltavlm doctor`: findings about the installation, with remedies."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from deltacli.doctor import _required_torch, proj_findings, torchvision_finding
+import deltavlm
+from deltavlm.diagnostics import check_proj_variables, check_torchvision, pinned_torch
 from deltavlm.errors import ModelError
 from tests.cli.conftest import ROOT, Run, one_line
 from tests.scripted_model import ScriptedModel
 
 
 @pytest.fixture
-def predictor(monkeypatch: pytest.MonkeyPatch, model: ScriptedModel) -> SimpleNamespace:
-    stand_in = SimpleNamespace(load_model=lambda name: model)
-    monkeypatch.setitem(sys.modules, "deltavlm.model.predictor", stand_in)
-    return stand_in
+def load_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """`load_by(function)` makes `deltavlm.load_model` call it."""
+    return lambda load: monkeypatch.setitem(vars(deltavlm), "load_model", load)
 
 
-def test_a_healthy_machine(run: Run, predictor: SimpleNamespace, model: ScriptedModel) -> None:
+def test_a_working_installation(run: Run, model: ScriptedModel) -> None:
     result = run("doctor", "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 0, report
@@ -38,21 +39,21 @@ def test_a_healthy_machine(run: Run, predictor: SimpleNamespace, model: Scripted
     assert "scripted" in details["model"]
     assert details["model"].endswith("changed? no")
     assert "fit together" in details["torchvision"]
-    assert [question.name for (question,) in model.history] == ["change"]  # it ran, rather than loaded
+    assert [question.name for (question,) in model.history] == ["change"]
 
 
-def test_a_model_that_loads_but_cannot_answer(run: Run, predictor: SimpleNamespace) -> None:
-    predictor.load_model = lambda name: ScriptedModel(poison=0)
+def test_a_model_that_loads_but_cannot_answer(run: Run, load_by: Callable[[Any], None]) -> None:
+    load_by(lambda name: ScriptedModel(poison=0))
     result = run("doctor")
     assert result.exit_code == 1
     assert "broken   model" in result.stdout
 
 
-def test_something_broken_is_exit_code_1_with_a_remedy(run: Run, predictor: SimpleNamespace) -> None:
+def test_a_broken_part_is_exit_code_1_with_a_remedy(run: Run, load_by: Callable[[Any], None]) -> None:
     def fail(name: str) -> None:
         raise ModelError("weights/nano is missing")
 
-    predictor.load_model = fail
+    load_by(fail)
     result = run("doctor")
     assert result.exit_code == 1
     assert "broken   model" in result.stdout
@@ -61,48 +62,49 @@ def test_something_broken_is_exit_code_1_with_a_remedy(run: Run, predictor: Simp
     assert result.stderr == "Error: broken: model; see the remedies above\n"
 
 
-def test_a_check_that_fails_is_a_finding(run: Run, predictor: SimpleNamespace) -> None:
+def test_a_check_that_raises_is_a_finding(run: Run, load_by: Callable[[Any], None]) -> None:
     def fail(name: str) -> None:
         raise RuntimeError("no such thing\nand more")
 
-    predictor.load_model = fail
+    load_by(fail)
     result = run("doctor", "--json")
     assert result.exit_code == 1
     broken = [check for check in json.loads(result.stdout)["checks"] if check["status"] == "broken"]
-    assert [(one["name"], one["detail"]) for one in broken] == [("model", "RuntimeError: no such thing")]
+    details = [(check["name"], check["detail"]) for check in broken]
+    assert details == [("model", "RuntimeError: no such thing")]
 
 
-def test_a_torchvision_of_another_torch_is_explained() -> None:
-    """With it `import timm` and every transformers model fail with words that name neither."""
+def test_a_torchvision_built_for_another_torch_is_explained() -> None:
+    """With it `import timm` and every transformers model fail with messages that name neither package."""
     failure = RuntimeError("operator torchvision::nms does not exist")
-    finding = torchvision_finding("2.15.0+cpu", "0.28.0", "2.14.0", failure)
+    finding = check_torchvision("2.15.0+cpu", "0.28.0", "2.14.0", failure)
     assert finding.status == "broken"
     assert "do not fit together" in finding.detail
     assert "torchvision::nms" in finding.detail
     assert "pip install --force-reinstall torch torchvision" in finding.remedy
-    assert torchvision_finding("2.15.0+cpu", "0.28.0", "2.14.0", None).status == "warning"
-    assert torchvision_finding("2.15.0+cpu", "0.29.0", "2.15.0", None).status == "ok"
-    assert torchvision_finding("2.15.0", "0.29.0", None, None).status == "ok"
+    assert check_torchvision("2.15.0+cpu", "0.28.0", "2.14.0", None).status == "warning"
+    assert check_torchvision("2.15.0+cpu", "0.29.0", "2.15.0", None).status == "ok"
+    assert check_torchvision("2.15.0", "0.29.0", None, None).status == "ok"
 
 
 def test_a_model_is_not_tried_without_torchvision(
-    run: Run, predictor: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    run: Run, load_by: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fails with words that name neither, and was told to reinstall deltavlm."""
+    """Its error names neither package, and the remedy was to reinstall deltavlm."""
     monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it fails
-    predictor.load_model = None
+    load_by(None)
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert one_line(result) == "Error: broken: torchvision; see the remedies above"
-    (said,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "model"]
-    assert (said["status"], said["detail"]) == ("warning", "not tried: it needs torch and torchvision")
+    (check,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "model"]
+    assert (check["status"], check["detail"]) == ("warning", "not tried: it needs torch and torchvision")
 
 
-def test_a_failing_check_shows_its_traceback(run: Run, predictor: SimpleNamespace) -> None:
+def test_a_failing_check_shows_its_traceback(run: Run, load_by: Callable[[Any], None]) -> None:
     def fail(name: str) -> None:
         raise RuntimeError("no such thing")
 
-    predictor.load_model = fail
+    load_by(fail)
     assert "RuntimeError: no such thing" in run("doctor", "-vv").stderr
     assert "Traceback" not in run("doctor").stderr
 
@@ -116,8 +118,8 @@ def test_a_failing_check_shows_its_traceback(run: Run, predictor: SimpleNamespac
         ([], None),
     ],
 )
-def test_what_torchvision_asks_for(requirements: list[str], required: str | None) -> None:
-    assert _required_torch(requirements) == required
+def test_the_torch_that_torchvision_pins(requirements: list[str], required: str | None) -> None:
+    assert pinned_torch(requirements) == required
 
 
 def make_proj(folder: Path, minor: int) -> Path:
@@ -130,44 +132,45 @@ def make_proj(folder: Path, minor: int) -> Path:
     return folder
 
 
-def test_poisoned_proj_data(tmp_path: Path) -> None:
+def test_proj_data_of_another_program(tmp_path: Path) -> None:
     old, new = make_proj(tmp_path / "old", 2), make_proj(tmp_path / "new", 6)
     empty = tmp_path / "empty"
     empty.mkdir()
 
     def status(environ: dict[str, str], unset: dict[str, str]) -> list[str]:
-        return [finding.status for finding in proj_findings(environ, unset, 6)]
+        return [finding.status for finding in check_proj_variables(environ, unset, 6)]
 
     assert status({}, {}) == []
-    assert status({}, {"PROJ_DATA": str(old)}) == ["ok"]  # deltavlm does not listen to it
+    assert status({}, {"PROJ_DATA": str(old)}) == ["ok"]  # deltavlm unset it
     assert status({"PROJ_DATA": str(old)}, {}) == ["broken"]
     assert status({"PROJ_LIB": str(empty)}, {}) == ["broken"]
     assert status({"PROJ_DATA": str(new)}, {}) == ["ok"]
-    (finding,) = proj_findings({"PROJ_DATA": str(old)}, {}, 6)
+    (finding,) = check_proj_variables({"PROJ_DATA": str(old)}, {}, 6)
     assert str(old) in finding.detail
     assert "unset PROJ_DATA" in finding.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["grid a.tif", "synth scene out", "doctor", "grid -h"])
-def test_a_kept_proj_data_that_is_empty(tmp_path: Path, words: str) -> None:
+def test_an_empty_proj_data_that_is_kept(tmp_path: Path, words: str) -> None:
     """PROJ itself wrote a line to stderr, and a CRSError followed that named no variable."""
-    kept = {"DELTAVLM_KEEP_PROJ": "1", "PROJ_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    variables = {"DELTAVLM_KEEP_PROJ": "1", "PROJ_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
         [sys.executable, "-m", "deltacli", *words.split()],
         cwd=tmp_path,
-        env=os.environ | kept,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
     )
     if words == "grid -h":
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (process.returncode, process.stderr) == (0, "")
         return
-    (line,) = done.stderr.splitlines()
+    (line,) = process.stderr.splitlines()
     if words == "doctor":
-        assert (done.returncode, line) == (1, "Error: broken: proj; see the remedies above")
-        line = done.stdout
+        assert (process.returncode, line) == (1, "Error: broken: proj; see the remedies above")
+        line = process.stdout
     else:
-        assert done.returncode == 2
+        assert process.returncode == 2
         assert "deltavlm doctor" in line
     assert f"PROJ_DATA={tmp_path} has no readable proj.db" in line
     assert "unset PROJ_DATA" in line

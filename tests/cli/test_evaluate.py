@@ -1,4 +1,4 @@
-"""`deltavlm eval`: a model asked and scored, and answers made elsewhere scored without one."""
+"""`deltavlm eval`: a model, or a file of predictions, is scored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.examples import read_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.read import read_dataset
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.files import lock
 from tests.cli.conftest import Run, one_line
 from tests.scripted_model import ScriptedModel
@@ -21,22 +21,22 @@ WORDS = {"a": 0, "house": 1, "road": 2, "<unk>": 3}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made set of four pairs, without its pictures."""
-    folder = tmp_path_factory.mktemp("made")
-    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(4)]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of four pairs, without its images."""
+    folder = tmp_path_factory.mktemp("dataset")
+    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(4)]
     write_chip_set(folder, "test", scenes)
     shutil.rmtree(folder / "images")
     return folder
 
 
 @pytest.fixture
-def perfect(made: Path, run: Run) -> list[dict[str, Any]]:
+def perfect(folder: Path, run: Run) -> list[dict[str, Any]]:
     """The first reference of every example as its answer, in no order."""
     answers: list[dict[str, Any]] = []
-    for example in read_set(made).examples:
-        told = [turn.answers[0] for turn in example.turns]
-        answer = told if example.task == "dialogue" else told[0]
+    for example in read_dataset(folder).examples:
+        references = [turn.answers[0] for turn in example.turns]
+        answer = references if example.task == "dialogue" else references[0]
         answers.append({"id": example.id, "task": example.task, "answer": answer})
     random.Random(0).shuffle(answers)
     write(answers)
@@ -50,47 +50,39 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(answers: list[dict[str, Any]], name: str = "answers.jsonl") -> None:
-    Path(name).write_text("".join(json.dumps(one) + "\n" for one in answers))
+    Path(name).write_text("".join(json.dumps(answer) + "\n" for answer in answers))
 
 
 def figures(report: dict[str, Any]) -> dict[tuple[str, str, str], float]:
-    return {(one["task"], one["group"], one["metric"]): one["value"] for one in report["figures"]}
+    return {(m["task"], m["group"], m["metric"]): m["value"] for m in report["figures"]}
 
 
 @pytest.mark.usefixtures("perfect")
-def test_perfect_answers_have_perfect_scores(run: Run, made: Path) -> None:
-    result = run("eval", made, "--predictions", "answers.jsonl", "--json")
+def test_perfect_answers_have_perfect_scores(run: Run, folder: Path) -> None:
+    result = run("eval", folder, "--predictions", "answers.jsonl", "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["protocol"] == "strict"
-    assert {one["protocol"] for one in report["figures"]} == {"strict"}
-    found = figures(report)
-    assert found["change", "all", "f1"] == found["location", "roads", "jaccard"] == 1
-    assert found["count", "both", "exact"] == 1
-    assert found["count", "buildings", "mae"] == 0
-    assert found["dialogue, turn 1", "all", "accuracy"] == 1
-    assert found["caption", "all", "bleu_4"] > 0.99
+    assert {m["protocol"] for m in report["figures"]} == {"strict"}
+    values = figures(report)
+    assert values["change", "all", "f1"] == values["location", "roads", "jaccard"] == 1
+    assert values["count", "both", "exact"] == 1
+    assert values["count", "buildings", "mae"] == 0
+    assert values["dialogue, turn 1", "all", "accuracy"] == 1
+    assert values["caption", "all", "bleu_4"] > 0.99
     assert report["examples"]["open"]["missing"] == 0
     assert report["problems"] == []
     assert any("Java" in note for note in report["notes"])
     assert run.loads == []
 
 
-def test_the_same_report_whatever_the_order(run: Run, made: Path, perfect: list[dict[str, Any]]) -> None:
+def test_the_report_does_not_depend_on_the_order(
+    run: Run, folder: Path, perfect: list[dict[str, Any]]
+) -> None:
     reports = []
     for _ in range(2):
-        args = (
-            "eval",
-            made,
-            "--predictions",
-            "answers.jsonl",
-            "-o",
-            "r.json",
-            "--overwrite",
-            "--bootstrap",
-            50,
-        )
-        assert run(*args).exit_code == 0
+        files = ("--predictions", "answers.jsonl", "-o", "r.json")
+        assert run("eval", folder, *files, "--overwrite", "--bootstrap", 50).exit_code == 0
         reports.append((Path("r.json").read_text(), Path("r.md").read_text()))
         perfect.reverse()
         write(perfect)
@@ -99,29 +91,28 @@ def test_the_same_report_whatever_the_order(run: Run, made: Path, perfect: list[
     assert "| count | roads | MAE | 0.00 | 0.00 to 0.00 | 4 |  |" in reports[0][1]
 
 
-def test_the_table_is_on_stdout_and_talk_on_stderr(
-    run: Run, made: Path, perfect: list[dict[str, Any]]
+def test_the_table_is_on_stdout_and_messages_on_stderr(
+    run: Run, folder: Path, perfect: list[dict[str, Any]]
 ) -> None:
-    left_out = next(one for one in perfect if one["task"] == "count")
-    kept = [one for one in perfect if one["task"] == "count" and one is not left_out]
-    write([*kept, kept[0], {"id": "nosuch", "task": "count", "answer": "no"}, {"id": "x"}])
-    result = run("eval", made, "--predictions", "answers.jsonl")
+    missing, *others = [answer for answer in perfect if answer["task"] == "count"]
+    write([*others, others[0], {"id": "nosuch", "task": "count", "answer": "no"}, {"id": "x"}])
+    result = run("eval", folder, "--predictions", "answers.jsonl")
     assert result.exit_code == 0, result.stderr
     head, columns, *rows = result.stdout.splitlines()
     assert "protocol strict" in head
     assert "published: nothing on these data" in head
     assert columns.split()[-1] == "published"
     assert {row.split()[0] for row in rows} == {"count"}
-    assert f"1 of 4 examples have no answer: count {left_out['id']}" in result.stderr
-    assert "1 predictions are of no example: count nosuch" in result.stderr
-    assert f"1 predictions repeat an id; the first counts: count {kept[0]['id']}" in result.stderr
-    assert "1 predictions cannot be used: line 6" in result.stderr
+    assert f"1 of 4 examples have no answer: count {missing['id']}" in result.stderr
+    assert "1 predictions match no example: count nosuch" in result.stderr
+    assert f"1 predictions repeat an id; the first is scored: count {others[0]['id']}" in result.stderr
+    assert "1 predictions cannot be parsed: line 6" in result.stderr
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "answers.jsonl"]
 
 
 @pytest.mark.usefixtures("perfect")
-def test_published_numbers_stand_beside_their_own_data_only(run: Run, made: Path) -> None:
-    shutil.copy(made / "synthetic_test_count.json", "changechat_105k_test_count.json")
+def test_published_values_are_shown_for_the_published_dataset_only(run: Run, folder: Path) -> None:
+    shutil.copy(folder / "synthetic_test_count.json", "changechat_105k_test_count.json")
     args = ("--predictions", "answers.jsonl", "--tasks", "count")
     result = run("eval", "changechat_105k_test_count.json", *args)
     assert "paper protocol only" in result.stdout
@@ -136,14 +127,14 @@ def test_published_numbers_stand_beside_their_own_data_only(run: Run, made: Path
         "4",
         "0.24",
     ]
-    report = json.loads(run("eval", made, *args, "--json").stdout)
-    assert {one["published"] for one in report["figures"]} == {None}
+    report = json.loads(run("eval", folder, *args, "--json").stdout)
+    assert {m["published"] for m in report["figures"]} == {None}
 
 
 @pytest.mark.usefixtures("perfect")
-def test_paper(run: Run, made: Path) -> None:
+def test_paper(run: Run, folder: Path) -> None:
     Path("words.json").write_text(json.dumps(WORDS))
-    args = ("eval", made, "--predictions", "answers.jsonl", "--protocol", "paper")
+    args = ("eval", folder, "--predictions", "answers.jsonl", "--protocol", "paper")
     assert "--word-map" in one_line(run(*args))
     result = run(*args, "--word-map", "words.json", "--json")
     assert result.exit_code == 0, result.stderr
@@ -152,35 +143,35 @@ def test_paper(run: Run, made: Path) -> None:
     assert figures(report)["change", "all", "f1"] == 1  # from the captions
     assert any("from captions" in note for note in report["notes"])
     result = run(*args, "--tasks", "count,change", "--json")
-    assert {one["task"] for one in json.loads(result.stdout)["figures"]} == {"change", "count"}
+    assert {m["task"] for m in json.loads(result.stdout)["figures"]} == {"change", "count"}
 
 
 @pytest.mark.usefixtures("perfect")
-def test_outputs_are_kept(run: Run, made: Path) -> None:
-    args = ("eval", made, "--predictions", "answers.jsonl", "--tasks", "count")
+def test_outputs_and_inputs_are_not_overwritten(run: Run, folder: Path) -> None:
+    args = ("eval", folder, "--predictions", "answers.jsonl", "--tasks", "count")
     Path("r.md").write_text("mine")
     result = run(*args, "-o", "r.json")
     assert result.exit_code == 2
     assert "r.md exists" in one_line(result)
     assert not Path("r.json").exists()
     shutil.copy("answers.jsonl", "answers.json")
-    for name, what in (("no/r.json", "does not exist"), ("r.csv", "suffix"), ("answers.json", "exists")):
+    for name, message in (("no/r.json", "does not exist"), ("r.csv", "suffix"), ("answers.json", "exists")):
         result = run(*args, "-o", name)
         assert result.exit_code == 2
-        assert what in one_line(result)
-    args = ("eval", made, "--predictions", "answers.json", "-o", "answers.json", "--overwrite")
+        assert message in one_line(result)
+    args = ("eval", folder, "--predictions", "answers.json", "-o", "answers.json", "--overwrite")
     assert "is an input" in one_line(run(*args))
 
 
 @pytest.mark.parametrize(
-    ("args", "what"),
+    ("args", "message"),
     [
-        ([], "give the folder of the pictures with --images"),
+        ([], "give the folder of the images with --images"),
         (["--images", "nosuch"], "nosuch is not a folder"),
         (["--shard", "3/2"], "'3/2' is not I/N"),
         (["--shard", "0/2"], "'0/2' is not I/N"),
-        (["--predictions", "answers.jsonl", "--limit", "3"], "--predictions are answers already"),
-        (["--predictions", "answers.jsonl", "--model", "nana"], "--predictions are answers already"),
+        (["--predictions", "answers.jsonl", "--limit", "3"], "--predictions loads no model"),
+        (["--predictions", "answers.jsonl", "--model", "nana"], "--predictions loads no model"),
         (["--predictions", "nosuch"], "nosuch"),
         (["--predictions", "answers.jsonl", "--tasks", "cuont"], "did you mean 'count'"),
         (["--predictions", "answers.jsonl", "--tasks", ""], "no task ''"),
@@ -194,67 +185,83 @@ def test_outputs_are_kept(run: Run, made: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("perfect")
-def test_mistakes_are_one_line(run: Run, made: Path, args: list[str], what: str) -> None:
+def test_usage_errors_are_a_single_line(run: Run, folder: Path, args: list[str], message: str) -> None:
     write([{"id": "f", "task": "count", "answer": "no"}], "foreign.jsonl")
-    result = run("eval", made, *args)
+    result = run("eval", folder, *args)
     assert result.exit_code == 2, result.stderr
-    assert what in one_line(result)
+    assert message in one_line(result)
     assert result.stdout == ""
 
 
 @pytest.mark.usefixtures("perfect")
-def test_data_that_is_not_there(run: Run, made: Path) -> None:
-    for path, what in (("nosuch", "does not exist"), ("answers.jsonl", "not valid JSON")):
+def test_missing_data(run: Run, folder: Path) -> None:
+    for path, message in (("nosuch", "does not exist"), ("answers.jsonl", "not valid JSON")):
         result = run("eval", path, "--predictions", "answers.jsonl")
         assert result.exit_code == 2
-        assert what in one_line(result)
+        assert message in one_line(result)
     result = run(
-        "eval", made / "synthetic_test_count.json", "--predictions", "answers.jsonl", "--tasks", "open"
+        "eval", folder / "synthetic_test_count.json", "--predictions", "answers.jsonl", "--tasks", "open"
     )
     assert "there is count" in one_line(result)
 
 
-def test_odd_characters_do_no_harm(run: Run, made: Path, perfect: list[dict[str, Any]]) -> None:
+def test_unencodable_characters_in_ids_and_answers(
+    run: Run, folder: Path, perfect: list[dict[str, Any]]
+) -> None:
     """A lone surrogate has no UTF-8; a control character would break a line."""
     odd = {"id": "\ud800\n\x1b[31m|", "task": "count", "answer": "\ud800"}
     write(
         [
             *perfect,
             odd,
-            {**odd, "id": next(one["id"] for one in perfect if one["task"] == "open"), "task": "open"},
+            {
+                **odd,
+                "id": next(answer["id"] for answer in perfect if answer["task"] == "open"),
+                "task": "open",
+            },
         ]
     )
     for flag in ("--json", "--quiet"):
         result = run(
-            "eval", made, "--predictions", "answers.jsonl", "-o", f"{flag}.json", flag, "--tasks", "count"
+            "eval",
+            folder,
+            "--predictions",
+            "answers.jsonl",
+            "-o",
+            f"{flag}.json",
+            flag,
+            "--tasks",
+            "count",
         )
         assert result.exit_code == 0, result.stderr
     assert json.loads(Path("--json.json").read_text())["unknown"] == ["count \ud800\n\x1b[31m|"]
 
 
 @pytest.fixture(scope="module")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made set of six pairs, with its pictures."""
-    folder = tmp_path_factory.mktemp("pictured")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of six pairs, with its images."""
+    folder = tmp_path_factory.mktemp("image_folder")
     write_chip_set(
-        folder, "test", [(f"test_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(6)]
+        folder,
+        "test",
+        [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(6)],
     )
     return folder
 
 
-def test_a_model_is_asked_and_its_answers_can_be_scored_again(run: Run, pictured: Path) -> None:
-    result = run("eval", pictured, "-o", "report.json", "--bootstrap", 50)
+def test_predictions_of_a_model_can_be_scored_from_their_file(run: Run, image_folder: Path) -> None:
+    result = run("eval", image_folder, "-o", "report.json", "--bootstrap", 50)
     assert result.exit_code == 0, result.stderr
     assert [name for name, _ in run.loads] == ["nano"]
     report = json.loads(Path("report.json").read_text())
     assert report["sources"]["model"]["name"] == "scripted"
     assert report["sources"]["predictions"] is None
-    tasks = {one["task"] for one in report["figures"]}
+    tasks = {m["task"] for m in report["figures"]}
     assert {"caption", "change", "count", "location", "open"} <= tasks
     assert {"dialogue, turn 3", "dialogue, turn 3, reference history"} <= tasks
     assert "dialogue, turn 1, reference history" not in tasks
     again = run(
-        *("eval", pictured, "--predictions", "report.predictions.jsonl", "-o", "again.json"),
+        *("eval", image_folder, "--predictions", "report.predictions.jsonl", "-o", "again.json"),
         *("--bootstrap", 50),
     )
     assert again.exit_code == 0, again.stderr
@@ -262,12 +269,12 @@ def test_a_model_is_asked_and_its_answers_can_be_scored_again(run: Run, pictured
     assert len(run.loads) == 1
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(
-    run: Run, pictured: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_resumes_to_equal_files(
+    run: Run, image_folder: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("eval", pictured, "--batch-size", 2, "--bootstrap", 50)
+    args = ("eval", image_folder, "--batch-size", 2, "--bootstrap", 50)
     assert run(*args, "-o", "whole.json").exit_code == 0
-    asked = len(model.batches)
+    number_of_batches = len(model.batches)
 
     encode, calls = model.encode, 0
 
@@ -281,67 +288,71 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     monkeypatch.setattr(model, "encode", failing)
     result = run(*args, "-o", "cut.json")
     assert result.exit_code != 0
-    assert "the same command goes on" in result.stderr
+    assert "run the same command again to resume" in result.stderr
     assert not Path("cut.json").exists()
-    kept = Path("cut.predictions.jsonl")
-    with kept.open("a") as stream:
+    with Path("cut.predictions.jsonl").open("a") as stream:
         stream.write('{"id": "test_5_bin')  # killed while it wrote
     result = run(*args, "-o", "cut.json")
     assert result.exit_code == 0, result.stderr
-    assert "4 pairs of 6 answered already" in result.stderr
-    assert len(model.batches) == 2 * asked  # the third batch alone was asked again
+    assert "resuming: 4 of 6 pairs are already in" in result.stderr
+    assert len(model.batches) == 2 * number_of_batches  # the third batch alone was asked again
     for ending in (".json", ".md", ".predictions.jsonl"):
         assert Path(f"cut{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
 
 
-def test_shards_add_up(run: Run, pictured: Path) -> None:
-    assert run("eval", pictured, "-o", "whole.json", "--bootstrap", 0).exit_code == 0
+def test_predictions_of_all_shards_give_the_report_of_the_dataset(run: Run, image_folder: Path) -> None:
+    assert run("eval", image_folder, "-o", "whole.json", "--bootstrap", 0).exit_code == 0
     for index in (1, 2):
-        part = run("eval", pictured, "-o", f"part{index}.json", "--shard", f"{index}/2", "--bootstrap", 0)
+        part = run("eval", image_folder, "-o", f"part{index}.json", "--shard", f"{index}/2", "--bootstrap", 0)
         assert part.exit_code == 0, part.stderr
     Path("all.jsonl").write_text(
         "".join(Path(f"part{index}.predictions.jsonl").read_text() for index in (1, 2))
     )
     assert (
-        run("eval", pictured, "--predictions", "all.jsonl", "-o", "all.json", "--bootstrap", 0).exit_code == 0
+        run("eval", image_folder, "--predictions", "all.jsonl", "-o", "all.json", "--bootstrap", 0).exit_code
+        == 0
     )
     whole, parts = (json.loads(Path(f"{name}.json").read_text())["figures"] for name in ("whole", "all"))
     assert whole == parts
 
 
-def test_answers_of_another_run_are_not_mixed_in(run: Run, pictured: Path, model: ScriptedModel) -> None:
-    args = ("eval", pictured, "-o", "report.json", "--tasks", "count")
+def test_predictions_of_another_run_are_refused(run: Run, image_folder: Path, model: ScriptedModel) -> None:
+    args = ("eval", image_folder, "-o", "report.json", "--tasks", "count")
     assert run(*args).exit_code == 0
     Path("report.json").unlink()
     Path("report.md").unlink()
     model.fingerprint = "another"
     result = run(*args)
     assert result.exit_code == 2
-    assert "scripted 0123456789abcdef in another run" in one_line_last(result.stderr)
+    assert "scripted 0123456789abcdef in another run" in last_line(result.stderr)
     assert run(*args, "--overwrite").exit_code == 0
 
 
-def test_missing_pictures_are_named_and_the_rest_is_scored(run: Run, pictured: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(pictured, tmp_path / "copy")
+def test_missing_images_are_reported_and_the_other_examples_scored(
+    run: Run, image_folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
     (copy / "images/test/B/test_2.png").unlink()
     result = run("eval", copy, "--tasks", "change,count", "-o", "report.json")
     assert result.exit_code == 3
-    assert "test/B/test_2.png is missing" in one_line_last(result.stderr)
+    assert "test/B/test_2.png is missing" in last_line(result.stderr)
     report = json.loads(Path("report.json").read_text())
     assert report["examples"]["count"] == {"answered": 5, "missing": 1}
-    assert [one["kind"] for one in report["problems"]] == ["image"]
+    assert [problem["kind"] for problem in report["problems"]] == ["image"]
     shutil.rmtree(copy / "images/test")
     result = run("eval", copy)
     assert result.exit_code == 2
-    assert "none of the pictures is there" in one_line(result)
+    assert "none of the images exists" in one_line(result)
 
 
-def test_a_set_that_is_half_broken_is_scored_and_told(run: Run, pictured: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(pictured, tmp_path / "copy")
+def test_a_dataset_with_a_broken_file_is_scored_with_exit_code_3(
+    run: Run, image_folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
     (copy / "synthetic_test_count.json").write_text("{bad")
     result = run("eval", copy, "--tasks", "change,count", "-o", "report.json")
     assert result.exit_code == 3
-    assert "synthetic_test_count.json is not valid JSON" in one_line_last(result.stderr)
+    assert "synthetic_test_count.json is not valid JSON" in last_line(result.stderr)
     assert json.loads(Path("report.json").read_text())["examples"] == {
         "change": {"answered": 6, "missing": 0}
     }
@@ -350,19 +361,19 @@ def test_a_set_that_is_half_broken_is_scored_and_told(run: Run, pictured: Path, 
     assert "is not valid JSON" in one_line(result)
 
 
-def test_two_runs_do_not_write_one_report(run: Run, pictured: Path) -> None:
-    args = ("eval", pictured, "-o", "report.json", "--tasks", "count")
+def test_a_report_is_locked_against_a_second_run(run: Run, image_folder: Path) -> None:
+    args = ("eval", image_folder, "-o", "report.json", "--tasks", "count")
     with lock(Path("report.predictions.jsonl")):
         result = run(*args)
     assert result.exit_code == 2
-    assert "another run is writing it" in one_line_last(result.stderr)
+    assert "another run is writing it" in last_line(result.stderr)
     assert run(*args).exit_code == 0
     Path("report.json").unlink()  # killed between the page and the report
     assert run(*args).exit_code == 0
 
 
-def one_line_last(stderr: str) -> str:
-    last = stderr.splitlines()[-1]
-    assert last.startswith("Error: "), stderr
+def last_line(stderr: str) -> str:
+    line = stderr.splitlines()[-1]
+    assert line.startswith("Error: "), stderr
     assert "Traceback" not in stderr
-    return last
+    return line

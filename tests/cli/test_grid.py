@@ -34,7 +34,7 @@ def test_outlines_on_stdout(run: Run, scene: Scene) -> None:
     assert features[0]["geometry"]["type"] == "Polygon"
 
 
-def test_dry_run_and_mistakes(run: Run, scene: Scene) -> None:
+def test_dry_run_and_errors(run: Run, scene: Scene) -> None:
     assert "15 of 32 px" in run("grid", scene.before, "-n", "--chip-size", 32).stdout
     assert not list(Path.cwd().iterdir())
     result = run("grid", "nosuch.tif")
@@ -43,8 +43,8 @@ def test_dry_run_and_mistakes(run: Run, scene: Scene) -> None:
     assert run("grid", scene.before, "-o", "-", "--json").exit_code == 2
 
 
-def test_one_image_is_spoken_of_as_one(run: Run, tmp_path: Path) -> None:
-    """Notes spoke of both dates, and of --bands, which `grid` does not have."""
+def test_notes_about_one_image(run: Run, tmp_path: Path) -> None:
+    """They named both dates, and --bands, which `grid` does not have."""
     path = write_raster(
         tmp_path / "plain.tif", noise(4, dtype="uint16"), photometric="MINISBLACK", alpha="NO"
     )
@@ -54,7 +54,7 @@ def test_one_image_is_spoken_of_as_one(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_changes_nothing(run: Run, scene: Scene) -> None:
-    """It took the log of an existing GeoPackage into the file."""
+    """It wrote the write-ahead log of an existing GeoPackage into the file."""
     assert run("grid", scene.before, "-o", "out.gpkg").exit_code == 0
     code = (
         "import os, sqlite3; database = sqlite3.connect('out.gpkg');"
@@ -62,15 +62,15 @@ def test_a_dry_run_changes_nothing(run: Run, scene: Scene) -> None:
         "database.commit(); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    there = {path.name: path.read_bytes() for path in Path.cwd().iterdir()}
+    files = {path.name: path.read_bytes() for path in Path.cwd().iterdir()}
     assert run("grid", scene.before, "-o", "out.gpkg", "--overwrite", "-n").exit_code == 0
-    assert {path.name: path.read_bytes() for path in Path.cwd().iterdir()} == there
+    assert {path.name: path.read_bytes() for path in Path.cwd().iterdir()} == files
     assert run("grid", scene.before, "-o", "out.gpkg", "--overwrite").exit_code == 0
     assert [path.name for path in Path.cwd().iterdir()] == ["out.gpkg"]
 
 
 def test_without_a_crs_outlines_are_in_pixels(run: Run, tmp_path: Path) -> None:
-    """A transform without a CRS was taken for the ground, against what help and documents say."""
+    """A transform without a CRS was used as ground coordinates, contrary to help and docs."""
     path = write_raster(tmp_path / "bare.tif", noise(), crs=None)
     assert run("grid", path, "--allow-no-crs", "--chip-size", 64, "-o", "out.fgb").exit_code == 0
     assert pyogrio.read_bounds("out.fgb")[1].min(axis=1).tolist() == [0, 0, 64, 64]

@@ -1,4 +1,4 @@
-"""What an operator needs: logs as JSON, metrics for Prometheus, exit codes, and a run from cron."""
+"""Unattended runs: logs as JSON, metrics for Prometheus, exit codes, and the script for cron."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pyogrio
 import pytest
 
-from deltacli import metrics as metrics
+from deltacli import metrics
 from deltacli.metrics import Metric, format_metrics
 from tests.cli.conftest import ROOT, Run, program
 from tests.cli.test_pairs import write_pairs
@@ -32,8 +32,8 @@ def statuses(output: Path) -> list[str]:
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
-    """Values by the metric's name and its labels but `output`; the text is what the format asks for."""
-    found: dict[tuple[str, str], float] = {}
+    """Parse and check the text format: values by the name of the metric and its labels except `output`."""
+    values: dict[tuple[str, str], float] = {}
     announced = ""
     for line in text.splitlines():
         if line.startswith("# HELP "):
@@ -48,20 +48,20 @@ def samples(text: str) -> dict[tuple[str, str], float]:
             labels = dict(re.findall(r'([a-z_]+)="((?:\\.|[^"\\])*)"', match[2]))
             labels.pop("output")
             key = (match[1].removeprefix("deltavlm_"), ",".join(labels.values()))
-            assert key not in found
-            found[key] = float(match[3])
-    return found
+            assert key not in values
+            values[key] = float(match[3])
+    return values
 
 
 def read(path: str | Path = "m.prom") -> dict[tuple[str, str], float]:
     return samples(Path(path).read_text(encoding="utf-8"))
 
 
-def objects(said: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in said.splitlines()]
+def objects(stderr: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stderr.splitlines()]
 
 
-def test_json_logs_are_an_object_a_line(run: Run, scene: Scene) -> None:
+def test_json_logs_are_one_object_per_line(run: Run, scene: Scene) -> None:
     args = ("analyze", *scene.args, "-o", "-", *SMALL)
     plain = run(*args)
     result = run(*args, "--log-format", "json", "-v")
@@ -77,10 +77,10 @@ def test_json_logs_are_an_object_a_line(run: Run, scene: Scene) -> None:
 def test_progress_in_json_has_numbers(scene: Scene, tmp_path: Path) -> None:
     args = (*scene.args, "-o", tmp_path / "out.gpkg", *SMALL, "--log-format", "json")
     with program("analyze", *args, pause=0.3) as process:
-        _, said = process.communicate(timeout=60)
-    told = [line for line in objects(said) if "done" in line]
-    assert told
-    assert {line["total"] for line in told} == {15}
+        _, stderr = process.communicate(timeout=60)
+    records = [line for line in objects(stderr) if "done" in line]
+    assert records
+    assert {line["total"] for line in records} == {15}
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_json_logs_name_pair_and_chip(run: Run, tmp_path: Path, model: ScriptedM
     assert result.exit_code == 3
     lines = objects(result.stderr)
     assert [line["pair"] for line in lines if line["level"] == "warning"] == ["p1"]
-    told = [(line["pair"], line["chip"], line["status"]) for line in lines if "chip" in line]
-    assert told == [("p0", "r00000_c00000", "error"), ("p0", "r00000_c00032", "error")]
+    records = [(line["pair"], line["chip"], line["status"]) for line in lines if "chip" in line]
+    assert records == [("p0", "r00000_c00000", "error"), ("p0", "r00000_c00032", "error")]
 
 
 def test_labels_are_escaped() -> None:
@@ -119,26 +119,26 @@ def test_labels_are_escaped() -> None:
 def test_metrics_of_a_run(run: Run, scene: Scene) -> None:
     result = run("analyze", *scene.args, "-o", 'o "1".geojson', *SMALL, "--metrics", "m.prom")
     assert result.exit_code == 0, result.stderr
-    found = read()
-    assert found["chips_total", "answered"] == 15
-    assert found["chips_total", "error"] == found["chips_resumed_total", ""] == 0
-    assert found["chips_changed_total", ""] == found["pairs_total", "answered"] == 1
-    assert found["exit_code", ""] == found["run_active", ""] == 0
-    assert found["last_run_timestamp_seconds", ""] >= found["run_start_timestamp_seconds", ""]
-    assert {label for name, label in found if name == "stage_seconds_total"} == {
+    values = read()
+    assert values["chips_total", "answered"] == 15
+    assert values["chips_total", "error"] == values["chips_resumed_total", ""] == 0
+    assert values["chips_changed_total", ""] == values["pairs_total", "answered"] == 1
+    assert values["exit_code", ""] == values["run_active", ""] == 0
+    assert values["last_run_timestamp_seconds", ""] >= values["run_start_timestamp_seconds", ""]
+    assert {label for name, label in values if name == "stage_seconds_total"} == {
         "read",
         "waited",
         "encode",
         "answer",
         "write",
     }
-    assert found["stage_seconds_total", "answer"] > 0
+    assert values["stage_seconds_total", "answer"] > 0
     assert f'output="{Path.cwd()}/o \\"1\\".geojson"' in Path("m.prom").read_text()
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["m.prom", 'o "1".geojson', 'o "1".qml']
 
 
 def test_metrics_are_readable_by_another_user(run: Run, scene: Scene) -> None:
-    """node_exporter is seldom root; files of `tempfile` are for their owner alone."""
+    """node_exporter is rarely root; files of `tempfile` are readable by their owner only."""
     Path("plain").touch()
     run("analyze", *scene.args, "-o", "o.geojson", *SMALL, "--metrics", "m.prom")
     assert Path("m.prom").stat().st_mode == Path("plain").stat().st_mode
@@ -150,21 +150,21 @@ def test_metrics_of_many_pairs(run: Run, tmp_path: Path) -> None:
         file = f"m{number}.prom"
         result = run("analyze", "--pairs", table, "-o", output, "--chip-size", 32, "--metrics", file)
         assert result.exit_code == 3
-        found = read(file)
-        assert [found["pairs_total", one] for one in ("answered", "partly", "failed")] == [3, 0, 1]
-        assert found["chips_total", "answered"] == 6
-        assert found["exit_code", ""] == 3
+        values = read(file)
+        assert [values["pairs_total", one] for one in ("answered", "partly", "failed")] == [3, 0, 1]
+        assert values["chips_total", "answered"] == 6
+        assert values["exit_code", ""] == 3
 
 
 @pytest.mark.parametrize(
     ("args", "code"),
     [(("nosuch.tif", "b.tif"), 2), (("a.tif", "b.tif", "--limit", "0"), 2), (("a", "b", "--ask", "x"), 2)],
 )
-def test_metrics_of_a_run_that_could_not_begin(run: Run, args: tuple[str, ...], code: int) -> None:
+def test_metrics_of_a_run_that_could_not_start(run: Run, args: tuple[str, ...], code: int) -> None:
     assert run("analyze", *args, "--metrics", "m.prom").exit_code == code
-    found = read()
-    assert found["exit_code", ""] == code
-    assert found["pairs_total", "failed"] == 1
+    values = read()
+    assert values["exit_code", ""] == code
+    assert values["pairs_total", "failed"] == 1
 
 
 def test_metrics_of_a_run_that_fails(run: Run, scene: Scene, model: ScriptedModel) -> None:
@@ -177,7 +177,7 @@ def test_metrics_of_a_run_that_fails(run: Run, scene: Scene, model: ScriptedMode
     assert read()["pairs_total", "partly"] == 1
 
 
-def test_metrics_while_it_runs_and_when_it_is_stopped(scene: Scene, tmp_path: Path) -> None:
+def test_metrics_during_a_run_and_after_a_signal(scene: Scene, tmp_path: Path) -> None:
     file = tmp_path / "m.prom"
     args = (*scene.args, "-o", tmp_path / "o.gpkg", "--chip-size", 32, "--batch-size", 1, "--metrics", file)
     with program("analyze", *args, pause=0.5) as process:
@@ -202,8 +202,8 @@ def test_metrics_are_refreshed(
     encode = model.encode
 
     def waiting(before: object, after: object) -> object:
-        begun = time.monotonic()
-        while len(seen) and read()["chips_total", "answered"] <= seen[-1] and time.monotonic() < begun + 20:
+        started = time.monotonic()
+        while len(seen) and read()["chips_total", "answered"] <= seen[-1] and time.monotonic() < started + 20:
             time.sleep(0.01)
         seen.append(read()["chips_total", "answered"])
         return encode(before, after)  # type: ignore[arg-type]
@@ -213,78 +213,79 @@ def test_metrics_are_refreshed(
     assert seen == [0, 2, 4, 6, 8, 10, 12, 14]
 
 
-def test_a_file_that_is_no_metrics_stays(run: Run, scene: Scene) -> None:
+def test_a_file_that_holds_something_else_is_kept(run: Run, scene: Scene) -> None:
     before = scene.before.read_bytes()
     result = run("analyze", *scene.args, "--metrics", scene.before)
     assert result.exit_code == 2
-    assert "no file of metrics" in result.stderr
+    assert "not a metrics file" in result.stderr
     assert scene.before.read_bytes() == before
     for wrong in ("-", "nosuch/m.prom", "."):
         assert run("analyze", *scene.args, "--metrics", wrong).exit_code == 2
 
 
-def test_a_dry_run_leaves_the_metrics_of_the_last_run(run: Run, scene: Scene) -> None:
+def test_a_dry_run_writes_no_metrics(run: Run, scene: Scene) -> None:
     assert run("analyze", *scene.args, "-n", "--metrics", "m.prom").exit_code == 0
     assert not Path("m.prom").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
-@pytest.mark.parametrize("stranger", [False, True])
-def test_the_script_of_the_cron_page(tmp_path: Path, stranger: bool) -> None:
-    """As cron runs it: next to no environment, no terminal, no home. It failed for a user without an entry
-    in the table of users, for the folder of models is in the home."""
+@pytest.mark.parametrize("unknown_user", [False, True])
+def test_the_script_of_the_cron_page(tmp_path: Path, unknown_user: bool) -> None:
+    """As cron runs it: almost no environment, no terminal, no home. It failed for a user without an entry
+    in the table of users, because the folder of models is in the home."""
     page = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
     text = page.split("<!-- test:nightly -->\n```bash\n", 1)[1].split("```", 1)[0]
-    place = tmp_path / "place"
+    folder = tmp_path / "place"
     for date in ("before", "after"):
-        (place / date).mkdir(parents=True)
-        write_raster(place / date / "fine.tif", noise(3, 256, 256))
-        (place / date / "broken.tif").write_bytes(b"")
+        (folder / date).mkdir(parents=True)
+        write_raster(folder / date / "fine.tif", noise(3, 256, 256))
+        (folder / date / "broken.tif").write_bytes(b"")
         tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
-        write_raster(place / date / "half.tif", noise(3, 256, 512), **tiles)
-    spoil(place / "after" / "half.tif", [(0, 1)])  # as if it were still being copied
+        write_raster(folder / date / "half.tif", noise(3, 256, 512), **tiles)
+    spoil(folder / "after" / "half.tif", [(0, 1)])  # as if it were still being copied
     start = f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-    if stranger:
+    if unknown_user:
         start += "import pwd\ndef unknown(*_): raise KeyError('uid not found')\npwd.getpwuid = unknown\n"
     (tmp_path / "deltavlm").write_text(f"{start}from deltacli.main import app\napp(prog_name='deltavlm')\n")
     (tmp_path / "deltavlm").chmod(0o755)
     script = tmp_path / "nightly"
-    script.write_text(text.replace("/opt/deltavlm/bin", str(tmp_path)).replace("/srv/changes", str(place)))
+    script.write_text(text.replace("/opt/deltavlm/bin", str(tmp_path)).replace("/srv/changes", str(folder)))
     script.chmod(0o755)
 
-    def night() -> tuple[int, str]:
-        bare = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
-        done = subprocess.run(
+    def run_script() -> tuple[int, str]:
+        environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+        process = subprocess.run(
             [script],
             cwd="/",
-            env=bare,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             text=True,
         )
-        return done.returncode, done.stdout
+        return process.returncode, process.stdout
 
-    code, mail = night()
+    code, mail = run_script()
     assert code == 3
     assert mail.startswith("deltavlm: done, but something failed;")
     assert "broken" in mail
-    assert read(place / "deltavlm.prom")["exit_code", ""] == 3
-    if stranger:
+    assert read(folder / "deltavlm.prom")["exit_code", ""] == 3
+    if unknown_user:
         return
-    assert (place / "each" / "fine.gpkg").exists()
-    assert statuses(place / "each" / "half.gpkg") == ["answered", "unreadable"]
+    assert (folder / "each" / "fine.gpkg").exists()
+    assert statuses(folder / "each" / "half.gpkg") == ["answered", "unreadable"]
     for date in ("before", "after"):
-        write_raster(place / date / "broken.tif", noise(3, 256, 256))
-    shutil.copyfile(place / "before" / "half.tif", place / "after" / "half.tif")
+        write_raster(folder / date / "broken.tif", noise(3, 256, 256))
+    shutil.copyfile(folder / "before" / "half.tif", folder / "after" / "half.tif")
     fcntl = pytest.importorskip("fcntl")
-    with (place / ".nightly.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert night() == (0, "")
-    assert not (place / "each" / "broken.gpkg").exists()
-    assert night() == (0, "")
-    assert {path.name for path in (place / "each").iterdir()} == {"fine.gpkg", "broken.gpkg", "half.gpkg"}
-    assert statuses(place / "each" / "half.gpkg") == ["answered", "answered"]
-    (log,) = [path for path in (place / "log").iterdir() if "there already" in path.read_text()]
+    with (folder / ".nightly.lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        assert run_script() == (0, "")
+    assert not (folder / "each" / "broken.gpkg").exists()
+    assert run_script() == (0, "")
+    assert {path.name for path in (folder / "each").iterdir()} == {"fine.gpkg", "broken.gpkg", "half.gpkg"}
+    assert statuses(folder / "each" / "half.gpkg") == ["answered", "answered"]
+    (log,) = [path for path in (folder / "log").iterdir() if "already complete" in path.read_text()]
     assert objects(log.read_text())

@@ -15,9 +15,9 @@ import shapely
 from numpy.typing import NDArray
 
 from deltavlm.files import lock
-from deltavlm.geo.styles import CLASSES
+from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.model.interface import Masks
-from deltavlm.pipeline.masks import KINDS
+from deltavlm.pipeline.mask_codec import CLASSES
 from tests.cli.conftest import Run, one_line
 from tests.cli.test_pairs import layer, write_pairs
 from tests.conftest import Scene
@@ -100,7 +100,7 @@ def test_the_rasters_are_what_a_gis_wants(run: Run, scene: Scene, bright: Script
                 assert told["options"]["overlap_px"] == 4
     with rasterio.open("m.tif") as mask:
         shown = mask.colormap(1)
-        assert {name: shown[KINDS.index(name) + 1][:3] for name in KINDS} == dict(CLASSES)
+        assert {name: shown[CLASSES.index(name) + 1][:3] for name in CLASSES} == dict(CLASS_COLOURS)
         assert [mask.tags(1)[f"CATEGORY_{value}"] for value in range(4)] == [
             "none",
             "building",
@@ -297,7 +297,7 @@ def test_a_journal_whose_masks_are_lost_asks_again(
         masks.write_bytes(kept[: len(kept) // 2] + damage)
         result = run(*args)
         assert result.exit_code == 0, result.stderr
-        known = int(result.stderr.split(" chips of 24 answered already")[0].rpartition("\n")[2])
+        known = int(result.stderr.split(" of 24 chips done")[0].rpartition("resuming: ")[2])
         assert 0 < known < 12
         assert [Path(name).read_bytes() for name in ("m.tif", "p.tif")] == whole
         assert not masks.exists()
@@ -336,8 +336,8 @@ def test_pictures_that_come_again_share_their_mask(
         write_raster(tmp_path / name, picture)
     sizes = []
     monkeypatch.setattr(
-        "deltavlm.pipeline.lines.Lines.unlink",
-        lambda lines: sizes.append(Path("out.gpkg.journal.masks").stat().st_size),
+        "deltavlm.pipeline.journal_file.JournalFile.unlink",
+        lambda file: sizes.append(Path("out.gpkg.journal.masks").stat().st_size),
     )
     args = (tmp_path / "b.tif", tmp_path / "a.tif", "-o", "out.gpkg", "--overlap", 0, "--mask", "m.tif")
     assert run("analyze", *args, *SMALL).exit_code == 0
@@ -399,7 +399,7 @@ def test_pairs_that_are_killed_and_gone_on_with(
     monkeypatch.setattr(bright, "encode", encode)
     result = run(*args, "-o", "out.geojson")
     assert result.exit_code == 0, result.stderr
-    assert "8 chips answered already" in result.stderr
+    assert "resuming: 8 chips done" in result.stderr
     for name in ("out.geojson", "out.changes.geojson"):
         whole = Path(name.replace("out", "whole"))
         assert Path(name).read_bytes() == whole.read_bytes()
@@ -417,7 +417,7 @@ def test_the_plan_names_them(run: Run, scene: Scene, tmp_path: Path) -> None:
     }
     table = write_pairs(tmp_path / "in", 2)
     said = run("analyze", "--pairs", table, "-o", "each/", "--mask", "masks/", "-n", *SMALL).stdout
-    assert "mask       masks/" in said.splitlines()
+    assert "mask       masks" in said.splitlines()
     assert not list(Path().iterdir())
 
 
@@ -448,7 +448,7 @@ def test_a_config_file_and_the_metrics(run: Run, scene: Scene, bright: ScriptedM
         (("--polygons", "--mask-threshold", 0), "0.01"),
         (("--polygons", "--min-area", -1), "-1"),
         (("--polygons", "--min-area", "nan"), "not 'nan'"),
-        (("--polygons", "--simplify", "inf"), "inf is no number"),
+        (("--polygons", "--simplify", "inf"), "inf is not a finite number"),
         (("--mask", "/proc/m.tif"), "cannot write in /proc"),
         (("--mask", f"{'m' * 300}.tif"), "choose another name"),
         (("--mask", "there.tif"), "there.tif: exists already; add --overwrite"),

@@ -18,6 +18,7 @@ from tests.scripted_model import ScriptedModel
 SMALL = ("--chip-size", 32, "--batch-size", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
     run: Run, scene: Scene, tmp_path: Path
@@ -40,7 +41,7 @@ def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
     process = program("analyze", *scene.args, "-o", out, *SMALL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "answered already; going on" in said
+    assert "resuming: " in said
     assert out.read_bytes() == Path("whole.geojson").read_bytes()
     assert not journal.exists()
 
@@ -57,10 +58,10 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, scene: Scene, model: Scr
 
     model.encode = failing  # type: ignore[method-assign, assignment]
     result = run("analyze", *scene.args, "-o", "out.gpkg", *SMALL)
-    assert "6 chips kept in out.gpkg.journal.jsonl; the same command goes on" in result.stderr
+    assert "6 chips kept in out.gpkg.journal.jsonl; the same command resumes" in result.stderr
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--json", *SMALL)
     assert result.exit_code == 0, result.stderr
-    assert "6 chips of 15 answered already; going on" in result.stderr
+    assert "resuming: 6 of 15 chips done" in result.stderr
     summary = json.loads(result.stdout)
     assert (summary["chips"], summary["earlier"], summary["changed"]) == (15, 6, 1)
     assert [path.name for path in Path.cwd().iterdir()] == ["out.gpkg"]
@@ -71,7 +72,7 @@ def test_other_settings_do_not_go_on(run: Run, scene: Scene, model: ScriptedMode
     Path("out.geojson.journal.jsonl").write_text('{"deltavlm_journal": 1}\n')
     result = run("analyze", *scene.args, "-o", "out.geojson", *SMALL)
     assert result.exit_code == 2
-    assert "--no-resume begins anew" in result.stderr.splitlines()[-1]
+    assert "add --no-resume, which starts over" in result.stderr.splitlines()[-1]
     assert run("analyze", *scene.args, "-o", "out.geojson", "--no-resume", *SMALL).exit_code == 0
 
 
@@ -80,7 +81,7 @@ def test_failed_chips_are_tried_again(run: Run, scene: Scene, model: ScriptedMod
     args = ("analyze", *scene.args, "-o", "out.geojson", *SMALL)
     result = run(*args)
     assert result.exit_code == 3
-    assert result.stderr.splitlines()[-1].endswith("--retry-failed asks them again")
+    assert result.stderr.splitlines()[-1].endswith("--retry-failed tries them again")
     model.most = None
     assert "exists already" in run(*args).stderr
     result = run(*args, "--retry-failed")
@@ -90,7 +91,7 @@ def test_failed_chips_are_tried_again(run: Run, scene: Scene, model: ScriptedMod
     assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
     result = run(*args, "--retry-failed")
     assert result.exit_code == 2
-    assert "nothing is known" in one_line(result)
+    assert "there is no journal of a run" in one_line(result)
 
 
 def test_a_broken_file_that_was_copied_again_is_retried(run: Run, scene: Scene) -> None:

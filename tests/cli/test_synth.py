@@ -53,7 +53,7 @@ def test_a_scene_is_a_georeferenced_pair_with_its_truth(run: Run, tmp_path: Path
         (["--origin", "here"], "expected X,Y"),
         (["--origin", "1,2,3"], "expected X,Y"),
         (["--origin", "nan,inf"], "expected X,Y"),
-        (["--crs", "EPSG:4326"], "not projected in metres"),
+        (["--crs", "EPSG:4326"], "not projected in meters"),
         (["--crs", "banana"], "unknown CRS"),
         (["--width", "9000"], "9000"),
     ],

@@ -17,7 +17,7 @@ import yaml
 
 from deltavlm.config import shipped_config
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from tests.cli.conftest import ROOT, Run, one_line
 
 # small enough for a test, everything else as it ships
@@ -32,7 +32,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    scenes = [(f"train_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(4)]
+    scenes = [(f"train_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(4)]
     write_chip_set(folder, "train", scenes)
     return folder
 
@@ -56,6 +56,7 @@ def sets(*changes: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
+@pytest.mark.slow
 def test_nano_is_tuned_on_a_set_and_answers(run: Run, made: Path) -> None:
     """The shipped recipe at small size: both phases, validation with real figures, and a model folder."""
     here = sets(*SMALL, f"sets.changechat.path={made}")
@@ -125,6 +126,7 @@ def wait_for(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_terminated_and_killed_it_goes_on_as_if_unbroken(made: Path, tmp_path: Path) -> None:
     """SIGTERM ends it with a checkpoint and one line, SIGKILL with what was kept last; the losses are those

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.tasks import classify, count
 
@@ -18,7 +18,7 @@ NAMES = {"": 2, "_binary": 2, "_count": 2, "_loc": 2, "_dialog": 2, "_open": Non
 
 
 def test_a_test_split(tmp_path: Path) -> None:
-    scenes = [(f"test_{seed}", make_scene(seed, 128, 128, change=1.0)) for seed in (1, 2)]
+    scenes = [(f"test_{seed}", make_scene(seed, 128, 128, SceneOptions(change=1.0))) for seed in (1, 2)]
     assert write_chip_set(tmp_path, "test", scenes) == 2
     for suffix, number in NAMES.items():
         records = json.loads((tmp_path / f"synthetic_test{suffix}.json").read_text())
@@ -34,7 +34,7 @@ def test_a_test_split(tmp_path: Path) -> None:
         assert record["id"].startswith(name)
         question, answer = (message["value"] for message in record["conversations"])
         assert question == f"<image> <image> {count.PROMPT}"
-        facts = facts_of(scene.change, scene.things, scene.cover)
+        facts = facts_of(scene.change, scene.instances, scene.cover)
         assert count.parse(answer).buildings == facts.counts["building_built"]
         assert record["changeflag"] == int(facts.changed)
     dialogue = json.loads((tmp_path / "synthetic_test_dialog.json").read_text())[0]["conversations"]
@@ -54,7 +54,7 @@ def test_a_training_split_is_one_file_of_instructions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_label_map_is_beside_the_pictures(tmp_path: Path, split: str) -> None:
-    scene = make_scene(6, 64, 64, change=1.0)
+    scene = make_scene(6, 64, 64, SceneOptions(change=1.0))
     write_chip_set(tmp_path, split, [("x", scene)])
     assert np.array_equal(
         np.asarray(Image.open(tmp_path / "images" / split / "label" / "x.png")), scene.change

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from deltavlm.data.changeimti import FILES, PLACES
-from deltavlm.data.examples import missing_images, read_set
+from deltavlm.data.changeimti import CELL_LABELS, FILES
+from deltavlm.data.examples import missing_images
+from deltavlm.data.read import read_dataset
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS, count, locate
 
@@ -66,7 +67,7 @@ def write(folder: Path, files: dict[str, Any]) -> None:
 
 
 def test_the_records_of_a_pair_are_one_example_a_task(folder: Path) -> None:
-    data = read_set(folder)
+    data = read_dataset(folder)
     assert (data.name, data.split, data.problems) == ("changeimti", "test", ())
     assert dict(zip(data.files, data.records, strict=True)) == {
         **dict.fromkeys(FILES, 2),
@@ -91,7 +92,7 @@ def test_the_records_of_a_pair_are_one_example_a_task(folder: Path) -> None:
 
 
 def test_paths_are_relative_to_levirs_images(folder: Path, tmp_path: Path) -> None:
-    data = read_set(folder, tasks=["count"])
+    data = read_dataset(folder, tasks=["count"])
     assert {one.before for one in data.examples} == {"test/A/x.png", "test/A/y.png"}
     assert len(missing_images(data.examples, tmp_path / "images")) == 4
 
@@ -101,19 +102,19 @@ def test_its_folder_is_found(folder: Path, inside: str) -> None:
     if inside == "muti_task_data":
         (folder / inside).mkdir()
         (folder / "test_task_data").rename(folder / inside / "test_task_data")
-        assert read_set(folder).name == "changeimti"
-    assert read_set(folder / inside).name == "changeimti"
+        assert read_dataset(folder).name == "changeimti"
+    assert read_dataset(folder / inside).name == "changeimti"
 
 
 def test_a_pair_without_a_yes_or_no_takes_it_from_the_rest(folder: Path) -> None:
     for gone in ("binary_class.json", "mul.json", "count_road.json", "count_build.json", "loc_road.json"):
         (folder / "test_task_data" / gone).unlink()
-        flags = {one.id: one.changed for one in read_set(folder).examples}
+        flags = {one.id: one.changed for one in read_dataset(folder).examples}
         assert flags == {"x.png": True, "y.png": False}, gone
 
 
 def test_every_place_is_a_cell_of_its_own() -> None:
-    assert sorted(PLACES.values()) == sorted(locate.LABELS)
+    assert sorted(CELL_LABELS.values()) == sorted(locate.LABELS)
 
 
 @pytest.mark.parametrize(
@@ -125,32 +126,32 @@ def test_every_place_is_a_cell_of_its_own() -> None:
         ("count_road.json", record("z.png", "q", "٣"), "is not a number"),
         ("count_road.json", record("x.png", "q", "7"), "an earlier record of this pair says 0"),
         ("count_road.json", record("z.png", "q", "1"), "count_build.json has no usable record"),
-        ("loc_build.json", record("z.png", "q", "upstairs"), "names no place"),
+        ("loc_build.json", record("z.png", "q", "upstairs"), "is not a list of cells"),
         ("loc_build.json", record("z.png", "q", "top"), "loc_road.json has no usable record"),
         ("binary_class.json", record("z.png", "q", "perhaps"), "neither yes nor no"),
         ("binary_class.json", record("z.png", "q", "yes", "q", "no"), "2 turns"),
         ("binary_class.json", record("z.png", "q"), "pairs of a question"),
         ("caption.json", record("z.png", "q", " ."), "no caption"),
-        ("caption.json", record("z.png", "q", "a", images=["test/A/z.png"]), "two pictures"),
+        ("caption.json", record("z.png", "q", "a", images=["test/A/z.png"]), "two images"),
         ("caption.json", record("z.png", "q", "a", images=["A/z.png", "B/z.png"]), "SPLIT/A/NAME"),
         ("caption.json", record("z.png", "q", "a", images=["test/B/z.png", "test/A/z.png"]), "SPLIT/A/NAME"),
         ("caption.json", record("z.png", "q", "a", images=["test/A/z.png", "test/B/x.png"]), "not one pair"),
     ],
 )
 def test_a_wrong_record_is_named_and_the_rest_goes_on(folder: Path, file: str, bad: Any, what: str) -> None:
-    good = read_set(folder).examples
+    good = read_dataset(folder).examples
     path = folder / "test_task_data" / file
     path.write_text(json.dumps([*json.loads(path.read_text()), bad]))
-    data = read_set(folder)
+    data = read_dataset(folder)
     assert data.examples == good
     (problem,) = data.problems
-    assert what in problem.what
+    assert what in problem.message
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "test_task_data" / "mul.json").write_text("[{]")
-    data = read_set(folder)
-    assert [problem.where for problem in data.problems] == ["mul.json"]
+    data = read_dataset(folder)
+    assert [problem.location for problem in data.problems] == ["mul.json"]
     assert data.records[data.files.index("mul.json")] == 0
     with pytest.raises(InputError, match=r"ChangeIMTI.*test_task_data"):
-        read_set(folder / "test_task_data" / "count_road.json")
+        read_dataset(folder / "test_task_data" / "count_road.json")

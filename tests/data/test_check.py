@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm.data.changechat import NAME, RELEASED, write_chip_set
-from deltavlm.data.check import Checked, check
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.changechat import NAME, RELEASED_RECORDS, write_chip_set
+from deltavlm.data.check import CheckReport, check_dataset
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.errors import InputError
 from tests.data.test_changeimti import record as imti_record
 from tests.data.test_examples import caption_record, record
@@ -25,7 +25,9 @@ from tests.data.test_examples import caption_record, record
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
-    write_chip_set(folder, "test", [(f"test_{s}", make_scene(s, 64, 64, change=1.0)) for s in (1, 2)])
+    write_chip_set(
+        folder, "test", [(f"test_{s}", make_scene(s, 64, 64, SceneOptions(change=1.0))) for s in (1, 2)]
+    )
     return folder
 
 
@@ -39,13 +41,13 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def told(checked: Checked) -> list[str]:
-    return [f"{problem.kind} {problem.where}: {problem.what}" for problem in checked.faults]
+def told(checked: CheckReport) -> list[str]:
+    return [f"{problem.kind} {problem.location}: {problem.message}" for problem in checked.faults]
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_whole_copy_has_no_faults(made: Path, full: bool) -> None:
-    checked = check(made, size_px=64, full=full)
+    checked = check_dataset(made, size_px=64, full=full)
     assert (checked.faults, checked.notes) == ((), ())
     assert {file.name: dict(file.tasks) for file in checked.files if "open" not in file.name} == {
         "synthetic_test.json": {"caption": 2},
@@ -55,12 +57,12 @@ def test_a_whole_copy_has_no_faults(made: Path, full: bool) -> None:
         "synthetic_test_dialog.json": {"dialogue": 2},
     }
     assert {file.expected for file in checked.files} == {None}
-    assert checked.pictures.named == 4
+    assert checked.images.named == 4
 
 
 def test_every_split_is_read(made: Path) -> None:
     write_chip_set(made, "train", [("train_0", make_scene(3, 64, 64))])
-    names = {file.name: file.records for file in check(made, size_px=64).files}
+    names = {file.name: file.records for file in check_dataset(made, size_px=64).files}
     assert names["synthetic_train.json"] > 8
     assert len(names) == 7
 
@@ -72,16 +74,16 @@ def test_pictures_that_cannot_be_used_are_named(made: Path) -> None:
     (pictures / "test_2.png").write_bytes(whole[: len(whole) // 2])
     (made / "images" / "test" / "B" / "test_1.png").write_bytes(b"<html>")
     Image.fromarray(np.zeros((64, 32, 3), np.uint8)).save(made / "images" / "test" / "B" / "test_2.png")
-    checked = check(made, size_px=64)
-    assert (checked.pictures.missing, checked.pictures.unreadable, checked.pictures.other_size) == (1, 1, 1)
+    checked = check_dataset(made, size_px=64)
+    assert (checked.images.missing, checked.images.unreadable, checked.images.other_size) == (1, 1, 1)
     text = "\n".join(told(checked))
     assert "image test/A/test_1.png" in text
     assert "test_1.png is missing" in text
-    assert "test_1.png cannot be read: not a picture" in text
+    assert "test_1.png cannot be read: not an image" in text
     assert "test_2.png is 32 x 64 px, not 64 x 64" in text
-    whole_look = check(made, size_px=64, full=True)
-    assert whole_look.pictures.unreadable == 2  # the half picture has a good header
-    assert check(made).pictures.other_size == 2
+    whole_look = check_dataset(made, size_px=64, full=True)
+    assert whole_look.images.unreadable == 2  # the half picture has a good header
+    assert check_dataset(made).images.other_size == 2
 
 
 def test_broken_files_and_records_are_named(made: Path) -> None:
@@ -90,7 +92,7 @@ def test_broken_files_and_records_are_named(made: Path) -> None:
     write(made / "synthetic_val.json", [])
     path = made / "synthetic_test_binary.json"
     write(path, [*json.loads(path.read_text()), record(changeflag=7), record(id=None)])
-    checked = check(made, size_px=64)
+    checked = check_dataset(made, size_px=64)
     text = told(checked)
     assert len(text) == 5
     assert any("synthetic_test_count.json is not valid JSON: " in line for line in text)
@@ -111,8 +113,8 @@ def test_odd_answers_are_notes_and_no_faults(tmp_path: Path) -> None:
     write(tmp_path / "s_test_count.json", [asked("x", "many"), asked("y", "2 new roads"), asked("y", "no")])
     write(tmp_path / "s_test_loc.json", [asked("x", "roads ['up'] buildings []")])
     write(tmp_path / "other.json", {})
-    checked = check(tmp_path)
-    notes = {f"{note.kind} {note.where}" for note in checked.notes}
+    checked = check_dataset(tmp_path)
+    notes = {f"{note.kind} {note.location}" for note in checked.notes}
     assert notes == {
         "reference change x",
         "reference change y",
@@ -126,17 +128,17 @@ def test_odd_answers_are_notes_and_no_faults(tmp_path: Path) -> None:
 
 def test_the_released_set_is_counted(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    for name in list(RELEASED)[2:]:
+    for name in list(RELEASED_RECORDS)[2:]:
         content = [caption_record()] if name == f"{NAME}_test.json" else [record()]
         write(tmp_path / "annotations" / name, content)
-    text = told(check(tmp_path))
+    text = told(check_dataset(tmp_path))
     assert any("changechat_105k_train.json of the released set is missing" in line for line in text)
     assert any(
         "changechat_105k_test_open.json has 1 records, the released one has 7527" in line for line in text
     )
     kinds = [line.split()[0] for line in text]
     assert kinds.count("file") == 2 + 6
-    assert sum(RELEASED.values()) == 2 * 87_935 + 17_172
+    assert sum(RELEASED_RECORDS.values()) == 2 * 87_935 + 17_172
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
@@ -147,8 +149,8 @@ def test_a_name_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> 
         set_folder / "s_test_binary.json",
         [record(image=["../../secret.png", str(outside)]), record(id="2", image=["a\0b", "c" * 5000])],
     )
-    checked = check(set_folder)
-    assert checked.pictures.named == 4
+    checked = check_dataset(set_folder)
+    assert checked.images.named == 4
     assert len(checked.faults) == 4
     assert sum("leads out of the folder" in line for line in told(checked)) == 2
 
@@ -159,13 +161,13 @@ def test_changeimti(tmp_path: Path) -> None:
     write(folder / "count_road.json", [imti_record("x.png", "q", "1")])
     write(folder / "count_build.json", [imti_record("x.png", "q", "2")])
     write(folder / "loc_road.json", "[")
-    checked = check(tmp_path)
+    checked = check_dataset(tmp_path)
     assert [(file.name, file.records) for file in checked.files] == [
         ("test_task_data/count_road.json", 1),
         ("test_task_data/count_build.json", 1),
         ("test_task_data/loc_road.json", 0),
     ]
-    assert checked.pictures.missing == 2
+    assert checked.images.missing == 2
     assert any("loc_road.json is not valid JSON" in line for line in told(checked))
 
 
@@ -176,18 +178,18 @@ def test_progress_is_told_of_every_picture(made: Path) -> None:
         assert total == 4
         return nullcontext(lambda done, note: seen.append(done))
 
-    check(made, size_px=64, counting=counting)
+    check_dataset(made, size_px=64, count_progress=counting)
     assert seen == [1, 2, 3, 4]
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
 def test_a_picture_that_may_not_be_read_is_named(made: Path) -> None:
     (made / "images" / "test" / "A" / "test_1.png").chmod(0)
-    assert check(made, size_px=64).pictures.unreadable == 1
+    assert check_dataset(made, size_px=64).images.unreadable == 1
 
 
 def test_no_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
-        check(tmp_path / "nosuch")
+        check_dataset(tmp_path / "nosuch")
     with pytest.raises(InputError, match=r"SET_SPLIT\.json.*data fetch changechat"):
-        check(tmp_path)
+        check_dataset(tmp_path)

@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
-from deltavlm.data.build import Facts
-from deltavlm.data.endpoint import Asker, Endpoint, Store, prompt_of, turns_in
-from deltavlm.data.synthetic.words import Turn
+from deltavlm.data.build import PairFacts
+from deltavlm.data.endpoint import Endpoint, QuestionWriter, ReplyLog, make_prompt, parse_reply
+from deltavlm.data.synthetic.phrases import QuestionAnswer
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, ToolError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
 
+pytestmark = pytest.mark.network
+
 KEY = "sk-secret-of-somebody"
-FACTS = Facts(Counts(0, 2), Cells(buildings=("top-left",)), ("two houses appear .",), True)
+FACTS = PairFacts(Counts(0, 2), Cells(buildings=("top-left",)), ("two houses appear .",), True)
 GOOD = [{"question": "How many houses were built?", "answer": "two"}]
-TURNS = (Turn("How many houses were built?", "two"),)
+TURNS = (QuestionAnswer("How many houses were built?", "two"),)
 
 
 def said(content: Any) -> bytes:
@@ -91,10 +93,12 @@ def rests() -> list[float]:
 
 
 @pytest.fixture
-def asker(server: Server, rests: list[float], tmp_path: Path) -> Callable[..., Asker]:
-    def make(**options: Any) -> Asker:
-        options = {"key": KEY, "pause": rests.append} | options
-        return Asker(Endpoint(server.url, "small", **options), Store(tmp_path / "set" / "replies.jsonl"))
+def asker(server: Server, rests: list[float], tmp_path: Path) -> Callable[..., QuestionWriter]:
+    def make(**options: Any) -> QuestionWriter:
+        options = {"key": KEY, "sleep": rests.append} | options
+        return QuestionWriter(
+            Endpoint(server.url, "small", **options), ReplyLog(tmp_path / "set" / "replies.jsonl")
+        )
 
     return make
 
@@ -108,55 +112,55 @@ def refused(call: Callable[..., object], *args: Any, kind: type[DeltaVLMError] =
     return str(caught.value)
 
 
-def test_what_is_asked_and_what_comes_of_it(server: Server, asker: Callable[..., Asker]) -> None:
+def test_what_is_asked_and_what_comes_of_it(server: Server, asker: Callable[..., QuestionWriter]) -> None:
     one = asker()
     assert one("test/x.png", FACTS) == TURNS
     (asked,) = server.asked
     assert asked["model"] == "small"
-    assert asked["messages"][-1] == {"role": "user", "content": prompt_of(FACTS)}
+    assert asked["messages"][-1] == {"role": "user", "content": make_prompt(FACTS)}
     for fact in ("no new roads and 2 new buildings", "top-left", "two houses appear .", "changed? yes"):
-        assert fact in prompt_of(FACTS)
+        assert fact in make_prompt(FACTS)
     assert server.paths == ["/v1/chat/completions"]
     assert server.keys == [f"Bearer {KEY}"]
     assert KEY not in repr(one.endpoint)
-    assert KEY not in one.store.path.read_text()
+    assert KEY not in one.log.path.read_text()
     asker(key=None)("test/y.png", FACTS)
     assert server.keys[-1] is None
 
 
 def test_a_reply_is_kept_at_once_and_asked_for_once(
-    server: Server, asker: Callable[..., Asker], rests: list[float]
+    server: Server, asker: Callable[..., QuestionWriter], rests: list[float]
 ) -> None:
     one = asker()
     one("test/x.png", FACTS)
-    assert json.loads(one.store.path.read_text())["questions"] == GOOD
+    assert json.loads(one.log.path.read_text())["questions"] == GOOD
     server.answers = [(503, b"")]
     assert one("test/x.png", FACTS) == TURNS
     again = asker()
     assert again("test/x.png", FACTS) == TURNS
-    assert (again.asked, len(server.asked), rests) == (0, 1, [])
-    other = Facts(Counts(1, 2), FACTS.cells, FACTS.captions, True)
+    assert (again.new_replies, len(server.asked), rests) == (0, 1, [])
+    other = PairFacts(Counts(1, 2), FACTS.cells, FACTS.captions, True)
     refused(again, "test/x.png", other, kind=ToolError)  # other facts are asked anew
 
 
-def test_a_line_that_was_cut_off_is_asked_again(server: Server, asker: Callable[..., Asker]) -> None:
+def test_a_line_that_was_cut_off_is_asked_again(server: Server, asker: Callable[..., QuestionWriter]) -> None:
     one = asker()
     one("test/x.png", FACTS)
     one("test/y.png", FACTS)
-    path = one.store.path
+    path = one.log.path
     text = path.read_text()
     path.write_text(text[:-30])
     two = asker()
     assert two("test/x.png", FACTS) == two("test/y.png", FACTS) == TURNS
-    assert two.asked == 1
+    assert two.new_replies == 1
     first, *_, last = path.read_text().splitlines()
     assert [json.loads(line)["id"] for line in (first, last)] == ["test/x.png", "test/y.png"]
-    assert asker().store.known.keys() == two.store.known.keys()
+    assert asker().log.replies.keys() == two.log.replies.keys()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_trouble_is_tried_again_with_longer_rests(
-    server: Server, asker: Callable[..., Asker], rests: list[float], status: int
+    server: Server, asker: Callable[..., QuestionWriter], rests: list[float], status: int
 ) -> None:
     server.answers = [(status, b"")] * 3 + [said(GOOD)]
     assert asker()("test/x.png", FACTS) == TURNS
@@ -164,7 +168,7 @@ def test_trouble_is_tried_again_with_longer_rests(
 
 
 def test_the_endpoint_says_how_long_to_rest(
-    server: Server, asker: Callable[..., Asker], rests: list[float]
+    server: Server, asker: Callable[..., QuestionWriter], rests: list[float]
 ) -> None:
     server.answers, server.headers = [(429, b""), (429, b""), said(GOOD)], {"Retry-After": "7"}
     asker()("test/x.png", FACTS)
@@ -173,13 +177,13 @@ def test_the_endpoint_says_how_long_to_rest(
     assert rests == [7, 7, 60]
 
 
-def test_trouble_that_stays(server: Server, asker: Callable[..., Asker], rests: list[float]) -> None:
+def test_trouble_that_stays(server: Server, asker: Callable[..., QuestionWriter], rests: list[float]) -> None:
     one = asker(tries=3)
     one("test/a.png", FACTS)
     server.answers = [(503, b"")]
     text = refused(one, "test/x.png", FACTS, kind=ToolError)
     assert f"{server.url} did not answer in 3 tries (HTTP 503)" in text
-    assert str(one.store.path) in text
+    assert str(one.log.path) in text
     assert rests == [1, 2]
     server.stop()
     text = refused(asker(tries=2), "test/x.png", FACTS, kind=ToolError)
@@ -196,7 +200,12 @@ def test_trouble_that_stays(server: Server, asker: Callable[..., Asker], rests: 
     ],
 )
 def test_refusals_are_not_tried_again(
-    server: Server, asker: Callable[..., Asker], rests: list[float], status: int, body: str, says: str
+    server: Server,
+    asker: Callable[..., QuestionWriter],
+    rests: list[float],
+    status: int,
+    body: str,
+    says: str,
 ) -> None:
     server.answers = [(status, body.encode())]
     text = refused(asker(), "test/x.png", FACTS)
@@ -208,13 +217,15 @@ def test_refusals_are_not_tried_again(
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}', b"\xff"])
-def test_what_is_no_endpoint_stops_the_run(server: Server, asker: Callable[..., Asker], body: bytes) -> None:
+def test_what_is_no_endpoint_stops_the_run(
+    server: Server, asker: Callable[..., QuestionWriter], body: bytes
+) -> None:
     server.answers = [body]
     assert "OpenAI-compatible" in refused(asker(), "test/x.png", FACTS)
     assert len(server.asked) == 1
 
 
-def test_replies_that_cannot_be_used(server: Server, asker: Callable[..., Asker]) -> None:
+def test_replies_that_cannot_be_used(server: Server, asker: Callable[..., QuestionWriter]) -> None:
     server.answers = [said("Sure! Here you are"), said(None), said(GOOD)]
     one = asker()
     assert one("test/a.png", FACTS) == TURNS
@@ -224,12 +235,12 @@ def test_replies_that_cannot_be_used(server: Server, asker: Callable[..., Asker]
             one(f"test/{index}.png", FACTS)
     assert "5 pairs in a row" in refused(one, "test/4.png", FACTS, kind=ToolError)
     assert len(server.asked) == 3 + 5 * 3
-    assert len(one.store.known) == 1
+    assert len(one.log.replies) == 1
 
 
 def test_a_code_fence_is_no_matter() -> None:
     for text in (json.dumps(GOOD), f"```json\n{json.dumps(GOOD)}\n```", f"```\n{json.dumps(GOOD)}```\n"):
-        assert turns_in(text) == TURNS
+        assert parse_reply(text) == TURNS
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -257,7 +268,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 )
 def test_replies_are_checked(reply: Any, what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        turns_in(json.dumps(reply))
+        parse_reply(json.dumps(reply))
 
 
 @pytest.mark.parametrize(
@@ -272,10 +283,12 @@ def test_secrets_in_the_wrong_place() -> None:
     assert "header" in refused(Endpoint, "http://host/v1", "small", f"{KEY}\n")
 
 
-def test_a_store_that_cannot_be_used(server: Server, asker: Callable[..., Asker], tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used(
+    server: Server, asker: Callable[..., QuestionWriter], tmp_path: Path
+) -> None:
     (tmp_path / "set").write_text("in the way")
     assert "cannot write" in refused(asker(), "test/x.png", FACTS, kind=OutputError)
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe")
-    assert "delete it" in refused(Store, tmp_path / "bad.jsonl")
+    assert "delete it" in refused(ReplyLog, tmp_path / "bad.jsonl")
     (tmp_path / "odd.jsonl").write_text('5\n{"id": 1}\n{"id": "a", "asked": "b", "questions": []}\n')
-    assert Store(tmp_path / "odd.jsonl").known == {}
+    assert ReplyLog(tmp_path / "odd.jsonl").replies == {}

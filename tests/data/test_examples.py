@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from deltavlm.data.changechat import write_chip_set
-from deltavlm.data.examples import missing_images, read_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.examples import missing_images
+from deltavlm.data.read import read_dataset
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS, caption, classify, count, locate
 
@@ -37,9 +38,9 @@ def write(path: Path, content: Any) -> Path:
 
 
 def test_what_synth_writes_is_read_back(tmp_path: Path) -> None:
-    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, change=1.0)) for seed in (1, 2)]
+    scenes = [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=1.0))) for seed in (1, 2)]
     write_chip_set(tmp_path, "test", scenes)
-    data = read_set(tmp_path)
+    data = read_dataset(tmp_path)
     assert (data.name, data.split, data.problems) == ("synthetic", "test", ())
     assert len(data.files) == 6
     number = {task: sum(example.task == task for example in data.examples) for task in TASKS}
@@ -52,24 +53,26 @@ def test_what_synth_writes_is_read_back(tmp_path: Path) -> None:
     assert len(one["dialogue"].turns) == 3
     assert missing_images(data.examples, tmp_path / "images") == []
     (tmp_path / "images" / "test" / "A" / "test_1.png").unlink()
-    assert [one.where for one in missing_images(data.examples, tmp_path / "images")] == ["test/A/test_1.png"]
-    assert {example.task for example in read_set(tmp_path, tasks=["count"]).examples} == {"count"}
+    assert [one.location for one in missing_images(data.examples, tmp_path / "images")] == [
+        "test/A/test_1.png"
+    ]
+    assert {example.task for example in read_dataset(tmp_path, tasks=["count"]).examples} == {"count"}
 
 
 def test_training_files_tell_tasks_by_their_questions(tmp_path: Path) -> None:
-    write_chip_set(tmp_path, "train", [("train_0", make_scene(3, 64, 64, change=1.0))])
+    write_chip_set(tmp_path, "train", [("train_0", make_scene(3, 64, 64, SceneOptions(change=1.0)))])
     write(tmp_path / "synthetic_train_loc.json", [record()])
-    data = read_set(tmp_path, split="train")
+    data = read_dataset(tmp_path, split="train")
     assert {example.task for example in data.examples} == set(TASKS)
     assert sum(example.task == "caption" for example in data.examples) == 5
-    assert "synthetic_train_loc.json is a variant" in data.problems[0].what
-    assert len(read_set(tmp_path / "synthetic_train_loc.json").examples) == 1
+    assert "synthetic_train_loc.json is a variant" in data.problems[0].message
+    assert len(read_dataset(tmp_path / "synthetic_train_loc.json").examples) == 1
 
 
 def test_both_schemas_and_ids(tmp_path: Path) -> None:
     write(tmp_path / "my_set_test.json", [caption_record()])
     write(tmp_path / "my_set_test_binary.json", [record(id=7)])
-    data = read_set(tmp_path)
+    data = read_dataset(tmp_path)
     assert data.name == "my_set"
     told, yes_no = data.examples
     assert (told.id, told.task, told.turns[0].question) == ("x.png", "caption", caption.PROMPT)
@@ -84,8 +87,8 @@ def test_both_schemas_and_ids(tmp_path: Path) -> None:
         (5, "an object"),
         (record(changeflag=2), "changeflag is 2"),
         (record(changeflag=None), "changeflag is missing"),
-        (record(image="x.png"), "two pictures"),
-        (record(image=["x.png"]), "two pictures"),
+        (record(image="x.png"), "two images"),
+        (record(image=["x.png"]), "two images"),
         (record(id=None), "id is missing"),
         (record(id=True), "id is True"),
         (record(conversations=[]), "pairs of a question"),
@@ -98,19 +101,19 @@ def test_both_schemas_and_ids(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_record_is_named_and_the_rest_goes_on(tmp_path: Path, bad: Any, what: str) -> None:
-    data = read_set(write(tmp_path / "s_test_binary.json", [bad, record()]))
+    data = read_dataset(write(tmp_path / "s_test_binary.json", [bad, record()]))
     assert len(data.examples) == 1
     (problem,) = data.problems
-    assert (problem.kind, problem.where) == ("record", "s_test_binary.json, record 1")
-    assert what in problem.what
+    assert (problem.kind, problem.location) == ("record", "s_test_binary.json, record 1")
+    assert what in problem.message
 
 
 def test_a_second_record_of_an_id_is_named(tmp_path: Path) -> None:
     second = record(changeflag=0)
-    data = read_set(write(tmp_path / "s_test_binary.json", [record(), second, second, record(id="y")]))
+    data = read_dataset(write(tmp_path / "s_test_binary.json", [record(), second, second, record(id="y")]))
     assert [(one.id, one.changed) for one in data.examples] == [("x_1", True), ("y", True)]
-    assert [(one.kind, one.where, one.what) for one in data.problems] == [
-        ("duplicate", "change x_1", "2 repeat it and are left out")
+    assert [(one.kind, one.location, one.message) for one in data.problems] == [
+        ("duplicate", "change x_1", "2 duplicates are left out")
     ]
 
 
@@ -122,7 +125,7 @@ def test_other_questions_under_an_id_are_kept(tmp_path: Path) -> None:
         return record(id=name, conversations=told)
 
     rows = [asked("1?"), asked("2?"), asked("1?"), asked("3?"), asked("4?", "y")]
-    data = read_set(write(tmp_path / "s_test_open.json", rows))
+    data = read_dataset(write(tmp_path / "s_test_open.json", rows))
     assert [(one.id, one.turns[0].question) for one in data.examples] == [
         ("x", "1?"),
         ("x#2", "2?"),
@@ -131,14 +134,14 @@ def test_other_questions_under_an_id_are_kept(tmp_path: Path) -> None:
     ]
     assert len(data.problems) == 1
     rows = [asked("1?"), asked("2?"), asked("3?", "x#2")]
-    data = read_set(write(tmp_path / "s_test_open.json", rows))
+    data = read_dataset(write(tmp_path / "s_test_open.json", rows))
     assert [(one.id, one.turns[0].question) for one in data.examples] == [("x", "1?"), ("x#2", "3?")]
 
 
 def test_annotations_may_lie_in_their_own_folder(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     write(tmp_path / "annotations" / "s_test_binary.json", [record()])
-    assert len(read_set(tmp_path).examples) == 1
+    assert len(read_dataset(tmp_path).examples) == 1
 
 
 @pytest.mark.parametrize("content", ["[1,", "{}", '"text"', "\udcff", "[" * 100_000])
@@ -146,24 +149,24 @@ def test_a_bad_file_is_named_and_the_others_are_read(tmp_path: Path, content: st
     bad = tmp_path / "s_test_count.json"
     bad.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"s_test_count\.json"):
-        read_set(tmp_path)
+        read_dataset(tmp_path)
     write(tmp_path / "s_test_binary.json", [record()])
-    data = read_set(tmp_path)
+    data = read_dataset(tmp_path)
     assert len(data.examples) == 1
-    assert [(problem.kind, problem.where) for problem in data.problems] == [("file", "s_test_count.json")]
+    assert [(problem.kind, problem.location) for problem in data.problems] == [("file", "s_test_count.json")]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        read_set(tmp_path / "no")
+        read_dataset(tmp_path / "no")
     with pytest.raises(InputError, match="holds no SET_test"):
-        read_set(tmp_path)
+        read_dataset(tmp_path)
     write(tmp_path / "a_val.json", [caption_record()])
-    with pytest.raises(InputError, match="there is val"):
-        read_set(tmp_path)
+    with pytest.raises(InputError, match="it has val"):
+        read_dataset(tmp_path)
     for name in ("a_test.json", "b_test.json"):
         write(tmp_path / name, [caption_record()])
     with pytest.raises(InputError, match="several sets: a, b"):
-        read_set(tmp_path)
+        read_dataset(tmp_path)
     with pytest.raises(InputError, match="no records"):
-        read_set(write(tmp_path / "empty.json", []))
+        read_dataset(write(tmp_path / "empty.json", []))

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm.data.masks import BUILDING, LEVIR_MCI, ROAD, ClassMap, Rules, class_map, found, read_mask
+from deltavlm.data.masks import (
+    BUILDING,
+    LEVIR_MCI,
+    ROAD,
+    ClassMap,
+    MaskRules,
+    measure_mask,
+    parse_class_map,
+    read_mask,
+)
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
@@ -33,25 +42,25 @@ CORNERS = drawn(
 
 
 def test_pixels_that_touch_at_a_corner_are_one_thing_or_four() -> None:
-    counts, cells = found(CORNERS, Rules(connectivity=8))
+    counts, cells = measure_mask(CORNERS, MaskRules(connectivity=8))
     assert counts == Counts(1, 1)
     assert cells == Cells(("bottom-right",), ("top-left", "center-center"))
-    assert found(CORNERS, Rules(connectivity=4)) == (Counts(1, 4), cells)
+    assert measure_mask(CORNERS, MaskRules(connectivity=4)) == (Counts(1, 4), cells)
 
 
 def test_small_things_are_neither_counted_nor_located() -> None:
     mask = drawn(*["b........", ".........", "........."] * 2, "......bb.", ".........", ".........")
-    assert found(mask)[0] == Counts(0, 3)
-    counts, cells = found(mask, Rules(min_area_px=2))
+    assert measure_mask(mask)[0] == Counts(0, 3)
+    counts, cells = measure_mask(mask, MaskRules(min_area_px=2))
     assert (counts, cells.buildings) == (Counts(0, 1), ("bottom-right",))
-    assert found(mask, Rules(min_area_px=3)) == (Counts(0, 0), Cells())
+    assert measure_mask(mask, MaskRules(min_area_px=3)) == (Counts(0, 0), Cells())
 
 
 def test_the_three_cell_rules_differ() -> None:
     """A road along the top from the left into the right cell by one pixel, thickest in the middle."""
     mask = drawn("..rrrrr..", "...rrr...", ".........", *["........."] * 6)
     named = {
-        rule: found(mask, Rules(cell_rule=rule, cell_share=0.3))[1].roads
+        rule: measure_mask(mask, MaskRules(cell_rule=rule, cell_share=0.3))[1].roads
         for rule in ("any", "share", "centroid")
     }
     assert named == {
@@ -59,9 +68,11 @@ def test_the_three_cell_rules_differ() -> None:
         "share": ("top-center",),
         "centroid": ("top-center",),
     }
-    assert found(mask, Rules(cell_rule="share", cell_share=0.1))[1].roads == named["any"]
-    assert found(mask, Rules(cell_rule="share", cell_share=0.9))[1].roads == ("top-center",)  # the largest
-    assert found(mask, Rules(cell_rule="share", cell_share=0.0))[1].roads == named["any"]
+    assert measure_mask(mask, MaskRules(cell_rule="share", cell_share=0.1))[1].roads == named["any"]
+    assert measure_mask(mask, MaskRules(cell_rule="share", cell_share=0.9))[1].roads == (
+        "top-center",
+    )  # the largest
+    assert measure_mask(mask, MaskRules(cell_rule="share", cell_share=0.0))[1].roads == named["any"]
 
 
 def test_a_centroid_may_lie_in_a_cell_without_a_pixel() -> None:
@@ -69,15 +80,19 @@ def test_a_centroid_may_lie_in_a_cell_without_a_pixel() -> None:
     mask = np.zeros((9, 9), np.uint8)
     mask[1:8, 1:8] = BUILDING
     mask[2:7, 2:7] = 0
-    assert found(mask, Rules(cell_rule="centroid"))[1].buildings == ("center-center",)
-    assert found(mask, Rules(cell_rule="any"))[1].buildings == tuple(
+    assert measure_mask(mask, MaskRules(cell_rule="centroid"))[1].buildings == ("center-center",)
+    assert measure_mask(mask, MaskRules(cell_rule="any"))[1].buildings == tuple(
         label for label in LABELS if label != "center-center"
     )
 
 
 def test_each_thing_has_its_own_centroid() -> None:
     mask = drawn("bb.....bb", *["........."] * 7, "........b")
-    assert found(mask, Rules(cell_rule="centroid"))[1].buildings == ("top-left", "top-right", "bottom-right")
+    assert measure_mask(mask, MaskRules(cell_rule="centroid"))[1].buildings == (
+        "top-left",
+        "top-right",
+        "bottom-right",
+    )
 
 
 @pytest.mark.parametrize("rule", ["any", "share", "centroid"])
@@ -93,12 +108,12 @@ def test_cells_of_single_pixels_are_where_the_pixels_are(rule: str, size: tuple[
                 3 * sum(row >= round(size[0] * k / 3) for k in (1, 2))
                 + sum(col >= round(size[1] * k / 3) for k in (1, 2))
             ]
-            assert found(mask, Rules(cell_rule=rule)) == (Counts(1, 0), Cells((expected,)))  # type: ignore[arg-type]
+            assert measure_mask(mask, MaskRules(cell_rule=rule)) == (Counts(1, 0), Cells((expected,)))  # type: ignore[arg-type]
 
 
 def test_roads_and_buildings_that_touch_are_two_things() -> None:
-    assert found(drawn("rb.", "rb.", "..."))[0] == Counts(1, 1)
-    assert found(drawn("...", "...", "...")) == (Counts(0, 0), Cells())
+    assert measure_mask(drawn("rb.", "rb.", "..."))[0] == Counts(1, 1)
+    assert measure_mask(drawn("...", "...", "...")) == (Counts(0, 0), Cells())
 
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
@@ -127,17 +142,17 @@ def test_levir_mcis_coloured_labels(tmp_path: Path) -> None:
 
 def test_codes_palettes_and_16_bit(tmp_path: Path) -> None:
     small = np.array(CODES, np.uint8)
-    classes = class_map("road=1, building=2")
+    classes = parse_class_map("road=1, building=2")
     assert read_mask(save(tmp_path / "a.png", small), classes).tolist() == CODES
     assert read_mask(save(tmp_path / "b.png", small, "P"), classes).tolist() == CODES
-    large = class_map("road=300,building=65535,background=7")
+    large = parse_class_map("road=300,building=65535,background=7")
     pixels = np.array([[7, 300], [65535, 0]], np.uint16)
     assert read_mask(save(tmp_path / "c.png", pixels), large).tolist() == CODES
 
 
 def test_a_class_may_have_several_values(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[3, 4, 9]], np.uint8))
-    assert read_mask(path, class_map("road=3,road=4,background=9")).tolist() == [[1, 1, 0]]
+    assert read_mask(path, parse_class_map("road=3,road=4,background=9")).tolist() == [[1, 1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +160,8 @@ def test_a_class_may_have_several_values(tmp_path: Path) -> None:
     [
         (np.array([[0, 7, 7]], np.uint8), LEVIR_MCI, "has the value 7 in 2 pixels"),
         (np.full((1, 1, 3), (0, 255, 16), np.uint8), LEVIR_MCI, "has the value #00ff10 in 1 pixels"),
-        (np.array([[128]], np.uint8), class_map("road=1"), "the value 128"),
-        (np.array([[True]]), class_map("road=1"), "the value 255"),
+        (np.array([[128]], np.uint8), parse_class_map("road=1"), "the value 128"),
+        (np.array([[True]]), parse_class_map("road=1"), "the value 255"),
     ],
 )
 def test_an_unknown_value_is_named_with_its_file(
@@ -163,7 +178,7 @@ def test_files_that_are_no_masks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         read_mask(tmp_path / "none.png")
     (tmp_path / "m.png").write_text("<html>")
-    with pytest.raises(InputError, match="not a picture"):
+    with pytest.raises(InputError, match="not an image"):
         read_mask(tmp_path / "m.png")
     whole = save(tmp_path / "n.png", np.tile(GREY, (64, 64))).read_bytes()
     (tmp_path / "n.png").write_bytes(whole[:60])
@@ -189,7 +204,7 @@ def test_files_that_are_no_masks(tmp_path: Path) -> None:
 )
 def test_class_maps_that_make_no_sense(text: str) -> None:
     with pytest.raises(ConfigError, match="class map"):
-        class_map(text)
+        parse_class_map(text)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -197,15 +212,15 @@ def test_laws_of_any_mask(seed: int) -> None:
     """Mirrored masks have mirrored cells; fewer neighbours never make fewer things; a share is within any."""
     rng = np.random.default_rng(seed)
     mask = rng.choice([0, ROAD, BUILDING], p=[0.8, 0.1, 0.1], size=(30, 60)).astype(np.uint8)
-    eight, four = (found(mask, Rules(connectivity=near))[0] for near in (8, 4))
+    eight, four = (measure_mask(mask, MaskRules(connectivity=near))[0] for near in (8, 4))
     assert four.roads >= eight.roads > 0
     assert four.buildings >= eight.buildings > 0
-    wide = found(mask, Rules(min_area_px=3))[1]
-    narrow = found(mask, Rules(min_area_px=3, cell_rule="share", cell_share=0.1))[1]
+    wide = measure_mask(mask, MaskRules(min_area_px=3))[1]
+    narrow = measure_mask(mask, MaskRules(min_area_px=3, cell_rule="share", cell_share=0.1))[1]
     assert {*narrow.roads} <= {*wide.roads}
     for rule in ("any", "share", "centroid"):
-        rules = Rules(min_area_px=3, cell_rule=rule, cell_share=0.07)
-        cells, mirrored = found(mask, rules)[1], found(mask[:, ::-1], rules)[1]
+        rules = MaskRules(min_area_px=3, cell_rule=rule, cell_share=0.07)
+        cells, mirrored = measure_mask(mask, rules)[1], measure_mask(mask[:, ::-1], rules)[1]
         swap = {"left": "right", "right": "left", "center": "center"}
         expected = {f"{label.split('-')[0]}-{swap[label.split('-')[1]]}" for label in cells.roads}
         assert {*mirrored.roads} == expected

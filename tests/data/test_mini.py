@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deltavlm.data.changechat import Pair, records
-from deltavlm.data.examples import missing_images, read_set
-from deltavlm.data.synthetic import make_scene
+from deltavlm.data.changechat import ImagePair, scene_records
+from deltavlm.data.examples import missing_images
+from deltavlm.data.read import read_dataset
+from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.tasks import TASKS
 
@@ -20,7 +21,7 @@ MINI = SAMPLES / "changechat_mini"
 
 
 def test_it_has_all_tasks_of_all_pairs_and_their_pictures() -> None:
-    data = read_set(MINI)
+    data = read_dataset(MINI)
     assert data.problems == ()
     assert len(data.files) == 6
     numbers = {task: sum(example.task == task for example in data.examples) for task in TASKS}
@@ -47,10 +48,12 @@ def test_the_command_in_the_readme_makes_it(index: int) -> None:
         r"synth chips sample_data/changechat_mini --count 40 --seed (\d+) --compress jpeg", told
     )
     assert command is not None
-    scene = make_scene(int(command[1]) + index, 256, 256, change=0.6)
+    scene = make_scene(int(command[1]) + index, 256, 256, SceneOptions(change=0.6))
     name = f"test_{index:02d}"
-    pair_facts = facts_of(scene.change, scene.things, scene.cover)
-    made = records(Pair(name, (f"test/A/{name}.jpg", f"test/B/{name}.jpg"), pair_facts.changed), pair_facts)
+    pair_facts = facts_of(scene.change, scene.instances, scene.cover)
+    made = scene_records(
+        ImagePair(name, (f"test/A/{name}.jpg", f"test/B/{name}.jpg"), pair_facts.changed), pair_facts
+    )
     for suffix, part in made.items():
         shipped = json.loads((MINI / f"synthetic_test{suffix}.json").read_text())
         assert [one for one in shipped if f"{name}.jpg" in str(one)] == part

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.data.synthetic import Scene, make_scene, words
-from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
+from deltavlm.data.synthetic import Scene, SceneOptions, make_scene, phrases
+from deltavlm.data.synthetic.cache import halve, open_cache, render_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
-from deltavlm.data.synthetic.nuisance import retone
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE
+from deltavlm.data.synthetic.imaging import color_jitter
 from deltavlm.data.synthetic.scene import make_plan
-from deltavlm.data.synthetic.truth import CHANGES, CODE
 from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks.text import NO_CHANGE, clean
 
@@ -23,7 +23,7 @@ def scenes() -> list[Scene]:
 
 
 def facts(scene: Scene) -> Facts:
-    return facts_of(scene.change, scene.things, scene.cover)
+    return facts_of(scene.change, scene.instances, scene.cover)
 
 
 def test_a_seed_is_a_scene(scenes: list[Scene]) -> None:
@@ -31,7 +31,7 @@ def test_a_seed_is_a_scene(scenes: list[Scene]) -> None:
     assert np.array_equal(again.after, scenes[0].after)
     assert not np.array_equal(other.after, scenes[0].after)
     assert again.before.shape == (256, 256, 3)
-    assert again.change.shape == again.things.shape == again.cover.shape == (256, 256)
+    assert again.change.shape == again.instances.shape == again.cover.shape == (256, 256)
 
 
 def test_scenes_of_both_kinds_come_out(scenes: list[Scene]) -> None:
@@ -47,20 +47,22 @@ def test_an_unchanged_scene_differs_in_pixels_alone(scenes: list[Scene]) -> None
 
 
 def test_change_share_is_obeyed() -> None:
-    assert not any(make_scene(seed, 64, 64, change=0.0).change.any() for seed in range(8))
+    assert not any(make_scene(seed, 64, 64, SceneOptions(change=0.0)).change.any() for seed in range(8))
 
 
 def test_built_things_are_new_pixels(scenes: list[Scene]) -> None:
     """Every counted thing has its own id, and lies where the change map says building or road."""
     for scene in scenes:
-        kinds = np.isin(scene.change, [CODE[k] for k in CHANGES if k.startswith(("building", "road"))])
-        assert not scene.things[~kinds].any()
+        kinds = np.isin(
+            scene.change, [CHANGE_CODE[k] for k in CHANGE_CLASSES if k.startswith(("building", "road"))]
+        )
+        assert not scene.instances[~kinds].any()
 
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
 def test_turning_a_scene_turns_its_cells(scenes: list[Scene], quarter: int) -> None:
     for scene in scenes:
-        told, turned = facts(scene), facts(scene.turned(quarter, mirror=False))
+        told, turned = facts(scene), facts(scene.rotated(quarter, mirror=False))
         assert told.counts == turned.counts
         grid = np.array([label in told.building_cells for label in locate.LABELS]).reshape(3, 3)
         wanted = np.rot90(grid, quarter).ravel()
@@ -69,9 +71,9 @@ def test_turning_a_scene_turns_its_cells(scenes: list[Scene], quarter: int) -> N
 
 
 def test_swapping_the_dates_swaps_built_and_removed(scenes: list[Scene]) -> None:
-    assert np.array_equal(SWAPPED[SWAPPED], np.arange(len(CHANGES)))
+    assert np.array_equal(SWAPPED[SWAPPED], np.arange(len(CHANGE_CLASSES)))
     for scene in scenes:
-        there, back = facts(scene), facts_of(SWAPPED[scene.change], scene.things, scene.cover)
+        there, back = facts(scene), facts_of(SWAPPED[scene.change], scene.instances, scene.cover)
         assert there.counts["building_built"] == back.counts["building_removed"]
         assert there.counts["road_built"] == back.counts["road_removed"]
         assert there.changed == back.changed
@@ -95,47 +97,53 @@ def test_answers_read_back_as_the_truth(scenes: list[Scene]) -> None:
     for scene in scenes:
         fact = facts(scene)
         assert classify.parse(classify.format_answer(fact.changed)) == fact.changed
-        assert count.parse(words.told_count(fact)) == words.counted(fact)
-        assert locate.parse(locate.format_answer(words.located(fact))) == words.located(fact)
-        turns = words.dialogue(fact)
-        assert count.parse(turns[1].answer) == words.counted(fact)
-        assert (words.captions(fact) == NO_CHANGE) == (not fact.changed)
+        assert count.parse(phrases.count_answer(fact.changed, phrases.counts_of(fact))) == phrases.counts_of(
+            fact
+        )
+        assert locate.parse(locate.format_answer(phrases.cells_of(fact))) == phrases.cells_of(fact)
+        turns = phrases.dialogue(fact)
+        assert count.parse(turns[1].answer) == phrases.counts_of(fact)
+        assert (phrases.captions(fact) == NO_CHANGE) == (not fact.changed)
 
 
 def test_sentences_are_clean_and_differ(scenes: list[Scene]) -> None:
     for scene in scenes:
-        told = words.captions(facts(scene))
+        told = phrases.captions(facts(scene))
         assert len(set(told)) >= 3
-        for sentence in (*told, *(turn.answer for turn in words.open_questions(facts(scene)))):
+        for sentence in (*told, *(turn.answer for turn in phrases.open_questions(facts(scene)))):
             assert sentence == clean(sentence)
             assert "  " not in sentence
             assert sentence == sentence.strip()
 
 
 def test_a_cache_holds_the_scenes_of_its_seeds(tmp_path: Path) -> None:
-    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     pictures, truth = open_cache(tmp_path)
     assert pictures.shape == (3, 2, 64, 64, 3)
-    scene = make_scene(41, 64, 64, change=0.6)
+    scene = make_scene(41, 64, 64, SceneOptions(change=0.6))
     assert np.array_equal(pictures[1, 0], scene.before)
-    assert np.array_equal(truth[1, 0], half(scene.change))
+    assert np.array_equal(truth[1, 0], halve(scene.change))
     stamp = (tmp_path / "pictures.npy").stat().st_mtime_ns
-    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
 
 
 def test_a_reduced_scene_is_the_large_one_averaged_down() -> None:
-    far = make_scene(9, 64, 64, change=1.0, scale=1.0, reduce=2)
-    near = make_scene(9, 160, 160, change=1.0, scale=1.0).window(16, 16, 128)  # the margin is reduced too
+    far = make_scene(9, 64, 64, SceneOptions(change=1.0, scale=1.0, downsample=2))
+    near = make_scene(9, 160, 160, SceneOptions(change=1.0, scale=1.0)).window(
+        16, 16, 128
+    )  # the margin is reduced too
     assert far.change.any()
     assert np.array_equal(far.change, near.change[::2, ::2])
-    assert np.array_equal(far.things, near.things[::2, ::2])
+    assert np.array_equal(far.instances, near.instances[::2, ::2])
     mean = near.before.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.corrcoef(mean.ravel(), far.before.ravel())[0, 1] > 0.9  # light and noise are drawn anew
 
 
 def test_a_reduced_scene_changes_as_often() -> None:
-    far = sum(make_scene(seed, change=0.5, reduce=2).change.any() for seed in range(24))
+    far = sum(
+        make_scene(seed, options=SceneOptions(change=0.5, downsample=2)).change.any() for seed in range(24)
+    )
     assert 5 <= far <= 18  # 12 or so; 22 if each of the four neighbourhoods that now fit had the whole chance
 
 
@@ -143,7 +151,7 @@ def test_retoning_moves_colours_and_not_shapes(scenes: list[Scene]) -> None:
     """One table a band: equal values stay equal, and their order stays."""
     rng = np.random.default_rng(1)
     for scene in scenes[:4]:
-        new = retone(rng, scene.before)
+        new = color_jitter(rng, scene.before)
         assert new.shape == scene.before.shape
         assert new.dtype == np.uint8
         assert not np.array_equal(new, scene.before)
@@ -153,7 +161,7 @@ def test_retoning_moves_colours_and_not_shapes(scenes: list[Scene]) -> None:
 
 
 def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
-    scene = make_scene(2, 640, 320, change=1.0)
+    scene = make_scene(2, 640, 320, SceneOptions(change=1.0))
     assert scene.before.shape == (320, 640, 3)
     assert scene.change[:, :320].any()
     assert scene.change[:, 320:].any()
@@ -161,21 +169,21 @@ def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
 
 @pytest.fixture(scope="module")
 def rich_scenes() -> list[Scene]:
-    return [make_scene(seed, change=0.6, rich=True) for seed in range(100, 106)]
+    return [make_scene(seed, options=SceneOptions(change=0.6, rich=True)) for seed in range(100, 106)]
 
 
 def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Path) -> None:
-    again = make_scene(103, change=0.6, rich=True)
+    again = make_scene(103, options=SceneOptions(change=0.6, rich=True))
     assert np.array_equal(again.after, rich_scenes[3].after)
-    assert not np.array_equal(make_scene(103, change=0.6).after, again.after)
-    draw_cache(tmp_path, 1, seed=103, workers=1, rich=True)
+    assert not np.array_equal(make_scene(103, options=SceneOptions(change=0.6)).after, again.after)
+    render_cache(tmp_path, 1, seed=103, workers=1, options=SceneOptions(change=0.6, rich=True))
     assert np.array_equal(open_cache(tmp_path)[0][0, 1], again.after)
     assert (tmp_path / "drawn.txt").read_text().rstrip().endswith("rich")
 
 
 def test_rich_scenes_may_stay_unchanged() -> None:
     for seed in range(6):
-        still = make_scene(seed, change=0.0, rich=True)
+        still = make_scene(seed, options=SceneOptions(change=0.0, rich=True))
         assert not still.change.any()
         assert np.abs(still.before.astype(int) - still.after).mean() > 2  # though the dates look different
 

@@ -1,4 +1,4 @@
-"""The command line, as the tests of the command line have it."""
+"""The fixture `run` of the command line's tests."""
 
 from tests.cli.conftest import run
 

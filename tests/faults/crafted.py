@@ -1,4 +1,4 @@
-"""Files that were made to do harm."""
+"""Malicious input files: VRTs, service descriptions, GeoTIFF tags, TIFF headers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wms(url: str) -> str:
 
 
 def tagged(path: Path, domain: str, **tags: str) -> Path:
-    """A whole GeoTIFF of 1100 px, in one of whose domains of tags stand these."""
+    """A valid GeoTIFF of 1100 px with these tags in the given metadata domain."""
     write_raster(path, noise(1, 1100, 1100), tiled=True, compress="deflate")
     with rasterio.open(path, "r+") as raster:
         raster.update_tags(ns=domain, **tags)
@@ -52,14 +52,14 @@ def tagged(path: Path, domain: str, **tags: str) -> Path:
 
 
 def bare_tiff(path: Path, width: int, height: int, rows_per_strip: int, tile: int | None = None) -> Path:
-    """A TIFF of a few hundred bytes that says it is that large: one strip, or one tile, of 16 bytes."""
-    place = (
+    """A TIFF of a few hundred bytes whose header declares this size: one strip, or one tile, of 16 bytes."""
+    blocks = (
         [(273, 4, 8), (278, 4, rows_per_strip), (279, 4, 16)]
         if tile is None
         else [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, 16)]
     )
     tags = sorted(
-        [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), *place]
+        [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), *blocks]
     )
     entries = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags]
     head = struct.pack("<2sHI", b"II", 42, 24) + bytes(16)

@@ -1,6 +1,6 @@
-"""Files that were damaged on their way: truncated, zeroed, with flipped bits.
+"""Damaged images: flipped bits.
 
-What is truncated, and zeroed blocks, are in `tests/cli/test_bad_input.py` and `tests/geo/test_source.py`.
+Truncated files and zeroed blocks are in `tests/cli/test_bad_input.py` and `tests/geo/test_source.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ CODECS = {
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_flipped_bits_cost_their_chips_at_most(run: Run, tmp_path: Path, codec: str) -> None:
-    """Every chip has a row, the program ends with 0 or 3, and never with an unforeseen error."""
+def test_flipped_bits_affect_only_their_chips(run: Run, tmp_path: Path, codec: str) -> None:
+    """Every chip has a row, the exit code is 0 or 3, and there is no unexpected error."""
     before = write_raster(tmp_path / "before.tif", smooth(3, 96, 160), **TILES | CODECS[codec])
     after = tmp_path / "after.tif"
     rng = random.Random(codec)
@@ -41,13 +41,13 @@ def test_flipped_bits_cost_their_chips_at_most(run: Run, tmp_path: Path, codec: 
         assert result.exit_code in (0, 2, 3), result.stderr
         errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
         assert len(errors) == (result.exit_code != 0)
-        if result.exit_code != 2:  # not so broken that it is no pair any more
+        if result.exit_code != 2:  # 2: the header is damaged
             assert len(pyogrio.raw.read(f"{trial}.geojson")[2]) == 15
     assert codes & {0, 3}
 
 
-def test_a_decoder_that_complains_is_heard(run: Run, tmp_path: Path) -> None:
-    """A flipped bit in a JPEG changes pixels and is no error: it was a line in GDAL's log that nobody saw."""
+def test_warnings_of_a_decoder_are_passed_on(run: Run, tmp_path: Path) -> None:
+    """A flipped bit in a JPEG changes pixels without an error: GDAL only logs a warning."""
     before = write_raster(tmp_path / "before.tif", smooth(3, 96, 160), **TILES | CODECS["jpeg"])
     after = tmp_path / "after.tif"
     content = bytearray(before.read_bytes())
@@ -56,9 +56,9 @@ def test_a_decoder_that_complains_is_heard(run: Run, tmp_path: Path) -> None:
     after.write_bytes(content)
     result = run("analyze", before, after, "-o", "out.geojson", "--chip-size", 32)
     assert result.exit_code == 0
-    told = [line for line in result.stderr.splitlines() if "a decoder complains" in line]
-    assert told
-    assert told[0].startswith(f"Warning: {before} or {after}: a decoder complains (JPEGLib:")
-    assert len(told) == len({*told})
-    assert "CPLE_" not in result.stderr  # GDAL's own words stay in its log
+    warnings = [line for line in result.stderr.splitlines() if "a decoder complains" in line]
+    assert warnings
+    assert warnings[0].startswith(f"Warning: {before} or {after}: a decoder complains (JPEGLib:")
+    assert len(warnings) == len({*warnings})
+    assert "CPLE_" not in result.stderr  # GDAL's own messages stay in its log
     assert "a decoder" not in run("analyze", before, before, "-o", "b.geojson", "--chip-size", 32).stderr

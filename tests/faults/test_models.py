@@ -1,6 +1,6 @@
-"""Checkpoints that were made to do harm: nothing runs, nothing large is set aside, one error names the file.
+"""Malicious checkpoints: no code runs, no large allocation, one error that names the file.
 
-Pickles with code in them are in `tests/upstream/test_convert.py`.
+Pickles with code are in `tests/upstream/test_convert.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from deltavlm.model.checkpoint import WEIGHTS
 from tests.tiny import tiny_checkpoint
 
 
-def header(told: object, body: bytes = bytes(8)) -> bytes:
-    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+def header(tensors: object, body: bytes = bytes(8)) -> bytes:
+    text = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
     return struct.pack("<Q", len(text)) + text + body
 
 
@@ -36,8 +36,8 @@ CRAFTED = {
     "a tensor beyond the end": header({"a": tensor(0, 2**40, (2**38,))}),
     "a shape that does not fit": header({"a": tensor(shape=(2**31, 2**31))}),
     "a shape that overflows": header({"a": tensor(shape=(2**63, 2))}),
-    "an end before its begin": header({"a": tensor(8, 0)}),
-    "a dtype that there is not": header({"a": tensor(dtype="X99")}),
+    "an end before its start": header({"a": tensor(8, 0)}),
+    "an unknown dtype": header({"a": tensor(dtype="X99")}),
     "no JSON": header(b"{not json"),
     "deep JSON": header(b'{"a":' * 100_000),
     "no header": b"",
@@ -46,7 +46,7 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("content", CRAFTED.values(), ids=CRAFTED)
-def test_headers_that_lie(tmp_path: Path, content: bytes) -> None:
+def test_invalid_safetensors_headers_are_refused(tmp_path: Path, content: bytes) -> None:
     tiny_checkpoint(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.safetensors") as caught:
@@ -54,7 +54,7 @@ def test_headers_that_lie(tmp_path: Path, content: bytes) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_a_pickle_under_the_name_of_safetensors(tmp_path: Path) -> None:
+def test_a_pickle_named_safetensors_is_not_executed(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return (open, (str(tmp_path / "PWNED"), "w"))

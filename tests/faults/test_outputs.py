@@ -1,7 +1,7 @@
-"""Outputs that somebody else holds, places that take none, odd surroundings, and words that mean harm.
+"""Outputs open in other programs, read-only folders, unusual environments, and malicious text.
 
-Two runs on one output and a lock that was left behind are in `tests/cli/test_resume.py`; closed pipes and
-streams are in `tests/cli/test_manners.py`.
+Two runs on one output and a stale lock are in `tests/cli/test_resume.py`; closed pipes and
+streams are in `tests/cli/test_process.py`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ sys.stdin.read()
 
 
 @contextmanager
-def held(path: Path, mode: str) -> Iterator[None]:
-    """Another process has the GeoPackage open: WAL as QGIS does, DELETE in the midst of an edit."""
+def open_elsewhere(path: Path, mode: str) -> Iterator[None]:
+    """Another process has the GeoPackage open: in WAL mode like QGIS, or in DELETE mode during an edit."""
     command = [sys.executable, "-c", HOLD, str(path), mode]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -48,62 +48,60 @@ def held(path: Path, mode: str) -> Iterator[None]:
         other.communicate()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="is told at the end only")
+@pytest.mark.skipif(sys.platform == "win32", reason="detected at the end only")
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
-def test_an_output_that_is_open_is_refused_before_any_work(run: Run, scene: Scene, mode: str) -> None:
+def test_an_open_output_is_refused_before_any_work(run: Run, scene: Scene, mode: str) -> None:
     out = Path("out.gpkg")
     assert run("analyze", *scene.args, "-o", out, *SMALL).exit_code == 0
-    with held(out, mode):
+    with open_elsewhere(out, mode):
         result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)
         assert result.exit_code == 2
-        assert "out.gpkg: is open in another program, QGIS perhaps; close it there" in one_line(result)
+        assert "out.gpkg: is open in another program, perhaps QGIS; close it there" in one_line(result)
         assert len(run.loads) == 1
     assert run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL).exit_code == 0
 
 
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
-def test_an_output_that_is_opened_during_the_run(
-    run: Run, scene: Scene, model: ScriptedModel, mode: str
-) -> None:
-    """Refused with the remedy; the results are kept, and the next run asks nothing."""
+def test_an_output_opened_during_the_run(run: Run, scene: Scene, model: ScriptedModel, mode: str) -> None:
+    """Refused with the remedy; the results are kept, and the next run needs no inference."""
     out = Path("out.gpkg")
     assert run("analyze", *scene.args, "-o", out, *SMALL).exit_code == 0
     encode = model.encode
-    holding = held(out, mode)
+    other_program = open_elsewhere(out, mode)
 
-    def opened(before: object, after: object) -> object:
+    def encode_and_open(before: object, after: object) -> object:
         model.encode = encode  # type: ignore[method-assign]
-        holding.__enter__()
+        other_program.__enter__()
         return encode(before, after)  # type: ignore[arg-type]
 
-    model.encode = opened  # type: ignore[method-assign, assignment]
+    model.encode = encode_and_open  # type: ignore[method-assign, assignment]
     try:
         result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)
     finally:
-        holding.__exit__(None, None, None)
+        other_program.__exit__(None, None, None)
     assert result.exit_code == 2
-    assert "15 chips kept in out.gpkg.journal.jsonl; the same command goes on" in result.stderr
-    last = "Error: out.gpkg: is open in another program, QGIS perhaps; close it there"
+    assert "15 chips kept in out.gpkg.journal.jsonl; the same command resumes" in result.stderr
+    last = "Error: out.gpkg: is open in another program, perhaps QGIS; close it there"
     assert result.stderr.splitlines()[-1] == last
-    asked = len(model.batches)
+    batches = len(model.batches)
     result = run("analyze", *scene.args, "-o", out, "--overwrite", *SMALL)
     assert result.exit_code == 0, result.stderr
-    assert len(model.batches) == asked
+    assert len(model.batches) == batches
     assert len(geopandas.read_file(out, layer="chips")) == 15
     assert [path.name for path in Path.cwd().iterdir()] == ["out.gpkg"]
 
 
-def test_a_folder_that_cannot_be_written_to(run: Run, scene: Scene, tmp_path: Path) -> None:
-    """Found before the model is loaded, also by root, whom no permission stops."""
+def test_a_read_only_folder(run: Run, scene: Scene, tmp_path: Path) -> None:
+    """Refused before the model is loaded; also as root, for whom permissions do not apply."""
     folder = tmp_path / "read_only"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
     try:
-        made = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     except OSError:
-        made = False
-    if not made:
-        pytest.skip("no file system can be made here")
+        mounted = False
+    if not mounted:
+        pytest.skip("cannot mount a file system here")
     try:
         for suffix in (".gpkg", ".geojson"):
             result = run("analyze", *scene.args, "-o", folder / f"out{suffix}", *SMALL)
@@ -116,7 +114,7 @@ def test_a_folder_that_cannot_be_written_to(run: Run, scene: Scene, tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such environment")
 def test_no_home_and_the_c_locale(scene: Scene, tmp_path: Path) -> None:
-    """`env -i`: nothing but a path to nowhere and the C locale."""
+    """`env -i`: only a PATH without programs and the C locale."""
     command = [
         sys.executable,
         "-c",
@@ -128,9 +126,11 @@ def test_no_home_and_the_c_locale(scene: Scene, tmp_path: Path) -> None:
         *SMALL,
     ]
     bare = {"PATH": "/nowhere", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=bare, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "output ä.geojson" in done.stderr.decode()
+    process = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=bare, capture_output=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert "output ä.geojson" in process.stderr.decode()
     assert len(json.loads((tmp_path / "ä.geojson").read_bytes())["features"]) == 15
 
 
@@ -150,10 +150,10 @@ def rows(path: Path) -> geopandas.GeoDataFrame:
 
 
 @pytest.mark.parametrize("suffix", [".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet"])
-def test_words_that_mean_harm_are_words(run: Run, scene: Scene, model: ScriptedModel, suffix: str) -> None:
-    """Answers of a model, in every format: the file can be read, with its rows and its columns."""
-    said = itertools.cycle(HOSTILE)
-    model.script = lambda before, after, question: next(said)
+def test_malicious_answers_are_text(run: Run, scene: Scene, model: ScriptedModel, suffix: str) -> None:
+    """Answers in every format: the file is readable, with its rows and columns."""
+    answers = itertools.cycle(HOSTILE)
+    model.script = lambda before, after, question: next(answers)
     plain = ("--ask", "caption,count", *SMALL)
     result = run("analyze", *scene.args, "-o", f"out{suffix}", *plain)
     assert result.exit_code == 0, result.stderr
@@ -176,26 +176,26 @@ def test_words_that_mean_harm_are_words(run: Run, scene: Scene, model: ScriptedM
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_questions_that_mean_harm(run: Run, scene: Scene, model: ScriptedModel) -> None:
-    """They reach the model as they are but in one line, or are refused."""
+def test_malicious_questions(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    """They reach the model unchanged except for line breaks, or are refused."""
     for question in HOSTILE:
-        if "\x00" in question or "\ud800" in question:  # no argument can hold these
+        if "\x00" in question or "\ud800" in question:  # not possible in an argument
             continue
         result = run("ask", *scene.args, "--", question)
         assert result.exit_code in (0, 2), result.output
         assert "Traceback" not in result.output
         if result.exit_code == 0:
-            asked = model.history[-1][0].prompt
-            assert asked.isprintable()
-            assert asked == " ".join(question.split()) or not question.isascii()
+            prompt = model.history[-1][0].prompt
+            assert prompt.isprintable()
+            assert prompt == " ".join(question.split()) or not question.isascii()
     assert not Path("PWNED").exists()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are narrower there")
-def test_names_that_mean_harm(run: Run, scene: Scene) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="file names are restricted there")
+def test_malicious_file_names(run: Run, scene: Scene) -> None:
     for name in ("$(touch PWNED).gpkg", "'; DROP TABLE chips; --.gpkg", "=cmd.gpkg", "<b>.gpkg", "%s.gpkg"):
         result = run("analyze", *scene.args, "-o", name, *SMALL)
         assert result.exit_code == 0, result.stderr
-        with closing(sqlite3.connect(name)) as database:  # pyogrio takes some of the names apart
+        with closing(sqlite3.connect(name)) as database:  # pyogrio parses some of the names
             assert database.execute("SELECT count(*) FROM chips").fetchone() == (15,)
     assert not Path("PWNED").exists()

@@ -1,4 +1,4 @@
-"""Images over the wire that come only at the second try, or not at all."""
+"""Remote images whose requests fail, once or permanently."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from tests.cli.conftest import Run, program
 from tests.conftest import write_tiled
 from tests.rasters import noise
 
+pytestmark = pytest.mark.network
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--chip-size", 256, "--batch-size", 2)
 
 
 @dataclass
 class Server:
-    """A folder that is served, and what was asked of it."""
+    """A served folder, its faults and its request log."""
 
     folder: Path
     url: str
 
     def fail(self, times: int, begin: int, status: int) -> None:
-        told = {"times": times, "from": begin, "status": status}
-        (self.folder / "faults.json").write_text(json.dumps(told))
+        faults = {"times": times, "from": begin, "status": status}
+        (self.folder / "faults.json").write_text(json.dumps(faults))
 
     def requests(self) -> list[str]:
-        """Lines of the log, which is emptied."""
+        """Lines of the log since the last call."""
         log = self.folder / "requests.log"
         lines = log.read_text().splitlines()
         log.unlink()
@@ -55,7 +57,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def pair(server: Server, tmp_path: Path) -> tuple[str, str]:
-    """A local image, and one of 12 chips at the server; some 190 kB a chip."""
+    """A local image, and one of 12 chips on the server, about 190 kB per chip."""
     pixels = noise(3, 768, 1024)
     tiles = {"blockxsize": 256, "blockysize": 256, "interleave": "pixel"}
     before = write_tiled(tmp_path / "before.tif", pixels, **tiles)
@@ -70,52 +72,53 @@ def statuses(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("status", [503, 429, 500, 0])
-def test_parts_that_come_at_the_third_try(
+def test_requests_that_succeed_at_the_third_try(
     run: Run, server: Server, pair: tuple[str, str], status: int
 ) -> None:
     server.fail(2, 500_000, status)
     result = run("analyze", *pair, "-o", "out.geojson", *SMALL)
     assert result.exit_code == 0, result.stderr
-    asked = server.requests()
-    failed = [line for line in asked if not line.endswith("None")]
+    requests = server.requests()
+    failed = [line for line in requests if not line.endswith("None")]
     assert len(failed) == 2
     begin = failed[0].split()[1]
-    assert [line for line in asked if line.split()[1] == begin][:2] == failed  # the same part, once more
+    assert [line for line in requests if line.split()[1] == begin][:2] == failed  # the same range again
     assert {*statuses(Path("out.geojson")).values()} == {"answered"}
 
 
-def test_parts_that_never_come_and_the_next_run(
+@pytest.mark.slow
+def test_requests_that_always_fail_and_the_next_run(
     server: Server, pair: tuple[str, str], tmp_path: Path
 ) -> None:
-    """The chips are written down as unreadable, and `--retry-failed` asks for these alone."""
+    """The chips are recorded as unreadable, and `--retry-failed` reads only these."""
     out = tmp_path / "out.geojson"
 
-    def analyze(*more: str) -> tuple[int, str]:
-        process = program("analyze", *pair, "-o", out, *SMALL, *more, cwd=ROOT)
-        _, said = process.communicate(timeout=100)
-        return process.returncode, said
+    def analyze(*options: str) -> tuple[int, str]:
+        process = program("analyze", *pair, "-o", out, *SMALL, *options, cwd=ROOT)
+        _, stderr = process.communicate(timeout=100)
+        return process.returncode, stderr
 
     server.fail(-1, 1_800_000, 503)
-    code, said = analyze()
-    assert code == 3, said
-    assert "--retry-failed asks them again" in said.splitlines()[-1]
-    assert "after.tif" in said.splitlines()[-1]
+    code, stderr = analyze()
+    assert code == 3, stderr
+    assert "--retry-failed tries them again" in stderr.splitlines()[-1]
+    assert "after.tif" in stderr.splitlines()[-1]
     failed = {chip for chip, status in statuses(out).items() if status == "unreadable"}
-    assert 0 < len(failed) < 9  # GDAL asks for longer parts the further it reads
+    assert 0 < len(failed) < 9  # GDAL requests longer ranges the further it reads
     assert "r00000_c00000" not in failed
     first = server.requests()
-    assert len([line for line in first if line.endswith("503")]) > 3  # each part is tried again
+    assert len([line for line in first if line.endswith("503")]) > 3  # each range is tried again
 
     server.fail(0, 0, 0)
-    code, said = analyze("--retry-failed")
-    assert code == 0, said
-    assert f"{12 - len(failed)} chips of 12 answered already" in said
+    code, stderr = analyze("--retry-failed")
+    assert code == 0, stderr
+    assert f"resuming: {12 - len(failed)} of 12 chips done" in stderr
     assert {*statuses(out).values()} == {"answered"}
     ends = [int(line.split()[2]) for line in server.requests()]
     assert max(ends) > 1_800_000
 
 
-def test_a_server_that_is_not_there(run: Run, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server(run: Run, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "1")
     result = run("analyze", pair[0], "http://127.0.0.1:9/after.tif", "-o", "out.geojson")
     assert result.exit_code == 2

@@ -1,7 +1,7 @@
-"""Rasters and areas from anywhere open nothing but themselves: no other file, no server.
+"""Untrusted rasters and areas of interest open no other file and contact no server.
 
-Nearly all of these led GDAL elsewhere when it was asked alone (rasterio with 3.10, pyogrio with 3.12), some
-of them past a list of allowed formats.
+Nearly all of these make plain GDAL (3.10 in rasterio, 3.12 in pyogrio) open something else, some despite a
+list of allowed drivers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.faults.crafted import raw_vrt, tagged, vrt_of, wms
 from tests.geo.reading import mosaic, opened, read_all
 from tests.rasters import noise, write_raster
 
-SECRET = b"the content of a file that is no image" * 99
+SECRET = b"the content of a file that is not an image" * 99
 
 
 @pytest.fixture
 def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A server that was never asked: nobody has connected to it at the end of the test."""
+    """A server that must not be contacted: no connection is pending at the end of the test."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "1")
@@ -51,59 +51,59 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-def refused(path: Path, words: str, **options: object) -> None:
+def assert_refused(path: Path, message: str, **options: object) -> None:
     for pair in (
         (path, path),
         (f"file://{path}", path),
-        (write_raster(path.with_name("whole.tif"), noise(1)), path),
+        (write_raster(path.with_name("valid.tif"), noise(1)), path),
     ):
-        with pytest.raises(RasterError, match=words) as caught:
+        with pytest.raises(RasterError, match=message) as caught:
             opened(*pair, **options).__enter__()
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["evil.tif", "evil.vrt", "evil.png"])
-def test_a_vrt_is_not_opened_whatever_its_name(tmp_path: Path, secret: Path, name: str) -> None:
+def test_a_vrt_is_refused_under_any_name(tmp_path: Path, secret: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(raw_vrt(str(secret)))
-    refused(path, r"is a VRT, .*--allow-vrt, or make a GeoTIFF of it \(gdal_translate\)")
+    assert_refused(path, r"is a VRT, .*--allow-vrt, or make a GeoTIFF of it \(gdal_translate\)")
 
 
-def test_a_vrt_hidden_behind_other_bytes(tmp_path: Path, secret: Path) -> None:
-    """GDAL finds it behind anything; a JPEG may begin with a comment."""
+def test_a_vrt_inside_another_file(tmp_path: Path, secret: Path) -> None:
+    """GDAL finds it after other bytes, such as a comment at the start of a JPEG."""
     path = tmp_path / "evil.jpg"
     path.write_bytes(b"\xff\xd8\xff\xfe\x10\x10" + raw_vrt(str(secret)).encode())
-    refused(path, "is a VRT")
+    assert_refused(path, "is a VRT")
 
 
-def test_descriptions_of_services_are_not_opened(tmp_path: Path, url: str) -> None:
+def test_service_descriptions_are_refused(tmp_path: Path, url: str) -> None:
     path = tmp_path / "evil.tif"
     for text in (wms(url), f'<?xml version="1.0"?>{wms(url)}', f"<WMS_Capabilities>{url}</WMS_Capabilities>"):
         path.write_text(text)
-        refused(path, "is XML and no image")
+        assert_refused(path, "is XML and no image")
     path.write_text(vrt_of(f"/vsicurl/{url}", 9, 9))
-    refused(path, "is a VRT")
+    assert_refused(path, "is a VRT")
 
 
 @pytest.mark.parametrize(
     "location", ["vrt://{}", "DERIVED_SUBDATASET:LOGAMPLITUDE:{}", "{vrt}", "MEM:::DATAPOINTER=1"]
 )
-def test_names_that_are_descriptions(tmp_path: Path, secret: Path, location: str) -> None:
+def test_locations_that_describe_a_dataset(tmp_path: Path, secret: Path, location: str) -> None:
     before = write_raster(tmp_path / "before.tif", noise(1))
     with pytest.raises(RasterError, match=r"cannot be read as a raster|no such file|cannot be looked at"):
         opened(location.format(before, vrt=raw_vrt(str(secret))), before).__enter__()
 
 
 @pytest.mark.parametrize("ending", [".msk", ".MSK", ".ovr", ".OVR"])
-def test_masks_and_overviews_beside_an_image(tmp_path: Path, secret: Path, ending: str) -> None:
-    """GDAL opens them without asking what they are, also where the image itself may be a GeoTIFF only."""
+def test_sidecar_masks_and_overviews(tmp_path: Path, secret: Path, ending: str) -> None:
+    """GDAL opens them with any driver, even when the image itself may only be a GeoTIFF."""
     path = write_raster(tmp_path / "image.tif", noise(1, 64, 64), tiled=True)
-    beside = Path(f"{path}{ending}")
-    beside.write_text(raw_vrt(str(secret), 64))
-    refused(path, "is no TIFF, and would be read as a part of")
-    tagged(beside, "OVERVIEWS", OVERVIEW_FILE=raw_vrt(str(secret)))
-    refused(path, r"its tags \(OVERVIEWS\) name another file")
+    sidecar = Path(f"{path}{ending}")
+    sidecar.write_text(raw_vrt(str(secret), 64))
+    assert_refused(path, "is no TIFF, and would be read as a part of")
+    tagged(sidecar, "OVERVIEWS", OVERVIEW_FILE=raw_vrt(str(secret)))
+    assert_refused(path, r"its tags \(OVERVIEWS\) name another file")
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,12 @@ def test_masks_and_overviews_beside_an_image(tmp_path: Path, secret: Path, endin
     ],
 )
 def test_tags_that_name_other_files(tmp_path: Path, url: str, domain: str, keys: list[str]) -> None:
-    """A GeoTIFF with nothing beside it: GDAL took overviews, or the place of pixels, from where they say."""
+    """A GeoTIFF alone: GDAL would read overviews or geolocation arrays from the files named in its tags."""
     path = tagged(tmp_path / "image.tif", domain, **dict.fromkeys(keys, vrt_of(f"/vsicurl/{url}", 9, 9)))
-    refused(path, "name another file to read", scale="pct:2,98")
+    assert_refused(path, "name another file to read", scale="pct:2,98")
 
 
-def test_a_vrt_of_images_is_read_where_it_is_allowed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_vrt_of_images_is_read_if_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pixels = noise(1)
     image = write_raster(tmp_path / "image.tif", pixels)
     for target, relative in ((str(image), False), ("image.tif", True)):
@@ -130,16 +128,16 @@ def test_a_vrt_of_images_is_read_where_it_is_allowed(
         path.write_text(vrt_of(target, 160, 96, relative=relative))
         caplog.clear()
         with opened(path, image, allow_vrt=True) as reader:
-            shown = mosaic(reader, read_all(reader))
-        assert (shown[0] == pixels).all()
+            read_pixels = mosaic(reader, read_all(reader))
+        assert (read_pixels[0] == pixels).all()
         assert caplog.messages == [f"{path}: a VRT, which reads {image}"]
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("{raw}", "with a part 'VRTRawRasterBand'"),
-        ("{file}", "a VRT of what cannot be read"),
+        ("{file}", "a source of this VRT cannot be read"),
         ("{nested}", r"nested\.tif: is a VRT"),
         ("{http}", "with a source 'http://"),
         ("{ok}<!-- -->", "with comments or declarations"),
@@ -149,12 +147,12 @@ def test_a_vrt_of_images_is_read_where_it_is_allowed(
         ('<VRTDataset rasterXSize="9" rasterYSize="9"><Group name="/"/></VRTDataset>', "with a part 'group'"),
     ],
 )  # fmt: skip
-def test_a_vrt_is_refused_for_what_it_reads(
-    tmp_path: Path, secret: Path, url: str, text: str, words: str
+def test_a_vrt_is_refused_for_its_sources(
+    tmp_path: Path, secret: Path, url: str, text: str, message: str
 ) -> None:
     image = write_raster(tmp_path / "image.tif", noise(1))
     (tmp_path / "nested.tif").write_text(vrt_of(str(image), 160, 96))
-    parts = {
+    sources = {
         "raw": raw_vrt(str(secret)),
         "file": vrt_of(str(secret), 9, 9),
         "nested": vrt_of("nested.tif", 160, 96, relative=True),
@@ -163,11 +161,11 @@ def test_a_vrt_is_refused_for_what_it_reads(
         "ok": vrt_of(str(image), 160, 96),
     }
     path = tmp_path / "mosaic.vrt"
-    path.write_text(text.format(**parts))
-    refused(path, words, allow_vrt=True)
+    path.write_text(text.format(**sources))
+    assert_refused(path, message, allow_vrt=True)
 
 
-def test_the_flag_on_the_command_line(run: Run, scene: Scene, tmp_path: Path) -> None:
+def test_the_option_allow_vrt(run: Run, scene: Scene, tmp_path: Path) -> None:
     vrts = []
     for image in (scene.before, scene.after):
         vrts.append(tmp_path / f"{image.stem}.vrt")
@@ -186,9 +184,9 @@ def test_the_flag_on_the_command_line(run: Run, scene: Scene, tmp_path: Path) ->
 SQUARE = shapely.box(2.9, 44.9, 3.1, 45.2)
 
 
-def area(name: str, path: Path, **more: object) -> Path:
+def write_area(name: str, path: Path, **members: object) -> Path:
     geometry = json.loads(shapely.to_geojson(SQUARE))
-    path.write_text(json.dumps({"type": name, "geometry": geometry, "properties": None} | more))
+    path.write_text(json.dumps({"type": name, "geometry": geometry, "properties": None} | members))
     return path
 
 
@@ -204,12 +202,14 @@ def image(tmp_path: Path) -> Path:
 def test_the_crs_of_an_area_is_not_fetched(
     tmp_path: Path, image: Path, url: str, crs: dict[str, object]
 ) -> None:
-    path = area("Feature", tmp_path / "area.geojson", crs=json.loads(json.dumps(crs).replace("{}", url)))
+    path = write_area(
+        "Feature", tmp_path / "area.geojson", crs=json.loads(json.dumps(crs).replace("{}", url))
+    )
     with pytest.raises(RasterError, match=r"area\.geojson: no areas can be read from it"):
         opened(image, image, aoi=path).__enter__()
 
 
-def test_areas_that_lead_elsewhere(tmp_path: Path, image: Path, url: str) -> None:
+def test_areas_that_refer_to_other_sources(tmp_path: Path, image: Path, url: str) -> None:
     path = tmp_path / "area.geojson"
     for text in (
         f'<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>/vsicurl/{url}</SrcDataSource></OGRVRTLayer>'
@@ -228,20 +228,20 @@ def test_areas_that_lead_elsewhere(tmp_path: Path, image: Path, url: str) -> Non
 @pytest.mark.parametrize(
     "name", ["EPSG:32631", "urn:ogc:def:crs:EPSG::32631", "urn:ogc:def:crs:OGC:1.3:CRS84", None]
 )
-def test_areas_in_every_form_that_is_read(tmp_path: Path, image: Path, name: str | None) -> None:
+def test_areas_in_every_supported_format(tmp_path: Path, image: Path, name: str | None) -> None:
     frame = geopandas.GeoSeries([SQUARE], crs=4326)
     if name and "32631" in name:
         frame = frame.to_crs(32631)
-    told = {} if name is None else {"crs": {"type": "name", "properties": {"name": name}}}
+    crs = {} if name is None else {"crs": {"type": "name", "properties": {"name": name}}}
     features = json.loads(frame.to_json())["features"]
     collection = tmp_path / "one.geojson"
-    collection.write_text(json.dumps({"type": "FeatureCollection", "features": features} | told))
+    collection.write_text(json.dumps({"type": "FeatureCollection", "features": features} | crs))
     lines = tmp_path / "lines.geojsonl"
-    lines.write_text("".join("\x1e" + json.dumps(features[0] | told) + "\r\n" for _ in range(2)))
+    lines.write_text("".join("\x1e" + json.dumps(features[0] | crs) + "\r\n" for _ in range(2)))
     paths = [collection, lines]
     for suffix in ("gpkg", "fgb", "shp"):
         paths.append(tmp_path / f"area.{suffix}")
         frame.to_file(paths[-1])
     for path in paths:
         with opened(image, image, aoi=path) as reader:
-            assert len(reader.grid(32)) == 15
+            assert len(reader.chips(32)) == 15

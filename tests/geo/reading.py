@@ -1,4 +1,4 @@
-"""Reading a pair in tests: chips put together again to whole images."""
+"""Reading of pairs in tests: chips assembled to images of the grid."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def opened(before: Path | str, after: Path | str, **options: Any) -> Any:
 
 
 def read_all(reader: PairReader, size: int = SIZE) -> list[ChipPixels]:
-    return [reader.read(chip) for chip in reader.grid(size)]
+    return [reader.read(chip) for chip in reader.chips(size)]
 
 
 def mosaic(reader: PairReader, chips: list[ChipPixels]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Before, after (3, height, width) and validity (height, width) of the whole grid."""
-    images = np.zeros((2, 3, reader.height, reader.width), np.uint8)
-    valid = np.zeros((reader.height, reader.width), bool)
+    images = np.zeros((2, 3, reader.geobox.height, reader.geobox.width), np.uint8)
+    valid = np.zeros((reader.geobox.height, reader.geobox.width), bool)
     for pixels in chips:
         col, row, width, height = pixels.chip.window
         at = (slice(row, row + height), slice(col, col + width))
@@ -33,6 +33,8 @@ def mosaic(reader: PairReader, chips: list[ChipPixels]) -> tuple[np.ndarray, np.
     return images[0], images[1], valid
 
 
-def seen(before: Path | str, after: Path | str, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_pair(
+    before: Path | str, after: Path | str, **options: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with opened(before, after, **options) as reader:
         return mosaic(reader, read_all(reader))

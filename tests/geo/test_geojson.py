@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.geojson import FeatureCollection, FeatureLines, to_lonlat
 from deltavlm.geo.grid import ChipGrid
 
@@ -24,11 +25,11 @@ LOCAL = 'LOCAL_CS["a building site",UNIT["metre",1]]'
 
 
 def collection(grid: ChipGrid, crs: CRS) -> Any:
-    parts: list[str] = []
-    sink = FeatureCollection(parts.append, CHIPS, to_lonlat(crs), {})
+    texts: list[str] = []
+    sink = FeatureCollection(texts.append, CHIPS, to_lonlat(crs), {})
     sink.write("chips", (Feature(chip.footprint, {"chip_id": chip.chip_id}) for chip in grid))
     sink.close()
-    return json.loads("".join(parts))
+    return json.loads("".join(texts))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def collection(grid: ChipGrid, crs: CRS) -> Any:
 def test_polygons_are_those_of_gdal(tmp_path: Path, epsg: int, x: float, y: float, angle: float) -> None:
     pixel = 1e-4 if epsg == 4326 else 10
     transform = Affine.translation(x, y) * Affine.rotation(angle) * Affine.scale(pixel, -pixel)
-    grid, crs = ChipGrid(700, 600, transform), CRS.from_epsg(epsg)
+    grid, crs = ChipGrid(GeoBox(700, 600, transform)), CRS.from_epsg(epsg)
     chips = list(grid)
     frame = geopandas.GeoDataFrame(
         {"chip_id": [chip.chip_id for chip in chips]},
@@ -61,45 +62,47 @@ def test_polygons_are_those_of_gdal(tmp_path: Path, epsg: int, x: float, y: floa
         polygon, other = (shapely.geometry.shape(feature["geometry"]) for feature in (mine, theirs))
         assert polygon.symmetric_difference(other).area < 1e-3 * other.area
         assert polygon.geom_type == other.geom_type
-        for part in shapely.get_parts(polygon):
-            assert part.exterior.is_ccw
-            assert np.abs(shapely.get_coordinates(part)[:, 0]).max() <= 180
-            west, _, east, _ = part.bounds
+        for shape in shapely.get_parts(polygon):
+            assert shape.exterior.is_ccw
+            assert np.abs(shapely.get_coordinates(shape)[:, 0]).max() <= 180
+            west, _, east, _ = shape.bounds
             assert east - west < 1
 
 
-def test_chips_on_both_sides_of_the_antimeridian_are_cut() -> None:
-    """Reprojected as it is, a chip at 180 degrees becomes a band round the whole world."""
+def test_chips_across_the_antimeridian_are_cut() -> None:
+    """Reprojected as it is, a chip at 180 degrees becomes a band round the union world."""
     transform = Affine(10, 0, 830_000, 0, -10, 4_000)
-    features = collection(ChipGrid(1024, 256, transform), CRS.from_epsg(32660))["features"]
+    features = collection(ChipGrid(GeoBox(1024, 256, transform)), CRS.from_epsg(32660))["features"]
     assert {feature["geometry"]["type"] for feature in features} == {"Polygon", "MultiPolygon"}
-    whole = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
-    assert whole.bounds[0] == -180
-    assert whole.bounds[2] == 180
-    assert whole.area == pytest.approx(1024 * 256 * (10 / 111_200) ** 2, rel=0.02)
+    union = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
+    assert union.bounds[0] == -180
+    assert union.bounds[2] == 180
+    assert union.area == pytest.approx(1024 * 256 * (10 / 111_200) ** 2, rel=0.02)
 
 
-def test_longitudes_beyond_180_come_home() -> None:
+def test_longitudes_beyond_180_are_wrapped() -> None:
     """Climate rasters run from 0 to 360 degrees."""
-    features = collection(ChipGrid(720, 256, Affine(0.5, 0, 0, 0, -0.5, 64)), CRS.from_epsg(4326))["features"]
-    whole = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
-    assert whole.bounds == (-180, -64, 180, 64)
-    assert whole.area == pytest.approx(360 * 128)
+    features = collection(ChipGrid(GeoBox(720, 256, Affine(0.5, 0, 0, 0, -0.5, 64))), CRS.from_epsg(4326))[
+        "features"
+    ]
+    union = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
+    assert union.bounds == (-180, -64, 180, 64)
+    assert union.area == pytest.approx(360 * 128)
 
 
-def test_a_chip_beside_the_world_has_no_geometry() -> None:
+def test_a_chip_outside_of_the_projection_has_no_geometry() -> None:
     """The corners of a world map in Mollweide's projection are nowhere on earth."""
-    grid = ChipGrid(512, 256, Affine(70_000, 0, -18e6, 0, -70_000, 9e6))
+    grid = ChipGrid(GeoBox(512, 256, Affine(70_000, 0, -18e6, 0, -70_000, 9e6)))
     features = collection(grid, CRS.from_string("ESRI:54009"))["features"]
     assert [feature["geometry"] for feature in features] == [None, None]
 
 
 def test_an_empty_polygon_has_no_geometry() -> None:
-    parts: list[str] = []
-    FeatureLines(parts.append, CHIPS, to_lonlat(CRS.from_epsg(32631)), {}).write(
+    texts: list[str] = []
+    FeatureLines(texts.append, CHIPS, to_lonlat(CRS.from_epsg(32631)), {}).write(
         "chips", [Feature(shapely.Polygon())]
     )
-    assert json.loads("".join(parts))["geometry"] is None
+    assert json.loads("".join(texts))["geometry"] is None
 
 
 def test_without_crs_coordinates_stay() -> None:

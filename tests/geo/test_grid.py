@@ -11,7 +11,8 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltavlm.geo.grid import Chip, ChipGrid, Window
+from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.grid import Chip, ChipGrid
 
 ROTATED = Affine.translation(500_000, 5_000_000) * Affine.rotation(30) * Affine.scale(0.5, -0.5)
 
@@ -24,18 +25,18 @@ transforms = st.sampled_from([Affine.identity(), Affine(0.5, 0, 500_000, 0, -0.5
 def grids(draw: st.DrawFn) -> ChipGrid:
     size = draw(st.integers(60, 300))
     overlap = draw(st.integers(0, size // 2))
-    return ChipGrid(draw(lengths), draw(lengths), draw(transforms), size, overlap)
+    return ChipGrid(GeoBox(draw(lengths), draw(lengths), draw(transforms)), size, overlap)
 
 
 @given(grids())
-def test_every_pixel_is_seen_and_every_chip_is_full(grid: ChipGrid) -> None:
-    seen = np.zeros((grid.height, grid.width), int)
+def test_chips_cover_every_pixel_and_are_full(grid: ChipGrid) -> None:
+    counts = np.zeros((grid.geobox.height, grid.geobox.width), int)
     for chip in grid:
         col, row, width, height = chip.window
-        assert (width, height) == (min(grid.size, grid.width), min(grid.size, grid.height))
-        seen[row : row + height, col : col + width] += 1
-        assert seen[row : row + height, col : col + width].shape == (height, width)
-    assert seen.min() >= 1
+        assert (width, height) == (min(grid.size, grid.geobox.width), min(grid.size, grid.geobox.height))
+        counts[row : row + height, col : col + width] += 1
+        assert counts[row : row + height, col : col + width].shape == (height, width)
+    assert counts.min() >= 1
 
 
 @given(st.integers(1, 5), st.integers(1, 5), sizes, transforms)
@@ -43,17 +44,17 @@ def test_without_overlap_an_exact_grid_is_a_partition(
     rows: int, cols: int, size: int, transform: Affine
 ) -> None:
     """Every point of the ground lies in exactly one chip."""
-    grid = ChipGrid(cols * size, rows * size, transform, size)
+    grid = ChipGrid(GeoBox(cols * size, rows * size, transform), size)
     assert len(grid) == rows * cols
     footprints = [chip.footprint for chip in grid]
-    whole = shapely.union_all(footprints, grid_size=1e-6)
-    area = grid.width * grid.height * abs(transform.determinant)
+    union = shapely.union_all(footprints, grid_size=1e-6)
+    area = grid.geobox.width * grid.geobox.height * abs(transform.determinant)
     assert sum(footprint.area for footprint in footprints) == pytest.approx(area)
-    assert whole.area == pytest.approx(area)
+    assert union.area == pytest.approx(area)
 
 
 @given(grids())
-def test_names_and_places_are_one_to_one(grid: ChipGrid) -> None:
+def test_chip_ids_are_unique_and_indices_invertible(grid: ChipGrid) -> None:
     chips = list(grid)
     assert len(chips) == len(grid) == grid.rows * grid.cols
     assert len({chip.chip_id for chip in chips}) == len(chips)
@@ -61,17 +62,17 @@ def test_names_and_places_are_one_to_one(grid: ChipGrid) -> None:
 
 
 @given(grids())
-def test_chips_are_no_more_than_needed(grid: ChipGrid) -> None:
+def test_the_number_of_chips_is_minimal(grid: ChipGrid) -> None:
     """One chip fewer in a row would leave pixels out, or need a smaller overlap."""
     stride = grid.size - grid.overlap
-    for count, length in ((grid.cols, grid.width), (grid.rows, grid.height)):
+    for count, length in ((grid.cols, grid.geobox.width), (grid.rows, grid.geobox.height)):
         assert count == 1 or (count - 2) * stride + grid.size < length
 
 
 @given(st.integers(90, 300), st.integers(1, 400), st.integers(1, 400), transforms)
 def test_cells_are_a_partition_of_the_chip(size: int, width: int, height: int, transform: Affine) -> None:
     """Also of a chip that is padded: its cells are thirds of the square, cut to the real pixels."""
-    for chip in ChipGrid(width, height, transform, size):
+    for chip in ChipGrid(GeoBox(width, height, transform), size):
         cells = [chip.cell(row, col) for row, col in itertools.product(range(3), repeat=2)]
         assert sum(cell.area for cell in cells) == pytest.approx(chip.footprint.area)
         tolerance = 1e-7 * max(abs(value) for value in chip.footprint.bounds)
@@ -82,7 +83,7 @@ def test_cells_are_a_partition_of_the_chip(size: int, width: int, height: int, t
 
 def test_cell_of_a_padded_chip_is_a_third_of_the_square() -> None:
     """Once "top-right" was a third of what is visible: the model sees the padded square."""
-    (chip,) = ChipGrid(200, 100, Affine.identity(), size=300)
+    (chip,) = ChipGrid(GeoBox(200, 100, Affine.identity()), size=300)
     assert chip.cell(0, 0).bounds == (0, 0, 100, 100)
     assert chip.cell(0, 2).is_empty
     assert chip.cell(1, 1).is_empty
@@ -102,32 +103,32 @@ def test_cell_outside_3x3(row_col: tuple[int, int]) -> None:
         Chip(0, 0, Window(0, 0, 9, 9), 9, Affine.identity()).cell(*row_col)
 
 
-def test_chip_id_is_made_of_pixel_offsets() -> None:
-    assert ChipGrid(700, 600, Affine.identity(), 256, 56)[1, 2].chip_id == "r00200_c00400"
-    assert ChipGrid(700, 600, Affine.identity(), 256)[2, 2].chip_id == "r00344_c00444"
+def test_chip_id_holds_pixel_offsets() -> None:
+    assert ChipGrid(GeoBox(700, 600, Affine.identity()), 256, 56)[1, 2].chip_id == "r00200_c00400"
+    assert ChipGrid(GeoBox(700, 600, Affine.identity()), 256)[2, 2].chip_id == "r00344_c00444"
 
 
 @given(grids(), st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.7))
-def test_kept_chips_are_those_that_share_area(grid: ChipGrid, x: float, y: float, radius: float) -> None:
-    centre = shapely.Point(grid.transform * (x * grid.width, y * grid.height))
-    area = centre.buffer(radius * grid.width * abs(grid.transform.determinant) ** 0.5)
-    kept = ChipGrid(grid.width, grid.height, grid.transform, grid.size, grid.overlap, area)
+def test_keep_selects_chips_that_share_area(grid: ChipGrid, x: float, y: float, radius: float) -> None:
+    centre = shapely.Point(grid.geobox.transform * (x * grid.geobox.width, y * grid.geobox.height))
+    area = centre.buffer(radius * grid.geobox.width * abs(grid.geobox.transform.determinant) ** 0.5)
+    selected = ChipGrid(grid.geobox, grid.size, grid.overlap, area)
     shared = {chip.chip_id: chip.footprint.intersection(area).area for chip in grid}
-    ids = {chip.chip_id for chip in kept}
-    assert len(kept) == len(ids)
+    ids = {chip.chip_id for chip in selected}
+    assert len(selected) == len(ids)
     assert ids <= set(shared)
     assert all(share < 1e-6 or name in ids for name, share in shared.items())
     assert all(shared[name] > 0 for name in ids)
 
 
-def test_a_neighbour_that_only_touches_is_not_kept() -> None:
+def test_a_neighbour_that_only_touches_is_not_selected() -> None:
     corner = shapely.box(0, 0, 512, 512) - shapely.box(256, 256, 512, 512)
-    grid = ChipGrid(768, 768, Affine.identity(), keep=corner)
+    grid = ChipGrid(GeoBox(768, 768, Affine.identity()), keep=corner)
     assert [chip.chip_id for chip in grid] == ["r00000_c00000", "r00000_c00256", "r00256_c00000"]
 
 
-def test_nothing_is_kept_of_an_empty_area() -> None:
-    grid = ChipGrid(512, 512, Affine.identity(), keep=shapely.Polygon())
+def test_an_empty_area_selects_nothing() -> None:
+    grid = ChipGrid(GeoBox(512, 512, Affine.identity()), keep=shapely.Polygon())
     assert (len(grid), list(grid)) == (0, [])
 
 
@@ -136,9 +137,9 @@ def test_nothing_is_kept_of_an_empty_area() -> None:
 )
 def test_impossible_grids(width: int, size: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="px"):
-        ChipGrid(width, 512, Affine.identity(), size, overlap)
+        ChipGrid(GeoBox(width, 512, Affine.identity()), size, overlap)
 
 
 def test_index_outside_the_grid() -> None:
     with pytest.raises(IndexError):
-        ChipGrid(512, 512, Affine.identity())[2, 0]
+        ChipGrid(GeoBox(512, 512, Affine.identity()))[2, 0]

@@ -1,4 +1,4 @@
-"""The language model in 8 or 4 bit: what becomes small, what stays, and what cannot be."""
+"""Quantization of the language model: sizes, unchanged modules, and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltavlm.model import checkpoint
 from deltavlm.model.config import LanguageConfig, RuntimeOptions
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model, resolve_device
-from deltavlm.model.quantize import Kind, check_quantize, quantizable, quantized, tensor_bytes
+from deltavlm.model.quantize import Kind, check_quantize, quantizable, quantize_layer, tensor_bytes
 from tests.tiny import TINY, tiny_checkpoint, tiny_codec, tiny_model
 
 needs_library = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
+def questions(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
     """A model and its first logits for two pairs."""
     model = load_model(str(folder), device="cpu", dtype="fp32", quantize=kind)
     assert isinstance(model, Predictor)
@@ -56,12 +56,12 @@ def asked(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
 
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_the_language_model_becomes_small_and_says_nearly_the_same(wide: Path, kind: Kind) -> None:
-    full, expected = asked(wide, None)
-    model, logits = asked(wide, kind)
-    least, most = SHARES[kind]
-    blocks, whole = model.model.language.model.layers, full.model.language.model.layers
-    assert least < tensor_bytes(blocks) / tensor_bytes(whole) < most  # after the first answer, too
+def test_quantization_shrinks_the_language_model_and_changes_logits_little(wide: Path, kind: Kind) -> None:
+    full, expected = questions(wide, None)
+    model, logits = questions(wide, kind)
+    least, largest = SHARES[kind]
+    blocks, full = model.model.language.model.layers, full.model.language.model.layers
+    assert least < tensor_bytes(blocks) / tensor_bytes(full) < largest  # after the first answer, too
     spread = float(expected.std())
     assert 1e-4 * spread < float((logits - expected).abs().mean()) < 0.25 * spread
     assert model.details["quantize"].startswith(f"{kind}, bitsandbytes ")
@@ -70,7 +70,7 @@ def test_the_language_model_becomes_small_and_says_nearly_the_same(wide: Path, k
 
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_all_but_the_blocks_of_the_language_model_stays(wide: Path, kind: Kind) -> None:
+def test_only_the_blocks_of_the_language_model_change(wide: Path, kind: Kind) -> None:
     _, full = checkpoint.load(wide)
     _, model = checkpoint.load(wide, quantize=kind)
     names = quantizable(full)
@@ -83,20 +83,20 @@ def test_all_but_the_blocks_of_the_language_model_stays(wide: Path, kind: Kind) 
 
 
 @needs_library
-def test_never_more_than_one_layer_is_whole(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is made small as it is read, before the next one is read."""
+def test_at_most_one_layer_is_in_full_precision(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer is quantized before the next one is read."""
     events: list[str] = []
-    real = checkpoint.quantized
-    monkeypatch.setattr(checkpoint, "quantized", lambda *given: events.append("small") or real(*given))
+    real = checkpoint.quantize_layer
+    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *args: events.append("small") or real(*args))
     tensors = checkpoint._tensors
 
-    def told(*given: object) -> object:
-        for name, tensor in tensors(*given):  # type: ignore[arg-type]
+    def read_tensors(*args: object) -> object:
+        for name, tensor in tensors(*args):  # type: ignore[arg-type]
             if ".layers." in name and tensor.ndim == 2:
                 events.append("read")
             yield name, tensor
 
-    monkeypatch.setattr(checkpoint, "_tensors", told)
+    monkeypatch.setattr(checkpoint, "_tensors", read_tensors)
     checkpoint.load(wide, quantize="int8")
     language = [event for event in events if event == "small"]
     assert len(language) == 21
@@ -104,7 +104,7 @@ def test_never_more_than_one_layer_is_whole(wide: Path, monkeypatch: pytest.Monk
 
 
 @needs_library
-def test_a_wrong_shape_is_still_named(wide: Path, tmp_path: Path) -> None:
+def test_a_wrong_shape_is_an_error(wide: Path, tmp_path: Path) -> None:
     weights = {
         **tiny_model(config=WIDE).state_dict(),
         "language.model.layers.0.mlp.up_proj.weight": torch.zeros(256, 64),
@@ -114,9 +114,9 @@ def test_a_wrong_shape_is_still_named(wide: Path, tmp_path: Path) -> None:
         checkpoint.load(tmp_path, quantize="int4")
 
 
-def test_widths_that_4_bit_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="a multiple of 64, and this language model has 48; take int8"):
-        quantized(torch.zeros(64, 48), "int4", "cpu")
+def test_widths_that_int4_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="a multiple of 64, and this language model has 48; use int8"):
+        quantize_layer(torch.zeros(64, 48), "int4", "cpu")
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         load_model(str(tmp_path), quantize="int8", device="cpu")
 
 
-def test_devices_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: object())
     with pytest.raises(InputError, match="--quantize int4 runs on cuda and cpu, not on mps"):
         check_quantize("int4", "mps")

@@ -1,4 +1,4 @@
-"""The loop: every chip has a row, whatever happened to it, and batches never change an answer."""
+"""Analysis loop: every chip has a row, whatever happened to it, and batches never change an answer."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltavlm.config import shipped_config
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import Reply
-from deltavlm.pipeline.analyze import AnalyzeOptions, Progress, Summary, analyze, scale_warning
-from deltavlm.pipeline.layers import LOCATIONS, Origin, Stream, chips_layer
 from deltavlm.pipeline.provenance import provenance
-from deltavlm.tasks.questions import QuestionSpec, load_questions
-from tests.conftest import CHIP, Scene, write_tiled
+from deltavlm.pipeline.reading import scale_warning
+from deltavlm.pipeline.run_result import RunResult
+from deltavlm.pipeline.schema import LOCATIONS, chips_layer
+from deltavlm.pipeline.summary import Summary
+from deltavlm.pipeline.writer import OutputCRS, ResultWriter, StreamStore
+from deltavlm.tasks.questions import QuestionSpec
+from tests.conftest import Scene, write_tiled
+from tests.jobs import QUESTIONS, analyzed, single_job, with_output
 from tests.rasters import spoil
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
-
-SPECS = load_questions(shipped_config("questions.yaml"))
 
 
 class ListSink:
     """Keeps what is written, and checks it against the layers."""
 
-    def __init__(self, specs: Iterable[QuestionSpec] = SPECS) -> None:
+    def __init__(self, specs: Iterable[QuestionSpec] = QUESTIONS) -> None:
         self.rows: dict[str, list[Feature]] = {"chips": [], "locations": []}
         layers = (chips_layer(tuple(specs)), LOCATIONS)
         self.columns = {layer.name: [field.name for field in layer.fields] for layer in layers}
@@ -46,17 +47,15 @@ class ListSink:
 def run(
     scene: Scene,
     model: ScriptedModel,
-    specs: tuple[QuestionSpec, ...] = SPECS,
+    specs: tuple[QuestionSpec, ...] = QUESTIONS,
     read: ReadOptions | None = None,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[RunResult], None] = lambda result: None,
     **options: Any,
 ) -> tuple[ListSink, Summary]:
     sink = ListSink(specs)
-    settings = AnalyzeOptions(**({"chip_px": CHIP} | options))
-    with open_pair(RasterPair(str(scene.before), str(scene.after)), read or ReadOptions()) as reader:
-        book = Stream(sink, specs, Origin.of(reader, model))
-        summary = analyze(reader, model, specs, book, settings, watch)
-    return sink, summary
+    job = with_output(single_job(scene, specs, **options), read)
+    store = StreamStore(ResultWriter(sink, specs, model.label, OutputCRS(None, untransformed=True)))
+    return sink, analyzed(job, model, store, on_progress).summary
 
 
 def test_every_chip_has_a_row_and_the_changed_one_is_found(scene: Scene, model: ScriptedModel) -> None:
@@ -216,7 +215,7 @@ def test_a_cascade_asks_the_rest_of_changed_chips_alone(scene: Scene, model: Scr
 
 
 def test_a_cascade_leaves_own_questions_empty_and_asks_again_where_memory_is_short(scene: Scene) -> None:
-    own = (*SPECS, QuestionSpec("water", "open", "any water?"))
+    own = (*QUESTIONS, QuestionSpec("water", "open", "any water?"))
     sink, summary = run(scene, ScriptedModel(most=4), own, batch_size=15, cascade=True)
     assert summary.batch_size == 3
     chips = sink.chips()
@@ -278,10 +277,10 @@ def test_own_questions_are_columns_of_their_own(scene: Scene) -> None:
 
 
 def test_progress_ends_at_the_number_of_chips(scene: Scene, model: ScriptedModel) -> None:
-    told: list[Progress] = []
-    run(scene, model, batch_size=4, watch=told.append)
-    assert [progress.done for progress in told] == [4, 8, 12, 15]
-    assert told[-1].changed == 1
+    chips: list[int] = []
+    _, summary = run(scene, model, batch_size=4, on_progress=lambda result: chips.append(result.chips))
+    assert [*dict.fromkeys(chips)] == [0, 4, 8, 12, 15]
+    assert summary.changed == 1
 
 
 def test_the_most_changed_chips_come_first_and_are_few(scene: Scene) -> None:
@@ -300,7 +299,7 @@ def test_the_most_changed_chips_come_first_and_are_few(scene: Scene) -> None:
 
 def test_provenance_is_json_and_names_what_was_used(scene: Scene, model: ScriptedModel) -> None:
     with open_pair(RasterPair(*scene.args)) as reader:
-        record = provenance(reader, model, SPECS, AnalyzeOptions())
+        record = provenance(single_job(scene), model, reader.provenance())
     again = json.loads(json.dumps(record, allow_nan=False))
     assert again["model"]["fingerprint"] == model.fingerprint
     assert [question["name"] for question in again["questions"]] == ["caption", "change", "count", "location"]
@@ -329,5 +328,5 @@ def test_a_pixel_far_from_the_training_is_worth_a_warning(gsd_m: float | None, w
 
 def test_chips_larger_than_the_models_show_larger_pixels() -> None:
     assert scale_warning(0.5, 0.5, shrink=2) is None
-    assert "chips of this size show 2 m a pixel" in (scale_warning(0.5, 0.5, shrink=4) or "")
+    assert "a chip of this size has 2 m a pixel" in (scale_warning(0.5, 0.5, shrink=4) or "")
     assert scale_warning(0.1, 0.5, shrink=4) is None

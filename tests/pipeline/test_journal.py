@@ -1,35 +1,29 @@
-"""What a run has found is on disk, group by group, and read back as it was."""
+"""Journal of one pair: results are on disk batch by batch, and read back as they were."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deltavlm.config import shipped_config
 from deltavlm.errors import OutputError
 from deltavlm.files import lock
-from deltavlm.geo.pair import PairReader, RasterPair, open_pair
 from deltavlm.model.interface import Question, Reply
-from deltavlm.pipeline.analyze import AnalyzeOptions, analyze
-from deltavlm.pipeline.journal import Journal, journal_path, open_journal
-from deltavlm.pipeline.layers import ChipResult
-from deltavlm.pipeline.provenance import settings
-from deltavlm.tasks.questions import load_questions
-from tests.conftest import CHIP, Scene
+from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.journal_file import journal_path
+from deltavlm.pipeline.pairs import PairList
+from tests.conftest import Scene
+from tests.jobs import MemoryStore, analyzed, journaled, open_test_journal, single_job, with_output
 from tests.scripted_model import ScriptedModel
-
-SPECS = load_questions(shipped_config("questions.yaml"))
-OPTIONS = AnalyzeOptions(chip_px=CHIP, batch_size=4)
 
 
 @pytest.fixture
-def reader(scene: Scene) -> Iterator[PairReader]:
-    with open_pair(RasterPair(*scene.args)) as reader:
-        yield reader
+def job(scene: Scene) -> AnalyzeJob:
+    return single_job(scene, batch_size=4)
 
 
 @pytest.fixture
@@ -37,90 +31,80 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "out.gpkg.journal.jsonl"
 
 
-class Book:
-    """All results in memory."""
-
-    def __init__(self) -> None:
-        self.results: list[ChipResult] = []
-
-    def earlier(self) -> Iterator[ChipResult]:
-        return iter(())
-
-    def known(self, chip: object) -> bool:
-        return False
-
-    def add(self, results: list[ChipResult], batch_size: int) -> None:
-        self.results += results
-
-
-def filled(reader: PairReader, model: ScriptedModel, journal: Journal) -> None:
-    analyze(reader, model, SPECS, journal, OPTIONS)
-
-
-def opened(reader: PairReader, path: Path, model: ScriptedModel | None = None, **flags: object):  # type: ignore[no-untyped-def]
-    known = settings(reader, model or ScriptedModel(), OPTIONS)
-    return open_journal(path, known, SPECS, reader.grid(CHIP), **flags)  # type: ignore[arg-type]
-
-
-def test_results_are_read_back_as_they_were(reader: PairReader, path: Path) -> None:
-    book = Book()
-    analyze(reader, ScriptedModel(), SPECS, book, OPTIONS)
-    with opened(reader, path) as journal:
-        filled(reader, ScriptedModel(), journal)
-        assert list(journal.results()) == book.results
-    with opened(reader, path) as journal:
-        assert list(journal.earlier()) == book.results
+def test_results_are_read_back_as_they_were(job: AnalyzeJob, path: Path) -> None:
+    store = MemoryStore()
+    analyzed(job, ScriptedModel(), store)
+    results, _ = journaled(job, ScriptedModel(), path)
+    assert results == store.results
+    with open_test_journal(job, ScriptedModel(), path) as journal:
+        assert list(journal.completed()) == store.results
+        assert journal.completed_chips == 15
 
 
 @pytest.mark.parametrize("cut", ["in a line", "in a group", "behind a group", "in the header"])
-def test_what_was_cut_off_is_asked_again_and_nothing_else(reader: PairReader, path: Path, cut: str) -> None:
-    with opened(reader, path) as journal:
-        filled(reader, ScriptedModel(), journal)
+def test_what_was_cut_off_is_asked_again_and_nothing_else(job: AnalyzeJob, path: Path, cut: str) -> None:
+    journaled(job, ScriptedModel(), path)
     whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)  # a header and 15 chips in groups of 4
+    lines = whole.splitlines(keepends=True)  # a header, the pair, and 15 chips in batches of 4
     kept = {
-        "in a line": b"".join(lines[:8]) + lines[8][:30],
-        "in a group": b"".join(lines[:8]),
-        "behind a group": b"".join(lines[:9]),
+        "in a line": b"".join(lines[:9]) + lines[9][:30],
+        "in a group": b"".join(lines[:9]),
+        "behind a group": b"".join(lines[:10]),
         "in the header": lines[0][:20],
     }[cut]
     path.write_bytes(kept)
     model = ScriptedModel()
-    with opened(reader, path) as journal:
+    with open_test_journal(job, model, path) as journal:
         known = len(journal)
-        filled(reader, model, journal)
+        analyzed(job, model, journal)
     assert known == {"in a line": 4, "in a group": 4, "behind a group": 8, "in the header": 0}[cut]
     assert sum(model.batches) == 15 - known
     assert path.read_bytes() == whole
 
 
-def test_other_settings_are_refused_by_name(reader: PairReader, path: Path, scene: Scene) -> None:
-    with opened(reader, path) as journal:
-        filled(reader, ScriptedModel(), journal)
-    with (
-        pytest.raises(OutputError, match=r"other settings \(model\.fingerprint"),
-        opened(reader, path, ScriptedModel(fingerprint="f")),
-    ):
-        pass
-    known = settings(reader, ScriptedModel(), OPTIONS)
-    with (
-        pytest.raises(OutputError, match=r"other settings \(questions"),
-        open_journal(path, known, SPECS[:1], reader.grid(CHIP)),
-    ):
-        pass
-    with opened(reader, path, ScriptedModel(fingerprint="f"), afresh=True) as journal:
+def test_other_settings_are_refused_by_name(job: AnalyzeJob, path: Path) -> None:
+    journaled(job, ScriptedModel(), path)
+    other = ScriptedModel(fingerprint="f")
+    with pytest.raises(OutputError, match=r"other settings \(model\.fingerprint"):
+        journaled(job, other, path)
+    with pytest.raises(OutputError, match=r"other settings \(questions"):
+        journaled(replace(job, questions=job.questions[:1]), ScriptedModel(), path)
+    with pytest.raises(OutputError, match=r"other settings \(reading\.scale"):
+        journaled(with_output(job, replace(job.read, scale="none")), ScriptedModel(), path)
+    with open_test_journal(with_output(job, resume=False), other, path) as journal:
         assert len(journal) == 0
-    assert not path.exists()  # nothing was found, so nothing is kept
+    assert not path.exists()  # without results there is nothing to keep
 
 
-def test_a_file_that_is_no_journal_is_refused(reader: PairReader, path: Path) -> None:
+def test_another_pair_or_changed_files_are_refused_by_name(job: AnalyzeJob, path: Path, scene: Scene) -> None:
+    """A list begins such a pair anew; a single pair is what the output is about."""
+    journaled(job, ScriptedModel(), path)
+    swapped = replace(job, pairs=PairList.single(*reversed(scene.args)))
+    with pytest.raises(OutputError, match=r"other settings \(identity\.after, identity\.before"):
+        journaled(swapped, ScriptedModel(), path)
+    os.utime(scene.after, (1, 1))
+    with pytest.raises(OutputError, match=r"other settings \(identity\.files\)"):
+        journaled(job, ScriptedModel(), path)
+    results, _ = journaled(with_output(job, retry_failed=True), ScriptedModel(), path)
+    assert len(results) == 15  # a truncated file may have been copied again
+
+
+def test_a_journal_of_another_version_is_refused(job: AnalyzeJob, path: Path) -> None:
+    path.write_text('{"deltavlm_journal": 1, "settings": {}, "questions": []}\n')
+    with pytest.raises(OutputError, match=r"format 1, .* add --no-resume, which starts over"):
+        journaled(job, ScriptedModel(), path)
+    results, _ = journaled(with_output(job, resume=False), ScriptedModel(), path)
+    assert len(results) == 15
+
+
+def test_a_file_that_is_no_journal_is_refused(job: AnalyzeJob, path: Path) -> None:
     path.write_text("precious\n")
-    with pytest.raises(OutputError, match="is of a run with other settings"), opened(reader, path):
-        pass
+    with pytest.raises(OutputError, match="is of a run with other settings"):
+        journaled(job, ScriptedModel(), path)
     assert path.read_text() == "precious\n"
 
 
-def test_only_chips_that_failed_are_tried_again(reader: PairReader, path: Path) -> None:
+def test_only_chips_that_failed_are_tried_again(job: AnalyzeJob, path: Path) -> None:
     bad = True
 
     def script(before: np.ndarray, after: np.ndarray, question: Question) -> Reply:
@@ -131,40 +115,39 @@ def test_only_chips_that_failed_are_tried_again(reader: PairReader, path: Path) 
         return Reply("no", 0.1)
 
     model = ScriptedModel(script=script)
-    with opened(reader, path) as journal:
-        filled(reader, model, journal)
-        assert len(journal.failed) == 1
+    with open_test_journal(job, model, path) as journal:
+        analyzed(job, model, journal)
+        assert [result.status for result in journal.results()].count("error") == 1
         journal.finish()
     assert path.exists()
     bad, model.batches = False, []
-    with opened(reader, path, retry=True) as journal:
-        assert len(list(journal.earlier())) == 14
-        filled(reader, model, journal)
+    retry = with_output(job, retry_failed=True)
+    with open_test_journal(retry, model, path) as journal:
+        assert len(list(journal.completed())) == journal.completed_chips == 14
+        analyzed(retry, model, journal)
         assert model.batches == [1]
         assert [result.status for result in journal.results()] == ["answered"] * 15
         journal.finish()
     assert not path.exists()
 
 
-def test_a_finished_run_is_begun_anew(reader: PairReader, path: Path) -> None:
-    with opened(reader, path) as journal:
-        filled(reader, ScriptedModel(most=0), journal)
-        assert len(journal.failed) == 15
+def test_the_journal_of_a_finished_run_starts_over(job: AnalyzeJob, path: Path) -> None:
+    with open_test_journal(job, ScriptedModel(), path) as journal:
+        analyzed(job, ScriptedModel(most=0), journal)
+        assert all(result.failed for result in journal.results())
         journal.finish()
-    with opened(reader, path) as journal:
+    with open_test_journal(job, ScriptedModel(), path) as journal:
         assert len(journal) == 0
 
 
-def test_scores_that_are_no_numbers_survive(reader: PairReader, path: Path) -> None:
+def test_scores_that_are_not_finite_survive(job: AnalyzeJob, path: Path) -> None:
     model = ScriptedModel(script=lambda *_: Reply("yes \u2028 \ud83c\udfe0", float("nan")))
-    with opened(reader, path) as journal:
-        filled(reader, model, journal)
-        first = list(journal.results())
+    first, _ = journaled(job, model, path)
     assert first[0].answers["caption"].score is None
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
             json.loads(line, parse_constant=lambda name: pytest.fail(name))
-    with opened(reader, path) as journal:
+    with open_test_journal(job, model, path) as journal:
         assert list(journal.results()) == first
 
 

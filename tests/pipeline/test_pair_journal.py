@@ -1,4 +1,4 @@
-"""A run over many pairs may be cut anywhere: what it has found is gone on with, to the same lines."""
+"""Journal of a list of pairs: cut off at any byte, it resumes to the same lines."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.config import shipped_config
 from deltavlm.errors import OutputError
 from deltavlm.geo.pair import ReadOptions
-from deltavlm.pipeline.analyze import AnalyzeOptions
-from deltavlm.pipeline.layers import ChipResult
-from deltavlm.pipeline.many import Run, analyze_pairs
-from deltavlm.pipeline.pair_journal import open_pair_journal
+from deltavlm.pipeline.journal import open_journal
 from deltavlm.pipeline.pairs import Pair
-from deltavlm.pipeline.provenance import pairs_settings
-from deltavlm.tasks.questions import load_questions
+from deltavlm.pipeline.provenance import journal_settings
+from deltavlm.pipeline.results import ChipResult
+from deltavlm.pipeline.run_result import RunResult
+from tests.jobs import analyzed, list_job, with_output
 from tests.rasters import moved, spoil, write_raster
 from tests.scripted_model import ScriptedModel
 
-SPECS = load_questions(shipped_config("questions.yaml"))
-OPTIONS = AnalyzeOptions(chip_px=32, batch_size=4)
 READ = ReadOptions()
 
 
@@ -46,23 +42,28 @@ def pairs(tmp_path: Path) -> list[Pair]:
     return found
 
 
-def gone_on(
-    path: Path, pairs: list[Pair], model: ScriptedModel | None = None, read: ReadOptions = READ, **flags: bool
-) -> tuple[list[ChipResult], Run]:
+def resumed(
+    path: Path,
+    pairs: list[Pair],
+    model: ScriptedModel | None = None,
+    read: ReadOptions = READ,
+    **output: bool,
+) -> tuple[list[ChipResult], RunResult]:
+    """Results of a run whose journal says that the pairs are read as by `READ`."""
     model = model or ScriptedModel()
-    known = pairs_settings(READ, model, OPTIONS)
-    with open_pair_journal(path, known, SPECS, pairs, (32, 0), **flags) as journal:
-        run = analyze_pairs(pairs, read, model, SPECS, journal, OPTIONS)
-        return list(journal.results()), run
+    job = with_output(list_job(pairs, batch_size=4), READ, **output)
+    with open_journal(path, job, journal_settings(job, model)) as journal:
+        result = analyzed(replace(job, read=read), model, journal)
+        return list(journal.results()), result
 
 
 def test_cut_at_any_byte_it_ends_as_an_unbroken_run(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "journal.jsonl"
     model = ScriptedModel()
-    results, run = gone_on(path, pairs, model)
+    results, run = resumed(path, pairs, model)
     assert model.batches == [4, 4, 1]
     assert [result.pair for result in results] == ["p0"] * 3 + ["p2"] * 3 + ["p3"] * 3
-    assert [outcome.status for outcome in run.outcomes.values()] == [
+    assert [pair.status for pair in run.pairs.values()] == [
         "answered",
         "failed",
         "answered",
@@ -73,9 +74,9 @@ def test_cut_at_any_byte_it_ends_as_an_unbroken_run(tmp_path: Path, pairs: list[
     for cut in [*range(0, len(whole), 997), len(whole) - 1, len(whole)]:
         path.write_bytes(whole[:cut])
         model = ScriptedModel()
-        again, told = gone_on(path, pairs, model)
+        again, told = resumed(path, pairs, model)
         assert again == results, cut
-        assert told.outcomes == run.outcomes, cut
+        assert told.pairs == run.pairs, cut
         assert path.read_bytes() == whole, cut
         assert model.batches in ([4, 4, 1], [4, 1], [1], []), cut
 
@@ -87,59 +88,59 @@ def test_why_a_chip_failed_is_known_after_the_run(tmp_path: Path, pairs: list[Pa
     blocks = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
     write_raster(Path(pairs[0].after), pixels, interleave="pixel", photometric="RGB", **blocks)
     spoil(Path(pairs[0].after), [(0, 0)])
-    _, run = gone_on(path, pairs[:1])
-    assert run.outcomes["p0"].status == "partly"
-    assert "r00000_c00000: " in (run.outcomes["p0"].why or "")
+    _, run = resumed(path, pairs[:1])
+    assert run.pairs["p0"].status == "partly"
+    assert "r00000_c00000: " in (run.pairs["p0"].failure or "")
     lines = path.read_bytes().splitlines(keepends=True)
-    _, again = gone_on(path, pairs[:1])
-    assert again.outcomes == run.outcomes
+    _, again = resumed(path, pairs[:1])
+    assert again.pairs == run.pairs
     failed = json.loads(lines[2]) | {"end": 4}  # a group of the first chip alone
     path.write_bytes(b"".join([*lines[:2], json.dumps(failed).encode() + b"\n"]))
     model = ScriptedModel()
-    _, again = gone_on(path, pairs[:1], model)
+    _, again = resumed(path, pairs[:1], model)
     assert model.batches == [2]
-    assert again.outcomes == run.outcomes
+    assert again.pairs == run.pairs
 
 
 def test_a_pair_that_reads_otherwise_when_it_is_gone_on_with_is_refused(
     tmp_path: Path, pairs: list[Pair]
 ) -> None:
     path = tmp_path / "journal.jsonl"
-    gone_on(path, pairs)
+    resumed(path, pairs)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:8]))  # header, p0, no p1, p2, and a group of four chips
     with pytest.raises(OutputError, match=r"a part of pair 'p2' with another inputs\.scale"):
-        gone_on(path, pairs, read=replace(READ, scale="none"))
-    gone_on(path, pairs)
+        resumed(path, pairs, read=replace(READ, scale="none"))
+    resumed(path, pairs)
 
 
 def test_failed_pairs_are_opened_again_when_asked_or_when_their_files_changed(
     tmp_path: Path, pairs: list[Pair]
 ) -> None:
     path = tmp_path / "journal.jsonl"
-    gone_on(path, pairs)
+    resumed(path, pairs)
     good = (Path(pairs[0].after).read_bytes(), Path(pairs[0].before).read_bytes())
     for location, content in zip((pairs[4].after, pairs[4].before), good, strict=True):
         Path(location).write_bytes(content)
-    results, run = gone_on(path, pairs)
-    assert run.outcomes["p4"].status == "answered"  # its files were not there, and now are
-    assert run.outcomes["p1"].status == "failed"
+    results, run = resumed(path, pairs)
+    assert run.pairs["p4"].status == "answered"  # its files were not there, and now are
+    assert run.pairs["p1"].status == "failed"
     model = ScriptedModel()
-    again, run = gone_on(path, pairs, model, retry=True)
+    again, run = resumed(path, pairs, model, retry_failed=True)
     assert again == results
     assert model.batches == []
-    assert "p1" in run.outcomes
+    assert "p1" in run.pairs
 
 
 def test_files_may_go_when_a_pair_is_whole_and_not_before(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "journal.jsonl"
-    results, _ = gone_on(path, pairs)
+    results, _ = resumed(path, pairs)
     for pair in pairs:
         Path(pair.before).unlink(missing_ok=True)
-    again, run = gone_on(path, pairs)
+    again, run = resumed(path, pairs)
     assert again == results
-    assert run.outcomes["p0"].status == "answered"
+    assert run.pairs["p0"].status == "answered"
     moved_on = [replace(pairs[0], after=pairs[2].after), *pairs[1:]]
-    again, run = gone_on(path, moved_on)
-    assert run.outcomes["p0"].status == "failed"  # it is another pair now, and not there
+    again, run = resumed(path, moved_on)
+    assert run.pairs["p0"].status == "failed"  # it is another pair now, and not there
     assert again == results[3:]

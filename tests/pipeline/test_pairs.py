@@ -10,7 +10,7 @@ import shapely
 
 from deltavlm.errors import InputError
 from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
-from deltavlm.pipeline.pairs import Pair, file_names, named, pairs_of_folders, part_of
+from deltavlm.pipeline.pairs import Pair, file_names, pairs_of_folders, shard, with_ids
 
 HERE = Path("data")
 
@@ -28,7 +28,7 @@ def test_a_csv_in_any_order_with_more_than_is_needed() -> None:
         "list.csv",
         HERE,
     )
-    assert found.notes == ("list.csv: not used: cloud",)
+    assert found.notes == ("list.csv: ignored columns: cloud",)
     assert found.pairs == (
         Pair("one", "data/a.tif", "data/b.tif", None, "2024-05-31", None, 2),
         Pair("d", "/vsizip/x.zip/c.tif", "https://h/d.tif", None, "2024", None, 4),
@@ -75,7 +75,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         ("before,after\na,b\na\n", "line 3, after: is empty"),
         ("before,after\na,b,c\n", "line 2: has 3 columns, but the header 2"),
         ('before,after\n"a,b\n', "is not valid CSV"),
-        ("before,after,date\na,b,31.5.2024\n", "line 2, date: '31.5.2024' is no date in ISO 8601"),
+        ("before,after,date\na,b,31.5.2024\n", "line 2, date: '31.5.2024' is not a date in ISO 8601"),
         ("before,after,before_date\na,b,2024-13\n", "line 2, before_date: '2024-13'"),
         ("before,after,aoi\na,b,POLYGON((1 2\n", "line 2, aoi: is neither WKT nor a GeoJSON geometry"),
         ("before,after,aoi\na,b,POINT(1 2)\n", "aoi: has no area"),
@@ -86,10 +86,10 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         ),
         ('{"before": "a", "after": "b"}\n{"before": \n', "line 2: is not valid JSON"),
         ('{"before": "a", "afer": "b"}\n', "line 1: has no 'after'; is 'afer' meant?"),
-        ('{"before": "a", "after": 1.5}\n', "line 1, after: 1.5 is no text"),
+        ('{"before": "a", "after": 1.5}\n', "line 1, after: 1.5 is not text"),
         ('{"before": "a\\u0000", "after": "b"}\n', "characters that cannot be printed"),
         ('{"before": "a\\ud800", "after": "b"}\n', "characters that cannot be printed"),
-        ('{"before": "a", "after": "b"}\n7\n', "line 2: is no object"),
+        ('{"before": "a", "after": "b"}\n7\n', "line 2: is not an object"),
         ("[1]", "is a JSON list"),
         ('{\n"type": x}', "line 2 column 9"),
         ('{"type": "FeatureCollection"}', "has no list 'features'"),
@@ -128,8 +128,8 @@ def test_pairs_without_an_id_get_the_stem_of_after_and_it_is_their_own() -> None
 
 
 def test_parts_are_all_pairs_once() -> None:
-    pairs = named([Pair("", f"{n}", f"{n}.tif") for n in range(7)], "list, lines")
-    parts = [part_of(pairs, index, 3) for index in (1, 2, 3)]
+    pairs = with_ids([Pair("", f"{n}", f"{n}.tif") for n in range(7)], "list, lines")
+    parts = [shard(pairs, index, 3) for index in (1, 2, 3)]
     assert [[pair.id for pair in part] for part in parts] == [["0", "3", "6"], ["1", "4"], ["2", "5"]]
 
 
@@ -167,9 +167,9 @@ def test_two_folders_are_matched_by_name(tmp_path: Path) -> None:
     ]
     assert [[Path(name).name for name in names] for names in found.unmatched] == [["3.png"], ["5.jpg"]]
     (tmp_path / "A/1.tif").touch()
-    with pytest.raises(InputError, match="have one name"):
+    with pytest.raises(InputError, match="have the same name"):
         pairs_of_folders(tmp_path / "A", tmp_path / "B")
     with pytest.raises(InputError, match="no image has the same name in both"):
         pairs_of_folders(tmp_path / "A/sub", tmp_path / "B")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         pairs_of_folders(tmp_path / "C", tmp_path / "B")

@@ -1,4 +1,4 @@
-"""Outputs to be shown, made by the program itself with the scripted model."""
+"""Outputs to be reported on, written by the program itself with the scripted model."""
 
 from __future__ import annotations
 
@@ -12,39 +12,36 @@ import pytest
 from typer.testing import CliRunner
 
 from deltacli.main import app
+from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
-from deltavlm.report.outputs import read_output
-from deltavlm.report.page import ImageLimits, report_html
-from deltavlm.report.scenes import Scene as Shown
-from deltavlm.report.scenes import build_scenes
-from tests.scripted_model import ScriptedModel
+from deltavlm.report.page import ImageLimits
+from deltavlm.report.pairs import ReportPair, build_pairs
 
 Analyzed = Callable[..., Path]
 
 
 @pytest.fixture
-def analyzed(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Analyzed:
-    """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and gives the output."""
-    monkeypatch.setattr("deltacli.flag_groups._load", lambda name, runtime: model)
+def analyzed(loads: object, tmp_path: Path) -> Analyzed:
+    """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and returns the output."""
 
     def run(*args: object, to: str = "out.gpkg") -> Path:
         path = tmp_path / to
-        words = ["analyze", *map(str, args), "-o", str(path), "--chip-size", "32"]
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code in (0, 3), done.stderr
+        arguments = ["analyze", *map(str, args), "-o", str(path), "--chip-size", "32"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code in (0, 3), result.stderr
         return path
 
     return run
 
 
-def only_scene(path: Path) -> Shown:
-    (scene,) = build_scenes(read_output(path))
-    return scene
+def only_pair(path: Path) -> ReportPair:
+    (pair,) = build_pairs(read_output(path))
+    return pair
 
 
-def page_of(path: Path, options: ImageOptions | None = None, sizes: ImageLimits | None = None) -> str:
-    found = read_output(path)
-    return report_html(found, build_scenes(found), options or ImageOptions(), sizes)[0]
+def page_of(path: Path, options: ImageOptions | None = None, limits: ImageLimits | None = None) -> str:
+    return open_report(path, options or ImageOptions()).html(limits)[0]
 
 
 class Page(HTMLParser):
@@ -73,5 +70,5 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.texts["script"][0])
-        return found
+        data: dict[str, Any] = json.loads(self.texts["script"][0])
+        return data

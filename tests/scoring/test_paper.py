@@ -1,4 +1,4 @@
-"""The original's readings, quirk by quirk."""
+"""Parsers of the published evaluation, quirk by quirk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WORDS = {"<pad>": 0, "a": 1, "house": 2, "<unk>": 9}
 
 @pytest.mark.parametrize("roads", [0, 1, 12])
 @pytest.mark.parametrize("buildings", [0, 1, 30])
-def test_regular_counts_are_read_as_ours(roads: int, buildings: int) -> None:
-    written = count.format_answer(Counts(roads, buildings))
-    assert paper.read_count(written) == count.parse(written) == Counts(roads, buildings)
+def test_regular_counts_are_parsed_as_by_our_parser(roads: int, buildings: int) -> None:
+    answer = count.format_answer(Counts(roads, buildings))
+    assert paper.parse_count(answer) == count.parse(answer) == Counts(roads, buildings)
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,19 @@ def test_regular_counts_are_read_as_ours(roads: int, buildings: int) -> None:
     ],
 )
 def test_quirks_of_counts(text: str, expected: Counts) -> None:
-    assert paper.read_count(text) == expected
+    assert paper.parse_count(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "2 roads", "two new roads and 3 new buildings", "9" * 5000 + " new 1"])
-def test_counts_that_stop_the_original_are_unreadable(text: str) -> None:
+def test_counts_that_stop_the_original_cannot_be_parsed(text: str) -> None:
     with pytest.raises(AnswerParseError):
-        paper.read_count(text)
+        paper.parse_count(text)
 
 
 @pytest.mark.parametrize("cells", [Cells(), Cells(LABELS[:2], LABELS[5:]), Cells(LABELS, ())])
-def test_regular_cells_are_read_as_ours(cells: Cells) -> None:
-    written = locate.format_answer(cells)
-    assert paper.read_cells(written) == locate.parse(written) == cells
+def test_regular_cells_are_parsed_as_by_our_parser(cells: Cells) -> None:
+    answer = locate.format_answer(cells)
+    assert paper.parse_cells(answer) == locate.parse(answer) == cells
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_regular_cells_are_read_as_ours(cells: Cells) -> None:
     ],
 )
 def test_quirks_of_cells(text: str, expected: Cells) -> None:
-    assert paper.read_cells(text) == expected
+    assert paper.parse_cells(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def test_quirks_of_cells(text: str, expected: Cells) -> None:
         "no change has occurred",
     ],
 )
-def test_cells_that_stop_the_original_are_unreadable(text: str) -> None:
+def test_cells_that_stop_the_original_cannot_be_parsed(text: str) -> None:
     with pytest.raises(AnswerParseError):
-        paper.read_cells(text)
+        paper.parse_cells(text)
 
 
 def test_only_the_five_sentences_are_no_change() -> None:
     assert not any(map(paper.changed, NO_CHANGE))
-    for said in ("no", "yes", "", "There is no difference", "there is no difference ", NO_CHANGE[0] + "."):
-        assert paper.changed(said)
+    for caption in ("no", "yes", "", "There is no difference", "there is no difference ", NO_CHANGE[0] + "."):
+        assert paper.changed(caption)
 
 
 def test_words_become_ids() -> None:

@@ -1,4 +1,4 @@
-"""Each task reads what it writes, and what models really write; everything else is an AnswerParseError."""
+"""Parsers read formatted answers and typical model output, and raise AnswerParseError for all other text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.text_norm import normalise
 
-numbers = st.integers(0, count.LARGEST)
+numbers = st.integers(0, count.MAX_COUNT)
 labels = st.lists(st.sampled_from(LABELS), unique=True).map(
     lambda some: tuple(sorted(some, key=LABELS.index))
 )
@@ -42,10 +42,10 @@ def test_location_round_trip(roads: tuple[str, ...], buildings: tuple[str, ...])
 
 @given(st.text(min_size=1).filter(lambda text: any(char.isalnum() for char in text)))
 def test_text_round_trips(text: str) -> None:
-    said = caption.format_answer(text)
-    assert caption.parse(said) == said
-    assert ask.parse(ask.format_answer(said)) == said
-    assert caption.score(said, [said])["exact"] == 1
+    answer = caption.format_answer(text)
+    assert caption.parse(answer) == answer
+    assert ask.parse(ask.format_answer(answer)) == answer
+    assert caption.score(answer, [answer])["exact"] == 1
 
 
 @given(st.text())
@@ -161,13 +161,13 @@ def test_cells_are_counted_from_the_top_left() -> None:
     assert [locate.position(label) for label in LABELS] == cells
 
 
-def test_location_score_counts_hits_inventions_and_misses() -> None:
-    said = Cells(buildings=("top-left", "top-right"))
+def test_location_score_counts_true_and_false_positives_and_false_negatives() -> None:
+    predicted = Cells(buildings=("top-left", "top-right"))
     truth = Cells(roads=("top-left",), buildings=("top-right",))
-    got = locate.score(said, truth)
-    assert (got["building_tp"], got["building_fp"], got["building_fn"]) == (1, 1, 0)
-    assert (got["road_tp"], got["road_fp"], got["road_fn"]) == (0, 0, 1)
-    assert (got["building_exact"], got["road_exact"]) == (0, 0)
+    metrics = locate.score(predicted, truth)
+    assert (metrics["building_tp"], metrics["building_fp"], metrics["building_fn"]) == (1, 1, 0)
+    assert (metrics["road_tp"], metrics["road_fp"], metrics["road_fn"]) == (0, 0, 1)
+    assert (metrics["building_exact"], metrics["road_exact"]) == (0, 0)
 
 
 def test_count_score() -> None:

@@ -1,4 +1,4 @@
-"""The prompt of a later turn: the published model's words, and never without the question."""
+"""Prompt of a later turn: in the form of the published model, and never without the question."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ words = st.lists(st.sampled_from(["road", "house", "q", "a", "new", "?"]), min_s
 
 
 def test_normalise_keeps_what_upstream_keeps() -> None:
-    said = normalise('Q: It\'s [a-b], *new*; "road"!  1/2 (yes?)')
-    assert said == "q it's [a-b], new road 1/2 yes?"
+    text = normalise('Q: It\'s [a-b], *new*; "road"!  1/2 (yes?)')
+    assert text == "q it's [a-b], new road 1/2 yes?"
     assert len(normalise("word " * 80, 50).split()) == 50
 
 
@@ -26,13 +26,15 @@ def test_history_has_upstreams_shape() -> None:
 
 
 @given(st.lists(st.tuples(words, words), max_size=6), words)
-def test_the_oldest_turns_go_and_the_question_stays(turns: list[tuple[str, str]], question: str) -> None:
+def test_the_oldest_turns_are_dropped_but_not_the_question(
+    turns: list[tuple[str, str]], question: str
+) -> None:
     """Upstream's cap of 50 words cuts the current question out of long dialogues."""
     prompt = dialogue.prompt_with_history(turns, question)
     assert prompt.endswith("q " + question)
     assert len(prompt.split()) <= max(dialogue.MAX_WORDS, len(question.split()) + 1)
-    whole = dialogue.prompt_with_history(turns, question, max_words=10_000)
-    assert whole.endswith(prompt)
+    uncut = dialogue.prompt_with_history(turns, question, max_words=10_000)
+    assert uncut.endswith(prompt)
 
 
 def test_three_canonical_turns_fit() -> None:

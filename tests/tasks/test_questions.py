@@ -1,4 +1,4 @@
-"""The question set: what is shipped, and what a mistake in one's own says."""
+"""Question sets: the shipped one, and error messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import SingleTurnTask, classify
-from deltavlm.tasks.questions import load_questions, pick_questions, read_questions
+from deltavlm.tasks.questions import load_questions, parse_questions, pick_questions
 
 
-def test_the_shipped_set_asks_the_four_known_questions_in_their_trained_words() -> None:
+def test_the_shipped_set_has_the_four_standard_questions_in_their_trained_words() -> None:
     specs = load_questions(shipped_config("questions.yaml"))
     assert [spec.name for spec in specs] == ["caption", "change", "count", "location"]
     assert {spec.task for spec in specs} | {"open"} == {*get_args(SingleTurnTask)}
     assert specs[1].prompt == classify.PROMPT
 
 
-def test_own_questions(tmp_path: Path) -> None:
+def test_open_questions(tmp_path: Path) -> None:
     path = tmp_path / "q.yaml"
     path.write_text('- {name: water, task: open, prompt: "Any\\nwater?"}\n- {name: cap, task: caption}\n')
     specs = load_questions(path)
@@ -48,7 +48,7 @@ def test_own_questions(tmp_path: Path) -> None:
 )
 def test_mistakes_name_the_file_the_entry_and_the_nearest_word(entries: Any, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_questions(entries, where="my.yaml")
+        parse_questions(entries, source="my.yaml")
     message = str(caught.value)
     assert message.startswith("my.yaml")
     assert "\n" not in message

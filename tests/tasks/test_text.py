@@ -1,4 +1,4 @@
-"""One clean line, whatever the model wrote."""
+"""Cleaning of any text to one line, and sentences that state no change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltavlm.tasks.text import NO_CHANGE, clean, says_no_change
 
 
 @given(st.text())
-def test_clean_text_is_one_line_that_every_format_can_hold(text: str) -> None:
+def test_clean_text_is_a_single_line_that_is_valid_in_every_format(text: str) -> None:
     line = clean(text)
     assert len(line.splitlines()) <= 1
     assert all(char == " " or not char.isspace() for char in line)

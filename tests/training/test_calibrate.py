@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.data.synthetic.cache import draw_cache
+from deltavlm.data.synthetic.cache import render_cache
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.scoring.synthetic import predict_scenes, score_scenes
 from deltavlm.training.calibrate import fit_platt, scene_margins
@@ -40,6 +40,7 @@ def test_separable_answers_have_a_finite_fit() -> None:
     assert calibration.scale > 0
 
 
+@pytest.mark.slow
 def test_margins_and_scores_of_a_drawn_set(tmp_path: Path) -> None:
     """Every pair has a margin; scores have the metrics of the model card."""
     tiny_checkpoint(tmp_path / "model")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltavlm.config import dump, from_mapping, load, shipped_config, to_mapping
-from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build

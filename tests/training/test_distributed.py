@@ -15,6 +15,8 @@ import torch
 from deltavlm.training.checkpoints import load_state
 from tests.seven import eight_examples, seven_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from deltavlm.data.synthetic.cache import draw_cache
-from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.data.synthetic import SceneOptions
+from deltavlm.data.synthetic.cache import render_cache
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.tokenizer import Codec
@@ -57,15 +58,19 @@ CONFIG = TrainConfig(
     device="cpu",
 )
 assert TINY.dense is not None
-MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
+MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGE_CLASSES))
 
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("caches")
-    draw_cache(folder / "scenes", 4, seed=11, size_px=64, change=1.0, workers=1)
-    draw_cache(folder / "far", 4, seed=12, size_px=64, change=1.0, workers=1, reduce=2)
-    draw_cache(folder / "stormy", 4, seed=13, size_px=64, change=1.0, workers=1, strength=2.0)
+    render_cache(folder / "scenes", 4, seed=11, size_px=64, workers=1, options=SceneOptions(change=1.0))
+    render_cache(
+        folder / "far", 4, seed=12, size_px=64, workers=1, options=SceneOptions(change=1.0, downsample=2)
+    )
+    render_cache(
+        folder / "stormy", 4, seed=13, size_px=64, workers=1, options=SceneOptions(change=1.0, strength=2.0)
+    )
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deltavlm.config import dump, load, shipped_config
-from deltavlm.data.synthetic.truth import CHANGES
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training import __main__ as command
@@ -24,7 +24,7 @@ from tests.tiny import TINY
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 assert TINY.dense is not None
-MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGES))
+MODEL = replace(TINY, dense=replace(TINY.dense, classes=CHANGE_CLASSES))
 
 
 @pytest.fixture
@@ -96,6 +96,7 @@ def test_checkpoints_of_a_run_with_a_start_lack_frozen_weights(tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_with_a_checkpoint(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

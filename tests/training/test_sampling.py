@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltavlm.data.changechat import save_picture, write_chip_set
-from deltavlm.data.synthetic import make_scene
-from deltavlm.data.synthetic.cache import draw_cache, open_cache
-from deltavlm.data.warp import Warp, draw_warp
+from deltavlm.data.augment import Warp, random_warp
+from deltavlm.data.changechat import save_image, write_chip_set
+from deltavlm.data.synthetic import SceneOptions, make_scene
+from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks import caption, dialogue, locate
 from deltavlm.training.changechat_dataset import ChangeChatSource, read_records, turns_of
@@ -62,7 +62,7 @@ def test_however_a_step_is_cut_it_holds_the_same() -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    scenes = [(f"train_{seed}", make_scene(seed, 64, 64, change=seed % 2)) for seed in range(5)]
+    scenes = [(f"train_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(5)]
     write_chip_set(folder, "train", scenes)
     return folder
 
@@ -152,7 +152,7 @@ def test_repeated_ids_are_all_trained_on(tmp_path: Path) -> None:
     record = {"id": "x", "image": ["a.png", "b.png"], "changeflag": 1, "conversations": told}
     (tmp_path / "my_train.json").write_text(json.dumps([record] * 3))
     for name in ("a.png", "b.png"):
-        save_picture(tmp_path / "images" / name, np.zeros((8, 8, 3), np.uint8))
+        save_image(tmp_path / "images" / name, np.zeros((8, 8, 3), np.uint8))
     held = read_records("my", Records(tmp_path), 0)
     assert sum(len(case.examples) for case in held.training) == 3
 
@@ -172,7 +172,7 @@ def test_changeimti_is_trained_on_too(tmp_path: Path) -> None:
     for name, records in files.items():
         (tmp_path / "train_task_data" / name).write_text(json.dumps(records))
     for date in "AB":
-        save_picture(tmp_path / "images" / "train" / date / "x.png", np.zeros((8, 8, 3), np.uint8))
+        save_image(tmp_path / "images" / "train" / date / "x.png", np.zeros((8, 8, 3), np.uint8))
     held = read_records("imti", Records(tmp_path, images=tmp_path / "images"), 0)
     drawn = ChangeChatSource(held.training, held.images, PHASE, 8, [0], still=False)
     said = {drawn.sample(at).rows[0] for at in range(len(drawn))}
@@ -186,7 +186,7 @@ def test_a_broken_record_is_told_and_the_rest_trained_on(
     told = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a"}]
     record = {"id": "x", "image": ["a.png", "a.png"], "changeflag": 1, "conversations": told}
     (tmp_path / "my_train.json").write_text(json.dumps([record, record | {"changeflag": 7}]))
-    save_picture(tmp_path / "images" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    save_image(tmp_path / "images" / "a.png", np.zeros((8, 8, 3), np.uint8))
     held = read_records("my", Records(tmp_path), 0)
     assert sum(len(case.examples) for case in held.training) == 1
     assert "1 records cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
@@ -207,7 +207,7 @@ def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
     record = {"id": "x", "image": ["a.png", "b.png"], "changeflag": 1, "conversations": told}
     (tmp_path / "my_train.json").write_text(json.dumps([record]))
     for name, size in (("a.png", 8), ("b.png", 9)):
-        save_picture(tmp_path / "images" / name, np.zeros((size, size, 3), np.uint8))
+        save_image(tmp_path / "images" / name, np.zeros((size, size, 3), np.uint8))
     with pytest.raises(InputError, match=r"a\.png and b\.png are 8 x 8 and 9 x 9 px"):
         source(tmp_path).sample(0)
 
@@ -215,7 +215,9 @@ def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["far", "stormy", "rich"])
 def test_other_scenes_are_drawn_from_by_their_share(name: str, tmp_path: Path) -> None:
     for at, cache in enumerate(("scenes", name)):
-        draw_cache(tmp_path / cache, 2, seed=20 + 10 * at, size_px=64, change=1.0, workers=1)
+        render_cache(
+            tmp_path / cache, 2, seed=20 + 10 * at, size_px=64, workers=1, options=SceneOptions(change=1.0)
+        )
     known = {np.sort(one, axis=None).tobytes() for pair in open_cache(tmp_path / name)[0] for one in pair}
     scenes = Scenes(2, 2, 64, **{name: 2})
     for share in (0.0, 0.5, 1.0):
@@ -229,7 +231,7 @@ def test_a_warp_moves_pictures_and_truth_alike() -> None:
     """A bright square stays under its code, at another resolution too."""
     picture, truth = np.zeros((64, 64, 3), np.uint8), np.zeros((32, 32), np.uint8)
     picture[10:30, 36:52], truth[5:15, 18:26] = 255, 7
-    warp = draw_warp(np.random.default_rng(0), 0.05, 15.0)
+    warp = random_warp(np.random.default_rng(0), 0.05, 15.0)
     seen, codes = warp(picture), warp(truth, nearest=True)
     assert set(np.unique(codes)) == {0, 7}
     agree = (seen[::2, ::2, 0] > 127) == (codes == 7)

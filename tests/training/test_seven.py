@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from deltavlm.config import load, shipped_config
+from deltavlm.data.images import read_image
 from deltavlm.model.config import DifferenceConfig
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.model.tokenizer import load_codecs
-from deltavlm.scoring.inference import picture
 from deltavlm.tasks import caption
 from deltavlm.training import build, run
 from deltavlm.training.collate import collate

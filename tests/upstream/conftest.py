@@ -1,4 +1,4 @@
-"""The original's own files at small size, and a checkpoint converted from them."""
+"""Files of the original at small size, and a checkpoint converted from them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from deltavlm.upstream.components import Sources
 from deltavlm.upstream.convert import convert
-from deltavlm.upstream.sources import Sources
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tiny"
 
@@ -31,5 +31,5 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A copy of the original's files, to be spoilt."""
+    """A copy of the original's files, for tests that damage them."""
     return Path(shutil.copytree(GOLDEN, tmp_path / "files"))

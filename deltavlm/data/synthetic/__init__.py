@@ -1,6 +1,5 @@
-"""Made scenes with known truth, in the order they come about: layout -> paint -> nuisance -> Scene ->
-facts -> words."""
+"""Synthetic scenes with ground truth: plan -> layout -> render -> imaging -> Scene -> facts -> phrases."""
 
-from deltavlm.data.synthetic.scene import Scene, make_scene
+from deltavlm.data.synthetic.scene import Scene, SceneOptions, make_scene
 
-__all__ = ["Scene", "make_scene"]
+__all__ = ["Scene", "SceneOptions", "make_scene"]

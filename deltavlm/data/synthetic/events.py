@@ -1,107 +1,143 @@
-"""What happens to a neighbourhood between the two dates."""
+"""Change events: construction, demolition, clearing and planting in a neighborhood between the dates."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
-from deltavlm.data.synthetic.layout import Neighbourhood
+from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import Patch, Plan, Pond, Road, Wood, blob, rectangle
 
-EVENTS = [
-    "estate",
-    "row",
-    "houses",
-    "works",
-    "road",
-    "road_gone",
-    "demolish",
-    "clear",
-    "plant",
-    "pond",
-    "construction",
-]
-ODDS = [0.24, 0.15, 0.17, 0.09, 0.09, 0.02, 0.08, 0.06, 0.02, 0.03, 0.05]
+__all__ = ["EVENTS", "EVENT_PROBABILITIES", "clear_trees", "remove_crossed_houses"]
 
 
-def clear(plan: Plan, centre: tuple[float, float], radius: float) -> None:
-    """Trees of standing woods within the circle are cut between the dates."""
-    for wood in [w for w in plan.woods if w.when == "both"]:
-        hit = np.hypot(wood.trees[:, 0] - centre[0], wood.trees[:, 1] - centre[1]) < radius
-        if hit.sum() > 3:
-            plan.woods.append(Wood(wood.trees[hit], "removed"))
-            wood.trees = wood.trees[~hit]
-
-
-def happen(place: Neighbourhood, event: str) -> None:
-    """Lets one named thing happen between the dates."""
-    rng, plan = place.rng, place.plan
-    if event == "estate":
-        if rng.random() < 0.3:
-            plan.woods.append(place.wood(place.centre, place.reach * rng.uniform(0.25, 0.5), "removed"))
-        start = len(plan.houses)
-        for _ in range(int(rng.integers(1, 3))):
-            road = place.road("built", short=rng.random() < 0.6)
-            plan.roads.append(road)
-            drop_crossed(plan, road)
-            place.row(road, "built", share=rng.uniform(0.5, 1.0))
-        if rng.random() < 0.5:
-            for house in plan.houses[start:]:
-                plan.patches.append(
-                    Patch(blob(rng, house.centre, house.radius * 1.7), rng.choice(["lawn", "soil"]), "built")
-                )
-    elif event == "row":
-        roads = [r for r in plan.roads if r.when == "both"]
-        if not roads:
-            plan.roads.append(place.road())
-            roads = [plan.roads[-1]]
-            drop_crossed(plan, roads[0])
-        place.row(
-            roads[int(rng.integers(len(roads)))],
-            "built",
-            share=rng.uniform(0.4, 1.0),
-            limit=int(rng.integers(2, 12)),
-        )
-    elif event == "houses":
-        place.scatter(int(rng.choice([1, 1, 2, 3, 4, 6])), "built")
-    elif event == "works":
-        place.scatter(int(rng.choice([1, 1, 2, 3])), "built", grow=rng.uniform(1.6, 3.5))
-        if rng.random() < 0.5:
-            spot = rectangle(
-                place.somewhere(), place.reach * rng.uniform(0.15, 0.35), place.reach * 0.18, place.grain
-            )
-            plan.patches.append(Patch(spot, "parking", "built"))
-    elif event == "road":
-        for _ in range(int(rng.choice([1, 1, 1, 2]))):
-            road = place.road("built", short=rng.random() < 0.3)
-            plan.roads.append(road)
-            drop_crossed(plan, road)
-    elif event == "road_gone":
-        road = place.road("removed", short=True)
+def estate(area: Neighborhood) -> None:
+    """New roads with rows of houses, sometimes where trees stood."""
+    rng, plan = area.rng, area.plan
+    if rng.random() < 0.3:
+        plan.woods.append(area.wood(area.center, area.reach * rng.uniform(0.25, 0.5), "removed"))
+    start = len(plan.houses)
+    for _ in range(int(rng.integers(1, 3))):
+        road = area.road("built", short=rng.random() < 0.6)
         plan.roads.append(road)
-        drop_crossed(plan, road)
-    elif event == "demolish":
-        standing = [h for h in plan.houses if h.when == "both"]
-        if len(standing) < 2:
-            place.scatter(int(rng.integers(1, 5)), "removed")
-        else:
-            rng.shuffle(standing)
-            for house in standing[: int(rng.integers(1, max(2, len(standing) // 2) + 1))]:
-                house.when = "removed"
-    elif event == "clear":
-        centre, radius = place.somewhere(0.8), place.reach * rng.uniform(0.15, 0.4)
-        plan.woods.append(place.wood(centre, radius, "removed"))
-    elif event == "plant":
-        plan.woods.append(place.wood(place.somewhere(0.8), place.reach * rng.uniform(0.15, 0.4), "built"))
-    elif event == "pond":
-        plan.ponds.append(
-            Pond(blob(rng, place.somewhere(0.8), place.reach * rng.uniform(0.07, 0.2)), "built")
-        )
-    elif event == "construction":
-        centre, radius = place.somewhere(0.8), place.reach * rng.uniform(0.1, 0.3)
-        clear(plan, centre, radius)
-        plan.patches.append(Patch(blob(rng, centre, radius), "construction", "built"))
+        remove_crossed_houses(plan, road)
+        area.add_row(road, "built", share=rng.uniform(0.5, 1.0))
+    if rng.random() < 0.5:
+        for house in plan.houses[start:]:
+            yard = blob(rng, house.center, house.radius * 1.7)
+            plan.patches.append(Patch(yard, rng.choice(["lawn", "soil"]), "built"))
 
 
-def drop_crossed(plan: Plan, road: Road) -> None:
-    """A road goes where houses stood: those are not in the plan then."""
-    plan.drop_houses([h for h in plan.houses if road.gap(h.centre) <= h.radius * 0.85 + road.width / 2])
+def row(area: Neighborhood) -> None:
+    """New houses along a road that exists at both dates."""
+    rng, plan = area.rng, area.plan
+    roads = [road for road in plan.roads if road.when == "both"]
+    if not roads:
+        roads = [area.road()]
+        plan.roads.append(roads[0])
+        remove_crossed_houses(plan, roads[0])
+    road = roads[int(rng.integers(len(roads)))]
+    share = rng.uniform(0.4, 1.0)
+    area.add_row(road, "built", share=share, limit=int(rng.integers(2, 12)))
+
+
+def houses(area: Neighborhood) -> None:
+    """A few new houses at random points."""
+    area.add_scattered(int(area.rng.choice([1, 1, 2, 3, 4, 6])), "built")
+
+
+def works(area: Neighborhood) -> None:
+    """New halls, sometimes with a parking lot."""
+    rng = area.rng
+    area.add_scattered(int(rng.choice([1, 1, 2, 3])), "built", grow=rng.uniform(1.6, 3.5))
+    if rng.random() < 0.5:
+        center, length = area.random_point(), area.reach * rng.uniform(0.15, 0.35)
+        outline = rectangle(center, length, area.reach * 0.18, area.street_angle)
+        area.plan.patches.append(Patch(outline, "parking", "built"))
+
+
+def new_road(area: Neighborhood) -> None:
+    """One or two new roads without houses."""
+    rng = area.rng
+    for _ in range(int(rng.choice([1, 1, 1, 2]))):
+        road = area.road("built", short=rng.random() < 0.3)
+        area.plan.roads.append(road)
+        remove_crossed_houses(area.plan, road)
+
+
+def remove_road(area: Neighborhood) -> None:
+    """A short road that is removed."""
+    road = area.road("removed", short=True)
+    area.plan.roads.append(road)
+    remove_crossed_houses(area.plan, road)
+
+
+def demolish(area: Neighborhood) -> None:
+    """Demolition of up to half of the houses."""
+    rng = area.rng
+    standing = [house for house in area.plan.houses if house.when == "both"]
+    if len(standing) < 2:
+        area.add_scattered(int(rng.integers(1, 5)), "removed")
+        return
+    rng.shuffle(standing)
+    for house in standing[: int(rng.integers(1, max(2, len(standing) // 2) + 1))]:
+        house.when = "removed"
+
+
+def clear(area: Neighborhood) -> None:
+    """Clearing of trees."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.15, 0.4)
+    area.plan.woods.append(area.wood(center, radius, "removed"))
+
+
+def plant(area: Neighborhood) -> None:
+    """Planting of trees."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.15, 0.4)
+    area.plan.woods.append(area.wood(center, radius, "built"))
+
+
+def pond(area: Neighborhood) -> None:
+    """A new pond."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.07, 0.2)
+    area.plan.ponds.append(Pond(blob(area.rng, center, radius), "built"))
+
+
+def construction(area: Neighborhood) -> None:
+    """A construction site, cleared of trees."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.1, 0.3)
+    clear_trees(area.plan, center, radius)
+    area.plan.patches.append(Patch(blob(area.rng, center, radius), "construction", "built"))
+
+
+EVENTS: Mapping[str, Callable[[Neighborhood], None]] = {
+    "estate": estate,
+    "row": row,
+    "houses": houses,
+    "works": works,
+    "road": new_road,
+    "road_gone": remove_road,
+    "demolish": demolish,
+    "clear": clear,
+    "plant": plant,
+    "pond": pond,
+    "construction": construction,
+}
+"""Functions that add one event to the plan of a neighborhood; their order is part of a seed's scene."""
+EVENT_PROBABILITIES = [0.24, 0.15, 0.17, 0.09, 0.09, 0.02, 0.08, 0.06, 0.02, 0.03, 0.05]
+
+
+def clear_trees(plan: Plan, center: tuple[float, float], radius: float) -> None:
+    """Cut the trees within a circle between the dates."""
+    for wood in [wood for wood in plan.woods if wood.when == "both"]:
+        in_circle = np.hypot(wood.trees[:, 0] - center[0], wood.trees[:, 1] - center[1]) < radius
+        if in_circle.sum() > 3:
+            plan.woods.append(Wood(wood.trees[in_circle], "removed"))
+            wood.trees = wood.trees[~in_circle]
+
+
+def remove_crossed_houses(plan: Plan, road: Road) -> None:
+    """Remove the houses that a road would cross, from both dates."""
+    plan.remove_houses(
+        [h for h in plan.houses if road.distance(h.center) <= h.radius * 0.85 + road.width / 2]
+    )

@@ -1,6 +1,6 @@
-"""What the truth of a scene says in numbers: counts, cells, shares. Everything that words are made of.
+"""Facts of a scene (counts, cells, shares), derived from its ground truth; sentences are made from them.
 
-Facts come from the arrays alone, so they stay right when a scene is cut, turned, or its dates are swapped.
+Facts come from the arrays alone, so they stay right when a scene is cropped, rotated, or its dates swapped.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic.truth import CHANGES, CODE, COVERS
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE, COVER_CLASSES
 from deltavlm.tasks.locate import LABELS
 
 Array = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-LEAST_THING = (
-    0.0004  # share of the picture that a building or road must show to be counted (26 px of 256 x 256)
-)
-LEAST_CELL = 0.01  # share of a cell that must have changed for the cell to be named
-MOST = 0.7  # share of all change from which on it is said to lie in one row or column of the 3x3 grid
-LEAST_GROUND = 0.004  # share of the picture below which changed trees, water or ground go unmentioned
+MIN_INSTANCE_SHARE = 0.0004  # of the image, from which a building or road counts (26 px of 256 x 256)
+MIN_CELL_SHARE = 0.01  # of a cell, from which it is named
+MAIN_CELLS_SHARE = 0.7  # of all change, from which it lies in one row or column of the 3x3 grid
+MIN_GROUND_SHARE = 0.004  # of the image, from which changed trees, water or ground are mentioned
+MIN_REPLACED_TREES = 0.3  # of new buildings and roads; trees are seldom most of a plot, yet seen to go
 
 SWAPPED = np.array(
     [
-        CODE[
+        CHANGE_CODE[
             {
                 "building_built": "building_removed",
                 "building_removed": "building_built",
@@ -38,39 +37,42 @@ SWAPPED = np.array(
                 "ground_closed": "ground_opened",
             }.get(name, name)
         ]
-        for name in CHANGES
+        for name in CHANGE_CLASSES
     ],
     np.uint8,
 )
-"""What each change is when after becomes before: `SWAPPED[change]`."""
+"""Change codes after the dates are swapped: `SWAPPED[change]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One pair's truth."""
+    """Facts about one pair."""
 
-    counts: dict[str, int]  # building_built, building_removed, road_built, road_removed -> how many
-    cells: dict[str, tuple[str, ...]]  # the same four -> labels of the 3x3 cells, row by row
-    ground: dict[str, float]  # trees_removed, water_new, ... -> share of the picture, where worth mentioning
-    replaced: str | None  # what stood before under most of the new buildings and roads
-    where: tuple[str, ...]  # cells that hold most of the changed pixels, of any kind
+    counts: dict[str, int]  # of building_built, building_removed, road_built, road_removed
+    cells: dict[str, tuple[str, ...]]  # of the same four: labels of the 3x3 cells, row by row
+    ground_shares: dict[str, float]  # trees_removed, water_new, ... -> share of the image, if mentioned
+    replaced_cover: str | None  # cover before under most of the new buildings and roads
+    main_cells: tuple[str, ...]  # cells that hold most of the changed pixels, of any kind
 
     @property
     def changed(self) -> bool:
-        return any(self.counts.values()) or bool(self.ground)
+        """True when anything is counted or mentioned."""
+        return any(self.counts.values()) or bool(self.ground_shares)
 
     @property
     def building_cells(self) -> tuple[str, ...]:
-        return merged(self.cells["building_built"], self.cells["building_removed"])
+        """Cells of built or removed buildings."""
+        return union_of_labels(self.cells["building_built"], self.cells["building_removed"])
 
     @property
     def road_cells(self) -> tuple[str, ...]:
-        return merged(self.cells["road_built"], self.cells["road_removed"])
+        """Cells of built or removed roads."""
+        return union_of_labels(self.cells["road_built"], self.cells["road_removed"])
 
 
-def merged(*lists: tuple[str, ...]) -> tuple[str, ...]:
-    """Labels of any of the lists, row by row."""
-    return tuple(label for label in LABELS if any(label in some for some in lists))
+def union_of_labels(*lists: tuple[str, ...]) -> tuple[str, ...]:
+    """Labels in any of the lists, row by row."""
+    return tuple(label for label in LABELS if any(label in labels for labels in lists))
 
 
 def cell_shares(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -82,35 +84,40 @@ def cell_shares(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     return shares
 
 
-def facts_of(change: Array, things: Array, cover: Array) -> Facts:
-    """Facts of truth arrays, (height, width) each, at any resolution."""
+def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
+    """Facts of ground truth arrays, (height, width) each, at any resolution."""
     area = change.size
     counts, cells = {}, {}
     for kind in ("building_built", "building_removed", "road_built", "road_removed"):
-        here = change == CODE[kind]
-        sizes = np.bincount(things[here], minlength=1)
-        seen = np.flatnonzero(sizes >= max(2.0, LEAST_THING * area))
-        seen = seen[seen > 0]
-        counts[kind] = len(seen)
-        shares = cell_shares(here & np.isin(things, seen)) if len(seen) else np.zeros(9)
-        named = shares >= LEAST_CELL
-        if len(seen) and not named.any():
-            named[shares.argmax()] = True
-        cells[kind] = tuple(label for label, on in zip(LABELS, named, strict=True) if on)
-    whole = np.bincount(change.ravel(), minlength=len(CHANGES)) / area
-    ground = {kind: float(whole[CODE[kind]]) for kind in CHANGES[5:] if whole[CODE[kind]] >= LEAST_GROUND}
-    new = (change == CODE["building_built"]) | (change == CODE["road_built"])
-    replaced = None
+        mask = change == CHANGE_CODE[kind]
+        sizes = np.bincount(instances[mask], minlength=1)
+        ids = np.flatnonzero(sizes >= max(2.0, MIN_INSTANCE_SHARE * area))
+        ids = ids[ids > 0]
+        counts[kind] = len(ids)
+        shares = cell_shares(mask & np.isin(instances, ids)) if len(ids) else np.zeros(9)
+        is_named = shares >= MIN_CELL_SHARE
+        if len(ids) and not is_named.any():
+            is_named[shares.argmax()] = True
+        cells[kind] = tuple(label for label, on in zip(LABELS, is_named, strict=True) if on)
+    change_shares = np.bincount(change.ravel(), minlength=len(CHANGE_CLASSES)) / area
+    ground_shares = {kind: float(change_shares[CHANGE_CODE[kind]]) for kind in CHANGE_CLASSES[5:]}
+    ground_shares = {kind: share for kind, share in ground_shares.items() if share >= MIN_GROUND_SHARE}
+    replaced_cover = None
     if counts["building_built"] + counts["road_built"]:
-        under = np.bincount(cover[new], minlength=len(COVERS)) / max(1, new.sum())
-        # Trees are seldom most of a plot, and yet what one sees go.
-        replaced = "trees" if under[COVERS.index("trees")] > 0.3 else COVERS[int(under.argmax())]
-    return Facts(counts, cells, ground, replaced, most(cell_shares(change > 0).reshape(3, 3)))
+        new = (change == CHANGE_CODE["building_built"]) | (change == CHANGE_CODE["road_built"])
+        cover_shares = np.bincount(cover[new], minlength=len(COVER_CLASSES)) / max(1, new.sum())
+        has_trees = cover_shares[COVER_CLASSES.index("trees")] > MIN_REPLACED_TREES
+        replaced_cover = "trees" if has_trees else COVER_CLASSES[int(cover_shares.argmax())]
+    return Facts(counts, cells, ground_shares, replaced_cover, main_cells(cell_shares(change > 0)))
 
 
-def most(mass: npt.NDArray[np.float64]) -> tuple[str, ...]:
-    """Cells in which most of a mass (3, 3) lies: those of one row where it holds MOST of it, of one column
-    likewise."""
-    rows, cols = (mass.sum(axis=axis) / max(mass.sum(), 1e-9) >= MOST for axis in (1, 0))
-    held = (rows if rows.any() else ~rows)[:, None] & (cols if cols.any() else ~cols)[None, :]
-    return tuple(label for label, on in zip(LABELS, held.ravel(), strict=True) if on)
+def main_cells(shares: npt.NDArray[np.float64]) -> tuple[str, ...]:
+    """Cells of the row and column that hold at least MAIN_CELLS_SHARE of the change; all rows or columns
+    where none does.
+
+    shares: changed share of each cell, (9,).
+    """
+    mass = shares.reshape(3, 3)
+    rows, cols = (mass.sum(axis=axis) / max(mass.sum(), 1e-9) >= MAIN_CELLS_SHARE for axis in (1, 0))
+    is_main = (rows if rows.any() else ~rows)[:, None] & (cols if cols.any() else ~cols)[None, :]
+    return tuple(label for label, on in zip(LABELS, is_main.ravel(), strict=True) if on)

@@ -1,7 +1,7 @@
-"""What stands where, and when: land, roads, houses, trees and water at two dates. Geometry only, no pixels.
+"""Plan of a scene: geometry of roads, houses, trees, water and special ground at two dates; no pixels.
 
-Lengths are in pixels of the picture; `scale` turns the sizes of things at 0.5 m per pixel into the sizes
-drawn. Points are (x, y), x to the right and y down, as drawing wants them.
+Lengths are in pixels of the image; `scale` is the size of objects relative to 0.5 m per pixel. Points are
+(x, y), x to the right and y down, as Pillow draws them.
 """
 
 from __future__ import annotations
@@ -15,30 +15,35 @@ import numpy.typing as npt
 Rng = np.random.Generator
 Points = npt.NDArray[np.float64]  # (n, 2) as x, y
 When = Literal["both", "built", "removed"]
-BLOCK_PX = 400  # no house is longer
+BLOCK_PX = 400  # side of a cell of the spatial index; no house is longer
 Ground = Literal["soil", "construction", "parking", "lawn", "drive", "glass", "pool"]
 
 
 @dataclass(slots=True)
 class Road:
+    """Road or railway along a center line."""
+
     line: Points
     width: float
     surface: Literal["asphalt", "concrete", "dirt", "rail"]
     when: When = "both"
 
-    def gap(self, spot: tuple[float, float]) -> float:
-        """From a point to the nearest corner of the middle line."""
-        return float(np.min(np.hypot(*(self.line - np.asarray(spot)).T)))
+    def distance(self, point: tuple[float, float]) -> float:
+        """Distance of a point from the nearest vertex of the center line."""
+        return float(np.min(np.hypot(*(self.line - np.asarray(point)).T)))
 
-    def reaches(self, spot: tuple[float, float], margin: float) -> bool:
-        """Whether the point lies within `margin` of the line, checked cheaply first."""
-        (left, top), (right, bottom) = self.line.min(axis=0) - margin, self.line.max(axis=0) + margin
-        return bool(left < spot[0] < right and top < spot[1] < bottom) and self.gap(spot) < margin
+    def is_near(self, point: tuple[float, float], margin: float) -> bool:
+        """True when the point is within `margin` of the line; the bounding box is tested first."""
+        (xmin, ymin), (xmax, ymax) = self.line.min(axis=0) - margin, self.line.max(axis=0) + margin
+        in_box = bool(xmin < point[0] < xmax and ymin < point[1] < ymax)
+        return in_box and self.distance(point) < margin
 
 
 @dataclass(slots=True)
 class House:
-    centre: tuple[float, float]
+    """Building with a rectangular footprint."""
+
+    center: tuple[float, float]
     length: float
     depth: float
     angle: float  # radians
@@ -48,12 +53,13 @@ class House:
 
     @property
     def radius(self) -> float:
+        """Radius of the circle around the footprint."""
         return 0.5 * float(np.hypot(self.length, self.depth))
 
 
 @dataclass(slots=True)
 class Wood:
-    """Trees as (x, y, radius) rows. `when` "removed" means cleared between the dates, "built" planted."""
+    """Trees as rows (x, y, radius); `when` is "removed" if cut between the dates, "built" if planted."""
 
     trees: npt.NDArray[np.float64]
     when: When = "both"
@@ -61,7 +67,7 @@ class Wood:
 
 @dataclass(slots=True)
 class Patch:
-    """A stretch of special ground; `when` "built" means that it appears between the dates."""
+    """Patch of special ground; `when` is "built" if it appears between the dates."""
 
     outline: Points
     ground: Ground
@@ -70,56 +76,62 @@ class Patch:
 
 @dataclass(slots=True)
 class Pond:
+    """Pond, lake or river."""
+
     outline: Points
     when: When = "both"
 
 
 @dataclass(slots=True)
 class Plan:
+    """Objects of a scene, with an index of the houses."""
+
     size: tuple[int, int]  # width, height
     scale: float
-    rich: bool = False  # whether the two dates may differ in more than light and season
+    rich: bool = False  # the dates may differ in more than light and season
     roads: list[Road] = field(default_factory=list)
     houses: list[House] = field(default_factory=list)
     woods: list[Wood] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     ponds: list[Pond] = field(default_factory=list)
-    _blocks: dict[tuple[int, int], list[House]] = field(default_factory=dict)
+    _index: dict[tuple[int, int], list[House]] = field(default_factory=dict)
 
     def add_house(self, house: House) -> None:
+        """Add a house to the plan and its index."""
         self.houses.append(house)
-        self._blocks.setdefault(self._block(house.centre), []).append(house)
+        self._index.setdefault(self._block(house.center), []).append(house)
 
-    def drop_houses(self, dropped: list[House]) -> None:
-        for house in dropped:
+    def remove_houses(self, houses: list[House]) -> None:
+        """Remove houses from the plan and its index."""
+        for house in houses:
             self.houses.remove(house)
-            self._blocks[self._block(house.centre)].remove(house)
+            self._index[self._block(house.center)].remove(house)
 
-    def houses_near(self, spot: tuple[float, float]) -> list[House]:
-        """Every house that could touch one at `spot`, and some others."""
-        col, row = self._block(spot)
+    def houses_near(self, point: tuple[float, float]) -> list[House]:
+        """Every house that could touch one at `point`, and some others."""
+        col, row = self._block(point)
         blocks = [
-            self._blocks.get((c, r), []) for c in (col - 1, col, col + 1) for r in (row - 1, row, row + 1)
+            self._index.get((c, r), []) for c in (col - 1, col, col + 1) for r in (row - 1, row, row + 1)
         ]
         return [house for block in blocks for house in block]
 
     @staticmethod
-    def _block(spot: tuple[float, float]) -> tuple[int, int]:
-        return int(spot[0] // BLOCK_PX), int(spot[1] // BLOCK_PX)
+    def _block(point: tuple[float, float]) -> tuple[int, int]:
+        return int(point[0] // BLOCK_PX), int(point[1] // BLOCK_PX)
 
 
-def rectangle(centre: tuple[float, float], length: float, depth: float, angle: float) -> Points:
-    """Four corners of a turned rectangle, in order."""
+def rectangle(center: tuple[float, float], length: float, depth: float, angle: float) -> Points:
+    """Corners of a rotated rectangle, in order, (4, 2)."""
     along = np.array([np.cos(angle), np.sin(angle)]) * length / 2
     across = np.array([-np.sin(angle), np.cos(angle)]) * depth / 2
-    middle = np.asarray(centre)
+    middle = np.asarray(center)
     return np.stack(
         [middle - along - across, middle + along - across, middle + along + across, middle - along + across]
     )
 
 
-def blob(rng: Rng, centre: tuple[float, float], radius: float, roughness: float = 0.3) -> Points:
-    """A smooth closed outline of about `radius`."""
+def blob(rng: Rng, center: tuple[float, float], radius: float, roughness: float = 0.3) -> Points:
+    """Random smooth closed outline of about `radius`."""
     turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     reach = np.ones_like(turn)
     for wave in range(2, 6):
@@ -129,15 +141,15 @@ def blob(rng: Rng, centre: tuple[float, float], radius: float, roughness: float 
     angle = rng.uniform(0, np.pi)
     return np.stack(
         [
-            centre[0] + x * np.cos(angle) - y * np.sin(angle),
-            centre[1] + x * np.sin(angle) + y * np.cos(angle),
+            center[0] + x * np.cos(angle) - y * np.sin(angle),
+            center[1] + x * np.sin(angle) + y * np.cos(angle),
         ],
         axis=1,
     )
 
 
 def curve(rng: Rng, start: tuple[float, float], heading: float, length: float, bend: float) -> Points:
-    """A road's middle line from `start`, turning by up to `bend` radians over its length."""
+    """Random center line of a road from `start`, turning by up to `bend` radians over its length."""
     steps = max(3, int(length / 10))
     turn = np.cumsum(np.full(steps, rng.uniform(-bend, bend) / steps)) + heading
     if rng.random() < 0.25:  # an S
@@ -148,12 +160,12 @@ def curve(rng: Rng, start: tuple[float, float], heading: float, length: float, b
 
 
 def polygon(points: Points) -> list[tuple[float, float]]:
-    """As Pillow wants it."""
+    """Points as Pillow takes them."""
     return [(float(x), float(y)) for x, y in points]
 
 
 def inside(outline: Points, point: tuple[float, float]) -> bool:
-    """Even-odd rule."""
+    """True when the point is in the outline, by the even-odd rule."""
     x, y = point
     ax, ay = outline.T
     bx, by = np.roll(ax, -1), np.roll(ay, -1)

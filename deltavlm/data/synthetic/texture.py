@@ -1,6 +1,6 @@
-"""Colours and textures of land: palettes, noise, mosaics of fields.
+"""Color palettes and textures of land: noise and mosaics of fields.
 
-The textures come from a small bank of periodic noise made once a process.
+Textures are random crops of a small bank of periodic noise that is made once per process.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ TILE = 512
 
 
 @cache
-def _noise(sigma: float, seed: int = 0) -> Floats:
+def _noise_tile(sigma: float, seed: int = 0) -> Floats:
     """Periodic Gaussian noise of unit variance, (TILE, TILE)."""
     white = np.random.default_rng([seed, int(sigma * 100)]).standard_normal((TILE, TILE))
     freq = np.fft.fftfreq(TILE)
     pass_band = np.exp(-2 * (np.pi * sigma) ** 2 * (freq[:, None] ** 2 + freq[None, :] ** 2))
     field = np.fft.ifft2(np.fft.fft2(white) * pass_band).real
-    even: Floats = (field / field.std()).astype(np.float32)
-    return even
+    normalized: Floats = (field / field.std()).astype(np.float32)
+    return normalized
 
 
 def noise(rng: Rng, size: tuple[int, int], sigma: float) -> Floats:
-    """A random cut, (height, width), of noise with grains of about `sigma` pixels."""
+    """Random crop, (height, width), of noise with a grain of about `sigma` pixels."""
     width, height = size
-    field = _noise(sigma, int(rng.integers(3)))
+    field = _noise_tile(sigma, int(rng.integers(3)))
     if rng.random() < 0.5:
         field = field.T
     ys = (np.arange(height) + rng.integers(TILE)) % TILE
@@ -39,7 +39,6 @@ def noise(rng: Rng, size: tuple[int, int], sigma: float) -> Floats:
     return np.ascontiguousarray(field[ys[:, None], xs[None, :]])
 
 
-# Base colours (R, G, B) of ground covers, several a kind; one is drawn a parcel, and drifts with the season.
 PALETTE: dict[str, list[tuple[int, int, int]]] = {
     "grass": [(96, 118, 70), (120, 130, 86), (136, 132, 96), (84, 104, 66), (150, 148, 108)],
     "crops": [
@@ -53,6 +52,7 @@ PALETTE: dict[str, list[tuple[int, int, int]]] = {
     "soil": [(158, 132, 102), (184, 160, 130), (136, 110, 84), (202, 186, 160), (118, 98, 78)],
     "trees": [(58, 78, 48), (74, 92, 58), (64, 82, 60), (88, 96, 64)],
 }
+"""Base colors (R, G, B) of ground covers; one is drawn for each parcel, and varies with the season."""
 ROOFS = [
     (150, 88, 72), (168, 104, 84), (132, 78, 66), (120, 112, 104), (140, 134, 126),
     (98, 92, 88), (172, 164, 154), (206, 200, 192), (228, 226, 222), (110, 90, 78),
@@ -65,24 +65,25 @@ ROADS = {
     "rail": [(120, 108, 98), (136, 126, 118), (98, 88, 80)],
 }
 WATER = [(44, 62, 66), (58, 76, 72), (40, 54, 74), (84, 92, 76), (30, 42, 48), (104, 112, 100)]
-COVERED = {
+CARS = [(230, 230, 230), (40, 40, 44), (150, 40, 36), (60, 80, 130), (170, 172, 176)]
+COVER_COLORS = {
     "glass": [(206, 214, 216), (178, 190, 192), (224, 226, 220)],
     "pool": [(70, 160, 186), (96, 182, 200), (58, 130, 160)],
 }
-GROUND = {
+GROUND_PALETTE = {
     "soil": "soil", "construction": "soil", "lawn": "grass", "parking": "asphalt", "drive": "concrete",
     "glass": "glass", "pool": "pool",
 }  # fmt: skip
 
 
-def pick(rng: Rng, colours: list[tuple[int, int, int]], spread: float = 10) -> npt.NDArray[np.float32]:
-    return np.asarray(colours[int(rng.integers(len(colours)))], np.float32) + rng.normal(0, spread, 3).astype(
-        np.float32
-    )
+def random_color(rng: Rng, palette: list[tuple[int, int, int]], spread: float = 10) -> Floats:
+    """Random color of a palette with normal noise, (3,)."""
+    color = np.asarray(palette[int(rng.integers(len(palette)))], np.float32)
+    return color + rng.normal(0, spread, 3).astype(np.float32)
 
 
 def parcels(rng: Rng, size: tuple[int, int]) -> npt.NDArray[np.intp]:
-    """A mosaic of fields: ids, (height, width). Turned strips cut across at different places."""
+    """Mosaic of fields as ids, (height, width): rotated strips, divided at random offsets."""
     width, height = size
     angle, pitch = rng.uniform(0, np.pi), float(np.exp(rng.uniform(np.log(22), np.log(400))))
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -99,6 +100,7 @@ def parcels(rng: Rng, size: tuple[int, int]) -> npt.NDArray[np.intp]:
     return np.unique(ids, return_inverse=True)[1].reshape(height, width)
 
 
-def paint(colour: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
-    r, g, b = np.clip(colour, 0, 255)
+def to_rgb(color: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
+    """Color as Pillow takes it, clipped to 0 to 255."""
+    r, g, b = np.clip(color, 0, 255)
     return int(r), int(g), int(b)

@@ -1,16 +1,16 @@
 
-// What the page shows: chips as objects, made once from the columns of the JSON in the page.
+// Data of the page: chips as objects, built once from the columns of the embedded JSON.
 const $ = (id) => document.getElementById(id);
 const DATA = JSON.parse($("data").textContent);
 const PAIRS = DATA.pairs;
-const SEEN = new Set(["answered", "cascaded"]);
+const ANSWERED = new Set(["answered", "cascaded"]);
 
-const INKS = { building: "255,176,32", road: "77,163,255", other: "125,249,255" };  // classes of change
+const CLASS_COLOURS = { building: "255,176,32", road: "77,163,255", other: "125,249,255" };  // classes of change
 
 for (const change of DATA.changes) {
   const points = change.rings.flat();
-  const [left, top] = [0, 1].map((axis) => points.reduce((least, point) => Math.min(least, point[axis]), Infinity));
-  const [right, bottom] = [0, 1].map((axis) => points.reduce((most, point) => Math.max(most, point[axis]), -Infinity));
+  const [left, top] = [0, 1].map((axis) => points.reduce((min, point) => Math.min(min, point[axis]), Infinity));
+  const [right, bottom] = [0, 1].map((axis) => points.reduce((max, point) => Math.max(max, point[axis]), -Infinity));
   Object.assign(change, { x: left, y: top, w: right - left, h: bottom - top });
 }
 
@@ -38,7 +38,7 @@ const CHIPS = (() => {
     }
   }
   for (const chip of chips) {
-    const words = [chip.id, chip.caption, PAIRS[chip.pair].name, ...chip.classes, ...chip.answers.map((one) => one[1])];
+    const words = [chip.id, chip.caption, PAIRS[chip.pair].name, ...chip.classes, ...chip.answers.map(([, text]) => text)];
     chip.words = words.join("\n").toLowerCase();
   }
   return chips;
@@ -47,7 +47,7 @@ const CHIPS = (() => {
 const DETAILED = Object.keys(DATA.details).map((number) => CHIPS[number]);
 const CLASSES = [...new Set(CHIPS.flatMap((chip) => [...chip.classes]))].sort();
 
-// What the reader has chosen. `pair` is null for all pairs; `shown` is the pair on the map.
+// State of the page. `pair` is null for all pairs; `shown` is the pair on the map.
 const state = { pair: PAIRS.length === 1 ? 0 : null, shown: 0, chosen: null, open: false, rows: [], listed: new Set() };
 
 function make(tag, settings = {}, ...children) {
@@ -68,20 +68,20 @@ function svg(tag, settings = {}, ...children) {
   return element;
 }
 
-const whole = new Intl.NumberFormat("en");
-const counted = (number, thing) => `${whole.format(number)} ${thing}${number === 1 ? "" : "s"}`;
-const told = (score) => (score === null ? "–" : score.toFixed(2));
-const place = (chip) => (chip.lon === null ? `${chip.x + chip.w / 2}, ${chip.y + chip.h / 2}` : `${chip.lon.toFixed(5)}, ${chip.lat.toFixed(5)}`);
+const integers = new Intl.NumberFormat("en");
+const pluralize = (number, noun) => `${integers.format(number)} ${noun}${number === 1 ? "" : "s"}`;
+const formatScore = (score) => (score === null ? "–" : score.toFixed(2));
+const formatPosition = (chip) => (chip.lon === null ? `${chip.x + chip.w / 2}, ${chip.y + chip.h / 2}` : `${chip.lon.toFixed(5)}, ${chip.lat.toFixed(5)}`);
 
 const RAMP = DATA.ramp;
 function colour(score, alpha = 1) {
   if (score === null) return `rgba(150,156,166,${alpha})`;
-  const at = Math.min(Math.max(score, 0), 1) * (RAMP.length - 1);
-  const low = RAMP[Math.floor(at)], high = RAMP[Math.ceil(at)], part = at % 1;
-  return `rgba(${low.map((one, channel) => Math.round(one + (high[channel] - one) * part)).join(",")},${alpha})`;
+  const position = Math.min(Math.max(score, 0), 1) * (RAMP.length - 1);
+  const low = RAMP[Math.floor(position)], high = RAMP[Math.ceil(position)], fraction = position % 1;
+  return `rgba(${low.map((value, channel) => Math.round(value + (high[channel] - value) * fraction)).join(",")},${alpha})`;
 }
 
-// Pictures are decoded when they are first wanted; `redraw` is called when they are there.
+// Decode images on first use; `redraw` is called once an image is ready.
 const decoded = new Map();
 function picture(uri, redraw) {
   if (!uri) return null;
@@ -89,7 +89,7 @@ function picture(uri, redraw) {
   if (!image) {
     image = new Image();
     image.waiting = new Set();
-    image.onload = () => { for (const one of image.waiting) one(); image.waiting.clear(); };
+    image.onload = () => { for (const callback of image.waiting) callback(); image.waiting.clear(); };
     image.src = uri;
     decoded.set(uri, image);
   }
@@ -98,21 +98,21 @@ function picture(uri, redraw) {
   return null;
 }
 
-// A window of one date into a canvas, from the chip's own picture or else from the overview.
+// Draw one date of a chip into a canvas, from its detail image if it has one, else from the overview.
 function paintChip(context, chip, date, x, y, width, height, redraw) {
-  const own = DATA.details[chip.number];
+  const detailUris = DATA.details[chip.number];
   const overview = PAIRS[chip.pair].pictures;
-  if (own && width > 90) {
-    const image = picture(own[date], redraw);
+  if (detailUris && width > 90) {
+    const image = picture(detailUris[date], redraw);
     if (image) context.drawImage(image, x, y, width, height);
     return Boolean(image);
   }
   if (!overview) return false;
   const image = picture(date ? overview.after : overview.before, redraw);
   if (!image) return false;
-  const across = image.naturalWidth / overview.extent[0], down = image.naturalHeight / overview.extent[1];
-  context.imageSmoothingEnabled = width < chip.w * across * 4;
-  context.drawImage(image, chip.x * across, chip.y * down, chip.w * across, chip.h * down, x, y, width, height);
+  const scaleX = image.naturalWidth / overview.extent[0], scaleY = image.naturalHeight / overview.extent[1];
+  context.imageSmoothingEnabled = width < chip.w * scaleX * 4;
+  context.drawImage(image, chip.x * scaleX, chip.y * scaleY, chip.w * scaleX, chip.h * scaleY, x, y, width, height);
   return true;
 }
 

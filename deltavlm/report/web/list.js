@@ -1,9 +1,9 @@
 
-// The list of chips: filtered, sorted, and only as many rows as can be seen.
+// List of chips: filtered, sorted, and virtual, with elements for the visible rows only.
 const ROW = 64, rows = $("rows"), space = $("space");
 const COLUMNS = [
   ["place", "Chip", (chip) => chip.number],
-  ["caption", "What changed", (chip) => chip.caption.toLowerCase()],
+  ["caption", "Caption", (chip) => chip.caption.toLowerCase()],
   ["buildings", "Bldg", (chip) => chip.buildings ?? -1],
   ["roads", "Road", (chip) => chip.roads ?? -1],
   ["score", "Score", (chip) => chip.score ?? -1],
@@ -19,36 +19,36 @@ const filter = () => ({
   high: Number($("high").value) / 100,
 });
 
-function isWanted(chip, wanted, anyScore) {
+function matchesFilter(chip, criteria, anyScore) {
   if (state.pair !== null && chip.pair !== state.pair) return false;
-  if (wanted.state === "changed" && !chip.changed) return false;
-  if (wanted.state === "unchanged" && chip.changed !== false) return false;
-  if (wanted.state === "open" && SEEN.has(chip.status)) return false;
-  if (wanted.kind && !chip.classes.has(wanted.kind)) return false;
-  if (!anyScore && (wanted.low > 0 || wanted.high < 1)) {
-    if (chip.score === null || chip.score < wanted.low || chip.score > wanted.high) return false;
+  if (criteria.state === "changed" && !chip.changed) return false;
+  if (criteria.state === "unchanged" && chip.changed !== false) return false;
+  if (criteria.state === "open" && ANSWERED.has(chip.status)) return false;
+  if (criteria.kind && !chip.classes.has(criteria.kind)) return false;
+  if (!anyScore && (criteria.low > 0 || criteria.high < 1)) {
+    if (chip.score === null || chip.score < criteria.low || chip.score > criteria.high) return false;
   }
-  return wanted.words.every((word) => chip.words.includes(word));
+  return criteria.words.every((word) => chip.words.includes(word));
 }
 
 function refilter() {
-  const wanted = filter();
+  const criteria = filter();
   const value = COLUMNS.find(([name]) => name === sorting.by)[2];
-  const way = sorting.down ? -1 : 1;
-  state.rows = CHIPS.filter((chip) => isWanted(chip, wanted)).map((chip) => [value(chip), chip])
-    .sort(([one, a], [two, b]) => (one < two ? -way : one > two ? way : a.number - b.number)).map(([, chip]) => chip);
+  const sign = sorting.down ? -1 : 1;
+  state.rows = CHIPS.filter((chip) => matchesFilter(chip, criteria)).map((chip) => [value(chip), chip])
+    .sort(([keyA, a], [keyB, b]) => (keyA < keyB ? -sign : keyA > keyB ? sign : a.number - b.number)).map(([, chip]) => chip);
   state.listed = new Set(state.rows);
   const all = CHIPS.filter((chip) => state.pair === null || chip.pair === state.pair).length;
-  const none = state.rows.length === all;
-  $("count").replaceChildren(none ? counted(all, "chip") : `${whole.format(state.rows.length)} of ${counted(all, "chip")}`);
-  if (!none) $("count").append(make("button", { type: "button", text: "Show all", onclick: clearFilters }));
-  $("dual").style.setProperty("--low", `${wanted.low * 100}%`);
-  $("dual").style.setProperty("--high", `${100 - wanted.high * 100}%`);
-  $("range-told").textContent = `${wanted.low.toFixed(2)}–${wanted.high.toFixed(2)}`;
+  const isUnfiltered = state.rows.length === all;
+  $("count").replaceChildren(isUnfiltered ? pluralize(all, "chip") : `${integers.format(state.rows.length)} of ${pluralize(all, "chip")}`);
+  if (!isUnfiltered) $("count").append(make("button", { type: "button", text: "Show all", onclick: clearFilters }));
+  $("dual").style.setProperty("--low", `${criteria.low * 100}%`);
+  $("dual").style.setProperty("--high", `${100 - criteria.high * 100}%`);
+  $("range-told").textContent = `${criteria.low.toFixed(2)}–${criteria.high.toFixed(2)}`;
   $("list").setAttribute("aria-rowcount", String(state.rows.length + 1));
   space.style.height = `${state.rows.length * ROW}px`;
-  histogram(wanted);
-  list();
+  histogram(criteria);
+  requestFill();
   draw();
 }
 
@@ -57,11 +57,11 @@ function clearFilters() {
   refilter();
 }
 
-let listing = false;
-function list() {
-  if (listing) return;
-  listing = true;
-  requestAnimationFrame(() => { listing = false; fill(); });
+let fillRequested = false;
+function requestFill() {
+  if (fillRequested) return;
+  fillRequested = true;
+  requestAnimationFrame(() => { fillRequested = false; fill(); });
 }
 
 function fill() {
@@ -95,21 +95,21 @@ function fillRow(row, chip, index) {
   if (row.chip === chip && row.painted) return;
   row.chip = chip;
   const [pictures, words, buildings, roads, score] = row.children;
-  const seen = SEEN.has(chip.status);
-  words.firstElementChild.textContent = seen ? chip.caption || "–" : `Not answered: ${chip.status}`;
+  const isAnswered = ANSWERED.has(chip.status);
+  words.firstElementChild.textContent = isAnswered ? chip.caption || "–" : `Not analyzed: ${chip.status}`;
   words.firstElementChild.classList.toggle("none", !chip.changed);
   const pair = state.pair === null ? `${PAIRS[chip.pair].name} · ` : "";
-  words.lastElementChild.textContent = `${pair}${place(chip)} · ${chip.id}`;
+  words.lastElementChild.textContent = `${pair}${formatPosition(chip)} · ${chip.id}`;
   buildings.textContent = chip.buildings ?? "–";
   roads.textContent = chip.roads ?? "–";
   buildings.classList.toggle("none", !chip.buildings);
   roads.classList.toggle("none", !chip.roads);
-  score.textContent = told(chip.score);
+  score.textContent = formatScore(chip.score);
   score.style.setProperty("--score", chip.score === null ? "transparent" : colour(chip.score));
   const context = pictures.firstElementChild.getContext("2d");
   context.clearRect(0, 0, 196, 94);
-  const again = () => { row.painted = false; list(); };
-  const both = [0, 1].map((date) => paintChip(context, chip, date, date * 100, 0, 96, 94, again));
+  const repaint = () => { row.painted = false; requestFill(); };
+  const both = [0, 1].map((date) => paintChip(context, chip, date, date * 100, 0, 96, 94, repaint));
   row.painted = both.every(Boolean) || !PAIRS[chip.pair].pictures;
 }
 
@@ -122,7 +122,7 @@ function reveal(chip) {
   $("list").setAttribute("aria-activedescendant", `row-${chip.number}`);
 }
 
-// The chip `steps` rows on from the chosen one.
+// Select the chip `steps` rows below the selected one.
 function step(steps) {
   if (!state.rows.length) return;
   const index = state.rows.indexOf(state.chosen), last = state.rows.length - 1;
@@ -130,7 +130,7 @@ function step(steps) {
   choose(state.rows[next], { open: state.open });
 }
 
-function histogram(wanted) {
+function histogram(criteria) {
   const BINS = 20, width = 460, height = 200, base = 172, left = 4;
   const all = new Array(BINS).fill(0), listed = new Array(BINS).fill(0);
   const bin = (chip) => Math.min(BINS - 1, Math.floor(chip.score * BINS));
@@ -139,22 +139,22 @@ function histogram(wanted) {
     if (chip.score === null || (state.pair !== null && chip.pair !== state.pair)) continue;
     scored += 1;
     all[bin(chip)] += 1;
-    if (isWanted(chip, wanted)) listed[bin(chip)] += 1;
+    if (matchesFilter(chip, criteria)) listed[bin(chip)] += 1;
   }
   const box = $("histogram");
   if (!scored) {
-    box.replaceChildren(make("p", { class: "muted", text: "No chip was asked whether it changed." }));
+    box.replaceChildren(make("p", { class: "muted", text: "No chip has a score: the yes/no question was not asked." }));
     return;
   }
-  const most = Math.sqrt(Math.max(...all)), step = (width - 2 * left) / BINS;
-  const tall = (count) => (count ? Math.max(2, (Math.sqrt(count) / most) * (base - 22)) : 0);
+  const maxRoot = Math.sqrt(Math.max(...all)), step = (width - 2 * left) / BINS;
+  const tall = (count) => (count ? Math.max(2, (Math.sqrt(count) / maxRoot) * (base - 22)) : 0);
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Histogram of ${scored} scores: ${all.filter(Boolean).length ? all.map((count, index) => (count ? `${(index / BINS).toFixed(2)} to ${((index + 1) / BINS).toFixed(2)}: ${count}` : "")).filter(Boolean).join("; ") : "none"}` });
   all.forEach((count, index) => {
     const x = left + index * step;
     const bar = (number, settings) => svg("rect", { x: x + 1.5, width: step - 3, y: base - tall(number), height: tall(number), rx: 2, ...settings });
     drawing.append(bar(count, { class: "all" }), bar(listed[index], { fill: colour((index + 0.5) / BINS) }));
     if (count) drawing.append(svg("text", { x: x + step / 2, y: base - tall(count) - 5, "text-anchor": "middle" }, count > 999 ? `${(count / 1000).toFixed(1)}k` : String(count)));
-    const hit = svg("rect", { x, width: step, y: 0, height: base, class: "hit" }, svg("title", {}, `${(index / BINS).toFixed(2)} to ${((index + 1) / BINS).toFixed(2)}: ${counted(count, "chip")}, ${listed[index]} listed`));
+    const hit = svg("rect", { x, width: step, y: 0, height: base, class: "hit" }, svg("title", {}, `${(index / BINS).toFixed(2)} to ${((index + 1) / BINS).toFixed(2)}: ${pluralize(count, "chip")}, ${listed[index]} listed`));
     hit.addEventListener("click", () => {
       $("low").value = (index / BINS) * 100;
       $("high").value = ((index + 1) / BINS) * 100;
@@ -163,10 +163,10 @@ function histogram(wanted) {
     drawing.append(hit);
   });
   drawing.append(svg("line", { x1: left, x2: width - left, y1: base + 0.5, y2: base + 0.5 }));
-  for (const mark of [0, 0.25, 0.5, 0.75, 1]) {
-    drawing.append(svg("text", { x: left + mark * (width - 2 * left), y: base + 18, "text-anchor": mark === 0 ? "start" : mark === 1 ? "end" : "middle" }, String(mark)));
+  for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
+    drawing.append(svg("text", { x: left + tick * (width - 2 * left), y: base + 18, "text-anchor": tick === 0 ? "start" : tick === 1 ? "end" : "middle" }, String(tick)));
   }
-  box.replaceChildren(drawing, make("p", { class: "muted", text: "Heights grow with the square root of the number, so that few chips show beside many." }));
+  box.replaceChildren(drawing, make("p", { class: "muted", text: "Bar heights are proportional to the square root of the count, so that small counts remain visible." }));
 }
 
 function listenToList() {
@@ -175,19 +175,19 @@ function listenToList() {
     button.addEventListener("click", () => {
       sorting.down = sorting.by === name ? !sorting.down : !["place", "caption"].includes(name);
       sorting.by = name;
-      heads();
+      updateHeads();
       rows.scrollTop = 0;
       refilter();
     });
     $("head").append(make("div", { role: "columnheader" }, button));
   }
-  const heads = () => [...$("head").children].forEach((head) => {
+  const updateHeads = () => [...$("head").children].forEach((head) => {
     const button = head.firstElementChild, [, label] = COLUMNS.find(([name]) => name === button.dataset.by);
     const chosen = button.dataset.by === sorting.by;
     head.setAttribute("aria-sort", chosen ? (sorting.down ? "descending" : "ascending") : "none");
     button.textContent = chosen ? `${label} ${sorting.down ? "↓" : "↑"}` : label;
   });
-  heads();
+  updateHeads();
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("input", (event) => {
     if (event.target.id === "low" && Number($("low").value) > Number($("high").value)) $("high").value = $("low").value;
@@ -195,7 +195,7 @@ function listenToList() {
     rows.scrollTop = 0;
     refilter();
   });
-  rows.addEventListener("scroll", list, { passive: true });
+  rows.addEventListener("scroll", requestFill, { passive: true });
   $("list").addEventListener("keydown", (event) => {
     if (event.target.closest("button")) return;
     const page = Math.max(1, Math.floor(rows.clientHeight / ROW) - 1);
@@ -205,5 +205,5 @@ function listenToList() {
     else return;
     event.preventDefault();
   });
-  new ResizeObserver(list).observe(rows);
+  new ResizeObserver(requestFill).observe(rows);
 }

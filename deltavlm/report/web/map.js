@@ -1,82 +1,82 @@
 
-// The map: both dates with a swipe between them, chips and what is in them drawn on top.
+// Map: both dates with a swipe between them, and chips, cells and change polygons on top.
 const map = $("map"), canvas = $("canvas"), swipe = $("swipe"), tip = $("tip");
-const SMALL = 11;  // px; smaller chips are filled, and unchanged ones left out
-let hovered = null, waiting = false;
+const SMALL = 11;  // px; chips smaller than this are filled, and unchanged ones omitted
+let hovered = null, paintRequested = false;
 
 function draw() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => { waiting = false; paint(); });
+  if (paintRequested) return;
+  paintRequested = true;
+  requestAnimationFrame(() => { paintRequested = false; paint(); });
 }
 
 function paint() {
   const context = canvas.getContext("2d");
-  const dense = window.devicePixelRatio || 1;
-  context.setTransform(dense, 0, 0, dense, 0, 0);
+  const pixelRatio = window.devicePixelRatio || 1;
+  context.setTransform(pixelRatio, 0, 0, pixelRatio, 0, 0);
   context.clearRect(0, 0, view.width, view.height);
   const pair = PAIRS[state.shown];
   if (!pair) return;
   const split = Math.round(view.split * view.width);
   if (pair.pictures) {
-    half(context, pair, 0, 0, split);
-    half(context, pair, 1, split, view.width);
+    drawDate(context, pair, 0, 0, split);
+    drawDate(context, pair, 1, split, view.width);
   } else {
     context.fillStyle = "rgba(128,132,140,.18)";
     context.fillRect(view.x, view.y, pair.width * view.zoom, pair.height * view.zoom);
   }
-  if ($("show-chips").checked) chipsOn(context);
-  if ($("show-cells").checked) cellsOn(context);
-  if (DATA.changes.length && $("show-changes").checked) changesOn(context);
+  if ($("show-chips").checked) drawChips(context);
+  if ($("show-cells").checked) drawCells(context);
+  if (DATA.changes.length && $("show-changes").checked) drawChanges(context);
   for (const chip of [hovered, state.chosen]) {
     if (!chip || chip.pair !== state.shown) continue;
     context.setLineDash([]);
-    frame(context, chip, "rgba(0,0,0,.75)", chip === state.chosen ? 6 : 4, 0);
-    frame(context, chip, "#fff", chip === state.chosen ? 3 : 1.5, 1);
+    strokeFrame(context, chip, "rgba(0,0,0,.75)", chip === state.chosen ? 6 : 4, 0);
+    strokeFrame(context, chip, "#fff", chip === state.chosen ? 3 : 1.5, 1);
   }
-  furniture(pair, split);
+  drawOverlay(pair, split);
 }
 
-// One date between two edges; chips that have pictures of their own are drawn from these when one is near.
-function half(context, pair, date, left, right) {
+// Draw one date between two screen columns. Zoomed in, chips with detail images are drawn from these.
+function drawDate(context, pair, date, left, right) {
   const image = picture(date ? pair.pictures.after : pair.pictures.before, draw);
   if (!image || right <= left) return;
   const [width, height] = pair.pictures.extent;
-  const coarse = image.naturalWidth < 0.75 * width, grown = (width * view.zoom) / image.naturalWidth;
+  const isCoarse = image.naturalWidth < 0.75 * width, magnification = (width * view.zoom) / image.naturalWidth;
   context.save();
   context.beginPath();
   context.rect(left, 0, right - left, view.height);
   context.clip();
-  context.imageSmoothingEnabled = coarse || grown < 3;
+  context.imageSmoothingEnabled = isCoarse || magnification < 3;
   context.imageSmoothingQuality = "high";
   context.drawImage(image, view.x, view.y, width * view.zoom, height * view.zoom);
-  for (const chip of coarse && grown > 1.5 ? DETAILED : []) {
-    if (chip.pair !== state.shown || !isInSight(chip)) continue;
-    const own = picture(DATA.details[chip.number][date], draw);
-    if (own) context.drawImage(own, chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, chip.w * view.zoom, chip.h * view.zoom);
+  for (const chip of isCoarse && magnification > 1.5 ? DETAILED : []) {
+    if (chip.pair !== state.shown || !isVisible(chip)) continue;
+    const image = picture(DATA.details[chip.number][date], draw);
+    if (image) context.drawImage(image, chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, chip.w * view.zoom, chip.h * view.zoom);
   }
   context.restore();
 }
 
-function frame(context, chip, style, line, inset) {
-  const around = line / 2 + inset;
+function strokeFrame(context, chip, style, line, inset) {
+  const offset = line / 2 + inset;
   context.strokeStyle = style;
   context.lineWidth = line;
   context.strokeRect(
-    chip.x * view.zoom + view.x + around, chip.y * view.zoom + view.y + around,
-    Math.max(1, chip.w * view.zoom - 2 * around), Math.max(1, chip.h * view.zoom - 2 * around),
+    chip.x * view.zoom + view.x + offset, chip.y * view.zoom + view.y + offset,
+    Math.max(1, chip.w * view.zoom - 2 * offset), Math.max(1, chip.h * view.zoom - 2 * offset),
   );
 }
 
-const isInSight = (chip) => {
+const isVisible = (chip) => {
   const left = chip.x * view.zoom + view.x, top = chip.y * view.zoom + view.y;
   return left < view.width && top < view.height && left + chip.w * view.zoom > 0 && top + chip.h * view.zoom > 0;
 };
 
-function chipsOn(context) {
+function drawChips(context) {
   for (const chip of state.listed) {
-    if (chip.pair !== state.shown || !isInSight(chip)) continue;
-    if (!SEEN.has(chip.status)) {
+    if (chip.pair !== state.shown || !isVisible(chip)) continue;
+    if (!ANSWERED.has(chip.status)) {
       context.fillStyle = "rgba(120,124,132,.45)";
       context.fillRect(chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, chip.w * view.zoom, chip.h * view.zoom);
     } else if (chip.w * view.zoom < SMALL) {
@@ -84,29 +84,29 @@ function chipsOn(context) {
       context.fillStyle = colour(chip.score, 0.8);
       context.fillRect(chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, Math.max(1.5, chip.w * view.zoom - 0.5), Math.max(1.5, chip.h * view.zoom - 0.5));
     } else if (chip.changed) {
-      frame(context, chip, "rgba(0,0,0,.45)", 4, 0);
-      frame(context, chip, colour(chip.score), 2.5, 0.75);
+      strokeFrame(context, chip, "rgba(0,0,0,.45)", 4, 0);
+      strokeFrame(context, chip, colour(chip.score), 2.5, 0.75);
     } else {
-      frame(context, chip, colour(chip.score, 0.55), 1, 0);
+      strokeFrame(context, chip, colour(chip.score, 0.55), 1, 0);
     }
   }
 }
 
-function cellsOn(context) {
+function drawCells(context) {
   for (const chip of state.listed) {
-    if (chip.pair !== state.shown || !(chip.road_cells || chip.building_cells) || !isInSight(chip)) continue;
+    if (chip.pair !== state.shown || !(chip.road_cells || chip.building_cells) || !isVisible(chip)) continue;
     cells(context, chip, chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, DATA.chipPx * view.zoom, chip.w / DATA.chipPx, chip.h / DATA.chipPx);
   }
 }
 
-// Cells are thirds of the square that the model saw; `across` and `down` are how much of it is real.
-function cells(context, chip, x, y, size, across = 1, down = 1) {
+// Cells are thirds of the square that the model saw; `shareX` and `shareY` of it are image, the rest is padding.
+function cells(context, chip, x, y, size, shareX = 1, shareY = 1) {
   context.save();
   context.beginPath();
-  context.rect(x, y, size * across, size * down);
+  context.rect(x, y, size * shareX, size * shareY);
   context.clip();
   const third = size / 3;
-  for (const [kind, ink] of [["building", INKS.building], ["road", INKS.road]]) {
+  for (const [kind, ink] of [["building", CLASS_COLOURS.building], ["road", CLASS_COLOURS.road]]) {
     for (const [row, column] of cellsOf(chip, kind)) {
       const inset = kind === "road" ? 4 : 1.5;
       context.fillStyle = `rgba(${ink},.22)`;
@@ -120,11 +120,11 @@ function cells(context, chip, x, y, size, across = 1, down = 1) {
   context.restore();
 }
 
-function changesOn(context) {
+function drawChanges(context) {
   context.setLineDash([]);
   for (const change of DATA.changes) {
-    if (change.pair !== state.shown || !isInSight(change)) continue;
-    const ink = INKS[change.class] || INKS.other;
+    if (change.pair !== state.shown || !isVisible(change)) continue;
+    const ink = CLASS_COLOURS[change.class] || CLASS_COLOURS.other;
     if (Math.max(change.w, change.h) * view.zoom < 3) {
       context.fillStyle = `rgb(${ink})`;
       context.fillRect(change.x * view.zoom + view.x, change.y * view.zoom + view.y, 2, 2);
@@ -146,8 +146,8 @@ function changesOn(context) {
   }
 }
 
-// What lies on the map and does not move with it.
-function furniture(pair, split) {
+// Overlay that does not move with the map: swipe handle, dates, scale bar.
+function drawOverlay(pair, split) {
   swipe.style.left = `${split}px`;
   swipe.setAttribute("aria-valuenow", String(Math.round(view.split * 100)));
   swipe.setAttribute("aria-valuetext", `${Math.round(view.split * 100)} % of the map shows before`);
@@ -155,13 +155,13 @@ function furniture(pair, split) {
   $("date-after").style.opacity = view.split < 0.94 ? 1 : 0;
   $("scale").hidden = !pair.gsd;
   if (pair.gsd) {
-    const [width, words] = scaleBar(pair.gsd, Math.min(160, view.width / 3));
+    const [width, label] = scaleBar(pair.gsd, Math.min(160, view.width / 3));
     $("scale").firstElementChild.style.width = `${width}px`;
-    if ($("scale").dataset.words !== words) {
-      $("scale").dataset.words = words;
-      $("scale").replaceChildren(words, make("span"));
+    if ($("scale").dataset.label !== label) {
+      $("scale").dataset.label = label;
+      $("scale").replaceChildren(label, make("span"));
       $("scale").firstElementChild.style.width = `${width}px`;
-      $("scale").setAttribute("aria-label", `Scale: the bar is ${words}`);
+      $("scale").setAttribute("aria-label", `Scale bar: ${label}`);
     }
   }
 }
@@ -174,9 +174,9 @@ function showPair(number) {
     const when = pair.dates[date === "before" ? 0 : 1];
     $(`date-${date}`).textContent = `${date === "before" ? "Before" : "After"}${when ? `, ${when}` : ""}`;
   }
-  const why = pair.missing || (pair.width ? "" : pair.reason);
-  $("missing").hidden = !why;
-  $("missing").textContent = why ? `No pictures: ${why}` : "";
+  const reason = pair.missing || (pair.width ? "" : pair.reason);
+  $("missing").hidden = !reason;
+  $("missing").textContent = reason ? `No images: ${reason}` : "";
   swipe.hidden = !pair.pictures;
   $("flip").disabled = !pair.pictures;
   $("compass").hidden = pair.north === null;
@@ -200,8 +200,8 @@ function hover(chip, x = 0, y = 0) {
     draw();
     tip.hidden = !chip;
     if (chip) {
-      const said = SEEN.has(chip.status) ? chip.caption || "no caption" : chip.status;
-      tip.replaceChildren(make("b", { text: told(chip.score) }), `  ${said}`);
+      const text = ANSWERED.has(chip.status) ? chip.caption || "no caption" : chip.status;
+      tip.replaceChildren(make("b", { text: formatScore(chip.score) }), `  ${text}`);
     }
   }
   if (chip) {
@@ -211,51 +211,51 @@ function hover(chip, x = 0, y = 0) {
 }
 
 function listenToMap() {
-  const fingers = new Map();
-  let moved = 0, apart = 0;
+  const pointers = new Map();
+  let moved = 0, pinchDistance = 0;
   const at = (event) => {
     const box = map.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  const spread = () => {
-    const [one, two] = [...fingers.values()];
-    return [Math.hypot(one[0] - two[0], one[1] - two[1]), (one[0] + two[0]) / 2, (one[1] + two[1]) / 2];
+  const pinch = () => {
+    const [first, second] = [...pointers.values()];
+    return [Math.hypot(first[0] - second[0], first[1] - second[1]), (first[0] + second[0]) / 2, (first[1] + second[1]) / 2];
   };
   map.addEventListener("pointerdown", (event) => {
     if (event.target.closest(".swipe") || event.button) return;
     map.setPointerCapture(event.pointerId);
-    fingers.set(event.pointerId, at(event));
-    if (fingers.size === 1) moved = 0;
-    if (fingers.size === 2) apart = spread()[0];
+    pointers.set(event.pointerId, at(event));
+    if (pointers.size === 1) moved = 0;
+    if (pointers.size === 2) pinchDistance = pinch()[0];
   });
   map.addEventListener("pointermove", (event) => {
     const [x, y] = at(event);
-    const last = fingers.get(event.pointerId);
+    const last = pointers.get(event.pointerId);
     if (!last) {
       if (event.pointerType === "mouse") hover(event.target === swipe ? null : chipAt(x, y), x, y);
       return;
     }
-    fingers.set(event.pointerId, [x, y]);
-    if (fingers.size === 2) {
-      const [now, middleX, middleY] = spread();
+    pointers.set(event.pointerId, [x, y]);
+    if (pointers.size === 2) {
+      const [distance, centreX, centreY] = pinch();
       moved = 99;
-      if (apart) zoomAt(now / apart, middleX, middleY);
-      apart = now;
+      if (pinchDistance) zoomAt(distance / pinchDistance, centreX, centreY);
+      pinchDistance = distance;
     } else {
       moved += Math.abs(x - last[0]) + Math.abs(y - last[1]);
       if (moved > 5) { map.classList.add("dragging"); hover(null); pan(x - last[0], y - last[1]); }
     }
   });
-  const lift = (event) => {
-    if (!fingers.delete(event.pointerId)) return;
+  const endPointer = (event) => {
+    if (!pointers.delete(event.pointerId)) return;
     map.classList.remove("dragging");
-    if (event.type === "pointerup" && moved <= 5 && !fingers.size) {
+    if (event.type === "pointerup" && moved <= 5 && !pointers.size) {
       const chip = chipAt(...at(event));
       if (chip) choose(chip, { open: true }); else close();
     }
   };
-  map.addEventListener("pointerup", lift);
-  map.addEventListener("pointercancel", lift);
+  map.addEventListener("pointerup", endPointer);
+  map.addEventListener("pointercancel", endPointer);
   map.addEventListener("pointerleave", () => hover(null));
   map.addEventListener("dblclick", (event) => zoomAt(2, ...at(event)));
   map.addEventListener("wheel", (event) => {
@@ -274,9 +274,9 @@ function listenToMap() {
     setSplit(view.split + step);
   });
   map.addEventListener("keydown", (event) => {
-    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (way && event.shiftKey) pan(-60 * way[0], -60 * way[1]);
-    else if (way) { const next = neighbour(...way); if (next) choose(next, { open: state.open }); }
+    const direction = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (direction && event.shiftKey) pan(-60 * direction[0], -60 * direction[1]);
+    else if (direction) { const next = neighbour(...direction); if (next) choose(next, { open: state.open }); }
     else if (event.key === "Enter" && state.chosen) choose(state.chosen, { open: true, near: true });
     else return;
     event.preventDefault();
@@ -289,9 +289,9 @@ function listenToMap() {
   new ResizeObserver(() => {
     view.width = map.clientWidth;
     view.height = map.clientHeight;
-    const dense = window.devicePixelRatio || 1;
-    canvas.width = Math.round(view.width * dense);
-    canvas.height = Math.round(view.height * dense);
-    if (view.moved) { keepInSight(); draw(); } else fit();
+    const pixelRatio = window.devicePixelRatio || 1;
+    canvas.width = Math.round(view.width * pixelRatio);
+    canvas.height = Math.round(view.height * pixelRatio);
+    if (view.moved) { clampOffset(); draw(); } else fit();
   }).observe(map);
 }

@@ -1,0 +1,513 @@
+"""Flag groups of `deltavlm analyze`: pairs, change masks, engine, reports; and all flags of a run."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from deltacli import parsing
+from deltacli.console import console, pluralize
+from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
+from deltacli.metrics import run_metrics
+from deltacli.options import COMMON, OUTPUT, flag
+from deltavlm.errors import ConfigError, DeltaVLMError, InputError, WriteError
+
+if TYPE_CHECKING:
+    from deltavlm.model.config import DeltaVLMConfig
+    from deltavlm.pipeline.changes import ChangeOptions
+    from deltavlm.pipeline.engine import Engine
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.pairs import PairList
+    from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = ["EngineFlags", "MaskFlags", "PairFlags", "RunFlags", "ShowFlags"]
+
+PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Many machines"  # groups of flags in the help
+FOLDER_SUFFIX = ".gpkg"  # of outputs in a folder
+_LISTED = 10  # unmatched files that are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFlags:
+    """Many pairs instead of one."""
+
+    pairs: Annotated[
+        str | None,
+        flag(
+            "--pairs",
+            panel=PAIRS,
+            metavar="FILE|-",
+            help="CSV, JSON lines or STAC items: before, after; if you like id, date, before_date, aoi. One "
+            "output for all; -o FOLDER/ gives each pair its own.",
+        ),
+    ] = None
+    before_dir: Annotated[
+        Path | None,
+        flag("--before-dir", panel=PAIRS, metavar="FOLDER", help="The earlier images, paired by name with"),
+    ] = None
+    after_dir: Annotated[
+        Path | None, flag("--after-dir", panel=PAIRS, metavar="FOLDER", help="the later ones.")
+    ] = None
+    shard: Annotated[
+        str | None,
+        flag("--shard", panel=PAIRS, metavar="I/N", help="Only part I of N of the pairs, from 1/N to N/N."),
+    ] = None
+
+    def check(self, before: str | None, after: str | None) -> None:
+        """Raises: BadParameter unless either one pair or many are given."""
+        folders = (self.before_dir, self.after_dir)
+        if self.pairs is None and folders == (None, None):
+            if before is None:
+                raise typer.BadParameter(
+                    "give BEFORE and AFTER, or many pairs by --pairs FILE, or by --before-dir and --after-dir"
+                )
+            if after is None:
+                raise typer.BadParameter(f"only one image, {before}; give AFTER too")
+            if self.shard is not None:
+                raise typer.BadParameter("--shard is for many pairs, and this is one; leave it out")
+            return
+        if before is not None:
+            raise typer.BadParameter(
+                f"{before}: cannot be combined with {'--pairs' if self.pairs else '--before-dir'}; put the "
+                "pair into the list, or leave one of the two out"
+            )
+        if self.pairs is not None and folders != (None, None):
+            raise typer.BadParameter("--pairs cannot be combined with --before-dir and --after-dir")
+        if self.pairs is None and None in folders:
+            raise typer.BadParameter("--before-dir and --after-dir go together; give both")
+
+    @property
+    def default_target(self) -> str:
+        """Output of many pairs, where none is named."""
+        source = str(self.after_dir or ("pairs" if self.pairs == "-" else self.pairs))
+        index, count = parsing.parse_shard(self.shard)
+        ending = f"_changes_{index}of{count}.gpkg" if count > 1 else "_changes.gpkg"
+        return parsing.default_output(str(Path(source).absolute()), ending)
+
+    def read(self, *, as_file_names: bool) -> PairList:
+        """Pairs of the list or the two folders, those of the shard only; prints notes about the list.
+
+        `as_file_names` checks that the ids of the whole list can be names of output files.
+
+        Raises: InputError naming file, line and column.
+        """
+        from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
+        from deltavlm.pipeline.pairs import file_names, pairs_of_folders, shard
+
+        index, count = parsing.parse_shard(self.shard)
+        if self.before_dir is not None and self.after_dir is not None:
+            pairs = pairs_of_folders(self.before_dir, self.after_dir)
+        elif self.pairs == "-":
+            pairs = parse_pairs(sys.stdin.read(), "stdin", Path())
+        else:
+            pairs = read_pairs(Path(self.pairs or ""))
+        self._print_notes(pairs)
+        if as_file_names:
+            file_names(pairs.pairs, FOLDER_SUFFIX)
+        selected = shard(pairs.pairs, index, count)
+        total = pluralize(len(pairs.pairs), "pair")
+        if not selected:
+            raise InputError(
+                f"--shard {self.shard}: {pairs.name} has {total}, so this shard is empty; use fewer shards"
+            )
+        if count > 1:
+            console.info(f"shard {index} of {count}: {len(selected)} of {total}")
+        return replace(pairs, pairs=selected)
+
+    def _print_notes(self, pairs: PairList) -> None:
+        for note in pairs.notes:
+            console.info(note)
+        for folder, names in zip((self.before_dir, self.after_dir), pairs.unmatched, strict=True):
+            if names:
+                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                console.warning(
+                    f"{pluralize(len(names), 'image')} in {folder} without a partner of the same name: "
+                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{more}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFlags:
+    """Polygons and rasters made of the model's change masks."""
+
+    polygons: Annotated[
+        bool,
+        flag(
+            "--polygons/--no-polygons",
+            panel=MASKS,
+            help="A layer changes: what changed, as polygons with class, area and score. For these and for "
+            "the rasters chips overlap by an eighth, unless --overlap or --stride says otherwise.",
+        ),
+    ] = False
+    mask: Annotated[
+        str | None,
+        flag(
+            "--mask",
+            panel=MASKS,
+            metavar="FILE.tif",
+            help="A raster of classes: 0 none, 1 building, 2 road, 3 other, 255 no data.",
+        ),
+    ] = None
+    probability: Annotated[
+        str | None,
+        flag(
+            "--probability",
+            panel=MASKS,
+            metavar="FILE.tif",
+            help="A raster of probabilities, a band each for building, road and other.",
+        ),
+    ] = None
+    min_area: Annotated[
+        float | None,
+        flag(
+            "--min-area",
+            panel=MASKS,
+            metavar="M2",
+            min=0,
+            show_default="three pixels of the mask",
+            help="Drop smaller polygons.",
+        ),
+    ] = None
+    simplify: Annotated[
+        float | None,
+        flag(
+            "--simplify",
+            panel=MASKS,
+            metavar="PX",
+            min=0,
+            show_default="half a pixel of the mask, 2 of a chip of 256",
+            help="Straighten outlines by about so many pixels; 0 keeps every corner.",
+        ),
+    ] = None
+    mask_threshold: Annotated[
+        float,
+        flag(
+            "--mask-threshold",
+            panel=MASKS,
+            metavar="P",
+            min=0.01,
+            max=1,
+            help="Changed is what is at least so probable.",
+        ),
+    ] = 0.5
+    before_date: Annotated[
+        str | None,
+        flag("--before-date", panel=MASKS, metavar="DATE", help="ISO 8601, for the columns of polygons."),
+    ] = None
+    after_date: Annotated[
+        str | None, flag("--after-date", panel=MASKS, metavar="DATE", help="The same of AFTER.")
+    ] = None
+
+    @property
+    def needs_masks(self) -> bool:
+        """True if polygons or rasters are made of the model's masks."""
+        return self.polygons or self.mask is not None or self.probability is not None
+
+    def check(self, *, many: bool, into_folder: bool) -> None:
+        """Raises: BadParameter or ConfigError where the flags do not go together."""
+        for name in ("min_area", "simplify", "before_date", "after_date"):
+            if getattr(self, name) is not None and not self.polygons:
+                raise typer.BadParameter(
+                    "is for --polygons; add that, or leave it out", param_hint=_flag(name)
+                )
+        for name in ("min_area", "simplify", "mask_threshold"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise typer.BadParameter(
+                    f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
+                )
+        from deltavlm.pipeline.pair_lists import check_date
+
+        for name in ("before_date", "after_date"):
+            if getattr(self, name) is not None:
+                if many:
+                    raise typer.BadParameter("is for one pair; a list has its own", param_hint=_flag(name))
+                check_date(getattr(self, name), _flag(name))
+        for name in ("mask", "probability"):
+            text = getattr(self, name)
+            if into_folder and text is not None and not names_folder(text):
+                raise ConfigError(
+                    f"--{name} {text}: is one file for many pairs; name a folder, such as --{name} rasters/"
+                )
+
+    def options(self) -> ChangeOptions:
+        from deltavlm.pipeline.changes import ChangeOptions
+
+        return ChangeOptions(
+            threshold=self.mask_threshold,
+            min_area_m2=self.min_area,
+            simplify_px=self.simplify,
+            before_date=self.before_date,
+            after_date=self.after_date,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """Engine: this process, or a Ray cluster."""
+
+    engine: Annotated[
+        Literal["local", "ray"],
+        flag(
+            "--engine",
+            panel=CLUSTER,
+            help="ray: on a Ray cluster, with the same answers; needs pip install 'deltavlm[ray]'.",
+        ),
+    ] = "local"
+    ray_address: Annotated[
+        str | None,
+        flag(
+            "--ray-address",
+            panel=CLUSTER,
+            metavar="auto|HOST:PORT",
+            show_default="RAY_ADDRESS, else this machine alone",
+            help="The cluster.",
+        ),
+    ] = None
+    actors: Annotated[
+        int | None,
+        flag(
+            "--actors",
+            panel=CLUSTER,
+            metavar="N",
+            min=1,
+            show_default="one a GPU, else as many as fit",
+            help="Processes that hold a model.",
+        ),
+    ] = None
+    actor_cpus: Annotated[
+        int | None,
+        flag(
+            "--actor-cpus",
+            panel=CLUSTER,
+            metavar="N",
+            min=1,
+            show_default="1 beside a GPU, else 4",
+            help="CPUs of each, and the threads of its model.",
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Raises: BadParameter or ConfigError where the flags do not go together, or Ray is missing."""
+        if self.engine == "local":
+            for name in ("ray_address", "actors", "actor_cpus"):
+                if getattr(self, name) is not None:
+                    raise typer.BadParameter(
+                        "is for --engine ray; add that, or leave it out", param_hint=_flag(name)
+                    )
+            return
+        from importlib.util import find_spec
+
+        if find_spec("ray") is None:
+            raise ConfigError(
+                "--engine ray: Ray is not installed; pip install 'deltavlm[ray]', also on the workers"
+            )
+
+    @contextmanager
+    def start(self, model: ModelFlags, rasters: RasterFlags) -> Iterator[Engine]:
+        """Engine with its model loaded; prints which model it is."""
+        if self.engine == "local":
+            from deltavlm.pipeline.engine import LocalEngine
+
+            change_model = model.load()
+            run_metrics.set_model(change_model)
+            yield LocalEngine(change_model)
+            return
+        from deltavlm.cluster.session import start_cluster
+        from deltavlm.cluster.worker import load_model_on_worker
+
+        start = time.monotonic()
+        runtime = model.runtime_options()
+        with start_cluster(
+            partial(load_model_on_worker, model.model, runtime),
+            address=self.ray_address,
+            actors=self.actors,
+            actor_cpus=self.actor_cpus,
+            device=runtime.device,
+            environment=parsing.parse_gdal_config(rasters.gdal_config),
+        ) as cluster:
+            facts = cluster.model
+            console.info(
+                f"model {facts.name} ({facts.fingerprint}) on {facts.device}, held by "
+                f"{pluralize(len(cluster.actors), 'actor')}, ready in {time.monotonic() - start:.1f} s"
+            )
+            run_metrics.set_model(facts)
+            yield cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags:
+    """Report and quicklook of the output, and the table at the end of a run."""
+
+    html: Annotated[
+        Path | None,
+        flag("--html", panel=OUTPUT, metavar="FILE", help="A report too, as deltavlm report makes it."),
+    ] = None
+    quicklook: Annotated[
+        Path | None,
+        flag(
+            "--quicklook",
+            panel=OUTPUT,
+            metavar="FILE.png",
+            help="A picture too: before, after, and the changed chips marked.",
+        ),
+    ] = None
+    top: Annotated[
+        int,
+        flag(
+            "--top",
+            panel=COMMON,
+            metavar="N",
+            min=0,
+            max=10,
+            help="Most changed chips in the table that ends a run on a terminal.",
+        ),
+    ] = 10
+    thumbnails: Annotated[
+        Literal["auto", "always", "never"],
+        flag(
+            "--thumbnails",
+            panel=COMMON,
+            help="Pictures of these chips, where a terminal has kitty's, iTerm2's or sixel graphics; always:"
+            " sixel where that is not known.",
+        ),
+    ] = "auto"
+
+    def check(self, job: AnalyzeJob) -> None:
+        """Raises: ConfigError or OutputError where a report or quicklook cannot be made of the output."""
+        from deltacli.report import HTML_SUFFIXES, PNG_SUFFIXES
+        from deltavlm.geo.sinks import check_output
+
+        output = job.output
+        for name, path, suffixes in (
+            ("--html", self.html, HTML_SUFFIXES),
+            ("--quicklook", self.quicklook, PNG_SUFFIXES),
+        ):
+            if path is None:
+                continue
+            if output.per_pair:
+                raise ConfigError(
+                    f"{name} cannot be made with -o {output.path}, which is a folder; deltavlm report makes "
+                    "it afterwards, of each output in it"
+                )
+            if output.path is None:
+                raise ConfigError(f"{name} is made of an output file; name one with -o")
+            if output.layer not in (None, "chips"):
+                raise ConfigError(f"{name} needs the layer chips; leave --layer {output.layer} out")
+            if name == "--quicklook" and not job.is_single:
+                raise ConfigError(
+                    "--quicklook shows one pair; deltavlm report OUTPUT --pair ID --quicklook FILE.png makes "
+                    "it afterwards"
+                )
+            check_output(path, output.may_replace, suffixes)
+
+    def write_reports(self, job: AnalyzeJob) -> None:
+        """Make the report and the quicklook of a finished output.
+
+        Raises: WriteError that names the output, whatever went wrong here.
+        """
+        path = job.output.path
+        if path is None or not (self.html or self.quicklook):
+            return
+        from deltacli.report import write_report
+        from deltavlm.report.build import open_report
+        from deltavlm.report.images import ImageOptions
+
+        pair = job.pairs.pairs[0]
+        before, after = (pair.before, pair.after) if job.is_single else (None, None)
+        images = ImageOptions(before=before, after=after, allow_vrt=job.read.allow_vrt, allow_remote=True)
+        try:
+            report = open_report(path, images)
+            write_report(report, self.html, self.quicklook, overwrite=job.output.may_replace)
+        except (DeltaVLMError, OSError, MemoryError) as error:
+            message = str(error) or "out of memory"
+            raise WriteError(f"{message}; the answers are safe in {path}") from error
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def names_folder(text: str) -> bool:
+    """True for `folder/` and for an existing folder."""
+    return text.endswith(("/", os.sep)) or Path(text).is_dir()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """All flags of a run over chips: those of `analyze`, and of `ask --all-chips`."""
+
+    out: OutputFlags
+    model: ModelFlags
+    chips: ChipFlags
+    rasters: RasterFlags
+    cascade: bool
+    batch_size: str
+    json_summary: bool
+    engine: EngineFlags = field(default_factory=EngineFlags)
+    show: ShowFlags = field(default_factory=ShowFlags)
+    masks: MaskFlags = field(default_factory=MaskFlags)
+
+    def check(self, target: str, *, many: bool) -> None:
+        """Check the flags before anything is read. Raises: BadParameter or ConfigError."""
+        if target == "-" and self.json_summary:
+            raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
+        self.masks.check(many=many, into_folder=many and target != "-" and names_folder(target))
+        self.engine.check()
+        self.model.runtime_options()
+
+    def job(self, pairs: PairList, questions: Sequence[QuestionSpec], target: str) -> AnalyzeJob:
+        """Job of these flags. Raises: BadParameter or ConfigError."""
+        from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
+
+        chips, masks, out = self.chips, self.masks, self.out
+        read = self.rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
+        overlap_px = chips.overlap_px
+        if chips.overlap is None and chips.stride is None:
+            overlap_px = default_overlap_px(chips.chip_size, masks=masks.needs_masks)
+        return AnalyzeJob(
+            pairs=pairs,
+            questions=questions,
+            read=read,
+            options=AnalyzeOptions(
+                chip_px=chips.chip_size,
+                overlap_px=overlap_px,
+                max_nodata=chips.max_nodata,
+                limit=chips.limit,
+                on_error=chips.on_error,
+                cascade=self.cascade,
+            ),
+            output=OutputOptions(
+                path=None if target == "-" else Path(target),
+                per_pair=not pairs.is_single and target != "-" and names_folder(target),
+                layer=out.layer,
+                overwrite=out.overwrite,
+                resume=out.resume,
+                retry_failed=out.retry_failed,
+                polygons=masks.polygons,
+                mask=None if masks.mask is None else Path(masks.mask),
+                probability=None if masks.probability is None else Path(masks.probability),
+                changes=masks.options(),
+            ),
+            batch_size=parsing.parse_batch_size(self.batch_size),
+        )
+
+    def check_model(self, job: AnalyzeJob) -> DeltaVLMConfig:
+        """Configuration of the model, which is not loaded. Raises: InputError or ConfigError."""
+        from deltavlm.pipeline.mask_codec import check_mask_head
+
+        config = self.model.read_config()
+        if job.options.masks:
+            check_mask_head(config)
+        if self.engine.engine == "local":
+            self.model.check_device()
+        return config

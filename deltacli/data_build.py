@@ -1,0 +1,210 @@
+"""`deltavlm data build`: build a question set from class masks, and captions where there are some."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from deltacli import options
+from deltacli.console import console, pluralize, print_problems
+from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.options import OUTPUT, flag
+
+if TYPE_CHECKING:
+    from deltavlm.data.build import BuildResult
+    from deltavlm.data.endpoint import QuestionWriter
+    from deltavlm.data.examples import Problem
+    from deltavlm.data.masks import ClassMap, MaskRules
+
+RULES, OPEN_QUESTIONS = "Rules", "Open questions"
+KEY = "DELTAVLM_LLM_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFlags:
+    """Folder, name and splits of the set."""
+
+    output: Annotated[
+        Path, flag("--output", "-o", panel=OUTPUT, metavar="DIR", help="Folder of the set.")
+    ] = Path("built")
+    name: Annotated[
+        str,
+        flag("--name", panel=OUTPUT, metavar="NAME", help="Name of the set: files are NAME_SPLIT*.json."),
+    ] = "built"
+    copy_images: Annotated[
+        bool, flag("--copy-images", panel=OUTPUT, help="Copy the images into DIR, instead of linking IMAGES.")
+    ] = False
+    split: Annotated[
+        list[str] | None,
+        flag(
+            "--split",
+            panel=OUTPUT,
+            metavar="SPLIT",
+            show_default="all in IMAGES",
+            help="train, val or test; repeatable.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleFlags:
+    """Rules that turn masks into counts and cells."""
+
+    connectivity: Annotated[
+        Literal["4", "8"],
+        flag("--connectivity", panel=RULES, help="8: pixels that touch at a corner are one object."),
+    ] = "8"
+    min_area: Annotated[
+        int, flag("--min-area", panel=RULES, metavar="PX", min=1, help="Ignore smaller objects.")
+    ] = 1
+    cell_rule: Annotated[
+        Literal["any", "share", "centroid"],
+        flag(
+            "--cell-rule",
+            panel=RULES,
+            help="Cells that are named: those with any pixel, with a share of pixels, or with a centroid.",
+        ),
+    ] = "any"
+    cell_share: Annotated[
+        float,
+        flag("--cell-share", panel=RULES, min=0.0, max=1.0, metavar="SHARE", help="For --cell-rule share."),
+    ] = 0.01
+    classes: Annotated[
+        str | None,
+        flag(
+            "--class-map",
+            panel=RULES,
+            metavar="CLASS=VALUE,...",
+            show_default="LEVIR-MCI's",
+            help="For example road=1,building=2 or road=#ffff00; 0 is always background.",
+        ),
+    ] = None
+
+    def mask_rules(self) -> MaskRules:
+        """Options of `measure_mask`."""
+        from deltavlm.data.masks import MaskRules
+
+        connectivity: Literal[4, 8] = 8 if self.connectivity == "8" else 4
+        return MaskRules(connectivity, self.min_area, self.cell_rule, self.cell_share)
+
+    def class_map(self) -> ClassMap:
+        """Class codes of mask values. Raises: ConfigError."""
+        from deltavlm.data.masks import LEVIR_MCI, parse_class_map
+
+        return LEVIR_MCI if self.classes is None else parse_class_map(self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointFlags:
+    """Language model that writes open questions."""
+
+    llm_endpoint: Annotated[
+        str | None,
+        flag(
+            "--llm-endpoint",
+            panel=OPEN_QUESTIONS,
+            metavar="URL",
+            help=f"OpenAI-compatible endpoint, up to /v1, that writes open questions; its key is in {KEY}.",
+        ),
+    ] = None
+    llm_model: Annotated[
+        str | None, flag("--llm-model", panel=OPEN_QUESTIONS, metavar="NAME", help="Model of the endpoint.")
+    ] = None
+
+    def question_writer(self, log: Path) -> QuestionWriter | None:
+        """Writer of open questions; None without an endpoint. Raises: ConfigError, InputError."""
+        from deltavlm.data.endpoint import Endpoint, QuestionWriter, ReplyLog
+        from deltavlm.errors import ConfigError
+
+        if self.llm_endpoint is None and self.llm_model is None:
+            return None
+        if self.llm_endpoint is None or self.llm_model is None:
+            raise ConfigError("--llm-endpoint and --llm-model belong together; give both")
+        endpoint = Endpoint(self.llm_endpoint, self.llm_model, os.environ.get(KEY) or None)
+        writer = QuestionWriter(endpoint, ReplyLog(log))
+        if writer.log.replies:
+            console.info(f"{pluralize(len(writer.log.replies), 'pair')} answered before, in {log}")
+        return writer
+
+
+@grouped
+def build(
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="Folder of images: SPLIT/A/NAME and SPLIT/B/NAME.")
+    ],
+    masks: Annotated[
+        Path,
+        typer.Argument(metavar="MASKS", help="Folder of masks: SPLIT/label/NAME or SPLIT/NAME."),
+    ],
+    captions: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CAPTIONS", help="LevirCCcaptions.json, or a file like it.", show_default=False
+        ),
+    ] = None,
+    *,
+    target: SetFlags,
+    rules: RuleFlags,
+    endpoint: EndpointFlags,
+    overwrite: options.Overwrite = False,
+    json_summary: options.Json = False,
+    common: CommonFlags,
+) -> None:
+    """Build yes/no, counts, cells and dialogues from masks of roads and buildings, as in ChangeChat-105k.
+
+    Pairs that cannot be used are reported and left out; the exit code is then 3.
+    """
+    from deltavlm.data.build import BuildSources, SetOutput, build_dataset, find_splits
+    from deltavlm.data.levircc import read_captions
+    from deltavlm.errors import PartialFailure
+
+    output = SetOutput(target.output, images, target.name, target.copy_images, overwrite)
+    splits = find_splits(images, target.split)
+    output.check(splits)
+    class_map = rules.class_map()
+    sentences, problems = (None, []) if captions is None else read_captions(captions)
+    writer = endpoint.question_writer(output.reply_log)
+    result = build_dataset(
+        BuildSources(images, masks, sentences, rules.mask_rules(), class_map),
+        target.name,
+        splits,
+        write_questions=writer,
+        count_progress=lambda total: console.count_progress(total, "pairs"),
+    )
+    problems += result.problems
+    output.write(result, splits)
+    _print_result(result, output.folder, writer)
+    if json_summary:
+        typer.echo(json.dumps(_summary(result, output.folder, problems)))
+    if problems:
+        print_problems(problems, "Left out")
+        number = pluralize(len(problems), "problem")
+        raise PartialFailure(f"{output.folder} is written, with {number}; --json lists all of them")
+
+
+def _print_result(result: BuildResult, folder: Path, writer: QuestionWriter | None) -> None:
+    print_problems(result.notes, "Contradictions, kept as they are")
+    for file, records in result.files.items():
+        console.info(f"{folder / file}: {pluralize(len(records), 'record')}")
+    if writer is not None:
+        number = pluralize(writer.new_replies, "pair")
+        console.info(
+            f"{writer.endpoint.model} was asked about {number}; all replies are in {writer.log.path}"
+        )
+    console.info(f"{pluralize(result.pairs, 'pair')} in {folder}")
+
+
+def _summary(result: BuildResult, folder: Path, problems: list[Problem]) -> dict[str, Any]:
+    """JSON object of the result."""
+    return {
+        "folder": str(folder),
+        "pairs": result.pairs,
+        "files": {file: len(records) for file, records in result.files.items()},
+        "problems": [{"where": problem.location, "what": problem.message} for problem in problems],
+        "notes": [{"where": note.location, "what": note.message} for note in result.notes],
+    }

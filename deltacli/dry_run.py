@@ -1,0 +1,166 @@
+"""Dry run of a job: check of each pair, chip grid, model and output, as lines or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deltacli.console import console, pluralize
+
+if TYPE_CHECKING:
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.plan import PairPlan
+
+__all__ = ["plan_dict", "print_dry_run", "print_plan"]
+
+Line = tuple[str, str]  # name and text
+
+
+def print_dry_run(
+    job: AnalyzeJob, plans: Sequence[PairPlan], model: dict[str, str], *, as_json: bool
+) -> None:
+    """Print what a run of the job would do. `model`: name and device of the model, which is not loaded."""
+    from deltavlm.pipeline.outputs import OutputFiles
+
+    extras = {name: str(path) for name, path in OutputFiles.of(job.output).by_name().items()}
+    target, limit = str(job.output.path or "-"), job.options.limit
+    questions = [spec.name for spec in job.questions]
+    if job.is_single:
+        _print_notes(plans[0])
+    if as_json:
+        pairs = plan_dict(plans[0]) if job.is_single else _list_dict(job, plans)
+        values = {"output": target, "extras": extras, "limit": limit, "questions": questions, **model}
+        typer.echo(json.dumps({"dry_run": True, **pairs, **values}, ensure_ascii=False))
+        return
+    lines = _pair_lines(plans[0]) if job.is_single else _list_lines(job, plans)
+    if limit:
+        lines.append(("limit", f"only the first {pluralize(limit, 'chip')}"))
+    lines += [
+        ("questions", ", ".join(questions)),
+        ("model", f"{model['model']} on {model['device']} (not loaded)"),
+        ("output", "stdout" if target == "-" else target),
+        *extras.items(),
+    ]
+    _print_lines(lines, on_stdout=target != "-")
+
+
+def _print_notes(plan: PairPlan) -> None:
+    for note in plan.notes:
+        (console.warning if note in plan.warnings else console.info)(note)
+    if plan.gsd_m is not None:
+        console.info(f"a pixel is {plan.gsd_m:.3g} m on the ground")
+
+
+def print_plan(plan: PairPlan, target: str) -> None:
+    """Print the plan of one pair, and where the output goes."""
+    output = ("output", "stdout" if target == "-" else target)
+    _print_lines([*_pair_lines(plan), output], on_stdout=target != "-")
+
+
+def _print_lines(lines: Iterable[Line], *, on_stdout: bool) -> None:
+    """Print to stdout, or to stderr where stdout is for features."""
+    for name, text in lines:
+        line = f"{name:<10} {text}" if name else text
+        if on_stdout:
+            typer.echo(line)
+        else:
+            console.info(line)
+
+
+def plan_dict(plan: PairPlan) -> dict[str, Any]:
+    """Plan of a pair as plain values, ready for JSON."""
+    return {
+        "inputs": plan.inputs,
+        "notes": list(plan.notes),
+        "gsd_m": plan.gsd_m,
+        "overlap_share": plan.overlap_share,
+        "chips": plan.chips,
+        "rows": plan.rows,
+        "cols": plan.cols,
+        "chip_px": plan.chip_px,
+        "overlap_px": plan.overlap_px,
+    }
+
+
+def _list_dict(job: AnalyzeJob, plans: Sequence[PairPlan]) -> dict[str, Any]:
+    return {
+        "pairs": [_row_dict(plan) for plan in plans],
+        "unmatched": {"before": job.pairs.unmatched[0], "after": job.pairs.unmatched[1]},
+        "chip_px": job.options.chip_px,
+        "overlap_px": job.options.overlap_px,
+    }
+
+
+def _row_dict(plan: PairPlan) -> dict[str, Any]:
+    from deltavlm.geo.location import redact_credentials
+
+    row: dict[str, Any] = {
+        "pair_id": plan.pair.id,
+        "before": redact_credentials(plan.pair.before),
+        "after": redact_credentials(plan.pair.after),
+        "before_date": plan.pair.before_date,
+        "after_date": plan.pair.after_date,
+        "reason": plan.reason,
+    }
+    if plan.reason is not None:
+        return row
+    return row | {
+        "chips": plan.chips,
+        "crs": plan.crs,
+        "gsd_m": plan.gsd_m,
+        "overlap_share": plan.overlap_share,
+        "notes": list(plan.notes),
+    }
+
+
+def _list_lines(job: AnalyzeJob, plans: Sequence[PairPlan]) -> list[Line]:
+    opened = [plan for plan in plans if plan.reason is None]
+    chips = sum(plan.chips for plan in opened)
+    size = f"{job.options.chip_px} px, overlap {job.options.overlap_px} px"
+    return [
+        *(("", _row_text(plan)) for plan in plans),
+        ("pairs", f"{len(opened)} of {len(plans)} can be opened"),
+        ("chips", f"{chips} of {size}"),
+    ]
+
+
+def _row_text(plan: PairPlan) -> str:
+    if plan.reason is not None:
+        return f"{plan.pair.id}: FAILS: {plan.reason}"
+    size = f"{plan.gsd_m:.3g} m a pixel" if plan.gsd_m else "pixels of unknown size"
+    notes = "".join(f"; {note}" for note in plan.notes)
+    return f"{plan.pair.id}: {pluralize(plan.chips, 'chip')}, {plan.crs or 'no CRS'}, {size}{notes}"
+
+
+def _pair_lines(plan: PairPlan) -> list[Line]:
+    rows, cols = pluralize(plan.rows, "row"), pluralize(plan.cols, "column")
+    return [
+        ("before", _raster_text(plan.inputs["before"])),
+        ("after", _raster_text(plan.inputs["after"])),
+        ("pair", _alignment_text(plan.inputs["alignment"])),
+        ("pixel", f"{plan.gsd_m:.3g} m on the ground" if plan.gsd_m else "ground size not known"),
+        ("chips", f"{plan.chips} of {plan.chip_px} px, in {rows} and {cols}, overlap {plan.overlap_px} px"),
+    ]
+
+
+def _raster_text(raster: dict[str, Any]) -> str:
+    bands = ",".join(map(str, raster["bands"]))
+    text = (
+        f"{raster['path']}: {raster['width']} x {raster['height']} px, "
+        f"{raster['crs'] or 'no CRS'}, {raster['dtype']}, bands {bands}"
+    )
+    stretch = raster["stretch"]
+    if stretch:
+        low, high = (",".join(f"{value:g}" for value in stretch[edge]) for edge in ("low", "high"))
+        text += f", {low} to {high} scaled to 0 to 255"
+    return text
+
+
+def _alignment_text(alignment: dict[str, Any]) -> str:
+    share = f"{alignment['overlap_share']:.1%} of before is covered by after"
+    if alignment["same_grid"]:
+        return f"same grid, {share}"
+    return f"after is warped onto the grid of before ({alignment['resampling']}), {share}"

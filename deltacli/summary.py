@@ -1,0 +1,168 @@
+"""Summary of a run for the terminal: progress, table of the most changed chips, counts, JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from deltacli.console import console, pluralize
+from deltacli.metrics import run_metrics
+
+if TYPE_CHECKING:
+    from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.run_result import RunResult
+    from deltavlm.pipeline.summary import ChangedChip
+
+__all__ = ["ProgressPrinter", "print_summary", "summary_dict"]
+
+
+class ProgressPrinter:
+    """Context manager that shows how far a run is: chips of one pair, or pairs of a list."""
+
+    def __init__(self, job: AnalyzeJob) -> None:
+        self._job = job
+        self._stack = ExitStack()
+        self._show: Callable[[int, str], None] | None = None
+
+    def __enter__(self) -> ProgressPrinter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, result: RunResult) -> None:
+        """Show the progress of `result`, and pass it to the metrics file."""
+        run_metrics.watch(result)
+        single, summary = self._job.is_single, result.summary
+        if self._show is None:
+            unit, stdout_has_data = "chips" if single else "pairs", self._job.output.path is None
+            progress = console.count_progress(result.total or 0, unit, stdout_has_data=stdout_has_data)
+            self._show = self._stack.enter_context(progress)
+        changed = f"{summary.changed} changed, " if self._job.asks_change else ""
+        note = f"{changed}{summary.chips_per_s:.1f} chips/s"
+        if single:
+            self._show(summary.chips, note)
+        else:
+            self._show(len(result.pairs), f"{pluralize(summary.chips, 'chip')}, {note}")
+
+
+def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
+    """Print the end of a run; `top`: rows in the table of the most changed chips."""
+    run_metrics.watch(result)
+    summary, target = result.summary, str(job.output.path or "on stdout")
+    _print_table(job, result.most_changed[:top])
+    if summary.unparsed:
+        count = pluralize(summary.unparsed, "yes/no answer")
+        console.warning(
+            f"{count} could not be parsed; the replies as written are in the column answer_change"
+        )
+    if job.output.per_pair:
+        for pair in result.failures:
+            text = f"failed: {pair.pair.id}: {pair.failure}"
+            console.info(text, pair=pair.pair.id, status=pair.status)
+    counts = [_chip_counts(job, result)]
+    if not job.is_single:
+        failed = sum(pair.record is None for pair in result.pairs.values())
+        counts.insert(0, f"{pluralize(len(result.pairs), 'pair')}{f', {failed} failed' if failed else ''}")
+    console.info(f"{'; '.join(counts)}; output {target}")
+    parts = [f"{pluralize(summary.polygons, 'polygon')} of change"] if job.output.polygons else []
+    parts += [f"{name} {path}" for name, path in result.files.items()]
+    if parts:
+        console.info("; ".join(parts))
+
+
+def _print_table(job: AnalyzeJob, chips: list[ChangedChip]) -> None:
+    """Table of the most changed chips, with longitude and latitude where the CRS leads there."""
+    if job.is_single:
+        all_lonlat = all(chip.lonlat for chip in chips)
+        header = ("lon", "lat") if all_lonlat else ("x", "y")
+        digits = 5 if all_lonlat else 0
+    else:
+        header, digits = ("lon or x", "lat or y"), 5
+    rows = []
+    for chip in chips:
+        x, y = chip.lonlat or (chip.x, chip.y)
+        position = (f"{x:.{digits}f}", f"{y:.{digits}f}")
+        pair = () if job.is_single else (chip.pair,)
+        rows.append((*pair, chip.chip_id, *position, f"{chip.score:.2f}", chip.caption))
+    columns = (*(() if job.is_single else ("pair",)), "chip", *header, "score", "caption")
+    console.table("Most changed chips", columns, rows)
+
+
+def _chip_counts(job: AnalyzeJob, result: RunResult) -> str:
+    """`15 chips: 1 changed, 2 nodata; 0.7 s, 21.3 chips/s`."""
+    summary = result.summary
+    counts = [f"{summary.changed} changed"] if job.asks_change else []
+    counts += [f"{count} {status}" for status, count in summary.statuses.items() if status != "answered"]
+    text = ": ".join(filter(None, [pluralize(summary.chips, "chip"), ", ".join(counts)]))
+    return f"{text}; {summary.seconds:.1f} s, {summary.chips_per_s:.1f} chips/s"
+
+
+def summary_dict(job: AnalyzeJob, result: RunResult) -> dict[str, Any]:
+    """Summary as plain values for `--json`; the key `pairs` is there for many pairs only."""
+    from deltavlm.pipeline.schema import CHIP_STATUSES
+
+    summary, model, failures = result.summary, result.model, result.failures
+    first_failure = summary.first_failure if job.is_single else failures[0].failure if failures else None
+    changes: dict[str, Any] = {"polygons": summary.polygons} if job.output.polygons else {}
+    if result.files:
+        changes["extras"] = {name: str(path) for name, path in result.files.items()}
+    values: dict[str, Any] = {
+        **({} if job.is_single else _pair_counts(job, result)),
+        "chips": summary.chips,
+        **{status: summary.statuses[status] for status in CHIP_STATUSES},
+        "earlier": summary.resumed,
+        "repeated": summary.deduplicated,
+        "changed": summary.changed,
+        "neither_yes_nor_no": summary.unparsed,
+        "seconds": round(summary.seconds, 3),
+        "chips_per_s": round(summary.chips_per_s, 3),
+        **(_pair_notes(result) if job.is_single else {}),
+        **changes,
+        "model": model.name if model else None,
+        "fingerprint": model.fingerprint if model else None,
+        "device": model.device if model else None,
+        "batch_size": summary.batch_size,
+        "first_failure": first_failure or None,
+        "most_changed": [_changed_chip(chip) for chip in result.most_changed],
+        "load_seconds": round(result.load_seconds, 3),
+        **({} if job.is_single else {"outputs_there_already": result.outputs_skipped}),
+        "output": str(job.output.path or "-"),
+    }
+    return values | ({} if job.asks_change else {"changed": None, "neither_yes_nor_no": None})
+
+
+def _pair_counts(job: AnalyzeJob, result: RunResult) -> dict[str, Any]:
+    from deltavlm.pipeline.schema import PAIR_STATUSES
+
+    statuses = [pair.status for pair in result.pairs.values()]
+    return {
+        "pairs": len(result.pairs),
+        **{f"pairs_{status}": statuses.count(status) for status in PAIR_STATUSES},
+        "failures": [
+            {"pair_id": pair.pair.id, "status": pair.status, "reason": pair.failure}
+            for pair in result.failures
+        ],
+        "unmatched": {"before": job.pairs.unmatched[0], "after": job.pairs.unmatched[1]},
+    }
+
+
+def _pair_notes(result: RunResult) -> dict[str, Any]:
+    """Notes of a single pair."""
+    record = result.pairs[""].record
+    assert record is not None
+    return {"gsd_m": record.gsd_m, "overlap_share": record.overlap_share, "notes": record.notes}
+
+
+def _changed_chip(chip: ChangedChip) -> dict[str, Any]:
+    names = ("lon", "lat") if chip.lonlat else ("x", "y")
+    x, y = chip.lonlat or (chip.x, chip.y)
+    return {
+        **({"pair_id": chip.pair} if chip.pair else {}),
+        "chip_id": chip.chip_id,
+        "score": chip.score,
+        names[0]: x,
+        names[1]: y,
+        "caption": chip.caption,
+    }

@@ -1,0 +1,190 @@
+"""Functions of the Python API: analyze pairs into an output file, open a pair, load a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deltavlm.config import shipped_config
+from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
+from deltavlm.geo.pair import open_pair as open_raster_pair
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.engine import LocalEngine
+from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
+from deltavlm.pipeline.mask_codec import check_mask_head
+from deltavlm.pipeline.pairs import Pair, PairList, with_ids
+from deltavlm.pipeline.run import RunHooks, run
+from deltavlm.pipeline.run_result import RunResult
+from deltavlm.tasks.questions import QuestionSpec, load_questions
+
+__all__ = ["analyze", "load_model", "open_pair"]
+
+Location = str | os.PathLike[str]
+"""Path of a raster, or an https://, s3:// or /vsi... location."""
+
+
+def analyze(
+    before: Location | Sequence[Pair | tuple[Location, Location]] | PairList,
+    after: Location | None = None,
+    *,
+    output: Location,
+    model: str | ChangeModel = "nano",
+    questions: Sequence[QuestionSpec] | Location | None = None,
+    options: AnalyzeOptions | None = None,
+    read: ReadOptions | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    retry_failed: bool = False,
+    polygons: bool = False,
+    mask: Location | None = None,
+    probability: Location | None = None,
+    on_progress: Callable[[RunResult], None] = lambda result: None,
+) -> RunResult:
+    """Ask a model what changed in each chip of a pair, or of many pairs, and write the answers as a map.
+
+    The work is that of `deltavlm analyze`: results are kept in a journal next to the output until it is
+    written, and the same call resumes an interrupted run. The output appears whole or not at all.
+
+    Args:
+        before: the earlier image, or a list of pairs: (before, after) tuples, or `Pair`s with an id, dates
+            and an area of interest each. Locations are paths, https://, s3:// or /vsi...
+        after: the later image; omitted for a list of pairs.
+        output: .gpkg, .geojson, .geojsonl, .ndjson, .fgb or .parquet. For a list of pairs, a folder (it
+            ends in "/", or exists) means one GeoPackage for each pair, and folders for rasters.
+        model: name of a model, a checkpoint folder, or a model from `load_model`.
+        questions: question set, or its YAML file; default: caption, change, count and location.
+        options: chip size and overlap in pixels, batching, limit, what to do with chips that fail.
+        read: bands, scaling to 8 bit, alignment, bounding box and area of interest.
+        overwrite: replace an existing output.
+        resume: False discards the journal of an interrupted run.
+        retry_failed: ask again about chips and pairs that failed, and write the output anew.
+        polygons: write the layer `changes`, polygons of changed ground with class, area and score.
+        mask: also write a GeoTIFF of classes, (height, width) uint8: 0 none, 1 building, 2 road, 3 other,
+            255 nodata.
+        probability: also write a GeoTIFF of probabilities, (3, height, width) uint8, a band each for
+            building, road and other.
+        on_progress: called with the result so far after each batch.
+
+    Returns:
+        Counts, the most changed chips, failures and files. Chips that fail do not raise, unless
+        `options.on_error` is "fail"; `result.raise_if_partial()` raises for them.
+
+    Raises:
+        InputError: an image cannot be opened or does not overlap the other; the model is unknown.
+        OutputError: the output exists, cannot be written, or is being written by another process.
+        ConfigError: options contradict each other, or the model has no mask head and masks are needed.
+        WriteError: writing fails, as on a full disk; the same call resumes.
+    """
+    pairs = _pair_list(before, after)
+    needs_masks = polygons or mask is not None or probability is not None
+    if isinstance(model, str):
+        from deltavlm.model.folder import find_folder, read_config
+
+        config = read_config(find_folder(model))
+        if needs_masks:
+            check_mask_head(config)
+    overlap_px = default_overlap_px(AnalyzeOptions().chip_px, masks=needs_masks)
+    job = AnalyzeJob(
+        pairs=pairs,
+        questions=_question_set(questions),
+        read=read or ReadOptions(),
+        options=options or AnalyzeOptions(overlap_px=overlap_px),
+        output=OutputOptions(
+            path=Path(output),
+            per_pair=not pairs.is_single and (str(output).endswith(("/", os.sep)) or Path(output).is_dir()),
+            overwrite=overwrite,
+            resume=resume,
+            retry_failed=retry_failed,
+            polygons=polygons,
+            mask=None if mask is None else Path(mask),
+            probability=None if probability is None else Path(probability),
+        ),
+    )
+    return run(job, _engine(model), RunHooks(on_progress))
+
+
+def open_pair(
+    before: Location, after: Location, options: ReadOptions | None = None, **fields: Any
+) -> AbstractContextManager[PairReader]:
+    """Open two images of one place on a common pixel grid.
+
+    The grid is that of `before`, cropped to the ground that both cover; `after` is warped onto it where it
+    has another. In the `with`, `reader.geobox` is the grid and `reader.chips(size, overlap)` its chips, sizes
+    in pixels; `reader.read(chip)` gives `before` and `after`, (3, size, size) uint8 RGB each, and `valid`,
+    (size, size) bool.
+
+    Args:
+        before: path, https://, s3:// or /vsi... location of the earlier image.
+        after: the same of the later one.
+        options: bands, scaling, alignment, bounding box and area of interest.
+        fields: single fields of `ReadOptions`, in place of those of `options`.
+
+    Raises:
+        InputError: an image cannot be opened, has no CRS, or does not overlap the other.
+    """
+    return open_raster_pair(
+        RasterPair(os.fspath(before), os.fspath(after)), replace(options or ReadOptions(), **fields)
+    )
+
+
+def load_model(name: str = "nano", options: RuntimeOptions | None = None, **fields: Any) -> ChangeModel:
+    """Load a model by name (`deltavlm weights list`), or from a checkpoint folder.
+
+    Args:
+        name: name of a model, or path of a checkpoint folder.
+        options: how it runs.
+        fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
+            decode, beams, prompt_style, quantize.
+
+    Returns:
+        A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
+        questions)` and `masks(encoded)`.
+
+    Raises:
+        InputError: there is no such model or device.
+        ModelError: the checkpoint cannot be used.
+    """
+    from deltavlm.model.predictor import load_model
+
+    return load_model(name, options, **fields)
+
+
+def _pair_list(
+    before: Location | Sequence[Pair | tuple[Location, Location]] | PairList, after: Location | None
+) -> PairList:
+    """Raises: ValueError where the arguments are neither one pair nor a list."""
+    if isinstance(before, PairList):
+        pairs = before
+    elif isinstance(before, str | os.PathLike):
+        if after is None:
+            raise ValueError("analyze() needs `after`, the later image, or a list of pairs as `before`")
+        return PairList.single(os.fspath(before), os.fspath(after))
+    else:
+        listed = [
+            pair if isinstance(pair, Pair) else Pair("", os.fspath(pair[0]), os.fspath(pair[1]), line=line)
+            for line, pair in enumerate(before, start=1)
+        ]
+        pairs = PairList(with_ids(listed, "list of pairs, items"), "list of pairs")
+    if after is not None:
+        raise ValueError("analyze() takes `after` only with a single image as `before`")
+    if not pairs.pairs:
+        raise ValueError("analyze() needs at least one pair")
+    return pairs
+
+
+def _question_set(questions: Sequence[QuestionSpec] | Location | None) -> Sequence[QuestionSpec]:
+    if questions is None:
+        return load_questions(shipped_config("questions.yaml"))
+    if isinstance(questions, str | os.PathLike):
+        return load_questions(Path(questions))
+    return questions
+
+
+@contextmanager
+def _engine(model: str | ChangeModel) -> Iterator[LocalEngine]:
+    yield LocalEngine(load_model(model) if isinstance(model, str) else model)

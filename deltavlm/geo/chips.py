@@ -1,0 +1,115 @@
+"""Single chips of a pair: of the whole pair, around a point, under the bounding box, or of a window."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import shapely
+
+from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.geobox import LONLAT, Window, project
+from deltavlm.geo.grid import Chip
+from deltavlm.geo.pair import PairReader
+
+__all__ = ["chip_at", "chip_of_bbox", "chip_of_pair", "chip_of_window", "select_chip"]
+
+logger = logging.getLogger(__name__)
+
+MAX_CHIPS_ACROSS = 2  # a pair no wider and no higher than this many chips is one image
+MIN_BOX_PX = 64  # a smaller box is warned about
+MAX_BOX_PX = 4096  # a larger one is refused
+
+
+def chip_of_window(reader: PairReader, window: Window, min_px: int) -> Chip:
+    """Square chip of at least `min_px` with a window of the pair's grid in its upper left corner.
+
+    Raises: RasterError when the window is not inside the grid.
+    """
+    geobox = reader.geobox
+    col, row, width, height = window
+    if not geobox.contains(window) or width < 1 or height < 1:
+        raise RasterError(
+            f"window {col},{row} of {width} x {height} px is not in the pair, which is {geobox.width} x "
+            f"{geobox.height} px"
+        )
+    return Chip(0, 0, window, max(min_px, width, height), geobox.transform)
+
+
+def chip_of_pair(reader: PairReader, min_px: int) -> Chip:
+    """Chip of all that both dates cover."""
+    return chip_of_window(reader, Window(0, 0, reader.geobox.width, reader.geobox.height), min_px)
+
+
+def chip_at(reader: PairReader, x: float, y: float, size: int) -> Chip:
+    """Chip of `size` px centred on a point, or as near to that as the edge of the pair allows.
+
+    x, y: longitude and latitude; in a pair without a CRS, pixels.
+
+    Raises: RasterError when the point is outside.
+    """
+    geobox = reader.geobox
+    points = np.array([[x, y]], float)
+    if geobox.crs is not None:
+        points = geobox.to_pixels(project(points, LONLAT, geobox.crs))
+    col, row = points[0].tolist()
+    if not (0 <= col <= geobox.width and 0 <= row <= geobox.height):  # also where it cannot be projected
+        axes = "lon/lat" if geobox.crs is not None else "pixel"
+        raise RasterError(
+            f"{axes} {x:g},{y:g} is outside of the pair, which covers {geobox.describe_bounds()}"
+        )
+    width, height = min(size, geobox.width), min(size, geobox.height)
+    col_off, row_off = (
+        max(0, min(math.floor(centre - length / 2 + 0.5), end - length))
+        for centre, length, end in ((col, width, geobox.width), (row, height, geobox.height))
+    )
+    return chip_of_window(reader, Window(col_off, row_off, width, height), size)
+
+
+def chip_of_bbox(reader: PairReader, min_px: int) -> Chip:
+    """Chip of the pixels under the bounds of the bbox or area of interest that the pair was opened with.
+
+    Raises: ValueError when it was opened with none.
+    """
+    if reader.aoi is None:
+        raise ValueError("the pair was opened without a bbox or an area of interest")
+    geobox = reader.geobox
+    corners = geobox.to_pixels(shapely.get_coordinates(reader.aoi))
+    xmin, ymin, xmax, ymax = shapely.MultiPoint(corners).bounds
+    first = max(0, math.floor(xmin + 1e-6)), max(0, math.floor(ymin + 1e-6))
+    last = min(geobox.width, math.ceil(xmax - 1e-6)), min(geobox.height, math.ceil(ymax - 1e-6))
+    window = Window(*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
+    return chip_of_window(reader, window, min_px)
+
+
+def select_chip(reader: PairReader, size: int, point: tuple[float, float] | None = None) -> Chip:
+    """Chip to show as one image: around `point`, else under the pair's bbox, else the whole pair.
+
+    point: longitude and latitude; in a pair without a CRS, pixels. size: side of a chip in pixels, at least.
+
+    Raises: ConfigError where the box, or a pair without a point or box, is too large for one image.
+    """
+    if point is not None:
+        return chip_at(reader, *point, size)
+    if reader.aoi is not None:
+        chip = chip_of_bbox(reader, size)
+        width, height = chip.window.width, chip.window.height
+        if min(width, height) < MIN_BOX_PX:
+            logger.warning(
+                "the box is %d x %d px, too small to show much; --at takes the chip around a point",
+                width,
+                height,
+            )
+        if chip.size > MAX_BOX_PX:
+            raise ConfigError(
+                f"--bbox is {width} x {height} px, and one image has at most {MAX_BOX_PX}; make it smaller"
+            )
+        return chip
+    width, height, max_px = reader.geobox.width, reader.geobox.height, MAX_CHIPS_ACROSS * size
+    if max(width, height) > max_px:
+        raise ConfigError(
+            f"the pair is {width} x {height} px, too large for one image ({max_px} px): name a place with "
+            "--at LON,LAT or --bbox; ask --all-chips asks everywhere"
+        )
+    return chip_of_pair(reader, size)

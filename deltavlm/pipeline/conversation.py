@@ -1,0 +1,176 @@
+"""Questions about one chip of a pair: independent of each other, or as a conversation with history.
+
+The chip is encoded once. A conversation reaches the model in the form of its training, `q ... a ... q ...`;
+the oldest turns are dropped where the prompt would be too long (`tasks.dialogue`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import Any
+
+from deltavlm.errors import OutputError, RasterError
+from deltavlm.geo.features import Feature
+from deltavlm.geo.geojson import to_lonlat
+from deltavlm.geo.grid import Chip
+from deltavlm.geo.pair import ChipPixels, PairReader
+from deltavlm.geo.polygonize import polygonize_chip
+from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.answers import Answer, question_of, read_answer
+from deltavlm.tasks import dialogue
+from deltavlm.tasks.locate import LABELS, Cells, position
+from deltavlm.tasks.questions import QuestionSpec, task_of
+
+__all__ = [
+    "Conversation",
+    "EncodedChip",
+    "answer_features",
+    "answer_record",
+    "answers",
+    "chip_record",
+    "encode_chip",
+    "questions_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChip:
+    """Pixels of a chip, and what `ChangeModel.encode` made of them."""
+
+    pixels: ChipPixels
+    encoded: Any
+
+    @property
+    def chip(self) -> Chip:
+        """Window and position of the chip."""
+        return self.pixels.chip
+
+
+def encode_chip(reader: PairReader, model: ChangeModel, chip: Chip) -> EncodedChip:
+    """Read and encode a chip. Raises: RasterError when it cannot be read or holds no data."""
+    pixels = reader.read(chip)
+    if pixels.valid_fraction == 0:
+        raise RasterError(f"chip {chip.chip_id}: has no pixel with data on both dates; ask about another one")
+    return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None]))
+
+
+def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
+    """Make questions of plain text, named `question`, `question_2` and so on.
+
+    The first text that is the prompt of a task becomes that task; a second one is open, because a task has
+    one column.
+    """
+    specs: list[QuestionSpec] = []
+    for number, text in enumerate(texts, start=1):
+        task = task_of(text)
+        if any(spec.task == task for spec in specs):
+            task = "open"
+        specs.append(QuestionSpec("question" if number == 1 else f"question_{number}", task, text))
+    return tuple(specs)
+
+
+def answers(model: ChangeModel, chip: EncodedChip, questions: Sequence[QuestionSpec]) -> list[Answer]:
+    """Answer each question independently of the others."""
+    replies = model.answer_rows(chip.encoded, [(0, question_of(spec)) for spec in questions])
+    return [read_answer(spec, reply) for spec, reply in zip(questions, replies, strict=True)]
+
+
+def answer_record(
+    reader: PairReader, model: ChangeModel, chip: EncodedChip, question: str, answer: Answer
+) -> dict[str, Any]:
+    """JSON object of a question and its answer, with the chip and the model."""
+    value = answer.value
+    return {
+        "question": question,
+        "answer": answer.text,
+        "task": answer.task,
+        "value": asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
+        "score": answer.score,
+        **chip_record(reader, chip),
+        "model": model.label,
+    }
+
+
+def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:
+    """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; None without a
+    CRS), share of pixels with data, and the images."""
+    bounds = None
+    if reader.geobox.crs is not None:
+        with suppress(OutputError):
+            shape = to_lonlat(reader.geobox.crs)(chip.chip.footprint)
+            bounds = None if shape.is_empty else list(shape.bounds)
+    before, after = (view.source.name for view in reader.views)
+    return {
+        "window": {**chip.chip.window._asdict(), "size": chip.chip.size},
+        "bounds": bounds,
+        "valid_fraction": chip.pixels.valid_fraction,
+        "gsd_m": reader.gsd_m,
+        "before": before,
+        "after": after,
+    }
+
+
+def answer_features(
+    model: ChangeModel, chip: EncodedChip, turns: Sequence[tuple[str, Answer]]
+) -> Iterator[Feature]:
+    """Features of answers: the window with each question and answer, the cells that answers name, and the
+    polygons of the model's change mask, if it has one."""
+    for question, answer in turns:
+        columns = {
+            "question": question,
+            "answer": answer.text,
+            "score": answer.score,
+            "model": model.label,
+        }
+        yield Feature(chip.chip.footprint, {"kind": "window", **columns})
+        for class_name, label in _named_cells(answer):
+            cell = chip.chip.cell(*position(label))
+            if not cell.is_empty:
+                yield Feature(cell, {"kind": "cell", "class": class_name, "cell": label, **columns})
+    masks = model.masks(chip.encoded)
+    if masks is not None:
+        for value, polygon in polygonize_chip(masks.labels[0], chip.chip):
+            yield Feature(polygon, {"kind": "mask", "class": masks.classes[value], "model": model.label})
+
+
+def _named_cells(answer: Answer) -> list[tuple[str | None, str]]:
+    """Cells that an answer names, with their class; None in an answer that is only a list of cells."""
+    if isinstance(answer.value, Cells):
+        labels = (("road", answer.value.roads), ("building", answer.value.buildings))
+        return [(class_name, label) for class_name, cells in labels for label in cells]
+    words = [word.strip() for word in answer.text.split(",")]
+    return [(None, word) for word in words] if set(words) <= {*LABELS} else []
+
+
+@dataclass
+class Conversation:
+    """Turns about one chip; at another chip the history starts over."""
+
+    reader: PairReader
+    model: ChangeModel
+    chip: EncodedChip
+    turns: list[tuple[str, str]] = field(default_factory=list)  # question and answer
+    records: list[dict[str, Any]] = field(default_factory=list)  # turns about all chips
+
+    def ask(self, question: str) -> dict[str, Any]:
+        """Answer with the turns so far as history; return the record.
+
+        A question that fails or is interrupted is not added to the history.
+        """
+        spec = QuestionSpec("question", task_of(question), question)
+        prompted = question_of(spec)
+        if self.turns:
+            prompted = replace(prompted, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
+        (reply,) = self.model.answer_rows(self.chip.encoded, [(0, prompted)])
+        answer = read_answer(spec, reply)
+        record = answer_record(self.reader, self.model, self.chip, spec.prompt, answer)
+        self.turns.append((spec.prompt, answer.text))
+        self.records.append(record)
+        return record
+
+    def go_to(self, chip: Chip) -> None:
+        """Encode another chip and clear the history."""
+        self.chip = encode_chip(self.reader, self.model, chip)
+        self.turns = []

@@ -1,0 +1,124 @@
+"""Inference: put the questions about a batch of chips to the model, in sub-batches that fit into memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.model.interface import ChangeModel, Reply
+from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.pipeline.mask_codec import encode_masks
+from deltavlm.pipeline.summary import StageTimes
+from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = ["BatchReplies", "ChipImages", "ChipReplies", "InferenceOptions", "run_batches"]
+
+logger = logging.getLogger(__name__)
+
+
+class ChipImages(Protocol):
+    """Images of a chip as the model sees them, (3, size, size) RGB each."""
+
+    @property
+    def before(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def after(self) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChipReplies:
+    """Replies of the model about one chip."""
+
+    replies: list[Reply | None]  # in the order of the questions; None where it was not asked
+    mask: bytes = b""  # `mask_codec.encode_masks`, if masks are kept
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceOptions:
+    """Questions, and how they are put to the model."""
+
+    questions: tuple[QuestionSpec, ...]
+    cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    masks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReplies:
+    """Replies about a batch of chips, or the error of each that failed; and the batch size that fits."""
+
+    chips: list[ChipReplies | ModelError]
+    batch_size: int
+    times: StageTimes
+
+
+def run_batches(
+    model: ChangeModel, options: InferenceOptions, images: Sequence[ChipImages], batch_size: int
+) -> BatchReplies:
+    """Ask the questions about each chip.
+
+    A batch that does not fit into memory is halved, and the smaller size stays. A batch that fails otherwise
+    is repeated chip by chip, so that one bad chip does not take others with it.
+    """
+    times = StageTimes()
+    chips: list[ChipReplies | ModelError] = []
+    single_until = 0
+    while len(chips) < len(images):
+        size = 1 if len(chips) < single_until else batch_size
+        batch = images[len(chips) : len(chips) + size]
+        before = np.stack([pixels.before for pixels in batch])
+        after = np.stack([pixels.after for pixels in batch])
+        try:
+            with times.timed("encode"):
+                encoded = model.encode(before, after)
+            with times.timed("answer"):
+                replies = _answer(model, options, encoded, len(batch))
+                masks = (
+                    encode_masks(model.masks(encoded), model.name) if options.masks else [b""] * len(batch)
+                )
+            chips += [ChipReplies(*pair) for pair in zip(replies, masks, strict=True)]
+        except ModelError as error:
+            if len(batch) == 1:
+                chips.append(error)
+            elif isinstance(error, ModelOutOfMemory):
+                batch_size = len(batch) // 2
+                logger.info(
+                    "a batch of %d chips does not fit into memory; continuing with %d", len(batch), batch_size
+                )
+            else:
+                single_until = len(chips) + len(batch)
+    return BatchReplies(chips, batch_size, times)
+
+
+def _answer(
+    model: ChangeModel, options: InferenceOptions, encoded: Any, count: int
+) -> list[list[Reply | None]]:
+    """Replies about each of `count` encoded pairs, in the order of the questions.
+
+    With `cascade` the yes/no question comes first, and only pairs that say yes are asked the others; an
+    answer that cannot be parsed counts as yes.
+    """
+    specs = options.questions
+    questions = [question_of(spec) for spec in specs]
+    first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
+    if not options.cascade or first is None:
+        return [list(row) for row in model.answer(encoded, questions)]
+    others = [index for index in range(len(specs)) if index != first]
+    replies: list[list[Reply | None]] = []
+    changed: list[int] = []
+    for pair, (reply,) in enumerate(model.answer(encoded, [questions[first]])):
+        replies.append([reply if index == first else None for index in range(len(specs))])
+        if read_answer(specs[first], reply).value is not False:
+            changed.append(pair)
+    if changed and others:
+        rows = model.answer(encoded, [questions[index] for index in others], changed)
+        for pair, row in zip(changed, rows, strict=True):
+            for index, reply in zip(others, row, strict=True):
+                replies[pair][index] = reply
+    return replies

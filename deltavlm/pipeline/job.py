@@ -1,0 +1,144 @@
+"""Job of a run as plain values: pairs, questions, how to read and cut them, and where the output goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from deltavlm.errors import ConfigError
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.pipeline.changes import ChangeOptions
+from deltavlm.pipeline.pairs import Pair, PairList
+from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = ["AnalyzeJob", "AnalyzeOptions", "OutputOptions", "default_overlap_px"]
+
+MASK_OVERLAP = 8  # chips whose masks are blended overlap by an eighth of a chip
+
+LayerName = Literal["chips", "locations", "changes", "pairs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeOptions:
+    """Options of cutting a pair into chips and asking the model about them."""
+
+    chip_px: int = 256
+    overlap_px: int = 0
+    max_nodata: float = 0.5  # a chip with a larger share of nodata is not asked
+    batch_size: int = 16  # chips in one call of the model; halved where they do not fit into memory
+    limit: int | None = None  # only the first chips of the run
+    on_error: Literal["skip", "fail"] = "skip"
+    cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    masks: bool = False  # keep the mask of each chip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """Options of the output; without a path, features go to standard output as GeoJSON lines.
+
+    `per_pair` writes an output file for each pair: `path`, `mask` and `probability` are then folders.
+    """
+
+    path: Path | None = None
+    per_pair: bool = False
+    layer: LayerName | None = None  # only this layer
+    overwrite: bool = False
+    resume: bool = True
+    retry_failed: bool = False
+    polygons: bool = False
+    mask: Path | None = None  # raster of classes
+    probability: Path | None = None  # raster of probabilities
+    changes: ChangeOptions = field(default_factory=ChangeOptions)
+
+    @property
+    def needs_masks(self) -> bool:
+        """True if polygons or rasters are made of the model's masks."""
+        return self.polygons or self.mask is not None or self.probability is not None
+
+    @property
+    def may_replace(self) -> bool:
+        """True if an existing output is replaced."""
+        return self.overwrite or self.retry_failed
+
+
+def default_overlap_px(chip_px: int, *, masks: bool) -> int:
+    """Overlap of chips, px: 0, or enough to blend their masks."""
+    return chip_px // MASK_OVERLAP if masks else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeJob:
+    """Job of a run. `batch_size` None: what suits the model.
+
+    Raises: ConfigError for options that contradict each other.
+    """
+
+    pairs: PairList
+    questions: Sequence[QuestionSpec]
+    read: ReadOptions = field(default_factory=ReadOptions)
+    options: AnalyzeOptions = field(default_factory=AnalyzeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        output = self.output
+        if self.options.cascade and not self.asks_change:
+            raise ConfigError(
+                "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
+            )
+        if self.options.masks != output.needs_masks:
+            object.__setattr__(self, "options", replace(self.options, masks=output.needs_masks))
+        if output.layer == "changes" and not output.polygons:
+            raise ConfigError("--layer changes: there is no such layer without --polygons; add it")
+        if output.layer == "pairs" and self.is_single:
+            raise ConfigError("--layer pairs is for many pairs; choose chips or locations")
+        if output.layer == "pairs" and output.per_pair:
+            raise ConfigError("--layer pairs is for one output; choose chips or locations")
+        if output.needs_masks and output.path is None:
+            raise ConfigError(
+                "-o -: polygons and rasters of change are made when all chips are answered, so they need a "
+                "file; name one"
+            )
+        for name, path in (("mask", output.mask), ("probability", output.probability)):
+            if path is None or self.is_single:
+                continue
+            if not output.per_pair:
+                raise ConfigError(
+                    f"--{name} {path}: many pairs cannot be one raster; give each its own output, with "
+                    f"-o FOLDER/ --{name} FOLDER/"
+                )
+
+    @property
+    def is_single(self) -> bool:
+        """True for one pair that is not from a list: no pair columns, and it must open."""
+        return self.pairs.is_single
+
+    @property
+    def one_pair_per_output(self) -> bool:
+        """True if an output holds a single pair, whose journal then belongs to that pair alone."""
+        return self.is_single or self.output.per_pair
+
+    @property
+    def asks_change(self) -> bool:
+        """True if the yes/no question is asked."""
+        return any(spec.task == "change" for spec in self.questions)
+
+    def change_record(self) -> dict[str, object]:
+        """Options of the masks for the provenance of an output; empty without masks."""
+        return {"changes": asdict(self.output.changes)} if self.output.needs_masks else {}
+
+    def for_pair(self, pair: Pair, path: Path, limit: int | None) -> AnalyzeJob:
+        """Job of one pair of this job, whose output file is `path`, with at most `limit` chips."""
+        output = self.output
+        mask, probability = (
+            None if folder is None else folder / f"{path.stem}.{name}.tif"
+            for name, folder in (("mask", output.mask), ("probability", output.probability))
+        )
+        return replace(
+            self,
+            pairs=replace(self.pairs, pairs=(pair,)),
+            options=replace(self.options, limit=limit),
+            output=replace(output, path=path, mask=mask, probability=probability),
+        )

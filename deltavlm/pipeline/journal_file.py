@@ -1,0 +1,288 @@
+"""Write-ahead log of a run in JSON lines with transactions, and a file of binary blobs next to it.
+
+The first line is a header. Lines of chips come in groups, which are transactions: the last line of a group
+has the key "end". Any other line is a transaction of its own. An incomplete group at the end of the file (the
+process was killed) is truncated when the file is read.
+
+Blobs (compressed masks) are written and synced before the line that points to them. A line holds offset, size
+and CRC-32 of its blobs; one whose blobs are missing or damaged was written while the power failed, and is
+truncated too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from deltavlm.errors import OutputError, WriteError
+from deltavlm.files import JsonLines, fsync_folder
+
+__all__ = [
+    "COMMIT",
+    "VERSION",
+    "Blob",
+    "JournalFile",
+    "differing_keys",
+    "files_in_commit",
+    "journal_path",
+    "open_journal_file",
+]
+
+VERSION = 2
+COMMIT = "commit"  # key of the line written before the files next to the output get their names
+BLOB_KEYS = ("mask", "valid")  # keys of a chip's line that point to blobs
+SYNC_S = 5.0  # seconds of work that a power failure may lose
+_TAIL_BYTES = 65_536  # the commit line is shorter
+
+Line = dict[str, Any]
+BlobAddress = tuple[int, int, int]  # offset, size in bytes, CRC-32
+
+
+def journal_path(output: Path) -> Path:
+    """Path of the journal of an output: `out.gpkg` -> `out.gpkg.journal.jsonl`."""
+    return output.with_name(output.name + ".journal.jsonl")
+
+
+def _blob_path(journal: Path) -> Path:
+    """`out.gpkg.journal.jsonl` -> `out.gpkg.journal.masks`."""
+    return journal.with_suffix(".masks")
+
+
+@dataclass(eq=False, slots=True)
+class Blob:
+    """Bytes of a chip: in memory until they are written, then their address in the blob file.
+
+    Chips with identical pixels share one.
+    """
+
+    data: bytes | None = None
+    address: BlobAddress | None = None
+
+
+@dataclass
+class _BlobFile:
+    """Open file of blobs, appended to and read at random."""
+
+    path: Path
+    stream: IO[bytes] = field(repr=False)
+
+    def write(self, blobs: Iterable[Blob]) -> None:
+        """Append the blobs that are still in memory. Raises: OSError."""
+        offset = self.stream.seek(0, os.SEEK_END)
+        for blob in blobs:
+            if blob.data is not None and blob.address is None:
+                self.stream.write(blob.data)
+                blob.address = (offset, len(blob.data), zlib.crc32(blob.data))
+                offset += len(blob.data)
+                blob.data = None
+        self.stream.flush()
+
+    def read(self, blob: Blob) -> bytes:
+        if blob.data is not None:
+            return blob.data
+        assert blob.address is not None
+        self.stream.seek(blob.address[0])
+        return self.stream.read(blob.address[1])
+
+    def is_intact(self, line: Line) -> bool:
+        """True if every blob that a line points to is there, with its size and checksum."""
+        for key in BLOB_KEYS:
+            if key in line:
+                offset, size, crc = line[key]
+                data = self.read(Blob(address=(offset, size, crc)))
+                if (len(data), zlib.crc32(data)) != (size, crc):
+                    return False
+        return True
+
+
+@dataclass
+class JournalFile:
+    """Open journal file; an offset is the byte at which a line begins."""
+
+    lines: JsonLines
+    begin: int  # offset behind the header
+    blobs: _BlobFile | None = None  # only in a run that keeps masks
+    synced_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def path(self) -> Path:
+        return self.lines.path
+
+    def write_blobs(self, blobs: Iterable[Blob]) -> None:
+        """Append blobs, before the lines that point to them. Raises: WriteError."""
+        if self.blobs is not None:
+            with _wrap_write_errors(self.blobs.path):
+                self.blobs.write(blobs)
+
+    def append(self, records: Iterable[Line]) -> list[int]:
+        """Append one transaction and return the offset of each line.
+
+        Raises: WriteError; the transactions before are intact.
+        """
+        with _wrap_write_errors(self.path):
+            offsets = self.lines.append(records, sync=False)
+            if time.monotonic() - self.synced_s > SYNC_S:
+                self._sync()
+        return offsets
+
+    def commit(self, outputs: Iterable[Path]) -> None:
+        """Note that these files next to the output are about to get their names. Raises: WriteError."""
+        self.append([{COMMIT: [str(path.absolute()) for path in outputs]}])
+        with _wrap_write_errors(self.path):
+            self._sync()
+
+    def _sync(self) -> None:
+        if self.blobs is not None:
+            os.fsync(self.blobs.stream.fileno())
+        self.lines.sync()
+        self.synced_s = time.monotonic()
+
+    def read_at(self, offset: int) -> Line:
+        """Line that begins at `offset`."""
+        return self.lines.read_at(offset)
+
+    def read_blob(self, blob: Blob) -> bytes:
+        """Bytes of a blob; only in a run that keeps masks."""
+        assert self.blobs is not None
+        return self.blobs.read(blob)
+
+    def transactions(self) -> Iterator[list[tuple[int, Line]]]:
+        """Complete transactions from the start, each line with its offset; at the end, truncate the rest."""
+        stream = self.lines.stream
+        offset = complete = stream.seek(self.begin)
+        group: list[tuple[int, Line]] = []
+        for text in iter(stream.readline, b""):
+            try:
+                line = json.loads(text) if text.endswith(b"\n") else None
+                is_chip = isinstance(line, dict) and "row" in line
+                if not isinstance(line, dict) or (is_chip and not {"pair", "col", "status"} <= line.keys()):
+                    break
+                if self.blobs is not None and not self.blobs.is_intact(line):
+                    break
+            except (ValueError, TypeError):
+                break
+            group.append((offset, line))
+            offset += len(text)
+            if not is_chip or "end" in line:
+                yield group
+                complete, group = offset, []
+        stream.truncate(complete)
+
+    def clear(self) -> None:
+        """Remove everything but the header."""
+        self.lines.stream.truncate(self.begin)
+        if self.blobs is not None:
+            self.blobs.stream.truncate(0)
+
+    def unlink(self) -> None:
+        """Remove the file and its blobs. Raises: OSError."""
+        self.path.unlink(missing_ok=True)
+        _blob_path(self.path).unlink(missing_ok=True)
+
+
+@contextmanager
+def open_journal_file(
+    path: Path, header: Mapping[str, Any], *, fresh: bool = False, blobs: bool = False
+) -> Iterator[JournalFile]:
+    """Open the journal at `path`, or begin one with this header; `fresh` begins anew in any case.
+
+    `blobs` opens the file of blobs too.
+
+    Raises:
+        OutputError: the file has another header or version, or cannot be read or written.
+    """
+    header = json.loads(json.dumps({"deltavlm_journal": VERSION, **header}, default=str))
+    with _open_error(path):
+        if fresh or not path.exists() or not _has_header(path):
+            _blob_path(path).unlink(missing_ok=True)
+            with path.open("wb") as new:
+                new.write(json.dumps(header).encode() + b"\n")
+                new.flush()
+                os.fsync(new.fileno())
+            fsync_folder(path.parent)
+        stream = path.open("rb+")
+    blob_file = None
+    try:
+        _check_header(path, stream.readline(), header)
+        if blobs:
+            blob_path = _blob_path(path)
+            with _open_error(blob_path):
+                blob_path.touch()
+                blob_file = _BlobFile(blob_path, blob_path.open("rb+"))
+        yield JournalFile(JsonLines(path, stream), stream.tell(), blob_file)
+    finally:
+        for opened in (stream, *([blob_file.stream] if blob_file else [])):
+            with suppress(OSError):  # a full disk has been reported by `append`
+                opened.close()
+
+
+@contextmanager
+def _wrap_write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path}: writing failed ({error.strerror}); free some space, and the same command resumes"
+        ) from error
+
+
+def _check_header(path: Path, text: bytes, header: Mapping[str, Any]) -> None:
+    """Raises: OutputError unless the header line `text` equals `header`."""
+    try:
+        earlier = json.loads(text)
+    except ValueError:
+        earlier = {}
+    version = earlier.get("deltavlm_journal") if isinstance(earlier, dict) else None
+    if version is not None and version != VERSION:
+        raise OutputError(
+            f"{path}: is a journal of format {version}, by another version of deltavlm (this one writes "
+            f"format {VERSION}); finish that run with it, or add --no-resume, which starts over"
+        )
+    differs = sorted(differing_keys(earlier, header))
+    if differs:
+        raise OutputError(
+            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
+            "or choose another output"
+        )
+
+
+@contextmanager
+def _open_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
+
+
+def files_in_commit(path: Path) -> set[str]:
+    """Files next to the output that a run had begun to rename when it was killed."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            last = json.loads(stream.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return set()
+    return {*last[COMMIT]} if isinstance(last, dict) and COMMIT in last else set()
+
+
+def _has_header(path: Path) -> bool:
+    """False for a run that was killed while it wrote its first line."""
+    with path.open("rb") as stream:
+        return stream.readline().endswith(b"\n")
+
+
+def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:
+    """Keys at which two JSON values differ, such as `model.fingerprint`."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in {*first, *second}:
+            name = f"{prefix}.{key}".removeprefix(".settings").strip(".")
+            yield from differing_keys(first.get(key), second.get(key), name)
+    elif first != second:
+        yield prefix or "format"

@@ -1,0 +1,109 @@
+"""Output files of a job: the output, and the rasters and polygons next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltavlm.errors import ConfigError
+from deltavlm.files import lock
+from deltavlm.geo.cog import check_cog
+from deltavlm.geo.sinks import check_output
+from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
+from deltavlm.pipeline.journal_file import files_in_commit, journal_path
+from deltavlm.pipeline.pairs import Pair, file_names
+
+__all__ = ["OutputFiles", "check_outputs", "is_complete", "output_paths"]
+
+FOLDER_SUFFIX = ".gpkg"  # of the outputs in a folder
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFiles:
+    """Output file and the files written next to it; no path means standard output."""
+
+    path: Path | None
+    mask: Path | None = None
+    probability: Path | None = None
+    polygons: Path | None = None  # a file of their own, where the output has room for one layer only
+
+    @classmethod
+    def of(cls, options: OutputOptions) -> OutputFiles:
+        """Files of one output."""
+        path, layer = options.path, options.layer
+        polygons = None
+        has_one_layer = path is not None and (path.suffix.lower() != ".gpkg" or layer is not None)
+        if path is not None and has_one_layer and options.polygons and layer != "changes":
+            polygons = path.with_name(f"{path.stem}.changes{path.suffix}")
+        return cls(path, options.mask, options.probability, polygons)
+
+    def by_name(self) -> dict[str, Path]:
+        """Files next to the output that there are, by their kind."""
+        named = {"mask": self.mask, "probability": self.probability, "polygons": self.polygons}
+        return {name: path for name, path in named.items() if path is not None}
+
+    @property
+    def in_commit(self) -> set[str]:
+        """Files next to the output that a killed run had begun to rename; read before it is resumed."""
+        return set() if self.path is None else files_in_commit(journal_path(self.path))
+
+    def check(self, *, may_replace: bool, inputs: Sequence[str]) -> None:
+        """Check before any work that all files can be written; changes nothing.
+
+        Raises: OutputError or ConfigError.
+        """
+        if self.path is not None:
+            check_output(self.path, may_replace)
+        in_commit = self.in_commit
+        for name, path in self.by_name().items():
+            replace = may_replace or str(path.absolute()) in in_commit
+            if name == "polygons":
+                check_output(path, replace)
+            else:
+                check_cog(path, replace, inputs)
+        resolved = [path.resolve() for path in self.by_name().values()]
+        if len({*resolved}) < len(resolved):
+            raise ConfigError(f"{self.mask}: --mask and --probability are one file; name two")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the locks of all files. Raises: OutputError if another process has one."""
+        with ExitStack() as stack:
+            for path in (self.path, *self.by_name().values()):
+                stack.enter_context(nullcontext() if path is None else lock(path))
+            yield
+
+
+def output_paths(job: AnalyzeJob) -> dict[str, Path]:
+    """Output file of each pair by its id, in the folder of a job with an output for each pair.
+
+    Raises: InputError for an id that is no file name.
+    """
+    assert job.output.path is not None
+    return {name: job.output.path / file for name, file in file_names(job.pairs.pairs, FOLDER_SUFFIX).items()}
+
+
+def is_complete(path: Path, options: OutputOptions) -> bool:
+    """True if an output in a folder is there and stays; `retry_failed` replaces those with failed chips."""
+    replace = options.overwrite or (options.retry_failed and journal_path(path).exists())
+    return path.exists() and not replace
+
+
+def check_outputs(job: AnalyzeJob) -> None:
+    """Check before any work that the output of a job can be written, and that there is something to retry.
+
+    The outputs of a folder are checked one by one, when it is their turn. Raises: OutputError or ConfigError.
+    """
+    options = job.output
+    if options.per_pair:
+        return
+    pair: Pair | None = job.pairs.pairs[0] if job.is_single else None
+    OutputFiles.of(options).check(
+        may_replace=options.may_replace, inputs=(pair.before, pair.after) if pair else ()
+    )
+    if options.retry_failed and (options.path is None or not journal_path(options.path).exists()):
+        raise ConfigError(
+            f"--retry-failed: there is no journal of a run into {options.path or '-'} with chips that failed"
+        )

@@ -1,0 +1,119 @@
+"""Reader of output files in any format: the rows of their layers and the provenance of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rasterio.crs import CRS
+
+from deltavlm.errors import InputError
+from deltavlm.geo.vector_reader import list_layers, read_layer
+from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+__all__ = ["Output", "Row", "read_output"]
+
+Row = dict[str, Any]
+"""Values of a feature by column; `geometry` is a shapely geometry or None."""
+
+REQUIRED = ("chip_id", "status", "changed", "changed_score")
+"""Columns of `chips` in every output; the other columns may be missing."""
+
+EXTRA_LAYERS = (CHANGES.name, PAIRS.name)
+"""Layers besides `chips` that are read; only GeoPackages have them."""
+
+LIST_COLUMNS = frozenset(
+    field.name
+    for layer in (chips_layer(()), CHANGES, PAIRS)
+    for field in layer.fields
+    if field.type in ("list", "json")
+)
+"""Columns of lists and JSON objects, which some formats store as text."""
+
+HINT = "give an output of deltavlm analyze, with its layer chips"
+
+PROVENANCE: Mapping[str, Any] = {  # members of a provenance that are objects, if present
+    **{"model": {}, "options": {}, "versions": {}, "reading": {}},
+    "inputs": {"before": {}, "after": {}, "grid": {}, "alignment": {}},
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Layers of one output file and its provenance."""
+
+    path: Path
+    provenance: Mapping[str, Any]  # {} if the file has none, or one that deltavlm did not write
+    layers: Mapping[str, GeoDataFrame]  # by name: `chips`, and those of EXTRA_LAYERS that were read
+
+    @property
+    def crs(self) -> CRS | None:
+        """CRS of the geometries; None if they are in pixels."""
+        crs = self.layers["chips"].crs
+        return None if crs is None else CRS.from_wkt(crs.to_wkt())
+
+    def rows(self, layer: str) -> list[Row]:
+        """Rows of a layer as plain Python values: NaN becomes None, text of a list or JSON column is parsed.
+
+        A layer that the file does not have gives no rows.
+        """
+        frame = self.layers.get(layer)
+        if frame is None:
+            return []
+        columns = {name: [_plain(name, value) for value in frame[name].tolist()] for name in frame.columns}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def read_output(path: Path, extra_layers: Collection[str] = EXTRA_LAYERS) -> Output:
+    """Read the layer `chips` of an output of any format and version, and those of `extra_layers` that it has.
+
+    The format is recognized by content, not by suffix. Only a GeoPackage has more layers than `chips`.
+
+    Raises:
+        InputError: the file is missing, empty, damaged, of another format, or has no layer with chips.
+    """
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty (0 bytes); {HINT}")
+    chips = read_layer(path, "chips" if path.suffix.lower() == ".gpkg" else None, HINT)
+    provenance = chips.provenance if _is_provenance(chips.provenance) else {}
+    missing = [name for name in REQUIRED if name not in chips.frame]
+    if missing and len(chips.frame):
+        raise InputError(f"{path}: has no column {missing[0]!r}, so it does not hold chips; {HINT}")
+    if missing and chips.provenance is None:  # GeoJSON without a feature has no columns
+        raise InputError(f"{path}: holds no features and was not written by deltavlm; {HINT}")
+    layers = {"chips": chips.frame}
+    layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
+    return Output(path, provenance or {}, layers)
+
+
+def _plain(column: str, value: Any) -> Any:
+    if column == "geometry":
+        return None if value is None or value.is_empty else value
+    if column in LIST_COLUMNS and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if hasattr(value, "tolist"):
+        return value.tolist()  # a list of Parquet
+    return None if value != value else value  # NaN
+
+
+def _is_provenance(value: object) -> bool:
+    """Check that a provenance has the structure that deltavlm writes."""
+    if not isinstance(value, dict) or not _has_objects(value, PROVENANCE):
+        return False
+    questions = value.get("questions", [])
+    return isinstance(questions, list) and all(isinstance(question, dict) for question in questions)
+
+
+def _has_objects(value: object, members: Mapping[str, Any]) -> bool:
+    return isinstance(value, dict) and all(
+        _has_objects(value[key], inner) for key, inner in members.items() if key in value
+    )

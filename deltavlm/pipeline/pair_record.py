@@ -1,0 +1,142 @@
+"""State of one pair of a run: identity for resuming, record of the opened pair, result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from affine import Affine
+from rasterio.crs import CRS
+from shapely.geometry import Polygon
+
+from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.grid import ChipGrid
+from deltavlm.geo.location import file_identity, redact_credentials
+from deltavlm.geo.pair import PairReader
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.results import ChipResult
+from deltavlm.pipeline.schema import PairStatus
+
+__all__ = ["PairIdentity", "PairRecord", "PairResult"]
+
+LIMIT_REACHED = "--limit was reached within it"
+
+
+@dataclass(frozen=True, slots=True)
+class PairIdentity:
+    """Identity of a pair for resuming: redacted locations, AOI, size and modification time of both files."""
+
+    before: str  # without credentials
+    after: str
+    aoi: str | None
+    files: list[dict[str, int] | None]  # `file_identity` of both; None for a remote file
+
+    @classmethod
+    def of(cls, pair: Pair) -> PairIdentity:
+        return cls(
+            redact_credentials(pair.before),
+            redact_credentials(pair.after),
+            None if pair.aoi is None else str(pair.aoi),
+            [file_identity(location) for location in (pair.before, pair.after)],
+        )
+
+    def matches(self, pair: Pair) -> bool:
+        """True if the pair has not changed since; files that have been removed do not count."""
+        now = PairIdentity.of(pair)
+        return (self.before, self.after, self.aoi) == (now.before, now.after, now.aoi) and all(
+            file is None or file == earlier for file, earlier in zip(now.files, self.files, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """Record of an opened pair, from which its chips can be placed without opening it again."""
+
+    identity: PairIdentity
+    crs: str | None  # WKT
+    transform: list[float]  # a, b, c, d, e, f
+    width: int  # px
+    height: int
+    gsd_m: float | None
+    chips: int  # chips of the grid inside the area of interest
+    notes: list[str]
+    inputs: str  # `PairReader.provenance()` as JSON, which takes a tenth of the memory
+
+    @classmethod
+    def of(cls, pair: Pair, reader: PairReader, chips: ChipGrid) -> PairRecord:
+        """Record of an open pair that is cut into `chips`."""
+        return cls.from_dict(
+            {
+                "identity": asdict(PairIdentity.of(pair)),
+                "crs": reader.geobox.crs.to_wkt() if reader.geobox.crs else None,
+                "transform": list(reader.geobox.transform)[:6],
+                "width": reader.geobox.width,
+                "height": reader.geobox.height,
+                "gsd_m": reader.gsd_m,
+                "chips": len(chips),
+                "notes": list(reader.notes),
+                "inputs": json.dumps(reader.provenance()),
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PairRecord:
+        """Inverse of `asdict`."""
+        crs = values["crs"] and sys.intern(values["crs"])  # many pairs share one
+        return cls(**{**values, "crs": crs, "identity": PairIdentity(**values["identity"])})
+
+    def chip_grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
+        """Chip grid of the pair, without the area of interest."""
+        return ChipGrid(self.geobox, chip_px, overlap_px)
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Pixel grid of the pair."""
+        crs = None if self.crs is None else CRS.from_wkt(self.crs)
+        return GeoBox(self.width, self.height, Affine(*self.transform), crs)
+
+    @property
+    def overlap_share(self) -> float | None:
+        """Share of before's area that after covers."""
+        share: float | None = json.loads(self.inputs)["alignment"]["overlap_share"]
+        return share
+
+    @property
+    def footprint(self) -> Polygon:
+        """Outline of the pixel grid, in its CRS."""
+        return self.geobox.footprint
+
+
+@dataclass(slots=True)
+class PairResult:
+    """Result of a run for one pair."""
+
+    pair: Pair
+    record: PairRecord | None = None  # None: it could not be opened
+    chips: int = 0
+    changed: int = 0  # chips
+    failed: int = 0  # chips
+    reason: str = ""  # error message of the pair, or of its first failed chip
+
+    def add(self, result: ChipResult) -> None:
+        """Count a chip of the pair."""
+        change = result.of_task("change")
+        self.chips += 1
+        self.changed += change is not None and change.value is True
+        if result.failed:
+            self.failed += 1
+            self.reason = self.reason or result.reason
+
+    @property
+    def status(self) -> PairStatus:
+        if self.record is None:
+            return "failed"
+        return "partly" if self.failed or self.chips < self.record.chips else "answered"
+
+    @property
+    def failure(self) -> str | None:
+        """Reason why the pair was not answered completely; None if it was."""
+        return None if self.status == "answered" else self.reason or LIMIT_REACHED

@@ -1,0 +1,77 @@
+"""Plan of a run: what is known of each pair, and its chip grid, without asking a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deltavlm.errors import InputError
+from deltavlm.geo.grid import ChipGrid
+from deltavlm.geo.pair import PairReader
+from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.reading import open_listed_pair, scale_warning
+
+__all__ = ["PairPlan", "plan_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """Plan of one pair; `reason` is why it cannot be opened."""
+
+    pair: Pair
+    reason: str | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)  # `PairReader.provenance()`
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # notes that may make answers wrong, and a scale far from the training's
+    crs: str | None = None
+    gsd_m: float | None = None
+    overlap_share: float | None = None  # share of before's area that after covers
+    chips: int = 0
+    rows: int = 0
+    cols: int = 0
+    chip_px: int = 0
+    overlap_px: int = 0
+
+    @classmethod
+    def of(cls, pair: Pair, reader: PairReader, grid: ChipGrid) -> PairPlan:
+        """Plan of an open pair that is cut into `grid`."""
+        return cls(
+            pair=pair,
+            inputs=reader.provenance(),
+            notes=tuple(reader.notes),
+            warnings=tuple(reader.warnings),
+            crs=reader.geobox.crs.to_string() if reader.geobox.crs else None,
+            gsd_m=reader.gsd_m,
+            overlap_share=reader.alignment.overlap_share,
+            chips=len(grid),
+            rows=grid.rows,
+            cols=grid.cols,
+            chip_px=grid.size,
+            overlap_px=grid.overlap,
+        )
+
+
+def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> list[PairPlan]:
+    """Open each pair of a job, and cut it into chips.
+
+    `model_chip_px` and `training_gsd_m` are the chip size and ground size of a pixel of the model's training.
+
+    Raises: InputError where a single pair cannot be opened.
+    """
+    return [_plan_pair(pair, job, model_chip_px, training_gsd_m) for pair in job.pairs.pairs]
+
+
+def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> PairPlan:
+    options = job.options
+    try:
+        with open_listed_pair(pair, job.read) as reader:
+            plan = PairPlan.of(pair, reader, reader.chips(options.chip_px, options.overlap_px))
+    except InputError as error:
+        if job.is_single:
+            raise
+        return PairPlan(pair, reason=str(error))
+    scale = scale_warning(plan.gsd_m, training_gsd_m, options.chip_px / model_chip_px)
+    if scale is None:
+        return plan
+    return replace(plan, notes=(*plan.notes, scale), warnings=(*plan.warnings, scale))

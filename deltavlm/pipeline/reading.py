@@ -1,0 +1,147 @@
+"""Chips of the pairs of a job in order, each pair opened when its first chip is needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+from deltavlm.errors import InputError
+from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.model.interface import ModelFacts
+from deltavlm.pipeline.engine import Callback, Engine, LoadedChip
+from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.pair_record import PairRecord
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.result_store import ResultStore
+
+__all__ = [
+    "PairStart",
+    "first_crs",
+    "log_notes",
+    "open_listed_pair",
+    "read_chips_of_pairs",
+    "scale_warning",
+    "with_callbacks",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_SCALE_RATIO = 2.02  # of the pixel size to that of the training, in either direction, without a warning
+
+
+def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
+    """Open a pair; its own area of interest replaces that of `read`."""
+    aoi = read.aoi if pair.aoi is None else pair.aoi
+    return open_pair(RasterPair(pair.before, pair.after, pair.id), replace(read, aoi=aoi))
+
+
+def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
+    """WKT of the CRS of the first pair that can be opened; None where it has none, or none can."""
+    for pair in pairs:
+        with suppress(InputError), open_listed_pair(pair, replace(read, outlines_only=True)) as reader:
+            return reader.geobox.crs.to_wkt() if reader.geobox.crs else None
+    return None
+
+
+def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
+    """Warning where the ground size of a pixel is far from that of the model's training, metres.
+
+    `shrink` is the ratio of the chip size to the model's own: larger chips are resampled to it.
+    """
+    if gsd_m is None:
+        return f"the ground size of a pixel is not known; the model was trained at {training_gsd_m:g} m"
+    model_gsd_m = gsd_m * shrink
+    if training_gsd_m / MAX_SCALE_RATIO <= model_gsd_m <= training_gsd_m * MAX_SCALE_RATIO:
+        return None
+    size = (
+        f"a pixel is {model_gsd_m:.3g} m"
+        if shrink == 1
+        else f"a chip of this size has {model_gsd_m:.3g} m a pixel"
+    )
+    text = f"{size}, the model was trained at {training_gsd_m:g} m: its answers are less reliable here"
+    if model_gsd_m > training_gsd_m:
+        return text
+    advice = f"--gsd {training_gsd_m:g} resamples both images" if shrink == 1 else "use larger chips"
+    return f"{text}; {advice}"
+
+
+def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob, warned: set[str]) -> None:
+    """Log the notes of an opened pair, and a warning where its scale is far from that of the training.
+
+    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds.
+    """
+    scale = scale_warning(reader.gsd_m, model.training_gsd_m, job.options.chip_px / model.chip_px)
+    if not pair.id:  # a single pair: its other notes were logged when it was opened
+        if scale:
+            logger.warning("%s", scale)
+        return
+    notes = [(note, note, note in reader.warnings) for note in reader.notes]
+    for kind, note, is_warning in [*notes, *([("scale", scale, True)] if scale else [])]:
+        if is_warning and kind not in warned:
+            warned.add(kind)
+            logger.warning("%s: %s (not repeated for other pairs)", pair.id, note, extra={"pair": pair.id})
+        else:
+            logger.info("%s: %s", pair.id, note, extra={"pair": pair.id})
+
+
+@dataclass(frozen=True, slots=True)
+class PairStart:
+    """Start of a pair in the stream of chips: opened, failed with a reason, or complete in the store."""
+
+    pair: Pair
+    reader: PairReader | None = None  # closed by the time it is received; for its notes
+    record: PairRecord | None = None
+    reason: str = ""
+    is_earlier: bool = False  # from an earlier run
+
+
+def read_chips_of_pairs(
+    job: AnalyzeJob, engine: Engine, store: ResultStore, opened: PairReader | None = None
+) -> Generator[PairStart | LoadedChip, None, None]:
+    """Yield the start of each pair and then its chips that are still to be asked, up to the limit.
+
+    One pair is open at a time. It runs in the prefetch thread and has no effect on the store. `opened` is the
+    reader of the only pair, if the caller has opened it.
+
+    Raises: InputError of a pair that cannot be opened, if it is the only one or with `on_error="fail"`.
+    """
+    options, count = job.options, 0
+    for pair in job.pairs.pairs:
+        if options.limit is not None and count >= options.limit:
+            return
+        earlier = store.record_of(pair)
+        if isinstance(earlier, PairRecord):
+            yield PairStart(pair, record=earlier, is_earlier=True)
+            count += earlier.chips
+            continue
+        if earlier is not None:
+            yield PairStart(pair, reason=earlier, is_earlier=True)
+            continue
+        with ExitStack() as stack:
+            try:
+                reader = opened or stack.enter_context(open_listed_pair(pair, job.read))
+                grid = reader.chips(options.chip_px, options.overlap_px)
+                record = PairRecord.of(pair, reader, grid)
+            except InputError as error:
+                if options.on_error == "fail" or job.one_pair_per_output:
+                    raise
+                yield PairStart(pair, reason=str(error))
+                continue
+            yield PairStart(pair, reader, record)
+            remaining = len(grid) if options.limit is None else min(len(grid), options.limit - count)
+            chips = islice(grid, remaining)
+            count += remaining
+            pending = (chip for chip in chips if not store.is_done(pair, chip))
+            yield from engine.load(reader, pending, options, pair.id)
+
+
+def with_callbacks(
+    items: Iterable[PairStart | LoadedChip], begin: Callable[[PairStart], None]
+) -> Iterator[LoadedChip | Callback]:
+    """Replace the start of each pair by a callback, for the main thread, that calls `begin` with it."""
+    for item in items:
+        yield item if isinstance(item, LoadedChip) else partial(begin, item)

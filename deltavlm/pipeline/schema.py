@@ -1,0 +1,171 @@
+"""Columns of every output layer, and the statuses of chips and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from deltavlm.geo.features import Field, Layer
+from deltavlm.tasks.questions import QuestionSpec
+
+__all__ = [
+    "ANALYZED_STATUSES",
+    "ANSWERS",
+    "CHANGES",
+    "CHIP_STATUSES",
+    "FAILED_STATUSES",
+    "GRID",
+    "LOCATIONS",
+    "PAIRS",
+    "PAIR_STATUSES",
+    "ChipStatus",
+    "PairStatus",
+    "chips_layer",
+    "output_layers",
+    "with_pair_columns",
+]
+
+ChipStatus = Literal["answered", "cascaded", "nodata", "unreadable", "error"]
+CHIP_STATUSES: tuple[ChipStatus, ...] = get_args(ChipStatus)
+ANALYZED_STATUSES: frozenset[ChipStatus] = frozenset(("answered", "cascaded"))
+FAILED_STATUSES: frozenset[ChipStatus] = frozenset(("unreadable", "error"))
+
+PairStatus = Literal["answered", "partly", "failed"]
+PAIR_STATUSES: tuple[PairStatus, ...] = get_args(PairStatus)
+
+_CHIP_COLUMNS = (
+    Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner", "Chip"),
+    Field(
+        "status",
+        "str",
+        "answered; cascaded: only asked whether it changed; nodata: not asked; unreadable: no pixels; "
+        "error: no reply",
+    ),
+    Field("changed", "bool", "Has anything changed?", "Changed?"),
+    Field("changed_score", "float", "Probability that something changed, 0 to 1", "Score of change"),
+    Field("caption", "str", "What changed, in one sentence"),
+    Field(
+        "caption_score",
+        "float",
+        "Mean log-probability of the caption's tokens; nearer 0 is surer",
+        "Score of caption",
+    ),
+    Field("new_roads", "int", "Number of new roads in this chip"),
+    Field("new_buildings", "int", "Number of new buildings in this chip"),
+    Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
+    Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
+)
+_SOURCE_COLUMNS = (
+    Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
+    Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
+    Field("model", "str", "Model and its fingerprint"),
+    Field("before", "str", "The earlier image", "Image before"),
+    Field("after", "str", "The later image", "Image after"),
+)
+_PAIR_ID = Field("pair_id", "str", "Name of the pair", "Pair")
+_PAIR_DATES = (
+    Field("before_date", "str", "When the earlier image was taken, as the list of pairs says"),
+    Field("after_date", "str", "When the later image was taken, as the list of pairs says"),
+)
+
+LOCATIONS = Layer(
+    "locations",
+    (
+        Field("chip_id", "str", "Name of the chip", "Chip"),
+        Field("class", "str", "road or building"),
+        Field(
+            "cell", "str", "Cell of the chip's 3x3 grid, as the model sees it: top is the chip's first row"
+        ),
+        Field("caption", "str", "The chip's caption"),
+    ),
+)
+
+CHANGES = Layer(
+    "changes",
+    (
+        Field("class", "str", "What was built, removed or altered there: building, road or other"),
+        Field("area_m2", "float", "Area on the ground, square metres"),
+        Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
+        Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),
+        Field("lon", "float", "Longitude of the centroid, degrees"),
+        Field("lat", "float", "Latitude of the centroid, degrees"),
+        Field("chip_ids", "list", "Chips that it was seen in"),
+        Field("caption", "str", "The caption of the chip that holds most of it"),
+        Field("before_date", "str", "When the earlier image was taken, as was said"),
+        Field("after_date", "str", "When the later image was taken, as was said"),
+    ),
+)
+
+GRID = Layer(
+    "grid",
+    (
+        Field("chip_id", "str", "Name of the chip", "Chip"),
+        Field("row", "int", "Row of the chip in the grid, from 0"),
+        Field("col", "int", "Column of the chip in the grid, from 0"),
+        Field("x_off", "int", "Left edge, px from the upper left corner of the grid"),
+        Field("y_off", "int", "Upper edge, px from the upper left corner of the grid"),
+        Field("width", "int", "Width, px"),
+        Field("height", "int", "Height, px"),
+    ),
+)
+
+PAIRS = Layer(
+    "pairs",
+    (
+        _PAIR_ID,
+        Field(
+            "status",
+            "str",
+            "answered; partly: some chips failed, or --limit cut it off; failed: not opened, nothing asked",
+        ),
+        Field("reason", "str", "Why it failed, or its first chip did"),
+        Field("chips", "int", "Number of chips that were looked at"),
+        Field("changed", "int", "Number of chips that the model calls changed"),
+        Field("failed_chips", "int", "Number of chips that could not be read or answered"),
+        Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
+        Field("before", "str", "The earlier image"),
+        Field("after", "str", "The later image"),
+        *_PAIR_DATES,
+        Field("notes", "list", "What was found of the pair when it was opened"),
+        Field("inputs", "json", "Where the pixels came from and what was done to them"),
+    ),
+)
+
+ANSWERS = Layer(
+    "answers",
+    (
+        Field(
+            "kind", "str", "window: all that was asked about; cell: named in an answer; mask: changed ground"
+        ),
+        Field("class", "str", "Of a cell: road or building; of a mask: what happened there"),
+        Field("cell", "str", "Cell of the window's 3x3 grid, as the model sees it: top is its first row"),
+        Field("question", "str", "What was asked"),
+        Field("answer", "str", "What the model said"),
+        Field("score", "float", "Probability of yes, or the mean log-probability of the answer's tokens"),
+        Field("model", "str", "Model and its fingerprint"),
+    ),
+)
+
+
+def chips_layer(questions: Sequence[QuestionSpec]) -> Layer:
+    """Layer `chips` for a question set: fixed columns, and a column `answer_<name>` for each question."""
+    raw = [Field(f"answer_{spec.name}", "str", f"Answer to: {spec.prompt}") for spec in questions]
+    return Layer("chips", (*_CHIP_COLUMNS, *raw, *_SOURCE_COLUMNS))
+
+
+def with_pair_columns(layer: Layer) -> Layer:
+    """`layer` with the columns `pair_id`, `before_date` and `after_date`."""
+    names = {field.name for field in layer.fields}
+    dates = (date for date in _PAIR_DATES if date.name not in names)
+    return Layer(layer.name, (_PAIR_ID, *layer.fields, *dates))
+
+
+def output_layers(
+    questions: Sequence[QuestionSpec], *, changes: bool, pair_columns: bool, pairs: bool
+) -> tuple[Layer, ...]:
+    """Layers of an output file, `chips` first. `changes` and `pairs` add those layers; `pair_columns` adds
+    the columns of a pair to every other layer."""
+    layers = [chips_layer(questions), LOCATIONS, *([CHANGES] if changes else [])]
+    if pair_columns:
+        layers = [with_pair_columns(layer) for layer in layers]
+    return (*layers, *([PAIRS] if pairs else []))

@@ -1,0 +1,87 @@
+"""Outputs written by an earlier version are read as that version read them.
+
+tests/golden/outputs_81764d4.zip holds outputs of commit 81764d4 in every format, of a pair and of a list of
+pairs, the rasters that they were made from, and `expected.json`: the figures of `summarize` and the data of
+the report page, as that commit computed them.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.report.build import open_report
+from deltavlm.report.images import ImageOptions
+from deltavlm.report.page_data import PageImages, page_data
+from deltavlm.summaries.areas import single_area
+from deltavlm.summaries.results import read_results
+from deltavlm.summaries.stac import result_item
+from deltavlm.summaries.totals import as_row, summarize_areas, summarize_chips
+
+ARCHIVE = Path(__file__).parent.parent / "golden" / "outputs_81764d4.zip"
+with zipfile.ZipFile(ARCHIVE) as archive:
+    EXPECTED: dict[str, dict[str, Any]] = json.loads(archive.read("expected.json"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("earlier")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(path)
+    return path
+
+
+def as_json(value: object) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def approximately(value: Any) -> Any:
+    """Numbers up to rounding errors of PROJ and GEOS, whose versions differ."""
+    if isinstance(value, dict):
+        return {key: approximately(member) for key, member in value.items()}
+    return pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_summary_is_the_same(folder: Path, name: str) -> None:
+    results = read_results([folder / name])
+    expected = EXPECTED[name]["summary"]
+    assert as_json(as_row(summarize_chips(results))) == approximately(expected["all"])
+    assert len(summarize_areas(results, single_area(results))) == 1
+    assert result_item(results, folder / "item.json", before_date="2015", after_date="2024")["bbox"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_report_shows_the_same(folder: Path, name: str) -> None:
+    report = open_report(folder / name, ImageOptions())
+    data = as_json(page_data(report.output, report.pairs, PageImages()))
+    expected = EXPECTED[name]["report"]
+    for pair, expected_pair in zip(data["pairs"], expected["pairs"], strict=True):
+        assert pair == approximately(expected_pair)
+    assert data["title"] == expected["title"]
+    assert data["chips"] == expected["chips"]
+    assert len(data["changes"]) == len(expected["changes"])
+    for change, expected_change in zip(data["changes"], expected["changes"], strict=True):
+        assert change == approximately(expected_change)
+
+
+def test_the_page_shows_the_images(folder: Path) -> None:
+    """They are in the folder of the output, though it was made in another one."""
+    report = open_report(folder / "pairs.gpkg", ImageOptions())
+    html, missing = report.html()
+    assert list(missing) == ["lost"]
+    assert html.startswith("<!doctype html>")
+
+
+def test_layers_of_a_package(folder: Path) -> None:
+    output = read_output(folder / "pairs.gpkg")
+    assert [row["status"] for row in output.rows("pairs")] == ["answered", "answered", "failed"]
+    assert output.rows("pairs")[0]["inputs"]["before"]["path"] == "before.tif"
+    assert [row["class"] for row in output.rows("changes")] == ["building"]
+    assert output.rows("changes")[0]["chip_ids"]
+    assert read_output(folder / "pairs.geojson").rows("pairs") == []

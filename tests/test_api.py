@@ -1,0 +1,165 @@
+"""Python API: what the command line does, the library does in one call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import pytest
+
+import deltavlm
+from deltavlm import analyze, open_pair
+from deltavlm.errors import ConfigError, InputError, OutputError, PartialFailure
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.pipeline.job import AnalyzeOptions
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.run_result import RunResult
+from tests.conftest import CHIP, Scene
+from tests.scripted_model import ScriptedModel
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = AnalyzeOptions(chip_px=CHIP)
+
+
+def test_one_pair(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    output = tmp_path / "changes.gpkg"
+    progress: list[int] = []
+    result = analyze(
+        *scene.args,
+        output=output,
+        model=model,
+        options=OPTIONS,
+        on_progress=lambda result: progress.append(result.chips),
+    )
+    assert isinstance(result, RunResult)
+    assert (result.chips, result.changed, result.failed, result.failures) == (15, 1, 0, [])
+    assert result.output == output
+    assert progress[-1] == 15
+    (chip,) = result.most_changed
+    assert chip.chip_id == scene.changed_chip
+    assert chip.lonlat is not None
+    assert -180 <= chip.lonlat[0] <= 180
+    table = pyogrio.read_dataframe(output, layer="chips")
+    assert list(table.chip_id[table.changed]) == [scene.changed_chip]
+    assert "pair_id" not in table
+    result.raise_if_partial()
+    assert [path.name for path in tmp_path.glob("changes*")] == ["changes.gpkg"]
+
+
+def test_a_list_of_pairs_into_one_output(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    before, after = scene.args
+    pairs = [Pair("first", before, after), (before, after)]
+    result = analyze(pairs, output=tmp_path / "all.gpkg", model=model, options=OPTIONS)
+    assert list(result.pairs) == ["first", "after"]
+    assert (result.chips, result.changed) == (30, 2)
+    assert {chip.pair for chip in result.most_changed} == {"first", "after"}
+    table = pyogrio.read_dataframe(tmp_path / "all.gpkg", layer="pairs")
+    assert list(table.pair_id) == ["first", "after"]
+
+
+def test_a_folder_of_outputs_holds_what_a_run_over_each_pair_gives(
+    scene: Scene, model: ScriptedModel, tmp_path: Path
+) -> None:
+    pairs = [Pair("one", *scene.args), Pair("missing", "nowhere.tif", scene.args[1])]
+    result = analyze(pairs, output=f"{tmp_path}/each/", model=model, options=OPTIONS)
+    assert [path.name for path in (tmp_path / "each").iterdir()] == ["one.gpkg"]
+    assert [pair.status for pair in result.pairs.values()] == ["answered", "failed"]
+    with pytest.raises(
+        PartialFailure, match=r"1 of 2 pairs failed, the first because: missing: nowhere\.tif"
+    ):
+        result.raise_if_partial()
+    alone = analyze(*scene.args, output=tmp_path / "alone.gpkg", model=model, options=OPTIONS)
+    assert alone.changed == result.changed == 1
+    again = analyze(pairs[:1], output=f"{tmp_path}/each/", model=model, options=OPTIONS)
+    assert (again.outputs_skipped, again.chips, again.model) == (1, 0, None)
+
+
+def test_polygons_and_rasters(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    result = analyze(
+        *scene.args,
+        output=tmp_path / "changes.gpkg",
+        model=model,
+        options=OPTIONS,
+        polygons=True,
+        mask=tmp_path / "mask.tif",
+    )
+    assert result.polygons == len(pyogrio.read_dataframe(tmp_path / "changes.gpkg", layer="changes")) > 0
+    assert result.files == {"mask": tmp_path / "mask.tif"}
+    assert (tmp_path / "mask.tif").exists()
+
+
+def test_an_interrupted_call_resumes(scene: Scene, tmp_path: Path) -> None:
+    output = tmp_path / "out.geojson"
+
+    def interrupt(result: RunResult) -> None:
+        if result.chips >= 8:
+            raise KeyboardInterrupt
+
+    options = AnalyzeOptions(chip_px=CHIP)
+    with pytest.raises(KeyboardInterrupt):
+        analyze(*scene.args, output=output, model=Small(), options=options, on_progress=interrupt)
+    assert not output.exists()
+    second = Small()
+    result = analyze(*scene.args, output=output, model=second, options=options)
+    assert result.summary.resumed == 8
+    assert sum(second.batches) == 7
+    analyze(*scene.args, output=tmp_path / "unbroken.geojson", model=Small(), options=options)
+    assert output.read_bytes() == (tmp_path / "unbroken.geojson").read_bytes()
+
+
+class Small(ScriptedModel):
+    """Model that prefers four chips in a batch."""
+
+    def auto_batch_size(self) -> int:
+        return 4
+
+
+def test_mistakes_are_errors_before_any_work(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    output = tmp_path / "out.gpkg"
+    with pytest.raises(InputError, match=r"nowhere\.tif"):
+        analyze("nowhere.tif", scene.after, output=output, model=model)
+    with pytest.raises(InputError, match="nonesuch"):
+        analyze(*scene.args, output=output, model="nonesuch")
+    with pytest.raises(OutputError, match="suffix"):
+        analyze(*scene.args, output=tmp_path / "out.shp", model=model)
+    with pytest.raises(ValueError, match="needs `after`"):
+        analyze(scene.before, output=output, model=model)
+    with pytest.raises(ValueError, match="only with a single image"):
+        analyze([scene.args], scene.after, output=output, model=model)
+    with pytest.raises(ValueError, match="at least one pair"):
+        analyze([], output=output, model=model)
+    with pytest.raises(ConfigError, match="many pairs cannot be one raster"):
+        analyze([scene.args], output=output, model=model, mask=tmp_path / "mask.tif")
+    with pytest.raises(ConfigError, match="cascade"):
+        analyze(*scene.args, output=output, model=model, questions=[], options=AnalyzeOptions(cascade=True))
+    output.write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        analyze(*scene.args, output=output, model=model)
+    assert output.read_text() == "mine"
+    assert model.batches == []
+
+
+def test_open_pair(scene: Scene) -> None:
+    with open_pair(scene.before, scene.after, ReadOptions(), scale="none") as reader:
+        chips = list(reader.chips(CHIP))
+        pixels = reader.read(chips[0])
+        assert reader.options.scale == "none"
+        assert (len(chips), reader.geobox.crs is not None) == (15, True)
+    assert pixels.before.shape == pixels.after.shape == (3, CHIP, CHIP)
+    assert (pixels.before.dtype, pixels.valid.shape) == (np.uint8, (CHIP, CHIP))
+
+
+def test_importing_the_package_loads_nothing_and_names_its_functions() -> None:
+    code = (
+        "import sys, deltavlm\n"
+        "assert not {'torch', 'rasterio', 'numpy'} & {*sys.modules}\n"
+        "from deltavlm import analyze\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert {"analyze", "load_model", "open_pair", "__version__"} <= {*dir(deltavlm)}
+    with pytest.raises(AttributeError, match="nonesuch"):
+        deltavlm.nonesuch  # noqa: B018
