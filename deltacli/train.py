@@ -16,6 +16,7 @@ from deltacli.console import console, duration
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError
+from deltavlm.files import format_bytes
 
 if TYPE_CHECKING:
     from deltavlm.training.estimate import Estimate
@@ -145,7 +146,7 @@ def _progress_callback(stack: ExitStack) -> Callable[[str, int, int, str], None]
             return
         if phase not in bars:
             stack.close()
-            bars[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", begun=step))
+            bars[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", initial=step))
             return
         notes[phase] = note or notes.get(phase, "")
         bars[phase](step, notes[phase])
@@ -184,13 +185,13 @@ def _as_text(estimate: Estimate) -> list[str]:
         )
         lines.append(f"  trainable: {phase['trainable']:,} parameters: {modules}")
         memory = phase["memory_bytes"]
-        items = ", ".join(f"{key} {_bytes_text(value)}" for key, value in memory.items() if value)
+        items = ", ".join(f"{key} {format_bytes(value)}" for key, value in memory.items() if value)
         activations = (
-            f"about {_bytes_text(phase['activation_bytes'])} of activations (measured, scaled)"
+            f"about {format_bytes(phase['activation_bytes'])} of activations (measured, scaled)"
             if phase["activation_bytes"]
             else "activations (unknown)"
         )
-        lines.append(f"  memory: {_bytes_text(sum(memory.values()))} ({items}), plus {activations}")
+        lines.append(f"  memory: {format_bytes(sum(memory.values()))} ({items}), plus {activations}")
         if phase["epochs"]:
             lines.append("  epochs: " + ", ".join(f"{k} {v:.3g}" for k, v in phase["epochs"].items()))
         if phase["seconds"]:
@@ -199,14 +200,5 @@ def _as_text(estimate: Estimate) -> list[str]:
     if estimate.unmeasured:
         lines.append(f"time: unknown, {estimate.unmeasured}")
     else:
-        lines.append(f"time: about {duration(total_seconds)} in total, without drawing scenes and validation")
+        lines.append(f"time: about {duration(total_seconds)} in total, plus rendering scenes and validation")
     return lines
-
-
-def _bytes_text(count: float) -> str:
-    """`1234567` -> `1.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -59,7 +59,7 @@ def eight_examples(folder: Path, *, hinted: bool = False) -> Path:
         rng = np.random.default_rng(scene)
         dates = [np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((7, 7, 1))).astype(np.uint8) for _ in "AB"]
         for date, pixels in zip("AB", dates, strict=True):
-            save_picture(folder / "images" / f"{scene}_{date}.png", pixels)
+            save_image(folder / "images" / f"{scene}_{date}.png", pixels)
         for order, answer in zip(("AB", "BA"), both, strict=True):
             question = f"{HINTS[scene]} {order}" if hinted else caption.PROMPT
             messages = [

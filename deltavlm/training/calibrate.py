@@ -82,7 +82,7 @@ def record_margins(
     flags = {example.id: example.changed for pair in questions for example in pair.examples}
     margins: list[float] = []
     is_changed: list[bool] = []
-    for predictions, _ in predict_batches(uncalibrated, questions, image_folder, batch=16):
+    for predictions, _ in predict_batches(uncalibrated, questions, image_folder, batch_size=16):
         for prediction in predictions:
             if prediction.score is not None:
                 margins.append(_margin(prediction.score))
@@ -91,8 +91,9 @@ def record_margins(
 
 
 def calibrate_on_scenes(model: Predictor, validation: Path, hard: Path) -> Calibration:
-    """Fit to the validation scenes and as many hard negatives, which are drawn into the cache `hard`."""
-    draw_cache(hard, len(open_cache(validation)[0]), seed=HARD_SEED, change=0.0, strength=HARD_STRENGTH)
+    """Fit to the validation scenes and as many hard negatives, which are rendered into the cache `hard`."""
+    options = SceneOptions(change=0.0, strength=HARD_STRENGTH)
+    render_cache(hard, len(open_cache(validation)[0]), seed=HARD_SEED, options=options)
     margins, is_changed = scene_margins(model, validation)
     hard_margins, hard_is_changed = scene_margins(model, hard)
     return fit_platt(margins + hard_margins, is_changed + hard_is_changed)

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.examples import Dataset, missing_images, read_set
-from deltavlm.data.pictures import picture
-from deltavlm.data.warp import draw_warp
+from deltavlm.data.augment import random_warp
+from deltavlm.data.examples import Dataset, missing_images
+from deltavlm.data.images import read_image
+from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.predictor import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
@@ -61,7 +62,7 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
         ConfigError: it has no pairs to train on.
     """
     try:
-        dataset = read_set(records.path, records.split, records.tasks, repeats=True)
+        dataset = read_dataset(records.path, records.split, records.tasks, keep_duplicates=True)
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
     _report_problems(name, dataset)
@@ -72,7 +73,7 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
         )
     image_folder = _image_folder(name, records)
     if missing := missing_images(dataset.examples, image_folder):
-        paths = ", ".join(str(image_folder / problem.where) for problem in missing[:MAX_LISTED])
+        paths = ", ".join(str(image_folder / problem.location) for problem in missing[:MAX_LISTED])
         others = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
         raise InputError(
             f"sets.{name}: {len(missing)} images are missing: {paths}{others}; set sets.{name}.images"
@@ -91,11 +92,13 @@ def _report_problems(name: str, dataset: Dataset) -> None:
     """Log unusable records. Raises: InputError for an unusable file."""
     for kind, plural in (("file", "files"), ("record", "records")):
         problems = [
-            problem for problem in dataset.problems if problem.kind == kind and "variant" not in problem.what
+            problem
+            for problem in dataset.problems
+            if problem.kind == kind and "variant" not in problem.message
         ]
         if not problems:
             continue
-        first = f"{problems[0].where}: {problems[0].what}"
+        first = f"{problems[0].location}: {problems[0].message}"
         message = f"sets.{name}: {len(problems)} {plural} cannot be used, the first: {first}"
         if kind == "file":
             raise InputError(message)
@@ -190,16 +193,16 @@ class ChangeChatSource:
         before, after = self._load_images(pair)
         phase = self.phase
         if self.train and (phase.cut or phase.turn_deg) and all(turn.can_warp for turn in turns):
-            warp = draw_warp(np.random.default_rng([*self.seed, 1, index]), phase.cut, phase.turn_deg)
+            warp = random_warp(np.random.default_rng([*self.seed, 1, index]), phase.cut, phase.turn_deg)
             before, after = (warp(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in (before, after))
         if before.shape[1:] != (self.image_px, self.image_px):
-            before, after = (resized(image, self.image_px) for image in (before, after))
+            before, after = (resize_image(image, self.image_px) for image in (before, after))
         prompts_and_answers = tuple((turn.prompt, turn.answer) for turn in turns)
         return Sample(before, after, prompts_and_answers, pair.examples[0].changed)
 
     def _load_images(self, pair: PairExamples) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Images (3, H, W) before and after. Raises: InputError when they have different sizes."""
-        before, after = (picture(self.image_folder / name) for name in (pair.before, pair.after))
+        before, after = (read_image(self.image_folder / name) for name in (pair.before, pair.after))
         if before.shape != after.shape:
             sizes = " and ".join(f"{image.shape[2]} x {image.shape[1]}" for image in (before, after))
             raise InputError(

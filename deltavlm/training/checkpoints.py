@@ -91,7 +91,7 @@ def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
         return
     if not path.exists():
         raise InputError(f"{out} holds no run to resume; leave out --resume")
-    old = from_mapping(TrainConfig, read_yaml(path), where=str(path))
+    old = from_mapping(TrainConfig, read_yaml(path), source=str(path))
     if differences := config_differences(to_mapping(old), to_mapping(config)):
         raise InputError(
             f"the run in {out} has another configuration: {', '.join(differences[:4])}; "

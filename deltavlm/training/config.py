@@ -21,7 +21,7 @@ ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct")  # train on
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """Synthetic scenes, drawn once into a cache in the run's folder: number of each kind.
+    """Synthetic scenes, rendered once into a cache in the run's folder: number of each kind.
 
     `far` scenes have pixels twice as coarse. In `stormy` ones light, haze and contrast of the dates differ
     twice as much, and half of them change. `rich` ones have more kinds of land, buildings and nuisances, at
@@ -218,7 +218,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change}: {text!r} is not a YAML value") from error
         _set_key(values, key.split("."), value, f"--set {change}")
-    return from_mapping(TrainConfig, values, where=f"{path} with --set")
+    return from_mapping(TrainConfig, values, source=f"{path} with --set")
 
 
 class _NewSection(dict[str, Any]):

@@ -22,7 +22,7 @@ from deltavlm.errors import ConfigError, ModelError
 from deltavlm.model.device import pick_device
 from deltavlm.training.config import Precision, TrainConfig
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 draws scenes or scores answers
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 renders scenes or scores answers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

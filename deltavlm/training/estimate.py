@@ -33,7 +33,7 @@ from deltavlm.training.distributed import pick_machine, world
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import Trainer, TrainHooks, micro_batches
 from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
-from deltavlm.training.synthetic_dataset import draw_scenes
+from deltavlm.training.synthetic_dataset import render_scenes
 
 MAX_CPU_PARAMETERS = 200_000_000  # of models whose steps are measured without a GPU
 MEASURED_PAIRS, MEASURED_STEPS = 4, 2  # after a warm-up step, which also counts activations
@@ -152,7 +152,7 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="deltavlm-plan-") as folder:
         out = Path(folder)
         if scenes:
-            draw_scenes(scenes, out, workers=1)
+            render_scenes(scenes, out, workers=1)
         codecs = prepare_tokenizers(inputs, out, has_scenes=scenes is not None)
         for name, phase in config.phases.items():
             notify(f"measuring {MEASURED_STEPS} steps of {name}")

@@ -1,4 +1,4 @@
-"""Training run from start to end: check inputs, draw scenes, train the phases in order, export the model."""
+"""Training run from start to end: check inputs, render scenes, train each phase, export the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from deltavlm.training.distributed import Machine, pick_machine, world
 from deltavlm.training.export import describe_commit, export_model
 from deltavlm.training.loop import Trainer, TrainHooks
 from deltavlm.training.stop_signals import StopRequest, catch_stop_signals
-from deltavlm.training.synthetic_dataset import draw_scenes
+from deltavlm.training.synthetic_dataset import render_scenes
 from deltavlm.training.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def train(
     if world.rank == 0:
         open_folder(out, config, resume=options.resume)
         if config.scenes:
-            on_progress("scenes", 0, 0, "drawing those that are missing")
-            draw_scenes(config.scenes, out)
+            on_progress("scenes", 0, 0, "rendering those that are missing")
+            render_scenes(config.scenes, out)
     world.barrier()
     codecs = prepare_tokenizers(inputs, out, has_scenes=config.scenes is not None)
     run = _Run(config, inputs, codecs, machine, out)

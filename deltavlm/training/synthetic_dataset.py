@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,20 +29,22 @@ from deltavlm.training.sampling import Sample
 
 CHANGE_CENTERED = 0.75  # share of crops around a changed pixel
 SWAP_DATES = 0.15  # probability of exchanging before and after
-CORPUS_SCENES = 6000  # for the tokenizer: more add no frequent words
+CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
 
 
-def draw_scenes(scenes: Scenes, out: Path, workers: int | None = None) -> None:
-    """Draw the scene caches of a run; finished ones are left as they are."""
-    draw = partial(draw_cache, size_px=scenes.size_px, workers=workers)
-    draw(out / "scenes", scenes.train, seed=TRAIN_SEED, change=scenes.change)
-    draw(out / "validation", scenes.validation, seed=VALIDATION_SEED, change=scenes.change)
+def render_scenes(scenes: Scenes, out: Path, workers: int | None = None) -> None:
+    """Render the scene caches of a run; finished ones are left as they are."""
+    render = partial(render_cache, size_px=scenes.size_px, workers=workers)
+    plain = SceneOptions(change=scenes.change)
+    render(out / "scenes", scenes.train, seed=TRAIN_SEED, options=plain)
+    render(out / "validation", scenes.validation, seed=VALIDATION_SEED, options=plain)
     if scenes.far:
-        draw(out / "far", scenes.far, seed=FAR_SEED, options=SceneOptions(change=scenes.change, downsample=2))
+        render(out / "far", scenes.far, seed=FAR_SEED, options=replace(plain, downsample=2))
     if scenes.stormy:
-        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=SceneOptions(change=0.5, strength=2.0))
+        stormy = SceneOptions(change=0.5, strength=2.0)
+        render(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=stormy)
     if scenes.rich:
-        draw(out / "rich", scenes.rich, seed=RICH_SEED, options=SceneOptions(change=scenes.change, rich=True))
+        render(out / "rich", scenes.rich, seed=RICH_SEED, options=replace(plain, rich=True))
 
 
 def scene_corpus(cache: Path, limit: int = CORPUS_SCENES) -> list[str]:
@@ -49,7 +52,7 @@ def scene_corpus(cache: Path, limit: int = CORPUS_SCENES) -> list[str]:
     _, truth = open_cache(cache)
     rng, texts = np.random.default_rng(0), []
     for change, instances, cover in truth[:limit]:
-        for prompt, answer in lesson(rng, facts_of(change, instances, cover), extra=2.0):
+        for prompt, answer in sample_prompts(rng, facts_of(change, instances, cover), extra=2.0):
             texts += [normalise(f"q {prompt}"), normalise(answer)]
     return texts
 
@@ -69,18 +72,15 @@ class SceneSource:
         kind = list(self.shares)[int(rng.choice(len(shares), p=shares / shares.sum()))]
         images, truth = self.caches[kind]
         scene = int(rng.integers(len(images)))
-        warp = draw_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
-        jitter = phase.color_jitter
-        pair = vary(
-            rng, images[scene], truth[scene], phase.crop_px, CHANGE_CENTERED, SWAP_DATES, jitter, warp
-        )
-        return self.with_questions(rng, pair)
+        warp = random_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
+        options = Augmentation(phase.crop_px, CHANGE_CENTERED, SWAP_DATES, phase.color_jitter)
+        return self.with_questions(rng, augment(rng, images[scene], truth[scene], options, warp))
 
-    def with_questions(self, rng: np.random.Generator, pair: Pair) -> Sample:
+    def with_questions(self, rng: np.random.Generator, pair: LabeledPair) -> Sample:
         """Sample of a labeled pair with random questions, resized to the model's input."""
         phase = self.phase
-        labels = assemble([pair])
-        turns = lesson(rng, labels.facts[0], phase.extra)
+        labels = stack_pairs([pair])
+        turns = sample_prompts(rng, labels.facts[0], phase.extra)
         if phase.part == "align":
             turns = [turn for turn in turns if turn[0] == caption.PROMPT][:1]
         before, after = labels.before[0], labels.after[0]

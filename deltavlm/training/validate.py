@@ -124,10 +124,10 @@ class Validator:
         for split in self.splits:
             local = split.held_out[world.rank :: world.size]
             predictions: list[Prediction] = []
-            for batch, problems in predict_batches(model, local, split.image_folder, batch=BATCH_SIZE):
+            for batch, problems in predict_batches(model, local, split.image_folder, batch_size=BATCH_SIZE):
                 predictions += batch
                 for problem in problems:
-                    self.warn_once(problem.what)
+                    self.warn_once(problem.message)
                 if stop.requested:
                     break
             gathered = world.all_gather_objects(predictions)
@@ -139,15 +139,17 @@ class Validator:
         """Scores of the answers about the held-out pairs of a set."""
         examples = [example for pair in split.held_out for example in pair.examples]
         tasks = tuple(dict.fromkeys(example.task for example in examples))
-        scores = score(match(examples, predictions).pairs, tasks, Setup(rounds=0, beside=False))
+        scores = score(
+            match(examples, predictions).pairs, tasks, Setup(bootstrap_rounds=0, with_published=False)
+        )
         for note in scores.notes:
             self.warn_once(note)
         return {
-            ".".join((split.name, figure.task, figure.group, figure.metric))
+            ".".join((split.name, metric.task, metric.group, metric.metric))
             .replace(", ", "_")
-            .replace(" ", "_"): figure.value
-            for figure in scores.figures
-            if figure.metric not in CONFUSION_COUNTS and "always empty" not in figure.group
+            .replace(" ", "_"): metric.value
+            for metric in scores.metrics
+            if metric.metric not in CONFUSION_COUNTS and "always empty" not in metric.group
         }
 
     def warn_once(self, text: str) -> None:

@@ -46,10 +46,10 @@ def test_margins_and_scores_of_a_drawn_set(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "model")
     model = load_model(str(tmp_path / "model"), device="cpu")
     assert isinstance(model, Predictor)
-    draw_cache(tmp_path / "scenes", 4, seed=3, size_px=64, workers=1)
+    render_cache(tmp_path / "scenes", 4, seed=3, size_px=64, workers=1)
     margins, is_changed = scene_margins(model, tmp_path / "scenes", batch_size=3)
     assert len(margins) == len(is_changed) == 4
-    table = score_scenes(*predict_scenes(model, tmp_path / "scenes", batch=3))
+    table = score_scenes(*predict_scenes(model, tmp_path / "scenes", batch_size=3))
     assert table["pairs"] == 4
     expected = {"yes_no_balanced", "count_mae_all", "cell_f1_buildings", "caption_exact"}
     assert expected <= set(table)

@@ -45,7 +45,7 @@ def test_a_shipped_run_fits_its_model(name: str) -> None:
         assert any(multipliers.values())
     if run.scenes:
         assert model_config.dense is not None
-        assert model_config.dense.classes == CHANGES
+        assert model_config.dense.classes == CHANGE_CLASSES
 
 
 def test_stage_two_trains_the_parameters_of_the_paper() -> None:

@@ -237,6 +237,7 @@ def test_frozen_batch_norms_keep_their_statistics(caches: Path, codec: Codec, tm
     assert trainer.learner.model.dense.totals.training
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_a_few_pairs(caches: Path, codec: Codec, tmp_path: Path) -> None:
     phase = Phase(part="joint", steps=30, batch=4, lr=3e-3, warmup=1)
     trainer = build_trainer("joint", caches, codec, tmp_path, replace(CONFIG, phases={"joint": phase}))

@@ -52,6 +52,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> None:
     """Each phase starts from the EMA weights of the one before; the exported model answers."""
     out = tmp_path / "run"
@@ -81,6 +82,7 @@ def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> N
         torch.testing.assert_close(after[name], before[name], msg=name)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_run_with_a_start_lack_frozen_weights(tmp_path: Path) -> None:
     """A phase that freezes the vision encoder saves its batch-norm statistics but not its weights."""
     scenes = {"train": 2, "validation": 2}
@@ -106,6 +108,7 @@ def test_a_time_limit_stops_with_a_checkpoint(
     assert (out / "masks_close.pt").exists()
 
 
+@pytest.mark.slow
 def test_training_needs_no_geo_package_and_no_launcher() -> None:
     """torch, numpy, transformers, timm, safetensors and pillow are enough."""
     absent = ["rasterio", "geopandas", "shapely", "pyproj", "pyogrio", "pyarrow", "accelerate", "tensorboard"]

@@ -25,6 +25,8 @@ from deltavlm.training.learner import Learner
 from deltavlm.training.parameter_groups import freeze
 from tests.seven import CAPTIONS, SEVEN, eight_examples, seven_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FROZEN = dict.fromkeys(("vision", "difference", "qformer", "projection"), 0.0)
 SPEAK = Phase(part="instruct", steps=120, batch=8, lr=5e-3, warmup=5, rates={**FROZEN, "language": 1.0})
 TUNED = {"vision": 0.0, "vision.tower.blocks.1": 1.0, "vision.tower.blocks.2": 1.0, "vision.norm": 1.0}
@@ -45,7 +47,7 @@ def small_models() -> Iterator[None]:
     """Make `model: seven` and `model: concat` available like the shipped configs."""
     configs = {"seven.yaml": SEVEN, "concat.yaml": replace(SEVEN, difference=DifferenceConfig(mode="concat"))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "shipped", lambda name: name)
+        patch.setattr(build, "shipped_config", lambda name: name)
         patch.setattr(build, "load", lambda name, kind: configs[name])
         yield
 
@@ -77,7 +79,7 @@ def trained(folder: Path) -> Path:
 def answers(model: Predictor, folder: Path) -> list[str]:
     texts = []
     for index in range(len(CAPTIONS)):
-        dates = [picture(folder / "set" / "images" / f"{index}_{date}.png") for date in "AB"]
+        dates = [read_image(folder / "set" / "images" / f"{index}_{date}.png") for date in "AB"]
         for before, after in (dates, dates[::-1]):
             encoded = model.encode(before[None], after[None])
             texts.append(model.answer(encoded, [Question("caption", caption.PROMPT)])[0][0].text)
