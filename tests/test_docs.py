@@ -21,13 +21,16 @@ from deltavlm import __version__
 from deltavlm.config import load, shipped_config
 from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
-from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
+from tests.cli.conftest import Run
+from tests.conftest import Scene
 from tests.scripted_model import ScriptedModel
+from tests.test_arrows import ARROWS, LEAVES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -129,6 +132,23 @@ def all_commands() -> dict[str, typer.core.TyperCommand]:
     return top | nested
 
 
+def test_the_keys_of_the_json_summary_are_described(
+    loads: list[tuple[str, RuntimeOptions]], scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = text.split("\n## Summary\n", 1)[1].split("\n## ", 1)[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", section, flags=re.MULTILINE)
+    described = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+    Path("list.csv").write_text(f"before,after\n{scene.before},{scene.after}\n")
+    keys: set[str] = set()
+    for words in ((*scene.args, "-o", "one.gpkg", "--polygons"), ("--pairs", "list.csv", "-o", "many.gpkg")):
+        result = Run(loads)("analyze", *words, "--chip-size", 32, "--json")
+        assert result.exit_code == 0, result.stderr
+        keys |= json.loads(result.stdout).keys()
+    assert described - {"extras"} == keys
+
+
 @pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_flags_in_the_documentation_exist(page: Path) -> None:
     known = {"--help", "--version"} | OTHER_PROGRAMS
@@ -185,6 +205,32 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
         if not ours.startswith("language."):
             assert names.from_published(published) == ours
     assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
+
+
+def architecture_rows(heading: str) -> list[list[str]]:
+    """Cells of the table under a heading of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}", 1)[1].split("\n## ", 1)[0]
+    return [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+
+
+def test_the_packages_of_the_architecture_are_those_of_the_import_rules() -> None:
+    documented = {
+        package: set(re.findall(r"`(\w+)`", cells[2]))
+        for cells in architecture_rows("Dependencies")
+        for package in re.findall(r"`(\w+)`", cells[0])
+    }
+    assert documented.keys() == ARROWS.keys() - {"deltavlm"}
+    for package in documented.keys() - LEAVES - {"deltacli"}:
+        assert documented[package] == ARROWS[package] - LEAVES - {"deltavlm"}, package
+
+
+def test_the_types_of_the_architecture_are_in_their_modules() -> None:
+    for cells in architecture_rows("Types"):
+        modules = [ROOT / "deltavlm" / path for path in re.findall(r"`([^`]+)`", cells[1])]
+        source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
+        for name in re.findall(r"`(\w+)`", cells[0]):
+            assert re.search(rf"^class {name}\b", source, flags=re.MULTILINE), name
 
 
 def test_the_file_tree_of_the_architecture_is_up_to_date() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pyogrio
+import pyproj
 import pytest
 import shapely
 from affine import Affine
@@ -17,7 +18,7 @@ from rasterio.crs import CRS
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.geobox import GeoBox
-from deltavlm.geo.geojson import FeatureCollection, FeatureLines, to_lonlat
+from deltavlm.geo.geojson import FeatureCollection, FeatureLines, shapes_to_lonlat, to_lonlat
 from deltavlm.geo.grid import ChipGrid
 
 CHIPS = Layer("chips", (Field("chip_id", "str"),))
@@ -95,6 +96,19 @@ def test_a_chip_outside_of_the_projection_has_no_geometry() -> None:
     grid = ChipGrid(GeoBox(512, 256, Affine(70_000, 0, -18e6, 0, -70_000, 9e6)))
     features = collection(grid, CRS.from_string("ESRI:54009"))["features"]
     assert [feature["geometry"] for feature in features] == [None, None]
+
+
+@pytest.mark.parametrize(("epsg", "x", "y"), [(32660, 830_000, 4_000), (32631, 500_000, 5_000_000)])
+def test_an_array_of_shapes_is_transformed_alike(epsg: int, x: float, y: float) -> None:
+    chips = list(ChipGrid(GeoBox(1024, 256, Affine(10, 0, x, 0, -10, y))))
+    shapes = np.array([*(chip.footprint for chip in chips), None, shapely.Polygon()], dtype=object)
+    *polygons, missing, empty = shapes_to_lonlat(shapes, pyproj.CRS.from_epsg(epsg))
+    assert (missing, empty) == (None, None)
+    exact = to_lonlat(CRS.from_epsg(epsg))
+    for chip, polygon in zip(chips, polygons, strict=True):
+        expected = exact(chip.footprint)
+        assert polygon.geom_type == expected.geom_type
+        assert polygon.symmetric_difference(expected).area < 1e-4 * expected.area
 
 
 def test_an_empty_polygon_has_no_geometry() -> None:

@@ -110,8 +110,8 @@ def test_chip_id_holds_pixel_offsets() -> None:
 
 @given(grids(), st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.7))
 def test_keep_selects_chips_that_share_area(grid: ChipGrid, x: float, y: float, radius: float) -> None:
-    centre = shapely.Point(grid.geobox.transform * (x * grid.geobox.width, y * grid.geobox.height))
-    area = centre.buffer(radius * grid.geobox.width * abs(grid.geobox.transform.determinant) ** 0.5)
+    center = shapely.Point(grid.geobox.transform * (x * grid.geobox.width, y * grid.geobox.height))
+    area = center.buffer(radius * grid.geobox.width * abs(grid.geobox.transform.determinant) ** 0.5)
     selected = ChipGrid(grid.geobox, grid.size, grid.overlap, area)
     shared = {chip.chip_id: chip.footprint.intersection(area).area for chip in grid}
     ids = {chip.chip_id for chip in selected}
@@ -121,7 +121,7 @@ def test_keep_selects_chips_that_share_area(grid: ChipGrid, x: float, y: float, 
     assert all(shared[name] > 0 for name in ids)
 
 
-def test_a_neighbour_that_only_touches_is_not_selected() -> None:
+def test_a_neighbor_that_only_touches_is_not_selected() -> None:
     corner = shapely.box(0, 0, 512, 512) - shapely.box(256, 256, 512, 512)
     grid = ChipGrid(GeoBox(768, 768, Affine.identity()), keep=corner)
     assert [chip.chip_id for chip in grid] == ["r00000_c00000", "r00000_c00256", "r00256_c00000"]

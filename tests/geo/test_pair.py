@@ -111,7 +111,7 @@ def test_an_offset_of_half_a_pixel_is_warped_with_a_note(tmp_path: Path, before:
 
 
 def test_a_warp_puts_ground_on_ground(tmp_path: Path, before: Path) -> None:
-    """The same picture in another CRS and resolution shows the same colours at the same place."""
+    """The same picture in another CRS and resolution shows the same colors at the same place."""
     after = tmp_path / "after.tif"
     with rasterio.open(before) as source:
         transform, width, height = rasterio.warp.calculate_default_transform(

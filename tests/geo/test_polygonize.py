@@ -72,7 +72,7 @@ def test_a_ring_keeps_its_hole_over_four_blocks() -> None:
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 4, 9])
 def test_simple_polygons_still_fit_together(labels: NDArray[np.uint8], tolerance: float) -> None:
-    """Valid, no hole lost, none over another: neighbours of other classes share their edge as before."""
+    """Valid, no hole lost, none over another: neighbors of other classes share their edge as before."""
     before = [region.polygon for region in regions(labels, 32)]
     after = simplify_polygons(before, tolerance)
     assert all(isinstance(polygon, Polygon) and polygon.is_valid and polygon.area > 0 for polygon in after)

@@ -62,7 +62,7 @@ def test_every_layer_has_a_style_and_others_have_none() -> None:
 
 
 def test_higher_scores_are_darker_and_thicker() -> None:
-    """The grades can be told apart without colour: luminance falls all the way, lines become thicker."""
+    """The grades can be told apart without color: luminance falls all the way, lines become thicker."""
     luminance = [0.2126 * red + 0.7152 * green + 0.0722 * blue for _, (red, green, blue, _), _ in STEPS]
     assert all(np.diff(luminance) < -15)
     assert all(np.diff([width for _, _, width in STEPS]) > 0)
@@ -175,8 +175,8 @@ def test_a_qml_style_next_to_a_file_applies(tmp_path: Path, suffix: str) -> None
 @pytest.mark.qgis
 @pytest.mark.slow
 @needs_qgis
-def test_chips_that_were_not_analysed_differ(tmp_path: Path) -> None:
-    """Five chips in a row, on white: each middle has the colour that the legend promises."""
+def test_chips_that_were_not_analyzed_differ(tmp_path: Path) -> None:
+    """Five chips in a row, on white: each middle has the color that the legend promises."""
     path, png = written(tmp_path / "out.gpkg"), tmp_path / "map.png"
     run_qgis(f"{path}|layername=chips", png=png, size_px=[500, 100])
     pixels = picture(png)

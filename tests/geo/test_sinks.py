@@ -287,8 +287,8 @@ def test_multipolygons_and_rows_without_a_polygon(tmp_path: Path, suffix: str) -
 
 
 def test_a_property_that_no_layer_has_is_a_bug() -> None:
-    with pytest.raises(ValueError, match="colour"):
-        Feature(square(0), {"colour": "red"}).row(CHIPS)
+    with pytest.raises(ValueError, match="color"):
+        Feature(square(0), {"color": "red"}).row(CHIPS)
 
 
 # --- atomic ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Colours of any raster, files that are no rasters or broken, and files over the wire."""
+"""Colors of any raster, files that are no rasters or broken, and files over the wire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, read_p
 from tests.rasters import HALF_METRE, UTM, moved, noise, write_raster
 
 
-def test_same_value_same_colour_in_every_chip(tmp_path: Path) -> None:
+def test_same_value_same_color_in_every_chip(tmp_path: Path) -> None:
     """A stretch per chip made unchanged pixels differ by a third of the range."""
     ramp = np.linspace(0, 9000, COLS).astype("uint16") * np.ones((3, ROWS, 1), "uint16")
     paths = [write_raster(tmp_path / f"{name}.tif", ramp, photometric="RGB") for name in "ba"]
@@ -99,14 +99,14 @@ def test_a_single_band_is_repeated(tmp_path: Path) -> None:
 
 
 def test_a_palette_is_looked_up(tmp_path: Path, shift: float) -> None:
-    """Numbers of a palette are names of colours: mixing them in a warp makes colours that are nowhere."""
-    colours = {1: (10, 20, 30), 2: (200, 100, 50), 9: (0, 0, 255)}
+    """Numbers of a palette are names of colors: mixing them in a warp makes colors that are nowhere."""
+    colors = {1: (10, 20, 30), 2: (200, 100, 50), 9: (0, 0, 255)}
     numbers = np.random.default_rng(1).choice([1, 2, 9], (1, ROWS, COLS)).astype("uint8")
-    before = write_raster(tmp_path / "b.tif", numbers, palette=colours)
-    after = write_raster(tmp_path / "a.tif", numbers, palette=colours, transform=moved(shift, 0))
+    before = write_raster(tmp_path / "b.tif", numbers, palette=colors)
+    after = write_raster(tmp_path / "a.tif", numbers, palette=colors, transform=moved(shift, 0))
     images = read_pair(before, after)
     for image in images[:2]:
-        assert {tuple(pixel) for pixel in image[:, images[2]].T.tolist()} == set(colours.values())
+        assert {tuple(pixel) for pixel in image[:, images[2]].T.tolist()} == set(colors.values())
 
 
 def test_plain_mistakes_have_plain_messages(tmp_path: Path, before: Path) -> None:

@@ -76,9 +76,9 @@ def alpha(folder: Path) -> PairFiles:
 
 
 def palette(folder: Path) -> PairFiles:
-    colours = {number: (number, 255 - number, number // 2) for number in range(256)}
+    colors = {number: (number, 255 - number, number // 2) for number in range(256)}
     paths = [
-        write_raster(folder / f"{name}.tif", pixels(1), palette=colours, photometric="PALETTE", **TILES)
+        write_raster(folder / f"{name}.tif", pixels(1), palette=colors, photometric="PALETTE", **TILES)
         for name in ("before", "after")
     ]
     return *paths, {}

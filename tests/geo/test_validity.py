@@ -127,7 +127,7 @@ def test_nodata_that_no_float_pixel_can_have(tmp_path: Path) -> None:
 
 
 def test_a_single_black_band_is_data(tmp_path: Path, before: Path) -> None:
-    """Only a pixel with no data in any colour is a hole: deep water is 0 in red."""
+    """Only a pixel with no data in any color is a hole: deep water is 0 in red."""
     pixels = smooth()
     pixels[0, HOLE] = 0
     after = write_raster(tmp_path / "after.tif", pixels, nodata=0)

@@ -42,26 +42,26 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def questions(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
-    """A model and its first logits for two pairs."""
+def first_logits(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
+    """A model, and its first logits for two pairs."""
     model = load_model(str(folder), device="cpu", dtype="fp32", quantize=kind)
     assert isinstance(model, Predictor)
     rng = np.random.default_rng(3)
     before, after = (rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8) for _ in range(2))
     encoded = model.encode(before, after)
     assert len(model.answer(encoded, [Question("x", "how many roads?", max_new_tokens=5)])) == 2
-    question, text = model.texts(["q how many roads?"] * 2)
+    question, text = model.tokenize(["q how many roads?"] * 2)
     return model, model.model.first_logits(encoded.tokens, question, text)
 
 
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantization_shrinks_the_language_model_and_changes_logits_little(wide: Path, kind: Kind) -> None:
-    full, expected = questions(wide, None)
-    model, logits = questions(wide, kind)
+    full, expected = first_logits(wide, None)
+    model, logits = first_logits(wide, kind)
     least, largest = SHARES[kind]
-    blocks, full = model.model.language.model.layers, full.model.language.model.layers
-    assert least < tensor_bytes(blocks) / tensor_bytes(full) < largest  # after the first answer, too
+    blocks, full_blocks = model.model.language.model.layers, full.model.language.model.layers
+    assert least < tensor_bytes(blocks) / tensor_bytes(full_blocks) < largest  # after the first answer, too
     spread = float(expected.std())
     assert 1e-4 * spread < float((logits - expected).abs().mean()) < 0.25 * spread
     assert model.details["quantize"].startswith(f"{kind}, bitsandbytes ")
@@ -75,8 +75,8 @@ def test_only_the_blocks_of_the_language_model_change(wide: Path, kind: Kind) ->
     _, model = checkpoint.load(wide, quantize=kind)
     names = quantizable(full)
     assert len(names) == 3 * 7  # q k v o, gate up down
-    coarse = {name for name in names if model.get_parameter(name).dtype in (torch.int8, torch.uint8)}
-    assert coarse == names
+    quantized = {name for name in names if model.get_parameter(name).dtype in (torch.int8, torch.uint8)}
+    assert quantized == names
     for name, tensor in full.state_dict().items():
         if name not in names:
             assert torch.equal(tensor, model.state_dict()[name]), name
@@ -87,7 +87,7 @@ def test_at_most_one_layer_is_in_full_precision(wide: Path, monkeypatch: pytest.
     """Each layer is quantized before the next one is read."""
     events: list[str] = []
     real = checkpoint.quantize_layer
-    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *args: events.append("small") or real(*args))
+    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *args: events.append("quantized") or real(*args))
     tensors = checkpoint._tensors
 
     def read_tensors(*args: object) -> object:
@@ -98,9 +98,9 @@ def test_at_most_one_layer_is_in_full_precision(wide: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(checkpoint, "_tensors", read_tensors)
     checkpoint.load(wide, quantize="int8")
-    language = [event for event in events if event == "small"]
+    language = [event for event in events if event == "quantized"]
     assert len(language) == 21
-    assert all(events[at - 1] == "read" for at, event in enumerate(events) if event == "small")
+    assert all(events[index - 1] == "read" for index, event in enumerate(events) if event == "quantized")
 
 
 @needs_library

@@ -1,38 +1,17 @@
-"""Outputs to be reported on, written by the program itself with the scripted model."""
+"""Helpers of the tests of reports: the only pair of an output, and its page taken apart."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-from typer.testing import CliRunner
-
-from deltacli.main import app
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits
 from deltavlm.report.pairs import ReportPair, build_pairs
-
-Analyzed = Callable[..., Path]
-
-
-@pytest.fixture
-def analyzed(loads: object, tmp_path: Path) -> Analyzed:
-    """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and returns the output."""
-
-    def run(*args: object, to: str = "out.gpkg") -> Path:
-        path = tmp_path / to
-        arguments = ["analyze", *map(str, args), "-o", str(path), "--chip-size", "32"]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code in (0, 3), result.stderr
-        return path
-
-    return run
 
 
 def only_pair(path: Path) -> ReportPair:

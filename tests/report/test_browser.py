@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import report_html
 from deltavlm.report.pairs import build_pairs
-from tests.conftest import Scene
-from tests.report.conftest import Analyzed, page_of
+from tests.conftest import Analyzed, Scene
+from tests.report.conftest import page_of
 from tests.report.test_page import HOSTILE, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
@@ -303,15 +304,14 @@ def test_hostile_words_stay_words(
     assert tab.complaints() == []
 
 
-def test_many_pairs_have_a_chooser(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
-    lines = [
-        "before,after,id,before_date,after_date",
-        f"{scene.before},{scene.after},busy,2015,2024",
-        f"{scene.before},{scene.before},calm,2015,2016",
-        f"{tmp_path}/none.tif,{scene.after},lost,2015,2016",
+def test_many_pairs_have_a_selector(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    before, after = scene.args
+    pairs = [
+        Pair("busy", before, after, "2015", "2024"),
+        Pair("calm", before, before, "2015", "2016"),
+        Pair("lost", f"{tmp_path}/none.tif", after, "2015", "2016"),
     ]
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    tab = opened(chromium, analyzed("--pairs", tmp_path / "list.csv"), tmp_path)
+    tab = opened(chromium, analyzed(pairs), tmp_path)
     assert tab.text("#count") == "30 chips"
     assert tab.text("#date-after") == "After, 2024"
     names = tab.js("return [...document.getElementById('pair').options].map((one) => one.text)")

@@ -14,9 +14,9 @@ from deltavlm.errors import RasterError
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.report.images import ImageOptions, OpenImages, open_images
-from tests.conftest import CHIP, Scene, write_tiled
+from tests.conftest import CHIP, Analyzed, Scene, write_tiled
 from tests.rasters import moved, noise, smooth, spoil, write_raster
-from tests.report.conftest import Analyzed, only_pair
+from tests.report.conftest import only_pair
 
 
 def opened(path: Path, options: ImageOptions | None = None) -> Any:
@@ -37,10 +37,10 @@ def test_a_crop_has_the_pixels_that_the_model_saw(analyzed: Analyzed, tmp_path: 
     before = write_raster(tmp_path / "before.tif", pixels)
     profile = {"shifted": {"transform": moved(3.4, 5.2)}, "cut": {"transform": moved(7, 9)}}.get(kind, {})
     after = write_raster(tmp_path / "after.tif", pixels[:, ::-1].copy(), **profile)
-    gsd_options = {"gsd_m": 0.8} if kind == "resampled" else {}
-    path = analyzed(before, after, *(["--gsd", 0.8] if gsd_options else []))
+    read = ReadOptions(gsd_m=0.8 if kind == "resampled" else None)
+    path = analyzed(before, after, read=read)
     with (
-        open_pair(RasterPair(str(before), str(after)), ReadOptions(**gsd_options)) as reader,
+        open_pair(RasterPair(str(before), str(after)), read) as reader,
         opened(path) as pair,
     ):
         for chip in reader.chips(CHIP):

@@ -21,14 +21,15 @@ from deltavlm.errors import InputError
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.pairs import build_pairs
 from deltavlm.report.quicklook import quicklook_png
-from tests.conftest import Scene
+from tests.conftest import Analyzed, Scene
 from tests.rasters import UTM
-from tests.report.conftest import Analyzed, Page, only_pair, page_of
+from tests.report.conftest import Page, only_pair, page_of
 from tests.report.test_images import opened
 from tests.scripted_model import CHANGED, ScriptedModel
 
@@ -132,10 +133,8 @@ def test_a_coarse_overview_adds_crops_of_the_most_changed_chips(analyzed: Analyz
     assert not Page(page_of(path)).data["details"]
 
 
-def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
-    rows = [f"{scene.before},{scene.after},pair{number}" for number in range(3)]
-    (tmp_path / "list.csv").write_text("\n".join(["before,after,id", *rows]))
-    output = read_output(analyzed("--pairs", tmp_path / "list.csv"))
+def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene) -> None:
+    output = read_output(analyzed([Pair(f"pair{number}", *scene.args) for number in range(3)]))
     limits = ImageLimits(total_overview_px=2 * 2 * 64**2, min_overview_px=64)
     html, missing = report_html(output, build_pairs(output), ImageOptions(), limits)
     pairs = Page(html).data["pairs"]

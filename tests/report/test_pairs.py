@@ -16,16 +16,17 @@ from deltavlm.errors import InputError
 from deltavlm.geo.geobox import LONLAT, project
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.pairs import build_pairs, select_pair
-from tests.conftest import CHIP, Scene, write_tiled
+from tests.conftest import CHIP, Analyzed, Scene, write_tiled
 from tests.rasters import HALF_METRE, noise, write_raster
-from tests.report.conftest import Analyzed, only_pair
+from tests.report.conftest import only_pair
 
 
 def test_windows_and_points_are_those_of_the_chips(analyzed: Analyzed, tmp_path: Path) -> None:
     """A size that chips do not divide, and an overlap."""
     before = write_raster(tmp_path / "before.tif", noise(rows=75, cols=101))
-    path = analyzed(before, before, "--overlap", 7)
+    path = analyzed(before, before, overlap_px=7)
     pair = only_pair(path)
     with open_pair(RasterPair(str(before), str(before)), ReadOptions()) as reader:
         chips = list(reader.chips(CHIP, 7))
@@ -45,7 +46,7 @@ def test_north_of_a_turned_raster(analyzed: Analyzed, tmp_path: Path) -> None:
 
 def test_without_a_crs_there_are_no_coordinates(analyzed: Analyzed, tmp_path: Path) -> None:
     before = write_raster(tmp_path / "before.tif", noise(), crs=None, transform=None)
-    pair = only_pair(analyzed(before, before, "--allow-no-crs"))
+    pair = only_pair(analyzed(before, before, read=ReadOptions(allow_no_crs=True)))
     assert set(pair.points) == {None}
     assert (pair.gsd_m, pair.north) == (None, None)
     assert pair.windows[-1] == (128, 64, 32, 32)
@@ -73,14 +74,12 @@ def test_polygons_of_change_are_laid_on_the_pixels(analyzed: Analyzed, scene: Sc
 
 def test_pairs_are_sorted_by_their_highest_score(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
     still = write_tiled(tmp_path / "still.tif", noise())
-    lines = [
-        "before,after,id",
-        f"{still},{still},calm",
-        f"{scene.before},{scene.after},busy",
-        f"{tmp_path}/none.tif,{still},lost",
+    listed = [
+        Pair("calm", str(still), str(still)),
+        Pair("busy", *scene.args),
+        Pair("lost", f"{tmp_path}/none.tif", str(still)),
     ]
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    pairs = build_pairs(read_output(analyzed("--pairs", tmp_path / "list.csv")))
+    pairs = build_pairs(read_output(analyzed(listed)))
     assert [pair.name for pair in pairs] == ["busy", "calm", "lost"]
     assert [len(pair.chips) for pair in pairs] == [15, 15, 0]
     assert "no such file" in pairs[2].reason

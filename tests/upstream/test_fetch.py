@@ -294,7 +294,7 @@ def test_fetch_fills_the_cache_once(hub: FakeHub, planner: Planner, cache: Path)
     hub.downloads()
     messages: list[str] = []
     fetched = fetch(planned, notify=messages.append)
-    names = [name for name in REPOS for name in names_of(planned, name)]
+    names = [name for component in REPOS for name in names_of(planned, component)]
     names.remove("model.safetensors.index.json")  # came with the plan
     assert hub.downloads() == sorted(names)
     for component in fetched.components:

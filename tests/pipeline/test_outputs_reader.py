@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import pytest
+from rasterio.crs import CRS
+from shapely.geometry import box
 
 from deltavlm.errors import InputError
+from deltavlm.geo.features import Feature
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import read_output
-from tests.conftest import Scene
-from tests.report.conftest import Analyzed
+from deltavlm.pipeline.schema import LOCATIONS
+from tests.conftest import Analyzed, Scene
 
 COLUMNS = ("chip_id", "status", "changed", "changed_score", "caption", "new_buildings", "road_cells")
 
@@ -41,7 +46,7 @@ def test_every_format_gives_the_same_rows(analyzed: Analyzed, scene: Scene, suff
 
 
 def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> None:
-    path = analyzed(*scene.args, "--max-nodata", 0, "--nodata", 255)
+    path = analyzed(*scene.args, read=ReadOptions(nodata=255), max_nodata=0)
     assert {row["status"] for row in read_output(path).rows("chips")} == {"answered", "nodata"}
 
 
@@ -94,13 +99,20 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         read_output(tmp_path)
 
 
-def test_an_output_of_another_layer_is_refused(analyzed: Analyzed, scene: Scene) -> None:
-    package = analyzed(*scene.args, "--layer", "locations")
-    with pytest.raises(InputError, match=r"has no layer 'chips' \(it has locations"):
-        read_output(package)
-    flat = analyzed(*scene.args, "--layer", "locations", to="out.fgb")
-    with pytest.raises(InputError, match="has no column 'status', so it does not hold chips"):
-        read_output(flat)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("out.gpkg", r"has no layer 'chips' \(it has locations"),
+        ("out.fgb", "has no column 'status', so it does not hold chips"),
+    ],
+)
+def test_an_output_of_another_layer_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    """As `--layer locations` writes it."""
+    path = tmp_path / name
+    with open_sink(path, (LOCATIONS,), CRS.from_epsg(32633), {}) as sink:
+        sink.write("locations", [Feature(box(0, 0, 1, 1), {"chip_id": "r00000_c00000", "class": "road"})])
+    with pytest.raises(InputError, match=words):
+        read_output(path)
 
 
 def test_a_damaged_package_is_refused(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
