@@ -129,8 +129,8 @@ def wait_for(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_run_resumes_after_sigterm_and_sigkill(made: Path, tmp_path: Path) -> None:
-    """SIGTERM ends a run with a checkpoint and one line, SIGKILL loses the steps after the last checkpoint; the
-    losses are those of an uninterrupted run."""
+    """SIGTERM ends a run with a checkpoint and one line, SIGKILL loses the steps since the last checkpoint;
+    the losses are those of an uninterrupted run."""
     config, out, reference = quick(made, tmp_path), tmp_path / "stopped", tmp_path / "reference"
     uninterrupted = start_process(config, reference)
     first = start_process(config, out)
