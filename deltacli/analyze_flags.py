@@ -130,10 +130,10 @@ class PairFlags:
             console.info(note)
         for folder, names in zip((self.before_dir, self.after_dir), pairs.unmatched, strict=True):
             if names:
-                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                remainder = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
                 console.warning(
                     f"{pluralize(len(names), 'image')} in {folder} without a partner of the same name: "
-                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{more}"
+                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{remainder}"
                 )
 
 

@@ -66,7 +66,7 @@ class Report:
 
 
 def open_report(path: Path, images: ImageOptions, pair_id: str | None = None) -> Report:
-    """Read an output file, and select one pair of it if `pair` is given.
+    """Read an output file, and select one pair of it if `pair_id` is given.
 
     Raises:
         InputError: not an output, no such pair, or neither chips nor pairs.
