@@ -236,3 +236,20 @@ def test_a_question_longer_than_the_context_is_an_error(predictor: Predictor) ->
     encoded = predictor.encode(*pairs(1))
     with pytest.raises(ConfigError, match=r"question 'essay' has .* tokens; tiny reads at most"):
         predictor.answer(encoded, [Question("essay", "how many roads? " * 300)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_answers_of_the_cpu(tmp_path: Path) -> None:
+    """In fp32; scores up to rounding."""
+    tiny_checkpoint(tmp_path)
+    before, after = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 64, 64), np.uint8)
+    on_cpu, on_gpu = (
+        model.answer(model.encode(before, after), [CHANGED, CAPTION])
+        for model in (load_model(str(tmp_path), device=name, dtype="fp32") for name in ("cpu", "cuda"))
+    )
+    for expected, replies in zip(on_cpu, on_gpu, strict=True):
+        assert [reply.text for reply in replies] == [reply.text for reply in expected]
+        assert [reply.score for reply in replies] == pytest.approx(
+            [reply.score for reply in expected], abs=1e-3
+        )
