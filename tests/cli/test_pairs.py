@@ -58,6 +58,7 @@ def features(path: Path | str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_200_pairs_with_5_broken_ones(run: Run, model: ScriptedModel, tmp_path: Path) -> None:
     broken = (7, 50, 93, 133, 199)
     pairs = write_pairs(tmp_path / "data", 200, broken=broken)

@@ -37,6 +37,7 @@ def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_convert_verify_and_analyze(tmp_path: Path, scene: Scene) -> None:
     """All steps from the published files to an output, at small size with random weights."""
     folder = tmp_path / "home" / "deltavlm-7b"

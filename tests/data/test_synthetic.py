@@ -138,6 +138,7 @@ def test_a_downsampled_scene_is_the_average_of_the_large_one() -> None:
     assert np.corrcoef(mean.ravel(), far.before.ravel())[0, 1] > 0.9  # light and noise are drawn anew
 
 
+@pytest.mark.slow
 def test_a_downsampled_scene_changes_as_often() -> None:
     far = sum(
         make_scene(seed, options=SceneOptions(change=0.5, downsample=2)).change.any() for seed in range(24)

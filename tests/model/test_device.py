@@ -47,6 +47,7 @@ print(count() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_freed_memory_is_reused_without_page_faults() -> None:
     default, tuned = (
