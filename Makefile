@@ -1,5 +1,5 @@
-# The shipped nano from nothing: scenes by seed, training, scores, packing. Hours on two cores; REAL=FOLDER of
-# real pairs adds their scores. SET="--set key=value ..." changes the recipe, for a short try.
+# Reproduce nano: draw scenes, train, score, pack. Hours on two cores. REAL=FOLDER also scores real pairs;
+# SET="--set key=value ..." changes the recipe, for a short trial.
 RUN ?= runs/nano
 SCENES ?= 300
 

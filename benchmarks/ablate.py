@@ -1,11 +1,11 @@
-"""What nano's answers rest on: its scores with one way from the pictures to the words closed after another.
+"""Ablation of nano: scores without difference tokens, without evidence tokens, without difference module.
 
     python benchmarks/ablate.py [--model nano] [--scenes 200] [--real FOLDER]
 
-The Q-Former reads the difference tokens of both dates and, behind them, the evidence that the dense head has
-drawn from the same tokens. Each is closed by zeros in the place of its tokens; without the difference module
-there are zeros for all that it puts out, so that the head too has nothing but the tower's finer maps. Weights
-are the same in every row. Prints Markdown on stdout.
+The Q-Former reads the difference tokens of both dates and, after them, the evidence tokens that the dense
+head derives from the same tokens. Ablated tokens are set to zero. Without the difference module all of its
+output is zero, so that the dense head too has only the finer feature maps of the vision tower. All rows have
+the same weights. Prints Markdown on stdout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 from benchmarks.real_scores import evaluate_pairs  # noqa: E402
 from benchmarks.rows import Table  # noqa: E402
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import TEST_SEED, render_cache  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.deltavlm import PairFeatures  # noqa: E402
 from deltavlm.model.interface import Pixels  # noqa: E402
@@ -41,32 +41,32 @@ MEASURES = (
 
 
 @dataclass(frozen=True)
-class Closed(Predictor):
-    """A model whose questions see zeros in the place of some tokens of a pair."""
+class AblatedPredictor(Predictor):
+    """Predictor that sets some tokens of each pair to zero before any question."""
 
     tokens: slice = field(kw_only=True)
 
     def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
-        found = super().encode(before, after)
-        tokens = found.tokens.clone()
+        features = super().encode(before, after)
+        tokens = features.tokens.clone()
         tokens[:, self.tokens] = 0
-        return replace(found, tokens=tokens)
+        return replace(features, tokens=tokens)
 
 
 @contextmanager
 def without_difference(model: Predictor) -> Iterator[Predictor]:
-    """The same model, whose difference module puts out zeros."""
-    hook = model.model.difference.register_forward_hook(lambda _module, _seen, out: out * 0)
+    """Context in which the difference module of the model returns zeros."""
+    hook = model.model.difference.register_forward_hook(lambda module, inputs, output: output * 0)
     try:
         yield model
     finally:
         hook.remove()
 
 
-def row(model: Predictor, cache: Path, real: Path | None) -> dict[str, object]:
+def measure(model: Predictor, cache: Path, real: Path | None) -> dict[str, object]:
     replies, facts = predict_scenes(model, cache)
-    found = score_scenes(replies, facts)
-    cells: dict[str, object] = {name: f"{found[name]:.3f}" for name in MEASURES}
+    scores = score_scenes(replies, facts)
+    cells: dict[str, object] = {name: f"{scores[name]:.3f}" for name in MEASURES}
     if real:
         results = evaluate_pairs(model, real)
         cells["AUC, real, by mask"] = (
@@ -76,18 +76,18 @@ def row(model: Predictor, cache: Path, real: Path | None) -> dict[str, object]:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    ask.add_argument("--model", default="nano", help="a model with a dense head: its name or folder")
-    ask.add_argument("--scenes", type=int, default=200, help="held-out made scenes")
-    ask.add_argument("--real", type=Path, help="folder of real pairs")
-    args = ask.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="nano", help="a model with a dense head: its name or folder")
+    parser.add_argument("--scenes", type=int, default=200, help="held-out synthetic scenes")
+    parser.add_argument("--real", type=Path, help="folder of real pairs")
+    args = parser.parse_args()
     if args.scenes < 2:
-        ask.error("--scenes: give at least 2")
+        parser.error("--scenes: give at least 2")
     model = load_model(args.model, device="cpu")
     if not isinstance(model, Predictor) or model.config.dense is None or not model.config.dense.evidence:
-        sys.exit(f"{args.model} has no dense head whose evidence could be closed; try nano")
-    evidence = model.config.dense.evidence_tokens  # behind the difference tokens
-    closed = {
+        sys.exit(f"{args.model} has no dense head with evidence tokens; try nano")
+    evidence = model.config.dense.evidence_tokens  # after the difference tokens
+    ablations = {
         "nothing: as it ships": slice(0),
         "difference tokens": slice(0, -evidence),
         "evidence": slice(-evidence, None),
@@ -95,11 +95,12 @@ def main() -> None:
     table = Table()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
-        draw_cache(cache, args.scenes, seed=TEST_SEED)
-        for name, tokens in closed.items():
-            table.row({"closed": name, **row(Closed(**vars(model), tokens=tokens), cache, args.real)})
+        render_cache(cache, args.scenes, seed=TEST_SEED)
+        for name, tokens in ablations.items():
+            ablated = AblatedPredictor(**vars(model), tokens=tokens)
+            table.row({"without": name, **measure(ablated, cache, args.real)})
         with without_difference(model):
-            table.row({"closed": "no difference module", **row(model, cache, args.real)})
+            table.row({"without": "difference module", **measure(model, cache, args.real)})
 
 
 if __name__ == "__main__":

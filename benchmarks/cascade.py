@@ -1,11 +1,12 @@
-"""What `--cascade` gives, where only chips that say yes are asked the rest.
+"""Speed of `--cascade`, which asks the other questions only for chips whose first answer is yes.
 
-Baseline: every question of every chip. A mosaic of drawn scenes, one a chip, of which a share has changed;
-both ways alternate in one process with one model, from open files to the finished GeoPackage.
+Baseline: all questions for every chip. The input is a mosaic of synthetic scenes, one per chip, of which a
+share has changed; both variants alternate in one process with one model, from open files to the finished
+GeoPackage.
 
     python benchmarks/cascade.py --changed 0.1
 
-Prints Markdown on stdout; talk goes to stderr.
+Prints Markdown on stdout, messages on stderr.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch  # noqa: E402
 from benchmarks.answered import SPECS, ours  # noqa: E402
 from benchmarks.rows import Table, heading, spread  # noqa: E402
 from deltavlm.data.synthetic import SceneOptions  # noqa: E402
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache, open_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.geo.pair import RasterPair  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
 
@@ -36,38 +37,40 @@ SIZE = 256
 
 
 def mosaic(folder: Path, side: int, changed: float) -> tuple[RasterPair, float]:
-    """A pair of `side` x `side` drawn chips, and the share of them that has changed."""
-    draw_cache(folder / "scenes", side**2, seed=TEST_SEED, options=SceneOptions(change=changed))
-    pictures, truth = open_cache(folder / "scenes")
+    """Raster pair of `side` x `side` synthetic chips, and the share of them that has changed."""
+    render_cache(folder / "scenes", side**2, seed=TEST_SEED, options=SceneOptions(change=changed))
+    images, truth = open_cache(folder / "scenes")
     paths = []
     for date, name in enumerate(("before", "after")):
-        whole = pictures[:, date].reshape(side, side, SIZE, SIZE, 3).transpose(4, 0, 2, 1, 3)
+        pixels = images[:, date].reshape(side, side, SIZE, SIZE, 3).transpose(4, 0, 2, 1, 3)
         paths.append(str(folder / f"{name}.tif"))
         with rasterio.open(
             paths[-1], "w", driver="GTiff", width=side * SIZE, height=side * SIZE, count=3, dtype="uint8",
             crs="EPSG:32631", transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000),
             photometric="RGB", tiled=True, blockxsize=512, blockysize=512, compress="deflate",
         ) as raster:  # fmt: skip
-            raster.write(whole.reshape(3, side * SIZE, side * SIZE))
+            raster.write(pixels.reshape(3, side * SIZE, side * SIZE))
     return RasterPair(*paths), float((truth[:, 0] > 0).any(axis=(1, 2)).mean())
 
 
-def said(output: Path) -> dict[str, tuple[bool, list[str]]]:
-    """Of each chip, whether it changed, and all that was answered."""
+def read_answers(output: Path) -> dict[str, tuple[bool, list[str]]]:
+    """Yes/no value and texts of all answers, by chip id."""
     table = pyogrio.read_dataframe(output, layer="chips", read_geometry=False)
     texts = table[[f"answer_{spec.name}" for spec in SPECS]].to_numpy().tolist()
     return dict(zip(table["chip_id"], zip(table["changed"], texts, strict=True), strict=True))
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--model", default="nano")
-    ask.add_argument("--threads", type=int, default=2)
-    ask.add_argument("--side", type=int, default=16, help="chips along the side of the mosaic")
-    ask.add_argument("--changed", type=float, nargs="+", default=[0.1, 0.6], help="shares of changed scenes")
-    ask.add_argument("--batch-size", type=int, default=32)
-    ask.add_argument("--rounds", type=int, default=3)
-    args = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", type=int, default=16, help="chips along the side of the mosaic")
+    parser.add_argument(
+        "--changed", type=float, nargs="+", default=[0.1, 0.6], help="shares of changed scenes"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
     model = load_model(args.model, device="cpu", threads=args.threads)
     print(heading(args.threads, f"torch {torch.__version__}"), end="\n\n")
     table = Table()
@@ -75,29 +78,30 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             pair, share = mosaic(Path(scratch), args.side, changed)
             speeds: dict[bool, list[float]] = {False: [], True: []}
-            told = {}
+            answers = {}
             for number in range(args.rounds + 1):
-                for cascade, found in speeds.items():
+                for cascade, values in speeds.items():
                     output = Path(scratch, f"{cascade}.gpkg")
                     started = time.perf_counter()
                     summary = ours(model, pair, output, SIZE, args.batch_size, cascade=cascade)
                     if number:  # the first warms up
-                        found.append(summary.chips / (time.perf_counter() - started))
-                    told[cascade] = said(output)
+                        values.append(summary.chips / (time.perf_counter() - started))
+                    answers[cascade] = read_answers(output)
                 print(f"round {number}", file=sys.stderr)
-        asked = [chip for chip, (yes, _) in told[True].items() if yes]
-        equal = sum(told[True][chip] == told[False][chip] for chip in asked)
+        changed_chips = [chip for chip, (yes, _) in answers[True].items() if yes]
+        same = sum(answers[True][chip][0] == answers[False][chip][0] for chip in answers[True])
+        equal = sum(answers[True][chip] == answers[False][chip] for chip in changed_chips)
         table.row(
             {
                 "model": f"{model.name} {model.fingerprint[:8]}",
                 "chips": args.side**2,
                 "truly changed": f"{share:.0%}",
-                "said yes": f"{len(asked) / args.side**2:.0%}",
+                "answered yes": f"{len(changed_chips) / args.side**2:.0%}",
                 "chips/s, all questions": spread(speeds[False]),
                 "cascade": spread(speeds[True]),
                 "ratio": f"**{statistics.median(np.divide(speeds[True], speeds[False])):.2f}x**",
-                "the same yes or no": sum(told[True][chip][0] == told[False][chip][0] for chip in told[True]),
-                "equal answers of those that said yes": f"{equal} of {len(asked)}",
+                "equal yes/no answers": same,
+                "equal answers where yes": f"{equal} of {len(changed_chips)}",
             }
         )
 

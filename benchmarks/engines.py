@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STUB = """
 import deltavlm, deltavlm.cluster.worker
 from tests.workers import scripted
-deltavlm.cluster.worker.loaded = scripted
+deltavlm.cluster.worker.load_model_on_worker = scripted
 deltavlm.load_model = lambda name, runtime: scripted(name, runtime, 1)
 """
 START = """

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 from deltavlm.data.synthetic import SceneOptions, phrases  # noqa: E402
-from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED, draw_cache, open_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.data.synthetic.facts import Facts  # noqa: E402
 from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.model.interface import Reply  # noqa: E402
@@ -82,7 +82,7 @@ def main() -> None:
     font = ImageFont.load_default(11)
     for kind, how in KINDS.items():
         with tempfile.TemporaryDirectory() as scratch:
-            draw_cache(Path(scratch), args.scenes, **how)
+            render_cache(Path(scratch), args.scenes, **how)
             replies, facts = predict_scenes(model, Path(scratch))
             pictures = open_cache(Path(scratch))[0]
             for what, number in worst(replies, facts, args.each):

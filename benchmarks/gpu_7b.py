@@ -331,13 +331,13 @@ def compare(
     predictor: Predictor, before: np.ndarray, after: np.ndarray, device: str, seconds: float
 ) -> dict[str, Any]:
     """Chips per second of the published flow, greedy and with beams; number of equal greedy answers."""
-    ours = Predictor(
+    batched = Predictor(
         predictor.model,
         replace(predictor.config, decoding=DECODING["upstream"]),
         *(predictor.questions, predictor.codec, device, "random"),
         meter=predictor.meter,
     )
-    replies = ours.answer(ours.encode(before, after), QUESTIONS)
+    replies = batched.answer(batched.encode(before, after), QUESTIONS)
     results: dict[str, Any] = {}
     for kind, beams in KINDS.items():
         ask = upstream_flow(predictor, before, after, beams)

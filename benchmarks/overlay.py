@@ -1,9 +1,9 @@
-"""Draws the chips of an output over its two images, side by side, so that a person can look at the answers.
+"""Overlay of an output on its two images, side by side, for looking at the answers.
 
     python benchmarks/overlay.py before.tif after.tif out.gpkg picture.png [--width 700]
 
-Left the earlier image, right the later one; a chip's frame goes from grey (0) to red (1) with
-`changed_score`, cells that were named are shaded, and changed chips carry their captions.
+The earlier image is on the left, the later one on the right. The outline of a chip goes from grey (0) to red
+(1) with `changed_score`, named cells are shaded, and changed chips have their captions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair  # noqa: E402
 
 
-def views(before: str, after: str, *, allow_no_crs: bool) -> tuple[list[Image.Image], object]:
-    """Both dates as the model saw them, whole, and the transform from pixels to the ground."""
-    with open_pair(RasterPair(before, after), ReadOptions(allow_no_crs=allow_no_crs)) as reader:
+def read_pair(pair: RasterPair, *, allow_no_crs: bool) -> tuple[list[Image.Image], object]:
+    """Read both dates in full, as the model saw them. Returns the images and the transform of the pixels."""
+    with open_pair(pair, ReadOptions(allow_no_crs=allow_no_crs)) as reader:
         size = 256
         shape = (reader.geobox.height, reader.geobox.width, 3)
         arrays = [np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)]
@@ -37,10 +37,17 @@ def views(before: str, after: str, *, allow_no_crs: bool) -> tuple[list[Image.Im
         return [Image.fromarray(array) for array in arrays], reader.geobox.transform
 
 
-def draw(
-    before: str, after: str, output: str, picture: Path, width: int, *, allow_no_crs: bool, captions: bool
+def draw_overlay(
+    pair: RasterPair,
+    output: Path,
+    picture: Path,
+    *,
+    width: int,
+    allow_no_crs: bool = False,
+    captions: bool = True,
 ) -> None:
-    images, transform = views(before, after, allow_no_crs=allow_no_crs)
+    """Write the overlay of an output as an image; `width` is that of one of the two panels, px."""
+    images, transform = read_pair(pair, allow_no_crs=allow_no_crs)
     chips = pyogrio.read_dataframe(output, layer="chips")
     cells = pyogrio.read_dataframe(output, layer="locations")
     inverse = ~transform  # type: ignore[operator]
@@ -69,8 +76,8 @@ def draw(
         pen.line([*corners, corners[0]], fill=colour, width=3 if score >= 0.5 else 1)
         if chip.changed is True and captions:
             x, y = min(p[0] for p in corners) + 5, min(p[1] for p in corners) + 4
-            room = max(12, int((max(p[0] for p in corners) - x) / (font.size * 0.53)))
-            text = "\n".join(textwrap.wrap(f"{score:.2f} {chip.caption}", room))
+            line_length = max(12, int((max(p[0] for p in corners) - x) / (font.size * 0.53)))
+            text = "\n".join(textwrap.wrap(f"{score:.2f} {chip.caption}", line_length))
             pen.multiline_text(
                 (x, y), text, font=font, fill=(255, 255, 255), stroke_width=2, stroke_fill=(0, 0, 0)
             )
@@ -82,20 +89,20 @@ def draw(
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("before", "after", "output"):
-        ask.add_argument(name)
-    ask.add_argument("picture", type=Path)
-    ask.add_argument("--width", type=int, default=700, help="pixels of one of the two panels")
-    ask.add_argument("--allow-no-crs", action="store_true")
-    ask.add_argument("--no-captions", action="store_true")
-    args = ask.parse_args()
-    draw(
-        args.before,
-        args.after,
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("before", "after"):
+        parser.add_argument(name)
+    for name in ("output", "picture"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--width", type=int, default=700, help="pixels of one of the two panels")
+    parser.add_argument("--allow-no-crs", action="store_true")
+    parser.add_argument("--no-captions", action="store_true")
+    args = parser.parse_args()
+    draw_overlay(
+        RasterPair(args.before, args.after),
         args.output,
         args.picture,
-        args.width,
+        width=args.width,
         allow_no_crs=args.allow_no_crs,
         captions=not args.no_captions,
     )

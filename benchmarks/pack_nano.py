@@ -1,9 +1,9 @@
-"""Puts a trained nano into the package: its weights, its recipe and log, and its scores into the docs.
+"""Release of a trained nano: copy weights into the package, recipe, log and scores into the docs.
 
     python benchmarks/pack_nano.py RUN
 
 RUN is the folder of `deltavlm train` with `model/`, and with `scores.json` of `nano_scores.py` for the same
-weights. Writes `deltavlm/weights/nano`, `docs/nano/`, and what stands between the marks in
+weights. Writes `deltavlm/weights/nano`, `docs/nano/`, and the text between the markers in
 `docs/model-card.md` (scores, also in its front matter) and `docs/nano.md` (targets).
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # of this checkout, not of an installed copy
+sys.path.insert(0, str(ROOT))  # this checkout, not an installed copy
 
 from deltavlm.model import checkpoint  # noqa: E402
 
 BEGIN, END = "<!-- {}: written by benchmarks/pack_nano.py -->", "<!-- end of {} -->"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-MADE = {
+METRICS = {
     "yes_no_accuracy": "yes/no accuracy",
     "yes_no_balanced": "yes/no balanced accuracy",
     "yes_no_auc": "yes/no AUC",
@@ -36,12 +36,12 @@ MADE = {
     "caption_exact": "caption exact, all",
     "caption_exact_changed": "caption exact, changed",
     "caption_exact_unchanged": "caption exact, unchanged",
-    "talk_file": "open questions in a set's words",
+    "talk_file": "open questions as worded in a data set",
     "talk_typed": "open questions as people type them",
-    "talk_after_1": "follow-ups behind one turn",
-    "talk_after_2": "behind two",
-    "talk_after_3": "behind three",
-    "talk_unheard": "the last of these without the turns before it",
+    "talk_after_1": "follow-up questions after one turn",
+    "talk_after_2": "after two turns",
+    "talk_after_3": "after three turns",
+    "talk_unheard": "the last of these without its history",
 }
 RULE = {
     "yes_no_accuracy": "rule_yes_no",
@@ -72,7 +72,7 @@ def number(value: Any) -> str:
     return f"{value:.3f}"
 
 
-def made(scores: dict[str, Any]) -> str:
+def synthetic_table(scores: dict[str, Any]) -> str:
     plain = scores["made"]
     rows = [
         [
@@ -83,20 +83,24 @@ def made(scores: dict[str, Any]) -> str:
             number(scores["far"][key]),
             number(scores["rich"][key]),
         ]
-        for key, label in MADE.items()
+        for key, label in METRICS.items()
     ]
-    head = [f"made scenes, held out ({plain['pairs']} each)", "plain", "plain: the dense head's own rule"]
+    head = [
+        f"synthetic scenes, held out ({plain['pairs']} each)",
+        "plain",
+        "plain: the dense head's own rule",
+    ]
     return table([*head, "plain: a constant answer", "pixels twice as coarse", "rich"], rows)
 
 
-def real(scores: dict[str, Any]) -> str:
-    groups = {name: found for name, found in scores["real"].items() if name != "false alarms"}
-    keys = dict.fromkeys(key for found in groups.values() for key in found if key != "pairs, changed")
+def real_table(scores: dict[str, Any]) -> str:
+    groups = {name: results for name, results in scores["real"].items() if name != "false alarms"}
+    keys = dict.fromkeys(key for results in groups.values() for key in results if key != "pairs, changed")
     sizes = [
-        f"{name}: {found['pairs, changed'][1]} of {found['pairs, changed'][0]}"
-        for name, found in groups.items()
+        f"{name}: {results['pairs, changed'][1]} of {results['pairs, changed'][0]}"
+        for name, results in groups.items()
     ]
-    rows = [[key, *(number(found.get(key)) for found in groups.values())] for key in keys]
+    rows = [[key, *(number(results.get(key)) for results in groups.values())] for key in keys]
     alarms = "; ".join(
         f"{name}: {share:.0%} of {count:.0f} chips"
         for name, (share, count) in scores["real"]["false alarms"].items()
@@ -107,21 +111,27 @@ def real(scores: dict[str, Any]) -> str:
     )
 
 
-def targets(scores: dict[str, Any]) -> str:
-    """How far each target of the project is: (what, reached, the bar, is more better)."""
-    made, real = scores["made"], scores.get("real", {})
+def targets_table(scores: dict[str, Any]) -> str:
+    """Value of each target metric of the project, beside the target."""
+    synthetic, real = scores["made"], scores.get("real", {})
+    # label, value, target, higher is better
     rows = [
-        ("made: yes/no accuracy", made["yes_no_accuracy"], 0.97, True),
-        ("count MAE", made["count_mae_all"], 0.35, False),
-        ("cell F1, buildings", made["cell_f1_buildings"], 0.90, True),
-        ("cell F1, roads", made["cell_f1_roads"], 0.80, True),
-        ("caption exact, all", made["caption_exact"], 0.75, True),
-        ("caption exact, changed", made["caption_exact_changed"], 0.55, True),
+        ("synthetic: yes/no accuracy", synthetic["yes_no_accuracy"], 0.97, True),
+        ("count MAE", synthetic["count_mae_all"], 0.35, False),
+        ("cell F1, buildings", synthetic["cell_f1_buildings"], 0.90, True),
+        ("cell F1, roads", synthetic["cell_f1_roads"], 0.80, True),
+        ("caption exact, all", synthetic["caption_exact"], 0.75, True),
+        ("caption exact, changed", synthetic["caption_exact_changed"], 0.55, True),
     ]
-    for key, label in MADE.items():
+    for key, label in METRICS.items():
         if rule := RULE.get(key):
             rows.append(
-                (f"{label}, against the dense head's own rule", made[key], made[rule], key != "count_mae_all")
+                (
+                    f"{label}, against the dense head's own rule",
+                    synthetic[key],
+                    synthetic[rule],
+                    key != "count_mae_all",
+                )
             )
     if real:
         rows += [
@@ -132,43 +142,45 @@ def targets(scores: dict[str, Any]) -> str:
             ("real: mask F1, buildings, LEVIR-CD", real["levir_bit"]["mask F1, buildings"][0], 0.60, True),
         ]
         mask = real["all, by mask"]
-        words, rule = mask["cell F1, buildings, mask"], mask.get("the same by the dense head's own rule")
+        cell_f1, rule = mask["cell F1, buildings, mask"], mask.get("the same by the dense head's own rule")
         if rule is not None:
             rows.append(
-                ("real: cell F1, buildings, by mask, against the dense head's own rule", words, rule, True)
+                ("real: cell F1, buildings, by mask, against the dense head's own rule", cell_f1, rule, True)
             )
         rows += [
             (f"false alarms, {name}", share, 0.10, False) for name, (share, _) in real["false alarms"].items()
         ]
     return table(
-        ["what", "reached", "target", ""],
+        ["metric", "value", "target", ""],
         [
             [
-                what,
+                label,
                 number(value),
-                f"{bar:.3f}",
-                "met" if (value >= bar if more else value <= bar) else "short",
+                f"{target:.3f}",
+                "met" if (value >= target if is_higher_better else value <= target) else "missed",
             ]
-            for what, value, bar, more in rows
+            for label, value, target, is_higher_better in rows
         ],
     )
 
 
-def fill(page: Path, name: str, told: list[str]) -> None:
-    """Puts paragraphs between a page's marks, or at its end where it has none."""
+def fill(page: Path, name: str, paragraphs: list[str]) -> None:
+    """Replace the text between the markers of a page, or append it where there are none."""
     begin, end = BEGIN.format(name), END.format(name)
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text("\n\n".join([before.rstrip("\n"), begin, *told, end + (rest.partition(end)[2] or "\n")]))
+    before, _, after = page.read_text().partition(begin)
+    tail = after.partition(end)[2] or "\n"
+    page.write_text("\n\n".join([before.rstrip("\n"), begin, *paragraphs, end + tail]))
 
 
-def index(scores: dict[str, Any]) -> str:
-    """The scores of yes and no in the words of a model card's front matter."""
-    made, real = scores["made"], scores.get("real")
-    known = [(f"Drawn scenes, held out ({made['pairs']})", made["yes_no_balanced"], made["yes_no_auc"])]
+def model_index(scores: dict[str, Any]) -> str:
+    """Yes/no scores as the `model-index` of a model card's front matter, in YAML."""
+    synthetic, real = scores["made"], scores.get("real")
+    name = f"Synthetic scenes, held out ({synthetic['pairs']})"
+    datasets = [(name, synthetic["yes_no_balanced"], synthetic["yes_no_auc"])]
     if real:
-        found = real["all, by mask"]
-        pairs = f"Real pairs with masks ({found['pairs, changed'][0]})"
-        known.append((pairs, found["balanced accuracy"][0], found["AUC"][0]))
+        by_mask = real["all, by mask"]
+        name = f"Real pairs with masks ({by_mask['pairs, changed'][0]})"
+        datasets.append((name, by_mask["balanced accuracy"][0], by_mask["AUC"][0]))
     results = [
         {
             "task": {"type": "image-classification", "name": "Has anything changed?"},
@@ -178,43 +190,43 @@ def index(scores: dict[str, Any]) -> str:
                 {"type": "roc_auc", "name": "AUC", "value": round(auc, 3)},
             ],
         }
-        for name, balanced, auc in known
+        for name, balanced, auc in datasets
     ]
-    told: str = yaml.safe_dump(
-        {"model-index": [{"name": scores["model"], "results": results}]}, sort_keys=False
-    )
-    return told
+    index = {"model-index": [{"name": scores["model"], "results": results}]}
+    text: str = yaml.safe_dump(index, sort_keys=False)
+    return text
 
 
-def fill_front(page: Path, told: str) -> None:
-    """Puts YAML between the marks of a page's front matter."""
+def fill_front_matter(page: Path, text: str) -> None:
+    """Replace the YAML between the markers of a page's front matter."""
     begin, end = "# scores: written by benchmarks/pack_nano.py\n", "# end of scores\n"
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text(before + begin + told + end + rest.partition(end)[2])
+    before, _, after = page.read_text().partition(begin)
+    page.write_text(before + begin + text + end + after.partition(end)[2])
+
+
+def write_docs(scores: dict[str, Any], docs: Path) -> None:
+    """Write the tables of scores into the pages of the docs."""
+    source = f"Weights {scores['fingerprint'][:8]}, measured {scores['date']}."
+    tables = [synthetic_table(scores), *([real_table(scores)] if "real" in scores else [])]
+    fill(docs / "nano.md", "targets", [source, targets_table(scores)])
+    fill_front_matter(docs / "model-card.md", model_index(scores))
+    fill(docs / "model-card.md", "scores", [source, *tables])
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("run", type=Path)
-    run = ask.parse_args().run
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args().run
     scores = json.loads((run / "scores.json").read_text())
     if scores["fingerprint"] != checkpoint.fingerprint(run / "model"):
-        sys.exit(f"{run / 'scores.json'} is of other weights than {run / 'model'}; run nano_scores.py again")
+        sys.exit(f"{run / 'scores.json'} has other weights than {run / 'model'}; run nano_scores.py again")
     for name in FILES:
         shutil.copyfile(run / "model" / name, ROOT / "deltavlm" / "weights" / "nano" / name)
-    docs = ROOT / "docs" / "nano"
-    docs.mkdir(exist_ok=True)
+    docs = ROOT / "docs"
+    (docs / "nano").mkdir(exist_ok=True)
     for name in ("config.yaml", "log.jsonl", "scores.json"):
-        shutil.copyfile(run / name, docs / name)
-    told = [f"Weights {scores['fingerprint'][:8]}, measured {scores['date']}."]
-    pages = ROOT / "docs"
-    fill(pages / "nano.md", "targets", [*told, targets(scores)])
-    fill_front(pages / "model-card.md", index(scores))
-    fill(
-        pages / "model-card.md",
-        "scores",
-        [*told, made(scores), *([real(scores)] if "real" in scores else [])],
-    )
+        shutil.copyfile(run / name, docs / "nano" / name)
+    write_docs(scores, docs)
 
 
 if __name__ == "__main__":

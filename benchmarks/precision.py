@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.rows import Table, heading, spread  # noqa: E402
-from deltavlm.data.synthetic.cache import TEST_SEED, draw_cache, open_cache  # noqa: E402
+from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Pixels, Reply  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
@@ -66,7 +66,7 @@ def main() -> None:
     }
     print(heading(args.threads, f"torch {torch.__version__}"), end="\n\n")
     with tempfile.TemporaryDirectory() as scratch:
-        draw_cache(Path(scratch), args.pairs, seed=TEST_SEED)
+        render_cache(Path(scratch), args.pairs, seed=TEST_SEED)
         images = np.ascontiguousarray(open_cache(Path(scratch))[0].transpose(1, 0, 4, 2, 3))
     times: dict[str, list[float]] = {dtype: [] for dtype in models}
     answers: dict[str, Answers] = {}

@@ -23,7 +23,8 @@ import pyogrio  # noqa: E402
 import rasterio  # noqa: E402
 from shapely.geometry import Polygon  # noqa: E402
 
-from benchmarks.overlay import draw  # noqa: E402
+from benchmarks.overlay import draw_overlay  # noqa: E402
+from deltavlm.geo.pair import RasterPair  # noqa: E402
 
 PAIRS = {
     "naip_nd/2009_2020": (".tif", []),
@@ -75,15 +76,8 @@ def check(folder: Path, name: str, suffix: str, flags: list[str], out: Path) -> 
     changed, statuses = int(chips.changed.fillna(False).sum()), chips.status.value_counts().to_dict()
     print(f"{len(chips)} chips, {changed} changed, statuses {statuses}")
     picture = out / f"{name.replace('/', '_')}.png"
-    draw(
-        str(before),
-        str(after),
-        str(output),
-        picture,
-        700,
-        allow_no_crs="--allow-no-crs" in flags,
-        captions=True,
-    )
+    pair = RasterPair(str(before), str(after))
+    draw_overlay(pair, output, picture, width=700, allow_no_crs="--allow-no-crs" in flags)
     return faults
 
 

@@ -1,10 +1,10 @@
-"""How large and how slow the page of `deltavlm report` is, at 10, 1,000 and 10,000 chips.
+"""Size, rendering time and browser speed of the page of `deltavlm report`, at 10, 1,000 and 10,000 chips.
 
     python benchmarks/report.py [--chips 10 1000 10000] [--keep FOLDER]
 
-The pair is `sample_data`, laid out over and over; the answers are drawn by a seed, no model is asked. With
-chromium, chromedriver and selenium the page is also used: how long a search and a sort take, and a frame
-while the whole map is zoomed.
+The pair is `sample_data`, repeated side by side; the answers are random with a fixed seed, without a model.
+With chromium, chromedriver and selenium the page is also timed in a browser: a search, a sort, and a frame
+while the map is zoomed.
 """
 
 from __future__ import annotations
@@ -46,29 +46,34 @@ from deltavlm.tasks.questions import load_questions  # noqa: E402
 
 CHIP = 256
 NOUNS = ("a road", "some houses", "a large building", "many villas and a curved road")
-PLACES = ("on the bareland", "on the meadow in the top-left corner", "beside the old road", "at the bottom")
+LOCATIONS_IN_WORDS = (
+    "on the bareland",
+    "on the meadow in the top-left corner",
+    "beside the old road",
+    "at the bottom",
+)
 
 
-def widened(source: Path, target: Path, width: int, height: int) -> None:
-    """The image laid out side by side up to `width` x `height` px, as a tiled JPEG GeoTIFF."""
+def tile_image(source: Path, target: Path, width: int, height: int) -> None:
+    """Write the image repeated side by side up to `width` x `height` px, as a tiled JPEG GeoTIFF."""
     with rasterio.open(source) as image:
         pixels, profile = image.read(), image.profile
     profile |= {"width": width, "height": height, "tiled": True, "blockxsize": CHIP, "blockysize": CHIP}
     profile |= {"compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel"}
     profile.pop("predictor", None)
     with rasterio.open(target, "w", **profile) as out:
-        for top in range(0, height, pixels.shape[1]):
-            for left in range(0, width, pixels.shape[2]):
-                part = pixels[:, : height - top, : width - left]
-                out.write(part, window=Window(left, top, part.shape[2], part.shape[1]))
+        for row in range(0, height, pixels.shape[1]):
+            for col in range(0, width, pixels.shape[2]):
+                block = pixels[:, : height - row, : width - col]
+                out.write(block, window=Window(col, row, block.shape[2], block.shape[1]))
 
 
-def said(task: str, score: float, draw: random.Random) -> Reply:
-    """An answer to the question of that task about a chip that changed as surely as `score` says."""
+def draw_reply(task: str, score: float, draw: random.Random) -> Reply:
+    """Random answer to the question of a task about a chip with this score of change."""
     changed = score > 0.5
     words = {
         "change": "yes" if changed else "no",
-        "caption": f"{draw.choice(NOUNS)} is built {draw.choice(PLACES)}"
+        "caption": f"{draw.choice(NOUNS)} is built {draw.choice(LOCATIONS_IN_WORDS)}"
         if changed
         else "there is no difference",
         "count": f"{draw.randrange(3)} new roads and {draw.randrange(9)} new buildings",
@@ -77,37 +82,37 @@ def said(task: str, score: float, draw: random.Random) -> Reply:
     return Reply(words[task], score if task == "change" else -draw.random())
 
 
-def output_of(folder: Path, number: int) -> Path:
-    """An output of `number` chips and its pair."""
+def write_output(folder: Path, number: int) -> Path:
+    """Write an output of `number` chips and its pair. Returns its path."""
     cols = next(cols for cols in range(int(number**0.5) or 1, 0, -1) if number % cols == 0)
     pair = [folder / f"{number}_{date}.tif" for date in ("before", "after")]
     for path in pair:
         if not path.exists():
             sample = ROOT / "sample_data" / path.name.partition("_")[2]
-            widened(sample, path, number // cols * CHIP, cols * CHIP)
+            tile_image(sample, path, number // cols * CHIP, cols * CHIP)
     draw, specs = random.Random(7), load_questions(shipped_config("questions.yaml"))
     model: Any = SimpleNamespace(
-        name="none", fingerprint="drawn", device="cpu", details={}, chip_px=CHIP, training_gsd_m=0.5
+        name="none", fingerprint="random", device="cpu", details={}, chip_px=CHIP, training_gsd_m=0.5
     )
     path = folder / f"{number}.gpkg"
     with open_pair(RasterPair(*map(str, pair))) as reader:
         results = []
         for chip in reader.chips(CHIP):
             score = draw.random() ** 3
-            answers = {spec.name: read_answer(spec, said(spec.task, score, draw)) for spec in specs}
+            answers = {spec.name: read_answer(spec, draw_reply(spec.task, score, draw)) for spec in specs}
             results.append(ChipResult(chip, "answered", 1.0, answers))
         pairs = PairList.single(*map(str, pair))
         record = provenance(AnalyzeJob(pairs=pairs, questions=specs), model, reader.provenance())
-        (one_pair,) = pairs.pairs
-        opened = {"": PairResult(one_pair, PairRecord.of(one_pair, reader, reader.chips(CHIP)))}
+        (single_pair,) = pairs.pairs
+        opened = {"": PairResult(single_pair, PairRecord.of(single_pair, reader, reader.chips(CHIP)))}
         layers = (chips_layer(specs), LOCATIONS)
         with open_sink(path, layers, reader.geobox.crs, record, overwrite=True) as sink:
             crs = OutputCRS(reader.geobox.crs, untransformed=True)
-            ResultWriter(sink, specs, "none drawn", crs).write_chips(results, opened)
+            ResultWriter(sink, specs, "none random", crs).write_chips(results, opened)
     return path
 
 
-USED = """
+BROWSER_SCRIPT = """
 const done = arguments[0], map = document.getElementById("map"), search = document.getElementById("search");
 const clocked = (work) => { const start = performance.now(); work(); return performance.now() - start; };
 const median = (all) => all.sort((a, b) => a - b)[all.length >> 1];
@@ -131,8 +136,8 @@ requestAnimationFrame(next);
 """
 
 
-def used(page: Path) -> list[float] | None:
-    """Milliseconds of a search, a sort, the middle and the slowest frame; None without a browser."""
+def measure_in_browser(page: Path) -> list[float] | None:
+    """Milliseconds of a search, a sort, the median and the slowest frame; None without a browser."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     try:
         from selenium import webdriver
@@ -151,19 +156,19 @@ def used(page: Path) -> list[float] | None:
     tab = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     try:
         tab.get(page.as_uri())
-        time.sleep(2)  # pictures are decoded
-        found: list[float] = tab.execute_async_script(USED)
+        time.sleep(2)  # until the images are decoded
+        timings: list[float] = tab.execute_async_script(BROWSER_SCRIPT)
     finally:
         tab.quit()
-    return found
+    return timings
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--chips", type=int, nargs="+", default=[10, 1000, 10_000])
-    ask.add_argument("--keep", type=Path, help="make the rasters here, once")
-    ask.add_argument("--rounds", type=int, default=3)
-    args = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chips", type=int, nargs="+", default=[10, 1000, 10_000])
+    parser.add_argument("--keep", type=Path, help="make the rasters here, once")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
     print(
         heading(os.cpu_count() or 1, f"Pillow {PIL.__version__}", f"GDAL {rasterio.__gdal_version__}") + ".\n"
     )
@@ -172,7 +177,7 @@ def main() -> None:
         folder = args.keep or Path(scratch)
         folder.mkdir(exist_ok=True)
         for number in args.chips:
-            source, page = output_of(folder, number), folder / f"{number}.html"
+            source, page = write_output(folder, number), folder / f"{number}.html"
             seconds = []
             for _ in range(args.rounds):
                 start = time.perf_counter()
@@ -181,8 +186,8 @@ def main() -> None:
                 seconds.append(time.perf_counter() - start)
             with rasterio.open(folder / f"{number}_after.tif") as image:
                 size = f"{image.width} x {image.height}"
-            ms = used(page)
-            use = [f"{one:.0f}" for one in ms] if ms else ["-"] * 4
+            ms = measure_in_browser(page)
+            use = [f"{milliseconds:.0f}" for milliseconds in ms] if ms else ["-"] * 4
             table.row(
                 {
                     "chips": f"{number:,}",

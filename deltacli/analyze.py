@@ -44,13 +44,13 @@ def analyze(
             *("--questions", "-Q"),
             panel=options.MODEL,
             metavar="FILE",
-            help="YAML list of questions, instead of the built-in caption, change, count, location.",
+            help="YAML list of questions, instead of the built-in caption, change, count and location.",
         ),
     ] = None,
     ask: Annotated[
         str | None,
         options.flag(
-            "--ask", panel=options.MODEL, metavar="NAME,NAME", help="Only these of the question set."
+            "--ask", panel=options.MODEL, metavar="NAME,NAME", help="Only these questions of the set."
         ),
     ] = None,
     model: ModelFlags,
@@ -64,7 +64,7 @@ def analyze(
     metrics: options.Metrics = None,
     json_summary: options.Json = False,
 ) -> None:
-    """Say chip by chip what changed from BEFORE to AFTER, and write the answers as a map.
+    """Ask chip by chip what changed from BEFORE to AFTER, and write the answers as a map.
 
     Without -o the result is <AFTER's stem>_changes.gpkg in the current folder. Many pairs, by a list or from
     two folders, go into one output, or with -o FOLDER/ into one each.

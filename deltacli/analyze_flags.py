@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineFlags", "MaskFlags", "PairFlags", "RunFlags", "ShowFlags"]
 
-PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Many machines"  # groups of flags in the help
+PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Ray cluster"  # panels of the help
 FOLDER_SUFFIX = ".gpkg"  # of outputs in a folder
 _LISTED = 10  # unmatched files that are named
 
@@ -47,20 +47,21 @@ class PairFlags:
             "--pairs",
             panel=PAIRS,
             metavar="FILE|-",
-            help="CSV, JSON lines or STAC items: before, after; if you like id, date, before_date, aoi. One "
-            "output for all; -o FOLDER/ gives each pair its own.",
+            help="List of pairs as CSV, JSON lines or STAC items: before, after; optionally id, date, "
+            "before_date, aoi. One output for all, or with -o FOLDER/ one per pair.",
         ),
     ] = None
     before_dir: Annotated[
         Path | None,
-        flag("--before-dir", panel=PAIRS, metavar="FOLDER", help="The earlier images, paired by name with"),
+        flag("--before-dir", panel=PAIRS, metavar="FOLDER", help="Folder of earlier images."),
     ] = None
     after_dir: Annotated[
-        Path | None, flag("--after-dir", panel=PAIRS, metavar="FOLDER", help="the later ones.")
+        Path | None,
+        flag("--after-dir", panel=PAIRS, metavar="FOLDER", help="Folder of later images, paired by name."),
     ] = None
     shard: Annotated[
         str | None,
-        flag("--shard", panel=PAIRS, metavar="I/N", help="Only part I of N of the pairs, from 1/N to N/N."),
+        flag("--shard", panel=PAIRS, metavar="I/N", help="Only shard I of N of the pairs, 1/N to N/N."),
     ] = None
 
     def check(self, before: str | None, after: str | None) -> None:
@@ -129,10 +130,10 @@ class PairFlags:
             console.info(note)
         for folder, names in zip((self.before_dir, self.after_dir), pairs.unmatched, strict=True):
             if names:
-                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                remainder = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
                 console.warning(
                     f"{pluralize(len(names), 'image')} in {folder} without a partner of the same name: "
-                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{more}"
+                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{remainder}"
                 )
 
 
@@ -145,8 +146,8 @@ class MaskFlags:
         flag(
             "--polygons/--no-polygons",
             panel=MASKS,
-            help="A layer changes: what changed, as polygons with class, area and score. For these and for "
-            "the rasters chips overlap by an eighth, unless --overlap or --stride says otherwise.",
+            help="Write a layer of change polygons with class, area and score. With polygons or rasters, "
+            "chips overlap by an eighth unless --overlap or --stride is given.",
         ),
     ] = False
     mask: Annotated[
@@ -155,7 +156,7 @@ class MaskFlags:
             "--mask",
             panel=MASKS,
             metavar="FILE.tif",
-            help="A raster of classes: 0 none, 1 building, 2 road, 3 other, 255 no data.",
+            help="Write a raster of classes: 0 none, 1 building, 2 road, 3 other, 255 nodata.",
         ),
     ] = None
     probability: Annotated[
@@ -164,7 +165,7 @@ class MaskFlags:
             "--probability",
             panel=MASKS,
             metavar="FILE.tif",
-            help="A raster of probabilities, a band each for building, road and other.",
+            help="Write a raster of probabilities, one band each for building, road and other.",
         ),
     ] = None
     min_area: Annotated[
@@ -174,8 +175,8 @@ class MaskFlags:
             panel=MASKS,
             metavar="M2",
             min=0,
-            show_default="three pixels of the mask",
-            help="Drop smaller polygons.",
+            show_default="three mask pixels",
+            help="Smallest area of a polygon; smaller ones are dropped.",
         ),
     ] = None
     simplify: Annotated[
@@ -185,8 +186,8 @@ class MaskFlags:
             panel=MASKS,
             metavar="PX",
             min=0,
-            show_default="half a pixel of the mask, 2 of a chip of 256",
-            help="Straighten outlines by about so many pixels; 0 keeps every corner.",
+            show_default="half a mask pixel, which is 2 px in chips of 256",
+            help="Tolerance for simplifying outlines, in pixels; 0 keeps every vertex.",
         ),
     ] = None
     mask_threshold: Annotated[
@@ -197,15 +198,20 @@ class MaskFlags:
             metavar="P",
             min=0.01,
             max=1,
-            help="Changed is what is at least so probable.",
+            help="Lowest probability of a changed pixel.",
         ),
     ] = 0.5
     before_date: Annotated[
         str | None,
-        flag("--before-date", panel=MASKS, metavar="DATE", help="ISO 8601, for the columns of polygons."),
+        flag(
+            "--before-date",
+            panel=MASKS,
+            metavar="DATE",
+            help="Date of BEFORE (ISO 8601), written to the polygons.",
+        ),
     ] = None
     after_date: Annotated[
-        str | None, flag("--after-date", panel=MASKS, metavar="DATE", help="The same of AFTER.")
+        str | None, flag("--after-date", panel=MASKS, metavar="DATE", help="Date of AFTER.")
     ] = None
 
     @property
@@ -225,13 +231,13 @@ class MaskFlags:
                 raise typer.BadParameter(
                     f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
                 )
-        from deltavlm.pipeline.pair_lists import checked_date
+        from deltavlm.pipeline.pair_lists import check_date
 
         for name in ("before_date", "after_date"):
             if getattr(self, name) is not None:
                 if many:
                     raise typer.BadParameter("is for one pair; a list has its own", param_hint=_flag(name))
-                checked_date(getattr(self, name), _flag(name))
+                check_date(getattr(self, name), _flag(name))
         for name in ("mask", "probability"):
             text = getattr(self, name)
             if into_folder and text is not None and not names_folder(text):
@@ -260,7 +266,8 @@ class EngineFlags:
         flag(
             "--engine",
             panel=CLUSTER,
-            help="ray: on a Ray cluster, with the same answers; needs pip install 'deltavlm[ray]'.",
+            help="Where the model runs: in this process, or on a Ray cluster with the same answers (needs "
+            "pip install 'deltavlm[ray]').",
         ),
     ] = "local"
     ray_address: Annotated[
@@ -269,8 +276,8 @@ class EngineFlags:
             "--ray-address",
             panel=CLUSTER,
             metavar="auto|HOST:PORT",
-            show_default="RAY_ADDRESS, else this machine alone",
-            help="The cluster.",
+            show_default="RAY_ADDRESS, else this machine",
+            help="Address of the Ray cluster.",
         ),
     ] = None
     actors: Annotated[
@@ -280,8 +287,8 @@ class EngineFlags:
             panel=CLUSTER,
             metavar="N",
             min=1,
-            show_default="one a GPU, else as many as fit",
-            help="Processes that hold a model.",
+            show_default="one per GPU, else as many as fit",
+            help="Worker processes, each with its own model.",
         ),
     ] = None
     actor_cpus: Annotated[
@@ -291,8 +298,8 @@ class EngineFlags:
             panel=CLUSTER,
             metavar="N",
             min=1,
-            show_default="1 beside a GPU, else 4",
-            help="CPUs of each, and the threads of its model.",
+            show_default="1 with a GPU, else 4",
+            help="CPUs per worker process; also its model's threads.",
         ),
     ] = None
 
@@ -322,13 +329,13 @@ class EngineFlags:
             run_metrics.set_model(change_model)
             yield LocalEngine(change_model)
             return
-        from deltavlm.cluster.session import started
-        from deltavlm.cluster.worker import loaded
+        from deltavlm.cluster.session import start_cluster
+        from deltavlm.cluster.worker import load_model_on_worker
 
         start = time.monotonic()
         runtime = model.runtime_options()
-        with started(
-            partial(loaded, model.model, runtime),
+        with start_cluster(
+            partial(load_model_on_worker, model.model, runtime),
             address=self.ray_address,
             actors=self.actors,
             actor_cpus=self.actor_cpus,
@@ -350,7 +357,9 @@ class ShowFlags:
 
     html: Annotated[
         Path | None,
-        flag("--html", panel=OUTPUT, metavar="FILE", help="A report too, as deltavlm report makes it."),
+        flag(
+            "--html", panel=OUTPUT, metavar="FILE", help="Also write an HTML report, as deltavlm report does."
+        ),
     ] = None
     quicklook: Annotated[
         Path | None,
@@ -358,7 +367,7 @@ class ShowFlags:
             "--quicklook",
             panel=OUTPUT,
             metavar="FILE.png",
-            help="A picture too: before, after, and the changed chips marked.",
+            help="Also write an image: before, after, and the changed chips outlined.",
         ),
     ] = None
     top: Annotated[
@@ -369,7 +378,7 @@ class ShowFlags:
             metavar="N",
             min=0,
             max=10,
-            help="Most changed chips in the table that ends a run on a terminal.",
+            help="Rows of the table of most changed chips, which a terminal shows at the end.",
         ),
     ] = 10
     thumbnails: Annotated[
@@ -377,8 +386,8 @@ class ShowFlags:
         flag(
             "--thumbnails",
             panel=COMMON,
-            help="Pictures of these chips, where a terminal has kitty's, iTerm2's or sixel graphics; always:"
-            " sixel where that is not known.",
+            help="Thumbnails of these chips in terminals with kitty, iTerm2 or sixel graphics; always: use "
+            "sixel if none is detected.",
         ),
     ] = "auto"
 

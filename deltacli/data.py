@@ -12,9 +12,12 @@ from deltacli import options
 from deltacli.console import console, count_by_kind, pluralize, print_problems
 from deltacli.data_build import build
 from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.options import OUTPUT, flag
 
 if TYPE_CHECKING:
     from deltavlm.data.check import CheckReport
+
+DOWNLOAD, IMAGES = "Download", "Images"
 
 data = typer.Typer(
     help="Question sets: fetch ChangeChat-105k, check a copy, build one from masks.",
@@ -28,12 +31,13 @@ data = typer.Typer(
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the set: changechat.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the files.")
+        Path, flag("--output", "-o", panel=OUTPUT, metavar="DIR", help="Folder of the files.")
     ] = Path("changechat-105k"),
     revision: Annotated[
         str | None,
-        typer.Option(
+        flag(
             "--revision",
+            panel=DOWNLOAD,
             metavar="COMMIT",
             show_default="a known commit",
             help="Branch, tag or commit of the repository.",
@@ -41,11 +45,12 @@ def fetch(
     ] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option("--cache-dir", metavar="DIR", show_default="of hf", help="Folder of downloads."),
+        flag("--cache-dir", panel=DOWNLOAD, metavar="DIR", show_default="of hf", help="Folder of downloads."),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only earlier downloads.")] = False,
+    offline: Annotated[bool, flag("--offline", panel=DOWNLOAD, help="Use only earlier downloads.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show sizes, folders and the license; download nothing.")
+        bool,
+        flag("--dry-run", "-n", panel=OUTPUT, help="Show sizes, folders and the license; download nothing."),
     ] = False,
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
@@ -99,18 +104,22 @@ def check(
     ],
     images: Annotated[
         Path | None,
-        typer.Option(
+        flag(
             "--images",
+            panel=IMAGES,
             metavar="DIR",
             show_default="images in DIR",
             help="Folder that the image paths start from: the one that holds test/A.",
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option("--size", metavar="PX", min=1, help="Width and height that every image must have.")
+        int,
+        flag(
+            "--size", panel=IMAGES, metavar="PX", min=1, help="Width and height that every image must have."
+        ),
     ] = 256,
     full: Annotated[
-        bool, typer.Option("--full", help="Decode every image, instead of reading its header.")
+        bool, flag("--full", panel=IMAGES, help="Decode every image, instead of reading its header.")
     ] = False,
     json_summary: options.Json = False,
     *,
@@ -121,7 +130,7 @@ def check(
     The numbers of records are compared with those of the released ChangeChat-105k.
     """
     from deltavlm.data.check import check_dataset
-    from deltavlm.data.fetch import IMAGES
+    from deltavlm.data.fetch import IMAGES as IMAGE_SOURCE
     from deltavlm.errors import PartialFailure
 
     report = check_dataset(
@@ -140,8 +149,8 @@ def check(
     print_problems(report.faults, "Faults")
     if report.has_levir_images and report.images.named and report.images.missing == report.images.named:
         console.info(
-            f"no image is in {report.images.folder}: they are those of LEVIR-CC, from {IMAGES}, under its"
-            f" own license; put them there, or name their folder with --images"
+            f"no image is in {report.images.folder}: they are those of LEVIR-CC, from {IMAGE_SOURCE}, under"
+            f" its own license; put them there, or name their folder with --images"
         )
     if report.faults:
         kinds = ", ".join(pluralize(number, kind) for kind, number in count_by_kind(report.faults).items())

@@ -51,7 +51,7 @@ def _print_notes(plan: PairPlan) -> None:
     for note in plan.notes:
         (console.warning if note in plan.warnings else console.info)(note)
     if plan.gsd_m is not None:
-        console.info(f"a pixel is {plan.gsd_m:.3g} m on the ground")
+        console.info(f"pixel size {plan.gsd_m:.3g} m")
 
 
 def print_plan(plan: PairPlan, target: str) -> None:

@@ -332,7 +332,7 @@ Bbox = Annotated[
         "--bbox",
         panel=CHIPS,
         metavar="XMIN,YMIN,XMAX,YMAX",
-        help="Only chips that touch this box; XMIN above XMAX crosses 180 degrees.",
+        help="Only chips that touch this box; XMIN > XMAX crosses the antimeridian.",
     ),
 ]
 BboxCrs = Annotated[str, flag("--bbox-crs", panel=CHIPS, metavar="CRS", help="CRS of --bbox.")]

@@ -145,7 +145,7 @@ def write_report(
 
     if quicklook is not None:
         report.check_single_pair("--quicklook")
-    pair_count, to_stdout = len(report.scenes), str(html) == "-"
+    pair_count, to_stdout = len(report.pairs), str(html) == "-"
     summary: dict[str, Any] = {"pairs": pair_count, "chips": report.chip_count, "without_pictures": {}}
     if html is not None:
         with console.count_progress(pair_count, "pairs", stdout_has_data=to_stdout) as show_progress:

@@ -66,10 +66,10 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         failed = sum(pair.record is None for pair in result.pairs.values())
         counts.insert(0, f"{pluralize(len(result.pairs), 'pair')}{f', {failed} failed' if failed else ''}")
     console.info(f"{'; '.join(counts)}; output {target}")
-    parts = [f"{pluralize(summary.polygons, 'polygon')} of change"] if job.output.polygons else []
-    parts += [f"{name} {path}" for name, path in result.files.items()]
-    if parts:
-        console.info("; ".join(parts))
+    products = [f"{pluralize(summary.polygons, 'polygon')} of change"] if job.output.polygons else []
+    products += [f"{name} {path}" for name, path in result.files.items()]
+    if products:
+        console.info("; ".join(products))
 
 
 def _print_table(job: AnalyzeJob, chips: list[ChangedChip]) -> None:

@@ -14,6 +14,7 @@ from deltacli import options
 from deltacli.console import console, pluralize
 from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.options import OUTPUT, flag
 
 if TYPE_CHECKING:
     from deltavlm.data.synthetic import Scene
@@ -24,17 +25,22 @@ synth = typer.Typer(
     no_args_is_help=True,
 )
 
+SCENE, GEOTIFF = "Scene", "Georeference"
+
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")]
-Seed = Annotated[
-    int, typer.Option("--seed", show_envvar=False, min=0, help="The same seed gives the same scenes.")
-]
+Seed = Annotated[int, flag("--seed", panel=SCENE, min=0, help="The same seed gives the same scenes.")]
 Change = Annotated[
     float,
-    typer.Option(
-        "--change", min=0.0, max=1.0, metavar="SHARE", help="Share of areas of about 300 px that change."
+    flag(
+        "--change",
+        panel=SCENE,
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Share of areas of about 300 px that change.",
     ),
 ]
-Compress = typer.Option("--compress", help="jpeg is lossy and a tenth of the size.")
+Compress = flag("--compress", panel=OUTPUT, help="jpeg is lossy and a tenth of the size.")
 MAX_PX = 8192
 
 COLORS = {
@@ -50,18 +56,21 @@ COLORS = {
     9: (166, 100, 50),
     10: (110, 90, 70),
 }
+"""Color table of truth.tif by change code."""
 
 
 @synth.command()
 @grouped
 def chips(
     folder: Folder,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="Number of pairs.")] = 100,
+    count: Annotated[
+        int, flag("--count", "-n", panel=SCENE, min=1, max=1_000_000, help="Number of pairs.")
+    ] = 100,
     split: Annotated[
-        Literal["train", "val", "test"], typer.Option("--split", help="Name of the split.")
+        Literal["train", "val", "test"], flag("--split", panel=SCENE, help="Name of the split.")
     ] = "test",
     size: Annotated[
-        int, typer.Option("--size", min=64, max=1024, metavar="PX", help="Width and height of an image.")
+        int, flag("--size", panel=SCENE, min=64, max=1024, metavar="PX", help="Width and height of an image.")
     ] = 256,
     seed: Seed = 0,
     change: Change = 0.6,
@@ -103,21 +112,26 @@ def chips(
 @grouped
 def scene(
     folder: Folder,
-    width: Annotated[int, typer.Option("--width", min=64, max=MAX_PX, metavar="PX", help="Columns.")] = 1024,
-    height: Annotated[int, typer.Option("--height", min=64, max=MAX_PX, metavar="PX", help="Rows.")] = 1024,
+    width: Annotated[
+        int, flag("--width", panel=SCENE, min=64, max=MAX_PX, metavar="PX", help="Columns.")
+    ] = 1024,
+    height: Annotated[
+        int, flag("--height", panel=SCENE, min=64, max=MAX_PX, metavar="PX", help="Rows.")
+    ] = 1024,
     seed: Seed = 0,
     change: Change = 0.6,
-    crs: Annotated[str, typer.Option("--crs", help="Projected CRS in meters.")] = "EPSG:32633",
+    crs: Annotated[str, flag("--crs", panel=GEOTIFF, help="Projected CRS in meters.")] = "EPSG:32633",
     origin: Annotated[
-        str, typer.Option("--origin", metavar="X,Y", help="Upper left corner in the CRS.")
+        str, flag("--origin", panel=GEOTIFF, metavar="X,Y", help="Upper left corner in the CRS.")
     ] = "500000,5400000",
     gsd: Annotated[
-        float, typer.Option("--gsd", min=0.01, max=100.0, metavar="M", help="Meters per pixel.")
+        float, flag("--gsd", panel=GEOTIFF, min=0.01, max=100.0, metavar="M", help="Meters per pixel.")
     ] = 0.5,
     scale: Annotated[
         float | None,
-        typer.Option(
+        flag(
             "--scale",
+            panel=SCENE,
             min=0.2,
             max=3.0,
             show_default="from the seed",

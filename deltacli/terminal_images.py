@@ -80,7 +80,7 @@ def _read_chips(
     from deltavlm.errors import RasterError
     from deltavlm.geo.geobox import Window
     from deltavlm.geo.grid import Chip
-    from deltavlm.report.scenes import chip_origin
+    from deltavlm.report.pairs import chip_origin
 
     for changed_chip in chips:
         row, col = chip_origin({"chip_id": changed_chip.chip_id})

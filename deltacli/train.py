@@ -1,4 +1,4 @@
-"""`deltavlm train`: a model fitted to made scenes and ChangeChat-format sets, as a configuration says."""
+"""`deltavlm train`: train a model on synthetic scenes and ChangeChat-format sets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from deltacli.console import console, duration
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError
+from deltavlm.files import format_bytes
 
 if TYPE_CHECKING:
-    from deltavlm.training.estimate import Plan
+    from deltavlm.training.estimate import Estimate
 
 RUN = "Run"
 
@@ -38,7 +39,7 @@ def train(
             "--set",
             panel=RUN,
             metavar="KEY=VALUE",
-            help="Change a key of it: seed=1, phases.words.steps=10; can be repeated.",
+            help="Change a key of the configuration, such as seed=1 or phases.words.steps=10; repeatable.",
         ),
     ] = None,
     output: Annotated[
@@ -47,15 +48,16 @@ def train(
             *("--output", "-o"),
             panel=OUTPUT,
             metavar="DIR",
-            help="The run's folder: checkpoints, log.jsonl, and at the end DIR/model.",
+            help="Folder of the run: checkpoints, log.jsonl, and at the end the model folder DIR/model.",
         ),
     ] = None,
     resume: Annotated[
-        bool, flag("--resume", panel=RUN, help="Go on with the run in DIR; it ends as if it had not stopped.")
+        bool,
+        flag("--resume", panel=RUN, help="Resume the run in DIR; the result is the same as without a break."),
     ] = False,
     threads: Annotated[int | None, threads_flag(RUN)] = None,
     print_config: Annotated[
-        bool, flag("--print-config", panel=OUTPUT, help="Print the whole configuration as YAML, and stop.")
+        bool, flag("--print-config", panel=OUTPUT, help="Print the complete configuration as YAML and exit.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -63,15 +65,15 @@ def train(
             "--dry-run",
             "-n",
             panel=OUTPUT,
-            help="Show shapes, what is fitted, memory, steps, and time from a few measured steps.",
+            help="Show shapes, trainable parameters, memory, steps, and the time estimated from a few steps.",
         ),
     ] = False,
     json_summary: options.Json = False,
     common: CommonFlags,
 ) -> None:
-    """Train a model, or go on with it: phases in order, checkpoints, a log, validation, a model folder.
+    """Train a model, or resume a run: phases in order, checkpoints, log, validation, model folder.
 
-    Ctrl-C ends it with a checkpoint. For several GPUs: torchrun --nproc-per-node N -m deltavlm.training
+    Ctrl-C stops it with a checkpoint. For several GPUs: torchrun --nproc-per-node N -m deltavlm.training
     CONFIG -o DIR.
     """
     from deltavlm.config import dump, shipped_config
@@ -85,121 +87,118 @@ def train(
         typer.echo(dump(config), nl=False)
         return
     if not dry_run and output is None:
-        raise ConfigError("where to? give -o DIR, or --dry-run")
+        raise ConfigError("no output folder: give -o DIR, or --dry-run")
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     if dry_run:
-        from deltavlm.training.estimate import plan
+        from deltavlm.training.estimate import estimate_run
 
-        found = plan(config, console.info)
-        typer.echo(json.dumps(_record(found)) if json_summary else "\n".join(_lines(found)))
-        if found.missing is not None:
-            raise found.missing
+        estimate = estimate_run(config, console.info)
+        typer.echo(json.dumps(_as_json(estimate)) if json_summary else "\n".join(_as_text(estimate)))
+        if estimate.missing is not None:
+            raise estimate.missing
         return
 
+    from deltavlm.training.run import RunOptions
     from deltavlm.training.run import train as run
 
     assert output is not None
-    with ExitStack() as stack, _told_of_validation():
-        ended = run(config, output, resume=resume, recipe=path.name, tell=_progress(stack))
-    if ended.stop is not None:
-        console.error(ended.told(output))
-        raise typer.Exit(128 + ended.stop.signum if ended.stop.signum else 1)
-    console.info(f"trained to step {ended.step} of {ended.phase}; the model is in {ended.folder}")
+    with ExitStack() as stack, _show_training_log():
+        options = RunOptions(resume=resume, recipe=path.name)
+        result = run(config, output, options, _progress_callback(stack))
+    if result.stop is not None:
+        console.error(result.stop_message(output))
+        raise typer.Exit(128 + result.stop.signum if result.stop.signum else 1)
+    console.info(f"trained to step {result.step} of {result.phase}; the model is in {result.model_folder}")
     if json_summary:
         summary = {
             "folder": str(output),
-            "model": str(ended.folder),
-            "phase": ended.phase,
-            "step": ended.step,
+            "model": str(result.model_folder),
+            "phase": result.phase,
+            "step": result.step,
         }
         typer.echo(json.dumps(summary))
 
 
 @contextmanager
-def _told_of_validation() -> Iterator[None]:
-    """While open, what the training logs (held-out figures) is said without -v too."""
-    known = logging.getLogger("deltavlm.training")
-    before = known.level
+def _show_training_log() -> Iterator[None]:
+    """Show the log of the training (validation metrics) without -v too."""
+    logger = logging.getLogger("deltavlm.training")
+    level = logger.level
     if console.verbosity == 0:
-        known.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        known.setLevel(before)
+        logger.setLevel(level)
 
 
-def _progress(stack: ExitStack) -> Callable[[str, int, int, str], None]:
-    """A counter for each phase, one after another."""
-    shown: dict[str, Callable[[int, str], None]] = {}
+def _progress_callback(stack: ExitStack) -> Callable[[str, int, int, str], None]:
+    """Progress callback with a bar for each phase, one after another; `stack` holds the current one."""
+    bars: dict[str, Callable[[int, str], None]] = {}
+    notes: dict[str, str] = {}  # last losses of a phase, shown until there are new ones
 
-    def tell(phase: str, step: int, steps: int, note: str) -> None:
+    def on_progress(phase: str, step: int, steps: int, note: str) -> None:
         if not steps:
             console.info(f"{phase}: {note}")
             return
-        if phase not in shown:
+        if phase not in bars:
             stack.close()
-            shown[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", initial=step))
+            bars[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", initial=step))
             return
-        last = notes.get(phase, "")
-        notes[phase] = note or last
-        shown[phase](step, notes[phase])
+        notes[phase] = note or notes.get(phase, "")
+        bars[phase](step, notes[phase])
 
-    notes: dict[str, str] = {}
-    return tell
+    return on_progress
 
 
-def _record(found: Plan) -> dict[str, Any]:
+def _as_json(estimate: Estimate) -> dict[str, Any]:
     return {
-        "model": found.model,
-        "phases": found.phases,
-        "missing": None if found.missing is None else str(found.missing),
-        "unknown": found.unknown,
+        "model": estimate.model,
+        "phases": estimate.phases,
+        "missing": None if estimate.missing is None else str(estimate.missing),
+        "unmeasured": estimate.unmeasured,
     }
 
 
-def _lines(found: Plan) -> list[str]:
-    """The plan for people."""
-    model = found.model
-    sizes = {key: " x ".join(map(str, value)) for key, value in model.items() if isinstance(value, list)}
+def _as_text(estimate: Estimate) -> list[str]:
+    """Lines of text for the terminal."""
+    model = estimate.model
+    shapes = {key: " x ".join(map(str, value)) for key, value in model.items() if isinstance(value, list)}
     lines = [
         f"model {model['name']} from {model['start']}",
-        f"  a pair of pictures {sizes['pictures']} -> image tokens {sizes['image_tokens']} -> queries "
-        f"{sizes['queries']} -> soft prompt {sizes['soft_prompt']}, vocabulary {model['vocabulary']}",
+        f"  image pair {shapes['images']} -> image tokens {shapes['image_tokens']} -> queries "
+        f"{shapes['queries']} -> soft prompt {shapes['soft_prompt']}, vocabulary {model['vocabulary']}",
     ]
-    total = 0.0
-    for name, phase in found.phases.items():
-        pieces = f", in {phase['pieces']} pieces" if phase["pieces"] > 1 else ""
+    total_seconds = 0.0
+    for name, phase in estimate.phases.items():
+        accumulation = phase["grad_accum_steps"]
+        suffix = f", gradients accumulated over {accumulation} micro-batches" if accumulation > 1 else ""
         lines.append(
-            f"phase {name} ({phase['part']}): {phase['steps']} steps of {phase['batch']} pairs{pieces}"
+            f"phase {name} ({phase['part']}): {phase['steps']} steps of {phase['batch']} pairs{suffix}"
         )
-        organs = ", ".join(
-            f"{organ} {one['fitted']:,} of {one['all']:,}" for organ, one in phase["organs"].items()
+        modules = ", ".join(
+            f"{module} {count['trainable']:,} of {count['all']:,}"
+            for module, count in phase["modules"].items()
         )
-        lines.append(f"  fitted: {phase['fitted']:,} parameters: {organs}")
+        lines.append(f"  trainable: {phase['trainable']:,} parameters: {modules}")
         memory = phase["memory_bytes"]
-        parts = ", ".join(f"{key} {_size(value)}" for key, value in memory.items() if value)
-        more = phase["activation_bytes"]
-        work = f"about {_size(more)} of activations (measured, scaled)" if more else "activations, not known"
-        lines.append(f"  memory: {_size(sum(memory.values()))} ({parts}), and {work}")
+        items = ", ".join(f"{key} {format_bytes(value)}" for key, value in memory.items() if value)
+        activations = (
+            f"about {format_bytes(phase['activation_bytes'])} of activations (measured, scaled)"
+            if phase["activation_bytes"]
+            else "activations (unknown)"
+        )
+        lines.append(f"  memory: {format_bytes(sum(memory.values()))} ({items}), plus {activations}")
         if phase["epochs"]:
             lines.append("  epochs: " + ", ".join(f"{k} {v:.3g}" for k, v in phase["epochs"].items()))
         if phase["seconds"]:
-            total += phase["seconds"]
-            lines.append(f"  time: about {duration(phase['seconds'])} on this machine as busy as it is")
-    if found.unknown:
-        lines.append(f"time: unknown, {found.unknown}")
+            total_seconds += phase["seconds"]
+            lines.append(f"  time: about {duration(phase['seconds'])} on this machine under its present load")
+    if estimate.unmeasured:
+        lines.append(f"time: unknown, {estimate.unmeasured}")
     else:
-        lines.append(f"time: about {duration(total)} in all, without drawing scenes and validating")
+        lines.append(f"time: about {duration(total_seconds)} in total, plus rendering scenes and validation")
     return lines
-
-
-def _size(number: float) -> str:
-    """`1234567` -> `1.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -27,8 +27,7 @@ __all__ = [
     "fsync_file",
     "fsync_folder",
     "lock",
-    "nearest_folder",
-    "refuse_existing",
+    "remove_scratch_files",
     "resolve_link",
     "scratch_name",
     "staged_folder",
@@ -174,7 +173,7 @@ def lock(output: Path) -> Iterator[None]:
         raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         if was_killed:
-            _remove_scratch_files(output)
+            remove_scratch_files(output)
         yield
     finally:
         with suppress(OSError):  # Windows removes no file that is open
@@ -185,7 +184,9 @@ def lock(output: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _remove_scratch_files(output: Path) -> None:
+def remove_scratch_files(output: Path) -> None:
+    """Remove what killed processes left of `atomic_file(output)` and `atomic_folder(output)`; no process may
+    be writing it."""
     for scratch in resolve_link(output).parent.glob(f"{_scratch_prefix(output)}*"):
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)

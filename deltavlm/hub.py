@@ -1,4 +1,4 @@
-"""Plan, fetch and check files of the Hugging Face Hub; its errors become ours.
+"""Plan, fetch and check files of the Hugging Face Hub, with error messages of deltavlm.
 
     hub = Hub.configure(cache_dir=None, offline=False)
     planned = plan_files(hub, repository, names, select)  # sizes and commit, by asking the Hub or the cache
@@ -158,8 +158,8 @@ def fetch_files(
 ) -> Path:
     """Download the missing files and check all of them; return their folder in the cache.
 
-    A file that was cut off starts anew: huggingface_hub (2.4; its issue 4196) resumes a file within a run
-    only.
+    An interrupted file is downloaded from its start: huggingface_hub (2.4; its issue 4196) resumes a file
+    only within a run.
 
     Args:
         hub: endpoint and cache.

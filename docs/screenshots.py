@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/report.md: the sample pair's report in headless Chromium.
+"""Take the screenshots of docs/report.md: the report of the sample pair in headless Chromium.
 
 python docs/screenshots.py              needs chromium, chromedriver and selenium
 """

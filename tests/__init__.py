@@ -1,1 +1,1 @@
-"""The tests mirror the packages; this file makes `tests.scripted_model` importable from all of them."""
+"""Tests, in one folder per package; this file makes `tests.scripted_model` importable from all of them."""

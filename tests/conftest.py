@@ -1,8 +1,10 @@
-"""Rasters and models that many tests need."""
+"""Fixtures that many tests share: rasters, a scripted model."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,25 @@ import numpy as np
 import pytest
 
 import deltavlm
+from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.config import RuntimeOptions
+from deltavlm.pipeline.job import AnalyzeOptions
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it, and programs inherit it
+# Small tensors on several threads wait for each other: on two busy cores one file took 256 s instead of 13 s.
+# Set before torch is imported, and inherited by the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs like this
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it, and child processes inherit it
 
 WIDTH, HEIGHT, CHIP = 160, 96, 32  # 5 x 3 chips of 32 px
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A pair of GeoTIFFs, 0.5 m a pixel, in which only chip r00032_c00064 differs."""
+    """A pair of GeoTIFFs, 0.5 m per pixel, that differ only in chip r00032_c00064."""
 
     before: Path
     after: Path
@@ -35,7 +43,7 @@ class Scene:
 
 
 def write_tiled(path: Path, pixels: np.ndarray, **profile: Any) -> Path:
-    """A GeoTIFF with a block for every chip."""
+    """A GeoTIFF with one block per chip."""
     blocks = {"photometric": "RGB", "tiled": True, "blockxsize": CHIP, "blockysize": CHIP}
     return write_raster(path, pixels, **(blocks | profile))
 
@@ -57,6 +65,25 @@ def scene(tmp_path: Path, pixels: np.ndarray) -> Scene:
 @pytest.fixture
 def model() -> ScriptedModel:
     return ScriptedModel()
+
+
+Analyzed = Callable[..., Path]
+
+
+@pytest.fixture
+def analyzed(model: ScriptedModel, tmp_path: Path) -> Analyzed:
+    """`analyzed(before, after, to="out.gpkg")` or `analyzed(pairs)` writes an output of chips of 32 px.
+
+    `read` are options of reading; other keywords are options of the analysis.
+    """
+
+    def run(*images: Any, to: str = "out.gpkg", read: ReadOptions | None = None, **options: Any) -> Path:
+        path = tmp_path / to
+        chosen = AnalyzeOptions(chip_px=CHIP, **options)
+        deltavlm.analyze(*images, output=path, model=model, options=chosen, read=read)
+        return path
+
+    return run
 
 
 @pytest.fixture

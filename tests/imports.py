@@ -1,10 +1,54 @@
-"""Imports of source files, read from their syntax trees."""
+"""Imports of source files, and those that each part of the project may have."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+
+LEAVES = frozenset({"version", "errors", "config", "text_norm", "files"})
+
+#: part of the house -> parts of deltavlm that it may import (itself is always allowed)
+ARROWS: dict[str, frozenset[str]] = {
+    "deltavlm": frozenset({"version", "api"}),  # the package's own __init__
+    "version": frozenset(),
+    "errors": frozenset(),
+    "config": frozenset({"errors"}),
+    "text_norm": frozenset({"errors"}),
+    "files": frozenset({"errors"}),
+    "hub": frozenset({"errors", "files"}),
+    "geo": LEAVES,
+    "model": LEAVES,
+    "metrics": LEAVES,
+    "tasks": LEAVES | {"metrics"},
+    "data": LEAVES | {"hub", "model", "tasks", "metrics"},
+    "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
+    "summaries": LEAVES | {"geo", "pipeline"},
+    "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
+    "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
+    "upstream": LEAVES | {"hub", "model"},
+    "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
+    "report": LEAVES | {"geo", "tasks", "pipeline"},
+    "api": LEAVES | {"geo", "model", "tasks", "pipeline"},
+    "diagnostics": LEAVES | {"deltavlm", "geo", "model", "tasks"},
+    "deltacli": LEAVES
+    | {
+        "deltavlm",
+        "geo",
+        "model",
+        "tasks",
+        "metrics",
+        "data",
+        "pipeline",
+        "cluster",
+        "training",
+        "scoring",
+        "upstream",
+        "report",
+        "summaries",
+        "diagnostics",
+    },
+}
 
 
 def module_name(path: Path, root: Path) -> str:

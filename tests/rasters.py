@@ -1,4 +1,4 @@
-"""Rasters for tests, written to order: small, seeded, and as odd as the test needs."""
+"""Factory of small, seeded rasters for tests."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HALF_METRE = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
 def noise(
     bands: int = 3, rows: int = 96, cols: int = 160, dtype: str = "uint8", *, low: int = 1, high: int = 255
 ) -> NDArray[Any]:
-    """(bands, rows, cols) seeded noise in [low, high); never 0 unless `low` says so."""
+    """(bands, rows, cols) seeded noise in [low, high)."""
     values = np.random.default_rng(2).integers(low, high, (bands, rows, cols))
     return values.astype(dtype)
 
 
 def smooth(bands: int = 3, rows: int = 96, cols: int = 160, dtype: str = "uint8") -> NDArray[Any]:
-    """(bands, rows, cols) gentle slopes between 20 and 235, which survive a resampling nearly unchanged."""
+    """(bands, rows, cols) smooth gradients between 20 and 235, which resampling hardly changes."""
     x, y = np.meshgrid(np.linspace(0, 1, cols), np.linspace(0, 1, rows))
     planes = [20 + 215 * np.abs(np.sin(2 * (band + 1) * x + y)) for band in range(bands)]
     return np.array(planes).astype(dtype)
@@ -44,7 +44,7 @@ def write_raster(
 ) -> Path:
     """Write (bands, rows, cols) pixels as a GeoTIFF of 0.5 m pixels in UTM 31N.
 
-    `profile` overrides, and leaves out what it gives as None. `mask` becomes an internal mask; `tags` sets
+    `profile` overrides the defaults; None removes one. `mask` becomes an internal mask; `tags` sets
     `scales` and `offsets`.
     """
     count, height, width = pixels.shape
@@ -74,18 +74,21 @@ def write_raster(
 
 
 def moved(cols: float, rows: float, transform: Affine = HALF_METRE) -> Affine:
-    """The transform of a raster whose corner lies at pixel (cols, rows) of another one."""
+    """Transform of a raster whose corner lies at pixel (cols, rows) of another one."""
     return transform * Affine.translation(cols, rows)
 
 
 def spoil(path: Path, blocks: Iterable[tuple[int, int]]) -> None:
-    """Zeros in place of some blocks (row, col) of a deflated GeoTIFF, which then cannot be decoded."""
+    """Overwrite blocks (row, col) of a deflated GeoTIFF with zeros, which cannot be decoded."""
     with rasterio.open(path) as raster:
-        places = [
-            [int(raster.get_tag_item(f"BLOCK_{of}_{col}_{row}", "TIFF", bidx=1)) for of in ("OFFSET", "SIZE")]
+        extents = [
+            [
+                int(raster.get_tag_item(f"BLOCK_{key}_{col}_{row}", "TIFF", bidx=1))
+                for key in ("OFFSET", "SIZE")
+            ]
             for row, col in blocks
         ]
     content = bytearray(path.read_bytes())
-    for offset, size in places:
+    for offset, size in extents:
         content[offset : offset + size] = bytes(size)
     path.write_bytes(content)

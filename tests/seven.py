@@ -1,5 +1,5 @@
-"""A 7B of a few thousand numbers, with an EVA tower and a language model that is held still, and eight
-examples that only the difference module can tell apart."""
+"""Model of the 7B's structure with a few thousand parameters, and eight examples for it that only the
+difference module can tell apart."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ HEAD = DenseConfig(
 )
 WITH_HEAD: DeltaVLMConfig = replace(SEVEN, dense=HEAD)
 
-# A pair and the same with its dates the other way round have the same pictures, and the Q-Former's keys have
-# no order: with both dates handed on as they are, nothing could tell the two from each other.
-SAID = (
+# A pair and the same with exchanged dates have the same images, and the Q-Former's keys have no order: if the
+# tokens of both dates were passed on unchanged, nothing could tell the two apart.
+CAPTIONS = (
     ("a house is built", "a house is removed"),
     ("a road appears", "a road is gone"),
     ("trees are planted", "trees are cut"),
@@ -56,35 +56,38 @@ HINTS = ("hut", "lane", "wood", "lake")
 
 
 def eight_examples(folder: Path, *, hinted: bool = False) -> Path:
-    """Four places and both orders of their dates, as a training set in ChangeChat's format.
+    """Write four scenes with both orders of their dates as a training set in ChangeChat's format.
 
-    hinted: the question has the answer in other words, so that a language model learns to heed what stands
+    hinted: the question has the answer in other words, so that the language model learns to use the text
     before an answer, as one that was trained on much text does.
     """
     records = []
-    for place, both in enumerate(SAID):
-        rng = np.random.default_rng(place)
+    for scene, both in enumerate(CAPTIONS):
+        rng = np.random.default_rng(scene)
         dates = [np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((7, 7, 1))).astype(np.uint8) for _ in "AB"]
         for date, pixels in zip("AB", dates, strict=True):
-            save_image(folder / "images" / f"{place}_{date}.png", pixels)
-        for order, said in zip(("AB", "BA"), both, strict=True):
-            asked = f"{HINTS[place]} {order}" if hinted else caption.PROMPT
-            told = [{"from": "human", "value": f"<image> <image> {asked}"}, {"from": "gpt", "value": said}]
-            images = [f"{place}_{date}.png" for date in order]
+            save_image(folder / "images" / f"{scene}_{date}.png", pixels)
+        for order, answer in zip(("AB", "BA"), both, strict=True):
+            question = f"{HINTS[scene]} {order}" if hinted else caption.PROMPT
+            messages = [
+                {"from": "human", "value": f"<image> <image> {question}"},
+                {"from": "gpt", "value": answer},
+            ]
+            images = [f"{scene}_{date}.png" for date in order]
             records.append(
-                {"id": f"{place}_{order}", "image": images, "changeflag": 1, "conversations": told}
+                {"id": f"{scene}_{order}", "image": images, "changeflag": 1, "conversations": messages}
             )
     (folder / "eight_train.json").write_text(json.dumps(records))
     return folder
 
 
 def seven_checkpoint(folder: Path, config: DeltaVLMConfig = SEVEN) -> Path:
-    """A start for the trainings of the tests."""
+    """Write a checkpoint with random weights and its tokenizer, to start a training from."""
     model = tiny_model(3, config)
     checkpoint.save(folder, config, model.state_dict(), provenance={"made": "for a test"})
-    words = [f"q {caption.PROMPT.lower().strip('.')}"] + [said for both in SAID for said in both]
-    words += [f"{hint} {order}" for hint in HINTS for order in ("ab", "ba")]
-    train_codec(words * 3, config.language.vocab, folder / TOKENIZER)
+    corpus = [f"q {caption.PROMPT.lower().strip('.')}"] + [answer for both in CAPTIONS for answer in both]
+    corpus += [f"{hint} {order}" for hint in HINTS for order in ("ab", "ba")]
+    train_codec(corpus * 3, config.language.vocab, folder / TOKENIZER)
     return folder
 
 
@@ -97,6 +100,6 @@ def seven_with_head(folder: Path) -> Path:
         if name.startswith("dense.") and tensor.is_floating_point()
     }
     save_file(weights, folder / DENSE)
-    told = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(told | {"dense": to_mapping(WITH_HEAD)["dense"]}))
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(values | {"dense": to_mapping(WITH_HEAD)["dense"]}))
     return folder

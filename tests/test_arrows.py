@@ -13,53 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import imports_of, module_name
+from tests.imports import ARROWS, imports_of, module_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LEAVES = frozenset({"version", "errors", "config", "text_norm", "files"})
-
-#: part of the house -> parts of deltavlm that it may import (itself is always allowed)
-ARROWS: dict[str, frozenset[str]] = {
-    "deltavlm": frozenset({"version", "api"}),  # the package's own __init__
-    "version": frozenset(),
-    "errors": frozenset(),
-    "config": frozenset({"errors"}),
-    "text_norm": frozenset({"errors"}),
-    "files": frozenset({"errors"}),
-    "hub": frozenset({"errors", "files"}),
-    "geo": LEAVES,
-    "model": LEAVES,
-    "metrics": LEAVES,
-    "tasks": LEAVES | {"metrics"},
-    "data": LEAVES | {"hub", "model", "tasks", "metrics"},
-    "pipeline": LEAVES | {"geo", "model", "tasks", "metrics"},
-    "summaries": LEAVES | {"geo", "pipeline"},
-    "training": LEAVES | {"data", "model", "tasks", "metrics", "scoring"},
-    "scoring": LEAVES | {"data", "model", "tasks", "metrics"},
-    "upstream": LEAVES | {"hub", "model"},
-    "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
-    "report": LEAVES | {"geo", "tasks", "pipeline"},
-    "api": LEAVES | {"geo", "model", "tasks", "pipeline"},
-    "diagnostics": LEAVES | {"deltavlm", "geo", "model", "tasks"},
-    "deltacli": LEAVES
-    | {
-        "deltavlm",
-        "geo",
-        "model",
-        "tasks",
-        "metrics",
-        "data",
-        "pipeline",
-        "cluster",
-        "training",
-        "scoring",
-        "upstream",
-        "report",
-        "summaries",
-        "diagnostics",
-    },
-}
 
 GROUND = frozenset({"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "fiona", "osgeo"})
 TORCH = frozenset(

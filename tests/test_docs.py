@@ -21,12 +21,15 @@ from deltavlm import __version__
 from deltavlm.config import load, shipped_config
 from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
-from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
 from deltavlm.upstream import names
+from tests.cli.conftest import Run
+from tests.conftest import Scene
+from tests.imports import ARROWS, LEAVES
 from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,11 +103,13 @@ def test_every_style_is_described() -> None:
 def test_every_metric_is_described() -> None:
     text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8").split("\n## Metrics\n", 1)[1]
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]*)\|", text, flags=re.MULTILINE)
-    watch = RunMetrics()
-    watch.set_model(ScriptedModel())
-    watch.exit_code = 0
-    told = [(one.name, one.kind, list(next(iter(one.samples))[0])) for one in watch.metrics()]
-    assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == told
+    run_metrics = RunMetrics()
+    run_metrics.set_model(ScriptedModel())
+    run_metrics.exit_code = 0
+    metrics = [
+        (metric.name, metric.kind, list(next(iter(metric.samples))[0])) for metric in run_metrics.metrics()
+    ]
+    assert [(name, kind, re.findall(r"\w+", labels)) for name, kind, labels in rows] == metrics
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
@@ -129,13 +134,30 @@ def all_commands() -> dict[str, typer.core.TyperCommand]:
     return top | nested
 
 
+def test_the_keys_of_the_json_summary_are_described(
+    loads: list[tuple[str, RuntimeOptions]], scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = text.split("\n## Summary\n", 1)[1].split("\n## ", 1)[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", section, flags=re.MULTILINE)
+    described = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+    Path("list.csv").write_text(f"before,after\n{scene.before},{scene.after}\n")
+    keys: set[str] = set()
+    for words in ((*scene.args, "-o", "one.gpkg", "--polygons"), ("--pairs", "list.csv", "-o", "many.gpkg")):
+        result = Run(loads)("analyze", *words, "--chip-size", 32, "--json")
+        assert result.exit_code == 0, result.stderr
+        keys |= json.loads(result.stdout).keys()
+    assert described - {"extras"} == keys
+
+
 @pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_flags_in_the_documentation_exist(page: Path) -> None:
-    known = {"--help", "--version"} | OTHER_PROGRAMS
+    flags = {"--help", "--version"} | OTHER_PROGRAMS
     for command in all_commands().values():
-        known |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
+        flags |= {flag for param in command.params for flag in [*param.opts, *param.secondary_opts]}
     text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert not set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)", text)) - known
+    assert not set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)", text)) - flags
 
 
 def test_the_readme_lists_every_command() -> None:
@@ -150,8 +172,8 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
 
 
-def test_the_model_card_is_one() -> None:
-    """Hugging Face's own parser reads it, and its figures are those of the text."""
+def test_the_model_card_is_valid() -> None:
+    """Hugging Face's parser reads it, and its figures equal those of the page."""
     card = ModelCard.load(ROOT / "docs" / "model-card.md")
     assert card.data.license == "apache-2.0"
     assert card.data.model_name == "nano"
@@ -164,10 +186,10 @@ def test_the_model_card_is_one() -> None:
 
 
 def test_the_citation_is_of_this_version() -> None:
-    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (told["version"], told["license"]) == (__version__, "Apache-2.0")
-    assert {"cff-version", "message", "title", "authors"} <= told.keys()
-    (paper,) = told["references"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (__version__, "Apache-2.0")
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    (paper,) = citation["references"]
     assert paper["doi"] in (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
 
 
@@ -176,15 +198,41 @@ def test_the_tensors_of_the_model_page_are_the_models() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| ([\d, ]+) \| (?:Vicuna's )?`([\w.]+)` \|$", text, re.M)
     with torch.device("meta"):
         model = build(load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig))
-    there: dict[tuple[str, str], int] = {}
+    tensors: dict[tuple[str, str], int] = {}
     for name, tensor in model.state_dict().items():
         key = (re.sub(r"\.\d+\.", ".N.", name), ", ".join(map(str, tensor.shape)))
-        there[key] = there.get(key, 0) + 1
-    assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == there
+        tensors[key] = tensors.get(key, 0) + 1
+    assert {(ours, shape): int(count) for ours, count, shape, _ in rows} == tensors
     for ours, _, _, published in rows:
         if not ours.startswith("language."):
             assert names.from_published(published) == ours
     assert f"{sum(tensor.numel() for tensor in model.state_dict().values()):,} numbers" in text
+
+
+def architecture_rows(heading: str) -> list[list[str]]:
+    """Cells of the table under a heading of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}", 1)[1].split("\n## ", 1)[0]
+    return [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+
+
+def test_the_packages_of_the_architecture_are_those_of_the_import_rules() -> None:
+    documented = {
+        package: set(re.findall(r"`(\w+)`", cells[2]))
+        for cells in architecture_rows("Dependencies")
+        for package in re.findall(r"`(\w+)`", cells[0])
+    }
+    assert documented.keys() == ARROWS.keys() - {"deltavlm"}
+    for package in documented.keys() - LEAVES - {"deltacli"}:
+        assert documented[package] == ARROWS[package] - LEAVES - {"deltavlm"}, package
+
+
+def test_the_types_of_the_architecture_are_in_their_modules() -> None:
+    for cells in architecture_rows("Types"):
+        modules = [ROOT / "deltavlm" / path for path in re.findall(r"`([^`]+)`", cells[1])]
+        source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
+        for name in re.findall(r"`(\w+)`", cells[0]):
+            assert re.search(rf"^class {name}\b", source, flags=re.MULTILINE), name
 
 
 def test_the_file_tree_of_the_architecture_is_up_to_date() -> None:

@@ -1,4 +1,4 @@
-"""The tutorials, run as they stand; and the documentation as a site, where mkdocs is installed."""
+"""Run the commands of the tutorials, and build the documentation site."""
 
 from __future__ import annotations
 
@@ -16,46 +16,70 @@ import typer.main
 from deltacli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-BLOCK = re.compile(r"^```bash\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
-LEFT = {
+TUTORIALS = ROOT / "docs" / "tutorials"
+OUTPUTS = {
     "first-map": {"map.gpkg", "map.html", "map.png", "ground.gpkg", "ground.tif", "squares.md"},
     "your-question": {"roads.gpkg", "questions.yaml", "houses.gpkg", "talk.jsonl"},
     "score-a-model": {"mini.json", "mini.md", "mini.predictions.jsonl", "again.json", "again.md"},
 }
 
 
-def test_there_are_three_tutorials() -> None:
-    assert {path.stem for path in TUTORIALS} == set(LEFT)
+def blocks(page: Path, language: str) -> str:
+    """The code blocks of a page in one language, joined to a script."""
+    text = page.read_text(encoding="utf-8")
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def run_script(command: list[str], folder: Path) -> str:
+    """Run a program in a folder that contains `sample_data`; returns its stdout."""
+    shutil.copytree(ROOT / "sample_data", folder / "sample_data")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_every_tutorial_is_tested() -> None:
+    assert {path.stem for path in TUTORIALS.glob("*.md")} == {*OUTPUTS, "python"}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="the tutorials are for bash")
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
-    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    script = ["set -euo pipefail", f'deltavlm() {{ "{sys.executable}" -m deltacli "$@"; }}', *blocks]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert LEFT[page.stem] <= {path.name for path in tmp_path.iterdir()}
+@pytest.mark.skipif(shutil.which("bash") is None, reason="tutorials use bash")
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_tutorial_runs(name: str, tmp_path: Path) -> None:
+    program = f'deltavlm() {{ "{sys.executable}" -m deltacli "$@"; }}'
+    commands = blocks(TUTORIALS / f"{name}.md", "bash")
+    run_script(["bash", "-euo", "pipefail", "-c", f"{program}\n{commands}"], tmp_path)
+    assert OUTPUTS[name] <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_python_tutorial_runs(tmp_path: Path) -> None:
+    stdout = run_script([sys.executable, "-c", blocks(TUTORIALS / "python.md", "python")], tmp_path)
+    assert stdout.startswith("7 of 12 chips changed, 0 failed\n")
+    assert "missing failed: " in stdout
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files >= {"map.gpkg", "part.geojson", "part.changes.geojson", "mask.tif", "all.gpkg"}
+    assert "none.gpkg" not in files
+
+
+@pytest.mark.slow
+def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
+    stdout = run_script([sys.executable, "-c", blocks(ROOT / "README.md", "python")], tmp_path)
+    assert stdout.startswith("7 ChangedChip(")
+    assert (tmp_path / "changes.gpkg").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("material") is None, reason='needs pip install "deltavlm[docs]"')
-def test_the_site_is_built_and_has_a_page_for_each_command(tmp_path: Path) -> None:
-    """Strict: a link that leads nowhere is an error."""
+def test_the_site_has_a_page_for_each_command(tmp_path: Path) -> None:
+    """With --strict, so a broken link is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     pages = {path.name for path in (tmp_path / "site" / "commands").iterdir()}
     for name, top in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         words = [name, *(f"{name}-{below}" for below in getattr(top, "commands", {}))]

@@ -1,1 +1,1 @@
-"""The same run on several machines, by Ray: who reads and asks what, and what happens when a worker dies."""
+"""Run on several machines by Ray: readers, actors with models, retries when a worker dies."""

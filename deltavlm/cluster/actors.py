@@ -1,4 +1,4 @@
-"""The processes that hold a model each: begun, agreed with each other, begun again when one has died."""
+"""Ray actors that hold a model each: start, agreement on the model, restart after a death."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from deltavlm.cluster.worker import Asker, Known, Load
+from deltavlm.cluster.worker import LoadModel, ModelActor, ModelInfo
 from deltavlm.errors import ConfigError, DeltaVLMError, ModelError
 from deltavlm.version import __version__
 
-__all__ = ["AGAIN", "Actor", "Actors", "Needs"]
+__all__ = ["MAX_RETRIES", "ActorPool", "ActorResources", "ActorSlot"]
 
 logger = logging.getLogger(__name__)
 
-AGAIN = 2  # times that a thing is tried again of which a worker has died
-TELL_S = 30.0  # how often it is told that actors are waited for
-FLYING = 3  # groups an actor: one is asked, one waits behind it, one is done and waits for its turn
+MAX_RETRIES = 2  # of work whose worker has died
+WAIT_LOG_S = 30.0  # seconds between two messages while actors are waited for
+BATCHES_PER_ACTOR = 3  # in flight: one is asked, one is queued behind it, one is finished and waits its turn
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What each actor is given."""
+class ActorResources:
+    """Resources of each actor."""
 
     cpus: int
     gpus: int = 0
@@ -32,110 +32,110 @@ class Needs:
 
 
 @dataclass(eq=False, slots=True)
-class Actor:
-    """A place for an actor, whichever is in it now."""
+class ActorSlot:
+    """Slot of the pool, with the actor that is in it now."""
 
     handle: Any
-    begun: Any = None  # while its model is being loaded: what it will say of it
+    loading: Any = None  # reference to its ModelInfo while its model is being loaded; None once it is ready
     deaths: int = 0  # in a row, before it was ready
 
 
-class Actors:
-    """The actors of a run."""
+class ActorPool:
+    """Pool of actors with the same model."""
 
-    def __init__(self, load: Load, needs: Needs, count: int) -> None:
-        self.load = load
-        self.needs = needs
-        self.places = [Actor(None) for _ in range(count)]
-        for place in self.places:
-            self.revive(place)
-        self.most_flying = FLYING * count  # groups that are on their way at once
-        self.known = self._agreed()
+    def __init__(self, load_model: LoadModel, resources: ActorResources, count: int) -> None:
+        self.load_model = load_model
+        self.resources = resources
+        self.slots = [ActorSlot(None) for _ in range(count)]
+        for slot in self.slots:
+            self.restart(slot)
+        self.max_in_flight = BATCHES_PER_ACTOR * count  # batches
+        self.model = self._wait_for_all()
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.slots)
 
     @property
-    def environment(self) -> dict[str, Any]:
-        """The variables of workers in Ray's words."""
-        variables = self.needs.environment
+    def task_options(self) -> dict[str, Any]:
+        """Options of Ray tasks and actors that carry the environment variables."""
+        variables = self.resources.environment
         return {"runtime_env": {"env_vars": variables}} if variables else {}
 
-    def revive(self, place: Actor) -> None:
-        """Put a new actor there; it is ready when it has loaded its model."""
+    def restart(self, slot: ActorSlot) -> None:
+        """Put a new actor into a slot; it is ready when it has loaded its model."""
         actor = ray.remote(
-            num_cpus=self.needs.cpus,
-            num_gpus=self.needs.gpus,
-            max_restarts=0,  # by us: which chips it died of is to be known
+            num_cpus=self.resources.cpus,
+            num_gpus=self.resources.gpus,
+            max_restarts=0,  # we restart, since we must know which chips an actor died of
             scheduling_strategy="SPREAD",
-            **self.environment,
-        )(Asker)
-        place.handle = actor.remote(self.load, self.needs.cpus)
-        place.begun = place.handle.begin.remote()
+            **self.task_options,
+        )(ModelActor)
+        slot.handle = actor.remote(self.load_model, self.resources.cpus)
+        slot.loading = slot.handle.load.remote()
 
-    def ready(self) -> list[Actor]:
-        """Those that can be asked; waits until there is one. Raises: ModelError where all are gone."""
+    def ready(self) -> list[ActorSlot]:
+        """Slots whose actor can be asked; waits until there is one. Raises: ModelError if all have died."""
         while True:
-            for place in [place for place in self.places if place.begun is not None]:
-                if ray.wait([place.begun], timeout=0)[0]:
-                    self._welcome(place)
-            if not self.places:
-                raise ModelError("every worker has died; what was answered is kept")
-            found = [place for place in self.places if place.begun is None]
-            if found:
-                return found
-            if not ray.wait([place.begun for place in self.places], timeout=TELL_S)[0]:
+            for slot in [slot for slot in self.slots if slot.loading is not None]:
+                if ray.wait([slot.loading], timeout=0)[0]:
+                    self._admit(slot)
+            if not self.slots:
+                raise ModelError("every worker has died; the results so far are kept")
+            ready = [slot for slot in self.slots if slot.loading is None]
+            if ready:
+                return ready
+            if not ray.wait([slot.loading for slot in self.slots], timeout=WAIT_LOG_S)[0]:
                 logger.warning("no worker is ready; waiting for one")
 
-    def _welcome(self, place: Actor) -> None:
-        """A new actor instead of one that died has loaded its model, or has not."""
+    def _admit(self, slot: ActorSlot) -> None:
+        """Admit a restarted actor that has loaded the pool's model; remove its slot if it cannot."""
         try:
-            found = ray.get(place.begun)
-            trouble = str(found) if isinstance(found, DeltaVLMError) else _difference(self.known, found)
+            info = ray.get(slot.loading)
+            problem = str(info) if isinstance(info, DeltaVLMError) else _difference(self.model, info)
         except RayError as error:
-            place.deaths += 1
-            if place.deaths <= AGAIN:
-                self.revive(place)
+            slot.deaths += 1
+            if slot.deaths <= MAX_RETRIES:
+                self.restart(slot)
                 return
-            trouble = type(error).__name__
-        if trouble:
-            self.places.remove(place)
-            logger.warning("a worker is not replaced, %d are left: %s", len(self.places), trouble)
+            problem = type(error).__name__
+        if problem:
+            self.slots.remove(slot)
+            logger.warning("a worker is not replaced, %d remain: %s", len(self.slots), problem)
         else:
-            place.begun, place.deaths = None, 0
+            slot.loading, slot.deaths = None, 0
 
-    def _agreed(self) -> Known:
-        """What the model is, when all have loaded it.
+    def _wait_for_all(self) -> ModelInfo:
+        """Model of the pool, once every actor has loaded it.
 
-        Raises: the error of the first that cannot load it; ModelError where a worker does not begin;
-        ConfigError where workers have different models or versions.
+        Raises: the error of the first actor that cannot load it; ModelError where a worker does not start;
+            ConfigError where workers have different models or versions.
         """
-        begun = [place.begun for place in self.places]
-        while len(ready := ray.wait(begun, num_returns=len(begun), timeout=TELL_S)[0]) < len(begun):
-            logger.warning("waiting for workers: %d of %d are ready", len(ready), len(begun))
+        loading = [slot.loading for slot in self.slots]
+        while len(ready := ray.wait(loading, num_returns=len(loading), timeout=WAIT_LOG_S)[0]) < len(loading):
+            logger.warning("waiting for workers: %d of %d are ready", len(ready), len(loading))
         try:
-            found = ray.get(begun)
+            infos = ray.get(loading)
         except RayError as error:
             detail = str(error).strip().rpartition("\n")[2]
             raise ModelError(
-                f"a worker cannot begin ({detail}); install deltavlm {__version__} on every machine"
+                f"a worker cannot start ({detail}); install deltavlm {__version__} on every machine"
             ) from error
-        for one in found:
-            if isinstance(one, DeltaVLMError):
-                raise one
-            if trouble := _difference(found[0], one):
-                raise ConfigError(f"workers differ: {trouble}; install the same on all machines")
-        if found[0].version != __version__:
-            raise ConfigError(f"the workers have deltavlm {found[0].version}, and here is {__version__}")
-        for place in self.places:
-            place.begun = None
-        known: Known = min(found, key=lambda one: one.batch_size)
-        return known
+        for info in infos:
+            if isinstance(info, DeltaVLMError):
+                raise info
+            if problem := _difference(infos[0], info):
+                raise ConfigError(f"workers differ: {problem}; install the same on all machines")
+        if infos[0].version != __version__:
+            raise ConfigError(f"the workers have deltavlm {infos[0].version}, this machine has {__version__}")
+        for slot in self.slots:
+            slot.loading = None
+        smallest: ModelInfo = min(infos, key=lambda info: info.batch_size)
+        return smallest
 
 
-def _difference(one: Known, other: Known) -> str:
-    """What two workers would answer differently for; empty where there is nothing."""
+def _difference(first: ModelInfo, second: ModelInfo) -> str:
+    """Difference for which two workers would answer differently; empty if there is none."""
     for name in ("version", "fingerprint", "details"):
-        if getattr(one, name) != getattr(other, name):
-            return f"{name} {getattr(one, name)} and {getattr(other, name)}"
+        if getattr(first, name) != getattr(second, name):
+            return f"{name} {getattr(first, name)} and {getattr(second, name)}"
     return ""

@@ -1,4 +1,4 @@
-"""Groups of chips on their way to actors and back, in order; and whom to blame when an actor dies."""
+"""Dispatch of batches to actors and of their results back, in order; blame when an actor dies."""
 
 from __future__ import annotations
 
@@ -11,143 +11,144 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from deltavlm.cluster.actors import AGAIN, Actor, Actors
+from deltavlm.cluster.actors import MAX_RETRIES, ActorPool, ActorSlot
 from deltavlm.errors import ModelError
 from deltavlm.pipeline.engine import ChipBatch
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions
 from deltavlm.pipeline.summary import StageTimes
 
-__all__ = ["Dispatch", "Sent"]
+__all__ = ["Dispatch", "InFlight"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Sent:
-    """A group on its way."""
+class InFlight:
+    """Batch in flight."""
 
     batch: ChipBatch
-    size: int  # chips that fit at once, as far as is known
-    place: Actor | None = None
-    reply: Any = None  # the reference of the result; None where there is nothing to ask
-    turn: int = 0  # when it was sent, for an actor asks in this order
-    deaths: int = 0
+    batch_size: int  # chips that fit into memory at once, as far as is known
+    slot: ActorSlot | None = None
+    reply: Any = None  # reference to its BatchReplies; None where there is nothing to ask
+    order: int = 0  # number of the submission; an actor works in this order
+    deaths: int = 0  # of actors, while they were asked about this batch
 
-    def failed(self, why: str) -> BatchReplies:
-        """A result without replies."""
-        return BatchReplies([ModelError(why) for _ in self.batch.images], self.size, StageTimes())
+    def failed(self, reason: str) -> BatchReplies:
+        """Replies in which every chip has failed."""
+        return BatchReplies([ModelError(reason) for _ in self.batch.images], self.batch_size, StageTimes())
 
 
 class Dispatch:
-    """What is asked of the actors; `flying` is in the order of the groups.
+    """Queue of batches in flight, in the order of the batches.
 
-    An actor asks one group after the other, in the order in which they were sent. So when it dies, the first
-    of its groups that has no result is the one it died of, and the others are sent again without blame.
+    An actor works on its batches in the order of submission. So when it dies, the first of them without a
+    result is the one that it died of, and the others are submitted again without blame.
     """
 
-    def __init__(self, actors: Actors, options: InferenceOptions) -> None:
+    def __init__(self, actors: ActorPool, options: InferenceOptions) -> None:
         self.actors = actors
         self.options = options
-        self.flying: deque[Sent] = deque()
-        self.turns = 0
+        self.in_flight: deque[InFlight] = deque()
+        self.submissions = 0
 
     @property
-    def has_room(self) -> bool:
-        """Whether another group may be sent before a result is taken."""
-        if not self.flying:
+    def can_submit(self) -> bool:
+        """True if another batch may be submitted before a result is received."""
+        if not self.in_flight:
             return True
-        return len(self.flying) < self.actors.most_flying and not _is_done(self.flying[0])
+        return len(self.in_flight) < self.actors.max_in_flight and not _is_finished(self.in_flight[0])
 
-    def send(self, sent: Sent) -> None:
-        """One group more, to the actor with the fewest."""
-        self._ask(sent)
-        self.flying.append(sent)
+    def submit(self, batch: ChipBatch, batch_size: int) -> None:
+        """Submit a batch to the actor with the fewest unfinished ones."""
+        item = InFlight(batch, batch_size)
+        self._ask(item)
+        self.in_flight.append(item)
 
-    def next_result(self) -> tuple[ChipBatch, BatchReplies]:
-        """The oldest group, when it is done."""
-        sent = self.flying[0]
-        result = self._result(sent)
-        self.flying.popleft()
-        return sent.batch, result
+    def receive(self) -> tuple[ChipBatch, BatchReplies]:
+        """Oldest batch and its replies; waits for them."""
+        item = self.in_flight[0]
+        replies = self._replies(item)
+        self.in_flight.popleft()
+        return item.batch, replies
 
-    def ask_again_with(self, size: int) -> None:
-        """All that are on their way, with a smaller batch."""
-        for sent in self.flying:
-            _forget(sent)
-            sent.size, sent.place, sent.reply = size, None, None
-        for sent in self.flying:
-            self._ask(sent)
+    def resubmit(self, batch_size: int) -> None:
+        """Submit all batches in flight again, with a smaller batch size."""
+        for item in self.in_flight:
+            _cancel(item)
+            item.batch_size, item.slot, item.reply = batch_size, None, None
+        for item in self.in_flight:
+            self._ask(item)
 
     def close(self) -> None:
-        """What is on its way is not wanted any more."""
-        while self.flying:
-            _forget(self.flying.pop())
+        """Cancel all batches in flight."""
+        while self.in_flight:
+            _cancel(self.in_flight.pop())
 
-    def _ask(self, sent: Sent) -> None:
-        asked = sent.batch.images
-        if not asked:
+    def _ask(self, item: InFlight) -> None:
+        images = item.batch.images  # (reference to an array of pixels, index into it) of each chip
+        if not images:
             return
-        pieces = {ref: number for number, ref in enumerate(dict.fromkeys(ref for ref, _ in asked))}
-        places = [(pieces[ref], index) for ref, index in asked]
-        sent.place = min(self.actors.ready(), key=self._load)
-        self.turns += 1
-        sent.turn = self.turns
-        sent.reply = sent.place.handle.ask.remote(self.options, places, sent.size, *pieces)
+        numbers = {ref: number for number, ref in enumerate(dict.fromkeys(ref for ref, _ in images))}
+        addresses = [(numbers[ref], index) for ref, index in images]
+        item.slot = min(self.actors.ready(), key=self._unfinished)
+        self.submissions += 1
+        item.order = self.submissions
+        item.reply = item.slot.handle.ask.remote(self.options, addresses, item.batch_size, *numbers)
 
-    def _load(self, place: Actor) -> int:
-        return sum(sent.place is place and not _is_done(sent) for sent in self.flying)
+    def _unfinished(self, slot: ActorSlot) -> int:
+        return sum(item.slot is slot and not _is_finished(item) for item in self.in_flight)
 
-    def _result(self, sent: Sent) -> BatchReplies:
-        while sent.reply is not None:
-            if sent.deaths > AGAIN:
-                return sent.failed(f"the worker that was asked has died, {sent.deaths} times")
+    def _replies(self, item: InFlight) -> BatchReplies:
+        while item.reply is not None:
+            if item.deaths > MAX_RETRIES:
+                return item.failed(f"the worker that was asked has died, {item.deaths} times")
             try:
-                result: BatchReplies = ray.get(sent.reply)
-                return result
+                replies: BatchReplies = ray.get(item.reply)
+                return replies
             except RayActorError:
-                self._bury(sent)
+                self._handle_death(item)
             except RayTaskError as error:
                 raise error.cause from error
             except RayError as error:
-                return sent.failed(f"its pixels were lost with a machine ({type(error).__name__})")
-        return BatchReplies([], sent.size, StageTimes())
+                return item.failed(f"its pixels were lost with a machine ({type(error).__name__})")
+        return BatchReplies([], item.batch_size, StageTimes())
 
-    def _bury(self, found: Sent) -> None:
-        """The actor of this group has died: a new one is begun, and what it was to be asked is sent again."""
-        place = found.place
-        assert place is not None
-        lost = [sent for sent in self.flying if sent.place is place and (sent is found or _is_lost(sent))]
-        blamed = min(lost, key=lambda sent: sent.turn)
+    def _handle_death(self, item: InFlight) -> None:
+        """Restart the dead actor of this batch, and submit its unfinished batches again."""
+        slot = item.slot
+        assert slot is not None
+        lost = [each for each in self.in_flight if each.slot is slot and (each is item or _is_lost(each))]
+        blamed = min(lost, key=lambda each: each.order)
         blamed.deaths += 1
-        given_up = blamed.deaths > AGAIN
+        gives_up = blamed.deaths > MAX_RETRIES
         logger.warning(
             "a worker has died while %d chips were asked%s",
             len(blamed.batch.images),
-            f", {blamed.deaths} times now; they are given up" if given_up else "; they are asked again",
+            f", {blamed.deaths} times now; they are given up" if gives_up else "; they are asked again",
         )
-        for sent in lost:
-            sent.place = None
-        self.actors.revive(place)
-        for sent in lost:
-            if sent is not blamed or not given_up:
-                self._ask(sent)
+        for each in lost:
+            each.slot = None
+        self.actors.restart(slot)
+        for each in lost:
+            if each is not blamed or not gives_up:
+                self._ask(each)
 
 
-def _is_done(sent: Sent) -> bool:
-    return sent.reply is None or bool(ray.wait([sent.reply], timeout=0)[0])
+def _is_finished(item: InFlight) -> bool:
+    return item.reply is None or bool(ray.wait([item.reply], timeout=0)[0])
 
 
-def _is_lost(sent: Sent) -> bool:
+def _is_lost(item: InFlight) -> bool:
     try:
-        ray.get(sent.reply, timeout=0)
+        ray.get(item.reply, timeout=0)
     except (RayActorError, GetTimeoutError):
         return True
     except RayError:
-        return False  # told when it is its turn
+        return False  # raised when it is its turn
     return False
 
 
-def _forget(sent: Sent) -> None:
-    if sent.reply is not None:
+def _cancel(item: InFlight) -> None:
+    if item.reply is not None:
         with suppress(RayError, TypeError, ValueError):
-            ray.cancel(sent.reply)
+            ray.cancel(item.reply)

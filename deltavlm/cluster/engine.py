@@ -1,8 +1,8 @@
-"""The engine of many machines: tasks read, actors ask, and this process alone decides and writes.
+"""Engine of a Ray cluster: tasks read chips, actors ask models, and this process batches and writes.
 
-What a model says may hang on its batch in the last digits. So batches are cut here, from what the readers
-have seen, as an engine of one process cuts them; the pixels go from reader to actor and never come here.
-Results are given back in order, whoever is done first.
+Answers depend on their batch in the last digits. So batches are formed here, from what the readers report, as
+the engine of one process forms them; pixels go from reader to actor and never pass through this process.
+Results are yielded in order, whichever is finished first.
 """
 
 from __future__ import annotations
@@ -17,64 +17,67 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from deltavlm.cluster.actors import AGAIN, Actors
-from deltavlm.cluster.dispatch import Dispatch, Sent
-from deltavlm.cluster.worker import Known, Seen, Unit, mark_of, read_unit
+from deltavlm.cluster.actors import MAX_RETRIES, ActorPool
+from deltavlm.cluster.dispatch import Dispatch
+from deltavlm.cluster.worker import ChipReading, ModelInfo, ReadTask, pair_fingerprint, read_chips_of_task
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.pipeline.engine import ChipBatch, LoadedChip
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions
 from deltavlm.pipeline.job import AnalyzeOptions
 
-__all__ = ["Cluster"]
+__all__ = ["ClusterEngine"]
 
-UNIT_CHIPS = 64  # read together at least, in whole rows of the grid
-LONGEST_UNIT = 512  # a row of more is cut
+MIN_TASK_CHIPS = 64  # chips of a task, rounded up to rows of the chip grid
+MAX_TASK_CHIPS = 512  # longer rows are split
+TASKS_PER_ACTOR = 2  # in flight
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """An engine whose model is held by actors; made by `cluster.session.started`."""
+class ClusterEngine:
+    """Engine whose models are held by actors; made by `cluster.session.start_cluster`."""
 
-    actors: Actors
+    actors: ActorPool
 
     @property
-    def model(self) -> Known:
-        return self.actors.known
+    def model(self) -> ModelInfo:
+        return self.actors.model
 
     @property
     def prefetch_batches(self) -> int:
-        """Batches that are read before they are wanted; only words about them come here."""
-        return self.actors.most_flying
+        """Batches that are read in advance; only their metadata comes to this process."""
+        return self.actors.max_in_flight
 
     def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
     ) -> Generator[LoadedChip, None, None]:
-        """The chips as readers have seen them, those to be asked with the place of their pixels."""
-        where, read, mark = *_elsewhere(reader), mark_of(reader)
-        task = ray.remote(
-            num_cpus=0, max_retries=AGAIN, scheduling_strategy="SPREAD", **self.actors.environment
-        )(read_unit)
-        given = ray.put(options)
-        units = _units(chips)
-        flying: deque[tuple[list[Chip], Any, list[Any]]] = deque()
-        more = True
-        while more or flying:
-            while more and len(flying) < 2 * len(self.actors):
-                members = next(units, None)
-                if members is None:
-                    more = False
+        """Chips as the readers report them; those to be asked with a reference to their pixels."""
+        raster_pair, read = _for_workers(reader)
+        fingerprint = pair_fingerprint(reader)
+        read_task = ray.remote(
+            num_cpus=0, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD", **self.actors.task_options
+        )(read_chips_of_task)
+        options_ref = ray.put(options)
+        groups = _group_rows(chips)
+        in_flight: deque[tuple[list[Chip], Any, list[Any]]] = deque()
+        is_exhausted = False
+        while not is_exhausted or in_flight:
+            while not is_exhausted and len(in_flight) < TASKS_PER_ACTOR * len(self.actors):
+                group = next(groups, None)
+                if group is None:
+                    is_exhausted = True
                     break
-                unit = Unit(
-                    where, read, mark, tuple((one.row, one.col) for one in members), options.batch_size
+                indices = tuple((chip.row, chip.col) for chip in group)
+                task = ReadTask(raster_pair, read, fingerprint, indices, options.batch_size)
+                readings_ref, *array_refs = read_task.options(num_returns=1 + task.arrays).remote(
+                    task, options_ref
                 )
-                seen, *pieces = task.options(num_returns=1 + unit.pieces).remote(unit, given)
-                flying.append((members, seen, pieces))
-            if flying:
-                members, ref, pieces = flying.popleft()
-                for chip, found in zip(members, _seen(ref, members), strict=True):
-                    status, fraction, reason, place, digest, valid = found
-                    pixels = None if place is None else (pieces[place[0]], place[1])
+                in_flight.append((group, readings_ref, array_refs))
+            if in_flight:
+                group, readings_ref, array_refs = in_flight.popleft()
+                for chip, reading in zip(group, _readings(readings_ref, group), strict=True):
+                    status, fraction, reason, address, digest, valid = reading
+                    pixels = None if address is None else (array_refs[address[0]], address[1])
                     yield LoadedChip(chip, status, fraction, pixels, reason, pair, digest, valid=valid)
 
     def infer(
@@ -82,59 +85,59 @@ class Cluster:
     ) -> Generator[tuple[ChipBatch, BatchReplies], None, None]:
         """Ask about batches and yield each with its replies, in order.
 
-        Where a batch did not fit into memory, those behind it are asked again with the smaller size, as the
+        Where a batch does not fit into memory, those behind it are asked again with the smaller size, as the
         engine of one process would have asked them.
         """
         dispatch = Dispatch(self.actors, options)
         size, is_exhausted = batch_size, False
         try:
-            while not is_exhausted or dispatch.flying:
-                while not is_exhausted and dispatch.has_room:
+            while not is_exhausted or dispatch.in_flight:
+                while not is_exhausted and dispatch.can_submit:
                     batch = next(batches, None)
                     if batch is None:
                         is_exhausted = True
                         break
-                    dispatch.send(Sent(batch, size))
-                if dispatch.flying:
-                    batch, replies = dispatch.next_result()
+                    dispatch.submit(batch, size)
+                if dispatch.in_flight:
+                    batch, replies = dispatch.receive()
                     if replies.batch_size < size:
                         size = replies.batch_size
-                        dispatch.ask_again_with(size)
+                        dispatch.resubmit(size)
                     yield batch, replace(replies, batch_size=size)
         finally:
             dispatch.close()
 
 
-def _elsewhere(reader: PairReader) -> tuple[RasterPair, ReadOptions]:
-    """The pair by names that hold in every folder, and without what its chips were chosen by."""
-    places = [view.source.location for view in reader.views]
-    before, after = (str(Path(one).absolute()) if Path(one).exists() else one for one in places)
+def _for_workers(reader: PairReader) -> tuple[RasterPair, ReadOptions]:
+    """The pair with absolute paths, and options without the area that its chips were selected by."""
+    locations = [view.source.location for view in reader.views]
+    before, after = (str(Path(each).absolute()) if Path(each).exists() else each for each in locations)
     return RasterPair(before, after), replace(reader.options, aoi=None, bbox=None)
 
 
-def _units(chips: Iterable[Chip]) -> Iterator[list[Chip]]:
-    """Chips in order, in whole rows of the grid where these are not too long."""
-    unit: list[Chip] = []
-    for _, members in groupby(chips, key=lambda chip: chip.row):
-        for chip in members:
-            if len(unit) == LONGEST_UNIT:
-                yield unit
-                unit = []
-            unit.append(chip)
-        if len(unit) >= UNIT_CHIPS:
-            yield unit
-            unit = []
-    if unit:
-        yield unit
+def _group_rows(chips: Iterable[Chip]) -> Iterator[list[Chip]]:
+    """Chips in order, in groups of complete rows of the grid where these are not too long."""
+    group: list[Chip] = []
+    for _, row in groupby(chips, key=lambda chip: chip.row):
+        for chip in row:
+            if len(group) == MAX_TASK_CHIPS:
+                yield group
+                group = []
+            group.append(chip)
+        if len(group) >= MIN_TASK_CHIPS:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
-def _seen(ref: Any, members: Sequence[Chip]) -> list[Seen]:
-    """What a reader has seen; chips whose reader has died again and again are unreadable."""
+def _readings(ref: Any, chips: Sequence[Chip]) -> list[ChipReading]:
+    """Readings of a task; its chips are unreadable if its worker has died on every attempt."""
     try:
-        seen: list[Seen] = ray.get(ref)
-        return seen
+        readings: list[ChipReading] = ray.get(ref)
+        return readings
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:
-        told = f"the worker that reads it has died, {1 + AGAIN} times ({type(error).__name__})"
-        return [("unreadable", None, told, None, "", b"")] * len(members)
+        reason = f"the worker that reads it has died, {1 + MAX_RETRIES} times ({type(error).__name__})"
+        return [("unreadable", None, reason, None, "", b"")] * len(chips)

@@ -1,4 +1,4 @@
-"""What runs on the workers: chips are read, and put to the model. Nothing here knows Ray."""
+"""Code of the workers of a cluster, independent of Ray: read chips, and ask the model about them."""
 
 from __future__ import annotations
 
@@ -21,34 +21,45 @@ from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.schema import ChipStatus
 from deltavlm.version import __version__
 
-__all__ = ["Asker", "Known", "Load", "Pixels", "Place", "Seen", "Unit", "loaded", "mark_of", "read_unit"]
+__all__ = [
+    "ChipReading",
+    "LoadModel",
+    "ModelActor",
+    "ModelInfo",
+    "PixelAddress",
+    "Pixels",
+    "ReadTask",
+    "load_model_on_worker",
+    "pair_fingerprint",
+    "read_chips_of_task",
+]
 
-Place = tuple[int, int]  # a piece of a unit, and a chip in it
+PixelAddress = tuple[int, int]  # number of an array of pixels, and index of the chip in it
 Pixels = NDArray[np.uint8]  # (chips, 2, 3, size, size): before and after of each
-Seen = tuple[ChipStatus, float | None, str, Place | None, str, bytes]
-"""What came of a chip: status, valid fraction, reason; if it is asked, place and name of its pixels, and
-where it has no data."""
+ChipReading = tuple[ChipStatus, float | None, str, PixelAddress | None, str, bytes]
+"""Status of a chip, valid fraction, error message, and if it will be asked: address and digest of its pixels,
+encoded valid pixels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ReadTask:
     """Chips of a pair that are read together, in order."""
 
     pair: RasterPair
     read: ReadOptions
-    mark: dict[str, Any]  # what the pair must look like when it is opened
-    chips: tuple[tuple[int, int], ...]  # row and column of each in the grid
-    piece: int  # as many chips' pixels lie together, to be sent together
+    fingerprint: dict[str, Any]  # `pair_fingerprint` that the pair must have on the worker
+    chips: tuple[tuple[int, int], ...]  # row and column of each in the chip grid
+    chips_per_array: int  # chips whose pixels are in one array, sent together
 
     @property
-    def pieces(self) -> int:
-        """How many there are if every chip is asked."""
-        return -(-len(self.chips) // self.piece)
+    def arrays(self) -> int:
+        """Number of arrays of pixels if every chip is asked."""
+        return -(-len(self.chips) // self.chips_per_array)
 
 
 @dataclass(frozen=True, slots=True)
-class Known(Labelled):
-    """What a model is that is held elsewhere."""
+class ModelInfo(Labelled):
+    """Properties of a model in another process."""
 
     name: str
     fingerprint: str
@@ -60,30 +71,30 @@ class Known(Labelled):
     version: str  # of deltavlm
 
     def auto_batch_size(self) -> int:
-        """Pairs to ask about at once when nobody says how many."""
+        """Batch size that suits the model."""
         return self.batch_size
 
 
-def mark_of(reader: PairReader) -> dict[str, Any]:
-    """By what a pair is known again on another machine, under whatever path."""
-    told: dict[str, Any] = {**reader.provenance(), "bbox": None, "bbox_crs": None, "aoi": None}
-    return told | {date: {**told[date], "path": None} for date in ("before", "after")}
+def pair_fingerprint(reader: PairReader) -> dict[str, Any]:
+    """Provenance of an open pair without paths and areas: equal for the same files on another machine."""
+    values: dict[str, Any] = {**reader.provenance(), "bbox": None, "bbox_crs": None, "aoi": None}
+    return values | {date: {**values[date], "path": None} for date in ("before", "after")}
 
 
-class _LastPair:
-    """The pair that was read last stays open, for the next unit is mostly of the same."""
+class _PairCache:
+    """Cache of one open pair, since the next task is mostly about the same."""
 
     def __init__(self) -> None:
-        self.what: tuple[RasterPair, ReadOptions] | None = None
+        self.key: tuple[RasterPair, ReadOptions] | None = None
         self.stack = ExitStack()
         self.reader: PairReader | None = None
 
-    def opened(self, pair: RasterPair, read: ReadOptions) -> PairReader:
+    def open(self, pair: RasterPair, read: ReadOptions) -> PairReader:
         """Raises: InputError where it cannot be opened here."""
-        if self.reader is None or self.what != (pair, read):
+        if self.reader is None or self.key != (pair, read):
             self.close()
             self.reader = self.stack.enter_context(open_pair(pair, read))
-            self.what = (pair, read)
+            self.key = (pair, read)
         return self.reader
 
     def close(self) -> None:
@@ -91,65 +102,68 @@ class _LastPair:
         self.stack.close()
 
 
-_last = _LastPair()
+_cache = _PairCache()
 
 
-def read_unit(unit: Unit, options: AnalyzeOptions) -> list[Any]:
-    """A `list[Seen]`, and behind it `unit.pieces` of `Pixels`, of which the last may be empty."""
-    pieces: list[list[Pixels]] = [[] for _ in range(unit.pieces)]
-    asked = 0
+def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
+    """A `list[ChipReading]` followed by `task.arrays` arrays of `Pixels`; the last of them may be empty."""
+    arrays: list[list[Pixels]] = [[] for _ in range(task.arrays)]
+    count = 0
     try:
-        reader = _last.opened(unit.pair, unit.read)
-        if mark_of(reader) != unit.mark:
-            raise InputError(f"{unit.pair.after}: is another file, or read in another way")
+        reader = _cache.open(task.pair, task.read)
+        if pair_fingerprint(reader) != task.fingerprint:
+            raise InputError(f"{task.pair.after}: is another file, or read in another way")
         grid = reader.chips(options.chip_px, options.overlap_px)
-        seen: list[Seen] = []
-        with closing(load_chips(reader, (grid[chip] for chip in unit.chips), options)) as looks:
-            for look in looks:
-                place = None
-                if look.pixels is not None:
-                    place = divmod(asked, unit.piece)
-                    pieces[place[0]].append(np.stack([look.pixels.before, look.pixels.after]))
-                    asked += 1
-                seen.append((look.status, look.valid_fraction, look.reason, place, look.digest, look.valid))
+        readings: list[ChipReading] = []
+        with closing(load_chips(reader, (grid[chip] for chip in task.chips), options)) as chips:
+            for chip in chips:
+                address = None
+                if chip.pixels is not None:
+                    address = divmod(count, task.chips_per_array)
+                    arrays[address[0]].append(np.stack([chip.pixels.before, chip.pixels.after]))
+                    count += 1
+                readings.append(
+                    (chip.status, chip.valid_fraction, chip.reason, address, chip.digest, chip.valid)
+                )
     except InputError as error:
-        told = f"{error} (on {socket.gethostname()})"
-        return [[("unreadable", None, told, None, "", b"")] * len(unit.chips), *[_NOTHING] * unit.pieces]
-    return [seen, *(np.stack(piece) if piece else _NOTHING for piece in pieces)]
+        reason = f"{error} (on {socket.gethostname()})"
+        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"")
+        return [[unreadable] * len(task.chips), *[_EMPTY] * task.arrays]
+    return [readings, *(np.stack(array) if array else _EMPTY for array in arrays)]
 
 
-_NOTHING = np.empty(0, np.uint8)
+_EMPTY = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class _ChipImages:
     before: NDArray[np.uint8]  # (3, size, size) RGB
     after: NDArray[np.uint8]
 
 
-Load = Callable[[int], ChangeModel]  # with so many CPU threads
+LoadModel = Callable[[int], ChangeModel]  # from a number of CPU threads
 
 
-def loaded(name: str, runtime: RuntimeOptions, threads: int) -> ChangeModel:
-    """The model of this name or folder, as `load_model` gives it; with threads of the worker's share."""
+def load_model_on_worker(name: str, runtime: RuntimeOptions, threads: int) -> ChangeModel:
+    """Model by name or folder; it uses `threads` unless the runtime options set them."""
     from deltavlm.model.predictor import load_model
 
     return load_model(name, replace(runtime, threads=runtime.threads or threads))
 
 
-class Asker:
-    """A model in a process of its own."""
+class ModelActor:
+    """Model in a process of its own."""
 
-    def __init__(self, load: Load, threads: int) -> None:
-        self.load = load
+    def __init__(self, load_model: LoadModel, threads: int) -> None:
+        self.load_model = load_model
         self.threads = threads
         self.model: ChangeModel | None = None
 
-    def begin(self) -> Known | DeltaVLMError:
-        """Load the model; what it is, or why it cannot be asked here."""
+    def load(self) -> ModelInfo | DeltaVLMError:
+        """Load the model; return its properties, or the error."""
         try:
-            model = self.model = self.load(self.threads)
-            return Known(
+            model = self.model = self.load_model(self.threads)
+            return ModelInfo(
                 model.name,
                 model.fingerprint,
                 model.device,
@@ -163,9 +177,9 @@ class Asker:
             return type(error)(f"{error} (on {socket.gethostname()})")
 
     def ask(
-        self, options: InferenceOptions, places: Sequence[Place], batch_size: int, *pieces: Pixels
+        self, options: InferenceOptions, addresses: Sequence[PixelAddress], batch_size: int, *arrays: Pixels
     ) -> BatchReplies:
-        """`run_batches` over chips by their places in these arrays of pixels."""
+        """`run_batches` over chips by their addresses in these arrays."""
         assert self.model is not None
-        images = [_Picture(*pieces[piece][place]) for piece, place in places]
+        images = [_ChipImages(*arrays[array][index]) for array, index in addresses]
         return run_batches(self.model, options, images, batch_size)

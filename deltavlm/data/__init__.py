@@ -1,1 +1,1 @@
-"""Examples on disk and made ones: what the model is trained and scored on."""
+"""Question sets (reader, check, builder, download) and synthetic scenes, for training and scoring."""

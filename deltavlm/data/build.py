@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltavlm.data.changechat import NAME, ImagePair, Record, training_records, write_json_files
-from deltavlm.data.examples import Problem
+from deltavlm.data.examples import SPLITS, Problem
 from deltavlm.data.images import image_size
 from deltavlm.data.levircc import PairCaptions
 from deltavlm.data.masks import LEVIR_MCI, ClassMap, MaskRules, measure_mask, read_mask
@@ -29,9 +29,8 @@ from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.files import refuse_existing, staged_folder
 from deltavlm.tasks import classify, count, dialogue, locate
 
-__all__ = ["SPLITS", "BuildResult", "BuildSources", "PairFacts", "SetOutput", "build_dataset", "find_splits"]
+__all__ = ["BuildResult", "BuildSources", "PairFacts", "SetOutput", "build_dataset", "find_splits"]
 
-SPLITS = ("train", "val", "test")
 SUFFIXES = ("", "_binary", "_count", "_loc", "_open", "_dialog")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from deltavlm.data.examples import Dataset, Example, Problem, Turn, parse_turns, read_json_list
+from deltavlm.data.examples import SPLITS, Dataset, Example, Problem, Turn, parse_turns, read_json_list
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.tasks import TaskName, caption, classify, count, locate
 from deltavlm.tasks.text import says_no_change, simplify
@@ -89,7 +89,7 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
 
     Raises: InputError when no record can be used.
     """
-    match = re.fullmatch(r"(train|val|test)_task_data", folder.name)
+    match = re.fullmatch(rf"({'|'.join(SPLITS)})_task_data", folder.name)
     split = match[1] if match else split
     pairs: dict[str, _PairRecords] = {}
     problems: list[Problem] = []
@@ -157,7 +157,7 @@ def _add_record(pairs: dict[str, _PairRecords], file: str, record: Any) -> None:
 def _relative_path(path: str, date: str) -> str:
     """Last three names of a path, `.../test/A/x.png` -> `test/A/x.png`. Raises: ValueError."""
     names = PurePosixPath(path.replace("\\", "/")).parts[-3:]
-    if len(names) < 3 or names[0] not in ("train", "val", "test") or names[1] != date:
+    if len(names) < 3 or names[0] not in SPLITS or names[1] != date:
         raise ValueError(f"{path!r} does not end in SPLIT/{date}/NAME")
     return "/".join(names)
 

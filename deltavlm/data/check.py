@@ -17,7 +17,7 @@ from typing import Literal
 
 from deltavlm.data import changeimti
 from deltavlm.data.changechat import NAME, RELEASED_RECORDS, SIZE_PX
-from deltavlm.data.examples import Dataset, Example, Problem, image_paths, match_file_name
+from deltavlm.data.examples import SPLITS, Dataset, Example, Problem, image_paths, match_file_name
 from deltavlm.data.images import open_image
 from deltavlm.data.progress import CountProgress, no_progress
 from deltavlm.data.read import read_dataset
@@ -26,7 +26,6 @@ from deltavlm.tasks import TASKS, TaskName
 
 __all__ = ["CheckReport", "FileCheck", "ImageCheck", "check_dataset"]
 
-SPLITS = ("train", "val", "test")
 _ImageFault = Literal["missing", "unreadable", "size"]
 
 

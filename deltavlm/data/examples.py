@@ -14,6 +14,7 @@ from deltavlm.tasks import TaskName
 
 __all__ = [
     "KINDS",
+    "SPLITS",
     "Dataset",
     "Example",
     "Problem",
@@ -28,6 +29,7 @@ __all__ = [
     "shorten",
 ]
 
+SPLITS = ("train", "val", "test")
 KINDS: Mapping[str, TaskName] = {
     "binary": "change",
     "count": "count",
@@ -37,7 +39,7 @@ KINDS: Mapping[str, TaskName] = {
 }
 """Task of each KIND in a file name SET_SPLIT_KIND.json."""
 
-_FILE_NAME = re.compile(rf"(?P<set>.+)_(?P<split>train|val|test)(?:_(?P<kind>{'|'.join(KINDS)}))?\.json")
+_FILE_NAME = re.compile(rf"(?P<set>.+)_(?P<split>{'|'.join(SPLITS)})(?:_(?P<kind>{'|'.join(KINDS)}))?\.json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,8 +76,8 @@ def locate(raster: GeoBox, grid: GeoBox) -> Placement:
 
 def _pixel_length(covered: BaseGeometry, to_raster: Callable[[Points], Points]) -> float:
     """Length of the raster's pixels in pixels of the grid, at the centroid of the covered area."""
-    centre = covered.centroid
-    corner, right, below = to_raster(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([centre.x, centre.y]))
+    center = covered.centroid
+    corner, right, below = to_raster(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([center.x, center.y]))
     return 1 / math.sqrt(abs(np.linalg.det([right - corner, below - corner])))
 
 
@@ -182,7 +182,7 @@ def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m
         )
     share = min(1.0, placement.covered.area / (before.geobox.width * before.geobox.height))
     if share < 1 - NOTED_SHARE:
-        notes.append(f"after: covers {share:.1%} of before; only that part is analysed")
+        notes.append(f"after: covers {share:.1%} of before; only that part is analyzed")
 
     geobox = before.geobox.crop(window)
     before_offset: Offset | None = (window.col_off, window.row_off)

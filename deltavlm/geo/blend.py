@@ -1,8 +1,8 @@
 """Blending of overlapping chip masks into one mosaic, weighted by a raised cosine over each chip.
 
-A model sees nothing beyond the edge of its chip, and predicts other things there than for the neighbouring
+A model sees nothing beyond the edge of its chip, and predicts other things there than for the neighboring
 chip. So each pixel is the weighted mean of the chips that contain it: a chip hardly counts at its edge, where
-a neighbour sees the same place near its centre, and predictions fade from one chip to the next.
+a neighbor sees the same place near its center, and predictions fade from one chip to the next.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def taper_weights(size: int) -> NDArray[np.float32]:
 def interpolation_matrix(size: int, side: int) -> NDArray[np.float32]:
     """Matrix (size, side) of linear interpolation from `side` values to `size` pixels over the same length;
     with fewer pixels than values, a weighted mean of the values around."""
-    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    centers = (np.arange(size) + 0.5) * side / size - 0.5
     radius = max(1.0, side / size)
-    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(side)) / radius)
+    weights = np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(side)) / radius)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)

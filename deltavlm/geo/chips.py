@@ -43,7 +43,7 @@ def chip_of_pair(reader: PairReader, min_px: int) -> Chip:
 
 
 def chip_at(reader: PairReader, x: float, y: float, size: int) -> Chip:
-    """Chip of `size` px centred on a point, or as near to that as the edge of the pair allows.
+    """Chip of `size` px centerd on a point, or as near to that as the edge of the pair allows.
 
     x, y: longitude and latitude; in a pair without a CRS, pixels.
 
@@ -61,8 +61,8 @@ def chip_at(reader: PairReader, x: float, y: float, size: int) -> Chip:
         )
     width, height = min(size, geobox.width), min(size, geobox.height)
     col_off, row_off = (
-        max(0, min(math.floor(centre - length / 2 + 0.5), end - length))
-        for centre, length, end in ((col, width, geobox.width), (row, height, geobox.height))
+        max(0, min(math.floor(center - length / 2 + 0.5), end - length))
+        for center, length, end in ((col, width, geobox.width), (row, height, geobox.height))
     )
     return chip_of_window(reader, Window(col_off, row_off, width, height), size)
 

@@ -36,7 +36,7 @@ WRITE_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RasterStyle:
-    """Metadata of a raster of uint8 bands with 255 as nodata: band names, scale, colour map, categories."""
+    """Metadata of a raster of uint8 bands with 255 as nodata: band names, scale, color map, categories."""
 
     band_names: tuple[str, ...]
     overview_resampling: str  # "nearest" or "average"

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 32 * 2**20
 """GDAL's block cache, bounded so that memory does not grow with the raster. Strips need none of it; a warp,
-and chips that are read alone, find their neighbours' blocks in it: two rows of 512 px in RGB rasters 10,000
+and chips that are read alone, find their neighbors' blocks in it: two rows of 512 px in RGB rasters 10,000
 px wide. With 16 MiB a warp took 1.4 times as long; 64 MiB were no faster."""
 
 GDAL_LOG = logging.getLogger("rasterio._err")

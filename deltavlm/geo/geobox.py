@@ -59,7 +59,7 @@ def pixel_polygon(transform: Affine, left: float, top: float, right: float, bott
 class GeoBox:
     """Pixel grid of a raster: its size, the affine transform from pixels to the ground, and the CRS.
 
-    Pixel coordinates are (column, row) from the upper left corner of the raster; (0.5, 0.5) is the centre of
+    Pixel coordinates are (column, row) from the upper left corner of the raster; (0.5, 0.5) is the center of
     the first pixel. Without a CRS (None), ground coordinates are what the transform gives.
     """
 
@@ -106,10 +106,10 @@ class GeoBox:
 
     def to_pixels(self, ground: Points) -> Points:
         """Pixel coordinates of ground points; on a grid in degrees a longitude is taken modulo 360, as near
-        to the grid's centre as possible."""
+        to the grid's center as possible."""
         if self.crs is not None and self.crs.is_geographic:
-            centre, _ = self.transform * (self.width / 2, self.height / 2)
-            distance = np.where(np.isfinite(ground[:, 0]), centre - ground[:, 0], 0)
+            center, _ = self.transform * (self.width / 2, self.height / 2)
+            distance = np.where(np.isfinite(ground[:, 0]), center - ground[:, 0], 0)
             turns = np.where(np.abs(distance) > 180 + 1e-6, np.round(distance / 360), 0)
             ground = ground + np.stack([360 * turns, np.zeros_like(turns)], axis=1)
         return _apply(~self.transform, ground)
@@ -132,7 +132,7 @@ class GeoBox:
         """Width and height of the central pixel in metres, measured along the WGS 84 ellipsoid.
 
         Degrees are converted, and so are the stretched metres of Web Mercator. None without a CRS, or where
-        the centre has no longitude and latitude.
+        the center has no longitude and latitude.
         """
         if self.crs is None:
             return None

@@ -21,16 +21,17 @@ from deltavlm.geo.features import Feature, Layer
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["FeatureCollection", "FeatureLines", "cut_at_180", "to_lonlat"]
+__all__ = ["FeatureCollection", "FeatureLines", "cut_at_180", "shapes_to_lonlat", "to_lonlat"]
 
 DECIMALS = 7  # of a degree: a centimetre
 
 Points = NDArray[np.float64]  # (N, 2)
+Shapes = NDArray[np.object_]  # shapely geometries, or None
 ToLonLat = Callable[[BaseGeometry], BaseGeometry]
 WriteText = Callable[[str], object]
 
 
-def to_lonlat(crs: CRS | None) -> ToLonLat:
+def to_lonlat(crs: CRS | pyproj.CRS | None) -> ToLonLat:
     """Function that transforms polygons from `crs` to longitude and latitude by RFC 7946; without a CRS they
     keep their coordinates.
 
@@ -41,14 +42,7 @@ def to_lonlat(crs: CRS | None) -> ToLonLat:
     """
     if crs is None:
         return lambda geometry: geometry
-    try:
-        transformer = pyproj.Transformer.from_crs(
-            pyproj.CRS.from_wkt(crs.to_wkt()), pyproj.CRS.from_epsg(4326), always_xy=True
-        )
-    except pyproj.exceptions.ProjError as error:
-        raise OutputError(
-            f"no transformation from the raster's CRS to WGS 84 ({error}); write .gpkg instead"
-        ) from error
+    transformer = _transformer(crs)
 
     def lonlat(geometry: BaseGeometry) -> BaseGeometry:
         def transform(points: Points) -> Points:
@@ -62,6 +56,41 @@ def to_lonlat(crs: CRS | None) -> ToLonLat:
         return geometry if geometry.is_empty else cut_at_180(shapely.transform(geometry, transform))
 
     return lonlat
+
+
+def shapes_to_lonlat(shapes: Shapes, crs: pyproj.CRS) -> Shapes:
+    """Array version of `to_lonlat`, neither rounded nor oriented; None for polygons that become empty.
+
+    Only the few polygons that cross the antimeridian take the exact, slow way of `to_lonlat`.
+
+    Raises:
+        OutputError: as `to_lonlat`.
+    """
+    transformer = _transformer(crs)
+    lonlat: Shapes = shapely.transform(
+        shapes, lambda points: np.stack(transformer.transform(points[:, 0], points[:, 1]), axis=1)
+    )
+    bounds = shapely.bounds(lonlat)
+    with np.errstate(invalid="ignore"):
+        crossing = np.flatnonzero(~((bounds[:, 2] - bounds[:, 0]) < 180))  # or without a longitude
+    exact = to_lonlat(crs)
+    for index in crossing:
+        shape = shapes[index]
+        cut = None if shape is None or shape.is_empty else exact(shape)
+        lonlat[index] = None if cut is None or cut.is_empty else cut
+    return lonlat
+
+
+def _transformer(crs: CRS | pyproj.CRS) -> pyproj.Transformer:
+    """Transformation from a CRS to longitude and latitude. Raises: OutputError where there is none."""
+    try:
+        return pyproj.Transformer.from_crs(
+            pyproj.CRS.from_wkt(crs.to_wkt()), pyproj.CRS.from_epsg(4326), always_xy=True
+        )
+    except pyproj.exceptions.ProjError as error:
+        raise OutputError(
+            f"no transformation from the raster's CRS to WGS 84 ({error}); write .gpkg instead"
+        ) from error
 
 
 def cut_at_180(geometry: BaseGeometry) -> BaseGeometry:

@@ -26,7 +26,7 @@ def write_geotiff(
     colormap: dict[int, tuple[int, int, int]] | None = None,
     compress: Literal["deflate", "jpeg"] = "deflate",
 ) -> None:
-    """Write `pixels`: (height, width, 3) RGB, or (height, width) codes whose colours `colormap` gives.
+    """Write `pixels`: (height, width, 3) RGB, or (height, width) codes whose colors `colormap` gives.
 
     "jpeg" (RGB only) is lossy and about a tenth of the size.
 

@@ -66,7 +66,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChipPixels:
-    """Input of the model for a chip. Pixels without data at either date have the mean colour in both."""
+    """Input of the model for a chip. Pixels without data at either date have the mean color in both."""
 
     chip: Chip
     before: NDArray[np.uint8]  # (3, size, size) RGB
@@ -99,7 +99,7 @@ class PairReader:
 
     @cached_property
     def gsd_m(self) -> float | None:
-        """Ground sample distance of the grid in metres, at its centre; None without a CRS."""
+        """Ground sample distance of the grid in metres, at its center; None without a CRS."""
         return self.geobox.gsd_m
 
     def chips(self, size: int = 256, overlap: int = 0) -> ChipGrid:
@@ -140,8 +140,8 @@ class PairReader:
         valid = masks[0] & masks[1]
         if valid.shape == (chip.size, chip.size) and valid.all():
             return ChipPixels(chip, images[0], images[1], valid)
-        valid_colours = np.concatenate([image[:, valid] for image in images], axis=1)
-        fill = valid_colours.mean(axis=1).round() if valid.any() else np.zeros(3)
+        valid_colors = np.concatenate([image[:, valid] for image in images], axis=1)
+        fill = valid_colors.mean(axis=1).round() if valid.any() else np.zeros(3)
         height, width = valid.shape
         squares = np.empty((2, 3, chip.size, chip.size), np.uint8)
         squares[:] = fill.astype(np.uint8)[:, None, None]

@@ -10,7 +10,6 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import shapes
-from scipy import ndimage
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -159,6 +158,8 @@ class Polygonizer:
 
 def _label_components(labels: Labels) -> tuple[NDArray[np.int32], list[int]]:
     """Connected components, numbered from 1 (0 is background), and the class of each."""
+    from scipy import ndimage  # slow to import, and only polygons need it
+
     components = np.zeros(labels.shape, np.int32)
     values: list[int] = []
     for value in np.unique(labels[labels > 0]).tolist():

@@ -1,6 +1,6 @@
 """QML, the style files of QGIS: symbols, labels, column aliases and the attribute table, as text.
 
-Modelled on what QGIS 3.22 writes; newer versions read it. Independent of our layers.
+Modeled on what QGIS 3.22 writes; newer versions read it. Independent of our layers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from xml.etree import ElementTree as ET
 
 from deltavlm.geo.features import Field
 
-__all__ = ["SIGNATURE", "Colour", "Entry", "Label", "Style", "qml"]
+__all__ = ["SIGNATURE", "Color", "Entry", "Label", "Style", "qml"]
 
-Colour = tuple[int, int, int, int]  # red, green, blue, opacity
+Color = tuple[int, int, int, int]  # red, green, blue, opacity
 Kind = Literal["graduated", "categorised", "single"]
 
 SIGNATURE = "<!-- written by deltavlm; saved by QGIS it loses this line, and is left alone -->"
@@ -35,8 +35,8 @@ class Entry:
     """Legend entry: fill, outline, and the XML attributes that say which values it is for."""
 
     label: str
-    fill: Colour
-    outline: Colour
+    fill: Color
+    outline: Color
     match: dict[str, str] = field(default_factory=dict)
     width_mm: float = 0.2
     brush: str = "solid"  # name in Qt: "b_diagonal" is hatched
@@ -109,9 +109,9 @@ def _renderer(root: ET.Element, style: Style) -> None:
 
 def _fill(entry: Entry) -> dict[str, Any]:
     return {
-        "color": _colour(entry.fill),
+        "color": _color(entry.fill),
         "style": entry.brush,
-        "outline_color": _colour(entry.outline),
+        "outline_color": _color(entry.outline),
         "outline_style": entry.line,
         "outline_width": f"{entry.width_mm:g}",
         "outline_width_unit": "MM",
@@ -189,5 +189,5 @@ def _options(parent: ET.Element, values: Mapping[str, Any], name: str = "") -> N
         ET.SubElement(options, "Option", type=kind, name=key, value=text)
 
 
-def _colour(colour: Colour) -> str:
-    return ",".join(str(channel) for channel in colour)
+def _color(color: Color) -> str:
+    return ",".join(str(channel) for channel in color)

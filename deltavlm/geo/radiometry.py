@@ -140,7 +140,7 @@ def choose_bands(
 ) -> tuple[tuple[int, int, int], str | None]:
     """Numbers (from 1) of the bands that serve as red, green and blue, and a note when they are a guess.
 
-    `labels`: colour interpretation of each band, as names of `rasterio`'s ColorInterp ("red", "gray", ...).
+    `labels`: color interpretation of each band, as names of `rasterio`'s ColorInterp ("red", "gray", ...).
     `bands` takes precedence: three bands, or one for all three.
 
     Raises:
@@ -157,6 +157,6 @@ def choose_bands(
     if count < 3:
         if count == 1 or labels[1] == "alpha":
             return (1, 1, 1), None
-        return (1, 1, 1), "two bands without colours: band 1 is taken for red, green and blue"
+        return (1, 1, 1), "two bands without colors: band 1 is taken for red, green and blue"
     note = "no band is labelled red, green, blue: bands 1,2,3 are taken (--bands chooses others)"
     return (1, 2, 3), note

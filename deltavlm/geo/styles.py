@@ -2,7 +2,7 @@
 
 Chips are graduated by the score of "changed", pale enough to see the image; the higher the score, the darker
 and thicker the outline, so that nobody needs to tell red from green. Chips without data are grey, failed
-chips are hatched. Classes have the colours of Okabe and Ito (2008), which differ for any kind of colour
+chips are hatched. Classes have the colors of Okabe and Ito (2008), which differ for any kind of color
 vision. Captions are labels of changed chips that are wide enough on the screen. Areas of a summary are
 graduated by the share of them that has changed.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deltavlm.geo.features import Layer
-from deltavlm.geo.qml import Colour, Entry, Label, Style, qml
+from deltavlm.geo.qml import Color, Entry, Label, Style, qml
 
 __all__ = ["CLASSES", "layer_style"]
 
@@ -22,7 +22,7 @@ SCORE = (
     'ELSE coalesce("changed_score", -1) END'
 )
 # ColorBrewer's YlOrRd, transparent enough to see the image below
-STEPS: tuple[tuple[str, Colour, float], ...] = (
+STEPS: tuple[tuple[str, Color, float], ...] = (
     ("unchanged", (255, 255, 178, 0), 0.15),
     ("probably unchanged", (254, 204, 92, 15), 0.2),
     ("unsure", (253, 141, 60, 30), 0.3),
@@ -30,12 +30,12 @@ STEPS: tuple[tuple[str, Colour, float], ...] = (
     ("changed", (189, 0, 38, 50), 0.6),
 )
 SHARES = ((0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1))
-GREY: Colour = (110, 110, 110, 200)
+GREY: Color = (110, 110, 110, 200)
 NO_SCORES = (
     Entry("answered without a score", (0, 0, 0, 0), GREY, {"lower": "-1.5", "upper": "-0.5"}),
-    Entry("not analysed: no data", (128, 128, 128, 110), GREY, {"lower": "-2.5", "upper": "-1.5"}),
+    Entry("not analyzed: no data", (128, 128, 128, 110), GREY, {"lower": "-2.5", "upper": "-1.5"}),
     Entry(
-        "not analysed: failed",
+        "not analyzed: failed",
         (0, 0, 0, 200),
         (0, 0, 0, 220),
         {"lower": "-3.5", "upper": "-2.5"},
@@ -48,7 +48,7 @@ CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("road", (86, 180, 233)),
     ("other", (204, 121, 167)),
 )
-ORANGE: Colour = (255, 127, 0, 255)
+ORANGE: Color = (255, 127, 0, 255)
 TECHNICAL = ("model", "before", "after", "inputs", "notes")  # the same in every row, or long
 
 
@@ -78,7 +78,7 @@ def _shares() -> list[Entry]:
 
 
 def _classes(opacity: int) -> list[Entry]:
-    return [Entry(name, (*colour, opacity), (*colour, 255), {"value": name}, 0.4) for name, colour in CLASSES]
+    return [Entry(name, (*color, opacity), (*color, 255), {"value": name}, 0.4) for name, color in CLASSES]
 
 
 def _html_text(column: str) -> str:
@@ -117,7 +117,7 @@ STYLES = {
     ),
     "areas": Style(
         "graduated",
-        [*_shares(), Entry("not analysed", (128, 128, 128, 110), GREY, {"lower": "-1.5", "upper": "-0.5"})],
+        [*_shares(), Entry("not analyzed", (128, 128, 128, 110), GREY, {"lower": "-1.5", "upper": "-0.5"})],
         title='"name"',
         tip=f'<b>{_html_text("name")}</b> [% "changed" %] of [% "looked_at" %] chips changed<br>'
         + _html_text("top_caption"),

@@ -111,7 +111,7 @@ def write_flatgeobuf(path: Path, tables: Tables, crs: CRS | None, provenance: Ma
 def write_geoparquet(path: Path, tables: Tables, crs: CRS | None, provenance: Mapping[str, object]) -> None:
     """Write the only layer of `tables` as GeoParquet 1.1; the provenance is the file metadata key "deltavlm".
 
-    Rows are in the order of the grid, so the rows of a group are neighbours, and a query by bounding box
+    Rows are in the order of the grid, so the rows of a group are neighbors, and a query by bounding box
     reads few groups.
     """
     import pyarrow.parquet as pq

@@ -72,8 +72,8 @@ class Source:
         if self.dataset.colorinterp[self.bands[0] - 1] is not ColorInterp.palette:
             return None
         palette = np.zeros((3, 256), np.uint8)
-        for value, colour in self.dataset.colormap(self.bands[0]).items():
-            palette[:, value] = colour[:3]
+        for value, color in self.dataset.colormap(self.bands[0]).items():
+            palette[:, value] = color[:3]
         return palette
 
     @cached_property
@@ -119,12 +119,12 @@ class Source:
                 self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
             ):
                 if self.nodata is None or not has_mask(self.dataset):
-                    colours = mask = warp(self.dataset, self.nodata)
+                    colors = mask = warp(self.dataset, self.nodata)
                 else:  # GDAL applies either nodata or a mask, so each is warped by itself
                     opaque = stack.enter_context(without_alpha(self.dataset))
-                    colours = warp(opaque, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
+                    colors = warp(opaque, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
                     mask = warp(self.dataset, None)
-            yield View.of(self, colours, mask, 0, 0)
+            yield View.of(self, colors, mask, 0, 0)
 
 
 class Raw(NamedTuple):
@@ -143,7 +143,7 @@ class View:
     """Raster on the grid of the analysis; windows are in the pixels of that grid."""
 
     source: Source
-    dataset: DatasetReader | WarpedVRT  # with the colours
+    dataset: DatasetReader | WarpedVRT  # with the colors
     mask: DatasetReader | WarpedVRT  # with the mask or alpha: the same, or another where a warp loses it
     col_off: int  # of the grid's corner in `dataset`
     row_off: int
@@ -187,7 +187,7 @@ class View:
         """Fill `buffer` with the stored pixels of a window and return it; a smaller buffer gets it decimated.
 
         Decimation takes every n-th pixel; `averaged` the mean, which decodes every pixel (of a palette never,
-        as the mean of its indices is no colour). Alpha is read as a band, because GDAL masks by it in 8 and
+        as the mean of its indices is no color). Alpha is read as a band, because GDAL masks by it in 8 and
         16 bit files only.
 
         Raises:
@@ -229,7 +229,7 @@ class View:
             return values * scale + offset, valid
 
     def sample(self, geobox: GeoBox) -> NDArray[Any]:  # (3, N)
-        """Valid colours spread over the grid.
+        """Valid colors spread over the grid.
 
         Raises:
             RasterError: no part of it can be read.

@@ -1,1 +1,1 @@
-"""Arrays and text: DeltaVLM itself. Knows nothing of files on a map."""
+"""DeltaVLM in PyTorch: image pairs and questions in, text and change masks out; no geodata."""

@@ -1,4 +1,4 @@
-"""From a reply to a value: which task reads which answer, and what is asked of the model for it."""
+"""Answers: questions for the model from a question set, and values parsed from its replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Answer", "question_of", "read_answer", "unchanged"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said to one question. The text is always kept; the value is None where it cannot be read."""
+    """Answer to one question. The text is always kept; the value is None where it cannot be parsed."""
 
     task: SingleTurnTask
     text: str
@@ -26,7 +26,7 @@ class Answer:
 
 
 def question_of(spec: QuestionSpec) -> Question:
-    """What the model is asked for one entry of the question set."""
+    """Question for the model from one entry of the question set."""
     task = TASKS[spec.task]
     return Question(spec.name, spec.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
 

@@ -277,9 +277,9 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[Ques
 
 @contextmanager
 def open_journal(path: Path, job: AnalyzeJob, settings: Mapping[str, Any]) -> Iterator[Journal]:
-    """Journal of a job at `path`: resumed if it is there and `job.output.resume`, else begun anew.
+    """Journal of a job at `path`: resumed if it is there and `job.output.resume`, else started anew.
 
-    The journal of a finished run is begun anew too, unless what failed in it is to be tried again. Pairs
+    The journal of a finished run is started anew too, unless what failed in it is to be tried again. Pairs
     that are no longer listed are dropped. `settings` is all that answers depend on apart from the pairs and
     questions. A journal without results is removed at the end.
 

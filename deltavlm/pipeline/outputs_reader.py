@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.geo.vector_reader import list_layers, read_layer
+from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -24,10 +25,16 @@ Row = dict[str, Any]
 REQUIRED = ("chip_id", "status", "changed", "changed_score")
 """Columns of `chips` in every output; the other columns may be missing."""
 
-LIST_COLUMNS = ("road_cells", "building_cells", "notes", "inputs", "chip_ids")
-"""Lists and JSON objects, which some formats store as text."""
+EXTRA_LAYERS = (CHANGES.name, PAIRS.name)
+"""Layers besides `chips` that are read; only GeoPackages have them."""
 
-EXTRA_LAYERS = ("changes", "pairs")
+LIST_COLUMNS = frozenset(
+    field.name
+    for layer in (chips_layer(()), CHANGES, PAIRS)
+    for field in layer.fields
+    if field.type in ("list", "json")
+)
+"""Columns of lists and JSON objects, which some formats store as text."""
 
 HINT = "give an output of deltavlm analyze, with its layer chips"
 

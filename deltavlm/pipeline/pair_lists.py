@@ -1,5 +1,7 @@
-"""A list of pairs: CSV with a header, JSON lines, or a STAC item collection. Every mistake is told with its
-file, line and column."""
+"""Parser of a list of pairs: CSV with a header, JSON lines, or a STAC item collection.
+
+Errors name file, line and column.
+"""
 
 from __future__ import annotations
 
@@ -28,24 +30,24 @@ __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
 
 COLUMNS = ("before", "after", "id", "date", "before_date", "after_date", "aoi")
 ALIAS = "pair_id"  # what outputs call the id
-_NEEDED = ("before", "after")
+_REQUIRED = ("before", "after")
 _DELIMITERS = ",;\t"
-_LONGEST_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
+_MAX_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
 _COARSE_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2]))?")  # a year, or a year and a month
 _WKT = re.compile(r"(?i)((MULTI)?(POLYGON|LINESTRING|POINT)|GEOMETRYCOLLECTION)\s*(Z|M|ZM)?\s*(\(|EMPTY)")
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What one line says, as text or as JSON has it."""
+    """Values of one line of the list, or of one item of a collection."""
 
     line: int  # or item of a collection, from 1
-    where: str  # for messages: the file and the line
+    source: str  # file and line, for messages
     values: Mapping[str, Any]
 
 
 def read_pairs(path: Path) -> PairList:
-    """The pairs of a file; its relative paths start where it lies.
+    """Read the pairs of a file; its relative paths start at its folder.
 
     Raises: InputError that names file, line and column.
     """
@@ -59,7 +61,7 @@ def read_pairs(path: Path) -> PairList:
 
 
 def parse_pairs(text: str, source: str, folder: Path) -> PairList:
-    """The pairs of a list, as CSV, JSON lines or a STAC item collection, whichever it looks like.
+    """Parse a list of pairs in CSV, JSON lines or a STAC item collection; the first character decides.
 
     Raises: InputError that names `source`, line and column.
     """
@@ -71,15 +73,15 @@ def parse_pairs(text: str, source: str, folder: Path) -> PairList:
     if not pairs:
         raise InputError(f"{source}: holds no pairs; give a line or an item for each")
     extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in (*COLUMNS, ALIAS))
-    notes = (f"{source}: not used: {', '.join(extra)}",) if extra else ()
-    unit = "items" if ", item " in rows[0].where else "lines"
+    notes = (f"{source}: ignored columns: {', '.join(extra)}",) if extra else ()
+    unit = "items" if ", item " in rows[0].source else "lines"
     return PairList(with_ids(pairs, f"{source}, {unit}"), source, notes)
 
 
 def _csv_rows(text: str, source: str) -> Iterator[_Row]:
     head = next(line for line in text.splitlines() if line.strip())
     delimiter = max(_DELIMITERS, key=head.count)
-    limit = csv.field_size_limit(_LONGEST_FIELD)
+    limit = csv.field_size_limit(_MAX_FIELD)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header: list[str] = []
@@ -103,52 +105,54 @@ def _csv_rows(text: str, source: str) -> Iterator[_Row]:
         csv.field_size_limit(limit)
 
 
-def _header(names: list[str], where: str) -> list[str]:
-    for name in _NEEDED:
+def _header(names: list[str], source: str) -> list[str]:
+    for name in _REQUIRED:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"is {close[0]!r} meant?" if close else "the first line names the columns"
             raise InputError(
-                f"{where}: there is no column {name!r}; {hint} (before and after; if you like "
+                f"{source}: there is no column {name!r}; {hint} (required: before, after; optional: "
                 f"{', '.join(COLUMNS[2:])})"
             )
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{where}: there are two columns {twice!r}; keep one")
+    duplicate = next((name for name in names if name and names.count(name) > 1), None)
+    if duplicate is not None:
+        raise InputError(f"{source}: there are two columns {duplicate!r}; keep one")
     return names
 
 
 def _json_rows(text: str, source: str) -> Iterator[_Row]:
     try:
-        whole = json.loads(text)
+        document = json.loads(text)
     except ValueError as error:
         if not _is_json(text.lstrip().partition("\n")[0]):
             raise InputError(f"{source}: is not valid JSON ({error})") from error
-        yield from _lines(text, source)
+        yield from _json_line_rows(text, source)
         return
-    if isinstance(whole, list):
+    if isinstance(document, list):
         raise InputError(f"{source}: is a JSON list; write an object a line, or a STAC item collection")
-    if whole.get("type") != "FeatureCollection":  # one line, or one object over several
-        yield _Row(1, f"{source}, line 1", _checked(whole, f"{source}, line 1"))
+    if document.get("type") != "FeatureCollection":  # one line, or one object over several
+        yield _Row(1, f"{source}, line 1", _check_object(document, f"{source}, line 1"))
         return
-    items = whole.get("features")
+    items = document.get("features")
     if not isinstance(items, list):
         raise InputError(f"{source}: the item collection has no list 'features'")
     for number, item in enumerate(items, start=1):
-        where = f"{source}, item {number}"
-        yield _Row(number, where, _of_item(item, where))
+        item_source = f"{source}, item {number}"
+        yield _Row(number, item_source, _stac_values(item, item_source))
 
 
-def _lines(text: str, source: str) -> Iterator[_Row]:
+def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
     for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{source}, line {number}"
+        line_source = f"{source}, line {number}"
         if line.strip():
             try:
                 values = json.loads(line)
             except ValueError as error:
-                what = f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else error
-                raise InputError(f"{where}: is not valid JSON ({what})") from error
-            yield _Row(number, where, _checked(values, where))
+                at_column = (
+                    f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else error
+                )
+                raise InputError(f"{line_source}: is not valid JSON ({at_column})") from error
+            yield _Row(number, line_source, _check_object(values, line_source))
 
 
 def _is_json(text: str) -> bool:
@@ -159,93 +163,96 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _checked(values: Any, where: str) -> Mapping[str, Any]:
+def _check_object(values: Any, source: str) -> Mapping[str, Any]:
     if not isinstance(values, dict):
-        raise InputError(f'{where}: is no object; write {{"before": "...", "after": "..."}}')
-    for name in _NEEDED:
+        raise InputError(f'{source}: is not an object; write {{"before": "...", "after": "..."}}')
+    for name in _REQUIRED:
         if name not in values:
             close = get_close_matches(name, values, n=1)
-            raise InputError(f"{where}: has no {name!r}{f'; is {close[0]!r} meant?' if close else ''}")
+            raise InputError(f"{source}: has no {name!r}{f'; is {close[0]!r} meant?' if close else ''}")
     return values
 
 
-def _of_item(item: Any, where: str) -> Mapping[str, Any]:
-    """What a STAC item says of a pair; its own geometry is where the images lie, not what to look at."""
+def _stac_values(item: Any, source: str) -> Mapping[str, Any]:
+    """Values of a pair from a STAC item. Its geometry is the footprint of the images, not an AOI."""
     assets = item.get("assets") if isinstance(item, dict) else None
     if not isinstance(assets, dict):
-        raise InputError(f"{where}: is no STAC item with assets")
-    places = {}
-    for name in _NEEDED:
+        raise InputError(f"{source}: is not a STAC item with assets")
+    hrefs = {}
+    for name in _REQUIRED:
         asset = assets.get(name)
         if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
             raise InputError(
-                f"{where}: has no asset {name!r} with a href, only {', '.join(map(repr, assets)) or 'none'}"
+                f"{source}: has no asset {name!r} with a href, only {', '.join(map(repr, assets)) or 'none'}"
             )
-        places[name] = asset["href"]
-    told = item.get("properties")
-    told = told if isinstance(told, dict) else {}
-    start, end = told.get("start_datetime"), told.get("end_datetime") or told.get("datetime")
-    return {**places, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": told.get("aoi")}
+        hrefs[name] = asset["href"]
+    properties = item.get("properties")
+    if not isinstance(properties, dict):
+        properties = {}
+    start = properties.get("start_datetime")
+    end = properties.get("end_datetime") or properties.get("datetime")
+    aoi = properties.get("aoi")
+    return {**hrefs, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": aoi}
 
 
 def _pair(row: _Row, folder: Path) -> Pair:
-    texts = {name: _text(row.values.get(name), f"{row.where}, {name}") for name in COLUMNS if name != "aoi"}
-    for name in _NEEDED:
+    texts = {name: _text(row.values.get(name), f"{row.source}, {name}") for name in COLUMNS if name != "aoi"}
+    for name in _REQUIRED:
         if texts[name] is None:
-            raise InputError(f"{row.where}, {name}: is empty; name an image")
+            raise InputError(f"{row.source}, {name}: is empty; name an image")
     dates = {
-        name: checked_date(texts[name], f"{row.where}, {name}") for name in COLUMNS if name.endswith("date")
+        name: check_date(texts[name], f"{row.source}, {name}") for name in COLUMNS if name.endswith("date")
     }
     return Pair(
-        texts["id"] or _text(row.values.get(ALIAS), f"{row.where}, {ALIAS}") or "",
-        _located(texts["before"] or "", folder),
-        _located(texts["after"] or "", folder),
+        texts["id"] or _text(row.values.get(ALIAS), f"{row.source}, {ALIAS}") or "",
+        _resolve(texts["before"] or "", folder),
+        _resolve(texts["after"] or "", folder),
         dates["before_date"],
         dates["after_date"] or dates["date"],
-        _aoi(row.values.get("aoi"), f"{row.where}, aoi", folder),
+        _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
         row.line,
     )
 
 
-def _text(value: Any, where: str) -> str | None:
-    """Text without what cannot be printed; a number is taken as it is written."""
+def _text(value: Any, source: str) -> str | None:
+    """Printable text of a value; a number as it is written. Raises: InputError."""
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{where}: {json.dumps(value)[:40]} is no text")
+        raise InputError(f"{source}: {json.dumps(value)[:40]} is not text")
     text = str(value).strip()
     if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 or ord(char) == 127 for char in text):
-        raise InputError(f"{where}: {text!r} has characters that cannot be printed; take them out")
+        raise InputError(f"{source}: {text!r} has characters that cannot be printed; remove them")
     return text or None
 
 
-def _located(text: str, folder: Path) -> str:
-    """A relative path starts at `folder`; a URL, a /vsi path or a subdataset stays."""
+def _resolve(text: str, folder: Path) -> str:
+    """Resolve a relative path at `folder`; a URL, a /vsi path or a subdataset stays."""
     if "://" in text or text.startswith("/vsi"):
         return text
     path = folder / text
     return text if ":" in text and not path.exists() else str(path)
 
 
-def checked_date(text: str | None, where: str) -> str | None:
-    """The date, if it is one in ISO 8601, or a year, or a year and a month. Raises: InputError."""
+def check_date(text: str | None, source: str) -> str | None:
+    """Date in ISO 8601, a year, or a year and a month. Raises: InputError for other text."""
     if text is None or _COARSE_DATE.fullmatch(text):
         return text
     try:
         datetime.fromisoformat(text)
     except ValueError:
-        raise InputError(f"{where}: {text!r} is no date in ISO 8601; write it as 2024-05-31") from None
+        raise InputError(f"{source}: {text!r} is not a date in ISO 8601; write it as 2024-05-31") from None
     return text
 
 
-def _aoi(value: Any, where: str, folder: Path) -> Path | BaseGeometry | None:
-    """A geometry in longitude and latitude, as WKT or GeoJSON, or else the name of a vector file."""
+def _aoi(value: Any, source: str, folder: Path) -> Path | BaseGeometry | None:
+    """Area of interest: a geometry in longitude and latitude (WKT or GeoJSON), or a vector file."""
     if not isinstance(value, dict):
-        text = _text(value, where)
+        text = _text(value, source)
         if text is None:
             return None
         if not text.startswith("{") and not _WKT.match(text):
-            return Path(_located(text, folder))
+            return Path(_resolve(text, folder))
         value = text
     try:
         if isinstance(value, str) and value.startswith("{"):
@@ -255,13 +262,13 @@ def _aoi(value: Any, where: str, folder: Path) -> Path | BaseGeometry | None:
     except (ValueError, TypeError, LookupError, AttributeError, ShapelyError) as error:
         words = str(error).partition("\n")[0]
         raise InputError(
-            f"{where}: is neither WKT nor a GeoJSON geometry ({words}); give one, or a file"
+            f"{source}: is neither WKT nor a GeoJSON geometry ({words}); give one, or a file"
         ) from error
     if not geometry.area > 0:
-        raise InputError(f"{where}: has no area; give a polygon")
+        raise InputError(f"{source}: has no area; give a polygon")
     if (np.abs(np.reshape(geometry.bounds, (2, 2))) > (360, 90)).any():
         raise InputError(
-            f"{where}: is not in longitude and latitude; reproject it, or name a file with a CRS"
+            f"{source}: is not in longitude and latitude; reproject it, or name a file with a CRS"
         )
     return geometry
 

@@ -30,7 +30,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_SCALE_RATIO = 2.02  # of the pixel size to that of the training, in either direction, without a warning
+MAX_GSD_RATIO = 2.02  # of the pixel size to that of the training, in either direction, without a warning
 
 
 def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
@@ -55,7 +55,7 @@ def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.
     if gsd_m is None:
         return f"the ground size of a pixel is not known; the model was trained at {training_gsd_m:g} m"
     model_gsd_m = gsd_m * shrink
-    if training_gsd_m / MAX_SCALE_RATIO <= model_gsd_m <= training_gsd_m * MAX_SCALE_RATIO:
+    if training_gsd_m / MAX_GSD_RATIO <= model_gsd_m <= training_gsd_m * MAX_GSD_RATIO:
         return None
     size = (
         f"a pixel is {model_gsd_m:.3g} m"

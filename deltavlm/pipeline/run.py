@@ -175,7 +175,7 @@ def _notify_notes(reader: PairReader, hooks: RunHooks) -> None:
         else:
             hooks.notify(note)
     if reader.gsd_m is not None:
-        hooks.notify(f"a pixel is {reader.gsd_m:.3g} m on the ground")
+        hooks.notify(f"pixel size {reader.gsd_m:.3g} m")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from deltavlm.geo.features import Field, Layer
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = [
+    "ANALYZED_STATUSES",
     "ANSWERS",
     "CHANGES",
     "CHIP_STATUSES",
@@ -26,6 +27,7 @@ __all__ = [
 
 ChipStatus = Literal["answered", "cascaded", "nodata", "unreadable", "error"]
 CHIP_STATUSES: tuple[ChipStatus, ...] = get_args(ChipStatus)
+ANALYZED_STATUSES: frozenset[ChipStatus] = frozenset(("answered", "cascaded"))
 FAILED_STATUSES: frozenset[ChipStatus] = frozenset(("unreadable", "error"))
 
 PairStatus = Literal["answered", "partly", "failed"]

@@ -8,25 +8,25 @@ from pathlib import Path
 
 from deltavlm.errors import InputError
 from deltavlm.pipeline.outputs_reader import Output, read_output
-from deltavlm.report.images import ImageOptions, open_scene
+from deltavlm.report.images import ImageOptions, open_images
 from deltavlm.report.page import ImageLimits, report_html
+from deltavlm.report.pairs import ReportPair, build_pairs, select_pair
 from deltavlm.report.quicklook import quicklook_png
-from deltavlm.report.scenes import Scene, build_scenes, select_scene
 
 __all__ = ["Report", "open_report"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Scenes of an output file, ready to be rendered."""
+    """Pairs of an output file, ready to be rendered."""
 
     output: Output
-    scenes: Sequence[Scene]
+    pairs: Sequence[ReportPair]
     images: ImageOptions
 
     @property
     def chip_count(self) -> int:
-        return sum(len(scene.chips) for scene in self.scenes)
+        return sum(len(pair.chips) for pair in self.pairs)
 
     def html(
         self, limits: ImageLimits | None = None, on_progress: Callable[[int], None] = lambda count: None
@@ -38,7 +38,7 @@ class Report:
         """
         if self.images.before or self.images.after:
             self.check_single_pair("--before and --after")
-        text, missing = report_html(self.output, self.scenes, self.images, limits, on_progress)
+        text, missing = report_html(self.output, self.pairs, self.images, limits, on_progress)
         if self.images.before or self.images.after:
             for reason in missing.values():
                 raise InputError(reason)
@@ -52,29 +52,29 @@ class Report:
             RasterError: an image is missing or cannot be read.
         """
         self.check_single_pair("--quicklook")
-        (scene,) = self.scenes
-        with open_scene(scene, self.images, self.output.path.absolute().parent) as opened:
-            return quicklook_png(scene, opened)
+        (pair,) = self.pairs
+        with open_images(pair, self.images, self.output.path.absolute().parent) as opened:
+            return quicklook_png(pair, opened)
 
     def check_single_pair(self, option: str) -> None:
         """Raise InputError if there are several pairs; `option` is what needs a single one."""
-        if len(self.scenes) > 1:
+        if len(self.pairs) > 1:
             raise InputError(
-                f"{self.output.path}: has {len(self.scenes)} pairs, and {option} is for one; choose it with "
-                f"--pair, such as --pair {self.scenes[0].name}"
+                f"{self.output.path}: has {len(self.pairs)} pairs, and {option} is for one; choose it with "
+                f"--pair, such as --pair {self.pairs[0].name}"
             )
 
 
-def open_report(path: Path, images: ImageOptions, pair: str | None = None) -> Report:
-    """Read an output file, and select one pair of it if `pair` is given.
+def open_report(path: Path, images: ImageOptions, pair_id: str | None = None) -> Report:
+    """Read an output file, and select one pair of it if `pair_id` is given.
 
     Raises:
         InputError: not an output, no such pair, or neither chips nor pairs.
     """
     output = read_output(path)
-    scenes = build_scenes(output)
-    if pair is not None:
-        scenes = [select_scene(scenes, pair)]
-    if not scenes:
+    pairs = build_pairs(output)
+    if pair_id is not None:
+        pairs = [select_pair(pairs, pair_id)]
+    if not pairs:
         raise InputError(f"{path}: holds neither chips nor pairs, so there is nothing to show")
-    return Report(output, scenes, images)
+    return Report(output, pairs, images)

@@ -1,4 +1,4 @@
-"""Overviews and crops of both images of a scene, with the stretch to 8 bit that the model saw."""
+"""Overviews and crops of both images of a pair, with the stretch to 8 bit that the model saw."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
 from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
-from deltavlm.report.scenes import Scene, SceneImage
+from deltavlm.report.pairs import PairImage, ReportPair
 
-__all__ = ["ImageOptions", "OpenScene", "as_webp", "open_scene"]
+__all__ = ["ImageOptions", "OpenImages", "as_webp", "open_images"]
 
 READ_BYTES = 24 * 2**20
 """Bytes of the file per read of an overview. GDAL averages band by band, and decodes blocks that its cache
@@ -43,13 +43,13 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenScene:
-    """Both images of a scene, open on one grid."""
+class OpenImages:
+    """Both images of a pair, open on one grid."""
 
     pair: PairReader
 
     @property
-    def grid(self) -> GeoBox:
+    def geobox(self) -> GeoBox:
         return self.pair.geobox
 
     def overview(self, long_side_px: int) -> tuple[Image.Image, Image.Image]:
@@ -58,10 +58,10 @@ class OpenScene:
         Raises:
             RasterError: an image cannot be read at all.
         """
-        scale = min(1.0, long_side_px / max(self.grid.width, self.grid.height))
-        size = tuple(max(1, round(length * scale)) for length in (self.grid.width, self.grid.height))
+        scale = min(1.0, long_side_px / max(self.geobox.width, self.geobox.height))
+        size = tuple(max(1, round(length * scale)) for length in (self.geobox.width, self.geobox.height))
         before, after = (
-            _overview(view, stretch, self.grid, size)
+            _overview(view, stretch, self.geobox, size)
             for view, stretch in zip(self.pair.views, self.pair.stretches, strict=True)
         )
         return before, after
@@ -82,41 +82,41 @@ class OpenScene:
 
 
 @contextmanager
-def open_scene(scene: Scene, options: ImageOptions, folder: Path) -> Iterator[OpenScene]:
-    """Open the images of a scene; one that has been moved is looked for in `folder`, that of the output.
+def open_images(pair: ReportPair, options: ImageOptions, folder: Path) -> Iterator[OpenImages]:
+    """Open the images of a pair; one that has been moved is looked for in `folder`, that of the output.
 
     Raises:
-        RasterError: an image is missing, cannot be read, or is not the one that was analysed.
+        RasterError: an image is missing, cannot be read, or is not the one that was analyzed.
     """
-    if scene.grid is None:
-        raise RasterError(scene.reason or "this pair was not analyzed")
+    if pair.geobox is None:
+        raise RasterError(pair.reason or "this pair was not analyzed")
     paths = [
         _locate(image.path, override, options, folder)
-        for image, override in ((scene.before, options.before), (scene.after, options.after))
+        for image, override in ((pair.before, options.before), (pair.after, options.after))
     ]
-    pair = RasterPair(*paths)
+    rasters = RasterPair(*paths)
     with ExitStack() as stack:
         try:
             reader = stack.enter_context(
                 open_pair(
-                    pair,
-                    _read_options(scene, options),
-                    geobox=scene.grid if scene.has_recorded_grid else None,
-                    stretches=_recorded_stretches(scene),
+                    rasters,
+                    _read_options(pair, options),
+                    geobox=pair.geobox if pair.has_recorded_geobox else None,
+                    stretches=_recorded_stretches(pair),
                 )
             )
         except InputError as error:  # bands and resampling method come from the output's file too
             raise RasterError(str(error)) from error
-        for view, image in zip(reader.views, (scene.before, scene.after), strict=True):
+        for view, image in zip(reader.views, (pair.before, pair.after), strict=True):
             _check_size(view.source, image)
-        yield OpenScene(reader)
+        yield OpenImages(reader)
 
 
-def _read_options(scene: Scene, options: ImageOptions) -> ReadOptions:
+def _read_options(pair: ReportPair, options: ImageOptions) -> ReadOptions:
     """Options that read the pixels of the run again; `--nodata` applied to both images, or to none."""
-    before, after = scene.before, scene.after
+    before, after = pair.before, pair.after
     return ReadOptions(
-        resampling=parse_resampling(scene.resampling),
+        resampling=parse_resampling(pair.resampling),
         before_bands=before.bands,
         after_bands=after.bands,
         scale="per-date",
@@ -126,10 +126,10 @@ def _read_options(scene: Scene, options: ImageOptions) -> ReadOptions:
     )
 
 
-def _recorded_stretches(scene: Scene) -> Stretches | None:
+def _recorded_stretches(pair: ReportPair) -> Stretches | None:
     """Stretches that the output records; None where it has none: images are 8-bit, or it names no inputs."""
     before, after = (
-        None if image.stretch is None else Stretch(*image.stretch) for image in (scene.before, scene.after)
+        None if image.stretch is None else Stretch(*image.stretch) for image in (pair.before, pair.after)
     )
     return (before, after) if before or after else None
 
@@ -160,32 +160,32 @@ def _locate(path: str, override: str | None, options: ImageOptions, folder: Path
     raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
 
 
-def _check_size(source: Source, image: SceneImage) -> None:
+def _check_size(source: Source, image: PairImage) -> None:
     size = (source.geobox.width, source.geobox.height)
     if image.size is not None and size != image.size:
         raise RasterError(
-            f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analysed "
+            f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analyzed "
             f"{image.size[0]} x {image.size[1]}; give --before and --after, where the images are now"
         )
 
 
-def _overview(view: View, stretch: Stretch | None, grid: GeoBox, size: tuple[int, ...]) -> Image.Image:
+def _overview(view: View, stretch: Stretch | None, geobox: GeoBox, size: tuple[int, ...]) -> Image.Image:
     """One image resampled to `size` (width, height), read in strips; unreadable strips are transparent."""
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
-    source, small = view.source, grid.zoom_to(width, height)
+    source, small = view.source, geobox.zoom_to(width, height)
     failures: list[RasterError] = []
     strips_read = 0
     with ExitStack() as stack:
-        if view.dataset is not source.dataset and (width, height) != (grid.width, grid.height):
-            view, grid = stack.enter_context(source.view_on(small, None, "average")), small
+        if view.dataset is not source.dataset and (width, height) != (geobox.width, geobox.height):
+            view, geobox = stack.enter_context(source.view_on(small, None, "average")), small
         pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
-        strip_height = max(1, int(READ_BYTES / (grid.width * pixel_bytes) * height / grid.height))
+        strip_height = max(1, int(READ_BYTES / (geobox.width * pixel_bytes) * height / geobox.height))
         for top in range(0, height, strip_height):
             rows = slice(top, min(height, top + strip_height))
-            first, last = (math.floor(row * grid.height / height) for row in (rows.start, rows.stop))
-            window = Window(0, first, grid.width, max(1, last - first))
+            first, last = (math.floor(row * geobox.height / height) for row in (rows.start, rows.stop))
+            window = Window(0, first, geobox.width, max(1, last - first))
             try:
                 strip = _read(view, stretch, window, (rows.stop - rows.start, width), averaged=True)
             except RasterError as error:

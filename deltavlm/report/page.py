@@ -17,9 +17,9 @@ from typing import Any
 from deltavlm.errors import InputError, RasterError
 from deltavlm.geo.geobox import Window
 from deltavlm.pipeline.outputs_reader import Output
-from deltavlm.report.images import ImageOptions, OpenScene, as_webp, open_scene
+from deltavlm.report.images import ImageOptions, OpenImages, as_webp, open_images
 from deltavlm.report.page_data import PageImages, page_data
-from deltavlm.report.scenes import Scene, score_of
+from deltavlm.report.pairs import ReportPair, score_of
 
 __all__ = ["MAX_CHIPS", "ImageLimits", "report_html"]
 
@@ -45,16 +45,16 @@ class ImageLimits:
 
 def report_html(
     output: Output,
-    scenes: Sequence[Scene],
+    pairs: Sequence[ReportPair],
     options: ImageOptions,
     limits: ImageLimits | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[str, dict[str, str]]:
-    """Render the page of some scenes of an output.
+    """Render the page of some pairs of an output.
 
     Args:
         options: access to the images; a pair whose images cannot be opened is shown without them.
-        on_progress: called with the number of scenes that are done.
+        on_progress: called with the number of pairs that are done.
 
     Returns:
         The HTML text, and the pairs without images: id -> reason.
@@ -62,15 +62,15 @@ def report_html(
     Raises:
         InputError: more chips than a page can hold, or values that deltavlm cannot have written.
     """
-    chip_count = sum(len(scene.chips) for scene in scenes)
+    chip_count = sum(len(pair.chips) for pair in pairs)
     if chip_count > MAX_CHIPS:
         raise InputError(
             f"{output.path}: has {chip_count:,} chips, more than the {MAX_CHIPS:,} that a page can hold; "
             "choose one pair with --pair, or analyze --bbox"
         )
-    images = _render_images(output, scenes, options, limits or ImageLimits(), on_progress)
+    images = _render_images(output, pairs, options, limits or ImageLimits(), on_progress)
     try:
-        data = page_data(output, scenes, images)
+        data = page_data(output, pairs, images)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{output.path}: holds invalid values ({error or type(error).__name__}); was the output edited? "
@@ -110,7 +110,7 @@ def _script_json(data: dict[str, Any]) -> str:
 
 def _render_images(
     output: Output,
-    scenes: Sequence[Scene],
+    pairs: Sequence[ReportPair],
     options: ImageOptions,
     limits: ImageLimits,
     on_progress: Callable[[int], None],
@@ -120,53 +120,53 @@ def _render_images(
     max_pairs = max(1, limits.total_overview_px // (2 * limits.min_overview_px**2))
     long_side_px = min(
         limits.overview_px,
-        max(limits.min_overview_px, math.isqrt(limits.total_overview_px // (2 * len(scenes) or 1))),
+        max(limits.min_overview_px, math.isqrt(limits.total_overview_px // (2 * len(pairs) or 1))),
     )
-    detail_numbers = _highest_scores(scenes, limits.max_details)
+    detail_numbers = _highest_scores(pairs, limits.max_details)
     first = 0
-    for index, scene in enumerate(scenes):
+    for index, pair in enumerate(pairs):
         if index >= max_pairs:
-            images.missing[scene.name] = (
+            images.missing[pair.name] = (
                 f"the page embeds images of {max_pairs} pairs at most; show this one with report --pair"
             )
         else:
             windows = {
                 number: window
-                for number, window in enumerate(scene.windows, first)
+                for number, window in enumerate(pair.windows, first)
                 if number in detail_numbers
             }
             try:
-                with open_scene(scene, options, output.path.absolute().parent) as opened:
-                    images.overviews[scene.name], scale = _overviews(opened, long_side_px)
+                with open_images(pair, options, output.path.absolute().parent) as opened:
+                    images.overviews[pair.name], scale = _overviews(opened, long_side_px)
                     if scale < limits.detail_below_scale:
                         images.details |= _details(opened, windows, limits.detail_px)
             except RasterError as error:
-                images.missing[scene.name] = str(error)
-        first += len(scene.chips)
+                images.missing[pair.name] = str(error)
+        first += len(pair.chips)
         on_progress(index + 1)
     return images
 
 
-def _highest_scores(scenes: Sequence[Scene], count: int) -> set[int]:
-    """Numbers of the changed chips with the highest scores, counted over all scenes."""
-    chips = enumerate(chip for scene in scenes for chip in scene.chips)
+def _highest_scores(pairs: Sequence[ReportPair], count: int) -> set[int]:
+    """Numbers of the changed chips with the highest scores, counted over all pairs."""
+    chips = enumerate(chip for pair in pairs for chip in pair.chips)
     ranked = sorted(((score_of(chip), number) for number, chip in chips if chip.get("changed")), reverse=True)
     return {number for _, number in ranked[:count]}
 
 
-def _overviews(opened: OpenScene, long_side_px: int) -> tuple[dict[str, Any], float]:
+def _overviews(opened: OpenImages, long_side_px: int) -> tuple[dict[str, Any], float]:
     """Overviews of both dates for the page, and their scale: overview pixels per grid pixel."""
     before, after = opened.overview(long_side_px)
     overviews = {
         "before": _data_uri(as_webp(before)),
         "after": _data_uri(as_webp(after)),
         "size": before.size,
-        "extent": (opened.grid.width, opened.grid.height),
+        "extent": (opened.geobox.width, opened.geobox.height),
     }
-    return overviews, before.width / opened.grid.width
+    return overviews, before.width / opened.geobox.width
 
 
-def _details(opened: OpenScene, windows: dict[int, Window], long_side_px: int) -> dict[int, list[str]]:
+def _details(opened: OpenImages, windows: dict[int, Window], long_side_px: int) -> dict[int, list[str]]:
     """Crops of chips by number: before and after as data URIs. A chip that cannot be read has none."""
     details = {}
     for number, window in windows.items():

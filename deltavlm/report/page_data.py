@@ -11,7 +11,7 @@ from typing import Any
 from deltavlm.geo.location import redact_credentials
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
-from deltavlm.report.scenes import Scene, score_of
+from deltavlm.report.pairs import ReportPair, score_of
 from deltavlm.tasks.locate import LABELS
 from deltavlm.version import __version__
 
@@ -30,68 +30,68 @@ class PageImages:
     details: dict[int, list[str]] = field(default_factory=dict)  # by number of the chip
 
 
-def page_data(output: Output, scenes: Sequence[Scene], images: PageImages) -> dict[str, Any]:
+def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -> dict[str, Any]:
     """Everything that the scripts of the page read; web/data.js is the other side of it."""
-    changes = _changes(scenes)
+    changes = _changes(pairs)
     return {
-        "title": _title(scenes, output),
+        "title": _title(pairs, output),
         "file": output.path.name,
-        "pairs": [_pair(scene, images) for scene in scenes],
-        "chips": _columns(scenes),
+        "pairs": [_pair(pair, images) for pair in pairs],
+        "chips": _columns(pairs),
         "changes": changes,
-        "leftOut": sum(len(scene.changes) for scene in scenes) - len(changes),
+        "leftOut": sum(len(pair.changes) for pair in pairs) - len(changes),
         "details": images.details,
         "ramp": RAMP,
         "cells": LABELS,
-        "chipPx": scenes[0].chip_px if scenes else 0,
+        "chipPx": pairs[0].chip_px if pairs else 0,
         "questions": {
             str(question.get("name")): str(question.get("prompt"))
             for question in output.provenance.get("questions", ())
         },
-        "provenance": _provenance(output.provenance, scenes),
+        "provenance": _provenance(output.provenance, pairs),
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,
     }
 
 
-def _title(scenes: Sequence[Scene], output: Output) -> str:
-    if len(scenes) != 1:
-        return f"{len(scenes):,} pairs of {output.path.name}"
-    names = [_file_name(scenes[0].before.path), _file_name(scenes[0].after.path)]
-    return scenes[0].name or (" → ".join(names) if all(names) else output.path.name)
+def _title(pairs: Sequence[ReportPair], output: Output) -> str:
+    if len(pairs) != 1:
+        return f"{len(pairs):,} pairs of {output.path.name}"
+    names = [_file_name(pairs[0].before.path), _file_name(pairs[0].after.path)]
+    return pairs[0].name or (" → ".join(names) if all(names) else output.path.name)
 
 
 def _file_name(path: str) -> str:
     return redact_credentials(path).replace("\\", "/").rpartition("/")[2]
 
 
-def _pair(scene: Scene, images: PageImages) -> dict[str, Any]:
-    grid, gsd_m, north = scene.grid, scene.gsd_m, scene.north
+def _pair(pair: ReportPair, images: PageImages) -> dict[str, Any]:
+    geobox, gsd_m, north = pair.geobox, pair.gsd_m, pair.north
     return {
-        "name": scene.name,
-        "before": _file_name(scene.before.path),
-        "after": _file_name(scene.after.path),
-        "dates": [scene.before.date, scene.after.date],
-        "width": grid.width if grid else 0,
-        "height": grid.height if grid else 0,
+        "name": pair.name,
+        "before": _file_name(pair.before.path),
+        "after": _file_name(pair.after.path),
+        "dates": [pair.before.date, pair.after.date],
+        "width": geobox.width if geobox else 0,
+        "height": geobox.height if geobox else 0,
         "gsd": gsd_m,
         "north": north,
-        "pictures": images.overviews.get(scene.name),
-        "missing": images.missing.get(scene.name, ""),
-        "changes": [len(scene.changes), sum(map(_area_m2, scene.changes))],
-        "reason": scene.reason,
-        "notes": scene.notes,
+        "pictures": images.overviews.get(pair.name),
+        "missing": images.missing.get(pair.name, ""),
+        "changes": [len(pair.changes), sum(map(_area_m2, pair.changes))],
+        "reason": pair.reason,
+        "notes": pair.notes,
     }
 
 
-def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
+def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
     """Chips as columns. Texts are indices into a list of distinct texts, since most chips share theirs."""
     text_indices: dict[str, int] = {"": 0}
 
     def text(value: Any) -> int:
         return text_indices.setdefault("" if value is None else str(value), len(text_indices))
 
-    first_chips = [chip for scene in scenes for chip in scene.chips[:1]]
+    first_chips = [chip for pair in pairs for chip in pair.chips[:1]]
     answers = list(dict.fromkeys(name for chip in first_chips for name in chip if name.startswith("answer_")))
     columns: dict[str, list[Any]] = {
         name: []
@@ -100,8 +100,8 @@ def _columns(scenes: Sequence[Scene]) -> dict[str, Any]:
             *("surety", "roads", "buildings", "road_cells", "building_cells", "valid", *answers),
         )
     }
-    for number, scene in enumerate(scenes):
-        for chip, window, point in zip(scene.chips, scene.windows, scene.points, strict=True):
+    for number, pair in enumerate(pairs):
+        for chip, window, point in zip(pair.chips, pair.windows, pair.points, strict=True):
             score = score_of(chip)
             row = {
                 "pair": number,
@@ -141,14 +141,14 @@ def _area_m2(change: Row) -> float:
     return float(_number(change.get("area_m2"), 1) or 0)
 
 
-def _changes(scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+def _changes(pairs: Sequence[ReportPair]) -> list[dict[str, Any]]:
     """Change polygons, the largest first; at most MAX_POLYGONS."""
-    numbered = [(number, change) for number, scene in enumerate(scenes) for change in scene.changes]
-    largest = sorted(numbered, key=lambda pair: -_area_m2(pair[1]))[:MAX_POLYGONS]
-    return [_change(number, change, scenes[number]) for number, change in largest]
+    numbered = [(number, change) for number, pair in enumerate(pairs) for change in pair.changes]
+    largest = sorted(numbered, key=lambda entry: -_area_m2(entry[1]))[:MAX_POLYGONS]
+    return [_change(number, change, pairs[number]) for number, change in largest]
 
 
-def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
+def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
         "class": str(change.get("class") or "other"),
@@ -157,25 +157,25 @@ def _change(number: int, change: Row, scene: Scene) -> dict[str, Any]:
         "lon": _number(change.get("lon"), 6),
         "lat": _number(change.get("lat"), 6),
         "chips": list(map(str, ids)) if isinstance(ids := change.get("chip_ids"), list) else [],
-        "rings": scene.rings(change),
+        "rings": pair.rings(change),
     }
 
 
-def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[tuple[str, str]]:
     """Main facts of the provenance as (label, text); the page has the full record as JSON too."""
     model, options = record.get("model") or {}, record.get("options") or {}
     lines = [
         ("Made by", f"{record.get('tool', 'deltavlm')} {record.get('versions', {}).get('deltavlm', '')}")
     ]
-    if len(scenes) == 1:
-        scene = scenes[0]
-        for label, image in (("Before", scene.before), ("After", scene.after)):
+    if len(pairs) == 1:
+        pair = pairs[0]
+        for label, image in (("Before", pair.before), ("After", pair.after)):
             size = f", {image.size[0]:,} × {image.size[1]:,} px" if image.size else ""
             bands = f", bands {', '.join(map(str, image.bands))}" if image.bands else ""
             lines.append((label, f"{redact_credentials(image.path)}{size}{bands}"))
-        if scene.grid is not None:
-            crs = scene.grid.crs
-            lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(scene)}"))
+        if pair.geobox is not None:
+            crs = pair.geobox.crs
+            lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(pair)}"))
         inputs = record.get("inputs") or {}
         lines.append(("Scale to 8 bit", str(inputs.get("scale", record.get("reading", {}).get("scale", "")))))
     else:
@@ -189,7 +189,7 @@ def _provenance(record: Mapping[str, Any], scenes: Sequence[Scene]) -> list[tupl
     return [(label, text) for label, text in lines if text.strip()]
 
 
-def _grid_size(scene: Scene) -> str:
-    assert scene.grid is not None
-    size = f"{scene.grid.width:,} × {scene.grid.height:,} px"
-    return f"{size} of {scene.gsd_m:.3g} m" if scene.gsd_m else size
+def _grid_size(pair: ReportPair) -> str:
+    assert pair.geobox is not None
+    size = f"{pair.geobox.width:,} × {pair.geobox.height:,} px"
+    return f"{size} of {pair.gsd_m:.3g} m" if pair.gsd_m else size

@@ -8,8 +8,8 @@ import math
 from PIL import Image, ImageDraw, ImageFont
 
 from deltavlm.report.colours import ramp
-from deltavlm.report.images import OpenScene
-from deltavlm.report.scenes import Scene, score_of
+from deltavlm.report.images import OpenImages
+from deltavlm.report.pairs import ReportPair, score_of
 
 __all__ = ["quicklook_png"]
 
@@ -22,15 +22,15 @@ SMALL_PX = 400  # a pair whose panel would be smaller is magnified to this
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
-def quicklook_png(scene: Scene, opened: OpenScene, width_px: int = 2400) -> bytes:
-    """Draw the quicklook of an open scene, at most `width_px` wide.
+def quicklook_png(pair: ReportPair, opened: OpenImages, width_px: int = 2400) -> bytes:
+    """Draw the quicklook of a pair whose images are open, at most `width_px` wide.
 
     Raises:
         RasterError: an image cannot be read.
     """
-    assert scene.grid is not None
+    assert pair.geobox is not None
     panel_px = (width_px - 4 * GAP_PX) // 3
-    aspect = scene.grid.height / scene.grid.width
+    aspect = pair.geobox.height / pair.geobox.width
     long_side_px = max(round(panel_px * max(1.0, aspect) * min(1.0, MAX_ASPECT / aspect)), 16)
     panels = [_fill_nodata(image) for image in opened.overview(long_side_px)]
     if panels[0].width < panel_px and max(panels[0].size) < SMALL_PX:
@@ -39,24 +39,24 @@ def quicklook_png(scene: Scene, opened: OpenScene, width_px: int = 2400) -> byte
         panels = [panel.resize(size, Image.Resampling.NEAREST) for panel in panels]
     width, height = panels[0].size
     panels.append(panels[1].copy())
-    _outline_changes(panels[2], scene, width / scene.grid.width)
+    _outline_changes(panels[2], pair, width / pair.geobox.width)
     font = ImageFont.load_default(size=max(13, min(22, width // 32)))
     line_height = round(font.size * 1.9)  # type: ignore[union-attr]  # Pillow's font has a size with FreeType
     sheet = Image.new("RGB", (3 * width + 4 * GAP_PX, height + 2 * line_height + GAP_PX), PAPER)
     draw = ImageDraw.Draw(sheet)
-    changed = sum(bool(chip.get("changed")) for chip in scene.chips)
+    changed = sum(bool(chip.get("changed")) for chip in pair.chips)
     titles = (
-        f"before {scene.before.date}".strip(),
-        f"after {scene.after.date}".strip(),
-        f"{changed} of {len(scene.chips)} chips changed",
+        f"before {pair.before.date}".strip(),
+        f"after {pair.after.date}".strip(),
+        f"{changed} of {len(pair.chips)} chips changed",
     )
     for index, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         x = GAP_PX + index * (width + GAP_PX)
         draw.text((x, line_height / 2), title, INK, font, anchor="lm")
         sheet.paste(panel, (x, line_height))
     legend_y = line_height + height + line_height / 2
-    if scene.gsd_m:
-        _scale_bar(draw, (GAP_PX, legend_y), width / 2, scene.gsd_m * scene.grid.width / width, font)
+    if pair.gsd_m:
+        _scale_bar(draw, (GAP_PX, legend_y), width / 2, pair.gsd_m * pair.geobox.width / width, font)
     _legend(draw, (GAP_PX + 2 * (width + GAP_PX), legend_y), width, font)
     stream = io.BytesIO()
     sheet.save(stream, "PNG", optimize=True)
@@ -72,13 +72,13 @@ def _fill_nodata(image: Image.Image) -> Image.Image:
     return background
 
 
-def _outline_changes(panel: Image.Image, scene: Scene, scale: float) -> None:
+def _outline_changes(panel: Image.Image, pair: ReportPair, scale: float) -> None:
     """Outline the changed chips in the colours of their scores, the highest on top, and change polygons."""
     draw = ImageDraw.Draw(panel)
-    size = scene.chip_px * scale
+    size = pair.chip_px * scale
     width_px = max(1, min(4, round(size / 40)))
-    changed = [pair for pair in zip(scene.chips, scene.windows, strict=True) if pair[0].get("changed")]
-    for chip, (x, y, width, height) in sorted(changed, key=lambda pair: score_of(pair[0])):
+    changed = [entry for entry in zip(pair.chips, pair.windows, strict=True) if entry[0].get("changed")]
+    for chip, (x, y, width, height) in sorted(changed, key=lambda entry: score_of(entry[0])):
         x0, y0 = x * scale, y * scale
         box = (x0, y0, max(x0 + 1, (x + width) * scale - 1), max(y0 + 1, (y + height) * scale - 1))
         if size > 14:
@@ -87,8 +87,8 @@ def _outline_changes(panel: Image.Image, scene: Scene, scale: float) -> None:
             draw.rectangle(inner, outline=ramp(score_of(chip)), width=width_px)
         else:
             draw.rectangle(box, fill=ramp(score_of(chip)))
-    for change in scene.changes:
-        for ring in scene.rings(change):
+    for change in pair.changes:
+        for ring in pair.rings(change):
             points = [(x * scale, y * scale) for x, y in ring]
             draw.line(points, (0, 0, 0), 3)
             draw.line(points, POLYGON_COLOUR, 1)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError, InputError, ToolError
-from deltavlm.geo.geojson import cut_at_180
+from deltavlm.geo.geojson import cut_at_180, shapes_to_lonlat
 from deltavlm.geo.vector_reader import read_layer
-from deltavlm.summaries.results import Results, Shapes, shapes_to_lonlat, union
+from deltavlm.summaries.results import Results, Shapes, union
 
 __all__ = [
     "OUTSIDE",

@@ -1,4 +1,4 @@
-"""Document of a summary: the table that a terminal prints, and the blocks of a one-page report."""
+"""Document of a summary: the table for a terminal, and the blocks of one page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deltavlm.pipeline.schema import ANALYZED_STATUSES
 from deltavlm.summaries.areas import OUTSIDE
 from deltavlm.summaries.render import Block, Figure, Heading, Items, Table, Text
-from deltavlm.summaries.results import ANSWERED, Results
+from deltavlm.summaries.results import Results
 from deltavlm.summaries.summary import Summary
 from deltavlm.summaries.svg_map import MAX_SHAPES, svg_map
 from deltavlm.summaries.totals import UNSURE, AreaSummary
@@ -110,7 +111,7 @@ def _map(summary: Summary) -> list[Block]:
         if len(chips) > MAX_SHAPES:
             return []
         scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)
-        scored = chips["status"].isin(ANSWERED).to_numpy() & np.isfinite(scores)
+        scored = chips["status"].isin(ANALYZED_STATUSES).to_numpy() & np.isfinite(scores)
         values = [float(score) if valid else None for score, valid in zip(scores, scored, strict=True)]
         svg = svg_map(list(summary.results.lonlat), values)
         caption = "Chips by score of change."

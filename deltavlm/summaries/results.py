@@ -12,19 +12,15 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
-from deltavlm.geo.geojson import to_lonlat
+from deltavlm.geo.geojson import shapes_to_lonlat
 from deltavlm.pipeline.outputs_reader import Output, read_output
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["ANSWERED", "Results", "area_m2", "read_results", "shapes_to_lonlat", "union", "union_m2"]
-
-ANSWERED = ("answered", "cascaded")
-"""Statuses of chips that the model has answered about."""
+__all__ = ["Results", "area_m2", "read_results", "union", "union_m2"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
@@ -124,25 +120,6 @@ def _lost_pairs(outputs: Sequence[Output]) -> tuple[str, ...] | None:
             return None
         lost += [str(name) for name in pairs.loc[pairs["status"].eq("failed"), "pair_id"]]
     return tuple(lost)
-
-
-def shapes_to_lonlat(shapes: Shapes, crs: Any) -> Shapes:
-    """Polygons in longitude and latitude, cut where they cross the 180th meridian.
-
-    Only the few polygons that cross it take the exact, slow way of `to_lonlat`.
-    """
-    transformer = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
-    moved: Shapes = shapely.transform(
-        shapes, lambda xy: np.stack(transformer.transform(xy[:, 0], xy[:, 1]), axis=1)
-    )
-    bounds = shapely.bounds(moved)
-    with np.errstate(invalid="ignore"):
-        suspect = np.flatnonzero(~((bounds[:, 2] - bounds[:, 0]) < 180))
-    cut = to_lonlat(CRS.from_wkt(pyproj.CRS(crs).to_wkt()))
-    for index in suspect:
-        shape = shapes[index]
-        moved[index] = None if shape is None or shape.is_empty or cut(shape).is_empty else cut(shape)
-    return moved
 
 
 def areas_m2(shapes: Shapes) -> NDArray[np.float64]:

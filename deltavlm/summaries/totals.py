@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.summaries.areas import OUTSIDE, Areas
-from deltavlm.summaries.results import ANSWERED, Results, area_m2, union_m2
+from deltavlm.summaries.results import Results, area_m2, union_m2
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -130,7 +131,7 @@ def summarize_chips(
     rows = np.arange(len(results.chips)) if rows is None else rows
     chips = results.chips.iloc[rows]
     status = chips["status"]
-    analyzed = status.isin(ANSWERED).to_numpy()
+    analyzed = status.isin(ANALYZED_STATUSES).to_numpy()
     changed = analyzed & chips["changed"].eq(True).to_numpy()
     scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[analyzed]
     scores = scores[np.isfinite(scores)]
@@ -144,7 +145,7 @@ def summarize_chips(
         chips=len(rows),
         looked_at=int(analyzed.sum()),
         nodata=int(status.eq("nodata").sum()),
-        failed=int(status.isin(("unreadable", "error")).sum()),
+        failed=int(status.isin(FAILED_STATUSES).sum()),
         changed=int(changed.sum()),
         unparsed=int(chips["changed"].isna().to_numpy()[analyzed].sum()),
         unsure=int(((scores >= UNSURE[0]) & (scores <= UNSURE[1])).sum()),

@@ -1,1 +1,1 @@
-"""Fits a model to examples and scores it: config -> batches -> loop -> checkpoint -> evaluate."""
+"""Training of a model: configuration -> batches -> training loop -> checkpoints -> exported model."""

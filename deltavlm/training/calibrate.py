@@ -1,9 +1,9 @@
-"""Makes the yes/no score a probability: Platt's scaling of logit(yes) - logit(no) on held-out made pairs.
+"""Calibration of yes/no scores: Platt scaling of the margin logit(yes) - logit(no) on held-out pairs.
 
-Beside the validation scenes there are as many hard negatives: nothing has changed, and season, light and
-haze differ more than in training. Changed and unchanged pairs weigh the same in the fit, however many there
-are of each, so P(yes) is the probability at even odds. A model that learns from a set of its own is fitted
-on what that set holds out; the shipped one was never fitted on real pairs.
+As many hard negatives are added to the validation scenes: scenes without a change, in which season, light and
+haze differ more than in training. Changed and unchanged pairs have the same weight in the fit, whatever their
+number, so the score is a probability at even odds. A model trained on a set is calibrated on the held-out
+pairs of that set; the shipped one was never fitted to real pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from deltavlm.data.synthetic import SceneOptions
-from deltavlm.data.synthetic.cache import draw_cache, open_cache
+from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
@@ -25,74 +25,84 @@ from deltavlm.scoring.inference import PairExamples, predict_batches
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS
 
 HARD_SEED = 700_000_000
-HARD_STRENGTH = 1.5
+HARD_STRENGTH = 1.5  # of the differences in light, haze and season
 
 
-def fit(margins: Sequence[float], truth: Sequence[bool], steps: int = 50) -> Calibration:
-    """Scale and offset of least log-loss, by Newton's method with a little pull towards scale 1, offset 0.
+def fit_platt(margins: Sequence[float], is_changed: Sequence[bool], steps: int = 50) -> Calibration:
+    """Scale and offset of minimum log loss, by Newton's method with a weak prior at scale 1, offset 0.
 
-    Each class weighs a half.
+    Each class has half of the weight.
 
-    >>> found = fit([-2.0, -1.0, 0.5, 1.0, 2.0, 3.0], [False, False, True, False, True, True])
-    >>> 0 < found.scale < 5
+    >>> calibration = fit_platt([-2.0, -1.0, 0.5, 1.0, 2.0, 3.0], [False, False, True, False, True, True])
+    >>> 0 < calibration.scale < 5
     True
     """
     x = np.stack([np.asarray(margins, float), np.ones(len(margins))], axis=1)
-    y, home, w = np.asarray(truth, float), np.array([1.0, 0.0]), np.array([1.0, 0.0])
+    y, prior, w = np.asarray(is_changed, float), np.array([1.0, 0.0]), np.array([1.0, 0.0])
     share = np.clip(y.mean(), 0.5 / len(y), 1 - 0.5 / len(y))
     weight = 0.5 * np.where(y == 1, 1 / share, 1 / (1 - share))
 
     def loss(w: npt.NDArray[np.float64]) -> float:
         z = x @ w
-        return float((weight * (np.logaddexp(0, z) - y * z)).mean() + 5e-4 * ((w - home) ** 2).sum())
+        return float((weight * (np.logaddexp(0, z) - y * z)).mean() + 5e-4 * ((w - prior) ** 2).sum())
 
     for _ in range(steps):
         p = 0.5 * (1 + np.tanh(x @ w / 2))
-        slope = x.T @ (weight * (p - y)) / len(y) + 1e-3 * (w - home)
-        curve = (x * (weight * p * (1 - p))[:, None]).T @ x / len(y) + 1e-3 * np.eye(2)
-        step = np.linalg.solve(curve, slope)
+        gradient = x.T @ (weight * (p - y)) / len(y) + 1e-3 * (w - prior)
+        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x / len(y) + 1e-3 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
         while loss(w - step) > loss(w) and np.abs(step).max() > 1e-9:
             step /= 2
         w = w - step
     return Calibration(float(w[0]), float(w[1]))
 
 
-def margins(model: Predictor, cache: Path, batch: int = 16) -> tuple[list[float], list[bool]]:
-    """logit(yes) - logit(no) and the truth of every pair of a cache."""
-    plain = replace(model, config=replace(model.config, calibration=Calibration()))
-    pictures, truth = open_cache(cache)
-    found: list[float] = []
-    for start in range(0, len(pictures), batch):
-        part = np.ascontiguousarray(pictures[start : start + batch].transpose(1, 0, 4, 2, 3))
-        replies = plain.answer(plain.encode(part[0], part[1]), STANDARD_QUESTIONS[1:2])
-        found += [float(torch.logit(torch.tensor(reply[0].score), eps=1e-7)) for reply in replies]
-    return found, [facts_of(*maps).changed for maps in truth]
+def scene_margins(model: Predictor, cache: Path, batch_size: int = 16) -> tuple[list[float], list[bool]]:
+    """Margins of all pairs of a scene cache, and whether they have changed."""
+    uncalibrated = _without_calibration(model)
+    images, truth = open_cache(cache)
+    margins: list[float] = []
+    for start in range(0, len(images), batch_size):
+        dates = np.ascontiguousarray(images[start : start + batch_size].transpose(1, 0, 4, 2, 3))
+        replies = uncalibrated.answer(uncalibrated.encode(dates[0], dates[1]), STANDARD_QUESTIONS[1:2])
+        margins += [_margin(reply[0].score) for reply in replies]
+    return margins, [facts_of(*maps).changed for maps in truth]
 
 
-def margins_of_cases(
-    model: Predictor, cases: Sequence[PairExamples], images: Path
+def record_margins(
+    model: Predictor, pairs: Sequence[PairExamples], image_folder: Path
 ) -> tuple[list[float], list[bool]]:
-    """The same of a set's yes/no questions, against its change flags."""
-    plain = replace(model, config=replace(model.config, calibration=Calibration()))
-    asked = [
-        replace(case, examples=tuple(one for one in case.examples if one.task == "change")[:1])
-        for case in cases
+    """Margins of a set's yes/no questions, one a pair, and their change flags."""
+    uncalibrated = _without_calibration(model)
+    questions = [
+        replace(pair, examples=tuple(example for example in pair.examples if example.task == "change")[:1])
+        for pair in pairs
     ]
-    flags = {one.id: one.changed for case in asked for one in case.examples}
-    found: list[float] = []
-    truth: list[bool] = []
-    asked = [case for case in asked if case.examples]
-    for predictions, _ in predict_batches(plain, asked, images, batch_size=16):
-        for one in predictions:
-            if one.score is not None:
-                found.append(float(torch.logit(torch.tensor(one.score), eps=1e-7)))
-                truth.append(flags[one.id])
-    return found, truth
+    questions = [pair for pair in questions if pair.examples]
+    flags = {example.id: example.changed for pair in questions for example in pair.examples}
+    margins: list[float] = []
+    is_changed: list[bool] = []
+    for predictions, _ in predict_batches(uncalibrated, questions, image_folder, batch_size=16):
+        for prediction in predictions:
+            if prediction.score is not None:
+                margins.append(_margin(prediction.score))
+                is_changed.append(flags[prediction.id])
+    return margins, is_changed
 
 
-def calibrated(model: Predictor, validation: Path, hard: Path) -> Calibration:
-    """Fitted on the validation scenes and as many hard negatives, which are drawn into `hard`."""
-    number = len(open_cache(validation)[0])
-    draw_cache(hard, number, seed=HARD_SEED, options=SceneOptions(change=0.0, strength=HARD_STRENGTH))
-    one, other = margins(model, validation), margins(model, hard)
-    return fit(one[0] + other[0], one[1] + other[1])
+def calibrate_on_scenes(model: Predictor, validation: Path, hard: Path) -> Calibration:
+    """Fit to the validation scenes and as many hard negatives, which are rendered into the cache `hard`."""
+    options = SceneOptions(change=0.0, strength=HARD_STRENGTH)
+    render_cache(hard, len(open_cache(validation)[0]), seed=HARD_SEED, options=options)
+    margins, is_changed = scene_margins(model, validation)
+    hard_margins, hard_is_changed = scene_margins(model, hard)
+    return fit_platt(margins + hard_margins, is_changed + hard_is_changed)
+
+
+def _without_calibration(model: Predictor) -> Predictor:
+    return replace(model, config=replace(model.config, calibration=Calibration()))
+
+
+def _margin(score: float) -> float:
+    """Logit of an uncalibrated score."""
+    return float(torch.logit(torch.tensor(score), eps=1e-7))

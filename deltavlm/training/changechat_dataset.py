@@ -1,10 +1,10 @@
-"""ChangeChat-format sets as samples: pictures from disk, a row for each turn, true answers as its history."""
+"""ChangeChat-format sets as training samples: images from disk, a question and answer for each turn."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.data.augment import random_warp
-from deltavlm.data.examples import missing_images
+from deltavlm.data.examples import Dataset, missing_images
 from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
@@ -21,173 +21,199 @@ from deltavlm.model.predictor import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.text_norm import normalise
-from deltavlm.training.config import Phase, Records
+from deltavlm.training.config import Phase, RecordSet
 from deltavlm.training.sampling import Sample
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3  # missing pictures named in an error
+MAX_LISTED = 3  # missing images named in an error
 
-# Words that stop being true when a picture is cut or turned.
-PLACES = re.compile(
+# Words that may become untrue when an image is cropped or rotated.
+POSITION_WORDS = re.compile(
     r"\b(top|bottom|left|right|upper|lower|cent(er|re|ral)|middle|corner|edge|side|north|south|east|west)"
 )
-FIXED = frozenset({"location", "count"})  # tasks whose answers may stop being true
+FIXED_TASKS = frozenset({"location", "count"})  # their answers may become untrue
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One turn: what is asked, with what was said before it, and the answer."""
+class TurnSample:
+    """One turn of a conversation: the prompt with all turns before it, and the answer."""
 
     prompt: str
     answer: str
-    fixed: bool  # says where or how many: its picture is neither cut nor turned
+    can_warp: bool  # stays true when the images are cropped or rotated: has no position and no number
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A set's pairs for training and those held out, and the folder of their pictures."""
+    """Image pairs of a set with their examples, split into training and held-out ones."""
 
     name: str
-    images: Path
-    training: tuple[PairExamples, ...]
+    image_folder: Path
+    train: tuple[PairExamples, ...]
     held_out: tuple[PairExamples, ...]
 
 
-def read_records(name: str, records: Records, seed: int) -> Split:
-    """A set of the configuration, its pictures all there.
+def load_split(name: str, records: RecordSet, seed: int) -> Split:
+    """Read a set of the configuration, check that its images exist, and split it by the seed.
 
-    Raises: InputError when it cannot be read, or pictures are missing, with their paths.
+    Raises:
+        InputError: it cannot be read, or images are missing; with their paths.
+        ConfigError: it has no pairs to train on.
     """
     try:
-        data = read_dataset(records.path, records.split, records.tasks, keep_duplicates=True)
+        dataset = read_dataset(records.path, records.split, records.tasks, keep_duplicates=True)
     except InputError as error:
         raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
-    for kind, what in (("file", "files"), ("record", "records")):
-        bad = [one for one in data.problems if one.kind == kind and "variant" not in one.message]
-        if bad:
-            first = f"{bad[0].location}: {bad[0].message}"
-            told = f"sets.{name}: {len(bad)} {what} cannot be used, the first: {first}"
-            if kind == "file":
-                raise InputError(told)
-            log.warning("%s; the rest is trained on, and deltavlm data check names all", told)
-    cases = group_by_pair(data.examples)
-    if not cases:
+    _report_problems(name, dataset)
+    pairs = group_by_pair(dataset.examples)
+    if not pairs:
         raise ConfigError(
             f"sets.{name}: {records.path} has no record of the tasks {', '.join(records.tasks)}"
         )
-    top = records.path if records.path.is_dir() else records.path.absolute().parent
-    places = [records.images] if records.images else [top / "images", top.parent / "images"]
-    images = next((folder for folder in places if folder.is_dir()), None)
-    if images is None:
+    image_folder = _image_folder(name, records)
+    if missing := missing_images(dataset.examples, image_folder):
+        paths = ", ".join(str(image_folder / problem.location) for problem in missing[:MAX_LISTED])
+        others = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
         raise InputError(
-            f"sets.{name}: {places[0]} is no folder; give that of the pictures: sets.{name}.images"
+            f"sets.{name}: {len(missing)} images are missing: {paths}{others}; set sets.{name}.images"
         )
-    if absent := missing_images(data.examples, images):
-        told = ", ".join(str(images / problem.location) for problem in absent[:SHOWN])
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        raise InputError(
-            f"sets.{name}: {len(absent)} pictures are missing: {told}{more}; set sets.{name}.images"
+    order = np.random.default_rng([seed, *name.encode()]).permutation(len(pairs))
+    held_out = [pairs[index] for index in sorted(order[: records.held_out])]
+    train = [pairs[index] for index in sorted(order[records.held_out :])]
+    if records.weight and not train:
+        raise ConfigError(
+            f"sets.{name}: held_out {records.held_out} leaves none of its {len(pairs)} pairs to train on"
         )
-    order = np.random.default_rng([seed, *name.encode()]).permutation(len(cases))
-    out = [cases[at] for at in sorted(order[: records.held_out])]
-    rest = [cases[at] for at in sorted(order[records.held_out :])]
-    if records.weight and not rest:
-        raise ConfigError(f"sets.{name}: held_out {records.held_out} leaves none of its {len(cases)} pairs")
-    return Split(name, images, tuple(rest), tuple(out))
+    return Split(name, image_folder, tuple(train), tuple(held_out))
 
 
-def turns_of(case: PairExamples) -> Iterator[Row]:
-    """Each turn, and each of several references, as a row of its own."""
-    for example in case.examples:
-        past: list[tuple[str, str]] = []
+def _report_problems(name: str, dataset: Dataset) -> None:
+    """Log unusable records. Raises: InputError for an unusable file."""
+    for kind, plural in (("file", "files"), ("record", "records")):
+        problems = [
+            problem
+            for problem in dataset.problems
+            if problem.kind == kind and "variant" not in problem.message
+        ]
+        if not problems:
+            continue
+        first = f"{problems[0].location}: {problems[0].message}"
+        message = f"sets.{name}: {len(problems)} {plural} cannot be used, the first: {first}"
+        if kind == "file":
+            raise InputError(message)
+        log.warning("%s; training uses the others, and `deltavlm data check` lists all", message)
+
+
+def _image_folder(name: str, records: RecordSet) -> Path:
+    folder = records.path if records.path.is_dir() else records.path.absolute().parent
+    candidates = [records.images] if records.images else [folder / "images", folder.parent / "images"]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise InputError(
+        f"sets.{name}: {candidates[0]} is not a folder; set sets.{name}.images to the folder of the images"
+    )
+
+
+def turn_samples(pair: PairExamples) -> Iterator[TurnSample]:
+    """Samples of a pair: one for each turn, and for each reference answer of it."""
+    for example in pair.examples:
+        history: list[tuple[str, str]] = []
         for turn in example.turns:
-            prompt = dialogue.prompt_with_history(past, turn.question) if past else turn.question
+            prompt = dialogue.prompt_with_history(history, turn.question) if history else turn.question
             for answer in turn.answers:
-                said = normalise(f"{prompt} {answer}")
-                fixed = example.task in FIXED or (
-                    example.task != "caption" and any(map(str.isdigit, normalise(answer)))
-                )
-                yield Row(prompt, answer, fixed or PLACES.search(said) is not None)
-            past.append((turn.question, turn.answers[0]))
+                text = normalise(f"{prompt} {answer}")
+                has_number = any(map(str.isdigit, normalise(answer)))
+                is_fixed = example.task in FIXED_TASKS or (example.task != "caption" and has_number)
+                yield TurnSample(prompt, answer, not is_fixed and POSITION_WORDS.search(text) is None)
+            history.append((turn.question, turn.answers[0]))
 
 
-def texts(held: Split) -> list[str]:
-    """Every prompt and answer, normalised: what a tokenizer is made from."""
-    said = [(row.prompt, row.answer) for case in held.training for row in turns_of(case)]
-    return [normalise(text) for prompt, answer in said for text in (f"q {prompt}", answer)]
+def split_corpus(split: Split) -> list[str]:
+    """Normalised prompts and answers of the training pairs, to train a tokenizer on."""
+    turns = [turn for pair in split.train for turn in turn_samples(pair)]
+    return [normalise(text) for turn in turns for text in (f"q {turn.prompt}", turn.answer)]
 
 
 class ChangeChatSource:
-    """A set's pairs as samples without end, epoch after epoch, each in another order.
+    """Infinite samples of a set's pairs, epoch by epoch; an epoch has each turn once.
 
-    In one epoch every turn comes once. A sample is a pair with up to `rows` of its turns (a phase with
-    rows: 1 has one sample for each turn, as the published model was trained).
+    A sample is a pair with up to `rows` of its turns. With `rows: 1` each turn is a sample, as in the
+    published training. `train`: each epoch in another order, augmented; else in the order of the file.
     """
 
     def __init__(
         self,
-        cases: tuple[PairExamples, ...],
-        images: Path,
+        pairs: Sequence[PairExamples],
+        image_folder: Path,
         phase: Phase,
         image_px: int,
         seed: list[int],
         *,
-        still: bool,
+        train: bool,
     ) -> None:
-        self.cases, self.images, self.phase, self.image_px = cases, images, phase, image_px
-        self.seed, self.still = seed, still  # still: the order of the file, and pictures as they are
-        self.most = 1 if phase.part == "align" else phase.rows
-        every = [tuple(turns_of(case)) for case in cases]
+        self.pairs, self.image_folder, self.phase, self.image_px = pairs, image_folder, phase, image_px
+        self.seed, self.train = seed, train
+        self.max_turns = 1 if phase.part == "align" else phase.rows
+        turns = [tuple(turn_samples(pair)) for pair in pairs]
         if phase.part == "align":
-            every = [
-                tuple(row for row, task in zip(rows, _tasks(case), strict=True) if task == "caption")
-                for case, rows in zip(cases, every, strict=True)
+            turns = [
+                tuple(turn for turn, task in zip(samples, _tasks(pair), strict=True) if task == "caption")
+                for pair, samples in zip(pairs, turns, strict=True)
             ]
-        self.rows = every
-        self.sizes = [-(-len(rows) // self.most) for rows in every]
+        self.turns = turns  # of each pair
+        self.samples_per_pair = [-(-len(samples) // self.max_turns) for samples in turns]
         if not len(self):
-            raise ConfigError("a phase that aligns needs captions, and a set of it has none")
+            raise ConfigError("a phase of part align needs captions, and one of its sets has none")
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
         """Samples in an epoch."""
-        return sum(self.sizes)
+        return sum(self.samples_per_pair)
 
-    def _epoch(self, number: int) -> tuple[list[tuple[int, int]], list[npt.NDArray[np.int64]]]:
-        """(pair, piece of its turns) in the order of an epoch, and the order of every pair's turns."""
-        pieces = [(pair, piece) for pair, size in enumerate(self.sizes) for piece in range(size)]
-        if self.still:
-            return pieces, [np.arange(len(rows)) for rows in self.rows]
-        rng = np.random.default_rng([*self.seed, number])
-        turns = [rng.permutation(len(rows)) for rows in self.rows]
-        return [pieces[at] for at in rng.permutation(len(pieces))], turns
+    def _epoch(self, epoch: int) -> tuple[list[tuple[int, int]], list[npt.NDArray[np.int64]]]:
+        """(pair, group of its turns) of each sample of an epoch, and the order of the turns of each pair."""
+        samples = [
+            (pair, group) for pair, count in enumerate(self.samples_per_pair) for group in range(count)
+        ]
+        if not self.train:
+            return samples, [np.arange(len(turns)) for turns in self.turns]
+        rng = np.random.default_rng([*self.seed, epoch])
+        turn_orders = [rng.permutation(len(turns)) for turns in self.turns]
+        return [samples[index] for index in rng.permutation(len(samples))], turn_orders
 
-    def sample(self, number: int) -> Sample:
-        epoch, place = divmod(number, len(self))
-        pieces, turns = self.epoch(epoch)
-        pair, piece = pieces[place]
-        case = self.cases[pair]
-        chosen = turns[pair][piece * self.most : (piece + 1) * self.most]
-        rows = [self.rows[pair][at] for at in chosen]
-        before, after = (read_image(self.images / name) for name in (case.before, case.after))
-        if before.shape != after.shape:
-            sizes = " and ".join(f"{date.shape[2]} x {date.shape[1]}" for date in (before, after))
-            raise InputError(
-                f"{self.images / case.before} and {case.after} are {sizes} px; a pair has one size"
-            )
+    def sample(self, index: int) -> Sample:
+        epoch, position = divmod(index, len(self))
+        samples, turn_orders = self.epoch(epoch)
+        pair_index, group = samples[position]
+        pair = self.pairs[pair_index]
+        order = turn_orders[pair_index][group * self.max_turns : (group + 1) * self.max_turns]
+        turns = [self.turns[pair_index][turn] for turn in order]
+        before, after = self._load_images(pair)
         phase = self.phase
-        if (phase.cut or phase.turn_deg) and not self.still and not any(row.fixed for row in rows):
-            warp = random_warp(np.random.default_rng([*self.seed, 1, number]), phase.cut, phase.turn_deg)
-            before, after = (warp(date.transpose(1, 2, 0)).transpose(2, 0, 1) for date in (before, after))
+        if self.train and (phase.cut or phase.turn_deg) and all(turn.can_warp for turn in turns):
+            warp = random_warp(np.random.default_rng([*self.seed, 1, index]), phase.cut, phase.turn_deg)
+            before, after = (warp(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in (before, after))
         if before.shape[1:] != (self.image_px, self.image_px):
-            before, after = (resize_image(date, self.image_px) for date in (before, after))
-        told = tuple((row.prompt, row.answer) for row in rows)
-        return Sample(before, after, told, case.examples[0].changed)
+            before, after = (resize_image(image, self.image_px) for image in (before, after))
+        prompts_and_answers = tuple((turn.prompt, turn.answer) for turn in turns)
+        return Sample(before, after, prompts_and_answers, pair.examples[0].changed)
+
+    def _load_images(self, pair: PairExamples) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Images (3, H, W) before and after. Raises: InputError when they have different sizes."""
+        before, after = (read_image(self.image_folder / name) for name in (pair.before, pair.after))
+        if before.shape != after.shape:
+            sizes = " and ".join(f"{image.shape[2]} x {image.shape[1]}" for image in (before, after))
+            raise InputError(
+                f"{self.image_folder / pair.before} and {pair.after} are {sizes} px; both images of a pair "
+                "must have the same size"
+            )
+        return before, after
 
 
-def _tasks(case: PairExamples) -> Iterator[str]:
-    """The task of each of `turns_of`."""
-    for example in case.examples:
+def _tasks(pair: PairExamples) -> Iterator[str]:
+    """Task of each of `turn_samples`."""
+    for example in pair.examples:
         for turn in example.turns:
             yield from [example.task] * len(turn.answers)

@@ -1,61 +1,65 @@
-"""What a run leaves on disk, each file whole or not there.
+"""Files in a run's folder: training state of each phase, configuration, log; each is written atomically.
 
-A run's folder holds config.yaml, log.jsonl, for each phase NAME.pt (all that goes on from there: weights,
-their running mean, optimiser, step) and NAME.best.pt (the weights that were best by the metric), the caches
-of drawn scenes, the tokenizers, and at the end the model folder `model`.
+config.yaml, log.jsonl, for each phase NAME.pt (to resume: weights, their EMA, optimizer, step) and
+NAME.best.pt (weights with the best metric), the scene caches, the tokenizers, and at the end the model folder
+`model`.
 
-The position in the data and the random numbers are functions of seed and step, so the step is all of them.
+The position in the data and the random numbers are functions of seed and step, so the step stands for both.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from deltavlm.config import dump, from_mapping, read_yaml, to_mapping
 from deltavlm.errors import InputError, ModelError, OutputError, WriteError
-from deltavlm.training.config import TrainConfig, differences
+from deltavlm.files import JsonLines, atomic_file, remove_scratch_files, write_atomic
+from deltavlm.training.config import TrainConfig, config_differences
 
 CONFIG, LOG = "config.yaml", "log.jsonl"
 
 
-def write_whole(path: Path, write: Any) -> None:
-    """`write(scratch)`, then the scratch file in the place of `path`. Raises: WriteError."""
-    scratch = path.with_name(f".{path.name}.tmp")
+@contextmanager
+def wrap_write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the disk into a WriteError that names the file and how to continue."""
     try:
-        write(scratch)
-        scratch.replace(path)
+        yield
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        scratch.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise WriteError(f"cannot write {path}: {reason}; make room, and --resume goes on") from error
+        raise WriteError(f"cannot write {path}: {reason}; free some space, then use --resume") from error
 
 
 def save_state(out: Path, name: str, state: Mapping[str, Any]) -> None:
-    write_whole(out / f"{name}.pt", lambda scratch: torch.save(dict(state), scratch))
+    """Write `out`/NAME.pt. Raises: WriteError."""
+    path = out / f"{name}.pt"
+    with wrap_write_errors(path), atomic_file(path) as scratch:
+        torch.save(dict(state), scratch)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Raises: ModelError naming the file."""
+    """Read a training state to the CPU. Raises: ModelError naming the file."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # zip, pickle and torch have each their own
+    except Exception as error:  # zip, pickle and torch each raise their own
         raise ModelError(
-            f"cannot read {path}: {str(error).splitlines()[0]}; remove it to begin the phase anew"
+            f"cannot read {path}: {str(error).splitlines()[0]}; remove it to restart the phase"
         ) from error
     return state
 
 
 def final_weights(out: Path, name: str, *, best: bool) -> dict[str, Tensor]:
-    """What a phase leaves to the next: tensors of the model by name, all or those that it could change.
+    """Weights that a phase passes on: the best or else the last ones, averaged (EMA) where the run averages.
 
-    Raises: ModelError when it has left no checkpoint.
+    Tensors of the model by name: all of it, or only those that the phase could change.
+
+    Raises: ModelError when the phase has no checkpoint.
     """
     path = out / f"{name}.best.pt"
     if not (best and path.is_file()):
@@ -63,76 +67,79 @@ def final_weights(out: Path, name: str, *, best: bool) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{out} has no checkpoint of phase {name!r}; run it first")
     state = load_state(path)
-    found = state.get("mean") or state["weights"]
-    return {key.removeprefix("model."): tensor for key, tensor in found.items() if key.startswith("model.")}
+    weights = state.get("mean") or state["weights"]
+    return {key.removeprefix("model."): tensor for key, tensor in weights.items() if key.startswith("model.")}
 
 
 def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Makes a run's folder, or checks that it holds this run.
+    """Create a run's folder with its configuration; to resume, check that it holds this run.
 
     Raises:
-        OutputError: there is a run, and it is not to be gone on with; or the folder cannot be made.
-        InputError: there is none to go on with, or it has another configuration.
+        OutputError: the folder holds a run and `resume` is off, or it cannot be created.
+        InputError: there is no run to resume, or it has another configuration.
     """
     path = out / CONFIG
     if not resume:
         if path.exists():
-            raise OutputError(f"{out} holds a run; --resume goes on with it, or choose another -o")
+            raise OutputError(f"{out} holds a run; resume it with --resume, or choose another -o")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda scratch: scratch.write_text(dump(config), encoding="utf-8"))
         except OSError as error:
-            raise OutputError(f"cannot make {out}: {error.strerror}; choose another -o") from error
+            raise OutputError(f"cannot create {out}: {error.strerror}; choose another -o") from error
+        with wrap_write_errors(path):
+            write_atomic(path, dump(config))
         return
     if not path.exists():
-        raise InputError(f"{out} holds no run to go on with; leave --resume out")
+        raise InputError(f"{out} holds no run to resume; leave out --resume")
     old = from_mapping(TrainConfig, read_yaml(path), source=str(path))
-    if changed := differences(to_mapping(old), to_mapping(config)):
+    if differences := config_differences(to_mapping(old), to_mapping(config)):
         raise InputError(
-            f"the run in {out} has another configuration: {', '.join(changed[:4])}; give that, or another -o"
+            f"the run in {out} has another configuration: {', '.join(differences[:4])}; "
+            "use that one, or another -o"
         )
+    for name in config.phases:  # of a process that was killed while it saved
+        for state in (out / f"{name}.pt", out / f"{name}.best.pt"):
+            remove_scratch_files(state)
 
 
-class Log:
-    """One JSON object a line, and TensorBoard's files where that package is installed."""
+class TrainLog:
+    """Log of a phase: JSON lines, and TensorBoard files where that package is installed.
 
-    def __init__(self, out: Path, phase: str, start: int) -> None:
+    Lines of steps after `step`, which are run again, are removed.
+    """
+
+    def __init__(self, out: Path, phase: str, step: int) -> None:
         self.path, self.phase = out / LOG, phase
-        self.board: Any = None
-        if self.path.exists():  # lines of steps that are done again are dropped
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if not self._again(line, start)]
-            write_whole(self.path, lambda scratch: scratch.write_text("".join(kept), encoding="utf-8"))
+        self._open_files = ExitStack()
+        self._board: Any = None
+        with wrap_write_errors(self.path):
+            if self.path.exists():
+                lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+                write_atomic(self.path, "".join(line for line in lines if not self._is_rerun(line, step)))
+            self._lines = self._open_files.enter_context(JsonLines.open(self.path))
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # not installed, or not whole: log.jsonl has all of it
+        except ImportError:  # missing or broken: log.jsonl has the same numbers
             return
-        self.board = SummaryWriter(str(out / "tensorboard" / phase), purge_step=start + 1)
+        self._board = SummaryWriter(str(out / "tensorboard" / phase), purge_step=step + 1)
 
-    def _again(self, line: str, start: int) -> bool:
+    def _is_rerun(self, line: str, step: int) -> bool:
         try:
-            known = json.loads(line)
-            return bool(known["phase"] == self.phase and known["step"] > start)
+            record = json.loads(line)
+            return bool(record["phase"] == self.phase and record["step"] > step)
         except (ValueError, KeyError, TypeError):
-            return True  # cut off while it was written
+            return True  # incomplete: the process was killed while it wrote
 
-    def write(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
-        """kind: "train" or "validation". Raises: WriteError."""
-        record = {"phase": self.phase, "step": step, "kind": kind, **numbers}
-        try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise WriteError(
-                f"cannot write {self.path}: {error.strerror}; make room, and --resume goes on"
-            ) from error
-        if self.board is not None:
-            for key, value in numbers.items():
-                self.board.add_scalar(f"{kind}/{key}", value, step)
-            self.board.flush()
+    def write(self, step: int, kind: Literal["train", "validation"], metrics: Mapping[str, float]) -> None:
+        """Append the metrics of a step. Raises: WriteError."""
+        with wrap_write_errors(self.path):
+            self._lines.append([{"phase": self.phase, "step": step, "kind": kind, **metrics}])
+        if self._board is not None:
+            for key, value in metrics.items():
+                self._board.add_scalar(f"{kind}/{key}", value, step)
+            self._board.flush()
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        self._open_files.close()
+        if self._board is not None:
+            self._board.close()

@@ -1,4 +1,4 @@
-"""A training run in numbers. `configs/train_nano.yaml` is the recipe of the shipped weights."""
+"""Configuration of a training run: data, phases, validation, machine; read from YAML with `--set` changes."""
 
 from __future__ import annotations
 
@@ -14,102 +14,97 @@ from deltavlm.config import from_mapping, read_yaml, suggest, to_mapping
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, TaskName
 
-Part = Literal["vision", "language", "joint", "align", "instruct"]
+Objective = Literal["vision", "language", "joint", "align", "instruct"]
 Precision = Literal["fp32", "bf16", "fp16"]
-ASKING: tuple[Part, ...] = ("language", "joint", "instruct")  # parts that learn words, and so can be asked
+ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct")  # train on answers, so can be asked
 
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """Made scenes, drawn once: `train` of them, `far` more whose pixels are twice as coarse, `stormy` ones,
-    between whose dates light, haze and contrast differ twice as much, and of which half change, and `rich`
-    ones, with more kinds of land, of building and of nuisance, at one to three times the pixel size."""
+    """Synthetic scenes, rendered once into a cache in the run's folder: number of each kind.
+
+    `far` scenes have pixels twice as coarse. In `stormy` ones light, haze and contrast of the dates differ
+    twice as much, and half of them change. `rich` ones have more kinds of land, buildings and nuisances, at
+    one to three times the pixel size.
+    """
 
     train: int
     validation: int
     size_px: int = 256
-    change: float = 0.6
+    change: float = 0.6  # share of scenes with a change
     far: int = 0
     stormy: int = 0
     rich: int = 0
-    weight: float = 1.0  # share beside the sets'
+    weight: float = 1.0  # sampling weight, beside those of the sets
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
-    """A ChangeChat-format set on disk: ChangeChat-105k, or what `deltavlm synth chips` writes.
+class RecordSet:
+    """Data set in ChangeChat's format on disk: ChangeChat-105k, or an output of `deltavlm synth chips`.
 
-    Relative paths start from the current folder. `held_out` pairs, drawn by the seed, are not trained on but
-    validated on; a set of weight 0 is for validation alone.
+    Relative paths start from the current folder. `held_out` pairs, drawn by the seed, are used for validation
+    and not for training; a set of weight 0 is for validation alone.
     """
 
     path: Path
-    images: Path | None = None  # left out: the folder `images` beside the files
+    images: Path | None = None  # default: the folder `images` beside the files
     split: Literal["train", "val", "test"] = "train"
     tasks: tuple[TaskName, ...] = tuple(TASKS)
-    weight: float = 1.0
+    weight: float = 1.0  # sampling weight
     held_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of training.
+    """Phase of training: trainable modules, losses, schedule, augmentation.
 
-    What a `part` fits, and to what:
+    Trainable modules and losses of each `part`:
 
-    - "vision": encoder, difference and dense head, to masks
-    - "language": what reads them, the Q-Former and the language model, to words
-    - "joint": everything, to both
-    - "align": difference and Q-Former, to which caption belongs to which pair (BLIP-2's contrastive and
-      matching losses, arXiv 2301.12597)
-    - "instruct": everything but the language model, to words
+    - "vision": encoder, difference module and dense head; mask and density losses
+    - "language": evidence layers of the dense head, Q-Former, projection and language model; cross-entropy of
+      answers
+    - "joint": all modules, both kinds of losses
+    - "align": difference module and Q-Former; BLIP-2's contrastive and matching losses (arXiv 2301.12597)
+    - "instruct": all modules but the language model; cross-entropy of answers
 
-    `rates` changes that: names of organs or of what is inside them ("vision", "vision.tower.blocks.37")
-    with a factor on the learning rate; 0 holds them still, and the longest name that fits counts. A phase
-    starts from the averaged weights of the phase before it.
+    `rates` overrides that: learning-rate multipliers by the name of a module or parameter ("vision",
+    "vision.tower.blocks.37"); 0 freezes it, and the longest matching name counts. A phase starts from the EMA
+    weights of the phase before it.
     """
 
-    part: Part
+    part: Objective
     steps: int
-    batch: int  # pairs a step, in all processes together
+    batch: int  # pairs per step, in all processes together
     lr: float
-    warmup: int = 200
-    crop_px: int | None = None
+    warmup: int = 200  # steps
+    crop_px: int | None = None  # side of random crops of scenes; default: no crop
     weight_decay: float = 0.03  # of matrices; biases and norms have none
-    words: float = 1.0  # weight of the words' loss beside the masks'
-    rows: int = 5  # questions asked about a pair in one step, at most
-    extra: float = 0.5  # of them beside the four standing ones, on average: open questions and later turns
-    far: float = 0.0  # share of the pairs that come from the far scenes
-    stormy: float = 0.0  # share of the pairs that come from the stormy scenes
-    rich: float = 0.0  # share of the pairs that come from the rich scenes
-    color_jitter: float = 0.0  # share of the pairs whose colours are developed anew every time
-    token_dropout: float = 0.0  # mean share of the difference tokens that a question does not get to see
-    evidence_noise: float = 0.0  # share of the pairs whose evidence from the dense head is made less sure
+    words: float = 1.0  # weight of the answers' loss beside the mask losses
+    rows: int = 5  # questions per pair and step, at most
+    extra: float = 0.5  # of these beside the four standard ones, on average: open questions and later turns
+    far: float = 0.0  # share of scenes that are of the kind `far`
+    stormy: float = 0.0  # share of scenes that are of the kind `stormy`
+    rich: float = 0.0  # share of scenes that are of the kind `rich`
+    color_jitter: float = 0.0  # share of scenes with random colors
+    token_dropout: float = 0.0  # mean share of the difference tokens that are dropped, for each question
+    evidence_noise: float = 0.0  # share of pairs with degraded evidence tokens of the dense head
     rates: dict[str, float] = field(default_factory=dict)
-    betas: tuple[float, float] = (0.9, 0.98)
-    floor: float = 0.01  # what the cosine comes down to, as a share of lr
-    micro: int | None = None  # pairs that a process looks at at once; left out: its whole share of the batch
-    balance: Literal["root", "token"] = "root"  # an answer weighs the root of its length, or its length
-    cut: float = 0.0  # up to this share of a picture's side is cut off, the same of both dates
-    turn_deg: float = 0.0  # and it is turned by up to so many degrees
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
+    floor: float = 0.01  # learning rate at the end of the cosine, as a share of lr
+    micro: int | None = None  # micro-batch of a process, in pairs; default: its whole share of the batch
+    balance: Literal["root", "token"] = "root"  # weight of an answer: root of its length, or its length
+    cut: float = 0.0  # random crop of up to this share of an image's side, the same of both dates
+    turn_deg: float = 0.0  # random rotation by up to so many degrees, the same of both dates
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "warmup": 0, "rows": 1, "lr": 0, "turn_deg": 0}
-        for name, limit in least.items():
+        minimum = {"steps": 1, "batch": 1, "warmup": 0, "rows": 1, "lr": 0, "turn_deg": 0}
+        for name, limit in minimum.items():
             if not limit <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        for name in (
-            "far",
-            "stormy",
-            "rich",
-            "color_jitter",
-            "token_dropout",
-            "evidence_noise",
-            "floor",
-            "cut",
-        ):
+        shares = ("far", "stormy", "rich", "color_jitter", "token_dropout", "evidence_noise", "floor", "cut")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         for name, factor in self.rates.items():
@@ -119,90 +114,94 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Every so many steps (and at the end of a phase): losses and scores on the validation scenes and on what
-    the sets hold out.
+    """Validation every `every` steps and at the end of a phase, on the validation scenes and the held-out
+    pairs of the sets: losses, and scores of the answers.
 
-    `metric` names one of the logged figures, as "changechat.caption.all.bleu_4": the weights that had it
-    best are kept and handed on. With `patience` a phase ends when it was not beaten so many times in a row.
+    `metric` names one of the logged metrics, such as "changechat.caption.all.bleu_4": the weights with its
+    best value are kept and passed to the next phase. `patience` is for early stopping: a phase ends after so
+    many validations in a row without a better value.
     """
 
     every: int
     pairs: int = 200  # of each source, at most
     answers: bool = True  # ask the questions and score the answers; False: losses alone
     metric: str | None = None
-    lower: bool = False  # the metric is an error: less is better
+    lower: bool = False  # a lower value of the metric is better, as for an error
     patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.pairs < 1:
-            raise ValueError("every and pairs are at least 1")
+            raise ValueError("every and pairs must be at least 1")
         if self.patience is not None and (self.metric is None or self.patience < 1):
-            raise ValueError("patience counts a metric's defeats: name the metric, and give at least 1")
+            raise ValueError("patience needs validation.metric, and must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """A run: which model, from which weights, on what, in which phases, and how the machine is used."""
+    """Configuration of a training run; `configs/train_nano.yaml` is the recipe of the shipped weights."""
 
     model: str  # name of a model config in configs/
     phases: dict[str, Phase]
     scenes: Scenes | None = None
-    sets: dict[str, Records] = field(default_factory=dict)
-    start: str | None = None  # a model's name or folder whose weights it starts from; left out: fresh ones
-    fresh: tuple[Literal["difference", "qformer", "projection"], ...] = ()  # organs that begin anew in it
+    sets: dict[str, RecordSet] = field(default_factory=dict)
+    start: str | None = None  # name or folder of the model to start from; default: random weights
+    fresh: tuple[Literal["difference", "qformer", "projection"], ...] = ()  # modules of it to initialize anew
     seed: int = 0
-    clip: float = 1.0
-    ema: float = 0.999  # of the weights; 0: the last weights count
+    clip: float = 1.0  # norm that gradients are clipped to
+    ema: float = 0.999  # decay of the exponential moving average of the weights; 0: none, the last ones count
     checkpoint_every: int = 500  # steps
     log_every: int = 50  # steps
     validation: Validation | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision = "bf16"  # of what is computed; weights that are fitted are fp32
-    language_dtype: Precision = "fp32"  # of a language model that no phase fits
-    recompute: bool = False  # activations twice instead of keeping them: less memory, more time
-    sharding: Literal["ddp", "fsdp"] = "ddp"  # of several processes: each the whole model, or a part of it
-    workers: int = 1  # threads that read batches ahead
+    precision: Precision = "bf16"  # of autocast; trainable weights are fp32
+    language_dtype: Precision = "fp32"  # of a language model that no phase trains
+    recompute: bool = False  # activation checkpointing: less memory, more time
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # of several processes: a full replica, or a shard in each
+    workers: int = 1  # threads that prefetch batches
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("there are no phases")
         if self.scenes is None and not self.sets:
             raise ValueError("there is nothing to train on: give scenes or sets")
-        weights = [each.weight for each in (self.scenes, *self.sets.values()) if each is not None]
+        sources = [source for source in (self.scenes, *self.sets.values()) if source is not None]
+        weights = [source.weight for source in sources]
         if min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise ValueError("weights of scenes and sets must not be negative, and not all of them 0")
         for name in ("checkpoint_every", "log_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than 1")
         if not (0 <= self.ema < 1 and self.clip > 0):
-            raise ValueError("ema is from 0 to below 1, clip above 0")
+            raise ValueError("ema must be at least 0 and below 1, clip above 0")
         if self.validation is not None:
-            known = [name for name, records in self.sets.items() if records.held_out]
-            known += ["scenes"] * (self.scenes is not None)
-            if not known:
-                raise ValueError(
-                    "validation has nothing to look at: give scenes, or a set that holds some out"
-                )
-            metric = self.validation.metric
-            if metric is not None and metric.split(".")[0] not in known:
-                raise ValueError(
-                    f"validation.metric {metric!r} does not begin with one of {', '.join(known)}"
-                )
+            self._check_metric(self.validation.metric)
         for name, phase in self.phases.items():
-            if not name.isidentifier():
-                raise ValueError(f"phase {name!r} is not a name of letters, digits and _")
-            if phase.part in ("vision", "joint") and (self.scenes is None or not self.scenes.weight):
-                raise ValueError(f"phase {name} fits masks, and only scenes have them")
-            if phase.part == "vision" and any(records.weight for records in self.sets.values()):
-                raise ValueError(f"phase {name} fits masks alone, and sets have none; give them weight 0")
-            if phase.crop_px and any(records.weight for records in self.sets.values()):
-                raise ValueError(
-                    f"phase {name} cuts crop_px from scenes, and sets have words about whole pairs"
-                )
+            self._check_phase(name, phase)
+
+    def _check_metric(self, metric: str | None) -> None:
+        sources = [name for name, records in self.sets.items() if records.held_out]
+        sources += ["scenes"] * (self.scenes is not None)
+        if not sources:
+            raise ValueError("validation has no data: give scenes, or a set with held_out")
+        if metric is not None and metric.split(".")[0] not in sources:
+            raise ValueError(f"validation.metric {metric!r} does not begin with one of {', '.join(sources)}")
+
+    def _check_phase(self, name: str, phase: Phase) -> None:
+        has_weighted_sets = any(records.weight for records in self.sets.values())
+        if not name.isidentifier():
+            raise ValueError(f"phase {name!r} is not a name of letters, digits and _")
+        if phase.part in ("vision", "joint") and (self.scenes is None or not self.scenes.weight):
+            raise ValueError(f"phase {name} trains on masks, and only scenes have them")
+        if phase.part == "vision" and has_weighted_sets:
+            raise ValueError(f"phase {name} trains on masks alone, and sets have none; give them weight 0")
+        if phase.crop_px and has_weighted_sets:
+            raise ValueError(
+                f"phase {name} crops scenes to crop_px, and the answers of sets are about whole images"
+            )
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """A run's configuration from YAML, with `key=value` changes, dotted keys, values as in YAML.
+    """Read a run's configuration from YAML and apply `key=value` changes: dotted keys, values as in YAML.
 
     Raises: ConfigError naming file, key and value.
     """
@@ -218,49 +217,49 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change}: {text!r} is not a YAML value") from error
-        _put(values, key.split("."), value, f"--set {change}")
+        _set_key(values, key.split("."), value, f"--set {change}")
     return from_mapping(TrainConfig, values, source=f"{path} with --set")
 
 
-class _Opened(dict[str, Any]):
-    """A group of keys that the file leaves out; they are checked when the whole is read."""
+class _NewSection(dict[str, Any]):
+    """Section that the file leaves out and a change adds; `from_mapping` checks its keys afterwards."""
 
 
-def _put(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:
-    """Raises: ConfigError for a key that is not there, naming the nearest."""
+def _set_key(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
+    """Set a nested key. Raises: ConfigError for an unknown key, naming the nearest."""
     *path, last = keys
-    inside: Any = values
+    section: Any = values
     for depth, key in enumerate(path):
-        if isinstance(inside, dict) and key in inside and inside[key] is None:
-            inside[key] = _Opened()
-        if not isinstance(inside, dict) or key not in inside:
-            known = inside if isinstance(inside, dict) else ()
-            raise ConfigError(f"{where}: no key {'.'.join(keys[: depth + 1])!r}{suggest(key, known)}")
-        inside = inside[key]
-    free = isinstance(inside, _Opened) or path[-1:] == ["rates"]
-    if not isinstance(inside, dict) or (last not in inside and not free):
-        known = inside if isinstance(inside, dict) else ()
-        raise ConfigError(f"{where}: no key {'.'.join(keys)!r}{suggest(last, known)}")
-    inside[last] = value
+        if isinstance(section, dict) and key in section and section[key] is None:
+            section[key] = _NewSection()
+        if not isinstance(section, dict) or key not in section:
+            names = section if isinstance(section, dict) else ()
+            raise ConfigError(f"{source}: no key {'.'.join(keys[: depth + 1])!r}{suggest(key, names)}")
+        section = section[key]
+    accepts_any = isinstance(section, _NewSection) or path[-1:] == ["rates"]
+    if not isinstance(section, dict) or (last not in section and not accepts_any):
+        names = section if isinstance(section, dict) else ()
+        raise ConfigError(f"{source}: no key {'.'.join(keys)!r}{suggest(last, names)}")
+    section[last] = value
 
 
-#: keys that may differ when a run goes on: no step hangs on them
-HARMLESS = frozenset({"checkpoint_every", "log_every", "validation", "workers", "device"})
+#: keys that may differ on --resume: training steps do not depend on them
+MAY_CHANGE = frozenset({"checkpoint_every", "log_every", "validation", "workers", "device"})
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> list[str]:
-    """Dotted keys whose values differ, those that are harmless left out.
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys with different values, without those that may change between two runs.
 
-    >>> differences({"seed": 0, "clip": 1.0, "workers": 1}, {"seed": 1, "clip": 1.0, "workers": 2})
+    >>> config_differences({"seed": 0, "clip": 1.0, "workers": 1}, {"seed": 1, "clip": 1.0, "workers": 2})
     ['seed (0, now 1)']
     """
-    found = []
+    differences = []
     for key in dict.fromkeys([*old, *new]):
-        if above == "" and key in HARMLESS:
+        if prefix == "" and key in MAY_CHANGE:
             continue
-        left, right = old.get(key), new.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += differences(left, right, f"{above}{key}.")
-        elif left != right:
-            found.append(f"{above}{key} ({left}, now {right})")
-    return found
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            differences += config_differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            differences.append(f"{prefix}{key} ({before}, now {after})")
+    return differences

@@ -1,8 +1,8 @@
-"""One process or many: who is who, sums over all of them, and how a learner is spread over them.
+"""Processes of a training run: rank and world size, collectives, DDP and FSDP2, mixed precision.
 
-torch's own DDP and FSDP2, started by `torchrun` or `accelerate launch`, which set the same variables. The
-library accelerate is not used: on a CPU it takes an FSDP plugin and makes DDP of it without a word (1.15),
-so that the sharded run could not be tested; what it would add to the rest is a dozen lines of torch.
+torch's own DDP and FSDP2, started by `torchrun` or `accelerate launch`, which set the same environment
+variables. The library accelerate is not used: on a CPU it accepts an FSDP plugin and silently makes DDP of it
+(1.15), so that the sharded run could not be tested; the rest of it would replace a dozen lines of torch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from deltavlm.errors import ConfigError, ModelError
 from deltavlm.model.device import pick_device
 from deltavlm.training.config import Precision, TrainConfig
 
-PATIENCE = timedelta(hours=2)  # the others wait while one draws scenes or scores
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 renders scenes or scores answers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class World:
-    """This process among all; alone where no group was made."""
+    """All processes of the run: rank, world size and collectives; a single process has rank 0 of 1."""
 
     @property
     def size(self) -> int:
@@ -37,37 +37,35 @@ class World:
     def rank(self) -> int:
         return dist.get_rank() if dist.is_initialized() else 0
 
-    def own(self, number: int) -> slice:
-        """Where this process's rows are among all gathered ones, when each has `number`."""
-        return slice(self.rank * number, (self.rank + 1) * number)
+    def rank_slice(self, rows: int) -> slice:
+        """Slice of this rank in the result of `all_gather`, where each rank has `rows` rows."""
+        return slice(self.rank * rows, (self.rank + 1) * rows)
 
-    def gathered(self, tensor: Tensor) -> Tensor:
-        """The rows of all processes, in the order of their ranks; gradients go back to each."""
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Concatenate the rows of all ranks, in rank order; differentiable."""
         if self.size == 1:
             return tensor
         if tensor.requires_grad:
-            return _Gather.apply(tensor)  # type: ignore[no-any-return]
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+            return _AllGather.apply(tensor)  # type: ignore[no-any-return]
+        return _gather_rows(tensor)
 
-    def summed(self, numbers: list[float], device: torch.device) -> list[float]:
-        """Sums of numbers over all processes."""
+    def all_reduce_sum(self, values: list[float], device: torch.device) -> list[float]:
+        """Sum each value over all ranks, in float64."""
         if self.size == 1:
-            return numbers
-        flat = torch.tensor(numbers, dtype=torch.float64, device=device)
+            return values
+        flat = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(flat)
-        return [float(number) for number in flat]
+        return [float(value) for value in flat]
 
-    def objects(self, thing: Any) -> list[Any]:
-        """What every process has, in the order of their ranks."""
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Collect one picklable object from each rank, in rank order."""
         if self.size == 1:
-            return [thing]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
-        return found
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
@@ -75,89 +73,101 @@ class World:
 world = World()
 
 
-class _Gather(torch.autograd.Function):
-    """All processes' rows; a row's gradient is the sum of what all processes make of it."""
+def _gather_rows(tensor: Tensor) -> Tensor:
+    chunks = [torch.empty_like(tensor) for _ in range(world.size)]
+    dist.all_gather(chunks, tensor.contiguous())
+    return torch.cat(chunks)
+
+
+class _AllGather(torch.autograd.Function):
+    """Differentiable all-gather: the gradient of a row is the sum of its gradients in all ranks."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.number = len(tensor)
-        parts = [torch.empty_like(tensor) for _ in range(world.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        ctx.rows = len(tensor)
+        return _gather_rows(tensor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
-        return grad[world.own(ctx.number)]
+        return grad[world.rank_slice(ctx.rows)]
 
 
-def join() -> bool:
-    """Joins the group that a launcher announces; says whether there is one."""
+def init_process_group() -> bool:
+    """Join the process group that a launcher announces in the environment; False without a launcher."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or dist.is_initialized():
         return dist.is_initialized()
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
     return True
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how exactly a learner is computed."""
+    """Device, precision and sharding of this process."""
 
     device: torch.device
     precision: Precision
     sharding: str
 
-    def exact(self) -> torch.autocast:
-        """What is inside is computed in the precision of the run."""
-        low = self.precision != "fp32"
-        return torch.autocast(self.device.type, DTYPES[self.precision] if low else None, enabled=low)
+    def autocast(self) -> torch.autocast:
+        """Mixed-precision context in the precision of the run; does nothing in fp32."""
+        is_low = self.precision != "fp32"
+        return torch.autocast(self.device.type, DTYPES[self.precision] if is_low else None, enabled=is_low)
 
-    def spread(self, learner: nn.Module) -> nn.Module:
-        """The learner, one of many alike or each with a part of it."""
+    def wrap(self, learner: nn.Module) -> nn.Module:
+        """Wrap the learner in DDP, or shard it with FSDP2; a single process gets it back as it is."""
         if world.size == 1:
             return learner
         if self.sharding == "fsdp":
-            return _sharded(learner, self.device)
+            return _shard(learner, self.device)
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # a piece of a step may have no masks, and then the mask layers have no gradient
+        # a micro-batch may have no masks, and then the mask layers get no gradient
         return DistributedDataParallel(learner, device_ids=ids, find_unused_parameters=True)
 
     @contextmanager
-    def sharing(self, learner: nn.Module, last: bool) -> Iterator[None]:
-        """Gradients of what is inside are shared now, or with those of the last piece of a step."""
-        if world.size == 1 or last:
+    def gradient_sync(self, wrapped: nn.Module, *, is_last: bool) -> Iterator[None]:
+        """Reduce gradients between ranks in the last micro-batch of a step only, and accumulate before."""
+        if world.size == 1 or is_last:
             if world.size > 1 and self.sharding == "fsdp":
-                learner.set_requires_gradient_sync(True)  # type: ignore[operator]
+                wrapped.set_requires_gradient_sync(True)  # type: ignore[operator]
             yield
         elif self.sharding == "fsdp":
-            learner.set_requires_gradient_sync(False)  # type: ignore[operator]
+            wrapped.set_requires_gradient_sync(False)  # type: ignore[operator]
             yield
         else:
-            with learner.no_sync():  # type: ignore[operator]
+            with wrapped.no_sync():  # type: ignore[operator]
                 yield
 
 
-def machine(config: TrainConfig) -> Machine:
-    """The device of this process. Raises: ModelError, ConfigError for what it does not have."""
+def pick_machine(config: TrainConfig) -> Machine:
+    """Device and precision of this process, checked.
+
+    Raises:
+        ModelError: the device is missing, or does not compute in the precision of the run.
+        ConfigError: FSDP with a single process.
+    """
     name = pick_device("cpu" if config.device == "auto" and not torch.cuda.is_available() else config.device)
     if name == "cuda" and world.size > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(torch.device(name))
     if name.startswith("cuda") and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ModelError("this GPU does not compute in bf16; --set precision=fp16")
+        raise ModelError("this GPU does not support bf16; use --set precision=fp16")
     if config.sharding == "fsdp" and world.size == 1:
         raise ConfigError(
-            "sharding fsdp is for several processes; start with torchrun, or --set sharding=ddp"
+            "sharding: fsdp needs several processes; start with torchrun, or use --set sharding=ddp"
         )
     return Machine(torch.device(name), config.precision, config.sharding)
 
 
-def _sharded(learner: nn.Module, device: torch.device) -> nn.Module:
-    """FSDP2: each layer a group of its own, so that one at a time is whole; what the model reaches by its own
-    name (the embedding, the output layer) too, for weights of one group have one dtype."""
+def _shard(learner: nn.Module, device: torch.device) -> nn.Module:
+    """Shard with FSDP2, each layer a group of its own, so that only one at a time is gathered.
+
+    Modules that the model reaches by name (embedding, output layer) are groups too, since all parameters of
+    a group need one dtype.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -170,14 +180,25 @@ def _sharded(learner: nn.Module, device: torch.device) -> nn.Module:
         *getattr(model.vision.tower, "blocks", []),
     ]
     if model.language.config.tie_word_embeddings:
-        raise ConfigError("sharding fsdp does not take a model with tied word embeddings; --set sharding=ddp")
+        raise ConfigError(
+            "sharding: fsdp does not support a model with tied word embeddings; use --set sharding=ddp"
+        )
     for module in (*layers, language.model.embed_tokens, language.lm_head, language.model):
         fully_shard(module, mesh=mesh)
     fully_shard(learner, mesh=mesh)
     return learner
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor, put together where each process has a part of it; all processes must call."""
-    full = getattr(tensor, "full_tensor", None)
-    return full() if full is not None else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor (a collective: all ranks must call it); a plain one is returned as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor
+
+
+def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Distribute a full tensor with the device mesh and placements of `reference`."""
+    if hasattr(reference, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)  # type: ignore[attr-defined]
+    return tensor.to(reference.device)

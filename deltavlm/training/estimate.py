@@ -1,4 +1,4 @@
-"""What a run would be: shapes, what is fitted, memory, steps, and time from a few measured steps."""
+"""Dry run: shapes, parameters, memory and steps of a run, and its time from a few measured steps."""
 
 from __future__ import annotations
 
@@ -16,54 +16,64 @@ from torch import Tensor
 from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.training import run
+from deltavlm.training.build import (
+    RunInputs,
+    build_initial_model,
+    build_learner,
+    build_sampler,
+    is_language_trainable,
+    load_inputs,
+    load_model_config,
+    prepare_tokenizers,
+)
 from deltavlm.training.changechat_dataset import ChangeChatSource
+from deltavlm.training.collate import TrainLoader, collate
 from deltavlm.training.config import Phase, TrainConfig
-from deltavlm.training.distributed import machine, world
-from deltavlm.training.learner import Learner, collate
-from deltavlm.training.loop import Trainer, pieces
-from deltavlm.training.parameter_groups import counts, lr_multipliers, named
-from deltavlm.training.synthetic_dataset import draw_all
+from deltavlm.training.distributed import pick_machine, world
+from deltavlm.training.learner import Learner
+from deltavlm.training.loop import Trainer, TrainHooks, micro_batches
+from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
+from deltavlm.training.synthetic_dataset import render_scenes
 
-LARGEST = 200_000_000  # parameters up to which steps are measured without a GPU
-PAIRS, STEPS = 4, 2  # of the measured steps; one more before them is not counted
+MAX_CPU_PARAMETERS = 200_000_000  # of models whose steps are measured without a GPU
+MEASURED_PAIRS, MEASURED_STEPS = 4, 2  # after a warm-up step, which also counts activations
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A run before it is made. `missing`: why it could not be started here."""
+class Estimate:
+    """Size and cost of a run. `missing`: why the run cannot start here."""
 
     model: dict[str, Any]
     phases: dict[str, dict[str, Any]]
     missing: DeltaVLMError | None
-    unknown: str | None  # why no time was measured
+    unmeasured: str | None  # why no time was measured
 
 
-def plan(config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> Plan:
-    """Raises: ConfigError for numbers that cannot be."""
+def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda text: None) -> Estimate:
+    """Estimate a run without writing anything. Raises: ConfigError for a configuration that cannot work."""
     inputs, missing = None, None
-    numbers = run.model_of(config)
+    model_config = load_model_config(config)
     try:
-        inputs = run.look(config)
-        numbers = inputs.model
+        inputs = load_inputs(config)
+        model_config = inputs.model
     except DeltaVLMError as error:
         missing = error
     with torch.device("meta"):
-        model = build(numbers)
-        learners = {name: Learner(model, numbers, phase) for name, phase in config.phases.items()}
-    phases = {name: _phase(config, name, learners[name], inputs) for name in config.phases}
+        model = build(model_config)
+        learners = {name: Learner(model, model_config, phase) for name, phase in config.phases.items()}
+    phases = {name: _phase_estimate(config, name, learners[name], inputs) for name in config.phases}
     size = sum(parameter.numel() for parameter in model.parameters())
-    unknown = None
+    unmeasured = None
     if inputs is None:
-        unknown = "what it starts from is not there"
-    elif size > LARGEST and not torch.cuda.is_available():
-        unknown = f"a model of {size / 1e9:.1f} billion parameters is not tried without a GPU"
+        unmeasured = "inputs are missing"
+    elif size > MAX_CPU_PARAMETERS and not torch.cuda.is_available():
+        unmeasured = f"a model of {size / 1e9:.1f} billion parameters is not measured without a GPU"
     else:
         try:
-            _measure(config, inputs, phases, say)
+            _measure(config, inputs, phases, notify)
         except (RuntimeError, MemoryError) as error:
-            unknown = f"a step failed: {str(error).splitlines()[0]}"
-    return Plan(_shapes(numbers, config), phases, missing, unknown)
+            unmeasured = f"a step failed: {str(error).splitlines()[0]}"
+    return Estimate(_shapes(model_config, config), phases, missing, unmeasured)
 
 
 def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
@@ -72,8 +82,8 @@ def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
     tokens += model.dense.evidence_tokens if model.dense else 0
     return {
         "name": model.name,
-        "start": config.start or "fresh weights",
-        "pictures": [2, 3, vision.image_px, vision.image_px],
+        "start": config.start or "random weights",
+        "images": [2, 3, vision.image_px, vision.image_px],
         "image_tokens": [tokens, vision.width],
         "queries": [model.qformer.queries, model.qformer.hidden],
         "soft_prompt": [model.qformer.queries, model.language.hidden],
@@ -81,96 +91,100 @@ def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _phase(config: TrainConfig, name: str, learner: Learner, inputs: run.Inputs | None) -> dict[str, Any]:
+def _phase_estimate(
+    config: TrainConfig, name: str, learner: Learner, inputs: RunInputs | None
+) -> dict[str, Any]:
     phase = config.phases[name]
-    found = lr_multipliers([known for known, _ in named(learner)], phase)
-    organs = counts(learner, found)
-    fitted, every = (sum(pair[place] for pair in organs.values()) for place in (0, 1))
-    low = 4 if config.language_dtype == "fp32" or run.language_is_fitted(config) else 2
-    language = organs["language"][1]
-    parts = {
-        "weights": 4 * (every - language) + low * language,
-        "gradients": 4 * fitted,
-        "optimiser": 8 * fitted,
-        "running mean": 4 * (every if config.start is None else fitted) * bool(config.ema),
+    multipliers = lr_multipliers([name for name, _ in named_parameters(learner)], phase)
+    modules = count_parameters(learner, multipliers)
+    trainable = sum(count for count, _ in modules.values())
+    total = sum(count for _, count in modules.values())
+    language = modules["language"][1]
+    is_fp32 = config.language_dtype == "fp32" or is_language_trainable(config)
+    memory = {
+        "weights": 4 * (total - language) + (4 if is_fp32 else 2) * language,
+        "gradients": 4 * trainable,
+        "optimizer": 8 * trainable,  # two moments of AdamW
+        "EMA": 4 * (total if config.start is None else trainable) * bool(config.ema),
     }
-    share = world.size if config.sharding == "fsdp" else 1
+    shards = world.size if config.sharding == "fsdp" else 1
     return {
         "part": phase.part,
         "steps": phase.steps,
         "batch": phase.batch,
-        "pieces": pieces(name, phase)[1],
-        "fitted": fitted,
-        "organs": {organ: {"fitted": one, "all": all_} for organ, (one, all_) in organs.items()},
-        "memory_bytes": {key: value // share for key, value in parts.items()},
+        "grad_accum_steps": micro_batches(name, phase)[1],
+        "trainable": trainable,
+        "modules": {module: {"trainable": count, "all": all_} for module, (count, all_) in modules.items()},
+        "memory_bytes": {key: value // shards for key, value in memory.items()},
         "epochs": _epochs(config, phase, inputs),
         "seconds": None,
         "activation_bytes": None,
     }
 
 
-def _epochs(config: TrainConfig, phase: Phase, inputs: run.Inputs | None) -> dict[str, float]:
-    """How often a phase goes through each set; scenes are drawn from at random."""
+def _epochs(config: TrainConfig, phase: Phase, inputs: RunInputs | None) -> dict[str, float]:
+    """Epochs of a phase over each set; scenes are drawn at random and have none."""
     if inputs is None:
         return {}
     weights = {name: records.weight for name, records in config.sets.items()}
     total = sum(weights.values()) + (config.scenes.weight if config.scenes else 0.0)
-    found = {}
-    for held in inputs.sets:
-        if weights[held.name]:
-            source = ChangeChatSource(held.training, held.images, phase, 1, [0], still=True)
-            found[held.name] = phase.steps * phase.batch * weights[held.name] / total / len(source)
-    return found
+    epochs = {}
+    for split in inputs.splits:
+        if weights[split.name]:
+            source = ChangeChatSource(split.train, split.image_folder, phase, 1, [0], train=False)
+            epochs[split.name] = phase.steps * phase.batch * weights[split.name] / total / len(source)
+    return epochs
 
 
 def _measure(
-    config: TrainConfig, inputs: run.Inputs, phases: dict[str, dict[str, Any]], say: Callable[[str], None]
+    config: TrainConfig,
+    inputs: RunInputs,
+    phases: dict[str, dict[str, Any]],
+    notify: Callable[[str], None],
 ) -> None:
-    """Some steps of each phase, with few pairs and few scenes, in a folder that is thrown away."""
-    where = machine(config)
+    """Fill in time and activation memory from some steps of each phase, with few pairs and few scenes, in a
+    temporary folder."""
+    machine = pick_machine(config)
     scenes = config.scenes
     if scenes:
-        few = {
-            name: min(getattr(scenes, name), PAIRS)
-            for name in ("train", "validation", "far", "stormy", "rich")
-        }
-        scenes = replace(scenes, **few)
+        kinds = ("train", "validation", "far", "stormy", "rich")
+        scenes = replace(scenes, **{kind: min(getattr(scenes, kind), MEASURED_PAIRS) for kind in kinds})
     with tempfile.TemporaryDirectory(prefix="deltavlm-plan-") as folder:
         out = Path(folder)
-        small = replace(config, scenes=scenes, validation=None)
         if scenes:
-            draw_all(scenes, out, workers=1)
-        codecs = run.codecs_of(inputs, out, scenes=scenes is not None)
+            render_scenes(scenes, out, workers=1)
+        codecs = prepare_tokenizers(inputs, out, has_scenes=scenes is not None)
         for name, phase in config.phases.items():
-            say(f"measuring {STEPS} steps of {name}")
-            pairs = min(phase.batch, phase.micro or PAIRS, PAIRS)
-            tried = replace(phase, steps=STEPS + 1, batch=pairs, micro=None)
-            one = replace(small, phases={name: tried})
-            learner = run.learner_of(one, name, inputs, run.start_model(config, inputs), where)
-            mixture = run.mixture_of(one, name, inputs, out)
-            lessons = partial(collate, phase=tried, config=inputs.model, codecs=codecs)
-            trainer = Trainer(one, name, learner, mixture, lessons, where, out)
-            kept = _Kept()
-            with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-                trainer.learn(0, trainer.batch(0), shown=True)
+            notify(f"measuring {MEASURED_STEPS} steps of {name}")
+            pairs = min(phase.batch, phase.micro or MEASURED_PAIRS, MEASURED_PAIRS)
+            short_phase = replace(phase, steps=MEASURED_STEPS + 1, batch=pairs, micro=None)
+            short = replace(config, scenes=scenes, validation=None, phases={name: short_phase})
+            learner = build_learner(short, name, inputs, build_initial_model(config, inputs), machine)
+            loader = TrainLoader(
+                build_sampler(short, name, inputs, out),
+                partial(collate, phase=short_phase, config=inputs.model, codecs=codecs),
+            )
+            trainer = Trainer(short, name, learner, loader, machine, TrainHooks(out))
+            activations = _SavedTensors()
+            with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda tensor: tensor):
+                trainer.train_step(0, trainer.load_step(0), should_log=True)
             started = time.monotonic()
-            for step in range(1, STEPS + 1):
-                trainer.learn(step, trainer.batch(step), shown=True)
-            each = (time.monotonic() - started) / STEPS
-            phases[name]["seconds"] = each * phase.batch / pairs * phase.steps
-            at_once = phase.micro or phase.batch
-            phases[name]["activation_bytes"] = kept.total * at_once // pairs
+            for step in range(1, MEASURED_STEPS + 1):
+                trainer.train_step(step, trainer.load_step(step), should_log=True)
+            step_seconds = (time.monotonic() - started) / MEASURED_STEPS
+            phases[name]["seconds"] = step_seconds * phase.batch / pairs * phase.steps
+            phases[name]["activation_bytes"] = activations.total_bytes * (phase.micro or phase.batch) // pairs
 
 
-class _Kept:
-    """How many bytes autograd keeps for the backward pass, each storage once, weights included."""
+class _SavedTensors:
+    """Bytes that autograd saves for the backward pass, each storage once, without the weights."""
 
     def __init__(self) -> None:
-        self.total, self.seen = 0, set[int]()
+        self.total_bytes, self.storages = 0, set[int]()
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, torch.nn.Parameter) and storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
+        if not isinstance(tensor, torch.nn.Parameter) and storage.data_ptr() not in self.storages:
+            self.storages.add(storage.data_ptr())
+            self.total_bytes += storage.nbytes()
         return tensor

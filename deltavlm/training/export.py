@@ -1,89 +1,90 @@
-"""From the checkpoints of a run to a model folder: averaged weights, tokenizers, calibrated yes and no."""
+"""Export of a trained model: model folder with averaged weights, tokenizers, calibrated yes/no scores."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from deltavlm.model import checkpoint
-from deltavlm.model.config import Calibration, DeltaVLMConfig
+from deltavlm.model.config import Calibration
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
-from deltavlm.training.calibrate import calibrated, fit, margins_of_cases
+from deltavlm.training.build import RunInputs
+from deltavlm.training.calibrate import calibrate_on_scenes, fit_platt, record_margins
 from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.config import TrainConfig
 
-LEAST = 20  # held-out answers of each kind from which on yes and no are calibrated on a set
+MIN_CLASS_ANSWERS = 20  # held-out answers of each class that a calibration on sets needs
 
 
-def commit() -> str:
-    """The commit of the working tree, "+" behind it where files were changed, "unknown" outside of one."""
+def describe_commit() -> str:
+    """Commit of the working tree, with "+" where files were changed; "unknown" outside of one."""
     try:
-        words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def export(
-    run: Path,
+def export_model(
     model: DeltaVLM,
-    config: DeltaVLMConfig,
-    recipe: TrainConfig,
-    about: dict[str, str],
+    config: TrainConfig,
+    inputs: RunInputs,
+    provenance: Mapping[str, str],
+    out: Path,
     folder: Path,
-    start: Path | None,
-    sets: Sequence[Split],
 ) -> Calibration:
-    """Writes `folder`; returns the calibration of yes and no: fitted on what a set holds out where that is
-    enough, else on the validation scenes, else left as it was.
+    """Write the model folder `folder` of the run in `out`.
 
-    A language model that `start` has in files of its own, and that was held still, is linked, not written.
+    Returns the calibration of yes/no scores: fitted on the held-out pairs of the sets where they are enough,
+    else on the validation scenes, else unchanged. A frozen language model that the start has in files of its
+    own is linked, not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = replace(config, calibration=Calibration(), files={})
+    model_config = replace(inputs.model, calibration=Calibration(), files={})
     weights = model.state_dict()
-    links = sorted(start.glob("language-*.safetensors")) if start else []
-    if links or config.language.folder:
+    language_files = sorted(inputs.start.glob("language-*.safetensors")) if inputs.start else []
+    if language_files or inputs.model.language.folder:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("language.")}
-        for path in links:
-            _link(path, folder / path.name)
-        plain = replace(plain, files={name: sum_ for name, sum_ in config.files.items() if name != WEIGHTS})
-    plain = replace(plain, sources={**config.sources, **about})
-    checkpoint.save(folder, plain, weights, provenance=about)
+        for path in language_files:
+            _link_or_copy(path, folder / path.name)
+        checksums = {name: checksum for name, checksum in inputs.model.files.items() if name != WEIGHTS}
+        model_config = replace(model_config, files=checksums)
+    model_config = replace(model_config, sources={**inputs.model.sources, **provenance})
+    checkpoint.save(folder, model_config, weights, provenance=provenance)
     for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
-        if (run / name).is_file() and folder != run:
-            shutil.copyfile(run / name, folder / name)
-    found = _calibration(run, folder, recipe, sets) or config.calibration
-    checkpoint.save_config(folder, replace(plain, calibration=found))
-    return found
+        if (out / name).is_file() and folder != out:
+            shutil.copyfile(out / name, folder / name)
+    calibration = _calibrate(out, folder, config, inputs.splits) or inputs.model.calibration
+    checkpoint.save_config(folder, replace(model_config, calibration=calibration))
+    return calibration
 
 
-def _calibration(run: Path, folder: Path, recipe: TrainConfig, sets: Sequence[Split]) -> Calibration | None:
-    device = "auto" if recipe.device == "auto" else recipe.device
-    if not any(held.held_out for held in sets) and recipe.scenes is None:
+def _calibrate(out: Path, folder: Path, config: TrainConfig, splits: Sequence[Split]) -> Calibration | None:
+    if not any(split.held_out for split in splits) and config.scenes is None:
         return None
-    model = load_model(str(folder.resolve()), device=device if recipe.scenes is None else "cpu")
+    model = load_model(str(folder.resolve()), device=config.device if config.scenes is None else "cpu")
     assert isinstance(model, Predictor)
     margins: list[float] = []
-    truth: list[bool] = []
-    for held in sets:
-        one, other = margins_of_cases(model, held.held_out, held.images)
-        margins, truth = margins + one, truth + other
-    if min(sum(truth), len(truth) - sum(truth)) >= LEAST:
-        return fit(margins, truth)
-    if recipe.scenes is not None:
-        return calibrated(model, run / "validation", run / "hard")
+    is_changed: list[bool] = []
+    for split in splits:
+        split_margins, split_is_changed = record_margins(model, split.held_out, split.image_folder)
+        margins += split_margins
+        is_changed += split_is_changed
+    if min(sum(is_changed), len(is_changed) - sum(is_changed)) >= MIN_CLASS_ANSWERS:
+        return fit_platt(margins, is_changed)
+    if config.scenes is not None:
+        return calibrate_on_scenes(model, out / "validation", out / "hard")
     return None
 
 
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the disk has none."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Hard link, or a copy where the file system has none."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

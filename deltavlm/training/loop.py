@@ -1,8 +1,7 @@
-"""The training loop, one for all phases: an optimiser with a rate for each organ, a schedule, a running mean
-of the weights, checkpoints to resume from, a log, validation.
+"""Training loop of all phases: gradient accumulation, EMA, checkpoints, validation, early stopping.
 
-What is learnt comes from a `MixedSampler` (what a step holds) and a `Learner` (what is made of it); both are
-functions of seed and step, so a resumed run computes what an unbroken one computes.
+The batches of a `TrainLoader` and the losses of a `Learner` are functions of seed and step, so a resumed run
+computes what an uninterrupted one computes.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,297 +21,341 @@ from torch import Tensor, nn
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
-from deltavlm.training.checkpoints import Log, load_state, save_state
-from deltavlm.training.config import ASKING, Phase, TrainConfig
-from deltavlm.training.distributed import Machine, whole, world
-from deltavlm.training.learner import LOSSES, Learner, TrainBatch
-from deltavlm.training.parameter_groups import freeze, optimiser, training_modes
-from deltavlm.training.sampling import Batch, MixedSampler, mixed_seed
+from deltavlm.training.checkpoints import TrainLog, load_state, save_state
+from deltavlm.training.collate import TrainBatch, TrainLoader
+from deltavlm.training.config import ANSWERING, Phase, TrainConfig, Validation
+from deltavlm.training.distributed import Machine, full_tensor, shard_like, world
+from deltavlm.training.learner import LOSSES, Learner
+from deltavlm.training.parameter_groups import build_optimizer, freeze, set_train_mode
+from deltavlm.training.sampling import derive_seed
 from deltavlm.training.stop_signals import StopRequest
 
 log = logging.getLogger(__name__)
 
-Ended = Literal["done", "early", "stopped"]
-Validate = Callable[[Learner, StopRequest], dict[str, float] | None]  # None: stopped in the middle
+RunEnd = Literal["done", "early", "stopped"]  # all steps, early stopping, or a stop request
+Metrics = dict[str, float]
+Validate = Callable[[Learner, StopRequest], Metrics | None]  # None: stopped halfway
 
 
-def rate(phase: Phase, step: int) -> float:
-    """Linear warm-up, then a cosine to the floor, by step."""
+def ignore_step(step: int, note: str) -> None:
+    """Progress callback that does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainHooks:
+    """Folder and callbacks of a trainer."""
+
+    out: Path  # checkpoints and log
+    validate: Validate | None = None
+    on_progress: Callable[[int, str], None] = ignore_step  # steps done, and the losses where they are logged
+
+
+def lr_schedule(phase: Phase, step: int) -> float:
+    """Learning rate at a step as a share of `phase.lr`: linear warmup, then cosine decay to `phase.floor`."""
     if step < phase.warmup:
         return (step + 1) / phase.warmup
-    done = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
-    return phase.floor + (1 - phase.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    return phase.floor + (1 - phase.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def pieces(name: str, phase: Phase) -> tuple[int, int]:
-    """Pairs that this process looks at at once, and how often in a step.
+def micro_batches(name: str, phase: Phase) -> tuple[int, int]:
+    """Micro-batch size of a process, and its number of gradient accumulation steps.
 
-    Raises: ConfigError where a batch cannot be dealt evenly.
+    Raises: ConfigError when the batch does not divide evenly.
     """
-    share, rest = divmod(phase.batch, world.size)
-    micro = phase.micro or share
-    if rest or not share or share % micro:
+    per_process, remainder = divmod(phase.batch, world.size)
+    micro_batch_size = phase.micro or per_process
+    if remainder or not per_process or per_process % micro_batch_size:
         raise ConfigError(
             f"phase {name}: batch {phase.batch} does not divide into {world.size} processes "
-            f"with pieces of {phase.micro or 'equal size'}"
+            f"with micro-batches of {phase.micro or 'equal size'}"
         )
-    return micro, share // micro
+    return micro_batch_size, per_process // micro_batch_size
 
 
 class Trainer:
-    """One phase on its way. `everything`: checkpoints hold all weights, not only those that can change."""
+    """Trainer of one phase; resumes from the phase's checkpoint in `hooks.out` if there is one.
+
+    Checkpoints hold all weights when the run starts from random ones (`config.start` is None), else only
+    those that the phase can change: trainable parameters and buffers.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
         name: str,
         learner: Learner,
-        mixture: MixedSampler,
-        lessons: Callable[[Batch], TrainBatch],
+        loader: TrainLoader,
         machine: Machine,
-        out: Path,
-        *,
-        everything: bool = True,
-        validate: Validate | None = None,
-        tell: Callable[[int, str], None] = lambda done, note: None,
+        hooks: TrainHooks,
     ) -> None:
         self.config, self.name, self.phase = config, name, config.phases[name]
-        self.learner, self.mixture, self.lessons, self.machine = learner, mixture, lessons, machine
-        self.out, self.validate, self.tell = out, validate, tell
-        self.step, self.best, self.best_step, self.misses, self.owed = 0, math.nan, 0, 0, False
-        self.micro, self.pieces = pieces(name, self.phase)
-        found = freeze(learner, self.phase)
-        path = out / f"{name}.pt"
+        self.learner, self.loader, self.machine, self.hooks = learner, loader, machine, hooks
+        self.step, self.validation_due = 0, False
+        self.best_value, self.best_step, self.validations_since_best = math.nan, 0, 0
+        self.micro_batch_size, self.grad_accum_steps = micro_batches(name, self.phase)
+        multipliers = freeze(learner, self.phase)
+        path = hooks.out / f"{name}.pt"
         state = load_state(path) if path.exists() else None
         if state:
             learner.load_state_dict(state["weights"], strict=False)
         learner.to(machine.device)
-        self.spread = machine.spread(learner)
-        self.optim = optimiser(learner, self.phase, found)
-        self.fitted = [p for group in self.optim.param_groups for p in group["params"]]
+        self.wrapped = machine.wrap(learner)
+        self.optimizer = build_optimizer(learner, self.phase, multipliers)
+        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-        changing = {name for name, p in learner.named_parameters() if p.requires_grad}
-        fixed = {name for name, p in learner.named_parameters() if not p.requires_grad}
-        self.live: dict[str, Tensor] = {  # these share their storage with the learner
+        frozen = {name for name, p in learner.named_parameters() if not p.requires_grad}
+        self.weights: dict[str, Tensor] = {  # these share their storage with the learner
             name: tensor
             for name, tensor in learner.state_dict().items()
-            if everything or name in changing or name not in fixed
+            if config.start is None or name not in frozen
         }
-        self.mean = {
+        self.ema: dict[str, Tensor] = {
             name: tensor.detach().clone()
-            for name, tensor in self.live.items()
+            for name, tensor in self.weights.items()
             if config.ema and tensor.is_floating_point()
         }
         if state:
             self.load_checkpoint(state)
 
-    def batch(self, step: int) -> list[TrainBatch]:
-        """This process's share of a step, in pieces."""
-        each = self.micro * world.size
-        starts = [piece * each + world.rank * self.micro for piece in range(self.pieces)]
-        return [self.lessons(self.mixture.take(step, at, at + self.micro)) for at in starts]
+    def run(self, stop: StopRequest, until: float = math.inf) -> RunEnd:
+        """Train from the current step to the end of the phase, or to a stop request between two steps.
 
-    def run(self, stop: StopRequest, until: float = math.inf) -> Ended:
-        """Runs the phase on from where it is. Stops between two steps, with a checkpoint."""
-        journal = Log(self.out, self.name, self.step) if world.rank == 0 else None
+        `until`: time (seconds since the epoch) to stop at. Both kinds of stop save a checkpoint.
+        """
+        train_log = TrainLog(self.hooks.out, self.name, self.step) if world.rank == 0 else None
         try:
-            if self.owed and (ended := self.check(journal, stop)):
-                return ended
-            since, told = time.monotonic(), self.step
-            for step, pieces in self.ahead():
+            if self.validation_due and (end := self.validate(train_log, stop)):
+                return end
+            timer, timer_step = time.monotonic(), self.step  # throughput is measured from here
+            for step, micro_batches in self.prefetch_steps():
                 if self.should_stop(stop, until):
-                    self.keep()
+                    self.save_checkpoint()
                     return "stopped"
                 is_last = step + 1 == self.phase.steps
-                shown = is_last or (step + 1) % self.config.log_every == 0
-                numbers = self.learn(step, pieces, shown)
+                should_log = is_last or (step + 1) % self.config.log_every == 0
+                metrics = self.train_step(step, micro_batches, should_log)
                 self.step = step + 1
-                if numbers:
-                    now = time.monotonic()
-                    numbers["pairs_per_s"] = (self.step - told) * self.phase.batch / max(now - since, 1e-9)
-                    since, told = now, self.step
-                    if journal:
-                        journal.write(self.step, "train", numbers)
-                    self.tell(self.step, " ".join(f"{k} {v:.3f}" for k, v in numbers.items() if k in LOSSES))
-                else:
-                    self.tell(self.step, "")
-                plan = self.config.validation
-                if plan and self.validate and (is_last or self.step % plan.every == 0):
-                    self.owed = True
-                    if ended := self.check(journal, stop):
-                        return ended
-                    since, told = time.monotonic(), self.step
+                losses = " ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name in LOSSES)
+                if metrics:
+                    seconds = max(time.monotonic() - timer, 1e-9)
+                    metrics["pairs_per_s"] = (self.step - timer_step) * self.phase.batch / seconds
+                    timer, timer_step = time.monotonic(), self.step
+                    if train_log:
+                        train_log.write(self.step, "train", metrics)
+                self.hooks.on_progress(self.step, losses)
+                if self.should_validate(is_last):
+                    self.validation_due = True
+                    if end := self.validate(train_log, stop):
+                        return end
+                    timer, timer_step = time.monotonic(), self.step
                 elif is_last or self.step % self.config.checkpoint_every == 0:
-                    self.keep()
+                    self.save_checkpoint()
             return "done"
         finally:
-            if journal:
-                journal.close()
+            if train_log:
+                train_log.close()
 
-    def ahead(self) -> Iterator[tuple[int, list[TrainBatch]]]:
-        """Steps and what they hold; the next ones are read while one is learnt."""
-        with ThreadPoolExecutor(self.config.workers) as reader:
-            asked: dict[int, Future[list[TrainBatch]]] = {}
+    def prefetch_steps(self) -> Iterator[tuple[int, list[TrainBatch]]]:
+        """Remaining steps with their micro-batches, which `workers` threads prefetch."""
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            pending: dict[int, Future[list[TrainBatch]]] = {}
             try:
                 for step in range(self.step, self.phase.steps):
-                    for near in range(step, min(step + 1 + self.config.workers, self.phase.steps)):
-                        if near not in asked:
-                            asked[near] = reader.submit(self.batch, near)
-                    yield step, asked.pop(step).result()
+                    for upcoming in range(step, min(step + 1 + self.config.workers, self.phase.steps)):
+                        if upcoming not in pending:
+                            pending[upcoming] = pool.submit(self.load_step, upcoming)
+                    yield step, pending.pop(step).result()
             finally:
-                for future in asked.values():
+                for future in pending.values():
                     future.cancel()
 
+    def load_step(self, step: int) -> list[TrainBatch]:
+        """Micro-batches of this process in a step."""
+        stride = self.micro_batch_size * world.size
+        offset = world.rank * self.micro_batch_size
+        starts = [micro_step * stride + offset for micro_step in range(self.grad_accum_steps)]
+        return [self.loader.micro_batch(step, start, start + self.micro_batch_size) for start in starts]
+
     def should_stop(self, stop: StopRequest, until: float = math.inf) -> bool:
-        """Whether any process was told to, or the time is up."""
-        mine = stop.wanted or time.time() > until
-        wanted = world.summed([float(mine)], self.machine.device)[0] > 0
-        if wanted:
-            stop.wanted = True
-        return wanted
+        """True in all processes if any of them was asked to stop or is out of time."""
+        must_stop = stop.requested or time.time() > until
+        if world.all_reduce_sum([float(must_stop)], self.machine.device)[0] == 0:
+            return False
+        stop.requested = True
+        return True
 
-    def learn(self, step: int, pieces: list[TrainBatch], shown: bool) -> dict[str, float]:
-        """One step of the optimiser; what it was like, where that is to be shown."""
-        scale = rate(self.phase, step)
-        for group in self.optim.param_groups:
-            group["lr"] = self.phase.lr * group["factor"] * scale
-        names = sorted(pieces[0].counts)
-        counted = world.summed(
-            [sum(lesson.counts[name] for lesson in pieces) for name in names], self.machine.device
-        )
-        counts = dict(zip(names, counted, strict=True))
-        self.optim.zero_grad(set_to_none=True)
-        seen = dict.fromkeys(names, torch.zeros((), device=self.machine.device))
-        for number, lesson in enumerate(pieces):
-            torch.manual_seed(mixed_seed(self.config.seed, step, number, world.rank))
-            with self.machine.sharing(self.spread, last=number + 1 == len(pieces)):
-                with self.machine.exact():
-                    sums = self.spread(lesson.to(self.machine.device))
-                # the mean over processes that follows makes these the sum over all, divided by all
-                terms = [sums[k].float() * (world.size / counts[k]) for k in sums if k in LOSSES]
-                self.scaler.scale(torch.stack(terms).sum()).backward()  # type: ignore[no-untyped-call]
+    def train_step(self, step: int, micro_batches: list[TrainBatch], should_log: bool) -> Metrics:
+        """One optimizer step with gradient accumulation over micro-batches.
+
+        Returns mean losses, learning rate and gradient norm to log; empty on steps that are not logged.
+        """
+        # number of terms of each loss in the whole step, over all micro-batches and processes
+        names = sorted(micro_batches[0].terms)
+        local_terms = [sum(batch.terms[name] for batch in micro_batches) for name in names]
+        global_terms = world.all_reduce_sum(local_terms, self.machine.device)
+        terms = dict(zip(names, global_terms, strict=True))
+
+        # learning rate
+        lr_scale = lr_schedule(self.phase, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.phase.lr * group["factor"] * lr_scale
+
+        # forward and backward
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = dict.fromkeys(names, torch.zeros((), device=self.machine.device))
+        for micro_step, batch in enumerate(micro_batches):
+            torch.manual_seed(derive_seed(self.config.seed, step, micro_step, world.rank))
+            is_last = micro_step + 1 == self.grad_accum_steps
+            with self.machine.gradient_sync(self.wrapped, is_last=is_last):
+                with self.machine.autocast():
+                    sums = self.wrapped(batch.to(self.machine.device))
+                # DDP and FSDP average gradients over processes: times their number, the average is the sum
+                losses = [sums[name].float() * (world.size / terms[name]) for name in sums if name in LOSSES]
+                self.scaler.scale(torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
             for name, value in sums.items():
-                seen[name] = seen[name] + value.detach().float()
-        self.scaler.unscale_(self.optim)
-        norm = whole(nn.utils.clip_grad_norm_(self.fitted, self.config.clip))
-        if self.scaler.is_enabled() or torch.isfinite(norm):  # the scaler looks itself
-            self.scaler.step(self.optim)
-        else:
-            log.warning("%s step %d: gradients are not finite; left out", self.name, step + 1)
-        self.scaler.update()
-        self.average(step)
-        if not shown:
-            return {}
-        values = world.summed([seen[name].item() for name in names], self.machine.device)
-        found = {
-            name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]
-        }
-        return found | {"lr": self.phase.lr * scale, "norm": norm.item()}
+                totals[name] = totals[name] + value.detach().float()
 
-    def average(self, step: int) -> None:
-        """Exponential moving average of weights and statistics, short at first."""
+        # optimizer step
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = full_tensor(nn.utils.clip_grad_norm_(self.trainable, self.config.clip))
+        if self.scaler.is_enabled() or torch.isfinite(grad_norm):  # the scaler skips non-finite ones itself
+            self.scaler.step(self.optimizer)
+        else:
+            log.warning("%s step %d: gradients are not finite; step skipped", self.name, step + 1)
+        self.scaler.update()
+        self.update_ema(step)
+
+        if not should_log:
+            return {}
+        values = world.all_reduce_sum([totals[name].item() for name in names], self.machine.device)
+        means = {name: value / terms[name] for name, value in zip(names, values, strict=True) if terms[name]}
+        return means | {"lr": self.phase.lr * lr_scale, "norm": grad_norm.item()}
+
+    def update_ema(self, step: int) -> None:
+        """Update the exponential moving average of weights and buffers; the decay grows at first."""
         decay = min(self.config.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, mean in self.mean.items():
-                mean.lerp_(self.live[name], 1 - decay)
+            for name, average in self.ema.items():
+                average.lerp_(self.weights[name], 1 - decay)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """While open, the learner has the averaged weights and is as in use."""
-        kept = {name: self.live[name].detach().clone() for name in self.mean}
+    def ema_weights(self) -> Iterator[None]:
+        """Context in which the learner has the EMA weights and is in eval mode."""
+        backup = {name: self.weights[name].detach().clone() for name in self.ema}
         with torch.no_grad():
-            for name, mean in self.mean.items():
-                self.live[name].copy_(mean)
+            for name, average in self.ema.items():
+                self.weights[name].copy_(average)
         self.learner.eval()
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, tensor in kept.items():
-                    self.live[name].copy_(tensor)
-            training_modes(self.learner)
+                for name, tensor in backup.items():
+                    self.weights[name].copy_(tensor)
+            set_train_mode(self.learner)
 
-    def check(self, journal: Log | None, stop: StopRequest) -> Ended | None:
-        """Validates, keeps, and says whether that is the end of the phase."""
+    def should_validate(self, is_last: bool) -> bool:
+        plan = self.config.validation
+        return bool(plan and self.hooks.validate and (is_last or self.step % plan.every == 0))
+
+    def validate(self, train_log: TrainLog | None, stop: StopRequest) -> RunEnd | None:
+        """Validate the EMA weights and save checkpoints; returns the end of the phase where it ends here."""
         plan = self.config.validation
         assert plan is not None
-        assert self.validate is not None
-        with self.averaged():
-            found = self.validate(self.learner, stop)
-        if found is None:  # stopped in the middle: to be done again
-            self.keep()
+        assert self.hooks.validate is not None
+        with self.ema_weights():
+            metrics = self.hooks.validate(self.learner, stop)
+        if metrics is None:  # stopped halfway: validation stays due, to be repeated on resume
+            self.save_checkpoint()
             return "stopped"
-        self.owed = False
-        if journal:
-            journal.write(self.step, "validation", found)
-            shown = [name for name in found if ".loss." in name or name == plan.metric]
-            told = ", ".join(f"{name} {found[name]:.4g}" for name in shown)
-            log.info("%s step %d, held out: %s", self.name, self.step, told)
-        if plan.metric is not None:
-            if plan.metric not in found:
-                self.keep()
-                asks = {phase.part in ASKING for phase in self.config.phases.values()}
-                if len(asks) == 1:
-                    raise ConfigError(
-                        f"validation.metric: there is no {plan.metric!r}{suggest(plan.metric, found)}"
-                    )
-                log.info("%s has no figure %s: its last weights count", self.name, plan.metric)
-                return None
-            value = found[plan.metric]
-            if math.isnan(self.best) or (value < self.best if plan.lower else value > self.best):
-                self.best, self.best_step, self.misses = value, self.step, 0
-                self.keep(best=True)
-            else:
-                self.misses += 1
-        self.keep()
-        if plan.patience and self.misses >= plan.patience and self.step < self.phase.steps:
-            log.info(
-                "%s: not better than at step %d for %d times; ended", self.name, self.best_step, self.misses
-            )
-            return "early"
-        return None
+        self.validation_due = False
+        if train_log:
+            train_log.write(self.step, "validation", metrics)
+            names = [name for name in metrics if ".loss." in name or name == plan.metric]
+            summary = ", ".join(f"{name} {metrics[name]:.4g}" for name in names)
+            log.info("%s step %d, validation: %s", self.name, self.step, summary)
+        if plan.metric is None:
+            self.save_checkpoint()
+            return None
+        if plan.metric not in metrics:
+            self.save_checkpoint()
+            self.check_metric(plan.metric, metrics)
+            return None
+        if self.is_best(plan, metrics[plan.metric]):
+            self.best_value, self.best_step = metrics[plan.metric], self.step
+            self.validations_since_best = 0
+            self.save_checkpoint(best=True)
+        else:
+            self.validations_since_best += 1
+        self.save_checkpoint()
+        return self.early_stop(plan)
 
-    def keep(self, *, best: bool = False) -> None:
-        """Writes all that `load_checkpoint` needs, or the weights that are best."""
+    def is_best(self, plan: Validation, value: float) -> bool:
+        if math.isnan(self.best_value):
+            return True
+        return value < self.best_value if plan.lower else value > self.best_value
+
+    def check_metric(self, metric: str, metrics: Metrics) -> None:
+        """Accept that this phase lacks the metric if other phases may have it.
+
+        Only a run that has phases both with and without answers may lack it. Raises: ConfigError.
+        """
+        if len({phase.part in ANSWERING for phase in self.config.phases.values()}) == 1:
+            raise ConfigError(f"validation.metric: there is no {metric!r}{suggest(metric, metrics)}")
+        log.info("%s has no metric %s: its last weights are used", self.name, metric)
+
+    def early_stop(self, plan: Validation) -> RunEnd | None:
+        if not plan.patience or self.validations_since_best < plan.patience or self.step >= self.phase.steps:
+            return None
+        log.info(
+            "%s: early stopping, no better value than at step %d in %d validations",
+            self.name,
+            self.best_step,
+            self.validations_since_best,
+        )
+        return "early"
+
+    def save_checkpoint(self, *, best: bool = False) -> None:
+        """Save all that `load_checkpoint` needs, or with `best` the weights that were just validated."""
         state: dict[str, Any] = {
-            "mean": {name: whole(tensor) for name, tensor in self.mean.items()},
+            "mean": {name: full_tensor(tensor) for name, tensor in self.ema.items()},
             "step": self.step,
-            "best": [self.best, self.best_step, self.misses],
+            "best": [self.best_value, self.best_step, self.validations_since_best],
         }
-        if not best or not self.mean:
-            state["weights"] = {name: whole(tensor) for name, tensor in self.live.items()}
+        if not best or not self.ema:
+            state["weights"] = {name: full_tensor(tensor) for name, tensor in self.weights.items()}
         if not best:
-            state |= {"owed": self.owed, "scaler": self.scaler.state_dict(), "optim": self._optim_state()}
+            state |= {
+                "owed": self.validation_due,
+                "scaler": self.scaler.state_dict(),
+                "optim": self.optimizer_state(),
+            }
         if world.rank == 0:
-            save_state(self.out, f"{self.name}.best" if best else self.name, state)
-        world.wait()
+            save_state(self.hooks.out, f"{self.name}.best" if best else self.name, state)
+        world.barrier()
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Everything but the weights from a checkpoint."""
-        self.step, self.owed = int(state["step"]), bool(state["owed"])
-        self.best, self.best_step, self.misses = state["best"]
-        for name, mean in self.mean.items():
-            mean.copy_(_like(state["mean"][name], mean))
+        """Restore everything but the weights."""
+        self.step, self.validation_due = int(state["step"]), bool(state["owed"])
+        self.best_value, self.best_step, self.validations_since_best = state["best"]
+        for name, average in self.ema.items():
+            average.copy_(shard_like(state["mean"][name], average))
         self.scaler.load_state_dict(state["scaler"])
-        optim = state["optim"]
-        for number, parameter in enumerate(self.fitted):  # in the optimiser's own order
-            for key, value in optim["state"].get(number, {}).items():
+        optimizer_state = state["optim"]
+        for index, parameter in enumerate(self.trainable):  # the optimizer numbers parameters in this order
+            moments = optimizer_state["state"].get(index, {})
+            for key, value in moments.items():
                 if value.shape == parameter.shape:
-                    optim["state"][number][key] = _like(value, parameter)
-        self.optim.load_state_dict(optim)
+                    moments[key] = shard_like(value, parameter)
+        self.optimizer.load_state_dict(optimizer_state)
 
-    def _optim_state(self) -> dict[str, Any]:
-        """The optimiser's state, put together where each process has a part of it."""
-        state = self.optim.state_dict()
-        held = state["state"]  # its inner dictionaries are the optimiser's own
-        state["state"] = {p: {key: whole(value) for key, value in held[p].items()} for p in held}
+    def optimizer_state(self) -> dict[str, Any]:
+        """State of the optimizer with full tensors (a collective: all processes must call it)."""
+        state = self.optimizer.state_dict()
+        sharded = state["state"]  # its inner dictionaries belong to the optimizer and must not change
+        state["state"] = {
+            index: {key: full_tensor(value) for key, value in moments.items()}
+            for index, moments in sharded.items()
+        }
         return state
-
-
-def _like(tensor: Tensor, wanted: Tensor) -> Tensor:
-    """A whole tensor, spread as another is."""
-    if hasattr(wanted, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(tensor.to(wanted.device), wanted.device_mesh, wanted.placements)  # type: ignore[attr-defined]
-    return tensor.to(wanted.device)

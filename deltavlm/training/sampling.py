@@ -1,8 +1,8 @@
-"""Where batches come from: a pure function of the step, so that a resumed run sees what an unbroken one sees.
+"""Batches as a pure function of seed and step, so that a resumed run sees the data of an uninterrupted one.
 
-A source gives its n-th sample, whatever was asked before; a mixture deals the samples of its sources into the
-slots of a step by weight. How many processes share a step, and in how many pieces each takes its share, does
-not change what the step holds.
+A source yields its n-th sample independently of earlier calls; `MixedSampler` assigns the samples of its
+sources to the slots of a step by weight. The content of a step depends neither on the number of processes nor
+on the number of micro-batches.
 
 B pairs, M of them with masks, P pixels of a side, G patches of a side, U mask pixels of a patch's side.
 """
@@ -18,79 +18,87 @@ import numpy.typing as npt
 
 from deltavlm.model.interface import Pixels
 
+Turn = tuple[str, str]  # (prompt, answer)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A pair of pictures and what is said about it."""
+    """An image pair with questions and answers about it, and its mask and density where they are known."""
 
     before: Pixels  # (3, P, P)
     after: Pixels  # (3, P, P)
-    rows: tuple[tuple[str, str], ...]  # (prompt, answer)
+    turns: tuple[Turn, ...]
     changed: bool
     mask: npt.NDArray[np.int64] | None = None  # (G U, G U) change codes
     density: npt.NDArray[np.float32] | None = None  # (K, G, G)
 
 
-class Source(Protocol):
-    def sample(self, number: int) -> Sample:
-        """Sample 0, 1, 2, ... without end. Raises: InputError when its pictures cannot be read."""
+class SampleSource(Protocol):
+    """Infinite dataset with random access."""
+
+    def sample(self, index: int) -> Sample:
+        """Sample 0, 1, 2, ... without end. Raises: InputError when its images cannot be read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pairs, those with masks first. `noise` seeds what the losses draw, alike in all processes."""
+    """B stacked samples, those with masks first. `noise_seed` seeds the noise of the losses, the same in all
+    processes."""
 
     before: Pixels  # (B, 3, P, P)
     after: Pixels  # (B, 3, P, P)
-    rows: tuple[tuple[tuple[str, str], ...], ...]  # (prompt, answer) of each pair
+    turns: tuple[tuple[Turn, ...], ...]  # of each pair
     changed: tuple[bool, ...]
     mask: npt.NDArray[np.int64] | None  # (M, G U, G U)
     density: npt.NDArray[np.float32] | None  # (M, K, G, G)
-    noise: int = 0
+    noise_seed: int = 0
 
 
 class MixedSampler:
-    """Samples of several sources by weight."""
+    """Sampler that mixes several sources by weight, with a fixed plan for all steps."""
 
     def __init__(
-        self, sources: Sequence[tuple[Source, float]], batch: int, steps: int, seed: list[int]
+        self, sources: Sequence[tuple[SampleSource, float]], batch_size: int, steps: int, seed: list[int]
     ) -> None:
         self.sources = [source for source, _ in sources]
-        self.batch, self.seed = batch, seed
-        shares = np.array([weight for _, weight in sources], float)
-        dealt = np.random.default_rng([*seed, 1]).multinomial(batch, shares / shares.sum(), size=steps)
-        self.dealt = dealt  # (steps, sources): samples of each source in each step
-        self.before = np.cumsum(dealt, axis=0) - dealt  # and in all steps before it
+        self.batch_size, self.seed = batch_size, seed
+        weights = np.array([weight for _, weight in sources], float)
+        rng = np.random.default_rng([*seed, 1])
+        counts = rng.multinomial(batch_size, weights / weights.sum(), size=steps)
+        self.counts = counts  # (steps, sources): samples from each source in each step
+        self.offsets = np.cumsum(counts, axis=0) - counts  # and in all steps before it
 
-    def take(self, step: int, start: int, stop: int) -> Batch:
-        """Slots start to stop of a step."""
-        order = np.repeat(np.arange(len(self.sources)), self.dealt[step])
-        place = np.concatenate([np.arange(number) for number in self.dealt[step]])
-        mixed = np.random.default_rng([*self.seed, 2, step]).permutation(self.batch)[start:stop]
+    def batch(self, step: int, start: int, stop: int) -> Batch:
+        """Slots `start` to `stop` of a step, which has `batch_size` slots."""
+        source_of_slot = np.repeat(np.arange(len(self.sources)), self.counts[step])
+        index_of_slot = np.concatenate([np.arange(count) for count in self.counts[step]])
+        shuffled = np.random.default_rng([*self.seed, 2, step]).permutation(self.batch_size)[start:stop]
         samples = [
-            self.sources[which].sample(int(self.before[step, which]) + at)
-            for which, at in zip(order[mixed].tolist(), place[mixed].tolist(), strict=True)
+            self.sources[source].sample(int(self.offsets[step, source]) + index)
+            for source, index in zip(
+                source_of_slot[shuffled].tolist(), index_of_slot[shuffled].tolist(), strict=True
+            )
         ]
-        return stacked(samples, noise=mixed_seed(*self.seed, step))
+        return stack_samples(samples, noise_seed=derive_seed(*self.seed, step))
 
 
-def mixed_seed(*numbers: int) -> int:
-    """One seed of many numbers, the same on every machine."""
+def derive_seed(*numbers: int) -> int:
+    """Hash several numbers into one seed, the same on every machine."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def stacked(samples: Sequence[Sample], noise: int = 0) -> Batch:
-    """Samples as one batch, those with masks first."""
-    samples = sorted(samples, key=lambda one: one.mask is None)
-    masks = [one.mask for one in samples if one.mask is not None]
-    densities = [one.density for one in samples if one.density is not None]
+def stack_samples(samples: Sequence[Sample], noise_seed: int = 0) -> Batch:
+    """Stack samples into a batch, those with masks first."""
+    samples = sorted(samples, key=lambda sample: sample.mask is None)
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    densities = [sample.density for sample in samples if sample.density is not None]
     return Batch(
-        np.stack([one.before for one in samples]),
-        np.stack([one.after for one in samples]),
-        tuple(one.rows for one in samples),
-        tuple(one.changed for one in samples),
+        np.stack([sample.before for sample in samples]),
+        np.stack([sample.after for sample in samples]),
+        tuple(sample.turns for sample in samples),
+        tuple(sample.changed for sample in samples),
         np.stack(masks) if masks else None,
         np.stack(densities) if densities else None,
-        noise,
+        noise_seed,
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a wish, heeded between two steps, where a checkpoint can be written."""
+"""Stop requests: Ctrl-C, SIGTERM and SIGHUP end a run between two steps, after a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 @dataclass
 class StopRequest:
-    """Whether a run is to end, and which signal said so."""
+    """Flag that asks a run to stop, and the signal that set it (None: the time limit)."""
 
-    wanted: bool = False
+    requested: bool = False
     signum: int | None = None
 
     @property
-    def by(self) -> str:
+    def reason(self) -> str:
         return signal.Signals(self.signum).name if self.signum else "its time limit"
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """While open, the first signal sets the flag, and a second one ends the process at once.
+    """Turn the first stop signal into a `StopRequest`; a second one ends the process at once.
 
-    A signal that the parent told us to ignore (`nohup`) stays ignored.
+    A signal that the parent process ignores (`nohup`) stays ignored.
     """
-    stop, before = StopRequest(), dict[int, object]()
+    stop, previous = StopRequest(), dict[int, object]()
 
-    def heed(signum: int, frame: object) -> None:
-        stop.wanted, stop.signum = True, signum
-        for known in before:
-            signal.signal(known, signal.SIG_DFL)
+    def handle(signum: int, frame: object) -> None:
+        stop.requested, stop.signum = True, signum
+        for caught in previous:
+            signal.signal(caught, signal.SIG_DFL)
 
     if threading.current_thread() is threading.main_thread():
         for name in _NAMES:
             signum = getattr(signal, name, None)
             if signum is not None and signal.getsignal(signum) not in (signal.SIG_IGN, None):
-                before[signum] = signal.signal(signum, heed)
+                previous[signum] = signal.signal(signum, handle)
     try:
         yield stop
     finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)  # type: ignore[arg-type]
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""Drawn scenes as samples: varied, with masks and densities, and with a lesson about each."""
+"""Synthetic scenes as training samples: random scene, augmentation, masks, densities, questions."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from deltavlm.data.synthetic.cache import (
     STORMY_SEED,
     TRAIN_SEED,
     VALIDATION_SEED,
-    draw_cache,
     open_cache,
+    render_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.predictor import resize_image
@@ -26,87 +27,85 @@ from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes
 from deltavlm.training.sampling import Sample
 
-CENTRED, SWAP = 0.75, 0.15  # of crops, on a changed place; of pairs, with their dates swapped
+CHANGE_CENTERED = 0.75  # share of crops around a changed pixel
+SWAP_DATES = 0.15  # probability of exchanging before and after
+CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
 
 
-def draw_all(scenes: Scenes, out: Path, workers: int | None = None) -> None:
-    """Draws what is not drawn yet."""
-    draw = partial(draw_cache, size_px=scenes.size_px, workers=workers)
-    draw(out / "scenes", scenes.train, seed=TRAIN_SEED, options=SceneOptions(change=scenes.change))
-    draw(
-        out / "validation",
-        scenes.validation,
-        seed=VALIDATION_SEED,
-        options=SceneOptions(change=scenes.change),
-    )
+def render_scenes(scenes: Scenes, out: Path, workers: int | None = None) -> None:
+    """Render the scene caches of a run; finished ones are left as they are."""
+    render = partial(render_cache, size_px=scenes.size_px, workers=workers)
+    plain = SceneOptions(change=scenes.change)
+    render(out / "scenes", scenes.train, seed=TRAIN_SEED, options=plain)
+    render(out / "validation", scenes.validation, seed=VALIDATION_SEED, options=plain)
     if scenes.far:
-        draw(out / "far", scenes.far, seed=FAR_SEED, options=SceneOptions(change=scenes.change, downsample=2))
+        render(out / "far", scenes.far, seed=FAR_SEED, options=replace(plain, downsample=2))
     if scenes.stormy:
-        draw(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=SceneOptions(change=0.5, strength=2.0))
+        stormy = SceneOptions(change=0.5, strength=2.0)
+        render(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=stormy)
     if scenes.rich:
-        draw(out / "rich", scenes.rich, seed=RICH_SEED, options=SceneOptions(change=scenes.change, rich=True))
+        render(out / "rich", scenes.rich, seed=RICH_SEED, options=replace(plain, rich=True))
 
 
-def corpus(cache: Path, limit: int = 6000) -> list[str]:
-    """Every prompt and answer of some scenes, normalised."""
+def scene_corpus(cache: Path, limit: int = CORPUS_SCENES) -> list[str]:
+    """Normalised prompts and answers of the first `limit` scenes, to train a tokenizer on."""
     _, truth = open_cache(cache)
-    rng, said = np.random.default_rng(0), []
+    rng, texts = np.random.default_rng(0), []
     for change, instances, cover in truth[:limit]:
         for prompt, answer in sample_prompts(rng, facts_of(change, instances, cover), extra=2.0):
-            said += [normalise(f"q {prompt}"), normalise(answer)]
-    return said
+            texts += [normalise(f"q {prompt}"), normalise(answer)]
+    return texts
 
 
 class SceneSource:
-    """The caches of a run as samples without end: any scene, cut, turned and swapped anew each time."""
+    """Infinite samples of a run's scene caches: a random scene, augmented anew each time."""
 
     def __init__(self, out: Path, scenes: Scenes, phase: Phase, image_px: int, seed: list[int]) -> None:
         self.phase, self.image_px, self.seed = phase, image_px, seed
-        shares = {name: getattr(phase, name) for name in ("far", "stormy", "rich") if getattr(scenes, name)}
+        shares = {kind: getattr(phase, kind) for kind in ("far", "stormy", "rich") if getattr(scenes, kind)}
         self.shares = {"scenes": max(0.0, 1 - sum(shares.values())), **shares}
-        self.caches = {name: open_cache(out / name) for name in self.shares}
+        self.caches = {kind: open_cache(out / kind) for kind in self.shares}
 
-    def sample(self, number: int) -> Sample:
-        phase, rng = self.phase, np.random.default_rng([*self.seed, number])
+    def sample(self, index: int) -> Sample:
+        phase, rng = self.phase, np.random.default_rng([*self.seed, index])
         shares = np.array(list(self.shares.values()))
-        name = list(self.shares)[int(rng.choice(len(shares), p=shares / shares.sum()))]
-        pictures, truth = self.caches[name]
-        index = int(rng.integers(len(pictures)))
+        kind = list(self.shares)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        images, truth = self.caches[kind]
+        scene = int(rng.integers(len(images)))
         warp = random_warp(rng, phase.cut, phase.turn_deg) if phase.cut or phase.turn_deg else None
-        options = Augmentation(phase.crop_px, CENTRED, SWAP, phase.color_jitter)
-        pair = augment(rng, pictures[index], truth[index], options, warp)
-        return self.told(rng, pair)
+        options = Augmentation(phase.crop_px, CHANGE_CENTERED, SWAP_DATES, phase.color_jitter)
+        return self.with_questions(rng, augment(rng, images[scene], truth[scene], options, warp))
 
-    def told(self, rng: np.random.Generator, pair: LabeledPair) -> Sample:
-        """A pair with a lesson: some of the questions about it, drawn anew every time."""
+    def with_questions(self, rng: np.random.Generator, pair: LabeledPair) -> Sample:
+        """Sample of a labeled pair with random questions, resized to the model's input."""
         phase = self.phase
-        one = stack_pairs([pair])
-        rows = sample_prompts(rng, one.facts[0], phase.extra)
+        labels = stack_pairs([pair])
+        turns = sample_prompts(rng, labels.facts[0], phase.extra)
         if phase.part == "align":
-            rows = [row for row in rows if row[0] == caption.PROMPT][:1]
-        before, after = one.before[0], one.after[0]
+            turns = [turn for turn in turns if turn[0] == caption.PROMPT][:1]
+        before, after = labels.before[0], labels.after[0]
         if phase.crop_px is None and before.shape[-1] != self.image_px:
             before, after = resize_image(before, self.image_px), resize_image(after, self.image_px)
         return Sample(
             before,
             after,
-            tuple(rows[place] for place in rng.permutation(len(rows))[: phase.rows]),
-            one.facts[0].changed,
-            one.mask[0],
-            one.density[0],
+            tuple(turns[index] for index in rng.permutation(len(turns))[: phase.rows]),
+            labels.facts[0].changed,
+            labels.mask[0],
+            labels.density[0],
         )
 
 
 class ValidationScenes(SceneSource):
-    """The validation scenes, each as it was drawn."""
+    """Validation scenes in order, not augmented."""
 
     def __init__(self, out: Path, phase: Phase, image_px: int) -> None:
         self.phase, self.image_px, self.seed = phase, image_px, [0]
-        self.pictures, self.truth = open_cache(out / "validation")
+        self.images, self.truth = open_cache(out / "validation")
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def sample(self, number: int) -> Sample:
-        rng = np.random.default_rng([*self.seed, number])
-        return self.told(rng, (self.pictures[number], self.truth[number]))
+    def sample(self, index: int) -> Sample:
+        rng = np.random.default_rng([*self.seed, index])
+        return self.with_questions(rng, (self.images[index], self.truth[index]))

@@ -1,4 +1,4 @@
-"""How a model does on what it is not trained on: losses, and answers scored as by `deltavlm eval`."""
+"""Validation on held-out data: losses, and scores of the answers as `deltavlm eval` computes them."""
 
 from __future__ import annotations
 
@@ -10,144 +10,149 @@ from pathlib import Path
 
 import torch
 
-from deltavlm.model.config import Calibration, DeltaVLMConfig
+from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.tokenizer import Codec
 from deltavlm.scoring.inference import predict_batches
 from deltavlm.scoring.predictions import Prediction, match
 from deltavlm.scoring.score import Setup, score
 from deltavlm.scoring.synthetic import predict_scenes, score_scenes
+from deltavlm.training.build import RunInputs
 from deltavlm.training.changechat_dataset import ChangeChatSource, Split
-from deltavlm.training.config import ASKING, TrainConfig
+from deltavlm.training.collate import collate
+from deltavlm.training.config import ANSWERING, TrainConfig
 from deltavlm.training.distributed import Machine, world
-from deltavlm.training.learner import Learner, collate
-from deltavlm.training.sampling import stacked
+from deltavlm.training.learner import Learner
+from deltavlm.training.sampling import stack_samples
 from deltavlm.training.stop_signals import StopRequest
 from deltavlm.training.synthetic_dataset import ValidationScenes
 
 log = logging.getLogger(__name__)
 
-TALLIES = ("tp", "fp", "fn", "tn")
+CONFUSION_COUNTS = ("tp", "fp", "fn", "tn")
+BATCH_SIZE = 16  # pairs whose answers are generated together
 
 
 class Validator:
-    """Figures of one phase by name: SOURCE.loss.NAME, and SOURCE.TASK.GROUP.METRIC of answers."""
+    """Validation of one phase: metrics of a learner, SOURCE.loss.NAME and SOURCE.TASK.GROUP.METRIC."""
 
     def __init__(
         self,
         config: TrainConfig,
         name: str,
-        model: DeltaVLMConfig,
+        inputs: RunInputs,
         codecs: tuple[Codec, Codec],
         machine: Machine,
-        sets: Sequence[Split],
         out: Path,
     ) -> None:
         assert config.validation is not None
         self.plan, self.phase = config.validation, config.phases[name]
-        self.model, self.codecs, self.machine, self.out = model, codecs, machine, out
-        self.sets = [held for held in sets if held.held_out]
-        still = replace(self.phase, crop_px=None)
-        size = model.vision.image_px
+        self.model_config, self.codecs, self.machine, self.out = inputs.model, codecs, machine, out
+        self.splits = [
+            replace(split, held_out=split.held_out[: self.plan.pairs])
+            for split in inputs.splits
+            if split.held_out
+        ]
+        uncropped = replace(self.phase, crop_px=None)
+        size = inputs.model.vision.image_px
         self.sources: dict[str, ValidationScenes | ChangeChatSource] = {}
         if config.scenes:
-            self.sources["scenes"] = ValidationScenes(out, still, size)
+            self.sources["scenes"] = ValidationScenes(out, uncropped, size)
         if self.phase.part != "vision":
-            for held in self.sets:
-                cases = held.held_out[: self.plan.pairs]
-                self.sources[held.name] = ChangeChatSource(cases, held.images, still, size, [0], still=True)
-        self.asks = self.plan.answers and self.phase.part in ASKING
-        if self.asks and machine.sharding == "fsdp" and world.size > 1:
-            self.asks = False
-            log.warning("fsdp: validation has losses only; score the model folder with deltavlm eval")
-        self.noted: set[str] = set()
+            for split in self.splits:
+                self.sources[split.name] = ChangeChatSource(
+                    split.held_out, split.image_folder, uncropped, size, [0], train=False
+                )
+        self.asks_questions = self.plan.answers and self.phase.part in ANSWERING
+        if self.asks_questions and machine.sharding == "fsdp" and world.size > 1:
+            self.asks_questions = False
+            log.warning("with fsdp, validation has losses only; score the model folder with `deltavlm eval`")
+        self.logged_warnings: set[str] = set()
 
     def __call__(self, learner: Learner, stop: StopRequest) -> dict[str, float] | None:
-        found: dict[str, float] = {}
+        """Finite metrics of all sources, the same in all processes; None if a stop was requested."""
+        metrics: dict[str, float] = {}
         for name, source in self.sources.items():
-            found |= self.losses(learner, name, source)
-        if self.asks:
-            model = Predictor(
-                learner.model,
-                replace(self.model, calibration=Calibration()),
-                *self.codecs,
-                str(self.machine.device),
-                "training",
-            )
-            with self.machine.exact():
-                found |= self.answers(model, stop)
-        if any(world.objects(stop.wanted)):
-            stop.wanted = True
+            metrics |= self.losses(learner, name, source)
+        if self.asks_questions:
+            config = replace(self.model_config, calibration=Calibration())
+            device = str(self.machine.device)
+            model = Predictor(learner.model, config, *self.codecs, device, "training")
+            with self.machine.autocast():
+                metrics |= self.answer_metrics(model, stop)
+        if any(world.all_gather_objects(stop.requested)):
+            stop.requested = True
             return None
-        first: dict[str, float] = world.objects(found)[0]
-        return {name: value for name, value in first.items() if math.isfinite(value)}  # of nothing: no figure
+        of_rank_0: dict[str, float] = world.all_gather_objects(metrics)[0]
+        return {name: value for name, value in of_rank_0.items() if math.isfinite(value)}
 
     @torch.no_grad()
     def losses(
         self, learner: Learner, name: str, source: ValidationScenes | ChangeChatSource
     ) -> dict[str, float]:
-        """Mean losses over at most `pairs` samples, evenly taken."""
-        number = min(self.plan.pairs, len(source)) // world.size * world.size
-        each = max(1, self.phase.micro or self.phase.batch // world.size)
+        """Mean losses over at most `pairs` evenly spaced samples of a source, shared between processes."""
+        total = min(self.plan.pairs, len(source)) // world.size * world.size
+        batch_size = max(1, self.phase.micro or self.phase.batch // world.size)
         sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for start in range(0, number, each * world.size):
-            share = min(each, (number - start) // world.size)
-            first = start + world.rank * share
-            samples = [source.sample(at * len(source) // number) for at in range(first, first + share)]
-            lesson = collate(stacked(samples, noise=start), self.phase, self.model, self.codecs)
-            with self.machine.exact():
-                found = learner(lesson.to(self.machine.device))
-            for key, value in found.items():
+        terms: dict[str, float] = {}
+        for start in range(0, total, batch_size * world.size):
+            count = min(batch_size, (total - start) // world.size)
+            first = start + world.rank * count
+            indices = [number * len(source) // total for number in range(first, first + count)]
+            stacked = stack_samples([source.sample(index) for index in indices], noise_seed=start)
+            batch = collate(stacked, self.phase, self.model_config, self.codecs)
+            with self.machine.autocast():
+                batch_sums = learner(batch.to(self.machine.device))
+            for key, value in batch_sums.items():
                 sums[key] = sums.get(key, 0.0) + value.item()
-                counts[key] = counts.get(key, 0.0) + lesson.counts[key]
+                terms[key] = terms.get(key, 0.0) + batch.terms[key]
         keys = sorted(sums)
-        total = world.summed([*(sums[k] for k in keys), *(counts[k] for k in keys)], self.machine.device)
-        means = [a / b for a, b in zip(total[: len(keys)], total[len(keys) :], strict=True)]
+        local = [*(sums[key] for key in keys), *(terms[key] for key in keys)]
+        reduced = world.all_reduce_sum(local, self.machine.device)
+        totals, counts = reduced[: len(keys)], reduced[len(keys) :]
         return {
-            f"{name}.{key}" if key == "recall_at_1" else f"{name}.loss.{key}": mean
-            for key, mean in zip(keys, means, strict=True)
+            f"{name}.{key}" if key == "recall_at_1" else f"{name}.loss.{key}": value / count
+            for key, value, count in zip(keys, totals, counts, strict=True)
         }
 
-    def answers(self, model: Predictor, stop: StopRequest) -> dict[str, float]:
-        """Figures of the questions asked: of the validation scenes by the first process, of sets by all."""
-        found: dict[str, float] = {}
+    def answer_metrics(self, model: Predictor, stop: StopRequest) -> dict[str, float]:
+        """Scores of generated answers: rank 0 asks about the validation scenes, all ranks about the sets."""
+        metrics: dict[str, float] = {}
         if "scenes" in self.sources and world.rank == 0:
-            told = score_scenes(*predict_scenes(model, self.out / "validation", limit=self.plan.pairs))
-            found |= {f"scenes.{key}": float(value) for key, value in told.items() if key != "pairs"}
-        for held in self.sets:
-            cases = held.held_out[: self.plan.pairs]
-            mine: list[Prediction] = []
-            for predictions, problems in predict_batches(
-                model, cases[world.rank :: world.size], held.images, batch_size=16
-            ):
-                mine += predictions
+            scores = score_scenes(*predict_scenes(model, self.out / "validation", limit=self.plan.pairs))
+            metrics |= {f"scenes.{key}": float(value) for key, value in scores.items() if key != "pairs"}
+        for split in self.splits:
+            local = split.held_out[world.rank :: world.size]
+            predictions: list[Prediction] = []
+            for batch, problems in predict_batches(model, local, split.image_folder, batch_size=BATCH_SIZE):
+                predictions += batch
                 for problem in problems:
-                    self.note(problem.message)
-                if stop.wanted:
+                    self.warn_once(problem.message)
+                if stop.requested:
                     break
-            every = [one for part in world.objects(mine) for one in part]
-            if world.rank == 0 and not stop.wanted:
-                found |= self.scored(held, every)
-        return found
+            gathered = world.all_gather_objects(predictions)
+            if world.rank == 0 and not stop.requested:
+                metrics |= self.score_split(split, [prediction for rank in gathered for prediction in rank])
+        return metrics
 
-    def scored(self, held: Split, predictions: Sequence[Prediction]) -> Mapping[str, float]:
-        examples = [example for case in held.held_out[: self.plan.pairs] for example in case.examples]
+    def score_split(self, split: Split, predictions: Sequence[Prediction]) -> Mapping[str, float]:
+        """Scores of the answers about the held-out pairs of a set."""
+        examples = [example for pair in split.held_out for example in pair.examples]
         tasks = tuple(dict.fromkeys(example.task for example in examples))
-        setup = Setup(bootstrap_rounds=0, with_published=False)
-        result = score(match(examples, predictions).pairs, tasks, setup)
-        for line in result.notes:
-            self.note(line)
+        scores = score(
+            match(examples, predictions).pairs, tasks, Setup(bootstrap_rounds=0, with_published=False)
+        )
+        for note in scores.notes:
+            self.warn_once(note)
         return {
-            ".".join((held.name, one.task, one.group, one.metric))
+            ".".join((split.name, metric.task, metric.group, metric.metric))
             .replace(", ", "_")
-            .replace(" ", "_"): one.value
-            for one in result.metrics
-            if one.metric not in TALLIES and "always empty" not in one.group
+            .replace(" ", "_"): metric.value
+            for metric in scores.metrics
+            if metric.metric not in CONFUSION_COUNTS and "always empty" not in metric.group
         }
 
-    def note(self, text: str) -> None:
-        """A warning, once."""
-        if text not in self.noted:
-            self.noted.add(text)
+    def warn_once(self, text: str) -> None:
+        if text not in self.logged_warnings:
+            self.logged_warnings.add(text)
             log.warning("validation: %s", text)

@@ -1,4 +1,4 @@
-"""Components of the published model: their repositories, files and licences, and where copies are on disk.
+"""Components of the published model: repositories, files, licences, and their local copies.
 
 The checkpoint holds only what was trained. The vision base's stem and first blocks, the language model and
 BERT's vocabulary are in repositories of others. Those are pinned to commits that other public code names

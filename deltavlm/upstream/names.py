@@ -60,13 +60,13 @@ def from_published(name: str) -> str | None:
     """
     if any(re.fullmatch(pattern, name) for pattern, _ in IGNORED):
         return None
-    for theirs, ours in PREFIXES:
-        if name.startswith(theirs):
-            suffix = name[len(theirs) :]
-            if ours == "qformer.bert.":
+    for published_prefix, prefix in PREFIXES:
+        if name.startswith(published_prefix):
+            suffix = name.removeprefix(published_prefix)
+            if prefix == "qformer.bert.":
                 for old, new in QFORMER:
                     suffix = suffix.replace(old, new)
-            return ours + suffix
+            return prefix + suffix
     raise KeyError(name)
 
 
@@ -79,9 +79,9 @@ def from_vision_base(name: str) -> str | None:
     True
     """
     name = name.removeprefix("visual_encoder.")
-    for theirs, lavis in INSTRUCTBLIP:
-        if name.startswith(theirs):
-            name = lavis + name[len(theirs) :]
+    for instructblip, lavis in INSTRUCTBLIP:
+        if name.startswith(instructblip):
+            name = lavis + name.removeprefix(instructblip)
             for old, new in INSTRUCTBLIP_BLOCK:
                 name = name.replace(old, new)
             return name

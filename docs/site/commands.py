@@ -1,4 +1,4 @@
-"""A page in Markdown of each command, from the program itself: what it is for, its arguments and options."""
+"""Generator of a Markdown page per command from the command line itself: purpose, arguments, options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import typer.main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))  # of this checkout, not of an installed copy
+sys.path.insert(0, str(ROOT))  # this checkout, not an installed copy
 
 from deltacli.main import app  # noqa: E402
 
@@ -19,34 +19,35 @@ __all__ = ["command_pages"]
 
 
 def command_pages() -> dict[str, str]:
-    """Markdown by the words of each command, such as `weights fetch`."""
-    return {
-        " ".join(words): _page(words, command) for words, command in _walk((), typer.main.get_command(app))
-    }
+    """Markdown pages by the words of each command, such as `weights fetch`."""
+    commands = _commands((), typer.main.get_command(app))
+    return {" ".join(words): _page(words, command) for words, command in commands}
 
 
-def _walk(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, below in getattr(command, "commands", {}).items():
-        if not below.hidden:
-            yield (*words, name), below
-            yield from _walk((*words, name), below)
+def _commands(words: tuple[str, ...], group: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in getattr(group, "commands", {}).items():
+        if not command.hidden:
+            yield (*words, name), command
+            yield from _commands((*words, name), command)
 
 
 def _page(words: tuple[str, ...], command: Any) -> str:
-    lines = [f"# deltavlm {' '.join(words)}", "", _plain(command.help or "")]
-    below = [name for name, one in getattr(command, "commands", {}).items() if not one.hidden]
-    if below:
-        links = [f"[`{name}`]({'-'.join([*words, name])}.md)" for name in below]
+    lines = [f"# deltavlm {' '.join(words)}", "", _plain_text(command.help or "")]
+    subcommands = [name for name, sub in getattr(command, "commands", {}).items() if not sub.hidden]
+    if subcommands:
+        links = [f"[`{name}`]({'-'.join([*words, name])}.md)" for name in subcommands]
         return "\n".join([*lines, "", "Commands: " + ", ".join(links), ""])
-    shown = [one for one in command.params if not getattr(one, "hidden", False)]
-    given = [one for one in shown if one.param_type_name == "argument"]
-    usage = " ".join(f"[{_metavar(one)}]" if not one.required else _metavar(one) for one in given)
+    parameters = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    usage = " ".join(
+        _metavar(argument) if argument.required else f"[{_metavar(argument)}]" for argument in arguments
+    )
     lines += ["", "```text", f"deltavlm {' '.join(words)} [OPTIONS] {usage}".rstrip(), "```", ""]
-    if given:
-        lines += _table("argument", [(f"`{_metavar(one)}`", one) for one in given])
-    options = [one for one in shown if one.param_type_name == "option"]
+    if arguments:
+        lines += _table("argument", [(f"`{_metavar(argument)}`", argument) for argument in arguments])
+    options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     for panel, members in groupby(sorted(options, key=_panel), key=_panel):
-        lines += [f"## {panel}", "", *_table("option", [(_flags(one), one) for one in members])]
+        lines += [f"## {panel}", "", *_table("option", [(_flags(option), option) for option in members])]
     return "\n".join(lines)
 
 
@@ -54,28 +55,31 @@ def _panel(option: Any) -> str:
     return getattr(option, "rich_help_panel", None) or "Options"
 
 
-def _metavar(one: Any) -> str:
-    return (one.metavar or one.name.upper()).strip("[]")
+def _metavar(argument: Any) -> str:
+    return (argument.metavar or argument.name.upper()).strip("[]{}")
 
 
 def _flags(option: Any) -> str:
     names = ", ".join(f"`{flag}`" for flag in [*option.opts, *option.secondary_opts])
-    return (
-        names
-        if option.is_flag or not option.metavar
-        else f"{names} {option.metavar.replace('|', chr(92) + '|')}"
-    )
+    if option.is_flag or not option.metavar:
+        return names
+    return f"{names} {_escape_pipes(option.metavar)}"
 
 
 def _table(head: str, rows: list[tuple[str, Any]]) -> list[str]:
-    lines = [f"| {head} | what it does | default |", "|---|---|---|"]
-    for name, one in rows:
-        default = "" if one.default in (None, (), [], False) or callable(one.default) else f"`{one.default}`"
-        lines.append(f"| {name} | {_plain(one.help or '').replace('|', chr(92) + '|')} | {default} |")
+    lines = [f"| {head} | meaning | default |", "|---|---|---|"]
+    for name, parameter in rows:
+        value = parameter.default
+        default = "" if value in (None, (), [], False) or callable(value) else f"`{value}`"
+        lines.append(f"| {name} | {_escape_pipes(_plain_text(parameter.help or ''))} | {default} |")
     return [*lines, ""]
 
 
-def _plain(text: str) -> str:
-    """Help with the line breaks of its paragraphs, and nothing that a page would take for HTML."""
-    parts = [" ".join(part.split()) for part in text.replace("\f", "").split("\n\n")]
-    return "\n\n".join(parts).replace("<", "&lt;")
+def _escape_pipes(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _plain_text(text: str) -> str:
+    """Help text with its paragraphs on one line each, and without HTML."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.replace("\f", "").split("\n\n")]
+    return "\n\n".join(paragraphs).replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""What mkdocs does beside building: pages that lie outside docs/, and those of the commands."""
+"""Hooks of mkdocs: add the pages outside docs/ and those of the commands, and adapt their links."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))
 
 from commands import command_pages  # noqa: E402
 
-ROOT = HERE.parent.parent
-OUTSIDE = {  # where the page lies in the checkout, and on the site
+ROOT = FOLDER.parent.parent
+OUTSIDE_PAGES = {  # path in the repository -> path on the site
     "README.md": "index.md",
     "CHANGELOG.md": "changes.md",
     "benchmarks/README.md": "benchmarks.md",
@@ -26,8 +26,9 @@ LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    for path, name in OUTSIDE.items():
-        text = _moved((ROOT / path).read_text(encoding="utf-8"), Path(path).parent)
+    """Add the generated pages."""
+    for path, name in OUTSIDE_PAGES.items():
+        text = _adapt_links((ROOT / path).read_text(encoding="utf-8"), Path(path).parent)
         files.append(File.generated(config, name, content=text))
     for words, text in command_pages().items():
         files.append(File.generated(config, f"commands/{words.replace(' ', '-')}.md", content=text))
@@ -35,25 +36,26 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Adapt the links of the pages in docs/."""
     source = page.file.src_uri
-    if source in OUTSIDE.values() or source.startswith("commands/"):
+    if source in OUTSIDE_PAGES.values() or source.startswith("commands/"):
         return markdown
-    return _moved(markdown, Path("docs", source).parent, "../" * source.count("/"))
+    return _adapt_links(markdown, Path("docs", source).parent, "../" * source.count("/"))
 
 
-def _moved(text: str, folder: Path, up: str = "") -> str:
-    """Links of a page in `folder` of the checkout as they are on the site, to other files dead."""
+def _adapt_links(text: str, folder: Path, prefix: str = "") -> str:
+    """Point the links of a page in `folder` to pages of the site; links to other files are disabled."""
 
-    def moved(link: re.Match[str]) -> str:
+    def adapt(link: re.Match[str]) -> str:
         target, anchor = link[1], link[2] or ""
-        there = (ROOT / folder / target).resolve()
-        if not there.is_relative_to(ROOT):
+        path = (ROOT / folder / target).resolve()
+        if not path.is_relative_to(ROOT):
             return link[0]
-        known = there.relative_to(ROOT).as_posix()
-        if known in OUTSIDE:
-            return f"]({up}{OUTSIDE[known]}{anchor})"
-        if known.startswith("docs/"):
-            return f"]({up}{known.removeprefix('docs/')}{anchor})"
-        return f'](# "{known}, in the source")'
+        name = path.relative_to(ROOT).as_posix()
+        if name in OUTSIDE_PAGES:
+            return f"]({prefix}{OUTSIDE_PAGES[name]}{anchor})"
+        if name.startswith("docs/"):
+            return f"]({prefix}{name.removeprefix('docs/')}{anchor})"
+        return f'](# "{name}, in the source")'
 
-    return LINK.sub(moved, text)
+    return LINK.sub(adapt, text)

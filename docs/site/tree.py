@@ -29,8 +29,8 @@ def replace_tree(page: str) -> str:
     """The text of the page with a new tree. Raises ValueError unless it has each comment once."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"{PAGE.name} should hold {BEGIN.strip()} and {END.strip()} once each")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}```text\n{tree()}\n```\n{END}{rest.split(END)[1]}"
+    before, after = page.split(BEGIN)
+    return f"{before}{BEGIN}```text\n{tree()}\n```\n{END}{after.split(END)[1]}"
 
 
 def summary(module: Path) -> str:

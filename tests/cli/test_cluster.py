@@ -15,8 +15,8 @@ import pytest
 import rasterio
 
 from deltavlm.cluster import worker
-from deltavlm.cluster.session import LOCAL, settle
-from deltavlm.cluster.worker import Unit, mark_of, read_unit
+from deltavlm.cluster.session import LOCAL, set_ray_environment
+from deltavlm.cluster.worker import ReadTask, pair_fingerprint, read_chips_of_task
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.journal import Journal
@@ -36,7 +36,7 @@ RAY = ("--engine", "ray", "--actors", 2, "--actor-cpus", 1)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Four CPUs by name, whatever the machine has."""
-    settle(LOCAL)
+    set_ray_environment(LOCAL)
     ray = pytest.importorskip("ray")
     ray.init(
         address="local",
@@ -55,10 +55,10 @@ def cluster() -> Iterator[None]:
 @pytest.fixture
 def model_there(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`model_there(loader)`: what the workers hold."""
-    monkeypatch.setattr("deltavlm.cluster.session._connected", lambda place: nullcontext())
+    monkeypatch.setattr("deltavlm.cluster.session._connected", lambda address: nullcontext())
 
     def use(loader: Callable[..., ScriptedModel]) -> None:
-        monkeypatch.setattr("deltavlm.cluster.worker.loaded", loader)
+        monkeypatch.setattr("deltavlm.cluster.worker.load_model_on_worker", loader)
 
     use(workers.scripted)
     return use
@@ -90,7 +90,7 @@ def test_many_pairs_with_holes(run: Run, tmp_path: Path, model_there: Callable[.
     assert same("here.geojson.journal.jsonl", "there.geojson.journal.jsonl")
     told = Path("there.geojson.journal.jsonl").read_text()
     assert "nodata" in told
-    assert told.count('"picture": ') - len(set(re.findall(r'"picture": "(\w+)"', told))) == 5
+    assert told.count('"digest": ') - len(set(re.findall(r'"digest": "(\w+)"', told))) == 5
     assert '"failed": ' in told
 
 
@@ -191,8 +191,8 @@ def test_chips_that_kill_every_worker_are_given_up(
 def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> None:
     pair = RasterPair(str(scene.before), str(scene.after))
     with open_pair(pair) as reader:
-        unit = Unit(pair, ReadOptions(), mark_of(reader), ((0, 0), (0, 3), (2, 4)), 2)
-    seen, *pieces = read_unit(unit, AnalyzeOptions(chip_px=32))
+        unit = ReadTask(pair, ReadOptions(), pair_fingerprint(reader), ((0, 0), (0, 3), (2, 4)), 2)
+    seen, *pieces = read_chips_of_task(unit, AnalyzeOptions(chip_px=32))
     assert [(status, reason, place) for status, _, reason, place, _, _ in seen] == [
         ("answered", "", (0, 0)),
         ("answered", "", (0, 1)),
@@ -207,15 +207,15 @@ def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> Non
 def test_a_reader_with_other_files_says_so(scene: Scene, tmp_path: Path, gone: bool) -> None:
     """Machines without a folder in common may have none of that name, or another."""
     with open_pair(RasterPair(str(scene.before), str(scene.after))) as reader:
-        mark = mark_of(reader)
+        mark = pair_fingerprint(reader)
     other = tmp_path / "other.tif"
     if not gone:
         write_raster(other, np.ones((3, 96, 128), np.uint8))
-    unit = Unit(RasterPair(str(scene.before), str(other)), ReadOptions(), mark, ((0, 0), (2, 4)), 1)
+    unit = ReadTask(RasterPair(str(scene.before), str(other)), ReadOptions(), mark, ((0, 0), (2, 4)), 1)
     try:
-        seen, *pieces = read_unit(unit, AnalyzeOptions(chip_px=32))
+        seen, *pieces = read_chips_of_task(unit, AnalyzeOptions(chip_px=32))
     finally:
-        worker._last.close()  # a worker keeps it open until the next
+        worker._cache.close()  # a worker keeps it open until the next
     assert [one[0] for one in seen] == ["unreadable", "unreadable"]
     assert ("no such file" if gone else "is another file") in seen[0][2]
     assert f" (on {socket.gethostname()})" in seen[0][2]

@@ -1,4 +1,4 @@
-"""`deltavlm data`: what is printed where, and the exit codes."""
+"""`deltavlm data`: output on stdout and stderr, and exit codes."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from PIL import Image
 from tests.cli.conftest import ROOT, Run, one_line
 
 MINI = ROOT / "sample_data" / "changechat_mini"
-CHANGES = "road=3,road=4,building=1,building=2," + ",".join(f"background={code}" for code in range(5, 11))
+CHANGE_MAP = "road=3,road=4,building=1,building=2," + ",".join(f"background={code}" for code in range(5, 11))
 
 
-def test_check_of_a_whole_set(run: Run) -> None:
+def test_check_of_a_complete_set(run: Run) -> None:
     result = run("data", "check", MINI)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["synthetic_test.json", "40", "records", "caption", "40"]
     assert lines[-1] == f"80 images named in {MINI / 'images'}: 0 missing, 0 unreadable, 0 of another size"
     assert result.stderr == f"{MINI}: no faults\n"
-    told = json.loads(run("data", "check", MINI, "--json", "-q", "--full").stdout)
-    assert told["files"][0] == {
+    summary = json.loads(run("data", "check", MINI, "--json", "-q", "--full").stdout)
+    assert summary["files"][0] == {
         "name": "synthetic_test.json",
         "records": 40,
         "expected": None,
         "tasks": {"caption": 40},
     }
-    assert (told["faults"], told["notes"], told["pictures"]["named"]) == ([], [], 80)
+    assert (summary["faults"], summary["notes"], summary["pictures"]["named"]) == ([], [], 80)
 
 
-def test_check_ends_with_3_and_names_what_is_amiss(run: Run) -> None:
+def test_check_exits_with_3_and_reports_faults(run: Run) -> None:
     Path("set").mkdir()
     shutil.copy(MINI / "synthetic_test_count.json", "set/changechat_105k_test_count.json")
     result = run("data", "check", "set")
     assert result.exit_code == 3
     assert result.stdout.splitlines()[0] == "changechat_105k_test_count.json  40 of 1,929 records  count 40"
-    *talk, error = result.stderr.splitlines()
+    *notes, error = result.stderr.splitlines()
     assert error == "Error: set has faults: 8 files, 80 images; --json lists all of them"
-    assert any("and 77 more" in line for line in talk)
-    assert any("LEVIR-CC-Dataset" in line for line in talk)
-    told = json.loads(run("data", "check", "set", "--json").stdout)
-    assert len(told["faults"]) == 88
+    assert any("and 77 more" in line for line in notes)
+    assert any("LEVIR-CC-Dataset" in line for line in notes)
+    summary = json.loads(run("data", "check", "set", "--json").stdout)
+    assert len(summary["faults"]) == 88
     result = run("data", "check", "set", "-q")
     assert result.exit_code == 3
     one_line(result)
@@ -65,33 +65,37 @@ def test_check_of_bad_input_is_one_line(run: Run, args: list[object], what: str)
     assert what in one_line(result)
 
 
-def test_build_from_the_samples_own_labels(run: Run) -> None:
-    """Codes of change instead of LEVIR-MCI's classes, and pictures that are linked."""
-    pictures = MINI / "images"
-    result = run("data", "build", pictures, pictures, "-o", "set", "--class-map", CHANGES, "--json")
+def test_build_from_the_labels_of_the_sample(run: Run) -> None:
+    """Change codes in place of LEVIR-MCI's classes, and a link to the images."""
+    images = MINI / "images"
+    result = run("data", "build", images, images, "-o", "set", "--class-map", CHANGE_MAP, "--json")
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert (told["pairs"], told["problems"], told["notes"]) == (40, [], [])
-    assert set(told["files"]) == {f"built_test_{kind}.json" for kind in ("binary", "count", "loc", "dialog")}
-    assert Path("set/images").resolve() == pictures
+    summary = json.loads(result.stdout)
+    assert (summary["pairs"], summary["problems"], summary["notes"]) == (40, [], [])
+    assert set(summary["files"]) == {
+        f"built_test_{kind}.json" for kind in ("binary", "count", "loc", "dialog")
+    }
+    assert Path("set/images").resolve() == images
     assert not list(Path("set").glob(".*"))
     assert run("data", "check", "set").exit_code == 0
-    again = run("data", "build", pictures, pictures, "-o", "set", "--class-map", CHANGES)
+    again = run("data", "build", images, images, "-o", "set", "--class-map", CHANGE_MAP)
     assert again.exit_code == 2
     assert "exists" in one_line(again)
 
 
 @pytest.fixture
-def pictures(run: Run) -> Path:
-    """In `run`'s folder two pairs, of which y.png has a mask of another size; with captions of both."""
+def images(run: Run) -> Path:
+    """Folder with two pairs and their captions; the mask of y.png has another size."""
     folder = Path("levir")
     for name in ("x.png", "y.png"):
-        for part in ("A", "B", "label"):
-            place = folder / "test" / part
-            place.mkdir(parents=True, exist_ok=True)
-            size = 32 if (name, part) == ("y.png", "label") else 64
-            pixels = np.full((size, size), 255 if part == "label" else 7, np.uint8)
-            Image.fromarray(pixels if part == "label" else np.stack([pixels] * 3, axis=-1)).save(place / name)
+        for folder_name in ("A", "B", "label"):
+            path = folder / "test" / folder_name
+            path.mkdir(parents=True, exist_ok=True)
+            size = 32 if (name, folder_name) == ("y.png", "label") else 64
+            pixels = np.full((size, size), 255 if folder_name == "label" else 7, np.uint8)
+            Image.fromarray(pixels if folder_name == "label" else np.stack([pixels] * 3, axis=-1)).save(
+                path / name
+            )
     captions = [
         {"filename": name, "split": "test", "changeflag": 1, "sentences": [{"raw": "a house ."}]}
         for name in ("x.png", "y.png")
@@ -100,13 +104,13 @@ def pictures(run: Run) -> Path:
     return folder
 
 
-def test_build_names_what_it_leaves_out(run: Run, pictures: Path) -> None:
-    args = ("data", "build", pictures, pictures, "captions.json", "-o", "set", "--name", "mine")
+def test_build_reports_pairs_that_it_leaves_out(run: Run, images: Path) -> None:
+    args = ("data", "build", images, images, "captions.json", "-o", "set", "--name", "mine")
     result = run(*args, "--copy-images")
     assert result.exit_code == 3
-    *talk, error = result.stderr.splitlines()
+    *notes, error = result.stderr.splitlines()
     assert error == "Error: set is written, with 1 problem; --json lists all of them"
-    assert any("test/y.png: " in line and "is 32 x 32 px, and test/A/y.png 64 x 64" in line for line in talk)
+    assert any("test/y.png: " in line and "is 32 x 32 px, and test/A/y.png 64 x 64" in line for line in notes)
     assert [path.name for path in sorted(Path("set").iterdir())] == [
         "images",
         "mine_test.json",
@@ -122,9 +126,9 @@ def test_build_names_what_it_leaves_out(run: Run, pictures: Path) -> None:
     assert not Path("set/images").is_symlink()
 
 
-def test_build_again_without_captions_leaves_none(run: Run, pictures: Path) -> None:
-    """Two runs would otherwise lie mixed in one folder; other files stay."""
-    args = ("data", "build", pictures, pictures, "-o", "set", "-q")
+def test_a_second_build_without_captions_removes_them(run: Run, images: Path) -> None:
+    """Files of two builds are not mixed in one folder; files of others stay."""
+    args = ("data", "build", images, images, "-o", "set", "-q")
     assert run(*args[:4], "captions.json", *args[4:]).exit_code == 3
     Path("set/built_val.json").write_text("[]")
     assert Path("set/built_test.json").exists()
@@ -134,18 +138,18 @@ def test_build_again_without_captions_leaves_none(run: Run, pictures: Path) -> N
     assert Path("levir/test/A/x.png").exists()
 
 
-def test_pictures_in_the_way_are_never_written_through(run: Run, pictures: Path) -> None:
-    """A link in the output may lead to somebody's originals."""
+def test_images_are_never_written_through_a_link(run: Run, images: Path) -> None:
+    """A link in the output may lead to originals."""
     Path("other").mkdir()
     Path("set").mkdir()
-    args = ("data", "build", pictures, pictures, "-o", "set", "--overwrite")
+    args = ("data", "build", images, images, "-o", "set", "--overwrite")
     for target in ("other", "levir", "nowhere"):
         Path("set/images").symlink_to(Path(target).absolute())
         for extra in ((), ("--copy-images",)):
             before = sorted(Path("levir").rglob("*"))
             result = run(*args, *extra)
             if target == "levir" and not extra:
-                assert result.exit_code == 3  # the same pictures already
+                assert result.exit_code == 3  # the same images already
                 continue
             assert result.exit_code == 2
             assert "set/images exists and leads elsewhere" in one_line(result)
@@ -154,10 +158,10 @@ def test_pictures_in_the_way_are_never_written_through(run: Run, pictures: Path)
         Path("set/images").unlink()
 
 
-def test_build_where_the_pictures_are(run: Run, pictures: Path) -> None:
+def test_build_next_to_the_images(run: Run, images: Path) -> None:
     """IMAGES may be DIR/images itself."""
     Path("set").mkdir()
-    pictures.rename("set/images")
+    images.rename("set/images")
     result = run("data", "build", "set/images", "set/images", "-o", "set", "--copy-images")
     assert result.exit_code == 3
     assert not Path("set/images").is_symlink()
@@ -183,7 +187,7 @@ def test_build_where_the_pictures_are(run: Run, pictures: Path) -> None:
         (["levir", "levir", "--llm-endpoint", "m", "--llm-model", "m"], "is not the address"),
     ],
 )
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("images")
 def test_build_of_bad_input_is_one_line(run: Run, args: list[object], what: str) -> None:
     result = run("data", "build", *args, "-o", "set")
     assert result.exit_code == 2, result.stderr
@@ -191,7 +195,7 @@ def test_build_of_bad_input_is_one_line(run: Run, args: list[object], what: str)
     assert not Path("set").exists()
 
 
-def test_open_questions_and_their_key(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_questions_and_their_key(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[str | None] = []
 
     def reply(endpoint: object, store: Path, prompt: str) -> str:
@@ -203,8 +207,8 @@ def test_open_questions_and_their_key(run: Run, pictures: Path, monkeypatch: pyt
     args = (
         "data",
         "build",
-        pictures,
-        pictures,
+        images,
+        images,
         "-o",
         "set",
         "--llm-endpoint",

@@ -26,6 +26,7 @@ def load_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return lambda load: monkeypatch.setitem(vars(deltavlm), "load_model", load)
 
 
+@pytest.mark.slow
 def test_a_working_installation(run: Run, model: ScriptedModel) -> None:
     result = run("doctor", "--json")
     report = json.loads(result.stdout)

@@ -175,7 +175,7 @@ def test_outputs_and_inputs_are_not_overwritten(run: Run, folder: Path) -> None:
         (["--predictions", "nosuch"], "nosuch"),
         (["--predictions", "answers.jsonl", "--tasks", "cuont"], "did you mean 'count'"),
         (["--predictions", "answers.jsonl", "--tasks", ""], "no task ''"),
-        (["--predictions", "answers.jsonl", "--split", "val"], "there is test"),
+        (["--predictions", "answers.jsonl", "--split", "val"], "it has test"),
         (["--predictions", "answers.jsonl", "--word-map", "x"], "--protocol paper"),
         (
             ["--predictions", "answers.jsonl", "--protocol", "paper", "--word-map", "answers.jsonl"],

@@ -74,6 +74,7 @@ def test_json_logs_are_one_object_per_line(run: Run, scene: Scene) -> None:
     assert str(lines[-1]["message"]).startswith("15 chips: 1 changed")
 
 
+@pytest.mark.slow
 def test_progress_in_json_has_numbers(scene: Scene, tmp_path: Path) -> None:
     args = (*scene.args, "-o", tmp_path / "out.gpkg", *SMALL, "--log-format", "json")
     with program("analyze", *args, pause=0.3) as process:
@@ -177,6 +178,7 @@ def test_metrics_of_a_run_that_fails(run: Run, scene: Scene, model: ScriptedMode
     assert read()["pairs_total", "partly"] == 1
 
 
+@pytest.mark.slow
 def test_metrics_during_a_run_and_after_a_signal(scene: Scene, tmp_path: Path) -> None:
     file = tmp_path / "m.prom"
     args = (*scene.args, "-o", tmp_path / "o.gpkg", "--chip-size", 32, "--batch-size", 1, "--metrics", file)

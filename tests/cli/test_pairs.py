@@ -24,6 +24,7 @@ from tests.scripted_model import ScriptedModel
 SMALL = ("--chip-size", 32)
 
 
+@pytest.mark.slow
 def test_200_pairs_with_5_broken_ones(run: Run, model: ScriptedModel, tmp_path: Path) -> None:
     broken = (7, 50, 93, 133, 199)
     pairs = write_pairs(tmp_path / "data", 200, broken=broken)

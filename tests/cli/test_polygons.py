@@ -242,7 +242,7 @@ def test_dates_of_one_pair(run: Run, scene: Scene, bright: ScriptedModel) -> Non
     (row,) = layer("out.gpkg", "changes")
     assert (row["before_date"], row["after_date"]) == ("2015", "2024-05-31")
     refused = run(*args, "--overwrite", "--before-date", "yesterday")
-    assert (refused.exit_code, "no date in ISO 8601" in one_line(refused)) == (2, True)
+    assert (refused.exit_code, "is not a date in ISO 8601" in one_line(refused)) == (2, True)
 
 
 def test_a_run_is_not_gone_on_with_masks_that_it_did_not_keep(

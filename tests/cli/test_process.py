@@ -68,6 +68,7 @@ def test_exit_codes_of_errors() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_run_without_a_message(scene: Scene) -> None:
     """`deltavlm analyze ... -o - | head -1`"""
     reader, writer = os.pipe()
@@ -224,6 +225,7 @@ def test_a_terminal_gets_a_progress_bar_with_eta_and_a_table(scene: Scene, tmp_p
     assert scene.changed_chip in stderr
 
 
+@pytest.mark.slow
 def test_the_progress_bar_does_not_capture_stdout(scene: Scene) -> None:
     """Rich's Progress takes over stdout too, and would draw `-o - | ...` on the terminal above the bar."""
     code, written, stderr = on_terminal(

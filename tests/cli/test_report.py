@@ -1,4 +1,4 @@
-"""`deltavlm report`, and what `analyze` makes of its answers beside them."""
+"""`deltavlm report`, and the page and quicklook that `analyze` writes."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_the_page_goes_to_stdout(run: Run, output: Path) -> None:
     assert result.stdout.rstrip().endswith("</html>")
 
 
-def test_json_says_what_was_made(run: Run, output: Path) -> None:
+def test_the_json_summary(run: Run, output: Path) -> None:
     result = run("report", output, "-o", "a.html", "--quicklook", "a.png", "--json", "-q")
-    told = json.loads(result.stdout)
+    summary = json.loads(result.stdout)
     size = Path("a.html").stat().st_size
-    assert told == {
+    assert summary == {
         "pairs": 1,
         "chips": 15,
         "without_pictures": {},
@@ -66,7 +66,7 @@ def test_json_says_what_was_made(run: Run, output: Path) -> None:
     }
 
 
-def test_without_images_a_page_is_made_and_a_picture_is_not(run: Run, output: Path, scene: Scene) -> None:
+def test_without_images_there_is_a_page_but_no_quicklook(run: Run, output: Path, scene: Scene) -> None:
     moved = scene.after.rename(scene.after.with_name("moved.tif"))
     result = run("report", output)
     assert result.exit_code == 0
@@ -81,7 +81,7 @@ def test_without_images_a_page_is_made_and_a_picture_is_not(run: Run, output: Pa
     assert one_line(result).startswith("Error: typo.tif: no such file")
 
 
-def test_one_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
+def test_selecting_a_pair(run: Run, many: Path, scene: Scene) -> None:
     result = run("report", many, "-o", "all.html", "--json", "-q")
     assert [json.loads(result.stdout)[key] for key in ("pairs", "chips")] == [2, 30]
     result = run("report", many, "-o", "two.html", "--pair", "two", "--json", "-q")
@@ -108,7 +108,7 @@ def test_one_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
         (["--overview-size", "12"], "--overview-size"),
     ],
 )
-def test_what_cannot_be_is_one_line(run: Run, output: Path, words: list[str], complaint: str) -> None:
+def test_usage_errors_are_one_line(run: Run, output: Path, words: list[str], complaint: str) -> None:
     Path("there.html").touch()
     result = run("report", output, *words)
     assert result.exit_code == 2
@@ -116,7 +116,7 @@ def test_what_cannot_be_is_one_line(run: Run, output: Path, words: list[str], co
     assert Path("there.html").stat().st_size == 0
 
 
-def test_what_is_no_output_is_one_line(run: Run, scene: Scene) -> None:
+def test_foreign_files_are_a_one_line_error(run: Run, scene: Scene) -> None:
     Path("empty.gpkg").touch()
     for source, complaint in (
         ("none.gpkg", "no such file"),
@@ -128,7 +128,7 @@ def test_what_is_no_output_is_one_line(run: Run, scene: Scene) -> None:
         assert complaint in one_line(result)
 
 
-def test_analyze_makes_both_beside_its_output(run: Run, scene: Scene) -> None:
+def test_analyze_writes_a_page_and_a_quicklook(run: Run, scene: Scene) -> None:
     wishes = ("--html", "a.html", "--quicklook", "a.png")
     result = run("analyze", *scene.args, "-o", "a.geojson", *wishes, *SMALL)
     assert result.exit_code == 0
@@ -141,22 +141,20 @@ def test_analyze_makes_both_beside_its_output(run: Run, scene: Scene) -> None:
     assert run("analyze", *scene.args, "-o", "a.geojson", *wishes, *SMALL, "--overwrite").exit_code == 0
 
 
-def test_answers_are_safe_when_the_page_fails(
-    run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_output_survives_a_failing_page(run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes, overwrite: bool) -> None:
         raise WriteError(f"{path}: writing failed (no space)")
 
     monkeypatch.setattr("deltavlm.geo.sinks.write_output", full)
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--html", "a.html", *SMALL)
     assert result.exit_code == 1
-    said = result.stderr.splitlines()[-1]
-    assert said == "Error: a.html: writing failed (no space); the answers are safe in out.gpkg"
+    message = result.stderr.splitlines()[-1]
+    assert message == "Error: a.html: writing failed (no space); the answers are safe in out.gpkg"
     assert len(pyogrio.read_dataframe("out.gpkg", layer="chips")) == 15
     assert not list(Path().glob("*.journal*"))
 
 
-def test_a_page_is_made_although_some_chips_failed(run: Run, scene: Scene, model: ScriptedModel) -> None:
+def test_the_page_is_written_although_some_chips_failed(run: Run, scene: Scene, model: ScriptedModel) -> None:
     model.poison = 255
     white = scene.after.with_name("white.tif")
     import rasterio
@@ -177,7 +175,7 @@ def test_analyze_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
     assert run(*pairs, "-o", "b.gpkg", "--html", "b.html").exit_code == 0
     assert "many" not in Path("b.html").read_text(encoding="utf-8").partition("</title>")[0]
     for words, complaint in (
-        (("-o", "each/", "--html", "c.html"), "--html cannot be had with -o each/"),
+        (("-o", "each/", "--html", "c.html"), "--html cannot be made with -o each"),
         (("-o", "c.gpkg", "--quicklook", "c.png"), "--quicklook shows one pair"),
         (("-o", "-", "--html", "c.html"), "--html is made of an output file"),
         (("-o", "c.gpkg", "--layer", "pairs", "--html", "c.html"), "--html needs the layer chips"),
@@ -188,7 +186,7 @@ def test_analyze_of_many_pairs(run: Run, many: Path, scene: Scene) -> None:
     assert not list(Path().glob("c.*"))
 
 
-def test_the_table_has_as_many_rows_as_are_wished(
+def test_top_sets_the_number_of_rows(
     run: Run, scene: Scene, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Console, "on_terminal", property(lambda self: True))

@@ -1,4 +1,4 @@
-"""`deltavlm stac` on a real output."""
+"""`deltavlm stac` on an output."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def out(run: Run, tmp_path: Path) -> Path:
     return path
 
 
-def test_two_items_that_lead_to_each_other(run: Run, out: Path, tmp_path: Path) -> None:
+def test_items_link_to_each_other(run: Run, out: Path, tmp_path: Path) -> None:
     result = run("stac", out, *DATES, "--asset", f"image={tmp_path / 'b.tif'}", "--json")
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    item, model = (json.loads(Path(told[name]).read_text(encoding="utf-8")) for name in ("item", "model"))
-    assert Path(told["item"]) == tmp_path / "out.stac.json"
-    assert {name: one["href"] for name, one in item["assets"].items()} == {
+    summary = json.loads(result.stdout)
+    item, model = (json.loads(Path(summary[name]).read_text(encoding="utf-8")) for name in ("item", "model"))
+    assert Path(summary["item"]) == tmp_path / "out.stac.json"
+    assert {name: asset["href"] for name, asset in item["assets"].items()} == {
         "changes": "./out.geojson",
         "style": "./out.qml",
         "image": "./b.tif",
     }
     *images, to_model = [link["href"] for link in item["links"]]
     assert images == ["./a.tif", "./b.tif"]
-    assert (tmp_path / to_model).resolve() == Path(told["model"])
+    assert (tmp_path / to_model).resolve() == Path(summary["model"])
     assert model["properties"]["mlm:hyperparameters"]["training_gsd_m"] == 0.5
 
 
@@ -42,13 +42,13 @@ def test_the_item_of_the_model_is_shared(run: Run, out: Path, tmp_path: Path) ->
     args = ("stac", out, *DATES)
     assert run(*args).exit_code == 0
     assert "exists already; add --overwrite" in one_line(run(*args))
-    again = run(*args, "-o", tmp_path / "other.json")
-    assert again.exit_code == 0
-    assert again.stderr.rstrip().endswith("(exists already)")
+    second_run = run(*args, "-o", tmp_path / "other.json")
+    assert second_run.exit_code == 0
+    assert second_run.stderr.rstrip().endswith("(exists already)")
     assert run(*args, "--overwrite").exit_code == 0
 
 
-def test_what_cannot_be_is_one_line(run: Run, out: Path, tmp_path: Path) -> None:
+def test_usage_errors_are_one_line(run: Run, out: Path, tmp_path: Path) -> None:
     cases: dict[tuple[object, ...], str] = {
         (out,): "give --before-date",
         (tmp_path / "no.gpkg", *DATES): "no such file",

@@ -1,4 +1,4 @@
-"""`deltavlm summarize` on real outputs: tables, pages, maps, and bad input in one line."""
+"""`deltavlm summarize`: tables, documents, maps, and one-line errors."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def out(run: Run, tmp_path: Path) -> Path:
 
 def districts(path: Path, out: Path) -> Path:
     chips = pyogrio.read_dataframe(out, layer="chips")
-    left, bottom, right, top = chips.total_bounds
-    middle = (left + right) / 2
-    shapes = [shapely.box(left, bottom, middle, top), shapely.box(middle, bottom, right, top)]
+    x_min, bottom, x_max, top = chips.total_bounds
+    x_centre = (x_min + x_max) / 2
+    shapes = [shapely.box(x_min, bottom, x_centre, top), shapely.box(x_centre, bottom, x_max, top)]
     frame = geopandas.GeoDataFrame({"name": ["'=west", "east"]}, geometry=shapes, crs=chips.crs)
     frame.to_file(path, layer="halves")
     return path
 
 
-def test_a_table_on_stdout_and_talk_on_stderr(run: Run, out: Path) -> None:
+def test_the_table_goes_to_stdout_and_caveats_to_stderr(run: Run, out: Path) -> None:
     result = run("summarize", out)
     assert result.exit_code == 0, result.stderr
     head, row = result.stdout.splitlines()
@@ -55,10 +55,10 @@ def test_by_a_file_and_its_layer(run: Run, out: Path, tmp_path: Path) -> None:
     for by in (path, f"{path}:halves"):
         result = run("summarize", out, "--by", by, "--json")
         assert result.exit_code == 0, result.stderr
-        told = json.loads(result.stdout)
-        assert sorted(one["name"] for one in told["areas"]) == ["'=west", "east"]
-        assert sum(one["chips"] for one in told["areas"]) == told["all"]["chips"] == 15
-        assert any("not measurements" in caveat for caveat in told["caveats"])
+        summary = json.loads(result.stdout)
+        assert sorted(area["name"] for area in summary["areas"]) == ["'=west", "east"]
+        assert sum(area["chips"] for area in summary["areas"]) == summary["all"]["chips"] == 15
+        assert any("not measurements" in caveat for caveat in summary["caveats"])
     *_, last = run("summarize", out, "--by", path).stdout.splitlines()
     assert last.split()[:2] == ["all", "15"]
 
@@ -86,7 +86,7 @@ def test_each_kind_of_output(run: Run, out: Path, tmp_path: Path, suffix: str) -
     assert run(*args, "--overwrite").exit_code == 0
 
 
-def test_what_cannot_be_is_one_line(
+def test_usage_errors_are_one_line(
     run: Run, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases: dict[tuple[object, ...], str] = {
@@ -116,16 +116,16 @@ def test_a_stream_of_areas(run: Run, out: Path) -> None:
     result = run("summarize", out, "--by", "grid", "--cell", 20, "-o", "-")
     assert result.exit_code == 0, result.stderr
     features = [json.loads(line) for line in result.stdout.splitlines()]
-    assert sum(one["properties"]["chips"] for one in features) == 15
+    assert sum(feature["properties"]["chips"] for feature in features) == 15
 
 
 def test_without_h3(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without_h3(name: str, *rest: Any) -> Any:
+    def without_h3(name: str, *args: Any) -> Any:
         if name == "h3":
             raise ImportError(name)
-        return real(name, *rest)
+        return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without_h3)
     result = run("summarize", out, "--by", "h3")

@@ -1,4 +1,4 @@
-"""`deltavlm synth`: what it writes, and what it says of bad input."""
+"""`deltavlm synth`: files that it writes, and errors for invalid input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_chips(run: Run, tmp_path: Path) -> None:
     assert "exists" in one_line(again)
 
 
-def test_a_scene_is_a_georeferenced_pair_with_its_truth(run: Run, tmp_path: Path) -> None:
+def test_a_scene_is_a_georeferenced_pair_with_ground_truth(run: Run, tmp_path: Path) -> None:
     args = ["--width", "300", "--height", "256", "--seed", "3", "--change", "1", "--gsd", "0.25"]
     args += ["--crs", "EPSG:32618", "--origin", "300000,4500000"]
     assert run("synth", "scene", str(tmp_path), *args).exit_code == 0
@@ -58,7 +58,7 @@ def test_a_scene_is_a_georeferenced_pair_with_its_truth(run: Run, tmp_path: Path
         (["--width", "9000"], "9000"),
     ],
 )
-def test_bad_scene_options(run: Run, tmp_path: Path, args: list[str], words: str) -> None:
+def test_invalid_scene_options(run: Run, tmp_path: Path, args: list[str], words: str) -> None:
     done = run("synth", "scene", str(tmp_path / "new"), *args)
     assert done.exit_code == 2
     assert words in one_line(done)
@@ -106,7 +106,7 @@ def test_a_split_joins_the_others_and_replaces_itself(run: Run) -> None:
 def test_a_signal_leaves_nothing_behind(
     tmp_path: Path, into: str, args: list[str], name: str, code: int
 ) -> None:
-    """It left half of `images/`, or an empty folder."""
+    """A signal once left half of `images/`, or an empty folder."""
     (tmp_path / "here").mkdir()
     there = sorted(tmp_path.rglob("*"))
     command = [sys.executable, "-m", "deltacli", "synth", *args, str(tmp_path / into)]
@@ -123,7 +123,7 @@ def test_a_signal_leaves_nothing_behind(
     assert sorted(tmp_path.rglob("*")) == there
 
 
-def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for kind in ("chips", "scene"):
         done = run("synth", kind, str(tmp_path / "file" / "below"))
@@ -150,7 +150,7 @@ def test_jpeg_is_small(run: Run, tmp_path: Path) -> None:
 
 
 def test_chips_as_jpeg(run: Run) -> None:
-    """The paths in the files are those of the pictures; labels stay lossless."""
+    """The paths in the files are those of the images; labels stay lossless."""
     for compress in ("png", "jpeg"):
         done = run("synth", "chips", compress, "-n", "1", "--size", "64", "--compress", compress)
         assert done.exit_code == 0

@@ -1,4 +1,4 @@
-"""`deltavlm train`: from a configuration to a model folder, stopped and gone on with, and what it refuses."""
+"""`deltavlm train`: from a configuration to a model folder, stopped and resumed; refused input."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in tests/training: several threads would wait for each other more than they compute."""
+    """Set one thread, as in tests/training: several cost more than they save."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def test_nano_is_tuned_on_a_set_and_answers(run: Run, made: Path) -> None:
     here = sets(*SMALL, f"sets.changechat.path={made}")
     result = run("train", "finetune_nano_changechat.yaml", "-o", "mine", "--json", *here)
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told == {"folder": "mine", "model": "mine/model", "phase": "all", "step": 2}
+    summary = json.loads(result.stdout)
+    assert summary == {"folder": "mine", "model": "mine/model", "phase": "all", "step": 2}
     log = [json.loads(line) for line in Path("mine/log.jsonl").read_text().splitlines()]
     assert [(one["phase"], one["step"]) for one in log if one["kind"] == "train"] == [
         ("read", 1),
@@ -80,7 +80,7 @@ def test_nano_is_tuned_on_a_set_and_answers(run: Run, made: Path) -> None:
     assert config["sources"]["trained_on"] == "synthetic scenes and changechat"
     again = run("train", "finetune_nano_changechat.yaml", "-o", "mine", *here)
     assert again.exit_code == 2
-    assert "mine holds a run; --resume goes on with it" in one_line(again)
+    assert "mine holds a run; resume it with --resume" in one_line(again)
     done = run("train", "finetune_nano_changechat.yaml", "-o", "mine", "--resume", *here)
     assert done.exit_code == 0, done.stderr
     other = run("train", "finetune_nano_changechat.yaml", "-o", "mine", "--resume", *here, "--set", "seed=1")
@@ -104,7 +104,7 @@ def quick(made: Path, folder: Path) -> Path:
     return path
 
 
-def started(config: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start_process(config: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "deltacli", "train", str(config), "-o", str(out), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -112,7 +112,7 @@ def started(config: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def words(out: Path) -> list[float]:
+def logged_losses(out: Path) -> list[float]:
     lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
     return [json.loads(line)["words"] for line in lines if line.endswith("\n")]
 
@@ -120,7 +120,7 @@ def words(out: Path) -> list[float]:
 def wait_for(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        if (out / "log.jsonl").exists() and len(words(out)) >= steps:
+        if (out / "log.jsonl").exists() and len(logged_losses(out)) >= steps:
             return
         time.sleep(0.05)
     raise AssertionError(process.communicate()[1])
@@ -128,43 +128,43 @@ def wait_for(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_terminated_and_killed_it_goes_on_as_if_unbroken(made: Path, tmp_path: Path) -> None:
-    """SIGTERM ends it with a checkpoint and one line, SIGKILL with what was kept last; the losses are those
-    of a run that nobody stopped."""
-    config, cut, whole = quick(made, tmp_path), tmp_path / "cut", tmp_path / "whole"
-    one = started(config, whole)
-    first = started(config, cut)
-    wait_for(cut, 2, first)
+def test_a_run_resumes_after_sigterm_and_sigkill(made: Path, tmp_path: Path) -> None:
+    """SIGTERM ends a run with a checkpoint and one line, SIGKILL loses the steps since the last checkpoint;
+    the losses are those of an uninterrupted run."""
+    config, out, reference = quick(made, tmp_path), tmp_path / "stopped", tmp_path / "reference"
+    uninterrupted = start_process(config, reference)
+    first = start_process(config, out)
+    wait_for(out, 2, first)
     first.send_signal(signal.SIGTERM)
-    out, said = first.communicate(timeout=60)
+    stdout, stderr = first.communicate(timeout=60)
     assert first.returncode == 143
-    assert out == ""
-    last = [line for line in said.splitlines() if line.startswith("Error:")]
-    assert len(last) == 1
-    assert "stopped by SIGTERM at step" in last[0]
-    assert "--resume goes on" in last[0]
-    there = len(words(cut))
-    second = started(config, cut, "--resume")
-    wait_for(cut, there + 5, second)
+    assert stdout == ""
+    errors = [line for line in stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1
+    assert "stopped by SIGTERM at step" in errors[0]
+    assert "with --resume" in errors[0]
+    steps = len(logged_losses(out))
+    second = start_process(config, out, "--resume")
+    wait_for(out, steps + 5, second)
     second.kill()
     second.communicate()
-    steps = len(words(cut)) + 2
-    third = started(config, cut, "--resume")
-    wait_for(cut, steps, third)
+    steps = len(logged_losses(out)) + 2
+    third = start_process(config, out, "--resume")
+    wait_for(out, steps, third)
     third.terminate()
     third.communicate(timeout=60)
-    wait_for(whole, steps, one)
-    one.kill()
-    one.communicate()
-    assert words(cut)[:steps] == words(whole)[:steps]
+    wait_for(reference, steps, uninterrupted)
+    uninterrupted.kill()
+    uninterrupted.communicate()
+    assert logged_losses(out)[:steps] == logged_losses(reference)[:steps]
 
 
 def test_the_whole_configuration_is_printed(run: Run) -> None:
     result = run("train", "train_nano", "--print-config", "--set", "seed=7")
     assert result.exit_code == 0, result.stderr
-    told = yaml.safe_load(result.stdout)
-    assert told["seed"] == 7
-    assert told["phases"]["masks"]["betas"] == [0.9, 0.98]
+    config = yaml.safe_load(result.stdout)
+    assert config["seed"] == 7
+    assert config["phases"]["masks"]["betas"] == [0.9, 0.98]
     Path("again.yaml").write_text(result.stdout)
     assert run("train", "again.yaml", "--print-config").stdout == result.stdout
 
@@ -174,22 +174,22 @@ def test_a_dry_run_of_the_7b_says_what_is_missing(run: Run) -> None:
     result = run("train", shipped_config("train_stage2.yaml"), "--dry-run")
     assert result.exit_code == 2
     assert "no model 'runs/stage1/model'" in one_line(result)
-    assert "fitted: 253,216,384 parameters: vision 50,500,352 of 985,897,344" in result.stdout
-    assert "time: unknown, what it starts from is not there" in result.stdout
+    assert "trainable: 253,216,384 parameters: vision 50,500,352 of 985,897,344" in result.stdout
+    assert "time: unknown, inputs are missing" in result.stdout
     assert not list(Path().iterdir())
 
 
 def test_a_dry_run_measures_and_writes_nothing(run: Run, made: Path, tmp_path: Path) -> None:
     result = run("train", quick(made, tmp_path), "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    phase = told["phases"]["read"]
+    estimate = json.loads(result.stdout)
+    phase = estimate["phases"]["read"]
     assert phase["seconds"] > 0
     assert phase["activation_bytes"] > 0
-    assert phase["organs"]["vision"]["fitted"] == 0
-    assert phase["organs"]["language"]["fitted"] == phase["organs"]["language"]["all"]
+    assert phase["modules"]["vision"]["trainable"] == 0
+    assert phase["modules"]["language"]["trainable"] == phase["modules"]["language"]["all"]
     assert phase["epochs"]["made"] > 1
-    assert told["missing"] is None
+    assert estimate["missing"] is None
     assert not list(Path().iterdir())
 
 
@@ -198,7 +198,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
     (tmp_path / "images").mkdir()
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: nano\nphasez: {}\n")
-    for words_, told in (
+    for arguments, message in (
         ([config], "give -o DIR"),
         (["no.yaml", "-o", "x"], "no shipped config 'no.yaml'"),
         ([broken, "-o", "x"], "unknown key 'phasez'; did you mean 'phases'?"),
@@ -206,13 +206,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
         ([config, "-o", "x", "--set", "start=nowhere"], "no model 'nowhere'"),
         ([config, "-o", "x", "--set", "model=deltavlm-7b"], "has another vision and qformer and"),
         ([config, "-o", "x", "--set", "sets.made.path=gone"], "sets.made: gone does not exist"),
-        ([config, "-o", "x", "--set", f"sets.made.images={tmp_path / 'images'}"], "8 pictures are missing"),
+        ([config, "-o", "x", "--set", f"sets.made.images={tmp_path / 'images'}"], "8 images are missing"),
         ([config, "-o", "x", "--set", "phases.read.micro=3"], "batch 2 does not divide"),
         ([config, "-o", "x", "--set", "phases.read.rates={visoin: 1}"], "no 'visoin'; did you mean 'vision'"),
-        ([config, "-o", "x", "--set", "sharding=fsdp"], "fsdp is for several processes"),
+        ([config, "-o", "x", "--set", "sharding=fsdp"], "fsdp needs several processes"),
         ([config, "-o", "x", "--resume"], "x holds no run"),
         ([config, "-o", config / "x"], "choose another -o"),
     ):
-        result = run("train", *words_)
-        assert result.exit_code == 2, (words_, result.output)
-        assert told in one_line(result), words_
+        result = run("train", *arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in one_line(result), arguments

@@ -1,4 +1,4 @@
-"""`deltavlm weights`: from the published files to answers on the map, and what can go wrong on the way."""
+"""`deltavlm weights`: conversion, verification, inspection, and errors."""
 
 from __future__ import annotations
 
@@ -37,44 +37,45 @@ def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_convert_verify_and_analyze(tmp_path: Path, scene: Scene) -> None:
-    """The way that a researcher goes, at small size: the words are nonsense, the plumbing is right."""
+    """All steps from the published files to an output, at small size with random weights."""
     folder = tmp_path / "home" / "deltavlm-7b"
-    made = converted(folder, "--json")
-    assert made.exit_code == 0, made.stderr
-    record = json.loads(made.stdout)
+    result = converted(folder, "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
     assert record["difference"] == "csrm"
     assert record["tensors"] == 189
-    assert "smallest cosine" in made.stderr  # the fixture's base is another on purpose
-    equal = run("weights", "verify", folder, "--expected", GOLDEN)
-    assert equal.exit_code == 0, equal.stderr
-    assert "ids, 5 beams               9 of   9 equal" in equal.stdout
-    assert "equal to the original in fp32" in equal.stderr
+    assert "smallest cosine" in result.stderr  # the base of the fixture differs on purpose
+    verified = run("weights", "verify", folder, "--expected", GOLDEN)
+    assert verified.exit_code == 0, verified.stderr
+    assert "ids, 5 beams               9 of   9 equal" in verified.stdout
+    assert "equal to the original in fp32" in verified.stderr
     listed = run("weights", "list", "--json")
     assert [model["name"] for model in json.loads(listed.stdout)["models"]] == ["deltavlm-7b", "nano"]
-    done = run("analyze", *scene.args, "-m", "deltavlm-7b", "-o", "out.gpkg", "--decode", "fast", "-q")
-    assert done.exit_code == 0, done.stderr
+    result = run("analyze", *scene.args, "-m", "deltavlm-7b", "-o", "out.gpkg", "--decode", "fast", "-q")
+    assert result.exit_code == 0, result.stderr
     table = pyogrio.read_dataframe("out.gpkg", layer="chips")
     assert (table["model"].str.startswith("deltavlm-7b")).all()
     assert (table["status"] == "answered").all()
 
 
-def test_a_model_that_is_not_equal_is_told_and_fails(tmp_path: Path) -> None:
+def test_a_model_that_is_not_equal_fails(tmp_path: Path) -> None:
     converted(tmp_path / "out")
     expected = Path(shutil.copytree(GOLDEN, tmp_path / "expected"))
     record = json.loads((expected / "expected.json").read_text())
     record["cases"][0]["token_ids"][3] += 1
     (expected / "expected.json").write_text(json.dumps(record))
-    found = run("weights", "verify", tmp_path / "out", "--expected", expected)
-    assert found.exit_code == 1
-    assert "is not equal to the original: ids, greedy;" in one_line(found)
+    result = run("weights", "verify", tmp_path / "out", "--expected", expected)
+    assert result.exit_code == 1
+    assert "is not equal to the original: ids, greedy;" in one_line(result)
 
 
 def test_half_precision_is_a_report_and_no_failure(tmp_path: Path) -> None:
     converted(tmp_path / "out")
-    found = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--dtype", "bf16", "--json")
-    assert found.exit_code == 0
-    checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    result = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--dtype", "bf16", "--json")
+    assert result.exit_code == 0
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert checks["soft prompt"]["passed"] is False
     assert checks["text ids"]["passed"] is True
 
@@ -84,9 +85,9 @@ def test_half_precision_is_a_report_and_no_failure(tmp_path: Path) -> None:
 )
 def test_quantized_is_a_report_and_no_failure(tmp_path: Path) -> None:
     converted(tmp_path / "out")
-    found = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int8", "--json")
-    assert found.exit_code == 0, found.stderr
-    checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    result = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert checks["soft prompt"]["passed"] is True  # what comes before the language model is untouched
     assert 0 < checks["first logits"]["worst"] < 0.1 * checks["first logits"]["size"]
     refused = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN, "--quantize", "int4")
@@ -94,26 +95,26 @@ def test_quantized_is_a_report_and_no_failure(tmp_path: Path) -> None:
     assert "a multiple of 64, and this language model has 48" in one_line(refused)
 
 
-def test_inspect_says_what_is_in_it() -> None:
+def test_inspect_prints_modules_and_verdict() -> None:
     path = GOLDEN / "checkpoint_best.pth"
-    found = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth")
-    assert found.exit_code == 0
-    assert "vision blocks: 1, 2" in found.stdout
-    assert "difference module was trained: beyond the range of a fresh layer" in found.stdout
-    assert "difference: auto means csrm" in found.stdout
-    assert "Warning: the vision base does not look like" in found.stderr
-    told = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth", "--json")
-    assert "Warning: the vision base does not look like" in told.stderr
-    assert json.loads(told.stdout)["base_fits"] is False
+    result = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth")
+    assert result.exit_code == 0
+    assert "vision blocks: 1, 2" in result.stdout
+    assert "difference module was trained: beyond the range of a fresh layer" in result.stdout
+    assert "difference: auto means csrm" in result.stdout
+    assert "Warning: the vision base does not look like" in result.stderr
+    as_json = run("weights", "inspect", path, "--vision", GOLDEN / "eva_vit_g.pth", "--json")
+    assert "Warning: the vision base does not look like" in as_json.stderr
+    assert json.loads(as_json.stdout)["base_fits"] is False
     record = json.loads(run("weights", "inspect", path, "--json").stdout)
     assert record["base_fits"] is None
     assert record["csrm_trained"] is True
     assert record["epoch"] == 7
 
 
-def test_an_own_choice_of_the_difference_is_kept(tmp_path: Path) -> None:
-    made = converted(tmp_path / "out", "--difference", "concat")
-    assert "difference: concat, as given" in made.stderr
+def test_the_mode_of_the_difference_can_be_chosen(tmp_path: Path) -> None:
+    result = converted(tmp_path / "out", "--difference", "concat")
+    assert "difference: concat, as given" in result.stderr
     checked = run("weights", "verify", tmp_path / "out", "--expected", GOLDEN)
     assert checked.exit_code == 0
     assert "is configured with difference concat; it was compared with csrm" in checked.stderr
@@ -123,9 +124,9 @@ def test_an_own_choice_of_the_difference_is_kept(tmp_path: Path) -> None:
 def test_convert_reads_the_file_of_defaults(tmp_path: Path) -> None:
     """--config means the same as in every other command."""
     Path("defaults.toml").write_text('[weights.convert]\ndifference = "concat"\n', encoding="utf-8")
-    made = converted(tmp_path / "out", "--config", "defaults.toml", "--json")
-    assert made.exit_code == 0, made.stderr
-    assert json.loads(made.stdout)["difference"] == "concat"
+    result = converted(tmp_path / "out", "--config", "defaults.toml", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["difference"] == "concat"
 
 
 def test_a_model_configuration_is_given_with_heads_config(tmp_path: Path) -> None:
@@ -149,31 +150,31 @@ def test_a_model_configuration_is_given_with_heads_config(tmp_path: Path) -> Non
         (("convert",), "Missing option '--checkpoint'"),
     ],
 )
-def test_bad_input_is_one_line(args: tuple[object, ...], words: str) -> None:
-    found = run("weights", *args)
-    assert found.exit_code == 2
-    assert words in one_line(found)
+def test_bad_input_is_a_line_on_stderr(args: tuple[object, ...], words: str) -> None:
+    result = run("weights", *args)
+    assert result.exit_code == 2
+    assert words in one_line(result)
 
 
-def test_an_unknown_model_names_those_that_are_known(scene: Scene) -> None:
-    found = run("analyze", *scene.args, "-m", "deltavlm-7b")
-    assert found.exit_code == 2
-    assert "no model 'deltavlm-7b'; run deltavlm weights fetch deltavlm-7b" in found.stderr
+def test_an_unknown_model_is_an_error_with_advice(scene: Scene) -> None:
+    result = run("analyze", *scene.args, "-m", "deltavlm-7b")
+    assert result.exit_code == 2
+    assert "no model 'deltavlm-7b'; run deltavlm weights fetch deltavlm-7b" in result.stderr
 
 
-def test_what_a_model_cannot_do_is_refused(scene: Scene) -> None:
-    found = run("analyze", *scene.args, "--prompt-style", "raw", "-n")
-    assert found.exit_code == 2
-    assert "nano was trained on normalised questions only" in found.stderr
+def test_an_unsupported_prompt_style_is_refused(scene: Scene) -> None:
+    result = run("analyze", *scene.args, "--prompt-style", "raw", "-n")
+    assert result.exit_code == 2
+    assert "nano was trained on normalised questions only" in result.stderr
 
 
 def test_a_converted_model_reads_questions_either_way(tmp_path: Path, scene: Scene) -> None:
-    """Also where its configuration says `trained`, as nano's does, which reads nothing else."""
+    """Also if its configuration has the style "trained", as that of nano, which supports no other."""
     folder = tmp_path / "out"
     assert converted(folder).exit_code == 0
     record = json.loads((folder / "config.json").read_text())
     record["prompt"] = {"normalise": True, "prefix": "q "}
     (folder / "config.json").write_text(json.dumps(record))
     for style in ("raw", "trained"):
-        found = run("analyze", *scene.args, "-m", folder, "--prompt-style", style, "-n")
-        assert found.exit_code == 0, found.stderr
+        result = run("analyze", *scene.args, "-m", folder, "--prompt-style", style, "-n")
+        assert result.exit_code == 0, result.stderr

@@ -7,7 +7,7 @@ from typing import Any
 from deltavlm.tasks import classify
 
 PAIR = ["test/A/x.png", "test/B/x.png"]
-IMTI_ROOT = "/data/coding/datasets/LEVIR-MCI-dataset/images"  # in the records of ChangeIMTI
+IMTI_ROOT = "/data/coding/datasets/LEVIR-MCI-dataset/images"
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def caption_record(**changes: Any) -> dict[str, Any]:
 
 
 def imti_record(name: str, *said: str, split: str = "test", **changes: Any) -> dict[str, Any]:
-    """A record with questions and answers in turn."""
+    """Record with alternating questions and answers."""
     speakers = ("human", "gpt")
     messages = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(said)]
     images = [f"{IMTI_ROOT}/{split}/{date}/{name}" for date in "AB"]

@@ -1,4 +1,4 @@
-"""ChangeChat's layout on disk: both schemas, paths that exist, answers that are the truth."""
+"""Sets in ChangeChat's layout: both schemas, paths that exist, answers that match the ground truth."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_training_split_is_one_file_of_instructions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_label_map_is_beside_the_pictures(tmp_path: Path, split: str) -> None:
+def test_label_maps_lie_next_to_the_images(tmp_path: Path, split: str) -> None:
     scene = make_scene(6, 64, 64, SceneOptions(change=1.0))
     write_chip_set(tmp_path, split, [("x", scene)])
     assert np.array_equal(

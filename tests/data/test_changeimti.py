@@ -1,4 +1,4 @@
-"""ChangeIMTI's files: the records of a pair put together, and everything that can be wrong with one."""
+"""Reader of ChangeIMTI: the records of a pair are joined, and every fault of a record is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.data.records import imti_record as record
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A changed pair x.png and an unchanged one, y.png."""
+    """Folder with a changed pair x.png and an unchanged pair y.png."""
     ask = "in these two images:<image> and <image>?"
     write(
         tmp_path / "test_task_data",
@@ -57,7 +57,7 @@ def write(folder: Path, files: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(content))
 
 
-def test_the_records_of_a_pair_are_one_example_a_task(folder: Path) -> None:
+def test_the_records_of_a_pair_are_one_example_per_task(folder: Path) -> None:
     data = read_dataset(folder)
     assert (data.name, data.split, data.problems) == ("changeimti", "test", ())
     assert dict(zip(data.files, data.records, strict=True)) == {
@@ -97,14 +97,14 @@ def test_its_folder_is_found(folder: Path, inside: str) -> None:
     assert read_dataset(folder / inside).name == "changeimti"
 
 
-def test_a_pair_without_a_yes_or_no_takes_it_from_the_rest(folder: Path) -> None:
+def test_without_yes_or_no_the_other_records_decide_the_flag(folder: Path) -> None:
     for gone in ("binary_class.json", "mul.json", "count_road.json", "count_build.json", "loc_road.json"):
         (folder / "test_task_data" / gone).unlink()
         flags = {one.id: one.changed for one in read_dataset(folder).examples}
         assert flags == {"x.png": True, "y.png": False}, gone
 
 
-def test_every_place_is_a_cell_of_its_own() -> None:
+def test_every_label_is_another_cell() -> None:
     assert sorted(CELL_LABELS.values()) == sorted(locate.LABELS)
 
 
@@ -129,7 +129,9 @@ def test_every_place_is_a_cell_of_its_own() -> None:
         ("caption.json", record("z.png", "q", "a", images=["test/A/z.png", "test/B/x.png"]), "not one pair"),
     ],
 )
-def test_a_wrong_record_is_named_and_the_rest_goes_on(folder: Path, file: str, bad: Any, what: str) -> None:
+def test_an_invalid_record_is_reported_and_the_rest_is_read(
+    folder: Path, file: str, bad: Any, what: str
+) -> None:
     good = read_dataset(folder).examples
     path = folder / "test_task_data" / file
     path.write_text(json.dumps([*json.loads(path.read_text()), bad]))
@@ -139,7 +141,7 @@ def test_a_wrong_record_is_named_and_the_rest_goes_on(folder: Path, file: str, b
     assert what in problem.message
 
 
-def test_a_broken_file_is_named(folder: Path) -> None:
+def test_a_broken_file_is_reported(folder: Path) -> None:
     (folder / "test_task_data" / "mul.json").write_text("[{]")
     data = read_dataset(folder)
     assert [problem.location for problem in data.problems] == ["mul.json"]

@@ -1,4 +1,4 @@
-"""Open questions from an endpoint of our own on this machine: what is sent, kept, refused and tried again."""
+"""Open questions from a local endpoint: requests, the log of replies, refusals and retries."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ GOOD = [{"question": "How many houses were built?", "answer": "two"}]
 TURNS = (QuestionAnswer("How many houses were built?", "two"),)
 
 
-def said(content: Any) -> bytes:
-    """An answer of an OpenAI-compatible endpoint; None is what it says where it will not speak."""
+def response(content: Any) -> bytes:
+    """Response of an OpenAI-compatible endpoint; None for a reply without text."""
     text = content if content is None or isinstance(content, str) else json.dumps(content)
     return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
 
 
 @dataclass
 class Server:
-    """Answers in turn, the last one for ever: (status, body) or a body."""
+    """Server that gives its answers in order, and repeats the last: (status, body) or a body."""
 
-    answers: list[Any] = field(default_factory=lambda: [said(GOOD)])
+    answers: list[Any] = field(default_factory=lambda: [response(GOOD)])
     headers: dict[str, str] = field(default_factory=dict)
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -88,14 +88,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def rests() -> list[float]:
+def waits() -> list[float]:
     return []
 
 
 @pytest.fixture
-def asker(server: Server, rests: list[float], tmp_path: Path) -> Callable[..., QuestionWriter]:
+def make_writer(server: Server, waits: list[float], tmp_path: Path) -> Callable[..., QuestionWriter]:
     def make(**options: Any) -> QuestionWriter:
-        options = {"key": KEY, "sleep": rests.append} | options
+        options = {"key": KEY, "sleep": waits.append} | options
         return QuestionWriter(
             Endpoint(server.url, "small", **options), ReplyLog(tmp_path / "set" / "replies.jsonl")
         )
@@ -112,9 +112,9 @@ def refused(call: Callable[..., object], *args: Any, kind: type[DeltaVLMError] =
     return str(caught.value)
 
 
-def test_what_is_asked_and_what_comes_of_it(server: Server, asker: Callable[..., QuestionWriter]) -> None:
-    one = asker()
-    assert one("test/x.png", FACTS) == TURNS
+def test_the_request_and_the_parsed_reply(server: Server, make_writer: Callable[..., QuestionWriter]) -> None:
+    writer = make_writer()
+    assert writer("test/x.png", FACTS) == TURNS
     (asked,) = server.asked
     assert asked["model"] == "small"
     assert asked["messages"][-1] == {"role": "user", "content": make_prompt(FACTS)}
@@ -122,71 +122,75 @@ def test_what_is_asked_and_what_comes_of_it(server: Server, asker: Callable[...,
         assert fact in make_prompt(FACTS)
     assert server.paths == ["/v1/chat/completions"]
     assert server.keys == [f"Bearer {KEY}"]
-    assert KEY not in repr(one.endpoint)
-    assert KEY not in one.log.path.read_text()
-    asker(key=None)("test/y.png", FACTS)
+    assert KEY not in repr(writer.endpoint)
+    assert KEY not in writer.log.path.read_text()
+    make_writer(key=None)("test/y.png", FACTS)
     assert server.keys[-1] is None
 
 
-def test_a_reply_is_kept_at_once_and_asked_for_once(
-    server: Server, asker: Callable[..., QuestionWriter], rests: list[float]
+def test_a_reply_is_logged_at_once_and_requested_once(
+    server: Server, make_writer: Callable[..., QuestionWriter], waits: list[float]
 ) -> None:
-    one = asker()
-    one("test/x.png", FACTS)
-    assert json.loads(one.log.path.read_text())["questions"] == GOOD
+    writer = make_writer()
+    writer("test/x.png", FACTS)
+    assert json.loads(writer.log.path.read_text())["questions"] == GOOD
     server.answers = [(503, b"")]
-    assert one("test/x.png", FACTS) == TURNS
-    again = asker()
-    assert again("test/x.png", FACTS) == TURNS
-    assert (again.new_replies, len(server.asked), rests) == (0, 1, [])
+    assert writer("test/x.png", FACTS) == TURNS
+    resumed = make_writer()
+    assert resumed("test/x.png", FACTS) == TURNS
+    assert (resumed.new_replies, len(server.asked), waits) == (0, 1, [])
     other = PairFacts(Counts(1, 2), FACTS.cells, FACTS.captions, True)
-    refused(again, "test/x.png", other, kind=ToolError)  # other facts are asked anew
+    refused(resumed, "test/x.png", other, kind=ToolError)  # other facts are asked anew
 
 
-def test_a_line_that_was_cut_off_is_asked_again(server: Server, asker: Callable[..., QuestionWriter]) -> None:
-    one = asker()
-    one("test/x.png", FACTS)
-    one("test/y.png", FACTS)
-    path = one.log.path
+def test_an_incomplete_line_is_requested_again(
+    server: Server, make_writer: Callable[..., QuestionWriter]
+) -> None:
+    writer = make_writer()
+    writer("test/x.png", FACTS)
+    writer("test/y.png", FACTS)
+    path = writer.log.path
     text = path.read_text()
     path.write_text(text[:-30])
-    two = asker()
-    assert two("test/x.png", FACTS) == two("test/y.png", FACTS) == TURNS
-    assert two.new_replies == 1
+    resumed = make_writer()
+    assert resumed("test/x.png", FACTS) == resumed("test/y.png", FACTS) == TURNS
+    assert resumed.new_replies == 1
     first, *_, last = path.read_text().splitlines()
     assert [json.loads(line)["id"] for line in (first, last)] == ["test/x.png", "test/y.png"]
-    assert asker().log.replies.keys() == two.log.replies.keys()
+    assert make_writer().log.replies.keys() == resumed.log.replies.keys()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_trouble_is_tried_again_with_longer_rests(
-    server: Server, asker: Callable[..., QuestionWriter], rests: list[float], status: int
+def test_failures_are_retried_with_longer_waits(
+    server: Server, make_writer: Callable[..., QuestionWriter], waits: list[float], status: int
 ) -> None:
-    server.answers = [(status, b"")] * 3 + [said(GOOD)]
-    assert asker()("test/x.png", FACTS) == TURNS
-    assert rests == [1, 2, 4]
+    server.answers = [(status, b"")] * 3 + [response(GOOD)]
+    assert make_writer()("test/x.png", FACTS) == TURNS
+    assert waits == [1, 2, 4]
 
 
-def test_the_endpoint_says_how_long_to_rest(
-    server: Server, asker: Callable[..., QuestionWriter], rests: list[float]
+def test_retry_after_sets_the_wait(
+    server: Server, make_writer: Callable[..., QuestionWriter], waits: list[float]
 ) -> None:
-    server.answers, server.headers = [(429, b""), (429, b""), said(GOOD)], {"Retry-After": "7"}
-    asker()("test/x.png", FACTS)
-    server.answers, server.headers = [(429, b""), said(GOOD)], {"Retry-After": "86400"}
-    asker()("test/y.png", FACTS)
-    assert rests == [7, 7, 60]
+    server.answers, server.headers = [(429, b""), (429, b""), response(GOOD)], {"Retry-After": "7"}
+    make_writer()("test/x.png", FACTS)
+    server.answers, server.headers = [(429, b""), response(GOOD)], {"Retry-After": "86400"}
+    make_writer()("test/y.png", FACTS)
+    assert waits == [7, 7, 60]
 
 
-def test_trouble_that_stays(server: Server, asker: Callable[..., QuestionWriter], rests: list[float]) -> None:
-    one = asker(tries=3)
-    one("test/a.png", FACTS)
+def test_a_permanent_failure_is_an_error(
+    server: Server, make_writer: Callable[..., QuestionWriter], waits: list[float]
+) -> None:
+    writer = make_writer(tries=3)
+    writer("test/a.png", FACTS)
     server.answers = [(503, b"")]
-    text = refused(one, "test/x.png", FACTS, kind=ToolError)
+    text = refused(writer, "test/x.png", FACTS, kind=ToolError)
     assert f"{server.url} did not answer in 3 tries (HTTP 503)" in text
-    assert str(one.log.path) in text
-    assert rests == [1, 2]
+    assert str(writer.log.path) in text
+    assert waits == [1, 2]
     server.stop()
-    text = refused(asker(tries=2), "test/x.png", FACTS, kind=ToolError)
+    text = refused(make_writer(tries=2), "test/x.png", FACTS, kind=ToolError)
     assert "refused" in text
 
 
@@ -199,46 +203,48 @@ def test_trouble_that_stays(server: Server, asker: Callable[..., QuestionWriter]
         (400, "", "Bad Request; check"),
     ],
 )
-def test_refusals_are_not_tried_again(
+def test_refusals_are_not_retried(
     server: Server,
-    asker: Callable[..., QuestionWriter],
-    rests: list[float],
+    make_writer: Callable[..., QuestionWriter],
+    waits: list[float],
     status: int,
     body: str,
     says: str,
 ) -> None:
     server.answers = [(status, body.encode())]
-    text = refused(asker(), "test/x.png", FACTS)
+    text = refused(make_writer(), "test/x.png", FACTS)
     assert f"(HTTP {status})" in text
     assert says in text
-    assert (len(server.asked), rests) == (1, [])
+    assert (len(server.asked), waits) == (1, [])
     if status == 401:
-        assert "it asks for a key; set DELTAVLM_LLM_KEY" in refused(asker(key=None), "test/x.png", FACTS)
+        assert "it asks for a key; set DELTAVLM_LLM_KEY" in refused(
+            make_writer(key=None), "test/x.png", FACTS
+        )
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}', b"\xff"])
-def test_what_is_no_endpoint_stops_the_run(
-    server: Server, asker: Callable[..., QuestionWriter], body: bytes
+def test_another_protocol_is_an_error(
+    server: Server, make_writer: Callable[..., QuestionWriter], body: bytes
 ) -> None:
     server.answers = [body]
-    assert "OpenAI-compatible" in refused(asker(), "test/x.png", FACTS)
+    assert "OpenAI-compatible" in refused(make_writer(), "test/x.png", FACTS)
     assert len(server.asked) == 1
 
 
-def test_replies_that_cannot_be_used(server: Server, asker: Callable[..., QuestionWriter]) -> None:
-    server.answers = [said("Sure! Here you are"), said(None), said(GOOD)]
-    one = asker()
-    assert one("test/a.png", FACTS) == TURNS
-    server.answers = [said("Sure!")]
+def test_unusable_replies(server: Server, make_writer: Callable[..., QuestionWriter]) -> None:
+    server.answers = [response("Sure! Here you are"), response(None), response(GOOD)]
+    writer = make_writer()
+    assert writer("test/a.png", FACTS) == TURNS
+    server.answers = [response("Sure!")]
     for index in range(4):
         with pytest.raises(ValueError, match="3 replies of small could not be used; the last: not JSON"):
-            one(f"test/{index}.png", FACTS)
-    assert "5 pairs in a row" in refused(one, "test/4.png", FACTS, kind=ToolError)
+            writer(f"test/{index}.png", FACTS)
+    assert "5 pairs in a row" in refused(writer, "test/4.png", FACTS, kind=ToolError)
     assert len(server.asked) == 3 + 5 * 3
-    assert len(one.log.replies) == 1
+    assert len(writer.log.replies) == 1
 
 
-def test_a_code_fence_is_no_matter() -> None:
+def test_code_fences_are_removed() -> None:
     for text in (json.dumps(GOOD), f"```json\n{json.dumps(GOOD)}\n```", f"```\n{json.dumps(GOOD)}```\n"):
         assert parse_reply(text) == TURNS
 
@@ -248,7 +254,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("reply", "what"),
+    ("reply", "expected"),
     [
         ([], "1 to 6"),
         ([entry(question=str(n)) for n in range(7)], "1 to 6"),
@@ -266,28 +272,26 @@ def entry(**changes: Any) -> dict[str, Any]:
         ([entry(), entry()], "twice"),
     ],
 )
-def test_replies_are_checked(reply: Any, what: str) -> None:
-    with pytest.raises(ValueError, match=what):
+def test_replies_are_checked(reply: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         parse_reply(json.dumps(reply))
 
 
 @pytest.mark.parametrize(
     "url", ["", "localhost:8000", "ftp://a/v1", "http://", "http://[a/v1", "http://a b/v1", "http://a:x/v1"]
 )
-def test_addresses_that_are_none(url: str) -> None:
+def test_invalid_addresses(url: str) -> None:
     assert "is not the address" in refused(Endpoint, url, "small")
 
 
-def test_secrets_in_the_wrong_place() -> None:
+def test_keys_in_the_address_or_with_line_breaks_are_refused() -> None:
     assert "name or password" in refused(Endpoint, f"http://me:{KEY}@host/v1", "small")
     assert "header" in refused(Endpoint, "http://host/v1", "small", f"{KEY}\n")
 
 
-def test_a_store_that_cannot_be_used(
-    server: Server, asker: Callable[..., QuestionWriter], tmp_path: Path
-) -> None:
+def test_an_unusable_log(server: Server, make_writer: Callable[..., QuestionWriter], tmp_path: Path) -> None:
     (tmp_path / "set").write_text("in the way")
-    assert "cannot write" in refused(asker(), "test/x.png", FACTS, kind=OutputError)
+    assert "cannot write" in refused(make_writer(), "test/x.png", FACTS, kind=OutputError)
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe")
     assert "delete it" in refused(ReplyLog, tmp_path / "bad.jsonl")
     (tmp_path / "odd.jsonl").write_text('5\n{"id": 1}\n{"id": "a", "asked": "b", "questions": []}\n')

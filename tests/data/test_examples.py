@@ -1,4 +1,4 @@
-"""ChangeChat-format sets from disk: both schemas, made sets, and everything that can be wrong with a file."""
+"""Reader of sets in ChangeChat's format: both schemas, synthetic sets, and every fault of a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def test_what_synth_writes_is_read_back(tmp_path: Path) -> None:
+def test_a_synthetic_set_is_read_back(tmp_path: Path) -> None:
     scenes = [(f"test_{seed}", make_scene(seed, 64, 64, SceneOptions(change=1.0))) for seed in (1, 2)]
     write_chip_set(tmp_path, "test", scenes)
     data = read_dataset(tmp_path)
@@ -38,13 +38,13 @@ def test_what_synth_writes_is_read_back(tmp_path: Path) -> None:
     assert len(one["dialogue"].turns) == 3
     assert missing_images(data.examples, tmp_path / "images") == []
     (tmp_path / "images" / "test" / "A" / "test_1.png").unlink()
-    assert [one.location for one in missing_images(data.examples, tmp_path / "images")] == [
+    assert [problem.location for problem in missing_images(data.examples, tmp_path / "images")] == [
         "test/A/test_1.png"
     ]
     assert {example.task for example in read_dataset(tmp_path, tasks=["count"]).examples} == {"count"}
 
 
-def test_training_files_tell_tasks_by_their_questions(tmp_path: Path) -> None:
+def test_tasks_of_training_files_follow_from_the_questions(tmp_path: Path) -> None:
     write_chip_set(tmp_path, "train", [("train_0", make_scene(3, 64, 64, SceneOptions(change=1.0)))])
     write(tmp_path / "synthetic_train_loc.json", [record()])
     data = read_dataset(tmp_path, split="train")
@@ -85,7 +85,7 @@ def test_both_schemas_and_ids(tmp_path: Path) -> None:
         (caption_record(image_B=None), "image_B is missing"),
     ],
 )
-def test_a_wrong_record_is_named_and_the_rest_goes_on(tmp_path: Path, bad: Any, what: str) -> None:
+def test_an_invalid_record_is_reported_and_the_rest_is_read(tmp_path: Path, bad: Any, what: str) -> None:
     data = read_dataset(write(tmp_path / "s_test_binary.json", [bad, record()]))
     assert len(data.examples) == 1
     (problem,) = data.problems
@@ -93,17 +93,17 @@ def test_a_wrong_record_is_named_and_the_rest_goes_on(tmp_path: Path, bad: Any, 
     assert what in problem.message
 
 
-def test_a_second_record_of_an_id_is_named(tmp_path: Path) -> None:
+def test_a_duplicate_record_is_reported(tmp_path: Path) -> None:
     second = record(changeflag=0)
     data = read_dataset(write(tmp_path / "s_test_binary.json", [record(), second, second, record(id="y")]))
     assert [(one.id, one.changed) for one in data.examples] == [("x_1", True), ("y", True)]
-    assert [(one.kind, one.location, one.message) for one in data.problems] == [
+    assert [(problem.kind, problem.location, problem.message) for problem in data.problems] == [
         ("duplicate", "change x_1", "2 duplicates are left out")
     ]
 
 
-def test_other_questions_under_an_id_are_kept(tmp_path: Path) -> None:
-    """An open question's id may be that of its pair; the second question is no repetition of the first."""
+def test_other_questions_under_one_id_are_kept(tmp_path: Path) -> None:
+    """The id of open questions may be that of the pair; the second question is not a duplicate."""
 
     def asked(question: str, name: str = "x") -> dict[str, Any]:
         told = [{"from": "human", "value": question}, {"from": "gpt", "value": "a"}]
@@ -123,14 +123,14 @@ def test_other_questions_under_an_id_are_kept(tmp_path: Path) -> None:
     assert [(one.id, one.turns[0].question) for one in data.examples] == [("x", "1?"), ("x#2", "3?")]
 
 
-def test_annotations_may_lie_in_their_own_folder(tmp_path: Path) -> None:
+def test_annotations_may_be_in_their_own_folder(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     write(tmp_path / "annotations" / "s_test_binary.json", [record()])
     assert len(read_dataset(tmp_path).examples) == 1
 
 
 @pytest.mark.parametrize("content", ["[1,", "{}", '"text"', "\udcff", "[" * 100_000])
-def test_a_bad_file_is_named_and_the_others_are_read(tmp_path: Path, content: str) -> None:
+def test_an_invalid_file_is_reported_and_the_others_are_read(tmp_path: Path, content: str) -> None:
     bad = tmp_path / "s_test_count.json"
     bad.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"s_test_count\.json"):
@@ -141,7 +141,7 @@ def test_a_bad_file_is_named_and_the_others_are_read(tmp_path: Path, content: st
     assert [(problem.kind, problem.location) for problem in data.problems] == [("file", "s_test_count.json")]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_files_and_mixed_sets_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_dataset(tmp_path / "no")
     with pytest.raises(InputError, match="holds no SET_test"):

@@ -1,4 +1,4 @@
-"""Masks drawn by hand, with counts and cells that anybody can see."""
+"""Counts and cells of small masks drawn by hand."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ CORNERS = drawn(
 )
 
 
-def test_pixels_that_touch_at_a_corner_are_one_thing_or_four() -> None:
+def test_pixels_that_touch_at_a_corner_are_one_object_or_four() -> None:
     counts, cells = measure_mask(CORNERS, MaskRules(connectivity=8))
     assert counts == Counts(1, 1)
     assert cells == Cells(("bottom-right",), ("top-left", "center-center"))
     assert measure_mask(CORNERS, MaskRules(connectivity=4)) == (Counts(1, 4), cells)
 
 
-def test_small_things_are_neither_counted_nor_located() -> None:
+def test_small_objects_are_neither_counted_nor_located() -> None:
     mask = drawn(*["b........", ".........", "........."] * 2, "......bb.", ".........", ".........")
     assert measure_mask(mask)[0] == Counts(0, 3)
     counts, cells = measure_mask(mask, MaskRules(min_area_px=2))
@@ -76,7 +76,7 @@ def test_the_three_cell_rules_differ() -> None:
 
 
 def test_a_centroid_may_lie_in_a_cell_without_a_pixel() -> None:
-    """A ring around the middle: "any" names eight cells, "centroid" the ninth."""
+    """A ring around the center: "any" names eight cells, "centroid" the ninth."""
     mask = np.zeros((9, 9), np.uint8)
     mask[1:8, 1:8] = BUILDING
     mask[2:7, 2:7] = 0
@@ -86,7 +86,7 @@ def test_a_centroid_may_lie_in_a_cell_without_a_pixel() -> None:
     )
 
 
-def test_each_thing_has_its_own_centroid() -> None:
+def test_each_object_has_its_own_centroid() -> None:
     mask = drawn("bb.....bb", *["........."] * 7, "........b")
     assert measure_mask(mask, MaskRules(cell_rule="centroid"))[1].buildings == (
         "top-left",
@@ -97,7 +97,7 @@ def test_each_thing_has_its_own_centroid() -> None:
 
 @pytest.mark.parametrize("rule", ["any", "share", "centroid"])
 @pytest.mark.parametrize("size", [(256, 256), (9, 9), (100, 250)])
-def test_cells_of_single_pixels_are_where_the_pixels_are(rule: str, size: tuple[int, int]) -> None:
+def test_the_cell_of_a_single_pixel_contains_it(rule: str, size: tuple[int, int]) -> None:
     """All rules agree on one pixel, also beside the edge of a cell: 85 | 86 of 256."""
     rows, cols = (sorted({0, n - 1, *(round(n * k / 3) + d for k in (1, 2) for d in (-1, 0))}) for n in size)
     for row in rows:
@@ -111,7 +111,7 @@ def test_cells_of_single_pixels_are_where_the_pixels_are(rule: str, size: tuple[
             assert measure_mask(mask, MaskRules(cell_rule=rule)) == (Counts(1, 0), Cells((expected,)))  # type: ignore[arg-type]
 
 
-def test_roads_and_buildings_that_touch_are_two_things() -> None:
+def test_a_road_and_a_building_that_touch_are_two_objects() -> None:
     assert measure_mask(drawn("rb.", "rb.", "..."))[0] == Counts(1, 1)
     assert measure_mask(drawn("...", "...", "...")) == (Counts(0, 0), Cells())
 
@@ -131,11 +131,11 @@ CODES = [[0, 1], [2, 0]]
 
 
 @pytest.mark.parametrize("mode", [None, "RGB", "RGBA", "LA"])
-def test_levir_mcis_grey_labels_in_any_number_of_channels(tmp_path: Path, mode: str | None) -> None:
+def test_gray_levir_mci_labels_with_any_number_of_channels(tmp_path: Path, mode: str | None) -> None:
     assert read_mask(save(tmp_path / "m.png", GREY, mode)).tolist() == CODES
 
 
-def test_levir_mcis_coloured_labels(tmp_path: Path) -> None:
+def test_colored_levir_mci_labels(tmp_path: Path) -> None:
     colours = np.array([[(0, 0, 0), (255, 255, 0)], [(255, 0, 0), (0, 0, 0)]], np.uint8)
     assert read_mask(save(tmp_path / "m.png", colours)).tolist() == CODES
 
@@ -164,7 +164,7 @@ def test_a_class_may_have_several_values(tmp_path: Path) -> None:
         (np.array([[True]]), parse_class_map("road=1"), "the value 255"),
     ],
 )
-def test_an_unknown_value_is_named_with_its_file(
+def test_an_unknown_value_is_an_error_with_the_file_name(
     tmp_path: Path, pixels: np.ndarray, classes: ClassMap, what: str
 ) -> None:
     path = save(tmp_path / "m.png", pixels)
@@ -174,7 +174,7 @@ def test_an_unknown_value_is_named_with_its_file(
     assert what in str(caught.value)
 
 
-def test_files_that_are_no_masks(tmp_path: Path) -> None:
+def test_files_that_are_not_masks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         read_mask(tmp_path / "none.png")
     (tmp_path / "m.png").write_text("<html>")
@@ -202,14 +202,14 @@ def test_files_that_are_no_masks(tmp_path: Path) -> None:
         "road=99999999",
     ],
 )
-def test_class_maps_that_make_no_sense(text: str) -> None:
+def test_invalid_class_maps(text: str) -> None:
     with pytest.raises(ConfigError, match="class map"):
         parse_class_map(text)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_laws_of_any_mask(seed: int) -> None:
-    """Mirrored masks have mirrored cells; fewer neighbours never make fewer things; a share is within any."""
+def test_laws_of_random_masks(seed: int) -> None:
+    """Mirrored masks have mirrored cells; 4-connectivity never has fewer objects; "share" is in "any"."""
     rng = np.random.default_rng(seed)
     mask = rng.choice([0, ROAD, BUILDING], p=[0.8, 0.1, 0.1], size=(30, 60)).astype(np.uint8)
     eight, four = (measure_mask(mask, MaskRules(connectivity=near))[0] for near in (8, 4))

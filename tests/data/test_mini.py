@@ -1,4 +1,4 @@
-"""sample_data/changechat_mini: whole, small, and what its command makes."""
+"""sample_data/changechat_mini is complete, small, and made by the command in its README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 MINI = SAMPLES / "changechat_mini"
 
 
-def test_it_has_all_tasks_of_all_pairs_and_their_pictures() -> None:
+def test_it_has_all_tasks_and_images_of_all_pairs() -> None:
     data = read_dataset(MINI)
     assert data.problems == ()
     assert len(data.files) == 6

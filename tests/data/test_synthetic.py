@@ -1,4 +1,4 @@
-"""Made scenes: the same from the same seed, with a truth that survives cutting, turning and swapping."""
+"""Synthetic scenes: determined by the seed, with ground truth that survives crops, rotations and swaps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deltavlm.data.synthetic import Scene, SceneOptions, make_scene, phrases
-from deltavlm.data.synthetic.cache import draw_cache, half, open_cache
+from deltavlm.data.synthetic.cache import halve, open_cache, render_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE
 from deltavlm.data.synthetic.imaging import color_jitter
@@ -26,7 +26,7 @@ def facts(scene: Scene) -> Facts:
     return facts_of(scene.change, scene.instances, scene.cover)
 
 
-def test_a_seed_is_a_scene(scenes: list[Scene]) -> None:
+def test_a_seed_determines_the_scene(scenes: list[Scene]) -> None:
     again, other = make_scene(0), make_scene(1)
     assert np.array_equal(again.after, scenes[0].after)
     assert not np.array_equal(other.after, scenes[0].after)
@@ -34,24 +34,24 @@ def test_a_seed_is_a_scene(scenes: list[Scene]) -> None:
     assert again.change.shape == again.instances.shape == again.cover.shape == (256, 256)
 
 
-def test_scenes_of_both_kinds_come_out(scenes: list[Scene]) -> None:
+def test_some_scenes_change_and_some_do_not(scenes: list[Scene]) -> None:
     assert {facts(scene).changed for scene in scenes} == {True, False}
 
 
-def test_an_unchanged_scene_differs_in_pixels_alone(scenes: list[Scene]) -> None:
-    """Season, light and noise differ although nothing has changed: that is the hard part."""
-    still = [scene for scene in scenes if not scene.change.any()]
-    assert still
-    for scene in still:
+def test_an_unchanged_scene_differs_in_its_pixels(scenes: list[Scene]) -> None:
+    """Season, light and noise are distractors: they differ although nothing has changed."""
+    unchanged = [scene for scene in scenes if not scene.change.any()]
+    assert unchanged
+    for scene in unchanged:
         assert np.abs(scene.before.astype(int) - scene.after).mean() > 2
 
 
-def test_change_share_is_obeyed() -> None:
+def test_without_change_nothing_changes() -> None:
     assert not any(make_scene(seed, 64, 64, SceneOptions(change=0.0)).change.any() for seed in range(8))
 
 
-def test_built_things_are_new_pixels(scenes: list[Scene]) -> None:
-    """Every counted thing has its own id, and lies where the change map says building or road."""
+def test_instances_lie_on_changed_roads_and_buildings(scenes: list[Scene]) -> None:
+    """Instance ids are 0 wherever the change map has no building or road."""
     for scene in scenes:
         kinds = np.isin(
             scene.change, [CHANGE_CODE[k] for k in CHANGE_CLASSES if k.startswith(("building", "road"))]
@@ -60,29 +60,29 @@ def test_built_things_are_new_pixels(scenes: list[Scene]) -> None:
 
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
-def test_turning_a_scene_turns_its_cells(scenes: list[Scene], quarter: int) -> None:
+def test_rotating_a_scene_rotates_its_cells(scenes: list[Scene], quarter: int) -> None:
     for scene in scenes:
-        told, turned = facts(scene), facts(scene.rotated(quarter, mirror=False))
-        assert told.counts == turned.counts
-        grid = np.array([label in told.building_cells for label in locate.LABELS]).reshape(3, 3)
-        wanted = np.rot90(grid, quarter).ravel()
-        said = [label in turned.building_cells for label in locate.LABELS]
-        assert np.sum(wanted != said) <= 1  # 256 px do not split into three equal parts
+        original, rotated = facts(scene), facts(scene.rotated(quarter, mirror=False))
+        assert original.counts == rotated.counts
+        grid = np.array([label in original.building_cells for label in locate.LABELS]).reshape(3, 3)
+        expected = np.rot90(grid, quarter).ravel()
+        cells = [label in rotated.building_cells for label in locate.LABELS]
+        assert np.sum(expected != cells) <= 1  # 256 px do not split into three equal parts
 
 
 def test_swapping_the_dates_swaps_built_and_removed(scenes: list[Scene]) -> None:
     assert np.array_equal(SWAPPED[SWAPPED], np.arange(len(CHANGE_CLASSES)))
     for scene in scenes:
-        there, back = facts(scene), facts_of(SWAPPED[scene.change], scene.instances, scene.cover)
-        assert there.counts["building_built"] == back.counts["building_removed"]
-        assert there.counts["road_built"] == back.counts["road_removed"]
-        assert there.changed == back.changed
+        original, swapped = facts(scene), facts_of(SWAPPED[scene.change], scene.instances, scene.cover)
+        assert original.counts["building_built"] == swapped.counts["building_removed"]
+        assert original.counts["road_built"] == swapped.counts["road_removed"]
+        assert original.changed == swapped.changed
 
 
-def test_a_window_has_the_facts_of_its_part(scenes: list[Scene]) -> None:
+def test_windows_have_the_facts_of_their_pixels(scenes: list[Scene]) -> None:
     scene = next(s for s in scenes if facts(s).counts["building_built"] > 3)
-    parts = [scene.window(row, col, 128) for row in (0, 128) for col in (0, 128)]
-    assert sum(facts(p).counts["building_built"] for p in parts) >= facts(scene).counts["building_built"]
+    windows = [scene.window(row, col, 128) for row in (0, 128) for col in (0, 128)]
+    assert sum(facts(p).counts["building_built"] for p in windows) >= facts(scene).counts["building_built"]
 
 
 def test_cell_shares_add_up() -> None:
@@ -92,14 +92,13 @@ def test_cell_shares_add_up() -> None:
     assert shares @ areas == pytest.approx(mask.sum())
 
 
-def test_answers_read_back_as_the_truth(scenes: list[Scene]) -> None:
-    """parse after format is the identity, for every task and every scene."""
+def test_answers_are_parsed_as_the_truth(scenes: list[Scene]) -> None:
+    """Parsing a formatted answer gives its value, for every task and scene."""
     for scene in scenes:
         fact = facts(scene)
         assert classify.parse(classify.format_answer(fact.changed)) == fact.changed
-        assert count.parse(phrases.count_answer(fact.changed, phrases.counts_of(fact))) == phrases.counts_of(
-            fact
-        )
+        counts = phrases.counts_of(fact)
+        assert count.parse(phrases.count_answer(fact.changed, counts)) == counts
         assert locate.parse(locate.format_answer(phrases.cells_of(fact))) == phrases.cells_of(fact)
         turns = phrases.dialogue(fact)
         assert count.parse(turns[1].answer) == phrases.counts_of(fact)
@@ -108,31 +107,30 @@ def test_answers_read_back_as_the_truth(scenes: list[Scene]) -> None:
 
 def test_sentences_are_clean_and_differ(scenes: list[Scene]) -> None:
     for scene in scenes:
-        told = phrases.captions(facts(scene))
-        assert len(set(told)) >= 3
-        for sentence in (*told, *(turn.answer for turn in phrases.open_questions(facts(scene)))):
+        captions = phrases.captions(facts(scene))
+        assert len(set(captions)) >= 3
+        for sentence in (*captions, *(turn.answer for turn in phrases.open_questions(facts(scene)))):
             assert sentence == clean(sentence)
             assert "  " not in sentence
             assert sentence == sentence.strip()
 
 
 def test_a_cache_holds_the_scenes_of_its_seeds(tmp_path: Path) -> None:
-    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
-    pictures, truth = open_cache(tmp_path)
-    assert pictures.shape == (3, 2, 64, 64, 3)
+    render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    images, truth = open_cache(tmp_path)
+    assert images.shape == (3, 2, 64, 64, 3)
     scene = make_scene(41, 64, 64, SceneOptions(change=0.6))
-    assert np.array_equal(pictures[1, 0], scene.before)
-    assert np.array_equal(truth[1, 0], half(scene.change))
+    assert np.array_equal(images[1, 0], scene.before)
+    assert np.array_equal(truth[1, 0], halve(scene.change))
     stamp = (tmp_path / "pictures.npy").stat().st_mtime_ns
-    draw_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
+    render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
 
 
-def test_a_reduced_scene_is_the_large_one_averaged_down() -> None:
+def test_a_downsampled_scene_is_the_average_of_the_large_one() -> None:
     far = make_scene(9, 64, 64, SceneOptions(change=1.0, scale=1.0, downsample=2))
-    near = make_scene(9, 160, 160, SceneOptions(change=1.0, scale=1.0)).window(
-        16, 16, 128
-    )  # the margin is reduced too
+    near = make_scene(9, 160, 160, SceneOptions(change=1.0, scale=1.0))
+    near = near.window(16, 16, 128)  # the margin is downsampled too
     assert far.change.any()
     assert np.array_equal(far.change, near.change[::2, ::2])
     assert np.array_equal(far.instances, near.instances[::2, ::2])
@@ -140,15 +138,16 @@ def test_a_reduced_scene_is_the_large_one_averaged_down() -> None:
     assert np.corrcoef(mean.ravel(), far.before.ravel())[0, 1] > 0.9  # light and noise are drawn anew
 
 
-def test_a_reduced_scene_changes_as_often() -> None:
+@pytest.mark.slow
+def test_a_downsampled_scene_changes_as_often() -> None:
     far = sum(
         make_scene(seed, options=SceneOptions(change=0.5, downsample=2)).change.any() for seed in range(24)
     )
-    assert 5 <= far <= 18  # 12 or so; 22 if each of the four neighbourhoods that now fit had the whole chance
+    assert 5 <= far <= 18  # 12 or so; 22 if each of the four neighborhoods that now fit had the whole chance
 
 
-def test_retoning_moves_colours_and_not_shapes(scenes: list[Scene]) -> None:
-    """One table a band: equal values stay equal, and their order stays."""
+def test_color_jitter_keeps_the_order_of_values(scenes: list[Scene]) -> None:
+    """One table per band: equal values stay equal, and their order stays."""
     rng = np.random.default_rng(1)
     for scene in scenes[:4]:
         new = color_jitter(rng, scene.before)
@@ -160,7 +159,7 @@ def test_retoning_moves_colours_and_not_shapes(scenes: list[Scene]) -> None:
             assert (np.diff(new[..., band].ravel()[order].astype(int)) >= 0).all()
 
 
-def test_larger_scenes_keep_changing_by_neighbourhood() -> None:
+def test_every_neighborhood_of_a_large_scene_changes() -> None:
     scene = make_scene(2, 640, 320, SceneOptions(change=1.0))
     assert scene.before.shape == (320, 640, 3)
     assert scene.change[:, :320].any()
@@ -172,11 +171,11 @@ def rich_scenes() -> list[Scene]:
     return [make_scene(seed, options=SceneOptions(change=0.6, rich=True)) for seed in range(100, 106)]
 
 
-def test_a_rich_scene_is_that_of_its_seed(rich_scenes: list[Scene], tmp_path: Path) -> None:
+def test_a_seed_determines_a_rich_scene(rich_scenes: list[Scene], tmp_path: Path) -> None:
     again = make_scene(103, options=SceneOptions(change=0.6, rich=True))
     assert np.array_equal(again.after, rich_scenes[3].after)
     assert not np.array_equal(make_scene(103, options=SceneOptions(change=0.6)).after, again.after)
-    draw_cache(tmp_path, 1, seed=103, workers=1, options=SceneOptions(change=0.6, rich=True))
+    render_cache(tmp_path, 1, seed=103, workers=1, options=SceneOptions(change=0.6, rich=True))
     assert np.array_equal(open_cache(tmp_path)[0][0, 1], again.after)
     assert (tmp_path / "drawn.txt").read_text().rstrip().endswith("rich")
 
@@ -188,7 +187,7 @@ def test_rich_scenes_may_stay_unchanged() -> None:
         assert np.abs(still.before.astype(int) - still.after).mean() > 2  # though the dates look different
 
 
-def test_rich_land_has_what_plain_land_has_not() -> None:
+def test_rich_scenes_have_rare_kinds_of_land() -> None:
     plans = [make_plan(np.random.default_rng(seed), (300, 300), change=0.6, rich=True) for seed in range(60)]
     changed = [
         any(house.when != "both" for house in plan.houses) or any(road.when != "both" for road in plan.roads)

@@ -20,5 +20,5 @@ def before(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[0.0, 0.5], ids=["window", "warp"])
 def shift(request: pytest.FixtureRequest) -> float:
-    """Whether `after` has the pixels of `before`, or needs a warp."""
+    """Shift of `after` in pixels: 0 is read by windows, 0.5 warped."""
     return float(request.param)

@@ -6,7 +6,7 @@ Runs under the Python that QGIS came with, which knows nothing of this project:
 
 Of the JSON, `layers` are drawn first to last, the first on top; `under` is a raster below them; `extent` is
 [xmin, ymin, xmax, ymax] in the CRS of the first layer, else all of it; `size_px` is [width, height], 96 dpi;
-with `legend` the map has a legend beside it. Prints JSON about each layer.
+with `legend` the map has a legend next to it. Prints JSON about each layer.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from qgis.PyQt.QtGui import QColor
 MM_PX = 25.4 / 96
 
 
-def told(layer):
-    """What QGIS has understood of a layer."""
+def describe(layer):
+    """Properties of a layer as QGIS reads them."""
     renderer = layer.renderer()
     table = layer.attributeTableConfig()
     context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
@@ -99,13 +99,13 @@ def lay_out(layers, wish):
     layout = QgsPrintLayout(project)
     layout.initializeDefaults()
     width, height = (side * MM_PX for side in wish.get("size_px", (800, 600)))
-    beside = 80
+    legend_width = 80
     layout.pageCollection().page(0).setPageSize(QgsLayoutSize(width, height))
     drawn = QgsLayoutItemMap(layout)
     drawn.setLayers(layers)
     layout.addLayoutItem(drawn)
     drawn.attemptMove(QgsLayoutPoint(0, 0))
-    drawn.attemptResize(QgsLayoutSize(width - beside, height))
+    drawn.attemptResize(QgsLayoutSize(width - legend_width, height))
     extent = QgsRectangle(*wish["extent"]) if "extent" in wish else layers[0].extent()
     drawn.zoomToExtent(extent)
     legend = QgsLayoutItemLegend(layout)
@@ -116,7 +116,7 @@ def lay_out(layers, wish):
     legend.model().setRootGroup(tree)
     legend.setResizeToContents(True)
     layout.addLayoutItem(legend)
-    legend.attemptMove(QgsLayoutPoint(width - beside, 0))
+    legend.attemptMove(QgsLayoutPoint(width - legend_width, 0))
     legend.refresh()
     settings = QgsLayoutExporter.ImageExportSettings()
     settings.dpi = 96
@@ -134,7 +134,7 @@ def main():
         for source in wish["layers"]
     ]
     report = {"qgis": Qgis.QGIS_VERSION}
-    report["layers"] = [told(layer) if layer.isValid() else None for layer in vectors]
+    report["layers"] = [describe(layer) if layer.isValid() else None for layer in vectors]
     if all(report["layers"]) and "png" in wish:
         layers = list(vectors)
         if "under" in wish:

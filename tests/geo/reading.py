@@ -1,4 +1,4 @@
-"""Reading a pair in tests: chips put together again to whole images."""
+"""Reading of pairs in tests: chips assembled to images of the grid."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def mosaic(reader: PairReader, chips: list[ChipPixels]) -> tuple[np.ndarray, np.
     return images[0], images[1], valid
 
 
-def seen(before: Path | str, after: Path | str, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_pair(
+    before: Path | str, after: Path | str, **options: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with opened(before, after, **options) as reader:
         return mosaic(reader, read_all(reader))

@@ -20,7 +20,7 @@ GRID = GeoBox(1000, 800, HALF_METRE, UTM)
 
 
 @given(st.integers(-900, 900), st.integers(-700, 700), st.floats(-0.04, 0.04), st.floats(-1e-8, 1e-8))
-def test_whole_pixels_are_an_offset(cols: int, rows: int, jitter: float, stretch: float) -> None:
+def test_full_pixels_are_an_offset(cols: int, rows: int, jitter: float, stretch: float) -> None:
     transform = moved(cols + jitter, rows) * Affine.scale(1 + stretch)
     placement = locate(GeoBox(1000, 800, transform, UTM), GRID)
     assert placement.offset == (-cols, -rows)
@@ -30,10 +30,10 @@ def test_whole_pixels_are_an_offset(cols: int, rows: int, jitter: float, stretch
 
 
 @given(st.integers(-99, 99), st.floats(0.06, 0.94))
-def test_part_of_a_pixel_is_no_offset(cols: int, part: float) -> None:
-    placement = locate(GeoBox(1000, 800, moved(cols + part, 0), UTM), GRID)
+def test_a_fraction_of_a_pixel_is_no_offset(cols: int, fraction: float) -> None:
+    placement = locate(GeoBox(1000, 800, moved(cols + fraction, 0), UTM), GRID)
     assert placement.offset is None
-    assert placement.error_px == pytest.approx(min(part, 1 - part), abs=1e-6)
+    assert placement.error_px == pytest.approx(min(fraction, 1 - fraction), abs=1e-6)
 
 
 def test_rounding_in_the_file_is_no_shift() -> None:
@@ -51,7 +51,7 @@ def test_other_pixel_size_is_no_offset() -> None:
     assert placement.covered.area == pytest.approx(1000 * 800)
 
 
-def test_one_crs_in_two_spellings_is_one_grid() -> None:
+def test_a_crs_in_two_spellings_is_the_same_grid() -> None:
     spelled = CRS.from_wkt(UTM.to_wkt().replace("WGS 84 / UTM zone 31N", "mine"))
     assert locate(GeoBox(1000, 800, HALF_METRE, spelled), GRID).offset == (0, 0)
 
@@ -123,8 +123,8 @@ def test_resampling_keeps_the_ground(gsd_m: float, width: int, height: int) -> N
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
 def test_pixels_to_ground_and_back(x: float, y: float) -> None:
     rotated = GeoBox(100, 100, HALF_METRE * Affine.rotation(17), UTM)
-    there = np.array([[x, y]])
-    assert rotated.to_pixels(rotated.to_ground(there)) == pytest.approx(there, abs=1e-5)
+    point = np.array([[x, y]])
+    assert rotated.to_pixels(rotated.to_ground(point)) == pytest.approx(point, abs=1e-5)
 
 
 def test_cropping_moves_the_corner() -> None:

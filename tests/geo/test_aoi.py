@@ -1,4 +1,4 @@
-"""What is asked for: another pixel size, a box, an area; and what cannot be."""
+"""Pixel size, bounding box and area of interest, and options that are refused."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def test_gsd_resamples_both(tmp_path: Path, before: Path, gsd_m: float) -> None:
             round(ROWS * 0.5 / gsd_m),
         )
         assert any("resampled" in note for note in reader.notes)
-        shown = mosaic(reader, read_all(reader))
+        images = mosaic(reader, read_all(reader))
         with rasterio.open(before) as raster:
             assert reader.geobox.footprint.symmetric_difference(shapely.box(*raster.bounds)).area < 1e-3
-    assert shown[2].mean() > 0.99
-    assert (shown[0] == shown[1]).all()
+    assert images[2].mean() > 0.99
+    assert (images[0] == images[1]).all()
 
 
-def test_gsd_that_is_there_changes_nothing(before: Path) -> None:
+def test_the_present_gsd_changes_nothing(before: Path) -> None:
     with opened(before, before, gsd_m=0.5) as reader:
         assert not any("resampled" in note for note in reader.notes)
         assert (reader.geobox.width, reader.geobox.height) == (COLS, ROWS)
 
 
 def lonlat_of(cols: tuple[float, float], rows: tuple[float, float]) -> tuple[float, ...]:
-    left, top = HALF_METRE * (cols[0], rows[0])
-    right, bottom = HALF_METRE * (cols[1], rows[1])
-    return tuple(transform_bounds(UTM, "EPSG:4326", left, bottom, right, top))
+    xmin, ymax = HALF_METRE * (cols[0], rows[0])
+    xmax, ymin = HALF_METRE * (cols[1], rows[1])
+    return tuple(transform_bounds(UTM, "EPSG:4326", xmin, ymin, xmax, ymax))
 
 
 def test_bbox_and_area_of_interest_keep_their_chips(tmp_path: Path, before: Path) -> None:
@@ -63,7 +63,7 @@ def test_bbox_and_area_of_interest_keep_their_chips(tmp_path: Path, before: Path
 
 
 def test_a_country_is_an_area_of_interest(tmp_path: Path, before: Path) -> None:
-    """What of an area lies far from the raster need not be expressible in the raster's CRS."""
+    """Areas far from the raster need not be expressible in its CRS."""
     aoi = tmp_path / "half_the_world.geojson"
     geopandas.GeoSeries([shapely.box(-90, -89.9, 90, 89.9)], crs="EPSG:4326").to_file(aoi)
     with opened(before, before, aoi=aoi) as reader:
@@ -74,10 +74,10 @@ def test_bbox_over_the_antimeridian(tmp_path: Path) -> None:
     transform = Affine(10, 0, 818_000, 0, -10, 1000)
     path = write_raster(tmp_path / "fiji.tif", noise(3, 400, 3200), crs="EPSG:32660", transform=transform)
     with opened(path, path, bbox=(179.99, -0.02, -179.99, 0.0)) as reader:
-        kept = [chip.footprint for chip in reader.chips(256)]
+        footprints = [chip.footprint for chip in reader.chips(256)]
         every = len(ChipGrid(reader.geobox, 256))
-    assert 0 < len(kept) < every
-    assert shapely.union_all(kept).bounds[0] < 834_000 < shapely.union_all(kept).bounds[2]
+    assert 0 < len(footprints) < every
+    assert shapely.union_all(footprints).bounds[0] < 834_000 < shapely.union_all(footprints).bounds[2]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_bbox_over_the_antimeridian(tmp_path: Path) -> None:
         ({"gsd_m": float("nan")}, "above 0"),
     ],
 )
-def test_wishes_that_cannot_be(before: Path, options: dict[str, Any], words: str) -> None:
+def test_options_that_are_refused(before: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises((ConfigError, RasterError), match=words):
         opened(before, before, **options).__enter__()
 
@@ -130,9 +130,7 @@ def test_an_area_beyond_the_world(tmp_path: Path, before: Path, number: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_an_area_in_a_crs_that_nobody_knows(
-    tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_area_in_an_unknown_crs(tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyogrio
 
     aoi = tmp_path / "aoi.gpkg"

@@ -70,7 +70,7 @@ def test_a_point_outside_is_refused(tmp_path: Path) -> None:
                 chip_of_window(reader, window, 32)
 
 
-def test_pixels_name_a_point_where_there_is_no_crs(tmp_path: Path) -> None:
+def test_without_a_crs_a_point_is_in_pixels(tmp_path: Path) -> None:
     path = str(write_raster(tmp_path / "one.tif", noise(), crs=None, transform=None))
     with open_pair(RasterPair(path, path), ReadOptions(allow_no_crs=True)) as reader:
         assert chip_at(reader, 80, 50, 32).window == Window(64, 34, 32, 32)
@@ -79,13 +79,13 @@ def test_pixels_name_a_point_where_there_is_no_crs(tmp_path: Path) -> None:
 
 
 def test_a_box_is_its_pixels(tmp_path: Path) -> None:
-    left, top = HALF_METRE * (20, 30)
-    right, bottom = HALF_METRE * (60.5, 50)
-    with pair(tmp_path, bbox=(left, bottom, right, top), bbox_crs="EPSG:32631") as reader:
+    xmin, top = HALF_METRE * (20, 30)
+    xmax, bottom = HALF_METRE * (60.5, 50)
+    with pair(tmp_path, bbox=(xmin, bottom, xmax, top), bbox_crs="EPSG:32631") as reader:
         assert chip_of_bbox(reader, 32).window == Window(20, 30, 41, 20)
         assert chip_of_bbox(reader, 32).size == 41
         assert chip_of_bbox(reader, 256).size == 256
-    with pair(tmp_path, bbox=(left - 100, bottom, right, top), bbox_crs="EPSG:32631") as reader:
+    with pair(tmp_path, bbox=(xmin - 100, bottom, xmax, top), bbox_crs="EPSG:32631") as reader:
         assert chip_of_bbox(reader, 32).window == Window(0, 30, 61, 20)
     with pair(tmp_path) as reader, pytest.raises(ValueError, match="without"):
         chip_of_bbox(reader, 32)
@@ -98,7 +98,7 @@ def test_masks_become_polygons_on_the_ground() -> None:
     labels[0, :2] = 3
     labels[2:5, 5] = 1
     labels[5, 0] = 2  # in the padding
-    found = dict(polygonize_chip(labels, chip))
-    assert set(found) == {1, 3}
-    assert found[3].equals(shapely.box(*(HALF_METRE * (10, 36)), *(HALF_METRE * (42, 20))))
-    assert found[1].equals(shapely.box(*(HALF_METRE * (90, 68)), *(HALF_METRE * (106, 52))))
+    polygons = dict(polygonize_chip(labels, chip))
+    assert set(polygons) == {1, 3}
+    assert polygons[3].equals(shapely.box(*(HALF_METRE * (10, 36)), *(HALF_METRE * (42, 20))))
+    assert polygons[1].equals(shapely.box(*(HALF_METRE * (90, 68)), *(HALF_METRE * (106, 52))))

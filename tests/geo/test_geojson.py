@@ -9,6 +9,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pyogrio
+import pyproj
 import pytest
 import shapely
 from affine import Affine
@@ -17,7 +18,7 @@ from rasterio.crs import CRS
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.geobox import GeoBox
-from deltavlm.geo.geojson import FeatureCollection, FeatureLines, to_lonlat
+from deltavlm.geo.geojson import FeatureCollection, FeatureLines, shapes_to_lonlat, to_lonlat
 from deltavlm.geo.grid import ChipGrid
 
 CHIPS = Layer("chips", (Field("chip_id", "str"),))
@@ -25,11 +26,11 @@ LOCAL = 'LOCAL_CS["a building site",UNIT["metre",1]]'
 
 
 def collection(grid: ChipGrid, crs: CRS) -> Any:
-    parts: list[str] = []
-    sink = FeatureCollection(parts.append, CHIPS, to_lonlat(crs), {})
+    texts: list[str] = []
+    sink = FeatureCollection(texts.append, CHIPS, to_lonlat(crs), {})
     sink.write("chips", (Feature(chip.footprint, {"chip_id": chip.chip_id}) for chip in grid))
     sink.close()
-    return json.loads("".join(parts))
+    return json.loads("".join(texts))
 
 
 @pytest.mark.parametrize(
@@ -62,47 +63,60 @@ def test_polygons_are_those_of_gdal(tmp_path: Path, epsg: int, x: float, y: floa
         polygon, other = (shapely.geometry.shape(feature["geometry"]) for feature in (mine, theirs))
         assert polygon.symmetric_difference(other).area < 1e-3 * other.area
         assert polygon.geom_type == other.geom_type
-        for part in shapely.get_parts(polygon):
-            assert part.exterior.is_ccw
-            assert np.abs(shapely.get_coordinates(part)[:, 0]).max() <= 180
-            west, _, east, _ = part.bounds
+        for shape in shapely.get_parts(polygon):
+            assert shape.exterior.is_ccw
+            assert np.abs(shapely.get_coordinates(shape)[:, 0]).max() <= 180
+            west, _, east, _ = shape.bounds
             assert east - west < 1
 
 
-def test_chips_on_both_sides_of_the_antimeridian_are_cut() -> None:
-    """Reprojected as it is, a chip at 180 degrees becomes a band round the whole world."""
+def test_chips_across_the_antimeridian_are_cut() -> None:
+    """Reprojected as it is, a chip at 180 degrees becomes a band round the union world."""
     transform = Affine(10, 0, 830_000, 0, -10, 4_000)
     features = collection(ChipGrid(GeoBox(1024, 256, transform)), CRS.from_epsg(32660))["features"]
     assert {feature["geometry"]["type"] for feature in features} == {"Polygon", "MultiPolygon"}
-    whole = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
-    assert whole.bounds[0] == -180
-    assert whole.bounds[2] == 180
-    assert whole.area == pytest.approx(1024 * 256 * (10 / 111_200) ** 2, rel=0.02)
+    union = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
+    assert union.bounds[0] == -180
+    assert union.bounds[2] == 180
+    assert union.area == pytest.approx(1024 * 256 * (10 / 111_200) ** 2, rel=0.02)
 
 
-def test_longitudes_beyond_180_come_home() -> None:
+def test_longitudes_beyond_180_are_wrapped() -> None:
     """Climate rasters run from 0 to 360 degrees."""
     features = collection(ChipGrid(GeoBox(720, 256, Affine(0.5, 0, 0, 0, -0.5, 64))), CRS.from_epsg(4326))[
         "features"
     ]
-    whole = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
-    assert whole.bounds == (-180, -64, 180, 64)
-    assert whole.area == pytest.approx(360 * 128)
+    union = shapely.union_all([shapely.geometry.shape(feature["geometry"]) for feature in features])
+    assert union.bounds == (-180, -64, 180, 64)
+    assert union.area == pytest.approx(360 * 128)
 
 
-def test_a_chip_beside_the_world_has_no_geometry() -> None:
+def test_a_chip_outside_of_the_projection_has_no_geometry() -> None:
     """The corners of a world map in Mollweide's projection are nowhere on earth."""
     grid = ChipGrid(GeoBox(512, 256, Affine(70_000, 0, -18e6, 0, -70_000, 9e6)))
     features = collection(grid, CRS.from_string("ESRI:54009"))["features"]
     assert [feature["geometry"] for feature in features] == [None, None]
 
 
+@pytest.mark.parametrize(("epsg", "x", "y"), [(32660, 830_000, 4_000), (32631, 500_000, 5_000_000)])
+def test_an_array_of_shapes_is_transformed_alike(epsg: int, x: float, y: float) -> None:
+    chips = list(ChipGrid(GeoBox(1024, 256, Affine(10, 0, x, 0, -10, y))))
+    shapes = np.array([*(chip.footprint for chip in chips), None, shapely.Polygon()], dtype=object)
+    *polygons, missing, empty = shapes_to_lonlat(shapes, pyproj.CRS.from_epsg(epsg))
+    assert (missing, empty) == (None, None)
+    exact = to_lonlat(CRS.from_epsg(epsg))
+    for chip, polygon in zip(chips, polygons, strict=True):
+        expected = exact(chip.footprint)
+        assert polygon.geom_type == expected.geom_type
+        assert polygon.symmetric_difference(expected).area < 1e-4 * expected.area
+
+
 def test_an_empty_polygon_has_no_geometry() -> None:
-    parts: list[str] = []
-    FeatureLines(parts.append, CHIPS, to_lonlat(CRS.from_epsg(32631)), {}).write(
+    texts: list[str] = []
+    FeatureLines(texts.append, CHIPS, to_lonlat(CRS.from_epsg(32631)), {}).write(
         "chips", [Feature(shapely.Polygon())]
     )
-    assert json.loads("".join(parts))["geometry"] is None
+    assert json.loads("".join(texts))["geometry"] is None
 
 
 def test_without_crs_coordinates_stay() -> None:

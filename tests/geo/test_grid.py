@@ -29,14 +29,14 @@ def grids(draw: st.DrawFn) -> ChipGrid:
 
 
 @given(grids())
-def test_every_pixel_is_seen_and_every_chip_is_full(grid: ChipGrid) -> None:
-    seen = np.zeros((grid.geobox.height, grid.geobox.width), int)
+def test_chips_cover_every_pixel_and_are_full(grid: ChipGrid) -> None:
+    counts = np.zeros((grid.geobox.height, grid.geobox.width), int)
     for chip in grid:
         col, row, width, height = chip.window
         assert (width, height) == (min(grid.size, grid.geobox.width), min(grid.size, grid.geobox.height))
-        seen[row : row + height, col : col + width] += 1
-        assert seen[row : row + height, col : col + width].shape == (height, width)
-    assert seen.min() >= 1
+        counts[row : row + height, col : col + width] += 1
+        assert counts[row : row + height, col : col + width].shape == (height, width)
+    assert counts.min() >= 1
 
 
 @given(st.integers(1, 5), st.integers(1, 5), sizes, transforms)
@@ -47,14 +47,14 @@ def test_without_overlap_an_exact_grid_is_a_partition(
     grid = ChipGrid(GeoBox(cols * size, rows * size, transform), size)
     assert len(grid) == rows * cols
     footprints = [chip.footprint for chip in grid]
-    whole = shapely.union_all(footprints, grid_size=1e-6)
+    union = shapely.union_all(footprints, grid_size=1e-6)
     area = grid.geobox.width * grid.geobox.height * abs(transform.determinant)
     assert sum(footprint.area for footprint in footprints) == pytest.approx(area)
-    assert whole.area == pytest.approx(area)
+    assert union.area == pytest.approx(area)
 
 
 @given(grids())
-def test_names_and_places_are_one_to_one(grid: ChipGrid) -> None:
+def test_chip_ids_are_unique_and_indices_invertible(grid: ChipGrid) -> None:
     chips = list(grid)
     assert len(chips) == len(grid) == grid.rows * grid.cols
     assert len({chip.chip_id for chip in chips}) == len(chips)
@@ -62,7 +62,7 @@ def test_names_and_places_are_one_to_one(grid: ChipGrid) -> None:
 
 
 @given(grids())
-def test_chips_are_no_more_than_needed(grid: ChipGrid) -> None:
+def test_the_number_of_chips_is_minimal(grid: ChipGrid) -> None:
     """One chip fewer in a row would leave pixels out, or need a smaller overlap."""
     stride = grid.size - grid.overlap
     for count, length in ((grid.cols, grid.geobox.width), (grid.rows, grid.geobox.height)):
@@ -103,31 +103,31 @@ def test_cell_outside_3x3(row_col: tuple[int, int]) -> None:
         Chip(0, 0, Window(0, 0, 9, 9), 9, Affine.identity()).cell(*row_col)
 
 
-def test_chip_id_is_made_of_pixel_offsets() -> None:
+def test_chip_id_holds_pixel_offsets() -> None:
     assert ChipGrid(GeoBox(700, 600, Affine.identity()), 256, 56)[1, 2].chip_id == "r00200_c00400"
     assert ChipGrid(GeoBox(700, 600, Affine.identity()), 256)[2, 2].chip_id == "r00344_c00444"
 
 
 @given(grids(), st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.7))
-def test_kept_chips_are_those_that_share_area(grid: ChipGrid, x: float, y: float, radius: float) -> None:
-    centre = shapely.Point(grid.geobox.transform * (x * grid.geobox.width, y * grid.geobox.height))
-    area = centre.buffer(radius * grid.geobox.width * abs(grid.geobox.transform.determinant) ** 0.5)
-    kept = ChipGrid(grid.geobox, grid.size, grid.overlap, area)
+def test_keep_selects_chips_that_share_area(grid: ChipGrid, x: float, y: float, radius: float) -> None:
+    center = shapely.Point(grid.geobox.transform * (x * grid.geobox.width, y * grid.geobox.height))
+    area = center.buffer(radius * grid.geobox.width * abs(grid.geobox.transform.determinant) ** 0.5)
+    selected = ChipGrid(grid.geobox, grid.size, grid.overlap, area)
     shared = {chip.chip_id: chip.footprint.intersection(area).area for chip in grid}
-    ids = {chip.chip_id for chip in kept}
-    assert len(kept) == len(ids)
+    ids = {chip.chip_id for chip in selected}
+    assert len(selected) == len(ids)
     assert ids <= set(shared)
     assert all(share < 1e-6 or name in ids for name, share in shared.items())
     assert all(shared[name] > 0 for name in ids)
 
 
-def test_a_neighbour_that_only_touches_is_not_kept() -> None:
+def test_a_neighbor_that_only_touches_is_not_selected() -> None:
     corner = shapely.box(0, 0, 512, 512) - shapely.box(256, 256, 512, 512)
     grid = ChipGrid(GeoBox(768, 768, Affine.identity()), keep=corner)
     assert [chip.chip_id for chip in grid] == ["r00000_c00000", "r00000_c00256", "r00256_c00000"]
 
 
-def test_nothing_is_kept_of_an_empty_area() -> None:
+def test_an_empty_area_selects_nothing() -> None:
     grid = ChipGrid(GeoBox(512, 512, Affine.identity()), keep=shapely.Polygon())
     assert (len(grid), list(grid)) == (0, [])
 

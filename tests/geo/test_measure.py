@@ -22,8 +22,8 @@ def on_the_ground(crs: str, lon: float, lat: float, side_m: float) -> Polygon:
     geod = pyproj.Geod(ellps="WGS84")
     half = side_m / np.sqrt(2)
     corners = [geod.fwd(lon, lat, azimuth, half)[:2] for azimuth in (45, 135, 225, 315)]
-    there = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
-    return Polygon([there.transform(*corner) for corner in corners])
+    transformer = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
+    return Polygon([transformer.transform(*corner) for corner in corners])
 
 
 @pytest.mark.parametrize(
@@ -41,24 +41,24 @@ def test_a_square_of_100_metres(crs: str, lon: float, lat: float) -> None:
     polygon = on_the_ground(crs, lon, lat, 100)
     middle = polygon.centroid
     pixel = 1e-5 if CRS.from_user_input(crs).is_geographic else 1.0
-    here = grid(crs, middle.x - 100 * pixel, middle.y + 100 * pixel, pixel)
-    found = measure_of(here)(polygon)
-    assert found is not None
-    assert found[0] == pytest.approx(10_000, rel=2e-3)
-    assert found[1] == pytest.approx(400, rel=1e-3)
+    geobox = grid(crs, middle.x - 100 * pixel, middle.y + 100 * pixel, pixel)
+    measures = measure_of(geobox)(polygon)
+    assert measures is not None
+    assert measures[0] == pytest.approx(10_000, rel=2e-3)
+    assert measures[1] == pytest.approx(400, rel=1e-3)
 
 
 def test_a_hole_counts() -> None:
     ring = Point(15, 48.75).buffer(0.01).difference(Point(15, 48.75).buffer(0.005))
     measure = measure_of(grid("EPSG:4326", 14.999, 48.751, 1e-5))
-    whole, hole = (measure(Polygon(one)) for one in (ring.exterior, ring.interiors[0]))
-    found = measure(ring)
-    assert found is not None
-    assert whole is not None
+    disk, hole = (measure(Polygon(line)) for line in (ring.exterior, ring.interiors[0]))
+    measures = measure(ring)
+    assert measures is not None
+    assert disk is not None
     assert hole is not None
-    assert found[0] == pytest.approx(whole[0] - hole[0])
-    assert found[1] == pytest.approx(whole[1] + hole[1])
+    assert measures[0] == pytest.approx(disk[0] - hole[0])
+    assert measures[1] == pytest.approx(disk[1] + hole[1])
 
 
-def test_without_a_crs_nothing_is_known() -> None:
+def test_without_a_crs_there_is_no_area() -> None:
     assert measure_of(grid(None, 0, 0, 1))(box(0, 0, 1, 1)) is None

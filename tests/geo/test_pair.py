@@ -37,7 +37,7 @@ def test_same_grid_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
     assert images[2].all()
 
 
-def test_whole_pixel_offset_is_read_by_windows_of_the_intersection(tmp_path: Path, before: Path) -> None:
+def test_an_offset_of_full_pixels_is_read_by_windows(tmp_path: Path, before: Path) -> None:
     after = write_raster(tmp_path / "after.tif", smooth()[:, 7:, 11:], transform=moved(11, 7))
     with opened(before, after) as reader:
         assert (reader.geobox.width, reader.geobox.height) == (COLS - 11, ROWS - 7)
@@ -62,13 +62,13 @@ def test_a_pair_opened_on_a_window_of_its_grid_has_the_same_pixels(tmp_path: Pat
     with open_pair(pair, geobox=geobox.crop(window)) as reader:
         assert reader.geobox == geobox.crop(window)
         assert not any(view.dataset is not view.source.dataset for view in reader.views)  # none is warped
-        part = mosaic(reader, read_all(reader))
-    for images, expected in zip(part, common, strict=True):
+        cropped = mosaic(reader, read_all(reader))
+    for images, expected in zip(cropped, common, strict=True):
         assert (images == expected[..., rows, cols]).all()
 
 
 @pytest.mark.parametrize("window", [Window(-3, 0, 64, 64), Window(COLS - 20, 0, 64, 64)])
-def test_outside_of_a_raster_the_given_grid_has_no_data(before: Path, window: Window) -> None:
+def test_outside_of_a_raster_an_explicit_grid_has_no_data(before: Path, window: Window) -> None:
     pair = RasterPair(str(before), str(before))
     with open_pair(pair) as reader:
         geobox = reader.geobox.crop(window)
@@ -78,7 +78,7 @@ def test_outside_of_a_raster_the_given_grid_has_no_data(before: Path, window: Wi
     assert (valid == inside).all()
 
 
-def test_given_stretches_replace_the_scale(tmp_path: Path) -> None:
+def test_explicit_stretches_replace_the_scale(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", noise(dtype="uint16", high=1000))
     pair = RasterPair(str(path), str(path))
     stretches = (Stretch((0.0,) * 3, (1000.0,) * 3), Stretch((0.0,) * 3, (2000.0,) * 3))
@@ -90,7 +90,7 @@ def test_given_stretches_replace_the_scale(tmp_path: Path) -> None:
         open_pair(pair, stretches=(None, None)).__enter__()
 
 
-def test_chip_footprints_lie_in_the_footprint_of_both(tmp_path: Path, before: Path) -> None:
+def test_chip_footprints_lie_in_those_of_the_rasters(tmp_path: Path, before: Path) -> None:
     after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(-30.4, 20.3))
     with opened(before, after) as reader:
         grounds = []
@@ -102,7 +102,7 @@ def test_chip_footprints_lie_in_the_footprint_of_both(tmp_path: Path, before: Pa
             assert grounds[1].contains(chip.footprint)
 
 
-def test_half_a_pixel_is_warped_and_said(tmp_path: Path, before: Path) -> None:
+def test_an_offset_of_half_a_pixel_is_warped_with_a_note(tmp_path: Path, before: Path) -> None:
     after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(0.5, 0))
     with opened(before, after) as reader:
         assert any("warped" in note and "0.50 px off" in note for note in reader.notes)
@@ -111,7 +111,7 @@ def test_half_a_pixel_is_warped_and_said(tmp_path: Path, before: Path) -> None:
 
 
 def test_a_warp_puts_ground_on_ground(tmp_path: Path, before: Path) -> None:
-    """The same picture in another CRS and resolution shows the same colours at the same place."""
+    """The same picture in another CRS and resolution shows the same colors at the same place."""
     after = tmp_path / "after.tif"
     with rasterio.open(before) as source:
         transform, width, height = rasterio.warp.calculate_default_transform(
@@ -124,10 +124,10 @@ def test_a_warp_puts_ground_on_ground(tmp_path: Path, before: Path) -> None:
         )  # fmt: skip
     write_raster(after, pixels, crs="EPSG:3857", transform=transform, nodata=0)
     with opened(before, after) as reader:
-        shown = mosaic(reader, read_all(reader))
+        images = mosaic(reader, read_all(reader))
         assert any("EPSG:3857 -> EPSG:32631" in note for note in reader.notes)
-    assert shown[2].mean() > 0.95
-    assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
+    assert images[2].mean() > 0.95
+    assert np.abs(images[0].astype(int) - images[1])[:, images[2]].max() <= 12
 
 
 def test_pixels_of_very_different_size_are_noted(tmp_path: Path, before: Path) -> None:
@@ -136,7 +136,7 @@ def test_pixels_of_very_different_size_are_noted(tmp_path: Path, before: Path) -
         assert any("5 times as long" in note for note in reader.notes)
 
 
-def test_no_overlap_names_both_boxes(tmp_path: Path, before: Path) -> None:
+def test_no_overlap_names_the_bounds(tmp_path: Path, before: Path) -> None:
     after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(5000, 0))
     with pytest.raises(
         RasterError, match=r"do not overlap: before covers lon/lat \(3\.0000, .*\) to \(.*; give"
@@ -148,14 +148,14 @@ def test_rotated_rasters_are_read_and_placed_by_their_corners(tmp_path: Path) ->
     rotated = HALF_METRE * Affine.rotation(30)
     paths = [write_raster(tmp_path / f"{name}.tif", smooth(), transform=rotated) for name in "ab"]
     with opened(*paths) as reader:
-        shown = mosaic(reader, read_all(reader))
+        images = mosaic(reader, read_all(reader))
         corners = np.array(reader.geobox.footprint.exterior.coords)[:4]
-    assert (shown[0] == smooth()).all()
+    assert (images[0] == smooth()).all()
     expected = [rotated * corner for corner in ((0, 0), (0, ROWS), (COLS, ROWS), (COLS, 0))]
     assert corners == pytest.approx(np.array(expected))
 
 
-def test_ground_control_points_place_a_raster(tmp_path: Path, before: Path) -> None:
+def test_ground_control_points_georeference_a_raster(tmp_path: Path, before: Path) -> None:
     points = [
         GroundControlPoint(row, col, *(HALF_METRE * (col, row)))
         for row, col in ((0, 0), (0, COLS), (ROWS, 0), (ROWS, COLS))
@@ -165,15 +165,15 @@ def test_ground_control_points_place_a_raster(tmp_path: Path, before: Path) -> N
         assert raster.crs is None
     for first, second in ((before, placed), (placed, before)):
         with opened(first, second) as reader:
-            shown = mosaic(reader, read_all(reader))
+            images = mosaic(reader, read_all(reader))
             assert any("4 ground control points" in note for note in reader.notes)
             assert (
                 shapely.box(*HALF_METRE * (0, ROWS), *HALF_METRE * (COLS, 0))
                 .buffer(1)
                 .contains(reader.geobox.footprint)
             )
-        assert shown[2].mean() > 0.9
-        assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
+        assert images[2].mean() > 0.9
+        assert np.abs(images[0].astype(int) - images[1])[:, images[2]].max() <= 12
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -184,9 +184,9 @@ def test_pictures_lie_pixel_on_pixel(tmp_path: Path, suffix: str) -> None:
     with opened(*paths, allow_no_crs=True) as reader:
         assert (reader.geobox.crs, reader.gsd_m) == (None, None)
         assert reader.chips(SIZE)[1, 2].footprint.bounds == (64, 32, 96, 64)
-        shown = mosaic(reader, read_all(reader))
+        images = mosaic(reader, read_all(reader))
         assert json.dumps(reader.provenance())
-    assert np.abs(shown[0].astype(int) - smooth()).max() <= (0 if suffix == "png" else 30)
+    assert np.abs(images[0].astype(int) - smooth()).max() <= (0 if suffix == "png" else 30)
     with pytest.raises(RasterError, match=r"b\.\w+ and .*a\.\w+: no CRS.*--allow-no-crs"):
         opened(*paths).__enter__()
     for wish in ({"gsd_m": 1.0}, {"bbox": (0.0, 0.0, 1.0, 1.0)}):
@@ -201,14 +201,14 @@ def test_pictures_of_different_size_are_refused(tmp_path: Path) -> None:
         opened(first, second, allow_no_crs=True).__enter__()
 
 
-def test_a_crs_on_one_side_only(tmp_path: Path, before: Path) -> None:
+def test_a_single_crs(tmp_path: Path, before: Path) -> None:
     bare = write_raster(tmp_path / "bare.tif", smooth(), crs=None, transform=None)
     with pytest.raises(RasterError, match=r"bare\.tif: no CRS, but the other date has one"):
         opened(before, bare, allow_no_crs=True).__enter__()
 
 
 def test_world_files_without_crs_compare_by_their_grids(tmp_path: Path) -> None:
-    """What is written is in pixels all the same: it came out in the unknown units of the world file."""
+    """Outputs are in pixels all the same; they were in the unknown units of the world file."""
     first = write_raster(tmp_path / "b.tif", smooth(), crs=None)
     inside = write_raster(tmp_path / "a.tif", smooth()[:, 10:, 10:], crs=None, transform=moved(10, 10))
     with opened(first, inside, allow_no_crs=True) as reader:
@@ -222,13 +222,13 @@ def test_world_files_without_crs_compare_by_their_grids(tmp_path: Path) -> None:
 LOCAL = 'LOCAL_CS["a building site",UNIT["metre",1]]'
 
 
-def test_a_crs_that_leads_nowhere_is_told_in_its_own_units(tmp_path: Path, before: Path) -> None:
+def test_bounds_in_a_local_crs_are_described_in_its_units(tmp_path: Path, before: Path) -> None:
     """Messages gave `lon/lat (inf, inf) to (inf, inf)`."""
     local = write_raster(tmp_path / "local.tif", smooth(), crs=LOCAL)
-    own = r"x/y \(500000\.0000, 4999952\.0000\) to \("
-    with pytest.raises(RasterError, match=rf"before covers lon/lat \(3\..*, after {own}"):
+    bounds = r"x/y \(500000\.0000, 4999952\.0000\) to \("
+    with pytest.raises(RasterError, match=rf"before covers lon/lat \(3\..*, after {bounds}"):
         opened(before, local).__enter__()
-    with pytest.raises(RasterError, match=f"bbox 0,0,1,1: .*covers {own}"):
+    with pytest.raises(RasterError, match=f"bbox 0,0,1,1: .*covers {bounds}"):
         opened(local, local, bbox=(0, 0, 1, 1)).__enter__()
     with opened(local, local) as reader:
         assert reader.gsd_m is None
@@ -240,7 +240,7 @@ def test_a_crs_that_leads_nowhere_is_told_in_its_own_units(tmp_path: Path, befor
     assert project(np.empty((0, 2)), CRS.from_string(UTM), LONLAT).shape == (0, 2)
 
 
-def test_a_crs_that_cannot_be_the_right_one(tmp_path: Path, before: Path) -> None:
+def test_a_wrong_crs(tmp_path: Path, before: Path) -> None:
     """Metres that were labelled degrees led to `no overlap` and infinite boxes, or to nonsense on the map."""
     wrong = write_raster(tmp_path / "wrong.tif", smooth(), crs="EPSG:4326")
     for pair in ((before, wrong), (wrong, wrong)):
@@ -258,7 +258,7 @@ def test_a_crs_that_cannot_be_the_right_one(tmp_path: Path, before: Path) -> Non
 def test_outlines_need_no_pixels(tmp_path: Path) -> None:
     """A file whose pixels cannot be decoded still has a place; nothing is said of bands or brightness."""
     for dtype in ("uint8", "uint16"):
-        path = undecodable(tmp_path / f"{dtype}.tif", dtype)
+        path = write_undecodable(tmp_path / f"{dtype}.tif", dtype)
         with opened(path, path, outlines_only=True, gsd_m=1.0) as reader:
             chips = list(reader.chips(SIZE))
             assert len(chips) == 6
@@ -270,19 +270,19 @@ def test_outlines_need_no_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("scale", ["auto", "0,100", "pct:2,98"])
-def test_a_raster_without_a_readable_part_is_refused_at_once(
+def test_an_unreadable_raster_is_refused_on_opening(
     tmp_path: Path, dtype: str, scale: str, before: Path
 ) -> None:
     """With 16 bit the sample for the stretch failed; with 8 bit each chip, one by one."""
-    path = undecodable(tmp_path / "after.tif", dtype)
+    path = write_undecodable(tmp_path / "after.tif", dtype)
     with pytest.raises(RasterError, match=r"after\.tif: a part of it cannot be read .*; copy or download"):
         opened(before, path, scale=scale).__enter__()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_a_raster_with_a_readable_part_is_read(tmp_path: Path, dtype: str) -> None:
+def test_a_partially_readable_raster_is_read(tmp_path: Path, dtype: str) -> None:
     """One bad block spoilt the sample of a small 16-bit raster, and with it the whole run."""
-    path = undecodable(tmp_path / "after.tif", dtype, but_first=True)
+    path = write_undecodable(tmp_path / "after.tif", dtype, but_first=True)
     with opened(path, path) as reader:
         first, *others = reader.chips(SIZE)
         assert reader.read(first).valid.all()
@@ -291,7 +291,7 @@ def test_a_raster_with_a_readable_part_is_read(tmp_path: Path, dtype: str) -> No
                 reader.read(chip)
 
 
-def undecodable(path: Path, dtype: str, *, but_first: bool = False) -> Path:
+def write_undecodable(path: Path, dtype: str, *, but_first: bool = False) -> Path:
     """In blocks of a chip that hold zeros instead of deflated pixels."""
     layout = {"tiled": True, "blockxsize": SIZE, "blockysize": SIZE, "compress": "deflate"}
     write_raster(path, noise(dtype=dtype), interleave="pixel", photometric="RGB", **layout)
@@ -301,7 +301,7 @@ def undecodable(path: Path, dtype: str, *, but_first: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("pixel", [0.0, 1e-300, 1e-12, float("nan"), float("inf")])
-def test_a_transform_that_places_no_pixel(tmp_path: Path, before: Path, pixel: float) -> None:
+def test_a_degenerate_transform(tmp_path: Path, before: Path, pixel: float) -> None:
     """A broken header was an unexpected TransformNotInvertibleError or ZeroDivisionError."""
     after = write_raster(tmp_path / "after.tif", smooth())
     with rasterio.open(after, "r+") as raster:

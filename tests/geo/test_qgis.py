@@ -1,4 +1,4 @@
-"""How results look in QGIS: what can be checked of a style without it, and a map drawn by a real one."""
+"""QGIS styles: checks of the QML text, and maps drawn by a real QGIS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deltavlm.geo.styles import STEPS, STYLES, layer_style
 from deltavlm.pipeline.schema import GRID, LOCATIONS, PAIRS, chips_layer, with_pair_columns
 from deltavlm.tasks.questions import load_questions
 
-LOOK = Path(__file__).with_name("qgis_look.py")
+SCRIPT = Path(__file__).with_name("qgis_look.py")
 QGIS_PYTHON = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")  # Debian's; QGIS's own elsewhere
 CHIPS = chips_layer(load_questions(shipped_config("questions.yaml")))
 CHANGES = Layer(
@@ -50,10 +50,10 @@ def test_a_style_asks_for_columns_that_the_layer_has(layer: Layer) -> None:
     words = [style.title, style.tip, style.value, style.label.expression if style.label else ""]
     words = [word if " " in word or '"' in word else f'"{word}"' for word in words if word]
     html = re.compile(r'\w+="[^"]*"')
-    asked = {name for word in words for name in re.findall(r'"(\w+)"', html.sub("", word))}
-    asked |= set(filter(None, [style.on_top]))
-    assert asked
-    assert asked <= {field.name for field in layer.fields}
+    columns = {name for word in words for name in re.findall(r'"(\w+)"', html.sub("", word))}
+    columns |= set(filter(None, [style.on_top]))
+    assert columns
+    assert columns <= {field.name for field in layer.fields}
 
 
 def test_every_layer_has_a_style_and_others_have_none() -> None:
@@ -61,8 +61,8 @@ def test_every_layer_has_a_style_and_others_have_none() -> None:
     assert layer_style(Layer("roads", ())) is None
 
 
-def test_surer_is_darker_and_thicker() -> None:
-    """The grades can be told apart without colour: luminance falls all the way, lines become thicker."""
+def test_higher_scores_are_darker_and_thicker() -> None:
+    """The grades can be told apart without color: luminance falls all the way, lines become thicker."""
     luminance = [0.2126 * red + 0.7152 * green + 0.0722 * blue for _, (red, green, blue, _), _ in STEPS]
     assert all(np.diff(luminance) < -15)
     assert all(np.diff([width for _, _, width in STEPS]) > 0)
@@ -74,7 +74,7 @@ def test_grades_meet_and_cover_every_score() -> None:
     renderer = ET.fromstring(text).find("renderer-v2")
     assert renderer is not None
     grades = sorted(
-        (float(one.attrib["lower"]), float(one.attrib["upper"])) for one in renderer.iter("range")
+        (float(grade.attrib["lower"]), float(grade.attrib["upper"])) for grade in renderer.iter("range")
     )
     assert grades[0][0] < -3  # the three reasons for having no score are -3, -2 and -1
     assert [low for low, _ in grades if low >= 0] == [0, 0.2, 0.4, 0.6, 0.8]
@@ -86,31 +86,35 @@ def test_grades_meet_and_cover_every_score() -> None:
 
 
 @cache
-def qgis_is_here() -> bool:
+def has_qgis() -> bool:
     try:
-        done = subprocess.run([QGIS_PYTHON, "-c", "import qgis.core"], capture_output=True, check=False)
+        process = subprocess.run([QGIS_PYTHON, "-c", "import qgis.core"], capture_output=True, check=False)
     except OSError:
         return False
-    return done.returncode == 0
+    return process.returncode == 0
 
 
-needs_qgis = pytest.mark.skipif("not qgis_is_here()", reason=f"no QGIS for {QGIS_PYTHON}")
+needs_qgis = pytest.mark.skipif("not has_qgis()", reason=f"no QGIS for {QGIS_PYTHON}")
 
 
-def look(*layers: object, **wish: Any) -> dict[str, Any]:
-    """What QGIS makes of the layers; with `png` it draws them too."""
+def run_qgis(*layers: object, **options: Any) -> dict[str, Any]:
+    """Report of QGIS on the layers; with `png` it draws them too."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PROJ_DATA")
     }
-    done = subprocess.run(
-        [QGIS_PYTHON, str(LOOK), json.dumps({"layers": [str(one) for one in layers], **wish}, default=str)],
+    process = subprocess.run(
+        [
+            QGIS_PYTHON,
+            str(SCRIPT),
+            json.dumps({"layers": [str(layer) for layer in layers], **options}, default=str),
+        ],
         capture_output=True,
         text=True,
         check=True,
         env=environment,
     )
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    report: dict[str, Any] = json.loads(process.stdout)
+    return report
 
 
 def square(step: int) -> shapely.Polygon:
@@ -122,7 +126,7 @@ ROWS: list[dict[str, object]] = [
     {"status": "answered", "changed": False, "changed_score": 0.05, "caption": "nothing has changed"},
     {"status": "nodata"},
     {"status": "error"},
-    {"status": "answered", "caption": "asked for a caption only"},
+    {"status": "answered", "caption": "columns for a caption only"},
 ]
 
 
@@ -146,7 +150,7 @@ def test_a_geopackage_alone_opens_styled(tmp_path: Path) -> None:
     path = written(tmp_path / "out.gpkg")
     (tmp_path / "alone").mkdir()
     path = path.rename(tmp_path / "alone" / "moved.gpkg")
-    chips, cells = look(f"{path}|layername=chips", f"{path}|layername=locations")["layers"]
+    chips, cells = run_qgis(f"{path}|layername=chips", f"{path}|layername=locations")["layers"]
     assert (chips["renderer"], cells["renderer"]) == ("graduatedSymbol", "categorizedSymbol")
     assert chips["legend"][0] == "changed (0.8 to 1)"
     assert len(chips["legend"]) == 8
@@ -162,8 +166,8 @@ def test_a_geopackage_alone_opens_styled(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_qgis
 @pytest.mark.parametrize("suffix", [".geojson", ".geojsonl", ".fgb"])
-def test_the_style_beside_a_file_is_found(tmp_path: Path, suffix: str) -> None:
-    (chips,) = look(written(tmp_path / f"out{suffix}"))["layers"]
+def test_a_qml_style_next_to_a_file_applies(tmp_path: Path, suffix: str) -> None:
+    (chips,) = run_qgis(written(tmp_path / f"out{suffix}"))["layers"]
     assert (chips["rows"], chips["renderer"]) == (len(ROWS), "graduatedSymbol")
     assert chips["aliases"]["changed_score"] == "Score of change"
 
@@ -171,13 +175,13 @@ def test_the_style_beside_a_file_is_found(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.qgis
 @pytest.mark.slow
 @needs_qgis
-def test_what_was_not_looked_at_looks_different(tmp_path: Path) -> None:
-    """Five chips in a row, on white: each middle has the colour that the legend promises."""
+def test_chips_that_were_not_analyzed_differ(tmp_path: Path) -> None:
+    """Five chips in a row, on white: each middle has the color that the legend promises."""
     path, png = written(tmp_path / "out.gpkg"), tmp_path / "map.png"
-    look(f"{path}|layername=chips", png=png, size_px=[500, 100])
-    seen = picture(png)
+    run_qgis(f"{path}|layername=chips", png=png, size_px=[500, 100])
+    pixels = picture(png)
     changed, unchanged, nodata, failed, unscored = (
-        seen[30:70, 100 * step + 30 : 100 * step + 70].reshape(-1, 3) for step in range(5)
+        pixels[30:70, 100 * step + 30 : 100 * step + 70].reshape(-1, 3) for step in range(5)
     )
     red, green, blue = np.median(changed, axis=0)
     assert red > green + 20
@@ -200,7 +204,7 @@ def test_captions_stand_only_in_changed_chips_that_are_wide_on_the_screen(tmp_pa
 
     def letters(step: int, width_px: int) -> int:
         """Nearly black pixels well inside a chip, that fills a map of this width."""
-        look(f"{path}|layername=chips", png=png, size_px=[width_px] * 2, extent=square(step).bounds)
+        run_qgis(f"{path}|layername=chips", png=png, size_px=[width_px] * 2, extent=square(step).bounds)
         edge = width_px // 10
         return int((picture(png)[edge:-edge, edge:-edge].max(axis=2) < 60).sum())
 
@@ -217,8 +221,8 @@ def test_changes_are_drawn_by_class(tmp_path: Path) -> None:
     with open_sink(path, (CHANGES,), CRS.from_epsg(32631), {}) as sink:
         rows = [{"class": name, "area_m2": 16384.0} for name in ("building", "road", "other")]
         sink.write("changes", [Feature(square(step), row) for step, row in enumerate(rows)])
-    told = look(f"{path}|layername=changes", png=png, size_px=[300, 100])
-    (changes,) = told["layers"]
+    report = run_qgis(f"{path}|layername=changes", png=png, size_px=[300, 100])
+    (changes,) = report["layers"]
     assert changes["legend"] == ["building", "road", "other"]
     building, road, other = (picture(png)[20, 100 * step + 20] for step in range(3))
     assert building[2] < min(building[0], building[1]) - 20  # yellow

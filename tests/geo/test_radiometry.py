@@ -49,7 +49,7 @@ def test_stretch_keeps_order_and_range(values: np.ndarray) -> None:
         assert (stretched[band][values[band] >= high] == 255).all()
 
 
-def test_what_is_no_number_becomes_black() -> None:
+def test_nan_becomes_black() -> None:
     values = np.array([np.nan, np.inf, -np.inf, 1]).reshape(1, 1, 4).repeat(3, axis=0)
     assert Stretch((0,) * 3, (1,) * 3).apply(values)[0, 0].tolist() == [0, 255, 0, 255]
 
@@ -67,7 +67,7 @@ def sample(low: int, high: int, dtype: str = "uint16") -> np.ndarray:
     return noise(3, 1, 5000, dtype, low=low, high=high)[:, 0]
 
 
-def test_8_bit_is_left_alone() -> None:
+def test_8_bit_values_stay() -> None:
     assert plan_stretches(ScaleSpec("auto"), sample(0, 99, "uint8"), sample(0, 99, "uint8")) == (
         (None, None),
         (),
@@ -129,7 +129,7 @@ def test_empty_and_flat_samples_have_a_stretch(values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "wanted", "bands"),
+    ("labels", "chosen", "bands"),
     [
         (["blue", "green", "red", "undefined"], None, (3, 2, 1)),
         ([*RGB, "alpha"], None, (1, 2, 3)),
@@ -139,10 +139,10 @@ def test_empty_and_flat_samples_have_a_stretch(values: np.ndarray) -> None:
         (RGB, (2,), (2, 2, 2)),
     ],
 )
-def test_bands_that_are_known(
-    labels: list[str], wanted: tuple[int, ...] | None, bands: tuple[int, ...]
+def test_labelled_and_chosen_bands(
+    labels: list[str], chosen: tuple[int, ...] | None, bands: tuple[int, ...]
 ) -> None:
-    assert choose_bands(labels, wanted) == (bands, None)
+    assert choose_bands(labels, chosen) == (bands, None)
 
 
 @pytest.mark.parametrize("labels", [["gray", "undefined", "undefined", "undefined"], ["gray", "undefined"]])
@@ -152,7 +152,7 @@ def test_bands_that_are_a_guess(labels: list[str]) -> None:
     assert note
 
 
-@pytest.mark.parametrize("wanted", [(1, 2), (0, 1, 2), (1, 2, 4), ()])
-def test_bands_that_are_not_there(wanted: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("chosen", [(1, 2), (0, 1, 2), (1, 2, 4), ()])
+def test_missing_bands(chosen: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="bands"):
-        choose_bands(RGB, wanted)
+        choose_bands(RGB, chosen)

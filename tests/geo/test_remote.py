@@ -55,12 +55,12 @@ def test_a_pair_costs_few_requests(tmp_path: Path, server: Served, block: int, c
     with opened(tmp_path / "before.tif", tmp_path / "after.tif") as reader:
         expected = [reader.read(chip) for chip in reader.chips()]
     with opened(f"{url}before.tif", f"{url}after.tif") as reader:
-        found = [pixels for _, pixels in read_chips(reader, reader.chips())]
-    assert len(found) == len(expected) == 16
-    for one, other in zip(found, expected, strict=True):
-        assert isinstance(one, ChipPixels)
-        assert (one.before == other.before).all()
-        assert (one.after == other.after).all()
+        results = [pixels for _, pixels in read_chips(reader, reader.chips())]
+    assert len(results) == len(expected) == 16
+    for result, pixels in zip(results, expected, strict=True):
+        assert isinstance(result, ChipPixels)
+        assert (result.before == pixels.before).all()
+        assert (result.after == pixels.after).all()
     # its size, its header, a look at its first block, and all the others at once
     assert requests() == {"before.tif": 4, "after.tif": 4}
 
@@ -72,11 +72,11 @@ def test_only_of_remote_files_gdal_keeps_a_copy(
     url, _ = server
     path = write_raster(tmp_path / "here.tif", noise(3, 64, 64))
 
-    def kept(before: str | Path) -> object:
+    def cache_setting(before: str | Path) -> object:
         with opened(before, path):
             return rasterio.env.getenv().get("VSI_CACHE")
 
-    assert kept(path) is None
-    assert kept(f"{url}here.tif") in (True, "TRUE")
+    assert cache_setting(path) is None
+    assert cache_setting(f"{url}here.tif") in (True, "TRUE")
     monkeypatch.setenv("VSI_CACHE", "FALSE")  # the user's word counts
-    assert kept(f"{url}here.tif") is None
+    assert cache_setting(f"{url}here.tif") is None

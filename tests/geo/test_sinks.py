@@ -1,4 +1,4 @@
-"""What is written can be read back, in every format, and is whole or not there."""
+"""Outputs of every format can be read back, and are written atomically."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_values_come_back(tmp_path: Path, suffix: str) -> None:
     ] * 5
     assert (rows["last"]["road_cells"], rows["last"]["changed_score"]) == (None, None)
     assert set(rows) == {"r00000_c00000", "r00000_c00256", "last"}
-    beside = [] if suffix == ".gpkg" else [path.with_suffix(".qml")]
-    assert sorted(tmp_path.iterdir()) == sorted([path, *beside])
+    styles = [] if suffix == ".gpkg" else [path.with_suffix(".qml")]
+    assert sorted(tmp_path.iterdir()) == sorted([path, *styles])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -162,7 +162,7 @@ def provenance_of(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_one_layer_can_be_chosen(tmp_path: Path, suffix: str) -> None:
+def test_a_layer_can_be_chosen(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     write(path, only_layer="locations")
     assert rows_of(path, "locations" if suffix == ".gpkg" else None)["r00000_c00000"]["class"] == "road"
@@ -184,7 +184,7 @@ def test_without_crs_and_without_features(tmp_path: Path, suffix: str) -> None:
         assert rows_of(empty, "chips" if suffix == ".gpkg" else None) == {}
 
 
-def test_geopackage_holds_both_layers_and_their_meaning(tmp_path: Path) -> None:
+def test_geopackage_holds_all_layers_and_descriptions(tmp_path: Path) -> None:
     path = tmp_path / "out.gpkg"
     write(path)
     assert [name for name, _ in pyogrio.list_layers(path)] == ["chips", "locations", "layer_styles"]
@@ -213,8 +213,8 @@ def test_geopackage_opens_styled_in_qgis(tmp_path: Path) -> None:
     assert "changed_score" in renderer.attrib["attr"]
 
 
-@pytest.mark.parametrize("suffix", [one for one in SUFFIXES if one != ".gpkg"])
-def test_a_style_lies_beside_what_cannot_hold_one(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".gpkg"])
+def test_a_qml_style_is_written_next_to_other_formats(tmp_path: Path, suffix: str) -> None:
     """Ours is replaced with the output; one that a person has saved, or of another program, stays."""
     path, style = tmp_path / f"out{suffix}", tmp_path / "out.qml"
     write(path)
@@ -226,7 +226,7 @@ def test_a_style_lies_beside_what_cannot_hold_one(tmp_path: Path, suffix: str) -
     assert style.read_bytes() == b"<qgis/>\xff mine"
 
 
-def test_geoparquet_says_where_each_row_is(tmp_path: Path) -> None:
+def test_geoparquet_has_bounding_boxes(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     write(path)
     geo = json.loads(pq.read_metadata(path).metadata[b"geo"])
@@ -237,18 +237,18 @@ def test_geoparquet_says_where_each_row_is(tmp_path: Path) -> None:
     assert east["chip_id"].tolist() == ["last"]
 
 
-def test_a_long_geoparquet_can_be_skipped_through(tmp_path: Path) -> None:
+def test_a_long_geoparquet_has_row_groups(tmp_path: Path) -> None:
     """Each row group says what it covers, so that a reader with a box in mind leaves the others out."""
-    path, most = tmp_path / "out.parquet", ROW_GROUP
+    path = tmp_path / "out.parquet"
     with open_sink(path, (LOCATIONS,), UTM, PROVENANCE) as sink:
-        for start in range(0, most + 10, 1000):
-            steps = range(start, min(start + 1000, most + 10))
+        for start in range(0, ROW_GROUP + 10, 1000):
+            steps = range(start, min(start + 1000, ROW_GROUP + 10))
             sink.write("locations", [Feature(square(step), {"chip_id": str(step)}) for step in steps])
     metadata = pq.read_metadata(path)
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [most, 10]
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [ROW_GROUP, 10]
     names = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
-    found = metadata.row_group(1).column(names.index("bbox.xmin")).statistics
-    assert (found.min, found.max) == (square(most).bounds[0], square(most + 9).bounds[0])
+    statistics = metadata.row_group(1).column(names.index("bbox.xmin")).statistics
+    assert (statistics.min, statistics.max) == (square(ROW_GROUP).bounds[0], square(ROW_GROUP + 9).bounds[0])
 
 
 def test_stdout_gets_a_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +267,7 @@ def test_stdout_gets_a_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_polygons_in_two_parts_and_rows_without_any(tmp_path: Path, suffix: str) -> None:
+def test_multipolygons_and_rows_without_a_polygon(tmp_path: Path, suffix: str) -> None:
     """A chip on the 180th meridian is cut in two; a pair that cannot be opened has no polygon."""
     two = shapely.MultiPolygon([shapely.box(179, 0, 180, 1), shapely.box(-180, 0, -179, 1)])
     shapes = [two, shapely.Polygon(), shapely.box(10, 0, 11, 1)]
@@ -287,11 +287,11 @@ def test_polygons_in_two_parts_and_rows_without_any(tmp_path: Path, suffix: str)
 
 
 def test_a_property_that_no_layer_has_is_a_bug() -> None:
-    with pytest.raises(ValueError, match="colour"):
-        Feature(square(0), {"colour": "red"}).row(CHIPS)
+    with pytest.raises(ValueError, match="color"):
+        Feature(square(0), {"color": "red"}).row(CHIPS)
 
 
-# --- whole or not there -----------------------------------------------------------------------------------
+# --- atomic ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -308,7 +308,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path, suffix: str, old: bytes | N
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert [found.read_bytes() for found in tmp_path.iterdir()] == ([old] if old else [])
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([old] if old else [])
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".parquet"])
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, monkeypatch: py
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
-def test_a_file_that_may_not_grow_is_one_clear_error(tmp_path: Path, suffix: str) -> None:
+def test_a_limited_file_size_is_a_clear_error(tmp_path: Path, suffix: str) -> None:
     """The same with the real writers: the process may write files of 1 KiB, as on a full disk."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from tests.geo.test_sinks import write;"
@@ -334,25 +334,25 @@ def test_a_file_that_may_not_grow_is_one_clear_error(tmp_path: Path, suffix: str
         "try: write(Path(sys.argv[1]))\n"
         "except WriteError as error: print(error, error.exit_code)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / f"out{suffix}")],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
-    assert "writing failed" in done.stdout, done.stderr
-    assert done.stdout.endswith(" 1\n")  # no mistake of the user
+    assert "writing failed" in process.stdout, process.stderr
+    assert process.stdout.endswith(" 1\n")  # no mistake of the user
     assert list(tmp_path.iterdir()) == []
 
 
 def test_outputs_that_cannot_be(tmp_path: Path) -> None:
-    there = tmp_path / "there.gpkg"
-    there.write_bytes(b"something")
+    existing = tmp_path / "existing.gpkg"
+    existing.write_bytes(b"something")
     (tmp_path / "folder.gpkg").mkdir()
     (tmp_path / "a!b").mkdir()
     for path, words in {
-        there: "exists already; add --overwrite",
+        existing: "exists already; add --overwrite",
         tmp_path / "folder.gpkg": "is a folder",
         tmp_path / "a!b" / "out.gpkg": "a ! in its name",
         tmp_path: "is a folder; name a file in it",
@@ -368,7 +368,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{path}: ")
         with pytest.raises(OutputError):
             write(path)
-    check_output(there, overwrite=True)
+    check_output(existing, overwrite=True)
     for stdout in (None, Path("-")):
         check_output(stdout, overwrite=False)
 
@@ -391,7 +391,7 @@ def leave_a_log(path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
 
 
-def test_a_log_left_behind_does_not_spoil_the_new_file(tmp_path: Path) -> None:
+def test_a_stale_log_does_not_corrupt_the_new_file(tmp_path: Path) -> None:
     """Replacing a GeoPackage beside a stale -wal gave "malformed database schema"."""
     path = tmp_path / "out.gpkg"
     write(path)
@@ -403,7 +403,7 @@ def test_a_log_left_behind_does_not_spoil_the_new_file(tmp_path: Path) -> None:
 
 
 def test_a_log_without_its_file_is_removed(tmp_path: Path) -> None:
-    """Whoever deletes out.gpkg alone leaves a log that the next out.gpkg would be read with."""
+    """Deleting out.gpkg alone leaves a log that SQLite would apply to the next out.gpkg."""
     path = tmp_path / "out.gpkg"
     write(path)
     leave_a_log(path)
@@ -436,10 +436,10 @@ def test_checking_an_output_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.gpkg"
     write(path)
     leave_a_log(path)
-    there = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
-    assert "out.gpkg-wal" in there
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert "out.gpkg-wal" in files
     check_output(path, overwrite=True)
-    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == there
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 
 @pytest.mark.parametrize("name", ["a\nb.gpkg", "a\x1b[31m.geojson", "a\udcff.fgb"])
@@ -461,17 +461,17 @@ def test_a_long_name_that_the_system_takes(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("is_there", [True, False])
-def test_a_link_is_followed(tmp_path: Path, suffix: str, is_there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_followed(tmp_path: Path, suffix: str, exists: bool) -> None:
     """The link was replaced by a file, and what it led to stayed old."""
     target, link = tmp_path / "store" / f"target{suffix}", tmp_path / f"link{suffix}"
     target.parent.mkdir()
-    if is_there:
+    if exists:
         target.write_bytes(b"old")
         with pytest.raises(OutputError, match="exists already"):
             check_output(link.parent / "store" / target.name, overwrite=False)
     link.symlink_to(target)
-    write(link, overwrite=is_there)
+    write(link, overwrite=exists)
     assert link.is_symlink()
     assert len(rows_of(target, "chips" if suffix == ".gpkg" else None)) == 3
     assert list(target.parent.iterdir()) == [target]
@@ -481,10 +481,10 @@ def test_a_link_is_followed(tmp_path: Path, suffix: str, is_there: bool) -> None
         check_output(link, overwrite=True)
 
 
-def test_results_are_kept_when_the_name_is_taken_meanwhile(tmp_path: Path) -> None:
-    """Hours of answers must not go because somebody else wrote the file in the meantime.
+def test_results_are_saved_under_another_name_if_the_path_exists_by_then(tmp_path: Path) -> None:
+    """Hours of answers must not be lost because somebody else wrote the file in the meantime.
 
-    Nor must another file go: what was kept the last time was replaced.
+    Nor must another file: the results saved the last time were replaced.
     """
     path = tmp_path / "out.geojson"
 
@@ -516,10 +516,10 @@ def test_a_poisoned_proj_data_is_unset(tmp_path: Path, keep: str, works: bool) -
         "from deltavlm.geo import UNSET_VARIABLES; from rasterio.crs import CRS;"
         "print(UNSET_VARIABLES); print(CRS.from_epsg(32631).to_epsg())"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env=environment(PROJ_DATA=str(tmp_path), DELTAVLM_KEEP_PROJ=keep),
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert (done.returncode == 0 and "32631" in done.stdout) == works
-    assert (str(tmp_path) in done.stdout) == works
+    assert (process.returncode == 0 and "32631" in process.stdout) == works
+    assert (str(tmp_path) in process.stdout) == works

@@ -1,4 +1,4 @@
-"""Colours of any raster, files that are no rasters or broken, and files over the wire."""
+"""Colors of any raster, files that are no rasters or broken, and files over the wire."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from PIL import Image
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.location import redact_credentials
-from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, seen
+from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, read_pair
 from tests.rasters import HALF_METRE, UTM, moved, noise, write_raster
 
 
-def test_same_value_same_colour_in_every_chip(tmp_path: Path) -> None:
+def test_same_value_same_color_in_every_chip(tmp_path: Path) -> None:
     """A stretch per chip made unchanged pixels differ by a third of the range."""
     ramp = np.linspace(0, 9000, COLS).astype("uint16") * np.ones((3, ROWS, 1), "uint16")
     paths = [write_raster(tmp_path / f"{name}.tif", ramp, photometric="RGB") for name in "ba"]
     with opened(*paths) as reader:
         low, high = (reader.provenance()["before"]["stretch"][edge] for edge in ("low", "high"))  # type: ignore[index]
         grid = reader.chips(SIZE, 16)
-        shown = mosaic(reader, [reader.read(chip) for chip in grid])
-    assert (shown[0] == shown[0][:, :1]).all()
-    assert (np.diff(shown[0][0, 0].astype(int)) >= 0).all()
+        images = mosaic(reader, [reader.read(chip) for chip in grid])
+    assert (images[0] == images[0][:, :1]).all()
+    assert (np.diff(images[0][0, 0].astype(int)) >= 0).all()
     assert low == pytest.approx([180] * 3, rel=0.1)
     assert high == pytest.approx([8820] * 3, rel=0.1)
 
 
-def test_scale_is_recorded_and_the_same_for_both_dates(tmp_path: Path) -> None:
+def test_scale_is_recorded_and_the_same_at_each_date(tmp_path: Path) -> None:
     first = write_raster(tmp_path / "b.tif", noise(dtype="uint16", high=3000), photometric="RGB")
     second = write_raster(tmp_path / "a.tif", noise(dtype="uint16", high=3300), photometric="RGB")
     with opened(first, second) as reader:
         described = reader.provenance()
         assert described["before"]["stretch"] == described["after"]["stretch"]  # type: ignore[index]
         assert json.loads(json.dumps(described)) == described
-    shown = seen(first, second, scale="0,6000")
-    assert shown[0].astype(int) == pytest.approx(noise(dtype="float", high=3000) * 255 / 6000, abs=0.51)
+    images = read_pair(first, second, scale="0,6000")
+    assert images[0].astype(int) == pytest.approx(noise(dtype="float", high=3000) * 255 / 6000, abs=0.51)
 
 
 def test_a_large_raster_is_sampled_all_over(tmp_path: Path) -> None:
-    """Without overviews small windows stand for the whole; they once came from the first blocks only."""
+    """Without overviews small windows are sampled; they once came from the first blocks only."""
     ramp = np.linspace(0, 10_000, 1400).astype("uint16") * np.ones((1, 1300, 1), "uint16")
     path = write_raster(tmp_path / "large.tif", ramp)
     with opened(path, path) as reader:
@@ -65,8 +65,8 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path) -> None:
         photometric="RGB",
         tags={"offsets": [-1000.0] * 3},
     )
-    shown = seen(plain, lifted, scale="0,3000")
-    assert (shown[0] == shown[1]).all()
+    images = read_pair(plain, lifted, scale="0,3000")
+    assert (images[0] == images[1]).all()
 
 
 def test_bands_by_label_by_wish_and_by_guess(tmp_path: Path) -> None:
@@ -79,34 +79,34 @@ def test_bands_by_label_by_wish_and_by_guess(tmp_path: Path) -> None:
     )
     plain = write_raster(tmp_path / "a.tif", pixels, photometric="MINISBLACK", alpha="NO")
     with opened(labelled, plain) as reader:
-        shown = mosaic(reader, read_all(reader))
+        images = mosaic(reader, read_all(reader))
         assert [note.partition(": no band is labelled")[0] for note in reader.notes] == ["after"]
         assert reader.warnings == reader.notes  # a guess may make the answers wrong
-    assert (shown[0] == pixels[[2, 1, 0]]).all()
-    assert (shown[1] == pixels[[0, 1, 2]]).all()
-    shown = seen(labelled, plain, before_bands=(4, 4, 1), after_bands=(2,))
-    assert (shown[0] == pixels[[3, 3, 0]]).all()
-    assert (shown[1] == pixels[[1, 1, 1]]).all()
+    assert (images[0] == pixels[[2, 1, 0]]).all()
+    assert (images[1] == pixels[[0, 1, 2]]).all()
+    images = read_pair(labelled, plain, before_bands=(4, 4, 1), after_bands=(2,))
+    assert (images[0] == pixels[[3, 3, 0]]).all()
+    assert (images[1] == pixels[[1, 1, 1]]).all()
     with pytest.raises(ConfigError, match=r"b\.tif: bands 5,1,1"):
         opened(labelled, plain, before_bands=(5, 1, 1)).__enter__()
 
 
-def test_one_band_is_repeated(tmp_path: Path) -> None:
+def test_a_single_band_is_repeated(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "grey.tif", noise(1))
-    shown = seen(path, path)
-    assert (shown[0] == noise(1)).all()
-    assert shown[0].shape[0] == 3
+    images = read_pair(path, path)
+    assert (images[0] == noise(1)).all()
+    assert images[0].shape[0] == 3
 
 
 def test_a_palette_is_looked_up(tmp_path: Path, shift: float) -> None:
-    """Numbers of a palette are names of colours: mixing them in a warp makes colours that are nowhere."""
-    colours = {1: (10, 20, 30), 2: (200, 100, 50), 9: (0, 0, 255)}
+    """Numbers of a palette are names of colors: mixing them in a warp makes colors that are nowhere."""
+    colors = {1: (10, 20, 30), 2: (200, 100, 50), 9: (0, 0, 255)}
     numbers = np.random.default_rng(1).choice([1, 2, 9], (1, ROWS, COLS)).astype("uint8")
-    before = write_raster(tmp_path / "b.tif", numbers, palette=colours)
-    after = write_raster(tmp_path / "a.tif", numbers, palette=colours, transform=moved(shift, 0))
-    shown = seen(before, after)
-    for image in shown[:2]:
-        assert {tuple(pixel) for pixel in image[:, shown[2]].T.tolist()} == set(colours.values())
+    before = write_raster(tmp_path / "b.tif", numbers, palette=colors)
+    after = write_raster(tmp_path / "a.tif", numbers, palette=colors, transform=moved(shift, 0))
+    images = read_pair(before, after)
+    for image in images[:2]:
+        assert {tuple(pixel) for pixel in image[:, images[2]].T.tolist()} == set(colors.values())
 
 
 def test_plain_mistakes_have_plain_messages(tmp_path: Path, before: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_corrupt_block_spoils_its_chips_only(tmp_path: Path, before: Path) -> 
 
 @pytest.mark.parametrize("keep", [0.5, 0.02])
 @pytest.mark.parametrize("kind", ["tif", "png", "jpg"])
-def test_a_truncated_raster_is_one_clear_error(tmp_path: Path, kind: str, keep: float) -> None:
+def test_a_truncated_raster_is_a_clear_error(tmp_path: Path, kind: str, keep: float) -> None:
     path = tmp_path / f"after.{kind}"
     if kind == "tif":
         write_raster(path, noise(dtype="uint16"), compress="deflate", crs=None, transform=None)
@@ -195,7 +195,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.communicate()
 
 
-def test_urls_are_read_without_looking_around(
+def test_urls_are_read_without_requests_for_sidecars(
     server: str, tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -203,8 +203,8 @@ def test_urls_are_read_without_looking_around(
     with opened(f"{url}?token=secret", f"/vsicurl/{url}") as reader:
         read_all(reader)
         assert "secret" not in json.dumps(reader.provenance())
-    asked = re.findall(r"(?:GET|HEAD) (/[^ ?]*)", (tmp_path / "requests.log").read_text())
-    assert set(asked) == {"/before.tif"}
+    paths = re.findall(r"(?:GET|HEAD) (/[^ ?]*)", (tmp_path / "requests.log").read_text())
+    assert set(paths) == {"/before.tif"}
     with pytest.raises(RasterError, match=r"/nosuch\.tif: cannot be read as a raster") as caught:
         opened(url.replace("before", "nosuch") + "?token=secret", before).__enter__()
     assert "secret" not in str(caught.value)
@@ -222,5 +222,5 @@ def test_a_name_keeps_no_secrets() -> None:
 def test_a_vsi_path_is_a_raster(tmp_path: Path, before: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pair.zip", "w") as archive:
         archive.write(before, "before.tif")
-    shown = seen(f"/vsizip/{tmp_path}/pair.zip/before.tif", before)
-    assert (shown[0] == shown[1]).all()
+    images = read_pair(f"/vsizip/{tmp_path}/pair.zip/before.tif", before)
+    assert (images[0] == images[1]).all()

@@ -1,4 +1,4 @@
-"""Chips by strips: the pixels of chip by chip, whatever the layout, and no block decoded for nothing."""
+"""Chips read by strips equal chips read one by one, in any layout, and no block is decoded in vain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRIPS = {"blockysize": 1, "compress": "deflate"}
 BOX = (3.0003, 45.1524, 3.0009, 45.1530)  # lon/lat
 RGB = {"photometric": "RGB", "interleave": "pixel"}
 
-Made = tuple[Path, Path, dict[str, Any]]
+PairFiles = tuple[Path, Path, dict[str, Any]]
 
 
 def pixels(bands: int = 3, dtype: str = "uint8", **limits: int) -> NDArray[Any]:
@@ -51,51 +51,51 @@ def holed(values: NDArray[Any], fill: float) -> NDArray[Any]:
     return values
 
 
-def plain(folder: Path, **profile: Any) -> Made:
+def plain(folder: Path, **profile: Any) -> PairFiles:
     return *written(folder, pixels(), 255 - pixels(), **profile), {}
 
 
-def mixed(folder: Path) -> Made:
+def mixed(folder: Path) -> PairFiles:
     """Tiles before, and strips after, which has one more row and column at its upper left."""
     before = write_raster(folder / "before.tif", pixels(), **RGB, **TILES)
     larger = np.pad(255 - pixels(), ((0, 0), (7, 0), (11, 0)))
     return before, write_raster(folder / "after.tif", larger, **RGB, **STRIPS, transform=moved(-11, -7)), {}
 
 
-def masked(folder: Path) -> Made:
+def masked(folder: Path) -> PairFiles:
     mask = np.ones((ROWS, COLS), bool)
     mask[30:60, 100:180] = False
     before, _ = written(folder, pixels(), pixels(), **TILES)
     return before, write_raster(folder / "after.tif", pixels(), mask=mask, **RGB, **TILES), {}
 
 
-def alpha(folder: Path) -> Made:
+def alpha(folder: Path) -> PairFiles:
     values = np.concatenate([pixels(), np.full((1, ROWS, COLS), 255, "uint8")])
     values[3, 50:120, 40:200] = 0
     return *written(folder, values, values, **TILES, colorinterp=["red", "green", "blue", "alpha"]), {}
 
 
-def palette(folder: Path) -> Made:
-    colours = {number: (number, 255 - number, number // 2) for number in range(256)}
+def palette(folder: Path) -> PairFiles:
+    colors = {number: (number, 255 - number, number // 2) for number in range(256)}
     paths = [
-        write_raster(folder / f"{name}.tif", pixels(1), palette=colours, photometric="PALETTE", **TILES)
+        write_raster(folder / f"{name}.tif", pixels(1), palette=colors, photometric="PALETTE", **TILES)
         for name in ("before", "after")
     ]
     return *paths, {}
 
 
-def floats(folder: Path) -> Made:
+def floats(folder: Path) -> PairFiles:
     values = pixels(dtype="float32") / 255
     return *written(folder, values, holed(values, np.nan), **TILES), {}
 
 
-def tagged(folder: Path) -> Made:
+def tagged(folder: Path) -> PairFiles:
     values = pixels(dtype="uint16", high=4000)
     tags = {"scales": [0.5] * 3, "offsets": [-100.0] * 3}
     return *written(folder, values, values, **STRIPS, tags=tags), {"scale": "0,2000"}
 
 
-def warped(folder: Path, **options: Any) -> Made:
+def warped(folder: Path, **options: Any) -> PairFiles:
     before = write_raster(folder / "before.tif", smooth(3, ROWS, COLS), **RGB, **TILES)
     after = write_raster(
         folder / "after.tif", smooth(3, ROWS, COLS), **RGB, **STRIPS, transform=moved(0.5, 3.3), nodata=0
@@ -103,7 +103,7 @@ def warped(folder: Path, **options: Any) -> Made:
     return before, after, options
 
 
-def turned(folder: Path) -> Made:
+def turned(folder: Path) -> PairFiles:
     """Another CRS, and a mask that is warped by itself."""
     before = write_raster(folder / "before.tif", smooth(3, ROWS, COLS), **RGB, **TILES)
     with rasterio.open(before) as source:
@@ -112,18 +112,22 @@ def turned(folder: Path) -> Made:
         )
     mask = np.ones((height, width), bool)
     mask[30:60, 100:180] = False
-    place = {"crs": "EPSG:3857", "transform": transform, "nodata": 0}
-    return before, write_raster(folder / "after.tif", smooth(3, height, width), mask=mask, **RGB, **place), {}
+    georeference = {"crs": "EPSG:3857", "transform": transform, "nodata": 0}
+    return (
+        before,
+        write_raster(folder / "after.tif", smooth(3, height, width), mask=mask, **RGB, **georeference),
+        {},
+    )
 
 
-def pictures(folder: Path) -> Made:
+def pictures(folder: Path) -> PairFiles:
     paths = [folder / "before.png", folder / "after.jpg"]
     for path in paths:
         Image.fromarray(smooth(3, ROWS, COLS).transpose(1, 2, 0)).save(path)
     return *paths, {"allow_no_crs": True}
 
 
-LAYOUTS: dict[str, Callable[[Path], Made]] = {
+LAYOUTS: dict[str, Callable[[Path], PairFiles]] = {
     "tiles": lambda folder: plain(folder, **TILES),
     "strips": lambda folder: plain(folder, **STRIPS),
     "one strip": lambda folder: plain(folder, blockysize=ROWS, compress="deflate"),
@@ -153,11 +157,12 @@ def strip_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(strips, "STRIP_ROWS", 3 * SIZE)
 
 
-def same(found: ChipPixels | RasterError, expected: ChipPixels) -> bool:
-    assert isinstance(found, ChipPixels)
-    arrays = [(found.before, expected.before), (found.after, expected.after), (found.valid, expected.valid)]
-    return found.chip == expected.chip and all(
-        one.dtype == other.dtype and np.array_equal(one, other) for one, other in arrays
+def equal(result: ChipPixels | RasterError, expected: ChipPixels) -> bool:
+    assert isinstance(result, ChipPixels)
+    names = ("before", "after", "valid")
+    arrays = [(getattr(result, name), getattr(expected, name)) for name in names]
+    return result.chip == expected.chip and all(
+        first.dtype == second.dtype and np.array_equal(first, second) for first, second in arrays
     )
 
 
@@ -169,31 +174,31 @@ def test_the_pixels_are_those_of_chip_by_chip(
     before, after, options = LAYOUTS[layout](tmp_path)
     with opened(before, after, **options) as reader:
         expected = [reader.read(chip) for chip in reader.chips(size, overlap)]
-        found = list(read_chips(reader, reader.chips(size, overlap)))
-    assert [chip for chip, _ in found] == [one.chip for one in expected]
-    assert all(same(one, other) for (_, one), other in zip(found, expected, strict=True))
+        results = list(read_chips(reader, reader.chips(size, overlap)))
+    assert [chip for chip, _ in results] == [pixels.chip for pixels in expected]
+    assert all(equal(result, pixels) for (_, result), pixels in zip(results, expected, strict=True))
 
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Window]]:
-    """What is read of each file, in order."""
+    """Windows that are read of each file, in order."""
     read = View.read_raw
-    seen: dict[str, list[Window]] = {"before.tif": [], "after.tif": []}
+    windows: dict[str, list[Window]] = {"before.tif": [], "after.tif": []}
 
-    def noted(self: View, room: Raw, window: Window, **how: Any) -> Raw:
-        seen[Path(self.source.location).name].append(window)
-        return read(self, room, window, **how)
+    def record(self: View, buffer: Raw, window: Window, **options: Any) -> Raw:
+        windows[Path(self.source.location).name].append(window)
+        return read(self, buffer, window, **options)
 
-    monkeypatch.setattr(View, "read_raw", noted)
-    return seen
+    monkeypatch.setattr(View, "read_raw", record)
+    return windows
 
 
-def reads(reader: PairReader, seen: dict[str, list[Window]], chips: list[Chip]) -> None:
-    for one in seen.values():
-        one.clear()
-    for (chip, found), wanted in zip(read_chips(reader, iter(chips)), chips, strict=True):
-        assert chip == wanted
-        assert isinstance(found, ChipPixels)
+def read_all(reader: PairReader, windows: dict[str, list[Window]], chips: list[Chip]) -> None:
+    for recorded in windows.values():
+        recorded.clear()
+    for (chip, result), expected in zip(read_chips(reader, iter(chips)), chips, strict=True):
+        assert chip == expected
+        assert isinstance(result, ChipPixels)
 
 
 def test_no_row_of_blocks_is_decoded_twice(
@@ -203,7 +208,7 @@ def test_no_row_of_blocks_is_decoded_twice(
     monkeypatch.setattr(strips, "STRIP_ROWS", 2 * SIZE)
     before, after, _ = mixed(tmp_path)
     with opened(before, after) as reader:
-        reads(reader, windows, list(reader.chips(SIZE, 10)))
+        read_all(reader, windows, list(reader.chips(SIZE, 10)))
     for name, block, shift in (("before.tif", 64, 0), ("after.tif", 1, 7)):
         edge = 0
         for window in windows[name]:
@@ -214,17 +219,17 @@ def test_no_row_of_blocks_is_decoded_twice(
         assert edge == ROWS
 
 
-def test_rows_that_are_there_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_the_buffer_are_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two rows of chips: the second row of chips is cut from what the first one needed."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 0)
     moves: list[int] = []
-    own = strips._RowBuffer._resize
+    resize = strips._RowBuffer._resize
 
-    def noted(band: strips._RowBuffer, rows: int, cols: int, kept: int, start: int) -> Raw:
-        moves.append(kept)
-        return own(band, rows, cols, kept, start)
+    def record(buffer: strips._RowBuffer, rows: int, cols: int, reused: int, start: int) -> Raw:
+        moves.append(reused)
+        return resize(buffer, rows, cols, reused, start)
 
-    monkeypatch.setattr(strips._RowBuffer, "_resize", noted)
+    monkeypatch.setattr(strips._RowBuffer, "_resize", record)
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
         rows = reader.chips(SIZE).rows
@@ -232,14 +237,14 @@ def test_rows_that_are_there_stay_where_they_are(tmp_path: Path, monkeypatch: py
     assert len(moves) == 2 * -(-ROWS // 64) < 2 * rows
 
 
-def test_what_is_not_wanted_is_not_read(tmp_path: Path, windows: dict[str, list[Window]]) -> None:
+def test_windows_without_chips_are_not_read(tmp_path: Path, windows: dict[str, list[Window]]) -> None:
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
         grid = reader.chips(SIZE)
-        reads(reader, windows, [grid[2, col] for col in range(3)])  # a limit, or an area of interest
+        read_all(reader, windows, [grid[2, col] for col in range(3)])  # a limit, or an area of interest
         assert windows["before.tif"] == windows["after.tif"] == [Window(0, 64, 96, 64)]
         apart = [grid[0, 0], grid[0, 9], grid[5, 4]]
-        reads(reader, windows, apart)  # chips that failed in the run before
+        read_all(reader, windows, apart)  # chips that failed in the run before
         assert windows["after.tif"] == [chip.window for chip in apart]
 
 
@@ -247,7 +252,7 @@ def test_of_a_file_in_strips_no_chip_is_read_alone(tmp_path: Path, windows: dict
     before, after, _ = plain(tmp_path, **STRIPS)
     with opened(before, after) as reader:
         grid = reader.chips(SIZE)
-        reads(reader, windows, [grid[0, 0], grid[0, 9], grid[5, 4], grid[5, 8]])
+        read_all(reader, windows, [grid[0, 0], grid[0, 9], grid[5, 4], grid[5, 8]])
         assert windows["after.tif"] == [Window(0, 0, 320, SIZE), Window(128, 160, 160, SIZE)]
 
 
@@ -258,7 +263,7 @@ def test_a_row_of_chips_that_is_too_long_is_cut(
     monkeypatch.setattr(strips, "STRIP_BYTES", 0)
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
-        reads(reader, windows, list(reader.chips(SIZE)))
+        read_all(reader, windows, list(reader.chips(SIZE)))
     assert all(window.width <= COLS // 2 + SIZE for window in windows["after.tif"])
 
 
@@ -269,36 +274,35 @@ def test_a_block_that_cannot_be_decoded_takes_its_chips_only(
     before, after, _ = LAYOUTS[layout](tmp_path)
     spoil(after, [(1, 1)] if layout == "tiles" else [(64, 0), (96, 0)])
     with opened(before, after) as reader:
-        found = dict(read_chips(reader, reader.chips(SIZE)))
-        for chip, got in found.items():
-            if isinstance(got, ChipPixels):
-                assert same(got, reader.read(chip))
+        results = dict(read_chips(reader, reader.chips(SIZE)))
+        for chip, result in results.items():
+            if isinstance(result, ChipPixels):
+                assert equal(result, reader.read(chip))
             else:
                 with pytest.raises(RasterError, match=chip.chip_id) as failure:
                     reader.read(chip)
-                assert str(got) == str(failure.value)
-        bad = {chip.chip_id for chip, got in found.items() if isinstance(got, RasterError)}
+                assert str(result) == str(failure.value)
+        bad = {chip.chip_id for chip, result in results.items() if isinstance(result, RasterError)}
         cols = range(2, 4) if layout == "tiles" else range(reader.chips(SIZE).cols)
         assert bad == {reader.chips(SIZE)[row, col].chip_id for row in (2, 3) for col in cols}
 
 
-def test_no_thread_stays_when_the_rest_is_not_wanted(tmp_path: Path) -> None:
+def test_no_thread_stays_when_reading_is_stopped(tmp_path: Path) -> None:
     before, after, _ = plain(tmp_path, **TILES)
     with opened(before, after) as reader:
         chips = read_chips(reader, reader.chips(SIZE))
         next(chips)
-        assert any(one.name.startswith("reading") for one in threading.enumerate())
+        assert any(thread.name.startswith("reading") for thread in threading.enumerate())
         chips.close()
-    assert not any(one.name.startswith("reading") for one in threading.enumerate())
+    assert not any(thread.name.startswith("reading") for thread in threading.enumerate())
 
 
 def test_a_chip_keeps_its_pixels_when_the_next_strip_is_read(tmp_path: Path) -> None:
-    """A strip of one chip is a room of its own size, which is filled anew."""
+    """A strip of one chip is read into a buffer of its size, which is then filled again."""
     values = pixels()[:, : 3 * SIZE, :SIZE]
     before, after = written(tmp_path, values, values, blockysize=SIZE, transform=HALF_METRE * Affine.scale(1))
     with opened(before, after) as reader:
-        for chip, found in read_chips(reader, list(reader.chips(SIZE))):
-            assert isinstance(found, ChipPixels)
-            kept = found.before.copy()
-            assert found.before.base is None
-            assert (kept == values[:, chip.window.row_off :][:, :SIZE]).all()
+        for chip, result in read_chips(reader, list(reader.chips(SIZE))):
+            assert isinstance(result, ChipPixels)
+            assert result.before.base is None
+            assert (result.before == values[:, chip.window.row_off :][:, :SIZE]).all()

@@ -1,4 +1,4 @@
-"""Nothing invalid is taken for data, by whatever way a file says so, warped or not."""
+"""Pixels without data are recognized by nodata, mask or alpha, warped or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import rasterio
 from affine import Affine
 
 from deltavlm.errors import ConfigError
-from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, seen
+from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, read_pair
 from tests.rasters import moved, noise, smooth, write_raster
 
 HOLE = np.zeros((ROWS, COLS), bool)
@@ -43,10 +43,10 @@ def test_holes_stay_holes(tmp_path: Path, before: Path, shift: float, dtype: str
         pixels = np.concatenate([pixels, np.where(HOLE, 0, opaque)[None].astype(dtype)])
         profile["colorinterp"] = ["red", "green", "blue", "alpha"]
     after = write_raster(tmp_path / "after.tif", pixels, **profile)
-    shown = seen(before, after)
-    assert_hole(shown[2])
-    assert_hole(seen(after, before)[2])
-    assert (shown[0][:, ~shown[2]] == shown[1][:, ~shown[2]]).all()
+    images = read_pair(before, after)
+    assert_hole(images[2])
+    assert_hole(read_pair(after, before)[2])
+    assert (images[0][:, ~images[2]] == images[1][:, ~images[2]]).all()
 
 
 @pytest.mark.parametrize("kind", ["mask", "alpha"])
@@ -57,28 +57,28 @@ def test_holes_stay_holes(tmp_path: Path, before: Path, shift: float, dtype: str
         ("nan", "float32"),
     ],
 )
-def test_all_that_is_said_of_holes_counts(
+def test_nodata_and_masks_apply_together(
     tmp_path: Path, before: Path, shift: float, dtype: str, kind: str, nodata: str
 ) -> None:
-    """A mask or alpha was not looked at where a nodata value was known; a warp did look at it."""
-    left, right = HOLE.copy(), HOLE.copy()
-    left[:, 62:], right[:, :58] = False, False  # they overlap, for at an edge a warp mixes
+    """A mask or alpha was ignored where a nodata value was known, but not by a warp."""
+    mask_hole, nodata_hole = HOLE.copy(), HOLE.copy()
+    mask_hole[:, 62:], nodata_hole[:, :58] = False, False  # they overlap, for at an edge a warp mixes
     value = np.nan if nodata == "nan" else 7
     pixels = smooth(3, dtype=dtype)
-    pixels[:, right] = value
+    pixels[:, nodata_hole] = value
     profile: dict[str, Any] = {"transform": moved(shift, 0)}
     if kind == "mask":
-        profile["mask"] = ~left
+        profile["mask"] = ~mask_hole
     else:
         opaque = 255 if dtype == "uint8" else 1 if dtype == "float32" else np.iinfo(dtype).max
-        pixels = np.concatenate([pixels, np.where(left, 0, opaque)[None].astype(dtype)])
+        pixels = np.concatenate([pixels, np.where(mask_hole, 0, opaque)[None].astype(dtype)])
         profile["colorinterp"] = ["red", "green", "blue", "alpha"]
     if nodata != "as an option":
         profile["nodata"] = value
     options = {"nodata": value} if nodata == "as an option" else {}
     after = write_raster(tmp_path / "after.tif", pixels, **profile)
     for pair in ((before, after), (after, before)):
-        assert_hole(seen(*pair, **options)[2])
+        assert_hole(read_pair(*pair, **options)[2])
 
 
 def test_the_least_number_as_nodata_makes_no_noise(tmp_path: Path, shift: float) -> None:
@@ -91,7 +91,7 @@ def test_the_least_number_as_nodata_makes_no_noise(tmp_path: Path, shift: float)
         after = write_raster(
             tmp_path / "after.tif", pixels, nodata=least, tags=tags, transform=moved(shift, 0)
         )
-        assert_hole(seen(before, after)[2])
+        assert_hole(read_pair(before, after)[2])
 
 
 def test_not_a_number_is_no_data(tmp_path: Path, before: Path, shift: float) -> None:
@@ -99,15 +99,15 @@ def test_not_a_number_is_no_data(tmp_path: Path, before: Path, shift: float) -> 
     pixels[0, HOLE] = np.nan
     for nodata in (None, np.nan):
         after = write_raster(tmp_path / "after.tif", pixels, nodata=nodata, transform=moved(shift, 0))
-        assert_hole(seen(before, after)[2])
+        assert_hole(read_pair(before, after)[2])
 
 
-def test_nodata_can_be_given(tmp_path: Path, before: Path, shift: float) -> None:
+def test_nodata_is_an_option(tmp_path: Path, before: Path, shift: float) -> None:
     pixels = smooth()
     pixels[:, HOLE] = 7
     after = write_raster(tmp_path / "after.tif", pixels, transform=moved(shift, 0))
-    assert seen(before, after)[2][5:-5, 5:-5].all()
-    assert_hole(seen(before, after, nodata=7)[2])
+    assert read_pair(before, after)[2][5:-5, 5:-5].all()
+    assert_hole(read_pair(before, after, nodata=7)[2])
 
 
 @pytest.mark.parametrize("nodata", [-1, 256, 0.5, float("nan")])
@@ -126,21 +126,21 @@ def test_nodata_that_no_float_pixel_can_have(tmp_path: Path) -> None:
         opened(path, path, nodata=nodata).__enter__()
 
 
-def test_one_black_band_is_data(tmp_path: Path, before: Path) -> None:
-    """Only a pixel with no data in any colour is a hole: deep water is 0 in red."""
+def test_a_single_black_band_is_data(tmp_path: Path, before: Path) -> None:
+    """Only a pixel with no data in any color is a hole: deep water is 0 in red."""
     pixels = smooth()
     pixels[0, HOLE] = 0
     after = write_raster(tmp_path / "after.tif", pixels, nodata=0)
-    assert seen(before, after)[2].all()
+    assert read_pair(before, after)[2].all()
 
 
-def test_a_mask_beside_the_file_counts(tmp_path: Path, before: Path) -> None:
+def test_an_external_mask_applies(tmp_path: Path, before: Path) -> None:
     """GDAL's shortcut for URLs hid `after.tif.msk` when it was used for files too."""
     after = write_raster(tmp_path / "after.tif", smooth())
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(after, "r+") as raster:
         raster.write_mask(~HOLE)
     assert (tmp_path / "after.tif.msk").exists()
-    assert_hole(seen(before, after)[2])
+    assert_hole(read_pair(before, after)[2])
 
 
 def test_near_infrared_labelled_alpha_hides_nothing(tmp_path: Path, before: Path, shift: float) -> None:
@@ -151,18 +151,18 @@ def test_near_infrared_labelled_alpha_hides_nothing(tmp_path: Path, before: Path
     with rasterio.open(after) as raster:
         assert raster.colorinterp[3].name == "alpha"
     with opened(before, after) as reader:
-        shown = mosaic(reader, read_all(reader))
+        images = mosaic(reader, read_all(reader))
         assert any("alpha" in note for note in reader.notes)
-    assert shown[2][5:-5, 5:-5].all()
-    assert np.abs(shown[0].astype(int) - shown[1])[:, shown[2]].max() <= 12
+    assert images[2][5:-5, 5:-5].all()
+    assert np.abs(images[0].astype(int) - images[1])[:, images[2]].max() <= 12
 
 
 def test_alpha_with_soft_edges_is_alpha_unless_refused(tmp_path: Path, before: Path) -> None:
     alpha = np.where(HOLE, 0, 255)
     alpha[20, 30:90] = np.arange(60) * 4
     after = write_raster(tmp_path / "after.tif", np.concatenate([smooth(), alpha[None].astype("uint8")]))
-    assert not seen(before, after)[2].all()
-    assert seen(before, after, alpha_band="none")[2].all()
+    assert not read_pair(before, after)[2].all()
+    assert read_pair(before, after, alpha_band="none")[2].all()
 
 
 def test_outside_of_a_raster_is_no_data(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_outside_of_a_raster_is_no_data(tmp_path: Path) -> None:
     after = write_raster(
         tmp_path / "after.tif", smooth(3, 60, 60), transform=moved(40.5, 40) * Affine.rotation(30)
     )
-    shown = seen(before, after)
-    assert 0.3 < shown[2].mean() < 0.75
-    assert (shown[0][:, ~shown[2]] == shown[1][:, ~shown[2]]).all()
+    images = read_pair(before, after)
+    assert 0.3 < images[2].mean() < 0.75
+    assert (images[0][:, ~images[2]] == images[1][:, ~images[2]]).all()
 
 
 def test_a_raster_smaller_than_a_chip_is_padded_alike(tmp_path: Path) -> None:

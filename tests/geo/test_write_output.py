@@ -1,4 +1,4 @@
-"""A file of any kind is written whole or not at all."""
+"""Files of any kind are written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo.sinks import write_output
 
 
-def test_it_is_there_whole(tmp_path: Path) -> None:
+def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_output(path, b"first", overwrite=False)
     assert path.read_bytes() == b"first"
@@ -22,8 +22,8 @@ def test_it_is_there_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
-    target, link = tmp_path / "there.html", tmp_path / "page.html"
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.html", tmp_path / "page.html"
     target.write_bytes(b"old")
     link.symlink_to(target)
     write_output(link, b"new", overwrite=True)
@@ -31,7 +31,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new"
 
 
-def test_nothing_is_left_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
     path.write_bytes(b"old")
 
@@ -47,13 +47,13 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_name_that_is_taken_meanwhile_keeps_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_process_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
-    written = Path.write_bytes
+    write_bytes = Path.write_bytes
 
     def slow(self: Path, content: bytes) -> int:
-        written(path, b"theirs")
-        return written(self, content)
+        write_bytes(path, b"theirs")
+        return write_bytes(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", slow)
     with pytest.raises(OutputError, match=r"the results are in .*page\.new\.html"):

@@ -1,4 +1,4 @@
-"""Checkpoints: the round trip, and every way in which a folder can be wrong."""
+"""Checkpoints: round trip, strict loading, and errors of broken folders."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_round_trip(tmp_path: Path) -> None:
             assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
 
 
-def test_no_parameter_is_left_without_a_value(tmp_path: Path) -> None:
+def test_every_parameter_and_buffer_has_a_value(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path)
     _, loaded = checkpoint.load(tmp_path)
     assert not [
@@ -63,7 +63,7 @@ def test_loading_is_strict(tmp_path: Path, change: object, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_torn_weights_are_one_line(tmp_path: Path) -> None:
+def test_truncated_weights_are_an_error(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path)
     path = tmp_path / WEIGHTS
     path.write_bytes(path.read_bytes()[:200])
@@ -78,8 +78,8 @@ def test_missing_files_and_bad_config(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         checkpoint.load(tmp_path)
-    numbers = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps(numbers | {"visionn": 1}))
+    values = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(values | {"visionn": 1}))
     with pytest.raises(ModelError, match="visionn"):
         checkpoint.load(tmp_path)
 
@@ -87,12 +87,12 @@ def test_missing_files_and_bad_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"vision": {"heads": 0}}, {"vision": {"tower": "foo"}}, {"qformer": {"heads": 7}}]
 )
-def test_numbers_that_make_no_model(tmp_path: Path, wrong: dict[str, dict[str, object]]) -> None:
+def test_values_that_build_no_model(tmp_path: Path, wrong: dict[str, dict[str, object]]) -> None:
     tiny_checkpoint(tmp_path)
-    numbers = json.loads((tmp_path / CONFIG).read_text())
-    for part, changes in wrong.items():
-        numbers[part] |= changes
-    (tmp_path / CONFIG).write_text(json.dumps(numbers))
+    values = json.loads((tmp_path / CONFIG).read_text())
+    for section, changes in wrong.items():
+        values[section] |= changes
+    (tmp_path / CONFIG).write_text(json.dumps(values))
     with pytest.raises(ModelError, match=r"config\.json: no model can be built from its values"):
         checkpoint.load(tmp_path)
 
@@ -107,7 +107,7 @@ def test_fingerprint_follows_the_weights(tmp_path: Path) -> None:
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
-    made = {
+    provenance = {
         "commit": "abc",
         "command": "deltavlm train",
         "steps": "all 3",
@@ -116,13 +116,13 @@ def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
     }
     for name in "abcd":
         weights = {"projection.bias": torch.ones(3), "difference.context2.bias": torch.zeros(2)}
-        checkpoint.save(tmp_path / name, TINY, weights, provenance=made)
+        checkpoint.save(tmp_path / name, TINY, weights, provenance=provenance)
     assert len({(tmp_path / name / WEIGHTS).read_bytes() for name in "abcd"}) == 1
     with safe_open(tmp_path / "a" / WEIGHTS, framework="pt") as file:
-        assert json.loads(file.metadata()["deltavlm"]) == made
+        assert json.loads(file.metadata()["deltavlm"]) == provenance
 
 
-def test_weights_that_cannot_be_written_are_an_error_of_the_disk(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_written_are_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file or directory"):
         checkpoint.write_tensors(tmp_path / "gone" / WEIGHTS, {"bias": torch.ones(3)}, {})
 
@@ -132,5 +132,5 @@ def test_pickles_are_never_loaded_without_weights_only() -> None:
     for path in Path(deltavlm.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                assert said.get("weights_only") == "True", f"{path}:{node.lineno}"
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"

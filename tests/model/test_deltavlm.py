@@ -1,4 +1,4 @@
-"""The two halves, and the laws that hold between training and use."""
+"""The model: encoding, generation, and the invariants of training and inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltavlm.model.tokenizer import Codec
 from tests.tiny import TINY, tiny_codec, tiny_model
 
 
-def pictures(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_images(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(7)
     return torch.randn(pairs, 3, 64, 64), torch.randn(pairs, 3, 64, 64)
 
@@ -28,7 +28,7 @@ def limits(codec: Codec, max_new_tokens: int) -> GenerationOptions:
 
 
 def test_a_pair_alone_equals_the_pair_in_a_batch() -> None:
-    model, (before, after) = tiny_model(), pictures(3)
+    model, (before, after) = tiny_model(), random_images(3)
     with torch.inference_mode():
         many = model.encode_pair(before, after)
         for index in range(3):
@@ -37,12 +37,12 @@ def test_a_pair_alone_equals_the_pair_in_a_batch() -> None:
 
 
 def test_swapping_the_dates_changes_the_features() -> None:
-    """Direction must survive: after minus before is not before minus after."""
-    model, (before, after) = tiny_model(), pictures(1)
+    """The sign of the difference matters: after minus before is not before minus after."""
+    model, (before, after) = tiny_model(), random_images(1)
     with torch.inference_mode():
-        there, back = model.encode_pair(before, after).tokens, model.encode_pair(after, before).tokens
+        forward, backward = model.encode_pair(before, after).tokens, model.encode_pair(after, before).tokens
     half = TINY.vision.grid**2
-    assert not torch.allclose(there[:, :half], back[:, half : 2 * half], atol=1e-3)
+    assert not torch.allclose(forward[:, :half], backward[:, half : 2 * half], atol=1e-3)
 
 
 def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
@@ -52,39 +52,44 @@ def test_loss_and_generate_see_the_same_features(tmp_path: Path) -> None:
     question = codec.pad_batch([ids, ids], "right")
     prompt = codec.pad_batch([[codec.bos, *ids]] * 2, "left")
     with torch.inference_mode():
-        tokens = model.encode_pair(*pictures(2)).tokens
-        made = model.generate(tokens, question, prompt, limits(codec, 9))
-        answers = [[id_ for id_ in row if id_ != codec.pad] for row in made.ids.tolist()]
+        tokens = model.encode_pair(*random_images(2)).tokens
+        generation = model.generate(tokens, question, prompt, limits(codec, 9))
+        answers = [[id_ for id_ in row if id_ != codec.pad] for row in generation.ids.tolist()]
         text = codec.pad_batch([[codec.bos, *ids, *answer] for answer in answers], "right")
         labels = text.ids.masked_fill(text.mask == 0, IGNORE_INDEX)
         labels[:, : len(ids) + 1] = IGNORE_INDEX
         losses = model.token_losses(tokens, question, text, labels)
     for row, answer in enumerate(answers):
-        told = losses[row][len(ids) + 1 : len(ids) + 1 + len(answer)]
-        torch.testing.assert_close(-told, made.log_probs[row, : len(answer)], atol=1e-4, rtol=1e-4)
+        answer_losses = losses[row][len(ids) + 1 : len(ids) + 1 + len(answer)]
+        torch.testing.assert_close(
+            -answer_losses, generation.log_probs[row, : len(answer)], atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, penalty: float) -> None:
+def test_greedy_decoding_equals_that_of_transformers(tmp_path: Path, penalty: float) -> None:
     """Rows that end at different steps, so that some leave the batch early, alone and together."""
-    untied = replace(TINY, language=replace(TINY.language, tied=False))  # more lively than a tied one
+    untied = replace(TINY, language=replace(TINY.language, tied=False))  # more varied than a tied one
     model, codec = tiny_model(3, untied), tiny_codec(tmp_path)
-    asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses", "q the bare land", "yes", "no new")]
-    question = codec.pad_batch(asked, "right")
-    prompt = codec.pad_batch([[codec.bos, *row] for row in asked], "left")
+    prompts = [codec.encode(q) for q in ("q yes", "q no", "q two houses", "q the bare land", "yes", "no new")]
+    question = codec.pad_batch(prompts, "right")
+    prompt = codec.pad_batch([[codec.bos, *row] for row in prompts], "left")
     with torch.inference_mode():
-        tokens = model.encode_pair(*pictures(6)).tokens
+        tokens = model.encode_pair(*random_images(6)).tokens
         endless = replace(limits(codec, 12), eos=-1)
-        free = model.generate(tokens, question, prompt, endless).ids
-        first = {t: (free == t).int().argmax(dim=1)[(free == t).any(dim=1)] for t in free.unique().tolist()}
-        eos = max(first, key=lambda t: len(set(first[t].tolist())))  # ends rows at the most different steps
+        endless_ids = model.generate(tokens, question, prompt, endless).ids
+        end_steps = {
+            t: (endless_ids == t).int().argmax(dim=1)[(endless_ids == t).any(dim=1)]
+            for t in endless_ids.unique().tolist()
+        }
+        eos = max(end_steps, key=lambda t: len(set(end_steps[t].tolist())))  # most different lengths
         options = replace(endless, eos=eos, repetition_penalty=penalty)
-        found = model.generate(tokens, question, prompt, options)
+        generation = model.generate(tokens, question, prompt, options)
         embeds, mask = model.prompt(model.query(tokens, question), prompt)
         language: Any = model.language
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the penalty does not look at the prompt
-            theirs = language.generate(
+            reference = language.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 max_new_tokens=12,
@@ -94,11 +99,11 @@ def test_greedy_says_what_transformers_says_whoever_ends_first(tmp_path: Path, p
                 eos_token_id=eos,
                 pad_token_id=codec.pad,
             )
-    ids, logs = found.ids, found.log_probs
-    assert ids.tolist() == theirs.tolist()
-    said = [row.index(eos) + 1 if eos in row else len(row) for row in ids.tolist()]
-    assert len(set(said)) >= 2
-    for row, length in enumerate(said):
+    ids, logs = generation.ids, generation.log_probs
+    assert ids.tolist() == reference.tolist()
+    lengths = [row.index(eos) + 1 if eos in row else len(row) for row in ids.tolist()]
+    assert len(set(lengths)) >= 2
+    for row, length in enumerate(lengths):
         assert (logs[row, :length] < 0).all()
         assert (logs[row, length:] == 0).all()
 
@@ -110,41 +115,41 @@ def test_first_logits_are_those_of_the_first_generated_token(tmp_path: Path, bea
     question = codec.pad_batch([long, short], "right")
     prompt = codec.pad_batch([[codec.bos, *long], [codec.bos, *short]], "left")
     with torch.inference_mode():
-        tokens = model.encode_pair(*pictures(2)).tokens
-        first = model.first_logits(tokens, question, prompt)
+        tokens = model.encode_pair(*random_images(2)).tokens
+        first_logits = model.first_logits(tokens, question, prompt)
         options = replace(limits(codec, 2), beams=beams, repetition_penalty=1.5)
-        made = model.generate(tokens, question, prompt, options)
+        generation = model.generate(tokens, question, prompt, options)
         plain = model.generate(tokens, question, prompt, limits(codec, 1))
-    torch.testing.assert_close(made.first_logits, first, atol=1e-4, rtol=1e-4)
-    assert first.argmax(dim=1).tolist() == plain.ids[:, 0].tolist()
+    torch.testing.assert_close(generation.first_logits, first_logits, atol=1e-4, rtol=1e-4)
+    assert first_logits.argmax(dim=1).tolist() == plain.ids[:, 0].tolist()
     torch.testing.assert_close(
-        first.log_softmax(dim=1).amax(dim=1), plain.log_probs[:, 0], atol=1e-4, rtol=1e-4
+        first_logits.log_softmax(dim=1).amax(dim=1), plain.log_probs[:, 0], atol=1e-4, rtol=1e-4
     )
 
 
 def test_a_row_stops_after_its_first_token_if_that_is_a_stop_token(tmp_path: Path) -> None:
-    """The other rows go on, and say what they say without it."""
+    """The other rows continue, with the same tokens as without it."""
     model, codec = tiny_model(3), tiny_codec(tmp_path)
-    asked = [codec.encode(q) for q in ("q yes", "q no", "q two houses")]
-    question = codec.pad_batch(asked, "right")
-    prompt = codec.pad_batch([[codec.bos, *row] for row in asked], "left")
+    prompts = [codec.encode(q) for q in ("q yes", "q no", "q two houses")]
+    question = codec.pad_batch(prompts, "right")
+    prompt = codec.pad_batch([[codec.bos, *row] for row in prompts], "left")
     options = replace(limits(codec, 5), eos=-1)
     with torch.inference_mode():
-        tokens = model.encode_pair(*pictures(3)).tokens
-        free = model.generate(tokens, question, prompt, options)
+        tokens = model.encode_pair(*random_images(3)).tokens
+        endless = model.generate(tokens, question, prompt, options)
         stops = torch.full((3, 2), -1)
-        stops[1, 1] = free.ids[1, 0]
-        made = model.generate(tokens, question, prompt, options, stop_after_first_RK=stops)
-    assert made.ids[1].tolist() == [int(free.ids[1, 0]), *[codec.pad] * 4]
-    assert made.ids[[0, 2]].tolist() == free.ids[[0, 2]].tolist()
+        stops[1, 1] = endless.ids[1, 0]
+        generation = model.generate(tokens, question, prompt, options, stop_after_first_RK=stops)
+    assert generation.ids[1].tolist() == [int(endless.ids[1, 0]), *[codec.pad] * 4]
+    assert generation.ids[[0, 2]].tolist() == endless.ids[[0, 2]].tolist()
 
 
 def test_padding_does_not_reach_the_answer(tmp_path: Path) -> None:
-    """A short question beside a long one gets the logits that it gets alone."""
+    """A short question in a batch with a long one has the same logits as alone."""
     model, codec = tiny_model(), tiny_codec(tmp_path)
     long, short = codec.encode("q please judge whether these two images have changed"), codec.encode("q yes")
     with torch.inference_mode():
-        tokens = model.encode_pair(*pictures(1)).tokens
+        tokens = model.encode_pair(*random_images(1)).tokens
         alone = model.first_logits(
             tokens, codec.pad_batch([short], "right"), codec.pad_batch([[codec.bos, *short]], "left")
         )
@@ -156,10 +161,10 @@ def test_padding_does_not_reach_the_answer(tmp_path: Path) -> None:
     torch.testing.assert_close(alone[0], mixed[1], atol=1e-4, rtol=1e-4)
 
 
-def test_the_question_guides_what_the_queries_find(tmp_path: Path) -> None:
+def test_the_question_changes_the_soft_prompt(tmp_path: Path) -> None:
     model, codec = tiny_model(), tiny_codec(tmp_path)
     with torch.inference_mode():
-        tokens = model.encode_pair(*pictures(1)).tokens
+        tokens = model.encode_pair(*random_images(1)).tokens
         soft = [
             model.query(tokens, codec.pad_batch([codec.encode(q)], "right"))
             for q in ("q yes", "q two houses")
@@ -169,7 +174,7 @@ def test_the_question_guides_what_the_queries_find(tmp_path: Path) -> None:
 
 
 def test_anchored_queries_start_from_the_evidence() -> None:
-    """Where attention is shut off, a change of one evidence token reaches its own query alone."""
+    """Without attention, a change of one evidence token reaches only its own query."""
     config = replace(TINY.qformer, queries=12, anchored=10, layers=1, cross_every=9)
     torch.manual_seed(0)
     qformer = QFormer(config, TINY.vision.width).eval()
@@ -189,12 +194,11 @@ def test_anchored_queries_need_the_width_of_the_tokens() -> None:
         QFormer(replace(TINY.qformer, anchored=10), 2 * TINY.qformer.hidden)
 
 
-def test_gradient_of_the_words_reaches_the_vision_tower(tmp_path: Path) -> None:
-    """The whole path difference tokens -> Q-Former -> language model is trained, the point of the
-    architecture."""
+def test_the_gradient_of_the_answer_reaches_the_vision_tower(tmp_path: Path) -> None:
+    """The complete path difference tokens -> Q-Former -> language model is trained."""
     model, codec = tiny_model().train(), tiny_codec(tmp_path)
     model.set_attention("eager")
-    tokens = model.encode_pair(*pictures(2)).tokens
+    tokens = model.encode_pair(*random_images(2)).tokens
     ids = codec.encode("q yes")
     text = codec.pad_batch([[codec.bos, *ids, codec.eos]] * 2, "right")
     labels = text.ids.masked_fill(text.ids != codec.eos, IGNORE_INDEX)
@@ -225,16 +229,16 @@ def test_shipped_configs_build_at_the_published_size(name: str, counts: dict[str
     """Parameter counts of every part of the published model, on the meta device."""
     with torch.device("meta"):
         model = build(load(shipped_config(f"{name}.yaml"), DeltaVLMConfig))
-    for part, count in counts.items():
-        found = (
-            model.get_parameter(part).numel()
-            if part.endswith(("tokens", "place"))
-            else sum(p.numel() for p in model.get_submodule(part).parameters())
+    for module, count in counts.items():
+        parameters = (
+            model.get_parameter(module).numel()
+            if module.endswith(("tokens", "place"))
+            else sum(p.numel() for p in model.get_submodule(module).parameters())
         )
-        assert found == count, part
+        assert parameters == count, module
 
 
-def test_text_batches_move() -> None:
+def test_text_moves_to_a_device() -> None:
     text = Text(torch.ones(1, 2), torch.ones(1, 2)).to("meta")
     assert text.ids.is_meta
     assert text.mask.is_meta

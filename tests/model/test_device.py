@@ -1,4 +1,4 @@
-"""In which numbers a model runs when nobody says."""
+"""Default dtypes, and the tuning of malloc."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from deltavlm.model import device
 from deltavlm.model.config import DeltaVLMConfig
 
 
-@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_cpu_computes_in_bf16_where_it_is_fast(
-    able: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_with_bf16_instructions_uses_bf16(
+    has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "bf16_cpu", lambda: able)
+    monkeypatch.setattr(device, "bf16_cpu", lambda: has_bf16)
     nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
     large = replace(nano, language=replace(nano.language, hidden=device.LARGE_HIDDEN))
     assert device.pick_dtype("auto", nano, "cpu") == device.pick_dtype("auto", large, "cpu") == dtype
     assert device.pick_dtype("fp32", large, "cpu") == torch.float32
 
 
-def test_a_small_model_is_float32_elsewhere() -> None:
+def test_a_small_model_is_float32_on_other_devices() -> None:
     nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
     large = replace(nano, language=replace(nano.language, hidden=device.LARGE_HIDDEN))
     assert device.pick_dtype("auto", nano, "mps") == torch.float32
@@ -36,7 +36,7 @@ FAULTS = """
 import resource, sys
 import numpy as np
 from deltavlm.model.device import tune_malloc
-if sys.argv[1] == "kept":
+if sys.argv[1] == "tuned":
     tune_malloc()
 count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(8_000_000, dtype=np.uint8)
@@ -47,14 +47,15 @@ print(count() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_freed_memory_is_used_again_without_a_page_fault() -> None:
-    plain, kept = (
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    default, tuned = (
         int(
             subprocess.run(
-                [sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True
+                [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True
             ).stdout
         )
-        for way in ("plain", "kept")
+        for mode in ("plain", "tuned")
     )
-    assert kept * 2 < plain
+    assert tuned * 2 < default

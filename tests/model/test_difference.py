@@ -1,4 +1,4 @@
-"""The gated difference against its formula, written out in numpy."""
+"""Difference perception, compared with its formula in numpy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def test_csrm_is_the_formula() -> None:
     before, after = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
     w = {name: tensor.double().numpy() for name, tensor in module.state_dict().items()}
     d = (after - before).double().numpy()
-    wanted = []
+    expected = []
     for x in (before.double().numpy(), after.double().numpy()):
         context = np.tanh(d @ w["context1.weight"].T + x @ w["context2.weight"].T + w["context2.bias"])
         gate = 1 / (1 + np.exp(-(d @ w["gate1.weight"].T + x @ w["gate2.weight"].T + w["gate2.bias"])))
-        wanted.append(
+        expected.append(
             np.concatenate([x, d, gate * context], axis=-1) @ w["context3.weight"].T + w["context3.bias"]
         )
     np.testing.assert_allclose(
-        module(before, after).detach().numpy(), np.concatenate(wanted, axis=1), atol=1e-5
+        module(before, after).detach().numpy(), np.concatenate(expected, axis=1), atol=1e-5
     )
 
 
-def test_names_and_shapes_are_upstreams() -> None:
+def test_names_and_shapes_are_those_of_the_published_model() -> None:
     """context1 and gate1 have no bias; a checkpoint of the published model fits by name."""
     shapes = {
         name: tuple(t.shape) for name, t in DifferencePerception(4, DifferenceConfig()).state_dict().items()
@@ -44,7 +44,7 @@ def test_names_and_shapes_are_upstreams() -> None:
     }
 
 
-def test_concat_hands_both_dates_on() -> None:
+def test_concat_returns_both_dates() -> None:
     module = DifferencePerception(4, DifferenceConfig(mode="concat"))
     before, after = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
     assert torch.equal(module(before, after), torch.cat([before, after], dim=1))

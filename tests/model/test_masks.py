@@ -1,4 +1,4 @@
-"""A mask head on top of a model that came without: its own file beside the weights, and answers as before."""
+"""Mask head added to a published model: a weight file of its own, and unchanged answers."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from deltavlm.tasks import caption
 from tests.seven import HEAD, seven_checkpoint, seven_with_head
 
 
-def test_masks_come_and_answers_stay(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 28, 28), np.uint8)
-    before, after = pictures
+def test_a_head_adds_masks_and_keeps_the_answers(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 28, 28), np.uint8)
+    before, after = images
     question = Question("caption", caption.PROMPT)
-    plain = load_model(str(seven_checkpoint(tmp_path / "plain")), device="cpu", dtype="fp32")
-    headed = load_model(str(seven_with_head(tmp_path / "headed")), device="cpu", dtype="fp32")
-    assert plain.masks(plain.encode(before, after)) is None
-    encoded = headed.encode(before, after)
-    masks = headed.masks(encoded)
+    without_head = load_model(str(seven_checkpoint(tmp_path / "plain")), device="cpu", dtype="fp32")
+    with_head = load_model(str(seven_with_head(tmp_path / "headed")), device="cpu", dtype="fp32")
+    assert without_head.masks(without_head.encode(before, after)) is None
+    encoded = with_head.encode(before, after)
+    masks = with_head.masks(encoded)
     assert masks is not None
     assert masks.classes == HEAD.classes
     assert masks.probabilities.shape == (3, 4, 8, 8)  # four values along each of 2 x 2 patches
     np.testing.assert_allclose(masks.probabilities.sum(axis=1), 1, rtol=1e-5)
     assert np.ptp(masks.probabilities) > 0.01
-    said = headed.answer(encoded, [question])
-    assert said == plain.answer(plain.encode(before, after), [question])
-    assert headed.fingerprint != plain.fingerprint
+    replies = with_head.answer(encoded, [question])
+    assert replies == without_head.answer(without_head.encode(before, after), [question])
+    assert with_head.fingerprint != without_head.fingerprint
 
 
-def test_another_head_is_another_model(tmp_path: Path) -> None:
+def test_another_head_changes_the_fingerprint(tmp_path: Path) -> None:
     folder = seven_with_head(tmp_path)
-    known = load_model(str(folder), device="cpu").fingerprint
+    fingerprint = load_model(str(folder), device="cpu").fingerprint
     data = bytearray((folder / DENSE).read_bytes())
     data[-1] ^= 1
     (folder / DENSE).write_bytes(bytes(data))
-    assert load_model(str(folder), device="cpu").fingerprint != known
+    assert load_model(str(folder), device="cpu").fingerprint != fingerprint
 
 
-def test_half_a_head_is_refused(tmp_path: Path) -> None:
+def test_a_missing_head_is_an_error(tmp_path: Path) -> None:
     folder = seven_with_head(tmp_path)
     (folder / DENSE).unlink()
     with pytest.raises(ModelError, match="keys missing: dense"):

@@ -1,4 +1,4 @@
-"""Batches that follow the memory: by a made-up meter, and the formula against what torch really takes."""
+"""Batch sizes by memory: with a simulated meter, and the formula against the memory that torch uses."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LONG = Question("long", "how many roads are there?", max_new_tokens=9)
 
 
 @dataclass
-class MadeUpMeter:
-    """A device on which n pairs take `fixed + n * each` bytes."""
+class FakeMeter:
+    """Device on which n pairs take `fixed + n * each` bytes."""
 
     memory: int
     fixed: int = 0
@@ -72,49 +72,49 @@ def pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
         (1000, 0, 100, 8),
         (10**6, 0, 1, MAX_PAIRS),
         (100, 0, 90, 1),  # two do not fit
-        (100, 0, 200, 1),  # not even one: the run says so, chip by chip
+        (100, 0, 200, 1),  # not even one: the run reports each chip
         (100, 79, 20, 1),  # one fits, though not into the safe share
-        (1000, 100, 0, MAX_PAIRS),  # pairs that cost nothing
+        (1000, 100, 0, MAX_PAIRS),  # pairs that take no memory
     ],
 )
 def test_pairs_follow_the_memory(memory: int, fixed: int, each: int, expected: int) -> None:
-    meter = MadeUpMeter(memory, fixed, each)
+    meter = FakeMeter(memory, fixed, each)
     assert pairs_that_fit(meter, meter.probe) == expected
-    assert max(meter.probed) <= max(2, expected)  # a probe is no larger than what is chosen
+    assert max(meter.probed) <= max(2, expected)  # a probe is no larger than the result
 
 
-def test_what_many_pairs_take_is_not_foretold_from_two() -> None:
-    """Few pairs are highest in one place, 100 + n, and many in another, 10 n."""
+def test_the_peak_of_many_pairs_is_not_extrapolated_from_two() -> None:
+    """The peak of few pairs is 100 + n, that of many 10 n."""
 
-    class Bent(MadeUpMeter):
+    class BentMeter(FakeMeter):
         def peak(self, work: Callable[[], object]) -> int:
             work()
             return max(100 + self.probed[-1], 10 * self.probed[-1])
 
-    meter = Bent(400)
+    meter = BentMeter(400)
     assert pairs_that_fit(meter, meter.probed.append) == 32  # 0.8 * 400 / 10, not 220
 
 
 def test_rows_follow_the_memory() -> None:
-    assert rows_that_fit(MadeUpMeter(1000), 100, 256) == 8
-    assert rows_that_fit(MadeUpMeter(10**9), 100, 256) == 256
-    assert rows_that_fit(MadeUpMeter(10), 100, 256) == 1
+    assert rows_that_fit(FakeMeter(1000), 100, 256) == 8
+    assert rows_that_fit(FakeMeter(10**9), 100, 256) == 256
+    assert rows_that_fit(FakeMeter(10), 100, 256) == 1
 
 
-def test_what_the_published_model_takes() -> None:
-    """52 + 16 tokens: 36 MB of keys and values in 16 bit, the most of it; five beams take five times."""
+def test_row_bytes_of_the_published_model() -> None:
+    """52 + 16 tokens: 36 MB of keys and values in 16 bit, most of a row; five beams take five times that."""
     from deltavlm.config import load, shipped_config
     from deltavlm.model.config import DeltaVLMConfig
 
     config = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
-    one = row_bytes(config, tokens=68, beams=1, itemsize=2)
-    assert 2 * 32 * 68 * 4096 * 2 == 35_651_584 < one < 60_000_000
-    assert 4 * one < row_bytes(config, tokens=68, beams=5, itemsize=2) < 5 * one
+    bytes_each = row_bytes(config, tokens=68, beams=1, itemsize=2)
+    assert 2 * 32 * 68 * 4096 * 2 == 35_651_584 < bytes_each < 60_000_000
+    assert 4 * bytes_each < row_bytes(config, tokens=68, beams=5, itemsize=2) < 5 * bytes_each
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> None:
-    """Nor much less: the formula would waste the memory."""
+def test_a_row_takes_no_more_than_computed(predictor: Predictor, beams: int) -> None:
+    """Nor much less, which would waste memory."""
     model = replace(
         predictor, config=replace(predictor.config, decoding=Decoding(beams=beams, repetition_penalty=1.5))
     )
@@ -126,12 +126,12 @@ def test_a_row_takes_no_more_than_foreseen(predictor: Predictor, beams: int) -> 
     ask(2)
     few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
     tokens = TINY.qformer.queries + 1 + len(model.codec.encode(model.format_prompt(LONG.prompt))) + 9
-    foreseen = row_bytes(TINY, tokens, beams, itemsize=4)
-    assert (many - few) / 6 < foreseen < 4 * (many - few) / 6
+    computed = row_bytes(TINY, tokens, beams, itemsize=4)
+    assert (many - few) / 6 < computed < 4 * (many - few) / 6
 
 
 def test_the_batch_of_a_model_is_measured(predictor: Predictor) -> None:
-    """What the chosen batch really takes is within the memory, and more pairs would not be."""
+    """The chosen batch fits into the memory, and twice as many pairs do not."""
     meter = TensorMeter(8_000_000)
     metered = replace(predictor, meter=meter)
     count = metered.auto_batch_size()
@@ -141,21 +141,21 @@ def test_the_batch_of_a_model_is_measured(predictor: Predictor) -> None:
     assert predictor.auto_batch_size() == 32  # without a meter
 
 
-def test_little_memory_changes_no_answer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_do_not_depend_on_the_memory(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = predictor.encode(*pairs(4))
     yes_no = Question("change", "has it changed?", yes_no=True, max_new_tokens=3)
-    wanted = predictor.answer(encoded, [LONG, yes_no])
-    short = replace(predictor, meter=MadeUpMeter(3 * 60_000))
+    expected = predictor.answer(encoded, [LONG, yes_no])
+    short = replace(predictor, meter=FakeMeter(3 * 60_000))
     rows = short.row_batch_size([LONG, yes_no])
     assert 1 <= rows < 8
     sizes: list[int] = []
     real = Predictor._answer
     monkeypatch.setattr(
-        Predictor, "_answer", lambda self, enc, part: sizes.append(len(part)) or real(self, enc, part)
+        Predictor, "_answer", lambda self, enc, batch: sizes.append(len(batch)) or real(self, enc, batch)
     )
-    found = short.answer(encoded, [LONG, yes_no])
-    assert [[reply.text for reply in row] for row in found] == [
-        [reply.text for reply in row] for row in wanted
+    replies = short.answer(encoded, [LONG, yes_no])
+    assert [[reply.text for reply in row] for row in replies] == [
+        [reply.text for reply in row] for row in expected
     ]
     assert max(sizes) == rows
 
@@ -164,25 +164,25 @@ def test_rows_that_do_not_fit_are_halved_and_nothing_is_lost(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = predictor.encode(*pairs(5))
-    wanted = predictor.answer(encoded, [LONG])
+    expected = predictor.answer(encoded, [LONG])
     real, sizes = Predictor._answer, []
 
-    def short(self: Predictor, known: object, part: list[object]) -> object:
-        sizes.append(len(part))
-        if len(part) > 2:
+    def short(self: Predictor, features: object, batch: list[object]) -> object:
+        sizes.append(len(batch))
+        if len(batch) > 2:
             raise torch.OutOfMemoryError("no more")
-        return real(self, known, part)  # type: ignore[arg-type]
+        return real(self, features, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Predictor, "_answer", short)
-    found = predictor.answer(encoded, [LONG])
-    assert [row[0].text for row in found] == [row[0].text for row in wanted]
+    replies = predictor.answer(encoded, [LONG])
+    assert [row[0].text for row in replies] == [row[0].text for row in expected]
     assert sizes == [5, 2, 2, 1]
 
 
-def test_free_memory_of_a_gpu_is_the_least_of_what_is_there_and_what_is_allowed(
+def test_free_memory_of_a_gpu_respects_the_limit_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Numbers as torch gives them; no GPU was at hand to ask."""
+    """With the numbers that torch would return on a GPU."""
     gb = 10**9
     for name, value in {
         "mem_get_info": (10 * gb, 80 * gb),
@@ -202,23 +202,23 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
     assert model.meter is None
     monkeypatch.setattr("deltavlm.model.predictor.resolve_device", lambda runtime: "cuda:1")
     real = checkpoint.load
-    monkeypatch.setattr(checkpoint, "load", lambda folder, **given: real(folder))
+    monkeypatch.setattr(checkpoint, "load", lambda folder, **kwargs: real(folder))
     model = load_model(str(tmp_path), device="cuda:1")
     assert isinstance(model, Predictor)
     assert model.meter == CudaMeter("cuda:1")
 
 
-def test_pairs_looked_at_in_parts_are_those_looked_at_at_once(predictor: Predictor) -> None:
-    """A CPU looks at a few pairs at a time."""
+def test_encoding_in_steps_equals_encoding_at_once(predictor: Predictor) -> None:
+    """A CPU encodes a few pairs at a time."""
     many = 2 * CPU_ENCODE_PAIRS + 3
-    looked: list[int] = []
-    hook = predictor.model.vision.register_forward_hook(lambda _, given, __: looked.append(len(given[0])))
-    parts = predictor.encode(*pairs(many))
+    sizes: list[int] = []
+    hook = predictor.model.vision.register_forward_hook(lambda _, kwargs, __: sizes.append(len(kwargs[0])))
+    in_steps = predictor.encode(*pairs(many))
     hook.remove()
-    assert looked == [2 * CPU_ENCODE_PAIRS, 2 * CPU_ENCODE_PAIRS, 2 * 3]  # both dates
-    whole = replace(predictor, meter=MadeUpMeter(0)).encode(*pairs(many))
-    assert len(parts) == len(whole) == many
-    torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-4, atol=1e-4)
-    assert parts.mask_logits is not None
-    assert whole.mask_logits is not None
-    torch.testing.assert_close(parts.mask_logits, whole.mask_logits, rtol=1e-4, atol=1e-4)
+    assert sizes == [2 * CPU_ENCODE_PAIRS, 2 * CPU_ENCODE_PAIRS, 2 * 3]  # both dates
+    at_once = replace(predictor, meter=FakeMeter(0)).encode(*pairs(many))
+    assert len(in_steps) == len(at_once) == many
+    torch.testing.assert_close(in_steps.tokens, at_once.tokens, rtol=1e-4, atol=1e-4)
+    assert in_steps.mask_logits is not None
+    assert at_once.mask_logits is not None
+    torch.testing.assert_close(in_steps.mask_logits, at_once.mask_logits, rtol=1e-4, atol=1e-4)

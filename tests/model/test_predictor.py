@@ -1,4 +1,4 @@
-"""Pictures and questions in, answers with scores out."""
+"""The predictor: answers, scores, batches, and errors."""
 
 from __future__ import annotations
 
@@ -38,93 +38,92 @@ def pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
     return tuple(rng.integers(0, 256, (number, 3, 64, 64), dtype=np.uint8) for _ in range(2))  # type: ignore[return-value]
 
 
-def test_one_pair_and_one_question_equal_many(predictor: Predictor) -> None:
+def test_single_questions_and_batches_have_equal_answers(predictor: Predictor) -> None:
     before, after = pairs(3)
     questions = [CAPTION, CHANGED, Question("roads", "how many roads?", max_new_tokens=6)]
     many = predictor.answer(predictor.encode(before, after), questions)
     for index in range(3):
         encoded = predictor.encode(before[index : index + 1], after[index : index + 1])
-        for place, question in enumerate(questions):
+        for column, question in enumerate(questions):
             alone = predictor.answer(encoded, [question])[0][0]
-            assert alone.text == many[index][place].text
-            assert alone.score == pytest.approx(many[index][place].score, abs=1e-4)
+            assert alone.text == many[index][column].text
+            assert alone.score == pytest.approx(many[index][column].score, abs=1e-4)
 
 
 def prompts_read(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every pass of the language model over prompts; single tokens of answers are left out."""
-    seen: list[int] = []
+    """Rows of each pass of the language model over prompts, without those over single answer tokens."""
+    rows: list[int] = []
     real = predictor.model.language.model.forward
 
-    def counted(*args: Any, **given: Any) -> Any:
-        embeds = given["inputs_embeds"]  # None where transformers hands on ids, one token a row
+    def count_rows(*args: Any, **kwargs: Any) -> Any:
+        embeds = kwargs["inputs_embeds"]  # None if transformers passes ids, one token per row
         if embeds is not None and embeds.shape[1] > 1:
-            seen.append(len(embeds))
-        return real(*args, **given)
+            rows.append(len(embeds))
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(predictor.model.language.model, "forward", counted)
-    return seen
+    monkeypatch.setattr(predictor.model.language.model, "forward", count_rows)
+    return rows
 
 
 @pytest.mark.parametrize(
     "decoding", [Decoding(), Decoding(repetition_penalty=1.5), Decoding(beams=3, repetition_penalty=1.5)]
 )
-def test_a_prompt_is_read_once(
+def test_a_prompt_is_processed_once(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch, decoding: Decoding
 ) -> None:
-    """A yes/no question was read twice where its answer had to be written out: for the score, and again
-    for the words."""
+    """A yes/no question was processed twice if its answer had to be generated: for the score and the text."""
     predictor = replace(predictor, config=replace(predictor.config, decoding=decoding))
     encoded = predictor.encode(*pairs(2))
-    seen = prompts_read(predictor, monkeypatch)
+    rows = prompts_read(predictor, monkeypatch)
     replies = predictor.answer(encoded, [CAPTION, CHANGED])
-    assert {changed.text for _, changed in replies}.isdisjoint({"yes", "no"})  # else nothing was written out
-    assert seen == [2 * decoding.beams] * 2  # each length by itself, on a CPU
+    assert {changed.text for _, changed in replies}.isdisjoint({"yes", "no"})  # else nothing was generated
+    assert rows == [2 * decoding.beams] * 2  # one batch per length, on a CPU
 
 
-def test_the_score_is_of_the_first_token_however_the_answer_is_written(predictor: Predictor) -> None:
+def test_the_score_is_of_the_first_token_for_every_decoding(predictor: Predictor) -> None:
     encoded = predictor.encode(*pairs(2))
-    plain = [row[0].score for row in predictor.answer(encoded, [CHANGED])]
+    scores = [row[0].score for row in predictor.answer(encoded, [CHANGED])]
     for decoding in (Decoding(repetition_penalty=1.5), Decoding(beams=3)):
         other = replace(predictor, config=replace(predictor.config, decoding=decoding))
-        assert [row[0].score for row in other.answer(encoded, [CHANGED])] == pytest.approx(plain, abs=1e-5)
+        assert [row[0].score for row in other.answer(encoded, [CHANGED])] == pytest.approx(scores, abs=1e-5)
 
 
-def test_questions_of_a_length_are_asked_together(
+def test_questions_of_equal_length_share_a_batch(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sorted by length, a full batch has little padding; the answers come back in the order asked."""
+    """Sorted by length, a full batch has little padding; the answers keep the order of the questions."""
     long = Question("long", "How many roads and how many houses are there? " * 2, max_new_tokens=2)
     encoded = predictor.encode(*pairs(2))
-    wanted = predictor.answer(encoded, [long, CAPTION, CHANGED])
+    expected = predictor.answer(encoded, [long, CAPTION, CHANGED])
     monkeypatch.setitem(ROWS, "cpu", 2)
-    seen: list[int] = []
+    rows: list[int] = []
     real = predictor.tokenize
     monkeypatch.setattr(
-        Predictor, "tokenize", lambda _, prompts: seen.append(len({*prompts})) or real(prompts)
+        Predictor, "tokenize", lambda _, prompts: rows.append(len({*prompts})) or real(prompts)
     )
     assert [[reply.text for reply in row] for row in predictor.answer(encoded, [long, CAPTION, CHANGED])] == [
-        [reply.text for reply in row] for row in wanted
+        [reply.text for reply in row] for row in expected
     ]
-    assert seen == [1, 1, 1]
+    assert rows == [1, 1, 1]
 
 
-def test_pixels_go_to_a_gpu_pinned_and_without_waiting() -> None:
-    class Pictures:
+def test_pixels_are_copied_to_a_gpu_pinned_and_asynchronously() -> None:
+    class FakeTensor:
         def __init__(self) -> None:
             self.calls: list[tuple[Any, ...]] = []
 
-        def pin_memory(self) -> Pictures:
+        def pin_memory(self) -> FakeTensor:
             self.calls.append(("pin_memory",))
             return self
 
-        def to(self, device: str, *, non_blocking: bool = False) -> Pictures:
+        def to(self, device: str, *, non_blocking: bool = False) -> FakeTensor:
             self.calls.append(("to", device, non_blocking))
             return self
 
-    found: Any = Pictures()
-    assert to_device(found, "cuda:0").calls == [("pin_memory",), ("to", "cuda:0", True)]
-    plain: Any = Pictures()
-    assert to_device(plain, "cpu").calls == [("to", "cpu", False)]
+    cuda_images: Any = FakeTensor()
+    assert to_device(cuda_images, "cuda:0").calls == [("pin_memory",), ("to", "cuda:0", True)]
+    cpu_images: Any = FakeTensor()
+    assert to_device(cpu_images, "cpu").calls == [("to", "cpu", False)]
 
 
 def test_scores(predictor: Predictor) -> None:
@@ -135,31 +134,31 @@ def test_scores(predictor: Predictor) -> None:
 
 
 def test_calibration_moves_answer_and_score_together(predictor: Predictor) -> None:
-    """When the model answers yes or no, the text says what the calibrated score says."""
+    """If the model answers yes or no, text and calibrated score agree."""
     encoded = predictor.encode(*pairs(2))
     model = predictor.model
-    kept = model.language.lm_head.weight.detach().clone()
+    original = model.language.lm_head.weight.detach().clone()
     yes, no = predictor.codec.encode("yes")[0], predictor.codec.encode("no")[0]
-    hidden = torch.randn_like(kept[yes])
-    with torch.no_grad():  # make yes and no the only words that it can begin with
+    hidden = torch.randn_like(original[yes])
+    with torch.no_grad():  # make yes and no the only possible first tokens
         model.language.lm_head.weight.zero_()
         model.language.lm_head.weight[yes], model.language.lm_head.weight[no] = hidden, -hidden
     try:
-        seen = set()
+        rows = set()
         for offset in (-50.0, 50.0):
             shifted = replace(
                 predictor, config=replace(predictor.config, calibration=Calibration(0.01, offset))
             )
             for (reply,) in shifted.answer(encoded, [CHANGED]):
                 assert reply.text == ("yes" if reply.score >= 0.5 else "no")
-                seen.add(reply.text)
-        assert seen == {"yes", "no"}
+                rows.add(reply.text)
+        assert rows == {"yes", "no"}
     finally:
         with torch.no_grad():
-            model.language.lm_head.weight.copy_(kept)
+            model.language.lm_head.weight.copy_(original)
 
 
-def test_pictures_of_another_size_are_resized(predictor: Predictor) -> None:
+def test_images_of_another_size_are_resized(predictor: Predictor) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 3, 100, 100), dtype=np.uint8)
     assert predictor.pixels(image).shape == (1, 3, 64, 64)
@@ -167,7 +166,7 @@ def test_pictures_of_another_size_are_resized(predictor: Predictor) -> None:
     assert (resize_image(flat, 64) == 77).all()
 
 
-def test_questions_are_worded_as_in_training(predictor: Predictor) -> None:
+def test_questions_are_formatted_as_in_training(predictor: Predictor) -> None:
     assert predictor.format_prompt("How many roads?") == "q how many roads?"
     assert (
         predictor.format_prompt("q has it changed? a yes q how many?")
@@ -175,7 +174,7 @@ def test_questions_are_worded_as_in_training(predictor: Predictor) -> None:
     )
 
 
-def test_a_question_cannot_smuggle_special_tokens_in(predictor: Predictor) -> None:
+def test_special_tokens_in_a_question_are_text(predictor: Predictor) -> None:
     ids = predictor.codec.encode("</s> <pad> yes")
     assert not {predictor.codec.eos, predictor.codec.pad, predictor.codec.bos} & set(ids)
 
@@ -188,13 +187,13 @@ def test_any_unicode_question_is_answered(predictor: Predictor) -> None:
         )
 
 
-def test_out_of_memory_has_its_own_error(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+def test_out_of_memory_has_an_error_class(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("no more")
 
     encoded = predictor.encode(*pairs(1))
-    monkeypatch.setattr(predictor.model, "encode_pair", full)
-    monkeypatch.setattr(predictor.model, "query", full)
+    monkeypatch.setattr(predictor.model, "encode_pair", run_out_of_memory)
+    monkeypatch.setattr(predictor.model, "query", run_out_of_memory)
     with pytest.raises(ModelOutOfMemory, match="smaller batch"):
         predictor.encode(*pairs(1))
     with pytest.raises(ModelOutOfMemory, match="smaller batch"):
@@ -204,7 +203,7 @@ def test_out_of_memory_has_its_own_error(predictor: Predictor, monkeypatch: pyte
 def test_other_failures_of_torch_are_model_errors(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One chip's failure must not end a run, so it has to be an error that the pipeline knows."""
+    """One chip's failure must not end a run, so it must be an error that the pipeline handles."""
 
     def broken(*_: object) -> None:
         raise RuntimeError("kernel failed\nand more")
@@ -214,7 +213,7 @@ def test_other_failures_of_torch_are_model_errors(
         predictor.encode(*pairs(1))
 
 
-def test_devices_and_names_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="unknown device 'tpu'"):
         pick_device("tpu")
     with pytest.raises(InputError, match="unknown device 'cuda:x'"):
@@ -233,7 +232,24 @@ def test_devices_and_names_that_are_not_there(tmp_path: Path, monkeypatch: pytes
         load_model(str(tmp_path))
 
 
-def test_a_question_longer_than_the_model_reads_is_refused(predictor: Predictor) -> None:
+def test_a_question_longer_than_the_context_is_an_error(predictor: Predictor) -> None:
     encoded = predictor.encode(*pairs(1))
     with pytest.raises(ConfigError, match=r"question 'essay' has .* tokens; tiny reads at most"):
         predictor.answer(encoded, [Question("essay", "how many roads? " * 300)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_answers_of_the_cpu(tmp_path: Path) -> None:
+    """In fp32; scores up to rounding."""
+    tiny_checkpoint(tmp_path)
+    before, after = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 64, 64), np.uint8)
+    on_cpu, on_gpu = (
+        model.answer(model.encode(before, after), [CHANGED, CAPTION])
+        for model in (load_model(str(tmp_path), device=name, dtype="fp32") for name in ("cpu", "cuda"))
+    )
+    for expected, replies in zip(on_cpu, on_gpu, strict=True):
+        assert [reply.text for reply in replies] == [reply.text for reply in expected]
+        assert [reply.score for reply in replies] == pytest.approx(
+            [reply.score for reply in expected], abs=1e-3
+        )

@@ -1,4 +1,4 @@
-"""The language model in 8 or 4 bit: what becomes small, what stays, and what cannot be."""
+"""Quantization of the language model: sizes, unchanged modules, and errors."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
-    """A model and its first logits for two pairs."""
+def first_logits(folder: Path, kind: Kind | None) -> tuple[Predictor, torch.Tensor]:
+    """A model, and its first logits for two pairs."""
     model = load_model(str(folder), device="cpu", dtype="fp32", quantize=kind)
     assert isinstance(model, Predictor)
     rng = np.random.default_rng(3)
     before, after = (rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8) for _ in range(2))
     encoded = model.encode(before, after)
     assert len(model.answer(encoded, [Question("x", "how many roads?", max_new_tokens=5)])) == 2
-    question, text = model.texts(["q how many roads?"] * 2)
+    question, text = model.tokenize(["q how many roads?"] * 2)
     return model, model.model.first_logits(encoded.tokens, question, text)
 
 
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_the_language_model_becomes_small_and_says_nearly_the_same(wide: Path, kind: Kind) -> None:
-    full, expected = asked(wide, None)
-    model, logits = asked(wide, kind)
-    least, most = SHARES[kind]
-    blocks, whole = model.model.language.model.layers, full.model.language.model.layers
-    assert least < tensor_bytes(blocks) / tensor_bytes(whole) < most  # after the first answer, too
+def test_quantization_shrinks_the_language_model_and_changes_logits_little(wide: Path, kind: Kind) -> None:
+    full, expected = first_logits(wide, None)
+    model, logits = first_logits(wide, kind)
+    least, largest = SHARES[kind]
+    blocks, full_blocks = model.model.language.model.layers, full.model.language.model.layers
+    assert least < tensor_bytes(blocks) / tensor_bytes(full_blocks) < largest  # after the first answer, too
     spread = float(expected.std())
     assert 1e-4 * spread < float((logits - expected).abs().mean()) < 0.25 * spread
     assert model.details["quantize"].startswith(f"{kind}, bitsandbytes ")
@@ -70,41 +70,41 @@ def test_the_language_model_becomes_small_and_says_nearly_the_same(wide: Path, k
 
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_all_but_the_blocks_of_the_language_model_stays(wide: Path, kind: Kind) -> None:
+def test_only_the_blocks_of_the_language_model_change(wide: Path, kind: Kind) -> None:
     _, full = checkpoint.load(wide)
     _, model = checkpoint.load(wide, quantize=kind)
     names = quantizable(full)
     assert len(names) == 3 * 7  # q k v o, gate up down
-    coarse = {name for name in names if model.get_parameter(name).dtype in (torch.int8, torch.uint8)}
-    assert coarse == names
+    quantized = {name for name in names if model.get_parameter(name).dtype in (torch.int8, torch.uint8)}
+    assert quantized == names
     for name, tensor in full.state_dict().items():
         if name not in names:
             assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 @needs_library
-def test_never_more_than_one_layer_is_whole(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is made small as it is read, before the next one is read."""
+def test_at_most_one_layer_is_in_full_precision(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer is quantized before the next one is read."""
     events: list[str] = []
     real = checkpoint.quantize_layer
-    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *given: events.append("small") or real(*given))
+    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *args: events.append("quantized") or real(*args))
     tensors = checkpoint._tensors
 
-    def told(*given: object) -> object:
-        for name, tensor in tensors(*given):  # type: ignore[arg-type]
+    def read_tensors(*args: object) -> object:
+        for name, tensor in tensors(*args):  # type: ignore[arg-type]
             if ".layers." in name and tensor.ndim == 2:
                 events.append("read")
             yield name, tensor
 
-    monkeypatch.setattr(checkpoint, "_tensors", told)
+    monkeypatch.setattr(checkpoint, "_tensors", read_tensors)
     checkpoint.load(wide, quantize="int8")
-    language = [event for event in events if event == "small"]
+    language = [event for event in events if event == "quantized"]
     assert len(language) == 21
-    assert all(events[at - 1] == "read" for at, event in enumerate(events) if event == "small")
+    assert all(events[index - 1] == "read" for index, event in enumerate(events) if event == "quantized")
 
 
 @needs_library
-def test_a_wrong_shape_is_still_named(wide: Path, tmp_path: Path) -> None:
+def test_a_wrong_shape_is_an_error(wide: Path, tmp_path: Path) -> None:
     weights = {
         **tiny_model(config=WIDE).state_dict(),
         "language.model.layers.0.mlp.up_proj.weight": torch.zeros(256, 64),
@@ -114,7 +114,7 @@ def test_a_wrong_shape_is_still_named(wide: Path, tmp_path: Path) -> None:
         checkpoint.load(tmp_path, quantize="int4")
 
 
-def test_widths_that_4_bit_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_widths_that_int4_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="a multiple of 64, and this language model has 48; use int8"):
         quantize_layer(torch.zeros(64, 48), "int4", "cpu")
 
@@ -126,7 +126,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         load_model(str(tmp_path), quantize="int8", device="cpu")
 
 
-def test_devices_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: object())
     with pytest.raises(InputError, match="--quantize int4 runs on cuda and cpu, not on mps"):
         check_quantize("int4", "mps")

@@ -28,7 +28,7 @@ def test_a_csv_in_any_order_with_more_than_is_needed() -> None:
         "list.csv",
         HERE,
     )
-    assert found.notes == ("list.csv: not used: cloud",)
+    assert found.notes == ("list.csv: ignored columns: cloud",)
     assert found.pairs == (
         Pair("one", "data/a.tif", "data/b.tif", None, "2024-05-31", None, 2),
         Pair("d", "/vsizip/x.zip/c.tif", "https://h/d.tif", None, "2024", None, 4),
@@ -75,7 +75,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         ("before,after\na,b\na\n", "line 3, after: is empty"),
         ("before,after\na,b,c\n", "line 2: has 3 columns, but the header 2"),
         ('before,after\n"a,b\n', "is not valid CSV"),
-        ("before,after,date\na,b,31.5.2024\n", "line 2, date: '31.5.2024' is no date in ISO 8601"),
+        ("before,after,date\na,b,31.5.2024\n", "line 2, date: '31.5.2024' is not a date in ISO 8601"),
         ("before,after,before_date\na,b,2024-13\n", "line 2, before_date: '2024-13'"),
         ("before,after,aoi\na,b,POLYGON((1 2\n", "line 2, aoi: is neither WKT nor a GeoJSON geometry"),
         ("before,after,aoi\na,b,POINT(1 2)\n", "aoi: has no area"),
@@ -86,10 +86,10 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         ),
         ('{"before": "a", "after": "b"}\n{"before": \n', "line 2: is not valid JSON"),
         ('{"before": "a", "afer": "b"}\n', "line 1: has no 'after'; is 'afer' meant?"),
-        ('{"before": "a", "after": 1.5}\n', "line 1, after: 1.5 is no text"),
+        ('{"before": "a", "after": 1.5}\n', "line 1, after: 1.5 is not text"),
         ('{"before": "a\\u0000", "after": "b"}\n', "characters that cannot be printed"),
         ('{"before": "a\\ud800", "after": "b"}\n', "characters that cannot be printed"),
-        ('{"before": "a", "after": "b"}\n7\n', "line 2: is no object"),
+        ('{"before": "a", "after": "b"}\n7\n', "line 2: is not an object"),
         ("[1]", "is a JSON list"),
         ('{\n"type": x}', "line 2 column 9"),
         ('{"type": "FeatureCollection"}', "has no list 'features'"),

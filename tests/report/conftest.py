@@ -1,55 +1,45 @@
-"""Outputs to be reported on, written by the program itself with the scripted model."""
+"""Helpers of the tests of reports: the only pair of an output, and its page taken apart."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pyogrio
-import pytest
 from rasterio.crs import CRS
 from shapely.geometry import box
-from typer.testing import CliRunner
 
-from deltacli.main import app
-from deltavlm.geo.features import Feature
+from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import read_output
-from deltavlm.pipeline.schema import CHANGES
 from deltavlm.report.build import open_report
-from deltavlm.report.images import ImageOptions, open_scene
+from deltavlm.report.images import ImageOptions, open_images
 from deltavlm.report.page import ImageLimits
-from deltavlm.report.scenes import Scene as PairScene
-from deltavlm.report.scenes import build_scenes
+from deltavlm.report.pairs import ReportPair, build_pairs
 from tests.rasters import UTM
-
-Analyzed = Callable[..., Path]
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \u2028 \"quoted\" 'too' $title ${data}"
 )
 
-
-@pytest.fixture
-def analyzed(loads: object, tmp_path: Path) -> Analyzed:
-    """`analyzed(*args, to="out.gpkg")` runs `deltavlm analyze` on chips of 32 px, and returns the output."""
-
-    def run(*args: object, to: str = "out.gpkg") -> Path:
-        path = tmp_path / to
-        arguments = ["analyze", *map(str, args), "-o", str(path), "--chip-size", "32"]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code in (0, 3), result.stderr
-        return path
-
-    return run
+CHANGES = Layer(
+    "changes",
+    (
+        Field("class", "str"),
+        Field("area_m2", "float"),
+        Field("mean_score", "float"),
+        Field("lon", "float"),
+        Field("lat", "float"),
+        Field("chip_ids", "list"),
+    ),
+)
 
 
-def only_scene(path: Path) -> PairScene:
-    (scene,) = build_scenes(read_output(path))
-    return scene
+def only_pair(path: Path) -> ReportPair:
+    (pair,) = build_pairs(read_output(path))
+    return pair
 
 
 def page_of(path: Path, options: ImageOptions | None = None, limits: ImageLimits | None = None) -> str:
@@ -57,15 +47,15 @@ def page_of(path: Path, options: ImageOptions | None = None, limits: ImageLimits
 
 
 def opened(path: Path, options: ImageOptions | None = None) -> Any:
-    return open_scene(only_scene(path), options or ImageOptions(), path.parent)
+    return open_images(only_pair(path), options or ImageOptions(), path.parent)
 
 
 def with_changes(path: Path) -> Path:
-    """The output with two polygons of change, the smaller first."""
-    left, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
+    """Add two change polygons to the output, the smaller first."""
+    x, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
     rows = [
         Feature(
-            box(left, top - side, left + side, top),
+            box(x, top - side, x + side, top),
             {
                 "class": "building",
                 "area_m2": side * side,

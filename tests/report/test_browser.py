@@ -1,4 +1,4 @@
-"""The page in a browser: real clicks and keys in headless Chromium, where there is one."""
+"""HTML page in headless Chromium, with real clicks and keys; skipped if it is not installed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import report_html
-from deltavlm.report.scenes import build_scenes
-from tests.conftest import Scene
-from tests.report.conftest import HOSTILE, Analyzed, page_of, with_changes
+from deltavlm.report.pairs import build_pairs
+from tests.conftest import Analyzed, Scene
+from tests.report.conftest import HOSTILE, page_of, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -47,7 +48,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 class Tab:
-    """One page, and what can be done to it."""
+    """Browser tab with one page."""
 
     def __init__(self, driver: Any, path: Path) -> None:
         self.driver = driver
@@ -60,7 +61,7 @@ class Tab:
         return self.driver.execute_script(code, *args)
 
     def settle(self) -> None:
-        """Wait for two frames, in the second of which all that was wished has been drawn."""
+        """Wait for two animation frames: requested drawing is done in the second one."""
         self.driver.execute_async_script(
             "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
         )
@@ -74,7 +75,7 @@ class Tab:
         self.settle()
 
     def click_map(self, column: int, row: int) -> None:
-        """A click where a pixel of the pair (160 x 96) is, while all of it is shown."""
+        """Click on a pixel of the pair (160 x 96 px), with the map fitted to the window."""
         box = self.js(
             "const b = document.getElementById('map').getBoundingClientRect(); return [b.width, b.height]"
         )
@@ -89,7 +90,7 @@ class Tab:
         return str(self.js("return document.querySelector(arguments[0]).textContent", selector))
 
     def rows(self) -> list[str]:
-        """What the rows in sight say, from the top."""
+        """Texts of the visible rows, from the top."""
         return list(
             self.js(
                 "return [...document.querySelectorAll('.row:not([hidden])')]"
@@ -102,7 +103,7 @@ class Tab:
         return not self.js("return document.getElementById('detail').hidden")
 
     def pixels(self) -> list[int]:
-        """A row of the map's canvas, where the pair's row 45 is while all of it is shown."""
+        """Row of the map's canvas at row 45 of the pair, with the map fitted to the window."""
         return list(
             self.js(
                 "const c = document.getElementById('canvas');"
@@ -112,16 +113,16 @@ class Tab:
         )
 
     def complaints(self) -> list[Any]:
-        """What the browser says against the page; that pixels are looked at is this test's doing."""
+        """Console errors; warnings about reading pixels are due to this test."""
         return [entry for entry in self.driver.get_log("browser") if entry["source"] != "rendering"]
 
     def requests(self) -> set[str]:
-        """The addresses that were asked for."""
+        """URL schemes of all requests."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return {
-            one["params"]["request"]["url"].partition(":")[0]
-            for one in messages
-            if one["method"] == "Network.requestWillBeSent"
+            request["params"]["request"]["url"].partition(":")[0]
+            for request in messages
+            if request["method"] == "Network.requestWillBeSent"
         }
 
 
@@ -150,9 +151,9 @@ def test_it_opens_without_a_complaint_or_a_request(tab: Tab, scene: Scene) -> No
 def test_a_click_on_the_map_opens_the_chip(tab: Tab, scene: Scene) -> None:
     tab.click_map(90, 58)
     assert tab.is_open
-    said = tab.text("#detail")
+    text = tab.text("#detail")
     for word in (scene.changed_chip, CHANGED["caption"], "top-left, center-center", "3.00051, 45.1"):
-        assert word in said
+        assert word in text
     assert len(tab.js("return [...document.querySelectorAll('#detail canvas')]")) == 2
     tab.press("\ue00c")  # Escape
     assert not tab.is_open
@@ -219,7 +220,7 @@ def test_keys_go_from_chip_to_chip(tab: Tab, scene: Scene) -> None:
     assert not tab.is_open
 
 
-def test_the_swipe_shows_one_date_or_the_other(tab: Tab) -> None:
+def test_the_swipe_switches_between_the_dates(tab: Tab) -> None:
     middle = tab.pixels()
     tab.js("document.getElementById('swipe').focus()")
     tab.press("\ue010")  # End: before
@@ -236,14 +237,14 @@ def test_the_swipe_shows_one_date_or_the_other(tab: Tab) -> None:
 
 
 def test_zoom_and_back(tab: Tab) -> None:
-    whole = tab.pixels()
+    initial = tab.pixels()
     scale = tab.text("#scale")
     for _ in range(5):
         tab.click("#zoom-in")
-    assert tab.pixels() != whole
+    assert tab.pixels() != initial
     assert tab.text("#scale") != scale
     tab.press("0")
-    assert tab.pixels() == whole
+    assert tab.pixels() == initial
 
 
 def test_light_and_dark(tab: Tab) -> None:
@@ -260,7 +261,7 @@ def test_light_and_dark(tab: Tab) -> None:
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
     tab.js("delete document.documentElement.dataset.theme")
-    assert paper() == min(first, second, key=lambda told: sum(map(int, told.strip("rgb()").split(","))))
+    assert paper() == min(first, second, key=lambda colour: sum(map(int, colour.strip("rgb()").split(","))))
     tab.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
@@ -283,7 +284,7 @@ def test_a_result_without_a_chip_opens(
     output = read_output(analyzed(*scene.args))
     empty = replace(output, layers={"chips": output.layers["chips"].iloc[:0]})
     page = tmp_path / "none.html"
-    page.write_text(report_html(empty, build_scenes(empty), ImageOptions())[0], encoding="utf-8")
+    page.write_text(report_html(empty, build_pairs(empty), ImageOptions())[0], encoding="utf-8")
     tab = Tab(chromium, page)
     tab.js("document.getElementById('list').focus()")
     tab.press("\ue015", "\ue007", "\ue00c", "/", "x")  # down, Enter, Escape
@@ -302,15 +303,14 @@ def test_hostile_words_stay_words(
     assert tab.complaints() == []
 
 
-def test_many_pairs_have_a_chooser(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
-    lines = [
-        "before,after,id,before_date,after_date",
-        f"{scene.before},{scene.after},busy,2015,2024",
-        f"{scene.before},{scene.before},calm,2015,2016",
-        f"{tmp_path}/none.tif,{scene.after},lost,2015,2016",
+def test_many_pairs_have_a_selector(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    before, after = scene.args
+    pairs = [
+        Pair("busy", before, after, "2015", "2024"),
+        Pair("calm", before, before, "2015", "2016"),
+        Pair("lost", f"{tmp_path}/none.tif", after, "2015", "2016"),
     ]
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    tab = opened(chromium, analyzed("--pairs", tmp_path / "list.csv"), tmp_path)
+    tab = opened(chromium, analyzed(pairs), tmp_path)
     assert tab.text("#count") == "30 chips"
     assert tab.text("#date-after") == "After, 2024"
     names = tab.js("return [...document.getElementById('pair').options].map((one) => one.text)")

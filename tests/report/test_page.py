@@ -1,4 +1,4 @@
-"""The page: whole in itself, and whatever a model wrote in it is text."""
+"""HTML page of a report: self-contained, and text of the model is escaped."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import pytest
 from PIL import Image
 
 from deltavlm.errors import InputError
-from deltavlm.geo.features import Field, Layer
 from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits, report_html
+from deltavlm.report.pairs import build_pairs
 from deltavlm.report.quicklook import quicklook_png
-from deltavlm.report.scenes import build_scenes
-from tests.conftest import Scene
-from tests.report.conftest import HOSTILE, Analyzed, Page, only_scene, opened, page_of, with_changes
+from tests.conftest import Analyzed, Scene
+from tests.report.conftest import HOSTILE, Page, only_pair, opened, page_of, with_changes
 from tests.scripted_model import CHANGED, ScriptedModel
 
 
 def columns(page: Page) -> dict[str, list[object]]:
-    found: dict[str, list[object]] = page.data["chips"]["columns"]
-    return found
+    chip_columns: dict[str, list[object]] = page.data["chips"]["columns"]
+    return chip_columns
 
 
-def test_the_page_holds_every_chip_and_what_was_said_of_it(analyzed: Analyzed, scene: Scene) -> None:
+def test_the_page_has_every_chip_with_its_answers(analyzed: Analyzed, scene: Scene) -> None:
     page = Page(page_of(analyzed(*scene.args)))
     data, chips = page.data, columns(page)
     at = chips["id"].index(scene.changed_chip)
@@ -42,12 +42,12 @@ def test_the_page_holds_every_chip_and_what_was_said_of_it(analyzed: Analyzed, s
     assert chips["building_cells"][at] == 0b10001  # top-left and center-center
     assert data["cells"][4] == "center-center"
     assert data["chips"]["texts"][chips["answer_count"][at]] == CHANGED["count"]
-    assert sum(one is True for one in chips["changed"]) == 1
+    assert sum(flag is True for flag in chips["changed"]) == 1
     assert data["pairs"][0]["pictures"]["size"] == [160, 96]
     assert dict(data["provenance"])["Before"].startswith(str(scene.before))
 
 
-def test_nothing_is_asked_of_anybody(analyzed: Analyzed, scene: Scene) -> None:
+def test_the_page_makes_no_requests(analyzed: Analyzed, scene: Scene) -> None:
     html = page_of(analyzed(*scene.args))
     page = Page(html)
     links = [
@@ -65,7 +65,7 @@ def test_nothing_is_asked_of_anybody(analyzed: Analyzed, scene: Scene) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|fetch\(|XMLHttp|WebSocket|sendBeacon|innerHTML|eval\(", code)
 
 
-def test_the_policy_lets_nothing_run_but_what_the_page_brought(analyzed: Analyzed, scene: Scene) -> None:
+def test_the_policy_allows_only_the_embedded_script_and_style(analyzed: Analyzed, scene: Scene) -> None:
     page = Page(page_of(analyzed(*scene.args)))
     (policy,) = [
         str(attributes["content"])
@@ -80,7 +80,7 @@ def test_the_policy_lets_nothing_run_but_what_the_page_brought(analyzed: Analyze
         assert rules[rule] == f"'sha256-{digest}'"
 
 
-def test_what_a_model_wrote_is_text(analyzed: Analyzed, scene: Scene, model: ScriptedModel) -> None:
+def test_answers_are_escaped(analyzed: Analyzed, scene: Scene, model: ScriptedModel) -> None:
     model.script = lambda before, after, question: "yes" if question.yes_no else HOSTILE
     html = page_of(analyzed(*scene.args))
     page = Page(html)
@@ -91,14 +91,14 @@ def test_what_a_model_wrote_is_text(analyzed: Analyzed, scene: Scene, model: Scr
     assert any(HOSTILE.split(" & ")[0] in text for text in texts)
 
 
-def test_a_hostile_name_is_text(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+def test_file_names_are_escaped(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
     after = scene.after.rename(tmp_path / "<b onclick=x>&after.tif")
     page = Page(page_of(analyzed(scene.before, after)))
     assert "b" not in {tag for tag, _ in page.elements}
     assert page.data["title"] == "before.tif → <b onclick=x>&after.tif"
 
 
-def test_without_its_images_the_page_says_why(analyzed: Analyzed, scene: Scene) -> None:
+def test_the_page_says_why_it_has_no_images(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args)
     scene.after.unlink()
     data = Page(page_of(path)).data
@@ -107,9 +107,7 @@ def test_without_its_images_the_page_says_why(analyzed: Analyzed, scene: Scene) 
     assert len(data["chips"]["columns"]["id"]) == 15
 
 
-def test_fine_pictures_of_the_most_changed_chips_where_the_overview_is_coarse(
-    analyzed: Analyzed, scene: Scene
-) -> None:
+def test_a_coarse_overview_adds_crops_of_the_most_changed_chips(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args)
     data = Page(page_of(path, limits=ImageLimits(overview_px=40))).data
     chips = data["chips"]["columns"]["id"]
@@ -123,46 +121,31 @@ def test_fine_pictures_of_the_most_changed_chips_where_the_overview_is_coarse(
     assert not Page(page_of(path)).data["details"]
 
 
-def test_pairs_beyond_the_room_have_no_pictures(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
-    rows = [f"{scene.before},{scene.after},pair{number}" for number in range(3)]
-    (tmp_path / "list.csv").write_text("\n".join(["before,after,id", *rows]))
-    output = read_output(analyzed("--pairs", tmp_path / "list.csv"))
+def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene) -> None:
+    output = read_output(analyzed([Pair(f"pair{number}", *scene.args) for number in range(3)]))
     limits = ImageLimits(total_overview_px=2 * 2 * 64**2, min_overview_px=64)
-    html, missing = report_html(output, build_scenes(output), ImageOptions(), limits)
+    html, missing = report_html(output, build_pairs(output), ImageOptions(), limits)
     pairs = Page(html).data["pairs"]
     assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
     assert pairs[0]["pictures"]["size"] == [64, 38]
     assert list(missing) == ["pair2"]
     assert "--pair" in missing["pair2"]
-    html, missing = report_html(output, build_scenes(output)[2:], ImageOptions(), limits)
+    html, missing = report_html(output, build_pairs(output)[2:], ImageOptions(), limits)
     assert not missing
 
 
-CHANGES = Layer(
-    "changes",
-    (
-        Field("class", "str"),
-        Field("area_m2", "float"),
-        Field("mean_score", "float"),
-        Field("lon", "float"),
-        Field("lat", "float"),
-        Field("chip_ids", "list"),
-    ),
-)
-
-
-def test_polygons_of_change_are_there_the_largest_first(
+def test_change_polygons_are_sorted_by_area(
     analyzed: Analyzed, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = with_changes(analyzed(*scene.args))
     data = Page(page_of(path)).data
-    assert [one["area"] for one in data["changes"]] == [64, 4]
+    assert [change["area"] for change in data["changes"]] == [64, 4]
     assert data["pairs"][0]["changes"] == [2, 68]
     assert data["changes"][0]["chips"] == ["r00032_c00064", "r09999_c00000"]
     assert sorted(map(tuple, data["changes"][0]["rings"][0]))[0] == (64, 32)
     monkeypatch.setattr("deltavlm.report.page_data.MAX_POLYGONS", 1)
     data = Page(page_of(path)).data
-    assert ([one["area"] for one in data["changes"]], data["leftOut"]) == ([64], 1)
+    assert ([change["area"] for change in data["changes"]], data["leftOut"]) == ([64], 1)
     assert data["pairs"][0]["changes"] == [2, 68]
 
 
@@ -177,29 +160,29 @@ def test_polygons_of_change_are_there_the_largest_first(
         ("valid_fraction", float("nan")),
     ],
 )
-def test_a_value_that_cannot_be_costs_no_page(
+def test_an_invalid_value_does_not_prevent_the_page(
     analyzed: Analyzed, scene: Scene, column: str, value: object
 ) -> None:
     report = open_report(analyzed(*scene.args), ImageOptions())
-    report.scenes[0].chips[7][column] = value
+    report.pairs[0].chips[7][column] = value
     html, _ = report.html()
     assert len(columns(Page(html))["id"]) == 15
 
 
 @pytest.mark.parametrize("value", [7, [{}]])
-def test_cells_that_cannot_be_are_one_line(analyzed: Analyzed, scene: Scene, value: object) -> None:
+def test_invalid_cells_are_a_one_line_error(analyzed: Analyzed, scene: Scene, value: object) -> None:
     report = open_report(analyzed(*scene.args), ImageOptions())
-    report.scenes[0].chips[7]["road_cells"] = value
+    report.pairs[0].chips[7]["road_cells"] = value
     with pytest.raises(InputError) as refused:
         report.html()
     assert str(refused.value).startswith(f"{report.output.path}: holds invalid values")
     assert "\n" not in str(refused.value)
 
 
-def test_a_result_without_a_chip_has_a_page(analyzed: Analyzed, scene: Scene) -> None:
+def test_an_output_without_chips_has_a_page(analyzed: Analyzed, scene: Scene) -> None:
     output = read_output(analyzed(*scene.args))
     empty = replace(output, layers={"chips": output.layers["chips"].iloc[:0]})
-    html, missing = report_html(empty, build_scenes(empty), ImageOptions())
+    html, missing = report_html(empty, build_pairs(empty), ImageOptions())
     assert not missing
     assert columns(Page(html))["id"] == []
 
@@ -212,18 +195,18 @@ def test_too_many_chips_are_refused(
         page_of(analyzed(*scene.args))
 
 
-def test_a_quicklook_is_before_after_and_the_changed_chips_marked(analyzed: Analyzed, scene: Scene) -> None:
+def test_a_quicklook_shows_before_after_and_outlines(analyzed: Analyzed, scene: Scene) -> None:
     path = analyzed(*scene.args)
     with opened(path) as pair:
-        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(only_scene(path), pair, 600))))
+        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(only_pair(path), pair, 600))))
         pictures = pair.overview(2048)
     height, width, _ = sheet.shape
     assert 560 <= width <= 600
     panel = (width - 4 * 12) // 3
-    lefts = [12 + index * (panel + 12) for index in range(3)]
-    top = next(row for row in range(height) if (sheet[row, lefts[0] : lefts[0] + panel] < 250).mean() > 0.5)
+    panel_starts = [12 + index * (panel + 12) for index in range(3)]
+    top = next(row for row in range(height) if (sheet[row, panel_starts[0] :][:panel] < 250).mean() > 0.5)
     tall = round(panel * 96 / 160)
-    before, after, marked = (sheet[top : top + tall, left : left + panel].astype(int) for left in lefts)
+    before, after, marked = (sheet[top : top + tall, x : x + panel].astype(int) for x in panel_starts)
     small = np.asarray(pictures[0].resize((panel, tall), Image.Resampling.NEAREST)).astype(int)
     assert np.abs(before - small).mean() < 3
     rows, cols = np.nonzero((marked != after).any(axis=2))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deltavlm.data.synthetic import phrases
-from deltavlm.data.synthetic.cache import draw_cache
+from deltavlm.data.synthetic.cache import render_cache
 from deltavlm.data.synthetic.facts import Facts
 from deltavlm.model.interface import Reply
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS, predict_scenes, score_conversations, score_scenes
@@ -86,7 +86,7 @@ def test_a_probability_that_is_not_a_number_gives_no_calibration_error() -> None
 
 def test_scenes_of_a_cache(tmp_path: Path) -> None:
     """Each scene is asked each standard question; the values are those of the former implementation."""
-    draw_cache(tmp_path, 5, seed=3, size_px=64, workers=1)
+    render_cache(tmp_path, 5, seed=3, size_px=64, workers=1)
     model = ScriptedModel()
     replies, scenes = predict_scenes(model, tmp_path, batch_size=2)
     assert [len(replies), len(scenes), model.batches] == [5, 5, [2, 2, 1]]
@@ -99,7 +99,7 @@ def test_scenes_of_a_cache(tmp_path: Path) -> None:
 
 def test_conversations_of_a_cache(tmp_path: Path) -> None:
     """Values of the former implementation."""
-    draw_cache(tmp_path, 5, seed=3, size_px=64, workers=1)
+    render_cache(tmp_path, 5, seed=3, size_px=64, workers=1)
     model = ScriptedModel(
         script=lambda before, after, question: (
             "yes, a new house" if "yes" in question.prompt or "new" in question.prompt else "nowhere"

@@ -29,17 +29,17 @@ STATUSES = ("answered", "answered", "nodata", "error", "cascaded", "unreadable")
 
 
 def chip(step: int, col: float, row: float, crs_side: float = SIDE) -> Feature:
-    """The n-th chip: a square whose status, score and counts follow from n."""
+    """Chip number `step`: a square whose status, score and counts follow from the number."""
     status = STATUSES[step % len(STATUSES)]
     x, y = 500_000 + col * crs_side, 5_400_000 - row * crs_side
-    asked = status in ("answered", "cascaded")
+    is_answered = status in ("answered", "cascaded")
     score = (step * 37 % 100) / 100
-    told: dict[str, object] = {"chip_id": f"r{row:g}_c{col:g}", "status": status, "gsd_m": 0.5}
-    told |= {"before": "a before.tif", "after": "https://example.org/b.tif"}
-    if asked:
-        told |= {"changed": score > 0.5, "changed_score": score, "caption": f"caption {step}"}
-        told |= {"new_roads": step % 3, "new_buildings": step % 5}
-    return Feature(shapely.box(x, y - crs_side, x + crs_side, y), told)
+    properties: dict[str, object] = {"chip_id": f"r{row:g}_c{col:g}", "status": status, "gsd_m": 0.5}
+    properties |= {"before": "a before.tif", "after": "https://example.org/b.tif"}
+    if is_answered:
+        properties |= {"changed": score > 0.5, "changed_score": score, "caption": f"caption {step}"}
+        properties |= {"new_roads": step % 3, "new_buildings": step % 5}
+    return Feature(shapely.box(x, y - crs_side, x + crs_side, y), properties)
 
 
 GRID = [chip(12 * row + col, col, row) for row in range(6) for col in range(12)]

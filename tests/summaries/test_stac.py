@@ -1,4 +1,4 @@
-"""STAC items are valid by the published schemas, without network, and say what the output says."""
+"""STAC items are valid by the published schemas, checked offline, and agree with the output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deltavlm.summaries.stac_model import model_item, model_item_name
 from tests.summaries.outputs import CHIPS, GRID, RUN, UTM, written
 
 STAC = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema"
-OWN = Path(__file__).with_name("schemas")
+EXTENSION_SCHEMAS = Path(__file__).with_name("schemas")
 QUESTIONS = [{"name": name, "task": name} for name in ("caption", "change", "count", "location", "water")]
 FULL = RUN | {
     "model": RUN["model"] | {"dtype": "bfloat16", "quantize": None},
@@ -38,7 +38,7 @@ DATES = {"before_date": "2015", "after_date": "2024-02"}
 
 
 def published() -> Iterator[tuple[str, Resource[Any]]]:
-    """Each schema by its address: those of STAC and GeoJSON as pystac has them, the extensions' from here."""
+    """Schemas by URL: those of STAC and GeoJSON from pystac, those of the extensions from this folder."""
     core = files("pystac") / "validation" / "jsonschemas"
     spec = core / "stac-spec" / "v1.1.0"
     addresses = {
@@ -61,7 +61,7 @@ def published() -> Iterator[tuple[str, Resource[Any]]]:
         addresses[f"https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/{name}.json"] = (
             spec / f"{name}.json"
         )
-    for file in OWN.glob("*.json"):
+    for file in EXTENSION_SCHEMAS.glob("*.json"):
         name, _, version = file.stem.partition("-")
         addresses[f"https://stac-extensions.github.io/{name}/v{version}/schema.json"] = file
     for address, file in addresses.items():
@@ -72,7 +72,7 @@ REGISTRY: Registry[Any] = Registry().with_resources(list(published()))
 
 
 def check(item: dict[str, Any]) -> None:
-    """Valid by STAC's own schema, and by that of each extension that it names."""
+    """Validate an item by the schema of STAC, and of each extension that it names."""
     item = json.loads(dump_item(item))
     for address in (
         "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json",
@@ -89,7 +89,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return written(tmp_path_factory.mktemp("stac") / "out put.gpkg", run=FULL)
 
 
-def test_both_items_are_valid(results: Results) -> None:
+def test_items_are_valid_by_the_published_schemas(results: Results) -> None:
     item = result_item(results, results.paths[0].with_name("item.json"), **DATES)
     check(item)
     check(model_item(FULL))
@@ -97,8 +97,8 @@ def test_both_items_are_valid(results: Results) -> None:
 
 
 @pytest.mark.parametrize("harm", ["bbox", "geometry", "datetime", "level", "code", "asset", "tasks", "role"])
-def test_the_check_finds_faults(results: Results, harm: str) -> None:
-    """Without this, a schema that is never asked would look like one that agrees."""
+def test_the_schemas_reject_invalid_items(results: Results, harm: str) -> None:
+    """Guards against a schema that is not applied at all."""
     item = json.loads(dump_item(result_item(results, Path("item.json"), **DATES)))
     model = json.loads(dump_item(model_item(FULL)))
     match harm:
@@ -122,12 +122,19 @@ def test_the_check_finds_faults(results: Results, harm: str) -> None:
         check(model if harm in ("tasks", "role") else item)
 
 
-def test_what_the_item_says(results: Results) -> None:
+def test_properties_of_the_item(results: Results) -> None:
     item = result_item(results, results.paths[0].with_name("item.json"), **DATES)
-    told = item["properties"]
-    assert (told["start_datetime"], told["end_datetime"]) == ("2015-01-01T00:00:00Z", "2024-02-29T23:59:59Z")
-    assert (told["proj:code"], told["proj:shape"], told["gsd"]) == ("EPSG:32633", [600, 1200], 0.5)
-    assert (told["deltavlm:chips"], told["deltavlm:not_looked_at"]) == (72, 36)
+    properties = item["properties"]
+    assert (properties["start_datetime"], properties["end_datetime"]) == (
+        "2015-01-01T00:00:00Z",
+        "2024-02-29T23:59:59Z",
+    )
+    assert (properties["proj:code"], properties["proj:shape"], properties["gsd"]) == (
+        "EPSG:32633",
+        [600, 1200],
+        0.5,
+    )
+    assert (properties["deltavlm:chips"], properties["deltavlm:not_looked_at"]) == (72, 36)
     assert item["assets"]["changes"]["href"] == "./out%20put.gpkg"
     outline = shapely.from_geojson(json.dumps(item["geometry"]))
     assert outline.bounds == pytest.approx(item["bbox"])
@@ -136,7 +143,7 @@ def test_what_the_item_says(results: Results) -> None:
     assert images == ["a%20before.tif", "https://example.org/b.tif"]
 
 
-def test_the_item_leads_to_the_model(results: Results) -> None:
+def test_the_item_links_to_the_model(results: Results) -> None:
     item = result_item(results, Path("item.json"), **DATES)
     (link,) = [link for link in item["links"] if "mlm:name" in link]
     assert link["rel"] == "derived_from"
@@ -161,12 +168,18 @@ def test_dates_come_from_the_pairs(tmp_path: Path) -> None:
         for step, (before, after) in enumerate(
             (("2014", "2016-05-01"), ("2015-03", "2021-07-09T10:00:00+02:00"))
         ):
-            more = {"pair_id": str(step), "before_date": before, "after_date": after}
-            sink.write("chips", [Feature(one.geometry, {**one.properties, **more}) for one in GRID])
+            pair_columns = {"pair_id": str(step), "before_date": before, "after_date": after}
+            sink.write(
+                "chips",
+                [Feature(chip.geometry, chip.properties | pair_columns) for chip in GRID],
+            )
     item = result_item(read_results([path]), tmp_path / "item.json")
     check(item)
-    told = item["properties"]
-    assert (told["start_datetime"], told["end_datetime"]) == ("2014-01-01T00:00:00Z", "2021-07-09T08:00:00Z")
+    properties = item["properties"]
+    assert (properties["start_datetime"], properties["end_datetime"]) == (
+        "2014-01-01T00:00:00Z",
+        "2021-07-09T08:00:00Z",
+    )
 
 
 def test_over_the_180th_meridian(tmp_path: Path) -> None:
@@ -180,7 +193,7 @@ def test_over_the_180th_meridian(tmp_path: Path) -> None:
     assert item["geometry"]["type"] == "MultiPolygon"
 
 
-def test_what_cannot_be(tmp_path: Path, results: Results) -> None:
+def test_invalid_input_is_refused(tmp_path: Path, results: Results) -> None:
     with pytest.raises(InputError, match="give --before-date"):
         result_item(results, tmp_path / "item.json")
     with pytest.raises(ConfigError, match="'May' is not a date"):
@@ -194,6 +207,6 @@ def test_what_cannot_be(tmp_path: Path, results: Results) -> None:
         ("lost", {"run": {}}, "does not say which model"),
         ("empty", {"chips": [], "run": FULL}, "has no chips"),
     ):
-        found = written(tmp_path / f"{name}.gpkg", **options)
+        results_of_case = written(tmp_path / f"{name}.gpkg", **options)
         with pytest.raises(InputError, match=words):
-            result_item(found, tmp_path / "item.json", **DATES)
+            result_item(results_of_case, tmp_path / "item.json", **DATES)

@@ -1,4 +1,4 @@
-"""Totals by area: every chip once, what was not looked at apart, and the caveats that outputs call for."""
+"""Totals by area: every chip counts once, chips not analyzed are counted apart, and caveats apply."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def districts(path: Path, split: float = 500_450.0, **columns: Any) -> Path:
         shapely.box(split, 5_390_000, 502_000, 5_401_000),
         shapely.box(700_000, 5_390_000, 702_000, 5_401_000),
     ]
-    told = columns or {"code": [1, 2, 3], "Name": ["West", "East", "Far"]}
-    geopandas.GeoDataFrame(told, geometry=shapes, crs=32633).to_file(path, layer="communes")
+    attributes = columns or {"code": [1, 2, 3], "Name": ["West", "East", "Far"]}
+    geopandas.GeoDataFrame(attributes, geometry=shapes, crs=32633).to_file(path, layer="communes")
     return path
 
 
@@ -56,35 +56,35 @@ def districts(path: Path, split: float = 500_450.0, **columns: Any) -> Path:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_format_comes_to_the_same(tmp_path: Path, results: Results, suffix: str) -> None:
-    again = written(tmp_path / f"out{suffix}")
-    one, other = summarize_chips(results), summarize_chips(again)
-    assert as_row(one).keys() == as_row(other).keys()
-    for name, value in as_row(one).items():
+def test_every_format_gives_the_same_totals(tmp_path: Path, results: Results, suffix: str) -> None:
+    reread = written(tmp_path / f"out{suffix}")
+    area, other = summarize_chips(results), summarize_chips(reread)
+    assert as_row(area).keys() == as_row(other).keys()
+    for name, value in as_row(area).items():
         assert as_row(other)[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
-    assert again.runs == (RUN,)
+    assert reread.runs == (RUN,)
 
 
-def test_several_outputs_are_one(tmp_path: Path) -> None:
-    for name, part in (("a.gpkg", GRID[:30]), ("b.geojson", GRID[30:])):
-        written(tmp_path / name, part)
-    whole = summarize_chips(read_results([tmp_path / "a.gpkg", tmp_path / "b.geojson"]))
-    assert whole.chips == len(GRID)
-    assert whole.looked_at_km2 == pytest.approx(0.36, rel=1e-3)
+def test_several_outputs_are_combined(tmp_path: Path) -> None:
+    for name, features in (("a.gpkg", GRID[:30]), ("b.geojson", GRID[30:])):
+        written(tmp_path / name, features)
+    total = summarize_chips(read_results([tmp_path / "a.gpkg", tmp_path / "b.geojson"]))
+    assert total.chips == len(GRID)
+    assert total.looked_at_km2 == pytest.approx(0.36, rel=1e-3)
     written(tmp_path / "pixels.gpkg", GRID[:1], crs=None)
     with pytest.raises(InputError, match=r"pixels\.gpkg: has no CRS and others have one"):
         read_results([tmp_path / "a.gpkg", tmp_path / "pixels.gpkg"])
 
 
-def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
+def test_foreign_files_are_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "empty.gpkg").write_bytes(b"")
     (tmp_path / "broken.gpkg").write_bytes(b"SQLite format 3\0" + bytes(100))
     (tmp_path / "page.geojson").write_text('{"type": "FeatureCollection"}')
     (tmp_path / "list.csv").write_text("a,b\n")
     (tmp_path / "short.parquet").write_bytes(b"PAR1nothing")
-    places = geopandas.GeoDataFrame({"name": ["x"]}, geometry=[shapely.Point(0, 0)], crs=4326)
-    places.to_file(tmp_path / "other.geojson")
-    places.to_file(tmp_path / "other.gpkg", layer="towns")
+    points = geopandas.GeoDataFrame({"name": ["x"]}, geometry=[shapely.Point(0, 0)], crs=4326)
+    points.to_file(tmp_path / "other.geojson")
+    points.to_file(tmp_path / "other.gpkg", layer="towns")
     for name, words in {
         "none.gpkg": "no such file",
         "empty.gpkg": "is empty",
@@ -104,13 +104,13 @@ def test_what_is_no_output_is_said_in_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "run", ["text", [1], {"inputs": []}, {"inputs": {"grid": 3}}, {"questions": {"a": 1}}]
 )
-def test_a_provenance_that_is_none_of_ours_counts_as_lost(tmp_path: Path, run: Any) -> None:
+def test_an_invalid_provenance_counts_as_missing(tmp_path: Path, run: Any) -> None:
     path = tmp_path / "out.geojson"
     written(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"deltavlm": run}))
-    found = read_results([path])
-    assert found.runs == ({},)
-    assert any("has no provenance" in one for one in caveats(found, summarize_chips(found)))
+    results = read_results([path])
+    assert results.runs == ({},)
+    assert any("has no provenance" in caveat for caveat in caveats(results, summarize_chips(results)))
 
 
 def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
@@ -126,38 +126,40 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["grid", "small grid", "h3", "file"])
 def test_every_chip_counts_once(tmp_path: Path, results: Results, kind: str) -> None:
-    """The law of it: areas add up to the whole, whatever they are."""
+    """Sums over areas are the totals, for every kind of areas."""
     areas = {
         "grid": lambda: areas_from_grid(results, 450),
         "small grid": lambda: areas_from_grid(results, 70),
         "h3": lambda: areas_from_h3(results, 9),
         "file": lambda: areas_from_file(results, districts(tmp_path / "areas.gpkg")),
     }[kind]()
-    found, whole = summarize_areas(results, areas), summarize_chips(results)
-    assert len(found) > 1
+    rows, total = summarize_areas(results, areas), summarize_chips(results)
+    assert len(rows) > 1
     names = ("chips", "looked_at", "nodata", "failed", "changed", "unsure", "new_buildings", "new_roads")
     for name in names:
-        assert sum(getattr(one, name) or 0 for one in found) == getattr(whole, name)
-    assert sum(one.changed_km2 or 0 for one in found) == pytest.approx(whole.changed_km2, rel=1e-6)
-    assert whole.chips == whole.looked_at + whole.nodata + whole.failed
+        assert sum(getattr(area, name) or 0 for area in rows) == getattr(total, name)
+    assert sum(area.changed_km2 or 0 for area in rows) == pytest.approx(total.changed_km2, rel=1e-6)
+    assert total.chips == total.looked_at + total.nodata + total.failed
 
 
-def test_an_area_has_the_chips_whose_middle_lies_in_it(tmp_path: Path, results: Results) -> None:
-    """The border at 4.6 chips: the fifth chip, with its middle at 4.5, belongs to the west."""
+def test_an_area_has_the_chips_whose_centre_lies_in_it(tmp_path: Path, results: Results) -> None:
+    """The border is at 4.6 chips: the fifth chip, with its centre at 4.5, belongs to the west."""
     areas = areas_from_file(results, districts(tmp_path / "areas.gpkg", split=500_460))
-    found = {one.name: one for one in summarize_areas(results, areas)}
-    assert {name: one.chips for name, one in found.items()} == {"West": 5 * 6, "East": 7 * 6}
+    rows = {area.name: area for area in summarize_areas(results, areas)}
+    assert {name: area.chips for name, area in rows.items()} == {"West": 5 * 6, "East": 7 * 6}
     assert areas.empty_count == 1
-    assert found["West"].area_km2 == pytest.approx(1.46 * 11, rel=2e-3)
-    seen = [one for one in range(72) if one % 12 < 5 and STATUSES[one % 6] in ("answered", "cascaded")]
-    assert found["West"].looked_at == len(seen)
-    assert found["West"].looked_at_km2 == pytest.approx(len(seen) * 0.01, rel=2e-3)
-    assert found["West"].new_roads == sum(step % 3 for step in seen)
-    top = max((step for step in seen if step * 37 % 100 > 50), key=lambda step: step * 37 % 100)
-    assert found["West"].top_chips[0].caption == f"caption {top}"
+    assert rows["West"].area_km2 == pytest.approx(1.46 * 11, rel=2e-3)
+    answered_steps = [
+        step for step in range(72) if step % 12 < 5 and STATUSES[step % 6] in ("answered", "cascaded")
+    ]
+    assert rows["West"].looked_at == len(answered_steps)
+    assert rows["West"].looked_at_km2 == pytest.approx(len(answered_steps) * 0.01, rel=2e-3)
+    assert rows["West"].new_roads == sum(step % 3 for step in answered_steps)
+    top = max((step for step in answered_steps if step * 37 % 100 > 50), key=lambda step: step * 37 % 100)
+    assert rows["West"].top_chips[0].caption == f"caption {top}"
 
 
-def test_squares_are_where_their_names_say(results: Results) -> None:
+def test_grid_cells_are_named_by_their_corner(results: Results) -> None:
     areas = areas_from_grid(results, 400)
     assert set(areas.names) == {f"E{x} N{y}" for x in (500000, 500400, 500800) for y in (5399200, 5399600)}
     assert all(area_m2(shape) == pytest.approx(160_000, rel=2e-3) for shape in areas.shapes)
@@ -175,22 +177,24 @@ def test_wide_results_get_squares_of_equal_area(tmp_path: Path) -> None:
 
 
 def test_a_chip_on_the_180th_meridian(tmp_path: Path) -> None:
-    """Its middle once was at longitude 0: that of two halves at both ends of the world."""
+    """A bug put its centre at longitude 0, between its halves at 180 and -180 degrees."""
     crs = CRS.from_epsg(3832)  # in metres, centred on the Pacific
     x = 3_339_584.7  # where 180 degrees are
     chips = [Feature(shapely.box(x - 60, 0, x + 40, 100), {"chip_id": "a", "status": "nodata"})]
-    found = written(tmp_path / "fiji.gpkg", chips, crs)
-    assert abs(found.centres[0][0]) > 179.9
-    assert found.areas_m2[0] == pytest.approx(10_000, rel=0.02)
-    assert all(one.geom_type == "Polygon" or len(one.geoms) <= 2 for one in areas_from_h3(found, 3).shapes)
-    assert areas_from_grid(found).shapes[0].area < 1
+    results = written(tmp_path / "fiji.gpkg", chips, crs)
+    assert abs(results.centres[0][0]) > 179.9
+    assert results.areas_m2[0] == pytest.approx(10_000, rel=0.02)
+    assert all(
+        shape.geom_type == "Polygon" or len(shape.geoms) <= 2 for shape in areas_from_h3(results, 3).shapes
+    )
+    assert areas_from_grid(results).shapes[0].area < 1
 
 
-def test_chips_in_no_area_are_told(tmp_path: Path, results: Results) -> None:
+def test_chips_outside_of_all_areas_have_a_row(tmp_path: Path, results: Results) -> None:
     half = geopandas.GeoDataFrame(geometry=[shapely.box(500_000, 0, 500_300, 9e6)], crs=32633)
     half.to_file(tmp_path / "half.geojson")
-    found = summarize_areas(results, areas_from_file(results, tmp_path / "half.geojson"))
-    assert [(one.name, one.chips) for one in found] == [("area 1", 18), (OUTSIDE, 54)]
+    rows = summarize_areas(results, areas_from_file(results, tmp_path / "half.geojson"))
+    assert [(area.name, area.chips) for area in rows] == [("area 1", 18), (OUTSIDE, 54)]
 
 
 def test_names_of_areas(tmp_path: Path, results: Results) -> None:
@@ -203,7 +207,7 @@ def test_names_of_areas(tmp_path: Path, results: Results) -> None:
         areas_from_file(results, path, name_field="x")
 
 
-def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
+def test_invalid_areas_are_refused(tmp_path: Path, results: Results) -> None:
     geopandas.GeoDataFrame(geometry=[shapely.Point(0, 0)], crs=4326).to_file(tmp_path / "points.geojson")
     far = geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
     far.to_file(tmp_path / "far.geojson")
@@ -228,7 +232,7 @@ def test_areas_that_cannot_be(tmp_path: Path, results: Results) -> None:
 
 
 def by_grid_of_many() -> None:
-    """A grid that would have too many cells, without the chips that it takes."""
+    """Make a grid with too many cells, without that many chips."""
     import deltavlm.summaries.areas as module
 
     class Many:
@@ -236,103 +240,103 @@ def by_grid_of_many() -> None:
         chips = range(2_000)
         centres = np.stack([np.linspace(0, 1, 2_000), np.linspace(0, 1, 2_000)], axis=1)
 
-    most, module.MAX_AREAS = module.MAX_AREAS, 1_000
+    limit, module.MAX_AREAS = module.MAX_AREAS, 1_000
     try:
         module.areas_from_grid(Many(), 1)  # type: ignore[arg-type]
     finally:
-        module.MAX_AREAS = most
+        module.MAX_AREAS = limit
 
 
 # --- totals and caveats -----------------------------------------------------------------------------------
 
 
-def test_without_a_crs_there_are_counts_and_no_ground(tmp_path: Path) -> None:
-    whole = summarize_chips(written(tmp_path / "pixels.gpkg", crs=None))
-    assert (whole.chips, whole.changed_km2, whole.looked_at_km2, whole.overlap) == (72, None, None, None)
-    assert whole.changed_share == pytest.approx(whole.changed / whole.looked_at)
+def test_without_a_crs_there_are_counts_only(tmp_path: Path) -> None:
+    total = summarize_chips(written(tmp_path / "pixels.gpkg", crs=None))
+    assert (total.chips, total.changed_km2, total.looked_at_km2, total.overlap) == (72, None, None, None)
+    assert total.changed_share == pytest.approx(total.changed / total.looked_at)
 
 
-def test_overlap_is_measured_and_told(tmp_path: Path) -> None:
-    """Chips at half their size: inside, each piece of ground lies in two."""
+def test_overlap_is_measured_and_a_caveat(tmp_path: Path) -> None:
+    """Chips at a stride of half their size: inside, each point lies in two chips."""
     chips = [chip(0, col / 2, 0) for col in range(41)]
-    found = written(tmp_path / "out.gpkg", chips)
-    whole = summarize_chips(found)
-    assert whole.overlap == pytest.approx(41 / 21, rel=1e-3)
-    assert whole.looked_at_km2 == pytest.approx(0.21, rel=2e-3)
-    (told,) = [one for one in caveats(found, whole) if one.startswith("Chips overlap")]
-    assert "1.95" in told
+    results = written(tmp_path / "out.gpkg", chips)
+    total = summarize_chips(results)
+    assert total.overlap == pytest.approx(41 / 21, rel=1e-3)
+    assert total.looked_at_km2 == pytest.approx(0.21, rel=2e-3)
+    (caveat,) = [sentence for sentence in caveats(results, total) if sentence.startswith("Chips overlap")]
+    assert "1.95" in caveat
 
 
-def test_pairs_of_one_place_do_not_overlap(tmp_path: Path) -> None:
+def test_pairs_of_the_same_ground_do_not_overlap(tmp_path: Path) -> None:
     with open_sink(tmp_path / "many.gpkg", (with_pair_columns(CHIPS),), UTM, {}) as sink:
         for pair in ("p0", "p1", "p2"):
-            rows = [Feature(one.geometry, {**one.properties, "pair_id": pair}) for one in GRID]
+            rows = [Feature(feature.geometry, {**feature.properties, "pair_id": pair}) for feature in GRID]
             sink.write("chips", rows)
-    found = read_results([tmp_path / "many.gpkg"])
-    whole = summarize_chips(found)
-    assert whole.overlap == pytest.approx(1)
-    assert whole.looked_at_km2 == pytest.approx(0.36, rel=2e-3)
-    by = summarize_areas(found, areas_from_pairs(found))
-    assert [(one.name, one.chips) for one in by] == [("p0", 72), ("p1", 72), ("p2", 72)]
-    told = " ".join(caveats(found, whole))
-    assert "over 3 pairs" in told
-    assert "has no provenance" in told
-    assert "Chips overlap" not in told
+    results = read_results([tmp_path / "many.gpkg"])
+    total = summarize_chips(results)
+    assert total.overlap == pytest.approx(1)
+    assert total.looked_at_km2 == pytest.approx(0.36, rel=2e-3)
+    by = summarize_areas(results, areas_from_pairs(results))
+    assert [(area.name, area.chips) for area in by] == [("p0", 72), ("p1", 72), ("p2", 72)]
+    text = " ".join(caveats(results, total))
+    assert "over 3 pairs" in text
+    assert "has no provenance" in text
+    assert "Chips overlap" not in text
 
 
-def test_pairs_that_could_not_be_opened_are_told(tmp_path: Path) -> None:
-    """They have no chips, so that nothing else in the figures hints at them."""
-    told = {}
+def test_pairs_that_could_not_be_opened_are_a_caveat(tmp_path: Path) -> None:
+    """They have no chips, so no other figure shows that they are missing."""
+    texts = {}
     for name in ("many.gpkg", "many.geojson"):
         with open_sink(
             tmp_path / name, (with_pair_columns(CHIPS), PAIRS), UTM, RUN | {"pairs": "list.csv"}
         ) as sink:
-            rows = [Feature(one.geometry, {**one.properties, "pair_id": "good"}) for one in GRID]
+            rows = [Feature(feature.geometry, {**feature.properties, "pair_id": "good"}) for feature in GRID]
             sink.write("chips", rows)
             for pair, status in (("good", "answered"), ("bad", "failed")):
                 sink.write("pairs", [Feature(shapely.Polygon(), {"pair_id": pair, "status": status})])
-        found = read_results([tmp_path / name])
-        told[name] = " ".join(caveats(found, summarize_chips(found)))
-    assert "Pairs that could not be opened and were not analyzed: 1 (bad)." in told["many.gpkg"]
-    assert "does not record which pairs could not be opened" in told["many.geojson"]
+        results = read_results([tmp_path / name])
+        texts[name] = " ".join(caveats(results, summarize_chips(results)))
+    assert "Pairs that could not be opened and were not analyzed: 1 (bad)." in texts["many.gpkg"]
+    assert "does not record which pairs could not be opened" in texts["many.geojson"]
 
 
-def test_caveats_follow_from_what_the_output_says(tmp_path: Path, results: Results) -> None:
-    told = " ".join(caveats(results, summarize_chips(results)))
-    assert "36 of 72 chips were not analyzed (12 without enough data, 24" in told
-    assert "were not asked for counts" in told
-    assert "synthetic scenes" in told
-    assert not any(words in told for words in ("limited", "Scale", "overlap:", "models", "covers"))
+def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> None:
+    text = " ".join(caveats(results, summarize_chips(results)))
+    assert "36 of 72 chips were not analyzed (12 without enough data, 24" in text
+    assert "were not asked for counts" in text
+    assert "synthetic scenes" in text
+    assert not any(words in text for words in ("limited", "Scale", "overlap:", "models", "covers"))
     run = RUN | {
         "model": RUN["model"] | {"name": "mine", "training_gsd_m": 5.0},
         "options": RUN["options"] | {"limit": 7},
         "inputs": RUN["inputs"] | {"alignment": {"overlap_share": 0.25}, "bbox": [0, 0, 1, 1]},
     }
     other = written(tmp_path / "other.gpkg", run=run)
-    told = " ".join(caveats(other, summarize_chips(other)))
-    assert "limited to 7 chips" in told
-    assert "covers 25.0% of the earlier" in told
-    assert "touch the area of interest" in told
-    assert "Scale (mine): a pixel is 0.5 m, the model was trained at 5 m" in told
-    assert "synthetic scenes" not in told
-    both = read_results([results.paths[0], tmp_path / "other.gpkg"])
-    assert "Scale (mine)" in " ".join(caveats(both, summarize_chips(both)))
+    text = " ".join(caveats(other, summarize_chips(other)))
+    assert "limited to 7 chips" in text
+    assert "covers 25.0% of the earlier" in text
+    assert "touch the area of interest" in text
+    assert "Scale (mine): a pixel is 0.5 m, the model was trained at 5 m" in text
+    assert "synthetic scenes" not in text
+    combined = read_results([results.paths[0], tmp_path / "other.gpkg"])
+    assert "Scale (mine)" in " ".join(caveats(combined, summarize_chips(combined)))
     twice = read_results([tmp_path / "other.gpkg"] * 2)
     assert len(caveats(twice, summarize_chips(twice))) == len({*caveats(twice, summarize_chips(twice))})
     assert summarize_chips(twice).top_chips[0].chip_id.startswith("r")
 
 
-def test_areas_smaller_than_chips_are_told(results: Results) -> None:
+def test_areas_smaller_than_chips_are_a_caveat(results: Results) -> None:
     small, large = (summarize_areas(results, areas_from_grid(results, side)) for side in (50, 500))
     words = "Areas are smaller than chips"
-    assert any(one.startswith(words) for one in caveats(results, summarize_chips(results), small))
-    assert not any(one.startswith(words) for one in caveats(results, summarize_chips(results), large))
+    assert any(caveat.startswith(words) for caveat in caveats(results, summarize_chips(results), small))
+    assert not any(caveat.startswith(words) for caveat in caveats(results, summarize_chips(results), large))
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.gpkg", [])
-    whole = summarize_chips(empty)
-    assert (whole.chips, whole.changed_share, whole.mean_score, whole.top_chips) == (0, None, None, ())
+    total = summarize_chips(empty)
+    assert (total.chips, total.changed_share, total.mean_score, total.top_chips) == (0, None, None, ())
     title, blocks = document(summarize(empty, single_area(empty)))
     assert "0 of 0 analyzed chips" in to_markdown(title, blocks)
     assert summarize_areas(empty, areas_from_grid(empty)) == []
@@ -343,25 +347,25 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 HARM = "<script>alert(1)</script> a|b *c* [d](http://e.org) `f`\n# g"
 
 
-def test_text_on_a_page_is_text() -> None:
+def test_text_in_a_document_is_escaped() -> None:
     blocks = [Text(HARM), Items([HARM]), Table(["a", "b"], [[HARM, "1"]])]
-    told = to_html(HARM, blocks)
-    assert "<script>" not in told
-    assert told.count("&lt;script&gt;") == 5
-    marked = to_markdown(HARM, blocks)
-    assert "<script>" not in marked.replace("\\<", "")
-    assert "[d](" not in marked
-    rows = [line for line in marked.splitlines() if line.startswith("|")]
+    html = to_html(HARM, blocks)
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;") == 5
+    markdown = to_markdown(HARM, blocks)
+    assert "<script>" not in markdown.replace("\\<", "")
+    assert "[d](" not in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert [line.replace("\\|", "").count("|") for line in rows] == [3, 3, 3]
 
 
-def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results: Results) -> None:
+def test_the_document_has_all_sections(tmp_path: Path, results: Results) -> None:
     areas = areas_from_file(
         results, districts(tmp_path / "areas.gpkg", code=[1, 2, 3], Name=["We<b>st", "East", "F"])
     )
     summary = summarize(results, areas)
     title, blocks = document(summary)
-    told = to_html(title, blocks)
+    html = to_html(title, blocks)
     for words in (
         "Changes",
         "By area: area",
@@ -371,27 +375,27 @@ def test_the_page_says_what_where_how_sure_and_what_not(tmp_path: Path, results:
         "Provenance",
         "f" * 16,
     ):
-        assert words in told
-    assert "We&lt;b&gt;st" in told
-    assert f"{summary.total.changed} of {summary.total.looked_at} analyzed chips" in told
-    assert told.count("<path") == 2
-    outside = [part for part in told.replace("http://www.w3.org/2000/svg", "").split('"') if "//" in part]
-    assert outside == []  # nothing is asked of anybody
-    assert "default-src 'none'" in told
-    marked = to_markdown(title, blocks)
-    assert "| East |" in marked
-    assert "<svg" not in marked
+        assert words in html
+    assert "We&lt;b&gt;st" in html
+    assert f"{summary.total.changed} of {summary.total.looked_at} analyzed chips" in html
+    assert html.count("<path") == 2
+    urls = [value for value in html.replace("http://www.w3.org/2000/svg", "").split('"') if "//" in value]
+    assert urls == []  # nothing is asked of anybody
+    assert "default-src 'none'" in html
+    markdown = to_markdown(title, blocks)
+    assert "| East |" in markdown
+    assert "<svg" not in markdown
 
 
-def test_a_map_of_chips_where_areas_have_no_outline(results: Results) -> None:
+def test_without_areas_the_map_shows_chips(results: Results) -> None:
     areas = single_area(results)
-    told = to_html(*document(summarize(results, areas)))
-    assert told.count("<path") == len(GRID)
+    html = to_html(*document(summarize(results, areas)))
+    assert html.count("<path") == len(GRID)
     grey = summarize_chips(results).nodata + summarize_chips(results).failed
-    assert len(re.findall('<path [^>]*"#bbbbbb"', told)) == grey > 0
+    assert len(re.findall('<path [^>]*"#bbbbbb"', html)) == grey > 0
 
 
 def test_values_are_plain(results: Results) -> None:
-    found: list[AreaSummary] = summarize_areas(results, areas_from_grid(results))
-    assert json.loads(json.dumps([as_row(one) for one in found]))
+    rows: list[AreaSummary] = summarize_areas(results, areas_from_grid(results))
+    assert json.loads(json.dumps([as_row(area) for area in rows]))
     assert isinstance(areas_from_grid(results), Areas)

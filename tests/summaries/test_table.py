@@ -15,7 +15,7 @@ from tests.summaries.outputs import written
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ('=HYPERLINK("http://e.org","x")', '\'=HYPERLINK("http://e.org","x")'),
         ("@SUM(A1)", "'@SUM(A1)"),
@@ -28,9 +28,9 @@ from tests.summaries.outputs import written
         ("", ""),
     ],
 )
-def test_no_text_is_a_formula(tmp_path: Path, name: str, told: str) -> None:
-    whole = summarize_chips(written(tmp_path / "out.gpkg"))
-    one = replace(whole, name=name, top_chips=(TopChip("r0_c0", 0.5, name, 15.0, 48.0),))
-    (row,) = csv.DictReader(io.StringIO(to_csv([one])))
-    assert row["name"] == row["top_caption"] == told
+def test_formulas_are_escaped(tmp_path: Path, name: str, expected: str) -> None:
+    total = summarize_chips(written(tmp_path / "out.gpkg"))
+    area = replace(total, name=name, top_chips=(TopChip("r0_c0", 0.5, name, 15.0, 48.0),))
+    (row,) = csv.DictReader(io.StringIO(to_csv([area])))
+    assert row["name"] == row["top_caption"] == expected
     assert float(row["top_score"]) == 0.5

@@ -1,4 +1,4 @@
-"""Small models are trained by one thread: several would wait for each other more than they compute."""
+"""Single-threaded torch: for models as small as these, several threads cost more than they save."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For all tests of this folder."""
-    before = torch.get_num_threads()
+    """Set one thread for all tests of this folder."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)

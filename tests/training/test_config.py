@@ -1,4 +1,4 @@
-"""Every shipped run is read, fits its model, and says what the paper says; changes from the command line."""
+"""Configuration of runs: shipped ones fit their models and the paper; changes by `--set`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.training.config import Phase, Records, Scenes, TrainConfig, differences, load_config
+from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig, config_differences, load_config
 from deltavlm.training.learner import Learner
-from deltavlm.training.parameter_groups import counts, lr_multipliers, named
+from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
 
 SHIPPED = [
     path.name
@@ -23,7 +23,7 @@ SHIPPED = [
 ]
 
 
-def test_all_four_are_there() -> None:
+def test_all_four_recipes_ship() -> None:
     assert {*SHIPPED} >= {
         "train_stage1.yaml",
         "train_stage2.yaml",
@@ -36,30 +36,30 @@ def test_all_four_are_there() -> None:
 def test_a_shipped_run_fits_its_model(name: str) -> None:
     run = load_config(shipped_config(name))
     assert from_mapping(TrainConfig, to_mapping(run), "again") == run
-    numbers = load(shipped_config(f"{run.model}.yaml"), DeltaVLMConfig)
+    model_config = load(shipped_config(f"{run.model}.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
-        model = build(numbers)
-        learners = [Learner(model, numbers, phase) for phase in run.phases.values()]
+        model = build(model_config)
+        learners = [Learner(model, model_config, phase) for phase in run.phases.values()]
     for learner in learners:
-        found = lr_multipliers([name for name, _ in named(learner)], learner.phase)
-        assert any(found.values())
+        multipliers = lr_multipliers([name for name, _ in named_parameters(learner)], learner.phase)
+        assert any(multipliers.values())
     if run.scenes:
-        assert numbers.dense is not None
-        assert numbers.dense.classes == CHANGE_CLASSES
+        assert model_config.dense is not None
+        assert model_config.dense.classes == CHANGE_CLASSES
 
 
-def test_stage_two_fits_what_the_paper_fits() -> None:
-    """253,216,384 numbers: what the published checkpoint holds without its unused contrastive heads."""
+def test_stage_two_trains_the_parameters_of_the_paper() -> None:
+    """253,216,384 parameters: those of the published checkpoint without its unused contrastive heads."""
     run = load_config(shipped_config("train_stage2.yaml"))
-    numbers = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
+    model_config = load(shipped_config("deltavlm-7b.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
-        learner = Learner(build(numbers), numbers, run.phases["tune"])
-    found = lr_multipliers([name for name, _ in named(learner)], learner.phase)
-    organs = counts(learner, found)
-    assert sum(fitted for fitted, _ in organs.values()) == 253_216_384
-    assert organs["vision"][0] == 50_497_536 + 2_816
-    assert organs["difference"] == (13_881_472, 13_881_472)
-    assert organs["language"][0] == 0
+        learner = Learner(build(model_config), model_config, run.phases["tune"])
+    multipliers = lr_multipliers([name for name, _ in named_parameters(learner)], learner.phase)
+    counts = count_parameters(learner, multipliers)
+    assert sum(trainable for trainable, _ in counts.values()) == 253_216_384
+    assert counts["vision"][0] == 50_497_536 + 2_816
+    assert counts["difference"] == (13_881_472, 13_881_472)
+    assert counts["language"][0] == 0
     tune = run.phases["tune"]
     assert (tune.lr, tune.weight_decay, tune.cut, tune.turn_deg, tune.rows) == (1e-5, 0.05, 0.05, 15.0, 1)
 
@@ -93,14 +93,16 @@ def test_changes_reach_their_keys(tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(dump(run))
     assert load_config(again) == run
-    other = differences(to_mapping(load_config(shipped_config("train_nano.yaml"))), to_mapping(run))
-    assert {line.split(" ")[0] for line in other} == {
+    different = config_differences(
+        to_mapping(load_config(shipped_config("train_nano.yaml"))), to_mapping(run)
+    )
+    assert {line.split(" ")[0] for line in different} == {
         *("scenes.far", "phases.words.lr", "phases.words.rates.language", "seed")
     }
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("sed=1", "no key 'sed'; did you mean 'seed'"),
         ("phases.wrods.steps=1", r"no key 'phases\.wrods'; did you mean 'words'"),
@@ -114,16 +116,16 @@ def test_changes_reach_their_keys(tmp_path: Path) -> None:
         ("validation.evry=1", "did you mean 'every'"),
         ("scenes=null", "nothing to train on"),
         ("validation={every: 1, metric: made.auc}", "does not begin with one of scenes"),
-        ("validation={every: 1, patience: 2}", "name the metric"),
+        ("validation={every: 1, patience: 2}", "patience needs validation.metric"),
     ],
 )
-def test_a_wrong_change_is_told_in_a_line(change: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as found:
+def test_a_wrong_change_is_an_error_of_one_line(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
         load_config(shipped_config("train_nano.yaml"), [change])
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_masks_need_scenes() -> None:
     phases = {"all": Phase(part="joint", steps=1, batch=1, lr=1.0)}
     with pytest.raises(ValueError, match="only scenes have them"):
-        TrainConfig("nano", phases, scenes=Scenes(1, 1, weight=0.0), sets={"x": Records(Path("x"))})
+        TrainConfig("nano", phases, scenes=Scenes(1, 1, weight=0.0), sets={"x": RecordSet(Path("x"))})

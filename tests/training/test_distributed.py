@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: the same losses at the same total batch, whole or sharded."""
+"""Distributed training: two processes learn what one learns at the same global batch size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script run alone and by torchrun, at the same time."""
+    """Folder of the script's runs in one process and under torchrun, at the same time."""
     folder = tmp_path_factory.mktemp("two")
     eight_examples(folder / "set")
     seven_checkpoint(folder / "fresh")
@@ -34,49 +34,53 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     script = ["-m", "tests.training.two_processes", str(folder)]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    started = [
+    processes = [
         subprocess.Popen(
-            [sys.executable, *how, *script, str(folder / name)],
+            [sys.executable, *prefix, *script, str(folder / name)],
             env=environment,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for name, how in (("one", []), ("two", launcher))
+        for name, prefix in (("one", []), ("two", launcher))
     ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    for process, text in zip(started, said, strict=True):
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, text in zip(processes, outputs, strict=True):
         assert process.returncode == 0, text[-3000:]
     return folder
 
 
-def figures(folder: Path, kind: str) -> list[dict[str, Any]]:
+def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    left_out = {"pairs_per_s", "kind", "phase"}
-    return [{k: v for k, v in one.items() if k not in left_out} for one in records if one["kind"] == kind]
+    ignored = {"pairs_per_s", "kind", "phase"}
+    return [
+        {key: value for key, value in record.items() if key not in ignored}
+        for record in records
+        if record["kind"] == kind
+    ]
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_learns(runs: Path, way: str) -> None:
-    """Contrastive and matching losses over all processes' pairs, words over all tokens; then validation. The
-    two were killed on the way, and went on."""
-    one, two = runs / "one" / "ddp", runs / "two" / way
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns(runs: Path, sharding: str) -> None:
+    """Contrastive and matching losses are over the pairs of all processes, answers over all tokens; then
+    validation. The run of two processes was killed halfway and resumed."""
+    one, two = runs / "one" / "ddp", runs / "two" / sharding
     for kind in ("train", "validation"):
-        alone, together = figures(one, kind), figures(two, kind)
+        alone, together = metrics(one, kind), metrics(two, kind)
         assert len(alone) == len(together) > 0
         for left, right in zip(alone, together, strict=True):
             assert right == pytest.approx({key: left[key] for key in right}, rel=2e-4, abs=1e-6)
-            if way == "ddp":
+            if sharding == "ddp":
                 assert right.keys() == left.keys()
-    assert any("contrastive" in step for step in figures(two, "train"))
-    assert any("words" in step for step in figures(two, "train"))
+    assert any("contrastive" in step for step in metrics(two, "train"))
+    assert any("words" in step for step in metrics(two, "train"))
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_checkpoints_of_two_processes_are_those_of_one(runs: Path, way: str) -> None:
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_checkpoints_of_two_processes_are_those_of_one(runs: Path, sharding: str) -> None:
     alone = load_state(runs / "one" / "ddp" / "tune.pt")["weights"]
-    together = load_state(runs / "two" / way / "tune.pt")["weights"]
+    together = load_state(runs / "two" / sharding / "tune.pt")["weights"]
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=2e-5, msg=name)

@@ -1,4 +1,4 @@
-"""A whole run from nothing: scenes drawn, tokenizer made, all phases of the shipped nano, a model folder."""
+"""Run from scratch: scenes drawn, tokenizer trained, all phases of the shipped nano, model exported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training import __main__ as command
-from deltavlm.training import run
+from deltavlm.training import build
 from deltavlm.training.checkpoints import final_weights, load_state
 from deltavlm.training.config import TrainConfig
 from tests.tiny import TINY
@@ -32,10 +32,10 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The shipped recipe at reduced size."""
     shipped_run = load(shipped_config("train_nano.yaml"), TrainConfig)
 
-    def known(path: Path, kind: type) -> object:
+    def load_small(path: Path, kind: type) -> object:
         return MODEL if kind is DeltaVLMConfig else load(path, kind)
 
-    monkeypatch.setattr(run, "load", known)
+    monkeypatch.setattr(build, "load", load_small)
     assert shipped_run.scenes is not None
     small = replace(
         shipped_run,
@@ -53,16 +53,18 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> None:
-    """Each phase begins with the averaged weights of the one before; the folder at the end answers."""
+def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> None:
+    """Each phase starts from the EMA weights of the one before; the exported model answers."""
     out = tmp_path / "run"
     assert command.main([str(recipe), "-o", str(out), "--phase", "masks_close"]) == 0
     assert not (out / "model").exists()
-    assert command.main([str(recipe), "-o", str(out)]) == 2  # there is a run
+    assert command.main([str(recipe), "-o", str(out)]) == 2  # the folder holds a run
     assert command.main([str(recipe), "-o", str(out), "--resume"]) == 0
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     names = [*load(recipe, TrainConfig).phases]
-    assert [(one["phase"], one["step"]) for one in log] == [(name, step) for name in names for step in (1, 2)]
+    assert [(record["phase"], record["step"]) for record in log] == [
+        (name, step) for name in names for step in (1, 2)
+    ]
     assert {"mask", "density", "lr", "norm"} <= {*log[0]}
     model = load_model(str(out / "model"), device="cpu", dtype="fp32")
     assert isinstance(model, Predictor)
@@ -72,26 +74,26 @@ def test_the_recipe_of_nano_runs_from_nothing(recipe: Path, tmp_path: Path) -> N
     weights = model.model.state_dict()
     for name, tensor in last.items():
         torch.testing.assert_close(weights[name], tensor.half().float(), msg=name)
-    # what a phase of words holds still is what the phase before it has averaged
+    # modules that are frozen in the phase `words` have the EMA weights of the phase before it
     before, after = (final_weights(out, name, best=False) for name in ("masks", "words"))
-    still = [name for name in before if name.startswith(("vision.", "difference."))]
-    assert still
-    for name in still:  # a running mean of one value is that value, up to rounding
+    frozen = [name for name in before if name.startswith(("vision.", "difference."))]
+    assert frozen
+    for name in frozen:  # the average of one value is that value, up to rounding
         torch.testing.assert_close(after[name], before[name], msg=name)
 
 
 @pytest.mark.slow
-def test_checkpoints_of_a_started_run_hold_what_can_change(tmp_path: Path) -> None:
-    """The shipped nano's vision is not kept again by a phase that holds it still; its statistics are."""
+def test_checkpoints_of_a_run_with_a_start_lack_frozen_weights(tmp_path: Path) -> None:
+    """A phase that freezes the vision encoder saves its batch-norm statistics but not its weights."""
     scenes = {"train": 2, "validation": 2}
     phases = {"read": {"part": "language", "steps": 1, "batch": 1, "lr": 0.001, "micro": 1}}
     path = tmp_path / "started.yaml"
     path.write_text(json.dumps({"model": "nano", "start": "nano", "scenes": scenes, "phases": phases}))
     assert command.main([str(path), "-o", str(tmp_path / "run"), "--phase", "read"]) == 0
-    kept = load_state(tmp_path / "run" / "read.pt")["weights"]
-    assert not any(name.startswith("model.vision") and name.endswith("weight") for name in kept)
-    assert any(name.startswith("model.language") for name in kept)
-    assert {name.rpartition(".")[2] for name in kept if name.startswith("model.vision")} == {
+    weights = load_state(tmp_path / "run" / "read.pt")["weights"]
+    assert not any(name.startswith("model.vision") and name.endswith("weight") for name in weights)
+    assert any(name.startswith("model.language") for name in weights)
+    assert {name.rpartition(".")[2] for name in weights if name.startswith("model.vision")} == {
         *("running_mean", "running_var", "num_batches_tracked")
     }
 
@@ -107,12 +109,12 @@ def test_a_time_limit_stops_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_training_machine_needs_no_maps_and_no_launcher() -> None:
+def test_training_needs_no_geo_package_and_no_launcher() -> None:
     """torch, numpy, transformers, timm, safetensors and pillow are enough."""
     absent = ["rasterio", "geopandas", "shapely", "pyproj", "pyogrio", "pyarrow", "accelerate", "tensorboard"]
     absent += ["pycocoevalcap", "sentencepiece", "typer", "rich"]
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport deltavlm.training.__main__"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr

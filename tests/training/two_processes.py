@@ -1,4 +1,4 @@
-"""Run by torchrun or alone: a few steps of each kind at one total batch, whole and sharded."""
+"""Script for torchrun or a single process: a few steps with DDP and FSDP at one global batch size."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from deltavlm.training import run
-from deltavlm.training.config import Phase, Records, TrainConfig, Validation
-from deltavlm.training.distributed import join, world
+from deltavlm.training import build, run
+from deltavlm.training.config import Phase, RecordSet, TrainConfig, Validation
+from deltavlm.training.distributed import init_process_group, world
 from tests.seven import SEVEN
 
 
 class Killed(Exception):
-    pass
+    """Stand-in for a signal."""
 
 
 def kill(phase: str, step: int, steps: int, note: str) -> None:
-    """Ends a run one step behind a checkpoint."""
+    """Progress callback that ends a run one step after a checkpoint."""
     if phase == "tune" and step == 3:
         raise Killed
 
 
 def main(folder: Path, out: Path) -> None:
     torch.set_num_threads(1)
-    join()
-    run.shipped = lambda name: name  # type: ignore[assignment]
-    run.load = lambda name, kind: SEVEN  # type: ignore[assignment]
+    init_process_group()
+    build.shipped_config = lambda name: name  # type: ignore[assignment]
+    build.load = lambda name, kind: SEVEN  # type: ignore[assignment]
     phases = {
         "align": Phase(part="align", steps=3, batch=4, lr=1e-3, warmup=1, cut=0.05, turn_deg=15.0),
         "tune": Phase(part="instruct", steps=3, batch=8, micro=2, lr=1e-3, warmup=1, balance="token"),
@@ -39,7 +39,7 @@ def main(folder: Path, out: Path) -> None:
         model="seven",
         start=str(folder / "fresh"),
         fresh=("difference",),
-        sets={"eight": Records(folder / "set", held_out=2)},
+        sets={"eight": RecordSet(folder / "set", held_out=2)},
         phases=phases,
         precision="fp32",
         device="cpu",
@@ -47,21 +47,18 @@ def main(folder: Path, out: Path) -> None:
         checkpoint_every=2,
         validation=Validation(every=3, metric="eight.caption.all.bleu_4"),
     )
-    ways = ("ddp", "fsdp") if world.size > 1 else ("ddp",)
-    for way in ways:
-        # answers are scored from weights that lie whole in each process, so not under fsdp
-        plan = (
-            replace(config.validation, metric=None)
-            if way == "fsdp" and config.validation
-            else config.validation
-        )
-        mine = replace(config, sharding=way, validation=plan)  # type: ignore[arg-type]
+    for sharding in ("ddp", "fsdp") if world.size > 1 else ("ddp",):
+        # with FSDP, answers are not scored, for no process has all weights
+        plan = config.validation
+        if sharding == "fsdp" and plan:
+            plan = replace(plan, metric=None)
+        sharded = replace(config, sharding=sharding, validation=plan)  # type: ignore[arg-type]
         if world.size == 1:
-            run.train(mine, out / way)
+            run.train(sharded, out / sharding)
             continue
         with suppress(Killed):
-            run.train(mine, out / way, tell=kill)
-        run.train(mine, out / way, resume=True)
+            run.train(sharded, out / sharding, on_progress=kill)
+        run.train(sharded, out / sharding, run.RunOptions(resume=True))
     if world.size > 1:
         dist.destroy_process_group()
 

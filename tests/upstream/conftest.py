@@ -1,4 +1,4 @@
-"""The original's own files at small size, and a checkpoint converted from them."""
+"""Files of the original at small size, and a checkpoint converted from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sources(folder: Path = GOLDEN) -> Sources:
 
 
 def as_instructblip(base: Path, folder: Path) -> Path:
-    """The vision base as transformers' InstructBLIP names it."""
+    """Write the vision base with the names of transformers' InstructBLIP."""
     block = {new: old for old, new in names.INSTRUCTBLIP_BLOCK}
     outer = {new: old for old, new in names.INSTRUCTBLIP}
     renamed: dict[str, torch.Tensor] = {"language_model.lm_head.weight": torch.zeros(2, 2)}
@@ -36,12 +36,12 @@ def as_instructblip(base: Path, folder: Path) -> Path:
         if name.endswith(("q_bias", "v_bias")):
             biases.setdefault(name[:-6], {})[name[-6:]] = tensor
             continue
-        theirs = name
+        key_name = name
         for lavis, hf in outer.items():
-            theirs = hf + theirs[len(lavis) :] if theirs.startswith(lavis) else theirs
+            key_name = hf + key_name[len(lavis) :] if key_name.startswith(lavis) else key_name
         for lavis, hf in block.items():
-            theirs = theirs.replace(lavis, hf)
-        renamed[theirs] = tensor.contiguous()
+            key_name = key_name.replace(lavis, hf)
+        renamed[key_name] = tensor.contiguous()
     for stem, pair in biases.items():
         key = stem.replace("blocks.", "vision_model.encoder.layers.").replace("attn.", "self_attn.qkv.bias")
         renamed[key] = torch.cat([pair["q_bias"], torch.zeros_like(pair["q_bias"]), pair["v_bias"]])

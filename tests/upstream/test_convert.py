@@ -1,4 +1,4 @@
-"""Published files into ours: every tensor has a place, and files that do not fit are named."""
+"""Conversion of the published files: every tensor is mapped, and files that do not fit are errors."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from tests.upstream.conftest import GOLDEN, as_instructblip, sources
 
 
 def published(folder: Path = GOLDEN) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(folder / "checkpoint_best.pth", weights_only=True)
-    return found
+    checkpoint_file: dict[str, Any] = torch.load(folder / "checkpoint_best.pth", weights_only=True)
+    return checkpoint_file
 
 
-def test_every_published_tensor_is_kept_bit_for_bit_or_ignored_by_name(converted: Path) -> None:
-    own = load_file(converted / WEIGHTS)
+def test_every_published_tensor_is_copied_bit_for_bit_or_ignored(converted: Path) -> None:
+    weights = load_file(converted / WEIGHTS)
     base = dict(tensors(GOLDEN / "eva_vit_g.pth"))
-    seen = set()
+    filled = set()
     for name, tensor in published()["model"].items():
         our = names.from_published(name)
         if our is not None:
-            assert torch.equal(own[our], tensor), name
-            seen.add(our)
-    for our in set(own) - seen:  # what the checkpoint lacks comes from the vision base
-        assert torch.equal(own[our], base[our.removeprefix("vision.tower.")]), our
-    assert not torch.equal(own["vision.tower.blocks.2.mlp.fc1.weight"], base["blocks.2.mlp.fc1.weight"])
+            assert torch.equal(weights[our], tensor), name
+            filled.add(our)
+    for our in set(weights) - filled:  # the other tensors are those of the vision base
+        assert torch.equal(weights[our], base[our.removeprefix("vision.tower.")]), our
+    assert not torch.equal(weights["vision.tower.blocks.2.mlp.fc1.weight"], base["blocks.2.mlp.fc1.weight"])
 
 
-def test_the_numbers_are_read_off_the_tensors(converted: Path) -> None:
+def test_the_configuration_is_read_from_the_tensors(converted: Path) -> None:
     config, dims = read_config(converted), json.loads((GOLDEN / "expected.json").read_text())["dims"]
     assert (config.vision.image_px, config.vision.width, config.vision.depth, config.vision.heads) == (
         *(dims[key] for key in ("img", "vdim", "vdepth", "vheads")),
@@ -58,51 +58,51 @@ def test_the_numbers_are_read_off_the_tensors(converted: Path) -> None:
     assert config.sources["epoch"] == "7"
 
 
-def test_a_linked_language_model_is_read_where_it_is(converted: Path, tmp_path: Path) -> None:
-    done = convert(sources(), tmp_path / "linked", link_language=True)
-    assert not list(done.folder.glob("language-*"))
-    _, whole = checkpoint.load(converted)
-    _, linked = checkpoint.load(done.folder)
-    for name, tensor in whole.state_dict().items():
+def test_a_linked_language_model_is_read_from_its_folder(converted: Path, tmp_path: Path) -> None:
+    result = convert(sources(), tmp_path / "linked", link_language=True)
+    assert not list(result.folder.glob("language-*"))
+    _, copied = checkpoint.load(converted)
+    _, linked = checkpoint.load(result.folder)
+    for name, tensor in copied.state_dict().items():
         assert torch.equal(linked.state_dict()[name], tensor), name
-    away = replace(done.config, language=replace(done.config.language, folder=str(tmp_path / "nowhere")))
-    checkpoint.save_config(done.folder, away)
+    away = replace(result.config, language=replace(result.config.language, folder=str(tmp_path / "nowhere")))
+    checkpoint.save_config(result.folder, away)
     with pytest.raises(ModelError, match="nowhere, which has no weights"):
-        checkpoint.load(done.folder)
+        checkpoint.load(result.folder)
 
 
-def test_a_language_model_in_pickled_shards_is_the_same(converted: Path, files: Path) -> None:
+def test_a_language_model_in_pickled_shards_gives_the_same_model(converted: Path, files: Path) -> None:
     """Vicuna is published as .bin shards with an index."""
     folder = files / "vicuna-7b-v1.5"
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     listed = sorted(weights)
-    where = {}
-    for index, part in enumerate((listed[:9], listed[9:])):
+    weight_map = {}
+    for index, keys in enumerate((listed[:9], listed[9:])):
         name = f"pytorch_model-0000{index + 1}-of-00002.bin"
-        torch.save({key: weights[key] for key in part}, folder / name)
-        where |= dict.fromkeys(part, name)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
-    _, one = checkpoint.load(converted)
+        torch.save({key: weights[key] for key in keys}, folder / name)
+        weight_map |= dict.fromkeys(keys, name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    _, expected = checkpoint.load(converted)
     for link in (False, True):
-        done = convert(sources(files), files / f"out{link}", link_language=link)
-        _, other = checkpoint.load(done.folder)
-        for key, tensor in one.state_dict().items():
-            assert torch.equal(other.state_dict()[key], tensor), key
+        result = convert(sources(files), files / f"out{link}", link_language=link)
+        _, actual = checkpoint.load(result.folder)
+        for key, tensor in expected.state_dict().items():
+            assert torch.equal(actual.state_dict()[key], tensor), key
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(InputError, match=r"lacks pytorch_model-00002-of-00002\.bin"):
         convert(sources(files), files / "more")
 
 
-def test_instructblips_vision_tower_is_the_same_base(converted: Path, tmp_path: Path) -> None:
-    given = replace(sources(), vision=as_instructblip(GOLDEN / "eva_vit_g.pth", tmp_path / "instructblip"))
-    done = convert(given, tmp_path / "out")
-    one, other = load_file(converted / WEIGHTS), load_file(done.folder / WEIGHTS)
-    assert set(one) == set(other)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_the_vision_tower_of_instructblip_gives_the_same_model(converted: Path, tmp_path: Path) -> None:
+    base = as_instructblip(GOLDEN / "eva_vit_g.pth", tmp_path / "instructblip")
+    result = convert(replace(sources(), vision=base), tmp_path / "out")
+    expected, actual = load_file(converted / WEIGHTS), load_file(result.folder / WEIGHTS)
+    assert set(expected) == set(actual)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_the_last_block_and_the_head_of_the_published_base_are_left_out(files: Path) -> None:
+def test_the_last_block_and_the_head_of_the_published_base_are_ignored(files: Path) -> None:
     base = torch.load(files / "eva_vit_g.pth", weights_only=True)
     base |= {name.replace("blocks.2.", "blocks.3."): t for name, t in base.items() if "blocks.2." in name}
     base |= {"head.weight": torch.zeros(3, 3), "norm.weight": torch.zeros(3)}
@@ -111,23 +111,23 @@ def test_the_last_block_and_the_head_of_the_published_base_are_left_out(files: P
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+    def run_out_of_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", run_out_of_space)
     with pytest.raises(OutputError, match="No space left"):
         convert(sources(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("here")
     with pytest.raises(OutputError, match="exists already"):
         convert(sources(), tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "here"
 
 
-def spoil_pickle(folder: Path) -> None:
+def damage_pickle(folder: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return (print, ("code was run",))
@@ -136,7 +136,7 @@ def spoil_pickle(folder: Path) -> None:
         pickle.dump({"model": Evil()}, file)
 
 
-def spoil_torch_pickle(folder: Path) -> None:
+def damage_torch_pickle(folder: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return (print, ("code was run",))
@@ -145,11 +145,11 @@ def spoil_torch_pickle(folder: Path) -> None:
 
 
 def cut(name: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         path = folder / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
-    return spoil
+    return damage
 
 
 def another_model(folder: Path) -> None:
@@ -157,21 +157,21 @@ def another_model(folder: Path) -> None:
 
 
 def with_tensor(name: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        found = published(folder)
-        found["model"][name] = torch.zeros(3)
-        torch.save(found, folder / "checkpoint_best.pth")
+    def damage(folder: Path) -> None:
+        checkpoint_file = published(folder)
+        checkpoint_file["model"][name] = torch.zeros(3)
+        torch.save(checkpoint_file, folder / "checkpoint_best.pth")
 
-    return spoil
+    return damage
 
 
 def without_tensor(name: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        found = published(folder)
-        del found["model"][name]
-        torch.save(found, folder / "checkpoint_best.pth")
+    def damage(folder: Path) -> None:
+        checkpoint_file = published(folder)
+        del checkpoint_file["model"][name]
+        torch.save(checkpoint_file, folder / "checkpoint_best.pth")
 
-    return spoil
+    return damage
 
 
 def other_base(folder: Path) -> None:
@@ -190,11 +190,11 @@ def shallow_base(folder: Path) -> None:
 
 
 def gone(name: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    return spoil
+    return damage
 
 
 def long_vocab(folder: Path) -> None:
@@ -219,10 +219,10 @@ LLM = "vicuna-7b-v1.5"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "words"),
     [
-        (spoil_pickle, "checkpoint_best.pth (holds code|is not a file of torch)"),
-        (spoil_torch_pickle, "checkpoint_best.pth holds code"),
+        (damage_pickle, "checkpoint_best.pth (holds code|is not a file of torch)"),
+        (damage_torch_pickle, "checkpoint_best.pth holds code"),
         (cut("checkpoint_best.pth"), "checkpoint_best.pth is not a file of torch, or it is truncated"),
         (cut("eva_vit_g.pth"), "eva_vit_g.pth is not a file of torch, or it is truncated"),
         (cut(f"{LLM}/model.safetensors"), "cannot read .*model.safetensors"),
@@ -246,10 +246,10 @@ LLM = "vicuna-7b-v1.5"
         (no_llama, "is not the configuration of a Llama"),
     ],
 )
-def test_files_that_do_not_fit_are_named(
-    files: Path, spoil: Callable[[Path], None], words: str, capsys: pytest.CaptureFixture[str]
+def test_files_that_do_not_fit_are_errors(
+    files: Path, damage: Callable[[Path], None], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(files)
+    damage(files)
     with pytest.raises(DeltaVLMError, match=words) as caught:
         convert(sources(files), files / "out")
     assert caught.value.exit_code == 2
@@ -259,7 +259,7 @@ def test_files_that_do_not_fit_are_named(
     assert not list(files.glob(".*"))
 
 
-def test_shards_prefer_safetensors_and_name_what_is_missing(tmp_path: Path) -> None:
+def test_shards_prefers_safetensors_and_checks_the_index(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"")
     (tmp_path / "b.safetensors").write_bytes(b"")
     assert shards(tmp_path) == [tmp_path / "b.safetensors"]
@@ -270,19 +270,19 @@ def test_shards_prefer_safetensors_and_name_what_is_missing(tmp_path: Path) -> N
 
 def test_a_converted_checkpoint_answers(converted: Path) -> None:
     model = load_model(str(converted), device="cpu")
-    assert model.name == "tiny"  # its folder's
+    assert model.name == "tiny"  # of its folder
     assert model.chip_px == 256
     assert len(model.fingerprint) == 16
     before = torch.randint(0, 255, (2, 3, 256, 256), dtype=torch.uint8).numpy()
     from deltavlm.model.interface import Question
 
-    asked = (Question("a", "what changed?", max_new_tokens=4), Question("b", "changed?", yes_no=True))
-    replies = model.answer(model.encode(before, before[::-1]), asked)
+    questions = (Question("a", "what changed?", max_new_tokens=4), Question("b", "changed?", yes_no=True))
+    replies = model.answer(model.encode(before, before[::-1]), questions)
     assert len(replies) == 2
     assert all(0 <= row[1].score <= 1 for row in replies)
 
 
-def test_a_torn_shard_is_missed(converted: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_an_error(converted: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(converted, tmp_path / "copy"))
     (folder / "language-00001.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no language-00001\.safetensors"):

@@ -1,4 +1,4 @@
-"""What a checkpoint tells about itself."""
+"""Inspection of a checkpoint: its modules, the training of CSRM, and the vision base."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from tests.upstream.conftest import GOLDEN, sources
 
 
 def fresh(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights, with a difference module as `nn.Linear` begins."""
-    found = dict(weights)
+    """The same weights, with a freshly initialized difference module."""
+    fresh_weights = dict(weights)
     for name in CSRM:
-        weight = found[f"{name}.weight"]
+        weight = fresh_weights[f"{name}.weight"]
         bound = 1 / math.sqrt(weight.shape[1])
-        found[f"{name}.weight"] = torch.empty_like(weight).uniform_(-bound, bound)
-    return found
+        fresh_weights[f"{name}.weight"] = torch.empty_like(weight).uniform_(-bound, bound)
+    return fresh_weights
 
 
 def golden() -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(GOLDEN / "checkpoint_best.pth", weights_only=True)
-    return found
+    content: dict[str, Any] = torch.load(GOLDEN / "checkpoint_best.pth", weights_only=True)
+    return content
 
 
 def test_modules_are_counted() -> None:
-    found = inspect(GOLDEN / "checkpoint_best.pth")
-    count = {module.name: module.tensors for module in found.modules}
+    inspection = inspect(GOLDEN / "checkpoint_best.pth")
+    count = {module.name: module.tensors for module in inspection.modules}
     assert count["vision blocks"] == 2 * 13
     assert count["difference module (CSRM)"] == 8
     assert count["ignored"] == 8
-    assert sum(module.tensors for module in found.modules) == len(golden()["model"])
-    assert found.blocks == (1, 2)
-    assert not found.unknown
-    assert found.epoch == 7
-    assert found.base_cosine is None
+    assert sum(module.tensors for module in inspection.modules) == len(golden()["model"])
+    assert inspection.blocks == (1, 2)
+    assert not inspection.unknown
+    assert inspection.epoch == 7
+    assert inspection.base_cosine is None
 
 
 def test_weights_beyond_the_range_of_a_fresh_layer_were_trained() -> None:
@@ -51,7 +51,7 @@ def test_weights_beyond_the_range_of_a_fresh_layer_were_trained() -> None:
     assert "within the range" in evidence[0]
 
 
-def test_an_optimiser_state_says_trained() -> None:
+def test_an_optimizer_state_proves_training() -> None:
     weights = fresh(golden()["model"])
     indices = optimizer_indices(weights)
     others = {i: {} for name, i in indices.items() if not name.startswith(CSRM)}
@@ -59,8 +59,8 @@ def test_an_optimiser_state_says_trained() -> None:
     assert csrm_trained(weights, {"state": others | {indices["gate2.weight"]: {}}})[0] is True
 
 
-def test_the_optimisers_order_is_the_published_one() -> None:
-    """The indices that were worked out for the published 372 tensors, at its names."""
+def test_the_order_of_the_optimizer_is_that_of_the_published_run() -> None:
+    """The indices that were derived for the 372 published tensors, by their names."""
     layers = []
     for n in range(12):
         kinds = [
@@ -106,15 +106,15 @@ def test_the_optimisers_order_is_the_published_one() -> None:
     ]
 
 
-def test_a_never_trained_module_is_left_out_by_auto_and_kept_by_choice(files: Path) -> None:
-    found = golden()
-    found["model"] = fresh(found["model"])
-    torch.save(found, files / "checkpoint_best.pth")
+def test_auto_skips_an_untrained_difference_module_and_csrm_uses_it(files: Path) -> None:
+    content = golden()
+    content["model"] = fresh(content["model"])
+    torch.save(content, files / "checkpoint_best.pth")
     assert convert(sources(files), files / "auto").config.difference.mode == "concat"
     assert convert(sources(files), files / "csrm", difference="csrm").config.difference.mode == "csrm"
 
 
-def test_the_cosine_tells_the_right_base_from_another(files: Path) -> None:
+def test_the_cosine_distinguishes_the_right_base(files: Path) -> None:
     other = inspect(GOLDEN / "checkpoint_best.pth", GOLDEN / "eva_vit_g.pth").base_cosine
     base = torch.load(files / "eva_vit_g.pth", weights_only=True)
     for name, tensor in golden()["model"].items():

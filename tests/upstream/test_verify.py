@@ -1,4 +1,4 @@
-"""Equal to the original: its own numbers, stage by stage, at small size with random weights."""
+"""Comparison with results of the original, at small size with random weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_half_precision_reports_its_drift(converted: Path) -> None:
         ("qformer.bert.encoder.layer.3.output_query.dense.weight", "soft prompt"),
     ],
 )
-def test_a_wrong_tensor_is_found_where_it_first_shows(
+def test_a_wrong_tensor_fails_at_the_first_stage_that_uses_it(
     converted: Path, tmp_path: Path, tensor: str, first: str
 ) -> None:
     folder = Path(shutil.copytree(converted, tmp_path / "wrong"))
@@ -58,7 +58,7 @@ def test_a_wrong_tensor_is_found_where_it_first_shows(
     assert failed[0] == first
 
 
-def test_a_token_more_or_less_is_a_difference(converted: Path, tmp_path: Path) -> None:
+def test_another_token_or_character_is_a_difference(converted: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN, tmp_path / "expected"))
     record = json.loads((folder / "expected.json").read_text())
     record["cases"][0]["token_ids"][5] += 1
@@ -70,7 +70,7 @@ def test_a_token_more_or_less_is_a_difference(converted: Path, tmp_path: Path) -
     assert failed == {"ids, greedy": 1, "text, 5 beams": 1}
 
 
-def test_expectations_that_cannot_be_read(converted: Path, tmp_path: Path) -> None:
+def test_unreadable_expected_results(converted: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*expected\.json"):
         verify(converted, tmp_path)
     shutil.copy(GOLDEN / "expected.json", tmp_path)

@@ -15,14 +15,30 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.data.synthetic.scene import Scene, SceneOptions, make_scene
+from deltavlm.data.synthetic.scene import SceneOptions, make_scene
 
+__all__ = [
+    "FAR_SEED",
+    "FAR_TEST_SEED",
+    "RICH_SEED",
+    "RICH_TEST_SEED",
+    "STORMY_SEED",
+    "TEST_SEED",
+    "TRAIN_SEED",
+    "VALIDATION_SEED",
+    "halve",
+    "open_cache",
+    "render_cache",
+]
+
+# First seeds of the sets, whose ranges do not overlap. FAR: coarser pixels; STORMY: large differences
+# of light, haze and contrast; RICH: `SceneOptions.rich`.
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
 FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_000
 RICH_SEED, RICH_TEST_SEED = 1_600_000_000, 1_900_000_000
 
 
-def half(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def halve(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Every second pixel of a ground truth array, as uint8."""
     halved: npt.NDArray[np.uint8] = np.minimum(array[::2, ::2], 255).astype(np.uint8)
     return halved
@@ -35,11 +51,11 @@ def _render_scenes(job: tuple[str, int, int, int, int, SceneOptions]) -> int:
     for index in range(start, stop):
         scene = make_scene(seed + index, size, size, options)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
-        truth[index] = np.stack([half(scene.change), half(scene.instances), half(scene.cover)])
+        truth[index] = np.stack([halve(scene.change), halve(scene.instances), halve(scene.cover)])
     return stop - start
 
 
-def draw_cache(
+def render_cache(
     folder: Path,
     count: int,
     *,
@@ -50,11 +66,7 @@ def draw_cache(
 ) -> None:
     """Render scenes seed, seed + 1, ... into `folder`; does nothing where it holds them already."""
     stamp = folder / "drawn.txt"  # written last, so that only a complete cache has it
-    description = f"{count} scenes of {size_px} px from seed {seed}, change {options.change}"
-    description += f", strength {options.strength}" * (options.strength is not None)
-    description += (
-        f", reduced {options.downsample}" * (options.downsample > 1) + ", rich" * options.rich + "\n"
-    )
+    description = _describe(count, seed, size_px, options)
     if stamp.exists() and stamp.read_text() == description:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +88,23 @@ def draw_cache(
     stamp.write_text(description)
 
 
+def _describe(count: int, seed: int, size_px: int, options: SceneOptions) -> str:
+    """Text that identifies the content of a cache."""
+    default = SceneOptions()
+    words = [f"{count} scenes of {size_px} px from seed {seed}", f"change {options.change}"]
+    if options.strength is not None:
+        words.append(f"strength {options.strength}")
+    if options.downsample > 1:
+        words.append(f"reduced {options.downsample}")
+    if options.rich:
+        words.append("rich")
+    if options.scale is not None:
+        words.append(f"scale {options.scale}")
+    if options.misregistration_px != default.misregistration_px:
+        words.append(f"misregistration {options.misregistration_px} px")
+    return ", ".join(words) + "\n"
+
+
 def open_cache(
     folder: Path, mode: Literal["r", "r+"] = "r"
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -84,19 +113,3 @@ def open_cache(
         np.load(folder / "pictures.npy", mmap_mode=mode),
         np.load(folder / "truth.npy", mmap_mode=mode),
     )
-
-
-__all__ = [
-    "FAR_SEED",
-    "FAR_TEST_SEED",
-    "RICH_SEED",
-    "RICH_TEST_SEED",
-    "STORMY_SEED",
-    "TEST_SEED",
-    "TRAIN_SEED",
-    "VALIDATION_SEED",
-    "Scene",
-    "draw_cache",
-    "half",
-    "open_cache",
-]

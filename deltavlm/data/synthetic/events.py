@@ -2,24 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import Patch, Plan, Pond, Road, Wood, blob, rectangle
 
-EVENTS = [
-    "estate",
-    "row",
-    "houses",
-    "works",
-    "road",
-    "road_gone",
-    "demolish",
-    "clear",
-    "plant",
-    "pond",
-    "construction",
-]
+__all__ = ["EVENTS", "EVENT_PROBABILITIES", "clear_trees", "remove_crossed_houses"]
+
+
+def estate(area: Neighborhood) -> None:
+    """New roads with rows of houses, sometimes where trees stood."""
+    rng, plan = area.rng, area.plan
+    if rng.random() < 0.3:
+        plan.woods.append(area.wood(area.center, area.reach * rng.uniform(0.25, 0.5), "removed"))
+    start = len(plan.houses)
+    for _ in range(int(rng.integers(1, 3))):
+        road = area.road("built", short=rng.random() < 0.6)
+        plan.roads.append(road)
+        remove_crossed_houses(plan, road)
+        area.add_row(road, "built", share=rng.uniform(0.5, 1.0))
+    if rng.random() < 0.5:
+        for house in plan.houses[start:]:
+            yard = blob(rng, house.center, house.radius * 1.7)
+            plan.patches.append(Patch(yard, rng.choice(["lawn", "soil"]), "built"))
+
+
+def row(area: Neighborhood) -> None:
+    """New houses along a road that exists at both dates."""
+    rng, plan = area.rng, area.plan
+    roads = [road for road in plan.roads if road.when == "both"]
+    if not roads:
+        roads = [area.road()]
+        plan.roads.append(roads[0])
+        remove_crossed_houses(plan, roads[0])
+    road = roads[int(rng.integers(len(roads)))]
+    share = rng.uniform(0.4, 1.0)
+    area.add_row(road, "built", share=share, limit=int(rng.integers(2, 12)))
+
+
+def houses(area: Neighborhood) -> None:
+    """A few new houses at random points."""
+    area.add_scattered(int(area.rng.choice([1, 1, 2, 3, 4, 6])), "built")
+
+
+def works(area: Neighborhood) -> None:
+    """New halls, sometimes with a parking lot."""
+    rng = area.rng
+    area.add_scattered(int(rng.choice([1, 1, 2, 3])), "built", grow=rng.uniform(1.6, 3.5))
+    if rng.random() < 0.5:
+        center, length = area.random_point(), area.reach * rng.uniform(0.15, 0.35)
+        outline = rectangle(center, length, area.reach * 0.18, area.street_angle)
+        area.plan.patches.append(Patch(outline, "parking", "built"))
+
+
+def new_road(area: Neighborhood) -> None:
+    """One or two new roads without houses."""
+    rng = area.rng
+    for _ in range(int(rng.choice([1, 1, 1, 2]))):
+        road = area.road("built", short=rng.random() < 0.3)
+        area.plan.roads.append(road)
+        remove_crossed_houses(area.plan, road)
+
+
+def remove_road(area: Neighborhood) -> None:
+    """A short road that is removed."""
+    road = area.road("removed", short=True)
+    area.plan.roads.append(road)
+    remove_crossed_houses(area.plan, road)
+
+
+def demolish(area: Neighborhood) -> None:
+    """Demolition of up to half of the houses."""
+    rng = area.rng
+    standing = [house for house in area.plan.houses if house.when == "both"]
+    if len(standing) < 2:
+        area.add_scattered(int(rng.integers(1, 5)), "removed")
+        return
+    rng.shuffle(standing)
+    for house in standing[: int(rng.integers(1, max(2, len(standing) // 2) + 1))]:
+        house.when = "removed"
+
+
+def clear(area: Neighborhood) -> None:
+    """Clearing of trees."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.15, 0.4)
+    area.plan.woods.append(area.wood(center, radius, "removed"))
+
+
+def plant(area: Neighborhood) -> None:
+    """Planting of trees."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.15, 0.4)
+    area.plan.woods.append(area.wood(center, radius, "built"))
+
+
+def pond(area: Neighborhood) -> None:
+    """A new pond."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.07, 0.2)
+    area.plan.ponds.append(Pond(blob(area.rng, center, radius), "built"))
+
+
+def construction(area: Neighborhood) -> None:
+    """A construction site, cleared of trees."""
+    center, radius = area.random_point(0.8), area.reach * area.rng.uniform(0.1, 0.3)
+    clear_trees(area.plan, center, radius)
+    area.plan.patches.append(Patch(blob(area.rng, center, radius), "construction", "built"))
+
+
+EVENTS: Mapping[str, Callable[[Neighborhood], None]] = {
+    "estate": estate,
+    "row": row,
+    "houses": houses,
+    "works": works,
+    "road": new_road,
+    "road_gone": remove_road,
+    "demolish": demolish,
+    "clear": clear,
+    "plant": plant,
+    "pond": pond,
+    "construction": construction,
+}
+"""Functions that add one event to the plan of a neighborhood; their order is part of a seed's scene."""
 EVENT_PROBABILITIES = [0.24, 0.15, 0.17, 0.09, 0.09, 0.02, 0.08, 0.06, 0.02, 0.03, 0.05]
 
 
@@ -32,81 +136,8 @@ def clear_trees(plan: Plan, center: tuple[float, float], radius: float) -> None:
             wood.trees = wood.trees[~in_circle]
 
 
-def apply_event(area: Neighborhood, event: str) -> None:
-    """Add one event of `EVENTS` to the plan of a neighborhood."""
-    rng, plan = area.rng, area.plan
-    if event == "estate":
-        if rng.random() < 0.3:
-            plan.woods.append(area.wood(area.center, area.reach * rng.uniform(0.25, 0.5), "removed"))
-        start = len(plan.houses)
-        for _ in range(int(rng.integers(1, 3))):
-            road = area.road("built", short=rng.random() < 0.6)
-            plan.roads.append(road)
-            remove_crossed_houses(plan, road)
-            area.add_row(road, "built", share=rng.uniform(0.5, 1.0))
-        if rng.random() < 0.5:
-            for house in plan.houses[start:]:
-                plan.patches.append(
-                    Patch(blob(rng, house.center, house.radius * 1.7), rng.choice(["lawn", "soil"]), "built")
-                )
-    elif event == "row":
-        roads = [r for r in plan.roads if r.when == "both"]
-        if not roads:
-            plan.roads.append(area.road())
-            roads = [plan.roads[-1]]
-            remove_crossed_houses(plan, roads[0])
-        area.add_row(
-            roads[int(rng.integers(len(roads)))],
-            "built",
-            share=rng.uniform(0.4, 1.0),
-            limit=int(rng.integers(2, 12)),
-        )
-    elif event == "houses":
-        area.add_scattered(int(rng.choice([1, 1, 2, 3, 4, 6])), "built")
-    elif event == "works":
-        area.add_scattered(int(rng.choice([1, 1, 2, 3])), "built", grow=rng.uniform(1.6, 3.5))
-        if rng.random() < 0.5:
-            outline = rectangle(
-                area.random_point(),
-                area.reach * rng.uniform(0.15, 0.35),
-                area.reach * 0.18,
-                area.street_angle,
-            )
-            plan.patches.append(Patch(outline, "parking", "built"))
-    elif event == "road":
-        for _ in range(int(rng.choice([1, 1, 1, 2]))):
-            road = area.road("built", short=rng.random() < 0.3)
-            plan.roads.append(road)
-            remove_crossed_houses(plan, road)
-    elif event == "road_gone":
-        road = area.road("removed", short=True)
-        plan.roads.append(road)
-        remove_crossed_houses(plan, road)
-    elif event == "demolish":
-        standing = [h for h in plan.houses if h.when == "both"]
-        if len(standing) < 2:
-            area.add_scattered(int(rng.integers(1, 5)), "removed")
-        else:
-            rng.shuffle(standing)
-            for house in standing[: int(rng.integers(1, max(2, len(standing) // 2) + 1))]:
-                house.when = "removed"
-    elif event == "clear":
-        center, radius = area.random_point(0.8), area.reach * rng.uniform(0.15, 0.4)
-        plan.woods.append(area.wood(center, radius, "removed"))
-    elif event == "plant":
-        plan.woods.append(area.wood(area.random_point(0.8), area.reach * rng.uniform(0.15, 0.4), "built"))
-    elif event == "pond":
-        plan.ponds.append(
-            Pond(blob(rng, area.random_point(0.8), area.reach * rng.uniform(0.07, 0.2)), "built")
-        )
-    elif event == "construction":
-        center, radius = area.random_point(0.8), area.reach * rng.uniform(0.1, 0.3)
-        clear_trees(plan, center, radius)
-        plan.patches.append(Patch(blob(rng, center, radius), "construction", "built"))
-
-
 def remove_crossed_houses(plan: Plan, road: Road) -> None:
-    """Remove the houses that a new road would cross, from both dates."""
+    """Remove the houses that a road would cross, from both dates."""
     plan.remove_houses(
         [h for h in plan.houses if road.distance(h.center) <= h.radius * 0.85 + road.width / 2]
     )

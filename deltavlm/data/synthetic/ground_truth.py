@@ -61,11 +61,8 @@ def rasterize_ground_truth(plan: Plan, land: Bytes) -> tuple[Bytes, npt.NDArray[
                 polygon(pond.outline), fill=CHANGE_CODE["water_new" if pond.when == "built" else "water_gone"]
             )
     number = 0
-    for when in (
-        "built",
-        "removed",
-        "both",
-    ):  # an old road is drawn last: where a new one meets it is no change
+    # roads of both dates are drawn last: where a new road meets one, nothing changed
+    for when in ("built", "removed", "both"):
         for road in plan.roads:
             if road.when == when:
                 line, width = polygon(road.line), max(2, round(road.width))

@@ -26,28 +26,24 @@ def misregister(rng: Rng, image: Image.Image, margin: int, max_px: float) -> Ima
     """Crop the margin with a random shift of up to `max_px`, and a trace of rotation and scale."""
     width, height = image.size[0] - 2 * margin, image.size[1] - 2 * margin
     dx, dy = rng.uniform(-max_px, max_px, 2)
-    angle, zoom = (
-        (rng.normal(0, 0.002), 1 + rng.normal(0, 0.002)) if max(width, height) <= 512 else (0.0, 1.0)
-    )
+    angle, zoom = 0.0, 1.0
+    if max(width, height) <= 512:
+        angle, zoom = rng.normal(0, 0.002), 1 + rng.normal(0, 0.002)
     cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
     x, y = width / 2, height / 2
     coefficients = (
-        cos,
-        -sin,
-        margin + dx + x - cos * x + sin * y,
-        sin,
-        cos,
-        margin + dy + y - sin * x - cos * y,
+        *(cos, -sin, margin + dx + x - cos * x + sin * y),
+        *(sin, cos, margin + dy + y - sin * x - cos * y),
     )
     return image.transform((width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
 
 
 def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.NDArray[np.float32]:
     """Random light color, gamma, contrast and haze; values from 0 to 255 in and out."""
-    grey = pixels.mean(axis=2, keepdims=True)
-    pixels = grey + (pixels - grey) * max(0.0, 1 + rng.normal(-0.05, 0.2 * strength))
+    gray = pixels.mean(axis=2, keepdims=True)
+    pixels = gray + (pixels - gray) * max(0.0, 1 + rng.normal(-0.05, 0.2 * strength))
     if rng.random() < 0.04:  # old panchromatic film
-        pixels = np.repeat(grey, 3, axis=2)
+        pixels = np.repeat(gray, 3, axis=2)
     gain = np.exp(rng.normal(0, 0.16 * strength) + rng.normal(0, 0.045 * strength, 3))
     pixels = 255 * np.clip(pixels / 255, 0, 1) ** np.exp(rng.normal(0, 0.15 * strength)) * gain
     pixels = (pixels - 110) * np.exp(rng.normal(0, 0.15 * strength)) + 110 + rng.normal(0, 12 * strength)
@@ -113,10 +109,10 @@ def photograph(
     rng: Rng,
     clean: Bytes,
     margin: int,
+    misregistration_px: float,
+    strength: float,
     *,
-    misregistration_px: float = 2.0,
-    strength: float = 1.0,
-    rich: bool = False,
+    rich: bool,
 ) -> Bytes:
     """Image of a clean rendering as a sensor delivers it, (height, width, 3), without the margin.
 

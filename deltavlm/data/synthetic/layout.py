@@ -50,9 +50,8 @@ class Neighborhood:
         start = (x - np.cos(heading) * length / 2, y - np.sin(heading) * length / 2)
         surface = rng.choice(["asphalt", "concrete", "dirt"], p=[0.6, 0.25, 0.15])
         width = float(np.clip(rng.lognormal(np.log(12), 0.35), 6, 34)) * scale
-        return Road(
-            curve(rng, start, heading, length, rng.choice([0.1, 0.6, 1.6])), max(width, 3.0), surface, when
-        )
+        line = curve(rng, start, heading, length, rng.choice([0.1, 0.6, 1.6]))
+        return Road(line, max(width, 3.0), surface, when)
 
     def house(self, center: tuple[float, float], angle: float, when: When, *, grow: float = 1.0) -> House:
         """Random house in the style of the neighborhood; `grow` makes it larger, as a hall."""
@@ -61,13 +60,12 @@ class Neighborhood:
         depth = length * rng.uniform(0.55, 0.95)
         roof = self.style if rng.random() < 0.7 else rng.choice(["gable", "hip", "flat", "ell"])
         height = (rng.uniform(5, 10) if grow < 1.6 else rng.uniform(8, 16)) * self.plan.scale
-        return House(
-            center, length, depth, angle, height, "flat" if grow > 1.6 and rng.random() < 0.7 else roof, when
-        )
+        if grow > 1.6 and rng.random() < 0.7:
+            roof = "flat"
+        return House(center, length, depth, angle, height, roof, when)
 
     def fits(self, house: House) -> bool:
         """True when the house is clear of all houses and roads of either date, and of water."""
-        middle = np.asarray(house.center)
         x, y = house.center
         for other in self.plan.houses_near(house.center):
             if np.hypot(x - other.center[0], y - other.center[1]) < 0.85 * (house.radius + other.radius):
@@ -75,9 +73,8 @@ class Neighborhood:
         if any(road.is_near(house.center, house.radius * 0.85 + road.width / 2) for road in self.plan.roads):
             return False
         for pond in self.plan.ponds:
-            if np.min(np.hypot(*(pond.outline - middle).T)) < house.radius or inside(
-                pond.outline, house.center
-            ):
+            shore_distance = np.min(np.hypot(*(pond.outline - np.asarray(house.center)).T))
+            if shore_distance < house.radius or inside(pond.outline, house.center):
                 return False
         return True
 
@@ -144,14 +141,14 @@ class Neighborhood:
         rng = self.rng
         crown = rng.uniform(4.5, 9) * self.plan.scale
         number = int(min(260, density * (radius / crown) ** 2 * rng.uniform(0.5, 1.0)))
-        reach = radius * np.sqrt(rng.random(number))
-        turn = rng.uniform(0, 2 * np.pi, number)
-        squash = rng.uniform(0.5, 1.0)
-        x, y = reach * np.cos(turn), reach * np.sin(turn) * squash
-        lean = rng.uniform(0, np.pi)
-        xs, ys = x * np.cos(lean) - y * np.sin(lean), x * np.sin(lean) + y * np.cos(lean)
-        size = crown * rng.uniform(0.6, 1.3, number)
-        return Wood(np.stack([center[0] + xs, center[1] + ys, size], axis=1), when)
+        distance = radius * np.sqrt(rng.random(number))
+        angle = rng.uniform(0, 2 * np.pi, number)
+        aspect = rng.uniform(0.5, 1.0)
+        x, y = distance * np.cos(angle), distance * np.sin(angle) * aspect
+        axis = rng.uniform(0, np.pi)
+        xs, ys = x * np.cos(axis) - y * np.sin(axis), x * np.sin(axis) + y * np.cos(axis)
+        radii = crown * rng.uniform(0.6, 1.3, number)
+        return Wood(np.stack([center[0] + xs, center[1] + ys, radii], axis=1), when)
 
     def hedge(self) -> Wood:
         """Random row of trees, as along a road or between fields."""

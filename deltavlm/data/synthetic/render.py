@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from deltavlm.data.synthetic.ground_truth import COVER_CODE
 from deltavlm.data.synthetic.plan import House, Plan, Points, Rng, blob, polygon, rectangle
 from deltavlm.data.synthetic.texture import (
+    CARS,
     COVER_COLORS,
     GROUND_PALETTE,
     PALETTE,
@@ -82,13 +83,13 @@ class Renderer:
 
     def ground(self, rng: Rng, season: npt.NDArray[np.float32]) -> Floats:
         """Fields in one season, (height, width, 3) floats; crops differ at every date."""
-        palette = self.base.copy()
+        parcel_colors = self.base.copy()
         for parcel, kind in enumerate(self.kinds):
             if (kind == "crops" and rng.random() < 0.7) or rng.random() < self.turnover:
                 other = "soil" if kind == "crops" and rng.random() < 0.3 else kind
-                palette[parcel] = random_color(rng, PALETTE[other])
-        palette += season * np.where(self.kinds == "soil", 0.3, 1.0)[:, None].astype(np.float32)
-        image = palette[self.fields]
+                parcel_colors[parcel] = random_color(rng, PALETTE[other])
+        parcel_colors += season * np.where(self.kinds == "soil", 0.3, 1.0)[:, None].astype(np.float32)
+        image = parcel_colors[self.fields]
         contrast = rng.uniform(3, 11)
         texture = (
             self.grain * 0.6 + noise(rng, self.plan.size, 1.0) * 0.6 + self.broad * rng.uniform(0.2, 1.0)
@@ -123,7 +124,7 @@ class Renderer:
         image = Image.fromarray(np.clip(land, 0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(image)
         shadows = Image.new("L", plan.size, 0)
-        draw_shadow = ImageDraw.Draw(shadows)
+        shadow_draw = ImageDraw.Draw(shadows)
 
         def exists(when: str) -> bool:
             return when == "both" or when != absent
@@ -144,9 +145,8 @@ class Renderer:
                     self.draw_greenhouse(draw, patch.outline, tint(color * 0.8))
                 if patch.ground == "parking":
                     self.draw_parked_cars(rng, draw, patch.outline, int(rng.integers(0, 40)))
-        for _ in range(
-            rng.poisson(self.litter)
-        ):  # heaps, tarpaulins, puddles: new at every date, and no change
+        # litter (heaps, tarpaulins, puddles) differs at every date, and is no change
+        for _ in range(rng.poisson(self.litter)):
             center = (float(rng.uniform(0, plan.size[0])), float(rng.uniform(0, plan.size[1])))
             kind = ["soil", "grass", "crops"][int(rng.integers(3))]
             outline = polygon(blob(rng, center, float(rng.uniform(2, 12))))
@@ -172,10 +172,10 @@ class Renderer:
         for wood, color in zip(plan.woods, self.crowns, strict=True):
             if exists(wood.when):
                 trees = wood.trees * np.array([1.0, 1.0, appearance.crown_scale]) if plan.rich else wood.trees
-                self.draw_trees(rng, draw, draw_shadow, trees, color + season * 0.5, light)
+                self.draw_trees(rng, draw, shadow_draw, trees, color + season * 0.5, light)
         for house in plan.houses:
             if exists(house.when):
-                self.draw_shadow(draw_shadow, house, light)
+                self.draw_shadow(shadow_draw, house, light)
         shadow = np.asarray(shadows.filter(ImageFilter.BoxBlur(1)), np.float32)[..., None] / 255
         pixels = np.asarray(image, np.float32)
         image = Image.fromarray((pixels * (1 - light.darkness * shadow)).astype(np.uint8))
@@ -192,10 +192,8 @@ class Renderer:
         soil = random_color(rng, PALETTE["soil"])
         for _ in range(int(rng.integers(3, 9))):
             angle = rng.uniform(0, np.pi)
-            along, across = (
-                np.array([np.cos(angle), np.sin(angle)]),
-                np.array([-np.sin(angle), np.cos(angle)]),
-            )
+            along = np.array([np.cos(angle), np.sin(angle)])
+            across = np.array([-np.sin(angle), np.cos(angle)])
             offset, half_gauge = across * rng.uniform(-0.6, 0.6) * reach, across * rng.uniform(1.5, 3)
             for side in (half_gauge, -half_gauge):
                 ends = [center + offset + side + along * reach * end for end in (-0.75, 0.75)]
@@ -207,12 +205,8 @@ class Renderer:
             draw.polygon(polygon(shape), fill=to_rgb(random_color(rng, PALETTE["soil"])))
         for _ in range(int(rng.integers(0, 8))):
             point = center + rng.uniform(-0.6, 0.6, 2) * reach
-            stack = rectangle(
-                (float(point[0]), float(point[1])),
-                rng.uniform(2, 8),
-                rng.uniform(2, 8),
-                rng.uniform(0, np.pi),
-            )
+            length, depth, angle = rng.uniform(2, 8), rng.uniform(2, 8), rng.uniform(0, np.pi)
+            stack = rectangle((float(point[0]), float(point[1])), length, depth, angle)
             draw.polygon(polygon(stack), fill=to_rgb(random_color(rng, ROOFS, 12)))
 
     def draw_greenhouse(self, draw: ImageDraw.ImageDraw, corners: Points, fill: tuple[int, int, int]) -> None:
@@ -245,16 +239,14 @@ class Renderer:
     ) -> None:
         """Draw a car of a random color."""
         scale = self.plan.scale
-        color = [(230, 230, 230), (40, 40, 44), (150, 40, 36), (60, 80, 130), (170, 172, 176)][
-            int(rng.integers(5))
-        ]
+        color = CARS[int(rng.integers(len(CARS)))]
         draw.polygon(polygon(rectangle(center, 8 * scale, 3.8 * scale, angle)), fill=color)
 
     def draw_trees(
         self,
         rng: Rng,
         draw: ImageDraw.ImageDraw,
-        draw_shadow: ImageDraw.ImageDraw,
+        shadow_draw: ImageDraw.ImageDraw,
         trees: Points,
         color: Floats,
         light: Light,
@@ -263,7 +255,7 @@ class Renderer:
         offsets = rng.normal(0, 9, len(trees))
         for (x, y, r), offset in zip(trees.tolist(), offsets.tolist(), strict=True):
             sx, sy = x + light.dx * r * 0.9, y + light.dy * r * 0.9
-            draw_shadow.ellipse((sx - r, sy - r, sx + r, sy + r), fill=150)
+            shadow_draw.ellipse((sx - r, sy - r, sx + r, sy + r), fill=150)
             draw.ellipse((x - r, y - r, x + r, y + r), fill=to_rgb(color + offset - 12))
             q, hx, hy = r * 0.55, x - light.dx * r * 0.3, y - light.dy * r * 0.3
             draw.ellipse((hx - q, hy - q, hx + q, hy + q), fill=to_rgb(color + offset + 12))
@@ -282,7 +274,7 @@ class Renderer:
         if light.lean != (0.0, 0.0):
             draw.polygon(polygon(corners + lean * 0.5), fill=to_rgb(color * 0.6))
         a, b, c, d = corners + lean
-        # cosine between the slope at c-d and the light
+        # light on the slope at c-d; that at a-b is turned away from it as much
         sun = -(light.dx * -np.sin(house.angle) + light.dy * np.cos(house.angle))
         lit, shaded = color * (1 + 0.16 * sun), color * (1 - 0.16 * sun)
         if house.roof == "flat":

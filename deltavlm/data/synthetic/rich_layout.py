@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from deltavlm.data.synthetic.events import EVENTS, apply_event, clear_trees, remove_crossed_houses
+from deltavlm.data.synthetic.events import EVENTS, clear_trees, remove_crossed_houses
 from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import House, Patch, Pond, Road, When, Wood, blob, rectangle
 
@@ -179,4 +179,4 @@ def add_changes(area: Neighborhood) -> None:
                 clear_trees(area.plan, area.center, area.reach * 0.5)
             BUILDERS[kind](area, "built" if rng.random() < 0.88 else "removed")
         else:
-            apply_event(area, str(rng.choice(EVENTS)))
+            EVENTS[str(rng.choice(list(EVENTS)))](area)

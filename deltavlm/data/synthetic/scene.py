@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deltavlm.data.synthetic import rich_layout
-from deltavlm.data.synthetic.events import EVENT_PROBABILITIES, EVENTS, apply_event
+from deltavlm.data.synthetic.events import EVENT_PROBABILITIES, EVENTS
 from deltavlm.data.synthetic.ground_truth import rasterize_ground_truth
 from deltavlm.data.synthetic.imaging import photograph, random_light
 from deltavlm.data.synthetic.layout import Neighborhood
@@ -87,16 +87,8 @@ def make_scene(
     for date in (0, 1):
         clean = Image.fromarray(renderer.render(rng, date, random_light(rng))).reduce(downsample)
         shift = misregistration_px * (date == 1) * rng.random()
-        images.append(
-            photograph(
-                rng,
-                np.asarray(clean),
-                MARGIN,
-                misregistration_px=shift,
-                strength=strength,
-                rich=options.rich,
-            )
-        )
+        clean_pixels = np.asarray(clean)
+        images.append(photograph(rng, clean_pixels, MARGIN, shift, strength, rich=options.rich))
     change_map, instances, cover = rasterize_ground_truth(plan, renderer.bare_cover())
     inner = tuple(
         slice(MARGIN * downsample, (MARGIN + side) * downsample, downsample) for side in (height, width)
@@ -108,7 +100,7 @@ def make_plan(
     rng: Rng,
     size: tuple[int, int],
     *,
-    change: float = 0.55,
+    change: float,
     scale: float | None = None,
     rich: bool = False,
 ) -> Plan:
@@ -135,6 +127,7 @@ def make_plan(
         if rich:
             rich_layout.add_changes(neighborhood)
             continue
-        for event in rng.choice(EVENTS, 1 + (rng.random() < 0.3), replace=False, p=EVENT_PROBABILITIES):
-            apply_event(neighborhood, str(event))
+        count = 1 + (rng.random() < 0.3)
+        for event in rng.choice(list(EVENTS), count, replace=False, p=EVENT_PROBABILITIES):
+            EVENTS[str(event)](neighborhood)
     return plan

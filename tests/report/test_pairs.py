@@ -1,4 +1,4 @@
-"""Scenes: where chips lie, by their names alone, is where they were cut."""
+"""Pairs of a report: windows and coordinates of chips are derived from their chip_id and the grid."""
 
 from __future__ import annotations
 
@@ -16,87 +16,84 @@ from deltavlm.errors import InputError
 from deltavlm.geo.geobox import LONLAT, project
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.pipeline.outputs_reader import read_output
-from deltavlm.report.scenes import build_scenes, select_scene
-from tests.conftest import CHIP, Scene, write_tiled
+from deltavlm.pipeline.pairs import Pair
+from deltavlm.report.pairs import build_pairs, select_pair
+from tests.conftest import CHIP, Analyzed, Scene, write_tiled
 from tests.rasters import HALF_METRE, noise, write_raster
-from tests.report.conftest import Analyzed, only_scene
+from tests.report.conftest import only_pair
 
 
-def test_chips_lie_where_they_were_cut(analyzed: Analyzed, tmp_path: Path) -> None:
+def test_windows_and_points_are_those_of_the_chips(analyzed: Analyzed, tmp_path: Path) -> None:
     """A size that chips do not divide, and an overlap."""
     before = write_raster(tmp_path / "before.tif", noise(rows=75, cols=101))
-    path = analyzed(before, before, "--overlap", 7)
-    shown = only_scene(path)
+    path = analyzed(before, before, overlap_px=7)
+    pair = only_pair(path)
     with open_pair(RasterPair(str(before), str(before)), ReadOptions()) as reader:
         chips = list(reader.chips(CHIP, 7))
         middles = [chip.footprint.centroid for chip in chips]
         expected = project(np.array([(point.x, point.y) for point in middles]), reader.geobox.crs, LONLAT)
-    assert shown.windows == [chip.window for chip in chips]
-    np.testing.assert_allclose(np.array(shown.points, float), expected, atol=1e-9)
-    assert shown.gsd_m == pytest.approx(0.5, rel=1e-3)
-    assert shown.north == pytest.approx(0, abs=2)
+    assert pair.windows == [chip.window for chip in chips]
+    np.testing.assert_allclose(np.array(pair.points, float), expected, atol=1e-9)
+    assert pair.gsd_m == pytest.approx(0.5, rel=1e-3)
+    assert pair.north == pytest.approx(0, abs=2)
 
 
 def test_north_of_a_turned_raster(analyzed: Analyzed, tmp_path: Path) -> None:
     turned = HALF_METRE * Affine.rotation(30)
     before = write_raster(tmp_path / "before.tif", noise(rows=64, cols=64), transform=turned)
-    assert only_scene(analyzed(before, before)).north == pytest.approx(-30, abs=2)
+    assert only_pair(analyzed(before, before)).north == pytest.approx(-30, abs=2)
 
 
-def test_without_a_crs_there_is_no_place(analyzed: Analyzed, tmp_path: Path) -> None:
+def test_without_a_crs_there_are_no_coordinates(analyzed: Analyzed, tmp_path: Path) -> None:
     before = write_raster(tmp_path / "before.tif", noise(), crs=None, transform=None)
-    shown = only_scene(analyzed(before, before, "--allow-no-crs"))
-    assert set(shown.points) == {None}
-    assert (shown.gsd_m, shown.north) == (None, None)
-    assert shown.windows[-1] == (128, 64, 32, 32)
+    pair = only_pair(analyzed(before, before, read=ReadOptions(allow_no_crs=True)))
+    assert set(pair.points) == {None}
+    assert (pair.gsd_m, pair.north) == (None, None)
+    assert pair.windows[-1] == (128, 64, 32, 32)
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "geojson"])
-def test_a_grid_that_is_not_told_is_found_from_its_chips(
-    analyzed: Analyzed, scene: Scene, suffix: str
-) -> None:
+def test_a_missing_grid_is_estimated_from_the_chips(analyzed: Analyzed, scene: Scene, suffix: str) -> None:
     output = read_output(analyzed(*scene.args, to=f"out.{suffix}"))
-    (told,) = build_scenes(output)
+    (recorded,) = build_pairs(output)
     record = copy.deepcopy(output.provenance)
     del record["inputs"]["grid"]
-    (found,) = build_scenes(replace(output, provenance=record))
-    assert not found.has_recorded_grid
-    assert found.windows == told.windows
-    np.testing.assert_allclose(np.array(found.points, float), np.array(told.points, float), atol=1e-6)
+    (estimated,) = build_pairs(replace(output, provenance=record))
+    assert not estimated.has_recorded_geobox
+    assert estimated.windows == recorded.windows
+    np.testing.assert_allclose(np.array(estimated.points, float), np.array(recorded.points, float), atol=1e-6)
 
 
 def test_polygons_of_change_are_laid_on_the_pixels(analyzed: Analyzed, scene: Scene) -> None:
-    shown = only_scene(analyzed(*scene.args))
-    left, top = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
-    change: dict[str, Any] = {"geometry": box(left, top - 5, left + 10, top), "class": "building"}
-    (ring,) = shown.rings(change)
+    pair = only_pair(analyzed(*scene.args))
+    x_min, y_max = 500_000 + 0.5 * 64, 5_000_000 - 0.5 * 32
+    change: dict[str, Any] = {"geometry": box(x_min, y_max - 5, x_min + 10, y_max), "class": "building"}
+    (ring,) = pair.rings(change)
     assert sorted(set(ring)) == [(64, 32), (64, 42), (84, 32), (84, 42)]
 
 
-def test_many_pairs_come_most_changed_first(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+def test_pairs_are_sorted_by_their_highest_score(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
     still = write_tiled(tmp_path / "still.tif", noise())
-    lines = [
-        "before,after,id",
-        f"{still},{still},calm",
-        f"{scene.before},{scene.after},busy",
-        f"{tmp_path}/none.tif,{still},lost",
+    listed = [
+        Pair("calm", str(still), str(still)),
+        Pair("busy", *scene.args),
+        Pair("lost", f"{tmp_path}/none.tif", str(still)),
     ]
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    scenes = build_scenes(read_output(analyzed("--pairs", tmp_path / "list.csv")))
-    assert [scene.name for scene in scenes] == ["busy", "calm", "lost"]
-    assert [len(scene.chips) for scene in scenes] == [15, 15, 0]
-    assert "no such file" in scenes[2].reason
-    assert scenes[2].grid is None
-    assert select_scene(scenes, "calm") is scenes[1]
+    pairs = build_pairs(read_output(analyzed(listed)))
+    assert [pair.name for pair in pairs] == ["busy", "calm", "lost"]
+    assert [len(pair.chips) for pair in pairs] == [15, 15, 0]
+    assert "no such file" in pairs[2].reason
+    assert pairs[2].geobox is None
+    assert select_pair(pairs, "calm") is pairs[1]
     with pytest.raises(InputError, match="no pair 'clam' in the output; did you mean 'calm'"):
-        select_scene(scenes, "clam")
-    alone = build_scenes(read_output(analyzed(*scene.args, to="alone.gpkg")))
+        select_pair(pairs, "clam")
+    alone = build_pairs(read_output(analyzed(*scene.args, to="alone.gpkg")))
     with pytest.raises(InputError, match="no pair 'calm': the output is of one pair, without a name"):
-        select_scene(alone, "calm")
+        select_pair(alone, "calm")
 
 
 @pytest.mark.parametrize(
-    ("where", "value"),
+    ("keys", "value"),
     [
         (("inputs", "grid", "transform"), [0, 0, 0, 0, 0, 0]),
         (("inputs", "grid", "transform"), [1, 2]),
@@ -111,24 +108,24 @@ def test_many_pairs_come_most_changed_first(analyzed: Analyzed, scene: Scene, tm
         (("options", "chip_px"), 10**9),
     ],
 )
-def test_a_record_that_cannot_be_is_one_line(
-    analyzed: Analyzed, scene: Scene, where: tuple[str, ...], value: object
+def test_an_invalid_provenance_is_a_one_line_error(
+    analyzed: Analyzed, scene: Scene, keys: tuple[str, ...], value: object
 ) -> None:
     output = read_output(analyzed(*scene.args))
     record = copy.deepcopy(output.provenance)
     inner = record
-    for key in where[:-1]:
+    for key in keys[:-1]:
         inner = inner[key]
-    inner[where[-1]] = value
+    inner[keys[-1]] = value
     with pytest.raises(InputError) as refused:
-        build_scenes(replace(output, provenance=record))
+        build_pairs(replace(output, provenance=record))
     assert str(refused.value).startswith(f"{output.path}: has an invalid record of its images")
     assert "\n" not in str(refused.value)
 
 
-def test_a_chip_that_is_not_named_by_its_pixels_is_refused(analyzed: Analyzed, scene: Scene) -> None:
+def test_an_invalid_chip_id_is_refused(analyzed: Analyzed, scene: Scene) -> None:
     output = read_output(analyzed(*scene.args))
     output.layers["chips"].loc[3, "chip_id"] = "number three"
-    (shown,) = build_scenes(output)
+    (pair,) = build_pairs(output)
     with pytest.raises(InputError, match="'number three': is not named by its pixels"):
-        _ = shown.windows
+        _ = pair.windows

@@ -59,7 +59,7 @@ def test_the_summary_is_the_same(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_report_shows_the_same(folder: Path, name: str) -> None:
     report = open_report(folder / name, ImageOptions())
-    data = as_json(page_data(report.output, report.scenes, PageImages()))
+    data = as_json(page_data(report.output, report.pairs, PageImages()))
     expected = EXPECTED[name]["report"]
     for pair, expected_pair in zip(data["pairs"], expected["pairs"], strict=True):
         assert pair == approximately(expected_pair)

@@ -1,4 +1,4 @@
-"""Scenes of an output: the chips and change polygons of each pair in pixels of its grid."""
+"""Pairs of an output as a report shows them: chips and change polygons in pixels of the grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
 from deltavlm.pipeline.outputs_reader import Output, Row
 
-__all__ = ["Scene", "SceneImage", "build_scenes", "chip_origin", "score_of", "select_scene"]
+__all__ = ["PairImage", "ReportPair", "build_pairs", "chip_origin", "score_of", "select_pair"]
 
 CHIP_ID = re.compile(r"r(\d{1,9})_c(\d{1,9})")
 MAX_CHIP_PX = 8192  # as --chip-size
@@ -30,7 +30,7 @@ Ring = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class SceneImage:
+class PairImage:
     """One image of a pair as the output records it: file, bands, and the stretch to 8 bit."""
 
     path: str
@@ -42,16 +42,16 @@ class SceneImage:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ReportPair:
     """One pair with its chips, including chips that were not analyzed or failed."""
 
     name: str  # id of the pair; "" in an output of a single pair
-    before: SceneImage
-    after: SceneImage
-    grid: GeoBox | None  # None: the pair was not analyzed
+    before: PairImage
+    after: PairImage
+    geobox: GeoBox | None  # None: the pair was not analyzed
     chip_px: int
     resampling: str = "bilinear"
-    has_recorded_grid: bool = True  # False: `grid` is estimated from the chips, and bands are unknown
+    has_recorded_geobox: bool = True  # False: `geobox` is estimated from the chips, and bands are unknown
     chips: list[Row] = field(default_factory=list, repr=False)
     changes: list[Row] = field(default_factory=list, repr=False)
     crs: CRS | None = None  # of the geometries
@@ -66,7 +66,7 @@ class Scene:
     @cached_property
     def windows(self) -> list[Window]:
         """Pixel window of each chip, derived from its chip_id."""
-        width, height = (self.grid.width, self.grid.height) if self.grid else (MAX_CHIP_PX,) * 2
+        width, height = (self.geobox.width, self.geobox.height) if self.geobox else (MAX_CHIP_PX,) * 2
         origins = [chip_origin(chip) for chip in self.chips]
         return [
             Window(col, row, max(1, min(self.chip_px, width - col)), max(1, min(self.chip_px, height - row)))
@@ -76,40 +76,41 @@ class Scene:
     @cached_property
     def points(self) -> list[tuple[float, float] | None]:
         """Longitude and latitude of the centre of each chip; None without a CRS that leads there."""
-        grid = self.grid
-        if grid is None or not self.chips:
+        geobox = self.geobox
+        if geobox is None or not self.chips:
             return [None] * len(self.chips)
         centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        points = project(grid.to_ground(centres), grid.crs, LONLAT)
-        if grid.crs is None or not np.isfinite(points).all():
+        points = project(geobox.to_ground(centres), geobox.crs, LONLAT)
+        if geobox.crs is None or not np.isfinite(points).all():
             return [None] * len(self.chips)
         return [(lon, lat) for lon, lat in points.tolist()]
 
     @property
     def gsd_m(self) -> float | None:
         """Ground sample distance in metres; None without a CRS."""
-        return self.grid.gsd_m if self.grid else None
+        return self.geobox.gsd_m if self.geobox else None
 
     @property
     def north(self) -> float | None:
         """Direction of north in degrees clockwise from up; None without a CRS."""
-        grid = self.grid
-        if grid is None or grid.crs is None:
+        geobox = self.geobox
+        if geobox is None or geobox.crs is None:
             return None
-        centre = grid.to_ground(np.array([[grid.width / 2, grid.height / 2]]))
-        centre_lonlat = project(centre, grid.crs, LONLAT)
+        centre = geobox.to_ground(np.array([[geobox.width / 2, geobox.height / 2]]))
+        centre_lonlat = project(centre, geobox.crs, LONLAT)
         if not np.isfinite(centre_lonlat).all() or abs(centre_lonlat[0, 1]) > 89.9:
             return None
-        northward = grid.to_pixels(project(centre_lonlat + np.array([[0, 1e-4]]), LONLAT, grid.crs))
-        right, down = (northward[0] - grid.to_pixels(centre)[0]).tolist()
+        northward = geobox.to_pixels(project(centre_lonlat + np.array([[0, 1e-4]]), LONLAT, geobox.crs))
+        right, down = (northward[0] - geobox.to_pixels(centre)[0]).tolist()
         return math.degrees(math.atan2(right, -down)) if math.isfinite(right + down) else None
 
     def rings(self, change: Row) -> list[Ring]:
         """Exterior and interior rings of a change polygon, in pixels of the grid."""
-        if self.grid is None or change["geometry"] is None:
+        if self.geobox is None or change["geometry"] is None:
             return []
         geometry = shapely.transform(
-            change["geometry"], lambda points: self.grid.to_pixels(project(points, self.crs, self.grid.crs))
+            change["geometry"],
+            lambda points: self.geobox.to_pixels(project(points, self.crs, self.geobox.crs)),
         )
         polygons = [polygon for polygon in shapely.get_parts(geometry) if polygon.geom_type == "Polygon"]
         rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
@@ -135,8 +136,8 @@ def chip_origin(chip: Row) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def build_scenes(output: Output) -> list[Scene]:
-    """Scenes of the pairs of an output, the most changed pair first.
+def build_pairs(output: Output) -> list[ReportPair]:
+    """Pairs of an output, the most changed pair first.
 
     Raises:
         InputError: the output has no provenance, or one that deltavlm cannot have written.
@@ -147,7 +148,7 @@ def build_scenes(output: Output) -> list[Scene]:
             "give an output of deltavlm analyze"
         )
     try:
-        return _build_scenes(output)
+        return _build_pairs(output)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, CRSError) as error:
         raise InputError(
             f"{output.path}: has an invalid record of its images ({error or type(error).__name__}); "
@@ -155,7 +156,7 @@ def build_scenes(output: Output) -> list[Scene]:
         ) from error
 
 
-def _build_scenes(output: Output) -> list[Scene]:
+def _build_pairs(output: Output) -> list[ReportPair]:
     chip_px = int(output.provenance["options"]["chip_px"])
     if not 1 <= chip_px <= MAX_CHIP_PX:
         raise ValueError(f"chips of {chip_px} px")
@@ -163,32 +164,34 @@ def _build_scenes(output: Output) -> list[Scene]:
     if inputs is not None:
         first = all_chips[0] if all_chips else {}
         row = {"pair_id": first.get("pair_id") or ""} | first | {"inputs": inputs}
-        return [_build_scene(row, all_chips, changes, chip_px, output.crs)]
-    pairs = {str(row["pair_id"]): row for row in output.rows("pairs")}
-    chips_of_pair: dict[str, list[Row]] = {name: [] for name in pairs}
+        return [_build_pair(row, all_chips, changes, chip_px, output.crs)]
+    pair_rows = {str(row["pair_id"]): row for row in output.rows("pairs")}
+    chips_of_pair: dict[str, list[Row]] = {name: [] for name in pair_rows}
     for chip in all_chips:
         chips_of_pair.setdefault(str(chip["pair_id"]), []).append(chip)
-    scenes = [
-        _build_scene(pairs.get(name) or chips[0], chips, changes, chip_px, output.crs)
+    pairs = [
+        _build_pair(pair_rows.get(name) or chips[0], chips, changes, chip_px, output.crs)
         for name, chips in chips_of_pair.items()
     ]
-    return sorted(scenes, key=lambda scene: -scene.max_score)
+    return sorted(pairs, key=lambda pair: -pair.max_score)
 
 
-def _build_scene(row: Row, chips: list[Row], changes: Sequence[Row], chip_px: int, crs: CRS | None) -> Scene:
-    """Scene of one pair. `row` describes the pair: of the layer `pairs`, or the first of its chips."""
+def _build_pair(
+    row: Row, chips: list[Row], changes: Sequence[Row], chip_px: int, crs: CRS | None
+) -> ReportPair:
+    """Pair with its chips. `row` describes it: of the layer `pairs`, or the first of its chips."""
     name, inputs = str(row.get("pair_id") or ""), row.get("inputs")
     inputs = inputs if isinstance(inputs, dict) else {}
     record = inputs.get("grid")
-    grid = _recorded_grid(record) if isinstance(record, dict) else _estimated_grid(chips, chip_px, crs)
-    return Scene(
+    geobox = _recorded_geobox(record) if isinstance(record, dict) else _estimated_geobox(chips, chip_px, crs)
+    return ReportPair(
         name=name,
-        before=_scene_image(inputs.get("before"), row, "before"),
-        after=_scene_image(inputs.get("after"), row, "after"),
-        grid=grid,
+        before=_pair_image(inputs.get("before"), row, "before"),
+        after=_pair_image(inputs.get("after"), row, "after"),
+        geobox=geobox,
         chip_px=chip_px,
         resampling=str(inputs.get("alignment", {}).get("resampling", "bilinear")),
-        has_recorded_grid=isinstance(record, dict),
+        has_recorded_geobox=isinstance(record, dict),
         chips=chips,
         changes=[change for change in changes if str(change.get("pair_id") or "") in ("", name)],
         crs=crs,
@@ -197,12 +200,12 @@ def _build_scene(row: Row, chips: list[Row], changes: Sequence[Row], chip_px: in
     )
 
 
-def _scene_image(record: Any, row: Mapping[str, Any], key: str) -> SceneImage:
+def _pair_image(record: Any, row: Mapping[str, Any], key: str) -> PairImage:
     date = str(row.get(f"{key}_date") or "")
     if not isinstance(record, dict):
-        return SceneImage(str(row.get(key) or ""), date)
+        return PairImage(str(row.get(key) or ""), date)
     nodata, stretch = record.get("nodata"), record.get("stretch")
-    return SceneImage(
+    return PairImage(
         path=str(record["path"]),
         date=date,
         size=(int(record["width"]), int(record["height"])),
@@ -221,19 +224,19 @@ def _three_numbers(values: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
-def _recorded_grid(record: Mapping[str, Any]) -> GeoBox:
+def _recorded_geobox(record: Mapping[str, Any]) -> GeoBox:
     coefficients = [float(value) for value in record["transform"]]
     width, height = int(record["width"]), int(record["height"])
     crs = CRS.from_user_input(record["crs"]) if record["crs"] else None
-    grid = GeoBox(width, height, Affine(*coefficients), crs)
+    geobox = GeoBox(width, height, Affine(*coefficients), crs)
     if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"a grid of {width} x {height} px")
-    if not grid.is_invertible():
+    if not geobox.is_invertible():
         raise ValueError(f"a transform {coefficients}")
-    return grid
+    return geobox
 
 
-def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoBox | None:
+def _estimated_geobox(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoBox | None:
     """Grid fitted to the polygons of the chips, by least squares: single-layer outputs do not record it."""
     if not chips:
         return None
@@ -255,17 +258,17 @@ def _estimated_grid(chips: Sequence[Row], chip_px: int, crs: CRS | None) -> GeoB
         return GeoBox(width, height, Affine.identity())
     design = np.column_stack([np.array(pixels), np.ones(len(pixels))])
     (a, d), (b, e), (c, f) = np.linalg.lstsq(design, np.array(ground), rcond=None)[0].tolist()
-    grid = GeoBox(width, height, Affine(a, b, c, d, e, f), crs)
-    return grid if grid.is_invertible() else GeoBox(width, height, Affine.identity())
+    geobox = GeoBox(width, height, Affine(a, b, c, d, e, f), crs)
+    return geobox if geobox.is_invertible() else GeoBox(width, height, Affine.identity())
 
 
-def select_scene(scenes: Iterable[Scene], name: str) -> Scene:
-    """Scene of the pair with this id.
+def select_pair(pairs: Iterable[ReportPair], name: str) -> ReportPair:
+    """Pair with this id.
 
     Raises:
-        InputError: the output has no such pair; the message suggests the suggest id.
+        InputError: the output has no such pair; the message suggests the nearest id.
     """
-    by_name = {scene.name: scene for scene in scenes}
+    by_name = {pair.name: pair for pair in pairs}
     if list(by_name) == [""] and name:
         raise InputError(
             f"there is no pair {name!r}: the output is of one pair, without a name; leave it out"

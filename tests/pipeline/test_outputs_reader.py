@@ -1,4 +1,4 @@
-"""Outputs read back: the same rows from every format, and one line for what is no output."""
+"""Reader of outputs: the same rows from every format, and a one-line error for foreign files."""
 
 from __future__ import annotations
 
@@ -7,41 +7,46 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import pytest
+from rasterio.crs import CRS
+from shapely.geometry import box
 
 from deltavlm.errors import InputError
+from deltavlm.geo.features import Feature
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import read_output
-from tests.conftest import Scene
-from tests.report.conftest import Analyzed
+from deltavlm.pipeline.schema import LOCATIONS
+from tests.conftest import Analyzed, Scene
 
 COLUMNS = ("chip_id", "status", "changed", "changed_score", "caption", "new_buildings", "road_cells")
 
 
 @pytest.mark.parametrize("suffix", ["fgb", "parquet", "geojson", "geojsonl", "ndjson"])
-def test_every_format_tells_the_same(analyzed: Analyzed, scene: Scene, suffix: str) -> None:
-    def told(path: Path) -> dict[str, list[object]]:
+def test_every_format_gives_the_same_rows(analyzed: Analyzed, scene: Scene, suffix: str) -> None:
+    def values(path: Path) -> dict[str, list[object]]:
         rows = read_output(path).rows("chips")
         return {row["chip_id"]: [row[name] for name in COLUMNS] for row in rows}
 
     package = analyzed(*scene.args)
     other = analyzed(*scene.args, to=f"other.{suffix}")
-    assert told(other) == told(package)
-    assert told(package)[scene.changed_chip][6] == ["center-left"]
-    assert len(told(package)) == 15
+    assert values(other) == values(package)
+    assert values(package)[scene.changed_chip][6] == ["center-left"]
+    assert len(values(package)) == 15
     first, second = read_output(package), read_output(other)
     assert first.provenance["inputs"] == second.provenance["inputs"]
     assert second.crs is not None
-    (one,), (two,) = (
-        [row["geometry"] for row in found.rows("chips") if row["chip_id"] == scene.changed_chip]
-        for found in (first, second)
+    (first_shape,), (second_shape,) = (
+        [row["geometry"] for row in output.rows("chips") if row["chip_id"] == scene.changed_chip]
+        for output in (first, second)
     )
-    assert one.is_valid
-    assert two.is_valid
+    assert first_shape.is_valid
+    assert second_shape.is_valid
     if first.crs == second.crs:
-        assert one.equals(two)
+        assert first_shape.equals(second_shape)
 
 
 def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> None:
-    path = analyzed(*scene.args, "--max-nodata", 0, "--nodata", 255)
+    path = analyzed(*scene.args, read=ReadOptions(nodata=255), max_nodata=0)
     assert {row["status"] for row in read_output(path).rows("chips")} == {"answered", "nodata"}
 
 
@@ -67,7 +72,7 @@ def test_a_result_without_a_chip_is_read(analyzed: Analyzed, scene: Scene) -> No
         ("image.tif", b"II*\0", "is none of GeoPackage"),
     ],
 )
-def test_what_is_no_output_is_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+def test_foreign_files_are_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -79,9 +84,7 @@ def test_what_is_no_output_is_refused(tmp_path: Path, name: str, content: bytes 
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_leads_to_another_is_not_followed(
-    analyzed: Analyzed, scene: Scene, tmp_path: Path
-) -> None:
+def test_a_vrt_is_not_followed(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
     package = analyzed(*scene.args)
     source = f"<SrcDataSource>{package}</SrcDataSource><SrcLayer>chips</SrcLayer>"
     path = tmp_path / "leads.gpkg"
@@ -96,22 +99,29 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         read_output(tmp_path)
 
 
-def test_an_output_of_another_layer_is_refused(analyzed: Analyzed, scene: Scene) -> None:
-    package = analyzed(*scene.args, "--layer", "locations")
-    with pytest.raises(InputError, match=r"has no layer 'chips' \(it has locations"):
-        read_output(package)
-    flat = analyzed(*scene.args, "--layer", "locations", to="out.fgb")
-    with pytest.raises(InputError, match="has no column 'status', so it does not hold chips"):
-        read_output(flat)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("out.gpkg", r"has no layer 'chips' \(it has locations"),
+        ("out.fgb", "has no column 'status', so it does not hold chips"),
+    ],
+)
+def test_an_output_of_another_layer_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    """As `--layer locations` writes it."""
+    path = tmp_path / name
+    with open_sink(path, (LOCATIONS,), CRS.from_epsg(32633), {}) as sink:
+        sink.write("locations", [Feature(box(0, 0, 1, 1), {"chip_id": "r00000_c00000", "class": "road"})])
+    with pytest.raises(InputError, match=words):
+        read_output(path)
 
 
 def test_a_damaged_package_is_refused(analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
-    """Wherever it is cut or overwritten: one error of ours, or an output that is read."""
-    whole = analyzed(*scene.args).read_bytes()
+    """Truncated or overwritten anywhere: an InputError, or an output that is read."""
+    package = analyzed(*scene.args).read_bytes()
     random = np.random.default_rng(1)
     refused = 0
     for number in range(12):
-        content = bytearray(whole[: random.integers(1, len(whole))] if number % 2 else whole)
+        content = bytearray(package[: random.integers(1, len(package))] if number % 2 else package)
         start = int(random.integers(0, len(content)))
         content[start : start + 4000] = bytes(min(4000, len(content) - start))
         path = tmp_path / f"broken{number}.gpkg"

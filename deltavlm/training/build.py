@@ -1,0 +1,193 @@
+"""Construction of a run's parts: model config and inputs, tokenizers, model, sampler, learner."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltavlm.config import load, shipped_config
+from deltavlm.errors import ConfigError
+from deltavlm.model import checkpoint
+from deltavlm.model.config import PROMPT_STYLES, DeltaVLMConfig
+from deltavlm.model.deltavlm import DeltaVLM, build
+from deltavlm.model.difference import DifferencePerception
+from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, find_folder, read_config
+from deltavlm.model.qformer import QFormer
+from deltavlm.model.tokenizer import Codec, load_codecs, train_codec
+from deltavlm.training.changechat_dataset import ChangeChatSource, Split, load_split, split_corpus
+from deltavlm.training.checkpoints import final_weights
+from deltavlm.training.config import TrainConfig
+from deltavlm.training.distributed import DTYPES, Machine, world
+from deltavlm.training.learner import Learner
+from deltavlm.training.loop import micro_batches
+from deltavlm.training.parameter_groups import lr_multipliers
+from deltavlm.training.sampling import MixedSampler, SampleSource
+from deltavlm.training.synthetic_dataset import SceneSource, scene_corpus
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """Inputs of a run, read and checked before anything is computed."""
+
+    model: DeltaVLMConfig
+    start: Path | None  # checkpoint folder to start from
+    splits: tuple[Split, ...]
+
+
+def load_model_config(config: TrainConfig) -> DeltaVLMConfig:
+    """Read the model config, with the prompt style of training; check that all phases can train such a model.
+
+    Raises: ConfigError.
+    """
+    model = load(shipped_config(f"{config.model}.yaml"), DeltaVLMConfig)
+    with torch.device("meta"):
+        names = [name for name, _ in build(model).named_parameters()]
+    for name, phase in config.phases.items():
+        micro_batches(name, phase)
+        lr_multipliers(names, phase)
+        if phase.part in ("vision", "joint") and model.dense is None:
+            raise ConfigError(
+                f"phase {name}: {model.name} has no dense head; its phases can be of part align, instruct or "
+                "language"
+            )
+    return replace(model, prompt=PROMPT_STYLES["trained"])
+
+
+def load_inputs(config: TrainConfig) -> RunInputs:
+    """Read the model config, find the checkpoint to start from, and read the sets.
+
+    Raises: ConfigError, InputError naming what is missing.
+    """
+    model, start = load_model_config(config), None
+    if config.start is not None:
+        start = find_folder(config.start)
+        start_model = read_config(start)
+        modules = ("vision", "qformer", "dense")
+        differing = [name for name in modules if getattr(start_model, name) != getattr(model, name)]
+        if replace(start_model.language, folder=None) != replace(model.language, folder=None):
+            differing.append("language")
+        if differing:
+            raise ConfigError(
+                f"start {config.start} has another {' and '.join(differing)} than {config.model}; "
+                "set model to the one that it was trained as"
+            )
+        # training goes through the difference module, even if the checkpoint's mode bypasses it
+        model = replace(start_model, difference=model.difference, prompt=model.prompt)
+    splits = tuple(load_split(name, records, config.seed) for name, records in config.sets.items())
+    return RunInputs(model, start, splits)
+
+
+def prepare_tokenizers(inputs: RunInputs, out: Path, *, has_scenes: bool) -> tuple[Codec, Codec]:
+    """Load the tokenizers of the run's folder; rank 0 copies them from the start, or trains one first."""
+    if world.rank == 0 and not any((out / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
+        if inputs.start:
+            for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
+                if (inputs.start / name).is_file():
+                    shutil.copyfile(inputs.start / name, out / name)
+        else:
+            corpus = scene_corpus(out / "scenes") if has_scenes else []
+            corpus += [text for split in inputs.splits for text in split_corpus(split)]
+            train_codec(corpus, inputs.model.language.vocab, out / TOKENIZER)
+    world.barrier()
+    return load_codecs(out)
+
+
+def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
+    """Model with random weights, or those of the start with its `fresh` modules initialized anew.
+
+    A language model that no phase trains gets the dtype `language_dtype`.
+    """
+    torch.manual_seed(config.seed)
+    frozen_dtype = DTYPES[config.language_dtype]
+    if inputs.start is None:
+        model = build(inputs.model)
+    else:
+        is_trainable = is_language_trainable(config)
+        _, model = checkpoint.load(inputs.start, language_dtype=None if is_trainable else frozen_dtype)
+        model.difference.mode = inputs.model.difference.mode
+    width = inputs.model.vision.width
+    constructors: dict[str, Callable[[], nn.Module]] = {
+        "difference": partial(DifferencePerception, width, inputs.model.difference),
+        "qformer": partial(QFormer, inputs.model.qformer, width),
+        "projection": partial(nn.Linear, inputs.model.qformer.hidden, inputs.model.language.hidden),
+    }
+    for name in config.fresh:
+        setattr(model, name, constructors[name]())
+    if not is_language_trainable(config):
+        for parameter in model.language.parameters():  # not .to(): rotary frequencies stay exact
+            parameter.data = parameter.data.to(frozen_dtype)
+    if inputs.model.vision.tower == "conv":  # nearly twice as fast on a CPU; FSDP needs others as they are
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def build_model(config: TrainConfig, inputs: RunInputs, out: Path, phase: str) -> DeltaVLM:
+    """Model at the beginning of a phase: initial weights, then the final ones of each phase before it.
+
+    A `phase` that is not in the config ("") gives the model at the end of the run.
+    """
+    names = list(config.phases)
+    earlier = names[: names.index(phase)] if phase in names else names
+    model = build_initial_model(config, inputs)
+    best = config.validation is not None and config.validation.metric is not None
+    for name in earlier if config.start else earlier[-1:]:  # without a start, checkpoints have all weights
+        model.load_state_dict(final_weights(out, name, best=best), strict=False)
+    return model
+
+
+def is_language_trainable(config: TrainConfig) -> bool:
+    """True if any phase trains the language model or a module of it."""
+    name = "language.model.norm.weight"
+    for phase in config.phases.values():
+        rates = {module: rate for module, rate in phase.rates.items() if module.split(".")[0] == "language"}
+        has_trainable_layer = any(rate for module, rate in rates.items() if "." in module)
+        model_rates = {"language": rates["language"]} if "language" in rates else {}
+        if has_trainable_layer or lr_multipliers([name], replace(phase, rates=model_rates))[name]:
+            return True
+    return False
+
+
+def build_sampler(config: TrainConfig, name: str, inputs: RunInputs, out: Path) -> MixedSampler:
+    """Sampler of a phase, over scenes and sets with a weight."""
+    phase, size = config.phases[name], inputs.model.vision.image_px
+    seed = [config.seed, *name.encode()]
+    sources: list[tuple[SampleSource, float]] = []
+    if config.scenes and config.scenes.weight:
+        sources.append((SceneSource(out, config.scenes, phase, size, [*seed, 3]), config.scenes.weight))
+    for index, split in enumerate(inputs.splits):
+        if weight := config.sets[split.name].weight:
+            source_seed = [*seed, 4, index]
+            source = ChangeChatSource(split.train, split.image_folder, phase, size, source_seed, train=True)
+            sources.append((source, weight))
+    return MixedSampler(sources, phase.batch, phase.steps, seed)
+
+
+def build_learner(
+    config: TrainConfig, name: str, inputs: RunInputs, model: DeltaVLM, machine: Machine
+) -> Learner:
+    """Model with the losses of a phase, attention kernel and activation checkpointing set."""
+    model.set_attention("eager" if machine.device.type == "cpu" else "sdpa")
+    if config.recompute:
+        for transformer in (model.language, model.qformer.bert):
+            _enable_activation_checkpointing(transformer)
+        tower: Any = model.vision.tower
+        if hasattr(tower, "set_grad_checkpointing"):
+            tower.set_grad_checkpointing(True)
+    torch.manual_seed(config.seed)
+    return Learner(model, inputs.model, config.phases[name])
+
+
+def _enable_activation_checkpointing(transformer: Any) -> None:
+    """Activation checkpointing of transformers, which has renamed the method and warns of the old name."""
+    options = {"use_reentrant": False}
+    if hasattr(transformer, "activation_checkpointing_enable"):
+        transformer.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
