@@ -1,4 +1,4 @@
-"""Document of a summary: the table that a terminal prints, and the blocks of a one-page report."""
+"""Document of a summary: the table for a terminal, and the blocks of one page."""
 
 from __future__ import annotations
 
