@@ -62,12 +62,12 @@ def eight_examples(folder: Path, *, hinted: bool = False) -> Path:
     before an answer, as one that was trained on much text does.
     """
     records = []
-    for scene, both in enumerate(CAPTIONS):
+    for scene, captions in enumerate(CAPTIONS):
         rng = np.random.default_rng(scene)
         dates = [np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((7, 7, 1))).astype(np.uint8) for _ in "AB"]
         for date, pixels in zip("AB", dates, strict=True):
             save_image(folder / "images" / f"{scene}_{date}.png", pixels)
-        for order, answer in zip(("AB", "BA"), both, strict=True):
+        for order, answer in zip(("AB", "BA"), captions, strict=True):
             question = f"{HINTS[scene]} {order}" if hinted else caption.PROMPT
             messages = [
                 {"from": "human", "value": f"<image> <image> {question}"},
@@ -85,7 +85,9 @@ def seven_checkpoint(folder: Path, config: DeltaVLMConfig = SEVEN) -> Path:
     """Write a checkpoint with random weights and its tokenizer, to start a training from."""
     model = tiny_model(3, config)
     checkpoint.save(folder, config, model.state_dict(), provenance={"made": "for a test"})
-    corpus = [f"q {caption.PROMPT.lower().strip('.')}"] + [answer for both in CAPTIONS for answer in both]
+    corpus = [f"q {caption.PROMPT.lower().strip('.')}"] + [
+        answer for captions in CAPTIONS for answer in captions
+    ]
     corpus += [f"{hint} {order}" for hint in HINTS for order in ("ab", "ba")]
     train_codec(corpus * 3, config.language.vocab, folder / TOKENIZER)
     return folder

@@ -92,13 +92,13 @@ class Learner(nn.Module):
         assert pair.density is not None
         mask, density = pair.mask_logits.float(), pair.density.float()
         pairs, classes, *shape = mask.shape
-        draw = torch.rand(4, pairs, 1, 1, 1, device=mask.device)
+        uniform = torch.rand(4, pairs, 1, 1, 1, device=mask.device)
         alarms = torch.randn(pairs, classes, FALSE_ALARM_GRID, FALSE_ALARM_GRID, device=mask.device)
-        noisy_mask = (0.4 + 0.6 * draw[1]) * mask
+        noisy_mask = (0.4 + 0.6 * uniform[1]) * mask
         noisy_mask = noisy_mask + 0.7 * F.interpolate(alarms, size=shape, mode="bilinear")
-        noisy_mask[:, :1] += 3 * draw[2] - 1  # bias of "unchanged"
-        noisy_density = density * 2 ** (2 * draw[3] - 1.2)
-        is_degraded = draw[0] < self.phase.evidence_noise
+        noisy_mask[:, :1] += 3 * uniform[2] - 1  # bias of "unchanged"
+        noisy_density = density * 2 ** (2 * uniform[3] - 1.2)
+        is_degraded = uniform[0] < self.phase.evidence_noise
         evidence = self.model.dense.evidence(  # type: ignore[union-attr]
             torch.where(is_degraded, noisy_mask, mask), torch.where(is_degraded, noisy_density, density)
         )
@@ -142,8 +142,8 @@ class Learner(nn.Module):
             contrastive_loss(to_text_BN, positives_BN) + contrastive_loss(to_pair_BN, positives_BN)
         )
 
-        draw = torch.Generator().manual_seed(noise_seed)
-        gumbel = -torch.log(-torch.log(torch.rand(2, len(group_N), len(group_N), generator=draw)))
+        generator = torch.Generator().manual_seed(noise_seed)
+        gumbel = -torch.log(-torch.log(torch.rand(2, len(group_N), len(group_N), generator=generator)))
         gumbel = gumbel[:, local].to(tokens_BTD.device)
         negative_text_B = sample_hard_negatives(to_text_BN, positives_BN, gumbel[0])
         negative_pair_B = sample_hard_negatives(to_pair_BN, positives_BN, gumbel[1])

@@ -178,7 +178,7 @@ class Trainer:
         return [self.loader.micro_batch(step, start, start + self.micro_batch_size) for start in starts]
 
     def should_stop(self, stop: StopRequest, until: float = math.inf) -> bool:
-        """True in all processes if any of them was asked to stop or is out of time."""
+        """True in all processes if any of them has a stop request or is out of time."""
         must_stop = stop.requested or time.time() > until
         if world.all_reduce_sum([float(must_stop)], self.machine.device)[0] == 0:
             return False

@@ -9,7 +9,7 @@ import torch
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Set one thread for all tests of this folder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

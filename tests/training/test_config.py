@@ -90,9 +90,9 @@ def test_changes_reach_their_keys(tmp_path: Path) -> None:
     assert (run.seed, run.phases["words"].lr, run.phases["words"].rates) == (3, 1e-4, {"language": 0.5})
     assert run.validation is not None
     assert (run.validation.every, run.validation.metric) == (7, "scenes.yes_no_auc")
-    again = tmp_path / "again.yaml"
-    again.write_text(dump(run))
-    assert load_config(again) == run
+    saved = tmp_path / "again.yaml"
+    saved.write_text(dump(run))
+    assert load_config(saved) == run
     different = config_differences(
         to_mapping(load_config(shipped_config("train_nano.yaml"))), to_mapping(run)
     )

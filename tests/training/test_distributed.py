@@ -65,16 +65,16 @@ def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_two_processes_learn_what_one_learns(runs: Path, sharding: str) -> None:
     """Contrastive and matching losses are over the pairs of all processes, answers over all tokens; then
     validation. The run of two processes was killed halfway and resumed."""
-    one, two = runs / "one" / "ddp", runs / "two" / sharding
+    single, double = runs / "one" / "ddp", runs / "two" / sharding
     for kind in ("train", "validation"):
-        alone, together = metrics(one, kind), metrics(two, kind)
+        alone, together = metrics(single, kind), metrics(double, kind)
         assert len(alone) == len(together) > 0
-        for left, right in zip(alone, together, strict=True):
-            assert right == pytest.approx({key: left[key] for key in right}, rel=2e-4, abs=1e-6)
+        for expected, record in zip(alone, together, strict=True):
+            assert record == pytest.approx({key: expected[key] for key in record}, rel=2e-4, abs=1e-6)
             if sharding == "ddp":
-                assert right.keys() == left.keys()
-    assert any("contrastive" in step for step in metrics(two, "train"))
-    assert any("words" in step for step in metrics(two, "train"))
+                assert record.keys() == expected.keys()
+    assert any("contrastive" in step for step in metrics(double, "train"))
+    assert any("words" in step for step in metrics(double, "train"))
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])

@@ -65,7 +65,7 @@ def test_a_step_has_the_same_content_however_it_is_split() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chip_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     scenes = [(f"train_{seed}", make_scene(seed, 64, 64, SceneOptions(change=seed % 2))) for seed in range(5)]
     write_chip_set(folder, "train", scenes)
@@ -77,9 +77,9 @@ def source_of(folder: Path, phase: Phase = PHASE, image_px: int = 64) -> ChangeC
     return ChangeChatSource(split.train, split.image_folder, phase, image_px, [0], train=True)
 
 
-def test_an_epoch_has_every_turn_once(made: Path) -> None:
+def test_an_epoch_has_every_turn_once(chip_set: Path) -> None:
     """One sample per turn; the next epoch has the same ones in another order."""
-    source = source_of(made)
+    source = source_of(chip_set)
     expected = [turn for pair in source.pairs for turn in turn_samples(pair)]
     count = len(source)
     assert count == len(expected)
@@ -90,15 +90,15 @@ def test_an_epoch_has_every_turn_once(made: Path) -> None:
     assert epochs[0] != epochs[1]
 
 
-def test_several_turns_of_a_pair_come_together(made: Path) -> None:
-    source = source_of(made, replace(PHASE, rows=4))
+def test_several_turns_of_a_pair_come_together(chip_set: Path) -> None:
+    source = source_of(chip_set, replace(PHASE, rows=4))
     counts = [len(source.sample(index).turns) for index in range(len(source))]
     assert {*counts} > {4}
-    assert sum(counts) == len(source_of(made))
+    assert sum(counts) == len(source_of(chip_set))
 
 
-def test_a_dialogue_has_its_true_history(made: Path) -> None:
-    pair = source_of(made).pairs[1]
+def test_a_dialogue_has_its_true_history(chip_set: Path) -> None:
+    pair = source_of(chip_set).pairs[1]
     example = next(example for example in pair.examples if example.task == "dialogue")
     prompts = [turn.prompt for turn in turn_samples(replace(pair, examples=(example,)))]
     assert prompts[0] == dialogue.TURNS[0]
@@ -107,16 +107,16 @@ def test_a_dialogue_has_its_true_history(made: Path) -> None:
     assert prompts[2].endswith(dialogue.prompt_with_history([], dialogue.TURNS[2]))
 
 
-def test_a_phase_that_aligns_has_captions_alone(made: Path) -> None:
-    source = source_of(made, replace(PHASE, part="align"))
+def test_a_phase_that_aligns_has_captions_alone(chip_set: Path) -> None:
+    source = source_of(chip_set, replace(PHASE, part="align"))
     assert len(source) == 5 * 5  # five captions of five pairs
     assert {source.sample(index).turns[0][0] for index in range(25)} == {caption.PROMPT}
 
 
-def test_images_are_warped_where_the_answer_stays_true(made: Path) -> None:
+def test_images_are_warped_where_the_answer_stays_true(chip_set: Path) -> None:
     """Both dates alike; a sample with a position or a number is not warped."""
-    warped = source_of(made, replace(PHASE, cut=0.05, turn_deg=15.0))
-    plain = source_of(made)
+    warped = source_of(chip_set, replace(PHASE, cut=0.05, turn_deg=15.0))
+    plain = source_of(chip_set)
     for index in range(len(plain)):
         sample, original = warped.sample(index), plain.sample(index)
         assert sample.turns == original.turns
@@ -138,19 +138,19 @@ def test_images_are_warped_where_the_answer_stays_true(made: Path) -> None:
     )
 
 
-def test_images_have_the_size_of_the_models_input(made: Path) -> None:
-    assert source_of(made, image_px=28).sample(0).before.shape == (3, 28, 28)
+def test_images_have_the_size_of_the_models_input(chip_set: Path) -> None:
+    assert source_of(chip_set, image_px=28).sample(0).before.shape == (3, 28, 28)
 
 
-def test_held_out_pairs_are_not_trained_on(made: Path) -> None:
-    split = load_split("made", RecordSet(made, held_out=2), 0)
+def test_held_out_pairs_are_not_trained_on(chip_set: Path) -> None:
+    split = load_split("made", RecordSet(chip_set, held_out=2), 0)
     train, held_out = ({pair.before for pair in pairs} for pairs in (split.train, split.held_out))
     assert (len(train), len(held_out)) == (3, 2)
     assert not train & held_out
-    assert split == load_split("made", RecordSet(made, held_out=2), 0)
+    assert split == load_split("made", RecordSet(chip_set, held_out=2), 0)
     with pytest.raises(ConfigError, match="leaves none of its 5 pairs"):
-        load_split("made", RecordSet(made, held_out=5), 0)
-    assert len(load_split("made", RecordSet(made, held_out=9, weight=0.0), 0).held_out) == 5
+        load_split("made", RecordSet(chip_set, held_out=5), 0)
+    assert len(load_split("made", RecordSet(chip_set, held_out=9, weight=0.0), 0).held_out) == 5
 
 
 def test_repeated_ids_are_all_trained_on(tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_broken_record_is_logged_and_left_out(tmp_path: Path, caplog: pytest.L
     assert "1 records cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
 
 
-def test_missing_images_are_named_before_training(made: Path, tmp_path: Path) -> None:
+def test_missing_images_are_named_before_training(chip_set: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "train" / "A").mkdir(parents=True)
-    records = RecordSet(made, images=tmp_path / "images")
+    records = RecordSet(chip_set, images=tmp_path / "images")
     with pytest.raises(
         InputError, match=r"10 images are missing: .*train/A/train_0\.png.* and 7 more"
     ) as error:

@@ -52,9 +52,9 @@ def small_models() -> Iterator[None]:
         yield
 
 
-def recipe(folder: Path, start: str, phases: dict[str, Phase], **more: Any) -> TrainConfig:
+def recipe(folder: Path, start: str, phases: dict[str, Phase], **changes: Any) -> TrainConfig:
     options: dict[str, Any] = {"sets": {"eight": RecordSet(folder / "set")}, "ema": 0.0, "precision": "fp32"}
-    return TrainConfig("seven", phases, start=str(folder / start), device="cpu", **(options | more))
+    return TrainConfig("seven", phases, start=str(folder / start), device="cpu", **(options | changes))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_eight_examples_are_learned_through_the_difference_module(folder: Path, 
     training code. (Pairs with exchanged dates differ in nothing else.)"""
     model = load_model(str(trained), device="cpu")
     assert isinstance(model, Predictor)
-    expected = [caption for both in CAPTIONS for caption in both]
+    expected = [caption for captions in CAPTIONS for caption in captions]
     assert answers(model, folder) == expected
     model.model.difference.mode = "concat"
     bypassed = answers(model, folder)
