@@ -1,4 +1,4 @@
-"""`deltavlm`: the app with its commands, and the one place that turns an error into a line and an exit code.
+"""`deltavlm`: the app with its commands, and the conversion of errors to one line and an exit code.
 
 Exit codes: 0 success, 1 failure, 2 usage error or bad input, 3 finished with some chips failed,
 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 when the reader of stdout went away (`| head`).

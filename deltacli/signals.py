@@ -1,4 +1,4 @@
-"""Signal handling: Ctrl-C, SIGTERM and SIGHUP unwind through `finally` blocks, so no partial file stays."""
+"""Signal handling: Ctrl-C, SIGTERM and SIGHUP unwind through `finally`, so no partial file remains."""
 
 from __future__ import annotations
 

@@ -235,6 +235,14 @@ def test_the_types_of_the_architecture_are_in_their_modules() -> None:
             assert re.search(rf"^class {name}\b", source, flags=re.MULTILINE), name
 
 
+def test_every_module_has_a_short_summary() -> None:
+    """The first sentence of its docstring is a line of the file tree."""
+    summary = runpy.run_path(str(ROOT / "docs" / "site" / "tree.py"))["summary"]
+    modules = [path for package in ("deltacli", "deltavlm") for path in (ROOT / package).rglob("*.py")]
+    lengths = {path.relative_to(ROOT).as_posix(): len(summary(path)) for path in modules}
+    assert not {name: length for name, length in lengths.items() if not 0 < length <= 100}
+
+
 def test_the_file_tree_of_the_architecture_is_up_to_date() -> None:
     """The tree is generated from the modules' docstrings; `python docs/site/tree.py` writes it anew."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

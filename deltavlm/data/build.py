@@ -1,4 +1,4 @@
-"""Builder of a question set from class masks and captions, as in the rule-based part of ChangeChat-105k.
+"""Builder of a question set from class masks and captions, like the rule-based part of ChangeChat-105k.
 
     sources = BuildSources(images, masks, captions)
     result = build_dataset(sources, "mine")

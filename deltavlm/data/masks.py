@@ -1,4 +1,4 @@
-"""LEVIR-MCI and other class masks (road, building): a reader, and rules that turn them into counts and cells.
+"""LEVIR-MCI and other class masks (road, building): a reader, and rules that derive counts and cells.
 
 LEVIR-MCI:
 

@@ -1,4 +1,4 @@
-"""Engine: reads chips and asks the model about them, in this process or on a cluster with equal answers."""
+"""Engine: reads chips and asks the model, in this process or on a cluster with equal answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inference: put the questions about a batch of chips to the model, in sub-batches that fit into memory."""
+"""Inference: ask the model about a batch of chips, in sub-batches that fit into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provenance of an output: inputs, model, questions, options and versions; and the settings of a journal."""
+"""Provenance of an output (inputs, model, questions, options, versions), and settings of a journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch inference over a dataset: every example of every image pair is asked, with resuming and sharding.
+"""Batch inference over a dataset: every example of every image pair, with resuming and sharding.
 
 An image pair is encoded once for all of its examples. Batches depend on the examples alone, and a batch of
 which any prediction is missing is asked again as a whole, so that answers do not depend on where a run was

@@ -1,4 +1,4 @@
-"""Published values of DeltaVLM (arXiv 2507.22346), as fractions; comparable under the paper protocol only.
+"""Published values of DeltaVLM (arXiv 2507.22346), as fractions; comparable under `paper` only.
 
 Test split of ChangeChat-105k, from a third party's transcription of the tables; caption BLEU-4 and CIDEr and
 the F1 of yes/no agree with the authors' code repository.

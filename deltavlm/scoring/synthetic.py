@@ -1,4 +1,4 @@
-"""Metrics of a model on synthetic scenes: scenes become examples, which are scored as by `deltavlm eval`."""
+"""Metrics of a model on synthetic scenes, which are scored like the examples of `deltavlm eval`."""
 
 from __future__ import annotations
 

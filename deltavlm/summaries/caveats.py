@@ -1,4 +1,4 @@
-"""Caveats of a summary that follow from the outputs: chips not analyzed, overlap, scale, uncertain scores."""
+"""Caveats of a summary, from its outputs: chips not analyzed, overlap, scale, uncertain scores."""
 
 from __future__ import annotations
 

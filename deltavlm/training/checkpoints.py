@@ -1,4 +1,4 @@
-"""Files in a run's folder: training state of each phase, configuration, log; each is written atomically.
+"""Files in a run's folder: training state of each phase, configuration, log; written atomically.
 
 config.yaml, log.jsonl, for each phase NAME.pt (to resume: weights, their EMA, optimizer, step) and
 NAME.best.pt (weights with the best metric), the scene caches, the tokenizers, and at the end the model folder

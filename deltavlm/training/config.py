@@ -1,4 +1,4 @@
-"""Configuration of a training run: data, phases, validation, machine; read from YAML with `--set` changes."""
+"""Configuration of a training run, from YAML with `--set` changes: data, phases, validation, machine."""
 
 from __future__ import annotations
 

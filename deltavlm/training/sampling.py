@@ -1,4 +1,4 @@
-"""Batches as a pure function of seed and step, so that a resumed run sees the data of an uninterrupted one.
+"""Batches as a pure function of seed and step, so that a resumed run sees the same data.
 
 A source yields its n-th sample independently of earlier calls; `MixedSampler` assigns the samples of its
 sources to the slots of a step by weight. The content of a step depends neither on the number of processes nor

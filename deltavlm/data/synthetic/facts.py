@@ -1,4 +1,4 @@
-"""Facts of a scene (counts, cells, shares), derived from its ground truth; sentences are made from them.
+"""Facts of a scene (counts, cells, shares), derived from its ground truth; the source of sentences.
 
 Facts come from the arrays alone, so they stay right when a scene is cropped, rotated, or its dates swapped.
 """
