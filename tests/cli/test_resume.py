@@ -1,4 +1,4 @@
-"""`deltavlm analyze` stopped anywhere: messages, and processes that are killed and resume to the same bytes."""
+"""`deltavlm analyze` stopped anywhere: its messages, and killed processes that resume to the same bytes."""
 
 from __future__ import annotations
 
