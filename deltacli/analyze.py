@@ -15,10 +15,11 @@ from deltacli.console import console, pluralize
 from deltacli.dry_run import print_dry_run
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
 from deltacli.metrics import run_metrics
+from deltacli.report import write_report
 from deltacli.summary import ProgressPrinter, print_summary, summary_dict
 from deltacli.terminal_images import show_thumbnails
 from deltavlm.config import shipped_config
-from deltavlm.errors import PartialFailure
+from deltavlm.errors import DeltaVLMError, PartialFailure, WriteError
 
 if TYPE_CHECKING:
     from deltavlm.pipeline.job import AnalyzeJob
@@ -139,8 +140,27 @@ def analyze_job(job: AnalyzeJob, flags: RunFlags) -> None:
     show_thumbnails(job, result.most_changed[: flags.show.top], flags.show.thumbnails)
     if flags.json_summary:
         typer.echo(json.dumps(summary_dict(job, result), ensure_ascii=False))
-    flags.show.write_reports(job)
+    if flags.show.html or flags.show.quicklook:
+        _write_reports(job, flags)
     result.raise_if_partial(_retry_hint(job))
+
+
+def _write_reports(job: AnalyzeJob, flags: RunFlags) -> None:
+    """Write the report and the quicklook of a finished output.
+
+    Raises: WriteError that names the output, whatever went wrong here.
+    """
+    from deltavlm.report.build import open_report
+    from deltavlm.report.images import ImageOptions
+
+    path, show, pair = job.output.path, flags.show, job.pairs.pairs[0]
+    assert path is not None  # checked by `ShowFlags.check`
+    before, after = (pair.before, pair.after) if job.is_single else (None, None)
+    images = ImageOptions(before=before, after=after, allow_vrt=job.read.allow_vrt, allow_remote=True)
+    try:
+        write_report(open_report(path, images), show.html, show.quicklook, overwrite=job.output.may_replace)
+    except (DeltaVLMError, OSError, MemoryError) as error:
+        raise WriteError(f"{str(error) or 'out of memory'}; the answers are safe in {path}") from error
 
 
 def _retry_hint(job: AnalyzeJob) -> str:

@@ -19,8 +19,8 @@ from deltacli import parsing
 from deltacli.console import console, pluralize
 from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
 from deltacli.metrics import run_metrics
-from deltacli.options import COMMON, OUTPUT, flag
-from deltavlm.errors import ConfigError, DeltaVLMError, InputError, WriteError
+from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, flag
+from deltavlm.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from deltavlm.model.config import DeltaVLMConfig
@@ -393,7 +393,6 @@ class ShowFlags:
 
     def check(self, job: AnalyzeJob) -> None:
         """Raises: ConfigError or OutputError where a report or quicklook cannot be made of the output."""
-        from deltacli.report import HTML_SUFFIXES, PNG_SUFFIXES
         from deltavlm.geo.sinks import check_output
 
         output = job.output
@@ -418,28 +417,6 @@ class ShowFlags:
                     "it afterwards"
                 )
             check_output(path, output.may_replace, suffixes)
-
-    def write_reports(self, job: AnalyzeJob) -> None:
-        """Make the report and the quicklook of a finished output.
-
-        Raises: WriteError that names the output, whatever went wrong here.
-        """
-        path = job.output.path
-        if path is None or not (self.html or self.quicklook):
-            return
-        from deltacli.report import write_report
-        from deltavlm.report.build import open_report
-        from deltavlm.report.images import ImageOptions
-
-        pair = job.pairs.pairs[0]
-        before, after = (pair.before, pair.after) if job.is_single else (None, None)
-        images = ImageOptions(before=before, after=after, allow_vrt=job.read.allow_vrt, allow_remote=True)
-        try:
-            report = open_report(path, images)
-            write_report(report, self.html, self.quicklook, overwrite=job.output.may_replace)
-        except (DeltaVLMError, OSError, MemoryError) as error:
-            message = str(error) or "out of memory"
-            raise WriteError(f"{message}; the answers are safe in {path}") from error
 
 
 def _flag(name: str) -> str:

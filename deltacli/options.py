@@ -77,6 +77,9 @@ OUTPUT = "Output"
 COMMON = "Common options"
 
 
+HTML_SUFFIXES, PNG_SUFFIXES = (".html", ".htm"), (".png",)  # of reports and quicklooks
+
+
 def flag(*names: str, panel: str, **settings: Any) -> Any:
     """`typer.Option` in a panel of the help. Environment variables are explained once, at --config."""
     return typer.Option(*names, rich_help_panel=panel, show_envvar=False, **settings)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from deltavlm.report.build import Report
     from deltavlm.report.page import ImageLimits
 
-HTML_SUFFIXES, PNG_SUFFIXES = (".html", ".htm"), (".png",)
-
 _MAX_WARNINGS = 3  # pairs without images that are named one by one
 
 
@@ -114,7 +112,7 @@ def report(
         allow_vrt=allow_vrt,
         allow_remote=allow_remote,
     )
-    for path, suffixes in ((output, HTML_SUFFIXES), (quicklook, PNG_SUFFIXES)):
+    for path, suffixes in ((output, options.HTML_SUFFIXES), (quicklook, options.PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
     summary = write_report(
         open_report(source, images, pair),
