@@ -15,6 +15,7 @@ import pytest
 import deltavlm
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.interface import Masks
 from deltavlm.pipeline.job import AnalyzeOptions
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
@@ -84,6 +85,23 @@ def analyzed(model: ScriptedModel, tmp_path: Path) -> Analyzed:
         return path
 
     return run
+
+
+@pytest.fixture
+def bright(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedModel:
+    """Model whose mask head sees a building of probability 1 in each white pixel of `after`, and a road of
+    probability 0.6 in each other pixel that differs."""
+
+    def masks(encoded: Any) -> Masks:
+        shares = np.zeros((len(encoded), 3, 32, 32), np.float32)
+        for share, (before, after) in zip(shares, encoded, strict=True):
+            white = (after == 255).all(axis=0)
+            share[1], share[2] = white, 0.6 * (before != after).any(axis=0) * ~white
+            share[0] = 1 - share[1] - share[2]
+        return Masks(("none", "building_built", "road_removed"), shares)
+
+    monkeypatch.setattr(model, "masks", masks)
+    return model
 
 
 @pytest.fixture

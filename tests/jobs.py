@@ -1,27 +1,34 @@
-"""Jobs of `deltavlm.pipeline` for tests, run with a scripted model and a store in memory or a journal."""
+"""Jobs of `deltavlm.pipeline` for tests, run with a scripted model into memory, a journal or files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
 
 from deltavlm.config import shipped_config
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.engine import LocalEngine
-from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
+from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
 from deltavlm.pipeline.journal import Journal, open_journal
+from deltavlm.pipeline.pair_lists import read_pairs
 from deltavlm.pipeline.pairs import Pair, PairList
 from deltavlm.pipeline.provenance import journal_settings
 from deltavlm.pipeline.reading import open_listed_pair
 from deltavlm.pipeline.result_store import ResultStore
 from deltavlm.pipeline.results import ChipResult
+from deltavlm.pipeline.run import RunHooks, run
 from deltavlm.pipeline.run_result import RunResult
 from deltavlm.tasks.questions import QuestionSpec, load_questions
 from tests.conftest import CHIP, Scene
+from tests.scripted_model import ScriptedModel
 
 QUESTIONS = load_questions(shipped_config("questions.yaml"))
 
@@ -42,6 +49,59 @@ def list_job(pairs: Sequence[Pair], **options: Any) -> AnalyzeJob:
         questions=QUESTIONS,
         options=AnalyzeOptions(**({"chip_px": CHIP} | options)),
     )
+
+
+def job_into(
+    output: str | None,
+    pairs: Scene | Path | tuple[Path, Path],
+    *,
+    read: ReadOptions | None = None,
+    batch_size: int | None = None,
+    **fields: Any,
+) -> AnalyzeJob:
+    """Job whose output is written to a path, or to standard output; a path of `pairs` is a list of them.
+
+    `fields` are those of `AnalyzeOptions` and `OutputOptions`. A path that ends in "/" is a folder with an
+    output for each pair. Chips overlap by default as they do on the command line.
+    """
+    options = {name: fields.pop(name) for name in [*fields] if name in AnalyzeOptions.__dataclass_fields__}
+    for name in {"mask", "probability"} & {*fields}:
+        fields[name] = Path(fields[name])
+    path = None if output is None else Path(output)
+    written = OutputOptions(path=path, per_pair=(output or "").endswith("/"), **fields)
+    overlap_px = default_overlap_px(CHIP, masks=written.needs_masks)
+    if isinstance(pairs, Path):
+        pair_list = read_pairs(pairs)
+    else:
+        pair_list = PairList.single(*map(str, pairs.args if isinstance(pairs, Scene) else pairs))
+    return AnalyzeJob(
+        pairs=pair_list,
+        questions=QUESTIONS,
+        read=read or ReadOptions(),
+        options=AnalyzeOptions(**({"chip_px": CHIP, "overlap_px": overlap_px} | options)),
+        output=written,
+        batch_size=batch_size,
+    )
+
+
+def run_job(job: AnalyzeJob, model: ChangeModel, notes: list[str] | None = None) -> RunResult:
+    """Result of a run whose output is written; its messages for the user are appended to `notes`."""
+    notes = [] if notes is None else notes
+    return run(job, nullcontext(LocalEngine(model)), RunHooks(notify=notes.append))
+
+
+@contextmanager
+def interrupted_after(batches: int, model: ScriptedModel) -> Iterator[None]:
+    """Interrupt the run in the `with` when the model is given one batch more than `batches`."""
+    encode, limit = model.encode, len(model.batches) + batches
+
+    def encode_or_interrupt(before: Any, after: Any) -> Any:
+        if len(model.batches) == limit:
+            raise KeyboardInterrupt
+        return encode(before, after)
+
+    with patch.object(model, "encode", encode_or_interrupt), pytest.raises(KeyboardInterrupt):
+        yield
 
 
 def with_output(job: AnalyzeJob, read: ReadOptions | None = None, **output: Any) -> AnalyzeJob:
@@ -116,9 +176,12 @@ __all__ = [
     "MemoryStore",
     "OutputOptions",
     "analyzed",
+    "interrupted_after",
+    "job_into",
     "journaled",
     "list_job",
     "open_test_journal",
+    "run_job",
     "single_job",
     "with_output",
 ]

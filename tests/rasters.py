@@ -92,3 +92,10 @@ def spoil(path: Path, blocks: Iterable[tuple[int, int]]) -> None:
     for offset, size in extents:
         content[offset : offset + size] = bytes(size)
     path.write_bytes(content)
+
+
+def read_pixels(path: Path | str) -> NDArray[Any]:
+    """(bands, rows, cols) pixels of a raster."""
+    with rasterio.open(path) as raster:
+        pixels: NDArray[Any] = raster.read()
+        return pixels

@@ -1,0 +1,351 @@
+"""Run with polygons and rasters of change: their content, blending, files, resuming."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+
+from deltavlm.errors import ConfigError, OutputError
+from deltavlm.files import lock
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
+from deltavlm.model.interface import Masks
+from deltavlm.pipeline.changes import ChangeOptions
+from deltavlm.pipeline.mask_codec import CLASSES
+from tests.conftest import Scene
+from tests.jobs import interrupted_after, job_into, run_job
+from tests.pairs import features, layer, write_pairs
+from tests.rasters import noise, read_pixels, write_raster
+from tests.scripted_model import ScriptedModel
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+RASTERS = {"mask": "m.tif", "probability": "p.tif"}
+
+
+def write_dates(folder: Path, before: np.ndarray, after: np.ndarray, **profile: Any) -> tuple[Path, Path]:
+    """Write both dates of a pair."""
+    return (
+        write_raster(folder / "b.tif", before, **profile),
+        write_raster(folder / "a.tif", after, **profile),
+    )
+
+
+def test_a_white_house_becomes_a_polygon(scene: Scene, bright: ScriptedModel) -> None:
+    result = run_job(job_into("out.gpkg", scene, polygons=True, **RASTERS), bright)
+    assert result.polygons == 1
+    assert result.files == {"mask": Path("m.tif"), "probability": Path("p.tif")}
+    assert sorted(path.name for path in Path().iterdir()) == ["m.tif", "out.gpkg", "p.tif"]
+    (row,) = layer("out.gpkg", "changes")
+    assert row["class"] == "building"
+    assert row["area_m2"] == pytest.approx(10 * 10 * 0.25)
+    assert row["perimeter_m"] == pytest.approx(4 * 10 * 0.5)
+    assert row["mean_score"] == pytest.approx(1)
+    assert row["geometry"].bounds == (500_035, 4_999_975, 500_040, 4_999_980)
+    assert (row["lon"], row["lat"]) == pytest.approx((3.0005, 45.154), abs=1e-3)
+    assert "r00028_c00056" in row["chip_ids"]
+    assert row["caption"] == "two houses were built beside the new road"
+    expected = np.zeros((96, 160), np.uint8)
+    expected[40:50, 70:80] = 1
+    np.testing.assert_array_equal(read_pixels("m.tif")[0], expected)
+    np.testing.assert_array_equal(
+        read_pixels("p.tif"), np.stack([expected * 254, 0 * expected, 0 * expected])
+    )
+
+
+def test_rasters_are_cogs_on_the_grid_of_before(scene: Scene, bright: ScriptedModel) -> None:
+    run_job(job_into("out.gpkg", scene, **RASTERS), bright)
+    with rasterio.open(scene.before) as before:
+        for name in ("m.tif", "p.tif"):
+            with rasterio.open(name) as raster:
+                assert (raster.crs, raster.transform, raster.shape) == (
+                    before.crs,
+                    before.transform,
+                    before.shape,
+                )
+                assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+                assert raster.profile["tiled"]
+                assert raster.profile["compress"] == "deflate"
+                assert raster.nodata == 255
+                record = json.loads(raster.tags()["deltavlm"])
+                assert record["changes"]["threshold"] == 0.5
+                assert record["options"]["overlap_px"] == 4
+    with rasterio.open("m.tif") as mask:
+        colours = mask.colormap(1)
+        assert {name: colours[CLASSES.index(name) + 1][:3] for name in CLASSES} == dict(CLASS_COLOURS)
+        assert [mask.tags(1)[f"CATEGORY_{value}"] for value in range(4)] == [
+            "none",
+            "building",
+            "road",
+            "other",
+        ]
+    with rasterio.open("p.tif") as probability:
+        assert probability.descriptions == ("building", "road", "other")
+        assert probability.scales == (1 / 254,) * 3
+    assert "changes" not in [name for name, _ in pyogrio.list_layers("out.gpkg")]
+
+
+def test_pixels_that_were_not_analyzed_are_nodata(
+    scene: Scene, bright: ScriptedModel, tmp_path: Path
+) -> None:
+    """Holes in one date, a chip without valid pixels, and the ground outside of a bounding box."""
+    after = read_pixels(scene.after)
+    after[:, 40:44, 0:160] = 0
+    after[:, 0:32, 0:32] = 0
+    pair = (scene.before, write_raster(tmp_path / "holes.tif", after, nodata=0))
+    run_job(job_into("out.gpkg", pair, overlap_px=0, **RASTERS), bright)
+    expected = (after == 0).any(axis=0)
+    np.testing.assert_array_equal(read_pixels("m.tif")[0] == 255, expected)
+    np.testing.assert_array_equal((read_pixels("p.tif") == 255).all(axis=0), expected)
+    xmin = 500_000 + 64 * 0.5
+    read = ReadOptions(bbox=(xmin + 1, 4_999_000, xmin + 2, 5_000_000), bbox_crs="EPSG:32631")
+    run_job(job_into("out.gpkg", pair, overlap_px=0, read=read, overwrite=True, **RASTERS), bright)
+    analyzed = read_pixels("m.tif")[0] != 255
+    assert analyzed[:, 64:96].any()
+    assert not analyzed[:, :64].any()
+    assert not analyzed[:, 96:].any()
+
+
+def test_blending_makes_masks_depend_less_on_the_chip_grid(
+    model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scene and the same shifted by half a chip, with a head that is less sure towards the edge of a chip.
+
+    Of the pixels that differ without an overlap, fewer than a third differ with one of a quarter of a chip.
+    """
+    edge = np.minimum(np.arange(32), np.arange(32)[::-1])
+    confidence = np.minimum(1, (3 + np.minimum.outer(edge, edge)) / 8).astype(np.float32)
+
+    def masks(encoded: Any) -> Masks:
+        changed = np.stack([(before != after).any(axis=0) for before, after in encoded])
+        probability = changed * confidence
+        return Masks(("none", "building_built"), np.stack([1 - probability, probability], axis=1))
+
+    monkeypatch.setattr(model, "masks", masks)
+    before = noise(3, 176, 176)
+    after = before.copy()
+    for row, col in np.random.default_rng(0).integers(0, 160, (14, 2)):
+        after[:, row : row + 14, col : col + 14] = 255
+
+    def differing_share(overlap_px: int) -> float:
+        masks = []
+        for start in (0, 16):
+            cropped = (date[:, start : start + 160, start : start + 160] for date in (before, after))
+            pair = write_dates(tmp_path, *cropped)
+            run_job(job_into("o.gpkg", pair, mask="m.tif", overlap_px=overlap_px, overwrite=True), model)
+            masks.append(read_pixels("m.tif")[0])
+        differing = masks[0][16:, 16:] != masks[1][:-16, :-16]
+        return float(differing[32:-32, 32:-32].mean())
+
+    without, blended = differing_share(0), differing_share(8)
+    assert without > 0.005
+    assert blended < without / 3
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".fgb", ".parquet", ".geojsonl"])
+def test_formats_of_one_layer_have_polygons_in_a_file_of_their_own(
+    scene: Scene, bright: ScriptedModel, suffix: str
+) -> None:
+    result = run_job(job_into(f"out{suffix}", scene, polygons=True), bright)
+    assert (result.polygons, result.files) == (1, {"polygons": Path(f"out.changes{suffix}")})
+    expected = {f"out.changes{suffix}", f"out{suffix}", "out.changes.qml", "out.qml"}
+    assert {path.name for path in Path().iterdir()} == expected
+    if suffix == ".geojson":
+        assert [row["properties"]["class"] for row in features("out.changes.geojson")] == ["building"]
+        assert len(features("out.geojson")) == 24
+    run_job(job_into(f"out{suffix}", scene, overwrite=True), bright)  # needs no polygons
+    Path(f"out{suffix}").unlink()
+    with pytest.raises(OutputError, match=rf"out\.changes\{suffix}: exists already"):
+        run_job(job_into(f"out{suffix}", scene, polygons=True), bright)
+
+
+def test_the_layer_changes_alone(scene: Scene, bright: ScriptedModel) -> None:
+    run_job(job_into("out.geojson", scene, polygons=True, layer="changes"), bright)
+    assert {path.name for path in Path().iterdir()} == {"out.geojson", "out.qml"}
+    assert [row["properties"]["class"] for row in features("out.geojson")] == ["building"]
+    with pytest.raises(ConfigError, match="without --polygons"):
+        job_into("other.geojson", scene, layer="changes")
+
+
+def test_small_polygons_are_dropped_and_the_threshold_holds(bright: ScriptedModel, tmp_path: Path) -> None:
+    before = noise(3, 32, 64)
+    after = before.copy()
+    after[:, 2:12, 2:12] = 255  # 25 m2
+    after[:, 20:22, 20:22] = 255  # 1 m2
+    after[:, 2:12, 40:50] ^= 1  # a road, to 0.6
+    pair = write_dates(tmp_path, before, after)
+
+    def polygons(**options: Any) -> list[tuple[str, float]]:
+        changes = ChangeOptions(simplify_px=0, **options)
+        job = job_into("out.gpkg", pair, overlap_px=0, overwrite=True, polygons=True, changes=changes)
+        run_job(job, bright)
+        return [(row["class"], row["area_m2"]) for row in layer("out.gpkg", "changes")]
+
+    assert polygons() == [("building", 25), ("road", 25), ("building", 1)]
+    assert polygons(min_area_m2=2) == [("building", 25), ("road", 25)]
+    assert polygons(min_area_m2=26) == []
+    assert polygons(threshold=0.7) == [("building", 25), ("building", 1)]
+
+
+def test_without_a_crs_polygons_are_in_pixels(bright: ScriptedModel, tmp_path: Path) -> None:
+    """Columns in metres and degrees are null, and rasters have no georeference either."""
+    before = noise(3, 32, 64)
+    after = before.copy()
+    after[:, 2:12, 2:12] = 255
+    pair = write_dates(tmp_path, before, after, crs=None, transform=None)
+    read = ReadOptions(allow_no_crs=True)
+    run_job(job_into("out.geojson", pair, read=read, polygons=True, layer="changes", **RASTERS), bright)
+    (row,) = features("out.geojson")
+    assert shapely.geometry.shape(row["geometry"]).bounds == (2, 2, 12, 12)
+    assert [row["properties"][name] for name in ("area_m2", "perimeter_m", "lon", "lat")] == [None] * 4
+    assert read_pixels("m.tif")[0].sum() == 100
+
+
+def test_a_run_without_masks_is_not_resumed_with_masks(scene: Scene, model: ScriptedModel) -> None:
+    with interrupted_after(2, model):
+        run_job(job_into("out.gpkg", scene, overlap_px=0, batch_size=2), model)
+    job = job_into("out.gpkg", scene, overlap_px=0, batch_size=2, polygons=True)
+    with pytest.raises(OutputError, match=r"other settings \(options\.masks\)"):
+        run_job(job, model)
+    run_job(job_into("out.gpkg", scene, overlap_px=0, batch_size=2, polygons=True, resume=False), model)
+    assert Path("out.gpkg").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 99], ids=["truncated", "zeros"])
+def test_chips_whose_masks_are_lost_are_asked_again(
+    scene: Scene, bright: ScriptedModel, damage: bytes
+) -> None:
+    """As after a power failure: lines of the journal were written, the bytes that they point to were not."""
+    job = job_into("out.gpkg", scene, batch_size=2, polygons=True, **RASTERS)
+    run_job(job, bright)
+    rasters = [Path(name).read_bytes() for name in ("m.tif", "p.tif")]
+    for name in ("out.gpkg", "m.tif", "p.tif"):
+        Path(name).unlink()
+    with interrupted_after(6, bright):
+        run_job(job, bright)
+    masks = Path("out.gpkg.journal.masks")
+    content = masks.read_bytes()
+    masks.write_bytes(content[: len(content) // 2] + damage)
+    notes: list[str] = []
+    result = run_job(job, bright, notes)
+    (resuming,) = [note for note in notes if note.startswith("resuming: ")]
+    assert resuming.endswith(" of 24 chips done")
+    assert 0 < int(resuming.split()[1]) < 12
+    assert result.failed == 0
+    assert [Path(name).read_bytes() for name in ("m.tif", "p.tif")] == rasters
+    assert not masks.exists()
+
+
+def test_failed_chips_are_nodata_until_they_are_tried_again(bright: ScriptedModel, tmp_path: Path) -> None:
+    after = noise(3, 32, 96)
+    after[:, :, 32:64] = 77
+    pair = write_dates(tmp_path, noise(3, 32, 96), after)
+    bright.poison = 77
+    assert run_job(job_into("out.gpkg", pair, overlap_px=0, mask="m.tif"), bright).failed == 1
+    expected = np.zeros((32, 96), np.uint8)
+    expected[:, 32:64] = 255
+    np.testing.assert_array_equal(read_pixels("m.tif")[0], expected)
+    bright.poison = None
+    retry = job_into("out.gpkg", pair, overlap_px=0, mask="m.tif", retry_failed=True)
+    assert run_job(retry, bright).failed == 0
+    assert bright.batches[-1] == 1
+    expected[:, 32:64] = 2  # another colour in the whole chip, which is a road to this head
+    np.testing.assert_array_equal(read_pixels("m.tif")[0], expected)
+    assert sorted(path.name for path in Path().iterdir()) == ["m.tif", "out.gpkg"]
+
+
+def test_identical_chips_share_their_mask(
+    model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = np.full((3, 32, 32 * 6), 7, np.uint8)
+    before[:, :, 160:] = noise(3, 32, 32)
+    after = before.copy()
+    after[:, :, :160] = 99
+    sizes = []
+    monkeypatch.setattr(
+        "deltavlm.pipeline.journal_file.JournalFile.unlink",
+        lambda file: sizes.append(Path("out.gpkg.journal.masks").stat().st_size),
+    )
+    run_job(job_into("out.gpkg", write_dates(tmp_path, before, after), overlap_px=0, mask="m.tif"), model)
+    assert model.batches == [2]
+    assert 0 < sizes[0] < 120  # two masks, not six
+    mask = read_pixels("m.tif")[0]
+    assert all((mask[:, 32 * chip : 32 * chip + 32] == mask[:, :32]).all() for chip in range(5))
+    assert mask[:, :160].any()
+    assert not mask[:, 160:].any()
+
+
+def test_polygons_and_rasters_of_a_list_of_pairs(bright: ScriptedModel, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "in", 4, chips=2, broken=[1])
+    result = run_job(job_into("all.gpkg", pairs, polygons=True), bright)
+    assert [failure.pair.id for failure in result.failures] == ["p1"]
+    rows = layer("all.gpkg", "changes")
+    assert [(row["pair_id"], row["before_date"], row["after_date"]) for row in rows] == [
+        ("p0", "2020", "2024-05-01"),
+        ("p3", "2020", "2024-05-04"),
+    ]
+    assert [row["area_m2"] for row in rows] == [pytest.approx(36)] * 2
+    result = run_job(job_into("each/", pairs, polygons=True, mask="masks"), bright)
+    assert [failure.pair.id for failure in result.failures] == ["p1"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == [
+        "p0.mask.tif",
+        "p2.mask.tif",
+        "p3.mask.tif",
+    ]
+    (row,) = layer("each/p3.gpkg", "changes")
+    assert row["geometry"].equals(rows[1]["geometry"])
+    assert row["pair_id"] == "p3"
+    assert (read_pixels("masks/p3.mask.tif") == 1).sum() == 144
+    assert not list(Path("each").glob("*.journal.*"))
+
+
+def test_the_limit_holds_for_polygons_too(bright: ScriptedModel, tmp_path: Path) -> None:
+    """Chips beyond the limit that an earlier run has answered are in neither layer."""
+    pairs = write_pairs(tmp_path / "in", 4, chips=1)
+    assert not run_job(job_into("all.geojson", pairs, polygons=True, limit=3), bright).failures
+    assert [row["properties"]["pair_id"] for row in features("all.changes.geojson")] == ["p0"]
+
+
+def test_an_interrupted_list_resumes_to_the_same_bytes(bright: ScriptedModel, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "in", 7, chips=2)
+    job, uninterrupted = (
+        job_into(name, pairs, polygons=True, batch_size=2) for name in ("out.geojson", "whole.geojson")
+    )
+    run_job(uninterrupted, bright)
+    with interrupted_after(4, bright):
+        run_job(job, bright)
+    notes: list[str] = []
+    run_job(job, bright, notes)
+    assert "resuming: 8 chips done" in notes
+    for suffix in (".geojson", ".changes.geojson"):
+        assert Path(f"out{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
+
+
+def test_two_runs_do_not_write_one_raster(scene: Scene, bright: ScriptedModel) -> None:
+    with lock(Path("m.tif")), pytest.raises(OutputError, match=r"m\.tif: another run is writing it"):
+        run_job(job_into("out.gpkg", scene, mask="m.tif"), bright)
+    assert bright.batches == []
+
+
+def test_columns_of_changes_are_described(scene: Scene, bright: ScriptedModel) -> None:
+    run_job(job_into("out.gpkg", scene, polygons=True), bright)
+    with sqlite3.connect("out.gpkg") as database:
+        descriptions = dict(
+            database.execute(
+                "SELECT column_name, description FROM gpkg_data_columns WHERE table_name = 'changes'"
+            ).fetchall()
+        )
+    columns = [column for column in layer("out.gpkg", "changes")[0] if column != "geometry"]
+    assert columns == [
+        *("class", "area_m2", "perimeter_m", "mean_score", "lon", "lat", "chip_ids", "caption"),
+        *("before_date", "after_date"),
+    ]
+    assert set(descriptions) == set(columns)
