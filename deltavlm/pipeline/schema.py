@@ -47,7 +47,7 @@ _CHIP_COLUMNS = (
     Field(
         "caption_score",
         "float",
-        "Mean log-probability of the caption's tokens; nearer 0 is surer",
+        "Mean log-probability of the caption's tokens; closer to 0 is more certain",
         "Score of caption",
     ),
     Field("new_roads", "int", "Number of new roads in this chip"),
@@ -64,8 +64,8 @@ _SOURCE_COLUMNS = (
 )
 _PAIR_ID = Field("pair_id", "str", "Name of the pair", "Pair")
 _PAIR_DATES = (
-    Field("before_date", "str", "When the earlier image was taken, as the list of pairs says"),
-    Field("after_date", "str", "When the later image was taken, as the list of pairs says"),
+    Field("before_date", "str", "Date of the earlier image, from the list of pairs"),
+    Field("after_date", "str", "Date of the later image, from the list of pairs"),
 )
 
 LOCATIONS = Layer(
@@ -89,10 +89,10 @@ CHANGES = Layer(
         Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),
         Field("lon", "float", "Longitude of the centroid, degrees"),
         Field("lat", "float", "Latitude of the centroid, degrees"),
-        Field("chip_ids", "list", "Chips that it was seen in"),
-        Field("caption", "str", "The caption of the chip that holds most of it"),
-        Field("before_date", "str", "When the earlier image was taken, as was said"),
-        Field("after_date", "str", "When the later image was taken, as was said"),
+        Field("chip_ids", "list", "Chips that show it"),
+        Field("caption", "str", "Caption of the chip with the largest part of it"),
+        Field("before_date", "str", "Date of the earlier image, if it was given"),
+        Field("after_date", "str", "Date of the later image, if it was given"),
     ),
 )
 
@@ -118,16 +118,16 @@ PAIRS = Layer(
             "str",
             "answered; partly: some chips failed, or --limit cut it off; failed: not opened, nothing asked",
         ),
-        Field("reason", "str", "Why it failed, or its first chip did"),
-        Field("chips", "int", "Number of chips that were looked at"),
+        Field("reason", "str", "Error message of the pair, or of its first failed chip"),
+        Field("chips", "int", "Number of chips"),
         Field("changed", "int", "Number of chips that the model calls changed"),
         Field("failed_chips", "int", "Number of chips that could not be read or answered"),
         Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
         Field("before", "str", "The earlier image"),
         Field("after", "str", "The later image"),
         *_PAIR_DATES,
-        Field("notes", "list", "What was found of the pair when it was opened"),
-        Field("inputs", "json", "Where the pixels came from and what was done to them"),
+        Field("notes", "list", "Notes from opening the pair"),
+        Field("inputs", "json", "Provenance of the pixels: files, bands, scaling, alignment"),
     ),
 )
 
@@ -135,12 +135,14 @@ ANSWERS = Layer(
     "answers",
     (
         Field(
-            "kind", "str", "window: all that was asked about; cell: named in an answer; mask: changed ground"
+            "kind",
+            "str",
+            "window: the chip that was asked about; cell: named in an answer; mask: changed ground",
         ),
-        Field("class", "str", "Of a cell: road or building; of a mask: what happened there"),
+        Field("class", "str", "Of a cell: road or building; of a mask: class of change"),
         Field("cell", "str", "Cell of the window's 3x3 grid, as the model sees it: top is its first row"),
-        Field("question", "str", "What was asked"),
-        Field("answer", "str", "What the model said"),
+        Field("question", "str", "Question"),
+        Field("answer", "str", "Answer of the model"),
         Field("score", "float", "Probability of yes, or the mean log-probability of the answer's tokens"),
         Field("model", "str", "Model and its fingerprint"),
     ),
