@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 from deltavlm.version import __version__
 
 if TYPE_CHECKING:
-    from deltavlm.api import analyze, load_model, open_pair
+    from deltavlm.api import analyze, open_pair
+    from deltavlm.model.predictor import load_model
 
 __all__ = ["__version__", "analyze", "load_model", "open_pair"]
+
+_MODULES = {  # a model is loaded without rasterio, as on a training machine
+    "analyze": "deltavlm.api",
+    "open_pair": "deltavlm.api",
+    "load_model": "deltavlm.model.predictor",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public function when it is first used (PEP 562)."""
-    if name in __all__:
-        return getattr(import_module("deltavlm.api"), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

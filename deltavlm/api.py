@@ -1,4 +1,4 @@
-"""Functions of the Python API: analyze pairs into an output file, open a pair, load a model."""
+"""Functions of the Python API: analyze pairs into an output file, and open a pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from deltavlm.config import shipped_config
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
-from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.engine import LocalEngine
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
@@ -22,7 +21,7 @@ from deltavlm.pipeline.run import RunHooks, run
 from deltavlm.pipeline.run_result import RunResult
 from deltavlm.tasks.questions import QuestionSpec, load_questions
 
-__all__ = ["analyze", "load_model", "open_pair"]
+__all__ = ["analyze", "open_pair"]
 
 Location = str | os.PathLike[str]
 """Path of a raster, or an https://, s3:// or /vsi... location."""
@@ -132,28 +131,6 @@ def open_pair(
     )
 
 
-def load_model(name: str = "nano", options: RuntimeOptions | None = None, **fields: Any) -> ChangeModel:
-    """Load a model by name (`deltavlm weights list`), or from a checkpoint folder.
-
-    Args:
-        name: name of a model, or path of a checkpoint folder.
-        options: how it runs.
-        fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize.
-
-    Returns:
-        A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
-        questions)` and `masks(encoded)`.
-
-    Raises:
-        InputError: there is no such model or device.
-        ModelError: the checkpoint cannot be used.
-    """
-    from deltavlm.model.predictor import load_model
-
-    return load_model(name, options, **fields)
-
-
 def _pair_list(
     before: Location | Sequence[Pair | tuple[Location, Location]] | PairList, after: Location | None
 ) -> PairList:
@@ -187,4 +164,6 @@ def _question_set(questions: Sequence[QuestionSpec] | Location | None) -> Sequen
 
 @contextmanager
 def _engine(model: str | ChangeModel) -> Iterator[LocalEngine]:
+    from deltavlm.model.predictor import load_model
+
     yield LocalEngine(load_model(model) if isinstance(model, str) else model)

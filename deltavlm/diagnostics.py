@@ -266,8 +266,8 @@ def _check_model() -> Iterator[Finding]:
         return
     import numpy as np
 
+    from deltavlm import load_model
     from deltavlm.model.interface import Question
-    from deltavlm.model.predictor import load_model  # deltavlm.load_model imports rasterio, hence PROJ
     from deltavlm.tasks.classify import PROMPT
 
     try:

@@ -10,7 +10,7 @@ LEAVES = frozenset({"version", "errors", "config", "text_norm", "files"})
 
 #: part of the project -> parts of deltavlm that it may import (itself is always allowed)
 ARROWS: dict[str, frozenset[str]] = {
-    "deltavlm": frozenset({"version", "api"}),  # the package's own __init__
+    "deltavlm": frozenset({"version", "api", "model"}),  # the package's own __init__
     "version": frozenset(),
     "errors": frozenset(),
     "config": frozenset({"errors"}),

@@ -316,8 +316,13 @@ def load_model(
 
     Args:
         name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a folder.
-        options: device, dtype, decoding, quantization.
-        fields: single fields of `RuntimeOptions`, in place of those of `options`.
+        options: how the model runs.
+        fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
+            decode, beams, prompt_style, quantize.
+
+    Returns:
+        A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
+        questions)` and `masks(encoded)`.
 
     Raises: InputError if there is no such model or device, ModelError if the checkpoint cannot be used.
     """
