@@ -34,13 +34,13 @@ def test_pairs_that_cannot_be_opened_are_reported(run: Run, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
+def test_a_run_killed_repeatedly_resumes_to_the_same_bytes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = write_pairs(tmp_path / "data", 9, chips=2, broken=[1, 4])
     args = ("analyze", "--pairs", pairs, *SMALL, "--batch-size", 3)
-    assert run(*args, "-o", "whole.geojson").exit_code == 3
-    assert run(*args, "-o", "whole_pairs.geojson", "--layer", "pairs").exit_code == 3
+    assert run(*args, "-o", "uninterrupted.geojson").exit_code == 3
+    assert run(*args, "-o", "uninterrupted_pairs.geojson", "--layer", "pairs").exit_code == 3
     out, journal = tmp_path / "out.geojson", tmp_path / "out.geojson.journal.jsonl"
     rng, kills = random.Random(1), 0
 
@@ -49,8 +49,8 @@ def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
 
     for _ in range(2):
         process = program(*args, "-o", out, pause=0.3)
-        seen = groups()
-        while process.poll() is None and groups() == seen:
+        earlier = groups()
+        while process.poll() is None and groups() == earlier:
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
@@ -63,20 +63,20 @@ def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
     opened = []
     open_source = geo_pair.open_source
 
-    def told(path: str, **settings: Any) -> Any:
+    def record_path(path: str, **settings: Any) -> Any:
         opened.append(Path(path).name)
         return open_source(path, **settings)
 
-    monkeypatch.setattr(geo_pair, "open_source", told)
+    monkeypatch.setattr(geo_pair, "open_source", record_path)
     result = run(*args, "-o", out)
     assert result.exit_code == 3, result.stderr
     assert "resuming: " in result.stderr
     assert "b0.tif" not in opened  # whole in the journal
     assert "b1.tif" not in opened  # known to have failed
     assert "b8.tif" in opened
-    assert out.read_bytes() == Path("whole.geojson").read_bytes()
+    assert out.read_bytes() == Path("uninterrupted.geojson").read_bytes()
     assert run(*args, "-o", out, "--retry-failed", "--layer", "pairs").exit_code == 3
-    assert out.read_bytes() == Path("whole_pairs.geojson").read_bytes()
+    assert out.read_bytes() == Path("uninterrupted_pairs.geojson").read_bytes()
 
 
 def test_on_error_fail_stops_at_the_first(run: Run, tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_pairs_of_several_crss_are_reported(run: Run, tmp_path: Path) -> None:
     assert "Warning: 1 pair, such as none, cannot be transformed to the CRS of the output" in result.stderr
 
 
-def test_a_stream_says_what_a_file_says(run: Run, tmp_path: Path) -> None:
+def test_a_stream_equals_a_file(run: Run, tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "data", 5, chips=2, broken=[3])
-    for more in ((), ("--layer", "pairs"), ("--limit", 5)):
-        run("analyze", "--pairs", pairs, "-o", "out.ndjson", "--overwrite", *SMALL, *more)
-        result = run("analyze", "--pairs", "-", "-o", "-", *SMALL, *more, input=pairs.read_text())
+    for flags in ((), ("--layer", "pairs"), ("--limit", 5)):
+        run("analyze", "--pairs", pairs, "-o", "out.ndjson", "--overwrite", *SMALL, *flags)
+        result = run("analyze", "--pairs", "-", "-o", "-", *SMALL, *flags, input=pairs.read_text())
         assert "b0.tif: no such file" in result.stderr  # what comes from stdin starts in the current folder
-        result = run("analyze", "--pairs", pairs, "-o", "-", *SMALL, *more)
+        result = run("analyze", "--pairs", pairs, "-o", "-", *SMALL, *flags)
         assert result.stdout == Path("out.ndjson").read_text()
 
 
@@ -203,7 +203,7 @@ def test_dry_run_checks_every_pair(run: Run, tmp_path: Path) -> None:
         (("--pairs", "list.csv", "-o", "each/", "--layer", "pairs"), "choose chips or locations"),
     ],
 )
-def test_flags_that_do_not_fit_are_told_in_a_line(run: Run, args: tuple[str, ...], words: str) -> None:
+def test_flags_that_contradict_are_refused_in_one_line(run: Run, args: tuple[str, ...], words: str) -> None:
     Path("list.csv").write_text("before,after\na,b\n")
     result = run("analyze", *args)
     assert result.exit_code == 2

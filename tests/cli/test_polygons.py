@@ -28,7 +28,7 @@ def test_polygons_and_rasters_are_reported(run: Run, scene: Scene, bright: Scrip
     assert sorted(path.name for path in Path().iterdir()) == ["m.tif", "out.gpkg", "p.tif"]
 
 
-def test_polygons_in_a_file_of_their_own_are_reported(run: Run, scene: Scene, bright: ScriptedModel) -> None:
+def test_a_separate_file_of_polygons_is_reported(run: Run, scene: Scene, bright: ScriptedModel) -> None:
     args = ("analyze", *scene.args, "-o", "out.geojson", "--polygons", *SMALL)
     result = run(*args)
     assert result.exit_code == 0, result.stderr
@@ -54,7 +54,7 @@ def test_flags_of_polygons_reach_the_run(run: Run, scene: Scene, bright: Scripte
     assert record["options"]["overlap_px"] == 8
 
 
-def test_dates_of_one_pair(run: Run, scene: Scene, bright: ScriptedModel) -> None:
+def test_dates_of_a_single_pair(run: Run, scene: Scene, bright: ScriptedModel) -> None:
     args = ("analyze", *scene.args, "-o", "out.gpkg", "--polygons", *SMALL)
     dates = ("--before-date", "2015", "--after-date", "2024-05-31")
     assert run(*args, *dates).exit_code == 0
@@ -64,19 +64,19 @@ def test_dates_of_one_pair(run: Run, scene: Scene, bright: ScriptedModel) -> Non
     assert (refused.exit_code, "is not a date in ISO 8601" in one_line(refused)) == (2, True)
 
 
-def test_the_plan_names_them(run: Run, scene: Scene, tmp_path: Path) -> None:
+def test_the_plan_names_rasters_and_polygons(run: Run, scene: Scene, tmp_path: Path) -> None:
     args = ("analyze", *scene.args, "-o", "out.geojson", "--polygons", "--mask", "m.tif", "-n", *SMALL)
-    said = run(*args).stdout.splitlines()
-    assert "mask       m.tif" in said
-    assert "polygons   out.changes.geojson" in said
-    assert any("overlap 4 px" in line for line in said)
+    plan = run(*args).stdout.splitlines()
+    assert "mask       m.tif" in plan
+    assert "polygons   out.changes.geojson" in plan
+    assert any("overlap 4 px" in line for line in plan)
     assert json.loads(run(*args, "--json").stdout)["extras"] == {
         "mask": "m.tif",
         "polygons": "out.changes.geojson",
     }
     table = write_pairs(tmp_path / "in", 2)
-    said = run("analyze", "--pairs", table, "-o", "each/", "--mask", "masks/", "-n", *SMALL).stdout
-    assert "mask       masks" in said.splitlines()
+    plan = run("analyze", "--pairs", table, "-o", "each/", "--mask", "masks/", "-n", *SMALL).stdout
+    assert "mask       masks" in plan.splitlines()
     assert not list(Path().iterdir())
 
 
@@ -87,9 +87,9 @@ def test_a_config_file_and_the_metrics(run: Run, scene: Scene, bright: ScriptedM
     )
     assert result.exit_code == 0, result.stderr
     assert Path("m.tif").exists()
-    told = Path("m.prom").read_text()
+    metrics = Path("m.prom").read_text()
     assert any(
-        line.startswith("deltavlm_polygons_total{") and line.endswith(" 1") for line in told.split("\n")
+        line.startswith("deltavlm_polygons_total{") and line.endswith(" 1") for line in metrics.split("\n")
     )
 
 
@@ -114,7 +114,7 @@ def test_a_config_file_and_the_metrics(run: Run, scene: Scene, bright: ScriptedM
         (("--mask", "there.tif"), "there.tif: exists already; add --overwrite"),
     ],
 )
-def test_what_cannot_be(run: Run, scene: Scene, args: tuple[object, ...], words: str) -> None:
+def test_invalid_flags_are_refused(run: Run, scene: Scene, args: tuple[object, ...], words: str) -> None:
     Path("there.tif").write_bytes(b"mine")
     named = () if "-o" in args else ("-o", "out.gpkg")
     result = run("analyze", *scene.args, *named, *args, *SMALL)
@@ -139,7 +139,9 @@ def test_an_image_is_never_overwritten(run: Run, scene: Scene) -> None:
         (("-o", "all.gpkg", "--polygons", "--after-date", "2024"), "a list has its own"),
     ],
 )
-def test_what_cannot_be_of_many_pairs(run: Run, tmp_path: Path, args: tuple[object, ...], words: str) -> None:
+def test_invalid_flags_for_many_pairs_are_refused(
+    run: Run, tmp_path: Path, args: tuple[object, ...], words: str
+) -> None:
     result = run("analyze", "--pairs", write_pairs(tmp_path / "in", 2), *args, *SMALL)
     assert result.exit_code == 2
     assert words in one_line(result)
@@ -149,8 +151,8 @@ def test_what_cannot_be_of_many_pairs(run: Run, tmp_path: Path, args: tuple[obje
 def test_a_model_without_a_mask_head(run: Run, scene: Scene, tmp_path: Path) -> None:
     folder = seven_checkpoint(tmp_path / "seven")
     args = ("analyze", *scene.args, "-o", "out.gpkg", "--model", folder, "--polygons", *SMALL)
-    for more in ((), ("-n",)):
-        result = run(*args, *more)
+    for flags in ((), ("-n",)):
+        result = run(*args, *flags)
         assert result.exit_code == 2
         assert "model seven has no mask head" in one_line(result)
         assert "docs/polygons.md" in result.stderr

@@ -20,17 +20,15 @@ SMALL = ("--chip-size", 32, "--batch-size", 2)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
-    run: Run, scene: Scene, tmp_path: Path
-) -> None:
-    assert run("analyze", *scene.args, "-o", "whole.geojson", *SMALL).exit_code == 0
+def test_a_run_killed_repeatedly_resumes_to_the_same_bytes(run: Run, scene: Scene, tmp_path: Path) -> None:
+    assert run("analyze", *scene.args, "-o", "uninterrupted.geojson", *SMALL).exit_code == 0
     out = tmp_path / "out.geojson"
     journal = tmp_path / "out.geojson.journal.jsonl"
     rng, kills = random.Random(1), 0
     for _ in range(3):
         process = program("analyze", *scene.args, "-o", out, *SMALL, pause=0.3)
-        seen = journal.stat().st_size if journal.exists() else 0
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size > seen):
+        earlier = journal.stat().st_size if journal.exists() else 0
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > earlier):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.6))
         process.kill()
@@ -39,14 +37,14 @@ def test_killed_again_and_again_the_output_is_that_of_an_unbroken_run(
     assert kills >= 2
     assert not out.exists()
     process = program("analyze", *scene.args, "-o", out, *SMALL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    assert "resuming: " in said
-    assert out.read_bytes() == Path("whole.geojson").read_bytes()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "resuming: " in stderr
+    assert out.read_bytes() == Path("uninterrupted.geojson").read_bytes()
     assert not journal.exists()
 
 
-def test_an_interrupted_run_says_how_to_go_on(run: Run, scene: Scene, model: ScriptedModel) -> None:
+def test_an_interrupted_run_says_how_to_resume(run: Run, scene: Scene, model: ScriptedModel) -> None:
     encode, calls = model.encode, 0
 
     def failing(before: object, after: object) -> object:
@@ -67,7 +65,7 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, scene: Scene, model: Scr
     assert [path.name for path in Path.cwd().iterdir()] == ["out.gpkg"]
 
 
-def test_other_settings_do_not_go_on(run: Run, scene: Scene, model: ScriptedModel) -> None:
+def test_other_settings_are_not_resumed(run: Run, scene: Scene, model: ScriptedModel) -> None:
     model.poison = 255  # never met
     Path("out.geojson.journal.jsonl").write_text('{"deltavlm_journal": 1}\n')
     result = run("analyze", *scene.args, "-o", "out.geojson", *SMALL)
@@ -76,7 +74,7 @@ def test_other_settings_do_not_go_on(run: Run, scene: Scene, model: ScriptedMode
     assert run("analyze", *scene.args, "-o", "out.geojson", "--no-resume", *SMALL).exit_code == 0
 
 
-def test_failed_chips_are_tried_again(run: Run, scene: Scene, model: ScriptedModel) -> None:
+def test_failed_chips_are_retried(run: Run, scene: Scene, model: ScriptedModel) -> None:
     model.most = 0
     args = ("analyze", *scene.args, "-o", "out.geojson", *SMALL)
     result = run(*args)
@@ -92,7 +90,7 @@ def test_failed_chips_are_tried_again(run: Run, scene: Scene, model: ScriptedMod
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs processes that can be stopped")
-def test_two_runs_do_not_write_one_output(run: Run, scene: Scene, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_output(run: Run, scene: Scene, tmp_path: Path) -> None:
     out = tmp_path / "out.geojson"
     first = program("analyze", *scene.args, "-o", out, *SMALL, pause=0.5)
     try:

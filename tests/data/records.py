@@ -24,9 +24,9 @@ def caption_record(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (record | changes).items() if value is not None}
 
 
-def imti_record(name: str, *said: str, split: str = "test", **changes: Any) -> dict[str, Any]:
+def imti_record(name: str, *texts: str, split: str = "test", **changes: Any) -> dict[str, Any]:
     """Record with alternating questions and answers."""
     speakers = ("human", "gpt")
-    messages = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(said)]
+    messages = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(texts)]
     images = [f"{IMTI_ROOT}/{split}/{date}/{name}" for date in "AB"]
     return {"conversations": messages, "images": images} | changes

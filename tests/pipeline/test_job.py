@@ -46,7 +46,7 @@ def test_a_cascade_needs_the_yes_no_question() -> None:
         AnalyzeJob(pairs=SINGLE, questions=without, options=options)
 
 
-def test_masks_are_kept_only_where_an_output_needs_them() -> None:
+def test_masks_are_stored_only_where_an_output_needs_them() -> None:
     path = Path("o.gpkg")
     assert not job_of(SINGLE, path=path).options.masks
     for output in ({"polygons": True}, {"mask": Path("m.tif")}, {"probability": Path("p.tif")}):
@@ -62,7 +62,7 @@ def test_chips_whose_masks_are_blended_overlap_by_an_eighth() -> None:
     assert default_overlap_px(256, masks=False) == 0
 
 
-def test_the_job_of_one_pair_of_a_folder() -> None:
+def test_the_job_of_a_pair_in_a_folder() -> None:
     job = job_of(LISTED, path=Path("each"), per_pair=True, mask=Path("masks"), probability=Path("shares"))
     assert (job.is_single, job.one_pair_per_output) == (False, True)
     single = job.for_pair(LISTED.pairs[1], Path("each/b.gpkg"), 7)

@@ -42,24 +42,24 @@ def test_results_are_read_back_as_they_were(job: AnalyzeJob, path: Path) -> None
 
 
 @pytest.mark.parametrize("cut", ["in a line", "in a group", "behind a group", "in the header"])
-def test_what_was_cut_off_is_asked_again_and_nothing_else(job: AnalyzeJob, path: Path, cut: str) -> None:
+def test_truncated_chips_are_asked_again_and_no_others(job: AnalyzeJob, path: Path, cut: str) -> None:
     journaled(job, ScriptedModel(), path)
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)  # a header, the pair, and 15 chips in batches of 4
-    kept = {
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)  # a header, the pair, and 15 chips in batches of 4
+    truncated = {
         "in a line": b"".join(lines[:9]) + lines[9][:30],
         "in a group": b"".join(lines[:9]),
         "behind a group": b"".join(lines[:10]),
         "in the header": lines[0][:20],
     }[cut]
-    path.write_bytes(kept)
+    path.write_bytes(truncated)
     model = ScriptedModel()
     with open_test_journal(job, model, path) as journal:
-        known = len(journal)
+        resumed = len(journal)
         analyzed(job, model, journal)
-    assert known == {"in a line": 4, "in a group": 4, "behind a group": 8, "in the header": 0}[cut]
-    assert sum(model.batches) == 15 - known
-    assert path.read_bytes() == whole
+    assert resumed == {"in a line": 4, "in a group": 4, "behind a group": 8, "in the header": 0}[cut]
+    assert sum(model.batches) == 15 - resumed
+    assert path.read_bytes() == content
 
 
 def test_other_settings_are_refused_by_name(job: AnalyzeJob, path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_journal_is_refused(job: AnalyzeJob, path: Path) -> No
     assert path.read_text() == "precious\n"
 
 
-def test_only_chips_that_failed_are_tried_again(job: AnalyzeJob, path: Path) -> None:
+def test_only_failed_chips_are_retried(job: AnalyzeJob, path: Path) -> None:
     bad = True
 
     def script(before: np.ndarray, after: np.ndarray, question: Question) -> Reply:
@@ -151,7 +151,7 @@ def test_scores_that_are_not_finite_survive(job: AnalyzeJob, path: Path) -> None
         assert list(journal.results()) == first
 
 
-def test_one_run_at_a_time(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
     output = tmp_path / "out.gpkg"
     with lock(output), pytest.raises(OutputError, match="another run is writing it"), lock(output):
         pass

@@ -122,7 +122,7 @@ def test_another_header_is_refused_by_the_keys_that_differ(path: Path) -> None:
         assert lines_of(file) == []
 
 
-def test_a_version_that_is_not_known_is_refused(path: Path) -> None:
+def test_an_unknown_version_is_refused(path: Path) -> None:
     path.write_text(json.dumps({"deltavlm_journal": VERSION + 1, **HEADER}) + "\n")
     content = path.read_bytes()
     with (

@@ -42,12 +42,16 @@ def test_every_file_is_checked_and_none_is_touched(scene: Scene) -> None:
     def check(*, may_replace: bool = False, **files: Path) -> None:
         OutputFiles(Path("out.geojson"), **files).check(may_replace=may_replace, inputs=scene.args)
 
-    there = Path("there.tif")
-    there.write_bytes(b"mine")
+    existing_tif = Path("there.tif")
+    existing_tif.write_bytes(b"mine")
     polygons = Path("out.changes.geojson")
     polygons.write_bytes(b"mine")
     check(mask=Path("m.tif"), probability=Path("p.tif"))
-    existing: list[dict[str, Any]] = [{"mask": there}, {"probability": there}, {"polygons": polygons}]
+    existing: list[dict[str, Any]] = [
+        {"mask": existing_tif},
+        {"probability": existing_tif},
+        {"polygons": polygons},
+    ]
     for files in existing:
         with pytest.raises(OutputError, match="exists already"):
             check(**files)
@@ -56,7 +60,7 @@ def test_every_file_is_checked_and_none_is_touched(scene: Scene) -> None:
         check(may_replace=True, mask=scene.before)
     with pytest.raises(ConfigError, match="are one file; name two"):
         check(mask=Path("m.tif"), probability=Path("../here/m.tif"))
-    assert (there.read_bytes(), polygons.read_bytes()) == (b"mine", b"mine")
+    assert (existing_tif.read_bytes(), polygons.read_bytes()) == (b"mine", b"mine")
     assert len(list(Path().iterdir())) == 2
 
 

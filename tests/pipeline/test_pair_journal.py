@@ -27,10 +27,10 @@ READ = ReadOptions()
 def pairs(tmp_path: Path) -> list[Pair]:
     """Four pairs of three chips, the second of which is no raster; a fifth is not there."""
     rng = np.random.default_rng(5)
-    found = []
+    pairs = []
     for n in range(5):
         before, after = (tmp_path / f"{date}{n}.tif" for date in "ba")
-        found.append(Pair(f"p{n}", str(before), str(after)))
+        pairs.append(Pair(f"p{n}", str(before), str(after)))
         if n == 4:
             continue
         pixels = rng.integers(1, 255, (3, 32, 96)).astype(np.uint8)
@@ -39,7 +39,7 @@ def pairs(tmp_path: Path) -> list[Pair]:
         write_raster(after, pixels, transform=moved(96 * n, 0))
         if n == 1:
             after.write_bytes(b"no raster")
-    return found
+    return pairs
 
 
 def resumed(
@@ -57,7 +57,7 @@ def resumed(
         return list(journal.results()), result
 
 
-def test_cut_at_any_byte_it_ends_as_an_unbroken_run(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_a_journal_truncated_at_any_byte_resumes_to_the_same_lines(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "journal.jsonl"
     model = ScriptedModel()
     results, run = resumed(path, pairs, model)
@@ -70,19 +70,19 @@ def test_cut_at_any_byte_it_ends_as_an_unbroken_run(tmp_path: Path, pairs: list[
         "answered",
         "failed",
     ]
-    whole = path.read_bytes()
-    for cut in [*range(0, len(whole), 997), len(whole) - 1, len(whole)]:
-        path.write_bytes(whole[:cut])
+    content = path.read_bytes()
+    for cut in [*range(0, len(content), 997), len(content) - 1, len(content)]:
+        path.write_bytes(content[:cut])
         model = ScriptedModel()
-        again, told = resumed(path, pairs, model)
-        assert again == results, cut
-        assert told.pairs == run.pairs, cut
-        assert path.read_bytes() == whole, cut
+        second, second_run = resumed(path, pairs, model)
+        assert second == results, cut
+        assert second_run.pairs == run.pairs, cut
+        assert path.read_bytes() == content, cut
         assert model.batches in ([4, 4, 1], [4, 1], [1], []), cut
 
 
-def test_why_a_chip_failed_is_known_after_the_run(tmp_path: Path, pairs: list[Pair]) -> None:
-    """Its pair is not opened again where all its chips are there, and opened where some are not."""
+def test_the_reason_of_a_failed_chip_is_in_the_result(tmp_path: Path, pairs: list[Pair]) -> None:
+    """Its pair is not opened again if all its chips are in the journal, and is opened if some are not."""
     path = tmp_path / "journal.jsonl"
     pixels = np.random.default_rng(6).integers(1, 255, (3, 32, 96)).astype(np.uint8)
     blocks = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
@@ -92,19 +92,17 @@ def test_why_a_chip_failed_is_known_after_the_run(tmp_path: Path, pairs: list[Pa
     assert run.pairs["p0"].status == "partly"
     assert "r00000_c00000: " in (run.pairs["p0"].failure or "")
     lines = path.read_bytes().splitlines(keepends=True)
-    _, again = resumed(path, pairs[:1])
-    assert again.pairs == run.pairs
+    _, second = resumed(path, pairs[:1])
+    assert second.pairs == run.pairs
     failed = json.loads(lines[2]) | {"end": 4}  # a group of the first chip alone
     path.write_bytes(b"".join([*lines[:2], json.dumps(failed).encode() + b"\n"]))
     model = ScriptedModel()
-    _, again = resumed(path, pairs[:1], model)
+    _, second = resumed(path, pairs[:1], model)
     assert model.batches == [2]
-    assert again.pairs == run.pairs
+    assert second.pairs == run.pairs
 
 
-def test_a_pair_that_reads_otherwise_when_it_is_gone_on_with_is_refused(
-    tmp_path: Path, pairs: list[Pair]
-) -> None:
+def test_a_pair_that_reads_differently_on_resuming_is_refused(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "journal.jsonl"
     resumed(path, pairs)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -114,7 +112,7 @@ def test_a_pair_that_reads_otherwise_when_it_is_gone_on_with_is_refused(
     resumed(path, pairs)
 
 
-def test_failed_pairs_are_opened_again_when_asked_or_when_their_files_changed(
+def test_failed_pairs_are_opened_again_on_request_or_when_their_files_changed(
     tmp_path: Path, pairs: list[Pair]
 ) -> None:
     path = tmp_path / "journal.jsonl"
@@ -126,21 +124,21 @@ def test_failed_pairs_are_opened_again_when_asked_or_when_their_files_changed(
     assert run.pairs["p4"].status == "answered"  # its files were not there, and now are
     assert run.pairs["p1"].status == "failed"
     model = ScriptedModel()
-    again, run = resumed(path, pairs, model, retry_failed=True)
-    assert again == results
+    second, run = resumed(path, pairs, model, retry_failed=True)
+    assert second == results
     assert model.batches == []
     assert "p1" in run.pairs
 
 
-def test_files_may_go_when_a_pair_is_whole_and_not_before(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_files_of_a_complete_pair_may_be_removed(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "journal.jsonl"
     results, _ = resumed(path, pairs)
     for pair in pairs:
         Path(pair.before).unlink(missing_ok=True)
-    again, run = resumed(path, pairs)
-    assert again == results
+    second, run = resumed(path, pairs)
+    assert second == results
     assert run.pairs["p0"].status == "answered"
-    moved_on = [replace(pairs[0], after=pairs[2].after), *pairs[1:]]
-    again, run = resumed(path, moved_on)
+    replaced = [replace(pairs[0], after=pairs[2].after), *pairs[1:]]
+    second, run = resumed(path, replaced)
     assert run.pairs["p0"].status == "failed"  # it is another pair now, and not there
-    assert again == results[3:]
+    assert second == results[3:]

@@ -13,7 +13,7 @@ from tests.jobs import job_into
 from tests.pairs import write_pairs
 
 
-def test_the_plan_of_one_pair(scene: Scene) -> None:
+def test_the_plan_of_a_single_pair(scene: Scene) -> None:
     (plan,) = plan_run(job_into("out.gpkg", scene, overlap_px=8), 32, 0.5)
     assert (plan.chips, plan.rows, plan.cols) == (4 * 7, 4, 7)
     assert (plan.chip_px, plan.overlap_px) == (32, 8)
