@@ -8,7 +8,7 @@ from pathlib import Path
 
 LEAVES = frozenset({"version", "errors", "config", "text_norm", "files"})
 
-#: part of the house -> parts of deltavlm that it may import (itself is always allowed)
+#: part of the project -> parts of deltavlm that it may import (itself is always allowed)
 ARROWS: dict[str, frozenset[str]] = {
     "deltavlm": frozenset({"version", "api", "model"}),  # the package's own __init__
     "version": frozenset(),
@@ -68,8 +68,8 @@ def imports_of(path: Path, root: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                kept = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*kept, base] if base else kept)
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
             for alias in node.names:
                 # `from deltavlm import geo` names a part; `from deltavlm import __version__` does not
                 inside = root.joinpath(*base.split("."), alias.name)

@@ -88,8 +88,8 @@ def test_on_error_fail_stops_at_the_first(run: Run, tmp_path: Path) -> None:
 
 
 def test_pairs_of_several_crss_are_reported(run: Run, tmp_path: Path) -> None:
-    for name, profile in (("utm", {}), ("none", {"crs": None, "transform": None})):
-        write_pairs(tmp_path / name, 1, **profile)
+    write_pairs(tmp_path / "utm", 1)
+    write_pairs(tmp_path / "none", 1, crs=None, transform=None)
     write_pairs(tmp_path / "web", 1, crs="EPSG:3857")
     names = ("utm", "web", "none")
     rows = "".join(f"{name},{name}/b0.tif,{name}/a0.tif\n" for name in names)

@@ -15,8 +15,8 @@ def record(**changes: Any) -> dict[str, Any]:
         {"from": "human", "value": "<image> <image> " + classify.PROMPT},
         {"from": "gpt", "value": "yes"},
     ]
-    whole = {"id": "x_1", "image": PAIR, "changeflag": 1, "conversations": messages}
-    return {key: value for key, value in (whole | changes).items() if value is not None}
+    values = {"id": "x_1", "image": PAIR, "changeflag": 1, "conversations": messages}
+    return {key: value for key, value in (values | changes).items() if value is not None}
 
 
 def caption_record(**changes: Any) -> dict[str, Any]:

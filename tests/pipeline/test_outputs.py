@@ -47,7 +47,8 @@ def test_every_file_is_checked_and_none_is_touched(scene: Scene) -> None:
     polygons = Path("out.changes.geojson")
     polygons.write_bytes(b"mine")
     check(mask=Path("m.tif"), probability=Path("p.tif"))
-    for files in ({"mask": there}, {"probability": there}, {"polygons": polygons}):
+    existing: list[dict[str, Any]] = [{"mask": there}, {"probability": there}, {"polygons": polygons}]
+    for files in existing:
         with pytest.raises(OutputError, match="exists already"):
             check(**files)
         check(may_replace=True, **files)

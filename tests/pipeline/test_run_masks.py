@@ -28,7 +28,7 @@ from tests.scripted_model import ScriptedModel
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
-RASTERS = {"mask": "m.tif", "probability": "p.tif"}
+RASTERS: dict[str, Any] = {"mask": "m.tif", "probability": "p.tif"}
 
 
 def write_dates(folder: Path, before: np.ndarray, after: np.ndarray, **profile: Any) -> tuple[Path, Path]:
