@@ -1,3 +1,3 @@
-"""The loop where rasters, model and tasks meet."""
+"""Pipeline of a run: pairs are read chip by chip, analyzed by a model, and written as features."""
 
 from __future__ import annotations
