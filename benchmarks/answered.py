@@ -61,9 +61,8 @@ def ours(
     job = AnalyzeJob(
         pairs=PairList.single(pair.before, pair.after),
         questions=SPECS,
-        options=AnalyzeOptions(chip_px=chip_px, cascade=cascade),
+        options=AnalyzeOptions(chip_px=chip_px, cascade=cascade, batch_size=batch),
         output=OutputOptions(path=output, overwrite=True, resume=False),
-        batch_size=batch,
     )
     return run(job, nullcontext(LocalEngine(model))).summary
 

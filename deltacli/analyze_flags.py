@@ -453,20 +453,19 @@ class RunFlags:
 
     def job(self, pairs: PairList, questions: Sequence[QuestionSpec], target: str) -> AnalyzeJob:
         """Job of these flags. Raises: BadParameter or ConfigError."""
-        from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
+        from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 
         chips, masks, out = self.chips, self.masks, self.out
         read = self.rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
-        overlap_px = chips.overlap_px
-        if chips.overlap is None and chips.stride is None:
-            overlap_px = default_overlap_px(chips.chip_size, masks=masks.needs_masks)
+        has_overlap = chips.overlap is not None or chips.stride is not None
         return AnalyzeJob(
             pairs=pairs,
             questions=questions,
             read=read,
             options=AnalyzeOptions(
                 chip_px=chips.chip_size,
-                overlap_px=overlap_px,
+                overlap_px=chips.overlap_px if has_overlap else None,
+                batch_size=parsing.parse_batch_size(self.batch_size),
                 max_nodata=chips.max_nodata,
                 limit=chips.limit,
                 on_error=chips.on_error,
@@ -484,7 +483,6 @@ class RunFlags:
                 probability=None if masks.probability is None else Path(masks.probability),
                 changes=masks.options(),
             ),
-            batch_size=parsing.parse_batch_size(self.batch_size),
         )
 
     def check_model(self, job: AnalyzeJob) -> DeltaVLMConfig:

@@ -90,7 +90,7 @@ def _list_dict(job: AnalyzeJob, plans: Sequence[PairPlan]) -> dict[str, Any]:
         "pairs": [_row_dict(plan) for plan in plans],
         "unmatched": {"before": job.pairs.unmatched[0], "after": job.pairs.unmatched[1]},
         "chip_px": job.options.chip_px,
-        "overlap_px": job.options.overlap_px,
+        "overlap_px": job.options.grid[1],
     }
 
 
@@ -119,7 +119,7 @@ def _row_dict(plan: PairPlan) -> dict[str, Any]:
 def _list_lines(job: AnalyzeJob, plans: Sequence[PairPlan]) -> list[Line]:
     opened = [plan for plan in plans if plan.reason is None]
     chips = sum(plan.chips for plan in opened)
-    size = f"{job.options.chip_px} px, overlap {job.options.overlap_px} px"
+    size = f"{job.options.chip_px} px, overlap {job.options.grid[1]} px"
     return [
         *(("", _row_text(plan)) for plan in plans),
         ("pairs", f"{len(opened)} of {len(plans)} can be opened"),

@@ -14,7 +14,7 @@ from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.engine import LocalEngine
-from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
+from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 from deltavlm.pipeline.mask_codec import check_mask_head
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 from deltavlm.pipeline.run import RunHooks, run
@@ -87,12 +87,11 @@ def analyze(
         config = read_config(find_folder(model))
         if needs_masks:
             check_mask_head(config)
-    overlap_px = default_overlap_px(AnalyzeOptions().chip_px, masks=needs_masks)
     job = AnalyzeJob(
         pairs=pairs,
         questions=_question_set(questions),
         read=read or ReadOptions(),
-        options=options or AnalyzeOptions(overlap_px=overlap_px),
+        options=options or AnalyzeOptions(),
         output=OutputOptions(
             path=Path(output),
             per_pair=not pairs.is_single and (str(output).endswith(("/", os.sep)) or Path(output).is_dir()),

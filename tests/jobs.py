@@ -16,7 +16,7 @@ from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.engine import LocalEngine
-from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
+from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 from deltavlm.pipeline.journal import Journal, open_journal
 from deltavlm.pipeline.pair_lists import read_pairs
 from deltavlm.pipeline.pairs import Pair, PairList
@@ -56,7 +56,6 @@ def job_into(
     pairs: Scene | Path | tuple[Path, Path],
     *,
     read: ReadOptions | None = None,
-    batch_size: int | None = None,
     **fields: Any,
 ) -> AnalyzeJob:
     """Job whose output is written to a path, or to standard output; a path of `pairs` is a list of them.
@@ -69,7 +68,6 @@ def job_into(
         fields[name] = Path(fields[name])
     path = None if output is None else Path(output)
     written = OutputOptions(path=path, per_pair=(output or "").endswith("/"), **fields)
-    overlap_px = default_overlap_px(CHIP, masks=written.needs_masks)
     if isinstance(pairs, Path):
         pair_list = read_pairs(pairs)
     else:
@@ -78,9 +76,8 @@ def job_into(
         pairs=pair_list,
         questions=QUESTIONS,
         read=read or ReadOptions(),
-        options=AnalyzeOptions(**({"chip_px": CHIP, "overlap_px": overlap_px} | options)),
+        options=AnalyzeOptions(**({"chip_px": CHIP} | options)),
         output=written,
-        batch_size=batch_size,
     )
 
 

@@ -82,13 +82,24 @@ def test_polygons_and_rasters(scene: Scene, model: ScriptedModel, tmp_path: Path
         *scene.args,
         output=tmp_path / "changes.gpkg",
         model=model,
-        options=OPTIONS,
+        options=AnalyzeOptions(chip_px=CHIP, overlap_px=0),
         polygons=True,
         mask=tmp_path / "mask.tif",
     )
     assert result.polygons == len(pyogrio.read_dataframe(tmp_path / "changes.gpkg", layer="changes")) > 0
     assert result.files == {"mask": tmp_path / "mask.tif"}
     assert (tmp_path / "mask.tif").exists()
+
+
+def test_options_reach_the_run(scene: Scene, tmp_path: Path) -> None:
+    """The batch size was ignored, and chips of another size did not overlap where masks are blended."""
+    model = ScriptedModel()
+    options = AnalyzeOptions(chip_px=CHIP, batch_size=2)
+    analyze(*scene.args, output=tmp_path / "out.gpkg", model=model, options=options)
+    assert {*model.batches} == {2, 1}
+    plain = analyze(*scene.args, output=tmp_path / "a.gpkg", model=model, options=OPTIONS)
+    blended = analyze(*scene.args, output=tmp_path / "b.gpkg", model=model, options=OPTIONS, polygons=True)
+    assert blended.chips > plain.chips
 
 
 def test_an_interrupted_call_resumes(scene: Scene, tmp_path: Path) -> None:

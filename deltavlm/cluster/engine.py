@@ -58,6 +58,7 @@ class ClusterEngine:
             num_cpus=0, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD", **self.actors.task_options
         )(read_chips_of_task)
         options_ref = ray.put(options)
+        batch_size = options.batch_size or self.model.auto_batch_size()
         groups = _group_rows(chips)
         in_flight: deque[tuple[list[Chip], Any, list[Any]]] = deque()
         is_exhausted = False
@@ -68,7 +69,7 @@ class ClusterEngine:
                     is_exhausted = True
                     break
                 indices = tuple((chip.row, chip.col) for chip in group)
-                task = ReadTask(raster_pair, read, fingerprint, indices, options.batch_size)
+                task = ReadTask(raster_pair, read, fingerprint, indices, batch_size)
                 readings_ref, *array_refs = read_task.options(num_returns=1 + task.arrays).remote(
                     task, options_ref
                 )

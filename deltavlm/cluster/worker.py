@@ -113,7 +113,7 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
         reader = _cache.open(task.pair, task.read)
         if pair_fingerprint(reader) != task.fingerprint:
             raise InputError(f"{task.pair.after}: is another file, or read in another way")
-        grid = reader.chips(options.chip_px, options.overlap_px)
+        grid = reader.chips(*options.grid)
         readings: list[ChipReading] = []
         with closing(load_chips(reader, (grid[chip] for chip in task.chips), options)) as chips:
             for chip in chips:

@@ -50,7 +50,8 @@ def analyze_chips(
     """
     began, seconds_before = time.monotonic(), result.summary.seconds
     summary, options = result.summary, job.options
-    summary.batch_size = options.batch_size
+    batch_size = options.batch_size or engine.model.auto_batch_size()
+    summary.batch_size = batch_size
     pair_results = {pair.id: PairResult(pair) for pair in job.pairs.pairs}
     cache = ResultCache()
     for earlier in store.completed():
@@ -77,10 +78,10 @@ def analyze_chips(
 
     items = read_chips_of_pairs(job, engine, store, opened)
     asking = InferenceOptions(tuple(job.questions), options.cascade, options.masks)
-    with prefetch(items, engine.prefetch_batches * options.batch_size, summary.stages) as prefetched:
+    with prefetch(items, engine.prefetch_batches * batch_size, summary.stages) as prefetched:
         chips = with_callbacks(prefetched, begin)
-        batches = _batches(chips, options.batch_size, cache)
-        with closing(engine.infer(batches, asking, options.batch_size)) as answered:
+        batches = _batches(chips, batch_size, cache)
+        with closing(engine.infer(batches, asking, batch_size)) as answered:
             for batch, replies in answered:
                 summary.stages.include(replies.times)
                 summary.batch_size = replies.batch_size

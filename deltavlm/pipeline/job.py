@@ -13,7 +13,7 @@ from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.pairs import Pair, PairList
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["AnalyzeJob", "AnalyzeOptions", "OutputOptions", "default_overlap_px"]
+__all__ = ["AnalyzeJob", "AnalyzeOptions", "OutputOptions"]
 
 MASK_OVERLAP = 8  # chips whose masks are blended overlap by an eighth of a chip
 
@@ -25,13 +25,18 @@ class AnalyzeOptions:
     """Options of cutting a pair into chips and asking the model about them."""
 
     chip_px: int = 256
-    overlap_px: int = 0
+    overlap_px: int | None = None  # None: 0, or an eighth of a chip where masks are blended
     max_nodata: float = 0.5  # a chip with a larger share of nodata is not asked
-    batch_size: int = 16  # chips in one call of the model; halved where they do not fit into memory
+    batch_size: int | None = None  # chips in one call of the model, halved until they fit; None: automatic
     limit: int | None = None  # only the first chips of the run
     on_error: Literal["skip", "fail"] = "skip"
     cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
-    masks: bool = False  # keep the mask of each chip
+    masks: bool = False  # keep the mask of each chip; set by the job
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Chip size and overlap, px."""
+        return self.chip_px, self.overlap_px or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +68,9 @@ class OutputOptions:
         return self.overwrite or self.retry_failed
 
 
-def default_overlap_px(chip_px: int, *, masks: bool) -> int:
-    """Overlap of chips, px: 0, or enough to blend their masks."""
-    return chip_px // MASK_OVERLAP if masks else 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeJob:
-    """Job of a run. `batch_size` None: what suits the model.
+    """Job of a run.
 
     Raises: ConfigError for options that contradict each other.
     """
@@ -80,7 +80,6 @@ class AnalyzeJob:
     read: ReadOptions = field(default_factory=ReadOptions)
     options: AnalyzeOptions = field(default_factory=AnalyzeOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         output = self.output
@@ -88,8 +87,11 @@ class AnalyzeJob:
             raise ConfigError(
                 "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
             )
-        if self.options.masks != output.needs_masks:
-            object.__setattr__(self, "options", replace(self.options, masks=output.needs_masks))
+        overlap_px = self.options.overlap_px
+        if overlap_px is None:
+            overlap_px = self.options.chip_px // MASK_OVERLAP if output.needs_masks else 0
+        options = replace(self.options, masks=output.needs_masks, overlap_px=overlap_px)
+        object.__setattr__(self, "options", options)
         if output.layer == "changes" and not output.polygons:
             raise ConfigError("--layer changes: there is no such layer without --polygons; add it")
         if output.layer == "pairs" and self.is_single:

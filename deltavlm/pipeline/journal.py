@@ -173,7 +173,7 @@ class Journal:
                 yield each.id
 
     def _grid_of(self, state: _PairState) -> ChipGrid:
-        return state.record.chip_grid(self.job.options.chip_px, self.job.options.overlap_px)
+        return state.record.chip_grid(*self.job.options.grid)
 
     def _result_at(self, offset: int, grid: ChipGrid) -> ChipResult:
         return _result_of(self.file.read_at(offset), grid, self.job.questions)

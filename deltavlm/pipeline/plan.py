@@ -66,7 +66,7 @@ def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: 
     options = job.options
     try:
         with open_listed_pair(pair, job.read) as reader:
-            plan = PairPlan.of(pair, reader, reader.chips(options.chip_px, options.overlap_px))
+            plan = PairPlan.of(pair, reader, reader.chips(*options.grid))
     except InputError as error:
         if job.is_single:
             raise

@@ -124,7 +124,7 @@ def read_chips_of_pairs(
         with ExitStack() as stack:
             try:
                 reader = opened or stack.enter_context(open_listed_pair(pair, job.read))
-                grid = reader.chips(options.chip_px, options.overlap_px)
+                grid = reader.chips(*options.grid)
                 record = PairRecord.of(pair, reader, grid)
             except InputError as error:
                 if options.on_error == "fail" or job.one_pair_per_output:

@@ -80,7 +80,7 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             (pair,) = job.pairs.pairs
             opened = stack.enter_context(open_listed_pair(pair, job.read))
             _notify_notes(opened, hooks)
-            grid = opened.chips(job.options.chip_px, job.options.overlap_px)
+            grid = opened.chips(*job.options.grid)
             result.total = min(len(grid), job.options.limit or len(grid))
         stack.enter_context(files.locked())
         started = stack.enter_context(_started(engine, result))
@@ -163,7 +163,7 @@ def _started(engine: AbstractContextManager[Engine], result: RunResult) -> Itera
 
 
 def _with_batch_size(job: AnalyzeJob, engine: Engine) -> AnalyzeJob:
-    size = job.batch_size or engine.model.auto_batch_size()
+    size = job.options.batch_size or engine.model.auto_batch_size()
     return replace(job, options=replace(job.options, batch_size=size))
 
 
@@ -243,7 +243,7 @@ def _write(output: _Output, hooks: RunHooks) -> None:
             total = f" of {result.total}" if job.is_single else ""
             hooks.notify(f"resuming: {journal.completed_chips}{total} chips done")
         with _notify_if_interrupted(journal, hooks):
-            size = min(job.options.batch_size, journal.batch_size or _MAX_BATCH_SIZE)
+            size = min(job.options.batch_size or _MAX_BATCH_SIZE, journal.batch_size or _MAX_BATCH_SIZE)
             analyze_chips(
                 replace(job, options=replace(job.options, batch_size=size)),
                 output.engine,
@@ -337,9 +337,9 @@ def _write_changes(
 def _mosaic(output: _Output, journal: Journal, pair: Pair, record: PairRecord) -> MaskMosaic:
     options, opened = output.job.options, output.opened
     if opened is not None:
-        grid, geobox = opened.chips(options.chip_px, options.overlap_px), opened.geobox
+        grid, geobox = opened.chips(*options.grid), opened.geobox
     else:
-        grid, geobox = record.chip_grid(options.chip_px, options.overlap_px), record.geobox
+        grid, geobox = record.chip_grid(*options.grid), record.geobox
     return MaskMosaic(grid, geobox, journal.lookup(pair), journal.file.read_blob)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deltavlm.errors import ConfigError
-from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions, default_overlap_px
+from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 from deltavlm.pipeline.pairs import Pair, PairList
 from tests.jobs import QUESTIONS
 
@@ -58,8 +58,13 @@ def test_masks_are_stored_only_where_an_output_needs_them() -> None:
 
 
 def test_chips_whose_masks_are_blended_overlap_by_an_eighth() -> None:
-    assert default_overlap_px(256, masks=True) == 32
-    assert default_overlap_px(256, masks=False) == 0
+    path = Path("o.gpkg")
+    assert job_of(SINGLE, path=path).options.grid == (256, 0)
+    blended = job_of(SINGLE, path=path, polygons=True)
+    assert blended.options.grid == (256, 32)
+    chosen = replace(blended, options=AnalyzeOptions(chip_px=512, overlap_px=0))
+    assert chosen.options.grid == (512, 0)
+    assert replace(blended, options=AnalyzeOptions(chip_px=512)).options.grid == (512, 64)
 
 
 def test_the_job_of_a_pair_in_a_folder() -> None:
