@@ -59,6 +59,8 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         )
     if job.output.per_pair:
         for pair in result.failures:
+            if pair.record is None:
+                continue  # was warned about
             text = f"failed: {pair.pair.id}: {pair.failure}"
             console.info(text, pair=pair.pair.id, status=pair.status)
     counts = [_chip_counts(job, result)]

@@ -13,6 +13,7 @@ from deltavlm.config import shipped_config
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
 from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.conversation import questions_of
 from deltavlm.pipeline.engine import LocalEngine
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 from deltavlm.pipeline.mask_codec import check_mask_head
@@ -33,7 +34,7 @@ def analyze(
     *,
     output: Location,
     model: str | ChangeModel = "nano",
-    questions: Sequence[QuestionSpec] | Location | None = None,
+    questions: Sequence[QuestionSpec | str] | Location | None = None,
     options: AnalyzeOptions | None = None,
     read: ReadOptions | None = None,
     overwrite: bool = False,
@@ -42,7 +43,7 @@ def analyze(
     polygons: bool = False,
     mask: Location | None = None,
     probability: Location | None = None,
-    on_progress: Callable[[RunResult], None] = lambda result: None,
+    on_progress: Callable[[RunResult], None] | None = None,
 ) -> RunResult:
     """Ask a model what changed in each chip of a pair, or of many pairs, and write the answers as a map.
 
@@ -56,7 +57,8 @@ def analyze(
         output: .gpkg, .geojson, .geojsonl, .ndjson, .fgb or .parquet. For a list of pairs, a folder (it
             ends in "/", or exists) means one GeoPackage for each pair, and folders for rasters.
         model: name of a model, a checkpoint folder, or a model from `load_model`.
-        questions: question set, or its YAML file; default: caption, change, count and location.
+        questions: questions as text, a question set, or its YAML file; default: caption, change, count and
+            location.
         options: chip size and overlap in pixels, batching, limit, what to do with chips that fail.
         read: bands, scaling to 8 bit, alignment, bounding box and area of interest.
         overwrite: replace an existing output.
@@ -70,7 +72,8 @@ def analyze(
         on_progress: called with the result so far after each batch.
 
     Returns:
-        Counts, the most changed chips, failures and files. Chips that fail do not raise, unless
+        Counts, the most changed chips, failures and files; of a folder, only those of outputs that were not
+        complete already (`outputs_skipped`). Chips that fail do not raise, unless
         `options.on_error` is "fail"; `result.raise_if_partial()` raises for them.
 
     Raises:
@@ -79,6 +82,9 @@ def analyze(
         ConfigError: options contradict each other, or the model has no mask head and masks are needed.
         WriteError: writing fails, as on a full disk; the same call resumes.
     """
+    for name, value, kind in (("options", options, AnalyzeOptions), ("read", read, ReadOptions)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"analyze() needs {name} as {kind.__name__}, not {value!r}")
     pairs = _pair_list(before, after)
     needs_masks = polygons or mask is not None or probability is not None
     if isinstance(model, str):
@@ -103,7 +109,7 @@ def analyze(
             probability=None if probability is None else Path(probability),
         ),
     )
-    return run(job, _engine(model), RunHooks(on_progress))
+    return run(job, _engine(model), RunHooks() if on_progress is None else RunHooks(on_progress))
 
 
 def open_pair(
@@ -141,10 +147,7 @@ def _pair_list(
             raise ValueError("analyze() needs `after`, the later image, or a list of pairs as `before`")
         return PairList.single(os.fspath(before), os.fspath(after))
     else:
-        listed = [
-            pair if isinstance(pair, Pair) else Pair("", os.fspath(pair[0]), os.fspath(pair[1]), line=line)
-            for line, pair in enumerate(before, start=1)
-        ]
+        listed = [_pair(item, number) for number, item in enumerate(before, start=1)]
         pairs = PairList(with_ids(listed, "list of pairs, items"), "list of pairs")
     if after is not None:
         raise ValueError("analyze() takes `after` only with a single image as `before`")
@@ -153,12 +156,27 @@ def _pair_list(
     return pairs
 
 
-def _question_set(questions: Sequence[QuestionSpec] | Location | None) -> Sequence[QuestionSpec]:
+def _pair(item: Pair | tuple[Location, Location], number: int) -> Pair:
+    """Raises: TypeError for anything but a `Pair` or (before, after)."""
+    if isinstance(item, Pair):
+        return item
+    if isinstance(item, str | os.PathLike) or len(item) != 2:
+        raise TypeError(f"analyze() needs (before, after) tuples or Pair objects; item {number} is {item!r}")
+    return Pair("", os.fspath(item[0]), os.fspath(item[1]), line=number)
+
+
+def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> Sequence[QuestionSpec]:
+    """Raises: TypeError for an item that is neither a `QuestionSpec` nor text."""
     if questions is None:
         return load_questions(shipped_config("questions.yaml"))
     if isinstance(questions, str | os.PathLike):
         return load_questions(Path(questions))
-    return questions
+    for item in questions:
+        if not isinstance(item, QuestionSpec | str):
+            raise TypeError(f"analyze() needs questions as text or QuestionSpec objects, not {item!r}")
+    if all(isinstance(item, str) for item in questions):
+        return questions_of([item for item in questions if isinstance(item, str)])
+    return [item for item in questions if isinstance(item, QuestionSpec)]
 
 
 @contextmanager

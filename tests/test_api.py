@@ -11,7 +11,7 @@ import pyogrio
 import pytest
 
 import deltavlm
-from deltavlm import analyze, open_pair
+from deltavlm import analyze, load_model, open_pair
 from deltavlm.errors import ConfigError, InputError, OutputError, PartialFailure
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.pipeline.job import AnalyzeOptions
@@ -146,11 +146,36 @@ def test_mistakes_are_errors_before_any_work(scene: Scene, model: ScriptedModel,
         analyze([scene.args], output=output, model=model, mask=tmp_path / "mask.tif")
     with pytest.raises(ConfigError, match="cascade"):
         analyze(*scene.args, output=output, model=model, questions=[], options=AnalyzeOptions(cascade=True))
+    for pairs, error in (
+        (list(scene.args), "item 1 is"),
+        ([(*scene.args, "2015")], "item 1 is"),
+    ):
+        with pytest.raises(TypeError, match=error):
+            analyze(pairs, output=output, model=model)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="options as AnalyzeOptions"):
+        analyze(*scene.args, output=output, model=model, options={"chip_px": 32})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="questions as text or QuestionSpec"):
+        analyze(*scene.args, output=output, model=model, questions=[7])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="dtype 'half' is not one of auto, fp32"):
+        load_model("nano", dtype="half")
     output.write_text("mine")
     with pytest.raises(OutputError, match="exists already"):
         analyze(*scene.args, output=output, model=model)
     assert output.read_text() == "mine"
     assert model.batches == []
+
+
+def test_questions_as_text(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    analyze(
+        *scene.args, output=tmp_path / "out.gpkg", model=model, options=OPTIONS, questions=["Any new water?"]
+    )
+    table = pyogrio.read_dataframe(tmp_path / "out.gpkg", layer="chips")
+    assert set(table.answer_question) == {"nothing to say"}
+
+
+def test_a_result_has_a_short_repr(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    result = analyze(*scene.args, output=tmp_path / "out.gpkg", model=model, options=OPTIONS)
+    assert repr(result) == f"<RunResult 15 chips, 1 changed, 0 failed, output {tmp_path / 'out.gpkg'}>"
 
 
 def test_open_pair(scene: Scene) -> None:

@@ -79,7 +79,8 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
     if path.suffix.lower() not in suffixes:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder; name a file in it, for example {path / 'changes.gpkg'}")
-        raise OutputError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(suffixes)}")
+        problem = f"suffix {path.suffix!r} is not one of" if path.suffix else "has no suffix; use one of"
+        raise OutputError(f"{path}: {problem} {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:

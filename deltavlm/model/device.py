@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from deltavlm.errors import InputError
+from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.config import DeltaVLMConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,13 +39,18 @@ def pick_device(device: str) -> str:
 
 
 def pick_dtype(name: str, config: DeltaVLMConfig, device: str) -> torch.dtype:
-    """Dtype of the weights, by name or "auto".
+    """Dtype of the weights, by name ("fp16", as torch has it "float16") or "auto".
 
     "auto" is bf16 on a CPU with instructions for it, and float32 on another CPU. On a GPU it is float32 for
     a small model, and for a large one bf16 if the device computes it in hardware, else fp16.
+
+    Raises: ConfigError for another name.
     """
     if name != "auto":
-        return DTYPES[name]
+        dtypes = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+        if str(name).removeprefix("torch.") not in dtypes:
+            raise ConfigError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+        return dtypes[str(name).removeprefix("torch.")]
     if device == "cpu":
         return torch.bfloat16 if bf16_cpu() else torch.float32
     if config.language.hidden < LARGE_HIDDEN:

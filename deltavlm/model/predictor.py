@@ -37,7 +37,7 @@ from deltavlm.model.quantize import check_quantize, describe
 from deltavlm.model.tokenizer import Codec, load_codecs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictor(Labelled):
     """A ChangeModel: a DeltaVLM with its tokenizers on one device."""
 
@@ -50,6 +50,9 @@ class Predictor(Labelled):
     quantize: str | None = None  # method and library version, for the record
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     threads: int = 1  # of the CPU
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label} on {self.device}>"
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.pair import PairReader
-from deltavlm.pipeline.answers import read_answer, unchanged
+from deltavlm.pipeline.answers import answer_for_unchanged, read_answer
 from deltavlm.pipeline.dedup import ResultCache
 from deltavlm.pipeline.engine import Callback, ChipBatch, Engine, LoadedChip
 from deltavlm.pipeline.inference import ChipReplies, InferenceOptions
@@ -63,12 +63,13 @@ def analyze_chips(
         summary.resumed += 1
     on_progress(result)
 
-    def begin(start: PairStart) -> None:
+    def start_pair(start: PairStart) -> None:
+        # as a callback between batches, since only this thread may write to the store
         pair, pair_result = start.pair, pair_results[start.pair.id]
         result.pairs[pair.id] = pair_result
         pair_result.record, pair_result.reason = start.record, start.reason or pair_result.reason
         if start.reason:
-            when = " in the run before" if start.is_earlier else ""
+            when = " in the previous run" if start.is_earlier else ""
             logger.warning("pair %s failed%s: %s", pair.id, when, start.reason, extra={"pair": pair.id})
             if not start.is_earlier:
                 store.fail_pair(pair, start.reason)
@@ -79,7 +80,7 @@ def analyze_chips(
     items = read_chips_of_pairs(job, engine, store, opened)
     asking = InferenceOptions(tuple(job.questions), options.cascade, options.masks)
     with prefetch(items, engine.prefetch_batches * batch_size, summary.stages) as prefetched:
-        chips = with_callbacks(prefetched, begin)
+        chips = with_callbacks(prefetched, start_pair)
         batches = _batches(chips, batch_size, cache)
         with closing(engine.infer(batches, asking, batch_size)) as answered:
             for batch, replies in answered:
@@ -158,7 +159,7 @@ def _answered(
     answers = {
         spec.name: answer
         for spec, reply in zip(questions, replies.replies, strict=True)
-        if (answer := unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
+        if (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
     return replace(
         result,

@@ -12,7 +12,7 @@ from deltavlm.tasks import TASKS, SingleTurnTask
 from deltavlm.tasks.questions import QuestionSpec
 from deltavlm.tasks.text import clean
 
-__all__ = ["Answer", "question_of", "read_answer", "unchanged"]
+__all__ = ["Answer", "answer_for_unchanged", "question_of", "read_answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def question_of(spec: QuestionSpec) -> Question:
     return Question(spec.name, spec.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
 
 
-def unchanged(spec: QuestionSpec) -> Answer | None:
+def answer_for_unchanged(spec: QuestionSpec) -> Answer | None:
     """The standard answer for an unchanged pair, without a score, for questions that were skipped because the
     model saw no change; None for a question of the user's own."""
     text = TASKS[spec.task].unchanged

@@ -69,12 +69,12 @@ class Journal:
 
     @property
     def completed_chips(self) -> int:
-        """Number of chips with a result that stands."""
+        """Number of chips with a result that is kept."""
         failed = sum(len(state.failed) for state in self.states.values()) if self.retries else 0
         return len(self) - failed
 
     def completed(self) -> Iterator[ChipResult]:
-        """Results that stand, in the order of the pairs and their chip grids."""
+        """Results that are kept, in the order of the pairs and their chip grids."""
         for result in self.results():
             if self._is_done(result.pair, (result.chip.row, result.chip.col)):
                 yield result

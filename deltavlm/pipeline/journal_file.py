@@ -29,6 +29,7 @@ __all__ = [
     "VERSION",
     "Blob",
     "JournalFile",
+    "check_journal_version",
     "differing_keys",
     "files_in_commit",
     "journal_path",
@@ -239,18 +240,33 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any]) -> None:
         earlier = json.loads(text)
     except ValueError:
         earlier = {}
-    version = earlier.get("deltavlm_journal") if isinstance(earlier, dict) else None
-    if version is not None and version != VERSION:
-        raise OutputError(
-            f"{path}: is a journal of format {version}, by another version of deltavlm (this one writes "
-            f"format {VERSION}); finish that run with it, or add --no-resume, which starts over"
-        )
+    _check_version(path, earlier)
     differs = sorted(differing_keys(earlier, header))
     if differs:
         raise OutputError(
             f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
             "or choose another output"
         )
+
+
+def _check_version(path: Path, header: object) -> None:
+    version = header.get("deltavlm_journal") if isinstance(header, dict) else None
+    if version is not None and version != VERSION:
+        raise OutputError(
+            f"{path}: was written by another version of deltavlm (journal format {version}, this version "
+            f"reads format {VERSION}); finish the run with that version, or add --no-resume, which starts "
+            "over"
+        )
+
+
+def check_journal_version(path: Path) -> None:
+    """Check the version of the journal at `path`, if there is one. Raises: OutputError."""
+    try:
+        with path.open("rb") as stream:
+            header = json.loads(stream.readline())
+    except (OSError, ValueError):
+        return  # reported when it is opened
+    _check_version(path, header)
 
 
 @contextmanager

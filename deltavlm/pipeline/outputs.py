@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltavlm.errors import ConfigError
+from deltavlm.errors import ConfigError, OutputError
 from deltavlm.files import lock
 from deltavlm.geo.cog import check_cog
 from deltavlm.geo.sinks import check_output
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
-from deltavlm.pipeline.journal_file import files_in_commit, journal_path
+from deltavlm.pipeline.journal_file import check_journal_version, files_in_commit, journal_path
 from deltavlm.pipeline.pairs import Pair, file_names
 
 __all__ = ["OutputFiles", "check_outputs", "is_complete", "output_paths"]
@@ -45,7 +45,7 @@ class OutputFiles:
         return {name: path for name, path in named.items() if path is not None}
 
     @property
-    def in_commit(self) -> set[str]:
+    def interrupted_renames(self) -> set[str]:
         """Files next to the output that a killed run had begun to rename; read before it is resumed."""
         return set() if self.path is None else files_in_commit(journal_path(self.path))
 
@@ -56,9 +56,9 @@ class OutputFiles:
         """
         if self.path is not None:
             check_output(self.path, may_replace)
-        in_commit = self.in_commit
+        interrupted_renames = self.interrupted_renames
         for name, path in self.by_name().items():
-            replace = may_replace or str(path.absolute()) in in_commit
+            replace = may_replace or str(path.absolute()) in interrupted_renames
             if name == "polygons":
                 check_output(path, replace)
             else:
@@ -86,7 +86,7 @@ def output_paths(job: AnalyzeJob) -> dict[str, Path]:
 
 
 def is_complete(path: Path, options: OutputOptions) -> bool:
-    """True if an output in a folder is there and stays; `retry_failed` replaces those with failed chips."""
+    """True if an output in a folder exists and is kept; `retry_failed` replaces those with failed chips."""
     replace = options.overwrite or (options.retry_failed and journal_path(path).exists())
     return path.exists() and not replace
 
@@ -98,11 +98,16 @@ def check_outputs(job: AnalyzeJob) -> None:
     """
     options = job.output
     if options.per_pair:
+        for folder in (options.path, options.mask, options.probability):
+            if folder is not None and not folder.absolute().parent.is_dir():
+                raise OutputError(f"{folder}: there is no folder {folder.parent}; create it first")
         return
     pair: Pair | None = job.pairs.pairs[0] if job.is_single else None
     OutputFiles.of(options).check(
         may_replace=options.may_replace, inputs=(pair.before, pair.after) if pair else ()
     )
+    if options.path is not None and options.resume:
+        check_journal_version(journal_path(options.path))
     if options.retry_failed and (options.path is None or not journal_path(options.path).exists()):
         raise ConfigError(
             f"--retry-failed: there is no journal of a run into {options.path or '-'} with chips that failed"

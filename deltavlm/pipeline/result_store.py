@@ -20,7 +20,7 @@ class ResultStore(Protocol):
     """
 
     def completed(self) -> Iterator[ChipResult]:
-        """Results of an earlier run that stand, in the order of the pairs and their chip grids."""
+        """Results of an earlier run that are kept, in the order of the pairs and their chip grids."""
         ...
 
     def record_of(self, pair: Pair) -> PairRecord | str | None:
@@ -28,7 +28,7 @@ class ResultStore(Protocol):
         ...
 
     def is_done(self, pair: Pair, chip: Chip) -> bool:
-        """True if an earlier run has a result for this chip that stands."""
+        """True if an earlier run has a result for this chip that is kept."""
         ...
 
     def begin_pair(self, pair: Pair, record: PairRecord) -> None:

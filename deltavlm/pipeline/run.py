@@ -236,12 +236,11 @@ def _write(output: _Output, hooks: RunHooks) -> None:
     """Analyze chips into the journal, and write the output from it."""
     job, result, path = output.job, output.result, output.files.path
     assert path is not None
-    in_commit = output.files.in_commit
+    interrupted_renames = output.files.interrupted_renames
     settings = journal_settings(job, output.engine.model)
     with open_journal(journal_path(path), job, settings) as journal:
         if journal.completed_chips:
-            total = f" of {result.total}" if job.is_single else ""
-            hooks.notify(f"resuming: {journal.completed_chips}{total} chips done")
+            _notify_resume(output, journal, hooks)
         with _notify_if_interrupted(journal, hooks):
             size = min(job.options.batch_size or _MAX_BATCH_SIZE, journal.batch_size or _MAX_BATCH_SIZE)
             analyze_chips(
@@ -253,8 +252,19 @@ def _write(output: _Output, hooks: RunHooks) -> None:
                 on_progress=hooks.on_progress,
             )
             with result.summary.stages.timed("write"):
-                _write_layers(output, journal, hooks, may_replace=job.output.may_replace or bool(in_commit))
+                _write_layers(
+                    output, journal, hooks, may_replace=job.output.may_replace or bool(interrupted_renames)
+                )
         journal.finish()
+
+
+def _notify_resume(output: _Output, journal: Journal, hooks: RunHooks) -> None:
+    completed, limit = journal.completed_chips, output.job.options.limit
+    total = f" of {output.result.total}" if output.job.is_single else ""
+    hooks.notify(f"resuming: {min(completed, limit or completed)}{total} chips done")
+    if limit is not None and completed > limit:
+        beyond = pluralize(completed - limit, "result")
+        logger.warning("%s beyond --limit %d of the interrupted run are discarded", beyond, limit)
 
 
 def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_replace: bool) -> None:

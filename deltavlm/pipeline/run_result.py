@@ -23,7 +23,7 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-@dataclass
+@dataclass(repr=False)
 class RunResult:
     """Result of a run, updated while it goes on."""
 
@@ -37,6 +37,10 @@ class RunResult:
     total: int | None = None  # of what progress counts: chips of a single pair, or pairs of a list
     load_seconds: float = 0.0
     warned: set[str] = field(default_factory=set, repr=False)  # kinds of warnings logged already
+
+    def __repr__(self) -> str:
+        counts = f"{self.chips} chips, {self.changed} changed, {self.failed} failed"
+        return f"<RunResult {counts}, output {self.output or 'on stdout'}>"
 
     @property
     def chips(self) -> int:

@@ -357,7 +357,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         tmp_path / "a!b" / "out.gpkg": "a ! in its name",
         tmp_path: "is a folder; name a file in it",
         tmp_path / "out.shp": r"suffix '\.shp' is not one of \.gpkg, ",
-        tmp_path / "out": "suffix ''",
+        tmp_path / "out": "has no suffix; use one of",
         tmp_path / "no" / "such" / "out.gpkg": "there is no folder",
         tmp_path / f"{'a' * 245}.gpkg": "File name too long",  # the name fits, that of SQLite's log does not
         tmp_path / f"{'a' * 300}.fgb": "File name too long",

@@ -71,7 +71,7 @@ def test_files_that_a_killed_run_had_begun_to_rename_may_be_replaced() -> None:
     with pytest.raises(OutputError, match="exists already"):
         files.check(may_replace=False, inputs=())
     journal_path(Path("out.gpkg")).write_text(json.dumps({COMMIT: [str(mask.absolute())]}) + "\n")
-    assert files.in_commit == {str(mask.absolute())}
+    assert files.interrupted_renames == {str(mask.absolute())}
     files.check(may_replace=False, inputs=())
 
 

@@ -113,6 +113,19 @@ def test_an_interrupted_run_keeps_its_batches_and_resumes(scene: Scene, model: S
     assert [path.name for path in Path.cwd().iterdir()] == ["out.gpkg"]
 
 
+def test_a_smaller_limit_than_an_interrupted_run_had(
+    scene: Scene, model: ScriptedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It said "resuming: 6 of 4 chips done" and dropped two results without a word."""
+    notes: list[str] = []
+    with interrupted_after(3, model):
+        run_job(job_into("out.geojson", scene, batch_size=2), model)
+    result = run_job(job_into("out.geojson", scene, batch_size=2, limit=4), model, notes)
+    assert "resuming: 4 of 4 chips done" in notes
+    assert "2 results beyond --limit 4 of the interrupted run are discarded" in caplog.text
+    assert result.chips == 4
+
+
 def test_an_output_that_another_run_writes_is_refused(scene: Scene, model: ScriptedModel) -> None:
     with lock(Path("out.gpkg")), pytest.raises(OutputError, match=r"out\.gpkg: another run is writing it"):
         run_job(job_into("out.gpkg", scene), model)
