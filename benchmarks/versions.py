@@ -3,8 +3,8 @@
     python benchmarks/versions.py OTHER_CHECKOUT [--rounds 5] [--side 2048]
 
 Both run with the installed dependencies: `--help` of analyze, `analyze` of a synthetic pair with nano, and
-the same with polygons and a raster. The outputs are compared too: as GeoJSON they must be byte-equal. CPU time
-is compared and not that of the clock, which other programs on the machine prolong.
+the same with polygons and a raster. The outputs are compared too: as GeoJSON they must be byte-equal. CPU
+time is compared and not that of the clock, which other programs on the machine prolong.
 """
 
 from __future__ import annotations
