@@ -25,12 +25,12 @@ def hardware(threads: int) -> str:
     return f"{name}, {threads} of {os.cpu_count()} cores, {platform.system()}"
 
 
-def commit() -> str:
-    """Short hash of the checkout, with a plus if files differ from it."""
+def commit(checkout: Path = ROOT) -> str:
+    """Short hash of a checkout, with a plus if files differ from it."""
     try:
         short, changed = (
             subprocess.run(
-                ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+                ["git", *words], cwd=checkout, capture_output=True, text=True, check=True
             ).stdout.strip()
             for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.rows import ROOT, Table, heading, spread
+from benchmarks.rows import ROOT, Table, commit, heading, spread
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def main() -> None:
         table, folders = Table(), (scene / "this", scene / "other")
         for folder in folders:
             folder.mkdir()
-        print(heading(os.cpu_count() or 1, f"against {other.name}") + "\n")
+        print(heading(os.cpu_count() or 1, f"against {commit(other)}") + "\n")
         for case, words in cases.items():
             turns = []
             for turn in range(options.rounds + 1):  # the first is not counted

@@ -95,6 +95,7 @@ def test_a_split_joins_the_others_and_replaces_itself(run: Run) -> None:
     assert not list(Path("set").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("into", ["new/below", "here"])
 @pytest.mark.parametrize(
     ("args", "name", "code"),
