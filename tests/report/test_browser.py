@@ -117,13 +117,13 @@ class Tab:
         return [entry for entry in self.driver.get_log("browser") if entry["source"] != "rendering"]
 
     def requests(self) -> set[str]:
-        """URL schemes of the page's requests; Chromium may still be loading its own new-tab page."""
+        """URL schemes of the page's requests; Chromium may still be loading a new-tab page of its own."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return {
             request["params"]["request"]["url"].partition(":")[0]
             for request in messages
             if request["method"] == "Network.requestWillBeSent"
-            and not request["params"]["documentURL"].startswith("chrome:")
+            and request["params"]["documentURL"].startswith("file:")
         }
 
 
