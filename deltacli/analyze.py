@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.analyze_flags import EngineFlags, MaskFlags, PairFlags, RunFlags, ShowFlags, names_folder
-from deltacli.console import console, pluralize
+from deltacli.analyze_flags import EngineFlags, MaskFlags, PairFlags, RunFlags, ShowFlags
+from deltacli.console import console
 from deltacli.dry_run import print_dry_run
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
 from deltacli.metrics import run_metrics
@@ -20,6 +20,7 @@ from deltacli.summary import ProgressPrinter, print_summary, summary_dict
 from deltacli.terminal_images import show_thumbnails
 from deltavlm.config import shipped_config
 from deltavlm.errors import DeltaVLMError, PartialFailure, WriteError
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.pipeline.job import AnalyzeJob
@@ -91,6 +92,8 @@ def analyze(
     if before is not None and after is not None:
         analyze_pair(before, after, specs, flags)
         return
+    from deltavlm.files import names_folder
+
     target = out.output or many.default_target
     run_metrics.start(target, dry_run=out.dry_run)
     flags.check(target, many=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deltacli import parsing
-from deltacli.console import console, pluralize
+from deltacli.console import console
 from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
 from deltacli.metrics import run_metrics
 from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, flag
 from deltavlm.errors import ConfigError, InputError
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.model.config import DeltaVLMConfig
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["EngineFlags", "MaskFlags", "PairFlags", "RunFlags", "ShowFlags"]
 
 PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Ray cluster"  # panels of the help
-FOLDER_SUFFIX = ".gpkg"  # of outputs in a folder
 _LISTED = 10  # unmatched files that are named
 
 
@@ -102,6 +101,7 @@ class PairFlags:
 
         Raises: InputError naming file, line and column.
         """
+        from deltavlm.pipeline.outputs import FOLDER_SUFFIX
         from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
         from deltavlm.pipeline.pairs import file_names, pairs_of_folders, shard
 
@@ -214,11 +214,6 @@ class MaskFlags:
         str | None, flag("--after-date", panel=MASKS, metavar="DATE", help="Date of AFTER.")
     ] = None
 
-    @property
-    def needs_masks(self) -> bool:
-        """True if polygons or rasters are made of the model's masks."""
-        return self.polygons or self.mask is not None or self.probability is not None
-
     def check(self, *, many: bool, into_folder: bool) -> None:
         """Raises: BadParameter or ConfigError where the flags do not go together."""
         for name in ("min_area", "simplify", "before_date", "after_date"):
@@ -231,6 +226,7 @@ class MaskFlags:
                 raise typer.BadParameter(
                     f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
                 )
+        from deltavlm.files import names_folder
         from deltavlm.pipeline.pair_lists import check_date
 
         for name in ("before_date", "after_date"):
@@ -423,11 +419,6 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def names_folder(text: str) -> bool:
-    """True for `folder/` and for an existing folder."""
-    return text.endswith(("/", os.sep)) or Path(text).is_dir()
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """All flags of a run over chips: those of `analyze`, and of `ask --all-chips`."""
@@ -445,6 +436,8 @@ class RunFlags:
 
     def check(self, target: str, *, many: bool) -> None:
         """Check the flags before anything is read. Raises: BadParameter or ConfigError."""
+        from deltavlm.files import names_folder
+
         if target == "-" and self.json_summary:
             raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
         self.masks.check(many=many, into_folder=many and target != "-" and names_folder(target))
@@ -453,6 +446,7 @@ class RunFlags:
 
     def job(self, pairs: PairList, questions: Sequence[QuestionSpec], target: str) -> AnalyzeJob:
         """Job of these flags. Raises: BadParameter or ConfigError."""
+        from deltavlm.files import names_folder
         from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 
         chips, masks, out = self.chips, self.masks, self.out

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, pluralize
+from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interactive_sigint
 from deltavlm.config import suggest
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, PartialFailure, WriteError
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.geo.pair import ChipPixels

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -35,7 +36,6 @@ __all__ = [
     "count_by_kind",
     "duration",
     "open_streams",
-    "pluralize",
     "print_notes",
     "print_problems",
     "silence",
@@ -238,11 +238,6 @@ class _ConsoleHandler(logging.Handler):
         write(record.getMessage(), **fields)
         if record.exc_info and record.exc_info[1]:
             self.console.traceback(record.exc_info[1])
-
-
-def pluralize(number: int, noun: str) -> str:
-    """`1 chip`, `2 chips`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options
-from deltacli.console import console, count_by_kind, pluralize, print_problems
+from deltacli.console import console, count_by_kind, print_problems
 from deltacli.data_build import build
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.data.check import CheckReport

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import console, pluralize, print_problems
+from deltacli.console import console, print_problems
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.data.build import BuildResult

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltacli.console import console, pluralize
+from deltacli.console import console
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.pipeline.job import AnalyzeJob

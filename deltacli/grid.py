@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, pluralize, print_notes
+from deltacli.console import console, print_notes
 from deltacli.dry_run import plan_dict, print_plan
 from deltacli.flag_groups import AlignmentFlags, ChipGridFlags, CommonFlags, grouped
+from deltavlm.messages import pluralize
 
 
 @grouped

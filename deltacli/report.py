@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, pluralize
+from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.report.build import Report

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options
-from deltacli.console import console, pluralize
+from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import CHIPS, OUTPUT, flag
 from deltavlm.errors import ConfigError
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.summaries.summary import Summary

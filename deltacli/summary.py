@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from deltacli.console import console, pluralize
+from deltacli.console import console
 from deltacli.metrics import run_metrics
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.pipeline.job import AnalyzeJob

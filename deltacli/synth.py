@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltacli import options
-from deltacli.console import console, pluralize
+from deltacli.console import console
 from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.data.synthetic import Scene

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deltavlm.config import shipped_config
+from deltavlm.files import names_folder
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
+from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.conversation import questions_of
 from deltavlm.pipeline.engine import LocalEngine
@@ -86,13 +88,6 @@ def analyze(
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"analyze() needs {name} as {kind.__name__}, not {value!r}")
     pairs = _pair_list(before, after)
-    needs_masks = polygons or mask is not None or probability is not None
-    if isinstance(model, str):
-        from deltavlm.model.folder import find_folder, read_config
-
-        config = read_config(find_folder(model))
-        if needs_masks:
-            check_mask_head(config)
     job = AnalyzeJob(
         pairs=pairs,
         questions=_question_set(questions),
@@ -100,7 +95,7 @@ def analyze(
         options=options or AnalyzeOptions(),
         output=OutputOptions(
             path=Path(output),
-            per_pair=not pairs.is_single and (str(output).endswith(("/", os.sep)) or Path(output).is_dir()),
+            per_pair=not pairs.is_single and names_folder(output),
             overwrite=overwrite,
             resume=resume,
             retry_failed=retry_failed,
@@ -109,6 +104,10 @@ def analyze(
             probability=None if probability is None else Path(probability),
         ),
     )
+    if isinstance(model, str):
+        config = read_config(find_folder(model))
+        if job.options.masks:
+            check_mask_head(config)
     return run(job, _engine(model), RunHooks() if on_progress is None else RunHooks(on_progress))
 
 
@@ -166,17 +165,16 @@ def _pair(item: Pair | tuple[Location, Location], number: int) -> Pair:
 
 
 def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> Sequence[QuestionSpec]:
-    """Raises: TypeError for an item that is neither a `QuestionSpec` nor text."""
+    """Raises: TypeError unless all items are `QuestionSpec`s, or all are text."""
     if questions is None:
         return load_questions(shipped_config("questions.yaml"))
     if isinstance(questions, str | os.PathLike):
         return load_questions(Path(questions))
-    for item in questions:
-        if not isinstance(item, QuestionSpec | str):
-            raise TypeError(f"analyze() needs questions as text or QuestionSpec objects, not {item!r}")
-    if all(isinstance(item, str) for item in questions):
-        return questions_of([item for item in questions if isinstance(item, str)])
-    return [item for item in questions if isinstance(item, QuestionSpec)]
+    texts = [item for item in questions if isinstance(item, str)]
+    specs = [item for item in questions if isinstance(item, QuestionSpec)]
+    if len(questions) not in (len(texts), len(specs)):
+        raise TypeError(f"analyze() needs questions all as text or all as QuestionSpec, not {questions!r}")
+    return questions_of(texts) if texts else specs
 
 
 @contextmanager

@@ -27,12 +27,18 @@ __all__ = [
     "fsync_file",
     "fsync_folder",
     "lock",
+    "names_folder",
     "remove_scratch_files",
     "resolve_link",
     "scratch_name",
     "staged_folder",
     "write_atomic",
 ]
+
+
+def names_folder(path: str | os.PathLike[str]) -> bool:
+    """True for `folder/` and for an existing folder."""
+    return os.fspath(path).endswith(("/", os.sep)) or Path(path).is_dir()
 
 
 def scratch_name(output: Path, suffix: str | None = None) -> str:

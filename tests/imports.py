@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-LEAVES = frozenset({"version", "errors", "config", "text_norm", "files"})
+LEAVES = frozenset({"version", "errors", "messages", "config", "text_norm", "files"})
 
 #: part of the project -> parts of deltavlm that it may import (itself is always allowed)
 ARROWS: dict[str, frozenset[str]] = {
@@ -14,6 +14,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "version": frozenset(),
     "errors": frozenset(),
     "config": frozenset({"errors"}),
+    "messages": frozenset(),
     "text_norm": frozenset({"errors"}),
     "files": frozenset({"errors"}),
     "hub": frozenset({"errors", "files"}),

@@ -17,6 +17,7 @@ from deltavlm.geo.pair import ReadOptions
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.run_result import RunResult
+from deltavlm.tasks.questions import QuestionSpec
 from tests.conftest import CHIP, Scene
 from tests.scripted_model import ScriptedModel
 
@@ -154,7 +155,7 @@ def test_mistakes_are_errors_before_any_work(scene: Scene, model: ScriptedModel,
             analyze(pairs, output=output, model=model)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="options as AnalyzeOptions"):
         analyze(*scene.args, output=output, model=model, options={"chip_px": 32})  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="questions as text or QuestionSpec"):
+    with pytest.raises(TypeError, match="all as text or all as QuestionSpec"):
         analyze(*scene.args, output=output, model=model, questions=[7])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="dtype 'half' is not one of auto, fp32"):
         load_model("nano", dtype="half")
@@ -176,6 +177,26 @@ def test_questions_as_text(scene: Scene, model: ScriptedModel, tmp_path: Path) -
 def test_a_result_has_a_short_repr(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
     result = analyze(*scene.args, output=tmp_path / "out.gpkg", model=model, options=OPTIONS)
     assert repr(result) == f"<RunResult 15 chips, 1 changed, 0 failed, output {tmp_path / 'out.gpkg'}>"
+
+
+def test_questions_of_two_kinds_are_refused(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    """Text between `QuestionSpec`s was dropped without a word."""
+    mixed = [QuestionSpec("change", "change", "Changed?"), "Any new water?"]
+    with pytest.raises(TypeError, match="all as text or all as QuestionSpec"):
+        analyze(*scene.args, output=tmp_path / "out.gpkg", model=model, questions=mixed)
+    assert model.history == []
+
+
+def test_a_journal_of_another_version_is_refused_before_the_model_is_loaded(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> ScriptedModel:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr("deltavlm.model.predictor.load_model", load)
+    (tmp_path / "out.gpkg.journal.jsonl").write_text('{"deltavlm_journal": 1}\n')
+    with pytest.raises(OutputError, match=r"journal format 1, .* add --no-resume"):
+        analyze(*scene.args, output=tmp_path / "out.gpkg", model="nano")
 
 
 def test_open_pair(scene: Scene) -> None:

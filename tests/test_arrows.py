@@ -43,6 +43,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "hub": GROUND | TERMINAL,
     "errors": GROUND | TORCH | TERMINAL,
     "config": GROUND | TORCH | TERMINAL,
+    "messages": GROUND | TORCH | TERMINAL,
     "text_norm": GROUND | TORCH | TERMINAL,
     "geo": TORCH | TERMINAL,
     "model": GROUND | TERMINAL,

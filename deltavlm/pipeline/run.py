@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
@@ -16,6 +17,7 @@ from deltavlm.geo.features import Layer
 from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import FeatureSink, open_sink
+from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
@@ -27,7 +29,7 @@ from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import journal_settings, provenance
 from deltavlm.pipeline.reading import first_crs, open_listed_pair
-from deltavlm.pipeline.run_result import RunResult, pluralize
+from deltavlm.pipeline.run_result import RunResult
 from deltavlm.pipeline.schema import CHANGES, output_layers, with_pair_columns
 from deltavlm.pipeline.writer import OutputCRS, ResultWriter, StreamStore, common_crs
 
@@ -207,6 +209,7 @@ class _Output:
     def records(self) -> list[PairRecord]:
         return [pair.record for pair in self.pairs if pair.record is not None]
 
+    @cached_property
     def provenance(self) -> dict[str, object]:
         inputs = None if self.opened is None else self.opened.provenance()
         return provenance(self.job, self.engine.model, inputs)
@@ -223,7 +226,7 @@ def _stream(output: _Output, hooks: RunHooks) -> None:
         crs = OutputCRS(opened.geobox.crs, untransformed=True)
     else:
         crs = OutputCRS(None if first_crs(job.pairs.pairs, job.read) is None else LONLAT)
-    with open_sink(None, output.layers, crs.crs, output.provenance(), only_layer=job.output.layer) as sink:
+    with open_sink(None, output.layers, crs.crs, output.provenance, only_layer=job.output.layer) as sink:
         writer = output.writer(sink, crs)
         store = StreamStore(writer)
         analyze_chips(job, output.engine, store, output.result, opened=opened, on_progress=hooks.on_progress)
@@ -274,7 +277,7 @@ def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_rep
         crs = OutputCRS(opened.geobox.crs, untransformed=True)
     else:
         crs = OutputCRS(common_crs(output.records))
-    record, path = output.provenance(), output.files.path
+    record, path = output.provenance, output.files.path
     assert path is not None
     with open_sink(
         path,
@@ -309,7 +312,7 @@ def _write_changes(
     """
     job, files, opened = output.job, output.files, output.opened
     options, count = job.output, 0
-    record = output.provenance()
+    record = output.provenance
     with ExitStack() as stack:
         cogs: list[Cog | None] = [None, None]
         if opened is not None:

@@ -11,16 +11,12 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import PartialFailure
 from deltavlm.geo.geobox import LONLAT, project
+from deltavlm.messages import pluralize
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.summary import ChangedChip, Summary
 
-__all__ = ["RunResult", "pluralize"]
-
-
-def pluralize(number: int, noun: str) -> str:
-    """`1 chip`, `2 chips`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+__all__ = ["RunResult"]
 
 
 @dataclass(repr=False)

@@ -105,19 +105,5 @@ class Summary:
         score = change.score if change.score is not None else 0.0
         self._rank(ChangedChip(score, result.chip.chip_id, centroid.x, centroid.y, text, result.pair))
 
-    def include(self, other: Summary) -> None:
-        """Add the counts of another run."""
-        self.statuses.update(other.statuses)
-        self.resumed += other.resumed
-        self.changed += other.changed
-        self.deduplicated += other.deduplicated
-        self.unparsed += other.unparsed
-        self.polygons += other.polygons
-        self.batch_size = other.batch_size
-        self.first_failure = self.first_failure or other.first_failure
-        for chip in other.most_changed:
-            self._rank(chip)
-        self.stages.include(other.stages)
-
     def _rank(self, chip: ChangedChip) -> None:
         self.most_changed = sorted([*self.most_changed, chip], key=lambda each: -each.score)[:_MOST_CHANGED]
