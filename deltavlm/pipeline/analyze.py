@@ -61,7 +61,6 @@ def analyze_chips(
         summary.add(earlier)
         pair_results[earlier.pair].add(earlier)
         summary.resumed += 1
-    on_progress(result)
 
     def start_pair(start: PairStart) -> None:
         # as a callback between batches, since only this thread may write to the store

@@ -279,7 +279,7 @@ def test_own_questions_are_columns_of_their_own(scene: Scene) -> None:
 def test_progress_ends_at_the_number_of_chips(scene: Scene, model: ScriptedModel) -> None:
     chips: list[int] = []
     _, summary = run(scene, model, batch_size=4, on_progress=lambda result: chips.append(result.chips))
-    assert [*dict.fromkeys(chips)] == [0, 4, 8, 12, 15]
+    assert chips == [0, 4, 8, 12, 15]  # 0: the pair was opened
     assert summary.changed == 1
 
 
