@@ -8,16 +8,17 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import rasterio
 from rasterio._err import CPLE_BaseError  # raised by warps and transforms, and not exported anywhere else
 from rasterio.errors import CRSError, RasterioError
+from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.location import is_remote, redact_credentials
 
-__all__ = ["gdal_env", "log_decoder_warnings", "trim_malloc", "wrap_gdal_errors"]
+__all__ = ["gdal_env", "log_decoder_warnings", "reset_error", "trim_malloc", "wrap_gdal_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,12 @@ def wrap_gdal_errors(location: str, problem: str, advice: str) -> Iterator[None]
         detail = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         detail = detail.replace(location, redact_credentials(location)).rstrip(".")
         raise RasterError(f"{redact_credentials(location)}: {problem} ({detail}); {advice}") from error
+
+
+def reset_error(dataset: DatasetReader) -> None:
+    """Forget an error of a failed read, which GDAL would repeat for the next query of metadata."""
+    with suppress(CPLE_BaseError):
+        _ = dataset.colorinterp
 
 
 class _DecoderFilter(logging.Filter):
