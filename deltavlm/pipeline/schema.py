@@ -54,6 +54,7 @@ _CHIP_COLUMNS = (
     Field("new_buildings", "int", "Number of new buildings in this chip"),
     Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
+    Field("conflicts", "list", "Rules of consistency that the answers break; see docs/formats.md"),
 )
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),

@@ -107,6 +107,12 @@ def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float
 
 
 def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
+    if total.conflicting:
+        rules = ", ".join(f"{name} {count:,}" for name, count in sorted(total.conflicts.items()))
+        yield (
+            f"The answers about {total.conflicting:,} of {total.looked_at:,} analyzed chips contradict each "
+            f"other ({rules})."
+        )
     if total.unsure:
         yield (
             f"{total.unsure:,} chips ({total.unsure_share or 0:.0%} of the analyzed ones) have a score "

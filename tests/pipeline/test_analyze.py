@@ -76,6 +76,7 @@ def test_every_chip_has_a_row_and_the_changed_one_is_found(scene: Scene, model: 
         "new_buildings": 2,
         "road_cells": ["center-left"],
         "building_cells": ["top-left", "center-center"],
+        "conflicts": [],
         "answer_caption": CHANGED["caption"],
         "answer_change": "yes",
         "answer_count": CHANGED["count"],
@@ -294,6 +295,22 @@ def test_the_most_changed_chips_come_first_and_are_few(scene: Scene) -> None:
     assert summary.changed == 15
     assert [chip.score for chip in summary.most_changed] == pytest.approx(
         [0.2 + i / 20 for i in range(14, 4, -1)]
+    )
+
+
+def test_chips_whose_answers_agree_come_before_those_with_conflicts(scene: Scene) -> None:
+    two_chips = ["there is no difference", Reply("yes", 0.9), "a pond appears", Reply("yes", 0.6)]
+    model = ScriptedModel(queue=two_chips * 8)
+    specs = tuple(spec for spec in QUESTIONS if spec.task in ("caption", "change"))
+    _, summary = run(scene, model, specs)
+    assert [(chip.score, bool(chip.conflicts)) for chip in summary.most_changed] == [
+        *[(0.6, False)] * 7,
+        *[(0.9, True)] * 3,
+    ]
+    assert (
+        summary.conflicts
+        == {"changed_but_caption_denies": summary.conflicting}
+        == {"changed_but_caption_denies": 8}
     )
 
 
