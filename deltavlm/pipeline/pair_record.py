@@ -64,6 +64,7 @@ class PairRecord:
     chips: int  # chips of the grid inside the area of interest
     notes: list[str]
     inputs: str  # `PairReader.provenance()` as JSON, which takes a tenth of the memory
+    dates: tuple[str | None, str | None]  # ISO 8601, of before and after
 
     @classmethod
     def of(cls, pair: Pair, reader: PairReader, chips: ChipGrid) -> PairRecord:
@@ -79,6 +80,7 @@ class PairRecord:
                 "chips": len(chips),
                 "notes": list(reader.notes),
                 "inputs": json.dumps(reader.provenance()),
+                "dates": reader.dates,
             }
         )
 
@@ -86,7 +88,8 @@ class PairRecord:
     def from_dict(cls, values: Mapping[str, Any]) -> PairRecord:
         """Inverse of `asdict`."""
         crs = values["crs"] and sys.intern(values["crs"])  # many pairs share one
-        return cls(**{**values, "crs": crs, "identity": PairIdentity(**values["identity"])})
+        identity, (before_date, after_date) = PairIdentity(**values["identity"]), values["dates"]
+        return cls(**{**values, "crs": crs, "identity": identity, "dates": (before_date, after_date)})
 
     def chip_grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
         """Chip grid of the pair, without the area of interest."""
