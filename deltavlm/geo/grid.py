@@ -275,4 +275,5 @@ def _sums_within(
     sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1), np.result_type(values, np.int64))
     sums[1:, 1:] = values.cumsum(axis=0).cumsum(axis=1)
     along_rows = sums[rows[1]] - sums[rows[0]]
-    return along_rows[:, cols[1]] - along_rows[:, cols[0]]
+    within: NDArray[Any] = along_rows[:, cols[1]] - along_rows[:, cols[0]]
+    return within
