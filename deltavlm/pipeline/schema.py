@@ -61,6 +61,18 @@ _CHIP_COLUMNS = (
 )
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
+    Field(
+        "ground_share",
+        "float",
+        "Share of the chip's ground that is its own; what chips have in common is divided evenly among them",
+        "Own share of ground",
+    ),
+    Field(
+        "aoi_share",
+        "float",
+        "Share of the chip inside the area of interest, 0 to 1; null without one",
+        "Share in area of interest",
+    ),
     Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
     Field("model", "str", "Model and its fingerprint"),
     Field("before", "str", "The earlier image", "Image before"),

@@ -181,6 +181,8 @@ def _chip_feature(
         properties[f"answer_{spec.name}"] = answer.text if answer else None
     properties |= {
         "valid_fraction": result.valid_fraction,
+        "ground_share": result.chip.ground_share,
+        "aoi_share": result.chip.aoi_share,
         "gsd_m": record.gsd_m,
         "model": model,
         "before": record.identity.before,
