@@ -25,6 +25,7 @@ from deltavlm.pipeline.reading import PairStart, log_notes, read_chips_of_pairs,
 from deltavlm.pipeline.result_store import ResultStore
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.run_result import RunResult
+from deltavlm.tasks import TASKS
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = ["analyze_chips"]
@@ -164,7 +165,8 @@ def _answered(
     answers = {
         spec.name: answer
         for spec, reply in zip(questions, replies.replies, strict=True)
-        if (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
+        if not (chip.far_scale and TASKS[spec.task].scale_bound)
+        and (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
     return replace(
         result,

@@ -105,7 +105,7 @@ class Journal:
             self._begin(pair.id, record)
             return
         earlier, now = (
-            {**asdict(each), "notes": None, "inputs": json.loads(each.inputs)}
+            {**asdict(each), "notes": None, "dates": None, "inputs": json.loads(each.inputs)}
             for each in (state.record, record)
         )
         if self.job.one_pair_per_output and self.retries:

@@ -83,11 +83,11 @@ class _PairSink:
 
     sink: FeatureSink
     pair: Pair
+    record: PairRecord
     transform: Transform
 
     def write(self, layer: str, features: Iterable[Feature]) -> None:
-        pair = self.pair
-        columns = {"pair_id": pair.id, "before_date": pair.before_date, "after_date": pair.after_date}
+        columns = {"pair_id": self.pair.id, **_dates(self.pair, self.record)}
         self.sink.write(
             layer,
             [Feature(self.transform(each.geometry), {**each.properties, **columns}) for each in features],
@@ -109,9 +109,10 @@ class ResultWriter:
         for pair_id, group in groupby(results, key=lambda result: result.pair):
             pair = pairs[pair_id]
             assert pair.record is not None
-            sink = self._sink_of(pair.pair, pair.record)
+            sink, dates = self._sink_of(pair.pair, pair.record), _dates(pair.pair, pair.record)
             while batch := list(islice(group, _BATCH)):
-                sink.write("chips", [self._chip_feature(result, pair.record) for result in batch])
+                rows = [self._chip_feature(result, pair.record) for result in batch]
+                sink.write("chips", _with_columns(rows, dates))
                 sink.write("locations", [each for result in batch for each in _location_features(result)])
 
     def write_pairs(self, pairs: Iterable[PairResult]) -> None:
@@ -120,10 +121,13 @@ class ResultWriter:
 
     def write_changes(self, pair: Pair, record: PairRecord, features: Iterable[Feature]) -> None:
         """Write rows of the layer `changes`."""
-        self._sink_of(pair, record).write(CHANGES.name, features)
+        dates = _dates(pair, record)
+        self._sink_of(pair, record).write(CHANGES.name, _with_columns(features, dates))
 
     def _sink_of(self, pair: Pair, record: PairRecord) -> FeatureSink:
-        return _PairSink(self.sink, pair, self.crs.transform_of(pair, record)) if pair.id else self.sink
+        if not pair.id:
+            return self.sink
+        return _PairSink(self.sink, pair, record, self.crs.transform_of(pair, record))
 
     def _chip_feature(self, result: ChipResult, record: PairRecord) -> Feature:
         """Row of a chip; null for what was not asked or cannot be parsed."""
@@ -147,6 +151,8 @@ class ResultWriter:
             properties[f"answer_{spec.name}"] = answer.text if answer else None
         properties |= {
             "valid_fraction": result.valid_fraction,
+            "ground_share": result.chip.ground_share,
+            "aoi_share": result.chip.aoi_share,
             "gsd_m": record.gsd_m,
             "model": self.model,
             "before": record.identity.before,
@@ -168,12 +174,21 @@ class ResultWriter:
             "gsd_m": record.gsd_m if record else None,
             "before": redact_credentials(pair.before),
             "after": redact_credentials(pair.after),
-            "before_date": pair.before_date,
-            "after_date": pair.after_date,
+            **_dates(pair, record),
             "notes": record.notes if record else None,
             "inputs": json.loads(record.inputs) if record else None,
         }
         return Feature(shape, properties)
+
+
+def _dates(pair: Pair, record: PairRecord | None) -> dict[str, object]:
+    """Dates of a pair as they were given, else from the tags of its files."""
+    before, after = (None, None) if record is None else record.dates
+    return {"before_date": pair.before_date or before, "after_date": pair.after_date or after}
+
+
+def _with_columns(features: Iterable[Feature], columns: Mapping[str, object]) -> list[Feature]:
+    return [Feature(each.geometry, {**each.properties, **columns}) for each in features]
 
 
 def _location_features(result: ChipResult) -> Iterator[Feature]:
