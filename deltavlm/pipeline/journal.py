@@ -27,7 +27,6 @@ from deltavlm.pipeline.pair_record import PairIdentity, PairRecord
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import FAILED_STATUSES
-from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = ["Journal", "open_journal"]
 
@@ -176,7 +175,7 @@ class Journal:
         return state.record.chip_grid(*self.job.options.grid)
 
     def _result_at(self, offset: int, grid: ChipGrid) -> ChipResult:
-        return _result_of(self.file.read_at(offset), grid, self.job.questions)
+        return _result_of(self.file.read_at(offset), grid, self.job)
 
     def finish(self) -> None:
         """Remove the journal once the output is written, or keep it for what failed. Raises: OSError."""
@@ -254,9 +253,9 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     }
 
 
-def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[QuestionSpec]) -> ChipResult:
-    """Inverse of `_line_of`."""
-    by_name = {spec.name: spec for spec in questions}
+def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> ChipResult:
+    """Inverse of `_line_of`, with the threshold of this job."""
+    by_name, threshold = {spec.name: spec for spec in job.questions}, job.options.threshold
     mask, valid = (
         Blob(address=(line[name][0], line[name][1], line[name][2])) if name in line else None
         for name in ("mask", "valid")
@@ -266,7 +265,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[Ques
         status=line["status"],
         valid_fraction=line["valid_fraction"],
         answers={
-            name: read_answer(by_name[name], Reply(text, float("nan") if score is None else score))
+            name: read_answer(by_name[name], Reply(text, float("nan") if score is None else score), threshold)
             for name, (text, score) in line["answers"].items()
         },
         reason=line["reason"],

@@ -62,6 +62,10 @@ def journal_settings(job: AnalyzeJob, model: ModelFacts) -> dict[str, object]:
     options = asdict(job.options)
     for key in ("limit", "on_error", "batch_size"):
         del options[key]
+    if not job.options.cascade:
+        del options[
+            "threshold"
+        ]  # decides nothing but the column `changed`, which is made of the stored scores
     return {"reading": _plain(job.read), "model": _model(model), "options": options, "deltavlm": __version__}
 
 

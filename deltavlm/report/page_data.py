@@ -50,7 +50,8 @@ def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -
             str(question.get("name")): str(question.get("prompt"))
             for question in output.provenance.get("questions", ())
         },
-        "provenance": _provenance(output.provenance, pairs),
+        "provenance": [*_provenance(output.provenance, pairs), *_threshold(output)],
+        "threshold": output.threshold,
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,
     }
@@ -195,6 +196,15 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
     cascade = " Cascade: only changed chips were asked the other questions." if options.get("cascade") else ""
     lines.append(("Chips", f"{chips}.{cascade}"))
     return [(label, text) for label, text in lines if text.strip()]
+
+
+def _threshold(output: Output) -> list[tuple[str, str]]:
+    """Threshold of changed chips as (label, text), if it is not the model's own answer."""
+    if output.threshold is not None:
+        text = f"changed from a score of {output.threshold:g} on, by the stored scores"
+        return [("Threshold", f"{text}; polygons are those of the run")]
+    threshold = (output.provenance.get("options") or {}).get("threshold")
+    return [] if threshold is None else [("Threshold", f"changed from a score of {threshold} on")]
 
 
 def _grid_size(pair: ReportPair) -> str:

@@ -159,3 +159,18 @@ def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
         pass
     assert not list(tmp_path.iterdir())
     assert journal_path(output).name == "out.gpkg.journal.jsonl"
+
+
+def test_a_run_is_resumed_with_another_threshold(scene: Scene, path: Path) -> None:
+    """The journal keeps scores, and `changed` is made of them; unless they decided what was asked."""
+    journaled(single_job(scene, threshold=0.95), ScriptedModel(), path)
+    model = ScriptedModel()
+    results, result = journaled(single_job(scene, threshold=0.05), model, path)
+    assert (result.changed, result.summary.resumed, model.history) == (15, 15, [])
+    assert all(each.answers["change"].value for each in results)
+
+
+def test_a_cascade_is_not_resumed_with_another_threshold(scene: Scene, path: Path) -> None:
+    journaled(single_job(scene, threshold=0.95, cascade=True), ScriptedModel(), path)
+    with pytest.raises(OutputError, match=r"other settings \(options\.threshold\)"):
+        journaled(single_job(scene, threshold=0.05, cascade=True), ScriptedModel(), path)
