@@ -20,9 +20,10 @@ from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.location import check_is_file, is_remote, redact_credentials
+from deltavlm.geo.location import check_is_file, is_remote
 from deltavlm.geo.radiometry import choose_bands
 from deltavlm.geo.view import UNREADABLE, Source, alpha_band, iter_samples, needs_alpha, without_alpha
+from deltavlm.messages import redact_address
 
 __all__ = ["open_source"]
 
@@ -51,7 +52,7 @@ def open_source(
         ConfigError: `bands` or `nodata` do not fit the file.
     """
     check_is_file(location)
-    name = redact_credentials(location)
+    name = redact_address(location)
     notes: list[str] = []
     with ExitStack() as stack:
         dataset = stack.enter_context(_open_dataset(location, allow_vrt))

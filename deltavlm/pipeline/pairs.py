@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.messages import redact_address
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
 
@@ -47,7 +48,7 @@ class PairList:
     @classmethod
     def single(cls, before: str, after: str) -> PairList:
         """One pair that is not from a list."""
-        return cls((Pair("", before, after),), after)
+        return cls((Pair("", before, after),), redact_address(after))
 
     @property
     def is_single(self) -> bool:
@@ -93,6 +94,7 @@ def with_ids(pairs: Sequence[Pair], source: str) -> tuple[Pair, ...]:
 
 def _folder_and_stem(location: str) -> tuple[str, str]:
     """`"https://host/a/after.tif?key"` -> `("a", "after")`: name of the folder, and the stem."""
+    location = redact_address(location)
     path = urlsplit(location).path if "://" in location else location.replace("\\", "/")
     tail = PurePosixPath(path.rstrip("/"))
     return tail.parent.name, tail.stem or "pair"
