@@ -152,6 +152,7 @@ def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
         "class": str(change.get("class") or "other"),
+        "kind": str(change.get("kind") or change.get("class") or "other"),
         "area": _number(change.get("area_m2"), 1),
         "score": _number(change.get("mean_score"), 4),
         "lon": _number(change.get("lon"), 6),
