@@ -21,6 +21,7 @@ from rasterio.windows import Window as RasterioWindow
 from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.georeferencing import has_transform
 from deltavlm.geo.location import redact_credentials
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "alpha_band",
     "iter_samples",
     "needs_alpha",
+    "warp_method",
     "without_alpha",
 ]
 
@@ -54,8 +56,10 @@ class Source:
 
     @cached_property
     def geobox(self) -> GeoBox:
+        """Pixel grid; without a CRS where no transform gives it a meaning."""
         dataset = self.dataset
-        return GeoBox(dataset.width, dataset.height, dataset.transform, dataset.crs or None)
+        crs = (dataset.crs or None) if has_transform(dataset) else None
+        return GeoBox(dataset.width, dataset.height, dataset.transform, crs)
 
     @property
     def name(self) -> str:
@@ -98,16 +102,19 @@ class Source:
         if offset is not None:
             yield View.of(self, self.dataset, self.dataset, *offset)
             return
+        placed = self.geobox.wrapping_onto(geobox)
         with ExitStack() as stack:
 
             def warp(dataset: DatasetReader, nodata: float | None, **options: str) -> WarpedVRT:
                 vrt = WarpedVRT(
                     dataset,
+                    src_crs=placed.crs,
+                    src_transform=placed.transform,
                     crs=geobox.crs,
                     transform=geobox.transform,
                     width=geobox.width,
                     height=geobox.height,
-                    resampling=Resampling.nearest if self.palette is not None else Resampling[resampling],
+                    resampling=warp_method(dataset, resampling),
                     src_nodata=nodata,
                     nodata=nodata,
                     add_alpha=needs_alpha(dataset, nodata),
@@ -300,6 +307,11 @@ def has_mask(dataset: DatasetReader | WarpedVRT) -> bool:
 def needs_alpha(dataset: DatasetReader, nodata: float | None) -> bool:
     """True where a warp must add an alpha band: to keep masks, and to mark the outside of the raster."""
     return nodata is None and alpha_band(dataset) is None
+
+
+def warp_method(dataset: DatasetReader, resampling: str) -> Resampling:
+    """Method to warp a raster with: nearest where its values are indices of colors, which have no mean."""
+    return Resampling.nearest if ColorInterp.palette in dataset.colorinterp else Resampling[resampling]
 
 
 @contextmanager
