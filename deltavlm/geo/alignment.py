@@ -35,6 +35,7 @@ __all__ = [
 
 MAX_SCALE_RATIO = 2.0  # of the pixel lengths of both dates; beyond it there is a note
 LATTICE = 64  # cells along a side of the grid, where the covered area is found by samples
+MAX_UPSAMPLING = 2.0  # of pixel lengths by `gsd_m`; interpolation adds no detail
 SAME_GSD = 0.01  # relative difference of pixel sizes that is not worth resampling
 NOTED_SHARE = 0.0005  # missing share of the ground that shows as 0.1 %
 
@@ -200,7 +201,8 @@ def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m
     Raises:
         RasterError: no overlap; grids that differ under `strict`, or without a CRS to warp by; pixels that
             GDAL does not warp to where they are.
-        ConfigError: `gsd_m` is not positive, needs a CRS, or makes too many pixels.
+        ConfigError: `gsd_m` is not positive, needs a CRS, makes too many pixels, or is finer than half a
+            pixel of `before`.
     """
     placement = locate(after.geobox, before.geobox)
     window = crop_window(placement.covered, before.geobox)
@@ -255,6 +257,11 @@ def _with_gsd(geobox: GeoBox, gsd_m: float) -> GeoBox:
         raise ConfigError(f"gsd {gsd_m:g} m: needs a CRS that leads to longitude and latitude; {ADD_A_CRS}")
     if max(abs(size / gsd_m - 1) for size in size_m) <= SAME_GSD:
         return geobox
+    if max(size_m) > MAX_UPSAMPLING * gsd_m * (1 + SAME_GSD):
+        raise ConfigError(
+            f"gsd {gsd_m:g} m: is finer than half a pixel of before, which is {max(size_m):.3g} m, so its "
+            f"detail would be invented; give {max(size_m) / MAX_UPSAMPLING:.3g} or more, or leave it out"
+        )
     resampled = geobox.resample(gsd_m)
     if resampled.width * resampled.height > MAX_PIXELS:
         raise ConfigError(

@@ -18,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
@@ -73,6 +74,7 @@ def open_source(
             check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
+            date = date_of_tags(dataset.tags() | dataset.tags(ns="IMAGERY"))
             alpha = alpha_band(dataset)
             if read_pixels and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
                 notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
@@ -91,7 +93,7 @@ def open_source(
             nodata = dataset.nodatavals[chosen[0] - 1]
         else:
             _check_nodata(nodata, dataset.dtypes[chosen[0] - 1], name)
-        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses)
+        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses, date)
 
 
 def _warp_by_control_points(dataset: DatasetReader, crs: CRS, name: str, resampling: str) -> WarpedVRT:

@@ -96,7 +96,9 @@ STYLES = {
         value=SCORE,
         label=Label('if("changed", wordwrap("caption", 30), NULL)', min_mm=35),
         on_top="changed_score",
-        decimals={"changed_score": 2, "caption_score": 2, "valid_fraction": 2},
+        decimals=dict.fromkeys(
+            ("changed_score", "caption_score", "valid_fraction", "ground_share", "aoi_share"), 2
+        ),
     ),
     "locations": Style(
         "categorised",

@@ -53,6 +53,7 @@ class Source:
     nodata: float | None
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
+    date: str | None = None  # ISO 8601, from its tags
 
     @cached_property
     def geobox(self) -> GeoBox:

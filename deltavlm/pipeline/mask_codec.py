@@ -12,7 +12,10 @@ from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.interface import Masks
 
-__all__ = ["CLASSES", "check_mask_head", "decode_mask", "decode_valid", "encode_masks", "encode_valid"]
+__all__ = [
+    *("CLASSES", "check_mask_head", "decode_mask", "decode_valid", "encode_masks", "encode_valid"),
+    "peak_score",
+]
 
 CLASSES = ("building", "road", "other")
 """Classes of a mask: the model's classes of buildings or roads, built or removed, and all others."""
@@ -57,6 +60,12 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """(classes, rows, columns) of 0 to 255; inverse of `encode_masks`."""
     flat = np.frombuffer(zlib.decompress(data[_SHAPE.size :]), np.uint8)
     return flat.reshape(_SHAPE.unpack(data[: _SHAPE.size]))
+
+
+def peak_score(data: bytes, pixels: int) -> float:
+    """Highest threshold at which at least `pixels` pixels of an encoded mask have changed, 0 to 1."""
+    probabilities = np.sort(decode_mask(data).sum(axis=0, dtype=np.uint16), axis=None)
+    return round(min(1.0, float(probabilities[-pixels:][0]) / 255), 4)
 
 
 def encode_valid(valid: NDArray[np.bool_]) -> bytes:
