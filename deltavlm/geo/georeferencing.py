@@ -6,22 +6,14 @@ A raster is placed by a CRS and a transform, or by ground control points with a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.geobox import crs_name
 from deltavlm.geo.location import is_remote
+from deltavlm.geo.view import Source, has_transform
 from deltavlm.messages import pluralize
 
-if TYPE_CHECKING:
-    from rasterio.crs import CRS
-
-    from deltavlm.geo.view import Source
-
-__all__ = ["ADD_A_CRS", "check_georeferenced", "control_point_crs", "has_transform"]
+__all__ = ["ADD_A_CRS", "check_georeferenced"]
 
 ADD_A_CRS = "assign one (gdal_translate -a_srs EPSG:... writes a copy with it)"
 ADD_A_TRANSFORM = "assign one (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM writes a copy with it)"
@@ -30,20 +22,6 @@ WORLD_FILES = {
     *(".tfw", ".tifw", ".tffw", ".tiffw", ".jgw", ".jpgw", ".jpegw", ".pgw", ".pngw", ".j2w", ".jp2w"),
     *(".wld", ".wpw", ".webpw", ".tab"),
 }
-
-
-def has_transform(dataset: DatasetReader | WarpedVRT) -> bool:
-    """False where rasterio gives the identity, as it does for a file without a transform."""
-    return not dataset.transform.almost_equals(type(dataset.transform).identity(), precision=1e-9)
-
-
-def control_point_crs(dataset: DatasetReader | WarpedVRT) -> CRS | None:
-    """CRS of the ground control points that place a raster; None where it has none, or a CRS and a transform
-    of its own."""
-    points, crs = dataset.gcps
-    if not points or (dataset.crs and has_transform(dataset)):
-        return None
-    return crs or dataset.crs or None
 
 
 def check_georeferenced(before: Source, after: Source, allow_no_crs: bool) -> None:

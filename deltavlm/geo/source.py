@@ -22,13 +22,13 @@ from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.georeferencing import control_point_crs
 from deltavlm.geo.location import check_is_file, is_remote, redact_credentials
 from deltavlm.geo.radiometry import choose_bands
 from deltavlm.geo.view import (
     UNREADABLE,
     Source,
     alpha_band,
+    has_transform,
     iter_samples,
     needs_alpha,
     warp_method,
@@ -79,7 +79,7 @@ def open_source(
             if read_pixels and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
                 notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
                 dataset = stack.enter_context(without_alpha(dataset))
-            if (gcp_crs := control_point_crs(dataset)) is not None:
+            if (gcp_crs := _control_point_crs(dataset)) is not None:
                 notes.append(
                     f"georeferenced by its {pluralize(len(dataset.gcps[0]), 'ground control point')}"
                 )
@@ -94,6 +94,15 @@ def open_source(
         else:
             _check_nodata(nodata, dataset.dtypes[chosen[0] - 1], name)
         yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses, date)
+
+
+def _control_point_crs(dataset: DatasetReader) -> CRS | None:
+    """CRS of the ground control points that place a raster; None where it has none, or a CRS and a transform
+    of its own."""
+    points, crs = dataset.gcps
+    if not points or (dataset.crs and has_transform(dataset)):
+        return None
+    return crs or dataset.crs or None
 
 
 def _warp_by_control_points(dataset: DatasetReader, crs: CRS, name: str, resampling: str) -> WarpedVRT:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader, MemoryFile
@@ -21,7 +22,6 @@ from rasterio.windows import Window as RasterioWindow
 from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.georeferencing import has_transform
 from deltavlm.geo.location import redact_credentials
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Source",
     "View",
     "alpha_band",
+    "has_transform",
     "iter_samples",
     "needs_alpha",
     "warp_method",
@@ -292,6 +293,11 @@ def iter_samples(
             yield sample
     if not readable:
         raise failures[0]
+
+
+def has_transform(dataset: DatasetReader | WarpedVRT) -> bool:
+    """False where rasterio gives the identity, as it does for a file without a transform."""
+    return not dataset.transform.almost_equals(Affine.identity(), precision=1e-9)
 
 
 def alpha_band(dataset: DatasetReader | WarpedVRT) -> int | None:
