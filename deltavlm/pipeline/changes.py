@@ -47,8 +47,6 @@ class ChangeOptions:
     threshold: float = 0.5  # a pixel is changed where the probabilities of all classes sum to this
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECKLE
     simplify_px: float | None = None  # tolerance, pixels of the raster; None: half a pixel of the mask
-    before_date: str | None = None
-    after_date: str | None = None
 
 
 @dataclass
@@ -59,6 +57,7 @@ class MaskMosaic:
     geobox: GeoBox  # the pixels that the chips are cut from
     result: Callable[[Chip], ChipResult | None]
     read_blob: Callable[[Blob], bytes]
+    change_class: str | None = None  # the class of all change, where the classes are not to be told apart
     mask_pixel_px: float = field(default=1.0, init=False)  # side of a pixel of a mask, pixels of the raster
 
     def mask_of(self, chip: Chip) -> ChipMask | None:
@@ -68,6 +67,11 @@ class MaskMosaic:
             return None
         probabilities = decode_planes(self.read_blob(result.mask))
         self.mask_pixel_px = chip.size / probabilities.shape[2]
+        if self.change_class is not None:
+            merged = np.zeros_like(probabilities)
+            total = probabilities.sum(axis=0, dtype=np.uint16)
+            merged[CLASSES.index(self.change_class)] = np.minimum(total, 255)
+            probabilities = merged
         valid = result.valid
         return ChipMask(
             probabilities, None if valid is None else decode_valid(self.read_blob(valid), chip.size)
@@ -177,8 +181,6 @@ def _features(
             "lat": lat,
             "chip_ids": sorted(result.chip.chip_id for result in results),
             "caption": caption.value if caption else None,
-            "before_date": options.before_date,
-            "after_date": options.after_date,
         }
         yield Feature(polygon.shape, properties)
 

@@ -14,7 +14,7 @@ from deltavlm.model.interface import Masks
 
 __all__ = [
     *("CLASSES", "KINDS", "check_mask_head", "class_of_kind", "decode_mask", "decode_planes", "decode_valid"),
-    *("encode_masks", "encode_valid"),
+    *("encode_masks", "encode_valid", "peak_score"),
 ]
 
 CLASSES = ("building", "road", "other")
@@ -73,6 +73,12 @@ def decode_planes(data: bytes) -> NDArray[np.uint8]:
 def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """(classes, rows, columns) of 0 to 255: the probabilities of CLASSES of an encoded mask."""
     return decode_planes(data)[: len(CLASSES)]
+
+
+def peak_score(data: bytes, pixels: int) -> float:
+    """Highest threshold at which at least `pixels` pixels of an encoded mask have changed, 0 to 1."""
+    probabilities = np.sort(decode_mask(data).sum(axis=0, dtype=np.uint16), axis=None)
+    return round(min(1.0, float(probabilities[-pixels:][0]) / 255), 4)
 
 
 def encode_valid(valid: NDArray[np.bool_]) -> bytes:

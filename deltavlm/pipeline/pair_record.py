@@ -66,6 +66,7 @@ class PairRecord:
     chips: int  # chips of the grid inside the area of interest
     notes: list[str]
     inputs: str  # `PairReader.provenance()` as JSON, which takes a tenth of the memory
+    dates: tuple[str | None, str | None]  # ISO 8601, of before and after
     aoi: str | None = None  # area of interest in the CRS of the grid, WKB in hexadecimal digits
 
     @classmethod
@@ -82,6 +83,7 @@ class PairRecord:
                 "chips": len(chips),
                 "notes": list(reader.notes),
                 "inputs": json.dumps(reader.provenance()),
+                "dates": reader.dates,
                 "aoi": None if reader.aoi is None else shapely.to_wkb(reader.aoi, hex=True),
             }
         )
@@ -90,7 +92,8 @@ class PairRecord:
     def from_dict(cls, values: Mapping[str, Any]) -> PairRecord:
         """Inverse of `asdict`."""
         crs = values["crs"] and sys.intern(values["crs"])  # many pairs share one
-        return cls(**{**values, "crs": crs, "identity": PairIdentity(**values["identity"])})
+        identity, (before_date, after_date) = PairIdentity(**values["identity"]), values["dates"]
+        return cls(**{**values, "crs": crs, "identity": identity, "dates": (before_date, after_date)})
 
     def chip_grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
         """Chip grid of the pair."""

@@ -33,6 +33,10 @@ FAILED_STATUSES: frozenset[ChipStatus] = frozenset(("unreadable", "error"))
 PairStatus = Literal["answered", "partly", "failed"]
 PAIR_STATUSES: tuple[PairStatus, ...] = get_args(PairStatus)
 
+_DATES = (
+    Field("before_date", "str", "Date of the earlier image, as given or from its tags"),
+    Field("after_date", "str", "Date of the later image, as given or from its tags"),
+)
 _CHIP_COLUMNS = (
     Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner", "Chip"),
     Field(
@@ -54,6 +58,7 @@ _CHIP_COLUMNS = (
     Field("new_buildings", "int", "Number of new buildings in this chip"),
     Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
+    Field("conflicts", "list", "Rules of consistency that the answers break; see docs/formats.md"),
 )
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
@@ -73,12 +78,9 @@ _SOURCE_COLUMNS = (
     Field("model", "str", "Model and its fingerprint"),
     Field("before", "str", "The earlier image", "Image before"),
     Field("after", "str", "The later image", "Image after"),
+    *_DATES,
 )
 _PAIR_ID = Field("pair_id", "str", "Name of the pair", "Pair")
-_PAIR_DATES = (
-    Field("before_date", "str", "Date of the earlier image, from the list of pairs"),
-    Field("after_date", "str", "Date of the later image, from the list of pairs"),
-)
 
 LOCATIONS = Layer(
     "locations",
@@ -104,8 +106,7 @@ CHANGES = Layer(
         Field("lat", "float", "Latitude of the centroid, degrees"),
         Field("chip_ids", "list", "Chips that show it"),
         Field("caption", "str", "Caption of the chip with the largest part of it"),
-        Field("before_date", "str", "Date of the earlier image, if it was given"),
-        Field("after_date", "str", "Date of the later image, if it was given"),
+        *_DATES,
     ),
 )
 
@@ -138,7 +139,7 @@ PAIRS = Layer(
         Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
         Field("before", "str", "The earlier image"),
         Field("after", "str", "The later image"),
-        *_PAIR_DATES,
+        *_DATES,
         Field("notes", "list", "Notes from opening the pair"),
         Field("inputs", "json", "Provenance of the pixels: files, bands, scaling, alignment"),
     ),
@@ -171,7 +172,7 @@ def chips_layer(questions: Sequence[QuestionSpec]) -> Layer:
 def with_pair_columns(layer: Layer) -> Layer:
     """`layer` with the columns `pair_id`, `before_date` and `after_date`."""
     names = {field.name for field in layer.fields}
-    dates = (date for date in _PAIR_DATES if date.name not in names)
+    dates = (date for date in _DATES if date.name not in names)
     return Layer(layer.name, (_PAIR_ID, *layer.fields, *dates))
 
 

@@ -21,6 +21,7 @@ const CHIPS = (() => {
     for (const name in columns) chip[name] = columns[name][number];
     chip.status = texts[chip.status];
     chip.caption = texts[chip.caption];
+    chip.conflicts = DATA.rules.filter((_, rule) => chip.conflicts & (1 << rule));
     chip.answers = answers.map((name) => [name.slice(7), texts[chip[name]]]);
     chip.classes = new Set();
     chip.kinds = new Set();
@@ -40,7 +41,7 @@ const CHIPS = (() => {
     }
   }
   for (const chip of chips) {
-    const words = [chip.id, chip.caption, PAIRS[chip.pair].name, ...chip.classes, ...chip.kinds, ...chip.answers.map(([, text]) => text)];
+    const words = [chip.id, chip.caption, PAIRS[chip.pair].name, ...chip.classes, ...chip.kinds, ...chip.conflicts.map(([name]) => name), ...chip.answers.map(([, text]) => text)];
     chip.words = words.join("\n").toLowerCase();
   }
   return chips;

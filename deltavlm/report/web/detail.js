@@ -51,6 +51,7 @@ function facts(chip) {
     meter.style.setProperty("--score", colour(chip.score));
     add("Changed", meter, `${chip.changed === null ? "neither yes nor no" : chip.changed ? "yes" : "no"}, score ${formatScore(chip.score)}`);
   }
+  chip.conflicts.forEach(([, meaning], index) => add(index ? "" : "Conflicts", make("span", { class: "conflict", text: meaning })));
   if (chip.buildings !== null) add("New buildings", String(chip.buildings));
   if (chip.roads !== null) add("New roads", String(chip.roads));
   if (chip.building_cells) add("Building cells", ...cellGrid(chip, "building"));
