@@ -311,8 +311,8 @@ def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -
 
     `shrink`: chip side over the side of the model's input, both in pixels.
     """
-    from deltavlm.pipeline.reading import scale_warning
+    from deltavlm.pipeline.scale import Scale
 
-    warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
+    warning = Scale(reader.gsd_m, training_gsd_m, shrink).warning()
     if warning:
         console.warning(warning)

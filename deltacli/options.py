@@ -11,6 +11,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --alpha-band    analyze, ask, chat
     --aoi           analyze, ask, grid
     --at            ask, chat
+    --any-scale     analyze, ask
     -b --bands      analyze, ask, chat
     --batch-size    analyze, ask, eval
     --bbox          analyze, ask, chat, grid

@@ -11,17 +11,21 @@ from dataclasses import replace
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.answers import answer_for_unchanged, read_answer
+from deltavlm.pipeline.changes import SPECKLE
+from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.dedup import ResultCache
 from deltavlm.pipeline.engine import Callback, ChipBatch, Engine, LoadedChip
 from deltavlm.pipeline.inference import ChipReplies, InferenceOptions
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.mask_codec import peak_score
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.prefetch import prefetch
 from deltavlm.pipeline.reading import PairStart, log_notes, read_chips_of_pairs, with_callbacks
 from deltavlm.pipeline.result_store import ResultStore
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.run_result import RunResult
+from deltavlm.tasks import TASKS
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = ["analyze_chips"]
@@ -54,12 +58,16 @@ def analyze_chips(
     summary.batch_size = batch_size
     pair_results = {pair.id: PairResult(pair) for pair in job.pairs.pairs}
     cache = ResultCache()
+
+    def count(chip: ChipResult) -> None:
+        summary.add(chip, find_conflicts(statements_of(chip, job.output.changes.threshold)))
+        pair_results[chip.pair].add(chip)
+
     for earlier in store.completed():
         if earlier.digest:
             entry, is_new = cache.lookup(earlier.digest)
             entry.result = earlier if is_new else entry.result
-        summary.add(earlier)
-        pair_results[earlier.pair].add(earlier)
+        count(earlier)
         summary.resumed += 1
 
     def start_pair(start: PairStart) -> None:
@@ -92,8 +100,7 @@ def analyze_chips(
                     with summary.stages.timed("write"):
                         store.add(results, replies.batch_size)
                 for each in results:
-                    summary.add(each)
-                    pair_results[each.pair].add(each)
+                    count(each)
                 summary.deduplicated += batch.deduplicated
                 summary.seconds = seconds_before + time.monotonic() - began
                 on_progress(result)
@@ -158,7 +165,8 @@ def _answered(
     answers = {
         spec.name: answer
         for spec, reply in zip(questions, replies.replies, strict=True)
-        if (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
+        if not (chip.far_scale and TASKS[spec.task].scale_bound)
+        and (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
     }
     return replace(
         result,
@@ -166,6 +174,7 @@ def _answered(
         answers=answers,
         mask=_blob(replies.mask),
         valid=_blob(chip.valid),
+        mask_score=peak_score(replies.mask, SPECKLE) if replies.mask else None,
     )
 
 

@@ -30,6 +30,7 @@ class AnalyzeOptions:
     batch_size: int | None = None  # chips in one call of the model, halved until they fit; None: automatic
     limit: int | None = None  # only the first chips of the run
     on_error: Literal["skip", "fail"] = "skip"
+    any_scale: bool = False  # keep counts, cells and classes far from the scale of the model's training
     cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
     masks: bool = False  # keep the mask of each chip; set by the job
 

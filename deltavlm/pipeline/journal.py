@@ -129,7 +129,7 @@ class Journal:
             self._begin(pair.id, record, address)
             return
         earlier, now = (
-            {**asdict(each), "notes": None, "inputs": json.loads(each.inputs)}
+            {**asdict(each), "notes": None, "dates": None, "inputs": json.loads(each.inputs)}
             for each in (state.record, record)
         )
         if self.job.one_pair_per_output and self.retries:
@@ -271,6 +271,8 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.mask_score is not None:
+        line["mask_score"] = result.mask_score
     return line | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
@@ -302,6 +304,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[Ques
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        mask_score=line.get("mask_score"),
     )
 
 

@@ -46,9 +46,11 @@ class PairList:
     unmatched: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # files in one of two folders only
 
     @classmethod
-    def single(cls, before: str, after: str) -> PairList:
-        """One pair that is not from a list."""
-        return cls((Pair("", before, after),), redact_address(after))
+    def single(
+        cls, before: str, after: str, before_date: str | None = None, after_date: str | None = None
+    ) -> PairList:
+        """One pair that is not from a list; dates in ISO 8601."""
+        return cls((Pair("", before, after, before_date, after_date),), redact_address(after))
 
     @property
     def is_single(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltavlm.messages import redact_address
+from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
 from deltavlm.report.pairs import ReportPair, score_of
@@ -43,6 +44,7 @@ def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -
         "details": images.details,
         "ramp": RAMP,
         "cells": LABELS,
+        "rules": [(rule.name, rule.meaning) for rule in RULES],
         "chipPx": pairs[0].chip_px if pairs else 0,
         "questions": {
             str(question.get("name")): str(question.get("prompt"))
@@ -97,7 +99,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
         name: []
         for name in (
             *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
-            *("surety", "roads", "buildings", "road_cells", "building_cells", "valid", *answers),
+            *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid", *answers),
         )
     }
     for number, pair in enumerate(pairs):
@@ -118,6 +120,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "buildings": _number(chip.get("new_buildings"), 0),
                 "road_cells": _cell_bits(chip.get("road_cells")),
                 "building_cells": _cell_bits(chip.get("building_cells")),
+                "conflicts": _rule_bits(chip.get("conflicts")),
                 "valid": _number(chip.get("valid_fraction"), 3),
             }
             row |= {name: text(chip.get(name)) for name in answers}
@@ -137,6 +140,11 @@ def _cell_bits(cells: Any) -> int:
     return sum(1 << LABELS.index(cell) for cell in set(cells or ()) if cell in LABELS)
 
 
+def _rule_bits(conflicts: Any) -> int:
+    """Bit mask of consistency rules that a chip breaks, in the order of RULES."""
+    return sum(1 << index for index, rule in enumerate(RULES) if rule.name in (conflicts or ()))
+
+
 def _area_m2(change: Row) -> float:
     return float(_number(change.get("area_m2"), 1) or 0)
 
@@ -152,6 +160,7 @@ def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
         "class": str(change.get("class") or "other"),
+        "kind": str(change.get("kind") or change.get("class") or "other"),
         "area": _number(change.get("area_m2"), 1),
         "score": _number(change.get("mean_score"), 4),
         "lon": _number(change.get("lon"), 6),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.pipeline.reading import scale_warning
+from deltavlm.pipeline.scale import Scale
 from deltavlm.summaries.results import Results
 from deltavlm.summaries.totals import UNSURE, AreaSummary
 
@@ -91,7 +91,8 @@ def _pixel_size(results: Results) -> Iterator[str]:
     sizes_m = np.unique(np.round(sizes_m[np.isfinite(sizes_m)], 4))
     extremes_m = sizes_m[[0, -1] if len(sizes_m) else []].tolist()
     for model, (training_gsd_m, downsampling) in dict(_training_scales(results)).items():
-        warnings = {scale_warning(size_m, training_gsd_m, downsampling) for size_m in extremes_m}
+        scales = [Scale(size_m, training_gsd_m, downsampling) for size_m in extremes_m]
+        warnings = {scale.warning() for scale in scales}
         for warning in sorted(filter(None, warnings)):
             yield f"Scale ({model}): {warning}."
 
@@ -107,6 +108,12 @@ def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float
 
 
 def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
+    if total.conflicting:
+        rules = ", ".join(f"{name} {count:,}" for name, count in sorted(total.conflicts.items()))
+        yield (
+            f"The answers about {total.conflicting:,} of {total.looked_at:,} analyzed chips contradict each "
+            f"other ({rules})."
+        )
     if total.unsure:
         yield (
             f"{total.unsure:,} chips ({total.unsure_share or 0:.0%} of the analyzed ones) have a score "

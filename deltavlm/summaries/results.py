@@ -24,7 +24,7 @@ __all__ = ["Results", "area_m2", "read_results", "union", "union_m2"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
-    *("before", "after", "pair_id", "before_date", "after_date"),
+    *("before", "after", "pair_id", "before_date", "after_date", "conflicts"),
 )
 NUMBER_COLUMNS = ("changed_score", "new_roads", "new_buildings", "gsd_m")
 EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)
@@ -95,6 +95,8 @@ def _chips_table(output: Output) -> GeoDataFrame:
     import pandas as pd
 
     frame = output.layers["chips"].copy(deep=False)
+    if "conflicts" in frame:
+        frame["conflicts"] = pd.Series(output.values("chips", "conflicts"), index=frame.index, dtype="object")
     for name in COLUMNS:
         if name not in frame:
             frame[name] = None
