@@ -98,6 +98,7 @@ CHANGES = Layer(
     "changes",
     (
         Field("class", "str", "What was built, removed or altered there: building, road or other"),
+        Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
         Field("area_m2", "float", "Area on the ground, square metres"),
         Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
         Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),

@@ -18,8 +18,8 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.location import redact_credentials
 from deltavlm.geo.sinks import FeatureSink
+from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
@@ -172,8 +172,8 @@ class ResultWriter:
             "changed": result.changed if record else None,
             "failed_chips": result.failed,
             "gsd_m": record.gsd_m if record else None,
-            "before": redact_credentials(pair.before),
-            "after": redact_credentials(pair.after),
+            "before": redact_address(pair.before),
+            "after": redact_address(pair.after),
             **_dates(pair, record),
             "notes": record.notes if record else None,
             "inputs": json.loads(record.inputs) if record else None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltavlm.geo.location import redact_credentials
+from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
@@ -65,7 +65,7 @@ def _title(pairs: Sequence[ReportPair], output: Output) -> str:
 
 
 def _file_name(path: str) -> str:
-    return redact_credentials(path).replace("\\", "/").rpartition("/")[2]
+    return redact_address(path).replace("\\", "/").rpartition("/")[2]
 
 
 def _pair(pair: ReportPair, images: PageImages) -> dict[str, Any]:
@@ -161,6 +161,7 @@ def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
         "class": str(change.get("class") or "other"),
+        "kind": str(change.get("kind") or change.get("class") or "other"),
         "area": _number(change.get("area_m2"), 1),
         "score": _number(change.get("mean_score"), 4),
         "lon": _number(change.get("lon"), 6),
@@ -181,7 +182,7 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
         for label, image in (("Before", pair.before), ("After", pair.after)):
             size = f", {image.size[0]:,} × {image.size[1]:,} px" if image.size else ""
             bands = f", bands {', '.join(map(str, image.bands))}" if image.bands else ""
-            lines.append((label, f"{redact_credentials(image.path)}{size}{bands}"))
+            lines.append((label, f"{redact_address(image.path)}{size}{bands}"))
         if pair.geobox is not None:
             crs = pair.geobox.crs
             lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(pair)}"))

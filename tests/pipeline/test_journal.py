@@ -42,6 +42,7 @@ def test_results_are_read_back_as_they_were(job: AnalyzeJob, path: Path) -> None
 
 
 @pytest.mark.parametrize("cut", ["in a line", "in a group", "behind a group", "in the header"])
+@pytest.mark.usefixtures("same_key")
 def test_truncated_chips_are_asked_again_and_no_others(job: AnalyzeJob, path: Path, cut: str) -> None:
     journaled(job, ScriptedModel(), path)
     content = path.read_bytes()
@@ -80,7 +81,7 @@ def test_another_pair_or_changed_files_are_refused_by_name(job: AnalyzeJob, path
     """A list begins such a pair anew; a single pair is what the output is about."""
     journaled(job, ScriptedModel(), path)
     swapped = replace(job, pairs=PairList.single(*reversed(scene.args)))
-    with pytest.raises(OutputError, match=r"other settings \(identity\.after, identity\.before"):
+    with pytest.raises(OutputError, match=r"other settings \(identity\.address, identity\.after, "):
         journaled(swapped, ScriptedModel(), path)
     os.utime(scene.after, (1, 1))
     with pytest.raises(OutputError, match=r"other settings \(identity\.files\)"):
@@ -98,10 +99,12 @@ def test_a_journal_of_another_version_is_refused(job: AnalyzeJob, path: Path) ->
 
 
 def test_a_file_that_is_no_journal_is_refused(job: AnalyzeJob, path: Path) -> None:
-    path.write_text("precious\n")
-    with pytest.raises(OutputError, match="is of a run with other settings"):
-        journaled(job, ScriptedModel(), path)
-    assert path.read_text() == "precious\n"
+    for content in ("precious\n", "a token without an end of line", "[1]\n"):
+        path.write_text(content)
+        for resume in (True, False):
+            with pytest.raises(OutputError, match="is no journal of deltavlm; move it away"):
+                journaled(with_output(job, resume=resume), ScriptedModel(), path)
+        assert path.read_text() == content
 
 
 def test_only_failed_chips_are_retried(job: AnalyzeJob, path: Path) -> None:

@@ -58,7 +58,7 @@ function facts(chip) {
   if (chip.road_cells) add("Road cells", ...cellGrid(chip, "road"));
   const largest = [...chip.changes].sort((a, b) => (b.area || 0) - (a.area || 0));
   for (const change of largest.slice(0, 3)) {
-    add("Polygon", `${change.class.replaceAll("_", " ")}${change.area === null ? "" : `, ${integers.format(Math.round(change.area))} m²`}${change.score === null ? "" : `, score ${formatScore(change.score)}`}`);
+    add("Polygon", `${change.kind.replaceAll("_", " ")}${change.area === null ? "" : `, ${integers.format(Math.round(change.area))} m²`}${change.score === null ? "" : `, score ${formatScore(change.score)}`}`);
   }
   if (largest.length > 3) add("", `and ${largest.length - 3} smaller`);
   const button = make("button", { type: "button", text: "Copy", "aria-label": "Copy the coordinates" });
