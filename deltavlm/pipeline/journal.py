@@ -105,7 +105,7 @@ class Journal:
             self._begin(pair.id, record)
             return
         earlier, now = (
-            {**asdict(each), "notes": None, "dates": None, "inputs": json.loads(each.inputs)}
+            {**asdict(each), "notes": None, "dates": None, "inputs": _inputs_of(each)}
             for each in (state.record, record)
         )
         if self.job.one_pair_per_output and self.retries:
@@ -233,6 +233,13 @@ class Journal:
         (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
 
 
+def _inputs_of(record: PairRecord) -> dict[str, Any]:
+    """Provenance of a pair's pixels, which do not depend on its measured shift."""
+    inputs: dict[str, Any] = json.loads(record.inputs)
+    del inputs["registration"]
+    return inputs
+
+
 def _line_of(result: ChipResult) -> dict[str, Any]:
     """Result as plain values, ready for JSON."""
     line: dict[str, Any] = {"pair": result.pair}
@@ -241,6 +248,8 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.shift_px is not None:
+        line["shift_px"] = result.shift_px
     return line | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
@@ -272,6 +281,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[Ques
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        shift_px=line.get("shift_px"),
     )
 
 
