@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import ADD_A_CRS, Alignment, align, check_georeferenced
+from deltavlm.geo.alignment import Alignment, align
 from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.location import check_exists
 from deltavlm.geo.radiometry import Stretch, Stretches, parse_scale, plan_stretches, to_uint8
@@ -263,6 +264,7 @@ def open_pair(
     open_date = partial(
         open_source,
         nodata=options.nodata,
+        resampling=options.resampling,
         trust_alpha=options.alpha_band == "auto",
         read_pixels=not options.outlines_only,
         allow_vrt=options.allow_vrt,

@@ -216,8 +216,8 @@ class _Output:
         return provenance(self.job, self.engine.model, inputs)
 
     def writer(self, sink: FeatureSink, crs: OutputCRS) -> ResultWriter:
-        model = self.engine.model
-        return ResultWriter(sink, self.job.questions, model.label, crs)
+        job, model = self.job, self.engine.model
+        return ResultWriter(sink, job.questions, model.label, crs, job.output.changes.threshold)
 
 
 def _stream(output: _Output, hooks: RunHooks) -> None:

@@ -58,6 +58,7 @@ _CHIP_COLUMNS = (
     Field("new_buildings", "int", "Number of new buildings in this chip"),
     Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
+    Field("conflicts", "list", "Rules of consistency that the answers break; see docs/formats.md"),
 )
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
@@ -103,6 +104,7 @@ CHANGES = Layer(
     "changes",
     (
         Field("class", "str", "What was built, removed or altered there: building, road or other"),
+        Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
         Field("area_m2", "float", "Area on the ground, square metres"),
         Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
         Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),
