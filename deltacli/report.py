@@ -47,6 +47,7 @@ def report(
         str | None,
         options.flag("--pair", panel=options.OUTPUT, metavar="ID", help="Show only this one of many pairs."),
     ] = None,
+    threshold: options.StoredThreshold = None,
     overview_size: Annotated[
         int,
         options.flag(
@@ -119,7 +120,7 @@ def report(
     parsing.check_files(written, {"OUTPUT": source, "--config": common.config, **read})
     for path, suffixes in ((output, options.HTML_SUFFIXES), (quicklook, options.PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
-    opened = open_report(source, images, pair)
+    opened = open_report(source, images, pair, threshold=threshold)
     parsing.check_files(written, {"an image of OUTPUT": opened.image_files()})
     summary = write_report(
         opened,

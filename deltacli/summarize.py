@@ -58,6 +58,7 @@ def summarize(
             help="Resolution of H3; one more is a seventh of the area. Needs pip install 'deltavlm[h3]'.",
         ),
     ] = None,
+    threshold: options.StoredThreshold = None,
     output: Annotated[
         Path | None,
         flag(
@@ -89,7 +90,7 @@ def summarize(
         read = {"OUT": outputs, "--by": areas_file, "--config": common.config}
         parsing.check_files(files_of_output("-o", output), read)
         check_output(output, overwrite, SUMMARY_SUFFIXES)
-    results = read_results(outputs)
+    results = read_results(outputs, threshold=threshold)
     areas = make_areas(
         results,
         by,

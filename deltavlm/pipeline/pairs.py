@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.messages import redact_address
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
 
@@ -45,9 +46,11 @@ class PairList:
     unmatched: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # files in one of two folders only
 
     @classmethod
-    def single(cls, before: str, after: str) -> PairList:
-        """One pair that is not from a list."""
-        return cls((Pair("", before, after),), after)
+    def single(
+        cls, before: str, after: str, before_date: str | None = None, after_date: str | None = None
+    ) -> PairList:
+        """One pair that is not from a list; dates in ISO 8601."""
+        return cls((Pair("", before, after, before_date, after_date),), redact_address(after))
 
     @property
     def is_single(self) -> bool:
@@ -93,6 +96,7 @@ def with_ids(pairs: Sequence[Pair], source: str) -> tuple[Pair, ...]:
 
 def _folder_and_stem(location: str) -> tuple[str, str]:
     """`"https://host/a/after.tif?key"` -> `("a", "after")`: name of the folder, and the stem."""
+    location = redact_address(location)
     path = urlsplit(location).path if "://" in location else location.replace("\\", "/")
     tail = PurePosixPath(path.rstrip("/"))
     return tail.parent.name, tail.stem or "pair"

@@ -47,6 +47,13 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         "properties": {"start_datetime": "2020-01-01", "end_datetime": "2021-01", "aoi": shape},
         "assets": {"before": {"href": "a.tif"}, "after": {"href": "b.tif"}},
     }
+    dated = item | {
+        "properties": {"start_datetime": "1999", "end_datetime": "1999", "aoi": shape},
+        "assets": {
+            "before": {"href": "a.tif", "datetime": "2020-01-01"},
+            "after": {"href": "b.tif", "datetime": "2021-01"},
+        },
+    }
     texts = [
         csv,
         csv.replace(";", "\t"),
@@ -54,6 +61,7 @@ def test_csv_json_lines_and_stac_say_the_same(tmp_path: Path) -> None:
         json.dumps(line | {"aoi": shape}) + "\n",
         json.dumps(line | {"aoi": json.dumps(shape)}, indent=1),
         json.dumps({"type": "FeatureCollection", "features": [item]}, indent=1),
+        json.dumps({"type": "FeatureCollection", "features": [dated]}),
     ]
     for text in texts:
         path = tmp_path / "list"
