@@ -118,7 +118,7 @@ class Journal:
     def _address_of(self, pair: Pair) -> str:
         """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may
         hold passwords."""
-        return self.file.digest(*map(stable_address, (pair.before, pair.after)))
+        return self.file.digest(*map(stable_address, (pair.before, pair.after, *pair.cloud_masks)))
 
     def begin_pair(self, pair: Pair, record: PairRecord) -> None:
         """Record an opened pair. Raises: OutputError where an earlier run found it to be another."""
@@ -277,6 +277,8 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.cloud_share is not None:
+        line["cloud_share"] = result.cloud_share
     if result.shift_px is not None:
         line["shift_px"] = result.shift_px
     if result.mask_score is not None:
@@ -312,6 +314,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> Chip
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        cloud_share=line.get("cloud_share"),
         shift_px=line.get("shift_px"),
         mask_score=line.get("mask_score"),
     )

@@ -123,6 +123,7 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
             (f"the earlier image{of_pair}", local_file(pair.before)),
             (f"the later image{of_pair}", local_file(pair.after)),
         ]
+        read += [(f"a cloud mask{of_pair}", local_file(mask)) for mask in pair.locations[2:]]
         if isinstance(pair.aoi, Path):
             read.append((f"the area of interest{of_pair}", pair.aoi))
     if isinstance(job.read.aoi, Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -35,7 +35,8 @@ class PairIdentity:
     before: str  # without credentials
     after: str
     aoi: str | None
-    files: list[dict[str, int] | None]  # `file_identity` of both; None for a remote file
+    files: list[dict[str, int] | None]  # `file_identity` of images and masks; None for a remote file
+    cloud_masks: list[str] = field(default_factory=list)  # those of before and after, without credentials
 
     @classmethod
     def of(cls, pair: Pair) -> PairIdentity:
@@ -43,13 +44,17 @@ class PairIdentity:
             redact_address(pair.before),
             redact_address(pair.after),
             None if pair.aoi is None else str(pair.aoi),
-            [file_identity(location) for location in (pair.before, pair.after)],
+            [file_identity(location) for location in pair.locations],
+            [redact_address(mask) for mask in pair.cloud_masks],
         )
 
     def matches(self, pair: Pair) -> bool:
         """True if the pair has not changed since; files that have been removed do not count."""
         now = PairIdentity.of(pair)
-        return (self.before, self.after, self.aoi) == (now.before, now.after, now.aoi) and all(
+        names, names_now = (
+            (each.before, each.after, each.aoi, each.cloud_masks, len(each.files)) for each in (self, now)
+        )
+        return names == names_now and all(
             file is None or file == earlier for file, earlier in zip(now.files, self.files, strict=True)
         )
 

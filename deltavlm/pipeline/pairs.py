@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.messages import redact_address
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
@@ -34,6 +35,20 @@ class Pair:
     after_date: str | None = None
     aoi: Path | BaseGeometry | None = None  # a geometry is in longitude and latitude
     line: int = 0  # line of the list, from 1; 0: not from a list
+    before_cloud_mask: str | None = None  # as `geo.cloud_mask.parse_cloud_mask` reads it
+    after_cloud_mask: str | None = None
+
+    @property
+    def cloud_masks(self) -> tuple[str, ...]:
+        """Cloud masks of before and after as text; one is empty if only the other is there, none without."""
+        masks = self.before_cloud_mask or "", self.after_cloud_mask or ""
+        return masks if any(masks) else ()
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Images, and the files of cloud masks. Raises: ConfigError for a mask that cannot be parsed."""
+        masks = [parse_cloud_mask(text).location for text in self.cloud_masks if text]
+        return self.before, self.after, *(location for location in masks if location)
 
 
 @dataclass(frozen=True, slots=True)
