@@ -111,11 +111,11 @@ class RunMetrics:
                 self._write(self.path)  # type: ignore[arg-type]  # started with a path
 
     def _write(self, path: Path) -> None:
-        from deltavlm.files import atomic_file
+        from deltavlm.files import atomic_file, create_file
 
         text = format_metrics(self.metrics(), {"output": self.output})
-        with atomic_file(path, suffix=".part") as scratch:  # the collector reads *.prom
-            scratch.write_text(text, encoding="utf-8", newline="\n")
+        with atomic_file(path, suffix=".part") as scratch, create_file(scratch) as stream:
+            stream.write(text.encode())  # under a name that the collector, which reads *.prom, ignores
 
     def metrics(self) -> Iterator[Metric]:
         """Current values of all metrics."""

@@ -6,6 +6,7 @@ not close there; and a corner may lie outside of what the CRS can express.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -309,19 +310,26 @@ def cut_at_180(geometry: BaseGeometry) -> BaseGeometry:
     counter-clockwise outer rings."""
     if geometry.is_empty:
         return geometry
-    xmin, ymin, xmax, ymax = geometry.bounds
-    if xmin < -180 or xmax > 180 or ymin < -90 or ymax > 90:
-        turns = range(int((xmin + 180) // 360), int((xmax + 180) // 360) + 1)
-        world = [shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90) for turn in turns]
-        wrapped = [
-            translate(geometry.intersection(box), -360 * turn) for turn, box in zip(turns, world, strict=True)
-        ]
-        geometry = shapely.union_all(wrapped, grid_size=10**-DECIMALS)
+    if geometry.bounds[1] < -90 or geometry.bounds[3] > 90:
+        geometry = geometry.intersection(shapely.box(geometry.bounds[0], -90, geometry.bounds[2], 90))
+    geometry = count_from(geometry, -180, 360)
     polygons = [polygon for polygon in shapely.get_parts(geometry) if polygon.area > 0]
     polygons = [
         orient(shapely.transform(polygon, lambda points: np.round(points, DECIMALS))) for polygon in polygons
     ]
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+
+
+def count_from(geometry: BaseGeometry, west: float, turn: float) -> BaseGeometry:
+    """Polygons with their longitudes counted from `west` to `west + turn`, and cut there."""
+    if geometry.is_empty or (west <= geometry.bounds[0] and geometry.bounds[2] <= west + turn):
+        return geometry
+    xmin, ymin, xmax, ymax = geometry.bounds
+    pieces = []
+    for number in range(math.floor((xmin - west) / turn), math.ceil((xmax - west) / turn)):
+        world = shapely.box(west + turn * number, ymin, west + turn * (number + 1), ymax)
+        pieces.append(translate(geometry.intersection(world), -turn * number))
+    return shapely.union_all(pieces, grid_size=10**-DECIMALS)
 
 
 def lonlat_bounds(geometry: BaseGeometry) -> tuple[float, float, float, float]:

@@ -22,7 +22,7 @@ from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.location import check_is_file, is_remote, redact_credentials
+from deltavlm.geo.location import check_is_file, is_remote
 from deltavlm.geo.radiometry import choose_bands
 from deltavlm.geo.view import (
     UNREADABLE,
@@ -34,7 +34,7 @@ from deltavlm.geo.view import (
     warp_method,
     without_alpha,
 )
-from deltavlm.messages import pluralize
+from deltavlm.messages import pluralize, redact_address
 
 __all__ = ["open_source"]
 
@@ -66,7 +66,7 @@ def open_source(
         ConfigError: `bands` or `nodata` do not fit the file.
     """
     check_is_file(location)
-    name = redact_credentials(location)
+    name = redact_address(location)
     notes: list[str] = []
     with ExitStack() as stack:
         dataset = stack.enter_context(_open_dataset(location, allow_vrt))

@@ -22,7 +22,7 @@ from rasterio.windows import Window as RasterioWindow
 from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.location import redact_credentials
+from deltavlm.messages import redact_address
 
 __all__ = [
     "UNREADABLE",
@@ -66,7 +66,7 @@ class Source:
     @property
     def name(self) -> str:
         """Location without credentials."""
-        return redact_credentials(self.location)
+        return redact_address(self.location)
 
     @property
     def dtype(self) -> str:

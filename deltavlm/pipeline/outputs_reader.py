@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.geo.vector_reader import list_layers, read_layer
+from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
 from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 
@@ -52,6 +53,7 @@ class Output:
     path: Path
     provenance: Mapping[str, Any]  # {} if the file has none, or one that deltavlm did not write
     layers: Mapping[str, GeoDataFrame]  # by name: `chips`, and those of EXTRA_LAYERS that were read
+    threshold: float | None = None  # that was applied to the stored scores
 
     @property
     def crs(self) -> CRS | None:
@@ -88,7 +90,9 @@ def read_output(
 
     Raises:
         InputError: the file is missing, empty, damaged, of another format, or has no layer with chips.
+        ConfigError: a threshold that is not from 0 to 1.
     """
+    check_threshold(threshold)
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path}: is empty (0 bytes); {HINT}")
     chips = read_layer(path, "chips" if path.suffix.lower() == ".gpkg" else None, HINT)
@@ -102,7 +106,7 @@ def read_output(
     layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
     output = Output(path, provenance or {}, layers)
     if not missing and (threshold is not None or "conflicts" not in chips.frame):
-        return replace(output, layers={**layers, "chips": _judged(output, threshold)})
+        output = replace(output, layers={**layers, "chips": _judged(output, threshold)}, threshold=threshold)
     return output
 
 

@@ -17,9 +17,9 @@ from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.location import redact_credentials
 from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.sinks import FeatureSink
+from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
@@ -153,6 +153,7 @@ class ResultWriter:
             "valid_fraction": result.valid_fraction,
             "ground_share": result.chip.ground_share,
             "aoi_share": result.chip.aoi_share,
+            "shift_px": result.shift_px,
             "gsd_m": record.gsd_m,
             "model": self.model,
             "before": record.identity.before,
@@ -171,9 +172,10 @@ class ResultWriter:
             "chips": result.chips,
             "changed": result.changed if record else None,
             "failed_chips": result.failed,
+            "shift_px": record.shift_px if record else None,
             "gsd_m": record.gsd_m if record else None,
-            "before": redact_credentials(pair.before),
-            "after": redact_credentials(pair.after),
+            "before": redact_address(pair.before),
+            "after": redact_address(pair.after),
             **_dates(pair, record),
             "notes": record.notes if record else None,
             "inputs": json.loads(record.inputs) if record else None,

@@ -17,6 +17,7 @@ from deltavlm.errors import InputError, RasterError
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
+from deltavlm.geo.registration import Registration
 from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
 from deltavlm.report.pairs import PairImage, ReportPair
@@ -103,6 +104,7 @@ def open_images(pair: ReportPair, options: ImageOptions, folder: Path) -> Iterat
                     _read_options(pair, options),
                     geobox=pair.geobox if pair.has_recorded_geobox else None,
                     stretches=_recorded_stretches(pair),
+                    registration=Registration(),
                 )
             )
         except InputError as error:  # bands and resampling method come from the output's file too

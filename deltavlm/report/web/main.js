@@ -11,7 +11,7 @@ function totals() {
   const add = (label, number, small = "") => box.append(make("div", {}, make("dt", { text: label }), make("dd", { text: number }, small ? make("small", { text: ` ${small}` }) : null)));
   if (PAIRS.length > 1 && state.pair === null) add("Pairs", integers.format(PAIRS.length));
   add("Chips analyzed", integers.format(answered.length));
-  if (hasValues("changed")) add("Changed", integers.format(changed.length), answered.length ? `${((100 * changed.length) / answered.length).toFixed(1)} %` : "");
+  if (hasValues("changed")) add(DATA.threshold === null ? "Changed" : `Changed, score from ${DATA.threshold}`, integers.format(changed.length), answered.length ? `${((100 * changed.length) / answered.length).toFixed(1)} %` : "");
   const conflicting = chips.filter((chip) => chip.conflicts.length).length;
   if (conflicting) add("Conflicting answers", integers.format(conflicting), pluralize(conflicting, "chip").split(" ")[1]);
   if (hasValues("buildings")) add("New buildings", integers.format(sum("buildings")), "estimate");
