@@ -141,7 +141,7 @@ def _pair_lines(plan: PairPlan) -> list[Line]:
     return [
         ("before", _raster_text(plan.inputs["before"])),
         ("after", _raster_text(plan.inputs["after"])),
-        ("pair", _alignment_text(plan.inputs["alignment"])),
+        ("pair", _alignment_text(plan.inputs["alignment"], plan.inputs["registration"])),
         ("pixel", f"{plan.gsd_m:.3g} m on the ground" if plan.gsd_m else "ground size not known"),
         ("chips", f"{plan.chips} of {plan.chip_px} px, in {rows} and {cols}, overlap {plan.overlap_px} px"),
     ]
@@ -160,8 +160,10 @@ def _raster_text(raster: dict[str, Any]) -> str:
     return text
 
 
-def _alignment_text(alignment: dict[str, Any]) -> str:
+def _alignment_text(alignment: dict[str, Any], shift: dict[str, Any]) -> str:
     share = f"{alignment['overlap_share']:.1%} of before is covered by after"
+    if shift["corrected"]:
+        share += f"; after is moved by {shift['shift_px']:.1f} px"
     if alignment["same_grid"]:
         return f"same grid, {share}"
     return f"after is warped onto the grid of before ({alignment['resampling']}), {share}"

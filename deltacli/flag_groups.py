@@ -317,6 +317,14 @@ class _PixelFlags:
         flag("--alpha-band", panel=RASTERS, help="none: treat a band marked as alpha as data."),
     ] = "auto"
     resampling: options.Resampling = "bilinear"
+    register: Annotated[
+        bool,
+        flag(
+            "--register",
+            panel=RASTERS,
+            help="Move AFTER onto BEFORE where their pixels show it to lie up to 8 px off.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +340,7 @@ class RasterFlags(AlignmentFlags, _PixelFlags):
             "nodata": self.nodata,
             "alpha_band": self.alpha_band,
             "resampling": self.resampling,
+            "register": self.register,
         }
 
 

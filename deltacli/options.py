@@ -47,6 +47,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --quantize      analyze, ask, chat, eval, weights verify
     -Q --questions  analyze, ask
     -q --quiet      all
+    --register      analyze, ask, chat
     --resampling    analyze, ask, chat
     --resume        analyze, ask, train
     --retry-failed  analyze, ask

@@ -72,6 +72,7 @@ class ReadOptions:
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
     aoi: Path | BaseGeometry | None = None  # a vector file, or polygons in longitude and latitude
+    register: bool = False  # correct the measured shift of `after`
     outlines_only: bool = False  # chip footprints only: no pixel is read
 
 
@@ -325,31 +326,34 @@ def open_pair(
             (*doubts, *warnings),
             dates,
         )
-        yield _registered(reader, registration)
-
-
-def _registered(reader: PairReader, registration: Registration | None) -> PairReader:
-    """The reader with the shift of its pair, measured unless it is given, and a warning about it."""
-    if registration is None:
-        registration = Registration() if reader.options.outlines_only else _measure(reader)
-    warning = registration.warning(reader.geobox)
-    doubts = (warning,) if warning else ()
-    return replace(
-        reader,
-        registration=registration,
-        notes=(*reader.notes, *doubts),
-        warnings=(*reader.warnings, *doubts),
-    )
+        if registration is None and not options.outlines_only:
+            registration = _measure(reader)
+            note, is_warning = registration.note(reader.geobox, requested=options.register) or ("", False)
+            reader = replace(
+                reader,
+                notes=(*reader.notes, *([note] if note else [])),
+                warnings=(*reader.warnings, *([note] if is_warning else [])),
+            )
+        if registration is not None:
+            reader = replace(reader, registration=registration)
+            correction = registration.correction
+            if correction is not None:
+                moved = after.view_on(
+                    alignment.geobox, alignment.after_offset, options.resampling, correction
+                )
+                reader = replace(reader, views=(views[0], stack.enter_context(moved)))
+        yield reader
 
 
 def _measure(reader: PairReader) -> Registration:
-    """Shift of a pair by windows in its area of interest; those that cannot be read are left out."""
+    """Registration by windows in the area of interest; those that cannot be read are left out."""
     shifts = []
     for window in lattice_windows(reader.aoi_window):
         chip = Chip(0, 0, window, max(window.width, window.height), reader.geobox.transform)
         with suppress(RasterError):
             shifts.append(reader.read(chip).measure_shift())
-    return Registration.of([shift for shift in shifts if shift is not None])
+    measured = [shift for shift in shifts if shift is not None]
+    return Registration.of(measured, correct=reader.options.register)
 
 
 def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:

@@ -263,10 +263,9 @@ class Journal:
 
 
 def _inputs_of(record: PairRecord) -> dict[str, Any]:
-    """Provenance of a pair's pixels, which do not depend on its measured shift."""
+    """Provenance of a pair's pixels, which depend on its measured shift only where that is corrected."""
     inputs: dict[str, Any] = json.loads(record.inputs)
-    del inputs["registration"]
-    return inputs
+    return inputs if inputs["registration"]["corrected"] else {**inputs, "registration": None}
 
 
 def _line_of(result: ChipResult) -> dict[str, Any]:
