@@ -29,7 +29,7 @@ from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import FAILED_STATUSES
 from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["Journal", "open_journal"]
+__all__ = ["Journal", "line_of", "open_journal"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Journal:
         """Append a batch of results, of one pair or several. Raises: WriteError."""
         blobs = [blob for result in results for blob in (result.mask, result.valid) if blob is not None]
         self.file.write_blobs(blobs)  # first: lines hold their addresses
-        lines = [_line_of(result) for result in results]
+        lines = [line_of(result) for result in results]
         lines[-1]["end"] = batch_size
         for line, offset in zip(lines, self.file.append(lines), strict=True):
             self._index(line, offset)
@@ -233,7 +233,7 @@ class Journal:
         (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
 
 
-def _line_of(result: ChipResult) -> dict[str, Any]:
+def line_of(result: ChipResult) -> dict[str, Any]:
     """Result as plain values, ready for JSON."""
     line: dict[str, Any] = {"pair": result.pair}
     if result.digest:
@@ -253,7 +253,7 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
 
 
 def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[QuestionSpec]) -> ChipResult:
-    """Inverse of `_line_of`."""
+    """Inverse of `line_of`."""
     by_name = {spec.name: spec for spec in questions}
     mask, valid = (
         Blob(address=(line[name][0], line[name][1], line[name][2])) if name in line else None
