@@ -69,8 +69,11 @@ def estimate_run(job: AnalyzeJob, engine: Engine, chips: dict[str, int], load_s:
         options=replace(job.options, on_error="skip"),
         output=replace(job.output, per_pair=False, mask=None, probability=None, polygons=job.options.masks),
     )
+    result = RunResult(is_single=job.is_single)
+    groups = [(pair,) for pair in pairs] if job.output.per_pair else [pairs]  # that share batches
     with suppress(_SampleComplete):
-        analyze_chips(sample, engine, store, RunResult(is_single=job.is_single))
+        for group in groups:
+            analyze_chips(replace(sample, pairs=replace(job.pairs, pairs=group)), engine, store, result)
     results = store.results
     if all(result.status == "error" for result in results):
         raise ModelError(results[0].reason if results else "no chip of the sample could be read")
@@ -93,7 +96,12 @@ def _estimate(job: AnalyzeJob, engine: Engine, store: _SampleStore, load_s: floa
         sample_chips=count,
         chips_per_s=chips_per_s,
         load_s=load_s,
-        seconds=load_s + last.at - store.created + (total - count) / chips_per_s + write_s * scale,
+        seconds=load_s
+        + last.at
+        - store.created
+        + (total - count) / chips_per_s
+        + write_s.fixed * outputs
+        + write_s.growing * scale,
         memory_bytes=_peak_memory(),
         output_bytes=round(files.fixed * outputs + files.growing * scale),
         journal_bytes=round(sum(_journal_bytes(result) for result in store.results) * scale),
@@ -153,15 +161,19 @@ class _SampleComplete(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Bytes:
-    """Size of an output: of one without rows, and of the rows of the sample."""
+class _Cost:
+    """Cost of an output, in bytes or seconds: of one without rows, and of the rows of the sample."""
 
-    fixed: int
-    growing: int
+    fixed: float
+    growing: float
+
+    @classmethod
+    def of(cls, empty: float, sample: float) -> _Cost:
+        return cls(empty, max(0.0, sample - empty))
 
 
-def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Bytes, float]:
-    """Size of the output, and the seconds that the rows of the sample take to write; in a scratch folder."""
+def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Cost, _Cost]:
+    """Bytes of the output, and seconds of writing it, by writing it to a scratch folder."""
     path = job.output.path
     suffix = ".geojsonl" if path is None else path.suffix or FOLDER_SUFFIX
     layers = output_layers(
@@ -179,7 +191,7 @@ def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Byt
                 writer.write_chips(results, store.pairs)
             seconds.append(time.perf_counter() - start)
             sizes.append(path.stat().st_size)
-    return _Bytes(sizes[0], max(0, sizes[1] - sizes[0])), max(0.0, seconds[1] - seconds[0])
+    return _Cost.of(*sizes), _Cost.of(*seconds)
 
 
 def _journal_bytes(result: ChipResult) -> int:
