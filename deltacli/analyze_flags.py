@@ -446,6 +446,7 @@ class RunFlags:
     cascade: bool
     batch_size: str
     json_summary: bool
+    threshold: float | None = None
     engine: EngineFlags = field(default_factory=EngineFlags)
     show: ShowFlags = field(default_factory=ShowFlags)
     masks: MaskFlags = field(default_factory=MaskFlags)
@@ -483,6 +484,7 @@ class RunFlags:
                 limit=chips.limit,
                 on_error=chips.on_error,
                 cascade=self.cascade,
+                threshold=self.threshold,
             ),
             output=OutputOptions(
                 path=None if target == "-" else Path(target),

@@ -1,4 +1,4 @@
-"""Messages, progress and tables on stderr; stdout carries data only.
+"""Messages, progress and tables on stderr, without secrets of URLs; stdout carries data only.
 
 On a terminal Rich draws a progress bar and tables; elsewhere everything is one plain line at a time, fit for
 a log file. With `--log-format json` each line is a JSON object.
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
-from deltavlm.messages import pluralize
+from deltavlm.messages import pluralize, redact
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -98,7 +98,7 @@ class Console:
             if self.log_format == "json":
                 self._write(type(error).__name__, "debug", {"traceback": text})
             else:
-                self._write_raw(text)
+                self._write_raw(redact(text))
 
     @contextmanager
     def count_progress(
@@ -157,7 +157,8 @@ class Console:
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
-        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        line = redact(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
+        fields = {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
         if self.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             record = {"time": now, "level": level, "message": line, **fields}
@@ -168,11 +169,8 @@ class Console:
         self._write_raw(line + "\n")
 
     def _write_raw(self, text: str) -> None:
-        try:
-            sys.stderr.write(text.encode("utf-8", "replace").decode("utf-8"))
-            sys.stderr.flush()
-        except BrokenPipeError:
-            silence(sys.stderr)
+        sys.stderr.write(text.encode("utf-8", "replace").decode("utf-8"))
+        sys.stderr.flush()
 
     def _use_color(self) -> bool:
         if self.color != "auto":
@@ -249,16 +247,37 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+class _LossyFile(io.FileIO):
+    """File that drops what cannot be written: the disk is full, the pipe is closed or would block."""
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            written = super().write(data)
+        except OSError:
+            return size
+        return size if written is None else written  # None: a non-blocking pipe is full
+
+
 def open_streams() -> None:
     """Replace closed streams (`2>&-`), and make all of them UTF-8 in every locale, as JSON is.
 
-    Piped input that is not UTF-8 is decoded with replacement characters.
+    What cannot be written to stderr is dropped, by whatever library: a log that cannot be written ends no
+    run. Data for a closed stdout are an error. Piped input that is not UTF-8 is decoded with replacement
+    characters.
     """
+    while (number := os.open(os.devnull, os.O_RDONLY)) <= 2:  # else an output might be opened as stderr
+        pass
+    os.close(number)
     if sys.stdin is None:
         sys.stdin = io.StringIO()
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  writing is an error
+    if sys.stderr is sys.__stderr__ and (os.name != "nt" or sys.stderr is None or not sys.stderr.isatty()):
+        raw = _LossyFile(2, "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -266,7 +285,7 @@ def open_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Redirect a stream whose reader has gone to the null device, so that Python's flush at exit is quiet."""
+    """Redirect a stream that cannot be written to the null device: Python's flush at exit is quiet then."""
     try:
         null_device = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null_device, stream.fileno())

@@ -21,6 +21,7 @@ from deltavlm.errors import OutputError
 from deltavlm.version import __version__
 
 if TYPE_CHECKING:
+    from deltavlm.files import NamedPath
     from deltavlm.model.interface import ModelFacts
     from deltavlm.pipeline.run_result import RunResult
     from deltavlm.pipeline.schema import ChipStatus
@@ -65,16 +66,25 @@ class RunMetrics:
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, output: str, *, dry_run: bool) -> None:
-        """Write the first metrics and refresh them in a background thread; nothing for a dry run.
-
-        Raises: OutputError where the file cannot be written.
-        """
+    def set_output(self, output: str, *, dry_run: bool) -> None:
+        """Set the output of the run; a dry run has no metrics."""
         self.output = output if output == "-" else str(Path(output).absolute())
         if dry_run:
             self.path = None
+
+    def start(self, written: Iterable[NamedPath], read: Iterable[NamedPath]) -> None:
+        """Write the first metrics, and refresh them in a background thread.
+
+        Raises: OutputError where the file cannot be written, or the run writes or reads it besides; then
+            nothing is written to it, at the end of the run neither.
+        """
         if self.path is None:
             return
+        from deltavlm.files import check_distinct_files
+
+        path, self.path = self.path, None
+        check_distinct_files([("--metrics", path)], [*written, *read])
+        self.path = path
         try:
             self._write(self.path)
         except OSError as error:
@@ -111,14 +121,16 @@ class RunMetrics:
                 self._write(self.path)  # type: ignore[arg-type]  # started with a path
 
     def _write(self, path: Path) -> None:
-        from deltavlm.files import atomic_file
+        from deltavlm.files import atomic_file, create_file
 
         text = format_metrics(self.metrics(), {"output": self.output})
-        with atomic_file(path, suffix=".part") as scratch:  # the collector reads *.prom
-            scratch.write_text(text, encoding="utf-8", newline="\n")
+        with atomic_file(path, suffix=".part") as scratch, create_file(scratch) as stream:
+            stream.write(text.encode())  # under a name that the collector, which reads *.prom, ignores
 
     def metrics(self) -> Iterator[Metric]:
         """Current values of all metrics."""
+        from deltavlm.pipeline.consistency import RULES
+
         model, exit_code = self._model, self.exit_code
         summaries = [] if self._result is None else [self._result.summary]
         build = {"version": __version__, "python": platform.python_version()}
@@ -139,6 +151,19 @@ class RunMetrics:
         yield _counter("deltavlm_chips_resumed_total", "Chips answered by an earlier run.", resumed)
         changed = sum(summary.changed for summary in summaries)
         yield _counter("deltavlm_chips_changed_total", "Chips that the model calls changed.", changed)
+        yield Metric(
+            "deltavlm_conflicts_total",
+            "counter",
+            "Chips by the consistency rule that their answers break.",
+            [
+                ({"rule": rule.name}, sum(summary.conflicts[rule.name] for summary in summaries))
+                for rule in RULES
+            ],
+        )
+        conflicting = sum(summary.conflicting for summary in summaries)
+        yield _counter(
+            "deltavlm_chips_conflicting_total", "Chips whose answers contradict each other.", conflicting
+        )
         polygons = sum(summary.polygons for summary in summaries)
         yield _counter("deltavlm_polygons_total", "Polygons of change.", polygons)
         yield Metric("deltavlm_pairs_total", "counter", "Pairs by status.", self._pair_samples())

@@ -1,11 +1,20 @@
-"""Atomic file and folder writes, locks, append-only JSON lines, and free disk space."""
+"""Atomic file and folder writes, locks, append-only JSON lines, and free disk space.
+
+Names of files that lie beside an output can be foreseen, so in a shared folder another user may have put a
+link or a pipe there: they are opened by `create_file` and `open_regular`, which follow no link.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import secrets
 import shutil
+import stat
+import tempfile
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,23 +26,56 @@ from filelock import FileLock, Timeout
 
 from deltavlm.errors import OutputError
 
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+
 __all__ = [
     "JsonLines",
+    "NamedPath",
     "atomic_file",
     "atomic_folder",
+    "check_distinct_files",
+    "create_file",
     "folder_bytes",
     "format_bytes",
     "free_bytes",
     "fsync_file",
     "fsync_folder",
     "lock",
+    "lock_path",
     "names_folder",
+    "open_regular",
+    "parse_json",
+    "read_text",
     "remove_scratch_files",
     "resolve_link",
     "scratch_name",
     "staged_folder",
     "write_atomic",
 ]
+
+
+MAX_TEXT_BYTES = 256 * 2**20
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Text of a UTF-8 file, without a byte order mark; never more than `max_bytes` are read.
+
+    Raises: OSError (EFBIG for a larger file, such as a device without an end), UnicodeDecodeError.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {format_bytes(max_bytes)}", str(path))
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as text:
+        return text.read()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Value of JSON text. Raises: ValueError, for nesting that is too deep too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def names_folder(path: str | os.PathLike[str]) -> bool:
@@ -46,11 +88,40 @@ def scratch_name(output: Path, suffix: str | None = None) -> str:
 
     `lock` recognizes such names and removes those that a killed process left behind.
     """
-    return f"{_scratch_prefix(output)}{secrets.token_hex(4)}{output.suffix if suffix is None else suffix}"
+    return f"{_scratch_prefix(output)}{secrets.token_hex(8)}{output.suffix if suffix is None else suffix}"
 
 
 def _scratch_prefix(output: Path) -> str:
     return f".deltavlm-{zlib.crc32(output.name.encode('utf-8', 'surrogateescape')):08x}-"
+
+
+def create_file(path: Path) -> IO[bytes]:
+    """New file, open for reading and writing. Raises: OSError where the name is taken, by a link too."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666), "wb+")
+
+
+def open_regular(path: Path, *, writable: bool = False) -> IO[bytes]:
+    """Existing regular file, open for reading, or for both.
+
+    Raises: OSError where there is none; for a link, pipe, device or folder one that says so.
+    """
+    _check_regular(path, path.lstat().st_mode)
+    handle = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _NO_FOLLOW)
+    try:
+        _check_regular(path, os.fstat(handle).st_mode)  # it may have been replaced since
+        return os.fdopen(handle, "rb+" if writable else "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
 
 
 def resolve_link(path: Path) -> Path:
@@ -81,8 +152,8 @@ def atomic_file(path: Path, *, suffix: str | None = None, owner: Path | None = N
 
 def write_atomic(path: Path, content: bytes | str, *, owner: Path | None = None) -> None:
     """Write a whole file (text as UTF-8, newlines as they are) by `atomic_file`. Raises: OSError."""
-    with atomic_file(path, owner=owner) as scratch:
-        scratch.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    with atomic_file(path, owner=owner) as scratch, create_file(scratch) as stream:
+        stream.write(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
 @contextmanager
@@ -142,6 +213,91 @@ def refuse_existing(paths: Iterable[Path]) -> None:
             raise OutputError(f"{path} exists; give another folder, or --overwrite to replace it")
 
 
+NamedPath = tuple[str, Path]
+"""What a file is to the run, for messages, such as "the output", and its path."""
+
+
+def check_distinct_files(written: Iterable[NamedPath], read: Iterable[NamedPath] = ()) -> None:
+    """Check, before any work, that no file is written twice, or both read and written.
+
+    Files are the same however their paths are spelled: relative, through symbolic or hard links, or in
+    another letter case where the file system ignores it. Folders are not compared.
+
+    Raises: OutputError naming both.
+    """
+    folders: dict[Path, object] = {}
+    files: dict[_FileKey, NamedPath] = {}
+    for file in written:
+        for key in _file_keys(file[1], folders):
+            if files.setdefault(key, file) is not file:
+                _refuse_same_file(files[key], file)
+    exists = any(isinstance(key[1], int) for key in files)
+    names = {key[1] for key in files}
+    for file in read:
+        if exists or _fold(file[1].name) in names:  # else no key can be equal
+            for key in _file_keys(file[1], folders):
+                if key in files:
+                    _refuse_same_file(files[key], file)
+
+
+_FileKey = tuple[object, str | int]  # device and inode; or key of the folder, and name
+
+
+def _file_keys(path: Path, folders: dict[Path, object]) -> list[_FileKey]:
+    """Keys of which the same file has an equal one; none for a folder. `folders` caches those of parents."""
+    try:
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
+        if path.parent not in folders:
+            status = _status(path.parent)
+            folders[path.parent] = (
+                os.path.realpath(path.parent) if status is None else (status.st_dev, status.st_ino)
+            )
+        status = _status(path)
+    except ValueError:  # a null character
+        return []
+    key: _FileKey = folders[path.parent], _fold(path.name)
+    if status is None:
+        return [key]
+    return [] if stat.S_ISDIR(status.st_mode) else [(status.st_dev, status.st_ino), key]
+
+
+def _fold(name: str) -> str:
+    """Name of a file as a file system compares it that ignores letter case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _refuse_same_file(first: NamedPath, second: NamedPath) -> None:
+    """Raises: OutputError, unless the paths differ in letter case and the file system heeds that."""
+    paths = [Path(os.path.realpath(path)) for _, path in (first, second)]
+    statuses = [_status(path) for path in paths]
+    if statuses[0] is not None and statuses[1] is not None:
+        is_same = os.path.samestat(statuses[0], statuses[1])
+    else:
+        names = {unicodedata.normalize("NFC", path.name) for path in paths}
+        is_same = len(names) == 1 or _ignores_case(paths[0].parent)
+    if is_same:
+        raise OutputError(
+            f"{second[1]}: would be both {first[0]} and {second[0]}; give one of them another name"
+        )
+
+
+def _ignores_case(folder: Path) -> bool:
+    """True if the file system of `folder` ignores letter case; False if that cannot be tried."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="deltavlm", dir=folder) as file:
+            path = Path(file.name)
+            return path.with_name(path.name.swapcase()).exists()
+    except OSError:
+        return False
+
+
 def fsync_file(path: Path) -> None:
     """Flush a closed file to disk. Raises: OSError."""
     with path.open("rb+") as stream:
@@ -160,13 +316,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def lock_path(output: Path) -> Path:
+    """File of the lock on an output: `out.gpkg` -> `.out.gpkg.lock`."""
+    return output.with_name(f".{output.name}.lock")
+
+
 @contextmanager
 def lock(output: Path) -> Iterator[None]:
     """Exclusive lock on `output`, held by at most one process; removes scratch files of a killed one.
 
     Raises: OutputError when another process holds it, or the folder is not writable.
     """
-    path = output.with_name(f".{output.name}.lock")
+    path = lock_path(output)
     file_lock = FileLock(path, timeout=0)
     was_killed = path.exists()  # every other end of a process removes the file
     try:
@@ -194,7 +355,7 @@ def remove_scratch_files(output: Path) -> None:
     """Remove what killed processes left of `atomic_file(output)` and `atomic_folder(output)`; no process may
     be writing it."""
     for scratch in resolve_link(output).parent.glob(f"{_scratch_prefix(output)}*"):
-        if scratch.is_dir():
+        if scratch.is_dir() and not scratch.is_symlink():
             shutil.rmtree(scratch, ignore_errors=True)
             continue
         with suppress(OSError):
@@ -245,12 +406,15 @@ class JsonLines:
     @classmethod
     @contextmanager
     def open(cls, path: Path, *, fresh: bool = False) -> Iterator[JsonLines]:
-        """Open `path` for appending, creating it if missing; `fresh` empties it.
+        """Open `path` for appending, creating it if missing; `fresh` empties it. A symbolic link is followed.
 
         An incomplete last line (the process was killed while writing) is removed; a complete JSON object
         that lacks only its newline (an editor removed it) is kept. Raises: OSError.
         """
-        with path.open("wb+" if fresh or not path.exists() else "rb+") as stream:
+        target = resolve_link(path)
+        with open_regular(target, writable=True) if target.exists() else create_file(target) as stream:
+            if fresh:
+                stream.truncate(0)
             lines = cls(path, stream)
             lines.repair()
             yield lines

@@ -19,7 +19,7 @@ from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import wrap_gdal_errors
-from deltavlm.geo.location import redact_credentials
+from deltavlm.messages import redact_address
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
 
@@ -154,7 +154,7 @@ def _check_tags(dataset: DatasetReader, location: str) -> None:
             key.lower() for key in dataset.tags(ns=domain)
         }:
             raise RasterError(
-                f"{redact_credentials(location)}: its tags ({domain}) name another file to read; {CONVERT}"
+                f"{redact_address(location)}: its tags ({domain}) name another file to read; {CONVERT}"
             )
 
 
@@ -166,7 +166,7 @@ def _check_sources(location: str) -> None:
     """
     sources = dict.fromkeys(_sources(location))
     logger.warning(
-        "%s: a VRT, which reads %s", location, ", ".join(map(redact_credentials, sources)) or "nothing"
+        "%s: a VRT, which reads %s", location, ", ".join(map(redact_address, sources)) or "nothing"
     )
     for source in sources:
         try:

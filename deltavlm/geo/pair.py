@@ -10,24 +10,27 @@ import filecmp
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import ADD_A_CRS, Alignment, align, check_georeferenced
+from deltavlm.geo.alignment import Alignment, align
 from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
-from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.location import check_exists
 from deltavlm.geo.radiometry import Stretch, Stretches, parse_scale, plan_stretches, to_uint8
+from deltavlm.geo.registration import Registration, Shift, lattice_windows, measure_shift
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import Raw, Source, View
@@ -87,6 +90,11 @@ class ChipPixels:
         real = self.valid[: self.chip.window.height, : self.chip.window.width]
         return float(np.count_nonzero(real) / real.size)
 
+    def measure_shift(self) -> Shift | None:
+        """Shift of `after` against `before`; None where it cannot be measured."""
+        rows, cols = slice(self.chip.window.height), slice(self.chip.window.width)
+        return measure_shift(self.before[:, rows, cols], self.after[:, rows, cols], self.valid[rows, cols])
+
 
 @dataclass(frozen=True)
 class PairReader:
@@ -100,6 +108,7 @@ class PairReader:
     notes: tuple[str, ...]  # for the user, a sentence each
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
     dates: tuple[str | None, str | None] = (None, None)  # ISO 8601, of before and after
+    registration: Registration = field(default_factory=Registration)
 
     @property
     def geobox(self) -> GeoBox:
@@ -110,6 +119,18 @@ class PairReader:
     def gsd_m(self) -> float | None:
         """Ground sample distance of the grid in metres, at its center; None without a CRS."""
         return self.geobox.gsd_m
+
+    @property
+    def aoi_window(self) -> Window:
+        """Pixels under the bounds of the bbox or area of interest; without one, the whole grid."""
+        geobox = self.geobox
+        if self.aoi is None:
+            return Window(0, 0, geobox.width, geobox.height)
+        corners = geobox.to_pixels(shapely.get_coordinates(self.aoi))
+        xmin, ymin, xmax, ymax = shapely.MultiPoint(corners).bounds
+        first = max(0, math.floor(xmin + 1e-6)), max(0, math.floor(ymin + 1e-6))
+        last = min(geobox.width, math.ceil(xmax - 1e-6)), min(geobox.height, math.ceil(ymax - 1e-6))
+        return Window(*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
 
     def chips(self, size: int = 256, overlap: int = 0) -> ChipGrid:
         """Chips of the pair, in pixels; only those that touch the bbox or area of interest.
@@ -179,6 +200,7 @@ class PairReader:
                 "resampling": options.resampling,
                 "overlap_share": self.alignment.overlap_share,
             },
+            "registration": self.registration.record(geobox),
             "scale": options.scale,
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
@@ -224,11 +246,13 @@ def open_pair(
     *,
     geobox: GeoBox | None = None,
     stretches: Stretches | None = None,
+    registration: Registration | None = None,
 ) -> Iterator[PairReader]:
     """Open a pair on one grid, to be read chip by chip inside the `with`.
 
     geobox: grid to use instead of the common one, such as that of an earlier run.
     stretches: stretch of each date to use instead of what `options.scale` computes; None for 8-bit values.
+    registration: shift of the pair to use instead of measuring it.
 
     Raises:
         RasterError: a file cannot be read, not even in part, or the two cannot be compared: no CRS, no
@@ -240,6 +264,7 @@ def open_pair(
     open_date = partial(
         open_source,
         nodata=options.nodata,
+        resampling=options.resampling,
         trust_alpha=options.alpha_band == "auto",
         read_pixels=not options.outlines_only,
         allow_vrt=options.allow_vrt,
@@ -290,7 +315,7 @@ def open_pair(
             )
             if source.date is not None and given is None
         )
-        yield PairReader(
+        reader = PairReader(
             alignment,
             views,
             stretches,
@@ -300,6 +325,31 @@ def open_pair(
             (*doubts, *warnings),
             dates,
         )
+        yield _registered(reader, registration)
+
+
+def _registered(reader: PairReader, registration: Registration | None) -> PairReader:
+    """The reader with the shift of its pair, measured unless it is given, and a warning about it."""
+    if registration is None:
+        registration = Registration() if reader.options.outlines_only else _measure(reader)
+    warning = registration.warning(reader.geobox)
+    doubts = (warning,) if warning else ()
+    return replace(
+        reader,
+        registration=registration,
+        notes=(*reader.notes, *doubts),
+        warnings=(*reader.warnings, *doubts),
+    )
+
+
+def _measure(reader: PairReader) -> Registration:
+    """Shift of a pair by windows in its area of interest; those that cannot be read are left out."""
+    shifts = []
+    for window in lattice_windows(reader.aoi_window):
+        chip = Chip(0, 0, window, max(window.width, window.height), reader.geobox.transform)
+        with suppress(RasterError):
+            shifts.append(reader.read(chip).measure_shift())
+    return Registration.of([shift for shift in shifts if shift is not None])
 
 
 def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:

@@ -110,9 +110,9 @@ STYLES = {
     "changes": Style(
         "categorised",
         _classes(opacity=70),
-        title="\"class\" || ' of ' || round(\"area_m2\") || ' m²'",
-        tip='<b>[% "class" %]</b> [% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>'
-        + _html_text("caption"),
+        title="replace(\"kind\", '_', ' ') || ', ' || round(\"area_m2\") || ' m²'",
+        tip="<b>[% replace(\"kind\", '_', ' ') %]</b> "
+        '[% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>' + _html_text("caption"),
         value="class",
         label=Label("\"class\" || '\\n' || round(\"area_m2\") || ' m²'", min_mm=8, size_pt=7),
         decimals={"area_m2": 1, "perimeter_m": 1, "mean_score": 2, "lon": 6, "lat": 6},

@@ -9,6 +9,7 @@ from typing import Literal
 
 from deltavlm.errors import ConfigError
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.pairs import Pair, PairList
 from deltavlm.tasks.questions import QuestionSpec
@@ -32,6 +33,7 @@ class AnalyzeOptions:
     on_error: Literal["skip", "fail"] = "skip"
     any_scale: bool = False  # keep counts, cells and classes far from the scale of the model's training
     cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    threshold: float | None = None  # a chip has changed from this score on; None: as the model answers
     masks: bool = False  # keep the mask of each chip; set by the job
 
     @property
@@ -68,6 +70,14 @@ class OutputOptions:
         """True if an existing output is replaced."""
         return self.overwrite or self.retry_failed
 
+    def for_pair(self, path: Path) -> OutputOptions:
+        """Options of the output `path` of one pair; its rasters are in the folders of these options."""
+        mask, probability = (
+            None if folder is None else folder / f"{path.stem}.{name}.tif"
+            for name, folder in (("mask", self.mask), ("probability", self.probability))
+        )
+        return replace(self, path=path, mask=mask, probability=probability)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeJob:
@@ -88,6 +98,12 @@ class AnalyzeJob:
             raise ConfigError(
                 "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
             )
+        threshold = self.options.threshold
+        if threshold is not None and not self.asks_change:
+            raise ConfigError(
+                "--threshold needs the yes/no question; add an entry 'task: change', or leave it out"
+            )
+        check_threshold(threshold)
         overlap_px = self.options.overlap_px
         if overlap_px is None:
             overlap_px = self.options.chip_px // MASK_OVERLAP if output.needs_masks else 0
@@ -134,14 +150,9 @@ class AnalyzeJob:
 
     def for_pair(self, pair: Pair, path: Path, limit: int | None) -> AnalyzeJob:
         """Job of one pair of this job, whose output file is `path`, with at most `limit` chips."""
-        output = self.output
-        mask, probability = (
-            None if folder is None else folder / f"{path.stem}.{name}.tif"
-            for name, folder in (("mask", output.mask), ("probability", output.probability))
-        )
         return replace(
             self,
             pairs=replace(self.pairs, pairs=(pair,)),
             options=replace(self.options, limit=limit),
-            output=replace(output, path=path, mask=mask, probability=probability),
+            output=self.output.for_pair(path),
         )

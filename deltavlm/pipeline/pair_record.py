@@ -16,8 +16,9 @@ from shapely.geometry import Polygon
 
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
-from deltavlm.geo.location import file_identity, redact_credentials
+from deltavlm.geo.location import file_identity
 from deltavlm.geo.pair import PairReader
+from deltavlm.messages import redact_address
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import PairStatus
@@ -39,8 +40,8 @@ class PairIdentity:
     @classmethod
     def of(cls, pair: Pair) -> PairIdentity:
         return cls(
-            redact_credentials(pair.before),
-            redact_credentials(pair.after),
+            redact_address(pair.before),
+            redact_address(pair.after),
             None if pair.aoi is None else str(pair.aoi),
             [file_identity(location) for location in (pair.before, pair.after)],
         )
@@ -110,6 +111,12 @@ class PairRecord:
         """Share of before's area that after covers."""
         share: float | None = json.loads(self.inputs)["alignment"]["overlap_share"]
         return share
+
+    @property
+    def shift_px(self) -> float | None:
+        """Shift between the dates before any correction, in pixels; None where it cannot be measured."""
+        length: float | None = json.loads(self.inputs)["registration"]["shift_px"]
+        return length
 
     @property
     def footprint(self) -> Polygon:

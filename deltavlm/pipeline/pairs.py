@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.messages import redact_address
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
 
@@ -49,7 +50,7 @@ class PairList:
         cls, before: str, after: str, before_date: str | None = None, after_date: str | None = None
     ) -> PairList:
         """One pair that is not from a list; dates in ISO 8601."""
-        return cls((Pair("", before, after, before_date, after_date),), after)
+        return cls((Pair("", before, after, before_date, after_date),), redact_address(after))
 
     @property
     def is_single(self) -> bool:
@@ -95,6 +96,7 @@ def with_ids(pairs: Sequence[Pair], source: str) -> tuple[Pair, ...]:
 
 def _folder_and_stem(location: str) -> tuple[str, str]:
     """`"https://host/a/after.tif?key"` -> `("a", "after")`: name of the folder, and the stem."""
+    location = redact_address(location)
     path = urlsplit(location).path if "://" in location else location.replace("\\", "/")
     tail = PurePosixPath(path.rstrip("/"))
     return tail.parent.name, tail.stem or "pair"

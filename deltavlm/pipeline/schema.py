@@ -58,6 +58,7 @@ _CHIP_COLUMNS = (
     Field("new_buildings", "int", "Number of new buildings in this chip"),
     Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
+    Field("conflicts", "list", "Rules of consistency that the answers break; see docs/formats.md"),
 )
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
@@ -72,6 +73,12 @@ _SOURCE_COLUMNS = (
         "float",
         "Share of the chip inside the area of interest, 0 to 1; null without one",
         "Share in area of interest",
+    ),
+    Field(
+        "shift_px",
+        "float",
+        "Shift between the dates in this chip, pixels; null where it cannot be measured",
+        "Shift between the dates (px)",
     ),
     Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
     Field("model", "str", "Model and its fingerprint"),
@@ -97,6 +104,7 @@ CHANGES = Layer(
     "changes",
     (
         Field("class", "str", "What was built, removed or altered there: building, road or other"),
+        Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
         Field("area_m2", "float", "Area on the ground, square metres"),
         Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
         Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),
@@ -134,6 +142,12 @@ PAIRS = Layer(
         Field("chips", "int", "Number of chips"),
         Field("changed", "int", "Number of chips that the model calls changed"),
         Field("failed_chips", "int", "Number of chips that could not be read or answered"),
+        Field(
+            "shift_px",
+            "float",
+            "Shift between the dates, pixels; null where it cannot be measured",
+            "Shift between the dates (px)",
+        ),
         Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
         Field("before", "str", "The earlier image"),
         Field("after", "str", "The later image"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deltavlm.geo.registration import shift_caveat
 from deltavlm.pipeline.scale import Scale
 from deltavlm.summaries.results import Results
 from deltavlm.summaries.totals import UNSURE, AreaSummary
@@ -23,6 +24,8 @@ def caveats(results: Results, total: AreaSummary, areas: Sequence[AreaSummary] =
         *_counts(results, total),
         *_small_areas(results, areas),
         *_pixel_size(results),
+        *_shifts(results),
+        *_threshold(results),
         *_confidence(results, total),
     ]
     return list(dict.fromkeys(sentences))
@@ -70,7 +73,14 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
             f"Chips overlap: a point of the ground lies in {total.overlap:.2f} chips on average. Sums over "
             f"chips count it as often; divide them by {total.overlap:.2f} for a better estimate."
         )
-    if results.chips["status"].eq("cascaded").any() and has_counts:
+    cascaded = results.chips["status"].eq("cascaded")
+    changed_later = int((cascaded & results.chips["changed"].eq(True)).sum())
+    if changed_later:
+        yield (
+            f"{changed_later:,} changed chips were asked only whether they changed: the run, with --cascade, "
+            "took them for unchanged."
+        )
+    if cascaded.any() and has_counts:
         yield "With --cascade, unchanged chips were not asked for counts; they count as none."
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
@@ -97,6 +107,13 @@ def _pixel_size(results: Results) -> Iterator[str]:
             yield f"Scale ({model}): {warning}."
 
 
+def _shifts(results: Results) -> Iterator[str]:
+    shifts_px = results.chips["shift_px"].to_numpy(dtype=float, na_value=np.nan)
+    caveat = shift_caveat(shifts_px[np.isfinite(shifts_px)])
+    if caveat:
+        yield caveat
+
+
 def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:
     """For each model: ground sample distance that it was trained on, and how far it downsampled the chips."""
     for run in results.runs:
@@ -107,7 +124,25 @@ def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float
             yield str(model.get("name")), (float(training_gsd_m), chip_px / model_chip_px)
 
 
+def _threshold(results: Results) -> Iterator[str]:
+    if results.threshold is not None:
+        yield (
+            f"Changed chips are those with a score of at least {results.threshold:g}, by the stored scores; "
+            "polygons are those of the run."
+        )
+        return
+    for threshold in dict.fromkeys(_option(run, "threshold") for run in results.runs):
+        if threshold is not None:
+            yield f"The run calls chips changed that have a score of at least {threshold:g}."
+
+
 def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
+    if total.conflicting:
+        rules = ", ".join(f"{name} {count:,}" for name, count in sorted(total.conflicts.items()))
+        yield (
+            f"The answers about {total.conflicting:,} of {total.looked_at:,} analyzed chips contradict each "
+            f"other ({rules})."
+        )
     if total.unsure:
         yield (
             f"{total.unsure:,} chips ({total.unsure_share or 0:.0%} of the analyzed ones) have a score "
