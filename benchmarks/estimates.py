@@ -3,7 +3,8 @@
     python benchmarks/estimates.py [--side 4096] [--pairs 150] [--rounds 1]
 
 Each job is estimated and then run, as whole processes in turns, with made pairs. Prints the ratio of the
-estimate to the measured value: seconds of the process, peak resident memory, bytes of all outputs. Linux only.
+estimate to the measured value: seconds of the process, peak resident memory, bytes of all outputs.
+Linux only.
 """
 
 from __future__ import annotations

@@ -8,17 +8,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deltavlm.errors import ModelError
-from deltavlm.geo.geobox import LONLAT
-from deltavlm.geo.grid import Chip
+from deltavlm.geo.cog import open_cog
+from deltavlm.geo.geobox import LONLAT, Window
+from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.analyze import analyze_chips
+from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
-from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
 from deltavlm.pipeline.journal import line_of
 from deltavlm.pipeline.outputs import FOLDER_SUFFIX
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
@@ -34,6 +36,7 @@ __all__ = ["Estimate", "estimate_run"]
 SAMPLE_CHIPS = 64  # about two seconds of nano on two cores
 SAMPLE_BATCHES = 4  # at least; the first one is slower and counts apart
 BLOCK_CHIPS = 8  # consecutive chips of the sample, as neighbours share what is decoded
+_POLYGON_BYTES = 300  # of a polygon's columns
 SAMPLE_S = 2.0  # a slow model has a smaller sample, of two batches at least
 
 
@@ -67,7 +70,7 @@ def estimate_run(job: AnalyzeJob, engine: Engine, chips: dict[str, int], load_s:
         job,
         pairs=replace(job.pairs, pairs=pairs),
         options=replace(job.options, on_error="skip"),
-        output=replace(job.output, per_pair=False, mask=None, probability=None, polygons=job.options.masks),
+        output=replace(job.output, per_pair=False) if job.is_single else _without_folders(job.output),
     )
     result = RunResult(is_single=job.is_single)
     groups = [(pair,) for pair in pairs] if job.output.per_pair else [pairs]  # that share batches
@@ -79,6 +82,11 @@ def estimate_run(job: AnalyzeJob, engine: Engine, chips: dict[str, int], load_s:
         raise ModelError(results[0].reason if results else "no chip of the sample could be read")
     outputs = len(pairs) if job.output.per_pair else 1
     return _estimate(sample, engine, store, load_s, outputs)
+
+
+def _without_folders(output: OutputOptions) -> OutputOptions:
+    """Options of one output for all pairs, with the masks of the chips; it is not written."""
+    return replace(output, per_pair=False, mask=None, probability=None, polygons=output.needs_masks)
 
 
 def _estimate(job: AnalyzeJob, engine: Engine, store: _SampleStore, load_s: float, outputs: int) -> Estimate:
@@ -171,27 +179,80 @@ class _Cost:
     def of(cls, empty: float, sample: float) -> _Cost:
         return cls(empty, max(0.0, sample - empty))
 
+    def plus(self, growing: float) -> _Cost:
+        return _Cost(self.fixed, self.growing + growing)
+
 
 def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Cost, _Cost]:
     """Bytes of the output, and seconds of writing it, by writing it to a scratch folder."""
     path = job.output.path
     suffix = ".geojsonl" if path is None else path.suffix or FOLDER_SUFFIX
     layers = output_layers(
-        job.questions, changes=False, pair_columns=not job.is_single, pairs=not job.one_pair_per_output
+        job.questions,
+        changes=job.output.polygons,
+        pair_columns=not job.is_single,
+        pairs=not job.one_pair_per_output,
     )
-    record = provenance(job, engine.model, {})
     crs = OutputCRS(LONLAT if any(pair.record and pair.record.crs for pair in store.pairs.values()) else None)
     sizes, seconds = list[int](), list[float]()
     with tempfile.TemporaryDirectory() as folder:
         for name, results in (("empty", []), ("sample", store.results)):
-            path = Path(folder) / f"{name}{suffix}"
+            scratch = Path(folder) / f"{name}{suffix}"
             start = time.perf_counter()
-            with open_sink(path, layers, crs.crs, record, only_layer=job.output.layer) as sink:
-                writer = ResultWriter(sink, job.questions, engine.model.label, crs)
-                writer.write_chips(results, store.pairs)
+            with open_sink(
+                scratch, layers, crs.crs, provenance(job, engine.model, {}), only_layer=job.output.layer
+            ) as sink:
+                ResultWriter(sink, job.questions, engine.model.label, crs).write_chips(results, store.pairs)
             seconds.append(time.perf_counter() - start)
-            sizes.append(path.stat().st_size)
-    return _Cost.of(*sizes), _Cost.of(*seconds)
+            sizes.append(scratch.stat().st_size)
+        byte_count, duration = _Cost.of(*sizes), _Cost.of(*seconds)
+        if not job.options.masks:
+            return byte_count, duration
+        mask_bytes, mask_seconds = _masks(job, store, Path(folder))
+    scale = len(store.results)
+    return byte_count.plus(mask_bytes * scale), duration.plus(mask_seconds * scale)
+
+
+def _masks(job: AnalyzeJob, store: _SampleStore, folder: Path) -> tuple[float, float]:
+    """Bytes of polygons and rasters per chip, and seconds of making them, from some chips of a row."""
+    answered = [result for result in store.results if result.mask is not None]
+    if not answered:
+        return 0.0, 0.0
+    first = answered[0].chip
+    row = [
+        each for each in answered[:BLOCK_CHIPS] if (each.pair, each.chip.row) == (answered[0].pair, first.row)
+    ]
+    record = store.pairs[answered[0].pair].record
+    assert record is not None
+    left, top, right = first.window.col_off, first.window.row_off, row[-1].chip.window
+    geobox = record.geobox.crop(Window(left, top, right.col_off + right.width - left, right.height))
+    by_col = {each.chip.col - first.col: each for each in row}
+    mosaic = MaskMosaic(
+        ChipGrid(geobox, *job.options.grid),
+        geobox,
+        lambda chip: by_col.get(chip.col),
+        lambda blob: blob.data or b"",
+    )
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        mask, probability = (
+            stack.enter_context(open_cog(folder / name, geobox, style, {})) if wanted else None
+            for name, style, wanted in (
+                ("mask.tif", MASK_STYLE, job.output.mask),
+                ("probability.tif", PROBABILITY_STYLE, job.output.probability),
+            )
+        )
+        features = vectorize(
+            mosaic, job.output.changes, polygons=job.output.polygons, mask=mask, probability=probability
+        )
+        for cog in (mask, probability):
+            if cog is not None:
+                cog.finish()
+                cog.publish(False)
+    seconds = time.perf_counter() - start
+    rasters = sum(path.stat().st_size for path in folder.glob("*.tif"))
+    polygons = sum(_POLYGON_BYTES + len(feature.geometry.wkb) for feature in features)
+    return (rasters + polygons) / len(row), seconds / len(row)
 
 
 def _journal_bytes(result: ChipResult) -> int:

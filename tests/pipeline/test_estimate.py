@@ -75,6 +75,17 @@ def test_sizes_are_those_of_the_run(model: ScriptedModel) -> None:
         assert expected.journal_bytes > 320 * 200
 
 
+def test_masks_take_space_too(bright: ScriptedModel) -> None:
+    job = job_into("o.gpkg", write_pair(8, 8), polygons=True, mask="m.tif", probability="p.tif", overlap_px=0)
+    expected = estimate_run(job, LocalEngine(bright), {"": 64}, 0)
+    run_job(job, bright)
+    size = sum(
+        path.stat().st_size for path in Path().iterdir() if path.suffix in (".gpkg",) or path.stem in "mp"
+    )
+    assert 0.4 < expected.output_bytes / size < 2.5
+    assert sorted(path.name for path in Path().glob("*.tif")) == ["after.tif", "before.tif", "m.tif", "p.tif"]
+
+
 def test_a_limit_and_a_list_of_pairs(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
     assert estimate_run(job_into("o.gpkg", scene, limit=4), LocalEngine(model), {"": 15}, 0).chips == 4
     pairs = write_pairs(tmp_path / "data", 3, chips=2, broken=[1])
