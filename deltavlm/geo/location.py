@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from deltavlm.errors import RasterError
 
-__all__ = ["check_exists", "check_is_file", "file_identity", "is_remote", "stable_address"]
+__all__ = ["check_exists", "check_is_file", "file_identity", "is_remote", "local_file", "stable_address"]
 
 _V4 = "algorithm", "credential", "date", "expires", "signedheaders", "security-token"
 _AZURE = (
@@ -65,6 +65,16 @@ def file_identity(location: str) -> dict[str, int] | None:
     except (OSError, ValueError):
         return None
     return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def local_file(location: str) -> Path:
+    """Local file of a location: of a `file://` URL, of an archive (`/vsizip/a.zip/b.tif`, `zip://a.zip!b.tif`)
+    or of a subdataset (`GTIFF_DIR:1:a.tif`) that of the outermost file; else the location as a path."""
+    if ":" not in location and not location.startswith("/vsi"):
+        return Path(location)
+    path = re.sub(r"^((\w+\+)*\w+://|/vsi\w+/|\w+:(\d+:)?)*", "", location).partition("!")[0].strip('"')
+    candidates = (Path(location), Path(path), *Path(path).parents)
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
 def _is_gdal_path(location: str) -> bool:

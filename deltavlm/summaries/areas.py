@@ -75,11 +75,11 @@ def make_areas(
             return areas_from_grid(results, cell_m)
         case "h3":
             return areas_from_h3(results, resolution)
-    path, layer = _split_layer(by)
+    path, layer = split_layer(by)
     return areas_from_file(results, path, layer, name_field)
 
 
-def _split_layer(text: str) -> tuple[Path, str | None]:
+def split_layer(text: str) -> tuple[Path, str | None]:
     """`districts.gpkg:communes` as file and layer, unless there is a file with this very name."""
     file, colon, layer = text.rpartition(":")
     if colon and layer and not Path(text).exists() and Path(file).exists():
