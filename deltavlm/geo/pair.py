@@ -24,10 +24,11 @@ from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import Chip, ChipGrid
-from deltavlm.geo.location import check_exists
+from deltavlm.geo.location import check_exists, normalize_location
 from deltavlm.geo.radiometry import Stretch, Stretches, parse_scale, plan_stretches, to_uint8
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import open_source
+from deltavlm.geo.vector_reader import split_layer
 from deltavlm.geo.view import Raw, Source, View
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
@@ -205,7 +206,7 @@ def check_options(options: ReadOptions) -> None:
     if options.bbox is not None:
         check_bbox(options.bbox, options.bbox_crs)
     if isinstance(options.aoi, Path):
-        check_exists(str(options.aoi))
+        check_exists(str(split_layer(normalize_location(str(options.aoi)))[0]))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
@@ -20,7 +19,7 @@ from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.location import check_is_file, is_remote, redact_credentials
+from deltavlm.geo.location import check_is_file, normalize_location, redact_credentials
 from deltavlm.geo.radiometry import choose_bands
 from deltavlm.geo.view import UNREADABLE, Source, alpha_band, iter_samples, needs_alpha, without_alpha
 
@@ -50,6 +49,7 @@ def open_source(
         RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), or too large.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
+    location = normalize_location(location)
     check_is_file(location)
     name = redact_credentials(location)
     notes: list[str] = []
@@ -84,12 +84,10 @@ def open_source(
 
 @contextmanager
 def _open_dataset(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
-    # EMPTY_DIR saves requests for sidecar files; of a local file it would hide the mask next to it
-    remote = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(location) else {}
-    with warnings.catch_warnings(), rasterio.Env(**remote):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` gives a better error
-        dataset = open_image(location, allow_vrt=allow_vrt)
-    with dataset:
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` says it better
+            dataset = stack.enter_context(open_image(location, allow_vrt=allow_vrt))
         yield dataset
 
 

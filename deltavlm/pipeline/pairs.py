@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.geo.location import normalize_location
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
 
@@ -47,6 +48,7 @@ class PairList:
     @classmethod
     def single(cls, before: str, after: str) -> PairList:
         """One pair that is not from a list."""
+        before, after = normalize_location(before), normalize_location(after)
         return cls((Pair("", before, after),), after)
 
     @property
