@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.analyze_flags import EngineFlags, MaskFlags, PairFlags, RunFlags, ShowFlags
+from deltacli.analyze_flags import DateFlags, EngineFlags, MaskFlags, PairFlags, RunFlags, ShowFlags
 from deltacli.console import console
 from deltacli.dry_run import print_dry_run
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
@@ -59,9 +59,11 @@ def analyze(
     engine: EngineFlags,
     masks: MaskFlags,
     cascade: options.Cascade = False,
+    threshold: options.Threshold = None,
     batch_size: options.BatchSize = "auto",
     chips: ChipFlags,
     rasters: RasterFlags,
+    dates: DateFlags,
     common: CommonFlags,
     metrics: options.Metrics = None,
     json_summary: options.Json = False,
@@ -82,11 +84,13 @@ def analyze(
         chips=chips,
         rasters=rasters,
         cascade=cascade,
+        threshold=threshold,
         batch_size=batch_size,
         json_summary=json_summary,
         engine=engine,
         show=show,
         masks=masks,
+        dates=dates,
     )
     many.check(before, after)
     if before is not None and after is not None:
@@ -111,7 +115,8 @@ def analyze_pair(before: str, after: str, questions: Sequence[QuestionSpec], fla
     flags.check(target, many=False)
     from deltavlm.pipeline.pairs import PairList
 
-    analyze_job(flags.job(PairList.single(before, after), questions, target), flags)
+    dates = flags.dates.before_date, flags.dates.after_date
+    analyze_job(flags.job(PairList.single(before, after, *dates), questions, target), flags)
 
 
 def analyze_job(job: AnalyzeJob, flags: RunFlags) -> None:

@@ -18,7 +18,7 @@ from deltacli import parsing
 from deltacli.console import console
 from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
 from deltacli.metrics import run_metrics
-from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, flag
+from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, RASTERS, flag
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.messages import pluralize
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.pairs import PairList
     from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["EngineFlags", "MaskFlags", "PairFlags", "RunFlags", "ShowFlags"]
+__all__ = ["DateFlags", "EngineFlags", "MaskFlags", "PairFlags", "RunFlags", "ShowFlags"]
 
 PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Ray cluster"  # panels of the help
 _LISTED = 10  # unmatched files that are named
@@ -138,6 +138,42 @@ class PairFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DateFlags:
+    """Dates of the two images."""
+
+    before_date: Annotated[
+        str | None,
+        flag(
+            "--before-date",
+            panel=RASTERS,
+            metavar="DATE",
+            show_default="from the file's tags",
+            help="Date of BEFORE in ISO 8601, such as 2024-05-31 or 2024.",
+        ),
+    ] = None
+    after_date: Annotated[
+        str | None,
+        flag(
+            "--after-date",
+            panel=RASTERS,
+            metavar="DATE",
+            show_default="from the file's tags",
+            help="Date of AFTER.",
+        ),
+    ] = None
+
+    def check(self, *, many: bool) -> None:
+        """Raises: BadParameter for a list of pairs, InputError for text that is no date."""
+        from deltavlm.pipeline.pair_lists import check_date
+
+        for name in ("before_date", "after_date"):
+            if getattr(self, name) is not None:
+                if many:
+                    raise typer.BadParameter("is for one pair; a list has its own", param_hint=_flag(name))
+                check_date(getattr(self, name), _flag(name))
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskFlags:
     """Polygons and rasters made of the model's change masks."""
 
@@ -201,22 +237,10 @@ class MaskFlags:
             help="Lowest probability of a changed pixel.",
         ),
     ] = 0.5
-    before_date: Annotated[
-        str | None,
-        flag(
-            "--before-date",
-            panel=MASKS,
-            metavar="DATE",
-            help="Date of BEFORE (ISO 8601), written to the polygons.",
-        ),
-    ] = None
-    after_date: Annotated[
-        str | None, flag("--after-date", panel=MASKS, metavar="DATE", help="Date of AFTER.")
-    ] = None
 
-    def check(self, *, many: bool, into_folder: bool) -> None:
+    def check(self, *, into_folder: bool) -> None:
         """Raises: BadParameter or ConfigError where the flags do not go together."""
-        for name in ("min_area", "simplify", "before_date", "after_date"):
+        for name in ("min_area", "simplify"):
             if getattr(self, name) is not None and not self.polygons:
                 raise typer.BadParameter(
                     "is for --polygons; add that, or leave it out", param_hint=_flag(name)
@@ -227,13 +251,7 @@ class MaskFlags:
                     f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
                 )
         from deltavlm.files import names_folder
-        from deltavlm.pipeline.pair_lists import check_date
 
-        for name in ("before_date", "after_date"):
-            if getattr(self, name) is not None:
-                if many:
-                    raise typer.BadParameter("is for one pair; a list has its own", param_hint=_flag(name))
-                check_date(getattr(self, name), _flag(name))
         for name in ("mask", "probability"):
             text = getattr(self, name)
             if into_folder and text is not None and not names_folder(text):
@@ -248,8 +266,6 @@ class MaskFlags:
             threshold=self.mask_threshold,
             min_area_m2=self.min_area,
             simplify_px=self.simplify,
-            before_date=self.before_date,
-            after_date=self.after_date,
         )
 
 
@@ -430,9 +446,11 @@ class RunFlags:
     cascade: bool
     batch_size: str
     json_summary: bool
+    threshold: float | None = None
     engine: EngineFlags = field(default_factory=EngineFlags)
     show: ShowFlags = field(default_factory=ShowFlags)
     masks: MaskFlags = field(default_factory=MaskFlags)
+    dates: DateFlags = field(default_factory=DateFlags)
 
     def check(self, target: str, *, many: bool) -> None:
         """Check the flags before anything is read. Raises: BadParameter or ConfigError."""
@@ -440,7 +458,8 @@ class RunFlags:
 
         if target == "-" and self.json_summary:
             raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
-        self.masks.check(many=many, into_folder=many and target != "-" and names_folder(target))
+        self.dates.check(many=many)
+        self.masks.check(into_folder=many and target != "-" and names_folder(target))
         self.engine.check()
         self.model.runtime_options()
 
@@ -461,9 +480,11 @@ class RunFlags:
                 overlap_px=chips.overlap_px if has_overlap else None,
                 batch_size=parsing.parse_batch_size(self.batch_size),
                 max_nodata=chips.max_nodata,
+                any_scale=chips.any_scale,
                 limit=chips.limit,
                 on_error=chips.on_error,
                 cascade=self.cascade,
+                threshold=self.threshold,
             ),
             output=OutputOptions(
                 path=None if target == "-" else Path(target),

@@ -1,4 +1,4 @@
-"""Messages, progress and tables on stderr; stdout carries data only.
+"""Messages, progress and tables on stderr, without secrets of URLs; stdout carries data only.
 
 On a terminal Rich draws a progress bar and tables; elsewhere everything is one plain line at a time, fit for
 a log file. With `--log-format json` each line is a JSON object.
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
-from deltavlm.messages import pluralize
+from deltavlm.messages import pluralize, redact
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -98,7 +98,7 @@ class Console:
             if self.log_format == "json":
                 self._write(type(error).__name__, "debug", {"traceback": text})
             else:
-                self._write_raw(text)
+                self._write_raw(redact(text))
 
     @contextmanager
     def count_progress(
@@ -157,7 +157,8 @@ class Console:
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
-        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        line = redact(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
+        fields = {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
         if self.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             record = {"time": now, "level": level, "message": line, **fields}
@@ -310,8 +311,8 @@ def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -
 
     `shrink`: chip side over the side of the model's input, both in pixels.
     """
-    from deltavlm.pipeline.reading import scale_warning
+    from deltavlm.pipeline.scale import Scale
 
-    warning = scale_warning(reader.gsd_m, training_gsd_m, shrink)
+    warning = Scale(reader.gsd_m, training_gsd_m, shrink).warning()
     if warning:
         console.warning(warning)

@@ -96,12 +96,12 @@ def _list_dict(job: AnalyzeJob, plans: Sequence[PairPlan]) -> dict[str, Any]:
 
 
 def _row_dict(plan: PairPlan) -> dict[str, Any]:
-    from deltavlm.geo.location import redact_credentials
+    from deltavlm.messages import redact_address
 
     row: dict[str, Any] = {
         "pair_id": plan.pair.id,
-        "before": redact_credentials(plan.pair.before),
-        "after": redact_credentials(plan.pair.after),
+        "before": redact_address(plan.pair.before),
+        "after": redact_address(plan.pair.after),
         "before_date": plan.pair.before_date,
         "after_date": plan.pair.after_date,
         "reason": plan.reason,

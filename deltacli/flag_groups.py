@@ -220,6 +220,15 @@ class ChipFlags(ChipGridFlags):
             help="Skip chips with a larger share of nodata; their status is nodata.",
         ),
     ] = 0.5
+    any_scale: Annotated[
+        bool,
+        flag(
+            "--any-scale",
+            panel=CHIPS,
+            help="Keep counts, cells and classes where pixels are more than 8 times coarser or finer than "
+            "in the model's training; otherwise they are left out there.",
+        ),
+    ] = False
     on_error: Annotated[
         Literal["skip", "fail"],
         flag(

@@ -111,14 +111,16 @@ class RunMetrics:
                 self._write(self.path)  # type: ignore[arg-type]  # started with a path
 
     def _write(self, path: Path) -> None:
-        from deltavlm.files import atomic_file
+        from deltavlm.files import atomic_file, create_file
 
         text = format_metrics(self.metrics(), {"output": self.output})
-        with atomic_file(path, suffix=".part") as scratch:  # the collector reads *.prom
-            scratch.write_text(text, encoding="utf-8", newline="\n")
+        with atomic_file(path, suffix=".part") as scratch, create_file(scratch) as stream:
+            stream.write(text.encode())  # under a name that the collector, which reads *.prom, ignores
 
     def metrics(self) -> Iterator[Metric]:
         """Current values of all metrics."""
+        from deltavlm.pipeline.consistency import RULES
+
         model, exit_code = self._model, self.exit_code
         summaries = [] if self._result is None else [self._result.summary]
         build = {"version": __version__, "python": platform.python_version()}
@@ -139,6 +141,19 @@ class RunMetrics:
         yield _counter("deltavlm_chips_resumed_total", "Chips answered by an earlier run.", resumed)
         changed = sum(summary.changed for summary in summaries)
         yield _counter("deltavlm_chips_changed_total", "Chips that the model calls changed.", changed)
+        yield Metric(
+            "deltavlm_conflicts_total",
+            "counter",
+            "Chips by the consistency rule that their answers break.",
+            [
+                ({"rule": rule.name}, sum(summary.conflicts[rule.name] for summary in summaries))
+                for rule in RULES
+            ],
+        )
+        conflicting = sum(summary.conflicting for summary in summaries)
+        yield _counter(
+            "deltavlm_chips_conflicting_total", "Chips whose answers contradict each other.", conflicting
+        )
         polygons = sum(summary.polygons for summary in summaries)
         yield _counter("deltavlm_polygons_total", "Polygons of change.", polygons)
         yield Metric("deltavlm_pairs_total", "counter", "Pairs by status.", self._pair_samples())

@@ -11,6 +11,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --alpha-band    analyze, ask, chat
     --aoi           analyze, ask, grid
     --at            ask, chat
+    --any-scale     analyze, ask
     -b --bands      analyze, ask, chat
     --batch-size    analyze, ask, eval
     --bbox          analyze, ask, chat, grid
@@ -18,6 +19,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --beams         analyze, ask, chat, eval
     --before-bands  analyze, ask, chat
     --cascade       analyze, ask
+    --threshold     analyze, report, summarize
     --chip-size     analyze, ask, chat, grid
     --color         all
     --config        all
@@ -291,6 +293,30 @@ Cascade = Annotated[
         help="Ask the yes/no question first, and the other questions only about chips answered yes.",
     ),
 ]
+Threshold = Annotated[
+    float | None,
+    flag(
+        "--threshold",
+        panel=MODEL,
+        metavar="P",
+        min=0,
+        max=1,
+        show_default="as the model answers",
+        help="Lowest score of change of a changed chip; scores and raw answers stay as they are.",
+    ),
+]
+StoredThreshold = Annotated[
+    float | None,
+    flag(
+        "--threshold",
+        panel=OUTPUT,
+        metavar="P",
+        min=0,
+        max=1,
+        show_default="as the output says",
+        help="Lowest score of change of a changed chip, applied to the stored scores.",
+    ),
+]
 BatchSize = Annotated[
     str,
     flag(
@@ -344,7 +370,7 @@ Aoi = Annotated[
     flag(
         "--aoi",
         panel=CHIPS,
-        metavar="FILE",
+        metavar="FILE[:LAYER]",
         help="Only chips that touch the polygons of this vector file, in any CRS.",
     ),
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import typer
+
+from deltavlm.messages import redact_address
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -97,7 +100,11 @@ def parse_gdal_config(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--gdal-config")
+            name = re.match(r"\s*\w*", key)  # what follows may be a password or a header
+            raise typer.BadParameter(
+                f"{name[0] if name else ''!r} is not followed by =VALUE; write KEY=VALUE",
+                param_hint="--gdal-config",
+            )
         settings[key.strip()] = value
     return settings
 
@@ -140,6 +147,7 @@ def default_output(source: str, ending: str) -> str:
     >>> default_output("https://host/a/after.tif?key=1", "_changes.gpkg")
     'after_changes.gpkg'
     """
+    source = redact_address(source)
     path = urlsplit(source).path if "://" in source else source.replace("\\", "/")
     stem = PurePosixPath(path.rstrip("/")).stem
     return f"{stem or 'raster'}{ending}"

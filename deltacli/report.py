@@ -47,6 +47,7 @@ def report(
         str | None,
         options.flag("--pair", panel=options.OUTPUT, metavar="ID", help="Show only this one of many pairs."),
     ] = None,
+    threshold: options.StoredThreshold = None,
     overview_size: Annotated[
         int,
         options.flag(
@@ -116,7 +117,7 @@ def report(
     for path, suffixes in ((output, options.HTML_SUFFIXES), (quicklook, options.PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
     summary = write_report(
-        open_report(source, images, pair),
+        open_report(source, images, pair, threshold=threshold),
         output,
         quicklook,
         overwrite=overwrite,

@@ -59,6 +59,7 @@ def summarize(
             help="Resolution of H3; one more is a seventh of the area. Needs pip install 'deltavlm[h3]'.",
         ),
     ] = None,
+    threshold: options.StoredThreshold = None,
     output: Annotated[
         Path | None,
         flag(
@@ -89,7 +90,7 @@ def summarize(
         check_output(output, overwrite, SUMMARY_SUFFIXES)
         if output.resolve() in {path.resolve() for path in outputs}:
             raise ConfigError(f"{output}: is an input; give another name with -o")
-    results = read_results(outputs)
+    results = read_results(outputs, threshold=threshold)
     areas = make_areas(
         results,
         by,

@@ -58,6 +58,9 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         console.warning(
             f"{count} could not be parsed; the replies as written are in the column answer_change"
         )
+    if summary.conflicting:
+        rules = ", ".join(f"{name} {number}" for name, number in summary.conflicts.most_common())
+        console.info(f"{pluralize(summary.conflicting, 'chip')} with conflicting answers: {rules}")
     if job.output.per_pair:
         for pair in result.failures:
             if pair.record is None:
@@ -83,13 +86,16 @@ def _print_table(job: AnalyzeJob, chips: list[ChangedChip]) -> None:
         digits = 5 if all_lonlat else 0
     else:
         header, digits = ("lon or x", "lat or y"), 5
+    has_conflicts = any(chip.conflicts for chip in chips)
     rows = []
     for chip in chips:
         x, y = chip.lonlat or (chip.x, chip.y)
         position = (f"{x:.{digits}f}", f"{y:.{digits}f}")
         pair = () if job.is_single else (chip.pair,)
-        rows.append((*pair, chip.chip_id, *position, f"{chip.score:.2f}", chip.caption))
+        conflicts = (", ".join(chip.conflicts),) if has_conflicts else ()
+        rows.append((*pair, chip.chip_id, *position, f"{chip.score:.2f}", chip.caption, *conflicts))
     columns = (*(() if job.is_single else ("pair",)), "chip", *header, "score", "caption")
+    columns += ("conflicts",) if has_conflicts else ()
     console.table("Most changed chips", columns, rows)
 
 
@@ -119,6 +125,8 @@ def summary_dict(job: AnalyzeJob, result: RunResult) -> dict[str, Any]:
         "repeated": summary.deduplicated,
         "changed": summary.changed,
         "neither_yes_nor_no": summary.unparsed,
+        "conflicting": summary.conflicting,
+        "conflicts": dict(summary.conflicts),
         "seconds": round(summary.seconds, 3),
         "chips_per_s": round(summary.chips_per_s, 3),
         **(_pair_notes(result) if job.is_single else {}),
@@ -168,4 +176,5 @@ def _changed_chip(chip: ChangedChip) -> dict[str, Any]:
         names[0]: x,
         names[1]: y,
         "caption": chip.caption,
+        "conflicts": list(chip.conflicts),
     }

@@ -14,12 +14,15 @@
     ├── AnswerParseError       1   an answer that its task cannot parse; caught for each answer
     └── PartialFailure         3   the run finished and its output is complete, but some chips or pairs failed
 
-A message is one line: what is wrong, with the value and the file, then what to do next.
+A message is one line: what is wrong, with the value and the file, then what to do next. URLs in it lose their
+user, password, query and fragment, which may be secrets.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from deltavlm.messages import redact
 
 __all__ = [
     "AnswerParseError",
@@ -40,6 +43,9 @@ class DeltaVLMError(Exception):
     """Base class; `exit_code` is the exit status of the command line."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InputError(DeltaVLMError):

@@ -1,7 +1,12 @@
-"""Atomic file and folder writes, locks, append-only JSON lines, and free disk space."""
+"""Atomic file and folder writes, locks, append-only JSON lines, and free disk space.
+
+Names of files that lie beside an output can be foreseen, so in a shared folder another user may have put a
+link or a pipe there: they are opened by `create_file` and `open_regular`, which follow no link.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -18,11 +23,14 @@ from filelock import FileLock, Timeout
 
 from deltavlm.errors import InputError, OutputError
 
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+
 __all__ = [
     "JsonLines",
     "atomic_file",
     "atomic_folder",
     "check_regular",
+    "create_file",
     "folder_bytes",
     "format_bytes",
     "free_bytes",
@@ -30,6 +38,7 @@ __all__ = [
     "fsync_folder",
     "lock",
     "names_folder",
+    "open_regular",
     "remove_scratch_files",
     "resolve_link",
     "scratch_name",
@@ -49,11 +58,40 @@ def scratch_name(output: Path, suffix: str | None = None) -> str:
 
     `lock` recognizes such names and removes those that a killed process left behind.
     """
-    return f"{_scratch_prefix(output)}{secrets.token_hex(4)}{output.suffix if suffix is None else suffix}"
+    return f"{_scratch_prefix(output)}{secrets.token_hex(8)}{output.suffix if suffix is None else suffix}"
 
 
 def _scratch_prefix(output: Path) -> str:
     return f".deltavlm-{zlib.crc32(output.name.encode('utf-8', 'surrogateescape')):08x}-"
+
+
+def create_file(path: Path) -> IO[bytes]:
+    """New file, open for reading and writing. Raises: OSError where the name is taken, by a link too."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666), "wb+")
+
+
+def open_regular(path: Path, *, writable: bool = False) -> IO[bytes]:
+    """Existing regular file, open for reading, or for both.
+
+    Raises: OSError where there is none; for a link, pipe, device or folder one that says so.
+    """
+    _check_regular(path, path.lstat().st_mode)
+    handle = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _NO_FOLLOW)
+    try:
+        _check_regular(path, os.fstat(handle).st_mode)  # it may have been replaced since
+        return os.fdopen(handle, "rb+" if writable else "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
 
 
 def resolve_link(path: Path) -> Path:
@@ -102,8 +140,8 @@ def atomic_file(path: Path, *, suffix: str | None = None, owner: Path | None = N
 
 def write_atomic(path: Path, content: bytes | str, *, owner: Path | None = None) -> None:
     """Write a whole file (text as UTF-8, newlines as they are) by `atomic_file`. Raises: OSError."""
-    with atomic_file(path, owner=owner) as scratch:
-        scratch.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    with atomic_file(path, owner=owner) as scratch, create_file(scratch) as stream:
+        stream.write(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
 @contextmanager
@@ -215,7 +253,7 @@ def remove_scratch_files(output: Path) -> None:
     """Remove what killed processes left of `atomic_file(output)` and `atomic_folder(output)`; no process may
     be writing it."""
     for scratch in resolve_link(output).parent.glob(f"{_scratch_prefix(output)}*"):
-        if scratch.is_dir():
+        if scratch.is_dir() and not scratch.is_symlink():
             shutil.rmtree(scratch, ignore_errors=True)
             continue
         with suppress(OSError):
@@ -266,12 +304,15 @@ class JsonLines:
     @classmethod
     @contextmanager
     def open(cls, path: Path, *, fresh: bool = False) -> Iterator[JsonLines]:
-        """Open `path` for appending, creating it if missing; `fresh` empties it.
+        """Open `path` for appending, creating it if missing; `fresh` empties it. A symbolic link is followed.
 
         An incomplete last line (the process was killed while writing) is removed; a complete JSON object
         that lacks only its newline (an editor removed it) is kept. Raises: OSError.
         """
-        with path.open("wb+" if fresh or not path.exists() else "rb+") as stream:
+        target = resolve_link(path)
+        with open_regular(target, writable=True) if target.exists() else create_file(target) as stream:
+            if fresh:
+                stream.truncate(0)
             lines = cls(path, stream)
             lines.repair()
             yield lines

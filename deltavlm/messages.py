@@ -1,8 +1,71 @@
-"""Words of messages: a number with its noun."""
+"""Words of messages: a number with its noun, and text without the secrets of the addresses in it."""
 
 from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+__all__ = ["pluralize", "redact", "redact_address"]
+
+_STORE = r"vsi(?:s3|gs|az|adls|oss|swift|webhdfs|hdfs)(?:_streaming)?"
+_NETWORK = rf"(?:{_STORE}|vsicurl(?:_streaming)?)"
+_CURL_OPTIONS = re.compile(r"(/vsicurl(?:_streaming)?)\?(\S*)", re.IGNORECASE)
+"""`/vsicurl?header.Authorization=...&url=...`: all but the URL may be secret."""
+_CURL_URL = re.compile(r"(?:^|&)url=([^&]*)", re.IGNORECASE)
+_STORE_KEYS = re.compile(
+    rf"((?:\b(?:s3|gs|az|oss)://)|/{_STORE}/)(?:[^/?#\s]*@|[^/?#\s@]*:\S*@)", re.IGNORECASE
+)
+_USER = re.compile(
+    r"(://|/vsicurl(?:_streaming)?/)(?:[^/?#\s]*@|[^/?#\s@]*:(?!\d*(?:[/?#\s]|$))\S*@)"
+    r"|(?<![:/])(//)[^/?#\s@:]*:[^/?#\s]*@",
+    re.IGNORECASE,
+)
+"""A colon that begins no port begins a password, whatever its characters."""
+_QUERY = re.compile(
+    rf"((?:\b(?![\w+.-]*file:)[a-z][\w+.-]*://|/{_NETWORK}/)[^\s?#]*)[?#]\S*?(?=[)\]}}>\"'`.,;:]*(?:\s|$))",
+    re.IGNORECASE,
+)
+_ENCODED = re.compile(r"[a-z][a-z0-9+.-]*%(?:25)*3a(?:%(?:25)*2f){2}\S*", re.IGNORECASE)
+"""URL in percent-encoding, once or several times."""
+_SPACE, _END = "\ue000", "\ue001"  # stand for a space in an address, and for its end
 
 
 def pluralize(number: int, noun: str) -> str:
     """`1 chip`, `2 chips`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def redact(text: str) -> str:
+    """Text in which no URL and no path of GDAL has a user, password, query, fragment or header.
+
+    >>> redact("(`/vsicurl/https://me:secret@example.org/x.tif?token=secret' is missing)")
+    "(`/vsicurl/https://example.org/x.tif' is missing)"
+    """
+    if not any(mark in text.lower() for mark in ("//", "/vsi", "%")):
+        return text
+    text = _CURL_OPTIONS.sub(_without_options, text)
+    text = _STORE_KEYS.sub(r"\1", text)
+    text = _USER.sub(lambda match: match[1] or match[2], text)
+    text = _QUERY.sub(r"\1", text)
+    return _ENCODED.sub(lambda match: redact_address(_decoded(match[0])), text)
+
+
+def redact_address(address: str) -> str:
+    """`redact` of one path or URL, which may have spaces in its secrets.
+
+    >>> redact_address("https://me:my secret@example.org/x.tif?title=my secret")
+    'https://example.org/x.tif'
+    """
+    return redact(address.replace(" ", _SPACE) + _END).replace(_END, "").replace(_SPACE, " ")
+
+
+def _without_options(match: re.Match[str]) -> str:
+    url = _CURL_URL.search(match[2])
+    return f"{match[1]}/{redact_address(unquote(url[1]))}" if url else match[1]
+
+
+def _decoded(text: str) -> str:
+    """Text without percent-encoding, however often it was encoded."""
+    while (plain := unquote(text)) != text:
+        text = plain
+    return text

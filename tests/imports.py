@@ -12,12 +12,12 @@ LEAVES = frozenset({"version", "errors", "messages", "config", "text_norm", "fil
 ARROWS: dict[str, frozenset[str]] = {
     "deltavlm": frozenset({"version", "api", "model"}),  # the package's own __init__
     "version": frozenset(),
-    "errors": frozenset(),
-    "config": frozenset({"errors"}),
+    "errors": frozenset({"messages"}),
+    "config": frozenset({"errors", "messages"}),
     "messages": frozenset(),
-    "text_norm": frozenset({"errors"}),
-    "files": frozenset({"errors"}),
-    "hub": frozenset({"errors", "files"}),
+    "text_norm": frozenset({"errors", "messages"}),
+    "files": frozenset({"errors", "messages"}),
+    "hub": frozenset({"errors", "messages", "files"}),
     "geo": LEAVES,
     "model": LEAVES,
     "metrics": LEAVES,

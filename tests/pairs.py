@@ -39,9 +39,9 @@ def write_pairs(
 
 
 def layer(path: Path | str, name: str) -> list[dict[str, Any]]:
-    """Rows of a layer of a GeoPackage."""
-    frame = pyogrio.read_dataframe(path, layer=name)
-    rows: list[dict[str, Any]] = frame.to_dict("records")
+    """Rows of a layer of a GeoPackage; None for null."""
+    frame = pyogrio.read_dataframe(path, layer=name).astype(object)
+    rows: list[dict[str, Any]] = frame.where(frame.notna(), None).to_dict("records")
     return rows
 
 

@@ -26,6 +26,20 @@ CHANGED = {
     "location": "roads ['center-left'] buildings ['top-left', 'center-center']",
 }
 
+CONTRADICTIONS = (
+    "changed_but_caption_denies",
+    "counted_but_caption_denies",
+    "buildings_counted_without_cell",
+)
+
+
+def contradicting(
+    before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], question: Question
+) -> str | Reply:
+    """Script in which every changed chip breaks the consistency rules CONTRADICTIONS."""
+    answers = UNCHANGED | {"change": "yes", "count": "no new roads and 2 new buildings"}
+    return reply((answers if (before != after).any() else UNCHANGED)[question.name])
+
 
 def reply(text: str) -> Reply:
     """`yes` and `no` come with a probability, every other text with a log-probability."""

@@ -23,6 +23,7 @@ from deltavlm.errors import DeltaVLMError
 from deltavlm.geo.styles import STYLES
 from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import build
+from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
@@ -71,7 +72,8 @@ def test_files_named_in_the_documentation_exist(page: Path) -> None:
 def table_under(heading: str, page: str = "formats.md") -> list[str]:
     """The first column of the table that follows a heading of a page of docs."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = re.split(rf"\n##+ {re.escape(heading)}\n", text, maxsplit=1)[1]
+    section = re.split(r"\n##+ ", section, maxsplit=1)[0]
     return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
 
 
@@ -94,6 +96,10 @@ def test_every_column_of_the_changes_is_described() -> None:
 
 def test_every_column_of_a_summary_is_described() -> None:
     assert table_under("Columns", "summaries.md") == [field.name for field in AREAS.fields]
+
+
+def test_every_consistency_rule_is_described() -> None:
+    assert table_under("Consistency") == [rule.name for rule in RULES]
 
 
 def test_every_style_is_described() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from deltavlm.files import (
     JsonLines,
     atomic_file,
     atomic_folder,
+    create_file,
     lock,
+    open_regular,
     refuse_existing,
     scratch_name,
     staged_folder,
@@ -156,6 +159,66 @@ def test_records_are_read_at_their_offsets(tmp_path: Path) -> None:
         assert lines.append([{"id": "c"}]) == [path.stat().st_size - len('{"id": "c"}\n')]
     with JsonLines.open(path, fresh=True) as lines:
         assert path.read_bytes() == b""
+
+
+def test_a_new_file_is_written_nowhere_else(tmp_path: Path) -> None:
+    other, link = tmp_path / "other", tmp_path / "link"
+    link.symlink_to(other)
+    for taken in (link, tmp_path):
+        with pytest.raises(FileExistsError):
+            create_file(taken)
+    assert not other.exists()
+    with create_file(other) as stream:
+        stream.write(b"one")
+        assert stream.seek(0) == 0
+        assert stream.read() == b"one"
+    with pytest.raises(FileExistsError):
+        create_file(other)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    other, link, pipe = (tmp_path / name for name in ("other", "link", "pipe"))
+    other.write_text("one")
+    link.symlink_to(other)
+    os.mkfifo(pipe)
+    kinds = {link: "is a symbolic link", pipe: "is a pipe or a device", tmp_path: "is a folder"}
+    for path, problem in {**kinds, Path(os.devnull): "is a pipe or a device"}.items():
+        for writable in (False, True):
+            with pytest.raises(OSError, match=problem):
+                open_regular(path, writable=writable)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing")
+    with open_regular(other, writable=True) as stream:
+        stream.write(b"two")
+    with open_regular(other) as stream:
+        assert stream.read() == b"two"
+
+
+def test_json_lines_follow_a_link_but_read_no_pipe(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "lines")
+    with JsonLines.open(link) as lines:
+        lines.append([{"a": 1}])
+    assert (tmp_path / "lines").read_text() == '{"a": 1}\n'
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="is a pipe or a device"), JsonLines.open(pipe):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_lies_in_the_place_of_a_lock_stays_or_goes(tmp_path: Path, kind: str) -> None:
+    """It is never written to, whoever it belongs to."""
+    place, other = tmp_path / ".out.gpkg.lock", tmp_path / "other"
+    other.write_text("one")
+    if kind == "link":
+        place.symlink_to(other)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with suppress(OutputError), lock(tmp_path / "out.gpkg"):
+        pass
+    assert other.read_text() == "one"
 
 
 def test_one_process_holds_a_lock(tmp_path: Path) -> None:

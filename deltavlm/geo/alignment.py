@@ -12,28 +12,32 @@ from dataclasses import dataclass, replace
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.crs import CRS
+from numpy.typing import NDArray
+from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.geobox import SAME_GRID_PX, GeoBox, Points, Window, project
+from deltavlm.geo.gdal import wrap_gdal_errors
+from deltavlm.geo.geobox import SAME_GRID_PX, GeoBox, Points, Window, crs_name, project
+from deltavlm.geo.georeferencing import ADD_A_CRS
 from deltavlm.geo.view import Source
 
 __all__ = [
-    "ADD_A_CRS",
     "Alignment",
     "Placement",
     "align",
-    "check_georeferenced",
     "crop_window",
     "locate",
+    "warped_share",
 ]
 
 MAX_SCALE_RATIO = 2.0  # of the pixel lengths of both dates; beyond it there is a note
+LATTICE = 64  # cells along a side of the grid, where the covered area is found by samples
+MAX_UPSAMPLING = 2.0  # of pixel lengths by `gsd_m`; interpolation adds no detail
 SAME_GSD = 0.01  # relative difference of pixel sizes that is not worth resampling
 NOTED_SHARE = 0.0005  # missing share of the ground that shows as 0.1 %
-ADD_A_CRS = "assign one (gdal_edit.py -a_srs EPSG:...)"
 
 Offset = tuple[int, int]  # column, row
 
@@ -49,7 +53,8 @@ class Placement:
 
 
 def locate(raster: GeoBox, grid: GeoBox) -> Placement:
-    """Position of `raster` on `grid`."""
+    """Position of `raster` on `grid`, by the transformations with which GDAL warps it."""
+    raster = raster.wrapping_onto(grid)
 
     def to_grid(pixels: Points) -> Points:
         return grid.to_pixels(project(raster.to_ground(pixels), raster.crs, grid.crs))
@@ -63,22 +68,96 @@ def locate(raster: GeoBox, grid: GeoBox) -> Placement:
     error = float(np.abs(shift - rounded).max())
     offset = (-int(rounded[0]), -int(rounded[1])) if error < SAME_GRID_PX else None
 
+    covered = _covered(raster, grid, to_grid, to_raster)
+    return Placement(offset, error, covered, _pixel_length(grid, covered, to_raster) if covered.area else 1.0)
+
+
+def _covered(
+    raster: GeoBox,
+    grid: GeoBox,
+    to_grid: Callable[[Points], Points],
+    to_raster: Callable[[Points], Points],
+) -> BaseGeometry:
+    """Area of `grid` that `raster` covers, in pixels of `grid`.
+
+    It is the raster's outline where the grid's CRS can express that in one piece. Otherwise, as for a raster
+    of the world, or one that the grid's CRS cuts at 180 degrees, it is made of cells of a lattice.
+    """
     outline = to_grid(raster.outline())
     if (np.abs(to_raster(outline) - raster.outline()) < 1).all():
-        frame = shapely.box(0, 0, grid.width, grid.height)
-        covered = shapely.make_valid(shapely.Polygon(outline)).intersection(frame)
-    else:  # the raster extends beyond what the grid's CRS can express: sample points of the grid instead
-        points = grid.lattice(65)
-        inside = (to_raster(points) >= 0) & (to_raster(points) <= (raster.width, raster.height))
-        covered = shapely.MultiPoint(points[inside.all(axis=1)]).convex_hull
-    return Placement(offset, error, covered, _pixel_length(covered, to_raster) if covered.area else 1.0)
+        polygon = shapely.make_valid(shapely.Polygon(outline))
+        if shapely.contains_xy(polygon, *to_grid(raster.centers(8)).T).all():
+            return polygon.intersection(shapely.box(0, 0, grid.width, grid.height))
+
+    def is_inside(points: Points) -> NDArray[np.bool_]:
+        pixels = to_raster(points)
+        inside: NDArray[np.bool_] = np.all((pixels > 0) & (pixels < (raster.width, raster.height)), axis=1)
+        return inside
+
+    nodes = is_inside(grid.lattice(LATTICE + 1)).reshape(LATTICE + 1, LATTICE + 1)
+    cells = is_inside(grid.centers(LATTICE)).reshape(LATTICE, LATTICE)
+    cells |= nodes[1:, 1:] | nodes[1:, :-1] | nodes[:-1, 1:] | nodes[:-1, :-1]
+    cell_px = grid.width / LATTICE, grid.height / LATTICE
+    found = np.floor(to_grid(raster.centers(LATTICE)) / cell_px)  # smaller than a cell
+    found = found[((found >= 0) & (found < LATTICE)).all(axis=1)].astype(int)
+    cells[found[:, 1], found[:, 0]] = True
+    rows, cols = (index * size for index, size in zip(np.nonzero(cells), cell_px[::-1], strict=True))
+    return shapely.union_all(shapely.box(cols, rows, cols + cell_px[0], rows + cell_px[1]))
 
 
-def _pixel_length(covered: BaseGeometry, to_raster: Callable[[Points], Points]) -> float:
-    """Length of the raster's pixels in pixels of the grid, at the centroid of the covered area."""
-    center = covered.centroid
-    corner, right, below = to_raster(np.array([[0, 0], [1, 0], [0, 1]]) + np.array([center.x, center.y]))
-    return 1 / math.sqrt(abs(np.linalg.det([right - corner, below - corner])))
+def _pixel_length(grid: GeoBox, covered: BaseGeometry, to_raster: Callable[[Points], Points]) -> float:
+    """Length of the raster's pixels in pixels of the grid: median over the covered area."""
+    centers = grid.centers(8)
+    middle = np.array(covered.representative_point().coords)
+    centers = np.concatenate([centers[shapely.contains_xy(covered, *centers.T)], middle])
+    corner, right, below = (to_raster(centers + step) for step in ((0, 0), (1, 0), (0, 1)))
+    with np.errstate(invalid="ignore"):
+        areas = np.abs(np.linalg.det(np.stack([right - corner, below - corner], axis=1)))
+    areas = areas[np.isfinite(areas) & (areas > 0)]
+    return float(1 / math.sqrt(np.median(areas))) if len(areas) else 1.0
+
+
+def warped_share(raster: GeoBox, grid: GeoBox) -> float:
+    """Share of `grid` that gets pixels when GDAL warps an image of the grid `raster` onto it."""
+    grid = grid.zoom_to(LATTICE, LATTICE)
+    raster = raster.wrapping_onto(grid).zoom_to(LATTICE, LATTICE)
+    size = {"width": LATTICE, "height": LATTICE}
+    with MemoryFile() as file:
+        with file.open(
+            driver="GTiff", count=1, dtype="uint8", crs=raster.crs, transform=raster.transform, **size
+        ) as plain:
+            plain.write(np.ones((1, LATTICE, LATTICE), np.uint8))
+        with (
+            file.open() as plain,
+            WarpedVRT(
+                plain,
+                src_crs=raster.crs,
+                src_transform=raster.transform,
+                crs=grid.crs,
+                transform=grid.transform,
+                add_alpha=True,
+                **size,
+            ) as warped,
+        ):
+            return float((warped.read(2) > 0).mean())
+
+
+def _check_coverage(after: Source, before: Source, placement: Placement, window: Window) -> None:
+    """Check that GDAL warps `after` onto the window of `before` where it was located.
+
+    Raises:
+        RasterError: it warps less than half of that.
+    """
+    grid = before.geobox.crop(window)
+    announced = placement.covered.area / (window.width * window.height)
+    advice = f"warp it with gdalwarp -t_srs {crs_name(grid.crs)} first"
+    with wrap_gdal_errors(after.location, "cannot be warped", advice):
+        share = warped_share(after.geobox, grid)
+    if share < announced / 2:
+        raise RasterError(
+            f"{after.name}: only {share:.1%} of {before.name} can be read from it, although it covers "
+            f"{announced:.1%}; {advice}"
+        )
 
 
 def crop_window(covered: BaseGeometry, grid: GeoBox) -> Window | None:
@@ -116,48 +195,14 @@ class Alignment:
         return replace(self, geobox=geobox, before_offset=before, after_offset=after)
 
 
-def check_georeferenced(before: Source, after: Source, allow_no_crs: bool) -> None:
-    """Refuse rasters without valid georeferencing.
-
-    Raises:
-        RasterError: a transform is not invertible; a CRS does not fit the coordinates; a CRS is missing and
-            that is not allowed, or only one is missing; sizes differ without a CRS.
-    """
-    for source in (before, after):
-        geobox = source.geobox
-        if not geobox.is_invertible():
-            raise RasterError(
-                f"{source.name}: its transform {tuple(geobox.transform)[:6]} is not invertible; assign the "
-                "right one (gdal_edit.py -a_ullr ...)"
-            )
-        if geobox.is_off_globe():
-            raise RasterError(
-                f"{source.name}: its CRS {_crs_name(geobox.crs)} looks wrong, as {geobox.describe_bounds()}"
-                " is nowhere on earth; assign the right one (gdal_edit.py -a_srs EPSG:...)"
-            )
-    without_crs = [source for source in (before, after) if source.geobox.crs is None]
-    names = " and ".join(dict.fromkeys(source.name for source in without_crs))
-    if without_crs and not allow_no_crs:
-        raise RasterError(
-            f"{names}: no CRS, so the raster is not georeferenced; {ADD_A_CRS},"
-            " or give --allow-no-crs for results in pixel coordinates"
-        )
-    if len(without_crs) == 1:
-        raise RasterError(f"{names}: no CRS, but the other date has one; {ADD_A_CRS}")
-    sizes = [f"{source.geobox.width} x {source.geobox.height} px" for source in without_crs]
-    if without_crs and sizes[0] != sizes[1] and before.geobox.transform == after.geobox.transform:
-        raise RasterError(
-            f"{before.name} has {sizes[0]} but {after.name} has {sizes[1]}:"
-            " without a CRS both must have the same size; resize one"
-        )
-
-
 def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m: float | None) -> Alignment:
     """Compute the common grid; `gsd_m` requests pixels of that many metres instead of those of `before`.
 
     Raises:
-        RasterError: no overlap; grids that differ under `strict`, or without a CRS to warp by.
-        ConfigError: `gsd_m` is not positive, needs a CRS, or makes too many pixels.
+        RasterError: no overlap; grids that differ under `strict`, or without a CRS to warp by; pixels that
+            GDAL does not warp to where they are.
+        ConfigError: `gsd_m` is not positive, needs a CRS, makes too many pixels, or is finer than half a
+            pixel of `before`.
     """
     placement = locate(after.geobox, before.geobox)
     window = crop_window(placement.covered, before.geobox)
@@ -174,6 +219,7 @@ def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m
             raise RasterError(
                 f"{after.name}: not on the grid of {before.name} ({difference}); try --align auto"
             )
+        _check_coverage(after, before, placement, window)
         notes.append(f"after: warped onto the grid of before ({difference}, {resampling})")
     if not 1 / MAX_SCALE_RATIO <= placement.scale <= MAX_SCALE_RATIO:
         notes.append(
@@ -211,6 +257,11 @@ def _with_gsd(geobox: GeoBox, gsd_m: float) -> GeoBox:
         raise ConfigError(f"gsd {gsd_m:g} m: needs a CRS that leads to longitude and latitude; {ADD_A_CRS}")
     if max(abs(size / gsd_m - 1) for size in size_m) <= SAME_GSD:
         return geobox
+    if max(size_m) > MAX_UPSAMPLING * gsd_m * (1 + SAME_GSD):
+        raise ConfigError(
+            f"gsd {gsd_m:g} m: is finer than half a pixel of before, which is {max(size_m):.3g} m, so its "
+            f"detail would be invented; give {max(size_m) / MAX_UPSAMPLING:.3g} or more, or leave it out"
+        )
     resampled = geobox.resample(gsd_m)
     if resampled.width * resampled.height > MAX_PIXELS:
         raise ConfigError(
@@ -225,11 +276,5 @@ def _difference(before: Source, after: Source, placement: Placement) -> str:
     if before.geobox.crs is None:
         raise RasterError(f"{after.name}: not on the grid of {before.name}, no CRS to warp by; {ADD_A_CRS}")
     shift = f"{placement.error_px:.2f} px off" if math.isfinite(placement.error_px) else "far apart"
-    names = [_crs_name(source.geobox.crs) for source in (after, before)]
+    names = [crs_name(source.geobox.crs) for source in (after, before)]
     return shift if names[0] == names[1] else f"{names[0]} -> {names[1]}, {shift}"
-
-
-def _crs_name(crs: CRS) -> str:
-    """EPSG code of a CRS, or the name in its WKT."""
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else str(crs.to_wkt().split('"')[1])

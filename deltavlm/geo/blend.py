@@ -83,15 +83,17 @@ def _blend(
         if mask.valid is not None:
             weight = weight * mask.valid[in_chip]
         total_weight[in_block] += weight
-        if mask.probabilities.any():
-            rows, cols = (
-                interpolation_matrix(chip.size, side)[span]
-                for side, span in zip(mask.probabilities.shape[1:], in_chip, strict=True)
-            )
-            weighted_sum[:, *in_block] += (rows @ mask.probabilities.astype(np.float32) @ cols.T) * weight
+        rows, cols = (
+            interpolation_matrix(chip.size, side)[span]
+            for side, span in zip(mask.probabilities.shape[1:], in_chip, strict=True)
+        )
+        for plane in np.flatnonzero(mask.probabilities.any(axis=(1, 2))):
+            upsampled = rows @ mask.probabilities[plane].astype(np.float32) @ cols.T
+            weighted_sum[plane][in_block] += upsampled * weight
     has_data = total_weight > 0
-    mean = np.divide(weighted_sum, total_weight, out=np.zeros_like(weighted_sum), where=has_data)
-    blended: Probabilities = np.rint(mean * np.float32(FULL / 255)).astype(np.uint8)
+    mean = np.divide(weighted_sum, total_weight, out=weighted_sum, where=has_data)
+    mean *= np.float32(FULL / 255)
+    blended: Probabilities = np.rint(mean, out=mean).astype(np.uint8)
     blended[:, ~has_data] = NODATA
     return blended
 

@@ -26,7 +26,8 @@ from deltavlm.errors import RasterError
 from deltavlm.files import special_kind
 from deltavlm.geo.crs import grid_problem
 from deltavlm.geo.gdal import wrap_gdal_errors
-from deltavlm.geo.location import check_exists, is_local, normalize_location, redact_credentials
+from deltavlm.geo.location import check_exists, is_local, normalize_location
+from deltavlm.messages import redact_address
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
 
@@ -269,7 +270,7 @@ def _check_dataset(dataset: DatasetReader, location: str) -> None:
     _check_tags(dataset, location)
     for crs in (dataset.crs, dataset.gcps[1]):
         if crs and (problem := grid_problem(crs.to_wkt())):
-            raise RasterError(f"{redact_credentials(location)}: {problem}")
+            raise RasterError(f"{redact_address(location)}: {problem}")
     if dataset.driver == "HFA":  # its header names files with further pixels
         folder = Path(location).parent
         others = [file for file in dataset.files if Path(file).parent != folder]
@@ -284,7 +285,7 @@ def _check_tags(dataset: DatasetReader, location: str) -> None:
             key.lower() for key in dataset.tags(ns=domain)
         }:
             raise RasterError(
-                f"{redact_credentials(location)}: its tags ({domain}) name another file to read; {CONVERT}"
+                f"{redact_address(location)}: its tags ({domain}) name another file to read; {CONVERT}"
             )
 
 
@@ -296,7 +297,7 @@ def _check_sources(location: str) -> list[str]:
     """
     sources = dict.fromkeys(_sources(location))
     logger.warning(
-        "%s: a VRT, which reads %s", location, ", ".join(map(redact_credentials, sources)) or "nothing"
+        "%s: a VRT, which reads %s", location, ", ".join(map(redact_address, sources)) or "nothing"
     )
     for source in sources:
         try:

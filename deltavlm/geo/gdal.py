@@ -8,14 +8,16 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import rasterio
 from rasterio._err import CPLE_BaseError  # raised by warps and transforms, and not exported anywhere else
+from rasterio._path import _parse_path, _vsi_path
 from rasterio.errors import CRSError, RasterioError
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.location import is_remote, redact_credentials
+from deltavlm.geo.location import is_remote
+from deltavlm.messages import redact, redact_address
 
 __all__ = ["gdal_env", "log_decoder_warnings", "trim_malloc", "wrap_gdal_errors"]
 
@@ -53,15 +55,29 @@ def gdal_env(*locations: str) -> rasterio.Env:
 def wrap_gdal_errors(location: str, problem: str, advice: str) -> Iterator[None]:
     """Re-raise GDAL's errors as a RasterError that names the file.
 
+    An error that tells secrets of the location is not kept as its cause.
+
     Raises:
         RasterError: `<file>: <problem> (<GDAL's message>); <advice>`.
     """
     try:
         yield
     except (RasterioError, CRSError, CPLE_BaseError, OSError, MemoryError) as error:
-        detail = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        detail = detail.replace(location, redact_credentials(location)).rstrip(".")
-        raise RasterError(f"{redact_credentials(location)}: {problem} ({detail}); {advice}") from error
+        words = str(error.__cause__ or error)
+        detail = _without_secrets(words, location).strip().partition("\n")[0] or type(error).__name__
+        cause = error if redact_address(location) == location and redact(words) == words else None
+        message = f"{redact_address(location)}: {problem} ({detail.rstrip('.')}); {advice}"
+        raise RasterError(message) from cause
+
+
+def _without_secrets(text: str, location: str) -> str:
+    """Text of GDAL about a location, which it may tell as it was given, or in its own spelling."""
+    spellings = [location]
+    with suppress(ValueError, RasterioError):
+        spellings.append(_vsi_path(_parse_path(location)))
+    for spelling in spellings:
+        text = text.replace(spelling, redact_address(spelling))
+    return redact(text)
 
 
 class _DecoderFilter(logging.Filter):
@@ -78,7 +94,7 @@ class _DecoderFilter(logging.Filter):
                 "%s: a decoder complains (%s), so some pixels may be wrong although they can be read; "
                 "compare the file with its source, or copy it again",
                 self.source,
-                message,
+                redact(message),
             )
         return logging.getLogger().isEnabledFor(record.levelno)
 

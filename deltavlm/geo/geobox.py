@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pyproj
 from affine import Affine, TransformNotInvertibleError
 from numpy.typing import NDArray
 from pyproj import Geod
+from pyproj.crs import BoundCRS, ProjectedCRS
+from pyproj.crs.coordinate_operation import EquidistantCylindricalConversion
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
@@ -23,6 +26,8 @@ __all__ = [
     "Points",
     "Window",
     "are_off_globe",
+    "crs_name",
+    "degrees_per_unit",
     "pixel_polygon",
     "project",
 ]
@@ -34,9 +39,9 @@ LONLAT = CRS.from_epsg(4326)  # points in it are (longitude, latitude)
 SAME_GRID_PX = 0.05
 """Grids whose pixels differ by less are one grid: resampling would change no pixel noticeably."""
 
-MAX_LONLAT = (720, 100)
-"""Largest absolute longitude and latitude of a valid file: two turns, and a pole in grads or half a coarse
-pixel beyond one in degrees."""
+MAX_LONLAT = (570, 100)
+"""Largest absolute longitude and latitude of a valid file in degrees: PROJ takes longitudes of up to 10
+radians, and a coarse grid may reach half a pixel beyond a pole."""
 
 
 class Window(NamedTuple):
@@ -78,6 +83,15 @@ class GeoBox:
         cols, rows = np.meshgrid(np.linspace(0, self.width, steps), np.linspace(0, self.height, steps))
         return np.stack([cols.ravel(), rows.ravel()], axis=1)
 
+    def centers(self, steps: int) -> Points:
+        """Centers of `steps` x `steps` equal cells of the grid, in pixels, row by row."""
+        half = 0.5 / steps
+        side = np.linspace(half, 1 - half, steps)
+        return np.stack([axis.ravel() for axis in np.meshgrid(side, side)], axis=1) * (
+            self.width,
+            self.height,
+        )
+
     def outline(self, steps: int = 21) -> Points:
         """Edge of the grid in pixels, `steps` points a side, so that it can bend when it is projected."""
         side = np.linspace(0, 1, steps)[:-1]
@@ -105,14 +119,39 @@ class GeoBox:
         return _apply(self.transform, pixels)
 
     def to_pixels(self, ground: Points) -> Points:
-        """Pixel coordinates of ground points; on a grid in degrees a longitude is taken modulo 360, as near
-        to the grid's center as possible."""
+        """Pixel coordinates of ground points; on a geographic grid a longitude is taken modulo a turn, as
+        near to the grid's center as possible."""
         if self.crs is not None and self.crs.is_geographic:
+            turn = 360 / degrees_per_unit(self.crs)
             center, _ = self.transform * (self.width / 2, self.height / 2)
             distance = np.where(np.isfinite(ground[:, 0]), center - ground[:, 0], 0)
-            turns = np.where(np.abs(distance) > 180 + 1e-6, np.round(distance / 360), 0)
-            ground = ground + np.stack([360 * turns, np.zeros_like(turns)], axis=1)
+            turns = np.where(np.abs(distance) > turn / 2 + 1e-6, np.round(distance / turn), 0)
+            ground = ground + np.stack([turn * turns, np.zeros_like(turns)], axis=1)
         return _apply(~self.transform, ground)
+
+    def wrapping_onto(self, grid: GeoBox) -> GeoBox:
+        """This grid in a CRS from which and to which GDAL transforms points of `grid` rightly.
+
+        GDAL and PROJ count longitudes from -180 to 180, or do not touch them where both CRSs are one. So a
+        geographic grid is returned as a plate carrée about its own central meridian, on the same datum, where
+        it or `grid` counts otherwise: from 0 to 360, or beyond 180. Other grids are returned as they are.
+        """
+        is_geographic = self.crs is not None and self.crs.is_geographic
+        if not is_geographic or grid.crs is None or not (self._leaves_180() or grid._leaves_180()):
+            return self
+        unit = degrees_per_unit(self.crs)
+        meridian = unit * (self.transform * (self.width / 2, self.height / 2))[0]
+        crs, radius_m = _plate_carree(self.crs, meridian)
+        metres = math.radians(unit) * radius_m
+        scale = Affine(metres, 0, -math.radians(meridian) * radius_m, 0, metres, 0)
+        return replace(self, transform=scale * self.transform, crs=crs)
+
+    def _leaves_180(self) -> bool:
+        """True where a geographic grid has longitudes outside of -180 to 180 degrees."""
+        if self.crs is None or not self.crs.is_geographic:
+            return False
+        longitudes = self.to_ground(self.outline(2))[:, 0] * degrees_per_unit(self.crs)
+        return bool((np.abs(longitudes) > 180 + 1e-9).any())
 
     def is_invertible(self) -> bool:
         """True where pixels are recovered from their ground coordinates; those of a broken header are not."""
@@ -199,4 +238,36 @@ def project(points: Points, source: CRS | None, target: CRS | None) -> Points:
 
 def are_off_globe(points: Points, crs: CRS | None) -> bool:
     """True where points in a geographic CRS are no longitudes and latitudes: the CRS must be wrong."""
-    return crs is not None and bool(crs.is_geographic) and bool((np.abs(points) > MAX_LONLAT).any())
+    if crs is None or not crs.is_geographic:
+        return False
+    return bool((np.abs(points * degrees_per_unit(crs)) > MAX_LONLAT).any())
+
+
+def crs_name(crs: CRS) -> str:
+    """EPSG code of a CRS, or the name in its WKT."""
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt().split('"')[1])
+
+
+def degrees_per_unit(crs: CRS) -> float:
+    """Degrees in the angular unit of a geographic CRS, which is 0.9 in grads."""
+    _, radians = crs.units_factor
+    degrees = math.degrees(radians)
+    return 1.0 if math.isclose(degrees, 1, rel_tol=1e-9) else degrees
+
+
+def _plate_carree(crs: CRS, meridian: float) -> tuple[CRS, float]:
+    """Plate carrée on the datum of a geographic CRS about a meridian in degrees, and its radius in metres.
+
+    Both axes are linear in degrees.
+    """
+    whole = pyproj.CRS.from_wkt(crs.to_wkt())
+    horizontal = whole.sub_crs_list[0] if whole.is_compound else whole
+    geographic = horizontal.source_crs if horizontal.is_bound else horizontal
+    assert geographic is not None
+    conversion = EquidistantCylindricalConversion(longitude_natural_origin=meridian)
+    plane: pyproj.CRS = ProjectedCRS(conversion, geodetic_crs=geographic.to_2d())
+    if horizontal.is_bound:
+        plane = BoundCRS(plane, horizontal.target_crs, horizontal.coordinate_operation)
+    assert geographic.ellipsoid is not None
+    return CRS.from_wkt(plane.to_wkt()), geographic.ellipsoid.semi_major_metre

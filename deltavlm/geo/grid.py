@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import shapely
@@ -21,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.geobox import GeoBox, Window, pixel_polygon
 
-__all__ = ["Chip", "ChipGrid"]
+__all__ = ["Chip", "ChipGrid", "ground_shares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,10 @@ class Chip:
     window: Window
     size: int
     transform: Affine  # of the raster, not of the chip
+    ground_share: float = (
+        1.0  # share of its ground that is its own, where chips divide what they share evenly
+    )
+    aoi_share: float | None = None  # share of its ground inside the area of interest; None without one
 
     @property
     def chip_id(self) -> str:
@@ -108,7 +113,14 @@ class ChipGrid:
         window = Window(
             self._offset(col, width), self._offset(row, height), min(self.size, width), min(self.size, height)
         )
-        return Chip(row, col, window, self.size, self.geobox.transform)
+        if self.keep is None:
+            rows, cols = self._axis_shares
+            return Chip(
+                row, col, window, self.size, self.geobox.transform, float(rows[row] * cols[col]), None
+            )
+        return Chip(
+            row, col, window, self.size, self.geobox.transform, *self._shares_in_aoi[:, row, col].tolist()
+        )
 
     def intersecting(self, window: Window) -> Iterator[Chip]:
         """Chips that share pixels with a window, row by row; `keep` is ignored."""
@@ -136,19 +148,132 @@ class ChipGrid:
             yield self[row, col]
 
     @cached_property
-    def _selected(self) -> NDArray[np.intp]:  # (N, 2) rows and columns, in order
-        """Chips that share area with `keep`, computed in pixels, where every chip is an upright square."""
-        inverse = ~self.geobox.transform
-        keep = affine_transform(self.keep, (inverse.a, inverse.b, inverse.d, inverse.e, inverse.c, inverse.f))
+    def _offsets(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Offsets of the rows and of the columns of chips, in pixels."""
         width, height = self.geobox.width, self.geobox.height
-        col_offs = np.array([self._offset(col, width) for col in range(self.cols)])
-        row_offs = np.array([self._offset(row, height) for row in range(self.rows)])
+        return (
+            np.array([self._offset(row, height) for row in range(self.rows)]),
+            np.array([self._offset(col, width) for col in range(self.cols)]),
+        )
+
+    @cached_property
+    def _axis_shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Share of each row and of each column of chips that is its own; a chip's share is their product."""
+        row_offs, col_offs = self._offsets
+        return (
+            ground_shares(row_offs, np.zeros(1, int), (self.size, 1)).ravel(),
+            ground_shares(np.zeros(1, int), col_offs, (1, self.size)).ravel(),
+        )
+
+    @cached_property
+    def _keep_px(self) -> BaseGeometry:
+        """`keep` in pixels, where every chip is an upright rectangle."""
+        inverse = ~self.geobox.transform
+        return affine_transform(self.keep, (inverse.a, inverse.b, inverse.d, inverse.e, inverse.c, inverse.f))
+
+    def _rectangles(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.object_]:
+        """Windows of chips as polygons in pixels."""
+        row_offs, col_offs = self._offsets
+        ends = (
+            np.minimum(col_offs[cols] + self.size, self.geobox.width),
+            np.minimum(row_offs[rows] + self.size, self.geobox.height),
+        )
+        boxes: NDArray[np.object_] = shapely.box(col_offs[cols], row_offs[rows], *ends)
+        return boxes
+
+    @cached_property
+    def _selected(self) -> NDArray[np.intp]:  # (N, 2) rows and columns, in order
+        """Chips that share area with `keep`."""
+        keep = self._keep_px
+        row_offs, col_offs = self._offsets
         xmin, ymin, xmax, ymax = keep.bounds if not keep.is_empty else (0, 0, -1, -1)
         near_cols = np.flatnonzero((col_offs < xmax) & (col_offs + self.size > xmin))
         near_rows = np.flatnonzero((row_offs < ymax) & (row_offs + self.size > ymin))
         rows, cols = (index.ravel() for index in np.meshgrid(near_rows, near_cols, indexing="ij"))
-        ends = np.minimum(col_offs + self.size, width)[cols], np.minimum(row_offs + self.size, height)[rows]
-        squares = shapely.box(col_offs[cols], row_offs[rows], *ends)
+        rectangles = self._rectangles(rows, cols)
         shapely.prepare(keep)
-        selected = shapely.intersects(keep, squares) & ~shapely.touches(keep, squares)
+        selected = shapely.intersects(keep, rectangles) & ~shapely.touches(keep, rectangles)
         return np.stack([rows[selected], cols[selected]], axis=1)
+
+    @cached_property
+    def _shares_in_aoi(self) -> NDArray[np.float64]:  # (2, rows, cols)
+        """`ground_share` and `aoi_share` of the chips; 0 for those that are not selected."""
+        shares = np.zeros((2, self.rows, self.cols))
+        if len(self._selected):
+            (rows, cols), (row_offs, col_offs) = self._selected.T, self._offsets
+            near = slice(rows.min(), rows.max() + 1), slice(cols.min(), cols.max() + 1)
+            selected = np.zeros((self.rows, self.cols), bool)
+            selected[rows, cols] = True
+            size = min(self.size, self.geobox.height), min(self.size, self.geobox.width)
+            shares[0, *near] = ground_shares(row_offs[near[0]], col_offs[near[1]], size, selected[near])
+            shares[1, rows, cols] = self._aoi_shares(rows, cols)
+        return shares
+
+    def _aoi_shares(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Share of each of these chips, which are ordered by rows, that lies inside `keep`."""
+        rectangles = self._rectangles(rows, cols)
+        shares = np.ones(len(rows))
+        on_border = np.flatnonzero(~shapely.covers(self._keep_px, rectangles))
+        for row in np.unique(rows[on_border]):  # cut to a row first: an area may have many vertices
+            of_row = on_border[rows[on_border] == row]
+            xmin, ymin, xmax, ymax = shapely.total_bounds(rectangles[of_row])
+            strip = shapely.intersection(self._keep_px, shapely.box(xmin, ymin, xmax, ymax))
+            inside = shapely.area(shapely.intersection(strip, rectangles[of_row]))
+            shares[of_row] = inside / shapely.area(rectangles[of_row])
+        return shares
+
+
+def ground_shares(
+    row_offs: NDArray[np.integer],
+    col_offs: NDArray[np.integer],
+    size: tuple[int, int],
+    selected: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """Share of each chip's ground that is its own: what several chips cover is divided evenly among them.
+
+    The shares times the areas of the chips add up to the area of their union.
+
+    Args:
+        row_offs, col_offs: increasing offsets of the rows and columns of chips, in pixels.
+        size: height and width of every chip, px.
+        selected: (rows, cols), chips that exist; None: all. The others have a share of 0.
+
+    >>> ground_shares(np.array([0]), np.array([0, 256, 344]), (256, 256))
+    array([[1.        , 0.828125  , 0.828125  ]])
+    """
+    if selected is None:
+        selected = np.ones((len(row_offs), len(col_offs)), bool)
+    # Edges of chips cut an axis into segments; each is covered by consecutive rows or columns of chips.
+    axes = [_segments(offsets, length) for offsets, length in zip((row_offs, col_offs), size, strict=True)]
+    (row_px, rows_from, rows_to, row_span), (col_px, cols_from, cols_to, col_span) = axes
+    counts = _sums_within(selected, (rows_from, rows_to), (cols_from, cols_to))
+    share_px = np.divide(np.outer(row_px, col_px), counts, out=np.zeros(counts.shape), where=counts > 0)
+    shares = _sums_within(share_px, row_span, col_span) / (size[0] * size[1])
+    return np.where(selected, shares, 0.0)
+
+
+def _segments(
+    offsets: NDArray[np.integer], length: int
+) -> tuple[
+    NDArray[np.integer], NDArray[np.intp], NDArray[np.intp], tuple[NDArray[np.intp], NDArray[np.intp]]
+]:
+    """Segments of an axis between the edges of chips: length, range of the chips that cover each; and for
+    each chip the range of its segments."""
+    edges = np.unique(np.concatenate([offsets, offsets + length]))
+    starts = edges[:-1]
+    covering = np.searchsorted(offsets + length, starts, "right"), np.searchsorted(offsets, starts, "right")
+    spans = np.searchsorted(edges, offsets), np.searchsorted(edges, offsets + length)
+    return np.diff(edges), *covering, spans
+
+
+def _sums_within(
+    values: NDArray[Any],
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
+    cols: tuple[NDArray[np.intp], NDArray[np.intp]],
+) -> NDArray[Any]:
+    """Sums of (rows, cols) values over each pair of a range of rows and a range of columns (from, to)."""
+    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1), np.result_type(values, np.int64))
+    sums[1:, 1:] = values.cumsum(axis=0).cumsum(axis=1)
+    along_rows = sums[rows[1]] - sums[rows[0]]
+    within: NDArray[Any] = along_rows[:, cols[1]] - along_rows[:, cols[0]]
+    return within

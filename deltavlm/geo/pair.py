@@ -6,9 +6,10 @@ windows; otherwise it is warped. Nothing is printed: `PairReader.notes` says wha
 
 from __future__ import annotations
 
+import filecmp
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import ADD_A_CRS, Alignment, align, check_georeferenced
+from deltavlm.geo.alignment import Alignment, align
 from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
+from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.location import check_exists, normalize_location
 from deltavlm.geo.radiometry import Stretch, Stretches, parse_scale, plan_stretches, to_uint8
@@ -34,15 +37,21 @@ from deltavlm.geo.view import Raw, Source, View
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
 MAX_CHIPS = 10_000_000
+MAX_COMPARED = 2**28  # bytes of two files of one size whose contents are compared
 
 
 @dataclass(frozen=True, slots=True)
 class RasterPair:
-    """Locations of the two dates: paths, `https://`, `s3://` or `/vsi...`. Opens nothing."""
+    """Locations of the two images: paths, `https://`, `s3://` or `/vsi...`. Opens nothing.
+
+    Dates are in ISO 8601; None: from the tags of the file.
+    """
 
     before: str
     after: str
     name: str = ""
+    before_date: str | None = None
+    after_date: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +101,7 @@ class PairReader:
     options: ReadOptions
     notes: tuple[str, ...]  # for the user, a sentence each
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
+    dates: tuple[str | None, str | None] = (None, None)  # ISO 8601, of before and after
 
     @property
     def geobox(self) -> GeoBox:
@@ -232,6 +242,7 @@ def open_pair(
     open_date = partial(
         open_source,
         nodata=options.nodata,
+        resampling=options.resampling,
         trust_alpha=options.alpha_band == "auto",
         read_pixels=not options.outlines_only,
         allow_vrt=options.allow_vrt,
@@ -272,7 +283,48 @@ def open_pair(
             *scale_notes,
         )
         warnings = _with_dates(before, after, before.warnings, after.warnings)
-        yield PairReader(alignment, views, stretches, aoi, options, notes, tuple(warnings))
+        dates = pair.before_date or before.date, pair.after_date or after.date
+        doubts = tuple(_order_warnings(pair, dates))
+        tagged = tuple(
+            f"{name}: dated {source.date} by its tags"
+            for name, given, source in (
+                ("before", pair.before_date, before),
+                ("after", pair.after_date, after),
+            )
+            if source.date is not None and given is None
+        )
+        yield PairReader(
+            alignment,
+            views,
+            stretches,
+            aoi,
+            options,
+            (*doubts, *notes, *tagged),
+            (*doubts, *warnings),
+            dates,
+        )
+
+
+def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:
+    """Warnings about dates in the wrong order, and one image given as both."""
+    with suppress(ValueError):  # of a date that is not in ISO 8601
+        if are_swapped(*dates):
+            yield f"before is dated {dates[0]} and after {dates[1]}: are they swapped?"
+    if _is_same_image(pair.before, pair.after):
+        yield "before and after are the same image, so nothing can have changed"
+
+
+def _is_same_image(before: str, after: str) -> bool:
+    """True for one location, links to one file, and files up to MAX_COMPARED with the same bytes."""
+    if before == after:
+        return True
+    try:
+        sizes = {Path(location).stat().st_size for location in (before, after)}
+        if Path(before).samefile(after):
+            return True
+        return len(sizes) == 1 and max(sizes) <= MAX_COMPARED and filecmp.cmp(before, after, shallow=False)
+    except (OSError, ValueError):
+        return False  # a remote one
 
 
 def _with_dates(

@@ -51,6 +51,7 @@ class Region:
     polygon: BaseGeometry  # in pixels of the grid
     pixels: int  # area
     mean: float  # of the weights of its pixels
+    sums: NDArray[np.float64]  # (planes,) sums over its pixels
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class _Component:
     polygon: BaseGeometry
     pixels: int
     weight: float  # sum over its pixels
+    sums: NDArray[np.float64]  # (planes,) the same of each plane
     first: tuple[int, int]  # row and column of its first pixel
 
 
@@ -84,13 +86,22 @@ class Polygonizer:
         self._previous_row = np.full(self.width, -1, np.int64)
         self._last_row = self._previous_row.copy()
 
-    def add(self, window: Window, labels: Labels, weights: NDArray[np.floating]) -> None:
-        """Add the block of a window: (height, width) classes, 0 for background, and a weight per pixel."""
+    def add(
+        self,
+        window: Window,
+        labels: Labels,
+        weights: NDArray[np.floating],
+        planes: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Add the block of a window: (height, width) classes, 0 for background, a weight per pixel, and
+        (planes, height, width) values to sum over each region."""
         if window.col_off == 0:
             self._previous_row, self._last_col = self._last_row, None
             self._last_row = np.full(self.width, -1, np.int64)
         components, values = _label_components(labels)
-        indices = self._append(window, components, values, weights)
+        if planes is None:
+            planes = np.zeros((0, *labels.shape), np.uint8)
+        indices = self._append(window, components, values, (weights, *planes))
         cols = slice(window.col_off, window.col_off + window.width)
         self._merge(self._previous_row[cols], indices[components[0]])
         if self._last_col is not None:
@@ -99,14 +110,21 @@ class Polygonizer:
         self._last_col = indices[components[:, -1]]
 
     def _append(
-        self, window: Window, components: NDArray[np.int32], values: list[int], weights: NDArray[np.floating]
+        self,
+        window: Window,
+        components: NDArray[np.int32],
+        values: list[int],
+        planes: Sequence[NDArray[np.floating | np.uint8]],
     ) -> NDArray[np.int64]:
-        """Append the components of a block; returns the index of each by its number, -1 for background."""
+        """Append the components of a block; returns the index of each by its number, -1 for background.
+
+        planes: the weights, and what is to be summed over each region beside them.
+        """
         begin = len(self._components)
         if values:
             flat = components.ravel()
             pixels = np.bincount(flat, minlength=len(values) + 1)
-            sums = np.bincount(flat, weights.ravel().astype(float), len(values) + 1)
+            sums = np.stack([np.bincount(flat, plane.ravel(), len(values) + 1) for plane in planes], axis=1)
             firsts = np.full(len(values) + 1, flat.size)
             np.minimum.at(firsts, flat, np.arange(flat.size))
             outlines: dict[int, BaseGeometry] = {}
@@ -119,8 +137,9 @@ class Polygonizer:
             for number, (value, polygon) in enumerate(zip(values, polygons, strict=True), start=1):
                 row, col = divmod(int(firsts[number]), components.shape[1])
                 first = (window.row_off + row, window.col_off + col)
+                weight, *others = sums[number]
                 self._components.append(
-                    _Component(value, polygon, int(pixels[number]), float(sums[number]), first)
+                    _Component(value, polygon, int(pixels[number]), weight, np.array(others), first)
                 )
                 self._parents.append(begin + number - 1)
         return np.concatenate([[-1], np.arange(begin, len(self._components))])
@@ -151,8 +170,9 @@ class Polygonizer:
                 polygon = shapely.union_all([component.polygon for component in components])
             pixels = sum(component.pixels for component in components)
             mean = sum(component.weight for component in components) / pixels
+            sums = np.sum([component.sums for component in components], axis=0)
             first = min(component.first for component in components)
-            ordered.append((first, Region(components[0].value, polygon, pixels, mean)))
+            ordered.append((first, Region(components[0].value, polygon, pixels, mean, sums)))
         return [region for _, region in sorted(ordered, key=lambda item: item[0])]
 
 

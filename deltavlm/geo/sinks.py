@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sqlite3
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import atomic_file, fsync_file, resolve_link, write_atomic
+from deltavlm.files import atomic_file, create_file, fsync_file, open_regular, resolve_link, write_atomic
 from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.geojson import FeatureCollection, FeatureLines, WriteText, to_lonlat
 from deltavlm.geo.geopackage import (
@@ -83,6 +84,8 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
         raise OutputError(f"{path}: {problem} {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is a pipe or a device; choose another name")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
     folder = resolve_link(path).parent
@@ -168,8 +171,12 @@ def write_output(path: Path, content: bytes, overwrite: bool) -> None:
     """
     suffixes = (path.suffix.lower(),)
     check_output(path, overwrite, suffixes)
-    with _atomic_output(path, overwrite, None, suffixes) as scratch, _wrap_write_errors(path):
-        scratch.write_bytes(content)
+    with (
+        _atomic_output(path, overwrite, None, suffixes) as scratch,
+        _wrap_write_errors(path),
+        create_file(scratch) as stream,
+    ):
+        stream.write(content)
 
 
 def _file_path(path: Path | None) -> Path | None:
@@ -185,7 +192,7 @@ def _write_stdout(text: str) -> None:
 def _text_writer(scratch: Path, path: Path) -> Iterator[WriteText]:
     """Function that writes text to `scratch` and flushes it; its errors name `path`."""
     with _wrap_write_errors(path):
-        stream = scratch.open("w", encoding="utf-8", newline="\n")
+        stream = io.TextIOWrapper(create_file(scratch), encoding="utf-8", newline="\n")
 
     def write_text(text: str) -> None:
         with _wrap_write_errors(path):
@@ -247,10 +254,11 @@ def _remove_sidecars(database: Path) -> None:
 def _is_replaceable(style: Path) -> bool:
     """True for a style file that does not exist or was written by deltavlm; others are the user's."""
     try:
-        return SIGNATURE in style.read_text(encoding="utf-8")
+        with open_regular(style) as stream:
+            return SIGNATURE.encode() in stream.read()
     except FileNotFoundError:
-        return not style.is_symlink()
-    except (OSError, UnicodeDecodeError):
+        return True
+    except OSError:
         return False
 
 

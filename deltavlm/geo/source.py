@@ -9,19 +9,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.location import check_is_file, normalize_location, redact_credentials
+from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.radiometry import choose_bands
-from deltavlm.geo.view import UNREADABLE, Source, alpha_band, iter_samples, needs_alpha, without_alpha
+from deltavlm.geo.view import (
+    UNREADABLE,
+    Source,
+    alpha_band,
+    has_transform,
+    iter_samples,
+    needs_alpha,
+    warp_method,
+    without_alpha,
+)
+from deltavlm.messages import pluralize, redact_address
 
 __all__ = ["open_source"]
 
@@ -37,21 +49,24 @@ def open_source(
     trust_alpha: bool = True,
     read_pixels: bool = True,
     allow_vrt: bool = False,
+    resampling: str = "bilinear",
 ) -> Iterator[Source]:
     """Open one raster: a path, `https://`, `s3://` or `/vsi...`.
 
-    A raster georeferenced by ground control points alone is warped into their CRS. A band that is labelled
+    A raster georeferenced by ground control points alone is warped into their CRS, by `resampling` unless it
+    has a palette. A band that is labelled
     alpha but varies like an image is taken for data, with a note; with `trust_alpha=False` every one is.
     `read_pixels=False` is for metadata only: no pixel is read, and notes on bands are left out. `allow_vrt`
     permits VRTs.
 
     Raises:
-        RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), or too large.
+        RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), too large, or
+            with control points that do not place it.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
     location = normalize_location(location)
     check_is_file(location)
-    name = redact_credentials(location)
+    name = redact_address(location)
     notes: list[str] = []
     with ExitStack() as stack:
         dataset = stack.enter_context(_open_dataset(location, allow_vrt))
@@ -59,17 +74,16 @@ def open_source(
             check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
+            date = date_of_tags(dataset.tags() | dataset.tags(ns="IMAGERY"))
             alpha = alpha_band(dataset)
             if read_pixels and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
                 notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
                 dataset = stack.enter_context(without_alpha(dataset))
-            gcps, gcp_crs = dataset.gcps
-            if not dataset.crs and gcps and gcp_crs:
-                notes.append(f"georeferenced by its {len(gcps)} ground control points")
-                add_alpha = needs_alpha(dataset, dataset.nodata)
-                dataset = stack.enter_context(
-                    WarpedVRT(dataset, crs=gcp_crs, resampling=Resampling.bilinear, add_alpha=add_alpha)
+            if (gcp_crs := _control_point_crs(dataset)) is not None:
+                notes.append(
+                    f"georeferenced by its {pluralize(len(dataset.gcps[0]), 'ground control point')}"
                 )
+                dataset = stack.enter_context(_warp_by_control_points(dataset, gcp_crs, name, resampling))
         try:
             chosen, guess = choose_bands([interp.name for interp in dataset.colorinterp], bands)
         except ConfigError as error:
@@ -79,7 +93,35 @@ def open_source(
             nodata = dataset.nodatavals[chosen[0] - 1]
         else:
             _check_nodata(nodata, dataset.dtypes[chosen[0] - 1], name)
-        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses)
+        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses, date)
+
+
+def _control_point_crs(dataset: DatasetReader) -> CRS | None:
+    """CRS of the ground control points that place a raster; None where it has none, or a CRS and a transform
+    of its own."""
+    points, crs = dataset.gcps
+    if not points or (dataset.crs and has_transform(dataset)):
+        return None
+    return crs or dataset.crs or None
+
+
+def _warp_by_control_points(dataset: DatasetReader, crs: CRS, name: str, resampling: str) -> WarpedVRT:
+    """The raster warped into the CRS of its ground control points. Raises: RasterError."""
+    try:
+        warped = WarpedVRT(
+            dataset,
+            src_crs=crs,
+            crs=crs,
+            resampling=warp_method(dataset, resampling),
+            add_alpha=needs_alpha(dataset, dataset.nodata),
+        )
+    except (CPLE_BaseError, RasterioError) as error:
+        raise RasterError(
+            f"{name}: not placed by its {pluralize(len(dataset.gcps[0]), 'ground control point')} ({error}); "
+            "give at least three that are not on one line"
+        ) from error
+    check_size(warped, name)
+    return warped
 
 
 @contextmanager

@@ -96,7 +96,9 @@ STYLES = {
         value=SCORE,
         label=Label('if("changed", wordwrap("caption", 30), NULL)', min_mm=35),
         on_top="changed_score",
-        decimals={"changed_score": 2, "caption_score": 2, "valid_fraction": 2},
+        decimals=dict.fromkeys(
+            ("changed_score", "caption_score", "valid_fraction", "ground_share", "aoi_share"), 2
+        ),
     ),
     "locations": Style(
         "categorised",
@@ -108,9 +110,9 @@ STYLES = {
     "changes": Style(
         "categorised",
         _classes(opacity=70),
-        title="\"class\" || ' of ' || round(\"area_m2\") || ' m²'",
-        tip='<b>[% "class" %]</b> [% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>'
-        + _html_text("caption"),
+        title="replace(\"kind\", '_', ' ') || ', ' || round(\"area_m2\") || ' m²'",
+        tip="<b>[% replace(\"kind\", '_', ' ') %]</b> "
+        '[% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>' + _html_text("caption"),
         value="class",
         label=Label("\"class\" || '\\n' || round(\"area_m2\") || ' m²'", min_mm=8, size_pt=7),
         decimals={"area_m2": 1, "perimeter_m": 1, "mean_score": 2, "lon": 6, "lat": 6},

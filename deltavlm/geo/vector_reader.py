@@ -184,9 +184,16 @@ def _read_with_gdal(path: Path, layer: str) -> VectorLayer:
         provenance = (pyogrio.read_info(path, layer=layer)["layer_metadata"] or {}).get("deltavlm")
         try:
             frame = pyogrio.read_dataframe(path, layer=layer, use_arrow=path.suffix.lower() != ".shp")
+            _check_text(frame)
         except (pa.ArrowException, NotImplementedError, UnicodeDecodeError):
             frame = _read_rows(path, layer)
     return VectorLayer(frame, json.loads(provenance) if provenance else None)
+
+
+def _check_text(frame: GeoDataFrame) -> None:
+    """Raises: pa.ArrowInvalid for text that is not UTF-8, which pandas does not look at when it is read."""
+    for name in frame.select_dtypes("string").columns:
+        pa.Array.from_pandas(frame[name]).validate(full=True)
 
 
 def _read_rows(path: Path, layer: str) -> GeoDataFrame:
@@ -210,6 +217,7 @@ def _read_parquet(path: Path) -> VectorLayer:
     if problem := grid_problem(metadata.get(b"geo", b"")):
         raise InputError(f"{path}: {problem}")
     frame = geopandas.read_parquet(path)
+    _check_text(frame)
     provenance = metadata.get(b"deltavlm")
     return VectorLayer(frame, json.loads(provenance) if provenance else None)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader, MemoryFile
@@ -21,7 +22,7 @@ from rasterio.windows import Window as RasterioWindow
 from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.location import redact_credentials
+from deltavlm.messages import redact_address
 
 __all__ = [
     "UNREADABLE",
@@ -29,8 +30,10 @@ __all__ = [
     "Source",
     "View",
     "alpha_band",
+    "has_transform",
     "iter_samples",
     "needs_alpha",
+    "warp_method",
     "without_alpha",
 ]
 
@@ -51,16 +54,19 @@ class Source:
     nodata: float | None
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
+    date: str | None = None  # ISO 8601, from its tags
 
     @cached_property
     def geobox(self) -> GeoBox:
+        """Pixel grid; without a CRS where no transform gives it a meaning."""
         dataset = self.dataset
-        return GeoBox(dataset.width, dataset.height, dataset.transform, dataset.crs or None)
+        crs = (dataset.crs or None) if has_transform(dataset) else None
+        return GeoBox(dataset.width, dataset.height, dataset.transform, crs)
 
     @property
     def name(self) -> str:
         """Location without credentials."""
-        return redact_credentials(self.location)
+        return redact_address(self.location)
 
     @property
     def dtype(self) -> str:
@@ -98,16 +104,19 @@ class Source:
         if offset is not None:
             yield View.of(self, self.dataset, self.dataset, *offset)
             return
+        placed = self.geobox.wrapping_onto(geobox)
         with ExitStack() as stack:
 
             def warp(dataset: DatasetReader, nodata: float | None, **options: str) -> WarpedVRT:
                 vrt = WarpedVRT(
                     dataset,
+                    src_crs=placed.crs,
+                    src_transform=placed.transform,
                     crs=geobox.crs,
                     transform=geobox.transform,
                     width=geobox.width,
                     height=geobox.height,
-                    resampling=Resampling.nearest if self.palette is not None else Resampling[resampling],
+                    resampling=warp_method(dataset, resampling),
                     src_nodata=nodata,
                     nodata=nodata,
                     add_alpha=needs_alpha(dataset, nodata),
@@ -286,6 +295,11 @@ def iter_samples(
         raise failures[0]
 
 
+def has_transform(dataset: DatasetReader | WarpedVRT) -> bool:
+    """False where rasterio gives the identity, as it does for a file without a transform."""
+    return not dataset.transform.almost_equals(Affine.identity(), precision=1e-9)
+
+
 def alpha_band(dataset: DatasetReader | WarpedVRT) -> int | None:
     """Number of the alpha band, from 1."""
     interp = dataset.colorinterp
@@ -300,6 +314,11 @@ def has_mask(dataset: DatasetReader | WarpedVRT) -> bool:
 def needs_alpha(dataset: DatasetReader, nodata: float | None) -> bool:
     """True where a warp must add an alpha band: to keep masks, and to mark the outside of the raster."""
     return nodata is None and alpha_band(dataset) is None
+
+
+def warp_method(dataset: DatasetReader, resampling: str) -> Resampling:
+    """Method to warp a raster with: nearest where its values are indices of colors, which have no mean."""
+    return Resampling.nearest if ColorInterp.palette in dataset.colorinterp else Resampling[resampling]
 
 
 @contextmanager

@@ -11,18 +11,21 @@ from dataclasses import replace
 from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.answers import answer_for_unchanged, read_answer
+from deltavlm.pipeline.changes import SPECKLE
+from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.dedup import ResultCache
 from deltavlm.pipeline.engine import Callback, ChipBatch, Engine, LoadedChip
 from deltavlm.pipeline.inference import ChipReplies, InferenceOptions
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.mask_codec import peak_score
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.prefetch import prefetch
 from deltavlm.pipeline.reading import PairStart, log_notes, read_chips_of_pairs, with_callbacks
 from deltavlm.pipeline.result_store import ResultStore
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.run_result import RunResult
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.tasks import TASKS
 
 __all__ = ["analyze_chips"]
 
@@ -54,12 +57,16 @@ def analyze_chips(
     summary.batch_size = batch_size
     pair_results = {pair.id: PairResult(pair) for pair in job.pairs.pairs}
     cache = ResultCache()
+
+    def count(chip: ChipResult) -> None:
+        summary.add(chip, find_conflicts(statements_of(chip, job.output.changes.threshold)))
+        pair_results[chip.pair].add(chip)
+
     for earlier in store.completed():
         if earlier.digest:
             entry, is_new = cache.lookup(earlier.digest)
             entry.result = earlier if is_new else entry.result
-        summary.add(earlier)
-        pair_results[earlier.pair].add(earlier)
+        count(earlier)
         summary.resumed += 1
 
     def start_pair(start: PairStart) -> None:
@@ -77,7 +84,9 @@ def analyze_chips(
             store.begin_pair(pair, start.record)
 
     items = read_chips_of_pairs(job, engine, store, opened)
-    asking = InferenceOptions(tuple(job.questions), options.cascade, options.masks)
+    asking = InferenceOptions(
+        tuple(job.questions), cascade=options.cascade, threshold=options.threshold, masks=options.masks
+    )
     with prefetch(items, engine.prefetch_batches * batch_size, summary.stages) as prefetched:
         chips = with_callbacks(prefetched, start_pair)
         batches = _batches(chips, batch_size, cache)
@@ -92,8 +101,7 @@ def analyze_chips(
                     with summary.stages.timed("write"):
                         store.add(results, replies.batch_size)
                 for each in results:
-                    summary.add(each)
-                    pair_results[each.pair].add(each)
+                    count(each)
                 summary.deduplicated += batch.deduplicated
                 summary.seconds = seconds_before + time.monotonic() - began
                 on_progress(result)
@@ -133,7 +141,7 @@ def _results(
     for chip in chips:
         result = ChipResult(chip.chip, chip.status, chip.valid_fraction, reason=chip.reason, pair=chip.pair)
         if chip.pixels is not None:
-            result = _answered(chip, job.questions, next(next_reply))
+            result = _answered(chip, job, next(next_reply))
             if chip.cached is not None:
                 chip.cached.result = result
         elif chip.cached is not None:
@@ -149,16 +157,17 @@ def _results(
     return results
 
 
-def _answered(
-    chip: LoadedChip, questions: Sequence[QuestionSpec], replies: ChipReplies | ModelError
-) -> ChipResult:
+def _answered(chip: LoadedChip, job: AnalyzeJob, replies: ChipReplies | ModelError) -> ChipResult:
     result = ChipResult(chip.chip, "error", chip.valid_fraction, pair=chip.pair, digest=chip.digest)
     if isinstance(replies, ModelError):
         return replace(result, reason=str(replies))
+    threshold = job.options.threshold
     answers = {
         spec.name: answer
-        for spec, reply in zip(questions, replies.replies, strict=True)
-        if (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply)) is not None
+        for spec, reply in zip(job.questions, replies.replies, strict=True)
+        if not (chip.far_scale and TASKS[spec.task].scale_bound)
+        and (answer := answer_for_unchanged(spec) if reply is None else read_answer(spec, reply, threshold))
+        is not None
     }
     return replace(
         result,
@@ -166,6 +175,7 @@ def _answered(
         answers=answers,
         mask=_blob(replies.mask),
         valid=_blob(chip.valid),
+        mask_score=peak_score(replies.mask, SPECKLE) if replies.mask else None,
     )
 
 

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from deltavlm.errors import AnswerParseError
+from deltavlm.errors import AnswerParseError, ConfigError
 from deltavlm.model.interface import Question, Reply
 from deltavlm.tasks import TASKS, SingleTurnTask
 from deltavlm.tasks.questions import QuestionSpec
 from deltavlm.tasks.text import clean
 
-__all__ = ["Answer", "answer_for_unchanged", "question_of", "read_answer"]
+__all__ = ["Answer", "answer_for_unchanged", "check_threshold", "question_of", "read_answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,23 @@ def answer_for_unchanged(spec: QuestionSpec) -> Answer | None:
     return None if text is None else Answer(spec.task, text, TASKS[spec.task].parse(text), None)
 
 
-def read_answer(spec: QuestionSpec, reply: Reply) -> Answer:
-    """The reply cleaned to one line, and its value if the task can read it."""
+def check_threshold(threshold: float | None) -> None:
+    """Raises: ConfigError for a threshold of scores that is not from 0 to 1."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold {threshold}: is not from 0 to 1")
+
+
+def read_answer(spec: QuestionSpec, reply: Reply, threshold: float | None = None) -> Answer:
+    """The reply cleaned to one line, and its value if the task can read it.
+
+    threshold: the value of a yes/no question with a score is whether the score reaches it.
+    """
     text = clean(reply.text)
+    score = reply.score if math.isfinite(reply.score) else None
+    if threshold is not None and score is not None and TASKS[spec.task].yes_no:
+        return Answer(spec.task, text, score >= threshold, score)
     try:
         value = TASKS[spec.task].parse(text)
     except AnswerParseError:
         value = None
-    return Answer(spec.task, text, value, reply.score if math.isfinite(reply.score) else None)
+    return Answer(spec.task, text, value, score)

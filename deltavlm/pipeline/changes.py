@@ -21,7 +21,7 @@ from deltavlm.geo.measure import measure_of
 from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.pipeline.journal_file import Blob
-from deltavlm.pipeline.mask_codec import CLASSES, decode_mask, decode_valid
+from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
 from deltavlm.pipeline.results import ChipResult
 
 __all__ = ["MASK_STYLE", "PROBABILITY_STYLE", "ChangeOptions", "MaskMosaic", "vectorize"]
@@ -33,8 +33,10 @@ MASK_STYLE = RasterStyle(
     | {CLASSES.index(name) + 1: (*colour, 255) for name, colour in CLASS_COLOURS},  # as of the polygons
     categories=("none", *CLASSES),
 )
-PROBABILITY_STYLE = RasterStyle(band_names=CLASSES, overview_resampling="average", scale=1 / FULL)
+PROBABILITY_STYLE = RasterStyle(band_names=(*CLASSES, *KINDS), overview_resampling="average", scale=1 / FULL)
 
+MIN_KIND_SHARE = 0.6  # of the probability of its class, from which the kind of a polygon is known
+MIN_PART_PX = 1e-3  # area; what a cut leaves below that is rounding
 SPECKLE = 3  # mask pixels; few of nano's polygons below that are right (benchmarks/results.md)
 
 
@@ -45,8 +47,6 @@ class ChangeOptions:
     threshold: float = 0.5  # a pixel is changed where the probabilities of all classes sum to this
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECKLE
     simplify_px: float | None = None  # tolerance, pixels of the raster; None: half a pixel of the mask
-    before_date: str | None = None
-    after_date: str | None = None
 
 
 @dataclass
@@ -57,6 +57,7 @@ class MaskMosaic:
     geobox: GeoBox  # the pixels that the chips are cut from
     result: Callable[[Chip], ChipResult | None]
     read_blob: Callable[[Blob], bytes]
+    change_class: str | None = None  # the class of all change, where the classes are not to be told apart
     mask_pixel_px: float = field(default=1.0, init=False)  # side of a pixel of a mask, pixels of the raster
 
     def mask_of(self, chip: Chip) -> ChipMask | None:
@@ -64,8 +65,13 @@ class MaskMosaic:
         result = self.result(chip)
         if result is None or result.mask is None:
             return None
-        probabilities = decode_mask(self.read_blob(result.mask))
+        probabilities = decode_planes(self.read_blob(result.mask))
         self.mask_pixel_px = chip.size / probabilities.shape[2]
+        if self.change_class is not None:
+            merged = np.zeros_like(probabilities)
+            total = probabilities.sum(axis=0, dtype=np.uint16)
+            merged[CLASSES.index(self.change_class)] = np.minimum(total, 255)
+            probabilities = merged
         valid = result.valid
         return ChipMask(
             probabilities, None if valid is None else decode_valid(self.read_blob(valid), chip.size)
@@ -83,29 +89,54 @@ def vectorize(
     """Write the rasters block by block, and return the polygons in the CRS of the raster, if requested.
 
     A pixel belongs to its most probable class where the probabilities of all classes together reach the
-    threshold. Pixels of one class that share an edge make a polygon.
+    threshold. Pixels of one class that share an edge make a polygon. Polygons end at the area of interest and
+    at pixels without data.
 
     Raises: WriteError.
     """
-    polygonizer = Polygonizer(mosaic.chips.geobox.width)
-    for block in blend_blocks(mosaic.chips, len(CLASSES), mosaic.mask_of):
+    width = mosaic.chips.geobox.width
+    polygonizer, gaps = Polygonizer(width), Polygonizer(width)
+    for block in blend_blocks(mosaic.chips, len(CLASSES) + len(KINDS), mosaic.mask_of):
         labels, valid = _labels(block, options.threshold)
         if probability is not None:
             probability.write(block.window, block.probabilities)
         if mask is not None:
             mask.write(block.window, np.where(valid, labels, NODATA)[None].astype(np.uint8))
         if polygons:
-            polygonizer.add(block.window, labels, block.probabilities.max(axis=0) / np.float32(FULL))
-    return [*_features(mosaic, polygonizer.regions(), options)]
+            scores = block.probabilities[: len(CLASSES)].max(axis=0) / np.float32(FULL)
+            polygonizer.add(block.window, labels, scores, block.probabilities[len(CLASSES) :])
+            gap = _gaps(labels, valid, math.ceil(_tolerance_px(mosaic, options)))
+            gaps.add(block.window, gap, np.zeros(gap.shape))
+    return [*_features(mosaic, polygonizer.regions(), gaps.regions(), options)]
 
 
 def _labels(block: Block, threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Labels (rows, cols), 0 for no change, else 1 + index into CLASSES; and valid pixels (rows, cols)."""
-    valid = block.probabilities[0] != NODATA
-    changed = valid & (block.probabilities.sum(axis=0, dtype=np.uint16) >= max(1.0, threshold * FULL))
+    classes = block.probabilities[: len(CLASSES)]
+    valid = classes[0] != NODATA
+    changed = valid & (classes.sum(axis=0, dtype=np.uint16) >= max(1.0, threshold * FULL))
     labels = np.zeros(changed.shape, np.uint8)
-    labels[changed] = block.probabilities[:, changed].argmax(axis=0) + 1
+    labels[changed] = classes[:, changed].argmax(axis=0) + 1
     return labels, valid
+
+
+def _gaps(labels: NDArray[np.uint8], valid: NDArray[np.bool_], tolerance_px: int) -> NDArray[np.uint8]:
+    """Pixels without data, as 1, that a simplified polygon may reach: those near change or a block's edge."""
+    gaps = ~valid
+    if gaps.any():
+        from scipy import ndimage  # slow to import, and only polygons need it
+
+        reach = 2 * tolerance_px + 1
+        near = ndimage.maximum_filter(labels, 2 * reach + 1) > 0
+        inner = slice(reach, -reach)
+        edge = np.ones_like(near)
+        edge[inner, inner] = False
+        gaps &= near | edge
+    return gaps.astype(np.uint8)
+
+
+def _tolerance_px(mosaic: MaskMosaic, options: ChangeOptions) -> float:
+    return mosaic.mask_pixel_px / 2 if options.simplify_px is None else options.simplify_px
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +148,32 @@ class _Polygon:
     area_m2: float | None
     perimeter_m: float | None
 
+    @property
+    def kind(self) -> str:
+        """Kind of change with MIN_KIND_SHARE of the probability of the class.
 
-def _features(mosaic: MaskMosaic, regions: list[Region], options: ChangeOptions) -> Iterator[Feature]:
+        Without one it is `building_changed`, `road_changed` or `other`.
+        """
+        name = CLASSES[self.region.value - 1]
+        of_class = [index for index, kind in enumerate(KINDS) if class_of_kind(kind) == name]
+        best = max(of_class, key=lambda index: self.region.sums[index])
+        if self.region.sums[best] >= MIN_KIND_SHARE * self.region.mean * self.region.pixels * FULL:
+            return KINDS[best]
+        return name if name == "other" else f"{name}_changed"
+
+
+def _features(
+    mosaic: MaskMosaic, regions: list[Region], gaps: list[Region], options: ChangeOptions
+) -> Iterator[Feature]:
     if options.min_area_m2 is None:
         regions = [region for region in regions if region.pixels >= SPECKLE * mosaic.mask_pixel_px**2]
-    polygons = [*_polygons(mosaic, regions, options)]
+    polygons = [*_polygons(mosaic, regions, gaps, options)]
     for polygon, (lon, lat) in zip(polygons, _centroids(mosaic, polygons), strict=True):
         results = _results_within(mosaic, polygon.region.polygon)
         caption = results[0].of_task("caption") if results else None
         properties = {
             "class": CLASSES[polygon.region.value - 1],
+            "kind": polygon.kind,
             "area_m2": polygon.area_m2,
             "perimeter_m": polygon.perimeter_m,
             "mean_score": polygon.region.mean,
@@ -134,23 +181,51 @@ def _features(mosaic: MaskMosaic, regions: list[Region], options: ChangeOptions)
             "lat": lat,
             "chip_ids": sorted(result.chip.chip_id for result in results),
             "caption": caption.value if caption else None,
-            "before_date": options.before_date,
-            "after_date": options.after_date,
         }
         yield Feature(polygon.shape, properties)
 
 
-def _polygons(mosaic: MaskMosaic, regions: list[Region], options: ChangeOptions) -> Iterator[_Polygon]:
-    """Simplified polygons of the regions, without those below the minimum area."""
+def _polygons(
+    mosaic: MaskMosaic, regions: list[Region], gaps: list[Region], options: ChangeOptions
+) -> Iterator[_Polygon]:
+    """Simplified polygons of the regions, without gaps and ground outside of the area of interest, and
+    without those below the minimum area."""
     measure = measure_of(mosaic.geobox)
     a, b, c, d, e, f = mosaic.geobox.transform[:6]
-    tolerance_px = mosaic.mask_pixel_px / 2 if options.simplify_px is None else options.simplify_px
-    outlines = simplify_polygons([region.polygon for region in regions], tolerance_px)
-    for region, outline in zip(regions, outlines, strict=True):
-        shape = affine_transform(outline, (a, b, d, e, c, f))
-        area_m2, perimeter_m = measure(shape) or (None, None)
-        if area_m2 is None or area_m2 >= (options.min_area_m2 or 0):
-            yield _Polygon(region, shape, area_m2, perimeter_m)
+    outlines = simplify_polygons([region.polygon for region in regions], _tolerance_px(mosaic, options))
+    shapes = [affine_transform(each, (a, b, d, e, c, f)) for each in _without_gaps(outlines, gaps)]
+    min_part = MIN_PART_PX * abs(mosaic.geobox.transform.determinant)
+    for region, shape in zip(regions, _within(shapes, mosaic.chips.keep), strict=True):
+        for part in shapely.get_parts(shape):
+            if part.area < min_part:
+                continue
+            area_m2, perimeter_m = measure(part) or (None, None)
+            if area_m2 is None or area_m2 >= (options.min_area_m2 or 0):
+                yield _Polygon(region, part, area_m2, perimeter_m)
+
+
+def _without_gaps(outlines: list[BaseGeometry], gaps: list[Region]) -> list[BaseGeometry]:
+    """Outlines without the pixels that have no data, into which simplifying may have moved an edge."""
+    if not outlines or not gaps:
+        return outlines
+    holes = np.array([gap.polygon for gap in gaps], dtype=object)
+    pairs = shapely.STRtree(holes).query(outlines, predicate="intersects").T
+    for index in np.unique(pairs[:, 0]):
+        hole = shapely.union_all(holes[pairs[pairs[:, 0] == index, 1]])
+        outlines[index] = shapely.difference(outlines[index], hole)
+    return outlines
+
+
+def _within(shapes: list[BaseGeometry], area: BaseGeometry | None) -> list[BaseGeometry]:
+    """Parts of the shapes inside an area; empty where there are none."""
+    if area is None or not shapes:
+        return shapes
+    shapely.prepare(area)
+    covered = shapely.covers(area, shapes)
+    return [
+        shape if is_covered else shapely.intersection(shape, area)
+        for shape, is_covered in zip(shapes, covered, strict=True)
+    ]
 
 
 def _centroids(mosaic: MaskMosaic, polygons: list[_Polygon]) -> list[tuple[float, float] | tuple[None, None]]:

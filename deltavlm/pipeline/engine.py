@@ -35,6 +35,7 @@ class LoadedChip:
     digest: str = ""  # `dedup.pixel_digest`, also where the pixels equal those of an earlier chip
     cached: CachedResult | None = None  # result of the first chip with these pixels, once it is answered
     valid: bytes = b""  # `mask_codec.encode_valid`, if masks are kept
+    far_scale: bool = False  # `scale.is_far`: answers that hold only near the training's scale are left out
 
 
 Callback = Callable[[], None]  # called by the main thread before the chips behind it are answered

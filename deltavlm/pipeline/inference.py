@@ -46,6 +46,7 @@ class InferenceOptions:
 
     questions: tuple[QuestionSpec, ...]
     cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    threshold: float | None = None  # lowest score of a changed chip; None: as the model answers
     masks: bool = False
 
 
@@ -101,7 +102,7 @@ def _answer(
 ) -> list[list[Reply | None]]:
     """Replies about each of `count` encoded pairs, in the order of the questions.
 
-    With `cascade` the yes/no question comes first, and only pairs that say yes are asked the others; an
+    With `cascade` the yes/no question comes first, and only changed pairs are asked the others; an
     answer that cannot be parsed counts as yes.
     """
     specs = options.questions
@@ -114,7 +115,7 @@ def _answer(
     changed: list[int] = []
     for pair, (reply,) in enumerate(model.answer(encoded, [questions[first]])):
         replies.append([reply if index == first else None for index in range(len(specs))])
-        if read_answer(specs[first], reply).value is not False:
+        if read_answer(specs[first], reply, options.threshold).value is not False:
             changed.append(pair)
     if changed and others:
         rows = model.answer(encoded, [questions[index] for index in others], changed)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from deltavlm.errors import ConfigError
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.pairs import Pair, PairList
 from deltavlm.tasks.questions import QuestionSpec
@@ -30,7 +31,9 @@ class AnalyzeOptions:
     batch_size: int | None = None  # chips in one call of the model, halved until they fit; None: automatic
     limit: int | None = None  # only the first chips of the run
     on_error: Literal["skip", "fail"] = "skip"
+    any_scale: bool = False  # keep counts, cells and classes far from the scale of the model's training
     cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    threshold: float | None = None  # a chip has changed from this score on; None: as the model answers
     masks: bool = False  # keep the mask of each chip; set by the job
 
     @property
@@ -87,6 +90,12 @@ class AnalyzeJob:
             raise ConfigError(
                 "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
             )
+        threshold = self.options.threshold
+        if threshold is not None and not self.asks_change:
+            raise ConfigError(
+                "--threshold needs the yes/no question; add an entry 'task: change', or leave it out"
+            )
+        check_threshold(threshold)
         overlap_px = self.options.overlap_px
         if overlap_px is None:
             overlap_px = self.options.chip_px // MASK_OVERLAP if output.needs_masks else 0

@@ -19,17 +19,25 @@ from typing import Any
 
 from deltavlm.errors import OutputError
 from deltavlm.geo.grid import Chip, ChipGrid
+from deltavlm.geo.location import stable_address
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal_file import COMMIT, Blob, JournalFile, differing_keys, open_journal_file
+from deltavlm.pipeline.journal_file import (
+    COMMIT,
+    Blob,
+    JournalFile,
+    check_journal_header,
+    differing_keys,
+    open_journal_file,
+)
 from deltavlm.pipeline.pair_record import PairIdentity, PairRecord
 from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.provenance import job_settings
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import FAILED_STATUSES
-from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["Journal", "open_journal"]
+__all__ = ["Journal", "check_journal", "open_journal"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +51,18 @@ class _PairState:
     """State of a pair that could be opened."""
 
     record: PairRecord
+    address: str  # digest of the pair's locations
     offsets: dict[ChipKey, int] = field(default_factory=dict)  # of the chip's last line in the file
     failed: set[ChipKey] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Pair that could not be opened."""
+
+    reason: str
+    identity: PairIdentity
+    address: str  # digest of the pair's locations
 
 
 @dataclass
@@ -54,7 +72,7 @@ class Journal:
     file: JournalFile
     job: AnalyzeJob
     states: dict[str, _PairState] = field(default_factory=dict)  # by the pair's id
-    failures: dict[str, tuple[str, PairIdentity]] = field(default_factory=dict)  # pairs that did not open
+    failures: dict[str, _Failure] = field(default_factory=dict)  # pairs that did not open
     finished: bool = False  # True once the output has been written
     batch_size: int | None = None  # of the last batch
 
@@ -85,7 +103,7 @@ class Journal:
             return None  # it must open, also when its chips are complete
         state = self.states.get(pair.id)
         if state is None:
-            return None if self.retries or pair.id not in self.failures else self.failures[pair.id][0]
+            return None if self.retries or pair.id not in self.failures else self.failures[pair.id].reason
         is_complete = len(state.offsets) >= state.record.chips and not (self.retries and state.failed)
         return state.record if is_complete else None
 
@@ -97,20 +115,26 @@ class Journal:
         state = self.states.get(pair)
         return state is not None and key in state.offsets and not (self.retries and key in state.failed)
 
+    def _address_of(self, pair: Pair) -> str:
+        """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may
+        hold passwords."""
+        return self.file.digest(*map(stable_address, (pair.before, pair.after)))
+
     def begin_pair(self, pair: Pair, record: PairRecord) -> None:
         """Record an opened pair. Raises: OutputError where an earlier run found it to be another."""
-        state = self.states.get(pair.id)
+        state, address = self.states.get(pair.id), self._address_of(pair)
         if state is None:
-            self.file.append([{"pair": pair.id, "record": asdict(record)}])
-            self._begin(pair.id, record)
+            self.file.append([{"pair": pair.id, "record": asdict(record), "address": address}])
+            self._begin(pair.id, record, address)
             return
         earlier, now = (
-            {**asdict(each), "notes": None, "inputs": json.loads(each.inputs)}
+            {**asdict(each), "notes": None, "dates": None, "inputs": json.loads(each.inputs)}
             for each in (state.record, record)
         )
         if self.job.one_pair_per_output and self.retries:
             for each in (earlier, now):  # a truncated file may have been copied again
                 each["identity"]["files"] = None
+        earlier["identity"]["address"], now["identity"]["address"] = state.address, address
         differs = sorted(differing_keys(earlier, now))
         if differs:
             keys = ", ".join(differs[:3])
@@ -122,9 +146,10 @@ class Journal:
 
     def fail_pair(self, pair: Pair, reason: str) -> None:
         """Record that the pair cannot be opened; its results of an earlier run are dropped."""
-        identity = PairIdentity.of(pair)
-        self.file.append([{"pair": pair.id, "failed": reason, "identity": asdict(identity)}])
-        self._fail(pair.id, reason, identity)
+        failure = _Failure(reason, PairIdentity.of(pair), self._address_of(pair))
+        line = {"failed": reason, "identity": asdict(failure.identity), "address": failure.address}
+        self.file.append([{"pair": pair.id, **line}])
+        self._fail(pair.id, failure)
 
     def add(self, results: Sequence[ChipResult], batch_size: int) -> None:
         """Append a batch of results, of one pair or several. Raises: WriteError."""
@@ -176,7 +201,7 @@ class Journal:
         return state.record.chip_grid(*self.job.options.grid)
 
     def _result_at(self, offset: int, grid: ChipGrid) -> ChipResult:
-        return _result_of(self.file.read_at(offset), grid, self.job.questions)
+        return _result_of(self.file.read_at(offset), grid, self.job)
 
     def finish(self) -> None:
         """Remove the journal once the output is written, or keep it for what failed. Raises: OSError."""
@@ -197,35 +222,39 @@ class Journal:
                 elif COMMIT in line:
                     continue
                 elif "record" in line:
-                    self._begin(line["pair"], PairRecord.from_dict(line["record"]))
+                    self._begin(line["pair"], PairRecord.from_dict(line["record"]), line["address"])
                 elif "failed" in line:
-                    self._fail(line["pair"], line["failed"], PairIdentity(**line["identity"]))
+                    identity = PairIdentity(**line["identity"])
+                    self._fail(line["pair"], _Failure(line["failed"], identity, line["address"]))
                 else:
                     self._index(line, offset)
                     self.batch_size = line.get("end", self.batch_size)
         listed = {pair.id: pair for pair in self.job.pairs.pairs}
         self.states = {name: state for name, state in self.states.items() if name in listed}
         self.failures = {
-            name: (reason, identity)
-            for name, (reason, identity) in self.failures.items()
-            if name in listed and identity.matches(listed[name])
+            name: failure
+            for name, failure in self.failures.items()
+            if name in listed and self._is_same(listed[name], failure.identity, failure.address)
         }
         if self.job.one_pair_per_output:
             return  # `begin_pair` refuses a pair that has changed
         for name, state in list(self.states.items()):
-            if not state.record.identity.matches(listed[name]):
+            if not self._is_same(listed[name], state.record.identity, state.address):
                 logger.warning(
                     "pair %s: its files have changed since the interrupted run; it starts over", name
                 )
                 del self.states[name]
 
-    def _begin(self, pair: str, record: PairRecord) -> None:
-        self.failures.pop(pair, None)
-        self.states[pair] = _PairState(record)
+    def _is_same(self, pair: Pair, identity: PairIdentity, address: str) -> bool:
+        return address == self._address_of(pair) and identity.matches(pair)
 
-    def _fail(self, pair: str, reason: str, identity: PairIdentity) -> None:
+    def _begin(self, pair: str, record: PairRecord, address: str) -> None:
+        self.failures.pop(pair, None)
+        self.states[pair] = _PairState(record, address)
+
+    def _fail(self, pair: str, failure: _Failure) -> None:
         self.states.pop(pair, None)
-        self.failures[pair] = (reason, identity)
+        self.failures[pair] = failure
 
     def _index(self, line: Mapping[str, Any], offset: int) -> None:
         state, key = self.states[line["pair"]], (line["row"], line["col"])
@@ -241,6 +270,8 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.mask_score is not None:
+        line["mask_score"] = result.mask_score
     return line | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
@@ -252,9 +283,9 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     }
 
 
-def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[QuestionSpec]) -> ChipResult:
-    """Inverse of `_line_of`."""
-    by_name = {spec.name: spec for spec in questions}
+def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> ChipResult:
+    """Inverse of `_line_of`, with the threshold of this job."""
+    by_name, threshold = {spec.name: spec for spec in job.questions}, job.options.threshold
     mask, valid = (
         Blob(address=(line[name][0], line[name][1], line[name][2])) if name in line else None
         for name in ("mask", "valid")
@@ -264,7 +295,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[Ques
         status=line["status"],
         valid_fraction=line["valid_fraction"],
         answers={
-            name: read_answer(by_name[name], Reply(text, float("nan") if score is None else score))
+            name: read_answer(by_name[name], Reply(text, float("nan") if score is None else score), threshold)
             for name, (text, score) in line["answers"].items()
         },
         reason=line["reason"],
@@ -272,7 +303,17 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, questions: Sequence[Ques
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        mask_score=line.get("mask_score"),
     )
+
+
+def _questions(job: AnalyzeJob) -> dict[str, Any]:
+    return {"questions": [asdict(spec) for spec in job.questions]}
+
+
+def check_journal(path: Path, job: AnalyzeJob) -> None:
+    """Check, before the model is loaded, that a journal at `path` is of this job. Raises: OutputError."""
+    check_journal_header(path, {"settings": job_settings(job), **_questions(job)}, ignored=("model",))
 
 
 @contextmanager
@@ -285,7 +326,7 @@ def open_journal(path: Path, job: AnalyzeJob, settings: Mapping[str, Any]) -> It
 
     Raises: OutputError where it is of a run with other settings, or cannot be read or written.
     """
-    header = {"settings": settings, "questions": [asdict(spec) for spec in job.questions]}
+    header = {"settings": settings, **_questions(job)}
     fresh, blobs = not job.output.resume, job.options.masks
     with open_journal_file(path, header, fresh=fresh, blobs=blobs) as file:
         journal = Journal(file, job)

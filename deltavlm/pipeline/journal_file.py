@@ -1,8 +1,9 @@
 """Write-ahead log of a run in JSON lines with transactions, and a file of binary blobs next to it.
 
-The first line is a header. Lines of chips come in groups, which are transactions: the last line of a group
-has the key "end". Any other line is a transaction of its own. An incomplete group at the end of the file (the
-process was killed) is truncated when the file is read.
+The first line is a header, which also holds a random key, for digests of what must not be stored itself.
+Lines of chips come in groups, which are transactions: the last line of a group has the key "end". Any other
+line is a transaction of its own. An incomplete group at the end of the file (the process was killed) is
+truncated when the file is read.
 
 Blobs (compressed masks) are written and synced before the line that points to them. A line holds offset, size
 and CRC-32 of its blobs; one whose blobs are missing or damaged was written while the power failed, and is
@@ -11,36 +12,43 @@ truncated too.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import secrets
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import JsonLines, fsync_folder
+from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular
 
 __all__ = [
     "COMMIT",
     "VERSION",
     "Blob",
     "JournalFile",
-    "check_journal_version",
+    "check_journal_header",
     "differing_keys",
     "files_in_commit",
     "journal_path",
     "open_journal_file",
 ]
 
-VERSION = 2
+VERSION = 3
 COMMIT = "commit"  # key of the line written before the files next to the output get their names
 BLOB_KEYS = ("mask", "valid")  # keys of a chip's line that point to blobs
 SYNC_S = 5.0  # seconds of work that a power failure may lose
+MAGIC = b'{"deltavlm_journal"'  # first bytes of a journal
+KEY = "key"  # of the header: the key of digests, in hexadecimal digits
+_KEY_BYTES = 16
 _TAIL_BYTES = 65_536  # the commit line is shorter
+_MAX_LINE_BYTES = 2**26
 
 Line = dict[str, Any]
 BlobAddress = tuple[int, int, int]  # offset, size in bytes, CRC-32
@@ -109,12 +117,18 @@ class JournalFile:
 
     lines: JsonLines
     begin: int  # offset behind the header
+    key: bytes = field(repr=False)  # of its digests
     blobs: _BlobFile | None = None  # only in a run that keeps masks
     synced_s: float = field(default_factory=time.monotonic)
 
     @property
     def path(self) -> Path:
         return self.lines.path
+
+    def digest(self, *texts: str) -> str:
+        """Keyed digest, by which texts are recognized and from which they cannot be looked up."""
+        content = json.dumps(texts).encode()
+        return hashlib.blake2b(content, key=self.key, digest_size=16).hexdigest()
 
     def write_blobs(self, blobs: Iterable[Blob]) -> None:
         """Append blobs, before the lines that point to them. Raises: WriteError."""
@@ -159,7 +173,7 @@ class JournalFile:
         stream = self.lines.stream
         offset = complete = stream.seek(self.begin)
         group: list[tuple[int, Line]] = []
-        for text in iter(stream.readline, b""):
+        for text in iter(lambda: stream.readline(_MAX_LINE_BYTES), b""):
             try:
                 line = json.loads(text) if text.endswith(b"\n") else None
                 is_chip = isinstance(line, dict) and "row" in line
@@ -194,34 +208,73 @@ def open_journal_file(
 ) -> Iterator[JournalFile]:
     """Open the journal at `path`, or begin one with this header; `fresh` begins anew in any case.
 
-    `blobs` opens the file of blobs too.
+    `blobs` opens the file of blobs too. A link in the place of either is not followed, but removed with
+    `fresh`, and refused without it.
 
     Raises:
-        OutputError: the file has another header or version, or cannot be read or written.
+        OutputError: the file is no journal, has another header or version, or cannot be read or written.
     """
-    header = json.loads(json.dumps({"deltavlm_journal": VERSION, **header}, default=str))
-    with _open_error(path):
-        if fresh or not path.exists() or not _has_header(path):
-            _blob_path(path).unlink(missing_ok=True)
-            with path.open("wb") as new:
-                new.write(json.dumps(header).encode() + b"\n")
-                new.flush()
-                os.fsync(new.fileno())
-            fsync_folder(path.parent)
-        stream = path.open("rb+")
-    blob_file = None
-    try:
-        _check_header(path, stream.readline(), header)
-        if blobs:
-            blob_path = _blob_path(path)
+    header = _header(header)
+    blob_path = _blob_path(path)
+    with ExitStack() as stack:
+        with _open_error(path):
+            stream = None if _begins_anew(path, fresh) else open_regular(path, writable=True)
+        if stream is None:
             with _open_error(blob_path):
-                blob_path.touch()
-                blob_file = _BlobFile(blob_path, blob_path.open("rb+"))
-        yield JournalFile(JsonLines(path, stream), stream.tell(), blob_file)
-    finally:
-        for opened in (stream, *([blob_file.stream] if blob_file else [])):
-            with suppress(OSError):  # a full disk has been reported by `append`
-                opened.close()
+                blob_path.unlink(missing_ok=True)
+            with _open_error(path):
+                path.unlink(missing_ok=True)
+                stream = create_file(path)
+                stack.callback(_close, stream)
+                stream.write(json.dumps({**header, KEY: secrets.token_hex(_KEY_BYTES)}).encode() + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+                fsync_folder(path.parent)
+                stream.seek(0)
+        else:
+            stack.callback(_close, stream)
+        key = _check_header(path, stream.readline(_MAX_LINE_BYTES), header)
+        blob_file = None
+        if blobs:
+            with _open_error(blob_path):
+                blob_stream = (
+                    open_regular(blob_path, writable=True)
+                    if os.path.lexists(blob_path)
+                    else create_file(blob_path)
+                )
+            stack.callback(_close, blob_stream)
+            blob_file = _BlobFile(blob_path, blob_stream)
+        yield JournalFile(JsonLines(path, stream), stream.tell(), key, blob_file)
+
+
+def _close(stream: IO[bytes]) -> None:
+    with suppress(OSError):  # a full disk has been reported by `append`
+        stream.close()
+
+
+def _header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Header without its key, as it is read back."""
+    values: dict[str, Any] = json.loads(json.dumps({"deltavlm_journal": VERSION, **header}, default=str))
+    return values
+
+
+def _begins_anew(path: Path, fresh: bool) -> bool:
+    """True where there is no journal, or one that was killed in its first line, or `fresh` discards it.
+
+    Raises: OutputError for a file that is no journal; OSError for what is no file.
+    """
+    try:
+        with open_regular(path) as stream:
+            head = stream.readline(_MAX_LINE_BYTES)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        if fresh and not path.is_dir():
+            return True  # a link or a pipe, which goes
+        raise
+    if not MAGIC.startswith(head[: len(MAGIC)]):
+        raise OutputError(f"{path}: is no journal of deltavlm; move it away, or choose another output")
+    return fresh or not head.endswith(b"\n")
 
 
 @contextmanager
@@ -234,39 +287,50 @@ def _wrap_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_header(path: Path, text: bytes, header: Mapping[str, Any]) -> None:
-    """Raises: OutputError unless the header line `text` equals `header`."""
+def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: Collection[str] = ()) -> bytes:
+    """Key in the header line `text`.
+
+    Raises: OutputError unless the line equals `header`; settings with `ignored` names need not be equal.
+    """
     try:
         earlier = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
+        earlier = None
+    if not isinstance(earlier, dict):
         earlier = {}
-    _check_version(path, earlier)
-    differs = sorted(differing_keys(earlier, header))
-    if differs:
-        raise OutputError(
-            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
-            "or choose another output"
-        )
-
-
-def _check_version(path: Path, header: object) -> None:
-    version = header.get("deltavlm_journal") if isinstance(header, dict) else None
+    version, key = earlier.get("deltavlm_journal"), earlier.pop(KEY, None)
     if version is not None and version != VERSION:
         raise OutputError(
             f"{path}: was written by another version of deltavlm (journal format {version}, this version "
             f"reads format {VERSION}); finish the run with that version, or add --no-resume, which starts "
             "over"
         )
+    differs = sorted(
+        name for name in differing_keys(earlier, header) if name.partition(".")[0] not in ignored
+    )
+    if differs:
+        raise OutputError(
+            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
+            "or choose another output"
+        )
+    with suppress(ValueError, TypeError):
+        digest_key = bytes.fromhex(key)
+        if len(digest_key) == _KEY_BYTES:
+            return digest_key
+    raise OutputError(f"{path}: its first line is damaged (key); --no-resume starts over")
 
 
-def check_journal_version(path: Path) -> None:
-    """Check the version of the journal at `path`, if there is one. Raises: OutputError."""
-    try:
-        with path.open("rb") as stream:
-            header = json.loads(stream.readline())
-    except (OSError, ValueError):
-        return  # reported when it is opened
-    _check_version(path, header)
+def check_journal_header(path: Path, header: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
+    """Check the header of the journal at `path`, if there is one, as `open_journal_file` does.
+
+    Settings with `ignored` names, which are not known yet, need not be equal. Raises: OutputError.
+    """
+    with _open_error(path):
+        if _begins_anew(path, fresh=False):
+            return
+        with open_regular(path) as stream:
+            text = stream.readline(_MAX_LINE_BYTES)
+    _check_header(path, text, _header(header), ignored)
 
 
 @contextmanager
@@ -274,24 +338,20 @@ def _open_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
+        raise OutputError(
+            f"{path}: cannot be read and written ({error.strerror}); move it away, or choose another output"
+        ) from error
 
 
 def files_in_commit(path: Path) -> set[str]:
     """Files next to the output that a run had begun to rename when it was killed."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
             last = json.loads(stream.read().splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return set()
     return {*last[COMMIT]} if isinstance(last, dict) and COMMIT in last else set()
-
-
-def _has_header(path: Path) -> bool:
-    """False for a run that was killed while it wrote its first line."""
-    with path.open("rb") as stream:
-        return stream.readline().endswith(b"\n")
 
 
 def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:
@@ -300,5 +360,15 @@ def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:
         for key in {*first, *second}:
             name = f"{prefix}.{key}".removeprefix(".settings").strip(".")
             yield from differing_keys(first.get(key), second.get(key), name)
-    elif first != second:
+    elif not _are_equal(first, second):
         yield prefix or "format"
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    """Equality of JSON values in which NaN equals NaN."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return not any(differing_keys(first, second))
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_are_equal, first, second))
+    are_nan = all(isinstance(value, float) and math.isnan(value) for value in (first, second))
+    return are_nan or bool(first == second)

@@ -1,4 +1,4 @@
-"""Encode and decode the change mask of a chip: three classes, 8 bit, zlib."""
+"""Encode and decode the change mask of a chip: classes and kinds of change, 8 bit, zlib."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.interface import Masks
 
-__all__ = ["CLASSES", "check_mask_head", "decode_mask", "decode_valid", "encode_masks", "encode_valid"]
+__all__ = [
+    *("CLASSES", "KINDS", "check_mask_head", "class_of_kind", "decode_mask", "decode_planes", "decode_valid"),
+    *("encode_masks", "encode_valid", "peak_score"),
+]
 
 CLASSES = ("building", "road", "other")
 """Classes of a mask: the model's classes of buildings or roads, built or removed, and all others."""
+
+KINDS = (
+    *("building_built", "building_removed", "road_built", "road_removed", "trees_removed", "trees_planted"),
+    *("water_new", "water_gone", "ground_opened", "ground_closed"),
+)
+"""Kinds of change: classes of the model of which a mask keeps the probabilities too; they are nano's."""
 
 _NO_MASK_HEAD = (
     "model {name} has no mask head, so there is nothing to draw polygons or rasters of change from; leave "
@@ -33,30 +42,43 @@ def check_mask_head(config: DeltaVLMConfig) -> None:
 
 
 def encode_masks(masks: Masks | None, name: str) -> list[bytes]:
-    """Masks of a batch: the probabilities of CLASSES in 8 bit, compressed.
+    """Masks of a batch: the probabilities of CLASSES and then of KINDS in 8 bit, compressed.
+
+    A class of the model that is none of KINDS adds to its class alone.
 
     Raises: ConfigError where the model `name` has no mask head.
     """
     if masks is None:
         raise ConfigError(_NO_MASK_HEAD.format(name=name))
-    indices = np.array([_class_index(label) for label in masks.classes[1:]])
-    probabilities = np.stack(
-        [masks.probabilities[:, 1:][:, indices == index].sum(axis=1) for index in range(len(CLASSES))], axis=1
-    )
+    labels = np.array(masks.classes[1:])
+    classes = np.array([class_of_kind(label) for label in masks.classes[1:]])
+    planes = [*(classes == each for each in CLASSES), *(labels == each for each in KINDS)]
+    probabilities = np.stack([masks.probabilities[:, 1:][:, plane].sum(axis=1) for plane in planes], axis=1)
     scaled = np.rint(probabilities.clip(0, 1) * 255).astype(np.uint8)
     return [_SHAPE.pack(*mask.shape) + zlib.compress(mask.tobytes(), _ZLIB_LEVEL) for mask in scaled]
 
 
-def _class_index(label: str) -> int:
-    """Index into CLASSES of a class of the model, such as `road_built`."""
-    prefix = label.partition("_")[0]
-    return CLASSES.index(prefix) if prefix in CLASSES else CLASSES.index("other")
+def class_of_kind(kind: str) -> str:
+    """Class of a kind of change, or of any class of a model, such as `road` of `road_built`."""
+    prefix = kind.partition("_")[0]
+    return prefix if prefix in CLASSES else "other"
+
+
+def decode_planes(data: bytes) -> NDArray[np.uint8]:
+    """(classes and kinds, rows, columns) of 0 to 255; inverse of `encode_masks`."""
+    flat = np.frombuffer(zlib.decompress(data[_SHAPE.size :]), np.uint8)
+    return flat.reshape(_SHAPE.unpack(data[: _SHAPE.size]))
 
 
 def decode_mask(data: bytes) -> NDArray[np.uint8]:
-    """(classes, rows, columns) of 0 to 255; inverse of `encode_masks`."""
-    flat = np.frombuffer(zlib.decompress(data[_SHAPE.size :]), np.uint8)
-    return flat.reshape(_SHAPE.unpack(data[: _SHAPE.size]))
+    """(classes, rows, columns) of 0 to 255: the probabilities of CLASSES of an encoded mask."""
+    return decode_planes(data)[: len(CLASSES)]
+
+
+def peak_score(data: bytes, pixels: int) -> float:
+    """Highest threshold at which at least `pixels` pixels of an encoded mask have changed, 0 to 1."""
+    probabilities = np.sort(decode_mask(data).sum(axis=0, dtype=np.uint16), axis=None)
+    return round(min(1.0, float(probabilities[-pixels:][0]) / 255), 4)
 
 
 def encode_valid(valid: NDArray[np.bool_]) -> bytes:

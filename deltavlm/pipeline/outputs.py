@@ -12,7 +12,8 @@ from deltavlm.files import lock
 from deltavlm.geo.cog import check_cog
 from deltavlm.geo.sinks import check_output
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
-from deltavlm.pipeline.journal_file import check_journal_version, files_in_commit, journal_path
+from deltavlm.pipeline.journal import check_journal
+from deltavlm.pipeline.journal_file import files_in_commit, journal_path
 from deltavlm.pipeline.pairs import Pair, file_names
 
 __all__ = ["OutputFiles", "check_outputs", "is_complete", "output_paths"]
@@ -107,7 +108,7 @@ def check_outputs(job: AnalyzeJob) -> None:
         may_replace=options.may_replace, inputs=(pair.before, pair.after) if pair else ()
     )
     if options.path is not None and options.resume:
-        check_journal_version(journal_path(options.path))
+        check_journal(journal_path(options.path), job)
     if options.retry_failed and (options.path is None or not journal_path(options.path).exists()):
         raise ConfigError(
             f"--retry-failed: there is no journal of a run into {options.path or '-'} with chips that failed"

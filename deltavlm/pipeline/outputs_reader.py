@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.geo.vector_reader import list_layers, read_layer
+from deltavlm.pipeline.answers import check_threshold
+from deltavlm.pipeline.consistency import judge_row
 from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Output:
     path: Path
     provenance: Mapping[str, Any]  # {} if the file has none, or one that deltavlm did not write
     layers: Mapping[str, GeoDataFrame]  # by name: `chips`, and those of EXTRA_LAYERS that were read
+    threshold: float | None = None  # that was applied to the stored scores
 
     @property
     def crs(self) -> CRS | None:
@@ -66,18 +69,30 @@ class Output:
         frame = self.layers.get(layer)
         if frame is None:
             return []
-        columns = {name: [_plain(name, value) for value in frame[name].tolist()] for name in frame.columns}
+        columns = {name: self.values(layer, name) for name in frame.columns}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
+    def values(self, layer: str, column: str) -> list[Any]:
+        """Values of one column of a layer, as `rows` gives them."""
+        return [_plain(column, value) for value in self.layers[layer][column].tolist()]
 
-def read_output(path: Path, extra_layers: Collection[str] = EXTRA_LAYERS) -> Output:
+
+def read_output(
+    path: Path, extra_layers: Collection[str] = EXTRA_LAYERS, *, threshold: float | None = None
+) -> Output:
     """Read the layer `chips` of an output of any format and version, and those of `extra_layers` that it has.
 
-    The format is recognized by content, not by suffix. Only a GeoPackage has more layers than `chips`.
+    The format is recognized by content, not by suffix. Only a GeoPackage has more layers than `chips`. The
+    column `conflicts` is made where an earlier version did not write it.
+
+    Args:
+        threshold: `changed` and `conflicts` become those of the stored scores at this threshold.
 
     Raises:
         InputError: the file is missing, empty, damaged, of another format, or has no layer with chips.
+        ConfigError: a threshold that is not from 0 to 1.
     """
+    check_threshold(threshold)
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path}: is empty (0 bytes); {HINT}")
     chips = read_layer(path, "chips" if path.suffix.lower() == ".gpkg" else None, HINT)
@@ -89,7 +104,22 @@ def read_output(path: Path, extra_layers: Collection[str] = EXTRA_LAYERS) -> Out
         raise InputError(f"{path}: holds no features and was not written by deltavlm; {HINT}")
     layers = {"chips": chips.frame}
     layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
-    return Output(path, provenance or {}, layers)
+    output = Output(path, provenance or {}, layers)
+    if not missing and (threshold is not None or "conflicts" not in chips.frame):
+        output = replace(output, layers={**layers, "chips": _judged(output, threshold)}, threshold=threshold)
+    return output
+
+
+def _judged(output: Output, threshold: float | None) -> GeoDataFrame:
+    """Chips with the columns `changed` and `conflicts` made of their other columns."""
+    import pandas as pd
+
+    frame = output.layers["chips"].copy(deep=False)
+    has_masks = "changes" in output.provenance and "conflicts" in frame
+    judged = [judge_row(row, threshold=threshold, has_masks=has_masks) for row in output.rows("chips")]
+    for index, name in enumerate(("changed", "conflicts")):
+        frame[name] = pd.Series([each[index] for each in judged], index=frame.index, dtype="object")
+    return frame
 
 
 def _plain(column: str, value: Any) -> Any:

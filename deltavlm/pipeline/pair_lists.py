@@ -192,8 +192,8 @@ def _stac_values(item: Any, source: str) -> Mapping[str, Any]:
     properties = item.get("properties")
     if not isinstance(properties, dict):
         properties = {}
-    start = properties.get("start_datetime")
-    end = properties.get("end_datetime") or properties.get("datetime")
+    start = assets["before"].get("datetime") or properties.get("start_datetime")
+    end = assets["after"].get("datetime") or properties.get("end_datetime") or properties.get("datetime")
     aoi = properties.get("aoi")
     return {**hrefs, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": aoi}
 

@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
+import shapely
 from affine import Affine
 from rasterio.crs import CRS
 from shapely.geometry import Polygon
 
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
-from deltavlm.geo.location import file_identity, redact_credentials
+from deltavlm.geo.location import file_identity
 from deltavlm.geo.pair import PairReader
+from deltavlm.messages import redact_address
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import PairStatus
@@ -37,8 +40,8 @@ class PairIdentity:
     @classmethod
     def of(cls, pair: Pair) -> PairIdentity:
         return cls(
-            redact_credentials(pair.before),
-            redact_credentials(pair.after),
+            redact_address(pair.before),
+            redact_address(pair.after),
             None if pair.aoi is None else str(pair.aoi),
             [file_identity(location) for location in (pair.before, pair.after)],
         )
@@ -64,6 +67,8 @@ class PairRecord:
     chips: int  # chips of the grid inside the area of interest
     notes: list[str]
     inputs: str  # `PairReader.provenance()` as JSON, which takes a tenth of the memory
+    dates: tuple[str | None, str | None]  # ISO 8601, of before and after
+    aoi: str | None = None  # area of interest in the CRS of the grid, WKB in hexadecimal digits
 
     @classmethod
     def of(cls, pair: Pair, reader: PairReader, chips: ChipGrid) -> PairRecord:
@@ -79,6 +84,8 @@ class PairRecord:
                 "chips": len(chips),
                 "notes": list(reader.notes),
                 "inputs": json.dumps(reader.provenance()),
+                "dates": reader.dates,
+                "aoi": None if reader.aoi is None else shapely.to_wkb(reader.aoi, hex=True),
             }
         )
 
@@ -86,11 +93,12 @@ class PairRecord:
     def from_dict(cls, values: Mapping[str, Any]) -> PairRecord:
         """Inverse of `asdict`."""
         crs = values["crs"] and sys.intern(values["crs"])  # many pairs share one
-        return cls(**{**values, "crs": crs, "identity": PairIdentity(**values["identity"])})
+        identity, (before_date, after_date) = PairIdentity(**values["identity"]), values["dates"]
+        return cls(**{**values, "crs": crs, "identity": identity, "dates": (before_date, after_date)})
 
     def chip_grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
-        """Chip grid of the pair, without the area of interest."""
-        return ChipGrid(self.geobox, chip_px, overlap_px)
+        """Chip grid of the pair."""
+        return _chip_grid(self.geobox, chip_px, overlap_px, self.aoi)
 
     @property
     def geobox(self) -> GeoBox:
@@ -108,6 +116,11 @@ class PairRecord:
     def footprint(self) -> Polygon:
         """Outline of the pixel grid, in its CRS."""
         return self.geobox.footprint
+
+
+@lru_cache(maxsize=2)  # selecting the chips of a large grid by an area of interest takes seconds
+def _chip_grid(geobox: GeoBox, chip_px: int, overlap_px: int, aoi: str | None) -> ChipGrid:
+    return ChipGrid(geobox, chip_px, overlap_px, None if aoi is None else shapely.from_wkb(aoi))
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
 from deltavlm.geo.location import normalize_location
+from deltavlm.messages import redact_address
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
 
@@ -46,10 +47,12 @@ class PairList:
     unmatched: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # files in one of two folders only
 
     @classmethod
-    def single(cls, before: str, after: str) -> PairList:
-        """One pair that is not from a list."""
+    def single(
+        cls, before: str, after: str, before_date: str | None = None, after_date: str | None = None
+    ) -> PairList:
+        """One pair that is not from a list; dates in ISO 8601."""
         before, after = normalize_location(before), normalize_location(after)
-        return cls((Pair("", before, after),), after)
+        return cls((Pair("", before, after, before_date, after_date),), redact_address(after))
 
     @property
     def is_single(self) -> bool:
@@ -95,6 +98,7 @@ def with_ids(pairs: Sequence[Pair], source: str) -> tuple[Pair, ...]:
 
 def _folder_and_stem(location: str) -> tuple[str, str]:
     """`"https://host/a/after.tif?key"` -> `("a", "after")`: name of the folder, and the stem."""
+    location = redact_address(location)
     path = urlsplit(location).path if "://" in location else location.replace("\\", "/")
     tail = PurePosixPath(path.rstrip("/"))
     return tail.parent.name, tail.stem or "pair"

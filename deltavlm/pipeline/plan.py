@@ -10,7 +10,8 @@ from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.pairs import Pair
-from deltavlm.pipeline.reading import open_listed_pair, scale_warning
+from deltavlm.pipeline.reading import open_listed_pair
+from deltavlm.pipeline.scale import Scale
 
 __all__ = ["PairPlan", "plan_run"]
 
@@ -71,7 +72,9 @@ def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: 
         if job.is_single:
             raise
         return PairPlan(pair, reason=str(error))
-    scale = scale_warning(plan.gsd_m, training_gsd_m, options.chip_px / model_chip_px)
+    scale = Scale(plan.gsd_m, training_gsd_m, options.chip_px / model_chip_px).warning(
+        limited=not options.any_scale
+    )
     if scale is None:
         return plan
     return replace(plan, notes=(*plan.notes, scale), warnings=(*plan.warnings, scale))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -14,7 +15,7 @@ from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.version import __version__
 
-__all__ = ["journal_settings", "library_versions", "provenance"]
+__all__ = ["job_settings", "journal_settings", "library_versions", "provenance"]
 
 _LIBRARIES = (
     *("numpy", "pillow", "rasterio", "pyproj", "shapely", "pyogrio"),
@@ -59,15 +60,27 @@ def provenance(
 
 def journal_settings(job: AnalyzeJob, model: ModelFacts) -> dict[str, object]:
     """Settings that must be equal for a run to be resumed; pairs and questions are compared separately."""
+    return {**job_settings(job), "model": _model(model)}
+
+
+def job_settings(job: AnalyzeJob) -> dict[str, object]:
+    """`journal_settings` without the model, which is not known before it is loaded."""
     options = asdict(job.options)
     for key in ("limit", "on_error", "batch_size"):
         del options[key]
-    return {"reading": _plain(job.read), "model": _model(model), "options": options, "deltavlm": __version__}
+    if not job.options.cascade:  # then it decides nothing but `changed`, which is made of the stored scores
+        del options["threshold"]
+    return {"reading": _plain(job.read), "options": options, "deltavlm": __version__}
 
 
 def _plain(read: ReadOptions) -> dict[str, object]:
     values = {each.name: getattr(read, each.name) for each in fields(read)}
-    return {**values, "aoi": None if read.aoi is None else str(read.aoi)}
+    nodata = read.nodata
+    return {
+        **values,
+        "nodata": nodata if nodata is None or math.isfinite(nodata) else str(nodata),  # as JSON has no NaN
+        "aoi": None if read.aoi is None else str(read.aoi),
+    }
 
 
 def _model(model: ModelFacts) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -17,6 +17,7 @@ from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.pair_record import PairRecord
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.result_store import ResultStore
+from deltavlm.pipeline.scale import Scale
 
 __all__ = [
     "PairStart",
@@ -24,19 +25,17 @@ __all__ = [
     "log_notes",
     "open_listed_pair",
     "read_chips_of_pairs",
-    "scale_warning",
     "with_callbacks",
 ]
 
 logger = logging.getLogger(__name__)
 
-MAX_GSD_RATIO = 2.02  # of the pixel size to that of the training, in either direction, without a warning
-
 
 def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
     """Open a pair; its own area of interest replaces that of `read`."""
     aoi = read.aoi if pair.aoi is None else pair.aoi
-    return open_pair(RasterPair(pair.before, pair.after, pair.id), replace(read, aoi=aoi))
+    rasters = RasterPair(pair.before, pair.after, pair.id, pair.before_date, pair.after_date)
+    return open_pair(rasters, replace(read, aoi=aoi))
 
 
 def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
@@ -47,40 +46,19 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
     return None
 
 
-def scale_warning(gsd_m: float | None, training_gsd_m: float, shrink: float = 1.0) -> str | None:
-    """Warning where the ground size of a pixel is far from that of the model's training, metres.
-
-    `shrink` is the ratio of the chip size to the model's own: larger chips are resampled to it.
-    """
-    if gsd_m is None:
-        return f"the ground size of a pixel is not known; the model was trained at {training_gsd_m:g} m"
-    model_gsd_m = gsd_m * shrink
-    if training_gsd_m / MAX_GSD_RATIO <= model_gsd_m <= training_gsd_m * MAX_GSD_RATIO:
-        return None
-    size = (
-        f"a pixel is {model_gsd_m:.3g} m"
-        if shrink == 1
-        else f"a chip of this size has {model_gsd_m:.3g} m a pixel"
-    )
-    text = f"{size}, the model was trained at {training_gsd_m:g} m: its answers are less reliable here"
-    if model_gsd_m > training_gsd_m:
-        return text
-    advice = f"--gsd {training_gsd_m:g} resamples both images" if shrink == 1 else "use larger chips"
-    return f"{text}; {advice}"
-
-
 def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob, warned: set[str]) -> None:
     """Log the notes of an opened pair, and a warning where its scale is far from that of the training.
 
     Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds.
     """
-    scale = scale_warning(reader.gsd_m, model.training_gsd_m, job.options.chip_px / model.chip_px)
+    scale = Scale.of(reader.gsd_m, model, job.options.chip_px)
+    warning = scale.warning(limited=not job.options.any_scale)
     if not pair.id:  # a single pair: its other notes were logged when it was opened
-        if scale:
-            logger.warning("%s", scale)
+        if warning:
+            logger.warning("%s", warning)
         return
     notes = [(note, note, note in reader.warnings) for note in reader.notes]
-    for kind, note, is_warning in [*notes, *([("scale", scale, True)] if scale else [])]:
+    for kind, note, is_warning in [*notes, *([(scale.kind, warning, True)] if warning else [])]:
         if is_warning and kind not in warned:
             warned.add(kind)
             logger.warning("%s: %s (not repeated for other pairs)", pair.id, note, extra={"pair": pair.id})
@@ -136,7 +114,17 @@ def read_chips_of_pairs(
             chips = islice(grid, remaining)
             count += remaining
             pending = (chip for chip in chips if not store.is_done(pair, chip))
-            yield from engine.load(reader, pending, options, pair.id)
+            far = Scale.of(record.gsd_m, engine.model, options.chip_px).is_far and not options.any_scale
+            yield from _marked(engine.load(reader, pending, options, pair.id), far_scale=far)
+
+
+def _marked(chips: Generator[LoadedChip, None, None], *, far_scale: bool) -> Iterator[LoadedChip]:
+    """The chips with this mark, and with digests of their own if it is set: their answers are fewer."""
+    with closing(chips):
+        if not far_scale:
+            yield from chips
+        for chip in chips:
+            yield replace(chip, far_scale=True, digest=chip.digest and f"{chip.digest}-far")
 
 
 def with_callbacks(

@@ -30,6 +30,7 @@ from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import journal_settings, provenance
 from deltavlm.pipeline.reading import first_crs, open_listed_pair
 from deltavlm.pipeline.run_result import RunResult
+from deltavlm.pipeline.scale import Scale
 from deltavlm.pipeline.schema import CHANGES, output_layers, with_pair_columns
 from deltavlm.pipeline.writer import OutputCRS, ResultWriter, StreamStore, common_crs
 
@@ -215,8 +216,8 @@ class _Output:
         return provenance(self.job, self.engine.model, inputs)
 
     def writer(self, sink: FeatureSink, crs: OutputCRS) -> ResultWriter:
-        model = self.engine.model
-        return ResultWriter(sink, self.job.questions, model.label, crs)
+        job, model = self.job, self.engine.model
+        return ResultWriter(sink, job.questions, model.label, crs, job.output.changes.threshold)
 
 
 def _stream(output: _Output, hooks: RunHooks) -> None:
@@ -353,7 +354,10 @@ def _mosaic(output: _Output, journal: Journal, pair: Pair, record: PairRecord) -
         grid, geobox = opened.chips(*options.grid), opened.geobox
     else:
         grid, geobox = record.chip_grid(*options.grid), record.geobox
-    return MaskMosaic(grid, geobox, journal.lookup(pair), journal.file.read_blob)
+    far = Scale.of(record.gsd_m, output.engine.model, options.chip_px).is_far and not options.any_scale
+    return MaskMosaic(
+        grid, geobox, journal.lookup(pair), journal.file.read_blob, change_class="other" if far else None
+    )
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class RunResult:
 
     @property
     def most_changed(self) -> list[ChangedChip]:
-        """The ten chips with the highest score of change, highest first, with longitude and latitude."""
+        """Ten changed chips with longitude and latitude: first those without conflicts, by falling score."""
         return [self._located(chip) for chip in self.summary.most_changed]
 
     def _located(self, chip: ChangedChip) -> ChangedChip:

@@ -33,6 +33,10 @@ FAILED_STATUSES: frozenset[ChipStatus] = frozenset(("unreadable", "error"))
 PairStatus = Literal["answered", "partly", "failed"]
 PAIR_STATUSES: tuple[PairStatus, ...] = get_args(PairStatus)
 
+_DATES = (
+    Field("before_date", "str", "Date of the earlier image, as given or from its tags"),
+    Field("after_date", "str", "Date of the later image, as given or from its tags"),
+)
 _CHIP_COLUMNS = (
     Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner", "Chip"),
     Field(
@@ -54,19 +58,29 @@ _CHIP_COLUMNS = (
     Field("new_buildings", "int", "Number of new buildings in this chip"),
     Field("road_cells", "list", "Cells of the chip's 3x3 grid with changed roads"),
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
+    Field("conflicts", "list", "Rules of consistency that the answers break; see docs/formats.md"),
 )
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
+    Field(
+        "ground_share",
+        "float",
+        "Share of the chip's ground that is its own; what chips have in common is divided evenly among them",
+        "Own share of ground",
+    ),
+    Field(
+        "aoi_share",
+        "float",
+        "Share of the chip inside the area of interest, 0 to 1; null without one",
+        "Share in area of interest",
+    ),
     Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
     Field("model", "str", "Model and its fingerprint"),
     Field("before", "str", "The earlier image", "Image before"),
     Field("after", "str", "The later image", "Image after"),
+    *_DATES,
 )
 _PAIR_ID = Field("pair_id", "str", "Name of the pair", "Pair")
-_PAIR_DATES = (
-    Field("before_date", "str", "Date of the earlier image, from the list of pairs"),
-    Field("after_date", "str", "Date of the later image, from the list of pairs"),
-)
 
 LOCATIONS = Layer(
     "locations",
@@ -84,6 +98,7 @@ CHANGES = Layer(
     "changes",
     (
         Field("class", "str", "What was built, removed or altered there: building, road or other"),
+        Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
         Field("area_m2", "float", "Area on the ground, square metres"),
         Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
         Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),
@@ -91,8 +106,7 @@ CHANGES = Layer(
         Field("lat", "float", "Latitude of the centroid, degrees"),
         Field("chip_ids", "list", "Chips that show it"),
         Field("caption", "str", "Caption of the chip with the largest part of it"),
-        Field("before_date", "str", "Date of the earlier image, if it was given"),
-        Field("after_date", "str", "Date of the later image, if it was given"),
+        *_DATES,
     ),
 )
 
@@ -125,7 +139,7 @@ PAIRS = Layer(
         Field("gsd_m", "float", "Ground size of a pixel, metres", "Pixel size (m)"),
         Field("before", "str", "The earlier image"),
         Field("after", "str", "The later image"),
-        *_PAIR_DATES,
+        *_DATES,
         Field("notes", "list", "Notes from opening the pair"),
         Field("inputs", "json", "Provenance of the pixels: files, bands, scaling, alignment"),
     ),
@@ -158,7 +172,7 @@ def chips_layer(questions: Sequence[QuestionSpec]) -> Layer:
 def with_pair_columns(layer: Layer) -> Layer:
     """`layer` with the columns `pair_id`, `before_date` and `after_date`."""
     names = {field.name for field in layer.fields}
-    dates = (date for date in _PAIR_DATES if date.name not in names)
+    dates = (date for date in _DATES if date.name not in names)
     return Layer(layer.name, (_PAIR_ID, *layer.fields, *dates))
 
 

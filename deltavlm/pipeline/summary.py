@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -58,6 +58,7 @@ class ChangedChip:
     caption: str
     pair: str = ""  # id of its pair; empty in a run over one pair
     lonlat: tuple[float, float] | None = None  # centroid in degrees, if the CRS leads there
+    conflicts: tuple[str, ...] = ()  # names of the consistency rules that its answers break
 
 
 @dataclass(slots=True)
@@ -69,11 +70,13 @@ class Summary:
     changed: int = 0
     deduplicated: int = 0  # chips whose pixels equal those of a chip answered before in this run
     unparsed: int = 0  # chips whose answer to the yes/no question is neither
+    conflicts: Counter[str] = field(default_factory=Counter)  # chips by consistency rule that they break
+    conflicting: int = 0  # chips that break at least one
     polygons: int = 0  # polygons of change, if they were requested
     seconds: float = 0.0
     batch_size: int = 0
     first_failure: str = ""  # error message of the first failed chip
-    most_changed: list[ChangedChip] = field(default_factory=list)  # highest score first
+    most_changed: list[ChangedChip] = field(default_factory=list)  # without conflicts first
     stages: StageTimes = field(default_factory=StageTimes)
 
     @property
@@ -90,20 +93,27 @@ class Summary:
         """Chips per second, without those of an earlier run."""
         return (self.chips - self.resumed) / self.seconds if self.seconds > 0 else 0.0
 
-    def add(self, result: ChipResult) -> None:
-        """Count a chip."""
+    def add(self, result: ChipResult, conflicts: Sequence[str] = ()) -> None:
+        """Count a chip, which breaks the consistency rules `conflicts`."""
         self.statuses[result.status] += 1
         if result.failed and not self.first_failure:
             self.first_failure = result.reason
         change, caption = result.of_task("change"), result.of_task("caption")
+        self.conflicts.update(conflicts)
+        self.conflicting += bool(conflicts)
         self.unparsed += change is not None and change.value is None
         if change is None or change.value is not True:
             return
         self.changed += 1
         centroid = result.chip.footprint.centroid
-        text = caption.text if caption else ""
-        score = change.score if change.score is not None else 0.0
-        self._rank(ChangedChip(score, result.chip.chip_id, centroid.x, centroid.y, text, result.pair))
-
-    def _rank(self, chip: ChangedChip) -> None:
-        self.most_changed = sorted([*self.most_changed, chip], key=lambda each: -each.score)[:_MOST_CHANGED]
+        chip = ChangedChip(
+            score=change.score if change.score is not None else 0.0,
+            chip_id=result.chip.chip_id,
+            x=centroid.x,
+            y=centroid.y,
+            caption=caption.text if caption else "",
+            pair=result.pair,
+            conflicts=tuple(conflicts),
+        )
+        ranked = sorted([*self.most_changed, chip], key=lambda each: (bool(each.conflicts), -each.score))
+        self.most_changed = ranked[:_MOST_CHANGED]

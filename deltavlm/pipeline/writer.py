@@ -18,8 +18,9 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.location import redact_credentials
 from deltavlm.geo.sinks import FeatureSink
+from deltavlm.messages import redact_address
+from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
@@ -82,11 +83,11 @@ class _PairSink:
 
     sink: FeatureSink
     pair: Pair
+    record: PairRecord
     transform: Transform
 
     def write(self, layer: str, features: Iterable[Feature]) -> None:
-        pair = self.pair
-        columns = {"pair_id": pair.id, "before_date": pair.before_date, "after_date": pair.after_date}
+        columns = {"pair_id": self.pair.id, **_dates(self.pair, self.record)}
         self.sink.write(
             layer,
             [Feature(self.transform(each.geometry), {**each.properties, **columns}) for each in features],
@@ -101,16 +102,17 @@ class ResultWriter:
     questions: Sequence[QuestionSpec]
     model: str  # name and fingerprint
     crs: OutputCRS
+    mask_threshold: float = 0.5  # for the consistency rules of masks
 
     def write_chips(self, results: Iterable[ChipResult], pairs: Mapping[str, PairResult]) -> None:
         """Write rows of the layers `chips` and `locations`; consecutive results of a pair stay together."""
         for pair_id, group in groupby(results, key=lambda result: result.pair):
             pair = pairs[pair_id]
             assert pair.record is not None
-            sink = self._sink_of(pair.pair, pair.record)
+            sink, dates = self._sink_of(pair.pair, pair.record), _dates(pair.pair, pair.record)
             while batch := list(islice(group, _BATCH)):
-                rows = [_chip_feature(result, self.questions, self.model, pair.record) for result in batch]
-                sink.write("chips", rows)
+                rows = [self._chip_feature(result, pair.record) for result in batch]
+                sink.write("chips", _with_columns(rows, dates))
                 sink.write("locations", [each for result in batch for each in _location_features(result)])
 
     def write_pairs(self, pairs: Iterable[PairResult]) -> None:
@@ -119,10 +121,44 @@ class ResultWriter:
 
     def write_changes(self, pair: Pair, record: PairRecord, features: Iterable[Feature]) -> None:
         """Write rows of the layer `changes`."""
-        self._sink_of(pair, record).write(CHANGES.name, features)
+        dates = _dates(pair, record)
+        self._sink_of(pair, record).write(CHANGES.name, _with_columns(features, dates))
 
     def _sink_of(self, pair: Pair, record: PairRecord) -> FeatureSink:
-        return _PairSink(self.sink, pair, self.crs.transform_of(pair, record)) if pair.id else self.sink
+        if not pair.id:
+            return self.sink
+        return _PairSink(self.sink, pair, record, self.crs.transform_of(pair, record))
+
+    def _chip_feature(self, result: ChipResult, record: PairRecord) -> Feature:
+        """Row of a chip; null for what was not asked or cannot be parsed."""
+        change, caption = result.of_task("change"), result.of_task("caption")
+        counts, cells = _value(result, "count", Counts), _value(result, "location", Cells)
+        properties: dict[str, object] = {
+            "chip_id": result.chip.chip_id,
+            "status": result.status,
+            "changed": change.value if change else None,
+            "changed_score": change.score if change else None,
+            "caption": caption.value if caption else None,
+            "caption_score": caption.score if caption else None,
+            "new_roads": counts.roads if counts else None,
+            "new_buildings": counts.buildings if counts else None,
+            "road_cells": list(cells.roads) if cells else None,
+            "building_cells": list(cells.buildings) if cells else None,
+            "conflicts": find_conflicts(statements_of(result, self.mask_threshold)),
+        }
+        for spec in self.questions:
+            answer = result.answers.get(spec.name)
+            properties[f"answer_{spec.name}"] = answer.text if answer else None
+        properties |= {
+            "valid_fraction": result.valid_fraction,
+            "ground_share": result.chip.ground_share,
+            "aoi_share": result.chip.aoi_share,
+            "gsd_m": record.gsd_m,
+            "model": self.model,
+            "before": record.identity.before,
+            "after": record.identity.after,
+        }
+        return Feature(result.chip.footprint, properties)
 
     def _pair_feature(self, result: PairResult) -> Feature:
         """Row of a pair; its polygon is the area that both images cover, empty if it could not be opened."""
@@ -136,45 +172,23 @@ class ResultWriter:
             "changed": result.changed if record else None,
             "failed_chips": result.failed,
             "gsd_m": record.gsd_m if record else None,
-            "before": redact_credentials(pair.before),
-            "after": redact_credentials(pair.after),
-            "before_date": pair.before_date,
-            "after_date": pair.after_date,
+            "before": redact_address(pair.before),
+            "after": redact_address(pair.after),
+            **_dates(pair, record),
             "notes": record.notes if record else None,
             "inputs": json.loads(record.inputs) if record else None,
         }
         return Feature(shape, properties)
 
 
-def _chip_feature(
-    result: ChipResult, questions: Sequence[QuestionSpec], model: str, record: PairRecord
-) -> Feature:
-    """Row of a chip; null for what was not asked or cannot be parsed."""
-    change, caption = result.of_task("change"), result.of_task("caption")
-    counts, cells = _value(result, "count", Counts), _value(result, "location", Cells)
-    properties: dict[str, object] = {
-        "chip_id": result.chip.chip_id,
-        "status": result.status,
-        "changed": change.value if change else None,
-        "changed_score": change.score if change else None,
-        "caption": caption.value if caption else None,
-        "caption_score": caption.score if caption else None,
-        "new_roads": counts.roads if counts else None,
-        "new_buildings": counts.buildings if counts else None,
-        "road_cells": list(cells.roads) if cells else None,
-        "building_cells": list(cells.buildings) if cells else None,
-    }
-    for spec in questions:
-        answer = result.answers.get(spec.name)
-        properties[f"answer_{spec.name}"] = answer.text if answer else None
-    properties |= {
-        "valid_fraction": result.valid_fraction,
-        "gsd_m": record.gsd_m,
-        "model": model,
-        "before": record.identity.before,
-        "after": record.identity.after,
-    }
-    return Feature(result.chip.footprint, properties)
+def _dates(pair: Pair, record: PairRecord | None) -> dict[str, object]:
+    """Dates of a pair as they were given, else from the tags of its files."""
+    before, after = (None, None) if record is None else record.dates
+    return {"before_date": pair.before_date or before, "after_date": pair.after_date or after}
+
+
+def _with_columns(features: Iterable[Feature], columns: Mapping[str, object]) -> list[Feature]:
+    return [Feature(each.geometry, {**each.properties, **columns}) for each in features]
 
 
 def _location_features(result: ChipResult) -> Iterator[Feature]:

@@ -65,13 +65,18 @@ class Report:
             )
 
 
-def open_report(path: Path, images: ImageOptions, pair_id: str | None = None) -> Report:
+def open_report(
+    path: Path, images: ImageOptions, pair_id: str | None = None, *, threshold: float | None = None
+) -> Report:
     """Read an output file, and select one pair of it if `pair_id` is given.
+
+    threshold: chips have changed whose stored score reaches it; None: as the output says.
 
     Raises:
         InputError: not an output, no such pair, or neither chips nor pairs.
+        ConfigError: a threshold that is not from 0 to 1.
     """
-    output = read_output(path)
+    output = read_output(path, threshold=threshold)
     pairs = build_pairs(output)
     if pair_id is not None:
         pairs = [select_pair(pairs, pair_id)]

@@ -148,10 +148,18 @@ def _render_images(
 
 
 def _highest_scores(pairs: Sequence[ReportPair], count: int) -> set[int]:
-    """Numbers of the changed chips with the highest scores, counted over all pairs."""
+    """Numbers of the changed chips with the highest scores, those without conflicts first; counted over all
+    pairs."""
     chips = enumerate(chip for pair in pairs for chip in pair.chips)
-    ranked = sorted(((score_of(chip), number) for number, chip in chips if chip.get("changed")), reverse=True)
-    return {number for _, number in ranked[:count]}
+    ranked = sorted(
+        (
+            (not chip.get("conflicts"), score_of(chip), number)
+            for number, chip in chips
+            if chip.get("changed")
+        ),
+        reverse=True,
+    )
+    return {number for *_, number in ranked[:count]}
 
 
 def _overviews(opened: OpenImages, long_side_px: int) -> tuple[dict[str, Any], float]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltavlm.geo.location import redact_credentials
+from deltavlm.messages import redact_address
+from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.report.colours import RAMP
 from deltavlm.report.pairs import ReportPair, score_of
@@ -43,12 +44,14 @@ def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -
         "details": images.details,
         "ramp": RAMP,
         "cells": LABELS,
+        "rules": [(rule.name, rule.meaning) for rule in RULES],
         "chipPx": pairs[0].chip_px if pairs else 0,
         "questions": {
             str(question.get("name")): str(question.get("prompt"))
             for question in output.provenance.get("questions", ())
         },
-        "provenance": _provenance(output.provenance, pairs),
+        "provenance": [*_provenance(output.provenance, pairs), *_threshold(output)],
+        "threshold": output.threshold,
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,
     }
@@ -62,7 +65,7 @@ def _title(pairs: Sequence[ReportPair], output: Output) -> str:
 
 
 def _file_name(path: str) -> str:
-    return redact_credentials(path).replace("\\", "/").rpartition("/")[2]
+    return redact_address(path).replace("\\", "/").rpartition("/")[2]
 
 
 def _pair(pair: ReportPair, images: PageImages) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
         name: []
         for name in (
             *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
-            *("surety", "roads", "buildings", "road_cells", "building_cells", "valid", *answers),
+            *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid", *answers),
         )
     }
     for number, pair in enumerate(pairs):
@@ -118,6 +121,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "buildings": _number(chip.get("new_buildings"), 0),
                 "road_cells": _cell_bits(chip.get("road_cells")),
                 "building_cells": _cell_bits(chip.get("building_cells")),
+                "conflicts": _rule_bits(chip.get("conflicts")),
                 "valid": _number(chip.get("valid_fraction"), 3),
             }
             row |= {name: text(chip.get(name)) for name in answers}
@@ -137,6 +141,11 @@ def _cell_bits(cells: Any) -> int:
     return sum(1 << LABELS.index(cell) for cell in set(cells or ()) if cell in LABELS)
 
 
+def _rule_bits(conflicts: Any) -> int:
+    """Bit mask of consistency rules that a chip breaks, in the order of RULES."""
+    return sum(1 << index for index, rule in enumerate(RULES) if rule.name in (conflicts or ()))
+
+
 def _area_m2(change: Row) -> float:
     return float(_number(change.get("area_m2"), 1) or 0)
 
@@ -152,6 +161,7 @@ def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
         "class": str(change.get("class") or "other"),
+        "kind": str(change.get("kind") or change.get("class") or "other"),
         "area": _number(change.get("area_m2"), 1),
         "score": _number(change.get("mean_score"), 4),
         "lon": _number(change.get("lon"), 6),
@@ -172,7 +182,7 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
         for label, image in (("Before", pair.before), ("After", pair.after)):
             size = f", {image.size[0]:,} × {image.size[1]:,} px" if image.size else ""
             bands = f", bands {', '.join(map(str, image.bands))}" if image.bands else ""
-            lines.append((label, f"{redact_credentials(image.path)}{size}{bands}"))
+            lines.append((label, f"{redact_address(image.path)}{size}{bands}"))
         if pair.geobox is not None:
             crs = pair.geobox.crs
             lines.append(("Grid", f"{crs.to_string()[:80] if crs else 'no CRS'}, {_grid_size(pair)}"))
@@ -187,6 +197,15 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
     cascade = " Cascade: only changed chips were asked the other questions." if options.get("cascade") else ""
     lines.append(("Chips", f"{chips}.{cascade}"))
     return [(label, text) for label, text in lines if text.strip()]
+
+
+def _threshold(output: Output) -> list[tuple[str, str]]:
+    """Threshold of changed chips as (label, text), if it is not the model's own answer."""
+    if output.threshold is not None:
+        text = f"changed from a score of {output.threshold:g} on, by the stored scores"
+        return [("Threshold", f"{text}; polygons are those of the run")]
+    threshold = (output.provenance.get("options") or {}).get("threshold")
+    return [] if threshold is None else [("Threshold", f"changed from a score of {threshold} on")]
 
 
 def _grid_size(pair: ReportPair) -> str:

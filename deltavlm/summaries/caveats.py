@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.pipeline.reading import scale_warning
+from deltavlm.pipeline.scale import Scale
 from deltavlm.summaries.results import Results
 from deltavlm.summaries.totals import UNSURE, AreaSummary
 
@@ -23,6 +23,7 @@ def caveats(results: Results, total: AreaSummary, areas: Sequence[AreaSummary] =
         *_counts(results, total),
         *_small_areas(results, areas),
         *_pixel_size(results),
+        *_threshold(results),
         *_confidence(results, total),
     ]
     return list(dict.fromkeys(sentences))
@@ -70,7 +71,14 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
             f"Chips overlap: a point of the ground lies in {total.overlap:.2f} chips on average. Sums over "
             f"chips count it as often; divide them by {total.overlap:.2f} for a better estimate."
         )
-    if results.chips["status"].eq("cascaded").any() and has_counts:
+    cascaded = results.chips["status"].eq("cascaded")
+    changed_later = int((cascaded & results.chips["changed"].eq(True)).sum())
+    if changed_later:
+        yield (
+            f"{changed_later:,} changed chips were asked only whether they changed: the run, with --cascade, "
+            "took them for unchanged."
+        )
+    if cascaded.any() and has_counts:
         yield "With --cascade, unchanged chips were not asked for counts; they count as none."
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
@@ -91,7 +99,8 @@ def _pixel_size(results: Results) -> Iterator[str]:
     sizes_m = np.unique(np.round(sizes_m[np.isfinite(sizes_m)], 4))
     extremes_m = sizes_m[[0, -1] if len(sizes_m) else []].tolist()
     for model, (training_gsd_m, downsampling) in dict(_training_scales(results)).items():
-        warnings = {scale_warning(size_m, training_gsd_m, downsampling) for size_m in extremes_m}
+        scales = [Scale(size_m, training_gsd_m, downsampling) for size_m in extremes_m]
+        warnings = {scale.warning() for scale in scales}
         for warning in sorted(filter(None, warnings)):
             yield f"Scale ({model}): {warning}."
 
@@ -106,7 +115,25 @@ def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float
             yield str(model.get("name")), (float(training_gsd_m), chip_px / model_chip_px)
 
 
+def _threshold(results: Results) -> Iterator[str]:
+    if results.threshold is not None:
+        yield (
+            f"Changed chips are those with a score of at least {results.threshold:g}, by the stored scores; "
+            "polygons are those of the run."
+        )
+        return
+    for threshold in dict.fromkeys(_option(run, "threshold") for run in results.runs):
+        if threshold is not None:
+            yield f"The run calls chips changed that have a score of at least {threshold:g}."
+
+
 def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
+    if total.conflicting:
+        rules = ", ".join(f"{name} {count:,}" for name, count in sorted(total.conflicts.items()))
+        yield (
+            f"The answers about {total.conflicting:,} of {total.looked_at:,} analyzed chips contradict each "
+            f"other ({rules})."
+        )
     if total.unsure:
         yield (
             f"{total.unsure:,} chips ({total.unsure_share or 0:.0%} of the analyzed ones) have a score "

@@ -25,6 +25,7 @@ COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
     ("chips", lambda area: f"{area.chips:,}"),
     ("not analyzed", lambda area: f"{area.nodata + area.failed:,}"),
     ("changed", lambda area: f"{area.changed:,}"),
+    ("conflicts", lambda area: f"{area.conflicting:,}" if area.conflicting else ""),
     ("share", lambda area: _percent(area.changed_share)),
     ("buildings", lambda area: _count(area.new_buildings)),
     ("roads", lambda area: _count(area.new_roads)),

@@ -24,7 +24,7 @@ __all__ = ["Results", "area_m2", "read_results", "union", "union_m2"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
-    *("before", "after", "pair_id", "before_date", "after_date"),
+    *("before", "after", "pair_id", "before_date", "after_date", "conflicts"),
 )
 NUMBER_COLUMNS = ("changed_score", "new_roads", "new_buildings", "gsd_m")
 EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)
@@ -40,6 +40,7 @@ class Results:
     chips: GeoDataFrame  # COLUMNS and `geometry`; a column that an output does not have is null
     runs: tuple[Mapping[str, Any], ...]  # provenance of each output; {} if it was lost
     lost_pairs: tuple[str, ...] | None = ()  # pairs that could not be opened; None if an output has no record
+    threshold: float | None = None  # that was applied to the stored scores
 
     @property
     def has_crs(self) -> bool:
@@ -68,16 +69,19 @@ class Results:
         return areas_m2(self.lonlat)
 
 
-def read_results(paths: Sequence[Path]) -> Results:
+def read_results(paths: Sequence[Path], *, threshold: float | None = None) -> Results:
     """Read the chips of outputs in any format.
+
+    threshold: chips have changed whose stored score reaches it; None: as the outputs say.
 
     Raises:
         InputError: a file is missing or not an output, a column of numbers has text, or some outputs have a
             CRS and others do not.
+        ConfigError: a threshold that is not from 0 to 1.
     """
     import pandas as pd
 
-    outputs = [read_output(path, ["pairs"]) for path in paths]
+    outputs = [read_output(path, ["pairs"], threshold=threshold) for path in paths]
     frames = [_chips_table(output) for output in outputs]
     crs = frames[0].crs
     for path, frame in zip(paths, frames, strict=True):
@@ -88,13 +92,15 @@ def read_results(paths: Sequence[Path]) -> Results:
     filled = [frame for frame in frames if len(frame)] or frames[:1]
     chips = filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
     runs = tuple(output.provenance for output in outputs)
-    return Results(tuple(paths), chips, runs, _lost_pairs(outputs))
+    return Results(tuple(paths), chips, runs, _lost_pairs(outputs), threshold)
 
 
 def _chips_table(output: Output) -> GeoDataFrame:
     import pandas as pd
 
     frame = output.layers["chips"].copy(deep=False)
+    if "conflicts" in frame:
+        frame["conflicts"] = pd.Series(output.values("chips", "conflicts"), index=frame.index, dtype="object")
     for name in COLUMNS:
         if name not in frame:
             frame[name] = None

@@ -6,12 +6,9 @@ expression that lead to the item of the model.
 
 from __future__ import annotations
 
-import calendar
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -22,6 +19,7 @@ import shapely
 from shapely.geometry import mapping
 
 from deltavlm.errors import ConfigError, InputError
+from deltavlm.geo.dates import as_datetime
 from deltavlm.geo.geojson import cut_at_180
 from deltavlm.geo.sinks import write_output
 from deltavlm.summaries.results import Results, union
@@ -156,18 +154,9 @@ def _timestamp(text: str, edge: Literal["start", "end"]) -> str:
     >>> _timestamp("2024-02", "end")
     '2024-02-29T23:59:59Z'
     """
-    match = re.fullmatch(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?", text.strip())
     try:
-        if match is None:
-            moment = datetime.fromisoformat(text.strip())
-            moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-        else:
-            year, month, day = (int(digits) if digits else 0 for digits in match.groups())
-            is_end = edge == "end"
-            month = month or (12 if is_end else 1)
-            day = day or (calendar.monthrange(year, month)[1] if is_end else 1)
-            moment = datetime(year, month, day, *((23, 59, 59) if is_end else (0, 0, 0)), tzinfo=UTC)
-    except (ValueError, calendar.IllegalMonthError):
+        moment = as_datetime(text.strip(), is_end=edge == "end")
+    except ValueError:
         raise ConfigError(f"{text!r} is not a date in ISO 8601; write it as 2024-05-31") from None
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
 

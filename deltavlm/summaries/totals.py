@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ AREAS = Layer(
         Field("nodata", "int", "Chips with too little data to analyze", "Without data"),
         Field("failed", "int", "Chips that could not be read or answered"),
         Field("changed", "int", "Chips that the model calls changed"),
+        Field("conflicting", "int", "Chips whose answers contradict each other", "With conflicts"),
         Field("changed_share", "float", "Share of the analyzed ground that lies in changed chips, 0 to 1"),
         Field("changed_km2", "float", "Ground in changed chips, km²", "Changed (km²)"),
         Field("new_buildings", "int", "Sum of the chips' counts; an estimate"),
@@ -55,7 +57,9 @@ AREAS = Layer(
             "looked_at_share", "float", "Its share of the area, 0 to 1; null where the area has no outline"
         ),
         Field("overlap", "float", "Mean number of chips of a pair that cover a point of the ground"),
-        Field("top_chip", "str", "Chip with the highest score of change"),
+        Field(
+            "top_chip", "str", "Changed chip with the highest score; one without conflicts, if there is one"
+        ),
         Field("top_score", "float", "Its score"),
         Field("top_caption", "str", "Its caption"),
     ),
@@ -84,6 +88,8 @@ class AreaSummary:
     nodata: int
     failed: int
     changed: int
+    conflicting: int  # chips that break at least one consistency rule
+    conflicts: Mapping[str, int]  # chips by consistency rule that they break
     unparsed: int  # analyzed, with an answer that is neither yes nor no
     unsure: int
     changed_share: float | None
@@ -135,6 +141,7 @@ def summarize_chips(
     changed = analyzed & chips["changed"].eq(True).to_numpy()
     scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[analyzed]
     scores = scores[np.isfinite(scores)]
+    conflicts = [names or () for names in chips["conflicts"].tolist()]
     chip_m2 = results.areas_m2[rows]
     analyzed_m2 = union_m2(results.lonlat[rows][analyzed])
     pairs_m2 = _union_of_each_pair_m2(results, rows[analyzed], analyzed_m2)
@@ -147,6 +154,8 @@ def summarize_chips(
         nodata=int(status.eq("nodata").sum()),
         failed=int(status.isin(FAILED_STATUSES).sum()),
         changed=int(changed.sum()),
+        conflicting=sum(map(bool, conflicts)),
+        conflicts=Counter(name for names in conflicts for name in names),
         unparsed=int(chips["changed"].isna().to_numpy()[analyzed].sum()),
         unsure=int(((scores >= UNSURE[0]) & (scores <= UNSURE[1])).sum()),
         changed_share=float(weights[changed].sum() / weights[analyzed].sum()) if analyzed.any() else None,
@@ -175,10 +184,12 @@ def _sum(chips: DataFrame, column: str, analyzed: NDArray[np.bool_]) -> int | No
 
 
 def _top_chips(results: Results, changed_rows: NDArray[np.intp], count: int) -> Iterator[TopChip]:
-    """Changed chips with the highest scores; chips without a score are left out."""
+    """Changed chips with the highest scores, those without conflicts first; chips without a score are left
+    out."""
+    has_conflicts = results.chips["conflicts"].iloc[changed_rows].astype(bool).to_numpy()
     scores = results.chips["changed_score"].iloc[changed_rows].to_numpy(dtype=float, na_value=np.nan)
-    order = np.argsort(-scores, kind="stable")[: min(count, int(np.isfinite(scores).sum()))]
-    for index in order:
+    order = np.lexsort((-scores, has_conflicts))
+    for index in order[np.isfinite(scores[order])][:count]:
         row = results.chips.iloc[changed_rows[index]]
         lon, lat = results.centres[changed_rows[index]]
         chip_id = f"{row['pair_id']} {row['chip_id']}" if isinstance(row["pair_id"], str) else row["chip_id"]

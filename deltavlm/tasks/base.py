@@ -31,5 +31,7 @@ class Task:
     """True if the model is to return P(yes) as the score of its answer."""
     free_text: bool = False
     """True if every sentence is a valid answer, scored with text metrics (BLEU and the like)."""
+    scale_bound: bool = False
+    """True if an answer holds only near the model's training scale: counts and cells of buildings, roads."""
     unchanged: str | None = None
     """The answer for a pair without any change; None where the question decides."""

@@ -140,5 +140,6 @@ TASK = Task(
     format=format_answer,
     score=score,
     max_new_tokens=32,
+    scale_bound=True,
     unchanged=format_answer(Counts(0, 0)),
 )

@@ -105,5 +105,6 @@ TASK = Task(
     format=format_answer,
     score=score,
     max_new_tokens=128,
+    scale_bound=True,
     unchanged=format_answer(Cells()),
 )

@@ -12,7 +12,7 @@ from deltacli.console import Console
 from deltavlm.model.config import RuntimeOptions
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
-from tests.scripted_model import CHANGED, ScriptedModel
+from tests.scripted_model import CHANGED, CONTRADICTIONS, ScriptedModel, contradicting
 
 SMALL = ("--chip-size", 32)
 
@@ -57,6 +57,22 @@ def test_json_summary(run: Run, scene: Scene) -> None:
     assert 2.9 < outcome["most_changed"][0]["lon"] < 3.1
     assert 45.1 < outcome["most_changed"][0]["lat"] < 45.2
     assert outcome["device"] == "cpu"
+
+
+def test_conflicts_are_counted_in_every_summary(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    model.script = contradicting
+    words = ("-o", "out.gpkg", "--json", "--metrics", "m.prom", *SMALL)
+    result = run("analyze", *scene.args, *words)
+    outcome, counts = json.loads(result.stdout), dict.fromkeys(CONTRADICTIONS, 1)
+    assert (outcome["conflicting"], outcome["conflicts"]) == (1, counts)
+    assert tuple(outcome["most_changed"][0]["conflicts"]) == CONTRADICTIONS
+    assert f"1 chip with conflicting answers: {CONTRADICTIONS[0]} 1, {CONTRADICTIONS[1]} 1" in result.stderr
+    metrics = Path("m.prom").read_text()
+    assert f'deltavlm_conflicts_total{{rule="{CONTRADICTIONS[0]}",' in metrics
+    assert 'rule="unchanged_but_mask",output' in metrics
+    summary = run("summarize", "out.gpkg", "--json")
+    assert json.loads(summary.stdout)["conflicts"] == counts
+    assert json.loads(summary.stdout)["all"]["conflicting"] == 1
 
 
 def test_json_and_features_cannot_share_stdout(run: Run, scene: Scene) -> None:

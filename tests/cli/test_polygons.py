@@ -48,8 +48,6 @@ def test_flags_of_polygons_reach_the_run(run: Run, scene: Scene, bright: Scripte
         "threshold": 0.7,
         "min_area_m2": 2,
         "simplify_px": 0,
-        "before_date": None,
-        "after_date": None,
     }
     assert record["options"]["overlap_px"] == 8
 
@@ -58,8 +56,10 @@ def test_dates_of_a_single_pair(run: Run, scene: Scene, bright: ScriptedModel) -
     args = ("analyze", *scene.args, "-o", "out.gpkg", "--polygons", *SMALL)
     dates = ("--before-date", "2015", "--after-date", "2024-05-31")
     assert run(*args, *dates).exit_code == 0
-    (row,) = layer("out.gpkg", "changes")
-    assert (row["before_date"], row["after_date"]) == ("2015", "2024-05-31")
+    for name in ("changes", "chips"):
+        row = layer("out.gpkg", name)[0]
+        assert (row["before_date"], row["after_date"]) == ("2015", "2024-05-31")
+    assert run("analyze", *scene.args, "-o", "plain.gpkg", *SMALL, *dates).exit_code == 0
     refused = run(*args, "--overwrite", "--before-date", "yesterday")
     assert (refused.exit_code, "is not a date in ISO 8601" in one_line(refused)) == (2, True)
 

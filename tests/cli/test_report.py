@@ -14,6 +14,7 @@ from deltacli.console import Console
 from deltavlm.errors import WriteError
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
+from tests.report.conftest import Page
 from tests.scripted_model import CHANGED, ScriptedModel
 
 SMALL = ("--chip-size", "32")
@@ -205,3 +206,37 @@ def test_top_sets_the_number_of_rows(
 
     assert [rows(), rows("--top", 3), rows("--top", 0)] == [10, 3, 0]
     assert run("analyze", *scene.args, "--top", 11).exit_code == 2
+
+
+def test_a_threshold_of_stored_scores(run: Run, output: Path) -> None:
+    """The page, and its quicklook, show the chips as changed that reach it; the output is not touched."""
+    content = output.read_bytes()
+    for name, words in (("as_run", ()), ("low", ("--threshold", 0.1)), ("high", ("--threshold", 0.91))):
+        assert run("report", output, "-o", f"{name}.html", *words).exit_code == 0
+    pages = {name: Page(Path(f"{name}.html").read_text()) for name in ("as_run", "low", "high")}
+    changed = {name: sum(page.data["chips"]["columns"]["changed"]) for name, page in pages.items()}
+    assert changed == {"as_run": 1, "low": 15, "high": 0}
+    threshold = dict(pages["high"].data["provenance"])["Threshold"]
+    assert threshold.startswith("changed from a score of 0.91 on, by the stored scores")
+    assert "Threshold" not in dict(pages["as_run"].data["provenance"])
+    assert output.read_bytes() == content
+
+
+def test_a_run_with_a_threshold_is_shown_as_such(run: Run, scene: Scene) -> None:
+    assert run("analyze", *scene.args, "-o", "out.gpkg", *SMALL, "--threshold", 0.1).exit_code == 0
+    assert run("report", "out.gpkg").exit_code == 0
+    data = Page(Path("out_report.html").read_text()).data
+    assert sum(data["chips"]["columns"]["changed"]) == 15
+    assert dict(data["provenance"])["Threshold"] == "changed from a score of 0.1 on"
+
+
+@pytest.mark.parametrize("command", ["analyze", "report", "summarize"])
+@pytest.mark.parametrize("threshold", ["nan", "1.5", "often"])
+def test_a_threshold_is_from_0_to_1(
+    run: Run, scene: Scene, output: Path, command: str, threshold: str
+) -> None:
+    inputs = (*scene.args, "-o", "two.gpkg") if command == "analyze" else (output,)
+    result = run(command, *inputs, "--threshold", threshold)
+    assert result.exit_code == 2
+    assert "--threshold" in result.stderr
+    assert "Traceback" not in result.stderr

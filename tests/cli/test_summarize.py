@@ -131,3 +131,19 @@ def test_without_h3(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     result = run("summarize", out, "--by", "h3")
     assert result.exit_code == 1
     assert one_line(result) == "Error: --by h3 needs the package h3; pip install 'deltavlm[h3]'"
+
+
+def test_a_threshold_of_stored_scores(run: Run, out: Path) -> None:
+    result = run("summarize", out, "--threshold", 0.05, "--json")
+    summary = json.loads(result.stdout)
+    assert summary["all"]["changed"] == 15
+    assert summary["conflicts"] == {"changed_but_caption_denies": 15}
+    assert any("a score of at least 0.05, by the stored scores" in caveat for caveat in summary["caveats"])
+
+
+def test_chips_that_a_cascade_did_not_ask_about_are_told(run: Run, tmp_path: Path, out: Path) -> None:
+    before, after = tmp_path / "before.tif", tmp_path / "after.tif"
+    assert run("analyze", before, after, "-o", "cascade.gpkg", "--cascade", *SMALL).exit_code == 0
+    result = run("summarize", "cascade.gpkg", "--threshold", 0.05)
+    assert "15 changed chips were asked only whether they changed" in result.stderr
+    assert "15 changed chips" not in run("summarize", "cascade.gpkg").stderr

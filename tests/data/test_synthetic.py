@@ -14,6 +14,7 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE
 from deltavlm.data.synthetic.imaging import color_jitter
 from deltavlm.data.synthetic.scene import make_plan
 from deltavlm.tasks import classify, count, locate
+from deltavlm.tasks.caption import denies_change, kinds_built
 from deltavlm.tasks.text import NO_CHANGE, clean
 
 
@@ -103,6 +104,16 @@ def test_answers_are_parsed_as_the_truth(scenes: list[Scene]) -> None:
         turns = phrases.dialogue(fact)
         assert count.parse(turns[1].answer) == phrases.counts_of(fact)
         assert (phrases.captions(fact) == NO_CHANGE) == (not fact.changed)
+
+
+def test_captions_say_what_is_built(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        fact = facts(scene)
+        built = {kind for kind in ("building", "road") if fact.counts[f"{kind}_built"]}
+        for sentence in phrases.captions(fact):
+            assert denies_change(sentence) == (not fact.changed)
+            if "built along" not in sentence:  # "houses are built along a road" leaves open whether it is new
+                assert kinds_built(sentence) == built
 
 
 def test_sentences_are_clean_and_differ(scenes: list[Scene]) -> None:

@@ -7,6 +7,7 @@ list of allowed drivers.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,53 @@ def test_sidecar_masks_and_overviews(tmp_path: Path, secret: Path, ending: str) 
     assert_refused(path, "is no TIFF, and would be read as a part of")
     tagged(sidecar, "OVERVIEWS", OVERVIEW_FILE=raw_vrt(str(secret)))
     assert_refused(path, r"its tags \(OVERVIEWS\) name another file")
+
+
+def test_an_erdas_sidecar(tmp_path: Path, secret: Path) -> None:
+    """GDAL opens a `.aux` with these first bytes in any format."""
+    path = write_raster(tmp_path / "image.tif", noise(1, 64, 64), tiled=True)
+    path.with_suffix(".aux").write_text("\\documentclass{article}, which LaTeX has written")
+    with opened(path, path) as reader:
+        assert len(reader.chips(64)) == 1
+    path.with_suffix(".aux").write_text("EHFA_HEADER_TAG" + raw_vrt(str(secret), 64))
+    assert_refused(path, r"image\.aux: is no Erdas Imagine file, and would be read as a part of")
+
+
+GRID = "+proj=utm +zone=31 +ellps=bessel +nadgrids={} +units=m"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("image.tif", {"GEOTIFF_KEYS_FLAVOR": "ESRI_PE"}),
+        ("big.tif", {"GEOTIFF_KEYS_FLAVOR": "ESRI_PE", "BIGTIFF": "YES", "ENDIANNESS": "BIG"}),
+        ("image.png", {"driver": "PNG"}),
+        ("image.img", {"driver": "HFA"}),
+        ("image.dat", {"driver": "ENVI"}),
+        ("image.jp2", {"driver": "JP2OpenJPEG"}),
+    ],
+)
+def test_a_grid_file_named_by_the_crs(tmp_path: Path, name: str, options: dict[str, str]) -> None:
+    """PROJ would open it, and hang on a pipe, as soon as GDAL reads the CRS."""
+    grid = tmp_path / "grid.gsb"
+    path = write_raster(tmp_path / name, noise(1, 64, 64), crs=GRID.format(grid), **options)
+    os.mkfifo(grid)
+    with pytest.raises(RasterError, match="its CRS names a grid file"):
+        opened(path, path).__enter__()
+
+
+def test_a_grid_file_named_in_a_vrt(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "image.tif", noise(1))
+    path = tmp_path / "mosaic.vrt"
+    path.write_text(vrt_of(str(image), 160, 96).replace("EPSG:32631", GRID.format("none.gsb")))
+    assert_refused(path, r"its CRS names a grid file \('none\.gsb'\)", allow_vrt=True)
+
+
+def test_web_mercator_names_no_file(tmp_path: Path) -> None:
+    """Its definitions have `+nadgrids=@null`."""
+    path = write_raster(tmp_path / "image.png", noise(1, 64, 64), crs="EPSG:3857", driver="PNG")
+    with opened(path, path) as reader:
+        assert reader.geobox.crs.to_epsg() == 3857
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,40 @@ def test_keep_selects_chips_that_share_area(grid: ChipGrid, x: float, y: float, 
     assert all(shared[name] > 0 for name in ids)
 
 
+def own_shares(grid: ChipGrid) -> dict[str, float]:
+    """Shares of ground by counting, for each pixel, the chips that cover it."""
+    cover = np.zeros((grid.geobox.height, grid.geobox.width))
+    slices = {}
+    for chip in grid:
+        col, row, width, height = chip.window
+        slices[chip.chip_id] = slice(row, row + height), slice(col, col + width)
+        cover[slices[chip.chip_id]] += 1
+    return {name: float(np.mean(1 / cover[pixels])) for name, pixels in slices.items()}
+
+
+@given(grids())
+def test_common_ground_is_divided_evenly(grid: ChipGrid) -> None:
+    """Also at overlap 0, where a shifted edge chip has as little as a pixel of its own."""
+    assert {chip.chip_id: chip.ground_share for chip in grid} == pytest.approx(own_shares(grid))
+    assert all(chip.aoi_share is None for chip in grid)
+    area = sum(chip.ground_share * chip.footprint.area for chip in grid)
+    assert area == pytest.approx(grid.geobox.footprint.area)
+
+
+@given(grids(), st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.7))
+def test_chips_of_an_area_divide_their_union(grid: ChipGrid, x: float, y: float, radius: float) -> None:
+    """Chips outside of the area of interest take no part of the ground."""
+    center = shapely.Point(grid.geobox.transform * (x * grid.geobox.width, y * grid.geobox.height))
+    area = center.buffer(radius * grid.geobox.width * abs(grid.geobox.transform.determinant) ** 0.5)
+    selected = ChipGrid(grid.geobox, grid.size, grid.overlap, area)
+    assert {chip.chip_id: chip.ground_share for chip in selected} == pytest.approx(own_shares(selected))
+    for chip in selected:
+        inside = chip.footprint.intersection(area).area / chip.footprint.area
+        assert chip.aoi_share == pytest.approx(inside, abs=1e-6)
+    others = {(chip.row, chip.col) for chip in grid} - {(chip.row, chip.col) for chip in selected}
+    assert all((selected[key].ground_share, selected[key].aoi_share) == (0, 0) for key in others)
+
+
 def test_a_neighbor_that_only_touches_is_not_selected() -> None:
     corner = shapely.box(0, 0, 512, 512) - shapely.box(256, 256, 512, 512)
     grid = ChipGrid(GeoBox(768, 768, Affine.identity()), keep=corner)

@@ -19,25 +19,15 @@ from PIL import Image
 from rasterio.crs import CRS
 
 from deltavlm.config import shipped_config
-from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.geo.styles import STEPS, STYLES, layer_style
-from deltavlm.pipeline.schema import GRID, LOCATIONS, PAIRS, chips_layer, with_pair_columns
+from deltavlm.pipeline.schema import CHANGES, GRID, LOCATIONS, PAIRS, chips_layer, with_pair_columns
 from deltavlm.tasks.questions import load_questions
 
 SCRIPT = Path(__file__).with_name("qgis_look.py")
 QGIS_PYTHON = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")  # Debian's; QGIS's own elsewhere
 CHIPS = chips_layer(load_questions(shipped_config("questions.yaml")))
-CHANGES = Layer(
-    "changes",
-    (
-        Field("class", "str"),
-        Field("area_m2", "float"),
-        Field("mean_score", "float"),
-        Field("caption", "str"),
-        Field("lon", "float"),
-    ),
-)
 LAYERS = [CHIPS, LOCATIONS, CHANGES, GRID, PAIRS]
 
 

@@ -24,6 +24,7 @@ from rasterio.crs import CRS
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo import sinks
 from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.qml import SIGNATURE
 from deltavlm.geo.sinks import SUFFIXES, check_output, open_sink
 from deltavlm.geo.tables import ROW_GROUP
 
@@ -224,6 +225,30 @@ def test_a_qml_style_is_written_next_to_other_formats(tmp_path: Path, suffix: st
     style.write_bytes(b"<qgis/>\xff mine")
     write(path, overwrite=True)
     assert style.read_bytes() == b"<qgis/>\xff mine"
+
+
+@pytest.mark.parametrize("kind", ["link to a style", "dangling link", "pipe", "folder"])
+def test_what_lies_in_the_place_of_a_style_is_left_alone(tmp_path: Path, kind: str) -> None:
+    """A link led to a file of somebody else, and a pipe made the run wait for ever."""
+    path, style, others = tmp_path / "out.geojson", tmp_path / "out.qml", tmp_path / "others.qml"
+    if kind == "link to a style":
+        others.write_text(SIGNATURE)
+    if "link" in kind:
+        style.symlink_to(others)
+    elif kind == "pipe":
+        os.mkfifo(style)
+    else:
+        style.mkdir()
+    write(path)
+    assert len(rows_of(path)) == 3
+    assert style.is_symlink() == ("link" in kind)
+    assert not others.exists() or others.read_text() == SIGNATURE
+
+
+def test_a_pipe_is_no_output(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.gpkg")
+    with pytest.raises(OutputError, match="is a pipe or a device; choose another name"):
+        check_output(tmp_path / "out.gpkg", overwrite=True)
 
 
 def test_geoparquet_has_bounding_boxes(tmp_path: Path) -> None:

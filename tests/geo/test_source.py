@@ -16,7 +16,7 @@ import rasterio
 from PIL import Image
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.location import redact_credentials
+from deltavlm.messages import redact_address
 from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, read_pair
 from tests.rasters import HALF_METRE, UTM, moved, noise, write_raster
 
@@ -215,8 +215,8 @@ def test_a_name_keeps_no_secrets() -> None:
         "https://me:secret@host/x.tif?sig=secret",
         "/vsicurl/https://me:secret@host/x.tif?sig=secret",
     ):
-        assert redact_credentials(location) == location.replace("me:secret@", "").replace("?sig=secret", "")
-    assert redact_credentials("odd?name.tif") == "odd?name.tif"
+        assert redact_address(location) == location.replace("me:secret@", "").replace("?sig=secret", "")
+    assert redact_address("odd?name.tif") == "odd?name.tif"
 
 
 def test_a_vsi_path_is_a_raster(tmp_path: Path, before: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from deltavlm.pipeline import journal_file
 
 
 @pytest.fixture
@@ -14,3 +17,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def same_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every journal the same key, so that a journal begun anew has the same bytes."""
+    monkeypatch.setattr(journal_file, "secrets", SimpleNamespace(token_hex=lambda size: "07" * size))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltavlm.errors import ModelError, RasterError
+from deltavlm.errors import ConfigError, ModelError, RasterError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.provenance import provenance
-from deltavlm.pipeline.reading import scale_warning
 from deltavlm.pipeline.run_result import RunResult
+from deltavlm.pipeline.scale import Scale
 from deltavlm.pipeline.schema import LOCATIONS, chips_layer
 from deltavlm.pipeline.summary import Summary
 from deltavlm.pipeline.writer import OutputCRS, ResultWriter, StreamStore
@@ -76,15 +76,20 @@ def test_every_chip_has_a_row_and_the_changed_one_is_found(scene: Scene, model: 
         "new_buildings": 2,
         "road_cells": ["center-left"],
         "building_cells": ["top-left", "center-center"],
+        "conflicts": [],
         "answer_caption": CHANGED["caption"],
         "answer_change": "yes",
         "answer_count": CHANGED["count"],
         "answer_location": CHANGED["location"],
         "valid_fraction": 1.0,
+        "ground_share": 1.0,
+        "aoi_share": None,
         "gsd_m": pytest.approx(0.5, rel=0.01),
         "model": "scripted 0123456789abcdef",
         "before": str(scene.before),
         "after": str(scene.after),
+        "before_date": None,
+        "after_date": None,
     }
     unchanged = chips["r00000_c00000"]
     assert (unchanged["changed"], unchanged["changed_score"]) == (False, 0.1)
@@ -223,6 +228,37 @@ def test_a_cascade_leaves_own_questions_empty_and_asks_again_where_memory_is_sho
     assert [row["answer_water"] for name, row in chips.items() if name != scene.changed_chip] == [None] * 14
 
 
+@pytest.mark.parametrize(("threshold", "changed", "asked"), [(0.95, 0, 0), (0.9, 1, 1), (0.1, 15, 15)])
+def test_the_threshold_decides_what_a_cascade_asks(
+    scene: Scene, threshold: float, changed: int, asked: int
+) -> None:
+    sink, summary = run(scene, ScriptedModel(), cascade=True, threshold=threshold)
+    assert (summary.changed, summary.statuses["answered"]) == (changed, asked)
+    assert {(row["answer_change"], row["changed_score"]) for row in sink.chips().values()} == {
+        ("yes", 0.9),
+        ("no", 0.1),
+    }
+
+
+def test_an_answer_without_a_score_ignores_the_threshold(scene: Scene) -> None:
+    model = ScriptedModel(
+        script=lambda before, after, question: Reply("yes" if question.yes_no else "x", float("nan"))
+    )
+    _, summary = run(scene, model, threshold=1.0)
+    assert summary.changed == 15
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
+def test_a_threshold_is_a_probability(scene: Scene, threshold: float) -> None:
+    with pytest.raises(ConfigError, match="--threshold"):
+        single_job(scene, threshold=threshold)
+
+
+def test_a_threshold_needs_the_question(scene: Scene) -> None:
+    with pytest.raises(ConfigError, match="--threshold needs the yes/no question"):
+        single_job(scene, (QuestionSpec("caption", "caption"),), threshold=0.5)
+
+
 def test_a_cascade_goes_on_where_yes_or_no_cannot_be_read(scene: Scene) -> None:
     def mumble(before: Any, after: Any, question: Any) -> str:
         return "perhaps" if question.name == "change" else CHANGED[question.name]
@@ -297,6 +333,22 @@ def test_the_most_changed_chips_come_first_and_are_few(scene: Scene) -> None:
     )
 
 
+def test_chips_whose_answers_agree_come_before_those_with_conflicts(scene: Scene) -> None:
+    two_chips = ["there is no difference", Reply("yes", 0.9), "a pond appears", Reply("yes", 0.6)]
+    model = ScriptedModel(queue=two_chips * 8)
+    specs = tuple(spec for spec in QUESTIONS if spec.task in ("caption", "change"))
+    _, summary = run(scene, model, specs)
+    assert [(chip.score, bool(chip.conflicts)) for chip in summary.most_changed] == [
+        *[(0.6, False)] * 7,
+        *[(0.9, True)] * 3,
+    ]
+    assert (
+        summary.conflicts
+        == {"changed_but_caption_denies": summary.conflicting}
+        == {"changed_but_caption_denies": 8}
+    )
+
+
 def test_provenance_is_json_and_names_what_was_used(scene: Scene, model: ScriptedModel) -> None:
     with open_pair(RasterPair(*scene.args)) as reader:
         record = provenance(single_job(scene), model, reader.provenance())
@@ -321,12 +373,17 @@ def test_provenance_is_json_and_names_what_was_used(scene: Scene, model: Scripte
     ],
 )
 def test_a_pixel_far_from_the_training_is_worth_a_warning(gsd_m: float | None, words: str | None) -> None:
-    warning = scale_warning(gsd_m, 0.5)
+    warning = Scale(gsd_m, 0.5).warning()
     assert (warning is None) == (words is None)
     assert words is None or warning is None or words in warning
 
 
 def test_chips_larger_than_the_models_show_larger_pixels() -> None:
-    assert scale_warning(0.5, 0.5, shrink=2) is None
-    assert "a chip of this size has 2 m a pixel" in (scale_warning(0.5, 0.5, shrink=4) or "")
-    assert scale_warning(0.1, 0.5, shrink=4) is None
+    assert Scale(0.5, 0.5, shrink=2).warning() is None
+    assert "a chip of this size has 2 m a pixel" in (Scale(0.5, 0.5, shrink=4).warning() or "")
+    assert Scale(0.1, 0.5, shrink=4).warning() is None
+    assert Scale(4.2, 0.5).is_far
+    assert not Scale(3.9, 0.5).is_far
+    assert Scale(0.06, 0.5).is_far
+    assert not Scale(0.06, 0.5, shrink=4).is_far
+    assert not Scale(None, 0.5).is_far

@@ -42,6 +42,7 @@ def test_results_are_read_back_as_they_were(job: AnalyzeJob, path: Path) -> None
 
 
 @pytest.mark.parametrize("cut", ["in a line", "in a group", "behind a group", "in the header"])
+@pytest.mark.usefixtures("same_key")
 def test_truncated_chips_are_asked_again_and_no_others(job: AnalyzeJob, path: Path, cut: str) -> None:
     journaled(job, ScriptedModel(), path)
     content = path.read_bytes()
@@ -80,7 +81,7 @@ def test_another_pair_or_changed_files_are_refused_by_name(job: AnalyzeJob, path
     """A list begins such a pair anew; a single pair is what the output is about."""
     journaled(job, ScriptedModel(), path)
     swapped = replace(job, pairs=PairList.single(*reversed(scene.args)))
-    with pytest.raises(OutputError, match=r"other settings \(identity\.after, identity\.before"):
+    with pytest.raises(OutputError, match=r"other settings \(identity\.address, identity\.after, "):
         journaled(swapped, ScriptedModel(), path)
     os.utime(scene.after, (1, 1))
     with pytest.raises(OutputError, match=r"other settings \(identity\.files\)"):
@@ -98,10 +99,12 @@ def test_a_journal_of_another_version_is_refused(job: AnalyzeJob, path: Path) ->
 
 
 def test_a_file_that_is_no_journal_is_refused(job: AnalyzeJob, path: Path) -> None:
-    path.write_text("precious\n")
-    with pytest.raises(OutputError, match="is of a run with other settings"):
-        journaled(job, ScriptedModel(), path)
-    assert path.read_text() == "precious\n"
+    for content in ("precious\n", "a token without an end of line", "[1]\n"):
+        path.write_text(content)
+        for resume in (True, False):
+            with pytest.raises(OutputError, match="is no journal of deltavlm; move it away"):
+                journaled(with_output(job, resume=resume), ScriptedModel(), path)
+        assert path.read_text() == content
 
 
 def test_only_failed_chips_are_retried(job: AnalyzeJob, path: Path) -> None:
@@ -159,3 +162,18 @@ def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
         pass
     assert not list(tmp_path.iterdir())
     assert journal_path(output).name == "out.gpkg.journal.jsonl"
+
+
+def test_a_run_is_resumed_with_another_threshold(scene: Scene, path: Path) -> None:
+    """The journal keeps scores, and `changed` is made of them; unless they decided what was asked."""
+    journaled(single_job(scene, threshold=0.95), ScriptedModel(), path)
+    model = ScriptedModel()
+    results, result = journaled(single_job(scene, threshold=0.05), model, path)
+    assert (result.changed, result.summary.resumed, model.history) == (15, 15, [])
+    assert all(each.answers["change"].value for each in results)
+
+
+def test_a_cascade_is_not_resumed_with_another_threshold(scene: Scene, path: Path) -> None:
+    journaled(single_job(scene, threshold=0.95, cascade=True), ScriptedModel(), path)
+    with pytest.raises(OutputError, match=r"other settings \(options\.threshold\)"):
+        journaled(single_job(scene, threshold=0.05, cascade=True), ScriptedModel(), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from deltavlm.errors import OutputError
 from deltavlm.pipeline.journal_file import (
     COMMIT,
+    KEY,
     VERSION,
     Blob,
     JournalFile,
+    check_journal_header,
     differing_keys,
     files_in_commit,
     open_journal_file,
@@ -142,6 +145,91 @@ def test_files_in_commit_are_those_of_a_last_line(path: Path) -> None:
         assert lines_of(file) == [{COMMIT: [str(Path("m.tif").absolute())]}]
         file.append([chip(0, end=1)])
         assert files_in_commit(path) == set()
+
+
+@pytest.mark.parametrize("name", ["out.gpkg.journal.jsonl", "out.gpkg.journal.masks"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_what_lies_in_the_place_of_a_journal_is_not_written_to(path: Path, name: str, kind: str) -> None:
+    """A name that can be foreseen, in a shared folder: a link there led to somebody's file."""
+    others, place = path.parent / "others", path.with_name(name)
+    if kind == "link":
+        others.write_text("one\ntwo\n")
+    if kind in ("link", "dangling link"):
+        place.symlink_to(others)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    is_blobs = name.endswith(".masks")
+    if not is_blobs:  # masks without a journal are of a run that was killed while it removed both
+        with pytest.raises(OutputError, match=r"cannot be read and written \(is a (symbolic|pipe|folder)"):
+            open_journal_file(path, HEADER, blobs=True).__enter__()
+        with pytest.raises(OutputError):
+            check_journal_header(path, HEADER)
+        assert files_in_commit(path) == set()
+    if kind == "folder":
+        with pytest.raises(OutputError, match="cannot be read and written"):
+            open_journal_file(path, HEADER, fresh=True, blobs=True).__enter__()
+        return
+    with open_journal_file(path, HEADER, fresh=True, blobs=True) as file:  # the link goes, the file stays
+        file.write_blobs([Blob(b"mask")])
+        file.append([chip(0, end=1)])
+    assert not place.is_symlink()
+    assert place.is_file()
+    assert others.exists() == (kind == "link")
+    assert kind != "link" or others.read_text() == "one\ntwo\n"
+
+
+def test_a_blob_file_that_became_a_link_is_refused(path: Path) -> None:
+    with open_journal_file(path, HEADER, blobs=True) as file:
+        file.append([chip(0, end=1)])
+    masks = path.with_suffix(".masks")
+    masks.rename(path.parent / "others")
+    masks.symlink_to(path.parent / "others")
+    with pytest.raises(OutputError, match=r"journal\.masks: cannot be read and written \(is a symbolic link"):
+        open_journal_file(path, HEADER, blobs=True).__enter__()
+
+
+def test_a_setting_that_is_not_a_number_equals_itself(path: Path) -> None:
+    """`--pairs` with `--nodata nan` refused its own fresh journal."""
+    header = {
+        "settings": {"nodata": float("nan"), "model": {"mean": [0.5, float("nan")], "top": float("inf")}}
+    }
+    with open_journal_file(path, header) as file:
+        file.append([chip(0, end=1)])
+    with open_journal_file(path, header) as file:
+        assert lines_of(file) == [chip(0, end=1)]
+    other = {"settings": {"nodata": 0.0, "model": {"mean": [0.5, 0.5], "top": float("-inf")}}}
+    with pytest.raises(OutputError, match=r"other settings \(model\.mean, model\.top, nodata\)"):
+        open_journal_file(path, other).__enter__()
+
+
+def test_digests_need_the_key_of_the_journal(path: Path) -> None:
+    with open_journal_file(path, HEADER) as file:
+        digest = file.digest("https://host/cog?scene=first", "b")
+        assert digest != file.digest("https://host/cog?scene=second", "b")
+        assert file.digest("ab", "c") != file.digest("a", "bc")
+    with open_journal_file(path, HEADER) as file:
+        assert file.digest("https://host/cog?scene=first", "b") == digest
+    with open_journal_file(path, HEADER, fresh=True) as file:
+        assert file.digest("https://host/cog?scene=first", "b") != digest
+    header = json.loads(path.read_text().splitlines()[0])
+    for key in (None, 7, "no digits", ""):
+        path.write_text(json.dumps({**header, KEY: key}) + "\n")
+        with pytest.raises(OutputError, match=r"its first line is damaged \(key\); --no-resume"):
+            open_journal_file(path, HEADER).__enter__()
+
+
+def test_the_header_is_checked_before_the_model_is_known(path: Path) -> None:
+    check_journal_header(path, HEADER)
+    with open_journal_file(path, HEADER) as file:
+        file.append([chip(0, end=1)])
+    known = {"settings": {"chip_px": 32}}
+    check_journal_header(path, known, ignored=("model",))
+    with pytest.raises(OutputError, match=r"other settings \(chip_px\)"):
+        check_journal_header(path, {"settings": {"chip_px": 64}}, ignored=("model",))
+    with pytest.raises(OutputError, match=r"other settings \(model\)"):
+        check_journal_header(path, known)
 
 
 def test_differing_keys_are_dotted() -> None:

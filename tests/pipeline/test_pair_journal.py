@@ -57,6 +57,7 @@ def resumed(
         return list(journal.results()), result
 
 
+@pytest.mark.usefixtures("same_key")
 def test_a_journal_truncated_at_any_byte_resumes_to_the_same_lines(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "journal.jsonl"
     model = ScriptedModel()

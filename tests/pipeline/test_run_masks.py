@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pyogrio
 import pytest
@@ -15,11 +17,13 @@ import shapely
 
 from deltavlm.errors import ConfigError, OutputError
 from deltavlm.files import lock
+from deltavlm.geo.blend import blend_blocks
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
+from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import Masks
 from deltavlm.pipeline.changes import ChangeOptions
-from deltavlm.pipeline.mask_codec import CLASSES
+from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind
 from tests.conftest import Scene
 from tests.jobs import interrupted_after, job_into, run_job
 from tests.pairs import features, layer, write_pairs
@@ -45,7 +49,7 @@ def test_a_white_house_becomes_a_polygon(scene: Scene, bright: ScriptedModel) ->
     assert result.files == {"mask": Path("m.tif"), "probability": Path("p.tif")}
     assert sorted(path.name for path in Path().iterdir()) == ["m.tif", "out.gpkg", "p.tif"]
     (row,) = layer("out.gpkg", "changes")
-    assert row["class"] == "building"
+    assert (row["class"], row["kind"]) == ("building", "building_built")
     assert row["area_m2"] == pytest.approx(10 * 10 * 0.25)
     assert row["perimeter_m"] == pytest.approx(4 * 10 * 0.5)
     assert row["mean_score"] == pytest.approx(1)
@@ -56,9 +60,10 @@ def test_a_white_house_becomes_a_polygon(scene: Scene, bright: ScriptedModel) ->
     expected = np.zeros((96, 160), np.uint8)
     expected[40:50, 70:80] = 1
     np.testing.assert_array_equal(read_pixels("m.tif")[0], expected)
-    np.testing.assert_array_equal(
-        read_pixels("p.tif"), np.stack([expected * 254, 0 * expected, 0 * expected])
-    )
+    probabilities = np.zeros((len(CLASSES) + len(KINDS), 96, 160), np.uint8)
+    probabilities[CLASSES.index("building")] = expected * 254
+    probabilities[len(CLASSES) + KINDS.index("building_built")] = expected * 254
+    np.testing.assert_array_equal(read_pixels("p.tif"), probabilities)
 
 
 def test_rasters_are_cogs_on_the_grid_of_before(scene: Scene, bright: ScriptedModel) -> None:
@@ -88,8 +93,8 @@ def test_rasters_are_cogs_on_the_grid_of_before(scene: Scene, bright: ScriptedMo
             "other",
         ]
     with rasterio.open("p.tif") as probability:
-        assert probability.descriptions == ("building", "road", "other")
-        assert probability.scales == (1 / 254,) * 3
+        assert probability.descriptions == ("building", "road", "other", *KINDS)
+        assert probability.scales == (1 / 254,) * len(probability.descriptions)
     assert "changes" not in [name for name, _ in pyogrio.list_layers("out.gpkg")]
 
 
@@ -193,6 +198,99 @@ def test_small_polygons_are_dropped_and_the_threshold_holds(bright: ScriptedMode
     assert polygons(min_area_m2=2) == [("building", 25), ("road", 25)]
     assert polygons(min_area_m2=26) == []
     assert polygons(threshold=0.7) == [("building", 25), ("building", 1)]
+
+
+def with_squares(folder: Path, *corners: tuple[int, int], **profile: Any) -> tuple[Path, Path]:
+    """Pair of 32 x 64 px with white squares of 10 px in `after`, by column and row of their upper left."""
+    before = noise(3, 32, 64)
+    after = before.copy()
+    for col, row in corners:
+        after[:, row : row + 10, col : col + 10] = 255
+    return write_dates(folder, before, after, **profile)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shares", "kind"),
+    [
+        (("building_built", "building_removed"), (0.3, 0.5), "building_removed"),
+        (("building_built", "building_removed"), (0.4, 0.4), "building_changed"),
+        (("building",), (0.8,), "building_changed"),  # a head that knows no direction
+        (("road_built", "road_widened"), (0.3, 0.5), "road_changed"),
+        (("trees_removed", "trees_planted"), (0.6, 0.1), "trees_removed"),
+        (("trees_removed", "water_new"), (0.4, 0.4), "other"),
+        (("ground",), (0.8,), "other"),
+    ],
+)
+def test_kind_is_what_the_head_is_sure_of(
+    model: ScriptedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    classes: tuple[str, ...],
+    shares: tuple[float, ...],
+    kind: str,
+) -> None:
+    """A kind needs most of the probability of its class; a direction is never invented."""
+
+    def masks(encoded: Any) -> Masks:
+        white = np.array([(after == 255).all(axis=0) for _, after in encoded])
+        planes = [white * share for share in shares]
+        return Masks(("none", *classes), np.stack([1 - sum(planes), *planes], axis=1).astype(np.float32))
+
+    monkeypatch.setattr(model, "masks", masks)
+    run_job(job_into("out.gpkg", with_squares(tmp_path, (5, 5)), polygons=True), model)
+    (row,) = layer("out.gpkg", "changes")
+    assert (row["kind"], row["class"]) == (kind, class_of_kind(kind))
+    assert row["mean_score"] == pytest.approx(sum(shares), abs=0.01)
+
+
+def test_polygons_end_at_the_area_of_interest(bright: ScriptedModel, tmp_path: Path) -> None:
+    """One is cut, one is cut in two, and one that lies outside, in a chip that was read, is dropped."""
+    pair = with_squares(tmp_path, (2, 2), (20, 2), (2, 20))
+    left, top = 500_000, 5_000_000
+    u_shape = shapely.box(left, top - 6, left + 12.5, top - 2) - shapely.box(
+        left + 11, top - 5, left + 12, top
+    )
+    area = geopandas.GeoDataFrame(geometry=[u_shape], crs=32631).to_crs(4326)
+    area.to_file(tmp_path / "aoi.geojson")
+    run_job(job_into("out.gpkg", pair, read=ReadOptions(aoi=tmp_path / "aoi.geojson"), polygons=True), bright)
+    rows = layer("out.gpkg", "changes")
+    first = shapely.box(left + 1, top - 6, left + 6, top - 2)
+    second = shapely.box(left + 10, top - 6, left + 15, top - 1).intersection(u_shape)
+    for row, shape in zip(rows, [first, second], strict=True):
+        assert row["geometry"].symmetric_difference(shape).area < 0.01
+        assert row["area_m2"] == pytest.approx(shape.area, abs=0.01)
+    box = ReadOptions(bbox=(left + 3, top - 4, left + 40, top), bbox_crs="EPSG:32631")
+    run_job(job_into("out.gpkg", pair, read=box, polygons=True, overwrite=True), bright)
+    assert [row["area_m2"] for row in layer("out.gpkg", "changes")] == [
+        pytest.approx(3 * 3),
+        pytest.approx(3 * 5),
+    ]
+
+
+def test_simplifying_leaves_pixels_without_data_out(
+    bright: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notch of two pixels in a square was filled by its simplified outline."""
+    before = noise(3, 64, 64)
+    after = before.copy()
+    after[:, 8:40, 8:40] = 255
+    after[:, 30:40, 20:22] = 0
+    after[:, 8:16, 38:40] = 0
+    pair = write_dates(tmp_path, before, after, nodata=0)
+    changes = ChangeOptions(simplify_px=6)
+    for block_px in (1024, 16):
+        monkeypatch.setattr(
+            "deltavlm.pipeline.changes.blend_blocks", partial(blend_blocks, block_px=block_px)
+        )
+        job = job_into("out.gpkg", pair, polygons=True, changes=changes, overwrite=True)
+        run_job(job, bright)
+        (row,) = layer("out.gpkg", "changes")
+        for left, top, right, bottom in ((20, 30, 22, 40), (38, 8, 40, 16)):
+            gap = shapely.box(
+                500_000 + left / 2, 5_000_000 - bottom / 2, 500_000 + right / 2, 5_000_000 - top / 2
+            )
+            assert row["geometry"].intersection(gap).area == pytest.approx(0, abs=1e-9)
+        assert row["area_m2"] > 200
 
 
 def test_without_a_crs_polygons_are_in_pixels(bright: ScriptedModel, tmp_path: Path) -> None:
@@ -345,7 +443,13 @@ def test_columns_of_changes_are_described(scene: Scene, bright: ScriptedModel) -
         )
     columns = [column for column in layer("out.gpkg", "changes")[0] if column != "geometry"]
     assert columns == [
-        *("class", "area_m2", "perimeter_m", "mean_score", "lon", "lat", "chip_ids", "caption"),
+        *("class", "kind", "area_m2", "perimeter_m", "mean_score", "lon", "lat", "chip_ids", "caption"),
         *("before_date", "after_date"),
     ]
     assert set(descriptions) == set(columns)
+
+
+def test_nano_predicts_the_kinds() -> None:
+    dense = read_config(find_folder("nano")).dense
+    assert dense is not None
+    assert set(dense.classes) == {"none", *KINDS}

@@ -27,6 +27,7 @@ def record(crs: CRS | None) -> PairRecord:
         chips=1,
         notes=[],
         inputs="{}",
+        dates=(None, None),
     )
 
 

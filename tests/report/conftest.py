@@ -28,6 +28,7 @@ CHANGES = Layer(
     "changes",
     (
         Field("class", "str"),
+        Field("kind", "str"),
         Field("area_m2", "float"),
         Field("mean_score", "float"),
         Field("lon", "float"),
@@ -58,6 +59,7 @@ def with_changes(path: Path) -> Path:
             box(x, top - side, x + side, top),
             {
                 "class": "building",
+                "kind": "building_built",
                 "area_m2": side * side,
                 "mean_score": 0.5,
                 "lon": 3.0,

@@ -19,7 +19,7 @@ from deltavlm.report.page import report_html
 from deltavlm.report.pairs import build_pairs
 from tests.conftest import Analyzed, Scene
 from tests.report.conftest import HOSTILE, page_of, with_changes
-from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel
+from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel, contradicting
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -84,6 +84,16 @@ class Tab:
         element = self.driver.find_element("id", "map")
         chain.move_to_element_with_offset(element, round((column - 80) * zoom), round((row - 48) * zoom))
         chain.click().perform()
+        self.settle()
+
+    def choose(self, select: str, value: str) -> None:
+        """Choose an option of a filter."""
+        self.js(
+            "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+            "s.dispatchEvent(new Event('input', {bubbles: true}))",
+            select,
+            value,
+        )
         self.settle()
 
     def text(self, selector: str) -> str:
@@ -171,13 +181,7 @@ def test_rows_search_and_filters(tab: Tab, scene: Scene) -> None:
     assert len(tab.rows()) == 1
     tab.click("#count button")
     for select, value, number in (("state", "changed", 1), ("state", "unchanged", 14), ("class", "road", 1)):
-        tab.js(
-            "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
-            "s.dispatchEvent(new Event('input', {bubbles: true}))",
-            select,
-            value,
-        )
-        tab.settle()
+        tab.choose(select, value)
         assert tab.text("#count").startswith(f"{number} of 15 chips")
         tab.click("#count button")
     low = tab.driver.find_element("id", "low")
@@ -276,6 +280,20 @@ def test_polygons_of_change_are_drawn(
     assert tab.pixels() != drawn
     tab.click(".row")
     assert "building, 64 m², score 0.50" in tab.text("#detail")
+    assert tab.complaints() == []
+
+
+def test_conflicts_are_marked_and_can_be_filtered(
+    chromium: Any, analyzed: Analyzed, scene: Scene, model: ScriptedModel, tmp_path: Path
+) -> None:
+    model.script = contradicting
+    tab = opened(chromium, analyzed(*scene.args), tmp_path)
+    assert "Conflicting answers1 chip" in tab.text("#totals")
+    tab.choose("state", "conflict")
+    assert tab.text("#count").startswith("1 of 15 chips")
+    assert tab.js("return document.querySelectorAll('.row:not([hidden]) .said.conflict').length") == 1
+    tab.click(".row")
+    assert "the answer is yes, and the caption says that nothing changed" in tab.text("#detail")
     assert tab.complaints() == []
 
 

@@ -23,7 +23,7 @@ from deltavlm.report.pairs import build_pairs
 from deltavlm.report.quicklook import quicklook_png
 from tests.conftest import Analyzed, Scene
 from tests.report.conftest import HOSTILE, Page, only_pair, opened, page_of, with_changes
-from tests.scripted_model import CHANGED, ScriptedModel
+from tests.scripted_model import CHANGED, CONTRADICTIONS, ScriptedModel, contradicting
 
 
 def columns(page: Page) -> dict[str, list[object]]:
@@ -45,6 +45,18 @@ def test_the_page_has_every_chip_with_its_answers(analyzed: Analyzed, scene: Sce
     assert sum(flag is True for flag in chips["changed"]) == 1
     assert data["pairs"][0]["pictures"]["size"] == [160, 96]
     assert dict(data["provenance"])["Before"].startswith(str(scene.before))
+
+
+def test_the_page_names_the_conflicts_of_each_chip(
+    analyzed: Analyzed, scene: Scene, model: ScriptedModel
+) -> None:
+    model.script = contradicting
+    page = Page(page_of(analyzed(*scene.args)))
+    chips, rules = columns(page), page.data["rules"]
+    at = chips["id"].index(scene.changed_chip)
+    bits = int(str(chips["conflicts"][at]))
+    assert tuple(name for rule, (name, _) in enumerate(rules) if bits >> rule & 1) == CONTRADICTIONS
+    assert sum(map(bool, chips["conflicts"])) == 1
 
 
 def test_the_page_makes_no_requests(analyzed: Analyzed, scene: Scene) -> None:

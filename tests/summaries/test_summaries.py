@@ -399,3 +399,19 @@ def test_values_are_plain(results: Results) -> None:
     rows: list[AreaSummary] = summarize_areas(results, areas_from_grid(results))
     assert json.loads(json.dumps([as_row(area) for area in rows]))
     assert isinstance(areas_from_grid(results), Areas)
+
+
+def test_the_top_chips_are_first_those_without_conflicts(tmp_path: Path) -> None:
+    chips = [chip(step, step, 0) for step in range(24)]
+    changed = [each for each in chips if each.properties.get("changed")]
+    best = max(changed, key=lambda each: float(str(each.properties["changed_score"])))
+    chips[chips.index(best)] = Feature(
+        best.geometry, {**best.properties, "conflicts": ["unchanged_but_cells", "unchanged_but_mask"]}
+    )
+    results = written(tmp_path / "out.gpkg", chips)
+    total = summarize_chips(results, top_count=len(changed))
+    assert (total.conflicting, total.conflicts) == (1, {"unchanged_but_cells": 1, "unchanged_but_mask": 1})
+    scores = [each.score for each in total.top_chips]
+    assert scores[-1] == max(scores)
+    assert scores[:-1] == sorted(scores[:-1], reverse=True)
+    assert any("unchanged_but_cells 1, unchanged_but_mask 1" in each for each in caveats(results, total))

@@ -9,6 +9,8 @@ from typing import get_args
 import pytest
 
 from deltavlm.tasks import TASKS, Task, TaskName
+from deltavlm.tasks.caption import denies_change, kinds_built, kinds_removed
+from deltavlm.tasks.text import NO_CHANGE
 
 
 def test_the_table_has_every_task_under_its_name() -> None:
@@ -40,3 +42,43 @@ def test_tasks_are_light_to_import() -> None:
     code = "import sys, deltavlm.tasks; print({'numpy', 'torch', 'rasterio', 'yaml'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "built", "removed"),
+    [
+        ("some houses and a road are built on the farmland", "building road", ""),
+        ("many houses appear along the road", "building", ""),
+        ("a road has been constructed on the left, across the villas", "road", ""),
+        ("a road with many villas replaces the woodland", "building road", ""),
+        ("the bare land has been replaced by some houses at the top", "building", ""),
+        ("the grassland is replaced by some houses and a road is removed", "building", "road"),
+        ("there are new roads on the right", "road", ""),
+        ("no new buildings, and the road is as before", "", ""),
+        ("no houses are built", "", ""),
+        ("houses are demolished beside the road", "", "building"),
+        ("the ground is opened for construction", "", ""),
+        ("there is no difference", "", ""),
+    ],
+)
+def test_a_caption_says_what_is_built_and_what_is_removed(sentence: str, built: str, removed: str) -> None:
+    assert kinds_built(sentence) == {*built.split()}
+    assert kinds_removed(sentence) == {*removed.split()}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "denies"),
+    [
+        *((sentence, True) for sentence in NO_CHANGE),
+        ("There is no obvious difference between the two images.", True),
+        ("Nothing has changed.", True),
+        ("the two scenes are the same", True),
+        ("the images look identical", True),
+        ("there are no changes in roads, but trees are removed", False),
+        ("no change in the roads and a house appears", False),
+        ("the trees are removed", False),
+        ("the roof has the same colour as the road", False),
+    ],
+)
+def test_a_caption_that_denies_change(sentence: str, denies: bool) -> None:
+    assert denies_change(sentence) is denies

@@ -21,8 +21,10 @@ const CHIPS = (() => {
     for (const name in columns) chip[name] = columns[name][number];
     chip.status = texts[chip.status];
     chip.caption = texts[chip.caption];
+    chip.conflicts = DATA.rules.filter((_, rule) => chip.conflicts & (1 << rule));
     chip.answers = answers.map((name) => [name.slice(7), texts[chip[name]]]);
     chip.classes = new Set();
+    chip.kinds = new Set();
     if (chip.buildings > 0 || chip.building_cells) chip.classes.add("building");
     if (chip.roads > 0 || chip.road_cells) chip.classes.add("road");
     chip.changes = [];
@@ -35,10 +37,11 @@ const CHIPS = (() => {
       if (!chip) continue;
       chip.changes.push(change);
       chip.classes.add(change.class);
+      chip.kinds.add(change.kind.replaceAll("_", " "));
     }
   }
   for (const chip of chips) {
-    const words = [chip.id, chip.caption, PAIRS[chip.pair].name, ...chip.classes, ...chip.answers.map(([, text]) => text)];
+    const words = [chip.id, chip.caption, PAIRS[chip.pair].name, ...chip.classes, ...chip.kinds, ...chip.conflicts.map(([name]) => name), ...chip.answers.map(([, text]) => text)];
     chip.words = words.join("\n").toLowerCase();
   }
   return chips;

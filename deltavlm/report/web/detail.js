@@ -51,13 +51,14 @@ function facts(chip) {
     meter.style.setProperty("--score", colour(chip.score));
     add("Changed", meter, `${chip.changed === null ? "neither yes nor no" : chip.changed ? "yes" : "no"}, score ${formatScore(chip.score)}`);
   }
+  chip.conflicts.forEach(([, meaning], index) => add(index ? "" : "Conflicts", make("span", { class: "conflict", text: meaning })));
   if (chip.buildings !== null) add("New buildings", String(chip.buildings));
   if (chip.roads !== null) add("New roads", String(chip.roads));
   if (chip.building_cells) add("Building cells", ...cellGrid(chip, "building"));
   if (chip.road_cells) add("Road cells", ...cellGrid(chip, "road"));
   const largest = [...chip.changes].sort((a, b) => (b.area || 0) - (a.area || 0));
   for (const change of largest.slice(0, 3)) {
-    add("Polygon", `${change.class.replaceAll("_", " ")}${change.area === null ? "" : `, ${integers.format(Math.round(change.area))} m²`}${change.score === null ? "" : `, score ${formatScore(change.score)}`}`);
+    add("Polygon", `${change.kind.replaceAll("_", " ")}${change.area === null ? "" : `, ${integers.format(Math.round(change.area))} m²`}${change.score === null ? "" : `, score ${formatScore(change.score)}`}`);
   }
   if (largest.length > 3) add("", `and ${largest.length - 3} smaller`);
   const button = make("button", { type: "button", text: "Copy", "aria-label": "Copy the coordinates" });

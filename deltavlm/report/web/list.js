@@ -6,7 +6,7 @@ const COLUMNS = [
   ["caption", "Caption", (chip) => chip.caption.toLowerCase()],
   ["buildings", "Bldg", (chip) => chip.buildings ?? -1],
   ["roads", "Road", (chip) => chip.roads ?? -1],
-  ["score", "Score", (chip) => chip.score ?? -1],
+  ["score", "Score", (chip) => (chip.score ?? -1) + (chip.changed ? (chip.conflicts.length ? 2 : 4) : 0)],  // first those that agree
 ];
 const sorting = { by: "score", down: true };
 const pool = [];
@@ -23,6 +23,7 @@ function matchesFilter(chip, criteria, anyScore) {
   if (state.pair !== null && chip.pair !== state.pair) return false;
   if (criteria.state === "changed" && !chip.changed) return false;
   if (criteria.state === "unchanged" && chip.changed !== false) return false;
+  if (criteria.state === "conflict" && !chip.conflicts.length) return false;
   if (criteria.state === "open" && ANSWERED.has(chip.status)) return false;
   if (criteria.kind && !chip.classes.has(criteria.kind)) return false;
   if (!anyScore && (criteria.low > 0 || criteria.high < 1)) {
@@ -98,6 +99,8 @@ function fillRow(row, chip, index) {
   const isAnswered = ANSWERED.has(chip.status);
   words.firstElementChild.textContent = isAnswered ? chip.caption || "–" : `Not analyzed: ${chip.status}`;
   words.firstElementChild.classList.toggle("none", !chip.changed);
+  words.firstElementChild.classList.toggle("conflict", chip.conflicts.length > 0);
+  words.firstElementChild.title = chip.conflicts.map(([, meaning]) => meaning).join("; ");
   const pair = state.pair === null ? `${PAIRS[chip.pair].name} · ` : "";
   words.lastElementChild.textContent = `${pair}${formatPosition(chip)} · ${chip.id}`;
   buildings.textContent = chip.buildings ?? "–";

@@ -11,7 +11,9 @@ function totals() {
   const add = (label, number, small = "") => box.append(make("div", {}, make("dt", { text: label }), make("dd", { text: number }, small ? make("small", { text: ` ${small}` }) : null)));
   if (PAIRS.length > 1 && state.pair === null) add("Pairs", integers.format(PAIRS.length));
   add("Chips analyzed", integers.format(answered.length));
-  if (hasValues("changed")) add("Changed", integers.format(changed.length), answered.length ? `${((100 * changed.length) / answered.length).toFixed(1)} %` : "");
+  if (hasValues("changed")) add(DATA.threshold === null ? "Changed" : `Changed, score from ${DATA.threshold}`, integers.format(changed.length), answered.length ? `${((100 * changed.length) / answered.length).toFixed(1)} %` : "");
+  const conflicting = chips.filter((chip) => chip.conflicts.length).length;
+  if (conflicting) add("Conflicting answers", integers.format(conflicting), pluralize(conflicting, "chip").split(" ")[1]);
   if (hasValues("buildings")) add("New buildings", integers.format(sum("buildings")), "estimate");
   if (hasValues("roads")) add("New roads", integers.format(sum("roads")), "estimate");
   const polygons = PAIRS.filter((_, index) => state.pair === null || index === state.pair).map((pair) => pair.changes);
@@ -39,7 +41,7 @@ function legend() {
     if (dashed) swatch.style.borderStyle = "dashed";
     return make("span", {}, swatch, label);
   };
-  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1; thick outline: changed"), entry("#9a9ea6", "not analyzed"), entry(`rgb(${CLASS_COLOURS.building})`, "building"), entry(`rgb(${CLASS_COLOURS.road})`, "road; cells dashed", true));
+  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1; thick outline: changed"), CHIPS.some((chip) => chip.conflicts.length) ? make("span", { class: "conflict", text: "≠ answers contradict each other" }) : "", entry("#9a9ea6", "not analyzed"), entry(`rgb(${CLASS_COLOURS.building})`, "building"), entry(`rgb(${CLASS_COLOURS.road})`, "road; cells dashed", true));
   if (DATA.changes.some((change) => !(change.class in CLASS_COLOURS) || change.class === "other")) $("legend").append(entry("#2cc4cf", "other polygon"));
   if (DATA.leftOut) $("legend").append(`${pluralize(DATA.leftOut, "small polygon")} not drawn`);
 }

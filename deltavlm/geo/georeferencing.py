@@ -1,0 +1,110 @@
+"""Georeferencing of a raster: what places its pixels on the ground, and errors that name what is missing.
+
+A raster is placed by a CRS and a transform, or by ground control points with a CRS.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltavlm.errors import RasterError
+from deltavlm.geo.geobox import crs_name
+from deltavlm.geo.location import is_remote
+from deltavlm.geo.view import Source, has_transform
+from deltavlm.messages import pluralize
+
+__all__ = ["ADD_A_CRS", "check_georeferenced"]
+
+ADD_A_CRS = "assign one (gdal_translate -a_srs EPSG:... writes a copy with it)"
+ADD_A_TRANSFORM = "assign one (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM writes a copy with it)"
+ADD_BOTH = "assign both (gdal_translate -a_srs EPSG:... -a_ullr LEFT TOP RIGHT BOTTOM writes a copy)"
+WORLD_FILES = {
+    *(".tfw", ".tifw", ".tffw", ".tiffw", ".jgw", ".jpgw", ".jpegw", ".pgw", ".pngw", ".j2w", ".jp2w"),
+    *(".wld", ".wpw", ".webpw", ".tab"),
+}
+
+
+def check_georeferenced(before: Source, after: Source, allow_no_crs: bool) -> None:
+    """Refuse rasters without valid georeferencing.
+
+    Raises:
+        RasterError: a transform is not invertible; a CRS does not fit the coordinates; a CRS or a transform
+            is missing and that is not allowed, or only one date has both; sizes differ without them.
+    """
+    for source in (before, after):
+        geobox = source.geobox
+        if not geobox.is_invertible():
+            raise RasterError(
+                f"{source.name}: its transform {tuple(geobox.transform)[:6]} is not invertible; assign the "
+                "right one (gdal_translate -a_ullr ...)"
+            )
+        if geobox.is_off_globe():
+            raise RasterError(
+                f"{source.name}: its CRS {crs_name(geobox.crs)} looks wrong, as {geobox.describe_bounds()}"
+                " is nowhere on earth; assign the right one (gdal_translate -a_srs EPSG:...)"
+            )
+    unplaced = [source for source in (before, after) if source.geobox.crs is None]
+    if not unplaced:
+        return
+    problem, advice = _missing(unplaced[0])
+    alike = [source for source in unplaced if _missing(source)[0] == problem]
+    name = " and ".join(dict.fromkeys(source.name for source in alike))
+    if len(unplaced) == 1:
+        raise RasterError(f"{name}: {problem}, but the other date is placed; {advice}")
+    if not allow_no_crs:
+        raise RasterError(
+            f"{name}: {problem}; {advice}, or give --allow-no-crs for results in pixel coordinates"
+        )
+    sizes = [f"{source.geobox.width} x {source.geobox.height} px" for source in unplaced]
+    if sizes[0] != sizes[1] and before.geobox.transform == after.geobox.transform:
+        raise RasterError(
+            f"{before.name} has {sizes[0]} but {after.name} has {sizes[1]}:"
+            " without a CRS both must have the same size; resize one"
+        )
+
+
+def _missing(source: Source) -> tuple[str, str]:
+    """What an image lacks to be placed, and what to do about it."""
+    dataset = source.dataset
+    points, _ = dataset.gcps
+    if not has_transform(dataset) and dataset.tags(ns="RPC"):
+        return (
+            "placed only by rational polynomial coefficients (RPCs), which need the height of the ground",
+            "orthorectify it first (gdalwarp -rpc -to RPC_DEM=ELEVATION.tif -t_srs EPSG:...)",
+        )
+    if points and not dataset.crs:
+        return (
+            f"no CRS of its {pluralize(len(points), 'ground control point')}",
+            "warp it by naming theirs (gdalwarp -s_srs EPSG:...)",
+        )
+    unread = _unread_sidecar(source)
+    if dataset.crs:
+        problem = f"no transform beside its CRS ({crs_name(dataset.crs)}), so its pixels have no place"
+        return problem, unread or ADD_A_TRANSFORM
+    if has_transform(dataset):
+        return "no CRS, so the raster is not georeferenced", unread or ADD_A_CRS
+    return "no CRS and no transform, so the raster is not georeferenced", unread or ADD_BOTH
+
+
+def _unread_sidecar(source: Source) -> str:
+    """Advice about a file next to the image that is not read and may have what is missing; "" without one."""
+    if is_remote(source.location):
+        return (
+            "files next to a remote image (world file, .aux.xml) are not read: download it with them, or"
+            " assign what is missing (gdal_translate)"
+        )
+    path = Path(source.location)
+    try:
+        beside = sorted(each for each in path.parent.iterdir() if each.stem.lower() == path.stem.lower())
+    except OSError:
+        return ""
+    for name, suffix in ((each.name, each.suffix) for each in beside):
+        if suffix.lower() in WORLD_FILES and not has_transform(source.dataset):
+            if suffix not in (suffix.lower(), suffix.upper()):
+                return f"{name} is not read under this name; rename it to {path.stem}{suffix.lower()}"
+            return f"GDAL does not read {name} with such an image; gdal_translate -a_ullr assigns its numbers"
+        if suffix.lower() == ".prj" and not source.dataset.crs:
+            return (
+                f"{name} is not read with it; assign it (gdal_translate -a_srs {name} writes a copy with it)"
+            )
+    return ""
