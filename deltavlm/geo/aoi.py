@@ -16,6 +16,7 @@ from deltavlm.geo.location import normalize_location
 from deltavlm.geo.vector_reader import read_layer, split_layer
 
 __all__ = [
+    "aoi_file",
     "aoi_from_bbox",
     "aoi_from_file",
     "aoi_from_shape",
@@ -70,7 +71,7 @@ def aoi_from_file(path: Path, geobox: GeoBox) -> BaseGeometry:
         RasterError: the file is missing, of a format that `read_layer` does not open, without polygons or
             CRS, has several layers with polygons, or lies outside the grid.
     """
-    file, layer = split_layer(normalize_location(str(path)))
+    file, layer = _split(path)
     try:
         frame = read_layer(file, layer, GIVE_POLYGONS, polygons=True).frame
         shapes = shapely.get_parts(shapely.force_2d(frame.geometry.to_numpy()))
@@ -90,6 +91,15 @@ def aoi_from_file(path: Path, geobox: GeoBox) -> BaseGeometry:
     except ValueError as error:
         raise RasterError(f"{path}: its CRS is not known ({error}); save it with another one") from error
     return _to_grid(union, crs, geobox, str(path))
+
+
+def aoi_file(path: Path) -> Path:
+    """File of an area of interest that is given as FILE or FILE:LAYER."""
+    return _split(path)[0]
+
+
+def _split(path: Path) -> tuple[Path, str | None]:
+    return split_layer(normalize_location(str(path)))
 
 
 def aoi_from_shape(polygons: BaseGeometry, geobox: GeoBox) -> BaseGeometry:

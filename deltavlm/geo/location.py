@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
@@ -22,9 +21,11 @@ __all__ = [
     "file_identity",
     "is_local",
     "is_remote",
+    "local_file",
     "normalize_location",
     "stable_address",
 ]
+
 _V4 = "algorithm", "credential", "date", "expires", "signedheaders", "security-token"
 _AZURE = (
     *("sig", "sv", "st", "se", "sr", "sp", "spr", "sip", "ss", "srt", "si", "sdd", "ses", "saoid", "suoid"),
@@ -118,6 +119,18 @@ def file_identity(location: str) -> dict[str, int] | None:
     return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
 
+def local_file(location: str) -> Path:
+    """Local file of a location: the file itself, or the archive that it lies in (`/vsizip/a.zip/b.tif`,
+    `zip://a.zip!b.tif`); for another location the location as a path."""
+    location = normalize_location(location)
+    if is_local(location) or is_remote(location) or location.startswith("/vsimem/"):
+        return Path(location)
+    inner = re.sub(r"^[a-z+]+://|^(?:/?vsi[a-z0-9]+/\{*)+", "", location).partition("!")[0]
+    path = Path(inner.partition("}")[0])
+    existing = next((name for name in (path, *path.parents) if name.exists()), path)
+    return path if existing.is_dir() else existing
+
+
 def check_exists(location: str) -> None:
     """Refuse a location that is not read, and a missing or special local file, before anything is opened.
 
@@ -128,20 +141,20 @@ def check_exists(location: str) -> None:
     location = normalize_location(location)
     if problem := _unsupported(location):
         raise RasterError(f"{location}: {problem}; {WHAT_IS_READ}")
-    for path in _local_files(location):
-        try:
-            kind = special_kind(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if PREFIX.match(location):
-                raise RasterError(
-                    f"{location}: begins with a prefix of GDAL, and no file has this name; {WHAT_IS_READ}"
-                ) from error
-            raise RasterError(f"{location}: no such file; check the name") from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RasterError(f"{location}: cannot be looked at ({reason}); check the name") from error
-        if kind:
-            raise RasterError(f"{location}: is {kind}, which is not opened; give a file")
+    if is_remote(location) or location.startswith("/vsimem/"):
+        return
+    try:
+        kind = special_kind(local_file(location))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = "no such file; check the name"
+        if PREFIX.match(location):
+            problem = f"begins with a prefix of GDAL, and no file has this name; {WHAT_IS_READ}"
+        raise RasterError(f"{location}: {problem}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RasterError(f"{location}: cannot be looked at ({reason}); check the name") from error
+    if kind:
+        raise RasterError(f"{location}: is {kind}, which is not opened; give a file")
 
 
 def _unsupported(location: str) -> str | None:
@@ -164,17 +177,6 @@ def _unsupported(location: str) -> str | None:
         handler = VSI.match(rest.lstrip("{")) if name in ARCHIVE_HANDLERS else None
         rest = rest.lstrip("{")
     return None
-
-
-def _local_files(location: str) -> Iterator[Path]:
-    """Local file that a location names, or the local archive it lies in."""
-    if is_local(location):
-        yield Path(location)
-    elif not is_remote(location) and not location.startswith("/vsimem/"):
-        inner = re.sub(r"^[a-z+]+://|^(?:/?vsi[a-z0-9]+/\{*)+", "", location).partition("!")[0]
-        path = Path(inner.partition("}")[0])
-        existing = next((name for name in (path, *path.parents) if name.exists()), path)
-        yield path if existing.is_dir() else existing
 
 
 def check_is_file(location: str) -> None:

@@ -128,7 +128,7 @@ class Journal:
             self._begin(pair.id, record, address)
             return
         earlier, now = (
-            {**asdict(each), "notes": None, "dates": None, "inputs": json.loads(each.inputs)}
+            {**asdict(each), "notes": None, "dates": None, "inputs": _inputs_of(each)}
             for each in (state.record, record)
         )
         if self.job.one_pair_per_output and self.retries:
@@ -262,6 +262,13 @@ class Journal:
         (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
 
 
+def _inputs_of(record: PairRecord) -> dict[str, Any]:
+    """Provenance of a pair's pixels, which do not depend on its measured shift."""
+    inputs: dict[str, Any] = json.loads(record.inputs)
+    del inputs["registration"]
+    return inputs
+
+
 def _line_of(result: ChipResult) -> dict[str, Any]:
     """Result as plain values, ready for JSON."""
     line: dict[str, Any] = {"pair": result.pair}
@@ -270,6 +277,8 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.shift_px is not None:
+        line["shift_px"] = result.shift_px
     if result.mask_score is not None:
         line["mask_score"] = result.mask_score
     return line | {
@@ -303,6 +312,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> Chip
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        shift_px=line.get("shift_px"),
         mask_score=line.get("mask_score"),
     )
 

@@ -113,6 +113,12 @@ class PairRecord:
         return share
 
     @property
+    def shift_px(self) -> float | None:
+        """Shift between the dates before any correction, in pixels; None where it cannot be measured."""
+        length: float | None = json.loads(self.inputs)["registration"]["shift_px"]
+        return length
+
+    @property
     def footprint(self) -> Polygon:
         """Outline of the pixel grid, in its CRS."""
         return self.geobox.footprint
