@@ -371,7 +371,7 @@ Aoi = Annotated[
     flag(
         "--aoi",
         panel=CHIPS,
-        metavar="FILE",
+        metavar="FILE[:LAYER]",
         help="Only chips that touch the polygons of this vector file, in any CRS.",
     ),
 ]

@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import Alignment, align
-from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
+from deltavlm.geo.aoi import aoi_file, aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
@@ -245,7 +245,7 @@ def check_options(options: ReadOptions) -> None:
     if options.bbox is not None:
         check_bbox(options.bbox, options.bbox_crs)
     if isinstance(options.aoi, Path):
-        check_exists(str(options.aoi))
+        check_exists(str(aoi_file(options.aoi)))
 
 
 @contextmanager
