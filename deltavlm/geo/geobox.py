@@ -110,6 +110,10 @@ class GeoBox:
         transform = self.transform * Affine.translation(window.col_off, window.row_off)
         return GeoBox(window.width, window.height, transform, self.crs)
 
+    def translate(self, cols: float, rows: float) -> GeoBox:
+        """Grid of the same size whose corner lies at these pixel coordinates of this one."""
+        return replace(self, transform=self.transform * Affine.translation(cols, rows))
+
     def zoom_to(self, width: int, height: int) -> GeoBox:
         """Grid of `width` x `height` pixels over the same ground."""
         scale = Affine.scale(self.width / width, self.height / height)

@@ -69,7 +69,7 @@ class MaskMosaic:
         self.mask_pixel_px = chip.size / probabilities.shape[2]
         if self.change_class is not None:
             merged = np.zeros_like(probabilities)
-            total = probabilities.sum(axis=0, dtype=np.uint16)
+            total = probabilities[: len(CLASSES)].sum(axis=0, dtype=np.uint16)
             merged[CLASSES.index(self.change_class)] = np.minimum(total, 255)
             probabilities = merged
         valid = result.valid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import rasterio
 import shapely
 from affine import Affine
 from rasterio.warp import transform_bounds
+from shapely.geometry import mapping
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.grid import ChipGrid
@@ -185,7 +187,7 @@ def test_options_that_are_refused(before: Path, options: dict[str, Any], words: 
 def test_an_area_file_without_areas(tmp_path: Path, before: Path, content: str) -> None:
     aoi = tmp_path / "aoi.geojson"
     aoi.write_text(content)
-    with pytest.raises(RasterError, match=r"aoi\.geojson: .*areas"):
+    with pytest.raises(RasterError, match=r"aoi\.geojson: .*; give polygons"):
         opened(before, before, aoi=aoi).__enter__()
 
 
@@ -193,7 +195,7 @@ def test_a_table_is_no_area(tmp_path: Path, before: Path) -> None:
     """A table has no geometry at all, which was an unexpected TypeError."""
     aoi = tmp_path / "aoi.gpkg"
     pyogrio.write_dataframe(pd.DataFrame({"name": ["here"]}), aoi)
-    with pytest.raises(RasterError, match=r"aoi\.gpkg: holds no areas; give polygons"):
+    with pytest.raises(RasterError, match=r"aoi\.gpkg: has no layer with geometries; give polygons"):
         opened(before, before, aoi=aoi).__enter__()
 
 
@@ -208,12 +210,11 @@ def test_an_area_beyond_the_world(tmp_path: Path, before: Path, number: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_an_area_in_an_unknown_crs(tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyogrio
-
-    aoi = tmp_path / "aoi.gpkg"
-    geopandas.GeoSeries([shapely.box(3, 45, 4, 46)], crs="EPSG:4326").to_file(aoi)
-    meta, *others = pyogrio.raw.read(aoi, columns=[])
-    monkeypatch.setattr(pyogrio.raw, "read", lambda *_, **__: (meta | {"crs": "my own"}, *others))
-    with pytest.raises(RasterError, match=r"aoi\.gpkg: its CRS is not known .*; save it"):
+def test_an_area_in_an_unknown_crs(tmp_path: Path, before: Path) -> None:
+    aoi = tmp_path / "aoi.geojson"
+    crs = {"type": "name", "properties": {"name": "EPSG:1"}}
+    aoi.write_text(json.dumps({**mapping(shapely.box(3, 45, 4, 46)), "crs": crs}))
+    with pytest.raises(
+        RasterError, match=r"aoi\.geojson: cannot be read \(Invalid projection: EPSG:1.*; give"
+    ):
         opened(before, before, aoi=aoi).__enter__()
