@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltacli import options
+from deltacli import options, parsing
 from deltacli.analyze import analyze_pair
 from deltacli.analyze_flags import RunFlags
 from deltacli.flag_groups import (
@@ -129,7 +129,8 @@ def ask(
             batch_size=batch_size,
             json_summary=as_json,
         )
-        analyze_pair(before, after, questions, flags)
+        read = parsing.named_files({"-Q": file, "--config": common.config})
+        analyze_pair(before, after, questions, flags, read)
         return
     _check_no_run_flags(out, chips, cascade, batch_size)
     with open_rasters(before, after, chips.window, rasters) as reader:

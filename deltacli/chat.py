@@ -76,6 +76,7 @@ def chat(
 
     /help lists the commands. With a pipe on stdin, each line is a question and gets one line as its answer.
     """
+    from deltavlm.geo.location import local_file
     from deltavlm.pipeline.conversation import Conversation, encode_chip
     from deltavlm.pipeline.transcript import last_turns, open_transcript, read_transcript
 
@@ -83,6 +84,8 @@ def chat(
     path = save or resume
     is_new = path != resume
     if path is not None and is_new:
+        read = {"BEFORE": local_file(before), "AFTER": local_file(after), "--continue": resume}
+        parsing.check_files([("--save", path)], {**read, "--config": common.config})
         _check_new(path, overwrite, hint=", or --overwrite")
     with open_rasters(before, after, window, rasters) as reader:
         model.read_config()

@@ -76,9 +76,10 @@ class App(TyperGroup):
             code = 1
         except Exception as error:
             code = _report_error(error)
-        run_metrics.finish(code if isinstance(code, int) else 0)
+        code = _flush_stdout(code if isinstance(code, int) else 0)
+        run_metrics.finish(code)
         if standalone_mode:
-            sys.exit(code if isinstance(code, int) else 0)
+            sys.exit(code)
         return code
 
     def invoke(self, ctx: Any) -> Any:
@@ -140,6 +141,16 @@ def _report_error(error: Exception) -> int:
     hint = "" if console.verbosity >= 2 else "; run again with -vv for the traceback"
     console.error(f"unexpected {type(error).__name__}: {first_line}{hint}")
     return 1
+
+
+def _flush_stdout(code: int) -> int:
+    """Flush what is left for stdout; return the exit code, which is not 0 where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        silence(sys.stdout)
+        return code or _report_error(error)
+    return code
 
 
 def _usage_message(error: Any) -> str:

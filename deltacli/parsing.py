@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import typer
 
+if TYPE_CHECKING:
+    from deltavlm.files import NamedPath
 from deltavlm.messages import redact_address
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -25,6 +31,34 @@ def check_location(argument: str, text: str) -> str:
     except UnicodeEncodeError:
         raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file", param_hint=argument) from None
     return text
+
+
+def named_files(files: Mapping[str, str | Path | Iterable[Path] | None]) -> list[NamedPath]:
+    """Files of flags and arguments, each with its name; None and `-` are no files."""
+    named: list[NamedPath] = []
+    for name, value in files.items():
+        paths = [Path(value)] if isinstance(value, str | Path) else value or ()
+        named += [(name, path) for path in paths if str(path) != "-"]
+    return named
+
+
+def standard_streams() -> list[NamedPath]:
+    """Files that stdin, stdout and stderr are redirected to; not terminals, pipes and devices."""
+    return [
+        (name, Path(f"/dev/fd/{number}"))
+        for number, name in enumerate(("stdin", "stdout", "stderr"))
+        if os.name != "nt" and stat.S_ISREG(os.fstat(number).st_mode)
+    ]
+
+
+def check_files(written: Iterable[NamedPath], read: Mapping[str, str | Path | Iterable[Path] | None]) -> None:
+    """Check, before any work, that a command writes no file twice, and none that it reads.
+
+    Raises: OutputError.
+    """
+    from deltavlm.files import check_distinct_files
+
+    check_distinct_files(written, [*named_files(read), *standard_streams()])
 
 
 def parse_bands(flag: str, text: str | None) -> tuple[int, ...] | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from deltavlm.config import shipped_config
 from deltavlm.files import names_folder
+from deltavlm.geo.location import normalize_location
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
 from deltavlm.model.folder import find_folder, read_config
@@ -166,7 +167,8 @@ def _pair(item: Pair | tuple[Location, Location], number: int) -> Pair:
         return item
     if isinstance(item, str | os.PathLike) or len(item) != 2:
         raise TypeError(f"analyze() needs (before, after) tuples or Pair objects; item {number} is {item!r}")
-    return Pair("", os.fspath(item[0]), os.fspath(item[1]), line=number)
+    before, after = (normalize_location(os.fspath(location)) for location in item)
+    return Pair("", before, after, line=number)
 
 
 def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> Sequence[QuestionSpec]:

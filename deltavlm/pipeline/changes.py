@@ -16,7 +16,7 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blend_blocks
 from deltavlm.geo.cog import Cog, RasterStyle
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.geobox import GeoBox, Window, lonlat_of
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
 from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
@@ -88,7 +88,7 @@ class MaskMosaic:
         self.mask_pixel_px = chip.size / probabilities.shape[2]
         if self.change_class is not None:
             merged = np.zeros_like(probabilities)
-            total = probabilities.sum(axis=0, dtype=np.uint16)
+            total = probabilities[: len(CLASSES)].sum(axis=0, dtype=np.uint16)
             merged[CLASSES.index(self.change_class)] = np.minimum(total, 255)
             probabilities = merged
         valid = result.valid
@@ -254,15 +254,7 @@ def _within(shapes: list[BaseGeometry], area: BaseGeometry | None) -> list[BaseG
 def _centroids(mosaic: MaskMosaic, polygons: list[_Polygon]) -> list[tuple[float, float] | tuple[None, None]]:
     """Longitude and latitude of the centroids; None where the CRS does not lead there."""
     points = shapely.get_coordinates([polygon.shape.centroid for polygon in polygons])
-    if mosaic.geobox.crs is None:
-        return [(None, None)] * len(polygons)
-    lonlat = project(points, mosaic.geobox.crs, LONLAT) if len(points) else points
-    return [
-        ((lon - 360 * round(lon / 360) if abs(lon) > 180 else lon), lat)
-        if math.isfinite(lon + lat)
-        else (None, None)
-        for lon, lat in lonlat.tolist()
-    ]
+    return [lonlat or (None, None) for lonlat in lonlat_of(points, mosaic.geobox.crs)]
 
 
 def _results_within(mosaic: MaskMosaic, shape: BaseGeometry) -> list[ChipResult]:

@@ -36,6 +36,7 @@ __all__ = [
     "check_journal_header",
     "differing_keys",
     "files_in_commit",
+    "journal_files",
     "journal_path",
     "open_journal_file",
 ]
@@ -57,6 +58,12 @@ BlobAddress = tuple[int, int, int]  # offset, size in bytes, CRC-32
 def journal_path(output: Path) -> Path:
     """Path of the journal of an output: `out.gpkg` -> `out.gpkg.journal.jsonl`."""
     return output.with_name(output.name + ".journal.jsonl")
+
+
+def journal_files(output: Path) -> tuple[Path, Path]:
+    """Journal of an output, and the file of blobs next to it."""
+    path = journal_path(output)
+    return path, _blob_path(path)
 
 
 def _blob_path(journal: Path) -> Path:

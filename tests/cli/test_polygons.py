@@ -157,7 +157,10 @@ def test_a_config_file_and_the_metrics(run: Run, scene: Scene, bright: ScriptedM
         (("--mask", "nowhere/m.tif"), "there is no folder"),
         (("--mask", "."), ".: is a folder; name a file in it"),
         (("-o", "."), ".: is a folder; name a file in it"),
-        (("--mask", "one.tif", "--probability", "./one.tif"), "are one file; name two"),
+        (
+            ("--mask", "one.tif", "--probability", "./one.tif"),
+            "one.tif: would be both the mask and the probability",
+        ),
         (("--layer", "changes"), "without --polygons"),
         (("--min-area", 3), "is for --polygons"),
         (("--simplify", 3), "is for --polygons"),
@@ -184,7 +187,7 @@ def test_invalid_flags_are_refused(run: Run, scene: Scene, args: tuple[object, .
 def test_an_image_is_never_overwritten(run: Run, scene: Scene) -> None:
     content = scene.before.read_bytes()
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--mask", scene.before, "--overwrite", *SMALL)
-    assert (result.exit_code, "is one of the images" in one_line(result)) == (2, True)
+    assert (result.exit_code, "would be both the mask and the earlier image" in one_line(result)) == (2, True)
     assert scene.before.read_bytes() == content
 
 
