@@ -161,6 +161,13 @@ class ModelFlags:
 
         return self.runtime_options().apply_to(read_config(find_folder(self.model)))
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the model's weights on disk. Raises: InputError where there is no such model."""
+        from deltavlm.model.folder import find_folder
+
+        return sum(path.stat().st_size for path in find_folder(self.model).glob("*.safetensors"))
+
     def files(self) -> list[NamedPath]:
         """Files of the model's folder; none where there is no such folder here."""
         from deltavlm.errors import InputError
@@ -329,6 +336,14 @@ class _PixelFlags:
         flag("--alpha-band", panel=RASTERS, help="none: treat a band marked as alpha as data."),
     ] = "auto"
     resampling: options.Resampling = "bilinear"
+    register: Annotated[
+        bool,
+        flag(
+            "--register",
+            panel=RASTERS,
+            help="Move AFTER onto BEFORE where their pixels show it to lie up to 8 px off.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +359,7 @@ class RasterFlags(AlignmentFlags, _PixelFlags):
             "nodata": self.nodata,
             "alpha_band": self.alpha_band,
             "resampling": self.resampling,
+            "register": self.register,
         }
 
 

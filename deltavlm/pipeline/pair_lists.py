@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import shapely
@@ -24,6 +25,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
 from deltavlm.files import parse_json, read_text
+from deltavlm.geo.location import decode_path, is_local, normalize_location
 from deltavlm.messages import preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
@@ -47,6 +49,7 @@ class _Row:
     line: int  # or item of a collection, from 1
     source: str  # file and line, for messages
     values: Mapping[str, Any]
+    item_url: str = ""  # where a STAC item says that it lies
 
 
 def read_pairs(path: Path) -> PairList:
@@ -141,7 +144,7 @@ def _json_rows(text: str, source: str) -> Iterator[_Row]:
         raise InputError(f"{source}: the item collection has no list 'features'")
     for number, item in enumerate(items, start=1):
         item_source = f"{source}, item {number}"
-        yield _Row(number, item_source, _stac_values(item, item_source))
+        yield _Row(number, item_source, _stac_values(item, item_source), _self_url(item))
 
 
 def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
@@ -198,6 +201,15 @@ def _stac_values(item: Any, source: str) -> Mapping[str, Any]:
     return {**hrefs, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": aoi}
 
 
+def _self_url(item: Mapping[str, Any]) -> str:
+    """URL of a STAC item by its link to itself; empty without one."""
+    links = item.get("links")
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict) and link.get("rel") == "self" and "://" in str(link.get("href")):
+            return str(link["href"])
+    return ""
+
+
 def _pair(row: _Row, folder: Path) -> Pair:
     texts = {name: _text(row.values.get(name), f"{row.source}, {name}") for name in COLUMNS if name != "aoi"}
     for name in _REQUIRED:
@@ -208,8 +220,8 @@ def _pair(row: _Row, folder: Path) -> Pair:
     }
     return Pair(
         texts["id"] or _text(row.values.get(ALIAS), f"{row.source}, {ALIAS}") or "",
-        _resolve(texts["before"] or "", folder),
-        _resolve(texts["after"] or "", folder),
+        _resolve(texts["before"] or "", folder, row.item_url),
+        _resolve(texts["after"] or "", folder, row.item_url),
         dates["before_date"],
         dates["after_date"] or dates["date"],
         _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
@@ -229,12 +241,21 @@ def _text(value: Any, source: str) -> str | None:
     return text or None
 
 
-def _resolve(text: str, folder: Path) -> str:
-    """Resolve a relative path at `folder`; a URL, a /vsi path or a subdataset stays."""
-    if "://" in text or text.startswith("/vsi"):
-        return text
-    path = folder / text
-    return text if ":" in text and not path.exists() else str(path)
+def _resolve(text: str, folder: Path, item_url: str = "") -> str:
+    """Location of a path or URL in a list: a relative path starts at `folder`; a URL or a /vsi path stays.
+
+    Percent-encoding is decoded where no file has the encoded name. What is not in `folder` is looked for
+    beside `item_url`, where the item of the list says that it lies.
+    """
+    location = normalize_location(text)
+    if not is_local(location):
+        return location
+    path = Path(decode_path(str(folder / location)))
+    if path.exists() or Path(location).is_absolute():
+        return str(path)
+    if item_url:
+        return normalize_location(urljoin(item_url, text))
+    return text if ":" in text else str(path)
 
 
 def check_date(text: str | None, source: str) -> str | None:
