@@ -141,8 +141,7 @@ def analyze_job(job: AnalyzeJob, flags: RunFlags, read: Sequence[NamedPath]) -> 
     config = flags.check_model(job)
     if flags.out.dry_run:
         plans = plan_run(job, config.chip_px, config.training_gsd_m)
-        model = {"model": flags.model.model, "device": flags.model.device}
-        print_dry_run(job, plans, model, as_json=flags.json_summary)
+        print_dry_run(job, plans, flags, as_json=flags.json_summary)
         failed = [plan.reason for plan in plans if plan.reason]
         if failed:
             raise PartialFailure(

@@ -161,6 +161,13 @@ class ModelFlags:
 
         return self.runtime_options().apply_to(read_config(find_folder(self.model)))
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the model's weights on disk. Raises: InputError where there is no such model."""
+        from deltavlm.model.folder import find_folder
+
+        return sum(path.stat().st_size for path in find_folder(self.model).glob("*.safetensors"))
+
     def files(self) -> list[NamedPath]:
         """Files of the model's folder; none where there is no such folder here."""
         from deltavlm.errors import InputError
@@ -352,6 +359,14 @@ class _PixelFlags:
         ),
     ] = None
     resampling: options.Resampling = "bilinear"
+    register: Annotated[
+        bool,
+        flag(
+            "--register",
+            panel=RASTERS,
+            help="Move AFTER onto BEFORE where their pixels show it to lie up to 8 px off.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +385,7 @@ class RasterFlags(AlignmentFlags, _PixelFlags):
             "after_cloud_mask": self.after_cloud_mask,
             "qa_band": self.qa_band,
             "resampling": self.resampling,
+            "register": self.register,
         }
 
 

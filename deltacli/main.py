@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from deltacli import options
 from deltacli.analyze import analyze
+from deltacli.analyze_flags import PolygonsCommand
 from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, open_streams, silence
@@ -187,7 +188,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if _ON_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
-app.command(cls=ProjCommand)(analyze)
+app.command(cls=PolygonsCommand)(analyze)
 app.command(cls=ProjCommand)(ask)
 app.command(cls=ProjCommand)(chat)
 app.command(cls=ProjCommand)(grid)

@@ -78,7 +78,8 @@ def summarize(
     _check_flags(by, name_field, cell, resolution)
 
     from deltavlm.geo.sinks import check_output, files_of_output
-    from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas, split_layer
+    from deltavlm.geo.vector_reader import split_layer
+    from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.summary import summarize as summarize_results
     from deltavlm.summaries.writer import SUMMARY_SUFFIXES, write_summary

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from deltavlm.errors import OutputError
+from deltavlm.errors import InputError, OutputError
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -34,6 +34,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "check_distinct_files",
+    "check_regular",
     "create_file",
     "folder_bytes",
     "format_bytes",
@@ -49,12 +50,14 @@ __all__ = [
     "remove_scratch_files",
     "resolve_link",
     "scratch_name",
+    "special_kind",
     "staged_folder",
     "write_atomic",
 ]
 
 
 MAX_TEXT_BYTES = 256 * 2**20
+MAX_DATASET_BYTES = 2**30
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
@@ -127,6 +130,24 @@ def _check_regular(path: Path, mode: int) -> None:
 def resolve_link(path: Path) -> Path:
     """Target of `path` where it is a symbolic link, else `path` itself."""
     return path.resolve() if path.is_symlink() else path
+
+
+def special_kind(path: Path) -> str | None:
+    """Name of what a path is, if neither a file nor a folder: opening a pipe or a device may never end.
+
+    Raises: OSError.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, a device or a socket before it is opened. Raises: InputError; OSError."""
+    if kind := special_kind(path):
+        raise InputError(f"{path}: is {kind}, which is not opened; give a file")
 
 
 @contextmanager
@@ -457,7 +478,7 @@ class JsonLines:
         if not last_line:
             return
         try:
-            json.loads(last_line)
+            parse_json(last_line)
         except ValueError:
             self.stream.truncate(end - len(last_line))
         else:

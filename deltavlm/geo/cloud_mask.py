@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from deltavlm.geo.alignment import Offset, locate
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.source import open_source
-from deltavlm.geo.view import UNREADABLE, Source, alpha_band, without_alpha
+from deltavlm.geo.view import ANY_PLANE, UNREADABLE, Source, alpha_band, without_alpha
 from deltavlm.messages import redact_address
 
 __all__ = ["CloudMask", "CloudView", "HiddenValues", "open_cloud_mask", "parse_cloud_mask", "parse_qa_band"]
@@ -282,12 +282,19 @@ class CloudView:
 
 @contextmanager
 def open_cloud_mask(
-    mask: CloudMask, image: Source, grid: GeoBox, offset: Offset | None, *, allow_vrt: bool = False
+    mask: CloudMask,
+    image: Source,
+    grid: GeoBox,
+    offset: Offset | None,
+    *,
+    shift: tuple[float, float] | None = None,
+    allow_vrt: bool = False,
 ) -> Iterator[CloudView]:
     """Open the cloud mask of an image on the grid of the analysis.
 
-    offset: (column, row) of the grid's corner in the image, where both have the same pixels. Without a CRS, a
-    mask has the pixels of its image.
+    offset: (column, row) of the grid's corner in the image, where both have the same pixels. Without a CRS a
+        mask has the pixels of its image.
+    shift: as in `Source.view_on`; a mask is misregistered as its image is.
 
     Raises:
         RasterError: it cannot be opened, does not overlap the grid, or cannot be placed on it.
@@ -303,16 +310,27 @@ def open_cloud_mask(
         named = KIND_IN_NAME.search(description) if mask.kind is None and not mask.hidden else None
         kind = named[1].lower() if named else mask.kind
         values = mask.values_of(kind)
-        corner = _window_offset(source, image, grid, offset)
-        if corner is not None:
-            yield CloudView(location, source.dataset, band, kind, values, corner, None, 1.0)
-            return
-        share = locate(source.geobox, grid).covered.area / (grid.width * grid.height)
+        _check_placed(source, image, grid)
+        if grid.crs is None:
+            assert offset is not None  # without a CRS nothing is warped
+            corner: Offset | None = offset
+            share = 1.0
+            grid = replace(grid, crs=ANY_PLANE)
+            placed = grid.translate(-offset[0], -offset[1])
+        else:
+            placement = locate(source.geobox, grid)
+            corner = placement.offset
+            share = min(1.0, placement.covered.area / (grid.width * grid.height))
+            placed = source.geobox.wrapping_onto(grid)
         if not share:
             raise RasterError(
-                f"{source.name}: the cloud mask does not overlap the pair; give that of this image"
+                f"{source.name}: the cloud mask does not overlap the pair; give that of its image"
             )
-        placed = source.geobox.wrapping_onto(grid)
+        contains = corner and source.geobox.contains(Window(*corner, grid.width, grid.height))
+        if corner is not None and contains and shift is None:
+            yield CloudView(location, source.dataset, band, kind, values, corner, None, share)
+            return
+        target = grid.translate(*(shift or (0, 0)))
         with wrap_gdal_errors(location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"):
             dataset = source.dataset
             if alpha_band(dataset):  # which would hide values of the mask
@@ -321,17 +339,17 @@ def open_cloud_mask(
                 dataset,
                 src_crs=placed.crs,
                 src_transform=placed.transform,
-                crs=grid.crs,
-                transform=grid.transform,
-                width=grid.width,
-                height=grid.height,
+                crs=target.crs,
+                transform=target.transform,
+                width=target.width,
+                height=target.height,
                 resampling=Resampling.nearest,
                 src_nodata=None,
                 nodata=None,
                 add_alpha=True,
             )
             stack.enter_context(warped)
-        yield CloudView(location, warped, band, kind, values, (0, 0), warped.count, min(1.0, share))
+        yield CloudView(location, warped, band, kind, values, (0, 0), warped.count, share)
 
 
 def _find_band(source: Source, mask: CloudMask) -> int:
@@ -359,25 +377,20 @@ def _find_band(source: Source, mask: CloudMask) -> int:
     raise ConfigError(f"{source.name}: has no single band named {mask.band!r}; there are {names}")
 
 
-def _window_offset(source: Source, image: Source, grid: GeoBox, offset: Offset | None) -> Offset | None:
-    """Position of the grid's corner in a mask that has its pixels; None for one that is warped.
+def _check_placed(source: Source, image: Source, grid: GeoBox) -> None:
+    """Check that a mask can be placed on the grid.
 
     Raises:
         RasterError: only one of the two has a CRS, or sizes differ without one.
     """
-    size, image_size = ((each.geobox.width, each.geobox.height) for each in (source, image))
     if (source.geobox.crs is None) != (grid.crs is None):
         raise RasterError(
             f"{source.name}: the cloud mask has {'no' if grid.crs else 'a'} CRS, and the pair has "
             f"{'one' if grid.crs else 'none'}; assign one (gdal_edit.py -a_srs EPSG:...)"
         )
-    if grid.crs is None:
-        if size != image_size:
-            raise RasterError(
-                f"{source.name}: the cloud mask has {size[0]} x {size[1]} px, and {image.name} "
-                f"{image_size[0]} x {image_size[1]}: without a CRS both must have the same size"
-            )
-        return offset
-    corner = locate(source.geobox, grid).offset
-    is_inside = corner and source.geobox.contains(Window(*corner, grid.width, grid.height))
-    return corner if is_inside else None
+    sizes = [f"{each.geobox.width} x {each.geobox.height} px" for each in (source, image)]
+    if grid.crs is None and sizes[0] != sizes[1]:
+        raise RasterError(
+            f"{source.name}: the cloud mask has {sizes[0]}, and {image.name} {sizes[1]}: without a CRS both "
+            "must have the same size"
+        )

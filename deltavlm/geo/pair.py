@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import Alignment, align
-from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
+from deltavlm.geo.aoi import aoi_file, aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
 from deltavlm.geo.cloud_mask import CloudMask, open_cloud_mask, parse_cloud_mask, parse_qa_band
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
@@ -83,6 +83,7 @@ class ReadOptions:
     before_cloud_mask: str | None = None  # as `parse_cloud_mask` reads it
     after_cloud_mask: str | None = None
     qa_band: str | None = None  # of each image without a cloud mask, as `parse_qa_band` reads it
+    register: bool = False  # correct the measured shift of `after`
     outlines_only: bool = False  # chip footprints only: no pixel is read
 
     @property
@@ -267,7 +268,7 @@ def check_options(options: ReadOptions) -> None:
     if options.bbox is not None:
         check_bbox(options.bbox, options.bbox_crs)
     if isinstance(options.aoi, Path):
-        check_exists(str(options.aoi))
+        check_exists(str(aoi_file(options.aoi)))
 
 
 @contextmanager
@@ -377,31 +378,38 @@ def open_pair(
         reader = PairReader(
             alignment, views, stretches, aoi, options, tuple(notes), (*doubts, *warnings), dates
         )
-        yield _registered(reader, registration)
-
-
-def _registered(reader: PairReader, registration: Registration | None) -> PairReader:
-    """The reader with the shift of its pair, measured unless it is given, and a warning about it."""
-    if registration is None:
-        registration = Registration() if reader.options.outlines_only else _measure(reader)
-    warning = registration.warning(reader.geobox)
-    doubts = (warning,) if warning else ()
-    return replace(
-        reader,
-        registration=registration,
-        notes=(*reader.notes, *doubts),
-        warnings=(*reader.warnings, *doubts),
-    )
+        if registration is None and not options.outlines_only:
+            registration = _measure(reader)
+            note, is_warning = registration.note(reader.geobox, requested=options.register) or ("", False)
+            reader = replace(
+                reader,
+                notes=(*reader.notes, *([note] if note else [])),
+                warnings=(*reader.warnings, *([note] if is_warning else [])),
+            )
+        if registration is not None:
+            reader = replace(reader, registration=registration)
+            correction = registration.correction
+            if correction is not None:
+                moved = after.view_on(
+                    alignment.geobox, alignment.after_offset, options.resampling, correction
+                )
+                moved_view = stack.enter_context(moved)
+                clouds = _with_clouds(
+                    moved_view, masks[1], alignment.geobox, alignment.after_offset, options, correction
+                )
+                reader = replace(reader, views=(views[0], stack.enter_context(clouds)))
+        yield reader
 
 
 def _measure(reader: PairReader) -> Registration:
-    """Shift of a pair by windows in its area of interest; those that cannot be read are left out."""
+    """Registration by windows in the area of interest; those that cannot be read are left out."""
     shifts = []
     for window in lattice_windows(reader.aoi_window):
         chip = Chip(0, 0, window, max(window.width, window.height), reader.geobox.transform)
         with suppress(RasterError):
             shifts.append(reader.read(chip).measure_shift())
-    return Registration.of([shift for shift in shifts if shift is not None])
+    measured = [shift for shift in shifts if shift is not None]
+    return Registration.of(measured, correct=reader.options.register)
 
 
 def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:
@@ -438,13 +446,19 @@ def _with_dates(
 
 @contextmanager
 def _with_clouds(
-    view: View, mask: CloudMask | None, grid: GeoBox, offset: tuple[int, int] | None, options: ReadOptions
+    view: View,
+    mask: CloudMask | None,
+    grid: GeoBox,
+    offset: tuple[int, int] | None,
+    options: ReadOptions,
+    shift: tuple[float, float] | None = None,
 ) -> Iterator[View]:
-    """The view with its cloud mask, if there is one."""
+    """The view with its cloud mask, if there is one, both misregistered by `shift`."""
     if mask is None:
         yield view
         return
-    with open_cloud_mask(mask, view.source, grid, offset, allow_vrt=options.allow_vrt) as clouds:
+    opened = open_cloud_mask(mask, view.source, grid, offset, shift=shift, allow_vrt=options.allow_vrt)
+    with opened as clouds:
         yield replace(view, clouds=clouds)
 
 

@@ -9,9 +9,10 @@ stand out from the rest of the search area, as over water or after complete chan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -23,7 +24,9 @@ from deltavlm.messages import pluralize
 __all__ = ["Registration", "Shift", "consensus", "lattice_windows", "measure_shift", "shift_caveat"]
 
 NOTED_PX = 1.0
-"""Length from which a shift of a pair is worth a warning."""
+"""Length from which a shift is worth a warning."""
+MIN_CORRECTED_PX = 0.25  # resampling blurs more than so small a shift disturbs
+MAX_CORRECTED_PX = 8.0  # beyond it, something else may be wrong
 
 MAX_PX = 32  # search limit of a shift along each axis
 WINDOW_PX = 256  # side of the centre of a larger image that is measured
@@ -164,7 +167,7 @@ def shift_caveat(lengths_px: Sequence[float]) -> str | None:
     chips = pluralize(len(lengths_px), "chip")
     return (
         f"The dates lie {median:.1f} px apart (median of {chips} where it could be measured), so edges can "
-        "look like change."
+        f"look like change; --register corrects up to {MAX_CORRECTED_PX:g} px."
     )
 
 
@@ -183,17 +186,25 @@ def lattice_windows(area: Window) -> Iterator[Window]:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Shift of a pair as measured in windows of it; None where it could not be measured."""
+    """Shift of a pair as measured in windows of it, and whether `after` is read without it."""
 
-    shift: Shift | None = None
+    shift: Shift | None = None  # None: it could not be measured
     windows: int = 0  # measured ones
     agreeing: int = 0  # those of them that the shift is the median of
+    corrected: bool = False
 
     @classmethod
-    def of(cls, shifts: Sequence[Shift]) -> Registration:
-        """The shift that most of the measured windows agree on."""
+    def of(cls, shifts: Sequence[Shift], *, correct: bool = False) -> Registration:
+        """Registration by the shift that most of the measured windows agree on, corrected on request where
+        it is neither too small nor too large for that."""
         shift, agreeing = consensus(shifts)
-        return cls(shift, len(shifts), agreeing)
+        can = shift is not None and MIN_CORRECTED_PX <= shift.length <= MAX_CORRECTED_PX
+        return cls(shift, len(shifts), agreeing, correct and can)
+
+    @property
+    def correction(self) -> tuple[float, float] | None:
+        """Columns and rows by which `after` is read elsewhere; None without a correction."""
+        return (self.shift.dx, self.shift.dy) if self.shift is not None and self.corrected else None
 
     def record(self, geobox: GeoBox) -> dict[str, object]:
         """Plain values, ready for JSON; metres are None without a CRS."""
@@ -212,15 +223,34 @@ class Registration:
             **{name: round(value, 3) if math.isfinite(value) else None for name, value in lengths.items()},
             "windows": self.windows,
             "windows_agreeing": self.agreeing,
+            "corrected": self.corrected,
         }
 
-    def warning(self, geobox: GeoBox) -> str | None:
-        """Warning about a shift above NOTED_PX."""
-        shift, size_m = self.shift, geobox.pixel_size_m()
-        if shift is None or shift.length <= NOTED_PX:
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Registration:
+        """Inverse of `record`. Raises: ValueError for a correction that cannot have been made."""
+        dx, dy = record["dx_px"], record["dy_px"]
+        shift = None if dx is None or dy is None else Shift(float(dx), float(dy))
+        corrected = bool(record["corrected"])
+        if corrected and not (shift is not None and shift.length <= MAX_CORRECTED_PX):
+            raise ValueError(f"a correction by {dx}, {dy} px")
+        return cls(shift, int(record["windows"]), int(record["windows_agreeing"]), corrected)
+
+    def note(self, geobox: GeoBox, *, requested: bool) -> tuple[str, bool] | None:
+        """Note for the user, and True if it is a warning; `requested`: by --register."""
+        if self.shift is None:
+            text = "the shift between the dates cannot be measured, so --register corrects nothing"
+            return (text, True) if requested else None
+        length_m = self.record(geobox)["shift_m"]
+        length = f"{self.shift.length:.1f} px" + ("" if length_m is None else f" ({length_m:.2g} m)")
+        if self.corrected:
+            return f"after: moved by {length}, so that it lies on before", False
+        if requested and self.shift.length < MIN_CORRECTED_PX:
+            return f"after: lies {length} off before, too little to correct", False
+        if self.shift.length <= NOTED_PX:
             return None
-        ground = f" ({math.hypot(shift.dx * size_m[0], shift.dy * size_m[1]):.2g} m)" if size_m else ""
-        return (
-            f"after: lies {shift.length:.1f} px{ground} off before, so edges can look like change; register "
-            "the images first"
-        )
+        if self.shift.length <= MAX_CORRECTED_PX:
+            advice = "--register corrects it"
+        else:
+            advice = f"--register corrects up to {MAX_CORRECTED_PX:g} px, so register the images first"
+        return f"after: lies {length} off before, so edges can look like change; {advice}", True

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -25,7 +24,7 @@ from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import reset_error, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.location import check_is_file, is_remote
+from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
     MAX_VALUE,
     UNREADABLE,
@@ -74,6 +73,7 @@ def open_source(
             with control points that do not place it.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
+    location = normalize_location(location)
     check_is_file(location)
     name = redact_address(location)
     notes: list[str] = []
@@ -155,12 +155,10 @@ def _warp_by_control_points(
 
 @contextmanager
 def _open_dataset(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
-    # EMPTY_DIR saves requests for sidecar files; of a local file it would hide the mask next to it
-    remote = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(location) else {}
-    with warnings.catch_warnings(), rasterio.Env(**remote), np.errstate(over="ignore"):  # nodata of 1e39
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` gives a better error
-        dataset = open_image(location, allow_vrt=allow_vrt)
-    with dataset:
+    with ExitStack() as stack:
+        with warnings.catch_warnings(), np.errstate(over="ignore"):  # nodata of 1e39
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` says it better
+            dataset = stack.enter_context(open_image(location, allow_vrt=allow_vrt))
         yield dataset
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -47,6 +48,7 @@ __all__ = [
 
 Sample = TypeVar("Sample")
 
+ANY_PLANE = CRS.from_epsg(3857)
 SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
 SAMPLE_WINDOWS, FEW_WINDOWS = 16, 4  # along a side, where there are no overviews to sample from
 MAX_VALUE = 1e30
@@ -149,17 +151,30 @@ class Source:
         return valid
 
     @contextmanager
-    def view_on(self, geobox: GeoBox, offset: tuple[int, int] | None, resampling: str) -> Iterator[View]:
+    def view_on(
+        self,
+        geobox: GeoBox,
+        offset: tuple[int, int] | None,
+        resampling: str,
+        shift: tuple[float, float] | None = None,
+    ) -> Iterator[View]:
         """View on another grid: by windows where `offset` is the (column, row) of the grid's corner in this
         raster, warped where it is None.
+
+        shift: columns and rows of the grid by which this raster is misregistered; the warp corrects them.
 
         Raises:
             RasterError: it cannot be warped onto that grid.
         """
-        if offset is not None:
+        if offset is not None and shift is None:
             yield View.of(self, (Layer(self.dataset, self.distinct_bands),), self.dataset, *offset)
             return
-        placed = self.geobox.wrapping_onto(geobox)
+        if offset is None:
+            placed = self.geobox.wrapping_onto(geobox)
+        else:  # the same pixels, also without a CRS, which a warp asks for
+            geobox = replace(geobox, crs=geobox.crs or ANY_PLANE)
+            placed = geobox.translate(-offset[0], -offset[1])
+        geobox = geobox.translate(*(shift or (0, 0)))
         with ExitStack() as stack:
             alpha_range = {} if self.opaque is None else {"SRC_ALPHA_MAX": f"{self.opaque:g}"}
 

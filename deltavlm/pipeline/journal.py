@@ -37,7 +37,7 @@ from deltavlm.pipeline.provenance import job_settings
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import FAILED_STATUSES
 
-__all__ = ["Journal", "check_journal", "open_journal"]
+__all__ = ["Journal", "check_journal", "line_of", "open_journal"]
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Journal:
         """Append a batch of results, of one pair or several. Raises: WriteError."""
         blobs = [blob for result in results for blob in (result.mask, result.valid) if blob is not None]
         self.file.write_blobs(blobs)  # first: lines hold their addresses
-        lines = [_line_of(result) for result in results]
+        lines = [line_of(result) for result in results]
         lines[-1]["end"] = batch_size
         for line, offset in zip(lines, self.file.append(lines), strict=True):
             self._index(line, offset)
@@ -263,13 +263,12 @@ class Journal:
 
 
 def _inputs_of(record: PairRecord) -> dict[str, Any]:
-    """Provenance of a pair's pixels, which do not depend on its measured shift."""
+    """Provenance of a pair's pixels, which depend on its measured shift only where that is corrected."""
     inputs: dict[str, Any] = json.loads(record.inputs)
-    del inputs["registration"]
-    return inputs
+    return inputs if inputs["registration"]["corrected"] else {**inputs, "registration": None}
 
 
-def _line_of(result: ChipResult) -> dict[str, Any]:
+def line_of(result: ChipResult) -> dict[str, Any]:
     """Result as plain values, ready for JSON."""
     line: dict[str, Any] = {"pair": result.pair}
     if result.digest:
@@ -295,7 +294,7 @@ def _line_of(result: ChipResult) -> dict[str, Any]:
 
 
 def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> ChipResult:
-    """Inverse of `_line_of`, with the threshold of this job."""
+    """Inverse of `line_of`, with the threshold of this job."""
     by_name, threshold = {spec.name: spec for spec in job.questions}, job.options.threshold
     mask, valid = (
         Blob(address=(line[name][0], line[name][1], line[name][2])) if name in line else None

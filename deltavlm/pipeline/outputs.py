@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltavlm.errors import ConfigError, OutputError
 from deltavlm.files import NamedPath, check_distinct_files, lock, lock_path
+from deltavlm.geo.aoi import aoi_file
 from deltavlm.geo.cog import check_cog
 from deltavlm.geo.location import local_file
 from deltavlm.geo.sinks import check_output, files_of_output
@@ -125,9 +126,9 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
         ]
         read += [(f"a cloud mask{of_pair}", local_file(mask)) for mask in pair.locations[2:]]
         if isinstance(pair.aoi, Path):
-            read.append((f"the area of interest{of_pair}", pair.aoi))
+            read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
     if isinstance(job.read.aoi, Path):
-        read.append(("the area of interest", job.read.aoi))
+        read.append(("the area of interest", aoi_file(job.read.aoi)))
     return written, read
 
 

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.location import local_file
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
-from deltavlm.geo.registration import Registration
 from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
 from deltavlm.report.pairs import PairImage, ReportPair
@@ -105,7 +104,7 @@ def open_images(pair: ReportPair, options: ImageOptions, folder: Path) -> Iterat
                     _read_options(pair, options),
                     geobox=pair.geobox if pair.has_recorded_geobox else None,
                     stretches=_recorded_stretches(pair),
-                    registration=Registration(),
+                    registration=pair.registration,
                 )
             )
         except InputError as error:  # bands and resampling method come from the output's file too
@@ -181,11 +180,13 @@ def _overview(view: View, stretch: Stretch | None, geobox: GeoBox, size: tuple[i
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
-    source, small = view.source, geobox.zoom_to(width, height)
+    source = view.source
     failures: list[RasterError] = []
     strips_read = 0
     with ExitStack() as stack:
-        if view.dataset is not source.dataset and (width, height) != (geobox.width, geobox.height):
+        warped = view.dataset is not source.dataset and geobox.crs is not None
+        if warped and (width, height) != (geobox.width, geobox.height):
+            small = replace(geobox, transform=view.dataset.transform).zoom_to(width, height)
             view, geobox = stack.enter_context(source.view_on(small, None, "average")), small
         pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
         strip_height = max(1, int(READ_BYTES / (geobox.width * pixel_bytes) * height / geobox.height))

@@ -296,3 +296,19 @@ def test_a_broken_block_of_a_mask_spoils_its_chips(tmp_path: Path, before: Path,
             if isinstance(pixels, RasterError)
         }
     assert failed == {"r00032_c00064"}
+
+
+@pytest.mark.parametrize("has_crs", [True, False])
+def test_a_mask_is_corrected_with_its_image(tmp_path: Path, has_crs: bool) -> None:
+    """Image and mask of one date are misregistered alike."""
+    bare = {} if has_crs else {"crs": None, "transform": None}
+    ground, cloud = noise(3, 136, 136), np.zeros((136, 136), bool)
+    cloud[40:70, 50:90] = True
+    before = write_raster(tmp_path / "b.tif", ground[:, 4:-4, 4:-4], **bare)
+    after = write_raster(tmp_path / "a.tif", ground[:, 5:-3, 1:-7], **bare)
+    mask = write_raster(tmp_path / "scl.tif", np.where(cloud, 9, 4)[None, 5:-3, 1:-7].astype("uint8"), **bare)
+    options = {"after_cloud_mask": str(mask), "register": True, "allow_no_crs": not has_crs}
+    with opened(before, after, **options) as reader:
+        assert reader.registration.corrected
+        images = mosaic(reader, read_all(reader))
+    assert (images[2] == ~cloud[4:-4, 4:-4])[8:-8, 8:-8].mean() > 0.995

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.geo.geobox import Window
+from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import (
     Registration,
@@ -277,3 +279,100 @@ def test_outlines_and_given_registrations_read_no_window(
 def test_a_caveat_of_chips_is_about_their_median(lengths: list[float], says: str | None) -> None:
     caveat = shift_caveat(lengths)
     assert caveat is None if says is None else caveat is not None and says in caveat and "3 chips" in caveat
+
+
+# --register
+
+
+def residual(reader: PairReader) -> Shift | None:
+    """Shift of the centre of the pair as it is read."""
+    window = Window(160, 160, SIDE, SIDE)
+    return reader.read(Chip(0, 0, window, SIDE, reader.geobox.transform)).measure_shift()
+
+
+@pytest.mark.parametrize("resampling", ["bilinear", "cubic"])
+@pytest.mark.parametrize(("dx", "dy"), [(3.0, 0.0), (-2.6, 5.3), (5.5, 5.5)])
+def test_a_shift_is_corrected(tmp_path: Path, before: Path, dx: float, dy: float, resampling: str) -> None:
+    after = write_after(tmp_path, moved(later(), dx, dy))
+    with opened(before, after, register=True, resampling=resampling) as reader:
+        assert reader.registration.corrected
+        assert error_px(residual(reader), 0, 0) < 0.3
+        assert reader.warnings == ()
+        assert any(note.startswith("after: moved by") for note in reader.notes)
+        record: Any = reader.provenance()
+    assert record["registration"]["corrected"]
+    assert record["registration"]["shift_px"] == pytest.approx(np.hypot(dx, dy), abs=0.3)
+    assert record["after"]["warped"]
+    with opened(before, after) as reader:
+        assert error_px(residual(reader), dx, dy) < 0.3
+
+
+def test_whole_pixels_are_moved_unchanged_and_the_edge_is_nodata(tmp_path: Path, before: Path) -> None:
+    pixels = np.zeros_like(ground())
+    pixels[:, 4:, 2:] = ground()[:, :-4, :-2]
+    after = write_after(tmp_path, pixels)
+    registration = Registration(Shift(2.0, 4.0), 1, 1, corrected=True)
+    with open_pair(RasterPair(str(before), str(after)), registration=registration) as reader:
+        side = reader.geobox.width
+        chip = reader.read(Chip(0, 0, Window(0, 0, side, side), side, reader.geobox.transform))
+    assert not chip.valid[-4:].any()
+    assert not chip.valid[:, -2:].any()
+    assert chip.valid[:-4, :-2].all()
+    assert (chip.after[:, :-4, :-2] == chip.before[:, :-4, :-2]).all()
+
+
+def test_after_is_resampled_once(tmp_path: Path, before: Path) -> None:
+    """A pair on two grids is warped as if the transform of `after` had been right from the start."""
+    pixels, corner = moved(later(), 1.5, -2.25), HALF_METRE @ Affine.translation(0.3, 0.4)
+    after = write_after(tmp_path, pixels, transform=corner)
+    with opened(before, after, register=True) as reader:
+        chip = Chip(0, 0, Window(64, 64, SIDE, SIDE), SIDE, reader.geobox.transform)
+        shift, registered, geobox = reader.registration.shift, reader.read(chip), reader.geobox
+    assert shift is not None
+    right = write_raster(
+        tmp_path / "right.tif",
+        pixels,
+        transform=HALF_METRE @ Affine.translation(0.3 - shift.dx, 0.4 - shift.dy),
+        photometric="RGB",
+    )
+    with open_pair(RasterPair(str(before), str(right)), geobox=geobox) as reader:
+        expected = reader.read(chip)
+    difference = np.abs(registered.after.astype(int) - expected.after)
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize(("dx", "says"), [(11.0, "up to 8 px"), (0.1, "too little"), (None, "cannot be")])
+def test_what_cannot_be_corrected_is_told(tmp_path: Path, before: Path, dx: float | None, says: str) -> None:
+    pixels = ground(8) if dx is None else moved(later(), dx, 0.0)
+    with opened(before, write_after(tmp_path, pixels), register=True) as reader:
+        assert not reader.registration.corrected
+        (note,) = [note for note in reader.notes if says in note]
+        assert (note in reader.warnings) == (dx != 0.1)
+        assert reader.views[1].dataset is reader.views[1].source.dataset
+
+
+def test_images_without_a_crs_are_registered(tmp_path: Path) -> None:
+    paths = [
+        write_raster(tmp_path / f"{name}.tif", pixels, crs=None, transform=None)
+        for name, pixels in (("before", ground()), ("after", moved(later(), 2.5, -1.5)))
+    ]
+    with opened(*paths, allow_no_crs=True, register=True) as reader:
+        assert error_px(residual(reader), 0, 0) < 0.3
+        assert reader.geobox.crs is None
+
+
+def test_codes_of_a_palette_are_moved_whole(tmp_path: Path) -> None:
+    """Values of a palette are codes, of which there is no mean."""
+    codes = ground()[0] // 32
+    palette = {code: (code * 32, 250 - code * 32, (code * 90) % 256) for code in range(8)}
+    after = write_raster(tmp_path / "after.tif", moved_codes(codes), palette=palette)
+    same = write_raster(tmp_path / "same.tif", codes[None], palette=palette)
+    with opened(same, after, register=True) as reader:
+        assert reader.registration.corrected
+        chip = reader.read(Chip(0, 0, Window(64, 64, SIDE, SIDE), SIDE, reader.geobox.transform))
+    assert (chip.after == chip.before).all()
+
+
+def moved_codes(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(1, rows, cols) codes 3 px further right."""
+    return np.roll(codes, 3, axis=1)[None]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deltavlm.errors import InputError, OutputError
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.geo.registration import Registration, Shift
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.report.build import open_report
-from deltavlm.report.images import ImageOptions
+from deltavlm.report.images import ImageOptions, open_images
 from deltavlm.report.page_data import PageImages, page_data
+from deltavlm.report.pairs import build_pairs
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.results import read_results
 from deltavlm.summaries.totals import summarize_chips
-from tests.jobs import interrupted_after, job_into, run_job
+from tests.jobs import interrupted_after, job_into, run_job, with_output
 from tests.pairs import layer
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
@@ -79,3 +85,63 @@ def test_what_is_made_of_the_output_says_so(
     data = page_data(report.output, report.pairs, PageImages())
     assert dict(data["provenance"])["Shift"].startswith(sentence)
     assert data["chips"]["columns"]["shift"] == [LENGTH, LENGTH, LENGTH, None]
+
+
+def test_a_registered_run_reports_what_remains(
+    shifted: tuple[Path, Path], model: ScriptedModel, tmp_path: Path
+) -> None:
+    """The shift of the pair is that before the correction; the report shows what the model saw."""
+    path, read = tmp_path / "out.gpkg", ReadOptions(register=True)
+    job = job_into(str(path), shifted, read=read, chip_px=CHIP, batch_size=1)
+    with interrupted_after(2, model):
+        run_job(job, model)
+    notes: list[str] = []
+    run_job(job, model, notes)
+    assert any(note.startswith("after: moved by 3.2 px (1.6 m)") for note in notes)
+    rows = read_output(path).rows("chips")
+    assert [row["shift_px"] for row in rows] == [pytest.approx(0, abs=0.1)] * 3 + [None]
+    assert [row["valid_fraction"] for row in rows] == pytest.approx(
+        [63 / 64, 60 / 64 * 63 / 64, 1, 60 / 64], abs=0.02
+    )
+    record: Any = read_output(path).provenance["inputs"]["registration"]
+    assert record["corrected"]
+    assert record["shift_px"] == pytest.approx(LENGTH, abs=0.05)
+
+    (pair,) = build_pairs(read_output(path))
+    with open_images(pair, ImageOptions(), tmp_path) as images:
+        before, after = (np.asarray(image.convert("RGB")) for image in images.crop(Window(8, 8, 48, 48), 48))
+        small = [np.asarray(image.convert("L"), float) for image in images.overview(SIDE // 2)]
+    assert np.abs(before.astype(int) - after).mean() < 10
+    assert np.corrcoef(small[0][4:-4, 4:-4].ravel(), small[1][4:-4, 4:-4].ravel())[0, 1] > 0.9
+
+
+def test_a_registered_run_does_not_resume_with_another_shift(
+    shifted: tuple[Path, Path], model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chips of one output must not lie on two grids."""
+    job = job_into(
+        str(tmp_path / "out.gpkg"), shifted, read=ReadOptions(register=True), chip_px=CHIP, batch_size=1
+    )
+    with interrupted_after(2, model):
+        run_job(job, model)
+    other = Registration(Shift(2.5, -1.0), 1, 1, corrected=True)
+    monkeypatch.setattr(Registration, "of", lambda *_, **__: other)
+    with pytest.raises(OutputError, match=r"other settings .*registration"):
+        run_job(job, model)
+    unregistered = with_output(job, ReadOptions())
+    with pytest.raises(OutputError, match="register"):
+        run_job(unregistered, model)
+
+
+def test_an_output_with_a_shift_that_cannot_be_is_refused(
+    shifted: tuple[Path, Path], model: ScriptedModel, tmp_path: Path
+) -> None:
+    run_job(
+        job_into(str(tmp_path / "out.geojson"), shifted, read=ReadOptions(register=True), chip_px=CHIP), model
+    )
+    text = (tmp_path / "out.geojson").read_text()
+    edited = re.sub(r'"dx_px": ?[-.\d]+', '"dx_px": 1e6', text)
+    assert edited != text
+    (tmp_path / "out.geojson").write_text(edited)
+    with pytest.raises(InputError, match="correction by"):
+        build_pairs(read_output(tmp_path / "out.geojson"))
