@@ -22,6 +22,7 @@ from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
+from deltavlm.geo.identity import identify, identify_all
 from deltavlm.geo.location import check_is_file, is_remote
 from deltavlm.geo.radiometry import choose_bands
 from deltavlm.geo.view import (
@@ -69,8 +70,13 @@ def open_source(
     name = redact_address(location)
     notes: list[str] = []
     with ExitStack() as stack:
+        with wrap_gdal_errors(location, *NOT_READ):
+            identity = identify(
+                location
+            )  # first: a file that changes from here on is not the one that is read
         dataset = stack.enter_context(_open_dataset(location, allow_vrt))
         with wrap_gdal_errors(location, *NOT_READ):
+            files = identify_all(location, identity, dataset.files)
             check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
@@ -93,7 +99,7 @@ def open_source(
             nodata = dataset.nodatavals[chosen[0] - 1]
         else:
             _check_nodata(nodata, dataset.dtypes[chosen[0] - 1], name)
-        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses, date)
+        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses, date, files)
 
 
 def _control_point_crs(dataset: DatasetReader) -> CRS | None:

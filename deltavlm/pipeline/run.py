@@ -22,7 +22,7 @@ from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal import Journal, open_journal
+from deltavlm.pipeline.journal import Journal, check_journal_pair, open_journal
 from deltavlm.pipeline.journal_file import journal_path
 from deltavlm.pipeline.outputs import OutputFiles, check_outputs, is_complete, output_paths
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
@@ -85,6 +85,8 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             _notify_notes(opened, hooks)
             grid = opened.chips(*job.options.grid)
             result.total = min(len(grid), job.options.limit or len(grid))
+            if files.path is not None:
+                check_journal_pair(journal_path(files.path), job, opened)
         stack.enter_context(files.locked())
         started = stack.enter_context(_started(engine, result))
         output = _Output(_with_batch_size(job, started), files, started, result, opened)
