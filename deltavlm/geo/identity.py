@@ -23,6 +23,7 @@ from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import RasterioError, RasterioIOError
 
 from deltavlm.geo.gdal import gdal_env
+from deltavlm.geo.location import is_remote, local_file, normalize_location
 
 __all__ = [
     "Identity",
@@ -58,7 +59,6 @@ AWS, Google and Alibaba (version 4); CloudFront and the three in version 2; Azur
 _IN_ARCHIVE = re.compile(r"!|/vsi(zip|tar|gzip|7z|rar)/|^(zip|tar|gzip)\+", re.IGNORECASE)
 _ARCHIVE_PREFIX = re.compile(r"/vsi(?:zip|tar|gzip|7z|rar)/")
 _ARCHIVE_END = re.compile(r"(?i)\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z|rar)(?=[/?!]|$)")
-_REMOTE = re.compile(r"/vsi(?:curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)(?:_streaming)?[/?]")
 _ErrorHandler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int, ctypes.c_char_p)
 _CE_FAILURE = 3
 _SQLITE = b"SQLite format 3\0"
@@ -88,14 +88,14 @@ def identify(location: str) -> Identity | None:
 
     Raises: RasterioError where a server cannot be reached, or refuses.
     """
-    path = _container(_gdal_path(location))
-    if _REMOTE.match(path):
-        return _identity_of_response(_response_headers(location, path)) or None
-    for file in (Path(path), *Path(path).parents):
-        with suppress(OSError, ValueError):
-            if file.is_file():
-                status = file.stat()
-                return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns, "inode": status.st_ino}
+    if is_remote(location):
+        location = normalize_location(location)
+        return _identity_of_response(_response_headers(location, _container(_gdal_path(location)))) or None
+    with suppress(OSError, ValueError):
+        file = local_file(location)
+        if file.is_file():
+            status = file.stat()
+            return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns, "inode": status.st_ino}
     return None
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular
+from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular, parse_json
 
 __all__ = [
     "COMMIT",
@@ -38,6 +38,7 @@ __all__ = [
     "differing_keys",
     "files_in_commit",
     "first_line",
+    "journal_files",
     "journal_path",
     "keyed_digest",
     "last_line",
@@ -61,6 +62,12 @@ BlobAddress = tuple[int, int, int]  # offset, size in bytes, CRC-32
 def journal_path(output: Path) -> Path:
     """Path of the journal of an output: `out.gpkg` -> `out.gpkg.journal.jsonl`."""
     return output.with_name(output.name + ".journal.jsonl")
+
+
+def journal_files(output: Path) -> tuple[Path, Path]:
+    """Journal of an output, and the file of blobs next to it."""
+    path = journal_path(output)
+    return path, _blob_path(path)
 
 
 def _blob_path(journal: Path) -> Path:
@@ -190,8 +197,8 @@ class JournalFile:
         group: list[tuple[int, Line]] = []
         for text in iter(lambda: stream.readline(_MAX_LINE_BYTES), b""):
             try:
-                line = json.loads(text) if text.endswith(b"\n") else None
-            except (ValueError, RecursionError):
+                line = parse_json(text) if text.endswith(b"\n") else None
+            except ValueError:
                 break
             is_chip = isinstance(line, dict) and "row" in line
             if not isinstance(line, dict) or (is_chip and not {"pair", "col", "status"} <= line.keys()):
@@ -319,8 +326,8 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: C
     Raises: OutputError unless the line equals `header`; settings with `ignored` names need not be equal.
     """
     try:
-        earlier = json.loads(text)
-    except (ValueError, RecursionError):
+        earlier = parse_json(text)
+    except ValueError:
         earlier = None
     if not isinstance(earlier, dict):
         earlier = {}
@@ -380,8 +387,8 @@ def last_line(path: Path) -> Line:
     try:
         with open_regular(path) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            last = json.loads(stream.read().splitlines()[-1])
-    except (OSError, ValueError, IndexError, RecursionError):
+            last = parse_json(stream.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
         return {}
     return last if isinstance(last, dict) else {}
 
@@ -391,9 +398,9 @@ def first_line(path: Path) -> tuple[bytes, Line]:
     none."""
     try:
         with open_regular(path) as stream:
-            header, line = (json.loads(stream.readline(_MAX_LINE_BYTES)) for _ in range(2))
+            header, line = (parse_json(stream.readline(_MAX_LINE_BYTES)) for _ in range(2))
         return bytes.fromhex(header[KEY]), line if isinstance(line, dict) else {}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError):
         return b"", {}
 
 

@@ -136,7 +136,7 @@ class PairRecord:
 
     def check(self) -> None:
         """Raises: ValueError, TypeError, LookupError, CRSError or ShapelyError for impossible values."""
-        numbers = [*self.transform, self.gsd_m or 0.0, self.overlap_share or 0.0]
+        numbers = [*self.transform, self.gsd_m or 0.0, self.overlap_share or 0.0, self.shift_px or 0.0]
         if not all(map(math.isfinite, numbers)) or len(self.transform) != 6:
             raise ValueError("not six finite numbers in its transform, or a size that is not finite")
         if min(self.width, self.height) < 1 or self.width * self.height > MAX_PIXELS or self.chips < 0:
@@ -146,6 +146,8 @@ class PairRecord:
         if self.aoi is not None:
             shapely.from_wkb(self.aoi)
         _ = self.geobox  # with its CRS
+        if not isinstance(json.loads(self.inputs)["registration"]["corrected"], bool):
+            raise ValueError("no word on whether its shift is corrected")
 
     def chip_grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
         """Chip grid of the pair."""
@@ -162,6 +164,12 @@ class PairRecord:
         """Share of before's area that after covers."""
         share = json.loads(self.inputs)["alignment"]["overlap_share"]
         return None if share is None else float(share)
+
+    @property
+    def shift_px(self) -> float | None:
+        """Shift between the dates before any correction, in pixels; None where it cannot be measured."""
+        length: float | None = json.loads(self.inputs)["registration"]["shift_px"]
+        return length
 
     @property
     def footprint(self) -> Polygon:
@@ -187,9 +195,8 @@ class PairResult:
 
     def add(self, result: ChipResult) -> None:
         """Count a chip of the pair."""
-        change = result.of_task("change")
         self.chips += 1
-        self.changed += change is not None and change.value is True
+        self.changed += result.changed is True
         if result.failed:
             self.failed += 1
             self.reason = self.reason or result.reason

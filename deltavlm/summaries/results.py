@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from deltavlm.errors import InputError
-from deltavlm.geo.geojson import shapes_to_lonlat
+from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.pipeline.outputs_reader import Output, read_output
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ __all__ = ["Results", "area_m2", "read_results", "union", "union_m2"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
-    *("before", "after", "pair_id", "before_date", "after_date", "conflicts"),
+    *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
 )
-NUMBER_COLUMNS = ("changed_score", "new_roads", "new_buildings", "gsd_m")
+NUMBER_COLUMNS = ("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m")
 EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)
 
 Shapes = NDArray[np.object_]  # of shapely polygons, or None
