@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-__all__ = ["pluralize", "redact", "redact_address"]
+__all__ = ["format_number", "pluralize", "redact", "redact_address"]
 
 _STORE = r"vsi(?:s3|gs|az|adls|oss|swift|webhdfs|hdfs)(?:_streaming)?"
 _NETWORK = rf"(?:{_STORE}|vsicurl(?:_streaming)?)"
@@ -33,6 +33,15 @@ _SPACE, _END = "\ue000", "\ue001"  # stand for a space in an address, and for it
 def pluralize(number: int, noun: str) -> str:
     """`1 chip`, `2 chips`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_number(number: float) -> str:
+    """`12.8`, `1,200`: with one decimal, unless it is a whole number.
+
+    >>> format_number(1199.97)
+    '1,200'
+    """
+    return f"{number:,.1f}".removesuffix(".0")
 
 
 def redact(text: str) -> str:
