@@ -23,6 +23,7 @@ from deltavlm.errors import DeltaVLMError, PartialFailure, WriteError
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
+    from deltavlm.files import NamedPath
     from deltavlm.pipeline.job import AnalyzeJob
     from deltavlm.tasks.questions import QuestionSpec
 
@@ -93,48 +94,54 @@ def analyze(
         dates=dates,
     )
     many.check(before, after)
+    read = parsing.named_files({"-Q": questions, "--config": common.config, "--pairs": many.pairs})
     if before is not None and after is not None:
-        analyze_pair(before, after, specs, flags)
+        analyze_pair(before, after, specs, flags, read)
         return
     from deltavlm.files import names_folder
 
     target = out.output or many.default_target
-    run_metrics.start(target, dry_run=out.dry_run)
+    run_metrics.set_output(target, dry_run=out.dry_run)
     flags.check(target, many=True)
     pairs = many.read(as_file_names=target != "-" and names_folder(target))
-    analyze_job(flags.job(pairs, specs, target), flags)
+    analyze_job(flags.job(pairs, specs, target), flags, read)
 
 
-def analyze_pair(before: str, after: str, questions: Sequence[QuestionSpec], flags: RunFlags) -> None:
-    """Run over one pair; `ask --all-chips` calls this too."""
+def analyze_pair(
+    before: str, after: str, questions: Sequence[QuestionSpec], flags: RunFlags, read: Sequence[NamedPath]
+) -> None:
+    """Run over one pair; `read` are other files that were read. `ask --all-chips` calls this too."""
     before, after = (
         parsing.check_location(name, text) for name, text in (("BEFORE", before), ("AFTER", after))
     )
     target = flags.out.output or parsing.default_output(after, "_changes.gpkg")
-    run_metrics.start(target, dry_run=flags.out.dry_run)
+    run_metrics.set_output(target, dry_run=flags.out.dry_run)
     flags.check(target, many=False)
     from deltavlm.pipeline.pairs import PairList
 
     dates = flags.dates.before_date, flags.dates.after_date
-    analyze_job(flags.job(PairList.single(before, after, *dates), questions, target), flags)
+    analyze_job(flags.job(PairList.single(before, after, *dates), questions, target), flags, read)
 
 
-def analyze_job(job: AnalyzeJob, flags: RunFlags) -> None:
-    """Run a job, or show what it would do, and print its summary.
+def analyze_job(job: AnalyzeJob, flags: RunFlags, read: Sequence[NamedPath]) -> None:
+    """Run a job, or show what it would do, and print its summary; `read` are other files that were read.
 
     Raises: PartialFailure if pairs or chips failed.
     """
-    from deltavlm.pipeline.outputs import check_outputs
+    from deltavlm.pipeline.outputs import check_outputs, files_of_job
     from deltavlm.pipeline.plan import plan_run
     from deltavlm.pipeline.run import RunHooks, run
 
-    check_outputs(job)
+    reports = parsing.named_files({"--html": flags.show.html, "--quicklook": flags.show.quicklook})
+    read = [*read, *flags.model.files(), *parsing.standard_streams()]
+    check_outputs(job, also_written=reports, also_read=read)
     flags.show.check(job)
+    written, read_by_job = files_of_job(job)
+    run_metrics.start([*written, *reports], [*read, *read_by_job])
     config = flags.check_model(job)
     if flags.out.dry_run:
         plans = plan_run(job, config.chip_px, config.training_gsd_m)
-        model = {"model": flags.model.model, "device": flags.model.device}
-        print_dry_run(job, plans, model, as_json=flags.json_summary)
+        print_dry_run(job, plans, flags, as_json=flags.json_summary)
         failed = [plan.reason for plan in plans if plan.reason]
         if failed:
             raise PartialFailure(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from deltacli import parsing
 from deltacli.console import console
+from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
 from deltacli.metrics import run_metrics
 from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, RASTERS, flag
@@ -109,7 +110,7 @@ class PairFlags:
         if self.before_dir is not None and self.after_dir is not None:
             pairs = pairs_of_folders(self.before_dir, self.after_dir)
         elif self.pairs == "-":
-            pairs = parse_pairs(sys.stdin.read(), "stdin", Path())
+            pairs = parse_pairs(parsing.read_stdin(), "stdin", Path())
         else:
             pairs = read_pairs(Path(self.pairs or ""))
         self._print_notes(pairs)
@@ -173,19 +174,59 @@ class DateFlags:
                 check_date(getattr(self, name), _flag(name))
 
 
+_POLYGONS = {
+    "changed": ("changed", "true", "1", "yes", "on", "t", "y"),
+    "all": ("all",),
+    "": ("no", "false", "0", "off", "f", "n"),
+}
+
+
+def _parse_polygons(value: object) -> str | None:
+    """Chips whose polygons are drawn: "changed" or "all"; None for none.
+
+    The words of a boolean flag, as in a configuration file, mean "changed" or none. Raises: BadParameter.
+    """
+    for chips, words in _POLYGONS.items():
+        if str(value).strip().lower() in words:
+            return chips or None
+    raise typer.BadParameter(f"{value!r} is not changed or all")
+
+
+_POLYGONS_WORDS = {"--polygons": "--polygons=changed", "--no-polygons": "--polygons=no"}
+
+
+class PolygonsCommand(ProjCommand):
+    """Command whose --polygons takes a value only where the next word is `changed` or `all`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after giving --polygons and --no-polygons their value."""
+        end = args.index("--") if "--" in args else len(args)
+        words: list[str] = []
+        for previous, word in pairwise(["", *args[:end]]):
+            if previous == "--polygons" and word in ("changed", "all"):
+                words[-1] = f"--polygons={word}"
+            else:
+                words.append(_POLYGONS_WORDS.get(word, word))
+        return super().parse_args(ctx, [*words, *args[end:]])
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskFlags:
     """Polygons and rasters made of the model's change masks."""
 
     polygons: Annotated[
-        bool,
+        str | None,
         flag(
-            "--polygons/--no-polygons",
+            "--polygons",
+            "--no-polygons",
             panel=MASKS,
-            help="Write a layer of change polygons with class, area and score. With polygons or rasters, "
-            "chips overlap by an eighth unless --overlap or --stride is given.",
+            parser=_parse_polygons,
+            metavar="[changed|all]",
+            help="Write a layer of change polygons with class, area and score: of the chips called changed, "
+            "or of all. With polygons or rasters, chips overlap by an eighth unless --overlap or --stride is "
+            "given.",
         ),
-    ] = False
+    ] = None
     mask: Annotated[
         str | None,
         flag(
@@ -263,6 +304,7 @@ class MaskFlags:
         from deltavlm.pipeline.changes import ChangeOptions
 
         return ChangeOptions(
+            chips="all" if self.polygons == "all" else "changed",
             threshold=self.mask_threshold,
             min_area_m2=self.min_area,
             simplify_px=self.simplify,
@@ -493,7 +535,7 @@ class RunFlags:
                 overwrite=out.overwrite,
                 resume=out.resume,
                 retry_failed=out.retry_failed,
-                polygons=masks.polygons,
+                polygons=masks.polygons is not None,
                 mask=None if masks.mask is None else Path(masks.mask),
                 probability=None if masks.probability is None else Path(masks.probability),
                 changes=masks.options(),

@@ -45,6 +45,7 @@ __all__ = [
 Color = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
 
+MAX_LINE_CHARS = 2000
 _PROGRESS_EVERY_S = 30.0  # without a terminal: a line at each tenth of the work, and at least this often
 _PROGRESS_PAUSE_S = 1.0  # and no more often than this
 _LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}  # ANSI styles: yellow, bold red
@@ -157,7 +158,10 @@ class Console:
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
+        text = text[: 50 * MAX_LINE_CHARS]  # it may repeat a whole file of others
         line = redact(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
+        if len(line) > MAX_LINE_CHARS:
+            line = f"{line[: MAX_LINE_CHARS // 2]} ... {line[-MAX_LINE_CHARS // 2 :]}"
         fields = {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
         if self.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -169,11 +173,8 @@ class Console:
         self._write_raw(line + "\n")
 
     def _write_raw(self, text: str) -> None:
-        try:
-            sys.stderr.write(text.encode("utf-8", "replace").decode("utf-8"))
-            sys.stderr.flush()
-        except BrokenPipeError:
-            silence(sys.stderr)
+        sys.stderr.write(text.encode("utf-8", "replace").decode("utf-8"))
+        sys.stderr.flush()
 
     def _use_color(self) -> bool:
         if self.color != "auto":
@@ -250,16 +251,37 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+class _LossyFile(io.FileIO):
+    """File that drops what cannot be written: the disk is full, the pipe is closed or would block."""
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            written = super().write(data)
+        except OSError:
+            return size
+        return size if written is None else written  # None: a non-blocking pipe is full
+
+
 def open_streams() -> None:
     """Replace closed streams (`2>&-`), and make all of them UTF-8 in every locale, as JSON is.
 
-    Piped input that is not UTF-8 is decoded with replacement characters.
+    What cannot be written to stderr is dropped, by whatever library: a log that cannot be written ends no
+    run. Data for a closed stdout are an error. Piped input that is not UTF-8 is decoded with replacement
+    characters.
     """
+    while (number := os.open(os.devnull, os.O_RDONLY)) <= 2:  # else an output might be opened as stderr
+        pass
+    os.close(number)
     if sys.stdin is None:
         sys.stdin = io.StringIO()
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  writing is an error
+    if sys.stderr is sys.__stderr__ and (os.name != "nt" or sys.stderr is None or not sys.stderr.isatty()):
+        raw = _LossyFile(2, "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -267,7 +289,7 @@ def open_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Redirect a stream whose reader has gone to the null device, so that Python's flush at exit is quiet."""
+    """Redirect a stream that cannot be written to the null device: Python's flush at exit is quiet then."""
     try:
         null_device = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null_device, stream.fileno())

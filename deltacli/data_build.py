@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deltacli import options
+from deltacli import options, parsing
 from deltacli.console import console, print_problems
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag
@@ -166,6 +166,8 @@ def build(
 
     output = SetOutput(target.output, images, target.name, target.copy_images, overwrite)
     splits = find_splits(images, target.split)
+    written = [("-o", path) for path in (*output.files(splits), output.reply_log)]
+    parsing.check_files(written, {"CAPTIONS": captions, "--config": common.config})
     output.check(splits)
     class_map = rules.class_map()
     sentences, problems = (None, []) if captions is None else read_captions(captions)

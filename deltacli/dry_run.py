@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltacli.console import console
+from deltacli.console import console, duration
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
+    from deltacli.analyze_flags import RunFlags
+    from deltavlm.pipeline.estimate import Estimate
     from deltavlm.pipeline.job import AnalyzeJob
     from deltavlm.pipeline.plan import PairPlan
 
@@ -19,21 +24,24 @@ __all__ = ["plan_dict", "print_dry_run", "print_plan"]
 
 Line = tuple[str, str]  # name and text
 
+MAX_WEIGHTS = 2e9  # bytes of weights of a model that is loaded for an estimate
 
-def print_dry_run(
-    job: AnalyzeJob, plans: Sequence[PairPlan], model: dict[str, str], *, as_json: bool
-) -> None:
-    """Print what a run of the job would do. `model`: name and device of the model, which is not loaded."""
+
+def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *, as_json: bool) -> None:
+    """Print what a run of the job would do, and what it would take, by a sample of it that writes nothing."""
     from deltavlm.pipeline.outputs import OutputFiles
 
     extras = {name: str(path) for name, path in OutputFiles.of(job.output).by_name().items()}
     target, limit = str(job.output.path or "-"), job.options.limit
     questions = [spec.name for spec in job.questions]
+    model = {"model": flags.model.model, "device": flags.model.device}
     if job.is_single:
         _print_notes(plans[0])
+    estimate = _estimate(job, plans, flags)
     if as_json:
         pairs = plan_dict(plans[0]) if job.is_single else _list_dict(job, plans)
         values = {"output": target, "extras": extras, "limit": limit, "questions": questions, **model}
+        values["estimate"] = {"unmeasured": estimate} if isinstance(estimate, str) else asdict(estimate)
         typer.echo(json.dumps({"dry_run": True, **pairs, **values}, ensure_ascii=False))
         return
     lines = _pair_lines(plans[0]) if job.is_single else _list_lines(job, plans)
@@ -41,11 +49,54 @@ def print_dry_run(
         lines.append(("limit", f"only the first {pluralize(limit, 'chip')}"))
     lines += [
         ("questions", ", ".join(questions)),
-        ("model", f"{model['model']} on {model['device']} (not loaded)"),
+        ("model", f"{model['model']} on {model['device']}"),
         ("output", "stdout" if target == "-" else target),
         *extras.items(),
+        *([("time", estimate)] if isinstance(estimate, str) else _estimate_lines(estimate)),
     ]
     _print_lines(lines, on_stdout=target != "-")
+
+
+def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Estimate | str:
+    """Estimate of the run, or why there is none."""
+    from deltavlm.pipeline.estimate import estimate_run
+
+    chips = {plan.pair.id: plan.chips for plan in plans if plan.reason is None}
+    if not sum(chips.values()):
+        return "not estimated: there is nothing to ask about"
+    if flags.engine.engine != "local":
+        return "not estimated: a cluster is not started for it"
+    size = flags.model.weights_bytes
+    if size > MAX_WEIGHTS:
+        return (
+            f"not estimated: {size / 1e9:.0f} GB of weights are not loaded for it; --limit 1 measures a chip"
+        )
+    logger = logging.getLogger("deltavlm")
+    level = logger.level
+    start = time.monotonic()
+    with flags.engine.start(flags.model, flags.rasters) as engine:
+        load_s = time.monotonic() - start
+        try:
+            logger.setLevel(logging.ERROR)  # the warnings about the pairs have been printed
+            return estimate_run(job, engine, chips, load_s)
+        finally:
+            logger.setLevel(level)
+
+
+def _estimate_lines(estimate: Estimate) -> list[Line]:
+    sample = f"{estimate.chips_per_s:.3g} chips/s in a sample of {pluralize(estimate.sample_chips, 'chip')}"
+    output, journal = (_size_text(size) for size in (estimate.output_bytes, estimate.journal_bytes))
+    return [
+        ("time", f"about {duration(estimate.seconds)}: {sample}"),
+        ("memory", f"about {_size_text(estimate.memory_bytes)}"),
+        ("disk", f"about {output}, and {journal} while it runs"),
+    ]
+
+
+def _size_text(size: float) -> str:
+    """`1_234_567` -> `1.2 MB`."""
+    power = next((power for power in (0, 1, 2) if size < 999.5 * 1000**power), 3)
+    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"
 
 
 def _print_notes(plan: PairPlan) -> None:
@@ -141,7 +192,7 @@ def _pair_lines(plan: PairPlan) -> list[Line]:
     return [
         ("before", _raster_text(plan.inputs["before"])),
         ("after", _raster_text(plan.inputs["after"])),
-        ("pair", _alignment_text(plan.inputs["alignment"])),
+        ("pair", _alignment_text(plan.inputs["alignment"], plan.inputs["registration"])),
         ("pixel", f"{plan.gsd_m:.3g} m on the ground" if plan.gsd_m else "ground size not known"),
         ("chips", f"{plan.chips} of {plan.chip_px} px, in {rows} and {cols}, overlap {plan.overlap_px} px"),
     ]
@@ -160,8 +211,10 @@ def _raster_text(raster: dict[str, Any]) -> str:
     return text
 
 
-def _alignment_text(alignment: dict[str, Any]) -> str:
+def _alignment_text(alignment: dict[str, Any], shift: dict[str, Any]) -> str:
     share = f"{alignment['overlap_share']:.1%} of before is covered by after"
+    if shift["corrected"]:
+        share += f"; after is moved by {shift['shift_px']:.1f} px"
     if alignment["same_grid"]:
         return f"same grid, {share}"
     return f"after is warped onto the grid of before ({alignment['resampling']}), {share}"

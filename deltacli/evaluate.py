@@ -136,7 +136,10 @@ def evaluate(
     files = None
     if output is not None:  # checked before any work
         files = report.ReportFiles.next_to(output, with_predictions=predictions is None)
-        files.check([path for path in (data, predictions, word_map) if path], overwrite=overwrite)
+        data_files = [*data.glob("*.json"), *data.glob("*/*.json")] if data.is_dir() else [data]
+        read = {"--predictions": predictions, "--word-map": word_map, "--config": common.config}
+        parsing.check_files(files.named(), {"DATA": data_files, **read})
+        files.check(overwrite=overwrite)
     dataset = read_dataset(data, split)
     source: Inference | PredictionSet
     if predictions is not None:

@@ -22,6 +22,7 @@ from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
 
 if TYPE_CHECKING:
+    from deltavlm.files import NamedPath
     from deltavlm.geo.grid import Chip
     from deltavlm.geo.pair import PairReader, ReadOptions
     from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
@@ -159,6 +160,24 @@ class ModelFlags:
         from deltavlm.model.folder import find_folder, read_config
 
         return self.runtime_options().apply_to(read_config(find_folder(self.model)))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the model's weights on disk. Raises: InputError where there is no such model."""
+        from deltavlm.model.folder import find_folder
+
+        return sum(path.stat().st_size for path in find_folder(self.model).glob("*.safetensors"))
+
+    def files(self) -> list[NamedPath]:
+        """Files of the model's folder; none where there is no such folder here."""
+        from deltavlm.errors import InputError
+        from deltavlm.model.folder import find_folder
+
+        try:
+            folder = find_folder(self.model)
+            return [("a file of the model", path) for path in folder.iterdir() if path.is_file()]
+        except (InputError, OSError):  # reported when the model is loaded, perhaps on another machine
+            return []
 
     def check_device(self) -> None:
         """Raises: InputError where the device does not exist, or does not support a flag."""
@@ -317,6 +336,14 @@ class _PixelFlags:
         flag("--alpha-band", panel=RASTERS, help="none: treat a band marked as alpha as data."),
     ] = "auto"
     resampling: options.Resampling = "bilinear"
+    register: Annotated[
+        bool,
+        flag(
+            "--register",
+            panel=RASTERS,
+            help="Move AFTER onto BEFORE where their pixels show it to lie up to 8 px off.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +359,7 @@ class RasterFlags(AlignmentFlags, _PixelFlags):
             "nodata": self.nodata,
             "alpha_band": self.alpha_band,
             "resampling": self.resampling,
+            "register": self.register,
         }
 
 

@@ -44,8 +44,10 @@ def grid(
     overlap_px = chips.overlap_px
     read_options = alignment.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
 
+    from deltavlm.geo.aoi import aoi_file
+    from deltavlm.geo.location import local_file
     from deltavlm.geo.pair import RasterPair, open_pair
-    from deltavlm.geo.sinks import check_output, open_sink
+    from deltavlm.geo.sinks import check_output, files_of_output, open_sink
     from deltavlm.pipeline.pairs import Pair
     from deltavlm.pipeline.plan import PairPlan
     from deltavlm.pipeline.schema import GRID
@@ -53,6 +55,12 @@ def grid(
 
     path = None if target == "-" else Path(target)
     if path is not None:
+        read = {
+            "BEFORE": local_file(before),
+            "AFTER": local_file(after),
+            "--aoi": chips.aoi and aoi_file(chips.aoi),
+        }
+        parsing.check_files(files_of_output("-o", path), {**read, "--config": common.config})
         check_output(path, overwrite)
     with open_pair(RasterPair(before, after), replace(read_options, outlines_only=True)) as reader:
         print_notes(reader, pixel_size=False)

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from deltacli import options
 from deltacli.analyze import analyze
+from deltacli.analyze_flags import PolygonsCommand
 from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, open_streams, silence
@@ -75,9 +76,10 @@ class App(TyperGroup):
             code = 1
         except Exception as error:
             code = _report_error(error)
-        run_metrics.finish(code if isinstance(code, int) else 0)
+        code = _flush_stdout(code if isinstance(code, int) else 0)
+        run_metrics.finish(code)
         if standalone_mode:
-            sys.exit(code if isinstance(code, int) else 0)
+            sys.exit(code)
         return code
 
     def invoke(self, ctx: Any) -> Any:
@@ -141,6 +143,16 @@ def _report_error(error: Exception) -> int:
     return 1
 
 
+def _flush_stdout(code: int) -> int:
+    """Flush what is left for stdout; return the exit code, which is not 0 where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        silence(sys.stdout)
+        return code or _report_error(error)
+    return code
+
+
 def _usage_message(error: Any) -> str:
     """Complete Click's message of a usage error: a similar flag, the refused value, the command's help."""
     ctx = getattr(error, "ctx", None)
@@ -176,7 +188,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if _ON_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
-app.command(cls=ProjCommand)(analyze)
+app.command(cls=PolygonsCommand)(analyze)
 app.command(cls=ProjCommand)(ask)
 app.command(cls=ProjCommand)(chat)
 app.command(cls=ProjCommand)(grid)

@@ -21,6 +21,7 @@ from deltavlm.errors import OutputError
 from deltavlm.version import __version__
 
 if TYPE_CHECKING:
+    from deltavlm.files import NamedPath
     from deltavlm.model.interface import ModelFacts
     from deltavlm.pipeline.run_result import RunResult
     from deltavlm.pipeline.schema import ChipStatus
@@ -65,16 +66,25 @@ class RunMetrics:
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, output: str, *, dry_run: bool) -> None:
-        """Write the first metrics and refresh them in a background thread; nothing for a dry run.
-
-        Raises: OutputError where the file cannot be written.
-        """
+    def set_output(self, output: str, *, dry_run: bool) -> None:
+        """Set the output of the run; a dry run has no metrics."""
         self.output = output if output == "-" else str(Path(output).absolute())
         if dry_run:
             self.path = None
+
+    def start(self, written: Iterable[NamedPath], read: Iterable[NamedPath]) -> None:
+        """Write the first metrics, and refresh them in a background thread.
+
+        Raises: OutputError where the file cannot be written, or the run writes or reads it besides; then
+            nothing is written to it, at the end of the run neither.
+        """
         if self.path is None:
             return
+        from deltavlm.files import check_distinct_files
+
+        path, self.path = self.path, None
+        check_distinct_files([("--metrics", path)], [*written, *read])
+        self.path = path
         try:
             self._write(self.path)
         except OSError as error:

@@ -47,6 +47,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --quantize      analyze, ask, chat, eval, weights verify
     -Q --questions  analyze, ask
     -q --quiet      all
+    --register      analyze, ask, chat
     --resampling    analyze, ask, chat
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
@@ -370,7 +371,7 @@ Aoi = Annotated[
     flag(
         "--aoi",
         panel=CHIPS,
-        metavar="FILE",
+        metavar="FILE[:LAYER]",
         help="Only chips that touch the polygons of this vector file, in any CRS.",
     ),
 ]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
+import sys
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import typer
 
+if TYPE_CHECKING:
+    from deltavlm.files import NamedPath
+from deltavlm.errors import InputError
 from deltavlm.messages import redact_address
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -25,6 +33,44 @@ def check_location(argument: str, text: str) -> str:
     except UnicodeEncodeError:
         raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file", param_hint=argument) from None
     return text
+
+
+def named_files(files: Mapping[str, str | Path | Iterable[Path] | None]) -> list[NamedPath]:
+    """Files of flags and arguments, each with its name; None and `-` are no files."""
+    named: list[NamedPath] = []
+    for name, value in files.items():
+        paths = [Path(value)] if isinstance(value, str | Path) else value or ()
+        named += [(name, path) for path in paths if str(path) != "-"]
+    return named
+
+
+def read_stdin() -> str:
+    """All text of stdin. Raises: InputError where there is no end of it."""
+    from deltavlm.files import MAX_TEXT_BYTES, format_bytes
+
+    text = sys.stdin.read(MAX_TEXT_BYTES + 1)
+    if len(text) > MAX_TEXT_BYTES:
+        raise InputError(f"stdin: is larger than {format_bytes(MAX_TEXT_BYTES)}; give a part of it")
+    return text
+
+
+def standard_streams() -> list[NamedPath]:
+    """Files that stdin, stdout and stderr are redirected to; not terminals, pipes and devices."""
+    return [
+        (name, Path(f"/dev/fd/{number}"))
+        for number, name in enumerate(("stdin", "stdout", "stderr"))
+        if os.name != "nt" and stat.S_ISREG(os.fstat(number).st_mode)
+    ]
+
+
+def check_files(written: Iterable[NamedPath], read: Mapping[str, str | Path | Iterable[Path] | None]) -> None:
+    """Check, before any work, that a command writes no file twice, and none that it reads.
+
+    Raises: OutputError.
+    """
+    from deltavlm.files import check_distinct_files
+
+    check_distinct_files(written, [*named_files(read), *standard_streams()])
 
 
 def parse_bands(flag: str, text: str | None) -> tuple[int, ...] | None:
@@ -113,7 +159,7 @@ def parse_batch_size(text: str) -> int | None:
     """`"auto"` -> None, `"8"` -> 8. Raises: BadParameter."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= 4096):
         raise typer.BadParameter(
             f"{text!r} is neither auto nor a number from 1 to 4096", param_hint="--batch-size"
         )
@@ -135,7 +181,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1, 1
     index, slash, count = text.partition("/")
-    is_fraction = slash and all(number.isascii() and number.isdigit() for number in (index, count))
+    is_fraction = slash and all(
+        number.isascii() and number.isdigit() and len(number) <= 9 for number in (index, count)
+    )
     if is_fraction and 1 <= int(index) <= int(count) <= 10_000:
         return int(index), int(count)
     raise typer.BadParameter(f"{text!r} is not I/N, such as 1/4 to 4/4", param_hint="--shard")

@@ -103,6 +103,7 @@ def report(
     if str(output) == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the page of -o -", param_hint="--json")
 
+    from deltavlm.geo.location import local_file
     from deltavlm.geo.sinks import check_output
     from deltavlm.report.build import open_report
     from deltavlm.report.images import ImageOptions
@@ -114,10 +115,15 @@ def report(
         allow_vrt=allow_vrt,
         allow_remote=allow_remote,
     )
+    written = parsing.named_files({"-o": output, "--quicklook": quicklook})
+    read = {name: local_file(path) for name, path in (("--before", before), ("--after", after)) if path}
+    parsing.check_files(written, {"OUTPUT": source, "--config": common.config, **read})
     for path, suffixes in ((output, options.HTML_SUFFIXES), (quicklook, options.PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
+    opened = open_report(source, images, pair, threshold=threshold)
+    parsing.check_files(written, {"an image of OUTPUT": opened.image_files()})
     summary = write_report(
-        open_report(source, images, pair, threshold=threshold),
+        opened,
         output,
         quicklook,
         overwrite=overwrite,

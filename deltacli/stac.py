@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltacli import options
+from deltacli import options, parsing
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, RASTERS, flag
@@ -76,16 +76,18 @@ def stac(
     item_path = output or result.parent / f"{result.stem}.stac.json"
     if str(item_path) == "-":
         raise ConfigError("-o -: there are two items, so they go to files; name one")
-    if item_path.resolve() == result.resolve():
-        raise ConfigError(f"{item_path}: is the output itself; give another name with -o")
-    check_output(item_path, overwrite, SUFFIXES)
     assets = _parse_assets(asset or [])
+    read: dict[str, Path | list[Path] | None] = {"OUT": result, "--config": common.config}
+    read["--asset"] = [*assets.values()]
+    parsing.check_files([("-o", item_path)], read)
+    check_output(item_path, overwrite, SUFFIXES)
     results = read_results([result])
     item = result_item(
         results, item_path, item_id=item_id, before_date=before_date, after_date=after_date, assets=assets
     )
     run = results.runs[0]
     model_path, model = item_path.with_name(model_item_name(run)), model_item(run, model_href)
+    parsing.check_files([("-o", item_path), ("the item of the model", model_path)], read)
     has_model_item = write_items(item_path, item, model_path, model, overwrite=overwrite)
     if json_summary:
         typer.echo(json.dumps({"item": str(item_path), "model": str(model_path)}, ensure_ascii=False))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltacli import options
+from deltacli import options, parsing
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import CHIPS, OUTPUT, flag
-from deltavlm.errors import ConfigError
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
@@ -78,7 +77,8 @@ def summarize(
     """Summarize finished outputs: changed chips and area, counts, scores, and chips not analyzed."""
     _check_flags(by, name_field, cell, resolution)
 
-    from deltavlm.geo.sinks import check_output
+    from deltavlm.geo.sinks import check_output, files_of_output
+    from deltavlm.geo.vector_reader import split_layer
     from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.summary import summarize as summarize_results
@@ -87,9 +87,10 @@ def summarize(
     if json_summary and str(output) == "-":
         raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
     if output is not None:
+        areas_file = None if by in (None, "grid", "h3", "pair") else split_layer(by)[0]
+        read = {"OUT": outputs, "--by": areas_file, "--config": common.config}
+        parsing.check_files(files_of_output("-o", output), read)
         check_output(output, overwrite, SUMMARY_SUFFIXES)
-        if output.resolve() in {path.resolve() for path in outputs}:
-            raise ConfigError(f"{output}: is an input; give another name with -o")
     results = read_results(outputs, threshold=threshold)
     areas = make_areas(
         results,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deltacli import options
+from deltacli import options, parsing
 from deltacli.console import console
 from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import CommonFlags, grouped
@@ -89,8 +89,10 @@ def chips(
     from deltavlm.data.synthetic import SceneOptions, make_scene
     from deltavlm.files import refuse_existing, staged_folder
 
+    file = folder / f"synthetic_{split}.json"
+    parsing.check_files([("FOLDER", file)], {"--config": common.config})
     if not overwrite:
-        refuse_existing([folder / f"synthetic_{split}.json"])
+        refuse_existing([file])
     digits = len(str(count - 1))
     scene_options = SceneOptions(change=change)
 
@@ -159,6 +161,7 @@ def scene(
     names = ("before.tif", "after.tif", "truth.tif", "truth.json")
     xmin, ymax = parse_origin(origin)
     check_crs(crs)
+    parsing.check_files([("FOLDER", folder / name) for name in names], {"--config": common.config})
     if not overwrite:
         refuse_existing([folder / name for name in names])
     transform = Affine(gsd, 0, xmin, 0, -gsd, ymax)

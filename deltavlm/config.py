@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,11 +17,24 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from deltavlm.errors import ConfigError
+from deltavlm.files import read_text
+from deltavlm.messages import preview
 
-__all__ = ["dump", "from_mapping", "load", "read_yaml", "shipped_config", "suggest", "to_mapping"]
+__all__ = [
+    "dump",
+    "from_mapping",
+    "load",
+    "parse_yaml",
+    "read_yaml",
+    "shipped_config",
+    "suggest",
+    "to_mapping",
+]
 
 T = TypeVar("T")
 
+MAX_YAML_BYTES = 2 * 2**20
+MAX_VALUES = 100_000  # of a YAML file; those that ship have less than 200
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -37,14 +51,14 @@ def shipped_config(name: str) -> Path:
     raise ConfigError(f"no shipped config {name!r}{suggest(name, names)}")
 
 
-def suggest(name: str, names: Iterable[str]) -> str:
+def suggest(name: object, names: Iterable[str]) -> str:
     """End of a message about an unknown name: the most similar valid name, else all of them.
 
     >>> suggest("devise", ["device", "limit"]), suggest("x", ["device", "limit"])
     ("; did you mean 'device'?", '; known are device, limit')
     """
     names = list(names)
-    matches = get_close_matches(name, names, n=1)
+    matches = get_close_matches(name, names, n=1) if isinstance(name, str) else ()
     if matches:
         return f"; did you mean {matches[0]!r}?"
     return f"; known are {', '.join(names)}" if names else ""
@@ -59,21 +73,34 @@ def load(path: Path, kind: type[T]) -> T:
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML file. Raises: ConfigError if it is missing, not YAML, or repeats a key."""
+    """Content of a YAML file.
+
+    Raises: ConfigError if it is missing, too large, not YAML, or repeats a key.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_YAML_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read {path}: {reason}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Content of YAML text; `source` begins the message.
+
+    Raises: ConfigError if it is not YAML, repeats a key, or has too many values, aliases counted in full.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}{line}: not valid YAML: {reason}") from error
+        raise ConfigError(f"{source}{line}: not valid YAML: {reason}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
+        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from error
+    except ValueError as error:  # a number of too many digits, the 31st of February
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
 
 
 def from_mapping(kind: type[T], values: Any, source: str) -> T:
@@ -86,11 +113,11 @@ def from_mapping(kind: type[T], values: Any, source: str) -> T:
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: expected keys with values, got {_preview(values)}")
+        raise ConfigError(f"{source}: expected keys with values, got {preview(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{source}: unknown key {key!r}{suggest(str(key), fields)}")
+            raise ConfigError(f"{source}: unknown key {preview(key)}{suggest(key, fields)}")
     hints = get_type_hints(kind)
     arguments = {key: _value(hints[key], value, f"{source}: {key}") for key, value in values.items()}
     for name, field in fields.items():
@@ -128,7 +155,7 @@ def _value(hint: Any, value: Any, source: str) -> Any:
         # 0 == False in Python, so compare the types too
         if not any(value == choice and type(value) is type(choice) for choice in args):
             names = [str(choice) for choice in args]
-            raise ConfigError(f"{source}: {_preview(value)} is not a choice{suggest(str(value), names)}")
+            raise ConfigError(f"{source}: {preview(value)} is not a choice{suggest(value, names)}")
         return value
     if origin in (Union, types.UnionType):
         return _union(args, value, source)
@@ -136,7 +163,7 @@ def _value(hint: Any, value: Any, source: str) -> Any:
         return _sequence(origin, args, value, source)
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{source}: expected keys with values, got {_preview(value)}")
+            raise ConfigError(f"{source}: expected keys with values, got {preview(value)}")
         return {str(key): _value(args[1], item, f"{source}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, source) if isinstance(hint, type) else value
@@ -158,7 +185,7 @@ def _union(args: tuple[Any, ...], value: Any, source: str) -> Any:
 
 def _sequence(origin: Any, args: tuple[Any, ...], value: Any, source: str) -> Any:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{source}: expected a list, got {_preview(value)}")
+        raise ConfigError(f"{source}: expected a list, got {preview(value)}")
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
         if len(value) != len(args):
             raise ConfigError(f"{source}: expected {len(args)} values, got {len(value)}")
@@ -176,14 +203,9 @@ def _scalar(hint: Any, value: Any, source: str) -> Any:
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if hint is float and not isinstance(value, bool):
-        if isinstance(value, (int, float)):
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-3 as text, because it has no dot
             return float(value)
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text, because it has no dot
-            try:
-                return float(value)
-            except ValueError:
-                pass
     if hint is str and isinstance(value, str):
         return value
     if hint is Path and isinstance(value, (str, Path)):
@@ -192,23 +214,35 @@ def _scalar(hint: Any, value: Any, source: str) -> Any:
         raise ValueError(f"{source}: no rule for the annotation {hint!r}")
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     hint_quotes = " (put it in quotes?)" if hint is str and value is not None else ""
-    raise ConfigError(f"{source}: expected {names[hint]}, got {_preview(value)}{hint_quotes}")
-
-
-def _preview(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise ConfigError(f"{source}: expected {names[hint]}, got {preview(value)}{hint_quotes}")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key, where PyYAML silently keeps the last."""
+    """SafeLoader that refuses a repeated key, where PyYAML silently keeps the last, and aliases that multiply
+    into more than MAX_VALUES values (or contain themselves): a few lines could stand for billions."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self._count_values(node, {})
+        return super().construct_document(node)
+
+    def _count_values(self, node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+        """Number of values under a node, each alias counted in full; `counts` has those of earlier nodes."""
+        if node not in counts:
+            counts[node] = MAX_VALUES  # until it is known: a node inside itself has no end
+            parts = node.value if isinstance(node.value, list) else []
+            children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+            counts[node] = 1 + sum(self._count_values(child, counts) for child in children)
+        if counts[node] > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} values, with those that aliases repeat"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return counts[node]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in keys and key_node.value != "<<":
-                    problem = f"the key {key_node.value!r} is repeated"
+                    problem = f"the key {preview(key_node.value)} is repeated"
                     raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 keys.add(key_node.value)
         return super().construct_mapping(node, deep=deep)

@@ -7,11 +7,14 @@ link or a pipe there: they are opened by `create_file` and `open_regular`, which
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import secrets
 import shutil
 import stat
+import tempfile
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,14 +24,17 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from deltavlm.errors import OutputError
+from deltavlm.errors import InputError, OutputError
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 __all__ = [
     "JsonLines",
+    "NamedPath",
     "atomic_file",
     "atomic_folder",
+    "check_distinct_files",
+    "check_regular",
     "create_file",
     "folder_bytes",
     "format_bytes",
@@ -36,14 +42,43 @@ __all__ = [
     "fsync_file",
     "fsync_folder",
     "lock",
+    "lock_path",
     "names_folder",
     "open_regular",
+    "parse_json",
+    "read_text",
     "remove_scratch_files",
     "resolve_link",
     "scratch_name",
+    "special_kind",
     "staged_folder",
     "write_atomic",
 ]
+
+
+MAX_TEXT_BYTES = 256 * 2**20
+MAX_DATASET_BYTES = 2**30
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Text of a UTF-8 file, without a byte order mark; never more than `max_bytes` are read.
+
+    Raises: OSError (EFBIG for a larger file, such as a device without an end), UnicodeDecodeError.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {format_bytes(max_bytes)}", str(path))
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as text:
+        return text.read()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Value of JSON text. Raises: ValueError, for nesting that is too deep too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def names_folder(path: str | os.PathLike[str]) -> bool:
@@ -95,6 +130,24 @@ def _check_regular(path: Path, mode: int) -> None:
 def resolve_link(path: Path) -> Path:
     """Target of `path` where it is a symbolic link, else `path` itself."""
     return path.resolve() if path.is_symlink() else path
+
+
+def special_kind(path: Path) -> str | None:
+    """Name of what a path is, if neither a file nor a folder: opening a pipe or a device may never end.
+
+    Raises: OSError.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, a device or a socket before it is opened. Raises: InputError; OSError."""
+    if kind := special_kind(path):
+        raise InputError(f"{path}: is {kind}, which is not opened; give a file")
 
 
 @contextmanager
@@ -181,6 +234,91 @@ def refuse_existing(paths: Iterable[Path]) -> None:
             raise OutputError(f"{path} exists; give another folder, or --overwrite to replace it")
 
 
+NamedPath = tuple[str, Path]
+"""What a file is to the run, for messages, such as "the output", and its path."""
+
+
+def check_distinct_files(written: Iterable[NamedPath], read: Iterable[NamedPath] = ()) -> None:
+    """Check, before any work, that no file is written twice, or both read and written.
+
+    Files are the same however their paths are spelled: relative, through symbolic or hard links, or in
+    another letter case where the file system ignores it. Folders are not compared.
+
+    Raises: OutputError naming both.
+    """
+    folders: dict[Path, object] = {}
+    files: dict[_FileKey, NamedPath] = {}
+    for file in written:
+        for key in _file_keys(file[1], folders):
+            if files.setdefault(key, file) is not file:
+                _refuse_same_file(files[key], file)
+    exists = any(isinstance(key[1], int) for key in files)
+    names = {key[1] for key in files}
+    for file in read:
+        if exists or _fold(file[1].name) in names:  # else no key can be equal
+            for key in _file_keys(file[1], folders):
+                if key in files:
+                    _refuse_same_file(files[key], file)
+
+
+_FileKey = tuple[object, str | int]  # device and inode; or key of the folder, and name
+
+
+def _file_keys(path: Path, folders: dict[Path, object]) -> list[_FileKey]:
+    """Keys of which the same file has an equal one; none for a folder. `folders` caches those of parents."""
+    try:
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
+        if path.parent not in folders:
+            status = _status(path.parent)
+            folders[path.parent] = (
+                os.path.realpath(path.parent) if status is None else (status.st_dev, status.st_ino)
+            )
+        status = _status(path)
+    except ValueError:  # a null character
+        return []
+    key: _FileKey = folders[path.parent], _fold(path.name)
+    if status is None:
+        return [key]
+    return [] if stat.S_ISDIR(status.st_mode) else [(status.st_dev, status.st_ino), key]
+
+
+def _fold(name: str) -> str:
+    """Name of a file as a file system compares it that ignores letter case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _refuse_same_file(first: NamedPath, second: NamedPath) -> None:
+    """Raises: OutputError, unless the paths differ in letter case and the file system heeds that."""
+    paths = [Path(os.path.realpath(path)) for _, path in (first, second)]
+    statuses = [_status(path) for path in paths]
+    if statuses[0] is not None and statuses[1] is not None:
+        is_same = os.path.samestat(statuses[0], statuses[1])
+    else:
+        names = {unicodedata.normalize("NFC", path.name) for path in paths}
+        is_same = len(names) == 1 or _ignores_case(paths[0].parent)
+    if is_same:
+        raise OutputError(
+            f"{second[1]}: would be both {first[0]} and {second[0]}; give one of them another name"
+        )
+
+
+def _ignores_case(folder: Path) -> bool:
+    """True if the file system of `folder` ignores letter case; False if that cannot be tried."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="deltavlm", dir=folder) as file:
+            path = Path(file.name)
+            return path.with_name(path.name.swapcase()).exists()
+    except OSError:
+        return False
+
+
 def fsync_file(path: Path) -> None:
     """Flush a closed file to disk. Raises: OSError."""
     with path.open("rb+") as stream:
@@ -199,13 +337,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def lock_path(output: Path) -> Path:
+    """File of the lock on an output: `out.gpkg` -> `.out.gpkg.lock`."""
+    return output.with_name(f".{output.name}.lock")
+
+
 @contextmanager
 def lock(output: Path) -> Iterator[None]:
     """Exclusive lock on `output`, held by at most one process; removes scratch files of a killed one.
 
     Raises: OutputError when another process holds it, or the folder is not writable.
     """
-    path = output.with_name(f".{output.name}.lock")
+    path = lock_path(output)
     file_lock = FileLock(path, timeout=0)
     was_killed = path.exists()  # every other end of a process removes the file
     try:
@@ -335,7 +478,7 @@ class JsonLines:
         if not last_line:
             return
         try:
-            json.loads(last_line)
+            parse_json(last_line)
         except ValueError:
             self.stream.truncate(end - len(last_line))
         else:

@@ -1,11 +1,13 @@
-"""Words of messages: a number with its noun, and text without the secrets of the addresses in it."""
+"""Words of messages: a number with its noun, short forms of values, and text without secrets."""
 
 from __future__ import annotations
 
 import re
+import reprlib
+from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["format_number", "pluralize", "redact", "redact_address"]
+__all__ = ["format_number", "pluralize", "preview", "redact", "redact_address"]
 
 _STORE = r"vsi(?:s3|gs|az|adls|oss|swift|webhdfs|hdfs)(?:_streaming)?"
 _NETWORK = rf"(?:{_STORE}|vsicurl(?:_streaming)?)"
@@ -29,6 +31,8 @@ _ENCODED = re.compile(r"[a-z][a-z0-9+.-]*%(?:25)*3a(?:%(?:25)*2f){2}\S*", re.IGN
 """URL in percent-encoding, once or several times."""
 _SPACE, _END = "\ue000", "\ue001"  # stand for a space in an address, and for its end
 
+MAX_PREVIEW_CHARS = 60
+
 
 def pluralize(number: int, noun: str) -> str:
     """`1 chip`, `2 chips`."""
@@ -42,6 +46,29 @@ def format_number(number: float) -> str:
     '1,200'
     """
     return f"{number:,.1f}".removesuffix(".0")
+
+
+class _Preview(reprlib.Repr):
+    """`repr` that stops early, at any size and depth of the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 8
+        self.maxstring = self.maxother = 4 * MAX_PREVIEW_CHARS
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 1024 else f"a number of {x.bit_length()} bits"
+
+
+def preview(value: Any, max_chars: int = MAX_PREVIEW_CHARS) -> str:
+    """`repr` of a value for a message, in at most `max_chars` characters; `nothing` for None.
+
+    >>> preview({"a": [1, 2]}), preview("x" * 100, 9)
+    ("{'a': [1, 2]}", "'xxxxx...")
+    """
+    text = "nothing" if value is None else _Preview().repr(value)
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
 def redact(text: str) -> str:

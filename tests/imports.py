@@ -13,7 +13,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "deltavlm": frozenset({"version", "api", "model"}),  # the package's own __init__
     "version": frozenset(),
     "errors": frozenset({"messages"}),
-    "config": frozenset({"errors", "messages"}),
+    "config": frozenset({"errors", "messages", "files"}),
     "messages": frozenset(),
     "text_norm": frozenset({"errors", "messages"}),
     "files": frozenset({"errors", "messages"}),

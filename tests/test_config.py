@@ -37,6 +37,46 @@ class Whole:
             raise ValueError("limit 13 is unlucky")
 
 
+LAUGHS = "\n".join(
+    ["- &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "more than 100,000 values, with those that aliases repeat"),
+        ("a: &a {k: v}\nb: &b {<<: [" + ", ".join(["*a"] * 9) + "]}", "unknown key 'a'"),
+        ("&a [*a]", "more than 100,000 values"),
+        ("&a {k: *a}", "more than 100,000 values"),
+        ("[" * 5000, "nested too deeply"),
+        (f"limit: {'9' * 5000}", "not valid YAML: Exceeds the limit"),
+        (f"part: {{rate: 0x{'f' * 5000}}}", "part: rate: expected a number, got a number of 20000 bits"),
+        (f"limit: [0x{'f' * 5000}]", "limit: expected a whole number, got [a number of 20000 bits]"),
+        ("name: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        (f"limit: {'x' * 10_000}", "expected a whole number, got 'xxxx"),
+        (f"{'x' * 900}: 1", "unknown key 'xxxx"),
+        ("name: a\nname: " + "x" * 2**21, "larger than 2.1 MB"),
+    ],
+)
+def test_a_small_file_of_much_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "whole.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, Whole)
+    message = str(caught.value)
+    assert words in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+def test_aliases_within_reason_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    path.write_text("name: a\npart: &p {width: 3}\nweights: {x: &w 1, y: *w}")
+    assert load(path, Whole) == Whole("a", Part(3), weights={"x": 1.0, "y": 1.0})
+
+
 @given(
     st.builds(
         Whole,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deltavlm.errors import DeltaVLMError, InputError
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.geo.registration import Registration
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel, Labelled
 from deltavlm.pipeline.engine import load_chips
@@ -36,9 +37,9 @@ __all__ = [
 
 PixelAddress = tuple[int, int]  # number of an array of pixels, and index of the chip in it
 Pixels = NDArray[np.uint8]  # (chips, 2, 3, size, size): before and after of each
-ChipReading = tuple[ChipStatus, float | None, str, PixelAddress | None, str, bytes]
+ChipReading = tuple[ChipStatus, float | None, str, PixelAddress | None, str, bytes, float | None]
 """Status of a chip, valid fraction, error message, and if it will be asked: address and digest of its pixels,
-encoded valid pixels."""
+encoded valid pixels, shift between the dates in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class ReadTask:
 
     pair: RasterPair
     read: ReadOptions
+    registration: Registration  # of the pair, so that the worker need not measure it
     fingerprint: dict[str, Any]  # `pair_fingerprint` that the pair must have on the worker
     chips: tuple[tuple[int, int], ...]  # row and column of each in the chip grid
     chips_per_array: int  # chips whose pixels are in one array, sent together
@@ -85,16 +87,17 @@ class _PairCache:
     """Cache of one open pair, since the next task is mostly about the same."""
 
     def __init__(self) -> None:
-        self.key: tuple[RasterPair, ReadOptions] | None = None
+        self.key: tuple[RasterPair, ReadOptions, Registration] | None = None
         self.stack = ExitStack()
         self.reader: PairReader | None = None
 
-    def open(self, pair: RasterPair, read: ReadOptions) -> PairReader:
+    def open(self, pair: RasterPair, read: ReadOptions, registration: Registration) -> PairReader:
         """Raises: InputError where it cannot be opened here."""
-        if self.reader is None or self.key != (pair, read):
+        key = (pair, read, registration)
+        if self.reader is None or self.key != key:
             self.close()
-            self.reader = self.stack.enter_context(open_pair(pair, read))
-            self.key = (pair, read)
+            self.reader = self.stack.enter_context(open_pair(pair, read, registration=registration))
+            self.key = key
         return self.reader
 
     def close(self) -> None:
@@ -110,7 +113,7 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
     arrays: list[list[Pixels]] = [[] for _ in range(task.arrays)]
     count = 0
     try:
-        reader = _cache.open(task.pair, task.read)
+        reader = _cache.open(task.pair, task.read, task.registration)
         if pair_fingerprint(reader) != task.fingerprint:
             raise InputError(f"{task.pair.after}: is another file, or read in another way")
         grid = reader.chips(*options.grid)
@@ -123,11 +126,19 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
                     arrays[address[0]].append(np.stack([chip.pixels.before, chip.pixels.after]))
                     count += 1
                 readings.append(
-                    (chip.status, chip.valid_fraction, chip.reason, address, chip.digest, chip.valid)
+                    (
+                        chip.status,
+                        chip.valid_fraction,
+                        chip.reason,
+                        address,
+                        chip.digest,
+                        chip.valid,
+                        chip.shift_px,
+                    )
                 )
     except InputError as error:
         reason = f"{error} (on {socket.gethostname()})"
-        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"")
+        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"", None)
         return [[unreadable] * len(task.chips), *[_EMPTY] * task.arrays]
     return [readings, *(np.stack(array) if array else _EMPTY for array in arrays)]
 

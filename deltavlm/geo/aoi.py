@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyproj
 import shapely
 from rasterio.crs import CRS
+from shapely import affinity
 from shapely.errors import ShapelyError
-from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.geobox import LONLAT, GeoBox, are_off_globe, project
-from deltavlm.geo.location import check_exists
+from deltavlm.errors import ConfigError, InputError, OutputError, RasterError
+from deltavlm.geo.geobox import LONLAT, GeoBox, are_off_globe, degrees_per_unit, project
+from deltavlm.geo.location import normalize_location
+from deltavlm.geo.lonlat import count_from, to_lonlat
+from deltavlm.geo.vector_reader import read_layer, split_layer
 
 __all__ = [
-    "CRS_NAME",
-    "GDAL_SIGNATURES",
-    "GEOJSON_ERRORS",
+    "aoi_file",
     "aoi_from_bbox",
     "aoi_from_file",
     "aoi_from_shape",
     "check_bbox",
-    "parse_geojson",
 ]
 
+DATUM_SHIFT = 0.05  # degrees; further than any two datums are apart
 EDGE_POINTS = 20  # along the longer side of an area, as a straight edge bends when it is projected
-GDAL_SIGNATURES = (b"SQLite format 3\0", b"fgb\x03", b"\0\0\x27\x0a")  # GeoPackage, FlatGeobuf, shapefile
-CRS_NAME = re.compile(r"(urn:ogc:def:crs:)?[A-Za-z]+:[\w.]*:?\w+")
-GEOJSON_ERRORS = (ValueError, TypeError, LookupError, AttributeError)  # of text that is not GeoJSON
+POLYGON_IDS = (3, 6)  # of shapely: Polygon, MultiPolygon
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
 
 BBox = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
 
 def aoi_from_bbox(bbox: BBox, bbox_crs: str, geobox: GeoBox) -> BaseGeometry:
-    """Bounding box in the CRS of the grid; in degrees, xmin > xmax crosses the antimeridian.
+    """Bounding box in the CRS of the grid; in degrees, it goes from xmin eastwards to xmax, whichever way the
+    two are counted.
 
     Raises:
         ConfigError: the box is empty, or its CRS unknown.
@@ -48,9 +45,10 @@ def aoi_from_bbox(bbox: BBox, bbox_crs: str, geobox: GeoBox) -> BaseGeometry:
     """
     crs = check_bbox(bbox, bbox_crs)
     xmin, ymin, xmax, ymax = bbox
-    spans = [(xmin, xmax)] if xmin < xmax else [(xmin, 180.0), (-180.0, xmax)]
-    boxes = shapely.MultiPolygon([shapely.box(west, ymin, east, ymax) for west, east in spans])
-    return _to_grid(boxes, crs, geobox, _bbox_name(bbox))
+    if xmin > xmax:  # over the antimeridian
+        turn = 360 / degrees_per_unit(crs)
+        xmax += turn * math.ceil((xmin - xmax) / turn)
+    return _to_grid(shapely.box(xmin, ymin, xmax, ymax), crs, geobox, _bbox_name(bbox))
 
 
 def check_bbox(bbox: BBox, bbox_crs: str) -> CRS:
@@ -74,81 +72,41 @@ def _bbox_name(bbox: BBox) -> str:
 
 
 def aoi_from_file(path: Path, geobox: GeoBox) -> BaseGeometry:
-    """Union of all polygons of a vector file in the CRS of the grid.
-
-    Formats: GeoJSON, GeoPackage, FlatGeobuf and shapefile. No other format is opened, as some of them make
-    GDAL read other files or contact servers. GeoJSON is parsed without GDAL, which follows the URL of a CRS.
+    """Union of all polygons of a vector file, or of a layer of it as FILE:LAYER, in the CRS of the grid.
 
     Raises:
-        RasterError: the file is missing, unreadable, without polygons or CRS, or lies outside the grid.
+        RasterError: the file is missing, of a format that `read_layer` does not open, without polygons or
+            CRS, has several layers with polygons, or lies outside the grid.
     """
-    check_exists(str(path))
+    file, layer = _split(path)
     try:
-        shapes, crs_name = _read_shapes(path)
+        frame = read_layer(file, layer, GIVE_POLYGONS, polygons=True).frame
+        shapes = shapely.get_parts(shapely.force_2d(frame.geometry.to_numpy()))
+        shapes = shapes[np.isin(shapely.get_type_id(shapes), POLYGON_IDS)]
         union = shapely.union_all(shapely.make_valid(shapes))
-    except (RuntimeError, ShapelyError, *GEOJSON_ERRORS, OSError) as error:  # pyogrio's are RuntimeErrors
+    except InputError as error:
+        raise RasterError(str(error)) from error
+    except (ShapelyError, AttributeError) as error:  # AttributeError: a table without geometries
         message = str(error).partition("\n")[0]
         raise RasterError(f"{path}: no areas can be read from it ({message}); {GIVE_POLYGONS}") from error
     if union.area == 0:
         raise RasterError(f"{path}: holds no areas; {GIVE_POLYGONS}")
-    if not crs_name:
+    if frame.crs is None:
         raise RasterError(f"{path}: has no CRS; save it with one")
     try:
-        crs = CRS.from_user_input(crs_name)
+        crs = CRS.from_wkt(frame.crs.to_wkt())
     except ValueError as error:
         raise RasterError(f"{path}: its CRS is not known ({error}); save it with another one") from error
     return _to_grid(union, crs, geobox, str(path))
 
 
-def _read_shapes(path: Path) -> tuple[Sequence[BaseGeometry], str | None]:
-    """All shapes of a vector file, and its CRS."""
-    with path.open("rb") as file:
-        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip(b"\x1e \t\r\n")
-    if head.startswith(b"{"):
-        return _read_geojson(path.read_text(encoding="utf-8-sig"))
-    if not head.startswith(GDAL_SIGNATURES):
-        raise ValueError("it is none of GeoJSON, GeoPackage, FlatGeobuf, shapefile")
-    import pyogrio
-
-    meta, _, wkb, _ = pyogrio.raw.read(path, columns=[])
-    geometries = [] if wkb is None else [geometry for geometry in wkb if geometry is not None]
-    return shapely.from_wkb(geometries), meta["crs"]
+def aoi_file(path: Path) -> Path:
+    """File of an area of interest that is given as FILE or FILE:LAYER."""
+    return _split(path)[0]
 
 
-def _read_geojson(text: str) -> tuple[list[BaseGeometry], str]:
-    """Shapes of GeoJSON, and their CRS: longitude and latitude where it has no other.
-
-    Raises: one of GEOJSON_ERRORS for other text.
-    """
-    objects, crs_name = parse_geojson(text)
-    shapes = [shape(geometry) for value in objects for geometry in _geometries(value)]
-    return shapes, crs_name or LONLAT.to_wkt()
-
-
-def parse_geojson(text: str) -> tuple[list[Any], str | None]:
-    """Top-level objects of GeoJSON, which is one object or one a line, and the name of their CRS if any.
-
-    Raises: one of GEOJSON_ERRORS for other text, or a CRS that is not one plain name.
-    """
-    try:
-        objects = [json.loads(text)]
-    except json.JSONDecodeError:
-        objects = [json.loads(line.strip("\x1e\r ")) for line in text.split("\n") if line.strip("\x1e\r ")]
-    names = [value["crs"]["properties"]["name"] for value in objects if value.get("crs")]
-    if any(not CRS_NAME.fullmatch(name) for name in names) or len({*names}) > 1:
-        raise ValueError(f"its CRS {names[0]!r} is not one name such as EPSG:32631")
-    return objects, names[0] if names else None
-
-
-def _geometries(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Geometries of a GeoJSON object."""
-    if value["type"] == "FeatureCollection":
-        for feature in value["features"]:
-            yield from _geometries(feature)
-    elif value["type"] != "Feature":
-        yield value
-    elif value["geometry"] is not None:
-        yield value["geometry"]
+def _split(path: Path) -> tuple[Path, str | None]:
+    return split_layer(normalize_location(str(path)))
 
 
 def aoi_from_shape(polygons: BaseGeometry, geobox: GeoBox) -> BaseGeometry:
@@ -167,9 +125,9 @@ def _to_grid(area: BaseGeometry, crs: CRS, geobox: GeoBox, name: str) -> BaseGeo
     ground = shapely.Polygon(geobox.to_ground(geobox.outline()))
     try:
         with np.errstate(all="ignore"):  # coordinates may be absurd
-            nearby = _project_nearby(area, crs, ground, geobox.crs)
+            nearby = shapely.make_valid(_project_nearby(area, crs, geobox))
             intersects = np.isfinite(nearby.bounds).all() and shapely.intersection(nearby, ground).area > 0
-    except shapely.GEOSException:
+    except (shapely.GEOSException, OutputError):  # or the grid's CRS does not lead to longitudes
         intersects = False
     if not intersects:
         raise RasterError(
@@ -178,15 +136,38 @@ def _to_grid(area: BaseGeometry, crs: CRS, geobox: GeoBox, name: str) -> BaseGeo
     return nearby
 
 
-def _project_nearby(area: BaseGeometry, crs: CRS, ground: BaseGeometry, ground_crs: CRS) -> BaseGeometry:
-    """Intersection of `area` with the surroundings of `ground`, in the CRS of `ground`; may be empty."""
-    ground_in_crs = project(shapely.get_coordinates(ground), ground_crs, crs)
-    if np.isfinite(ground_in_crs).all():
-        envelope = shapely.MultiPoint(ground_in_crs).envelope
+def _project_nearby(area: BaseGeometry, crs: CRS, geobox: GeoBox) -> BaseGeometry:
+    """Intersection of `area` with the surroundings of a grid, in the CRS of the grid; may be empty."""
+    if crs.is_geographic:
+        region = to_lonlat(geobox.crs)(geobox.footprint).buffer(DATUM_SHIFT)
+        degrees = count_from(_affine(area, *_degrees(crs)), -180, 360)
+        area = _affine(degrees.intersection(region), *_degrees(crs), inverse=True)
+    elif np.isfinite(surroundings := project(geobox.to_ground(geobox.lattice(21)), geobox.crs, crs)).all():
+        envelope = shapely.MultiPoint(surroundings).envelope
         xmin, ymin, xmax, ymax = envelope.bounds
-        area = shapely.intersection(area, envelope.buffer(max(xmax - xmin, ymax - ymin) / 10))
-    if area.area:
-        xmin, ymin, xmax, ymax = area.bounds
-        area = shapely.segmentize(area, max(xmax - xmin, ymax - ymin) / EDGE_POINTS)
-        area = shapely.transform(area, lambda points: project(points, crs, ground_crs))
-    return shapely.make_valid(area)
+        area = area.intersection(envelope.buffer(max(xmax - xmin, ymax - ymin) / 10))
+    if area.area == 0:
+        return area
+    xmin, ymin, xmax, ymax = area.bounds
+    area = shapely.segmentize(area, max(xmax - xmin, ymax - ymin) / EDGE_POINTS)
+    projected = shapely.transform(area, lambda points: project(points, crs, geobox.crs))
+    if geobox.crs is None or not geobox.crs.is_geographic:
+        return projected
+    turn = 360 / degrees_per_unit(geobox.crs)
+    if not crs.is_geographic and np.ptp(projected.bounds[::2]) > turn / 2:  # it crosses the antimeridian
+        projected = _affine(to_lonlat(crs)(area), *_degrees(geobox.crs), inverse=True)
+    middle, _ = geobox.transform * (geobox.width / 2, geobox.height / 2)
+    return count_from(projected, middle - turn / 2, turn)
+
+
+def _degrees(crs: CRS) -> tuple[float, float]:
+    """Degrees in the unit of a geographic CRS, and the longitude of its prime meridian in degrees."""
+    meridian = pyproj.CRS.from_wkt(crs.to_wkt()).prime_meridian
+    assert meridian is not None
+    return degrees_per_unit(crs), meridian.longitude * np.degrees(meridian.unit_conversion_factor)
+
+
+def _affine(area: BaseGeometry, unit: float, meridian: float, *, inverse: bool = False) -> BaseGeometry:
+    """Area in degrees from Greenwich, from another unit and prime meridian; `inverse` leads back."""
+    scale, shift = (1 / unit, -meridian / unit) if inverse else (unit, meridian)
+    return affinity.affine_transform(area, (scale, 0, 0, scale, shift, 0))

@@ -6,7 +6,6 @@ import logging
 import math
 
 import numpy as np
-import shapely
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.geobox import LONLAT, Window, project
@@ -74,13 +73,7 @@ def chip_of_bbox(reader: PairReader, min_px: int) -> Chip:
     """
     if reader.aoi is None:
         raise ValueError("the pair was opened without a bbox or an area of interest")
-    geobox = reader.geobox
-    corners = geobox.to_pixels(shapely.get_coordinates(reader.aoi))
-    xmin, ymin, xmax, ymax = shapely.MultiPoint(corners).bounds
-    first = max(0, math.floor(xmin + 1e-6)), max(0, math.floor(ymin + 1e-6))
-    last = min(geobox.width, math.ceil(xmax - 1e-6)), min(geobox.height, math.ceil(ymax - 1e-6))
-    window = Window(*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
-    return chip_of_window(reader, window, min_px)
+    return chip_of_window(reader, reader.aoi_window, min_px)
 
 
 def select_chip(reader: PairReader, size: int, point: tuple[float, float] | None = None) -> Chip:

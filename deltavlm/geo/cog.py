@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from deltavlm.errors import OutputError, WriteError
+from deltavlm.errors import WriteError
 from deltavlm.files import fsync_file, fsync_folder, resolve_link, scratch_name
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.sinks import check_output
@@ -111,16 +111,11 @@ class Cog:
             ) from error
 
 
-def check_cog(path: Path, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+def check_cog(path: Path, overwrite: bool) -> None:
     """Check, before any work, that the raster can be written; changes nothing.
 
-    Raises:
-        OutputError: as `check_output`; or it is one of the inputs.
+    Raises: OutputError, as `check_output`.
     """
-    for location in inputs:
-        with suppress(OSError, ValueError):
-            if path.samefile(location):
-                raise OutputError(f"{path}: is one of the images; choose another name")
     check_output(path, overwrite, COG_SUFFIXES)
 
 

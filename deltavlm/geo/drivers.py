@@ -8,17 +8,25 @@ some of its tags name. So these are checked as well.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import struct
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 from xml.etree import ElementTree as ET
 
-from rasterio._path import _parse_path
+import rasterio
+from rasterio._path import _parse_path, _Path, _UnparsedPath
 from rasterio.env import ensure_env_with_credentials
 from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
+from deltavlm.files import special_kind
+from deltavlm.geo.crs import grid_problem
 from deltavlm.geo.gdal import wrap_gdal_errors
+from deltavlm.geo.location import check_exists, is_local, normalize_location
 from deltavlm.messages import redact_address
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
@@ -38,6 +46,21 @@ NOT_READ = "cannot be read as a raster", "give a whole GeoTIFF or other image; g
 CONVERT = "make a GeoTIFF of it (gdal_translate)"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIDECARS = (".msk", ".MSK", ".ovr", ".OVR")  # GDAL writes TIFFs under these names, but reads any format
+AUX = (".aux", ".AUX")  # overviews that ERDAS keeps beside other images, which GDAL reads in any format
+AUX_MARK = b"EHFA_HEADER_TAG"  # of an Erdas Imagine file, together with a zero byte
+CRS_SIDECARS = (".hdr", ".prj")  # together with .aux.xml
+TEXT_SIDECARS = (
+    *CRS_SIDECARS,
+    *(".clr", ".stx", ".blw", ".wld", ".tfw", ".tifw", ".tiffw", ".pgw", ".pngw", ".jgw"),
+    *(".jpgw", ".jpegw", ".j2w", ".jp2w", ".wpw", ".webpw", ".jxlw", ".igw", ".imgw", ".ige", ".rrd", ".tab"),
+    *(".imd", ".rpb", ".xml", ".pvl", ".att", ".eph", ".geo", "_rpc.txt", "_metadata.txt", "_mtl.txt"),
+)
+"""Suffixes, in place of an image's own, of texts and headers that GDAL may look for; they lead nowhere."""
+
+MAX_SCAN_BYTES = 2**22  # of each end of a file, in which a header names a CRS
+MAX_TEXT_BYTES = 2**26
+GEO_ASCII = 34737  # TIFF tag with the names and definitions of a GeoTIFF's CRS
+
 FILE_TAGS = {"overview_file", "filename", "x_dataset", "y_dataset"}
 FILE_TAG_DOMAINS = {"overviews", "proxyoverviewrequest", "geolocation"}  # of tags that name files
 MAX_VRT_BYTES = 64 * 2**20
@@ -53,8 +76,11 @@ FORBIDDEN_ELEMENTS = {
 }
 
 
-def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) -> DatasetReader:
+@contextmanager
+def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) -> Iterator[DatasetReader]:
     """Open an image for reading; with `allow_vrt` also a local VRT of such images.
+
+    Files beside an image are read where they were checked first: beside a local file.
 
     `signed` leaves out raw formats without a signature: inside a VRT, GDAL could take their files for another
     format.
@@ -62,28 +88,32 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
     Raises:
         RasterError: it cannot be opened, has another format, or references other files.
     """
-    location = location.removeprefix("file://")
+    location = normalize_location(location)
+    check_exists(location)
     kind = _text_format(location)
+    are_local = is_local(location)
     if kind == "a VRT":
         if not allow_vrt:
             raise RasterError(
                 f"{location}: is a VRT, through which other files are read; if you trust it add --allow-vrt, "
                 f"or {CONVERT}"
             )
-        _check_sources(location)
+        are_local = all(map(is_local, _check_sources(location)))
     elif kind is not None:
         raise RasterError(
             f"{location}: is {kind} and no image, so other files or URLs might be read through it; {CONVERT}"
         )
     _check_sidecars(location)
-    with wrap_gdal_errors(location, *NOT_READ):
-        dataset = _open_with(location, ["VRT"] if kind else list(SIGNED if signed else IMAGES))
-    try:
-        _check_tags(dataset, location)
-    except RasterError:
-        dataset.close()
-        raise
-    return dataset
+    _check_named_grids(location)
+    beside = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE" if are_local else "EMPTY_DIR")
+    with ExitStack() as stack:
+        if kind:  # GDAL opens the sources of a VRT when they are read
+            stack.enter_context(beside)
+        with wrap_gdal_errors(location, *NOT_READ), nullcontext() if kind else beside:
+            drivers = ["VRT"] if kind else list(SIGNED if signed else IMAGES)
+            dataset = stack.enter_context(_open_with(location, drivers))
+        _check_dataset(dataset, location)
+        yield dataset
 
 
 def check_size(dataset: DatasetReader, name: str) -> None:
@@ -114,7 +144,15 @@ def _bytes_of(dtype: str) -> int:
 
 @ensure_env_with_credentials  # type: ignore[untyped-decorator]  # as `rasterio.open`, which takes one driver
 def _open_with(location: str, drivers: list[str]) -> DatasetReader:
-    return DatasetReader(_parse_path(location), driver=drivers)
+    return DatasetReader(_gdal_path(location), driver=drivers)
+
+
+def _gdal_path(location: str) -> _Path:
+    """Path for GDAL, which takes no local file for a subdataset or a URL because of its name."""
+    if not is_local(location):
+        return _parse_path(location)
+    is_ambiguous = ":" in location and not Path(location).is_absolute()
+    return _UnparsedPath(os.path.join(".", location) if is_ambiguous else location)  # noqa: PTH118
 
 
 def _text_format(location: str) -> str | None:
@@ -131,20 +169,113 @@ def _text_format(location: str) -> str | None:
 
 
 def _check_sidecars(location: str) -> None:
-    """Check masks and overviews next to a local file: TIFFs, as GDAL writes them, without references."""
+    """Check what lies next to a local file: masks and overviews are of the one format that is written under
+    these names, without references, and nothing is a pipe or a device.
+
+    Raises:
+        RasterError: a file that GDAL would open is of another kind.
+    """
+    if not is_local(location):
+        return
+    stem = str(Path(location).with_suffix(""))
+    suffixes = [*TEXT_SIDECARS, *map(str.upper, TEXT_SIDECARS), *AUX]
+    for sidecar in (location + ".aux.xml", *(stem + suffix for suffix in suffixes)):
+        with suppress(OSError, ValueError):
+            if kind := special_kind(Path(sidecar)):
+                raise _foreign_sidecar(sidecar, kind, location)
+    for sidecar in dict.fromkeys(base + suffix for base in (stem, location) for suffix in AUX):
+        head = _head(sidecar, location)
+        if head.startswith(AUX_MARK) and not head.startswith(AUX_MARK + b"\0"):
+            raise _foreign_sidecar(sidecar, "no Erdas Imagine file", location)
     for sidecar in (location + suffix for suffix in SIDECARS):
-        try:
-            with Path(sidecar).open("rb") as file:
-                head = file.read(4)
-        except (OSError, ValueError):
+        head = _head(sidecar, location)
+        if not head:
             continue
-        if head not in TIFF:
-            raise RasterError(
-                f"{sidecar}: is no TIFF, and would be read as a part of {location}; move it away"
-            )
+        if not head.startswith(TIFF):
+            raise _foreign_sidecar(sidecar, "no TIFF", location)
         with wrap_gdal_errors(sidecar, *NOT_READ), _open_with(sidecar, ["GTiff"]) as dataset:
-            _check_tags(dataset, sidecar)
+            _check_dataset(dataset, sidecar)
         _check_sidecars(sidecar)
+
+
+def _head(sidecar: str, location: str) -> bytes:
+    """First bytes of a file next to `location`; none where there is no such file.
+
+    Raises:
+        RasterError: it is a pipe or a device.
+    """
+    try:
+        if kind := special_kind(Path(sidecar)):
+            raise _foreign_sidecar(sidecar, kind, location)
+        with Path(sidecar).open("rb") as file:
+            return file.read(16)
+    except (OSError, ValueError):
+        return b""
+
+
+def _foreign_sidecar(sidecar: str, kind: str, location: str) -> RasterError:
+    return RasterError(f"{sidecar}: is {kind}, and would be read as a part of {location}; move it away")
+
+
+def _check_named_grids(location: str) -> None:
+    """Check that neither the header of a local image nor a text beside it has a CRS that names a grid file,
+    which GDAL would open together with the image.
+
+    Raises:
+        RasterError: one of them has.
+    """
+    if not is_local(location):
+        return
+    stem = str(Path(location).with_suffix(""))
+    texts = [location + ".aux.xml", *(stem + case(end) for end in CRS_SIDECARS for case in (str, str.upper))]
+    for name in (location, *texts):
+        try:
+            with Path(name).open("rb") as file:
+                definition = _geo_header(file) if name == location else file.read(MAX_TEXT_BYTES)
+        except (OSError, ValueError, struct.error):
+            continue  # opening the image says what is wrong
+        if problem := grid_problem(definition):
+            raise RasterError(f"{name}: {problem}")
+
+
+def _geo_header(file: BinaryIO) -> bytes:
+    """The part of an image file that may define a CRS as text: the tag of a TIFF; else both ends."""
+    head = file.read(16)
+    if not head.startswith(TIFF):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        ends = file.read(MAX_SCAN_BYTES)
+        file.seek(max(file.tell(), size - MAX_SCAN_BYTES))
+        return ends + file.read(MAX_SCAN_BYTES)
+    order = "<" if head[:2] == b"II" else ">"
+    is_big = head[2:4] in (b"+\0", b"\0+")
+    offset, count_format, entry_format = (8, "Q", "HHQQ") if is_big else (4, "H", "HHII")
+    (first,) = struct.unpack_from(order + entry_format[-1], head, offset)
+    file.seek(first)
+    (count,) = struct.unpack(order + count_format, file.read(struct.calcsize(order + count_format)))
+    entry = struct.Struct(order + entry_format)
+    for tag, _, length, where in entry.iter_unpack(file.read(min(count, 2**16) * entry.size)):
+        if tag == GEO_ASCII:
+            file.seek(where)
+            return file.read(min(length, MAX_TEXT_BYTES))
+    return b""
+
+
+def _check_dataset(dataset: DatasetReader, location: str) -> None:
+    """Check that neither tags, nor a CRS, nor the header of an image name files elsewhere.
+
+    Raises:
+        RasterError: one of them does.
+    """
+    _check_tags(dataset, location)
+    for crs in (dataset.crs, dataset.gcps[1]):
+        if crs and (problem := grid_problem(crs.to_wkt())):
+            raise RasterError(f"{redact_address(location)}: {problem}")
+    if dataset.driver == "HFA":  # its header names files with further pixels
+        folder = Path(location).parent
+        others = [file for file in dataset.files if Path(file).parent != folder]
+        if others:
+            raise RasterError(f"{location}: its header names another file ({others[0]}); {CONVERT}")
 
 
 def _check_tags(dataset: DatasetReader, location: str) -> None:
@@ -158,8 +289,8 @@ def _check_tags(dataset: DatasetReader, location: str) -> None:
             )
 
 
-def _check_sources(location: str) -> None:
-    """Log the sources of a VRT, and check that each is an image.
+def _check_sources(location: str) -> list[str]:
+    """Log the sources of a VRT, check that each is an image, and return them.
 
     Raises:
         RasterError: a source is no image, or the VRT has elements that may read any file.
@@ -174,6 +305,7 @@ def _check_sources(location: str) -> None:
                 check_size(image, source)
         except RasterError as error:
             raise RasterError(f"{location}: a source of this VRT cannot be read: {error}") from error
+    return list(sources)
 
 
 def _sources(location: str) -> Iterator[str]:
@@ -192,6 +324,8 @@ def _sources(location: str) -> Iterator[str]:
     text = path.read_bytes()
     if b"<!" in text or text.count(b"<?") > text.startswith(b"<?xml"):
         raise refusal("comments or declarations")
+    if problem := grid_problem(text.decode("utf-8", "replace")):
+        raise RasterError(f"{location}: {problem}")
     try:
         root = ET.fromstring(text)
     except (ET.ParseError, ValueError, LookupError) as error:

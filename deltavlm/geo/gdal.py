@@ -14,12 +14,13 @@ import rasterio
 from rasterio._err import CPLE_BaseError  # raised by warps and transforms, and not exported anywhere else
 from rasterio._path import _parse_path, _vsi_path
 from rasterio.errors import CRSError, RasterioError
+from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.location import is_remote
 from deltavlm.messages import redact, redact_address
 
-__all__ = ["gdal_env", "log_decoder_warnings", "trim_malloc", "wrap_gdal_errors"]
+__all__ = ["gdal_env", "log_decoder_warnings", "reset_error", "trim_malloc", "wrap_gdal_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,12 @@ def _without_secrets(text: str, location: str) -> str:
     for spelling in spellings:
         text = text.replace(spelling, redact_address(spelling))
     return redact(text)
+
+
+def reset_error(dataset: DatasetReader) -> None:
+    """Forget an error of a failed read, which GDAL would repeat for the next query of metadata."""
+    with suppress(CPLE_BaseError):
+        _ = dataset.colorinterp
 
 
 class _DecoderFilter(logging.Filter):

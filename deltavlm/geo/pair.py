@@ -10,28 +10,37 @@ import filecmp
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import Alignment, align
-from deltavlm.geo.aoi import aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
+from deltavlm.geo.aoi import aoi_file, aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
-from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.location import check_exists
-from deltavlm.geo.radiometry import Stretch, Stretches, parse_scale, plan_stretches, to_uint8
+from deltavlm.geo.radiometry import (
+    Stretch,
+    Stretches,
+    contrast_warning,
+    parse_scale,
+    plan_stretches,
+    to_uint8,
+)
+from deltavlm.geo.registration import Registration, Shift, lattice_windows, measure_shift
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import open_source
-from deltavlm.geo.view import Raw, Source, View
+from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
@@ -70,6 +79,7 @@ class ReadOptions:
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = "EPSG:4326"
     aoi: Path | BaseGeometry | None = None  # a vector file, or polygons in longitude and latitude
+    register: bool = False  # correct the measured shift of `after`
     outlines_only: bool = False  # chip footprints only: no pixel is read
 
 
@@ -88,6 +98,11 @@ class ChipPixels:
         real = self.valid[: self.chip.window.height, : self.chip.window.width]
         return float(np.count_nonzero(real) / real.size)
 
+    def measure_shift(self) -> Shift | None:
+        """Shift of `after` against `before`; None where it cannot be measured."""
+        rows, cols = slice(self.chip.window.height), slice(self.chip.window.width)
+        return measure_shift(self.before[:, rows, cols], self.after[:, rows, cols], self.valid[rows, cols])
+
 
 @dataclass(frozen=True)
 class PairReader:
@@ -101,6 +116,7 @@ class PairReader:
     notes: tuple[str, ...]  # for the user, a sentence each
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
     dates: tuple[str | None, str | None] = (None, None)  # ISO 8601, of before and after
+    registration: Registration = field(default_factory=Registration)
 
     @property
     def geobox(self) -> GeoBox:
@@ -111,6 +127,18 @@ class PairReader:
     def gsd_m(self) -> float | None:
         """Ground sample distance of the grid in metres, at its center; None without a CRS."""
         return self.geobox.gsd_m
+
+    @property
+    def aoi_window(self) -> Window:
+        """Pixels under the bounds of the bbox or area of interest; without one, the whole grid."""
+        geobox = self.geobox
+        if self.aoi is None:
+            return Window(0, 0, geobox.width, geobox.height)
+        corners = geobox.to_pixels(shapely.get_coordinates(self.aoi))
+        xmin, ymin, xmax, ymax = shapely.MultiPoint(corners).bounds
+        first = max(0, math.floor(xmin + 1e-6)), max(0, math.floor(ymin + 1e-6))
+        last = min(geobox.width, math.ceil(xmax - 1e-6)), min(geobox.height, math.ceil(ymax - 1e-6))
+        return Window(*first, max(1, last[0] - first[0]), max(1, last[1] - first[1]))
 
     def chips(self, size: int = 256, overlap: int = 0) -> ChipGrid:
         """Chips of the pair, in pixels; only those that touch the bbox or area of interest.
@@ -180,6 +208,7 @@ class PairReader:
                 "resampling": options.resampling,
                 "overlap_share": self.alignment.overlap_share,
             },
+            "registration": self.registration.record(geobox),
             "scale": options.scale,
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
@@ -189,7 +218,8 @@ class PairReader:
 
 def _describe(view: View, stretch: Stretch | None) -> dict[str, object]:
     source = view.source
-    geobox, nodata = source.geobox, source.nodata
+    geobox = source.geobox
+    nodata = [value if value is None or math.isfinite(value) else str(value) for value in source.nodata]
     return {
         "path": source.name,
         "crs": geobox.crs.to_string() if geobox.crs else None,
@@ -197,7 +227,7 @@ def _describe(view: View, stretch: Stretch | None) -> dict[str, object]:
         "height": geobox.height,
         "dtype": source.dtype,
         "bands": list(source.bands),
-        "nodata": None if nodata is None else nodata if math.isfinite(nodata) else str(nodata),
+        "nodata": nodata[0] if len(set(nodata)) == 1 else nodata,
         "warped": view.dataset is not source.dataset,
         "stretch": {"low": list(stretch.low), "high": list(stretch.high)} if stretch else None,
     }
@@ -215,7 +245,7 @@ def check_options(options: ReadOptions) -> None:
     if options.bbox is not None:
         check_bbox(options.bbox, options.bbox_crs)
     if isinstance(options.aoi, Path):
-        check_exists(str(options.aoi))
+        check_exists(str(aoi_file(options.aoi)))
 
 
 @contextmanager
@@ -225,11 +255,13 @@ def open_pair(
     *,
     geobox: GeoBox | None = None,
     stretches: Stretches | None = None,
+    registration: Registration | None = None,
 ) -> Iterator[PairReader]:
     """Open a pair on one grid, to be read chip by chip inside the `with`.
 
     geobox: grid to use instead of the common one, such as that of an earlier run.
     stretches: stretch of each date to use instead of what `options.scale` computes; None for 8-bit values.
+    registration: shift of the pair to use instead of measuring it.
 
     Raises:
         RasterError: a file cannot be read, not even in part, or the two cannot be compared: no CRS, no
@@ -272,16 +304,16 @@ def open_pair(
         )
         aoi = _aoi(alignment.geobox, options)
         scale_notes: tuple[str, ...] = ()
+        contrast: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         if stretches is None:
-            stretches, scale_notes = _stretches(views, alignment.geobox, options)
+            stretches, scale_notes, contrast = _stretches(views, alignment.geobox, options)
         else:
             _check_stretches(views, stretches)
-        notes = (
-            *_with_dates(before, after, before.notes, after.notes),
-            *alignment.notes,
-            *scale_notes,
+        warnings = (
+            *_with_dates(before, after, before.warnings, after.warnings),
+            *_with_dates(before, after, *contrast),
+            *(() if options.outlines_only else _color_warnings(before, after)),
         )
-        warnings = _with_dates(before, after, before.warnings, after.warnings)
         dates = pair.before_date or before.date, pair.after_date or after.date
         doubts = tuple(_order_warnings(pair, dates))
         tagged = tuple(
@@ -292,16 +324,48 @@ def open_pair(
             )
             if source.date is not None and given is None
         )
-        yield PairReader(
-            alignment,
-            views,
-            stretches,
-            aoi,
-            options,
-            (*doubts, *notes, *tagged),
-            (*doubts, *warnings),
-            dates,
+        notes = dict.fromkeys(
+            (
+                *doubts,
+                *_with_dates(before, after, before.notes, after.notes),
+                *(() if options.outlines_only else _band_notes(before, after)),
+                *alignment.notes,
+                *scale_notes,
+                *warnings,
+                *tagged,
+            )
         )
+        reader = PairReader(
+            alignment, views, stretches, aoi, options, tuple(notes), (*doubts, *warnings), dates
+        )
+        if registration is None and not options.outlines_only:
+            registration = _measure(reader)
+            note, is_warning = registration.note(reader.geobox, requested=options.register) or ("", False)
+            reader = replace(
+                reader,
+                notes=(*reader.notes, *([note] if note else [])),
+                warnings=(*reader.warnings, *([note] if is_warning else [])),
+            )
+        if registration is not None:
+            reader = replace(reader, registration=registration)
+            correction = registration.correction
+            if correction is not None:
+                moved = after.view_on(
+                    alignment.geobox, alignment.after_offset, options.resampling, correction
+                )
+                reader = replace(reader, views=(views[0], stack.enter_context(moved)))
+        yield reader
+
+
+def _measure(reader: PairReader) -> Registration:
+    """Registration by windows in the area of interest; those that cannot be read are left out."""
+    shifts = []
+    for window in lattice_windows(reader.aoi_window):
+        chip = Chip(0, 0, window, max(window.width, window.height), reader.geobox.transform)
+        with suppress(RasterError):
+            shifts.append(reader.read(chip).measure_shift())
+    measured = [shift for shift in shifts if shift is not None]
+    return Registration.of(measured, correct=reader.options.register)
 
 
 def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:
@@ -336,26 +400,56 @@ def _with_dates(
         yield note if before.location == after.location else f"{date}: {note}"
 
 
+def _band_notes(before: Source, after: Source) -> Iterator[str]:
+    """Note where red, green and blue are other bands at one date."""
+    if before.bands != after.bands and not before.is_gray and not after.is_gray:
+        names = [",".join(map(str, source.bands)) for source in (before, after)]
+        yield f"red, green, blue are bands {names[0]} of before, and bands {names[1]} of after"
+
+
+def _color_warnings(before: Source, after: Source) -> Iterator[str]:
+    """Warning where one date has colors and the other has none."""
+    if before.is_gray != after.is_gray:
+        names = ("before", "after") if before.is_gray else ("after", "before")
+        yield (
+            f"{names[0]} is gray and {names[1]} has colors, which may look like change; show one band of each"
+            f" (--{names[1]}-bands), or give both in colors"
+        )
+
+
 def _stretches(
     views: tuple[View, View], geobox: GeoBox, options: ReadOptions
-) -> tuple[Stretches, tuple[str, ...]]:
-    """Stretch of each date, and notes on it. Raises: RasterError for a file of which no part can be read."""
+) -> tuple[Stretches, tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Stretch of each date, notes on it, and warnings for each date of which it leaves nothing to see.
+
+    Raises:
+        RasterError: no part of a file can be read.
+    """
     spec = parse_scale(options.scale)
     if options.outlines_only:
-        return (None, None), ()
-    if spec.kind == "fixed" or (
-        spec.kind != "percent" and all(view.source.dtype == "uint8" for view in views)
-    ):
-        for view in views:
-            view.check_readable(geobox)
-        return plan_stretches(spec, *(np.empty((3, 0), view.source.dtype) for view in views))
-    before, after = (view.sample(geobox) for view in views)
-    return plan_stretches(spec, before, after)
+        return (None, None), (), ((), ())
+    for view in views:
+        view.check_readable(geobox)
+    before, after = (
+        view.sample(geobox, FEW_WINDOWS if view.source.is_8bit else SAMPLE_WINDOWS) for view in views
+    )
+    stretches, notes = plan_stretches(spec, before, after)
+    contrast = []
+    for view, values, stretch in zip(views, (before, after), stretches, strict=True):
+        warning = _contrast_warning(view, values, stretch, options.scale)
+        if warning and view.source.is_8bit:  # look again, at more of it
+            warning = _contrast_warning(view, view.sample(geobox), stretch, options.scale)
+        contrast.append((warning,) if warning else ())
+    return stretches, notes, (contrast[0], contrast[1])
+
+
+def _contrast_warning(view: View, values: NDArray[Any], stretch: Stretch | None, scale: str) -> str | None:
+    return contrast_warning(values, stretch, scale, view.source.scale_offset is not None)
 
 
 def _check_stretches(views: tuple[View, View], stretches: Stretches) -> None:
     for view, stretch in zip(views, stretches, strict=True):
-        if stretch is None and view.source.dtype != "uint8":
+        if stretch is None and not view.source.is_8bit:
             raise ConfigError(f"{view.source.name}: has values of {view.source.dtype}, which need a stretch")
 
 

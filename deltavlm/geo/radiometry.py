@@ -1,4 +1,4 @@
-"""Conversion of any dtype and band order to RGB uint8, with one linear stretch per raster.
+"""Conversion of any dtype to RGB uint8, with one linear stretch per raster.
 
 A stretch per chip would invent change. 8-bit values stay as they are, since models are trained on 8-bit
 images; everything else is stretched between two values per band, measured once over both dates together, so
@@ -7,7 +7,6 @@ that equal ground stays equal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +15,25 @@ from numpy.typing import NDArray
 
 from deltavlm.errors import ConfigError
 
-__all__ = ["ScaleSpec", "Stretch", "Stretches", "choose_bands", "parse_scale", "plan_stretches", "to_uint8"]
+__all__ = [
+    "ScaleSpec",
+    "Stretch",
+    "Stretches",
+    "contrast_warning",
+    "parse_scale",
+    "plan_stretches",
+    "to_uint8",
+]
 
 Values = NDArray[Any]
 
 UNEQUAL_DATES = 0.2
 """Dates whose own limits differ by more than this share of the joint range are worth a note."""
+
+RGB = ("red", "green", "blue")
+OUTLIERS = (0.5, 99.5)  # percentiles: a date is of one color even if a hundredth of its pixels are not
+ONE_COLOR, NEARLY_BLACK = 2, 12  # of 255
+CLIPPED = 0.99  # share of values that are 0 or 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +85,10 @@ class Stretch:
 
     def apply(self, values: Values) -> NDArray[np.uint8]:
         """Map `values` (3, rows, cols) of any real dtype to uint8 of that shape; NaN becomes 0."""
-        low, high = (np.array(limit, dtype=np.float32)[:, None, None] for limit in (self.low, self.high))
+        dtype = np.result_type(values.dtype, np.float32)  # float64 for 32-bit integers, which need it
+        low, high = (np.array(limit, dtype)[:, None, None] for limit in (self.low, self.high))
         with np.errstate(over="ignore", invalid="ignore"):  # nodata such as -3.4e38; clipped, and masked
-            scaled = values.astype(np.float32)
+            scaled = values.astype(dtype)
             scaled -= low
             scaled *= 255 / (high - low)
         if values.dtype.kind == "f":
@@ -135,28 +148,42 @@ def _percentile_stretch(values: Values, spec: ScaleSpec) -> Stretch:
     return Stretch(low, high)
 
 
-def choose_bands(
-    labels: Sequence[str], bands: Sequence[int] | None
-) -> tuple[tuple[int, int, int], str | None]:
-    """Numbers (from 1) of the bands that serve as red, green and blue, and a note when they are a guess.
+def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_physical: bool) -> str | None:
+    """Warning where a stretch leaves nothing to see of a date: one color, black, white, or no data at all.
 
-    `labels`: color interpretation of each band, as names of `rasterio`'s ColorInterp ("red", "gray", ...).
-    `bands` takes precedence: three bands, or one for all three.
-
-    Raises:
-        ConfigError: `bands` names a band that does not exist, or is neither one nor three long.
+    values: (3, N) sample of its valid values. scale: text of `--scale`. is_physical: True where the scale and
+    offset of the file have been applied to them.
     """
-    count = len(labels)
-    if bands is not None:
-        if len(bands) not in (1, 3) or any(not 1 <= band <= count for band in bands):
-            text = ",".join(str(band) for band in bands)
-            raise ConfigError(f"bands {text}: give one or three of its bands 1 to {count}")
-        return (bands[0], bands[len(bands) // 2], bands[-1]), None
-    if {"red", "green", "blue"} <= set(labels):
-        return (labels.index("red") + 1, labels.index("green") + 1, labels.index("blue") + 1), None
-    if count < 3:
-        if count == 1 or labels[1] == "alpha":
-            return (1, 1, 1), None
-        return (1, 1, 1), "two bands without colors: band 1 is taken for red, green and blue"
-    note = "no band is labelled red, green, blue: bands 1,2,3 are taken (--bands chooses others)"
-    return (1, 2, 3), note
+    if not values.shape[1]:
+        return "a sample of it has no pixel with data; check its nodata value, mask and alpha band"
+    image = to_uint8(values[:, None], stretch)[:, 0]
+    low, high = np.percentile(image, OUTLIERS, axis=1, method="nearest").astype(int)
+    flat = high - low <= ONE_COLOR
+    if (high <= NEARLY_BLACK).all():
+        appearance = "black"
+    elif (low >= 255 - NEARLY_BLACK).all():
+        appearance = "white"
+    elif flat.all():
+        appearance = "of one color"
+    elif flat.any() and stretch is not None:
+        names = [name for name, is_flat in zip(RGB, flat, strict=True) if is_flat]
+        appearance = f"of one value in {' and '.join(names)}"
+    elif np.isin(image, (0, 255)).mean() > CLIPPED:
+        appearance = "nothing but black and white"
+    else:
+        return None
+    lowest, highest = (f"{limit:.3g}" for limit in np.percentile(values, (2, 98), method="nearest").tolist())
+    where = " after the scale and offset of the file" if is_physical else ""
+    spec = parse_scale(scale)
+    if lowest == highest:
+        return f"it is {appearance}: nearly all of its values are {lowest}{where}; check the file"
+    if spec.kind == "fixed":
+        advice = f"give LO,HI in these units, such as --scale {lowest},{highest}"
+    elif spec.per_date or spec.kind == "percent":
+        advice = "check the file, or set limits with --scale LO,HI"
+    else:
+        advice = (
+            "--scale per-date gives each date its own limits" if stretch else "--scale pct:2,98 stretches it"
+        )
+    values_text = f"its values are mostly {lowest} to {highest}{where}"
+    return f"with --scale {scale} it is {appearance}: {values_text}; {advice}"

@@ -17,15 +17,24 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import atomic_file, create_file, fsync_file, open_regular, resolve_link, write_atomic
+from deltavlm.files import (
+    NamedPath,
+    atomic_file,
+    create_file,
+    fsync_file,
+    open_regular,
+    resolve_link,
+    write_atomic,
+)
 from deltavlm.geo.features import Feature, Layer
-from deltavlm.geo.geojson import FeatureCollection, FeatureLines, WriteText, to_lonlat
+from deltavlm.geo.geojson import FeatureCollection, FeatureLines, WriteText
 from deltavlm.geo.geopackage import (
     is_open_elsewhere,
     prepare_replacement,
     sqlite_sidecars,
     write_geopackage,
 )
+from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.qml import SIGNATURE
 from deltavlm.geo.styles import layer_style
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
@@ -33,7 +42,15 @@ from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-__all__ = ["SUFFIXES", "FeatureSink", "check_output", "geojson_text", "open_sink", "write_output"]
+__all__ = [
+    "SUFFIXES",
+    "FeatureSink",
+    "check_output",
+    "files_of_output",
+    "geojson_text",
+    "open_sink",
+    "write_output",
+]
 
 TABLE_WRITERS = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf, ".parquet": write_geoparquet}
 TEXT_WRITERS: dict[str, type[FeatureCollection | FeatureLines]] = {
@@ -102,6 +119,15 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
         ) from error
     if path.suffix.lower() == ".gpkg" and is_open_elsewhere(path):
         raise OutputError(f"{path}: is open in another program, perhaps QGIS; close it there")
+
+
+def files_of_output(name: str, path: Path) -> list[NamedPath]:
+    """Files that writing the output `path` may write: itself, SQLite's next to a GeoPackage, or the style."""
+    suffix = path.suffix.lower()
+    if suffix == ".gpkg":
+        return [(name, path), *((f"{each.name} next to {name}", each) for each in sqlite_sidecars(path))]
+    style = [(f"the style of {name}", path.with_suffix(".qml"))] if suffix in SUFFIXES else []
+    return [(name, path), *style]
 
 
 @contextmanager

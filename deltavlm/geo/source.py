@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import ConfigError, RasterError
+from deltavlm.geo.bands import BandChoice, choose_bands
 from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
-from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import reset_error, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
-from deltavlm.geo.location import check_is_file, is_remote
-from deltavlm.geo.radiometry import choose_bands
+from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
+    MAX_VALUE,
     UNREADABLE,
     Source,
     alpha_band,
@@ -38,7 +40,13 @@ from deltavlm.messages import pluralize, redact_address
 
 __all__ = ["open_source"]
 
-MIN_EXTREME_SHARE = 0.9  # of an alpha band's pixels, which are fully transparent or fully opaque
+MIN_OPAQUE_SHARE = 0.5  # of the pixels that an alpha band shows, which have its largest value, or nearly
+NEARLY_OPAQUE = 0.98  # of that value, in lossy files
+
+FILL_VALUES = (-9999, -99999, -999, -32768, -32767, 32767, 65535)
+"""Usual nodata values: one that no tag declares is fill where it is farther from all others than these are
+spread, and at least MIN_FILL_SHARE of the pixels have it."""
+MIN_FILL_SHARE = 0.002
 
 
 @contextmanager
@@ -65,9 +73,11 @@ def open_source(
             with control points that do not place it.
         ConfigError: `bands` or `nodata` do not fit the file.
     """
+    location = normalize_location(location)
     check_is_file(location)
     name = redact_address(location)
     notes: list[str] = []
+    guesses: list[str] = []
     with ExitStack() as stack:
         dataset = stack.enter_context(_open_dataset(location, allow_vrt))
         with wrap_gdal_errors(location, *NOT_READ):
@@ -75,25 +85,39 @@ def open_source(
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
             date = date_of_tags(dataset.tags() | dataset.tags(ns="IMAGERY"))
-            alpha = alpha_band(dataset)
-            if read_pixels and alpha and not (trust_alpha and _is_transparency(location, dataset, alpha)):
-                notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
-                dataset = stack.enter_context(without_alpha(dataset))
+            alpha, opaque = alpha_band(dataset), None
+            if read_pixels and alpha:
+                opaque = _opaque_value(location, dataset, alpha) if trust_alpha else None
+                if opaque is None:
+                    notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
+                    dataset = stack.enter_context(without_alpha(dataset))
+            chosen = _choose_bands(dataset, bands, name)
+            if chosen.note and read_pixels:
+                (guesses if chosen.is_guess else notes).append(chosen.note)
+            nodatas = _nodata_values(dataset, chosen.rgb, nodata, name)
+            is_palette = dataset.colorinterp[chosen.rgb[0] - 1] is ColorInterp.palette
+            if read_pixels and is_palette and not _has_color_table(dataset, chosen.rgb[0]):
+                guesses.append(
+                    f"band {chosen.rgb[0]} is said to have a color table, and there is none: its values are "
+                    "shown as gray"
+                )
+            elif read_pixels and nodata is None and set(nodatas) <= {None} and not is_palette:
+                fill = _undeclared_fill(location, dataset, sorted(set(chosen.rgb)))
+                if fill is not None:
+                    nodatas = (fill,) * len(nodatas)
+                    guesses.append(
+                        f"many of its values are {fill:g}, far from all others, and are taken for nodata; "
+                        f"--nodata {fill:g} says so, and --nodata with another value that they are data"
+                    )
             if (gcp_crs := _control_point_crs(dataset)) is not None:
                 notes.append(
                     f"georeferenced by its {pluralize(len(dataset.gcps[0]), 'ground control point')}"
                 )
-                dataset = stack.enter_context(_warp_by_control_points(dataset, gcp_crs, name, resampling))
-        try:
-            chosen, guess = choose_bands([interp.name for interp in dataset.colorinterp], bands)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
-        guesses = (guess,) if guess and read_pixels else ()
-        if nodata is None:
-            nodata = dataset.nodatavals[chosen[0] - 1]
-        else:
-            _check_nodata(nodata, dataset.dtypes[chosen[0] - 1], name)
-        yield Source(location, dataset, chosen, nodata, (*notes, *guesses), guesses, date)
+                value = nodatas[0] if len(set(nodatas)) == 1 else None
+                dataset = stack.enter_context(
+                    _warp_by_control_points(dataset, gcp_crs, name, resampling, value)
+                )
+        yield Source(location, dataset, chosen.rgb, opaque, nodatas, (*notes, *guesses), tuple(guesses), date)
 
 
 def _control_point_crs(dataset: DatasetReader) -> CRS | None:
@@ -105,7 +129,9 @@ def _control_point_crs(dataset: DatasetReader) -> CRS | None:
     return crs or dataset.crs or None
 
 
-def _warp_by_control_points(dataset: DatasetReader, crs: CRS, name: str, resampling: str) -> WarpedVRT:
+def _warp_by_control_points(
+    dataset: DatasetReader, crs: CRS, name: str, resampling: str, nodata: float | None
+) -> WarpedVRT:
     """The raster warped into the CRS of its ground control points. Raises: RasterError."""
     try:
         warped = WarpedVRT(
@@ -113,7 +139,10 @@ def _warp_by_control_points(dataset: DatasetReader, crs: CRS, name: str, resampl
             src_crs=crs,
             crs=crs,
             resampling=warp_method(dataset, resampling),
-            add_alpha=needs_alpha(dataset, dataset.nodata),
+            src_nodata=nodata,
+            nodata=nodata,
+            add_alpha=needs_alpha(dataset, nodata),
+            UNIFIED_SRC_NODATA="NO",  # each band by itself, as in `Source.view_on`
         )
     except (CPLE_BaseError, RasterioError) as error:
         raise RasterError(
@@ -126,12 +155,10 @@ def _warp_by_control_points(dataset: DatasetReader, crs: CRS, name: str, resampl
 
 @contextmanager
 def _open_dataset(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
-    # EMPTY_DIR saves requests for sidecar files; of a local file it would hide the mask next to it
-    remote = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(location) else {}
-    with warnings.catch_warnings(), rasterio.Env(**remote):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` gives a better error
-        dataset = open_image(location, allow_vrt=allow_vrt)
-    with dataset:
+    with ExitStack() as stack:
+        with warnings.catch_warnings(), np.errstate(over="ignore"):  # nodata of 1e39
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` says it better
+            dataset = stack.enter_context(open_image(location, allow_vrt=allow_vrt))
         yield dataset
 
 
@@ -147,15 +174,82 @@ def _check_nodata(nodata: float, dtype: str, name: str) -> None:
         )
 
 
-def _is_transparency(location: str, dataset: DatasetReader, alpha: int) -> bool:
-    """True where an alpha band really is one: it is 0 or opaque nearly everywhere, near infrared is not."""
+def _choose_bands(dataset: DatasetReader, bands: Sequence[int] | None, name: str) -> BandChoice:
+    labels = [interp.name for interp in dataset.colorinterp]
+    try:
+        return choose_bands(labels, bands, dataset.descriptions, name.rpartition("/")[2])
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _nodata_values(
+    dataset: DatasetReader, bands: tuple[int, ...], nodata: float | None, name: str
+) -> tuple[float | None, ...]:
+    """Nodata value of each distinct band: `nodata`, or its own; None where no pixel can have it."""
+    distinct = sorted(set(bands))
+    if nodata is not None:
+        for band in distinct:
+            _check_nodata(nodata, dataset.dtypes[band - 1], name)
+        return (math.nan if math.isnan(nodata) else nodata,) * len(distinct)
+    values: list[float | None] = []
+    with np.errstate(over="ignore"):  # of a nodata value beyond the data type
+        declared = dataset.nodatavals
+    for band in distinct:
+        value = declared[band - 1]
+        is_float = np.dtype(dataset.dtypes[band - 1]).kind == "f"
+        if value is not None and math.isnan(value):
+            value = math.nan  # one object, so that a set holds it once
+        fits = value is not None and (is_float or float(value).is_integer())
+        values.append(value if fits else None)
+    return tuple(values)
+
+
+def _has_color_table(dataset: DatasetReader, band: int) -> bool:
+    try:
+        return bool(dataset.colormap(band))
+    except ValueError:
+        return False
+
+
+def _sample(location: str, dataset: DatasetReader, bands: list[int]) -> NDArray[Any]:  # (bands, N)
+    """Stored values of bands, spread over the raster. Raises: RasterError."""
 
     def read(window: Window, shape: tuple[int, int]) -> NDArray[Any]:
         with wrap_gdal_errors(location, *UNREADABLE):
-            values: NDArray[Any] = dataset.read(alpha, window=RasterioWindow(*window), out_shape=shape)
+            out_shape = (len(bands), *shape)
+            values: NDArray[Any] = dataset.read(bands, window=RasterioWindow(*window), out_shape=out_shape)
         trim_malloc()
-        return values.ravel()
+        return values.reshape(len(bands), -1)
 
-    values = np.concatenate(list(iter_samples(dataset.width, dataset.height, dataset, read)))
-    opaque = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else values.max()
-    return bool(np.isin(values, (0, 255, opaque)).mean() >= MIN_EXTREME_SHARE)
+    samples = list(iter_samples((dataset.width, dataset.height), dataset, read))
+    reset_error(dataset)
+    return np.concatenate(samples, axis=1)
+
+
+def _opaque_value(location: str, dataset: DatasetReader, alpha: int) -> float | None:
+    """Value of opaque pixels in an alpha band: its largest, which is 1 or 4095 in some files. None where the
+    band is none: what it shows is not mostly opaque, as in near infrared."""
+    values = _sample(location, dataset, [alpha])[0]
+    visible = values[values > 0]
+    if not visible.size:
+        return 1.0
+    opaque = float(visible.max())
+    return opaque if (visible >= NEARLY_OPAQUE * opaque).mean() >= MIN_OPAQUE_SHARE else None
+
+
+def _undeclared_fill(location: str, dataset: DatasetReader, bands: list[int]) -> float | None:
+    """Usual nodata value that stands apart from all other values of a raster that declares none."""
+    if all(dtype == "uint8" for dtype in dataset.dtypes):
+        return None
+    values = _sample(location, dataset, bands)
+    if values.dtype.kind == "f":
+        values = values[:, (np.abs(values) < MAX_VALUE).all(axis=0)]
+    for fill in FILL_VALUES:
+        holes = (values == fill).any(axis=0)
+        others = values[values != fill].astype(float)
+        if np.count_nonzero(holes) < max(1, MIN_FILL_SHARE * holes.size) or not others.size:
+            continue
+        low, high = np.percentile(others, (2, 98))
+        if np.abs(others - fill).min() > high - low:
+            return float(fill)
+    return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -25,11 +26,16 @@ from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.messages import redact_address
 
 __all__ = [
+    "FEW_WINDOWS",
+    "MAX_VALUE",
+    "SAMPLE_WINDOWS",
     "UNREADABLE",
+    "Layer",
     "Raw",
     "Source",
     "View",
     "alpha_band",
+    "has_mask",
     "has_transform",
     "iter_samples",
     "needs_alpha",
@@ -39,8 +45,11 @@ __all__ = [
 
 Sample = TypeVar("Sample")
 
+ANY_PLANE = CRS.from_epsg(3857)
 SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
-SAMPLE_WINDOWS = 16  # along a side, where there are no overviews to sample from
+SAMPLE_WINDOWS, FEW_WINDOWS = 16, 4  # along a side, where there are no overviews to sample from
+MAX_VALUE = 1e30
+"""Values of float bands beyond it, such as -3.4e38 or 9.97e36, are fill, even if no nodata value says so."""
 UNREADABLE = "a part of it cannot be read", "copy or download it again"
 
 
@@ -51,7 +60,8 @@ class Source:
     location: str
     dataset: DatasetReader
     bands: tuple[int, int, int]  # red, green, blue, from 1
-    nodata: float | None
+    opaque: float | None  # largest value of its alpha band, if it has one
+    nodata: tuple[float | None, ...]  # of each of `distinct_bands`; NaN is the object `math.nan`
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
     date: str | None = None  # ISO 8601, from its tags
@@ -69,17 +79,43 @@ class Source:
         return redact_address(self.location)
 
     @property
+    def distinct_bands(self) -> list[int]:
+        """The bands that are read, in the file's order."""
+        return sorted(set(self.bands))
+
+    @property
+    def is_gray(self) -> bool:
+        """True where one band is shown in red, green and blue."""
+        return len(set(self.bands)) == 1 and self.palette is None
+
+    @property
     def dtype(self) -> str:
+        """Data type of the stored values."""
         return str(self.dataset.dtypes[self.bands[0] - 1])
 
     @cached_property
-    def palette(self) -> NDArray[np.uint8] | None:  # (3, 256)
-        """RGB of each value of a paletted raster."""
-        if self.dataset.colorinterp[self.bands[0] - 1] is not ColorInterp.palette:
+    def is_8bit(self) -> bool:
+        """True for colors that need no stretch: all 8 bits are in use, or a palette is looked up."""
+        if self.palette is not None:
+            return True
+        bits = self.dataset.tags(self.bands[0], ns="IMAGE_STRUCTURE").get("NBITS", "8")
+        return self.dtype == "uint8" and bits == "8"
+
+    @cached_property
+    def palette(self) -> NDArray[np.uint8] | None:  # (4, length)
+        """RGBA of each value of a paletted raster, up to the last one in its table; None without a table."""
+        band = self.bands[0]
+        is_palette = self.dataset.colorinterp[band - 1] is ColorInterp.palette
+        if not is_palette or len(set(self.bands)) > 1:
             return None
-        palette = np.zeros((3, 256), np.uint8)
-        for value, color in self.dataset.colormap(self.bands[0]).items():
-            palette[:, value] = color[:3]
+        try:
+            colors = self.dataset.colormap(band)
+        except ValueError:
+            return None
+        palette = np.zeros((4, max(colors, default=0) + 1), np.uint8)
+        palette[:, list(colors)] = np.array(list(colors.values())).T
+        if not palette[3].any():
+            palette[3] = 255  # a table whose alpha was never set
         return palette
 
     @cached_property
@@ -89,25 +125,57 @@ class Source:
             [values[band - 1] for band in self.bands]
             for values in (self.dataset.scales, self.dataset.offsets)
         )
-        if self.dtype == "uint8" or (set(scales), set(offsets)) == ({1.0}, {0.0}):
+        if self.is_8bit or (set(scales), set(offsets)) == ({1.0}, {0.0}):
             return None
         return np.array([scales, offsets], np.float32)[:, :, None, None]
 
+    def has_data(self, values: NDArray[Any]) -> NDArray[np.bool_]:  # (rows, cols)
+        """Validity of stored values (bands, rows, cols) of the distinct bands, masks apart.
+
+        A pixel without data in one band has none: it is NaN, infinite, beyond MAX_VALUE, or the nodata value
+        of that band. In 8-bit bands a nodata value such as 0 is also a color (deep water has no red), so
+        there all bands must have it.
+        """
+        valid = np.ones(values.shape[1:], bool)
+        if values.dtype.kind == "f":
+            valid &= (np.abs(values) < MAX_VALUE).all(axis=0)
+        holes = [band == value for band, value in zip(values, self.nodata, strict=True) if value is not None]
+        if values.dtype != np.uint8:
+            for hole in holes:
+                valid &= ~hole
+        elif len(holes) == len(values):
+            valid &= ~np.logical_and.reduce(holes)
+        return valid
+
     @contextmanager
-    def view_on(self, geobox: GeoBox, offset: tuple[int, int] | None, resampling: str) -> Iterator[View]:
+    def view_on(
+        self,
+        geobox: GeoBox,
+        offset: tuple[int, int] | None,
+        resampling: str,
+        shift: tuple[float, float] | None = None,
+    ) -> Iterator[View]:
         """View on another grid: by windows where `offset` is the (column, row) of the grid's corner in this
         raster, warped where it is None.
+
+        shift: columns and rows of the grid by which this raster is misregistered; the warp corrects them.
 
         Raises:
             RasterError: it cannot be warped onto that grid.
         """
-        if offset is not None:
-            yield View.of(self, self.dataset, self.dataset, *offset)
+        if offset is not None and shift is None:
+            yield View.of(self, (Layer(self.dataset, self.distinct_bands),), self.dataset, *offset)
             return
-        placed = self.geobox.wrapping_onto(geobox)
+        if offset is None:
+            placed = self.geobox.wrapping_onto(geobox)
+        else:  # the same pixels, also without a CRS, which a warp asks for
+            geobox = replace(geobox, crs=geobox.crs or ANY_PLANE)
+            placed = geobox.translate(-offset[0], -offset[1])
+        geobox = geobox.translate(*(shift or (0, 0)))
         with ExitStack() as stack:
+            alpha_range = {} if self.opaque is None else {"SRC_ALPHA_MAX": f"{self.opaque:g}"}
 
-            def warp(dataset: DatasetReader, nodata: float | None, **options: str) -> WarpedVRT:
+            def warp(dataset: DatasetReader, nodata: float | None) -> WarpedVRT:
                 vrt = WarpedVRT(
                     dataset,
                     src_crs=placed.crs,
@@ -120,20 +188,37 @@ class Source:
                     src_nodata=nodata,
                     nodata=nodata,
                     add_alpha=needs_alpha(dataset, nodata),
-                    **options,
+                    UNIFIED_SRC_NODATA="NO",  # each band by itself; `has_data` decides about all
+                    **alpha_range,
                 )
                 return stack.enter_context(vrt)
+
+            def warp_bands(dataset: DatasetReader) -> tuple[Layer, ...]:
+                """Warps of the bands of each nodata value, as GDAL takes one value for all bands."""
+                groups: dict[float | None, list[int]] = {}
+                for band, nodata in zip(self.distinct_bands, self.nodata, strict=True):
+                    groups.setdefault(nodata, []).append(band)
+                return tuple(Layer(warp(dataset, nodata), bands) for nodata, bands in groups.items())
 
             with wrap_gdal_errors(
                 self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
             ):
-                if self.nodata is None or not has_mask(self.dataset):
-                    colors = mask = warp(self.dataset, self.nodata)
+                if set(self.nodata) == {None} or not has_mask(self.dataset):
+                    layers = warp_bands(self.dataset)
+                    mask = next(
+                        (layer.dataset for layer in layers if has_mask(layer.dataset)), layers[0].dataset
+                    )
                 else:  # GDAL applies either nodata or a mask, so each is warped by itself
-                    opaque = stack.enter_context(without_alpha(self.dataset))
-                    colors = warp(opaque, self.nodata, UNIFIED_SRC_NODATA="PARTIAL")  # alpha is never nodata
+                    layers = warp_bands(stack.enter_context(without_alpha(self.dataset)))
                     mask = warp(self.dataset, None)
-            yield View.of(self, colors, mask, 0, 0)
+            yield View.of(self, layers, mask, 0, 0)
+
+
+class Layer(NamedTuple):
+    """Bands of an open raster that are read together."""
+
+    dataset: DatasetReader | WarpedVRT
+    bands: list[int]  # from 1, in the file's order
 
 
 class Raw(NamedTuple):
@@ -152,7 +237,7 @@ class View:
     """Raster on the grid of the analysis; windows are in the pixels of that grid."""
 
     source: Source
-    dataset: DatasetReader | WarpedVRT  # with the colors
+    layers: tuple[Layer, ...]  # with the colors: one, or a warp of the bands of each nodata value
     mask: DatasetReader | WarpedVRT  # with the mask or alpha: the same, or another where a warp loses it
     col_off: int  # of the grid's corner in `dataset`
     row_off: int
@@ -163,16 +248,22 @@ class View:
     def of(
         cls,
         source: Source,
-        dataset: DatasetReader | WarpedVRT,
+        layers: tuple[Layer, ...],
         mask: DatasetReader | WarpedVRT,
         col_off: int,
         row_off: int,
     ) -> View:
-        """Build a view. Mask flags are queried here, before the first read, because after a failed read GDAL
-        repeats that error for such queries."""
+        """Build a view. Mask flags and the like are queried here, before the first read, because after a
+        failed read GDAL repeats that error for such queries."""
+        _ = source.is_8bit, source.palette, source.scale_offset  # cached
         alpha = alpha_band(mask)
         mask_dtype = str(mask.dtypes[alpha - 1]) if alpha else "uint8" if has_mask(mask) else None
-        return cls(source, dataset, mask, col_off, row_off, alpha, mask_dtype)
+        return cls(source, layers, mask, col_off, row_off, alpha, mask_dtype)
+
+    @property
+    def dataset(self) -> DatasetReader | WarpedVRT:
+        """Raster with the colors, or some of them."""
+        return self.layers[0].dataset
 
     def read(
         self, window: Window, shape: tuple[int, int] | None = None, *, averaged: bool = False
@@ -189,7 +280,7 @@ class View:
 
     def allocate(self, rows: int, cols: int) -> Raw:
         """Uninitialized buffer of that many pixels, for `read_raw`."""
-        values = np.empty((len(set(self.source.bands)), rows, cols), self.source.dtype)
+        values = np.empty((len(self.source.distinct_bands), rows, cols), self.source.dtype)
         return Raw(values, None if self.mask_dtype is None else np.empty((rows, cols), self.mask_dtype))
 
     def read_raw(self, buffer: Raw, window: Window, *, averaged: bool = False) -> Raw:
@@ -206,9 +297,13 @@ class View:
         with wrap_gdal_errors(self.source.location, *UNREADABLE):
             is_mean = averaged and self.source.palette is None
             method = Resampling.average if is_mean else Resampling.nearest
-            self.dataset.read(
-                sorted(set(self.source.bands)), window=area, out=buffer.values, resampling=method
-            )
+            for layer in self.layers:
+                at = [self.source.distinct_bands.index(band) for band in layer.bands]
+                is_only = len(self.layers) == 1
+                out = buffer.values if is_only else buffer.values[at]
+                layer.dataset.read(layer.bands, window=area, out=out, resampling=method)
+                if not is_only:
+                    buffer.values[at] = out
             if self.alpha is not None:
                 self.mask.read(self.alpha, window=area, out=buffer.mask)
             elif buffer.mask is not None:
@@ -219,31 +314,32 @@ class View:
     def to_rgb(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """RGB and validity of raw pixels, as `read` returns them, in new arrays; pixel by pixel."""
         source, values = self.source, raw.values
-        valid = np.ones(values.shape[1:], bool)
-        if values.dtype.kind == "f":
-            valid &= np.isfinite(values).all(axis=0)
-        if source.nodata is not None:
-            valid &= (values != source.nodata).any(axis=0)  # NaN as nodata is not finite already
+        valid = source.has_data(values)
         if raw.mask is not None:
             valid &= raw.mask > 0
         if source.palette is not None:
-            return source.palette[:, values[0]], valid
-        distinct = sorted(set(source.bands))
-        order = [distinct.index(band) for band in source.bands]
+            colors, has_color = look_up_colors(source.palette, values[0])
+            return colors, valid & has_color
+        order = [source.distinct_bands.index(band) for band in source.bands]
         values = values.copy() if order == [0, 1, 2] else values[order]
+        if values.dtype == np.uint8 and not source.is_8bit:  # of 1 to 7 bits: stretched as 16-bit values are
+            values = values.astype(np.uint16)
         if source.scale_offset is None:
             return values, valid
         scale, offset = source.scale_offset
         with np.errstate(over="ignore"):  # nodata such as -3.4e38
             return values * scale + offset, valid
 
-    def sample(self, geobox: GeoBox) -> NDArray[Any]:  # (3, N)
-        """Valid colors spread over the grid.
+    def sample(self, geobox: GeoBox, windows: int = SAMPLE_WINDOWS) -> NDArray[Any]:  # (3, N)
+        """Valid colors spread over the grid; `windows` along a side, where there are no overviews.
 
         Raises:
             RasterError: no part of it can be read.
         """
-        samples = iter_samples(geobox.width, geobox.height, self.dataset, self.read)
+        # GDAL's JPEG decoder tells of a broken part once, and then returns gray
+        strict = self.source.dataset.driver == "JPEG"
+        size = geobox.width, geobox.height
+        samples = iter_samples(size, self.dataset, self.read, windows=windows, strict=strict)
         return np.concatenate([values[:, valid] for values, valid in samples], axis=1)
 
     def check_readable(self, geobox: GeoBox) -> None:
@@ -252,33 +348,37 @@ class View:
         Raises:
             RasterError: no part of it can be read.
         """
-        next(iter_samples(geobox.width, geobox.height, self.dataset, self.read, overviews=False))
+        next(iter_samples((geobox.width, geobox.height), self.dataset, self.read, overviews=False))
 
 
 def iter_samples(
-    width: int,
-    height: int,
+    size: tuple[int, int],
     dataset: DatasetReader | WarpedVRT,
     read: Callable[[Window, tuple[int, int]], Sample],
     *,
     overviews: bool = True,
+    windows: int = SAMPLE_WINDOWS,
+    strict: bool = False,
 ) -> Iterator[Sample]:
-    """Samples of a raster: one decimated read of its overviews, or a lattice of small windows without any.
+    """Samples of a raster of `size` (width, height): one decimated read of its overviews, or a lattice of
+    small windows without any.
 
     `read` takes a window and the (rows, cols) to return for it. Windows that cannot be read are left out;
-    they also replace a decimated read that fails. `overviews=False` uses windows only.
+    they also replace a decimated read that fails. `overviews=False` uses windows only; there are `windows` of
+    them along a side.
 
     Raises:
-        RasterError: nothing can be read.
+        RasterError: nothing can be read; with `strict`, a part cannot be read.
     """
+    width, height = size
     if overviews and (dataset.overviews(1) or max(width, height) <= 2 * SAMPLE_PX):
-        with suppress(RasterError):
+        with nullcontext() if strict else suppress(RasterError):
             yield read(Window(0, 0, width, height), (min(height, SAMPLE_PX), min(width, SAMPLE_PX)))
             return
     side = SAMPLE_PX // SAMPLE_WINDOWS
     cols, rows = min(side, width), min(side, height)
     col_offs, row_offs = (
-        np.unique(np.linspace(0, length - size, SAMPLE_WINDOWS, dtype=int)).tolist()
+        np.unique(np.linspace(0, length - size, windows, dtype=int)).tolist()
         for length, size in ((width, cols), (height, rows))
     )
     failures: list[RasterError] = []
@@ -287,12 +387,27 @@ def iter_samples(
         try:
             sample = read(Window(col_off, row_off, cols, rows), (rows, cols))
         except RasterError as error:
+            if strict:
+                raise
             failures.append(error)
         else:
             readable = True
             yield sample
     if not readable:
         raise failures[0]
+
+
+def look_up_colors(
+    palette: NDArray[np.uint8], values: NDArray[Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """RGB (3, rows, cols) of values (rows, cols) of a palette (4, length), and where they have a color: they
+    are in the table, and not transparent there."""
+    length = palette.shape[1]
+    with np.errstate(invalid="ignore"):  # NaN, which is not inside
+        inside = (values >= 0) & (values < length)
+        index = np.where(inside, values, 0).astype(np.intp)
+    colors = palette[:, index]
+    return colors[:3], inside & (colors[3] > 0)
 
 
 def has_transform(dataset: DatasetReader | WarpedVRT) -> bool:

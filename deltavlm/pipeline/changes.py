@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import shapely
@@ -15,7 +16,7 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blend_blocks
 from deltavlm.geo.cog import Cog, RasterStyle
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.geobox import GeoBox, Window, lonlat_of
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
 from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
@@ -23,8 +24,12 @@ from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.pipeline.journal_file import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
 from deltavlm.pipeline.results import ChipResult
+from deltavlm.tasks.caption import denies_change
 
-__all__ = ["MASK_STYLE", "PROBABILITY_STYLE", "ChangeOptions", "MaskMosaic", "vectorize"]
+__all__ = [
+    *("MASK_STYLE", "PROBABILITY_STYLE", "ChangeOptions", "MaskMosaic", "caption_of_polygon", "is_drawn"),
+    "vectorize",
+]
 
 MASK_STYLE = RasterStyle(
     band_names=("class of change",),
@@ -47,6 +52,20 @@ class ChangeOptions:
     threshold: float = 0.5  # a pixel is changed where the probabilities of all classes sum to this
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECKLE
     simplify_px: float | None = None  # tolerance, pixels of the raster; None: half a pixel of the mask
+    chips: Literal["changed", "all"] = "changed"  # whose polygons are drawn, see `is_drawn`
+
+
+def is_drawn(changed: bool | None, options: ChangeOptions) -> bool:
+    """True if a polygon is drawn; `changed` is the yes/no answer about the chip with the largest part of it.
+
+    None, an answer that was not asked for or cannot be parsed, contradicts no polygon.
+    """
+    return options.chips == "all" or changed is not False
+
+
+def caption_of_polygon(captions: Iterable[str | None]) -> str | None:
+    """First caption that does not deny change, of chips by decreasing part of a polygon; None if all do."""
+    return next((caption for caption in captions if caption and not denies_change(caption)), None)
 
 
 @dataclass
@@ -69,7 +88,7 @@ class MaskMosaic:
         self.mask_pixel_px = chip.size / probabilities.shape[2]
         if self.change_class is not None:
             merged = np.zeros_like(probabilities)
-            total = probabilities.sum(axis=0, dtype=np.uint16)
+            total = probabilities[: len(CLASSES)].sum(axis=0, dtype=np.uint16)
             merged[CLASSES.index(self.change_class)] = np.minimum(total, 255)
             probabilities = merged
         valid = result.valid
@@ -90,7 +109,8 @@ def vectorize(
 
     A pixel belongs to its most probable class where the probabilities of all classes together reach the
     threshold. Pixels of one class that share an edge make a polygon. Polygons end at the area of interest and
-    at pixels without data.
+    at pixels without data. They are kept or left out whole (`is_drawn`), so those of changed chips have the
+    outlines that they have among all.
 
     Raises: WriteError.
     """
@@ -103,8 +123,9 @@ def vectorize(
         if mask is not None:
             mask.write(block.window, np.where(valid, labels, NODATA)[None].astype(np.uint8))
         if polygons:
-            scores = block.probabilities[: len(CLASSES)].max(axis=0) / np.float32(FULL)
-            polygonizer.add(block.window, labels, scores, block.probabilities[len(CLASSES) :])
+            classes, kinds = np.split(block.probabilities, [len(CLASSES)])
+            scores = np.minimum(classes.sum(axis=0, dtype=np.uint16), FULL) / FULL
+            polygonizer.add(block.window, labels, scores, np.concatenate([kinds, classes.max(axis=0)[None]]))
             gap = _gaps(labels, valid, math.ceil(_tolerance_px(mosaic, options)))
             gaps.add(block.window, gap, np.zeros(gap.shape))
     return [*_features(mosaic, polygonizer.regions(), gaps.regions(), options)]
@@ -157,7 +178,7 @@ class _Polygon:
         name = CLASSES[self.region.value - 1]
         of_class = [index for index, kind in enumerate(KINDS) if class_of_kind(kind) == name]
         best = max(of_class, key=lambda index: self.region.sums[index])
-        if self.region.sums[best] >= MIN_KIND_SHARE * self.region.mean * self.region.pixels * FULL:
+        if self.region.sums[best] >= MIN_KIND_SHARE * self.region.sums[-1]:  # the last is of the class
             return KINDS[best]
         return name if name == "other" else f"{name}_changed"
 
@@ -170,7 +191,9 @@ def _features(
     polygons = [*_polygons(mosaic, regions, gaps, options)]
     for polygon, (lon, lat) in zip(polygons, _centroids(mosaic, polygons), strict=True):
         results = _results_within(mosaic, polygon.region.polygon)
-        caption = results[0].of_task("caption") if results else None
+        if results and not is_drawn(results[0].changed, options):
+            continue
+        captions = (result.of_task("caption") for result in results)
         properties = {
             "class": CLASSES[polygon.region.value - 1],
             "kind": polygon.kind,
@@ -180,7 +203,7 @@ def _features(
             "lon": lon,
             "lat": lat,
             "chip_ids": sorted(result.chip.chip_id for result in results),
-            "caption": caption.value if caption else None,
+            "caption": caption_of_polygon(each.value if each else None for each in captions),
         }
         yield Feature(polygon.shape, properties)
 
@@ -231,27 +254,22 @@ def _within(shapes: list[BaseGeometry], area: BaseGeometry | None) -> list[BaseG
 def _centroids(mosaic: MaskMosaic, polygons: list[_Polygon]) -> list[tuple[float, float] | tuple[None, None]]:
     """Longitude and latitude of the centroids; None where the CRS does not lead there."""
     points = shapely.get_coordinates([polygon.shape.centroid for polygon in polygons])
-    if mosaic.geobox.crs is None:
-        return [(None, None)] * len(polygons)
-    lonlat = project(points, mosaic.geobox.crs, LONLAT) if len(points) else points
-    return [
-        ((lon - 360 * round(lon / 360) if abs(lon) > 180 else lon), lat)
-        if math.isfinite(lon + lat)
-        else (None, None)
-        for lon, lat in lonlat.tolist()
-    ]
+    return [lonlat or (None, None) for lonlat in lonlat_of(points, mosaic.geobox.crs)]
 
 
 def _results_within(mosaic: MaskMosaic, shape: BaseGeometry) -> list[ChipResult]:
-    """Results with a mask of the chips that intersect a polygon in pixels, by decreasing area of overlap."""
+    """Results with a mask of the chips that intersect a polygon in pixels, by decreasing area of overlap.
+
+    Of chips with the same area, those that are not called unchanged come first.
+    """
     left, top, right, bottom = (int(edge) for edge in shape.bounds)
     chips = [*mosaic.chips.intersecting(Window(left, top, right - left, bottom - top))]
     windows = np.array([chip.window for chip in chips])
     boxes = shapely.box(*windows[:, :2].T, *(windows[:, :2] + windows[:, 2:]).T)
     areas = shapely.area(shapely.intersection(boxes, shape))
-    overlapping = sorted(
-        ((area, chip) for area, chip in zip(areas, chips, strict=True) if area > 0),
-        key=lambda item: -item[0],
-    )
-    results = (mosaic.result(chip) for _, chip in overlapping)
-    return [result for result in results if result is not None and result.mask is not None]
+    overlapping = [
+        (-round(area, 6), result.changed is False, result)
+        for area, result in zip(areas.tolist(), map(mosaic.result, chips), strict=True)
+        if area > 0 and result is not None and result.mask is not None
+    ]
+    return [result for *_, result in sorted(overlapping, key=lambda each: each[:2])]

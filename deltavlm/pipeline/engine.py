@@ -35,6 +35,7 @@ class LoadedChip:
     digest: str = ""  # `dedup.pixel_digest`, also where the pixels equal those of an earlier chip
     cached: CachedResult | None = None  # result of the first chip with these pixels, once it is answered
     valid: bytes = b""  # `mask_codec.encode_valid`, if masks are kept
+    shift_px: float | None = None  # length of `ChipPixels.measure_shift`
     far_scale: bool = False  # `scale.is_far`: answers that hold only near the training's scale are left out
 
 
@@ -126,5 +127,14 @@ def load_chips(
                 yield LoadedChip(chip, "nodata", fraction, pair=pair)
             else:
                 valid = encode_valid(pixels.valid) if options.masks else b""
-                digest = pixel_digest(pixels)
-                yield LoadedChip(chip, "answered", fraction, pixels, pair=pair, digest=digest, valid=valid)
+                shift = pixels.measure_shift()
+                yield LoadedChip(
+                    chip,
+                    "answered",
+                    fraction,
+                    pixels,
+                    pair=pair,
+                    digest=pixel_digest(pixels),
+                    valid=valid,
+                    shift_px=None if shift is None else round(shift.length, 2),
+                )

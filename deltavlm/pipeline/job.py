@@ -70,6 +70,14 @@ class OutputOptions:
         """True if an existing output is replaced."""
         return self.overwrite or self.retry_failed
 
+    def for_pair(self, path: Path) -> OutputOptions:
+        """Options of the output `path` of one pair; its rasters are in the folders of these options."""
+        mask, probability = (
+            None if folder is None else folder / f"{path.stem}.{name}.tif"
+            for name, folder in (("mask", self.mask), ("probability", self.probability))
+        )
+        return replace(self, path=path, mask=mask, probability=probability)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeJob:
@@ -142,14 +150,9 @@ class AnalyzeJob:
 
     def for_pair(self, pair: Pair, path: Path, limit: int | None) -> AnalyzeJob:
         """Job of one pair of this job, whose output file is `path`, with at most `limit` chips."""
-        output = self.output
-        mask, probability = (
-            None if folder is None else folder / f"{path.stem}.{name}.tif"
-            for name, folder in (("mask", output.mask), ("probability", output.probability))
-        )
         return replace(
             self,
             pairs=replace(self.pairs, pairs=(pair,)),
             options=replace(self.options, limit=limit),
-            output=replace(output, path=path, mask=mask, probability=probability),
+            output=self.output.for_pair(path),
         )

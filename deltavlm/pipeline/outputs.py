@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltavlm.errors import ConfigError, OutputError
-from deltavlm.files import lock
+from deltavlm.files import NamedPath, check_distinct_files, lock, lock_path
+from deltavlm.geo.aoi import aoi_file
 from deltavlm.geo.cog import check_cog
-from deltavlm.geo.sinks import check_output
+from deltavlm.geo.location import local_file
+from deltavlm.geo.sinks import check_output, files_of_output
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
 from deltavlm.pipeline.journal import check_journal
-from deltavlm.pipeline.journal_file import files_in_commit, journal_path
-from deltavlm.pipeline.pairs import Pair, file_names
+from deltavlm.pipeline.journal_file import files_in_commit, journal_files, journal_path
+from deltavlm.pipeline.pairs import file_names
 
-__all__ = ["OutputFiles", "check_outputs", "is_complete", "output_paths", "polygons_path"]
+__all__ = [
+    *("OutputFiles", "check_outputs", "files_of_job", "is_complete", "output_paths", "polygons_path"),
+]
 
 FOLDER_SUFFIX = ".gpkg"  # of the outputs in a folder
 
@@ -45,12 +49,28 @@ class OutputFiles:
         named = {"mask": self.mask, "probability": self.probability, "polygons": self.polygons}
         return {name: path for name, path in named.items() if path is not None}
 
+    def named(self) -> list[NamedPath]:
+        """The output and the files next to it, with their names in messages."""
+        output = [] if self.path is None else [("output", self.path)]
+        return [*output, *self.by_name().items()]
+
+    def written(self) -> list[NamedPath]:
+        """Every file that a run into this output writes, for a while at least."""
+        files: list[NamedPath] = []
+        for name, path in self.named():
+            files += files_of_output(f"the {name}", path)
+            files.append((f"the lock of the {name}", lock_path(path)))
+        if self.path is not None:
+            journal, masks = journal_files(self.path)
+            files += [("the journal of the run", journal), ("the masks of the journal", masks)]
+        return files
+
     @property
     def interrupted_renames(self) -> set[str]:
         """Files next to the output that a killed run had begun to rename; read before it is resumed."""
         return set() if self.path is None else files_in_commit(journal_path(self.path))
 
-    def check(self, *, may_replace: bool, inputs: Sequence[str]) -> None:
+    def check(self, *, may_replace: bool) -> None:
         """Check before any work that all files can be written; changes nothing.
 
         Raises: OutputError or ConfigError.
@@ -63,10 +83,7 @@ class OutputFiles:
             if name == "polygons":
                 check_output(path, replace)
             else:
-                check_cog(path, replace, inputs)
-        resolved = [path.resolve() for path in self.by_name().values()]
-        if len({*resolved}) < len(resolved):
-            raise ConfigError(f"{self.mask}: --mask and --probability are one file; name two")
+                check_cog(path, replace)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -97,21 +114,50 @@ def is_complete(path: Path, options: OutputOptions) -> bool:
     return path.exists() and not replace
 
 
-def check_outputs(job: AnalyzeJob) -> None:
-    """Check before any work that the output of a job can be written, and that there is something to retry.
+def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
+    """Files that a job writes, and local files that it reads; of a folder the outputs and rasters alone.
 
-    The outputs of a folder are checked one by one, when it is their turn. Raises: OutputError or ConfigError.
+    Raises: InputError for an id that is no file name.
+    """
+    if job.output.per_pair:
+        files = (OutputFiles.of(job.output.for_pair(path)) for path in output_paths(job).values())
+        written = [(f"an {name}", path) for each in files for name, path in each.named()]
+    else:
+        written = OutputFiles.of(job.output).written()
+    read: list[NamedPath] = []
+    for pair in job.pairs.pairs:
+        of_pair = f" of pair {pair.id}" if pair.id else ""
+        read += [
+            (f"the earlier image{of_pair}", local_file(pair.before)),
+            (f"the later image{of_pair}", local_file(pair.after)),
+        ]
+        if isinstance(pair.aoi, Path):
+            read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
+    if isinstance(job.read.aoi, Path):
+        read.append(("the area of interest", aoi_file(job.read.aoi)))
+    return written, read
+
+
+def check_outputs(
+    job: AnalyzeJob, *, also_written: Sequence[NamedPath] = (), also_read: Sequence[NamedPath] = ()
+) -> None:
+    """Check before any work that the output of a job can be written, that it is no file which the run reads
+    or writes besides, and that there is something to retry.
+
+    The outputs of a folder are checked one by one, when it is their turn. `also_written` and `also_read` are
+    files that the job does not know of, such as a report. Raises: OutputError or ConfigError.
     """
     options = job.output
     if options.per_pair:
         for folder in (options.path, options.mask, options.probability):
             if folder is not None and not folder.absolute().parent.is_dir():
                 raise OutputError(f"{folder}: there is no folder {folder.parent}; create it first")
+    else:
+        OutputFiles.of(options).check(may_replace=options.may_replace)
+    written, read = files_of_job(job)
+    check_distinct_files([*written, *also_written], [*read, *also_read])
+    if options.per_pair:
         return
-    pair: Pair | None = job.pairs.pairs[0] if job.is_single else None
-    OutputFiles.of(options).check(
-        may_replace=options.may_replace, inputs=(pair.before, pair.after) if pair else ()
-    )
     if options.path is not None and options.resume:
         check_journal(journal_path(options.path), job)
     if options.retry_failed and (options.path is None or not journal_path(options.path).exists()):

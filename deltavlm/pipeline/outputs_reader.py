@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json
 from deltavlm.geo.grid import chip_offsets, ground_shares
 from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
@@ -175,7 +175,7 @@ def _plain(column: str, value: Any) -> Any:
         return None if value is None or value.is_empty else value
     if column in LIST_COLUMNS and isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     if hasattr(value, "tolist"):

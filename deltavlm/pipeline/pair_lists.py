@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from difflib import get_close_matches
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import shapely
@@ -24,6 +24,9 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json, read_text
+from deltavlm.geo.location import decode_path, is_local, normalize_location
+from deltavlm.messages import preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
 __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
@@ -34,6 +37,8 @@ _REQUIRED = ("before", "after")
 _DELIMITERS = ",;\t"
 _MAX_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
 _COARSE_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2]))?")  # a year, or a year and a month
+_COLLECTION = re.compile("COLLECTION", re.IGNORECASE)
+_MAX_COLLECTIONS = 32
 _WKT = re.compile(r"(?i)((MULTI)?(POLYGON|LINESTRING|POINT)|GEOMETRYCOLLECTION)\s*(Z|M|ZM)?\s*(\(|EMPTY)")
 
 
@@ -44,6 +49,7 @@ class _Row:
     line: int  # or item of a collection, from 1
     source: str  # file and line, for messages
     values: Mapping[str, Any]
+    item_url: str = ""  # where a STAC item says that it lies
 
 
 def read_pairs(path: Path) -> PairList:
@@ -52,7 +58,7 @@ def read_pairs(path: Path) -> PairList:
     Raises: InputError that names file, line and column.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -122,7 +128,7 @@ def _header(names: list[str], source: str) -> list[str]:
 
 def _json_rows(text: str, source: str) -> Iterator[_Row]:
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError as error:
         if not _is_json(text.lstrip().partition("\n")[0]):
             raise InputError(f"{source}: is not valid JSON ({error})") from error
@@ -138,7 +144,7 @@ def _json_rows(text: str, source: str) -> Iterator[_Row]:
         raise InputError(f"{source}: the item collection has no list 'features'")
     for number, item in enumerate(items, start=1):
         item_source = f"{source}, item {number}"
-        yield _Row(number, item_source, _stac_values(item, item_source))
+        yield _Row(number, item_source, _stac_values(item, item_source), _self_url(item))
 
 
 def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
@@ -146,7 +152,7 @@ def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
         line_source = f"{source}, line {number}"
         if line.strip():
             try:
-                values = json.loads(line)
+                values = parse_json(line)
             except ValueError as error:
                 at_column = (
                     f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else error
@@ -157,7 +163,7 @@ def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True
@@ -195,6 +201,15 @@ def _stac_values(item: Any, source: str) -> Mapping[str, Any]:
     return {**hrefs, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": aoi}
 
 
+def _self_url(item: Mapping[str, Any]) -> str:
+    """URL of a STAC item by its link to itself; empty without one."""
+    links = item.get("links")
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict) and link.get("rel") == "self" and "://" in str(link.get("href")):
+            return str(link["href"])
+    return ""
+
+
 def _pair(row: _Row, folder: Path) -> Pair:
     texts = {name: _text(row.values.get(name), f"{row.source}, {name}") for name in COLUMNS if name != "aoi"}
     for name in _REQUIRED:
@@ -205,8 +220,8 @@ def _pair(row: _Row, folder: Path) -> Pair:
     }
     return Pair(
         texts["id"] or _text(row.values.get(ALIAS), f"{row.source}, {ALIAS}") or "",
-        _resolve(texts["before"] or "", folder),
-        _resolve(texts["after"] or "", folder),
+        _resolve(texts["before"] or "", folder, row.item_url),
+        _resolve(texts["after"] or "", folder, row.item_url),
         dates["before_date"],
         dates["after_date"] or dates["date"],
         _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
@@ -219,19 +234,28 @@ def _text(value: Any, source: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{source}: {json.dumps(value)[:40]} is not text")
+        raise InputError(f"{source}: {preview(value)} is not text")
     text = str(value).strip()
     if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 or ord(char) == 127 for char in text):
         raise InputError(f"{source}: {text!r} has characters that cannot be printed; remove them")
     return text or None
 
 
-def _resolve(text: str, folder: Path) -> str:
-    """Resolve a relative path at `folder`; a URL, a /vsi path or a subdataset stays."""
-    if "://" in text or text.startswith("/vsi"):
-        return text
-    path = folder / text
-    return text if ":" in text and not path.exists() else str(path)
+def _resolve(text: str, folder: Path, item_url: str = "") -> str:
+    """Location of a path or URL in a list: a relative path starts at `folder`; a URL or a /vsi path stays.
+
+    Percent-encoding is decoded where no file has the encoded name. What is not in `folder` is looked for
+    beside `item_url`, where the item of the list says that it lies.
+    """
+    location = normalize_location(text)
+    if not is_local(location):
+        return location
+    path = Path(decode_path(str(folder / location)))
+    if path.exists() or Path(location).is_absolute():
+        return str(path)
+    if item_url:
+        return normalize_location(urljoin(item_url, text))
+    return text if ":" in text else str(path)
 
 
 def check_date(text: str | None, source: str) -> str | None:
@@ -256,10 +280,12 @@ def _aoi(value: Any, source: str, folder: Path) -> Path | BaseGeometry | None:
         value = text
     try:
         if isinstance(value, str) and value.startswith("{"):
-            value = json.loads(value)
+            value = parse_json(value)
+        if isinstance(value, str) and len(_COLLECTION.findall(value)) > _MAX_COLLECTIONS:
+            raise ValueError("too many collections in collections")  # GEOS would overflow the stack
         geometry = shapely.from_wkt(value) if isinstance(value, str) else _shape(value)
         geometry = shapely.make_valid(geometry)
-    except (ValueError, TypeError, LookupError, AttributeError, ShapelyError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ShapelyError) as error:
         words = str(error).partition("\n")[0]
         raise InputError(
             f"{source}: is neither WKT nor a GeoJSON geometry ({words}); give one, or a file"

@@ -113,6 +113,12 @@ class PairRecord:
         return share
 
     @property
+    def shift_px(self) -> float | None:
+        """Shift between the dates before any correction, in pixels; None where it cannot be measured."""
+        length: float | None = json.loads(self.inputs)["registration"]["shift_px"]
+        return length
+
+    @property
     def footprint(self) -> Polygon:
         """Outline of the pixel grid, in its CRS."""
         return self.geobox.footprint
@@ -136,9 +142,8 @@ class PairResult:
 
     def add(self, result: ChipResult) -> None:
         """Count a chip of the pair."""
-        change = result.of_task("change")
         self.chips += 1
-        self.changed += change is not None and change.value is True
+        self.changed += result.changed is True
         if result.failed:
             self.failed += 1
             self.reason = self.reason or result.reason

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.geo.location import normalize_location
 from deltavlm.messages import redact_address
 
 __all__ = ["RASTER_SUFFIXES", "Pair", "PairList", "file_names", "pairs_of_folders", "shard", "with_ids"]
@@ -50,6 +51,7 @@ class PairList:
         cls, before: str, after: str, before_date: str | None = None, after_date: str | None = None
     ) -> PairList:
         """One pair that is not from a list; dates in ISO 8601."""
+        before, after = normalize_location(before), normalize_location(after)
         return cls((Pair("", before, after, before_date, after_date),), redact_address(after))
 
     @property

@@ -150,7 +150,7 @@ def _notify_complete(
 def _write_pair(job: AnalyzeJob, pair: Pair, engine: Engine, result: RunResult, hooks: RunHooks) -> None:
     """Output of one pair of a folder."""
     files = OutputFiles.of(job.output)
-    files.check(may_replace=job.output.may_replace, inputs=(pair.before, pair.after))
+    files.check(may_replace=job.output.may_replace)
     with files.locked(), open_listed_pair(pair, job.read) as opened:
         _write(_Output(job, files, engine, result, opened), hooks)
 

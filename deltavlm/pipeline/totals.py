@@ -24,7 +24,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geojson import shapes_to_lonlat
+from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.messages import format_number
 from deltavlm.pipeline.schema import ANALYZED_STATUSES

@@ -16,8 +16,8 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import LONLAT
-from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import find_conflicts, statements_of
@@ -154,6 +154,7 @@ class ResultWriter:
             "valid_fraction": result.valid_fraction,
             "ground_share": result.chip.ground_share,
             "aoi_share": result.chip.aoi_share,
+            "shift_px": result.shift_px,
             "gsd_m": record.gsd_m,
             "model": self.model,
             "before": record.identity.before,
@@ -172,6 +173,7 @@ class ResultWriter:
             "chips": result.chips,
             "changed": result.changed if record else None,
             "failed_chips": result.failed,
+            "shift_px": record.shift_px if record else None,
             "gsd_m": record.gsd_m if record else None,
             "before": redact_address(pair.before),
             "after": redact_address(pair.after),

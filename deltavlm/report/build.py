@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltavlm.errors import InputError
 from deltavlm.pipeline.outputs_reader import Output, read_output
-from deltavlm.report.images import ImageOptions, open_images
+from deltavlm.report.images import ImageOptions, candidate_files, open_images
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.pairs import ReportPair, build_pairs, select_pair
 from deltavlm.report.quicklook import quicklook_png
@@ -27,6 +27,12 @@ class Report:
     @property
     def chip_count(self) -> int:
         return sum(len(pair.chips) for pair in self.pairs)
+
+    def image_files(self) -> list[Path]:
+        """Local files that images of the pairs may be in, now or before they were moved."""
+        folder = self.output.path.absolute().parent
+        paths = [image.path for pair in self.pairs for image in (pair.before, pair.after) if image.path]
+        return [file for path in paths for file in candidate_files(path, folder)]
 
     def html(
         self, limits: ImageLimits | None = None, on_progress: Callable[[int], None] = lambda count: None

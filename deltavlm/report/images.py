@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ from PIL import Image
 
 from deltavlm.errors import InputError, RasterError
 from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.location import local_file
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
 from deltavlm.geo.resampling import parse_resampling
 from deltavlm.geo.view import Source, View
 from deltavlm.report.pairs import PairImage, ReportPair
 
-__all__ = ["ImageOptions", "OpenImages", "as_webp", "open_images"]
+__all__ = ["ImageOptions", "OpenImages", "as_webp", "candidate_files", "open_images"]
 
 READ_BYTES = 24 * 2**20
 """Bytes of the file per read of an overview. GDAL averages band by band, and decodes blocks that its cache
@@ -103,6 +104,7 @@ def open_images(pair: ReportPair, options: ImageOptions, folder: Path) -> Iterat
                     _read_options(pair, options),
                     geobox=pair.geobox if pair.has_recorded_geobox else None,
                     stretches=_recorded_stretches(pair),
+                    registration=pair.registration,
                 )
             )
         except InputError as error:  # bands and resampling method come from the output's file too
@@ -153,11 +155,15 @@ def _locate(path: str, override: str | None, options: ImageOptions, folder: Path
         raise RasterError(
             f"{path}: is a remote image; --allow-remote fetches it, or give --before and --after"
         )
-    name = path.replace("\\", "/").rpartition("/")[2]
-    for candidate in (Path(path), folder / path, folder / name):
+    for candidate in candidate_files(path, folder):
         if candidate.is_file():
             return str(candidate)
     raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
+
+
+def candidate_files(path: str, folder: Path) -> tuple[Path, Path, Path]:
+    """Files that an image with the recorded `path` may be in, in the order in which they are tried."""
+    return local_file(path), folder / path, folder / path.replace("\\", "/").rpartition("/")[2]
 
 
 def _check_size(source: Source, image: PairImage) -> None:
@@ -174,11 +180,13 @@ def _overview(view: View, stretch: Stretch | None, geobox: GeoBox, size: tuple[i
     width, height = size
     pixels = np.zeros((3, height, width), np.uint8)
     valid = np.zeros((height, width), bool)
-    source, small = view.source, geobox.zoom_to(width, height)
+    source = view.source
     failures: list[RasterError] = []
     strips_read = 0
     with ExitStack() as stack:
-        if view.dataset is not source.dataset and (width, height) != (geobox.width, geobox.height):
+        warped = view.dataset is not source.dataset and geobox.crs is not None
+        if warped and (width, height) != (geobox.width, geobox.height):
+            small = replace(geobox, transform=view.dataset.transform).zoom_to(width, height)
             view, geobox = stack.enter_context(source.view_on(small, None, "average")), small
         pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
         strip_height = max(1, int(READ_BYTES / (geobox.width * pixel_bytes) * height / geobox.height))

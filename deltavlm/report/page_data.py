@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltavlm.geo.registration import shift_caveat
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
@@ -103,7 +104,8 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
         name: []
         for name in (
             *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
-            *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid", *answers),
+            *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid"),
+            *("shift", *answers),
         )
     }
     for number, pair in enumerate(pairs):
@@ -126,6 +128,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "building_cells": _cell_bits(chip.get("building_cells")),
                 "conflicts": _rule_bits(chip.get("conflicts")),
                 "valid": _number(chip.get("valid_fraction"), 3),
+                "shift": _number(chip.get("shift_px"), 2),
             }
             row |= {name: text(chip.get(name)) for name in answers}
             for name, column in columns.items():
@@ -193,6 +196,8 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
         lines.append(("Scale to 8 bit", str(inputs.get("scale", record.get("reading", {}).get("scale", "")))))
     else:
         lines.append(("Pairs", str(record.get("pairs", ""))))
+    shifts_px = [_number(chip.get("shift_px"), 2) for pair in pairs for chip in pair.chips]
+    lines.append(("Shift", shift_caveat([px for px in shifts_px if px is not None]) or ""))
     device = ", ".join(str(model[key]) for key in ("device", "dtype") if model.get(key))
     name = f"{model.get('name', '')}, fingerprint {model.get('fingerprint', '')}"
     lines.append(("Model", f"{name}{f', on {device}' if device else ''}"))

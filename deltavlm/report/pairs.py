@@ -17,8 +17,9 @@ from rasterio.errors import CRSError
 from deltavlm.config import suggest
 from deltavlm.errors import InputError
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, lonlat_of, project
 from deltavlm.geo.grid import chip_offsets
+from deltavlm.geo.registration import Registration
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays, Totals, shape_areas
 
@@ -51,6 +52,7 @@ class ReportPair:
     geobox: GeoBox | None  # None: the pair was not analyzed
     chip_px: int
     resampling: str = "bilinear"
+    registration: Registration = field(default_factory=Registration)
     has_recorded_geobox: bool = True  # False: `geobox` is estimated from the chips, and bands are unknown
     chips: list[Row] = field(default_factory=list, repr=False)
     changes: list[Row] = field(default_factory=list, repr=False)
@@ -81,10 +83,7 @@ class ReportPair:
         if geobox is None or not self.chips:
             return [None] * len(self.chips)
         centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        points = project(geobox.to_ground(centres), geobox.crs, LONLAT)
-        if geobox.crs is None or not np.isfinite(points).all():
-            return [None] * len(self.chips)
-        return [(lon, lat) for lon, lat in points.tolist()]
+        return lonlat_of(geobox.to_ground(centres), geobox.crs)
 
     @property
     def gsd_m(self) -> float | None:
@@ -201,6 +200,9 @@ def _build_pair(row: Row, chips: list[Row], changes: Sequence[Row], output: Outp
         geobox=geobox,
         chip_px=chip_px,
         resampling=str(inputs.get("alignment", {}).get("resampling", "bilinear")),
+        registration=Registration.from_record(inputs["registration"])
+        if "registration" in inputs
+        else Registration(),
         has_recorded_geobox=isinstance(record, dict),
         chips=chips,
         changes=[change for change in changes if str(change.get("pair_id") or "") in ("", name)],

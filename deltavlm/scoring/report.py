@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltavlm.data.examples import Problem
 from deltavlm.errors import OutputError
-from deltavlm.files import write_atomic
+from deltavlm.files import NamedPath, write_atomic
 from deltavlm.scoring.predictions import summarize_names
 from deltavlm.scoring.published import SOURCE
 from deltavlm.scoring.score import CONFUSION_COUNTS, MetricValue
@@ -48,19 +48,21 @@ class ReportFiles:
         log = report.with_suffix(".predictions.jsonl") if with_predictions else None
         return cls(report, report.with_suffix(".md"), log)
 
-    def check(self, inputs: Iterable[Path], *, overwrite: bool) -> None:
-        """Raises: OutputError when a file would replace an input or an existing report, or cannot be written.
+    def named(self) -> list[NamedPath]:
+        """The files with their names in messages."""
+        log = [] if self.predictions is None else [("the predictions of the report", self.predictions)]
+        return [("the report", self.report), ("the page of the report", self.page), *log]
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises: OutputError when a file would replace an existing report, or cannot be written.
 
         A page without a report next to a log is replaced: the process was killed between the two.
         """
         log_exists = self.predictions is not None and self.predictions.exists()
         is_interrupted = log_exists and not self.report.exists()
-        resolved_inputs = {path.resolve() for path in inputs}
         for path in filter(None, (self.report, self.page, self.predictions)):
             if path.is_dir():
                 raise OutputError(f"{path} is a folder; give another name with -o")
-            if path.resolve() in resolved_inputs:
-                raise OutputError(f"{path} is an input; give another name with -o")
             is_replaceable = overwrite or path == self.predictions or is_interrupted
             if path.exists() and not is_replaceable:
                 raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")

@@ -19,8 +19,8 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError, InputError, ToolError
-from deltavlm.geo.geojson import cut_at_180, shapes_to_lonlat
-from deltavlm.geo.vector_reader import read_layer
+from deltavlm.geo.lonlat import cut_at_180, polygon_of_ring, shapes_to_lonlat
+from deltavlm.geo.vector_reader import read_layer, split_layer
 from deltavlm.summaries.results import Results, Shapes, union
 
 __all__ = [
@@ -107,16 +107,8 @@ def make_areas(
             return areas_from_grid(results, cell_m)
         case "h3":
             return areas_from_h3(results, resolution)
-    path, layer = _split_layer(by)
+    path, layer = split_layer(by)
     return areas_from_file(results, path, layer, name_field)
-
-
-def _split_layer(text: str) -> tuple[Path, str | None]:
-    """`districts.gpkg:communes` as file and layer, unless there is a file with this very name."""
-    file, colon, layer = text.rpartition(":")
-    if colon and layer and not Path(text).exists() and Path(file).exists():
-        return Path(file), layer
-    return Path(text), None
 
 
 def single_area(results: Results) -> Areas:
@@ -160,7 +152,7 @@ def areas_from_file(
         ConfigError: the file has no column `name_field`.
     """
     _require_crs(results)
-    frame = read_layer(path, layer).frame
+    frame = read_layer(path, layer, polygons=True).frame
     frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])].reset_index(drop=True)
     if not len(frame):
         raise InputError(f"{path}: holds no polygons; give a layer of areas as FILE:LAYER")
@@ -332,13 +324,10 @@ def _names(frame: Any, path: Path, name_field: str | None) -> list[str]:
 
 
 def _lonlat_polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
-    """Polygons of rings in longitude and latitude, cut at the 180th meridian."""
+    """Polygons of counter-clockwise rings in longitude and latitude, cut at the 180th meridian."""
     shapes = np.empty(len(rings), dtype=object)
     for index, ring in enumerate(rings):
-        points = np.array(ring)
-        if np.ptp(points[:, 0]) > 180:
-            points[:, 0] %= 360
-        shapes[index] = cut_at_180(shapely.Polygon(points))
+        shapes[index] = cut_at_180(polygon_of_ring(np.array([*ring, ring[0]], float), is_ccw=True))
     return shapes
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deltavlm.geo.registration import shift_caveat
 from deltavlm.pipeline.scale import Scale
 from deltavlm.summaries.results import Results
 from deltavlm.summaries.totals import UNSURE, AreaSummary
@@ -21,6 +22,7 @@ def caveats(results: Results, total: AreaSummary, areas: Sequence[AreaSummary] =
         *_counts(results, total),
         *_small_areas(results, areas),
         *_pixel_size(results),
+        *_shifts(results),
         *_threshold(results),
         *_confidence(results, total),
     ]
@@ -111,6 +113,13 @@ def _pixel_size(results: Results) -> Iterator[str]:
         warnings = {scale.warning() for scale in scales}
         for warning in sorted(filter(None, warnings)):
             yield f"Scale ({model}): {warning}."
+
+
+def _shifts(results: Results) -> Iterator[str]:
+    shifts_px = results.chips["shift_px"].to_numpy(dtype=float, na_value=np.nan)
+    caveat = shift_caveat(shifts_px[np.isfinite(shifts_px)])
+    if caveat:
+        yield caveat
 
 
 def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:

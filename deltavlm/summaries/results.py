@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 
 from deltavlm.errors import InputError
-from deltavlm.geo.geojson import shapes_to_lonlat
+from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
@@ -25,10 +25,12 @@ __all__ = ["Results", "area_m2", "read_results", "union"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
-    *("before", "after", "pair_id", "before_date", "after_date", "conflicts"),
+    *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
     *("ground_share", "aoi_share"),
 )
-NUMBER_COLUMNS = (*("changed_score", "new_roads", "new_buildings", "gsd_m", "ground_share", "aoi_share"),)
+NUMBER_COLUMNS = (
+    *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
+)
 POLYGON_COLUMNS = ("kind", "area_m2", "pair_id")
 
 Shapes = NDArray[np.object_]  # of shapely polygons, or None

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from deltavlm.config import from_mapping, read_yaml, suggest, to_mapping
+from deltavlm.config import from_mapping, parse_yaml, read_yaml, suggest, to_mapping
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, TaskName
 
@@ -213,10 +211,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
         key, sign, text = change.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set {change}: expected KEY=VALUE, such as seed=1")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {change}: {text!r} is not a YAML value") from error
+        value = parse_yaml(text, f"--set {change}")
         _set_key(values, key.split("."), value, f"--set {change}")
     return from_mapping(TrainConfig, values, source=f"{path} with --set")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from deltavlm.errors import InputError, ModelOutOfMemory
+from deltavlm.files import check_distinct_files
 from deltavlm.model.config import Calibration
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.build import (
@@ -82,6 +83,12 @@ def train(
     if options.only not in (None, "none", *config.phases):
         raise InputError(f"no phase {options.only!r}; there are {', '.join(config.phases)}")
     machine, inputs = pick_machine(config), load_inputs(config)
+    if inputs.start is not None:
+        files = [path for path in inputs.start.iterdir() if path.is_file()]
+        written = [
+            ("the trained model", (options.model_folder or out / "model") / path.name) for path in files
+        ]
+        check_distinct_files(written, [("the model to start from", path) for path in files])
     if world.rank == 0:
         open_folder(out, config, resume=options.resume)
         if config.scenes:

@@ -121,7 +121,7 @@ def test_markup_in_a_caption_is_shown_as_it_is(
     assert "[red]a[/nonsense]" in result.stderr
 
 
-def test_dry_run_shows_the_plan_and_loads_and_writes_nothing(run: Run, scene: Scene) -> None:
+def test_dry_run_shows_the_plan_and_writes_nothing(run: Run, scene: Scene) -> None:
     result = run("analyze", *scene.args, "-n", *SMALL)
     assert result.exit_code == 0
     for word in (
@@ -134,11 +134,17 @@ def test_dry_run_shows_the_plan_and_loads_and_writes_nothing(run: Run, scene: Sc
     ):
         assert word in result.stdout
     assert "after_changes.gpkg" in result.stdout
-    assert run.loads == []
+    assert "chips/s in a sample of 15 chips" in result.stdout
     assert not list(Path.cwd().iterdir())
     assert "first 4 chips" in run("analyze", *scene.args, "-n", "--limit", 4).stdout
     plan = json.loads(run("analyze", *scene.args, "-n", "--json", *SMALL).stdout)
     assert (plan["dry_run"], plan["chips"]) == (True, 15)
+    estimate = plan["estimate"]
+    assert (estimate["chips"], estimate["sample_chips"]) == (15, 15)
+    assert estimate["seconds"] > 0
+    assert estimate["memory_bytes"] > 10_000_000
+    run("analyze", *scene.args, "-o", "out.gpkg", *SMALL)
+    assert estimate["output_bytes"] == pytest.approx(Path("out.gpkg").stat().st_size, rel=0.1)
 
 
 def test_dry_run_of_features_on_stdout_leaves_stdout_empty(run: Run, scene: Scene) -> None:
@@ -208,13 +214,12 @@ def test_far_from_the_models_scale_is_a_warning(run: Run, scene: Scene, model: S
     assert result.exit_code == 0
 
 
-def test_dry_run_knows_the_model_without_loading_it(run: Run, scene: Scene) -> None:
+def test_dry_run_checks_the_model_before_it_is_loaded(run: Run, scene: Scene) -> None:
     result = run("analyze", *scene.args, "-n", "--gsd", 2)
     assert "Warning: a pixel is 2 m, the model was trained at 0.5 m" in result.stderr
     result = run("analyze", *scene.args, "-n", "-m", "no-such-model", *SMALL)
     assert result.exit_code == 2
     assert "Error: no model 'no-such-model'; give the name of an installed one" in result.stderr
-    assert run.loads == []
 
 
 def test_a_crs_without_a_way_to_degrees_is_told_in_its_own(run: Run, tmp_path: Path, scene: Scene) -> None:

@@ -191,7 +191,9 @@ def test_chips_that_kill_every_worker_are_given_up(
 def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> None:
     pair = RasterPair(str(scene.before), str(scene.after))
     with open_pair(pair) as reader:
-        unit = ReadTask(pair, ReadOptions(), pair_fingerprint(reader), ((0, 0), (0, 3), (2, 4)), 2)
+        unit = ReadTask(
+            pair, ReadOptions(), reader.registration, pair_fingerprint(reader), ((0, 0), (0, 3), (2, 4)), 2
+        )
     seen, *pieces = read_chips_of_task(unit, AnalyzeOptions(chip_px=32))
     assert [(status, reason, place) for status, _, reason, place, _, _ in seen] == [
         ("answered", "", (0, 0)),

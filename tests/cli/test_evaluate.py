@@ -160,7 +160,7 @@ def test_outputs_and_inputs_are_not_overwritten(run: Run, folder: Path) -> None:
         assert result.exit_code == 2
         assert message in one_line(result)
     args = ("eval", folder, "--predictions", "answers.json", "-o", "answers.json", "--overwrite")
-    assert "is an input" in one_line(run(*args))
+    assert "would be both the report and" in one_line(run(*args))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rasterio
 
+from deltavlm.pipeline.job import AnalyzeJob
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
 from tests.pairs import layer, write_pairs
@@ -48,8 +49,64 @@ def test_flags_of_polygons_reach_the_run(run: Run, scene: Scene, bright: Scripte
         "threshold": 0.7,
         "min_area_m2": 2,
         "simplify_px": 0,
+        "chips": "changed",
     }
     assert record["options"]["overlap_px"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "chips"),
+    [
+        (["--polygons"], "changed"),
+        (["--polygons", "changed"], "changed"),
+        (["--polygons", "all"], "all"),
+        (["--polygons=all"], "all"),
+        (["--polygons", "all", "--polygons"], "changed"),
+        (["--no-polygons", "--polygons", "all"], "all"),
+        (["--polygons", "all", "--no-polygons"], None),
+        (["--config", "true.toml"], "changed"),
+        (["--config", "all.toml"], "all"),
+        (["--config", "false.toml"], None),
+        (["--config", "all.toml", "--no-polygons"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_polygons_takes_a_value_only_where_it_is_one(
+    run: Run,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    chips: str | None,
+    is_first: bool,
+) -> None:
+    """The word behind a bare --polygons may be BEFORE."""
+    jobs: list[AnalyzeJob] = []
+    monkeypatch.setattr("deltacli.analyze.analyze_job", lambda job, flags: jobs.append(job))
+    for name, value in (("true", "true"), ("false", "false"), ("all", '"all"')):
+        Path(f"{name}.toml").write_text(f"[analyze]\npolygons = {value}\n")
+    args = [*words, *scene.args] if is_first else [*scene.args, *words]
+    result = run("analyze", *args)
+    assert result.exit_code == 0, result.stderr
+    (job,) = jobs
+    assert job.pairs.pairs[0].before == str(scene.before)
+    assert job.output.polygons == (chips is not None)
+    assert job.output.changes.chips == (chips or "changed")
+
+
+def test_polygons_in_the_environment(
+    run: Run, scene: Scene, bright: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("1", "all"):
+        monkeypatch.setenv("DELTAVLM_ANALYZE_POLYGONS", value)
+        result = run("analyze", *scene.args, "-o", f"{value}.gpkg", *SMALL, "--json")
+        assert json.loads(result.stdout)["polygons"] == 1
+
+
+def test_polygons_of_other_chips_are_refused(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "--polygons=some")
+    assert result.exit_code == 2
+    assert "'some' is not changed or all" in one_line(result)
 
 
 def test_dates_of_a_single_pair(run: Run, scene: Scene, bright: ScriptedModel) -> None:
@@ -100,7 +157,10 @@ def test_a_config_file_and_the_metrics(run: Run, scene: Scene, bright: ScriptedM
         (("--mask", "nowhere/m.tif"), "there is no folder"),
         (("--mask", "."), ".: is a folder; name a file in it"),
         (("-o", "."), ".: is a folder; name a file in it"),
-        (("--mask", "one.tif", "--probability", "./one.tif"), "are one file; name two"),
+        (
+            ("--mask", "one.tif", "--probability", "./one.tif"),
+            "one.tif: would be both the mask and the probability",
+        ),
         (("--layer", "changes"), "without --polygons"),
         (("--min-area", 3), "is for --polygons"),
         (("--simplify", 3), "is for --polygons"),
@@ -127,7 +187,7 @@ def test_invalid_flags_are_refused(run: Run, scene: Scene, args: tuple[object, .
 def test_an_image_is_never_overwritten(run: Run, scene: Scene) -> None:
     content = scene.before.read_bytes()
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--mask", scene.before, "--overwrite", *SMALL)
-    assert (result.exit_code, "is one of the images" in one_line(result)) == (2, True)
+    assert (result.exit_code, "would be both the mask and the earlier image" in one_line(result)) == (2, True)
     assert scene.before.read_bytes() == content
 
 

@@ -96,6 +96,45 @@ def test_a_full_disk_behind_stdout_is_one_error_line(scene: Scene) -> None:
     assert "Traceback" not in stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_ends_no_run(scene: Scene, tmp_path: Path) -> None:
+    """`2>/dev/full`: the first line that could not be written ended the run, without an output or a word."""
+    output = tmp_path / "out.geojson"
+    with Path("/dev/full").open("w") as full:
+        process = program("analyze", *scene.args, "-o", output, "--chip-size", 32, stderr=full)
+        stdout, _ = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "")
+    assert len(json.loads(output.read_text())["features"]) == 15
+
+
+@pytest.mark.slow
+def test_a_log_whose_reader_has_gone_ends_no_run(scene: Scene, tmp_path: Path) -> None:
+    output = tmp_path / "out.geojson"
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = program("analyze", *scene.args, "-o", output, "--chip-size", 32, "-vv", stderr=writer)
+    os.close(writer)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(json.loads(output.read_text())["features"]) == 15
+
+
+@pytest.mark.slow
+def test_an_error_that_cannot_be_said_has_its_exit_code(tmp_path: Path) -> None:
+    for redirect in ("2>/dev/full", "2>&-"):
+        command = f"'{sys.executable}' -m deltacli grid no.tif -o '{tmp_path}/g.gpkg' {redirect}"
+        assert subprocess.run(command, shell=True, cwd=ROOT).returncode == 2
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">/dev/full"])
+def test_data_that_cannot_be_written_are_an_error(scene: Scene, redirect: str) -> None:
+    command = f"'{sys.executable}' -m deltacli grid '{scene.before}' -o - {redirect}"
+    process = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith(("Error: Bad file descriptor", "Error: No space left on device"))
+
+
 @pytest.mark.slow
 def test_closed_streams_are_not_an_error(scene: Scene, tmp_path: Path) -> None:
     """`2>&-` and `>&-`: Python then has None in place of the streams."""

@@ -52,7 +52,7 @@ def test_usage_errors_are_one_line(run: Run, out: Path, tmp_path: Path) -> None:
     cases: dict[tuple[object, ...], str] = {
         (out,): "give --before-date",
         (tmp_path / "no.gpkg", *DATES): "no such file",
-        (out, *DATES, "-o", out, "--overwrite"): "is the output itself",
+        (out, *DATES, "-o", out, "--overwrite"): "would be both -o and OUT",
         (out, *DATES, "-o", tmp_path / "item.txt"): "suffix '.txt' is not one of .json, .geojson",
         (out, *DATES, "--asset", "mask=no.tif"): "is not NAME=FILE",
         (tmp_path / "a.tif", *DATES): "is none of",

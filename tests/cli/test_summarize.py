@@ -101,7 +101,7 @@ def test_usage_errors_are_one_line(
         (out, "--by", "pair"): "has one pair only",
         (out, "-o", tmp_path / "x.txt"): "suffix '.txt' is not one of .csv, .md, .html, .gpkg",
         (out, "-o", tmp_path / "x.gpkg"): "no areas to draw; add --by",
-        (out, "-o", out, "--overwrite"): "is an input",
+        (out, "-o", out, "--overwrite"): "would be both -o and OUT",
         (out, "-o", "-"): "no areas to draw; add --by",
         (out, "--by", "grid", "-o", "-", "--json"): "stdout is taken",
     }

@@ -7,6 +7,7 @@ list of allowed drivers.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_service_descriptions_are_refused(tmp_path: Path, url: str) -> None:
 )
 def test_locations_that_describe_a_dataset(tmp_path: Path, secret: Path, location: str) -> None:
     before = write_raster(tmp_path / "before.tif", noise(1))
-    with pytest.raises(RasterError, match=r"cannot be read as a raster|no such file|cannot be looked at"):
+    with pytest.raises(RasterError, match=r"not read;|prefix of GDAL|no such file|cannot be looked at"):
         opened(location.format(before, vrt=raw_vrt(str(secret))), before).__enter__()
 
 
@@ -104,6 +105,53 @@ def test_sidecar_masks_and_overviews(tmp_path: Path, secret: Path, ending: str) 
     assert_refused(path, "is no TIFF, and would be read as a part of")
     tagged(sidecar, "OVERVIEWS", OVERVIEW_FILE=raw_vrt(str(secret)))
     assert_refused(path, r"its tags \(OVERVIEWS\) name another file")
+
+
+def test_an_erdas_sidecar(tmp_path: Path, secret: Path) -> None:
+    """GDAL opens a `.aux` with these first bytes in any format."""
+    path = write_raster(tmp_path / "image.tif", noise(1, 64, 64), tiled=True)
+    path.with_suffix(".aux").write_text("\\documentclass{article}, which LaTeX has written")
+    with opened(path, path) as reader:
+        assert len(reader.chips(64)) == 1
+    path.with_suffix(".aux").write_text("EHFA_HEADER_TAG" + raw_vrt(str(secret), 64))
+    assert_refused(path, r"image\.aux: is no Erdas Imagine file, and would be read as a part of")
+
+
+GRID = "+proj=utm +zone=31 +ellps=bessel +nadgrids={} +units=m"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("image.tif", {"GEOTIFF_KEYS_FLAVOR": "ESRI_PE"}),
+        ("big.tif", {"GEOTIFF_KEYS_FLAVOR": "ESRI_PE", "BIGTIFF": "YES", "ENDIANNESS": "BIG"}),
+        ("image.png", {"driver": "PNG"}),
+        ("image.img", {"driver": "HFA"}),
+        ("image.dat", {"driver": "ENVI"}),
+        ("image.jp2", {"driver": "JP2OpenJPEG"}),
+    ],
+)
+def test_a_grid_file_named_by_the_crs(tmp_path: Path, name: str, options: dict[str, str]) -> None:
+    """PROJ would open it, and hang on a pipe, as soon as GDAL reads the CRS."""
+    grid = tmp_path / "grid.gsb"
+    path = write_raster(tmp_path / name, noise(1, 64, 64), crs=GRID.format(grid), **options)
+    os.mkfifo(grid)
+    with pytest.raises(RasterError, match="its CRS names a grid file"):
+        opened(path, path).__enter__()
+
+
+def test_a_grid_file_named_in_a_vrt(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "image.tif", noise(1))
+    path = tmp_path / "mosaic.vrt"
+    path.write_text(vrt_of(str(image), 160, 96).replace("EPSG:32631", GRID.format("none.gsb")))
+    assert_refused(path, r"its CRS names a grid file \('none\.gsb'\)", allow_vrt=True)
+
+
+def test_web_mercator_names_no_file(tmp_path: Path) -> None:
+    """Its definitions have `+nadgrids=@null`."""
+    path = write_raster(tmp_path / "image.png", noise(1, 64, 64), crs="EPSG:3857", driver="PNG")
+    with opened(path, path) as reader:
+        assert reader.geobox.crs.to_epsg() == 3857
 
 
 @pytest.mark.parametrize(
@@ -141,7 +189,7 @@ def test_a_vrt_of_images_is_read_if_allowed(tmp_path: Path, caplog: pytest.LogCa
         ("{nested}", r"nested\.tif: is a VRT"),
         ("{http}", "with a source 'http://"),
         ("{ok}<!-- -->", "with comments or declarations"),
-        ("{missing}", "No such file"),
+        ("{missing}", "no such file"),
         ("{ok}{ok}", "is no valid VRT"),
         ("<VRTDataset", "is no valid VRT"),
         ('<VRTDataset rasterXSize="9" rasterYSize="9"><Group name="/"/></VRTDataset>', "with a part 'group'"),
@@ -205,7 +253,7 @@ def test_the_crs_of_an_area_is_not_fetched(
     path = write_area(
         "Feature", tmp_path / "area.geojson", crs=json.loads(json.dumps(crs).replace("{}", url))
     )
-    with pytest.raises(RasterError, match=r"area\.geojson: no areas can be read from it"):
+    with pytest.raises(RasterError, match=r"area\.geojson: cannot be read \(its CRS"):
         opened(image, image, aoi=path).__enter__()
 
 

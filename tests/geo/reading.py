@@ -10,6 +10,7 @@ import numpy as np
 from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, open_pair
 
 ROWS, COLS, SIZE = 96, 160, 32
+SAME_IMAGE = "before and after are the same image, so nothing can have changed"  # of one path given twice
 
 
 def opened(before: Path | str, after: Path | str, **options: Any) -> Any:

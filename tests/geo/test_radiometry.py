@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,10 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from deltavlm.errors import ConfigError
-from deltavlm.geo.radiometry import ScaleSpec, Stretch, choose_bands, parse_scale, plan_stretches
+from deltavlm.geo.radiometry import ScaleSpec, Stretch, contrast_warning, parse_scale, plan_stretches
 from tests.rasters import noise
-
-RGB = ["red", "green", "blue"]
 
 
 @pytest.mark.parametrize(
@@ -128,31 +128,33 @@ def test_empty_and_flat_samples_have_a_stretch(values: np.ndarray) -> None:
     assert (np.array(before.high) > np.array(before.low)).all()
 
 
+FIXED = Stretch((0,) * 3, (3000,) * 3)
+FLAT_BLUE = np.concatenate([sample(0, 3000)[:2], np.full((1, 5000), 9999)])
+
+
 @pytest.mark.parametrize(
-    ("labels", "chosen", "bands"),
+    ("values", "stretch", "scale", "words"),
     [
-        (["blue", "green", "red", "undefined"], None, (3, 2, 1)),
-        ([*RGB, "alpha"], None, (1, 2, 3)),
-        (["gray"], None, (1, 1, 1)),
-        (["gray", "alpha"], None, (1, 1, 1)),
-        ([*RGB, "undefined"], (4, 1, 2), (4, 1, 2)),
-        (RGB, (2,), (2, 2, 2)),
+        (sample(1, 100) / 100, FIXED, "0,3000", r"is black: its values are mostly 0\.\d+ to 0\.\d+; give LO"),
+        (sample(8000, 9000), FIXED, "0,3000", r"it is white: .* such as --scale 8\.02e\+03,8\.98e\+03"),
+        (sample(1000, 1010), FIXED, "auto", "of one color: .* --scale per-date"),
+        (FLAT_BLUE, FIXED, "pct:2,98", "of one value in blue: .* check the file"),
+        (sample(0, 2) * 3000, FIXED, "0,3000", "nothing but black and white"),
+        (sample(0, 9, "uint8"), None, "auto", "it is black: its values .* --scale pct:2,98 stretches it"),
+        (np.zeros((3, 99), "uint8"), None, "auto", "black: nearly all of its values are 0; check the file"),
+        (np.empty((3, 0)), FIXED, "auto", "no pixel with data; check its nodata value"),
+        (sample(0, 3000), FIXED, "0,3000", None),
+        (sample(0, 99, "uint8"), None, "auto", None),
+        (FLAT_BLUE.clip(0, 200).astype("uint8"), None, "auto", None),  # colors as they are
     ],
-)
-def test_labelled_and_chosen_bands(
-    labels: list[str], chosen: tuple[int, ...] | None, bands: tuple[int, ...]
+)  # fmt: skip
+def test_a_stretch_that_leaves_nothing_is_told(
+    values: np.ndarray, stretch: Stretch | None, scale: str, words: str | None
 ) -> None:
-    assert choose_bands(labels, chosen) == (bands, None)
-
-
-@pytest.mark.parametrize("labels", [["gray", "undefined", "undefined", "undefined"], ["gray", "undefined"]])
-def test_bands_that_are_a_guess(labels: list[str]) -> None:
-    bands, note = choose_bands(labels, None)
-    assert bands == ((1, 2, 3) if len(labels) > 2 else (1, 1, 1))
-    assert note
-
-
-@pytest.mark.parametrize("chosen", [(1, 2), (0, 1, 2), (1, 2, 4), ()])
-def test_missing_bands(chosen: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="bands"):
-        choose_bands(RGB, chosen)
+    """A scale in other units than the file's made both dates black: no change, exit 0."""
+    warning = contrast_warning(values, stretch, scale, is_physical=False)
+    if words is None:
+        assert warning is None
+    else:
+        assert warning is not None
+        assert re.search(words, warning)

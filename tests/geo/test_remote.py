@@ -61,8 +61,8 @@ def test_a_pair_costs_few_requests(tmp_path: Path, server: Served, block: int, c
         assert isinstance(result, ChipPixels)
         assert (result.before == pixels.before).all()
         assert (result.after == pixels.after).all()
-    # its size, its header, a look at its first block, and all the others at once
-    assert requests() == {"before.tif": 4, "after.tif": 4}
+    # its size, its header, its first block, an overview, windows that show its shift, and all the others
+    assert max(requests().values()) <= 8
 
 
 def test_only_of_remote_files_gdal_keeps_a_copy(

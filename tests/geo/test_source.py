@@ -17,8 +17,8 @@ from PIL import Image
 
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.messages import redact_address
-from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, read_pair
-from tests.rasters import HALF_METRE, UTM, moved, noise, write_raster
+from tests.geo.reading import COLS, ROWS, SAME_IMAGE, SIZE, mosaic, opened, read_all, read_pair
+from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, write_raster
 
 
 def test_same_value_same_color_in_every_chip(tmp_path: Path) -> None:
@@ -80,8 +80,12 @@ def test_bands_by_label_by_wish_and_by_guess(tmp_path: Path) -> None:
     plain = write_raster(tmp_path / "a.tif", pixels, photometric="MINISBLACK", alpha="NO")
     with opened(labelled, plain) as reader:
         images = mosaic(reader, read_all(reader))
-        assert [note.partition(": no band is labelled")[0] for note in reader.notes] == ["after"]
-        assert reader.warnings == reader.notes  # a guess may make the answers wrong
+        assert reader.notes == (
+            "after: no bands are named or labelled red, green and blue: bands 1,2,3 are taken (--bands "
+            "chooses others)",
+            "red, green, blue are bands 3,2,1 of before, and bands 1,2,3 of after",
+        )
+        assert reader.warnings == reader.notes[:1]  # a guess may make the answers wrong
     assert (images[0] == pixels[[2, 1, 0]]).all()
     assert (images[1] == pixels[[0, 1, 2]]).all()
     images = read_pair(labelled, plain, before_bands=(4, 4, 1), after_bands=(2,))
@@ -107,6 +111,134 @@ def test_a_palette_is_looked_up(tmp_path: Path, shift: float) -> None:
     images = read_pair(before, after)
     for image in images[:2]:
         assert {tuple(pixel) for pixel in image[:, images[2]].T.tolist()} == set(colors.values())
+
+
+def write_palette(
+    path: Path, numbers: np.ndarray, colors: dict[int, tuple[int, ...]], **profile: object
+) -> Path:
+    """Raster of one band whose color table is in a `.aux.xml`, with as many entries as given."""
+    write_raster(path, numbers, colorinterp=["palette"], photometric="MINISBLACK", **profile)
+    entries = "".join(
+        '<Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*colors.get(number, (0, 0, 0, 255)))
+        for number in range(max(colors) + 1)
+    )
+    path.with_name(path.name + ".aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><ColorInterp>Palette</ColorInterp>'
+        f"<ColorTable>{entries}</ColorTable></PAMRasterBand></PAMDataset>"
+    )
+    return path
+
+
+def test_a_palette_of_16_bit_is_looked_up(tmp_path: Path, shift: float) -> None:
+    """An index beyond 255 was an unexpected IndexError."""
+    colors = {1: (10, 20, 30), 299: (200, 100, 50), 60_000: (0, 0, 255)}
+    numbers = np.random.default_rng(1).choice([1, 299, 60_000], (1, ROWS, COLS)).astype("uint16")
+    before = write_raster(tmp_path / "b.tif", numbers, palette=colors, photometric="palette")
+    after = write_raster(
+        tmp_path / "a.tif", numbers, palette=colors, photometric="palette", transform=moved(shift, 0)
+    )
+    for scale in ("auto", "per-date"):
+        with opened(before, after, scale=scale) as reader:
+            images = mosaic(reader, read_all(reader))
+            assert reader.stretches == (None, None)
+        for image in images[:2]:
+            assert {tuple(pixel) for pixel in image[:, images[2]].T.tolist()} == set(colors.values())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_values_without_a_color_are_no_data(tmp_path: Path, before: Path, shift: float, dtype: str) -> None:
+    """A table may be shorter than the values, and its entries may be transparent."""
+    numbers = np.full((1, ROWS, COLS), 2, dtype)
+    numbers[0, :, :40], numbers[0, :, 40:80] = 7, 1
+    after = write_palette(
+        tmp_path / "a.tif", numbers, {1: (9, 9, 9, 0), 2: (40, 50, 60, 255)}, transform=moved(shift, 0)
+    )
+    with opened(before, after) as reader:
+        images = mosaic(reader, read_all(reader))
+    assert not images[2][:, :78].any()
+    assert images[2][:, 82:-2].all()
+    assert (images[1][:, 5, 100] == (40, 50, 60)).all()
+
+
+def test_a_palette_that_is_not_there(tmp_path: Path, before: Path) -> None:
+    """A band that is said to have a color table, and has none, was an unexpected ValueError."""
+    after = write_raster(tmp_path / "a.tif", noise(1), colorinterp=["palette"], photometric="MINISBLACK")
+    path = after.with_name("a.tif.aux.xml")
+    path.write_text(
+        '<PAMDataset><PAMRasterBand band="1"><ColorInterp>Palette</ColorInterp></PAMRasterBand></PAMDataset>'
+    )
+    with opened(before, after) as reader:
+        images = mosaic(reader, read_all(reader))
+        assert any("there is none: its values are shown as gray" in note for note in reader.warnings)
+        assert any("after is gray and before has colors" in note for note in reader.warnings)
+    assert (images[1] == noise(1)).all()
+
+
+def test_bands_named_by_their_descriptions(tmp_path: Path, shift: float) -> None:
+    """Red and blue were swapped in one date alone, so that all of the ground changed."""
+    pixels = noise(4, dtype="uint16", high=3000)
+    before = write_raster(tmp_path / "b.tif", pixels[[2, 1, 0]], photometric="RGB")
+    after = write_raster(tmp_path / "a.tif", pixels, transform=moved(shift, 0))
+    with rasterio.open(after, "r+") as raster:
+        raster.descriptions = ("blue", "green", "red", "nir")
+    with opened(before, after) as reader:
+        assert reader.views[1].source.bands == (3, 2, 1)
+        assert reader.warnings == ()
+        assert any("bands 3 (red), 2 (green), 1 (blue), by their names" in note for note in reader.notes)
+        assert any("bands 1,2,3 of before, and bands 3,2,1 of after" in note for note in reader.notes)
+        images = mosaic(reader, read_all(reader))
+    if not shift:
+        assert (images[0] == images[1]).all()
+
+
+def test_colors_of_print_are_refused(tmp_path: Path, before: Path) -> None:
+    """Those of 8 bit are converted by GDAL."""
+    after = write_raster(tmp_path / "a.tif", noise(4, dtype="uint16"), photometric="CMYK")
+    with pytest.raises(ConfigError, match=r"a\.tif: its colors are CMYK; convert it to RGB"):
+        opened(before, after).__enter__()
+
+
+def test_jpeg_in_tiff_is_rgb(tmp_path: Path) -> None:
+    """GDAL decodes YCbCr to RGB."""
+    path = write_raster(
+        tmp_path / "a.tif", smooth(), compress="jpeg", photometric="YCbCr", interleave="pixel"
+    )
+    with opened(path, path) as reader:
+        assert reader.warnings == (SAME_IMAGE,)
+        images = mosaic(reader, read_all(reader))
+    assert np.abs(images[0].astype(int) - smooth()).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nbits", "high"),
+    [
+        ("uint8", 1, 2),
+        ("uint8", 4, 16),
+        ("uint16", 12, 4096),
+        ("int8", None, 127),
+        ("uint32", None, 2**31 - 1),
+    ],
+)
+def test_every_depth_fills_8_bit(tmp_path: Path, dtype: str, nbits: int | None, high: int) -> None:
+    """Values of 1 or 4 bits were shown as they are: nearly black."""
+    pixels = noise(dtype=dtype, low=0, high=high)
+    path = write_raster(tmp_path / "a.tif", pixels, photometric="RGB", **({"nbits": nbits} if nbits else {}))
+    with opened(path, path) as reader:
+        images = mosaic(reader, read_all(reader))
+        assert reader.stretches[0] is not None
+        clipped = np.isin(images[0], (0, 255)).mean()
+        # nothing but black and white
+        assert (reader.warnings == (SAME_IMAGE,)) == (nbits != 1)
+    assert (images[0].min(), images[0].max()) == (0, 255)
+    assert clipped < 0.3 or nbits == 1
+
+
+def test_large_integers_keep_their_differences(tmp_path: Path) -> None:
+    """Stretched as float32, 32-bit values of 4 billion and some kept one in 256."""
+    pixels = (4_000_000_000 + noise(dtype="uint32")).astype("uint32")
+    path = write_raster(tmp_path / "a.tif", pixels, photometric="RGB")
+    images = read_pair(path, path, scale="4000000000,4000000255")
+    assert (images[0] == noise()).all()
 
 
 def test_plain_mistakes_have_plain_messages(tmp_path: Path, before: Path) -> None:

@@ -12,7 +12,7 @@ import rasterio
 from affine import Affine
 
 from deltavlm.errors import ConfigError
-from tests.geo.reading import COLS, ROWS, SIZE, mosaic, opened, read_all, read_pair
+from tests.geo.reading import COLS, ROWS, SAME_IMAGE, SIZE, mosaic, opened, read_all, read_pair
 from tests.rasters import moved, noise, smooth, write_raster
 
 HOLE = np.zeros((ROWS, COLS), bool)
@@ -132,6 +132,111 @@ def test_a_single_black_band_is_data(tmp_path: Path, before: Path) -> None:
     pixels[0, HOLE] = 0
     after = write_raster(tmp_path / "after.tif", pixels, nodata=0)
     assert read_pair(before, after)[2].all()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float32", -9999), ("int16", -9999), ("uint16", 0)])
+def test_a_hole_in_one_band_is_a_hole(
+    tmp_path: Path, before: Path, shift: float, dtype: str, value: float
+) -> None:
+    """It counted as data, and -9999 became the lower limit of the stretch of that band."""
+    pixels = smooth(dtype=dtype)
+    pixels[1, HOLE] = value
+    path = write_raster(
+        tmp_path / "after.tif", pixels, nodata=value, photometric="RGB", transform=moved(shift, 0)
+    )
+    for pair in ((before, path), (path, before)):
+        with opened(*pair) as reader:
+            assert_hole(mosaic(reader, read_all(reader))[2])
+            stretch = reader.stretches[pair.index(path)]
+            assert stretch is not None
+            assert min(stretch.low) >= 20
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_each_band_has_its_own_nodata(tmp_path: Path, before: Path, shift: float, dtype: str) -> None:
+    """The value of the first chosen band was taken for all."""
+    pixels = smooth(4, dtype=dtype)
+    fills = (3, 5, 7, 20)
+    for band, value in enumerate(fills):
+        pixels[band, HOLE] = value
+    after = write_raster(
+        tmp_path / "after.tif", pixels, photometric="RGB", alpha="NO", transform=moved(shift, 0)
+    )
+    bands = "".join(
+        f'<PAMRasterBand band="{band}"><NoDataValue>{value}</NoDataValue></PAMRasterBand>'
+        for band, value in enumerate(fills, 1)
+    )
+    after.with_name("after.tif.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
+    for pair in ((before, after), (after, before)):
+        with opened(*pair) as reader:
+            assert_hole(mosaic(reader, read_all(reader))[2])
+            assert reader.provenance()["before" if pair[0] == after else "after"]["nodata"] == [3, 5, 7]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", "-9999"), ("uint16", "nan"), ("float32", "1e39")])
+def test_a_nodata_value_that_no_pixel_can_have(
+    tmp_path: Path, before: Path, shift: float, dtype: str, nodata: str
+) -> None:
+    after = write_raster(tmp_path / "after.tif", smooth(dtype=dtype), transform=moved(shift, 0))
+    band = f'<PAMRasterBand band="1"><NoDataValue>{nodata}</NoDataValue></PAMRasterBand>'
+    after.with_name("after.tif.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>")
+    assert read_pair(before, after)[2][:, 2:-2].all()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, -3.4028235e38, 9.96921e36])
+def test_fill_that_no_image_holds(tmp_path: Path, before: Path, shift: float, value: float) -> None:
+    """-3.4e38 that was not declared became the lower limit of the stretch."""
+    pixels = smooth(dtype="float32")
+    pixels[1, HOLE] = value
+    after = write_raster(tmp_path / "after.tif", pixels, photometric="RGB", transform=moved(shift, 0))
+    with opened(before, after) as reader:
+        assert_hole(mosaic(reader, read_all(reader))[2])
+        assert reader.stretches[1] is not None
+        assert min(reader.stretches[1].low) >= 20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float32", -9999), ("int16", -9999), ("int16", -32768), ("uint16", 65535)]
+)
+def test_usual_fill_that_is_not_declared_is_told(
+    tmp_path: Path, before: Path, shift: float, dtype: str, value: int
+) -> None:
+    pixels = smooth(dtype=dtype)
+    pixels[:, HOLE] = value
+    after = write_raster(tmp_path / "after.tif", pixels, photometric="RGB", transform=moved(shift, 0))
+    with opened(before, after) as reader:
+        assert_hole(mosaic(reader, read_all(reader))[2])
+        assert any(f"many of its values are {value}, far from all others" in note for note in reader.warnings)
+    with opened(before, after, nodata=1) as reader:
+        assert not any("far from all others" in note for note in reader.notes)
+        assert mosaic(reader, read_all(reader))[2][:, 2:-2].all()
+
+
+def test_a_bright_roof_is_no_fill(tmp_path: Path) -> None:
+    """Saturated pixels have one value too, but others come near it."""
+    pixels = noise(dtype="uint16", low=200, high=3000)
+    pixels[:, 5:20, 5:20] = 65535
+    pixels[:, 30:60, 5:50] = np.linspace(3000, 65000, 45).astype("uint16")
+    path = write_raster(tmp_path / "a.tif", pixels, photometric="RGB")
+    with opened(path, path) as reader:
+        assert reader.warnings == (SAME_IMAGE,)
+        assert mosaic(reader, read_all(reader))[2].all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "opaque"), [("uint8", 1), ("uint16", 1), ("uint16", 4095), ("uint16", 65535), ("uint8", 128)]
+)
+@pytest.mark.parametrize("gray", [False, True], ids=["rgba", "gray and alpha"])
+def test_alpha_of_any_range(
+    tmp_path: Path, before: Path, shift: float, dtype: str, opaque: int, gray: bool
+) -> None:
+    """An alpha band of 0 and 1, or of 12 bit, was taken for data, so that it hid nothing."""
+    alpha = np.where(HOLE, 0, opaque)[None].astype(dtype)
+    pixels = np.concatenate([smooth(1 if gray else 3, dtype=dtype), alpha])
+    labels = ["gray", "alpha"] if gray else ["red", "green", "blue", "alpha"]
+    after = write_raster(tmp_path / "after.tif", pixels, colorinterp=labels, transform=moved(shift, 0))
+    for pair in ((before, after), (after, before)):
+        assert_hole(read_pair(*pair)[2])
 
 
 def test_an_external_mask_applies(tmp_path: Path, before: Path) -> None:

@@ -88,6 +88,7 @@ def test_the_report_shows_the_same(folder: Path, name: str) -> None:
         assert pair.pop("totals")["basis"] == "chips"
         assert pair == approximately(expected_pair | {"changes": number})
     assert data["title"] == expected["title"]
+    assert set(data["chips"]["columns"].pop("shift")) == {None}  # a column that it did not have
     conflicts = data["chips"]["columns"].pop("conflicts")  # a column since then
     assert not any(conflicts)
     assert data["chips"] == expected["chips"]

@@ -124,6 +124,39 @@ def test_a_file_of_another_encoding_or_none_at_all(tmp_path: Path) -> None:
         read_pairs(tmp_path / "nothing.csv")
 
 
+@pytest.mark.parametrize(
+    ("href", "links", "expected"),
+    [
+        ("./a%20b.tif", [], "{}/a b.tif"),
+        ("a b.tif", [], "{}/a b.tif"),
+        ("file://{}/a%20b.tif", [], "{}/a b.tif"),
+        ("FILE://localhost{}/a%20b.tif", [], "{}/a b.tif"),
+        ("a%2520b.tif", [], "{}/a%20b.tif"),
+        ("c%20d.tif", [], "{}/c%20d.tif"),  # there is a file of this name
+        ("https://h/a%20b.tif?sig=%2F", [], "https://h/a%20b.tif?sig=%2F"),
+        ("./a%20b.tif", [{"rel": "self", "href": "https://h/items/i.json"}], "{}/a b.tif"),
+        ("../x%20y.tif", [{"rel": "self", "href": "https://h/items/i.json"}], "https://h/x%20y.tif"),
+        ("x%20y.tif", [{"rel": "self", "href": "file://{}/items/i.json"}], "{}/items/x y.tif"),
+        ("x%20y.tif", [{"rel": "self", "href": "./i.json"}], "{}/x y.tif"),
+    ],
+)
+def test_a_href_is_a_url(tmp_path: Path, href: str, links: list[dict[str, str]], expected: str) -> None:
+    """Hrefs in percent-encoding were taken for names of files."""
+    for name in ("a b.tif", "c%20d.tif"):
+        (tmp_path / name).touch()
+    assets = {date: {"href": href.format(tmp_path)} for date in ("before", "after")}
+    links = [{key: value.format(tmp_path) for key, value in link.items()} for link in links]
+    item = {"type": "Feature", "id": "i", "properties": {}, "links": links, "assets": assets}
+    text = json.dumps({"type": "FeatureCollection", "features": [item]})
+    (pair,) = parse_pairs(text, "items.json", tmp_path).pairs
+    assert pair.before == pair.after == expected.format(tmp_path)
+    if not links:
+        (pair,) = parse_pairs(
+            json.dumps({date: href.format(tmp_path) for date in assets}), "l", tmp_path
+        ).pairs
+        assert pair.before == expected.format(tmp_path)
+
+
 def test_an_aoi_that_is_no_geometry_is_a_file() -> None:
     (pair,) = parsed("before,after,aoi\na,b,area (1).gpkg\n")
     assert pair.aoi == HERE / "area (1).gpkg"

@@ -111,7 +111,7 @@ def test_changes_reach_their_keys(tmp_path: Path) -> None:
         ("phases.words.steps=0", "steps is 0, less than 1"),
         ("phases.words.cut=2", "cut is 2.0, not between 0 and 1"),
         ("seed", "expected KEY=VALUE"),
-        ("seed=[", "not a YAML value"),
+        ("seed=[", "not valid YAML"),
         ("seed.more=1", "no key"),
         ("validation.evry=1", "did you mean 'every'"),
         ("scenes=null", "nothing to train on"),

@@ -67,6 +67,7 @@ function facts(chip) {
   add("Pixels", `${chip.w} × ${chip.h} from column ${chip.x}, row ${chip.y}`);
   if (chip.surety !== null) add("Caption score", `${chip.surety} (mean log-probability; closer to 0 is more certain)`);
   if (chip.valid !== null && chip.valid < 0.995) add("Valid pixels", `${Math.round(chip.valid * 100)} %`);
+  if (chip.shift !== null && chip.shift > 1) add("Shift between the dates", `${chip.shift} px`);
   if (PAIRS.length > 1) add("Pair", PAIRS[chip.pair].name);
   return list;
 }
