@@ -235,6 +235,7 @@ def _stream(output: _Output, hooks: RunHooks) -> None:
         analyze_chips(job, output.engine, store, output.result, opened=opened, on_progress=hooks.on_progress)
         if not job.one_pair_per_output:
             writer.write_pairs(output.pairs)
+    output.result.totals += writer.totals.totals
     _warn_unplaced(crs)
 
 
@@ -297,6 +298,7 @@ def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_rep
         if job.options.masks:
             polygons = _write_changes(output, journal, writer, hooks, may_replace=may_replace)
             output.result.summary.polygons += polygons
+    output.result.totals += writer.totals.totals
     several = len({each.crs for each in output.records}) > 1
     if several and path.suffix.lower() in (".gpkg", ".fgb", ".parquet"):
         hooks.notify("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")
@@ -328,6 +330,8 @@ def _write_changes(
             layer = CHANGES if job.is_single else with_pair_columns(CHANGES)
             sink = open_sink(files.polygons, (layer,), writer.crs.crs, record, overwrite=may_replace)
             writer = replace(writer, sink=stack.enter_context(sink))
+        if options.polygons:
+            writer.totals.add_polygons((), writer.crs.crs)  # an output without any polygon has some too
         for pair in output.pairs:
             if pair.record is None:
                 continue
