@@ -25,6 +25,7 @@ from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import Offset, locate
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.identity import Identity
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import ANY_PLANE, UNREADABLE, Source, alpha_band, without_alpha
 from deltavlm.messages import redact_address
@@ -224,7 +225,7 @@ def _checked(
 class CloudView:
     """Open cloud mask on the grid of the analysis; windows are in the pixels of that grid."""
 
-    location: str
+    source: Source
     dataset: DatasetReader | WarpedVRT
     band: int  # from 1
     kind: str | None
@@ -235,8 +236,13 @@ class CloudView:
 
     @property
     def name(self) -> str:
-        """Location without credentials."""
-        return redact_address(self.location)
+        """Location without secrets."""
+        return self.source.name
+
+    @property
+    def files(self) -> Mapping[str, Identity]:
+        """Files that it reads, as they were when they were opened."""
+        return self.source.files
 
     @property
     def note(self) -> str:
@@ -271,7 +277,7 @@ class CloudView:
             RasterError: a block of the file cannot be decoded.
         """
         area = RasterioWindow(window.col_off + self.offset[0], window.row_off + self.offset[1], *window[2:])
-        with wrap_gdal_errors(self.location, *UNREADABLE):
+        with wrap_gdal_errors(self.source.location, *UNREADABLE):
             values = self.dataset.read(self.band, window=area, out_shape=shape)
             hidden = self.values.hides(values, self.dataset.nodatavals[self.band - 1])
             if self.coverage is not None:
@@ -328,7 +334,7 @@ def open_cloud_mask(
             )
         contains = corner and source.geobox.contains(Window(*corner, grid.width, grid.height))
         if corner is not None and contains and shift is None:
-            yield CloudView(location, source.dataset, band, kind, values, corner, None, share)
+            yield CloudView(source, source.dataset, band, kind, values, corner, None, share)
             return
         target = grid.translate(*(shift or (0, 0)))
         with wrap_gdal_errors(location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"):
@@ -349,7 +355,7 @@ def open_cloud_mask(
                 add_alpha=True,
             )
             stack.enter_context(warped)
-        yield CloudView(location, warped, band, kind, values, (0, 0), warped.count, share)
+        yield CloudView(source, warped, band, kind, values, (0, 0), warped.count, share)
 
 
 def _find_band(source: Source, mask: CloudMask) -> int:

@@ -46,10 +46,17 @@ class Pair:
         return masks if any(masks) else ()
 
     @property
-    def locations(self) -> tuple[str, ...]:
-        """Images, and the files of cloud masks. Raises: ConfigError for a mask that cannot be parsed."""
-        masks = [parse_cloud_mask(text).location for text in self.cloud_masks if text]
-        return self.before, self.after, *(location for location in masks if location)
+    def locations(self) -> tuple[list[str], list[str]]:
+        """Image of each date, and the file of its cloud mask if there is one.
+
+        Raises: ConfigError for a mask that cannot be parsed.
+        """
+        masks = (
+            [] if text is None else [parse_cloud_mask(text).location or ""]
+            for text in (self.before_cloud_mask, self.after_cloud_mask)
+        )
+        before, after = ([image, *mask] for image, mask in zip((self.before, self.after), masks, strict=True))
+        return before, after
 
 
 @dataclass(frozen=True, slots=True)
