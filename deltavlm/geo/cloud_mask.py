@@ -7,30 +7,25 @@ neighbor, since classes and bits have no mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.alignment import Offset, locate
-from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
-from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.errors import ConfigError
+from deltavlm.geo.gdal import UNREADABLE, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.geobox import Window
 from deltavlm.geo.identity import Identity
-from deltavlm.geo.source import open_source
-from deltavlm.geo.view import ANY_PLANE, UNREADABLE, Source, alpha_band, without_alpha
 from deltavlm.messages import redact_address
 
-__all__ = ["CloudMask", "CloudView", "HiddenValues", "open_cloud_mask", "parse_cloud_mask", "parse_qa_band"]
+__all__ = ["CloudMask", "CloudView", "HiddenValues", "kind_in", "parse_cloud_mask", "parse_qa_band"]
 
 SCL = {
     "no_data": (0,),
@@ -202,10 +197,15 @@ def _is_file(text: str) -> bool:
         return False
 
 
+def kind_in(name: str) -> str | None:
+    """Kind of mask in the name of a file or band: scl or qa_pixel."""
+    match = KIND_IN_NAME.search(name)
+    return match[1].lower() if match else None
+
+
 def _kind_of(name: str, hidden: str | None) -> str | None:
     """Kind by the name of a file or band; None where numbers of values are given."""
-    match = KIND_IN_NAME.search(name)
-    return match[1] if match and not (hidden and all(map(VALUES.fullmatch, hidden.split(",")))) else None
+    return None if hidden and all(map(VALUES.fullmatch, hidden.split(","))) else kind_in(name)
 
 
 def _checked(
@@ -225,24 +225,20 @@ def _checked(
 class CloudView:
     """Open cloud mask on the grid of the analysis; windows are in the pixels of that grid."""
 
-    source: Source
+    location: str
+    files: Mapping[str, Identity]  # that it reads, as they were when opened
     dataset: DatasetReader | WarpedVRT
     band: int  # from 1
     kind: str | None
     values: HiddenValues
-    offset: Offset  # of the grid's corner in `dataset`
+    offset: tuple[int, int]  # column, row the grid's corner in `dataset`
     coverage: int | None  # alpha band of a warp, 0 outside of the mask
     covered_share: float  # of the grid
 
     @property
     def name(self) -> str:
         """Location without secrets."""
-        return self.source.name
-
-    @property
-    def files(self) -> Mapping[str, Identity]:
-        """Files that it reads, as they were when they were opened."""
-        return self.source.files
+        return redact_address(self.location)
 
     @property
     def note(self) -> str:
@@ -277,126 +273,10 @@ class CloudView:
             RasterError: a block of the file cannot be decoded.
         """
         area = RasterioWindow(window.col_off + self.offset[0], window.row_off + self.offset[1], *window[2:])
-        with wrap_gdal_errors(self.source.location, *UNREADABLE):
+        with wrap_gdal_errors(self.location, *UNREADABLE):
             values = self.dataset.read(self.band, window=area, out_shape=shape)
             hidden = self.values.hides(values, self.dataset.nodatavals[self.band - 1])
             if self.coverage is not None:
                 hidden &= self.dataset.read(self.coverage, window=area, out_shape=shape) > 0
         trim_malloc()
         return hidden
-
-
-@contextmanager
-def open_cloud_mask(
-    mask: CloudMask,
-    image: Source,
-    grid: GeoBox,
-    offset: Offset | None,
-    *,
-    shift: tuple[float, float] | None = None,
-    allow_vrt: bool = False,
-) -> Iterator[CloudView]:
-    """Open the cloud mask of an image on the grid of the analysis.
-
-    offset: (column, row) of the grid's corner in the image, where both have the same pixels. Without a CRS a
-        mask has the pixels of its image.
-    shift: as in `Source.view_on`; a mask is misregistered as its image is.
-
-    Raises:
-        RasterError: it cannot be opened, does not overlap the grid, or cannot be placed on it.
-        ConfigError: it has no such band, or no such classes.
-    """
-    location = image.location if mask.location is None else mask.location
-    with ExitStack() as stack:
-        source = stack.enter_context(
-            open_source(location, bands=(1,), read_pixels=False, allow_vrt=allow_vrt, resampling="nearest")
-        )
-        band = _find_band(source, mask)
-        description = source.dataset.descriptions[band - 1] or ""
-        named = KIND_IN_NAME.search(description) if mask.kind is None and not mask.hidden else None
-        kind = named[1].lower() if named else mask.kind
-        values = mask.values_of(kind)
-        _check_placed(source, image, grid)
-        if grid.crs is None:
-            assert offset is not None  # without a CRS nothing is warped
-            corner: Offset | None = offset
-            share = 1.0
-            grid = replace(grid, crs=ANY_PLANE)
-            placed = grid.translate(-offset[0], -offset[1])
-        else:
-            placement = locate(source.geobox, grid)
-            corner = placement.offset
-            share = min(1.0, placement.covered.area / (grid.width * grid.height))
-            placed = source.geobox.wrapping_onto(grid)
-        if not share:
-            raise RasterError(
-                f"{source.name}: the cloud mask does not overlap the pair; give that of its image"
-            )
-        contains = corner and source.geobox.contains(Window(*corner, grid.width, grid.height))
-        if corner is not None and contains and shift is None:
-            yield CloudView(source, source.dataset, band, kind, values, corner, None, share)
-            return
-        target = grid.translate(*(shift or (0, 0)))
-        with wrap_gdal_errors(location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"):
-            dataset = source.dataset
-            if alpha_band(dataset):  # which would hide values of the mask
-                dataset = stack.enter_context(without_alpha(dataset))
-            warped = WarpedVRT(
-                dataset,
-                src_crs=placed.crs,
-                src_transform=placed.transform,
-                crs=target.crs,
-                transform=target.transform,
-                width=target.width,
-                height=target.height,
-                resampling=Resampling.nearest,
-                src_nodata=None,
-                nodata=None,
-                add_alpha=True,
-            )
-            stack.enter_context(warped)
-        yield CloudView(source, warped, band, kind, values, (0, 0), warped.count, share)
-
-
-def _find_band(source: Source, mask: CloudMask) -> int:
-    """Number of the band of a mask. Raises: ConfigError."""
-    dataset = source.dataset
-    descriptions = [description or "" for description in dataset.descriptions]
-    if isinstance(mask.band, int):
-        if not 1 <= mask.band <= dataset.count:
-            raise ConfigError(f"{source.name}: has no band {mask.band}; there are 1 to {dataset.count}")
-        return mask.band
-    if mask.band is None and dataset.count == 1:
-        return 1
-    searched = (mask.band or mask.kind or "").lower()
-    bands = [
-        band
-        for band, description in enumerate(descriptions, 1)
-        if description.lower() == searched
-        or (mask.band is None and searched and searched in description.lower())
-    ]
-    if len(bands) == 1:
-        return bands[0]
-    names = ", ".join(f"{band} ({name})" if name else str(band) for band, name in enumerate(descriptions, 1))
-    if mask.band is None:
-        raise ConfigError(f"{source.name}: has {dataset.count} bands; which is the mask? FILE:1 is the first")
-    raise ConfigError(f"{source.name}: has no single band named {mask.band!r}; there are {names}")
-
-
-def _check_placed(source: Source, image: Source, grid: GeoBox) -> None:
-    """Check that a mask can be placed on the grid.
-
-    Raises:
-        RasterError: only one of the two has a CRS, or sizes differ without one.
-    """
-    if (source.geobox.crs is None) != (grid.crs is None):
-        raise RasterError(
-            f"{source.name}: the cloud mask has {'no' if grid.crs else 'a'} CRS, and the pair has "
-            f"{'one' if grid.crs else 'none'}; assign one (gdal_edit.py -a_srs EPSG:...)"
-        )
-    sizes = [f"{each.geobox.width} x {each.geobox.height} px" for each in (source, image)]
-    if grid.crs is None and sizes[0] != sizes[1]:
-        raise RasterError(
-            f"{source.name}: the cloud mask has {sizes[0]}, and {image.name} {sizes[1]}: without a CRS both "
-            "must have the same size"
-        )

@@ -23,7 +23,8 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import Alignment, align
 from deltavlm.geo.aoi import aoi_file, aoi_from_bbox, aoi_from_file, aoi_from_shape, check_bbox
-from deltavlm.geo.cloud_mask import CloudMask, open_cloud_mask, parse_cloud_mask, parse_qa_band
+from deltavlm.geo.cloud_mask import CloudMask, parse_cloud_mask, parse_qa_band
+from deltavlm.geo.cloud_source import open_cloud_mask
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window

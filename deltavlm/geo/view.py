@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import rasterio
@@ -21,19 +21,16 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.cloud_mask import CloudView
+from deltavlm.geo.gdal import UNREADABLE, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.identity import Identity
 from deltavlm.messages import redact_address
-
-if TYPE_CHECKING:
-    from deltavlm.geo.cloud_mask import CloudView
 
 __all__ = [
     "FEW_WINDOWS",
     "MAX_VALUE",
     "SAMPLE_WINDOWS",
-    "UNREADABLE",
     "Layer",
     "Raw",
     "Source",
@@ -54,7 +51,6 @@ SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
 SAMPLE_WINDOWS, FEW_WINDOWS = 16, 4  # along a side, where there are no overviews to sample from
 MAX_VALUE = 1e30
 """Values of float bands beyond it, such as -3.4e38 or 9.97e36, are fill, even if no nodata value says so."""
-UNREADABLE = "a part of it cannot be read", "copy or download it again"
 
 
 @dataclass(frozen=True)
