@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -111,7 +110,7 @@ class PairFlags:
         if self.before_dir is not None and self.after_dir is not None:
             pairs = pairs_of_folders(self.before_dir, self.after_dir)
         elif self.pairs == "-":
-            pairs = parse_pairs(sys.stdin.read(), "stdin", Path())
+            pairs = parse_pairs(parsing.read_stdin(), "stdin", Path())
         else:
             pairs = read_pairs(Path(self.pairs or ""))
         self._print_notes(pairs)
