@@ -88,8 +88,9 @@ def _transformer(crs: CRS | pyproj.CRS) -> pyproj.Transformer:
             pyproj.CRS.from_wkt(crs.to_wkt()), pyproj.CRS.from_epsg(4326), always_xy=True
         )
     except pyproj.exceptions.ProjError as error:
+        reason = str(error).split(": (Internal", 1)[0].rstrip(".:")
         raise OutputError(
-            f"no transformation from the raster's CRS to WGS 84 ({error}); write .gpkg instead"
+            f"no transformation from the raster's CRS to WGS 84 ({reason}); write .gpkg instead"
         ) from error
 
 
