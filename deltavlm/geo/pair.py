@@ -302,7 +302,7 @@ def open_pair(
             ),
             stack.enter_context(after.view_on(alignment.geobox, alignment.after_offset, options.resampling)),
         )
-        aoi = _aoi(alignment.geobox, options)
+        aoi = area_of_interest(alignment.geobox, options)
         scale_notes: tuple[str, ...] = ()
         contrast: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         if stretches is None:
@@ -453,7 +453,7 @@ def _check_stretches(views: tuple[View, View], stretches: Stretches) -> None:
             raise ConfigError(f"{view.source.name}: has values of {view.source.dtype}, which need a stretch")
 
 
-def _aoi(geobox: GeoBox, options: ReadOptions) -> BaseGeometry | None:
+def area_of_interest(geobox: GeoBox, options: ReadOptions) -> BaseGeometry | None:
     """Intersection of bbox and area of interest in the CRS of the grid; None without either."""
     if options.bbox is None and options.aoi is None:
         return None

@@ -19,7 +19,7 @@ from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import FeatureSink, open_sink
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
-from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
+from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal import Journal, open_journal
@@ -338,6 +338,8 @@ def _write_changes(
             if options.polygons:
                 writer.write_changes(pair.pair, pair.record, features)
             count += len(features)
+            if cogs[1] is not None:
+                cogs[1].tag(MASK_PIXEL_TAG, mosaic.mask_pixel_px)
         written = [cog for cog in cogs if cog is not None]
         for cog in written:
             cog.finish()
