@@ -162,6 +162,7 @@ def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, 
 
     Raises: InputError when there is none, or one cannot be asked.
     """
+    from deltavlm.files import read_text
     from deltavlm.pipeline.conversation import questions_of
     from deltavlm.tasks.ask import question
     from deltavlm.tasks.questions import load_questions
@@ -172,7 +173,7 @@ def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, 
         return load_questions(file)
     if file is not None:
         try:
-            texts += _nonblank_lines(file.read_text(encoding="utf-8-sig"))
+            texts += _nonblank_lines(read_text(file))
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -180,7 +181,7 @@ def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, 
         if not texts:
             raise InputError(f"{file} holds no question; write one per line")
     elif not texts and not sys.stdin.isatty():
-        texts = _nonblank_lines(sys.stdin.read())
+        texts = _nonblank_lines(parsing.read_stdin())
     if not texts:
         raise InputError("no question; write it after the two images, or use -q TEXT, -Q FILE, or a pipe")
     return questions_of([question(text) for text in texts])

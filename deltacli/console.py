@@ -45,6 +45,7 @@ __all__ = [
 Color = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
 
+MAX_LINE_CHARS = 2000
 _PROGRESS_EVERY_S = 30.0  # without a terminal: a line at each tenth of the work, and at least this often
 _PROGRESS_PAUSE_S = 1.0  # and no more often than this
 _LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}  # ANSI styles: yellow, bold red
@@ -157,7 +158,10 @@ class Console:
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
+        text = text[: 50 * MAX_LINE_CHARS]  # it may repeat a whole file of others
         line = redact(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
+        if len(line) > MAX_LINE_CHARS:
+            line = f"{line[: MAX_LINE_CHARS // 2]} ... {line[-MAX_LINE_CHARS // 2 :]}"
         fields = {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
         if self.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

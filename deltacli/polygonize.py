@@ -86,8 +86,8 @@ def polygonize(
 ) -> None:
     """Draw the polygons of change again, with other thresholds, from the probabilities of a run.
 
-    With the settings of the run they are its polygons. OUT tells which chips are called changed, and their captions;
-    with a raster alone the polygons of all chips are drawn.
+    With the settings of the run they are its polygons. OUT tells which chips are called changed, and their
+    captions; with a raster alone the polygons of all chips are drawn.
     """
     from deltavlm.geo.pair import ReadOptions, area_of_interest
     from deltavlm.geo.sinks import check_output, files_of_output, open_sink
@@ -101,7 +101,7 @@ def polygonize(
     for name in names:
         if name not in CLASSES:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(CLASSES)}", param_hint="--class")
-    outlines.check()
+    outlines.check_numbers()
     is_raster = source.suffix.lower() in (".tif", ".tiff")
     if is_raster and probability is not None:
         raise typer.BadParameter("is for an output; leave it out", param_hint="--probability")
@@ -113,7 +113,7 @@ def polygonize(
     read = {"OUT": source, "--probability": raster_path, "--aoi": aoi, "--config": common.config}
     parsing.check_files(files_of_output("-o", target), read)
     check_output(target, overwrite)
-    change_options = outlines.options(
+    change_options = outlines.change_options(
         chips=chips, classes=names, merge_m=merge, fill_holes_m2=fill_holes
     )
     with open_probability(raster_path) as raster:
@@ -121,10 +121,10 @@ def polygonize(
             bbox=None if bbox is None else parsing.parse_bbox(bbox), bbox_crs=bbox_crs, aoi=aoi
         )
         run = run_area(raster)
-        if area.bbox is None and area.aoi is None and run is not None:
-            if run.aoi is not None:
-                console.warning(f"the run was limited to {run.aoi}; --aoi {run.aoi} ends the polygons at it, too")
+        if area.bbox is None and area.aoi is None:
             area = ReadOptions(bbox=run.bbox, bbox_crs=run.bbox_crs)
+            if run.aoi is not None:
+                console.warning(f"the run was limited to {run.aoi}; give --aoi to end the polygons at it too")
         shape = area_of_interest(raster.geobox, area)
         features = polygonize_raster(raster, change_options, output=result, aoi=shape)
         record = {**raster.provenance, "changes": asdict(change_options)}

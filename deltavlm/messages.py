@@ -1,4 +1,4 @@
-"""Words of messages: a number with its noun, short forms of values, text without the secrets of addresses."""
+"""Words of messages: a number with its noun, short forms of values, and text without secrets."""
 
 from __future__ import annotations
 

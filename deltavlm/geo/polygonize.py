@@ -215,8 +215,8 @@ def merge_regions(
 ) -> tuple[list[Region], list[BaseGeometry]]:
     """Regions of one class whose outlines are at most `distance_px` apart become one, the gap filled.
 
-    The order is that of the first of each; a merged outline is the closing of its parts (dilated, then eroded, by half
-    the distance).
+    The order is that of the first of each. A merged outline is the closing of its parts: dilated, then
+    eroded, by half the distance.
     """
     from scipy.sparse import coo_array  # slow to import
     from scipy.sparse.csgraph import connected_components
@@ -254,8 +254,10 @@ def merge_regions(
 
 def fill_holes(polygon: BaseGeometry, area_px: float) -> BaseGeometry:
     """The polygon without its holes below an area, in square pixels."""
-    parts = [
-        shapely.Polygon(part.exterior, [ring for ring in part.interiors if shapely.Polygon(ring).area >= area_px])
-        for part in shapely.get_parts(polygon)
-    ]
+
+    def without_small_holes(part: shapely.Polygon) -> shapely.Polygon:
+        holes = [ring for ring in part.interiors if shapely.Polygon(ring).area >= area_px]
+        return shapely.Polygon(part.exterior, holes)
+
+    parts = [without_small_holes(part) for part in shapely.get_parts(polygon)]
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

@@ -17,7 +17,7 @@ from deltavlm.errors import ConfigError
 from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blend_blocks
 from deltavlm.geo.cog import Cog, RasterStyle
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.geobox import GeoBox, Window, lonlat_of
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
 from deltavlm.geo.polygonize import Polygonizer, Region, fill_holes, merge_regions, simplify_polygons
@@ -306,15 +306,7 @@ def _within(shapes: list[BaseGeometry], area: BaseGeometry | None) -> list[BaseG
 def _centroids(mosaic: Mosaic, polygons: list[_Polygon]) -> list[tuple[float, float] | tuple[None, None]]:
     """Longitude and latitude of the centroids; None where the CRS does not lead there."""
     points = shapely.get_coordinates([polygon.shape.centroid for polygon in polygons])
-    if mosaic.geobox.crs is None:
-        return [(None, None)] * len(polygons)
-    lonlat = project(points, mosaic.geobox.crs, LONLAT) if len(points) else points
-    return [
-        ((lon - 360 * round(lon / 360) if abs(lon) > 180 else lon), lat)
-        if math.isfinite(lon + lat)
-        else (None, None)
-        for lon, lat in lonlat.tolist()
-    ]
+    return [lonlat or (None, None) for lonlat in lonlat_of(points, mosaic.geobox.crs)]
 
 
 def _results_within(mosaic: Mosaic, shape: BaseGeometry) -> list[ChipResult]:

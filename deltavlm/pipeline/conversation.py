@@ -13,8 +13,8 @@ from typing import Any
 
 from deltavlm.errors import OutputError, RasterError
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.lonlat import lonlat_bounds, to_lonlat
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.polygonize import polygonize_chip
 from deltavlm.model.interface import ChangeModel
@@ -94,13 +94,13 @@ def answer_record(
 
 
 def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:
-    """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; None without a
-    CRS), share of pixels with data, and the images."""
+    """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; west > east over
+    180 degrees; None without a CRS), share of pixels with data, and the images."""
     bounds = None
     if reader.geobox.crs is not None:
         with suppress(OutputError):
             shape = to_lonlat(reader.geobox.crs)(chip.chip.footprint)
-            bounds = None if shape.is_empty else list(shape.bounds)
+            bounds = None if shape.is_empty else list(lonlat_bounds(shape))
     before, after = (view.source.name for view in reader.views)
     return {
         "window": {**chip.chip.window._asdict(), "size": chip.chip.size},

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular
+from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular, parse_json
 
 __all__ = [
     "COMMIT",
@@ -182,7 +182,7 @@ class JournalFile:
         group: list[tuple[int, Line]] = []
         for text in iter(lambda: stream.readline(_MAX_LINE_BYTES), b""):
             try:
-                line = json.loads(text) if text.endswith(b"\n") else None
+                line = parse_json(text) if text.endswith(b"\n") else None
                 is_chip = isinstance(line, dict) and "row" in line
                 if not isinstance(line, dict) or (is_chip and not {"pair", "col", "status"} <= line.keys()):
                     break
@@ -300,8 +300,8 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: C
     Raises: OutputError unless the line equals `header`; settings with `ignored` names need not be equal.
     """
     try:
-        earlier = json.loads(text)
-    except (ValueError, RecursionError):
+        earlier = parse_json(text)
+    except ValueError:
         earlier = None
     if not isinstance(earlier, dict):
         earlier = {}
@@ -355,10 +355,10 @@ def files_in_commit(path: Path) -> set[str]:
     try:
         with open_regular(path) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            last = json.loads(stream.read().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+            last = parse_json(stream.read().splitlines()[-1])
+            return {*last[COMMIT]}
+    except (OSError, ValueError, TypeError, LookupError):  # another line, or none
         return set()
-    return {*last[COMMIT]} if isinstance(last, dict) and COMMIT in last else set()
 
 
 def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json
 from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
@@ -127,7 +127,7 @@ def _plain(column: str, value: Any) -> Any:
         return None if value is None or value.is_empty else value
     if column in LIST_COLUMNS and isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     if hasattr(value, "tolist"):

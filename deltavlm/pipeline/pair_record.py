@@ -142,9 +142,8 @@ class PairResult:
 
     def add(self, result: ChipResult) -> None:
         """Count a chip of the pair."""
-        change = result.of_task("change")
         self.chips += 1
-        self.changed += change is not None and change.value is True
+        self.changed += result.changed is True
         if result.failed:
             self.failed += 1
             self.reason = self.reason or result.reason

@@ -37,7 +37,7 @@ TAG = "deltavlm"  # of a raster: the provenance of its run, as JSON
 
 @dataclass(frozen=True)
 class ProbabilityRaster:
-    """Open raster of the probabilities of a run, (classes and kinds, height, width) uint8, as a source of blocks."""
+    """Raster of probabilities, (classes and kinds, height, width) uint8, and the provenance of its run."""
 
     dataset: DatasetReader
     path: Path
@@ -85,10 +85,10 @@ def probability_path(output: Output) -> Path:
     """Raster of probabilities that was written with an output. Raises: InputError where there is none."""
     name = output.provenance.get("probability")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{output.path}: was written without --probability; {HINT}, or name it with --probability")
+        raise InputError(f"{output.path}: was written without --probability; {HINT}")
     path = output.path.parent / name
     if not path.is_file():
-        raise InputError(f"{path}: no such file, and {output.path} was written with it; name it with --probability")
+        raise InputError(f"{path}: no such file, and it belongs to {output.path}; name it with --probability")
     return path
 
 
@@ -122,13 +122,17 @@ class _StoredMosaic:
 
 
 def polygonize(
-    raster: ProbabilityRaster, options: ChangeOptions, *, output: Output | None = None, aoi: BaseGeometry | None = None
+    raster: ProbabilityRaster,
+    options: ChangeOptions,
+    *,
+    output: Output | None = None,
+    aoi: BaseGeometry | None = None,
 ) -> list[Feature]:
     """Polygons of change in the CRS of the raster, as rows of the layer `changes`.
 
-    With the `output` of the run they have its chips' ids, captions and dates, and only those of chips that are called
-    changed are drawn, unless `options.chips` says otherwise; at the options of the run they are its polygons.
-    Memory grows with the number of polygons, not with the raster.
+    With the `output` of the run they have the ids, captions and dates of its chips, and only those of chips
+    called changed are drawn, unless `options.chips` says otherwise; at the options of the run they are its
+    polygons. Memory grows with the number of polygons, not with the raster.
 
     aoi: area of interest in the CRS of the raster, at which polygons end.
 
@@ -149,7 +153,8 @@ def _rows(output: Output, raster: ProbabilityRaster) -> dict[str, Row]:
     for key in ("model", "inputs", "options"):
         if output.provenance.get(key) != raster.provenance.get(key):
             raise InputError(
-                f"{output.path}: is not of the run that wrote {raster.path} (another {key}); give those of one run"
+                f"{output.path}: is not of the run that wrote {raster.path}, as their {key} differ; give "
+                "those of one run"
             )
     return {row["chip_id"]: row for row in output.rows("chips") if row["status"] in ANALYZED_STATUSES}
 
@@ -168,11 +173,15 @@ class RunArea:
     aoi: str | None  # path of a vector file
 
 
-def run_area(raster: ProbabilityRaster) -> RunArea | None:
-    """Area of interest of the run that wrote a raster; None if it had none."""
-    inputs = raster.provenance.get("inputs")
-    bbox, aoi = (inputs.get("bbox"), inputs.get("aoi")) if isinstance(inputs, dict) else (None, None)
-    if not bbox and not aoi:
-        return None
-    crs = str(inputs.get("bbox_crs") or "EPSG:4326")
-    return RunArea(tuple(map(float, bbox)) if bbox else None, crs, aoi)
+def run_area(raster: ProbabilityRaster) -> RunArea:
+    """Area that the run which wrote a raster was limited to. Raises: InputError for other provenance."""
+    try:
+        inputs: Mapping[str, Any] = raster.provenance["inputs"]
+        bbox, aoi = inputs["bbox"], inputs["aoi"]
+        box = None
+        if bbox is not None:
+            xmin, ymin, xmax, ymax = (float(edge) for edge in bbox)
+            box = xmin, ymin, xmax, ymax
+        return RunArea(box, str(inputs["bbox_crs"] or "EPSG:4326"), None if aoi is None else str(aoi))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{raster.path}: its tags do not say which area was analyzed; {HINT}") from error

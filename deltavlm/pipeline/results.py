@@ -34,6 +34,12 @@ class ChipResult:
         """True if the chip could not be read or answered."""
         return self.status in FAILED_STATUSES
 
+    @property
+    def changed(self) -> bool | None:
+        """Answer to the yes/no question; None if it was not asked or cannot be parsed."""
+        change = self.of_task("change")
+        return None if change is None else change.value
+
     def of_task(self, task: str) -> Answer | None:
         """Answer to the first question of this task, or None."""
         return next((answer for answer in self.answers.values() if answer.task == task), None)

@@ -16,8 +16,8 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import LONLAT
-from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import find_conflicts, statements_of

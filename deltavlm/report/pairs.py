@@ -18,7 +18,7 @@ from rasterio.errors import CRSError
 from deltavlm.config import suggest
 from deltavlm.errors import InputError
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, lonlat_of, project
 from deltavlm.geo.registration import Registration
 from deltavlm.pipeline.outputs_reader import Output, Row
 
@@ -82,10 +82,7 @@ class ReportPair:
         if geobox is None or not self.chips:
             return [None] * len(self.chips)
         centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        points = project(geobox.to_ground(centres), geobox.crs, LONLAT)
-        if geobox.crs is None or not np.isfinite(points).all():
-            return [None] * len(self.chips)
-        return [(lon, lat) for lon, lat in points.tolist()]
+        return lonlat_of(geobox.to_ground(centres), geobox.crs)
 
     @property
     def gsd_m(self) -> float | None:

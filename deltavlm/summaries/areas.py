@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError, InputError, ToolError
-from deltavlm.geo.geojson import cut_at_180, shapes_to_lonlat
+from deltavlm.geo.lonlat import cut_at_180, polygon_of_ring, shapes_to_lonlat
 from deltavlm.geo.vector_reader import read_layer, split_layer
 from deltavlm.summaries.results import Results, Shapes, union
 
@@ -236,13 +236,10 @@ def _factorize(keys: Sequence[Any]) -> tuple[list[Any], Indices]:
 
 
 def _lonlat_polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
-    """Polygons of rings in longitude and latitude, cut at the 180th meridian."""
+    """Polygons of counter-clockwise rings in longitude and latitude, cut at the 180th meridian."""
     shapes = np.empty(len(rings), dtype=object)
     for index, ring in enumerate(rings):
-        points = np.array(ring)
-        if np.ptp(points[:, 0]) > 180:
-            points[:, 0] %= 360
-        shapes[index] = cut_at_180(shapely.Polygon(points))
+        shapes[index] = cut_at_180(polygon_of_ring(np.array([*ring, ring[0]], float), is_ccw=True))
     return shapes
 
 

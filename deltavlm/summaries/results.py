@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from deltavlm.errors import InputError
-from deltavlm.geo.geojson import shapes_to_lonlat
+from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.pipeline.outputs_reader import Output, read_output
 
 if TYPE_CHECKING:
