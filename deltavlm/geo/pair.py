@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -28,6 +28,7 @@ from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
 from deltavlm.geo.grid import Chip, ChipGrid
+from deltavlm.geo.identity import Identity, current_identity, is_same
 from deltavlm.geo.location import check_exists
 from deltavlm.geo.radiometry import (
     Stretch,
@@ -41,6 +42,7 @@ from deltavlm.geo.registration import Registration, Shift, lattice_windows, meas
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import open_source
 from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
+from deltavlm.messages import redact_address
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
@@ -188,6 +190,18 @@ class PairReader:
         mask = np.zeros((chip.size, chip.size), bool)
         mask[:height, :width] = valid
         return ChipPixels(chip, squares[0], squares[1], mask)
+
+    @property
+    def files(self) -> tuple[Mapping[str, Identity], ...]:
+        """Files that each date reads, as they were when they were opened."""
+        return tuple(view.source.files for view in self.views)
+
+    def changed_file(self) -> str | None:
+        """Name of a file that was written over or replaced since it was opened, None if there is none."""
+        for file, identity in (item for files in self.files for item in files.items()):
+            if not is_same(identity, current_identity(file)):
+                return redact_address(file)
+        return None
 
     def provenance(self) -> dict[str, object]:
         """Origin of the pixels and their processing, as JSON values."""

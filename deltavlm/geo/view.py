@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,7 @@ from rasterio.windows import Window as RasterioWindow
 from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
+from deltavlm.geo.identity import Identity
 from deltavlm.messages import redact_address
 
 __all__ = [
@@ -65,6 +66,7 @@ class Source:
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
     date: str | None = None  # ISO 8601, from its tags
+    files: Mapping[str, Identity] = field(default_factory=dict)  # what it reads, as it was when opened
 
     @cached_property
     def geobox(self) -> GeoBox:

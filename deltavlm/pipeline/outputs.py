@@ -18,7 +18,9 @@ from deltavlm.pipeline.journal import check_journal
 from deltavlm.pipeline.journal_file import files_in_commit, journal_files, journal_path
 from deltavlm.pipeline.pairs import file_names
 
-__all__ = ["OutputFiles", "check_outputs", "files_of_job", "is_complete", "output_paths"]
+__all__ = [
+    *("OutputFiles", "check_outputs", "files_of_job", "is_complete", "output_paths", "polygons_path"),
+]
 
 FOLDER_SUFFIX = ".gpkg"  # of the outputs in a folder
 
@@ -39,7 +41,7 @@ class OutputFiles:
         polygons = None
         has_one_layer = path is not None and (path.suffix.lower() != ".gpkg" or layer is not None)
         if path is not None and has_one_layer and options.polygons and layer != "changes":
-            polygons = path.with_name(f"{path.stem}.changes{path.suffix}")
+            polygons = polygons_path(path)
         return cls(path, options.mask, options.probability, polygons)
 
     def by_name(self) -> dict[str, Path]:
@@ -90,6 +92,11 @@ class OutputFiles:
             for path in (self.path, *self.by_name().values()):
                 stack.enter_context(nullcontext() if path is None else lock(path))
             yield
+
+
+def polygons_path(path: Path) -> Path:
+    """File of polygons beside an output of one layer: `out.geojson` -> `out.changes.geojson`."""
+    return path.with_name(f"{path.stem}.changes{path.suffix}")
 
 
 def output_paths(job: AnalyzeJob) -> dict[str, Path]:
