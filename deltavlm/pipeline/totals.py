@@ -1,4 +1,4 @@
-"""Totals of an output in which all ground counts once: for a run, its report, its summary and its STAC item.
+"""Totals of chips and polygons that count all ground once, for every place that shows them.
 
 Where the output has polygons of change, changed ground is their area and new buildings and roads are their
 number. Otherwise both are sums over chips: each chip counts with the share of its ground that is its own, and
