@@ -5,6 +5,7 @@ A letter means the same in every command that has it, but for two older ones: `-
 
     flag            commands
     --after-bands   analyze, ask, chat
+    --after-cloud-mask analyze, ask, chat
     --align         analyze, ask, chat, grid
     --allow-no-crs  analyze, ask, chat, grid
     --allow-vrt     analyze, ask, chat, grid, report
@@ -18,6 +19,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --bbox-crs      analyze, ask, chat, grid, polygonize
     --beams         analyze, ask, chat, eval
     --before-bands  analyze, ask, chat
+    --before-cloud-mask analyze, ask, chat
     --cascade       analyze, ask
     --chip-size     analyze, ask, chat, grid
     --color         all
@@ -44,6 +46,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --progress      all
     --prompt-style  analyze, ask, chat, eval
     --quantize      analyze, ask, chat, eval, weights verify
+    --qa-band       analyze, ask, chat
     -Q --questions  analyze, ask
     -q --quiet      all
     --register      analyze, ask, chat
