@@ -17,10 +17,9 @@ from deltavlm.errors import InputError
 from deltavlm.geo.blend import BLOCK_PX, NODATA, Block
 from deltavlm.geo.drivers import open_image
 from deltavlm.geo.features import Feature
-from deltavlm.geo.gdal import wrap_gdal_errors
+from deltavlm.geo.gdal import UNREADABLE, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.grid import Chip, ChipGrid
-from deltavlm.geo.view import UNREADABLE
 from deltavlm.pipeline.answers import Answer
 from deltavlm.pipeline.changes import MASK_PIXEL_TAG, ChangeOptions, vectorize
 from deltavlm.pipeline.journal_file import Blob
