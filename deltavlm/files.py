@@ -57,6 +57,7 @@ __all__ = [
 
 
 MAX_TEXT_BYTES = 256 * 2**20
+MAX_DATASET_BYTES = 2**30
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
@@ -478,7 +479,7 @@ class JsonLines:
         if not last_line:
             return
         try:
-            json.loads(last_line)
+            parse_json(last_line)
         except ValueError:
             self.stream.truncate(end - len(last_line))
         else:

@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 from deltavlm.data.build import PairFacts
 from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, join_labels
 from deltavlm.errors import InputError, OutputError, ToolError
-from deltavlm.files import JsonLines
+from deltavlm.files import JsonLines, parse_json, read_text
 from deltavlm.tasks.text import clean
 
 __all__ = ["Endpoint", "QuestionWriter", "ReplyLog", "make_prompt", "parse_reply"]
@@ -80,15 +80,15 @@ class ReplyLog:
         self.path = path
         self.replies: dict[tuple[str, str], tuple[QuestionAnswer, ...]] = {}
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = read_text(path) if path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {error}; delete it to ask again") from error
         for line in text.splitlines():
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 questions = _check_questions(record["questions"])
                 self.replies[str(record["id"]), str(record["asked"])] = questions
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError):
                 continue  # the incomplete last line of an interrupted run: that pair is asked again
 
     def add(self, pair: str, digest: str, model: str, questions: Sequence[QuestionAnswer]) -> None:
@@ -158,8 +158,8 @@ def parse_reply(text: str) -> tuple[QuestionAnswer, ...]:
     if body.startswith("```"):
         body = body.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(body)
+    except ValueError as error:
         raise ValueError(f"not JSON: {clean(text)[:80]!r}") from error
     return _check_questions(content)
 
@@ -247,8 +247,8 @@ def _explain_refusal(endpoint: Endpoint, error: HTTPError) -> str:
 def _message_text(endpoint: Endpoint, content: bytes) -> str:
     """Text of the first choice. Raises: ValueError when it has none; InputError for another protocol."""
     try:
-        text = json.loads(content)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        text = parse_json(content)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"{endpoint.url} does not answer as an OpenAI-compatible endpoint does; check --llm-endpoint"
         ) from error

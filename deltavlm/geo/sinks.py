@@ -28,13 +28,14 @@ from deltavlm.files import (
     write_atomic,
 )
 from deltavlm.geo.features import Feature, Layer
-from deltavlm.geo.geojson import FeatureCollection, FeatureLines, WriteText, to_lonlat
+from deltavlm.geo.geojson import FeatureCollection, FeatureLines, WriteText
 from deltavlm.geo.geopackage import (
     is_open_elsewhere,
     prepare_replacement,
     sqlite_sidecars,
     write_geopackage,
 )
+from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.qml import SIGNATURE
 from deltavlm.geo.styles import layer_style
 from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet

@@ -593,10 +593,8 @@ def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     path = tmp_path / "out.gpkg"
     with monkeypatch.context() as patched:
-        patched.setattr(sinks, "scratch_name", lambda _: "folder/out.gpkg")
-        with pytest.raises(
-            OutputError, match=r"out\.gpkg: a \.gpkg cannot hold the result there \(unable to open"
-        ):
+        patched.setattr(sinks.sqlite3, "connect", locked)
+        with pytest.raises(OutputError, match=r"cannot hold the result there \(database is locked\); choose"):
             check_can_hold(path, (CHIPS,), UTM, [square(0)])
     many = Layer("chips", tuple(Field(f"answer_{number}", "str") for number in range(3000)))
     with pytest.raises(OutputError, match="too many columns"):
