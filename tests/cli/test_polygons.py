@@ -82,7 +82,7 @@ def test_polygons_takes_a_value_only_where_it_is_one(
 ) -> None:
     """The word behind a bare --polygons may be BEFORE."""
     jobs: list[AnalyzeJob] = []
-    monkeypatch.setattr("deltacli.analyze.analyze_job", lambda job, flags: jobs.append(job))
+    monkeypatch.setattr("deltacli.analyze.analyze_job", lambda job, *flags: jobs.append(job))
     for name, value in (("true", "true"), ("false", "false"), ("all", '"all"')):
         Path(f"{name}.toml").write_text(f"[analyze]\npolygons = {value}\n")
     args = [*words, *scene.args] if is_first else [*scene.args, *words]
