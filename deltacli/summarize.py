@@ -29,7 +29,7 @@ def summarize(
             "--by",
             panel=CHIPS,
             metavar="FILE[:LAYER]|grid|h3|pair",
-            help="Group chips by the area that contains their centre: polygons of a file, grid cells, "
+            help="Divide the ground of chips and polygons among areas: polygons of a file, grid cells, "
             "H3 cells, or pairs.",
         ),
     ] = None,

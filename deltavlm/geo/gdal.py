@@ -21,7 +21,15 @@ from deltavlm.errors import RasterError
 from deltavlm.geo.location import is_remote
 from deltavlm.messages import redact, redact_address
 
-__all__ = ["Server", "gdal_env", "log_decoder_warnings", "reset_error", "trim_malloc", "wrap_gdal_errors"]
+__all__ = [
+    "UNREADABLE",
+    "Server",
+    "gdal_env",
+    "log_decoder_warnings",
+    "reset_error",
+    "trim_malloc",
+    "wrap_gdal_errors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +41,7 @@ px wide. With 16 MiB a warp took 1.4 times as long; 64 MiB were no faster."""
 GDAL_LOG = logging.getLogger("rasterio._err")
 DECODER_WARNING = re.compile(r"JPEGLib|libjpeg|libpng|opj_|LZW|corrupt.* data", re.IGNORECASE)
 
+UNREADABLE = "a part of it cannot be read", "copy or download it again"
 SLOW_S = 30.0  # of a read that fails at last; with 503, three repetitions take 7 s
 TRIM_INTERVAL = 32  # reads
 

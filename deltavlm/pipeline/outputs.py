@@ -18,7 +18,9 @@ from deltavlm.pipeline.journal import check_journal
 from deltavlm.pipeline.journal_file import files_in_commit, journal_files, journal_path
 from deltavlm.pipeline.pairs import file_names
 
-__all__ = ["OutputFiles", "check_outputs", "files_of_job", "is_complete", "output_paths"]
+__all__ = [
+    *("OutputFiles", "check_outputs", "files_of_job", "is_complete", "output_paths", "polygons_path"),
+]
 
 FOLDER_SUFFIX = ".gpkg"  # of the outputs in a folder
 
@@ -39,7 +41,7 @@ class OutputFiles:
         polygons = None
         has_one_layer = path is not None and (path.suffix.lower() != ".gpkg" or layer is not None)
         if path is not None and has_one_layer and options.polygons and layer != "changes":
-            polygons = path.with_name(f"{path.stem}.changes{path.suffix}")
+            polygons = polygons_path(path)
         return cls(path, options.mask, options.probability, polygons)
 
     def by_name(self) -> dict[str, Path]:
@@ -92,6 +94,11 @@ class OutputFiles:
             yield
 
 
+def polygons_path(path: Path) -> Path:
+    """File of polygons beside an output of one layer: `out.geojson` -> `out.changes.geojson`."""
+    return path.with_name(f"{path.stem}.changes{path.suffix}")
+
+
 def output_paths(job: AnalyzeJob) -> dict[str, Path]:
     """Output file of each pair by its id, in the folder of a job with an output for each pair.
 
@@ -120,10 +127,9 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
     read: list[NamedPath] = []
     for pair in job.pairs.pairs:
         of_pair = f" of pair {pair.id}" if pair.id else ""
-        read += [
-            (f"the earlier image{of_pair}", local_file(pair.before)),
-            (f"the later image{of_pair}", local_file(pair.after)),
-        ]
+        for date, locations in zip(("earlier", "later"), pair.locations, strict=True):
+            names = f"the {date} image{of_pair}", f"the cloud mask of the {date} image{of_pair}"
+            read += [(name, local_file(each)) for name, each in zip(names, locations, strict=False)]
         if isinstance(pair.aoi, Path):
             read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
     if isinstance(job.read.aoi, Path):

@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
 from deltavlm.files import parse_json
+from deltavlm.geo.grid import chip_offsets, ground_shares
 from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
+from deltavlm.pipeline.outputs import polygons_path
 from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ REQUIRED = ("chip_id", "status", "changed", "changed_score")
 """Columns of `chips` in every output; the other columns may be missing."""
 
 EXTRA_LAYERS = (CHANGES.name, PAIRS.name)
-"""Layers besides `chips` that are read; only GeoPackages have them."""
+"""Layers besides `chips` that are read."""
+
+MAX_GRID = 10_000_000
+"""Chips of the grids whose shares of ground are computed, for outputs of earlier versions."""
 
 LIST_COLUMNS = frozenset(
     field.name
@@ -54,6 +60,12 @@ class Output:
     provenance: Mapping[str, Any]  # {} if the file has none, or one that deltavlm did not write
     layers: Mapping[str, GeoDataFrame]  # by name: `chips`, and those of EXTRA_LAYERS that were read
     threshold: float | None = None  # that was applied to the stored scores
+
+    @property
+    def has_polygons(self) -> bool:
+        """True if there are polygons of change that say what happened; there may be none of them."""
+        frame = self.layers.get(CHANGES.name)
+        return frame is not None and ("kind" in frame or not len(frame))
 
     @property
     def crs(self) -> CRS | None:
@@ -82,8 +94,9 @@ def read_output(
 ) -> Output:
     """Read the layer `chips` of an output of any format and version, and those of `extra_layers` that it has.
 
-    The format is recognized by content, not by suffix. Only a GeoPackage has more layers than `chips`. The
-    column `conflicts` is made where an earlier version did not write it.
+    The format is recognized by content, not by suffix. A GeoPackage has more layers than `chips`; polygons of
+    other formats are read from their own file beside it. The columns `conflicts` and `ground_share` are made
+    where they are missing, as in outputs of earlier versions.
 
     Args:
         threshold: `changed` and `conflicts` become those of the stored scores at this threshold.
@@ -104,6 +117,10 @@ def read_output(
         raise InputError(f"{path}: holds no features and was not written by deltavlm; {HINT}")
     layers = {"chips": chips.frame}
     layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
+    if CHANGES.name in extra_layers and CHANGES.name not in layers:
+        layers |= _polygons_beside(path, provenance or {})
+    if not missing and ("ground_share" not in chips.frame or chips.frame["ground_share"].isna().all()):
+        layers["chips"] = _with_ground_shares(chips.frame, (provenance or {}).get("options", {}))
     output = Output(path, provenance or {}, layers)
     if not missing and (threshold is not None or "conflicts" not in chips.frame):
         output = replace(output, layers={**layers, "chips": _judged(output, threshold)}, threshold=threshold)
@@ -119,6 +136,37 @@ def _judged(output: Output, threshold: float | None) -> GeoDataFrame:
     judged = [judge_row(row, threshold=threshold, has_masks=has_masks) for row in output.rows("chips")]
     for index, name in enumerate(("changed", "conflicts")):
         frame[name] = pd.Series([each[index] for each in judged], index=frame.index, dtype="object")
+    return frame
+
+
+def _polygons_beside(path: Path, provenance: Mapping[str, Any]) -> dict[str, GeoDataFrame]:
+    """Layer `changes` from the file of polygons beside an output, if both are of one run."""
+    beside = polygons_path(path)
+    if "changes" not in provenance or not beside.is_file():
+        return {}
+    layer = read_layer(beside, None, HINT)
+    return {CHANGES.name: layer.frame} if layer.provenance == provenance else {}
+
+
+def _with_ground_shares(frame: GeoDataFrame, options: Mapping[str, Any]) -> GeoDataFrame:
+    """Chips with the column `ground_share`, from their names and size; null where these do not tell."""
+    import pandas as pd
+
+    chip_px = options.get("chip_px")
+    offsets = [chip_offsets(name) for name in frame["chip_id"]]
+    shares = np.full(len(frame), np.nan)
+    pairs = frame["pair_id"] if "pair_id" in frame else pd.Series(None, index=frame.index, dtype="object")
+    if isinstance(chip_px, int) and chip_px > 0 and None not in offsets:
+        for indices in pairs.reset_index(drop=True).groupby(pairs.tolist(), dropna=False).indices.values():
+            placed = np.array([offsets[index] for index in indices])
+            (row_offs, rows), (col_offs, cols) = (np.unique(axis, return_inverse=True) for axis in placed.T)
+            if len(row_offs) * len(col_offs) > MAX_GRID:
+                continue
+            present = np.zeros((len(row_offs), len(col_offs)), bool)
+            present[rows, cols] = True
+            shares[indices] = ground_shares(row_offs, col_offs, (chip_px, chip_px), present)[rows, cols]
+    frame = frame.copy(deep=False)
+    frame["ground_share"] = shares
     return frame
 
 

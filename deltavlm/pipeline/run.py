@@ -19,10 +19,10 @@ from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import FeatureSink, open_sink
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
-from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
+from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal import Journal, open_journal
+from deltavlm.pipeline.journal import Journal, check_journal_pair, open_journal
 from deltavlm.pipeline.journal_file import journal_path
 from deltavlm.pipeline.outputs import OutputFiles, check_outputs, is_complete, output_paths
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
@@ -85,6 +85,8 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             _notify_notes(opened, hooks)
             grid = opened.chips(*job.options.grid)
             result.total = min(len(grid), job.options.limit or len(grid))
+            if files.path is not None:
+                check_journal_pair(journal_path(files.path), job, opened)
         stack.enter_context(files.locked())
         started = stack.enter_context(_started(engine, result))
         output = _Output(_with_batch_size(job, started), files, started, result, opened)
@@ -233,6 +235,7 @@ def _stream(output: _Output, hooks: RunHooks) -> None:
         analyze_chips(job, output.engine, store, output.result, opened=opened, on_progress=hooks.on_progress)
         if not job.one_pair_per_output:
             writer.write_pairs(output.pairs)
+    output.result.totals += writer.totals.totals
     _warn_unplaced(crs)
 
 
@@ -295,6 +298,7 @@ def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_rep
         if job.options.masks:
             polygons = _write_changes(output, journal, writer, hooks, may_replace=may_replace)
             output.result.summary.polygons += polygons
+    output.result.totals += writer.totals.totals
     several = len({each.crs for each in output.records}) > 1
     if several and path.suffix.lower() in (".gpkg", ".fgb", ".parquet"):
         hooks.notify("the pairs have several CRSs, so the output is in longitude and latitude (EPSG:4326)")
@@ -326,6 +330,8 @@ def _write_changes(
             layer = CHANGES if job.is_single else with_pair_columns(CHANGES)
             sink = open_sink(files.polygons, (layer,), writer.crs.crs, record, overwrite=may_replace)
             writer = replace(writer, sink=stack.enter_context(sink))
+        if options.polygons:
+            writer.totals.add_polygons((), writer.crs.crs)  # an output without any polygon has some too
         for pair in output.pairs:
             if pair.record is None:
                 continue
@@ -338,6 +344,8 @@ def _write_changes(
             if options.polygons:
                 writer.write_changes(pair.pair, pair.record, features)
             count += len(features)
+            if cogs[1] is not None:
+                cogs[1].tag(MASK_PIXEL_TAG, mosaic.mask_pixel_px)
         written = [cog for cog in cogs if cog is not None]
         for cog in written:
             cog.finish()

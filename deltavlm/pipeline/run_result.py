@@ -14,6 +14,7 @@ from deltavlm.messages import pluralize
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.summary import ChangedChip, Summary
+from deltavlm.pipeline.totals import Totals
 
 __all__ = ["RunResult"]
 
@@ -25,6 +26,7 @@ class RunResult:
     is_single: bool = False  # True for a run over one pair that is not from a list
     pairs: dict[str, PairResult] = field(default_factory=dict)  # by id, in order; "" for a single pair
     summary: Summary = field(default_factory=Summary)
+    totals: Totals = field(default_factory=Totals)  # ground, buildings and roads of what was written
     model: ModelFacts | None = None  # None where nothing was left to ask
     output: Path | None = None  # None: standard output
     files: dict[str, Path] = field(default_factory=dict)  # written next to it: mask, probability, polygons

@@ -115,6 +115,7 @@ def result_item(
             "deltavlm:chips": total.chips,
             "deltavlm:not_looked_at": total.nodata + total.failed,
             "deltavlm:changed": total.changed,
+            **{f"deltavlm:{name}": value for name, value in total.totals.as_dict().items()},
         },
         "links": [*_image_links(results, run, item_path.parent), _model_link(run, model_href)],
         "assets": {"changes": asset, **_file_assets(path, assets or {}, item_path.parent)},
