@@ -22,12 +22,12 @@ from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.bands import BandChoice, choose_bands
 from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
-from deltavlm.geo.gdal import reset_error, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import UNREADABLE, reset_error, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
+from deltavlm.geo.identity import identify, identify_all
 from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
     MAX_VALUE,
-    UNREADABLE,
     Source,
     alpha_band,
     has_transform,
@@ -79,8 +79,11 @@ def open_source(
     notes: list[str] = []
     guesses: list[str] = []
     with ExitStack() as stack:
+        with wrap_gdal_errors(location, *NOT_READ):
+            identity = identify(location)  # first: a change from here on is one of what is read
         dataset = stack.enter_context(_open_dataset(location, allow_vrt))
         with wrap_gdal_errors(location, *NOT_READ):
+            files = identify_all(location, identity, dataset.files)
             check_size(dataset, name)
             if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
@@ -117,7 +120,9 @@ def open_source(
                 dataset = stack.enter_context(
                     _warp_by_control_points(dataset, gcp_crs, name, resampling, value)
                 )
-        yield Source(location, dataset, chosen.rgb, opaque, nodatas, (*notes, *guesses), tuple(guesses), date)
+        yield Source(
+            location, dataset, chosen.rgb, opaque, nodatas, (*notes, *guesses), tuple(guesses), date, files
+        )
 
 
 def _control_point_crs(dataset: DatasetReader) -> CRS | None:

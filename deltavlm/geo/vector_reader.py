@@ -1,4 +1,4 @@
-"""Reader of one layer of a vector file: an output of ours, areas to summarize by, or an area of interest.
+"""Reader of one layer of a vector file: an output, areas to summarize by, or an area of interest.
 
 The first bytes and the suffix of a file name its one driver. GeoJSON and GeoParquet are read without GDAL.
 GDAL chooses a driver by itself, but is only given files whose first bytes hold nothing that another of its

@@ -127,10 +127,9 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
     read: list[NamedPath] = []
     for pair in job.pairs.pairs:
         of_pair = f" of pair {pair.id}" if pair.id else ""
-        read += [
-            (f"the earlier image{of_pair}", local_file(pair.before)),
-            (f"the later image{of_pair}", local_file(pair.after)),
-        ]
+        for date, locations in zip(("earlier", "later"), pair.locations, strict=True):
+            names = f"the {date} image{of_pair}", f"the cloud mask of the {date} image{of_pair}"
+            read += [(name, local_file(each)) for name, each in zip(names, locations, strict=False)]
         if isinstance(pair.aoi, Path):
             read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
     if isinstance(job.read.aoi, Path):

@@ -19,10 +19,10 @@ from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import FeatureSink, open_sink
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
-from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
+from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal import Journal, open_journal
+from deltavlm.pipeline.journal import Journal, check_journal_pair, open_journal
 from deltavlm.pipeline.journal_file import journal_path
 from deltavlm.pipeline.outputs import OutputFiles, check_outputs, is_complete, output_paths
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
@@ -85,6 +85,8 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             _notify_notes(opened, hooks)
             grid = opened.chips(*job.options.grid)
             result.total = min(len(grid), job.options.limit or len(grid))
+            if files.path is not None:
+                check_journal_pair(journal_path(files.path), job, opened)
         stack.enter_context(files.locked())
         started = stack.enter_context(_started(engine, result))
         output = _Output(_with_batch_size(job, started), files, started, result, opened)
@@ -342,6 +344,8 @@ def _write_changes(
             if options.polygons:
                 writer.write_changes(pair.pair, pair.record, features)
             count += len(features)
+            if cogs[1] is not None:
+                cogs[1].tag(MASK_PIXEL_TAG, mosaic.mask_pixel_px)
         written = [cog for cog in cogs if cog is not None]
         for cog in written:
             cog.finish()

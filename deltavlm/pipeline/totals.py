@@ -1,4 +1,4 @@
-"""Totals of an output in which all ground counts once: for a run, its report, its summary and its STAC item.
+"""Totals of chips and polygons that count all ground once, for every place that shows them.
 
 New buildings and roads are sums over chips: each chip counts with the share of its ground that is its own,
 and that lies in the area of interest, as if what it counts were spread evenly over it. So is changed ground,
