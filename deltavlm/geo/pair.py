@@ -355,7 +355,7 @@ def open_pair(
                 )
             )
             views = before_view, after_view
-        aoi = _aoi(alignment.geobox, options)
+        aoi = area_of_interest(alignment.geobox, options)
         scale_notes: tuple[str, ...] = ()
         contrast: Texts = ((), ())
         if stretches is None:
@@ -545,7 +545,7 @@ def _check_stretches(views: tuple[View, View], stretches: Stretches) -> None:
             raise ConfigError(f"{view.source.name}: has values of {view.source.dtype}, which need a stretch")
 
 
-def _aoi(geobox: GeoBox, options: ReadOptions) -> BaseGeometry | None:
+def area_of_interest(geobox: GeoBox, options: ReadOptions) -> BaseGeometry | None:
     """Intersection of bbox and area of interest in the CRS of the grid; None without either."""
     if options.bbox is None and options.aoi is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -165,7 +166,12 @@ class AnalyzeJob:
 
     def change_record(self) -> dict[str, object]:
         """Options of the masks for the provenance of an output; empty without masks."""
-        return {"changes": asdict(self.output.changes)} if self.output.needs_masks else {}
+        output = self.output
+        record: dict[str, object] = {"changes": asdict(output.changes)} if output.needs_masks else {}
+        if output.probability is not None and output.path is not None:
+            folder = output.path.absolute().parent
+            record["probability"] = Path(os.path.relpath(output.probability.absolute(), folder)).as_posix()
+        return record
 
     def for_pair(self, pair: Pair, path: Path, limit: int | None) -> AnalyzeJob:
         """Job of one pair of this job, whose output file is `path`, with at most `limit` chips."""
