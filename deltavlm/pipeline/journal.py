@@ -21,7 +21,7 @@ from typing import Any
 from deltavlm.config import from_mapping
 from deltavlm.errors import ConfigError, OutputError
 from deltavlm.geo.grid import Chip, ChipGrid
-from deltavlm.geo.identity import stable_address
+from deltavlm.geo.identity import address_digest
 from deltavlm.geo.pair import MAX_CHIPS, PairReader
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
@@ -33,7 +33,6 @@ from deltavlm.pipeline.journal_file import (
     check_journal_header,
     differing_keys,
     first_line,
-    keyed_digest,
     last_line,
     open_journal_file,
 )
@@ -279,9 +278,8 @@ class Journal:
 
 
 def _address_of(pair: Pair, key: bytes) -> str:
-    """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may hold
-    passwords."""
-    return keyed_digest(key, *map(stable_address, (pair.before, pair.after)))
+    """Digest of the locations of a pair."""
+    return address_digest(key, pair.before, pair.after)
 
 
 def _refuse_another(
