@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import rasterio
 
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.messages import redact
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.version import __version__
@@ -79,7 +80,7 @@ def _plain(read: ReadOptions) -> dict[str, object]:
     return {
         **values,
         "nodata": nodata if nodata is None or math.isfinite(nodata) else str(nodata),  # as JSON has no NaN
-        "aoi": None if read.aoi is None else str(read.aoi),
+        "aoi": None if read.aoi is None else redact(str(read.aoi)),
     }
 
 
