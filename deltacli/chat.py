@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console
+from deltacli.console import console, print_wording
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interactive_sigint
@@ -177,6 +177,7 @@ class ChatSession:
         if self.is_lost:
             raise InputError("not asked: the last /at failed")
         record = self.conversation.ask(question(text))
+        print_wording(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if self.as_json else record["answer"])
         sys.stdout.flush()
         if self.transcript is not None:

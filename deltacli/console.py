@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ __all__ = [
     "open_streams",
     "print_notes",
     "print_problems",
+    "print_wording",
     "silence",
     "warn_about_scale",
 ]
@@ -326,6 +327,14 @@ def print_notes(reader: PairReader, *, pixel_size: bool = True) -> None:
         (console.warning if note in reader.warnings else console.info)(note)
     if pixel_size and reader.gsd_m is not None:
         console.info(f"pixel size {reader.gsd_m:.3g} m")
+
+
+def print_wording(record: Mapping[str, Any]) -> None:
+    """Print the words in which a question was asked, where they are not those that were typed."""
+    from deltavlm.tasks.text import simplify
+
+    if simplify(record["asked"]) != simplify(record["question"]):
+        console.info(f"asked as: {record['asked']}")
 
 
 def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:

@@ -85,9 +85,9 @@ def _print_table(job: AnalyzeJob, chips: list[ChangedChip]) -> None:
     if job.is_single:
         all_lonlat = all(chip.lonlat for chip in chips)
         header = ("lon", "lat") if all_lonlat else ("x", "y")
-        digits = 5 if all_lonlat else 0
+        digits = 7 if all_lonlat else 0  # 1 cm: --at then takes the same pixels
     else:
-        header, digits = ("lon or x", "lat or y"), 5
+        header, digits = ("lon or x", "lat or y"), 7
     has_conflicts = any(chip.conflicts for chip in chips)
     rows = []
     for chip in chips:

@@ -22,13 +22,12 @@ from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.bands import BandChoice, choose_bands
 from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
-from deltavlm.geo.gdal import reset_error, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import UNREADABLE, reset_error, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.identity import identify, identify_all
 from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
     MAX_VALUE,
-    UNREADABLE,
     Source,
     alpha_band,
     has_transform,

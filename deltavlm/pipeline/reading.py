@@ -38,10 +38,15 @@ _CHANGED = (
 
 
 def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
-    """Open a pair; its own area of interest replaces that of `read`."""
-    aoi = read.aoi if pair.aoi is None else pair.aoi
+    """Open a pair; its own area of interest and cloud masks replace those of `read`."""
     rasters = RasterPair(pair.before, pair.after, pair.id, pair.before_date, pair.after_date)
-    return open_pair(rasters, replace(read, aoi=aoi))
+    read = replace(
+        read,
+        aoi=read.aoi if pair.aoi is None else pair.aoi,
+        before_cloud_mask=pair.before_cloud_mask or read.before_cloud_mask,
+        after_cloud_mask=pair.after_cloud_mask or read.after_cloud_mask,
+    )
+    return open_pair(rasters, read)
 
 
 def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:

@@ -112,7 +112,7 @@ class ReportPair:
             for rows in (self.chips, self.changes)
         )
         polygons = PolygonArrays.of_rows(*changes).totals() if self.has_polygons else None
-        return ChipArrays.of_rows(*chips).totals().replaced_by(polygons)
+        return ChipArrays.of_rows(*chips).totals().with_polygons(polygons)
 
     def rings(self, change: Row) -> list[Ring]:
         """Exterior and interior rings of a change polygon, in pixels of the grid."""

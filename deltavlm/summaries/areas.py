@@ -1,4 +1,4 @@
-"""Division of chips and polygons among areas: one area, polygons of a file, grid cells, H3 cells, or pairs.
+"""Division of chips and polygons among areas: polygons of a file, grid cells, H3 cells, or pairs.
 
 The ground of a chip is divided among the areas that it shares ground with, and so is a polygon of change.
 A chip is counted in the area that contains its centroid, so in one at most. So all sums over areas add up.

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -21,6 +22,7 @@ from deltavlm.errors import RasterError
 from tests.cli.conftest import Run
 from tests.conftest import Scene
 from tests.object_server import Objects, served
+from tests.rasters import write_raster
 
 SECRET = "SEKRIT"
 SPELLINGS = {
@@ -129,6 +131,19 @@ def test_masks_and_streams(
     assert talk.exit_code == 0, talk.stderr
     assert Path("talk.jsonl").exists()
     check(talk, caplog)
+
+
+def test_a_cloud_mask(
+    run: Run, scene: Scene, objects: Objects, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    write_raster(tmp_path / "mask.tif", np.zeros((1, 96, 160), np.uint8))
+    objects.contents["mask.tif"] = (tmp_path / "mask.tif").read_bytes()
+    for name, code in (("mask", 0), ("nothing", 2)):
+        mask = address(SPELLINGS["url"].partition("#")[0], objects, name)
+        extra = ("--after-cloud-mask", f"{mask}:values=7", "--limit", 1, "-o", f"{name}.geojson")
+        result = run("analyze", scene.before, scene.after, *SMALL, *extra)
+        assert result.exit_code == code, result.stderr
+        check(result, caplog)
 
 
 @pytest.mark.slow
