@@ -22,9 +22,10 @@ from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.cloud_mask import CloudView
-from deltavlm.geo.gdal import UNREADABLE, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import UNREADABLE, Server, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.identity import Identity
+from deltavlm.geo.location import is_remote
 from deltavlm.messages import redact_address
 
 __all__ = [
@@ -64,6 +65,7 @@ class Source:
     nodata: tuple[float | None, ...]  # of each of `distinct_bands`; NaN is the object `math.nan`
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
+    fill: float | None = None  # another value without data, which is not declared
     date: str | None = None  # ISO 8601, from its tags
     files: Mapping[str, Identity] = field(default_factory=dict)  # what it reads, as it was when opened
 
@@ -78,6 +80,11 @@ class Source:
     def name(self) -> str:
         """Location without credentials."""
         return redact_address(self.location)
+
+    @cached_property
+    def server(self) -> Server | None:
+        """Server of a remote image."""
+        return Server() if is_remote(self.location) else None
 
     @property
     def distinct_bands(self) -> list[int]:
@@ -141,6 +148,8 @@ class Source:
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < MAX_VALUE).all(axis=0)
         holes = [band == value for band, value in zip(values, self.nodata, strict=True) if value is not None]
+        if self.fill is not None:
+            holes += [band == self.fill for band in values]
         if values.dtype != np.uint8:
             for hole in holes:
                 valid &= ~hole
@@ -304,7 +313,9 @@ class View:
             RasterError: a block of the file cannot be decoded.
         """
         area = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
-        with wrap_gdal_errors(self.source.location, *UNREADABLE):
+        server = self.source.server
+        watch = nullcontext() if server is None else server.watch(self.source.location)
+        with watch, wrap_gdal_errors(self.source.location, *UNREADABLE):
             is_mean = averaged and self.source.palette is None
             method = Resampling.average if is_mean else Resampling.nearest
             for layer in self.layers:
