@@ -341,7 +341,7 @@ class EngineFlags:
             "--engine",
             panel=CLUSTER,
             help="Where the model runs: in this process, or on a Ray cluster with the same answers (needs "
-            "pip install 'deltavlm[ray]').",
+            "pip install '.[ray]' in a clone of deltavlm).",
         ),
     ] = "local"
     ray_address: Annotated[
@@ -390,7 +390,8 @@ class EngineFlags:
 
         if find_spec("ray") is None:
             raise ConfigError(
-                "--engine ray: Ray is not installed; pip install 'deltavlm[ray]', also on the workers"
+                "--engine ray: Ray is not installed; pip install '.[ray]' in a clone of deltavlm, "
+                "also on the workers"
             )
 
     @contextmanager
