@@ -14,7 +14,7 @@ from deltavlm.geo.alignment import Offset, locate
 from deltavlm.geo.cloud_mask import CloudMask, CloudView, kind_in
 from deltavlm.geo.gdal import wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.source import open_source
+from deltavlm.geo.source import SourceOptions, open_source
 from deltavlm.geo.view import ANY_PLANE, Source, alpha_band, without_alpha
 
 __all__ = ["open_cloud_mask"]
@@ -43,7 +43,10 @@ def open_cloud_mask(
     location = image.location if mask.location is None else mask.location
     with ExitStack() as stack:
         source = stack.enter_context(
-            open_source(location, bands=(1,), read_pixels=False, allow_vrt=allow_vrt, resampling="nearest")
+            open_source(
+                location,
+                SourceOptions(bands=(1,), read_pixels=False, allow_vrt=allow_vrt, resampling="nearest"),
+            )
         )
         band = _find_band(source, mask)
         description = source.dataset.descriptions[band - 1] or ""

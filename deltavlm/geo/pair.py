@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +42,9 @@ from deltavlm.geo.radiometry import (
 )
 from deltavlm.geo.registration import Registration, Shift, lattice_windows, measure_shift
 from deltavlm.geo.resampling import Resampling, parse_resampling
-from deltavlm.geo.source import open_source
+from deltavlm.geo.source import SourceOptions, open_source
 from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
-from deltavlm.messages import redact_address
+from deltavlm.messages import redact, redact_address
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
@@ -248,7 +248,7 @@ class PairReader:
             "scale": options.scale,
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
-            "aoi": str(options.aoi) if options.aoi else None,
+            "aoi": redact(str(options.aoi)) if options.aoi else None,
         }
 
 
@@ -310,23 +310,22 @@ def open_pair(
     """
     options = options or ReadOptions()
     check_options(options)
-    open_date = partial(
-        open_source,
+    before_options = SourceOptions(
+        bands=options.before_bands,
         nodata=options.nodata,
-        resampling=options.resampling,
         trust_alpha=options.alpha_band == "auto",
         read_pixels=not options.outlines_only,
         allow_vrt=options.allow_vrt,
+        resampling=options.resampling,
     )
+    after_options = replace(before_options, bands=options.after_bands)
     with ExitStack() as stack:
         masks = options.cloud_masks
         stack.enter_context(
             gdal_env(pair.before, pair.after, *(mask.location or "" for mask in masks if mask is not None))
         )
-        before, after = (
-            stack.enter_context(open_date(location, bands=bands))
-            for location, bands in ((pair.before, options.before_bands), (pair.after, options.after_bands))
-        )
+        before = stack.enter_context(open_source(pair.before, before_options))
+        after = stack.enter_context(open_source(pair.after, after_options))
         names = dict.fromkeys((before.name, after.name))
         stack.enter_context(log_decoder_warnings(" or ".join(names)))
         check_georeferenced(before, after, options.allow_no_crs)
@@ -498,13 +497,16 @@ def _band_notes(before: Source, after: Source) -> Iterator[str]:
 
 
 def _color_warnings(before: Source, after: Source) -> Iterator[str]:
-    """Warning where one date has colors and the other has none."""
+    """Warning where one date has colors and the other has none, or only one has a color table."""
     if before.is_gray != after.is_gray:
         names = ("before", "after") if before.is_gray else ("after", "before")
         yield (
             f"{names[0]} is gray and {names[1]} has colors, which may look like change; show one band of each"
             f" (--{names[1]}-bands), or give both in colors"
         )
+    elif (before.palette is None) != (after.palette is None):
+        name = "after" if before.palette is None else "before"
+        yield f"only {name} is read through a color table: if it is a map of classes, its colors are no image"
 
 
 def _stretches(

@@ -181,6 +181,8 @@ def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_phy
         return f"it is {appearance}: nearly all of its values are {lowest}{unit}; check the file"
     if spec.kind == "fixed":
         advice = f"give LO,HI in these units, such as --scale {lowest},{highest}"
+    elif spec.kind == "none":
+        advice = "--scale auto stretches it"
     elif spec.per_date or spec.kind == "percent":
         advice = "check the file, or set limits with --scale LO,HI"
     else:

@@ -65,6 +65,7 @@ class Source:
     nodata: tuple[float | None, ...]  # of each of `distinct_bands`; NaN is the object `math.nan`
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
+    fill: float | None = None  # another value without data, which is not declared
     date: str | None = None  # ISO 8601, from its tags
     files: Mapping[str, Identity] = field(default_factory=dict)  # what it reads, as it was when opened
 
@@ -147,6 +148,8 @@ class Source:
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < MAX_VALUE).all(axis=0)
         holes = [band == value for band, value in zip(values, self.nodata, strict=True) if value is not None]
+        if self.fill is not None:
+            holes += [band == self.fill for band in values]
         if values.dtype != np.uint8:
             for hole in holes:
                 valid &= ~hole

@@ -223,7 +223,7 @@ def _pair_image(record: Any, row: Mapping[str, Any], key: str) -> PairImage:
         date=date,
         size=(int(record["width"]), int(record["height"])),
         bands=tuple(int(band) for band in record["bands"]),
-        nodata=None if nodata is None else float(nodata),
+        nodata=None if nodata is None or isinstance(nodata, list) else float(nodata),  # a list: of the bands
         stretch=None
         if stretch is None
         else (_three_numbers(stretch["low"]), _three_numbers(stretch["high"])),

@@ -135,3 +135,19 @@ def test_the_output_is_not_a_mask(scene: Scene, model: ScriptedModel, scl: Path,
     with pytest.raises(OutputError, match=r"scl\.tif.*cloud mask"):
         run_job(job, model)
     assert scl.read_bytes() == content
+
+
+def test_a_kind_of_warning_is_not_repeated(
+    tmp_path: Path, model: ScriptedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers and paths in a warning made each pair of a list a kind of its own."""
+    lines = ["before,after"]
+    for number in range(3):
+        for date in ("b", "a"):
+            pixels = np.full((3, 32, 32), 10 * number + 5000 + (date == "a"), np.uint16)
+            write_raster(tmp_path / f"{date}{number}.tif", pixels, photometric="RGB")
+        lines.append(f"b{number}.tif,a{number}.tif")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    run_job(job_into(str(tmp_path / "out.gpkg"), tmp_path / "pairs.csv"), model)
+    warnings = [each.getMessage() for each in caplog.records if "check the file" in each.getMessage()]
+    assert sum("not repeated" in warning for warning in warnings) == 2  # of before, and of after
