@@ -341,7 +341,7 @@ class EngineFlags:
             "--engine",
             panel=CLUSTER,
             help="Where the model runs: in this process, or on a Ray cluster with the same answers (needs "
-            "pip install 'deltavlm[ray]').",
+            "pip install '.[ray]' in a clone of deltavlm).",
         ),
     ] = "local"
     ray_address: Annotated[
@@ -390,7 +390,8 @@ class EngineFlags:
 
         if find_spec("ray") is None:
             raise ConfigError(
-                "--engine ray: Ray is not installed; pip install 'deltavlm[ray]', also on the workers"
+                "--engine ray: Ray is not installed; pip install '.[ray]' in a clone of deltavlm, "
+                "also on the workers"
             )
 
     @contextmanager
@@ -525,6 +526,11 @@ class RunFlags:
         self.engine.check()
         self.model.runtime_options()
 
+    @property
+    def has_automatic_overlap(self) -> bool:
+        """True where no flag says how far chips overlap."""
+        return self.chips.overlap is None and self.chips.stride is None
+
     def job(self, pairs: PairList, questions: Sequence[QuestionSpec], target: str) -> AnalyzeJob:
         """Job of these flags. Raises: BadParameter or ConfigError."""
         from deltavlm.files import names_folder
@@ -532,14 +538,13 @@ class RunFlags:
 
         chips, masks, out = self.chips, self.masks, self.out
         read = self.rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
-        has_overlap = chips.overlap is not None or chips.stride is not None
         return AnalyzeJob(
             pairs=pairs,
             questions=questions,
             read=read,
             options=AnalyzeOptions(
                 chip_px=chips.chip_size,
-                overlap_px=chips.overlap_px if has_overlap else None,
+                overlap_px=None if self.has_automatic_overlap else chips.overlap_px,
                 batch_size=parsing.parse_batch_size(self.batch_size),
                 max_nodata=chips.max_nodata,
                 any_scale=chips.any_scale,

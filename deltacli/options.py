@@ -336,7 +336,7 @@ Quantize = Annotated[
     flag(
         "--quantize",
         panel=MODEL,
-        help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs pip install 'deltavlm[quantize]'.",
+        help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs the extra quantize.",
     ),
 ]
 

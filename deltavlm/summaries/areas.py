@@ -235,7 +235,7 @@ def areas_from_h3(results: Results, resolution: int = H3_RESOLUTION) -> Areas:
     try:
         import h3
     except ImportError as error:
-        raise ToolError("--by h3 needs the package h3; pip install 'deltavlm[h3]'") from error
+        raise ToolError("--by h3 needs the package h3; pip install '.[h3]' in a clone of deltavlm") from error
     names = sorted({cell for shape in results.lonlat for cell in _h3_cells(shape, resolution)})
     rings = [[(lon, lat) for lat, lon in h3.cell_to_boundary(name)] for name in names]
     kind = f"H3 cell of resolution {resolution}"

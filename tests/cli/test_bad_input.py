@@ -202,7 +202,7 @@ def test_quantize_without_its_library(
     run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    words = ("bitsandbytes", "pip install 'deltavlm[quantize]'")
+    words = ("bitsandbytes", "pip install '.[quantize]' in a clone of deltavlm")
     refused(run, *scene.args, "--quantize", "int4", *flags, words=words)
 
 
