@@ -29,6 +29,7 @@ from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.location import check_exists
+from deltavlm.geo.matching import ColorMatch, Matching, block_means, check_matching, fit_colors
 from deltavlm.geo.radiometry import (
     Stretch,
     Stretches,
@@ -45,6 +46,7 @@ from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
 MAX_CHIPS = 10_000_000
+UNMATCHED = "--match: there is too little unchanged ground with contrast, so colors are left as they are"
 MAX_COMPARED = 2**28  # bytes of two files of one size whose contents are compared
 
 
@@ -80,6 +82,7 @@ class ReadOptions:
     bbox_crs: str = "EPSG:4326"
     aoi: Path | BaseGeometry | None = None  # a vector file, or polygons in longitude and latitude
     register: bool = False  # correct the measured shift of `after`
+    match: Matching = "none"  # of the colors of `after` to those of `before`
     outlines_only: bool = False  # chip footprints only: no pixel is read
 
 
@@ -117,6 +120,7 @@ class PairReader:
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
     dates: tuple[str | None, str | None] = (None, None)  # ISO 8601, of before and after
     registration: Registration = field(default_factory=Registration)
+    color_match: ColorMatch | None = None  # part of the stretch of `after` already
 
     @property
     def geobox(self) -> GeoBox:
@@ -210,6 +214,7 @@ class PairReader:
             },
             "registration": self.registration.record(geobox),
             "scale": options.scale,
+            "match": self.color_match and self.color_match.record(),
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
             "aoi": str(options.aoi) if options.aoi else None,
@@ -242,6 +247,7 @@ def check_options(options: ReadOptions) -> None:
     """
     parse_resampling(options.resampling)
     parse_scale(options.scale)
+    check_matching(options.match)
     if options.bbox is not None:
         check_bbox(options.bbox, options.bbox_crs)
     if isinstance(options.aoi, Path):
@@ -256,12 +262,14 @@ def open_pair(
     geobox: GeoBox | None = None,
     stretches: Stretches | None = None,
     registration: Registration | None = None,
+    color_match: ColorMatch | None = None,
 ) -> Iterator[PairReader]:
     """Open a pair on one grid, to be read chip by chip inside the `with`.
 
     geobox: grid to use instead of the common one, such as that of an earlier run.
     stretches: stretch of each date to use instead of what `options.scale` computes; None for 8-bit values.
-    registration: shift of the pair to use instead of measuring it.
+    registration: shift of the pair to use instead of measuring it; colors are then not measured either.
+    color_match: match of the colors to use, together with `registration`.
 
     Raises:
         RasterError: a file cannot be read, not even in part, or the two cannot be compared: no CRS, no
@@ -338,7 +346,8 @@ def open_pair(
         reader = PairReader(
             alignment, views, stretches, aoi, options, tuple(notes), (*doubts, *warnings), dates
         )
-        if registration is None and not options.outlines_only:
+        is_measured = registration is None and not options.outlines_only
+        if is_measured:
             registration = _measure(reader)
             note, is_warning = registration.note(reader.geobox, requested=options.register) or ("", False)
             reader = replace(
@@ -354,18 +363,40 @@ def open_pair(
                     alignment.geobox, alignment.after_offset, options.resampling, correction
                 )
                 reader = replace(reader, views=(views[0], stack.enter_context(moved)))
+        if is_measured and options.match != "none":
+            color_match = _match_colors(reader)
+            note = UNMATCHED if color_match is None else color_match.note
+            reader = replace(
+                reader,
+                notes=(*reader.notes, note),
+                warnings=(*reader.warnings, *([note] if color_match is None else [])),
+            )
+        if color_match is not None:
+            matched = color_match.of_stretch(stretches[1])
+            reader = replace(reader, stretches=(stretches[0], matched), color_match=color_match)
         yield reader
 
 
+def _match_colors(reader: PairReader) -> ColorMatch | None:
+    """Match of the colors by windows in the area of interest; None where it cannot be found."""
+    means = [block_means((pixels.before, pixels.after), pixels.valid) for pixels in _samples(reader)]
+    samples = np.concatenate(means, axis=2) if means else np.empty((2, 3, 0))
+    return fit_colors(samples[0], samples[1])
+
+
 def _measure(reader: PairReader) -> Registration:
-    """Registration by windows in the area of interest; those that cannot be read are left out."""
-    shifts = []
+    """Registration by windows in the area of interest."""
+    shifts = [pixels.measure_shift() for pixels in _samples(reader)]
+    measured = [shift for shift in shifts if shift is not None]
+    return Registration.of(measured, correct=reader.options.register)
+
+
+def _samples(reader: PairReader) -> Iterator[ChipPixels]:
+    """Windows in the area of interest; those that cannot be read are left out."""
     for window in lattice_windows(reader.aoi_window):
         chip = Chip(0, 0, window, max(window.width, window.height), reader.geobox.transform)
         with suppress(RasterError):
-            shifts.append(reader.read(chip).measure_shift())
-    measured = [shift for shift in shifts if shift is not None]
-    return Registration.of(measured, correct=reader.options.register)
+            yield reader.read(chip)
 
 
 def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:
