@@ -13,6 +13,7 @@ import typer
 from deltacli import options, parsing
 from deltacli.analyze import analyze_pair
 from deltacli.analyze_flags import RunFlags
+from deltacli.console import print_wording
 from deltacli.flag_groups import (
     At,
     ChipFlags,
@@ -116,7 +117,9 @@ def ask(
     if geojson and (as_json or chips.all_chips):
         other = "--json" if as_json else "--all-chips; write -o FILE.geojson"
         raise typer.BadParameter(f"cannot be combined with {other}", param_hint="--geojson")
-    questions = _read_questions([*(question or ()), *(question_flags or ())], file)
+    questions = _read_questions(
+        [*(question or ()), *(question_flags or ())], file, one_per_task=chips.all_chips
+    )
     if chips.all_chips:
         if chips.at is not None:
             raise typer.BadParameter("cannot be combined with --all-chips", param_hint="--at")
@@ -130,7 +133,7 @@ def ask(
             json_summary=as_json,
         )
         read = parsing.named_files({"-Q": file, "--config": common.config})
-        analyze_pair(before, after, questions, flags, read)
+        analyze_pair(before, after, [spec for _, spec in questions], flags, read)
         return
     _check_no_run_flags(out, chips, cascade, batch_size)
     with open_rasters(before, after, chips.window, rasters) as reader:
@@ -143,25 +146,32 @@ def ask(
         chip = chips.window.select(reader)
         change_model = model.load_for(reader, chip)
         encoded = encode_chip(reader, change_model, chip)
-        turns = [
-            (spec.prompt, answer)
-            for spec, answer in zip(questions, answers(change_model, encoded, questions), strict=True)
+        answered = answers(change_model, encoded, [spec for _, spec in questions])
+        turns = [(text, answer) for (text, _), answer in zip(questions, answered, strict=True)]
+        records = [
+            answer_record(reader, change_model, encoded, spec, answer, text)
+            for (text, spec), answer in zip(questions, answered, strict=True)
         ]
-        records = [answer_record(reader, change_model, encoded, prompt, answer) for prompt, answer in turns]
         if geojson:
             origin = {"tool": "deltavlm ask", "records": records}
             features = answer_features(change_model, encoded, turns)
             typer.echo(geojson_text(ANSWERS, features, reader.geobox.crs, origin), nl=False)
             return
     for record in records:
+        print_wording(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if as_json else record["answer"])
 
 
-def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, ...]:
+def _read_questions(
+    texts: list[str], file: Path | None, *, one_per_task: bool
+) -> list[tuple[str, QuestionSpec]]:
     """Questions of the command line, then those of the file; without any, those of stdin.
+
+    Each is a pair: as it was typed, and as it is asked.
 
     Raises: InputError when there is none, or one cannot be asked.
     """
+    from deltavlm.files import read_text
     from deltavlm.pipeline.conversation import questions_of
     from deltavlm.tasks.ask import question
     from deltavlm.tasks.questions import load_questions
@@ -169,10 +179,10 @@ def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, 
     if file is not None and file.suffix.lower() in (".yaml", ".yml"):
         if texts:
             raise ConfigError(f"{file} is a whole question set; add your question to it")
-        return load_questions(file)
+        return [(spec.prompt, spec) for spec in load_questions(file)]
     if file is not None:
         try:
-            texts += _nonblank_lines(file.read_text(encoding="utf-8-sig"))
+            texts += _nonblank_lines(read_text(file))
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -180,10 +190,11 @@ def _read_questions(texts: list[str], file: Path | None) -> tuple[QuestionSpec, 
         if not texts:
             raise InputError(f"{file} holds no question; write one per line")
     elif not texts and not sys.stdin.isatty():
-        texts = _nonblank_lines(sys.stdin.read())
+        texts = _nonblank_lines(parsing.read_stdin())
     if not texts:
         raise InputError("no question; write it after the two images, or use -q TEXT, -Q FILE, or a pipe")
-    return questions_of([question(text) for text in texts])
+    texts = [question(text) for text in texts]
+    return list(zip(texts, questions_of(texts, one_per_task=one_per_task), strict=True))
 
 
 def _nonblank_lines(text: str) -> list[str]:

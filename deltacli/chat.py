@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console
+from deltacli.console import console, print_wording
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interactive_sigint
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.conversation import Conversation
     from deltavlm.pipeline.transcript import Transcript
 
+MAX_LINE_CHARS = 1_000_000
 HELP = {
     "/help": "these commands",
     "/image [FILE.png]": "describe the image; with a file name, save both dates side by side",
@@ -131,7 +132,7 @@ class ChatSession:
             if self.conversation.turns:
                 console.info(f"{pluralize(len(self.conversation.turns), 'turn')} so far; /history shows them")
         with interactive_sigint() if is_terminal else nullcontext():
-            for line in _typed_lines() if is_terminal else sys.stdin:
+            for line in _typed_lines() if is_terminal else _piped_lines():
                 try:
                     if not self.handle(line.strip()):
                         break
@@ -176,6 +177,7 @@ class ChatSession:
         if self.is_lost:
             raise InputError("not asked: the last /at failed")
         record = self.conversation.ask(question(text))
+        print_wording(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if self.as_json else record["answer"])
         sys.stdout.flush()
         if self.transcript is not None:
@@ -255,6 +257,11 @@ class ChatSession:
         _check_new(path, overwrite=False)
         with open_transcript(path, fresh=True, records=records):
             console.info(f"{pluralize(len(records), 'turn')} in {path}")
+
+
+def _piped_lines() -> Iterator[str]:
+    """Lines of stdin until its end; a line without an end comes in parts."""
+    return iter(lambda: sys.stdin.readline(MAX_LINE_CHARS), "")
 
 
 def _typed_lines() -> Iterator[str]:

@@ -11,6 +11,9 @@ import typer
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
+from deltavlm.files import read_text
+
+MAX_BYTES = 2**20
 
 
 def read_defaults(ctx: typer.Context, value: Path | None) -> Path | None:
@@ -18,7 +21,9 @@ def read_defaults(ctx: typer.Context, value: Path | None) -> Path | None:
     if value is None or ctx.resilient_parsing:
         return value
     try:
-        tables = tomllib.loads(value.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(value, MAX_BYTES))
+    except RecursionError as error:
+        raise ConfigError(f"{value}: not valid TOML: nested too deeply") from error
     except OSError as error:
         raise ConfigError(f"cannot read {value}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML

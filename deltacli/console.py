@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ __all__ = [
     "open_streams",
     "print_notes",
     "print_problems",
+    "print_wording",
     "silence",
     "warn_about_scale",
 ]
@@ -45,6 +46,7 @@ __all__ = [
 Color = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
 
+MAX_LINE_CHARS = 2000
 _PROGRESS_EVERY_S = 30.0  # without a terminal: a line at each tenth of the work, and at least this often
 _PROGRESS_PAUSE_S = 1.0  # and no more often than this
 _LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}  # ANSI styles: yellow, bold red
@@ -129,6 +131,15 @@ class Console:
         else:
             yield self._progress_lines(total, label, initial)
 
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show on a terminal that something takes its time; nothing elsewhere, nor with -q."""
+        if not self.on_terminal or not self.show_progress or self.verbosity < 0:
+            yield
+            return
+        with self._rich_console().status(text):
+            yield
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table on a terminal, unless -q; nothing elsewhere."""
         if not self.on_terminal or self.verbosity < 0 or not rows:
@@ -157,7 +168,10 @@ class Console:
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
+        text = text[: 50 * MAX_LINE_CHARS]  # it may repeat a whole file of others
         line = redact(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
+        if len(line) > MAX_LINE_CHARS:
+            line = f"{line[: MAX_LINE_CHARS // 2]} ... {line[-MAX_LINE_CHARS // 2 :]}"
         fields = {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
         if self.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -322,6 +336,14 @@ def print_notes(reader: PairReader, *, pixel_size: bool = True) -> None:
         (console.warning if note in reader.warnings else console.info)(note)
     if pixel_size and reader.gsd_m is not None:
         console.info(f"pixel size {reader.gsd_m:.3g} m")
+
+
+def print_wording(record: Mapping[str, Any]) -> None:
+    """Print the words in which a question was asked, where they are not those that were typed."""
+    from deltavlm.tasks.text import simplify
+
+    if simplify(record["asked"]) != simplify(record["question"]):
+        console.info(f"asked as: {record['asked']}")
 
 
 def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:

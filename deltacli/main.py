@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from deltacli import options
 from deltacli.analyze import analyze
+from deltacli.analyze_flags import PolygonsCommand
 from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, open_streams, silence
@@ -28,6 +29,7 @@ from deltacli.evaluate import evaluate
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.grid import grid
 from deltacli.metrics import run_metrics
+from deltacli.polygonize import polygonize
 from deltacli.report import report
 from deltacli.signals import catch_signals
 from deltacli.stac import stac
@@ -187,11 +189,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if _ON_TERMINAL and not os.environ.get("NO_COLOR") else None,
 )
-app.command(cls=ProjCommand)(analyze)
+app.command(cls=PolygonsCommand)(analyze)
 app.command(cls=ProjCommand)(ask)
 app.command(cls=ProjCommand)(chat)
 app.command(cls=ProjCommand)(grid)
 app.command(cls=ProjCommand)(report)
+app.command(cls=ProjCommand)(polygonize)
 app.command(cls=ProjCommand)(summarize)
 app.command(cls=ProjCommand)(stac)
 app.command("eval")(evaluate)

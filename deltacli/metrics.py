@@ -166,6 +166,7 @@ class RunMetrics:
         )
         polygons = sum(summary.polygons for summary in summaries)
         yield _counter("deltavlm_polygons_total", "Polygons of change.", polygons)
+        yield from self._totals()
         yield Metric("deltavlm_pairs_total", "counter", "Pairs by status.", self._pair_samples())
         yield Metric(
             "deltavlm_stage_seconds_total",
@@ -185,6 +186,20 @@ class RunMetrics:
         if exit_code is not None:
             yield _gauge("deltavlm_exit_code", "Exit code of the run.", exit_code)
             yield _gauge("deltavlm_last_run_timestamp_seconds", "End of the run.", time.time())
+
+    def _totals(self) -> Iterator[Metric]:
+        """Totals of the outputs that are written; in which all ground counts once."""
+        totals = None if self._result is None else self._result.totals
+        if totals is None or totals.basis is None:
+            return
+        km2 = {"analyzed": totals.analyzed_km2, "changed": totals.changed_km2}
+        for name, value in km2.items():
+            if value is not None:
+                help_text = f"Ground that is {name}, in square metres."
+                yield _gauge(f"deltavlm_{name}_ground_square_meters", help_text, 1e6 * value)
+        for name, value in (("buildings", totals.new_buildings), ("roads", totals.new_roads)):
+            if value is not None:
+                yield _gauge(f"deltavlm_new_{name}", f"New {name}.", value)
 
     def _pair_samples(self) -> list[Sample]:
         if self._result is not None and not self._result.is_single:

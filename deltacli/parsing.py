@@ -6,6 +6,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from deltavlm.files import NamedPath
+from deltavlm.errors import InputError
 from deltavlm.messages import redact_address
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -40,6 +42,16 @@ def named_files(files: Mapping[str, str | Path | Iterable[Path] | None]) -> list
         paths = [Path(value)] if isinstance(value, str | Path) else value or ()
         named += [(name, path) for path in paths if str(path) != "-"]
     return named
+
+
+def read_stdin() -> str:
+    """All text of stdin. Raises: InputError where there is no end of it."""
+    from deltavlm.files import MAX_TEXT_BYTES, format_bytes
+
+    text = sys.stdin.read(MAX_TEXT_BYTES + 1)
+    if len(text) > MAX_TEXT_BYTES:
+        raise InputError(f"stdin: is larger than {format_bytes(MAX_TEXT_BYTES)}; give a part of it")
+    return text
 
 
 def standard_streams() -> list[NamedPath]:
@@ -147,7 +159,7 @@ def parse_batch_size(text: str) -> int | None:
     """`"auto"` -> None, `"8"` -> 8. Raises: BadParameter."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= 4096):
         raise typer.BadParameter(
             f"{text!r} is neither auto nor a number from 1 to 4096", param_hint="--batch-size"
         )
@@ -169,7 +181,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1, 1
     index, slash, count = text.partition("/")
-    is_fraction = slash and all(number.isascii() and number.isdigit() for number in (index, count))
+    is_fraction = slash and all(
+        number.isascii() and number.isdigit() and len(number) <= 9 for number in (index, count)
+    )
     if is_fraction and 1 <= int(index) <= int(count) <= 10_000:
         return int(index), int(count)
     raise typer.BadParameter(f"{text!r} is not I/N, such as 1/4 to 4/4", param_hint="--shard")

@@ -71,6 +71,11 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
     if not job.is_single:
         failed = sum(pair.record is None for pair in result.pairs.values())
         counts.insert(0, f"{pluralize(len(result.pairs), 'pair')}{f', {failed} failed' if failed else ''}")
+    left_out = len(job.pairs.pairs) - result.outputs_skipped - len(result.pairs)
+    if not job.is_single and left_out > 0:
+        console.info(f"--limit {job.options.limit}: {pluralize(left_out, 'pair')} left out")
+    if job.asks_change and str(result.totals):
+        console.info(str(result.totals))
     console.info(f"{'; '.join(counts)}; output {target}")
     products = [f"{pluralize(summary.polygons, 'polygon')} of change"] if job.output.polygons else []
     products += [f"{name} {path}" for name, path in result.files.items()]
@@ -83,9 +88,9 @@ def _print_table(job: AnalyzeJob, chips: list[ChangedChip]) -> None:
     if job.is_single:
         all_lonlat = all(chip.lonlat for chip in chips)
         header = ("lon", "lat") if all_lonlat else ("x", "y")
-        digits = 5 if all_lonlat else 0
+        digits = 7 if all_lonlat else 0  # 1 cm: --at then takes the same pixels
     else:
-        header, digits = ("lon or x", "lat or y"), 5
+        header, digits = ("lon or x", "lat or y"), 7
     has_conflicts = any(chip.conflicts for chip in chips)
     rows = []
     for chip in chips:
@@ -125,6 +130,7 @@ def summary_dict(job: AnalyzeJob, result: RunResult) -> dict[str, Any]:
         "repeated": summary.deduplicated,
         "changed": summary.changed,
         "neither_yes_nor_no": summary.unparsed,
+        "totals": result.totals.as_dict(),
         "conflicting": summary.conflicting,
         "conflicts": dict(summary.conflicts),
         "seconds": round(summary.seconds, 3),

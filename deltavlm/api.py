@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deltavlm.config import shipped_config
 from deltavlm.files import names_folder
@@ -16,6 +16,7 @@ from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
 from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel
+from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.conversation import questions_of
 from deltavlm.pipeline.engine import LocalEngine
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
@@ -43,7 +44,7 @@ def analyze(
     overwrite: bool = False,
     resume: bool = True,
     retry_failed: bool = False,
-    polygons: bool = False,
+    polygons: bool | Literal["changed", "all"] = False,
     mask: Location | None = None,
     probability: Location | None = None,
     on_progress: Callable[[RunResult], None] | None = None,
@@ -67,7 +68,8 @@ def analyze(
         overwrite: replace an existing output.
         resume: False discards the journal of an interrupted run.
         retry_failed: ask again about chips and pairs that failed, and write the output anew.
-        polygons: write the layer `changes`, polygons of changed ground with class, area and score.
+        polygons: write the layer `changes`, polygons of changed ground with class, area and score, where the
+            chip is called changed; "all": also where the answer is no.
         mask: also write a GeoTIFF of classes, (height, width) uint8: 0 none, 1 building, 2 road, 3 other,
             255 nodata.
         probability: also write a GeoTIFF of probabilities, (3, height, width) uint8, a band each for
@@ -85,6 +87,8 @@ def analyze(
         ConfigError: options contradict each other, or the model has no mask head and masks are needed.
         WriteError: writing fails, as on a full disk; the same call resumes.
     """
+    if polygons not in (False, True, "changed", "all"):
+        raise ValueError(f'analyze() needs polygons as True, False, "changed" or "all", not {polygons!r}')
     for name, value, kind in (("options", options, AnalyzeOptions), ("read", read, ReadOptions)):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"analyze() needs {name} as {kind.__name__}, not {value!r}")
@@ -100,7 +104,8 @@ def analyze(
             overwrite=overwrite,
             resume=resume,
             retry_failed=retry_failed,
-            polygons=polygons,
+            polygons=bool(polygons),
+            changes=ChangeOptions(chips="all" if polygons == "all" else "changed"),
             mask=None if mask is None else Path(mask),
             probability=None if probability is None else Path(probability),
         ),

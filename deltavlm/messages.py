@@ -1,4 +1,4 @@
-"""Words of messages: a number with its noun, short forms of values, text without the secrets of addresses."""
+"""Words of messages: a number with its noun, short forms of values, and text without secrets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import reprlib
 from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["pluralize", "preview", "redact", "redact_address"]
+__all__ = ["format_number", "pluralize", "preview", "redact", "redact_address"]
 
 _STORE = r"vsi(?:s3|gs|az|adls|oss|swift|webhdfs|hdfs)(?:_streaming)?"
 _NETWORK = rf"(?:{_STORE}|vsicurl(?:_streaming)?)"
@@ -37,6 +37,15 @@ MAX_PREVIEW_CHARS = 60
 def pluralize(number: int, noun: str) -> str:
     """`1 chip`, `2 chips`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_number(number: float) -> str:
+    """`12.8`, `1,200`: with one decimal, unless it is a whole number.
+
+    >>> format_number(1199.97)
+    '1,200'
+    """
+    return f"{number:,.1f}".removesuffix(".0")
 
 
 class _Preview(reprlib.Repr):

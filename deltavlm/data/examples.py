@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.errors import InputError
+from deltavlm.files import MAX_DATASET_BYTES, parse_json, read_text
+from deltavlm.messages import preview
 from deltavlm.tasks import TaskName
 
 __all__ = [
@@ -110,12 +112,12 @@ def missing_images(examples: Iterable[Example], images: Path) -> list[Problem]:
 def read_json(path: Path) -> Any:
     """Content of a JSON file. Raises: InputError naming the file, and the line of a syntax error."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(path, MAX_DATASET_BYTES))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}") from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+    except ValueError as error:
         reason = (
             "not UTF-8 text"
             if isinstance(error, UnicodeDecodeError)
@@ -156,5 +158,4 @@ def require_text(record: Mapping[str, Any], key: str) -> str:
 
 def shorten(value: Any) -> str:
     """`value` for a message, in at most 40 characters."""
-    text = "missing" if value is None else repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return "missing" if value is None else preview(value, 40)

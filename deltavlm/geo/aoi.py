@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import shapely
 from rasterio.crs import CRS
+from shapely import affinity
 from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.errors import ConfigError, InputError, RasterError
-from deltavlm.geo.geobox import LONLAT, GeoBox, are_off_globe, project
+from deltavlm.errors import ConfigError, InputError, OutputError, RasterError
+from deltavlm.geo.geobox import LONLAT, GeoBox, are_off_globe, degrees_per_unit, project
 from deltavlm.geo.location import normalize_location
+from deltavlm.geo.lonlat import count_from, to_lonlat
 from deltavlm.geo.vector_reader import read_layer, split_layer
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "check_bbox",
 ]
 
+DATUM_SHIFT = 0.05  # degrees; further than any two datums are apart
 EDGE_POINTS = 20  # along the longer side of an area, as a straight edge bends when it is projected
 POLYGON_IDS = (3, 6)  # of shapely: Polygon, MultiPolygon
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
@@ -31,7 +36,8 @@ BBox = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
 
 def aoi_from_bbox(bbox: BBox, bbox_crs: str, geobox: GeoBox) -> BaseGeometry:
-    """Bounding box in the CRS of the grid; in degrees, xmin > xmax crosses the antimeridian.
+    """Bounding box in the CRS of the grid; in degrees, it goes from xmin eastwards to xmax, whichever way the
+    two are counted.
 
     Raises:
         ConfigError: the box is empty, or its CRS unknown.
@@ -39,9 +45,10 @@ def aoi_from_bbox(bbox: BBox, bbox_crs: str, geobox: GeoBox) -> BaseGeometry:
     """
     crs = check_bbox(bbox, bbox_crs)
     xmin, ymin, xmax, ymax = bbox
-    spans = [(xmin, xmax)] if xmin < xmax else [(xmin, 180.0), (-180.0, xmax)]
-    boxes = shapely.MultiPolygon([shapely.box(west, ymin, east, ymax) for west, east in spans])
-    return _to_grid(boxes, crs, geobox, _bbox_name(bbox))
+    if xmin > xmax:  # over the antimeridian
+        turn = 360 / degrees_per_unit(crs)
+        xmax += turn * math.ceil((xmin - xmax) / turn)
+    return _to_grid(shapely.box(xmin, ymin, xmax, ymax), crs, geobox, _bbox_name(bbox))
 
 
 def check_bbox(bbox: BBox, bbox_crs: str) -> CRS:
@@ -118,9 +125,9 @@ def _to_grid(area: BaseGeometry, crs: CRS, geobox: GeoBox, name: str) -> BaseGeo
     ground = shapely.Polygon(geobox.to_ground(geobox.outline()))
     try:
         with np.errstate(all="ignore"):  # coordinates may be absurd
-            nearby = _project_nearby(area, crs, ground, geobox.crs)
+            nearby = shapely.make_valid(_project_nearby(area, crs, geobox))
             intersects = np.isfinite(nearby.bounds).all() and shapely.intersection(nearby, ground).area > 0
-    except shapely.GEOSException:
+    except (shapely.GEOSException, OutputError):  # or the grid's CRS does not lead to longitudes
         intersects = False
     if not intersects:
         raise RasterError(
@@ -129,15 +136,38 @@ def _to_grid(area: BaseGeometry, crs: CRS, geobox: GeoBox, name: str) -> BaseGeo
     return nearby
 
 
-def _project_nearby(area: BaseGeometry, crs: CRS, ground: BaseGeometry, ground_crs: CRS) -> BaseGeometry:
-    """Intersection of `area` with the surroundings of `ground`, in the CRS of `ground`; may be empty."""
-    ground_in_crs = project(shapely.get_coordinates(ground), ground_crs, crs)
-    if np.isfinite(ground_in_crs).all():
-        envelope = shapely.MultiPoint(ground_in_crs).envelope
+def _project_nearby(area: BaseGeometry, crs: CRS, geobox: GeoBox) -> BaseGeometry:
+    """Intersection of `area` with the surroundings of a grid, in the CRS of the grid; may be empty."""
+    if crs.is_geographic:
+        region = to_lonlat(geobox.crs)(geobox.footprint).buffer(DATUM_SHIFT)
+        degrees = count_from(_affine(area, *_degrees(crs)), -180, 360)
+        area = _affine(degrees.intersection(region), *_degrees(crs), inverse=True)
+    elif np.isfinite(surroundings := project(geobox.to_ground(geobox.lattice(21)), geobox.crs, crs)).all():
+        envelope = shapely.MultiPoint(surroundings).envelope
         xmin, ymin, xmax, ymax = envelope.bounds
-        area = shapely.intersection(area, envelope.buffer(max(xmax - xmin, ymax - ymin) / 10))
-    if area.area:
-        xmin, ymin, xmax, ymax = area.bounds
-        area = shapely.segmentize(area, max(xmax - xmin, ymax - ymin) / EDGE_POINTS)
-        area = shapely.transform(area, lambda points: project(points, crs, ground_crs))
-    return shapely.make_valid(area)
+        area = area.intersection(envelope.buffer(max(xmax - xmin, ymax - ymin) / 10))
+    if area.area == 0:
+        return area
+    xmin, ymin, xmax, ymax = area.bounds
+    area = shapely.segmentize(area, max(xmax - xmin, ymax - ymin) / EDGE_POINTS)
+    projected = shapely.transform(area, lambda points: project(points, crs, geobox.crs))
+    if geobox.crs is None or not geobox.crs.is_geographic:
+        return projected
+    turn = 360 / degrees_per_unit(geobox.crs)
+    if not crs.is_geographic and np.ptp(projected.bounds[::2]) > turn / 2:  # it crosses the antimeridian
+        projected = _affine(to_lonlat(crs)(area), *_degrees(geobox.crs), inverse=True)
+    middle, _ = geobox.transform * (geobox.width / 2, geobox.height / 2)
+    return count_from(projected, middle - turn / 2, turn)
+
+
+def _degrees(crs: CRS) -> tuple[float, float]:
+    """Degrees in the unit of a geographic CRS, and the longitude of its prime meridian in degrees."""
+    meridian = pyproj.CRS.from_wkt(crs.to_wkt()).prime_meridian
+    assert meridian is not None
+    return degrees_per_unit(crs), meridian.longitude * np.degrees(meridian.unit_conversion_factor)
+
+
+def _affine(area: BaseGeometry, unit: float, meridian: float, *, inverse: bool = False) -> BaseGeometry:
+    """Area in degrees from Greenwich, from another unit and prime meridian; `inverse` leads back."""
+    scale, shift = (1 / unit, -meridian / unit) if inverse else (unit, meridian)
+    return affinity.affine_transform(area, (scale, 0, 0, scale, shift, 0))

@@ -28,6 +28,7 @@ __all__ = [
     "are_off_globe",
     "crs_name",
     "degrees_per_unit",
+    "lonlat_of",
     "pixel_polygon",
     "project",
 ]
@@ -210,14 +211,17 @@ class GeoBox:
         )
 
     def describe_bounds(self) -> str:
-        """Bounding box for a message: "lon/lat (3, 45) to (4, 46)"; "x/y (...)" without longitudes."""
+        """Bounding box for a message: "lon/lat (3, 45) to (4, 46)", beyond 180 where it crosses that;
+        "x/y (...)" without longitudes."""
         points = self.to_ground(self.outline())
         lonlat = project(points, self.crs, LONLAT)
-        has_lonlat = self.crs is not None and bool(np.isfinite(lonlat).all())
-        (left, bottom), (right, top) = (
-            edge(lonlat if has_lonlat else points, axis=0) for edge in (np.min, np.max)
-        )
-        axes = "lon/lat" if has_lonlat else "x/y"
+        axes = "x/y"
+        if self.crs is not None and np.isfinite(lonlat).all():
+            axes, points = "lon/lat", lonlat
+            if not self.crs.is_geographic:  # count on from point to point
+                steps = np.diff(lonlat[:, 0])
+                points[1:, 0] = lonlat[0, 0] + np.cumsum(steps - 360 * np.round(steps / 360))
+        (left, bottom), (right, top) = (edge(points, axis=0) for edge in (np.min, np.max))
         return f"{axes} ({left:.4f}, {bottom:.4f}) to ({right:.4f}, {top:.4f})"
 
 
@@ -238,6 +242,17 @@ def project(points: Points, source: CRS | None, target: CRS | None) -> Points:
     except (CPLE_BaseError, CRSError):
         return np.full_like(points, np.inf)
     return np.stack([np.array(x), np.array(y)], axis=1)
+
+
+def lonlat_of(points: Points, crs: CRS | None) -> list[tuple[float, float] | None]:
+    """Longitude from -180 to 180 and latitude of points on the ground; None where they have none."""
+    lonlat = project(points, crs, LONLAT)
+    if crs is None or not len(points):
+        return [None] * len(points)
+    with np.errstate(invalid="ignore"):
+        turned = np.where(np.abs(lonlat[:, 0]) > 180, (lonlat[:, 0] + 180) % 360 - 180, lonlat[:, 0])
+    pairs = zip(turned.tolist(), lonlat[:, 1].tolist(), strict=True)
+    return [(lon, lat) if math.isfinite(lon + lat) else None for lon, lat in pairs]
 
 
 def are_off_globe(points: Points, crs: CRS | None) -> bool:

@@ -7,6 +7,7 @@ Polygons are in ground coordinates and made from corners, so a rotated raster ha
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,9 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.geobox import GeoBox, Window, pixel_polygon
 
-__all__ = ["Chip", "ChipGrid", "ground_shares"]
+__all__ = ["Chip", "ChipGrid", "chip_offsets", "ground_shares"]
+
+CHIP_ID = re.compile(r"r(\d{1,9})_c(\d{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,16 @@ class ChipGrid:
             inside = shapely.area(shapely.intersection(strip, rectangles[of_row]))
             shares[of_row] = inside / shapely.area(rectangles[of_row])
         return shares
+
+
+def chip_offsets(chip_id: object) -> tuple[int, int] | None:
+    """Row and column of the upper left pixel of a chip, from its name; None for another name.
+
+    >>> chip_offsets("r00256_c00512")
+    (256, 512)
+    """
+    match = CHIP_ID.fullmatch(str(chip_id))
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def ground_shares(

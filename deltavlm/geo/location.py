@@ -1,8 +1,4 @@
-"""Raster locations (paths, URLs, GDAL's /vsi paths): checks before opening, and identity.
-
-What is shown of a location (`messages.redact_address`) and what it is known by are two things: images of one
-server may differ in the query alone.
-"""
+"""Raster locations (paths, URLs, GDAL's /vsi paths): checks before opening."""
 
 from __future__ import annotations
 
@@ -18,32 +14,11 @@ __all__ = [
     "check_exists",
     "check_is_file",
     "decode_path",
-    "file_identity",
     "is_local",
     "is_remote",
     "local_file",
     "normalize_location",
-    "stable_address",
 ]
-
-_V4 = "algorithm", "credential", "date", "expires", "signedheaders", "security-token"
-_AZURE = (
-    *("sig", "sv", "st", "se", "sr", "sp", "spr", "sip", "ss", "srt", "si", "sdd", "ses", "saoid", "suoid"),
-    *("scid", "skoid", "sktid", "skt", "ske", "sks", "skv"),
-)
-SIGNATURES: tuple[tuple[set[str], set[str]], ...] = (
-    *(({f"x-{who}-signature"}, {f"x-{who}-{name}" for name in _V4}) for who in ("amz", "goog", "oss")),
-    (
-        {"signature"},
-        {"awsaccesskeyid", "googleaccessid", "ossaccesskeyid", "key-pair-id", "policy", "expires"}
-        | {"x-amz-security-token", "security-token"},
-    ),
-    ({"sig", "sv"}, {*_AZURE}),
-)
-"""Parameters of signed URLs: those by which one is recognized, and others that change when it is renewed.
-AWS, Google and Alibaba (version 4); CloudFront and the three in version 2; Azure."""
-
-ARCHIVE = re.compile(r"!|/vsi(zip|tar|gzip|7z|rar)/|^(zip|tar|gzip)\+", re.IGNORECASE)
 
 REMOTE_SCHEMES = ("http", "https", "ftp", "s3", "gs", "az", "oss")
 ARCHIVE_SCHEMES = ("zip", "tar", "gzip")
@@ -91,32 +66,6 @@ def is_remote(location: str) -> bool:
     """True where opening the location costs a request."""
     location = normalize_location(location)
     return not is_local(location) and REMOTE.search(location) is not None
-
-
-def stable_address(location: str) -> str:
-    """Location without the signature of a signed URL, which is renewed while the image stays the same.
-
-    >>> stable_address("https://host/x.tif?scene=1&X-Amz-Date=20260101&X-Amz-Signature=0123")
-    'https://host/x.tif?scene=1'
-    """
-    if location.lower().startswith("/vsicurl"):
-        location = unquote(location)  # /vsicurl?url=https%3A%2F%2F...
-    names = {name.lower() for name in re.findall(r"[?&]([^=&?#]*)=", location)}
-    signed = set[str]().union(*(marks | others for marks, others in SIGNATURES if marks <= names))
-    end = r"[^&#!/{}]" if ARCHIVE.search(location) else r"[^&#]"  # the name of a file in an archive follows
-    for name in signed:
-        location = re.sub(rf"(?i)(?<=[?&]){re.escape(name)}={end}*&?", "", location)
-    return re.sub(r"[?&]+(?=$|[#!/{}])", "", location)
-
-
-def file_identity(location: str) -> dict[str, int] | None:
-    """Size in bytes and modification time in ns, to recognize an unchanged file; None unless it is a local
-    file."""
-    try:
-        status = Path(normalize_location(location)).stat()
-    except (OSError, ValueError):
-        return None
-    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
 
 def local_file(location: str) -> Path:

@@ -7,14 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import rasterio.crs
 import shapely
-from pyproj import CRS, Geod
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.geobox import LONLAT, GeoBox, project
 
-__all__ = ["Measure", "measure_of"]
+__all__ = ["Measure", "areas_m2", "measure_of"]
 
 MAX_STRETCH = 0.01  # relative error of lengths in the plane; beyond it they are measured along the ellipsoid
+
+_EQUAL_AREA = Transformer.from_crs(4326, 6933, always_xy=True)
 
 Measure = Callable[[BaseGeometry], tuple[float, float] | None]
 """Area in square metres and perimeter in metres, holes included; None without longitudes and latitudes."""
@@ -50,3 +53,14 @@ def _geodesic(crs: rasterio.crs.CRS) -> Measure:
         return abs(area), geod.geometry_length(lonlat.boundary)  # the perimeter above leaves holes out
 
     return measure
+
+
+def areas_m2(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
+    """(shapes,): areas of polygons in longitude and latitude on the ellipsoid; NaN for None."""
+
+    def project_to_plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack(_EQUAL_AREA.transform(points[:, 0], points[:, 1]), axis=1)
+
+    areas: NDArray[np.float64] = shapely.area(shapely.transform(shapes, project_to_plane))
+    areas[shapely.is_missing(shapes)] = np.nan
+    return areas

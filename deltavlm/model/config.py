@@ -6,11 +6,25 @@ its own in `config.json`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deltavlm.errors import ConfigError
+from deltavlm.messages import preview
 from deltavlm.text_norm import normalise
+
+WIDTHS, DEPTHS, HEADS, VOCABULARY = (1, 65_536), (1, 512), (1, 1024), (1, 2**22)
+
+
+def _check_ranges(owner: object, **ranges: tuple[float, float]) -> None:
+    """Check numbers, which a config.json from elsewhere may hold: far beyond every model they only exhaust
+    the memory. Raises: ValueError naming the field."""
+    for name, (low, high) in ranges.items():
+        value = getattr(owner, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:  # nor NaN
+                raise ValueError(f"{name} is {preview(number)}, not from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,34 @@ class VisionConfig:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(
+            self,
+            image_px=(1, 4096),
+            patch_px=(1, self.image_px),
+            width=WIDTHS,
+            depth=(0, DEPTHS[1]),
+            heads=HEADS,
+            mlp_ratio=(0.01, 64),
+            prefix_tokens=(0, 64),
+            stem=WIDTHS,
+            norm_eps=(0, 1),
+            mean=(-10, 10),
+            std=(0.001, 10),
+        )
+        if not re.fullmatch(r"\w+(\.\w+)?", self.tower, re.ASCII):  # timm would fetch hf-hub:OWNER/NAME
+            raise ValueError(f"tower {preview(self.tower)} is neither conv nor the name of a model of timm")
+        if self.tower != "conv":
+            return
+        if len(self.stages) > 8 or any(not 1 <= c <= WIDTHS[1] or not 0 <= n <= 512 for c, n in self.stages):
+            raise ValueError(f"stages {preview(self.stages)} are not up to 8 of (channels, blocks)")
+        if self.patch_px != 4 << len(self.stages):
+            raise ValueError(
+                f"patch_px is {self.patch_px}, and {len(self.stages)} stages make patches of "
+                f"{4 << len(self.stages)}"
+            )
+
     @property
     def grid(self) -> int:
         """Patches along one side."""
@@ -49,6 +91,10 @@ class DifferenceConfig:
     mode: Literal["csrm", "concat"] = "csrm"
     dropout: float = 0.5
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(self, dropout=(0, 1))
+
 
 @dataclass(frozen=True, slots=True)
 class DenseConfig:
@@ -60,6 +106,12 @@ class DenseConfig:
     width: int = 64
     evidence: bool = True  # pass totals per cell and image to the Q-Former as ten more tokens
     count_basis: int = 16  # basis functions at 0..15 that encode a count in the evidence
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(self, width=WIDTHS, count_basis=(1, 4096))
+        if not 2 <= len(self.classes) <= 64 or len(self.counted) > 64:
+            raise ValueError("classes are not 2 to 64 names")
 
     @property
     def evidence_tokens(self) -> int:
@@ -82,6 +134,22 @@ class QFormerConfig:
     max_text_tokens: int = 128
     anchored: int = 0  # queries that start from the last image tokens (the dense head's evidence)
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(
+            self,
+            hidden=WIDTHS,
+            layers=DEPTHS,
+            heads=HEADS,
+            intermediate=WIDTHS,
+            queries=(1, 4096),
+            vocab=VOCABULARY,
+            cross_every=DEPTHS,
+            dropout=(0, 1),
+            max_text_tokens=(3, 512),  # BERT has 512 positions
+            anchored=(0, self.queries),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
@@ -96,6 +164,19 @@ class LanguageConfig:
     rms_eps: float = 1e-5
     tied: bool = False
     folder: str | None = None  # of its weights, if they are not in the checkpoint folder
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(
+            self,
+            hidden=WIDTHS,
+            layers=DEPTHS,
+            heads=HEADS,
+            intermediate=WIDTHS,
+            vocab=VOCABULARY,
+            context=(1, 2**24),
+            rms_eps=(0, 1),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +204,10 @@ class Calibration:
     scale: float = 1.0
     offset: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(self, scale=(-1e6, 1e6), offset=(-1e6, 1e6))
+
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
@@ -131,6 +216,10 @@ class Decoding:
 
     beams: int = 1
     repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that cannot be used."""
+        _check_ranges(self, beams=(1, 64), repetition_penalty=(0.01, 100))
 
 
 # The authors' inference, and plain greedy decoding. Their penalty also hurts: in a list of cells every "top"
@@ -190,3 +279,9 @@ class DeltaVLMConfig:
     training_gsd_m: float = 0.5
     sources: dict[str, str] = field(default_factory=dict)  # files that a checkpoint was converted from
     files: dict[str, str] = field(default_factory=dict)  # sha256 of its weight files, by name
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(self, chip_px=(1, 16_384), training_gsd_m=(1e-6, 1e6))
+        if not 1 <= len(self.name) <= 100 or not self.name.isprintable():
+            raise ValueError(f"name {preview(self.name)} is not one line of up to 100 characters")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from deltavlm.config import from_mapping
 from deltavlm.errors import ConfigError, InputError, ModelError
+from deltavlm.files import check_regular, parse_json, read_text
 from deltavlm.model.config import DeltaVLMConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 DENSE = "dense.safetensors"  # a mask head that was trained on top of a published model
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
+MAX_CONFIG_BYTES = 2**20
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -53,13 +54,23 @@ def find_folder(name_or_folder: str) -> Path:
 
 
 def read_config(folder: Path) -> DeltaVLMConfig:
-    """Configuration of a checkpoint folder. Raises: InputError if missing, ModelError if broken."""
+    """Configuration of a checkpoint folder.
+
+    Raises: InputError if it is missing, or a file of the folder is a pipe or a device; ModelError if broken.
+    """
     path = folder / CONFIG
     try:
-        return from_mapping(DeltaVLMConfig, json.loads(path.read_text()), source=str(path))
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):  # a link to nothing
+                check_regular(file)
+        values = parse_json(read_text(path, MAX_CONFIG_BYTES))
+        return from_mapping(DeltaVLMConfig, values, source=str(path))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is not a checkpoint: it has no {CONFIG}; give a checkpoint folder or a model's name"
         ) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise ModelError(f"cannot use {path}: {error}") from error
+    except ConfigError as error:
+        raise ModelError(f"{error}; copy the checkpoint folder again") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"cannot use {path}: {reason}; copy the checkpoint folder again") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from deltavlm.errors import InputError, ModelError
+from deltavlm.files import format_bytes, read_text
 from deltavlm.model.deltavlm import Text
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
+MAX_TOKENIZER_BYTES = 64 * 2**20
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 
@@ -142,6 +144,7 @@ def load_sentencepiece(path: Path) -> SentencePiece:
     """Load Llama's tokenizer from a `tokenizer.model`. Raises: ModelError."""
     from sentencepiece import SentencePieceProcessor
 
+    _check_size(path)
     try:
         processor = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
@@ -162,7 +165,7 @@ def bert_tokenizer(vocab: Path) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
-        tokens = vocab.read_text(encoding="utf-8").splitlines()
+        tokens = read_text(vocab).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the vocabulary {vocab}; copy the BERT folder again") from error
     ids = {token: index for index, token in enumerate(tokens)}
@@ -179,6 +182,7 @@ def bert_tokenizer(vocab: Path) -> Tokenizer:
 def _read(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
+    _check_size(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -187,6 +191,15 @@ def _read(path: Path) -> Tokenizer:
         ) from error
     tokenizer.encode_special_tokens = True  # "</s>" inside a question is text
     return tokenizer
+
+
+def _check_size(path: Path) -> None:
+    """Raises: ModelError for a file that is far larger than any tokenizer; libraries read it at once."""
+    if path.is_file() and path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise ModelError(
+            f"the tokenizer {path} is larger than {format_bytes(MAX_TOKENIZER_BYTES)};"
+            " copy the whole checkpoint folder again"
+        )
 
 
 def train_codec(corpus: Iterable[str], vocab: int, path: Path) -> WordPieces:

@@ -21,7 +21,7 @@ from deltavlm.pipeline.journal_file import Blob
 from deltavlm.pipeline.mask_codec import peak_score
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.prefetch import prefetch
-from deltavlm.pipeline.reading import PairStart, log_notes, read_chips_of_pairs, with_callbacks
+from deltavlm.pipeline.reading import PairChange, PairStart, log_notes, read_chips_of_pairs, with_callbacks
 from deltavlm.pipeline.result_store import ResultStore
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.run_result import RunResult
@@ -48,8 +48,10 @@ def analyze_chips(
     Chips are read by another thread, some batches in advance; until this returns, the reader `opened` belongs
     to it. `result` is updated while the run goes on, and passed to `on_progress` after each batch.
 
+    A pair whose files have changed while they were read fails when all others are answered.
+
     Raises: with `on_error="fail"` the RasterError, InputError or ModelError of the first chip or pair that
-        fails.
+        fails; RasterError where the only pair of an output has changed.
     """
     began, seconds_before = time.monotonic(), result.summary.seconds
     summary, options = result.summary, job.options
@@ -57,16 +59,17 @@ def analyze_chips(
     summary.batch_size = batch_size
     pair_results = {pair.id: PairResult(pair) for pair in job.pairs.pairs}
     cache = ResultCache()
+    counts, changes = summary.counts(), list[PairChange]()
 
     def count(chip: ChipResult) -> None:
         summary.add(chip, find_conflicts(statements_of(chip, job.output.changes.threshold)))
-        pair_results[chip.pair].add(chip)
 
     for earlier in store.completed():
         if earlier.digest:
             entry, is_new = cache.lookup(earlier.digest)
             entry.result = earlier if is_new else entry.result
         count(earlier)
+        pair_results[earlier.pair].add(earlier)
         summary.resumed += 1
 
     def start_pair(start: PairStart) -> None:
@@ -88,7 +91,7 @@ def analyze_chips(
         tuple(job.questions), cascade=options.cascade, threshold=options.threshold, masks=options.masks
     )
     with prefetch(items, engine.prefetch_batches * batch_size, summary.stages) as prefetched:
-        chips = with_callbacks(prefetched, start_pair)
+        chips = with_callbacks(prefetched, start_pair, changes.append)
         batches = _batches(chips, batch_size, cache)
         with closing(engine.infer(batches, asking, batch_size)) as answered:
             for batch, replies in answered:
@@ -102,10 +105,23 @@ def analyze_chips(
                         store.add(results, replies.batch_size)
                 for each in results:
                     count(each)
+                    pair_results[each.pair].add(each)
                 summary.deduplicated += batch.deduplicated
                 summary.seconds = seconds_before + time.monotonic() - began
                 on_progress(result)
     summary.seconds = seconds_before + time.monotonic() - began
+    for change in changes:
+        pair = change.pair
+        result.pairs[pair.id] = PairResult(pair, reason=change.reason)
+        store.fail_pair(pair, change.reason)
+        if not job.one_pair_per_output:
+            logger.warning("pair %s failed: %s", pair.id, change.reason, extra={"pair": pair.id})
+    if changes and job.output.path is not None:  # what went to standard output stays there
+        summary.restore(counts)
+        for kept in store.completed():
+            count(kept)
+    if changes and (job.one_pair_per_output or options.on_error == "fail"):
+        raise RasterError(changes[0].reason)
 
 
 def _batches(
@@ -146,7 +162,7 @@ def _results(
                 chip.cached.result = result
         elif chip.cached is not None:
             result = chip.cached.copy_for(chip.chip, chip.valid_fraction, chip.pair, _blob(chip.valid))
-        result = replace(result, shift_px=chip.shift_px)
+        result = replace(result, shift_px=chip.shift_px, cloud_share=chip.cloud_share)
         if result.failed:
             name = f"{result.pair} {result.chip.chip_id}".strip()
             extra = {"pair": result.pair or None, "chip": result.chip.chip_id, "status": result.status}

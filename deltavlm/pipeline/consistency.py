@@ -180,16 +180,16 @@ def statements_of(result: ChipResult, mask_threshold: float) -> ChipStatements:
     The answers of a chip that was only asked whether it changed (`cascaded`) are filled in, so they are no
     statements of the model.
     """
-    change = result.of_task("change")
-    changed = change.value if change is not None else None
     has_mask = None if result.mask_score is None else result.mask_score >= mask_threshold
     if result.status == "cascaded":
-        return ChipStatements(changed=changed, has_mask=has_mask)
+        return ChipStatements(changed=result.changed, has_mask=has_mask)
     caption, counts, cells = (
         None if answer is None else answer.value
         for answer in (result.of_task(task) for task in ("caption", "count", "location"))
     )
-    return ChipStatements(changed=changed, caption=caption, counts=counts, cells=cells, has_mask=has_mask)
+    return ChipStatements(
+        changed=result.changed, caption=caption, counts=counts, cells=cells, has_mask=has_mask
+    )
 
 
 def judge_row(

@@ -13,15 +13,15 @@ from typing import Any
 
 from deltavlm.errors import OutputError, RasterError
 from deltavlm.geo.features import Feature
-from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.lonlat import lonlat_bounds, to_lonlat
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.polygonize import polygonize_chip
 from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.answers import Answer, question_of, read_answer
 from deltavlm.tasks import dialogue
 from deltavlm.tasks.locate import LABELS, Cells, position
-from deltavlm.tasks.questions import QuestionSpec, task_of
+from deltavlm.tasks.questions import QuestionSpec, question_spec
 
 __all__ = [
     "Conversation",
@@ -56,18 +56,18 @@ def encode_chip(reader: PairReader, model: ChangeModel, chip: Chip) -> EncodedCh
     return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None]))
 
 
-def questions_of(texts: Sequence[str]) -> tuple[QuestionSpec, ...]:
+def questions_of(texts: Sequence[str], *, one_per_task: bool = True) -> tuple[QuestionSpec, ...]:
     """Make questions of plain text, named `question`, `question_2` and so on.
 
-    The first text that is the prompt of a task becomes that task; a second one is open, because a task has
-    one column.
+    A text that means a standard question becomes that task, in its standard words. With `one_per_task`, as
+    in a question set, a second one is open, with the same words.
     """
     specs: list[QuestionSpec] = []
     for number, text in enumerate(texts, start=1):
-        task = task_of(text)
-        if any(spec.task == task for spec in specs):
-            task = "open"
-        specs.append(QuestionSpec("question" if number == 1 else f"question_{number}", task, text))
+        spec = question_spec("question" if number == 1 else f"question_{number}", text)
+        if one_per_task and any(spec.task == earlier.task for earlier in specs):
+            spec = QuestionSpec(spec.name, "open", spec.prompt)
+        specs.append(spec)
     return tuple(specs)
 
 
@@ -78,12 +78,14 @@ def answers(model: ChangeModel, chip: EncodedChip, questions: Sequence[QuestionS
 
 
 def answer_record(
-    reader: PairReader, model: ChangeModel, chip: EncodedChip, question: str, answer: Answer
+    reader: PairReader, model: ChangeModel, chip: EncodedChip, spec: QuestionSpec, answer: Answer, text: str
 ) -> dict[str, Any]:
-    """JSON object of a question and its answer, with the chip and the model."""
+    """JSON object of a question and its answer, with the chip and the model; `text` is the question as it was
+    typed."""
     value = answer.value
     return {
-        "question": question,
+        "question": text,
+        "asked": spec.prompt,
         "answer": answer.text,
         "task": answer.task,
         "value": asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
@@ -94,18 +96,19 @@ def answer_record(
 
 
 def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:
-    """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; None without a
-    CRS), share of pixels with data, and the images."""
+    """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; west > east over
+    180 degrees; None without a CRS), shares of pixels with data and under clouds, and the images."""
     bounds = None
     if reader.geobox.crs is not None:
         with suppress(OutputError):
             shape = to_lonlat(reader.geobox.crs)(chip.chip.footprint)
-            bounds = None if shape.is_empty else list(shape.bounds)
+            bounds = None if shape.is_empty else list(lonlat_bounds(shape))
     before, after = (view.source.name for view in reader.views)
     return {
         "window": {**chip.chip.window._asdict(), "size": chip.chip.size},
         "bounds": bounds,
         "valid_fraction": chip.pixels.valid_fraction,
+        "cloud_share": chip.pixels.cloud_share,
         "gsd_m": reader.gsd_m,
         "before": before,
         "after": after,
@@ -155,18 +158,19 @@ class Conversation:
     records: list[dict[str, Any]] = field(default_factory=list)  # turns about all chips
 
     def ask(self, question: str) -> dict[str, Any]:
-        """Answer with the turns so far as history; return the record.
+        """Answer a question and return the record; one that fails or is interrupted leaves no trace.
 
-        A question that fails or is interrupted is not added to the history.
+        An open question has the turns so far as its history. A standard question is complete in itself, and
+        is asked alone, as `analyze` and `ask` do, so that its answer is theirs.
         """
-        spec = QuestionSpec("question", task_of(question), question)
+        spec = question_spec("question", question)
         prompted = question_of(spec)
-        if self.turns:
+        if self.turns and spec.task == "open":
             prompted = replace(prompted, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
         (reply,) = self.model.answer_rows(self.chip.encoded, [(0, prompted)])
         answer = read_answer(spec, reply)
-        record = answer_record(self.reader, self.model, self.chip, spec.prompt, answer)
-        self.turns.append((spec.prompt, answer.text))
+        record = answer_record(self.reader, self.model, self.chip, spec, answer, question)
+        self.turns.append((question, answer.text))
         self.records.append(record)
         return record
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deltavlm.errors import OutputError
+from deltavlm.config import from_mapping
+from deltavlm.errors import ConfigError, OutputError
 from deltavlm.geo.grid import Chip, ChipGrid
-from deltavlm.geo.location import stable_address
+from deltavlm.geo.identity import stable_address
+from deltavlm.geo.pair import MAX_CHIPS, PairReader
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.job import AnalyzeJob
@@ -29,19 +32,25 @@ from deltavlm.pipeline.journal_file import (
     JournalFile,
     check_journal_header,
     differing_keys,
+    first_line,
+    keyed_digest,
+    last_line,
     open_journal_file,
 )
+from deltavlm.pipeline.journal_lines import check_chip_line
 from deltavlm.pipeline.pair_record import PairIdentity, PairRecord
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import job_settings
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import FAILED_STATUSES
 
-__all__ = ["Journal", "check_journal", "line_of", "open_journal"]
+__all__ = ["Journal", "check_journal", "check_journal_pair", "line_of", "open_journal"]
 
 logger = logging.getLogger(__name__)
 
 FINISHED = {"finished": True}  # line of a run whose output has been written
+
+_MAX_REQUESTS = 16  # at a time
 
 ChipKey = tuple[int, int]  # row and column in the chip grid
 
@@ -115,38 +124,22 @@ class Journal:
         state = self.states.get(pair)
         return state is not None and key in state.offsets and not (self.retries and key in state.failed)
 
-    def _address_of(self, pair: Pair) -> str:
-        """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may
-        hold passwords."""
-        return self.file.digest(*map(stable_address, (pair.before, pair.after)))
-
     def begin_pair(self, pair: Pair, record: PairRecord) -> None:
         """Record an opened pair. Raises: OutputError where an earlier run found it to be another."""
-        state, address = self.states.get(pair.id), self._address_of(pair)
+        state, address = self.states.get(pair.id), _address_of(pair, self.file.key)
         if state is None:
             self.file.append([{"pair": pair.id, "record": asdict(record), "address": address}])
             self._begin(pair.id, record, address)
-            return
-        earlier, now = (
-            {**asdict(each), "notes": None, "dates": None, "inputs": _inputs_of(each)}
-            for each in (state.record, record)
-        )
-        if self.job.one_pair_per_output and self.retries:
-            for each in (earlier, now):  # a truncated file may have been copied again
-                each["identity"]["files"] = None
-        earlier["identity"]["address"], now["identity"]["address"] = state.address, address
-        differs = sorted(differing_keys(earlier, now))
-        if differs:
-            keys = ", ".join(differs[:3])
-            what = f"holds a part of pair {pair.id!r} with another {keys}" if pair.id else ""
-            raise OutputError(
-                f"{self.file.path}: {what or f'is of a run with other settings ({keys})'}; "
-                "--no-resume starts over, or choose another output"
-            )
+        else:
+            _refuse_another(self.file.path, self.job, pair, (state.record, state.address), (record, address))
 
     def fail_pair(self, pair: Pair, reason: str) -> None:
-        """Record that the pair cannot be opened; its results of an earlier run are dropped."""
-        failure = _Failure(reason, PairIdentity.of(pair), self._address_of(pair))
+        """Record that the pair cannot be opened, or was written over while it was read; its results are
+        dropped. A journal of one pair then has nothing to keep."""
+        if self.job.one_pair_per_output:
+            self.states.pop(pair.id, None)
+            return
+        failure = _Failure(reason, PairIdentity.of(pair, self.job.read), _address_of(pair, self.file.key))
         line = {"failed": reason, "identity": asdict(failure.identity), "address": failure.address}
         self.file.append([{"pair": pair.id, **line}])
         self._fail(pair.id, failure)
@@ -214,39 +207,57 @@ class Journal:
         """Read the file up to the last complete transaction.
 
         A pair of a list whose files have changed since starts over; so does a pair that failed and changed.
+
+        Raises: OutputError for a line that no run has written.
         """
         for group in self.file.transactions():
             for offset, line in group:
-                if line == FINISHED:
-                    self.finished = True
-                elif COMMIT in line:
-                    continue
-                elif "record" in line:
-                    self._begin(line["pair"], PairRecord.from_dict(line["record"]), line["address"])
-                elif "failed" in line:
-                    identity = PairIdentity(**line["identity"])
-                    self._fail(line["pair"], _Failure(line["failed"], identity, line["address"]))
-                else:
-                    self._index(line, offset)
-                    self.batch_size = line.get("end", self.batch_size)
+                try:
+                    self._read_line(line, offset)
+                except (ValueError, ConfigError) as error:
+                    raise self.file.refusal(offset, str(error)) from None
         listed = {pair.id: pair for pair in self.job.pairs.pairs}
         self.states = {name: state for name, state in self.states.items() if name in listed}
-        self.failures = {
-            name: failure
-            for name, failure in self.failures.items()
-            if name in listed and self._is_same(listed[name], failure.identity, failure.address)
-        }
-        if self.job.one_pair_per_output:
-            return  # `begin_pair` refuses a pair that has changed
-        for name, state in list(self.states.items()):
-            if not self._is_same(listed[name], state.record.identity, state.address):
+        self.failures = {name: failure for name, failure in self.failures.items() if name in listed}
+        known = [(name, each.identity, each.address) for name, each in self.failures.items()]
+        if not self.job.one_pair_per_output:  # else `begin_pair` refuses a pair that has changed
+            known += [(name, each.record.identity, each.address) for name, each in self.states.items()]
+        with ThreadPoolExecutor(_MAX_REQUESTS) as pool:  # a remote image costs a request
+            same = pool.map(lambda each: self._is_same(listed[each[0]], *each[1:]), known)
+            changed = [name for (name, *_), is_same in zip(known, same, strict=True) if not is_same]
+        for name in changed:
+            self.failures.pop(name, None)
+            if self.states.pop(name, None) is not None:
                 logger.warning(
                     "pair %s: its files have changed since the interrupted run; it starts over", name
                 )
-                del self.states[name]
+
+    def _read_line(self, line: Mapping[str, Any], offset: int) -> None:
+        """Raises: ValueError or ConfigError for a line that no run has written."""
+        if line == FINISHED:
+            self.finished = True
+        elif COMMIT in line:
+            pass
+        elif "row" in line:
+            check_chip_line(line, [spec.name for spec in self.job.questions])
+            self._index(line, offset)
+            self.batch_size = line.get("end", self.batch_size)
+        elif not all(isinstance(line.get(key), str) for key in ("pair", "address")):
+            raise ValueError("neither a chip nor a pair")
+        elif "record" in line:
+            record = PairRecord.from_dict(line["record"])
+            grid = record.chip_grid(*self.job.options.grid)
+            if record.chips > grid.rows * grid.cols or grid.rows * grid.cols > MAX_CHIPS:
+                raise ValueError(f"{record.chips} chips of {grid.rows} x {grid.cols}")
+            self._begin(line["pair"], record, line["address"])
+        elif isinstance(line.get("failed"), str):
+            identity = from_mapping(PairIdentity, line.get("identity"), "identity")
+            self._fail(line["pair"], _Failure(line["failed"], identity, line["address"]))
+        else:
+            raise ValueError("neither a chip nor a pair")
 
     def _is_same(self, pair: Pair, identity: PairIdentity, address: str) -> bool:
-        return address == self._address_of(pair) and identity.matches(pair)
+        return address == _address_of(pair, self.file.key) and identity.matches(pair, self.job.read)
 
     def _begin(self, pair: str, record: PairRecord, address: str) -> None:
         self.failures.pop(pair, None)
@@ -257,9 +268,44 @@ class Journal:
         self.failures[pair] = failure
 
     def _index(self, line: Mapping[str, Any], offset: int) -> None:
-        state, key = self.states[line["pair"]], (line["row"], line["col"])
+        state, key = self.states.get(line["pair"]), (line["row"], line["col"])
+        if state is None:
+            raise ValueError(f"a chip of pair {line['pair']!r}, which was not opened")
+        grid = self._grid_of(state)
+        if key[0] >= grid.rows or key[1] >= grid.cols:
+            raise ValueError(f"chip {key} of {grid.rows} x {grid.cols}")
         state.offsets[key] = offset
         (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
+
+
+def _address_of(pair: Pair, key: bytes) -> str:
+    """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may hold
+    passwords."""
+    return keyed_digest(key, *map(stable_address, (pair.before, pair.after, *pair.cloud_masks)))
+
+
+def _refuse_another(
+    path: Path, job: AnalyzeJob, pair: Pair, earlier: tuple[PairRecord, str], now: tuple[PairRecord, str]
+) -> None:
+    """Raises: OutputError where the record and address of a pair differ from those in the journal."""
+    values = [
+        {**asdict(record), "notes": None, "dates": None, "inputs": _inputs_of(record)}
+        for record, _ in (earlier, now)
+    ]
+    is_copied = job.one_pair_per_output and job.output.retry_failed  # a truncated file, again
+    if is_copied or earlier[0].identity.has_files_of(now[0].identity):
+        for each in values:
+            each["identity"]["files"] = None
+    for each, (_, address) in zip(values, (earlier, now), strict=True):
+        each["identity"] |= {"address": address, "aoi_file": None}  # the area itself is compared
+    differs = sorted(differing_keys(values[0], values[1]))
+    if differs:
+        keys = ", ".join(differs[:3])
+        what = f"holds a part of pair {pair.id!r} with another {keys}" if pair.id else ""
+        raise OutputError(
+            f"{path}: {what or f'is of a run with other settings ({keys})'}; --no-resume starts over, or "
+            "choose another output"
+        )
 
 
 def _inputs_of(record: PairRecord) -> dict[str, Any]:
@@ -276,6 +322,8 @@ def line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.cloud_share is not None:
+        line["cloud_share"] = result.cloud_share
     if result.shift_px is not None:
         line["shift_px"] = result.shift_px
     if result.mask_score is not None:
@@ -311,6 +359,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> Chip
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        cloud_share=line.get("cloud_share"),
         shift_px=line.get("shift_px"),
         mask_score=line.get("mask_score"),
     )
@@ -323,6 +372,19 @@ def _questions(job: AnalyzeJob) -> dict[str, Any]:
 def check_journal(path: Path, job: AnalyzeJob) -> None:
     """Check, before the model is loaded, that a journal at `path` is of this job. Raises: OutputError."""
     check_journal_header(path, {"settings": job_settings(job), **_questions(job)}, ignored=("model",))
+
+
+def check_journal_pair(path: Path, job: AnalyzeJob, reader: PairReader) -> None:
+    """Check, before the model is loaded, that a journal at `path` is of this opened pair, the only one of the
+    job. Raises: OutputError."""
+    (pair,), (key, line) = job.pairs.pairs, first_line(path)
+    is_begun = line.get("pair") == pair.id and {"record", "address"} <= line.keys()
+    if not job.output.resume or not is_begun or (last_line(path) == FINISHED and not job.output.retry_failed):
+        return
+    with suppress(ConfigError):  # of a damaged line, which is reported when the journal is opened
+        earlier = PairRecord.from_dict(line["record"]), line["address"]
+        now = PairRecord.of(pair, reader, reader.chips(*job.options.grid)), _address_of(pair, key)
+        _refuse_another(path, job, pair, earlier, now)
 
 
 @contextmanager

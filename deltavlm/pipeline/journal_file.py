@@ -26,18 +26,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular
+from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular, parse_json
 
 __all__ = [
     "COMMIT",
     "VERSION",
     "Blob",
     "JournalFile",
+    "check_address",
     "check_journal_header",
     "differing_keys",
     "files_in_commit",
+    "first_line",
     "journal_files",
     "journal_path",
+    "keyed_digest",
+    "last_line",
     "open_journal_file",
 ]
 
@@ -108,14 +112,27 @@ class _BlobFile:
         return self.stream.read(blob.address[1])
 
     def is_intact(self, line: Line) -> bool:
-        """True if every blob that a line points to is there, with its size and checksum."""
+        """True if every blob that a line points to is there, with its size and checksum.
+
+        Raises: ValueError for an address that is none.
+        """
+        end = self.stream.seek(0, os.SEEK_END)
         for key in BLOB_KEYS:
             if key in line:
-                offset, size, crc = line[key]
-                data = self.read(Blob(address=(offset, size, crc)))
-                if (len(data), zlib.crc32(data)) != (size, crc):
+                offset, size, crc = check_address(line[key], key)
+                if offset + size > end:
+                    return False
+                if zlib.crc32(self.read(Blob(address=(offset, size, crc)))) != crc:
                     return False
         return True
+
+
+def check_address(value: Any, key: str) -> BlobAddress:
+    """Address of a blob in a line. Raises: ValueError."""
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 3 or not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+        raise ValueError(f"{key!r} is not where a mask is kept")
+    return numbers[0], numbers[1], numbers[2]
 
 
 @dataclass
@@ -131,11 +148,6 @@ class JournalFile:
     @property
     def path(self) -> Path:
         return self.lines.path
-
-    def digest(self, *texts: str) -> str:
-        """Keyed digest, by which texts are recognized and from which they cannot be looked up."""
-        content = json.dumps(texts).encode()
-        return hashlib.blake2b(content, key=self.key, digest_size=16).hexdigest()
 
     def write_blobs(self, blobs: Iterable[Blob]) -> None:
         """Append blobs, before the lines that point to them. Raises: WriteError."""
@@ -176,26 +188,40 @@ class JournalFile:
         return self.blobs.read(blob)
 
     def transactions(self) -> Iterator[list[tuple[int, Line]]]:
-        """Complete transactions from the start, each line with its offset; at the end, truncate the rest."""
+        """Complete transactions from the start, each line with its offset; at the end, truncate the rest.
+
+        Raises: OutputError for a line with an impossible address of a blob.
+        """
         stream = self.lines.stream
         offset = complete = stream.seek(self.begin)
         group: list[tuple[int, Line]] = []
         for text in iter(lambda: stream.readline(_MAX_LINE_BYTES), b""):
             try:
-                line = json.loads(text) if text.endswith(b"\n") else None
-                is_chip = isinstance(line, dict) and "row" in line
-                if not isinstance(line, dict) or (is_chip and not {"pair", "col", "status"} <= line.keys()):
-                    break
+                line = parse_json(text) if text.endswith(b"\n") else None
+            except ValueError:
+                break
+            is_chip = isinstance(line, dict) and "row" in line
+            if not isinstance(line, dict) or (is_chip and not {"pair", "col", "status"} <= line.keys()):
+                break
+            try:
                 if self.blobs is not None and not self.blobs.is_intact(line):
                     break
-            except (ValueError, TypeError):
-                break
+            except ValueError as error:
+                raise self.refusal(offset, str(error)) from None
             group.append((offset, line))
             offset += len(text)
             if not is_chip or "end" in line:
                 yield group
                 complete, group = offset, []
         stream.truncate(complete)
+
+    def refusal(self, offset: int, problem: str) -> OutputError:
+        """Error about the line at `offset`, which is complete and holds what no run has written."""
+        self.lines.stream.seek(0)
+        number = 1 + self.lines.stream.read(offset).count(b"\n")
+        return OutputError(
+            f"{self.path}, line {number}: was not written by a run ({problem}); --no-resume starts over"
+        )
 
     def clear(self) -> None:
         """Remove everything but the header."""
@@ -300,8 +326,8 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: C
     Raises: OutputError unless the line equals `header`; settings with `ignored` names need not be equal.
     """
     try:
-        earlier = json.loads(text)
-    except (ValueError, RecursionError):
+        earlier = parse_json(text)
+    except ValueError:
         earlier = None
     if not isinstance(earlier, dict):
         earlier = {}
@@ -352,13 +378,35 @@ def _open_error(path: Path) -> Iterator[None]:
 
 def files_in_commit(path: Path) -> set[str]:
     """Files next to the output that a run had begun to rename when it was killed."""
+    paths = last_line(path).get(COMMIT)
+    return {each for each in paths if isinstance(each, str)} if isinstance(paths, list) else set()
+
+
+def last_line(path: Path) -> Line:
+    """Last line of the journal at `path`, if it is a short one; empty where there is none."""
     try:
         with open_regular(path) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            last = json.loads(stream.read().splitlines()[-1])
+            last = parse_json(stream.read().splitlines()[-1])
     except (OSError, ValueError, IndexError):
-        return set()
-    return {*last[COMMIT]} if isinstance(last, dict) and COMMIT in last else set()
+        return {}
+    return last if isinstance(last, dict) else {}
+
+
+def first_line(path: Path) -> tuple[bytes, Line]:
+    """Key of the digests of the journal at `path`, and its first line behind the header; empty where there is
+    none."""
+    try:
+        with open_regular(path) as stream:
+            header, line = (parse_json(stream.readline(_MAX_LINE_BYTES)) for _ in range(2))
+        return bytes.fromhex(header[KEY]), line if isinstance(line, dict) else {}
+    except (OSError, ValueError, TypeError, LookupError):
+        return b"", {}
+
+
+def keyed_digest(key: bytes, *texts: str) -> str:
+    """Digest by which texts are recognized, and from which they cannot be looked up without the key."""
+    return hashlib.blake2b(json.dumps(texts).encode(), key=key, digest_size=16).hexdigest()
 
 
 def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:

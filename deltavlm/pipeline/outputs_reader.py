@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rasterio.crs import CRS
 
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json
+from deltavlm.geo.grid import chip_offsets, ground_shares
+from deltavlm.geo.sinks import SUFFIXES
 from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
+from deltavlm.pipeline.outputs import polygons_path
 from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Output", "Row", "read_output"]
+__all__ = ["Output", "Row", "output_paths_in", "read_output"]
 
 Row = dict[str, Any]
 """Values of a feature by column; `geometry` is a shapely geometry or None."""
@@ -28,7 +32,10 @@ REQUIRED = ("chip_id", "status", "changed", "changed_score")
 """Columns of `chips` in every output; the other columns may be missing."""
 
 EXTRA_LAYERS = (CHANGES.name, PAIRS.name)
-"""Layers besides `chips` that are read; only GeoPackages have them."""
+"""Layers besides `chips` that are read."""
+
+MAX_GRID = 10_000_000
+"""Chips of the grids whose shares of ground are computed, for outputs of earlier versions."""
 
 LIST_COLUMNS = frozenset(
     field.name
@@ -56,6 +63,12 @@ class Output:
     threshold: float | None = None  # that was applied to the stored scores
 
     @property
+    def has_polygons(self) -> bool:
+        """True if there are polygons of change that say what happened; there may be none of them."""
+        frame = self.layers.get(CHANGES.name)
+        return frame is not None and ("kind" in frame or not len(frame))
+
+    @property
     def crs(self) -> CRS | None:
         """CRS of the geometries; None if they are in pixels."""
         crs = self.layers["chips"].crs
@@ -77,13 +90,38 @@ class Output:
         return [_plain(column, value) for value in self.layers[layer][column].tolist()]
 
 
+def output_paths_in(paths: Sequence[Path]) -> list[Path]:
+    """Outputs by name: a folder stands for the outputs in it, without files of polygons beside them.
+
+    Raises: InputError for a folder without outputs.
+    """
+    expanded: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            expanded.append(path)
+            continue
+        outputs = sorted(
+            file
+            for file in path.iterdir()
+            if file.is_file()
+            and file.suffix.lower() in SUFFIXES
+            and not file.name.startswith(".")
+            and not file.stem.endswith(".changes")
+        )
+        if not outputs:
+            raise InputError(f"{path}: holds no outputs ({' '.join(SUFFIXES)}); {HINT}")
+        expanded += outputs
+    return expanded
+
+
 def read_output(
     path: Path, extra_layers: Collection[str] = EXTRA_LAYERS, *, threshold: float | None = None
 ) -> Output:
     """Read the layer `chips` of an output of any format and version, and those of `extra_layers` that it has.
 
-    The format is recognized by content, not by suffix. Only a GeoPackage has more layers than `chips`. The
-    column `conflicts` is made where an earlier version did not write it.
+    The format is recognized by content, not by suffix. A GeoPackage has more layers than `chips`; polygons of
+    other formats are read from their own file beside it. The columns `conflicts` and `ground_share` are made
+    where they are missing, as in outputs of earlier versions.
 
     Args:
         threshold: `changed` and `conflicts` become those of the stored scores at this threshold.
@@ -104,6 +142,10 @@ def read_output(
         raise InputError(f"{path}: holds no features and was not written by deltavlm; {HINT}")
     layers = {"chips": chips.frame}
     layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
+    if CHANGES.name in extra_layers and CHANGES.name not in layers:
+        layers |= _polygons_beside(path, provenance or {})
+    if not missing and ("ground_share" not in chips.frame or chips.frame["ground_share"].isna().all()):
+        layers["chips"] = _with_ground_shares(chips.frame, (provenance or {}).get("options", {}))
     output = Output(path, provenance or {}, layers)
     if not missing and (threshold is not None or "conflicts" not in chips.frame):
         output = replace(output, layers={**layers, "chips": _judged(output, threshold)}, threshold=threshold)
@@ -122,12 +164,43 @@ def _judged(output: Output, threshold: float | None) -> GeoDataFrame:
     return frame
 
 
+def _polygons_beside(path: Path, provenance: Mapping[str, Any]) -> dict[str, GeoDataFrame]:
+    """Layer `changes` from the file of polygons beside an output, if both are of one run."""
+    beside = polygons_path(path)
+    if "changes" not in provenance or not beside.is_file():
+        return {}
+    layer = read_layer(beside, None, HINT)
+    return {CHANGES.name: layer.frame} if layer.provenance == provenance else {}
+
+
+def _with_ground_shares(frame: GeoDataFrame, options: Mapping[str, Any]) -> GeoDataFrame:
+    """Chips with the column `ground_share`, from their names and size; null where these do not tell."""
+    import pandas as pd
+
+    chip_px = options.get("chip_px")
+    offsets = [chip_offsets(name) for name in frame["chip_id"]]
+    shares = np.full(len(frame), np.nan)
+    pairs = frame["pair_id"] if "pair_id" in frame else pd.Series(None, index=frame.index, dtype="object")
+    if isinstance(chip_px, int) and chip_px > 0 and None not in offsets:
+        for indices in pairs.reset_index(drop=True).groupby(pairs.tolist(), dropna=False).indices.values():
+            placed = np.array([offsets[index] for index in indices])
+            (row_offs, rows), (col_offs, cols) = (np.unique(axis, return_inverse=True) for axis in placed.T)
+            if len(row_offs) * len(col_offs) > MAX_GRID:
+                continue
+            present = np.zeros((len(row_offs), len(col_offs)), bool)
+            present[rows, cols] = True
+            shares[indices] = ground_shares(row_offs, col_offs, (chip_px, chip_px), present)[rows, cols]
+    frame = frame.copy(deep=False)
+    frame["ground_share"] = shares
+    return frame
+
+
 def _plain(column: str, value: Any) -> Any:
     if column == "geometry":
         return None if value is None or value.is_empty else value
     if column in LIST_COLUMNS and isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     if hasattr(value, "tolist"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,18 +23,26 @@ from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.errors import InputError
+from deltavlm.errors import ConfigError, InputError
+from deltavlm.files import parse_json, read_text
+from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
+from deltavlm.messages import preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
 __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
 
-COLUMNS = ("before", "after", "id", "date", "before_date", "after_date", "aoi")
+COLUMNS = (
+    *("before", "after", "id", "date", "before_date", "after_date", "aoi"),
+    *("before_cloud_mask", "after_cloud_mask"),
+)
 ALIAS = "pair_id"  # what outputs call the id
 _REQUIRED = ("before", "after")
 _DELIMITERS = ",;\t"
 _MAX_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
 _COARSE_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2]))?")  # a year, or a year and a month
+_COLLECTION = re.compile("COLLECTION", re.IGNORECASE)
+_MAX_COLLECTIONS = 32
 _WKT = re.compile(r"(?i)((MULTI)?(POLYGON|LINESTRING|POINT)|GEOMETRYCOLLECTION)\s*(Z|M|ZM)?\s*(\(|EMPTY)")
 
 
@@ -55,7 +62,7 @@ def read_pairs(path: Path) -> PairList:
     Raises: InputError that names file, line and column.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -125,7 +132,7 @@ def _header(names: list[str], source: str) -> list[str]:
 
 def _json_rows(text: str, source: str) -> Iterator[_Row]:
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError as error:
         if not _is_json(text.lstrip().partition("\n")[0]):
             raise InputError(f"{source}: is not valid JSON ({error})") from error
@@ -149,7 +156,7 @@ def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
         line_source = f"{source}, line {number}"
         if line.strip():
             try:
-                values = json.loads(line)
+                values = parse_json(line)
             except ValueError as error:
                 at_column = (
                     f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else error
@@ -160,7 +167,7 @@ def _json_line_rows(text: str, source: str) -> Iterator[_Row]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True
@@ -223,7 +230,22 @@ def _pair(row: _Row, folder: Path) -> Pair:
         dates["after_date"] or dates["date"],
         _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
         row.line,
+        *(
+            _cloud_mask(texts[name], f"{row.source}, {name}", folder)
+            for name in ("before_cloud_mask", "after_cloud_mask")
+        ),
     )
+
+
+def _cloud_mask(text: str | None, source: str, folder: Path) -> str | None:
+    """Cloud mask with a path that is resolved at the folder. Raises: InputError."""
+    if text is None:
+        return None
+    try:
+        location = parse_cloud_mask(text).location or ""
+    except ConfigError as error:
+        raise InputError(f"{source}: {error}") from error
+    return _resolve(location, folder) + text.strip()[len(location) :]
 
 
 def _text(value: Any, source: str) -> str | None:
@@ -231,7 +253,7 @@ def _text(value: Any, source: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{source}: {json.dumps(value)[:40]} is not text")
+        raise InputError(f"{source}: {preview(value)} is not text")
     text = str(value).strip()
     if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 or ord(char) == 127 for char in text):
         raise InputError(f"{source}: {text!r} has characters that cannot be printed; remove them")
@@ -277,10 +299,12 @@ def _aoi(value: Any, source: str, folder: Path) -> Path | BaseGeometry | None:
         value = text
     try:
         if isinstance(value, str) and value.startswith("{"):
-            value = json.loads(value)
+            value = parse_json(value)
+        if isinstance(value, str) and len(_COLLECTION.findall(value)) > _MAX_COLLECTIONS:
+            raise ValueError("too many collections in collections")  # GEOS would overflow the stack
         geometry = shapely.from_wkt(value) if isinstance(value, str) else _shape(value)
         geometry = shapely.make_valid(geometry)
-    except (ValueError, TypeError, LookupError, AttributeError, ShapelyError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ShapelyError) as error:
         words = str(error).partition("\n")[0]
         raise InputError(
             f"{source}: is neither WKT nor a GeoJSON geometry ({words}); give one, or a file"

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from shapely.errors import ShapelyError
 from shapely.geometry import Polygon
 
+from deltavlm.config import from_mapping
+from deltavlm.errors import ConfigError
+from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
-from deltavlm.geo.location import file_identity
-from deltavlm.geo.pair import PairReader
+from deltavlm.geo.identity import Identity, content_identity, current_identity, is_same
+from deltavlm.geo.pair import PairReader, ReadOptions
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
@@ -30,28 +37,61 @@ LIMIT_REACHED = "--limit was reached within it"
 
 @dataclass(frozen=True, slots=True)
 class PairIdentity:
-    """Identity of a pair for resuming: redacted locations, AOI, size and modification time of both files."""
+    """Identity of a pair for resuming, without its addresses, which may hold secrets."""
 
-    before: str  # without credentials
+    before: str  # without secrets
     after: str
-    aoi: str | None
-    files: list[dict[str, int] | None]  # `file_identity` of both; None for a remote file
+    aoi: str | None  # of the pair, in a list
+    files: list[dict[str, Identity]]  # of each date, by file without secrets
+    aoi_file: Identity | None = None  # content of the file of the area of interest
+    cloud_masks: list[str] = field(default_factory=list)  # of before and after, without secrets
 
     @classmethod
-    def of(cls, pair: Pair) -> PairIdentity:
+    def of(
+        cls, pair: Pair, read: ReadOptions, files: Iterable[Mapping[str, Identity]] | None = None
+    ) -> PairIdentity:
+        """Identity of a pair; `files` are those of its reader, None if it could not be opened."""
+        aoi = read.aoi if pair.aoi is None else pair.aoi
+        if files is None:
+            files = (
+                {each: known for each in locations if (known := current_identity(each))}
+                for locations in pair.locations
+            )
         return cls(
             redact_address(pair.before),
             redact_address(pair.after),
             None if pair.aoi is None else str(pair.aoi),
-            [file_identity(location) for location in (pair.before, pair.after)],
+            [{redact_address(file): _stored(identity) for file, identity in each.items()} for each in files],
+            content_identity(aoi) if isinstance(aoi, Path) else None,
+            [redact_address(mask) for mask in pair.cloud_masks],
         )
 
-    def matches(self, pair: Pair) -> bool:
-        """True if the pair has not changed since; files that have been removed do not count."""
-        now = PairIdentity.of(pair)
-        return (self.before, self.after, self.aoi) == (now.before, now.after, now.aoi) and all(
-            file is None or file == earlier for file, earlier in zip(now.files, self.files, strict=True)
+    def has_files_of(self, other: PairIdentity) -> bool:
+        """True if neither has a file that is another in the other."""
+        return all(
+            mine.keys() == others.keys() and all(is_same(mine[file], others[file]) for file in mine)
+            for mine, others in zip(self.files, other.files, strict=True)
         )
+
+    def matches(self, pair: Pair, read: ReadOptions) -> bool:
+        """True if the pair has not changed since; files that have been removed do not count."""
+        now = PairIdentity.of(pair, read)
+        names, names_now = ((each.before, each.after, each.aoi, each.cloud_masks) for each in (self, now))
+        if names != names_now:
+            return False
+        current = now.files[0] | now.files[1]
+        known = self.files[0] | self.files[1]
+        others = {file: _stored(current_identity(file) or {}) for file in known.keys() - current.keys()}
+        return (
+            current.keys() <= known.keys()  # else a file that was missing is there
+            and is_same(self.aoi_file, now.aoi_file)
+            and all(is_same(identity, (current | others)[file]) for file, identity in known.items())
+        )
+
+
+def _stored(identity: Identity) -> Identity:
+    """Identity for the journal: a copy of a file in its place, as from a backup, is the same file."""
+    return {key: value for key, value in identity.items() if key != "inode"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +115,7 @@ class PairRecord:
         """Record of an open pair that is cut into `chips`."""
         return cls.from_dict(
             {
-                "identity": asdict(PairIdentity.of(pair)),
+                "identity": asdict(PairIdentity.of(pair, reader.options, reader.files)),
                 "crs": reader.geobox.crs.to_wkt() if reader.geobox.crs else None,
                 "transform": list(reader.geobox.transform)[:6],
                 "width": reader.geobox.width,
@@ -91,10 +131,28 @@ class PairRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PairRecord:
-        """Inverse of `asdict`."""
-        crs = values["crs"] and sys.intern(values["crs"])  # many pairs share one
-        identity, (before_date, after_date) = PairIdentity(**values["identity"]), values["dates"]
-        return cls(**{**values, "crs": crs, "identity": identity, "dates": (before_date, after_date)})
+        """Inverse of `asdict`. Raises: ConfigError for values that no record has."""
+        record = from_mapping(cls, values, "record")
+        try:
+            record.check()
+        except (ValueError, TypeError, LookupError, RecursionError, CRSError, ShapelyError) as error:
+            raise ConfigError(f"record: {error}") from error
+        return replace(record, crs=record.crs and sys.intern(record.crs))  # many pairs share one
+
+    def check(self) -> None:
+        """Raises: ValueError, TypeError, LookupError, CRSError or ShapelyError for impossible values."""
+        numbers = [*self.transform, self.gsd_m or 0.0, self.overlap_share or 0.0, self.shift_px or 0.0]
+        if not all(map(math.isfinite, numbers)) or len(self.transform) != 6:
+            raise ValueError("not six finite numbers in its transform, or a size that is not finite")
+        if min(self.width, self.height) < 1 or self.width * self.height > MAX_PIXELS or self.chips < 0:
+            raise ValueError(f"{self.width} x {self.height} px with {self.chips} chips")
+        if len(self.identity.files) != 2:
+            raise ValueError("not the files of two dates")
+        if self.aoi is not None:
+            shapely.from_wkb(self.aoi)
+        _ = self.geobox  # with its CRS
+        if not isinstance(json.loads(self.inputs)["registration"]["corrected"], bool):
+            raise ValueError("no word on whether its shift is corrected")
 
     def chip_grid(self, chip_px: int, overlap_px: int) -> ChipGrid:
         """Chip grid of the pair."""
@@ -109,8 +167,8 @@ class PairRecord:
     @property
     def overlap_share(self) -> float | None:
         """Share of before's area that after covers."""
-        share: float | None = json.loads(self.inputs)["alignment"]["overlap_share"]
-        return share
+        share = json.loads(self.inputs)["alignment"]["overlap_share"]
+        return None if share is None else float(share)
 
     @property
     def shift_px(self) -> float | None:
@@ -142,9 +200,8 @@ class PairResult:
 
     def add(self, result: ChipResult) -> None:
         """Count a chip of the pair."""
-        change = result.of_task("change")
         self.chips += 1
-        self.changed += change is not None and change.value is True
+        self.changed += result.changed is True
         if result.failed:
             self.failed += 1
             self.reason = self.reason or result.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from deltavlm.pipeline.result_store import ResultStore
 from deltavlm.pipeline.scale import Scale
 
 __all__ = [
+    "PairChange",
     "PairStart",
     "first_crs",
     "log_notes",
@@ -30,12 +32,24 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+NUMBER_OR_PATH = re.compile(r"\S*[\d/\\]\S*")
+
+_CHANGED = (
+    "{file}: was written over or replaced while it was read, so answers about it may be of two images; "
+    "analyze it again when it is complete"
+)
+
 
 def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
-    """Open a pair; its own area of interest replaces that of `read`."""
-    aoi = read.aoi if pair.aoi is None else pair.aoi
+    """Open a pair; its own area of interest and cloud masks replace those of `read`."""
     rasters = RasterPair(pair.before, pair.after, pair.id, pair.before_date, pair.after_date)
-    return open_pair(rasters, replace(read, aoi=aoi))
+    read = replace(
+        read,
+        aoi=read.aoi if pair.aoi is None else pair.aoi,
+        before_cloud_mask=pair.before_cloud_mask or read.before_cloud_mask,
+        after_cloud_mask=pair.after_cloud_mask or read.after_cloud_mask,
+    )
+    return open_pair(rasters, read)
 
 
 def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
@@ -49,7 +63,8 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
 def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob, warned: set[str]) -> None:
     """Log the notes of an opened pair, and a warning where its scale is far from that of the training.
 
-    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds.
+    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds, which
+    are texts without numbers and paths.
     """
     scale = Scale.of(reader.gsd_m, model, job.options.chip_px)
     warning = scale.warning(limited=not job.options.any_scale)
@@ -57,7 +72,7 @@ def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob
         if warning:
             logger.warning("%s", warning)
         return
-    notes = [(note, note, note in reader.warnings) for note in reader.notes]
+    notes = [(NUMBER_OR_PATH.sub("", note), note, note in reader.warnings) for note in reader.notes]
     for kind, note, is_warning in [*notes, *([(scale.kind, warning, True)] if warning else [])]:
         if is_warning and kind not in warned:
             warned.add(kind)
@@ -77,10 +92,20 @@ class PairStart:
     is_earlier: bool = False  # from an earlier run
 
 
+@dataclass(frozen=True, slots=True)
+class PairChange:
+    """End of a pair in the stream of chips, one of whose files is another than when it was opened."""
+
+    pair: Pair
+    reason: str
+
+
 def read_chips_of_pairs(
     job: AnalyzeJob, engine: Engine, store: ResultStore, opened: PairReader | None = None
-) -> Generator[PairStart | LoadedChip, None, None]:
+) -> Generator[PairStart | PairChange | LoadedChip, None, None]:
     """Yield the start of each pair and then its chips that are still to be asked, up to the limit.
+
+    A pair whose files have changed when its chips are read ends with a `PairChange`.
 
     One pair is open at a time. It runs in the prefetch thread and has no effect on the store. `opened` is the
     reader of the only pair, if the caller has opened it.
@@ -116,6 +141,8 @@ def read_chips_of_pairs(
             pending = (chip for chip in chips if not store.is_done(pair, chip))
             far = Scale.of(record.gsd_m, engine.model, options.chip_px).is_far and not options.any_scale
             yield from _marked(engine.load(reader, pending, options, pair.id), far_scale=far)
+            if (file := reader.changed_file()) is not None:
+                yield PairChange(pair, _CHANGED.format(file=file))
 
 
 def _marked(chips: Generator[LoadedChip, None, None], *, far_scale: bool) -> Iterator[LoadedChip]:
@@ -128,8 +155,14 @@ def _marked(chips: Generator[LoadedChip, None, None], *, far_scale: bool) -> Ite
 
 
 def with_callbacks(
-    items: Iterable[PairStart | LoadedChip], begin: Callable[[PairStart], None]
+    items: Iterable[PairStart | PairChange | LoadedChip],
+    begin: Callable[[PairStart], None],
+    end: Callable[[PairChange], None],
 ) -> Iterator[LoadedChip | Callback]:
-    """Replace the start of each pair by a callback, for the main thread, that calls `begin` with it."""
+    """Replace the start of each pair, and the end of one that changed, by a callback for the main thread,
+    which calls `begin` or `end` with it."""
     for item in items:
-        yield item if isinstance(item, LoadedChip) else partial(begin, item)
+        if isinstance(item, LoadedChip):
+            yield item
+        else:
+            yield partial(begin, item) if isinstance(item, PairStart) else partial(end, item)

@@ -26,6 +26,7 @@ class ChipResult:
     digest: str = ""  # `dedup.pixel_digest` of its pixels
     mask: Blob | None = None  # `mask_codec.encode_masks`, if masks are kept
     valid: Blob | None = None  # `mask_codec.encode_valid` of a chip with a mask and some nodata
+    cloud_share: float | None = None  # share of its pixels that cloud masks hide; None without a mask
     shift_px: float | None = None  # shift between the dates; None where it cannot be measured
     mask_score: float | None = None  # `mask_codec.peak_score` of the mask, 0 to 1
 
@@ -33,6 +34,12 @@ class ChipResult:
     def failed(self) -> bool:
         """True if the chip could not be read or answered."""
         return self.status in FAILED_STATUSES
+
+    @property
+    def changed(self) -> bool | None:
+        """Answer to the yes/no question; None if it was not asked or cannot be parsed."""
+        change = self.of_task("change")
+        return None if change is None else change.value
 
     def of_task(self, task: str) -> Answer | None:
         """Answer to the first question of this task, or None."""

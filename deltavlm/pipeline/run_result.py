@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import numpy as np
 from rasterio.crs import CRS
 
 from deltavlm.errors import PartialFailure
-from deltavlm.geo.geobox import LONLAT, project
+from deltavlm.geo.geobox import lonlat_of
 from deltavlm.messages import pluralize
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.summary import ChangedChip, Summary
+from deltavlm.pipeline.totals import Totals
 
 __all__ = ["RunResult"]
 
@@ -26,6 +26,7 @@ class RunResult:
     is_single: bool = False  # True for a run over one pair that is not from a list
     pairs: dict[str, PairResult] = field(default_factory=dict)  # by id, in order; "" for a single pair
     summary: Summary = field(default_factory=Summary)
+    totals: Totals = field(default_factory=Totals)  # ground, buildings and roads of what was written
     model: ModelFacts | None = None  # None where nothing was left to ask
     output: Path | None = None  # None: standard output
     files: dict[str, Path] = field(default_factory=dict)  # written next to it: mask, probability, polygons
@@ -71,10 +72,7 @@ class RunResult:
     def _located(self, chip: ChangedChip) -> ChangedChip:
         record = self.pairs[chip.pair].record
         crs = CRS.from_wkt(record.crs) if record is not None and record.crs else None
-        if crs is None:
-            return chip
-        ((lon, lat),) = project(np.array([[chip.x, chip.y]]), crs, LONLAT).tolist()
-        return replace(chip, lonlat=(lon, lat)) if math.isfinite(lon + lat) else chip
+        return replace(chip, lonlat=lonlat_of(np.array([[chip.x, chip.y]]), crs)[0])
 
     def raise_if_partial(self, retry_hint: str = "") -> None:
         """Raise if a pair or chip failed; `retry_hint` ends the message.

@@ -75,6 +75,12 @@ _SOURCE_COLUMNS = (
         "Share in area of interest",
     ),
     Field(
+        "cloud_share",
+        "float",
+        "Share of the chip hidden by cloud masks on either date, 0 to 1; null without a mask",
+        "Share hidden by clouds",
+    ),
+    Field(
         "shift_px",
         "float",
         "Shift between the dates in this chip, pixels; null where it cannot be measured",
@@ -107,11 +113,15 @@ CHANGES = Layer(
         Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
         Field("area_m2", "float", "Area on the ground, square metres"),
         Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
-        Field("mean_score", "float", "Mean probability of the class within, 0 to 1"),
+        Field("mean_score", "float", "Mean probability of change within, of all classes together, 0 to 1"),
         Field("lon", "float", "Longitude of the centroid, degrees"),
         Field("lat", "float", "Latitude of the centroid, degrees"),
         Field("chip_ids", "list", "Chips that show it"),
-        Field("caption", "str", "Caption of the chip with the largest part of it"),
+        Field(
+            "caption",
+            "str",
+            "Caption of the chip with the largest part of it, among captions that tell a change",
+        ),
         *_DATES,
     ),
 )

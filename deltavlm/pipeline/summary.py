@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -15,6 +16,9 @@ from deltavlm.pipeline.schema import ChipStatus
 __all__ = ["ChangedChip", "StageTimes", "Summary"]
 
 _MOST_CHANGED = 10
+_ADDED = (  # fields that `Summary.add` updates
+    *("statuses", "changed", "unparsed", "conflicts", "conflicting", "first_failure", "most_changed"),
+)
 
 
 @dataclass(slots=True)
@@ -92,6 +96,15 @@ class Summary:
     def chips_per_s(self) -> float:
         """Chips per second, without those of an earlier run."""
         return (self.chips - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+
+    def counts(self) -> Summary:
+        """Copy of the counts, for `restore`."""
+        return deepcopy(self)
+
+    def restore(self, earlier: Summary) -> None:
+        """Set what `add` counts to what it was."""
+        for name in _ADDED:
+            setattr(self, name, deepcopy(getattr(earlier, name)))
 
     def add(self, result: ChipResult, conflicts: Sequence[str] = ()) -> None:
         """Count a chip, which breaks the consistency rules `conflicts`."""

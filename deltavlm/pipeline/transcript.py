@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltavlm.errors import InputError, OutputError, WriteError
-from deltavlm.files import JsonLines, lock
+from deltavlm.files import JsonLines, lock, parse_json, read_text
 from deltavlm.geo.chips import chip_of_window
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.grid import Chip
@@ -71,7 +70,7 @@ def read_transcript(path: Path) -> list[Record]:
     Raises: InputError naming the line that is not a turn.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -82,7 +81,7 @@ def read_transcript(path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             if number == len(lines):  # without its newline: the process was killed while writing
                 break

@@ -16,8 +16,8 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.errors import OutputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import LONLAT
-from deltavlm.geo.geojson import to_lonlat
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import find_conflicts, statements_of
@@ -25,6 +25,7 @@ from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import CHANGES, PAIRS
+from deltavlm.pipeline.totals import TotalsCounter
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells, position
 from deltavlm.tasks.questions import QuestionSpec
@@ -78,20 +79,17 @@ class OutputCRS:
 
 
 @dataclass(frozen=True)
-class _PairSink:
-    """Sink that adds the columns of a pair, and transforms geometries to the CRS of the output."""
+class _Placement:
+    """Function that adds the columns of a pair to features, and transforms them to the CRS of the output."""
 
-    sink: FeatureSink
-    pair: Pair
-    record: PairRecord
+    pair_id: str  # empty for a single pair that is not from a list
+    dates: Mapping[str, object]
     transform: Transform
 
-    def write(self, layer: str, features: Iterable[Feature]) -> None:
-        columns = {"pair_id": self.pair.id, **_dates(self.pair, self.record)}
-        self.sink.write(
-            layer,
-            [Feature(self.transform(each.geometry), {**each.properties, **columns}) for each in features],
-        )
+    def __call__(self, features: Iterable[Feature], *, dates: bool = True) -> list[Feature]:
+        """Features of the layers of a pair; `dates`: the layer has dates even without a list."""
+        columns = {"pair_id": self.pair_id, **self.dates} if self.pair_id else self.dates if dates else {}
+        return [Feature(self.transform(each.geometry), {**each.properties, **columns}) for each in features]
 
 
 @dataclass(frozen=True)
@@ -103,17 +101,20 @@ class ResultWriter:
     model: str  # name and fingerprint
     crs: OutputCRS
     mask_threshold: float = 0.5  # for the consistency rules of masks
+    totals: TotalsCounter = field(default_factory=TotalsCounter)  # of what was written
 
     def write_chips(self, results: Iterable[ChipResult], pairs: Mapping[str, PairResult]) -> None:
         """Write rows of the layers `chips` and `locations`; consecutive results of a pair stay together."""
         for pair_id, group in groupby(results, key=lambda result: result.pair):
             pair = pairs[pair_id]
             assert pair.record is not None
-            sink, dates = self._sink_of(pair.pair, pair.record), _dates(pair.pair, pair.record)
+            place = self._placement_of(pair.pair, pair.record)
             while batch := list(islice(group, _BATCH)):
-                rows = [self._chip_feature(result, pair.record) for result in batch]
-                sink.write("chips", _with_columns(rows, dates))
-                sink.write("locations", [each for result in batch for each in _location_features(result)])
+                chips = place(self._chip_feature(result, pair.record) for result in batch)
+                self.totals.add_chips(chips, self.crs.crs)
+                self.sink.write("chips", chips)
+                cells = (each for result in batch for each in _location_features(result))
+                self.sink.write("locations", place(cells, dates=False))
 
     def write_pairs(self, pairs: Iterable[PairResult]) -> None:
         """Write rows of the layer `pairs`."""
@@ -121,13 +122,13 @@ class ResultWriter:
 
     def write_changes(self, pair: Pair, record: PairRecord, features: Iterable[Feature]) -> None:
         """Write rows of the layer `changes`."""
-        dates = _dates(pair, record)
-        self._sink_of(pair, record).write(CHANGES.name, _with_columns(features, dates))
+        polygons = self._placement_of(pair, record)(features)
+        self.totals.add_polygons(polygons, self.crs.crs)
+        self.sink.write(CHANGES.name, polygons)
 
-    def _sink_of(self, pair: Pair, record: PairRecord) -> FeatureSink:
-        if not pair.id:
-            return self.sink
-        return _PairSink(self.sink, pair, record, self.crs.transform_of(pair, record))
+    def _placement_of(self, pair: Pair, record: PairRecord) -> _Placement:
+        transform = self.crs.transform_of(pair, record) if pair.id else lambda geometry: geometry
+        return _Placement(pair.id, _dates(pair, record), transform)
 
     def _chip_feature(self, result: ChipResult, record: PairRecord) -> Feature:
         """Row of a chip; null for what was not asked or cannot be parsed."""
@@ -153,6 +154,7 @@ class ResultWriter:
             "valid_fraction": result.valid_fraction,
             "ground_share": result.chip.ground_share,
             "aoi_share": result.chip.aoi_share,
+            "cloud_share": result.cloud_share,
             "shift_px": result.shift_px,
             "gsd_m": record.gsd_m,
             "model": self.model,
@@ -187,10 +189,6 @@ def _dates(pair: Pair, record: PairRecord | None) -> dict[str, object]:
     """Dates of a pair as they were given, else from the tags of its files."""
     before, after = (None, None) if record is None else record.dates
     return {"before_date": pair.before_date or before, "after_date": pair.after_date or after}
-
-
-def _with_columns(features: Iterable[Feature], columns: Mapping[str, object]) -> list[Feature]:
-    return [Feature(each.geometry, {**each.properties, **columns}) for each in features]
 
 
 def _location_features(result: ChipResult) -> Iterator[Feature]:

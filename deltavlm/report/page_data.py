@@ -12,6 +12,7 @@ from deltavlm.geo.registration import shift_caveat
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
+from deltavlm.pipeline.totals import sum_totals
 from deltavlm.report.colours import RAMP
 from deltavlm.report.pairs import ReportPair, score_of
 from deltavlm.tasks.locate import LABELS
@@ -41,6 +42,7 @@ def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -
         "pairs": [_pair(pair, images) for pair in pairs],
         "chips": _columns(pairs),
         "changes": changes,
+        "totals": sum_totals(pair.totals for pair in pairs).as_dict(),
         "leftOut": sum(len(pair.changes) for pair in pairs) - len(changes),
         "details": images.details,
         "ramp": RAMP,
@@ -82,7 +84,8 @@ def _pair(pair: ReportPair, images: PageImages) -> dict[str, Any]:
         "north": north,
         "pictures": images.overviews.get(pair.name),
         "missing": images.missing.get(pair.name, ""),
-        "changes": [len(pair.changes), sum(map(_area_m2, pair.changes))],
+        "changes": len(pair.changes),
+        "totals": pair.totals.as_dict(),
         "reason": pair.reason,
         "notes": pair.notes,
     }
@@ -112,8 +115,8 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "pair": number,
                 "id": str(chip["chip_id"]),
                 **dict(zip("xywh", window, strict=True)),
-                "lon": None if point is None else round(point[0], 6),
-                "lat": None if point is None else round(point[1], 6),
+                "lon": None if point is None else round(point[0], 7),
+                "lat": None if point is None else round(point[1], 7),
                 "status": text(chip.get("status")),
                 "changed": None if chip.get("changed") is None else bool(chip["changed"]),
                 "score": None if score < 0 else round(score, 4),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,13 +17,14 @@ from rasterio.errors import CRSError
 from deltavlm.config import suggest
 from deltavlm.errors import InputError
 from deltavlm.geo.drivers import MAX_PIXELS
-from deltavlm.geo.geobox import LONLAT, GeoBox, Window, project
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, lonlat_of, project
+from deltavlm.geo.grid import chip_offsets
 from deltavlm.geo.registration import Registration
 from deltavlm.pipeline.outputs_reader import Output, Row
+from deltavlm.pipeline.totals import ChipArrays, PolygonArrays, Totals, shape_areas
 
 __all__ = ["PairImage", "ReportPair", "build_pairs", "chip_origin", "score_of", "select_pair"]
 
-CHIP_ID = re.compile(r"r(\d{1,9})_c(\d{1,9})")
 MAX_CHIP_PX = 8192  # as --chip-size
 
 Ring = list[tuple[float, float]]
@@ -56,6 +56,7 @@ class ReportPair:
     has_recorded_geobox: bool = True  # False: `geobox` is estimated from the chips, and bands are unknown
     chips: list[Row] = field(default_factory=list, repr=False)
     changes: list[Row] = field(default_factory=list, repr=False)
+    has_polygons: bool = False  # the output has polygons of change, perhaps none in this pair
     crs: CRS | None = None  # of the geometries
     reason: str = ""  # of the failure, if the pair or a chip of it failed
     notes: tuple[str, ...] = ()
@@ -82,10 +83,7 @@ class ReportPair:
         if geobox is None or not self.chips:
             return [None] * len(self.chips)
         centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in self.windows])
-        points = project(geobox.to_ground(centres), geobox.crs, LONLAT)
-        if geobox.crs is None or not np.isfinite(points).all():
-            return [None] * len(self.chips)
-        return [(lon, lat) for lon, lat in points.tolist()]
+        return lonlat_of(geobox.to_ground(centres), geobox.crs)
 
     @property
     def gsd_m(self) -> float | None:
@@ -105,6 +103,16 @@ class ReportPair:
         northward = geobox.to_pixels(project(centre_lonlat + np.array([[0, 1e-4]]), LONLAT, geobox.crs))
         right, down = (northward[0] - geobox.to_pixels(centre)[0]).tolist()
         return math.degrees(math.atan2(right, -down)) if math.isfinite(right + down) else None
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Totals in which all ground counts once."""
+        chips, changes = (
+            (rows, shape_areas([row["geometry"] for row in rows], self.crs), self.crs is not None)
+            for rows in (self.chips, self.changes)
+        )
+        polygons = PolygonArrays.of_rows(*changes).totals() if self.has_polygons else None
+        return ChipArrays.of_rows(*chips).totals().with_polygons(polygons)
 
     def rings(self, change: Row) -> list[Ring]:
         """Exterior and interior rings of a change polygon, in pixels of the grid."""
@@ -132,10 +140,10 @@ def chip_origin(chip: Row) -> tuple[int, int]:
     Raises:
         InputError: the chip_id is not r<row>_c<column>.
     """
-    match = CHIP_ID.fullmatch(str(chip.get("chip_id")))
-    if match is None:
+    offsets = chip_offsets(chip.get("chip_id"))
+    if offsets is None:
         raise InputError(f"chip {chip.get('chip_id')!r}: is not named by its pixels; was the output edited?")
-    return int(match[1]), int(match[2])
+    return offsets
 
 
 def build_pairs(output: Output) -> list[ReportPair]:
@@ -166,22 +174,21 @@ def _build_pairs(output: Output) -> list[ReportPair]:
     if inputs is not None:
         first = all_chips[0] if all_chips else {}
         row = {"pair_id": first.get("pair_id") or ""} | first | {"inputs": inputs}
-        return [_build_pair(row, all_chips, changes, chip_px, output.crs)]
+        return [_build_pair(row, all_chips, changes, output)]
     pair_rows = {str(row["pair_id"]): row for row in output.rows("pairs")}
     chips_of_pair: dict[str, list[Row]] = {name: [] for name in pair_rows}
     for chip in all_chips:
         chips_of_pair.setdefault(str(chip["pair_id"]), []).append(chip)
     pairs = [
-        _build_pair(pair_rows.get(name) or chips[0], chips, changes, chip_px, output.crs)
+        _build_pair(pair_rows.get(name) or chips[0], chips, changes, output)
         for name, chips in chips_of_pair.items()
     ]
     return sorted(pairs, key=lambda pair: -pair.max_score)
 
 
-def _build_pair(
-    row: Row, chips: list[Row], changes: Sequence[Row], chip_px: int, crs: CRS | None
-) -> ReportPair:
+def _build_pair(row: Row, chips: list[Row], changes: Sequence[Row], output: Output) -> ReportPair:
     """Pair with its chips. `row` describes it: of the layer `pairs`, or the first of its chips."""
+    chip_px, crs = int(output.provenance["options"]["chip_px"]), output.crs
     name, inputs = str(row.get("pair_id") or ""), row.get("inputs")
     inputs = inputs if isinstance(inputs, dict) else {}
     record = inputs.get("grid")
@@ -199,6 +206,7 @@ def _build_pair(
         has_recorded_geobox=isinstance(record, dict),
         chips=chips,
         changes=[change for change in changes if str(change.get("pair_id") or "") in ("", name)],
+        has_polygons=output.has_polygons,
         crs=crs,
         reason=str(row.get("reason") or ""),
         notes=tuple(map(str, row.get("notes") or ())),
@@ -215,7 +223,7 @@ def _pair_image(record: Any, row: Mapping[str, Any], key: str) -> PairImage:
         date=date,
         size=(int(record["width"]), int(record["height"])),
         bands=tuple(int(band) for band in record["bands"]),
-        nodata=None if nodata is None else float(nodata),
+        nodata=None if nodata is None or isinstance(nodata, list) else float(nodata),  # a list: of the bands
         stretch=None
         if stretch is None
         else (_three_numbers(stretch["low"]), _three_numbers(stretch["high"])),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltavlm.errors import OutputError, WriteError
-from deltavlm.files import JsonLines, lock
+from deltavlm.files import JsonLines, lock, parse_json
 from deltavlm.scoring.predictions import Prediction, PredictionKey, read_predictions
 
 __all__ = ["PredictionLog", "open_prediction_log"]
@@ -76,7 +75,7 @@ def _check_run(path: Path, run: str) -> None:
     with path.open(encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                record: Any = json.loads(line)
+                record: Any = parse_json(line)
             except ValueError:
                 record = None
             if not isinstance(record, dict) or record.get("run") != run:

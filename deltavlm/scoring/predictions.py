@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from deltavlm.config import suggest
 from deltavlm.data.examples import Example, Problem, read_json
 from deltavlm.errors import InputError
+from deltavlm.files import MAX_DATASET_BYTES, parse_json, read_text
 from deltavlm.tasks import TASKS
 
 __all__ = [
@@ -172,7 +172,7 @@ def summarize_names(names: Sequence[str], limit: int = 3) -> str:
 def _records(path: Path) -> list[tuple[str, Any]]:
     """(location in the file, record or the ValueError of its line)."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MAX_DATASET_BYTES)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -184,8 +184,8 @@ def _records(path: Path) -> list[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                records.append((f"line {number}", json.loads(line)))
-            except (ValueError, RecursionError):
+                records.append((f"line {number}", parse_json(line)))
+            except ValueError:
                 records.append((f"line {number}", ValueError("not a JSON object on one line")))
     return records
 

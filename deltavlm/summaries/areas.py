@@ -1,12 +1,13 @@
-"""Assignment of chips to areas: one area, polygons of a file, grid cells, H3 cells, or pairs.
+"""Division of chips and polygons among areas: polygons of a file, grid cells, H3 cells, or pairs.
 
-A chip belongs to the area that contains its centroid, so to one area at most, and sums over areas add up.
+The ground of a chip is divided among the areas that it shares ground with, and so is a polygon of change.
+A chip is counted in the area that contains its centroid, so in one at most. So all sums over areas add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError, InputError, ToolError
-from deltavlm.geo.geojson import cut_at_180, shapes_to_lonlat
+from deltavlm.geo.lonlat import cut_at_180, polygon_of_ring, shapes_to_lonlat
 from deltavlm.geo.vector_reader import read_layer, split_layer
 from deltavlm.summaries.results import Results, Shapes, union
 
 __all__ = [
     "OUTSIDE",
     "Areas",
+    "Parts",
     "areas_from_file",
     "areas_from_grid",
     "areas_from_h3",
@@ -39,18 +42,47 @@ MAX_UTM_DEGREES = 12  # of longitude: wider results are too distorted in one UTM
 EQUAL_AREA = 6933  # EASE-Grid 2.0, for results that are wider or nearer to a pole
 MAX_AREAS = 1_000_000
 
+MIN_SHARE = 1e-6  # of a chip or polygon; what an area has of it below that is rounding
+
 Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Parts of chips, or of polygons, in areas: arrays (parts,), sorted by area."""
+
+    areas: Indices  # -1: outside of all areas
+    rows: Indices  # of the chips or polygons
+    shares: NDArray[np.float64]  # of their ground
+
+    @classmethod
+    def sorted(cls, areas: Indices, rows: Indices, shares: NDArray[np.float64]) -> Parts:
+        """Parts in any order."""
+        order = np.argsort(areas, kind="stable")
+        return cls(areas[order], rows[order], shares[order])
+
+    @classmethod
+    def whole(cls, areas: Indices) -> Parts:
+        """Each chip or polygon in one area, as a whole."""
+        return cls.sorted(areas, np.arange(len(areas)), np.ones(len(areas)))
+
+    def of(self, area: int) -> tuple[Indices, NDArray[np.float64]]:
+        """Rows and shares of one area."""
+        within = slice(*np.searchsorted(self.areas, [area, area + 1]))
+        return self.rows[within], self.shares[within]
+
+
+@dataclass(frozen=True)
 class Areas:
-    """Names and polygons of areas, and the area of each chip."""
+    """Names and polygons of areas, the area of each chip's centre, and the parts of chips and polygons."""
 
     kind: str  # for people: "area", "pair", "cell of 1000 m in EPSG:32633"
     names: Sequence[str]
     shapes: Shapes  # (areas,): polygons in longitude and latitude, or None
     area_of_chip: Indices  # (chips,): index of the area, -1 for none
-    empty_count: int = 0  # areas of the file without a chip, which are left out
+    chip_parts: Parts
+    polygon_parts: Parts
+    empty_count: int = 0  # areas of the file without ground of a chip, which are left out
 
 
 def make_areas(
@@ -81,8 +113,11 @@ def make_areas(
 
 def single_area(results: Results) -> Areas:
     """One area of all chips, without an outline."""
+    of_chips, of_polygons = (
+        np.zeros(len(frame), dtype=np.intp) for frame in (results.chips, results.polygons)
+    )
     shapes = np.full(1, None, dtype=object)
-    return Areas("whole", ["all"], shapes, np.zeros(len(results.chips), dtype=np.intp))
+    return Areas("whole", ["all"], shapes, of_chips, Parts.whole(of_chips), Parts.whole(of_polygons))
 
 
 def areas_from_pairs(results: Results) -> Areas:
@@ -100,13 +135,16 @@ def areas_from_pairs(results: Results) -> Areas:
         for code in range(len(names)):
             outline = union(results.lonlat[codes == code])
             shapes[code] = None if outline.is_empty else outline
-    return Areas("pair", [str(name) for name in names], shapes, codes)
+    of_polygons = names.get_indexer(results.polygons["pair_id"])
+    return Areas(
+        "pair", [str(name) for name in names], shapes, codes, Parts.whole(codes), Parts.whole(of_polygons)
+    )
 
 
 def areas_from_file(
     results: Results, path: Path, layer: str | None = None, name_field: str | None = None
 ) -> Areas:
-    """Polygons of a vector file; those without a chip are left out and counted.
+    """Polygons of a vector file; those that no chip shares ground with are left out and counted.
 
     Raises:
         InputError: the file cannot be read, has no CRS, no polygons or none where the chips are, or the
@@ -121,31 +159,68 @@ def areas_from_file(
     if frame.crs is None:
         raise InputError(f"{path}: has no CRS; save it with one")
     names = _names(frame, path, name_field)
-    has_centre = np.isfinite(results.centres).all(axis=1)
+    areas = _divided(results, "area", names, shapely.make_valid(frame.geometry.to_numpy()), frame.crs)
+    if not areas.names and len(results.chips):
+        raise InputError(f"{path}: no area has a chip in it; does it cover the same place?")
+    return areas
+
+
+def _divided(results: Results, kind: str, names: Sequence[str], shapes: Shapes, crs: pyproj.CRS) -> Areas:
+    """Areas with the parts of chips and polygons in them, without those that no chip shares ground with.
+
+    Raises:
+        InputError: there is no transformation to the CRS of the areas.
+    """
     try:
-        to_file_crs = pyproj.Transformer.from_crs(4326, frame.crs, always_xy=True)
+        to_crs = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
     except pyproj.exceptions.ProjError as error:
         raise InputError(
-            f"{path}: coordinates cannot be transformed to its CRS ({error}); save it in another one"
+            f"coordinates cannot be transformed to the CRS of the areas ({error}); save them in another one"
         ) from error
-    points = shapely.points(*to_file_crs.transform(*results.centres[has_centre].T))
-    shapes = shapely.make_valid(frame.geometry.to_numpy())
-    point_indices, shape_indices = shapely.STRtree(shapes).query(points, predicate="intersects")
-    shape_of_point = np.full(len(points), -1, dtype=np.intp)
-    shape_of_point[point_indices[::-1]] = shape_indices[::-1]  # on a border, the first polygon of the file
-    shape_of_chip = np.full(len(results.chips), -1, dtype=np.intp)
-    shape_of_chip[has_centre] = shape_of_point
-    used = np.unique(shape_of_chip[shape_of_chip >= 0])
-    if not len(used) and len(results.chips):
-        raise InputError(f"{path}: no area has a chip in it; does it cover the same place?")
-    new_index = np.full(len(frame) + 1, -1, dtype=np.intp)  # the last one is for -1
+    tree = shapely.STRtree(shapes)
+    area_of_chip = np.full(len(results.chips), -1, dtype=np.intp)
+    has_centre = np.flatnonzero(np.isfinite(results.centres).all(axis=1))
+    points = shapely.points(*to_crs.transform(*results.centres[has_centre].T))
+    rows, areas = tree.query(points, predicate="intersects")
+    area_of_chip[has_centre[rows[::-1]]] = areas[::-1]  # on a border, the first area
+    chips, polygons = (
+        _parts(shapely.transform(lonlat, lambda points: np.stack(to_crs.transform(*points.T), axis=1)), tree)
+        for lonlat in (results.lonlat, results.polygons_lonlat)
+    )
+    used = np.union1d(area_of_chip, chips.areas)
+    used = used[used >= 0]
+    new_index = np.full(len(shapes) + 1, -1, dtype=np.intp)  # the last one is for -1
     new_index[used] = np.arange(len(used))
     return Areas(
-        kind="area",
-        names=[names[index] for index in used],
-        shapes=shapes_to_lonlat(shapes[used], frame.crs),
-        area_of_chip=new_index[shape_of_chip],
-        empty_count=len(frame) - len(used),
+        kind,
+        [names[index] for index in used],
+        shapes_to_lonlat(shapes[used], crs) if len(used) else shapes[used],
+        new_index[area_of_chip],
+        Parts.sorted(new_index[chips.areas], chips.rows, chips.shares),
+        Parts.sorted(new_index[polygons.areas], polygons.rows, polygons.shares),
+        empty_count=len(shapes) - len(used),
+    )
+
+
+def _parts(shapes: Shapes, tree: shapely.STRtree) -> Parts:
+    """Parts of shapes in the areas of a tree, all in one CRS; a shape without coordinates is outside."""
+    shapes = shapes.copy()
+    shapes[~np.isfinite(shapely.bounds(shapes)).all(axis=1)] = None
+    rows, areas = tree.query(shapes, predicate="intersects")
+    whole = shapely.area(shapes)
+    common = shapely.intersection(shapes[rows], tree.geometries[areas])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = shapely.area(common) / whole[rows]
+    is_part = shares > MIN_SHARE
+    rows, areas, shares, common = rows[is_part], areas[is_part], shares[is_part], common[is_part]
+    inside = np.bincount(rows, shares, len(shapes))
+    for row in np.flatnonzero(np.bincount(rows, minlength=len(shapes)) > 1):  # areas may overlap
+        inside[row] = shapely.union_all(common[rows == row]).area / whole[row]
+    outside = np.flatnonzero(inside < 1 - MIN_SHARE)
+    return Parts.sorted(
+        np.concatenate([areas, np.full(len(outside), -1)]),
+        np.concatenate([rows, outside]),
+        np.concatenate([shares, 1 - inside[outside]]),
     )
 
 
@@ -160,14 +235,27 @@ def areas_from_h3(results: Results, resolution: int = H3_RESOLUTION) -> Areas:
     try:
         import h3
     except ImportError as error:
-        raise ToolError("--by h3 needs the package h3; pip install 'deltavlm[h3]'") from error
-    cells = [
-        h3.latlng_to_cell(lat, lon, resolution) if np.isfinite([lon, lat]).all() else None
-        for lon, lat in results.centres
-    ]
-    names, area_of_chip = _factorize(cells)
+        raise ToolError("--by h3 needs the package h3; pip install '.[h3]' in a clone of deltavlm") from error
+    names = sorted({cell for shape in results.lonlat for cell in _h3_cells(shape, resolution)})
     rings = [[(lon, lat) for lat, lon in h3.cell_to_boundary(name)] for name in names]
-    return Areas(f"H3 cell of resolution {resolution}", names, _lonlat_polygons(rings), area_of_chip)
+    kind = f"H3 cell of resolution {resolution}"
+    areas = _divided(results, kind, names, _lonlat_polygons(rings), pyproj.CRS.from_epsg(4326))
+    return replace(areas, empty_count=0)
+
+
+def _h3_cells(shape: BaseGeometry | None, resolution: int) -> set[str]:
+    """Cells that may share ground with a chip in longitude and latitude."""
+    import h3
+
+    cells: set[str] = set()
+    for polygon in shapely.get_parts(shape):
+        corners = [(lat, lon) for lon, lat in polygon.exterior.coords[:-1]]
+        of_corners = {h3.latlng_to_cell(*corner, resolution) for corner in corners}
+        if len(of_corners) > 1:  # else the chip lies in one cell, which is convex
+            inner = of_corners.union(h3.h3shape_to_cells(h3.LatLngPoly(corners), resolution))
+            of_corners = {near for cell in inner for near in h3.grid_disk(cell, 1)}
+        cells |= of_corners
+    return cells
 
 
 def areas_from_grid(results: Results, cell_m: float = CELL_M) -> Areas:
@@ -182,20 +270,29 @@ def areas_from_grid(results: Results, cell_m: float = CELL_M) -> Areas:
     """
     _require_crs(results)
     has_centre = np.isfinite(results.centres).all(axis=1)
-    lons, lats = results.centres[has_centre].T
-    crs = pyproj.CRS.from_epsg(_metric_crs(lons, lats))
+    crs = pyproj.CRS.from_epsg(_metric_crs(*results.centres[has_centre].T))
     to_metres = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
-    corners = np.floor(np.stack(to_metres.transform(lons, lats), axis=1) / cell_m)
-    cells: list[tuple[float, float] | None] = [None] * len(results.chips)
-    for index, (x, y) in zip(np.flatnonzero(has_centre), corners, strict=True):
-        cells[index] = (x * cell_m, y * cell_m)
-    cell_corners, area_of_chip = _factorize(cells)
-    if len(cell_corners) > MAX_AREAS:
-        raise ConfigError(f"--cell {cell_m:g} gives {len(cell_corners):,} cells; give a larger one")
-    boxes = np.array([shapely.box(x, y, x + cell_m, y + cell_m) for x, y in cell_corners], dtype=object)
-    names = [f"E{x:.0f} N{y:.0f}" for x, y in cell_corners]
-    shapes = shapes_to_lonlat(boxes, crs) if len(boxes) else boxes
-    return Areas(f"cell of {cell_m:g} m in EPSG:{crs.to_epsg()}", names, shapes, area_of_chip)
+    chips = shapely.transform(
+        shapely.get_parts(results.lonlat[has_centre]),  # two, where one is cut at the 180th meridian
+        lambda points: np.stack(to_metres.transform(*points.T), axis=1),
+    )
+    first, last = np.split(np.floor(shapely.bounds(chips) / cell_m), 2, axis=1)
+    sizes = last - first + 1
+    if sizes.prod(axis=1).sum() > MAX_AREAS * 10:
+        raise ConfigError(f"--cell {cell_m:g} gives too many cells; give a larger one")
+    corners = {
+        (col * cell_m, row * cell_m)
+        for (west, south), (cols, rows) in zip(first.tolist(), sizes.astype(int).tolist(), strict=True)
+        for col in np.arange(west, west + cols).tolist()
+        for row in np.arange(south, south + rows).tolist()
+    }
+    if len(corners) > MAX_AREAS:
+        raise ConfigError(f"--cell {cell_m:g} gives {len(corners):,} cells; give a larger one")
+    ordered = sorted(corners)
+    boxes = np.array([shapely.box(x, y, x + cell_m, y + cell_m) for x, y in ordered], dtype=object)
+    names = [f"E{x:.0f} N{y:.0f}" for x, y in ordered]
+    areas = _divided(results, f"cell of {cell_m:g} m in EPSG:{crs.to_epsg()}", names, boxes, crs)
+    return replace(areas, empty_count=0)
 
 
 def _metric_crs(lons: NDArray[np.float64], lats: NDArray[np.float64]) -> int:
@@ -226,23 +323,11 @@ def _names(frame: Any, path: Path, name_field: str | None) -> list[str]:
     ]
 
 
-def _factorize(keys: Sequence[Any]) -> tuple[list[Any], Indices]:
-    """Distinct keys, sorted, and the index of each key in them; -1 for None."""
-    index_of_key = {
-        key: number for number, key in enumerate(sorted({key for key in keys if key is not None}))
-    }
-    indices = [-1 if key is None else index_of_key[key] for key in keys]
-    return list(index_of_key), np.array(indices, dtype=np.intp)
-
-
 def _lonlat_polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
-    """Polygons of rings in longitude and latitude, cut at the 180th meridian."""
+    """Polygons of counter-clockwise rings in longitude and latitude, cut at the 180th meridian."""
     shapes = np.empty(len(rings), dtype=object)
     for index, ring in enumerate(rings):
-        points = np.array(ring)
-        if np.ptp(points[:, 0]) > 180:
-            points[:, 0] %= 360
-        shapes[index] = cut_at_180(shapely.Polygon(points))
+        shapes[index] = cut_at_180(polygon_of_ring(np.array([*ring, ring[0]], float), is_ccw=True))
     return shapes
 
 

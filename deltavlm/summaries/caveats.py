@@ -14,8 +14,6 @@ from deltavlm.summaries.totals import UNSURE, AreaSummary
 
 __all__ = ["caveats"]
 
-MIN_OVERLAP = 1.005  # mean number of chips on a point; below it, overlap is not worth a caveat
-
 
 def caveats(results: Results, total: AreaSummary, areas: Sequence[AreaSummary] = ()) -> list[str]:
     """Sentences on how to read the totals, the most important first; only those that apply."""
@@ -50,6 +48,8 @@ def _not_analyzed(results: Results, total: AreaSummary) -> Iterator[str]:
         inputs = {**run.get("inputs", {}), **run.get("reading", {})}
         if inputs.get("bbox") or inputs.get("aoi"):
             yield "Only chips that touch the area of interest were analyzed."
+            if results.chips["aoi_share"].isna().all():
+                yield "How much of them lies outside of it is not known, and counts."
         share = run.get("inputs", {}).get("alignment", {}).get("overlap_share")
         if share is not None and share < 0.9995:
             yield f"The later image covers {share:.1%} of the earlier one; nothing else was analyzed."
@@ -65,13 +65,16 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
     has_counts = total.new_buildings is not None or total.new_roads is not None
     if has_counts:
         yield (
-            "New buildings and roads are counted per chip, and an object on a chip's edge counts in both "
-            "chips: their sums are estimates."
+            "New buildings and roads are counted per chip and weighted by the ground that is the chip's own: "
+            "their sums are estimates."
         )
-    if total.overlap and total.overlap > MIN_OVERLAP:
+    if total.basis in ("chips", "chips and polygons"):
+        yield "Changed ground is the area of whole chips, however little of a chip has changed."
+    unknown = results.chips["ground_share"].isna().sum()
+    if unknown:
         yield (
-            f"Chips overlap: a point of the ground lies in {total.overlap:.2f} chips on average. Sums over "
-            f"chips count it as often; divide them by {total.overlap:.2f} for a better estimate."
+            f"For {unknown:,} chips it is not known how much of their ground lies in other chips too; it "
+            "counts for each of them."
         )
     cascaded = results.chips["status"].eq("cascaded")
     changed_later = int((cascaded & results.chips["changed"].eq(True)).sum())
@@ -85,14 +88,14 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
         yield f"Figures are over {pairs:,} pairs; ground that several pairs cover counts for each of them."
-    yield "Changed ground is the area of whole chips, however little of a chip has changed."
 
 
 def _small_areas(results: Results, areas: Sequence[AreaSummary]) -> Iterator[str]:
     sizes = [area.area_km2 for area in areas if area.area_km2]
     if sizes and np.median(sizes) < np.nanmedian(results.areas_m2) / 1e6:
         yield (
-            "Areas are smaller than chips: each chip counts in one of them, and its neighbours look empty."
+            "Areas are smaller than chips: what a chip counts is spread evenly over its ground, and the chip "
+            "is counted in one of them."
         )
 
 

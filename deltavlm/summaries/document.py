@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deltavlm.messages import format_number
 from deltavlm.pipeline.schema import ANALYZED_STATUSES
 from deltavlm.summaries.areas import OUTSIDE
 from deltavlm.summaries.render import Block, Figure, Heading, Items, Table, Text
@@ -91,14 +92,7 @@ def _dates(results: Results) -> str:
 
 def _changes(total: AreaSummary) -> str:
     text = f"{total.changed:,} of {total.looked_at:,} analyzed chips have changed"
-    if total.changed_share is not None and total.changed_km2 is not None:
-        text += f": {total.changed_km2:,.2f} km², {total.changed_share:.1%} of the analyzed ground"
-    counts = [
-        f"{number:,} new {noun}"
-        for number, noun in ((total.new_buildings, "buildings"), (total.new_roads, "roads"))
-        if number is not None
-    ]
-    return text + (f". Counted per chip: {' and '.join(counts)}." if counts else ".")
+    return f"{text}: {total.totals}." if total.looked_at and str(total.totals) else f"{text}."
 
 
 def _map(summary: Summary) -> list[Block]:
@@ -106,7 +100,7 @@ def _map(summary: Summary) -> list[Block]:
     shapes = [area.shape for area in summary.by_area]
     if any(shape is not None for shape in shapes):
         svg = svg_map(shapes, [area.changed_share for area in summary.by_area])
-        caption = "Areas by the share of their analyzed ground that lies in changed chips."
+        caption = "Areas by the changed share of their analyzed ground."
     else:
         chips = summary.results.chips
         if len(chips) > MAX_SHAPES:
@@ -141,9 +135,11 @@ def _table_notes(summary: Summary) -> str:
         sentences.append(f"{len(summary.by_area) - MAX_ROWS:,} more areas are in a table as .csv.")
     if summary.areas.empty_count:
         sentences.append(f"{summary.areas.empty_count:,} areas have no chip and are left out.")
-    sentences.append("A chip belongs to the area that contains its centre.")
+    sentences.append(
+        "A chip is counted in the area that contains its centre; its ground is divided among areas."
+    )
     if any(area.looked_at_share is not None for area in summary.by_area):
-        sentences.append("Coverage: share of the area under analyzed chips.")
+        sentences.append("Coverage: share of the area that was analyzed.")
     return " ".join(sentences)
 
 
@@ -202,5 +198,5 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+def _count(value: float | None) -> str:
+    return "" if value is None else format_number(value)

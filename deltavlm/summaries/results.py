@@ -1,4 +1,4 @@
-"""Chips of one or several outputs in one table, with their areas in longitude and latitude."""
+"""Chips and polygons of one or several outputs in two tables, placed in longitude and latitude."""
 
 from __future__ import annotations
 
@@ -9,35 +9,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyproj
 import shapely
 from numpy.typing import NDArray
 
 from deltavlm.errors import InputError
-from deltavlm.geo.geojson import shapes_to_lonlat
+from deltavlm.geo.lonlat import shapes_to_lonlat
+from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Results", "area_m2", "read_results", "union", "union_m2"]
+__all__ = ["Results", "area_m2", "read_results", "union"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
     *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
+    *("ground_share", "aoi_share"),
 )
-NUMBER_COLUMNS = ("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m")
-EQUAL_AREA = pyproj.Transformer.from_crs(4326, 6933, always_xy=True)
+NUMBER_COLUMNS = (
+    *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
+)
+POLYGON_COLUMNS = ("kind", "area_m2", "pair_id")
 
 Shapes = NDArray[np.object_]  # of shapely polygons, or None
 
 
 @dataclass(frozen=True)
 class Results:
-    """Chips of some outputs in one table, in the CRS of the first output."""
+    """Chips and polygons of some outputs, in the CRS of the first output."""
 
     paths: tuple[Path, ...]
     chips: GeoDataFrame  # COLUMNS and `geometry`; a column that an output does not have is null
+    polygons: GeoDataFrame  # POLYGON_COLUMNS and `geometry`
+    from_polygons: NDArray[np.bool_]  # (chips,): True for chips of an output that has polygons
     runs: tuple[Mapping[str, Any], ...]  # provenance of each output; {} if it was lost
     lost_pairs: tuple[str, ...] | None = ()  # pairs that could not be opened; None if an output has no record
     threshold: float | None = None  # that was applied to the stored scores
@@ -50,9 +56,12 @@ class Results:
     @cached_property
     def lonlat(self) -> Shapes:
         """(chips,): polygons in longitude and latitude; None for a chip without a polygon or a CRS."""
-        if not self.has_crs:
-            return np.full(len(self.chips), None, dtype=object)
-        return shapes_to_lonlat(self.chips.geometry.to_numpy(), self.chips.crs)
+        return _lonlat(self.chips)
+
+    @cached_property
+    def polygons_lonlat(self) -> Shapes:
+        """(polygons,): the same of the polygons."""
+        return _lonlat(self.polygons)
 
     @cached_property
     def centres(self) -> NDArray[np.float64]:
@@ -62,6 +71,16 @@ class Results:
             shapes[index] = max(shapely.get_parts(shapes[index]), key=shapely.area)
         points = shapely.centroid(shapes)
         return np.stack([shapely.get_x(points), shapely.get_y(points)], axis=1)
+
+    @cached_property
+    def chip_arrays(self) -> ChipArrays:
+        """Columns of the chips that totals are made of."""
+        return ChipArrays.of_rows(_rows(self.chips), *_areas(self.chips, self.lonlat))
+
+    @cached_property
+    def polygon_arrays(self) -> PolygonArrays:
+        """Columns of the polygons that totals are made of."""
+        return PolygonArrays.of_rows(_rows(self.polygons), *_areas(self.polygons, self.polygons_lonlat))
 
     @cached_property
     def areas_m2(self) -> NDArray[np.float64]:
@@ -79,20 +98,58 @@ def read_results(paths: Sequence[Path], *, threshold: float | None = None) -> Re
             CRS and others do not.
         ConfigError: a threshold that is not from 0 to 1.
     """
-    import pandas as pd
-
-    outputs = [read_output(path, ["pairs"], threshold=threshold) for path in paths]
+    outputs = [read_output(path, threshold=threshold) for path in paths]
     frames = [_chips_table(output) for output in outputs]
+    polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
     crs = frames[0].crs
     for path, frame in zip(paths, frames, strict=True):
         if (frame.crs is None) != (crs is None):
             without_crs = path if frame.crs is None else paths[0]
             raise InputError(f"{without_crs}: has no CRS and others have one; summarize it alone")
+    return Results(
+        paths=tuple(paths),
+        chips=_joined(frames, crs),
+        polygons=_joined([*polygons, frames[0][:0].reindex(columns=[*POLYGON_COLUMNS, "geometry"])], crs),
+        from_polygons=np.repeat([output.has_polygons for output in outputs], [len(each) for each in frames]),
+        runs=tuple(output.provenance for output in outputs),
+        lost_pairs=_lost_pairs(outputs),
+        threshold=threshold,
+    )
+
+
+def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:
+    """Rows of all tables, in one CRS."""
+    import pandas as pd
+
     frames = [frame if frame.crs == crs else frame.to_crs(crs) for frame in frames]
     filled = [frame for frame in frames if len(frame)] or frames[:1]
-    chips = filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
-    runs = tuple(output.provenance for output in outputs)
-    return Results(tuple(paths), chips, runs, _lost_pairs(outputs), threshold)
+    return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
+
+
+def _lonlat(frame: GeoDataFrame) -> Shapes:
+    if frame.crs is None:
+        return np.full(len(frame), None, dtype=object)
+    return shapes_to_lonlat(frame.geometry.to_numpy(), frame.crs)
+
+
+def _areas(frame: GeoDataFrame, lonlat: Shapes) -> tuple[NDArray[np.float64], bool]:
+    """Areas in m², and True; without a CRS areas in square pixels, and False."""
+    if frame.crs is None:
+        return shapely.area(frame.geometry.to_numpy()), False
+    return areas_m2(lonlat), True
+
+
+def _rows(frame: GeoDataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = frame.drop(columns="geometry").to_dict("records")
+    return rows
+
+
+def _polygons_table(output: Output) -> GeoDataFrame:
+    frame = output.layers["changes"].copy(deep=False)
+    for name in POLYGON_COLUMNS:
+        if name not in frame:
+            frame[name] = None
+    return frame[[*POLYGON_COLUMNS, "geometry"]].reset_index(drop=True)
 
 
 def _chips_table(output: Output) -> GeoDataFrame:
@@ -128,30 +185,9 @@ def _lost_pairs(outputs: Sequence[Output]) -> tuple[str, ...] | None:
     return tuple(lost)
 
 
-def areas_m2(shapes: Shapes) -> NDArray[np.float64]:
-    """(shapes,): areas of polygons in longitude and latitude on the ellipsoid; NaN for None."""
-
-    def project(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack(EQUAL_AREA.transform(points[:, 0], points[:, 1]), axis=1)
-
-    areas: NDArray[np.float64] = shapely.area(shapely.transform(shapes, project))
-    areas[shapely.is_missing(shapes)] = np.nan
-    return areas
-
-
 def area_m2(shape: shapely.Geometry) -> float:
     """Area of one geometry in longitude and latitude on the ellipsoid."""
     return float(areas_m2(np.array([shape], dtype=object))[0])
-
-
-def union_m2(shapes: Shapes) -> float:
-    """Area covered by polygons, overlaps counted once; None is ignored."""
-    polygons = shapes[~shapely.is_missing(shapes)]
-    if not len(polygons):
-        return 0.0
-    if shapely.coverage_is_valid(polygons):
-        return float(areas_m2(polygons).sum())
-    return area_m2(shapely.union_all(polygons))
 
 
 def union(shapes: Shapes) -> shapely.Geometry:

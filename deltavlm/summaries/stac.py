@@ -20,7 +20,7 @@ from shapely.geometry import mapping
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.dates import as_datetime
-from deltavlm.geo.geojson import cut_at_180
+from deltavlm.geo.lonlat import cut_at_180, hull_in_lonlat, lonlat_bounds
 from deltavlm.geo.sinks import write_output
 from deltavlm.summaries.results import Results, union
 from deltavlm.summaries.stac_model import mlm_name, model_item_name
@@ -102,7 +102,7 @@ def result_item(
         "stac_extensions": [PROJECTION, PROCESSING],
         "id": item_id or path.stem,
         "geometry": mapping(outline),
-        "bbox": _bbox(outline),
+        "bbox": list(lonlat_bounds(outline)),
         "properties": {
             "title": f"Changes between two dates: {path.stem}",
             "datetime": None,
@@ -115,6 +115,7 @@ def result_item(
             "deltavlm:chips": total.chips,
             "deltavlm:not_looked_at": total.nodata + total.failed,
             "deltavlm:changed": total.changed,
+            **{f"deltavlm:{name}": value for name, value in total.totals.as_dict().items()},
         },
         "links": [*_image_links(results, run, item_path.parent), _model_link(run, model_href)],
         "assets": {"changes": asset, **_file_assets(path, assets or {}, item_path.parent)},
@@ -167,18 +168,8 @@ def _outline(results: Results) -> shapely.Geometry:
         raise InputError(f"{results.paths[0]}: has no chips with a location for a catalogue")
     outline = shapely.simplify(union(results.lonlat), SIMPLIFY_DEGREES)
     if shapely.get_num_coordinates(outline) > MAX_OUTLINE_POINTS:
-        outline = shapely.convex_hull(outline)
+        return hull_in_lonlat(outline)
     return cut_at_180(outline)
-
-
-def _bbox(outline: shapely.Geometry) -> list[float]:
-    """Bounding box (west, south, east, north); west > east if it crosses the 180th meridian (RFC 7946)."""
-    west, south, east, north = shapely.bounds(outline).tolist()
-    bounds = shapely.bounds(shapely.get_parts(outline))
-    eastern, western = bounds[bounds[:, 0] >= 0], bounds[bounds[:, 0] < 0]
-    if east - west > 359.9 and len(bounds) > 1 and len(eastern):
-        return [float(eastern[:, 0].min()), south, float(western[:, 2].max()), north]
-    return [west, south, east, north]
 
 
 def _projection(results: Results, run: Mapping[str, Any]) -> Item:

@@ -40,6 +40,7 @@ class Summary:
         """Summary as plain values, ready for JSON."""
         return {
             "all": as_row(self.total),
+            "totals": self.total.totals.as_dict(),
             "conflicts": dict(self.total.conflicts),
             "by": self.areas.kind,
             "areas": [as_row(area) for area in self.by_area] if self.has_areas else [],

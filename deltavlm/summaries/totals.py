@@ -1,11 +1,10 @@
-"""Totals of chips by area: counts, changed area, mean score, coverage, most changed chips."""
+"""Totals by area: chips, changed ground, new buildings and roads, mean score, most changed chips."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
@@ -14,11 +13,9 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
-from deltavlm.summaries.areas import OUTSIDE, Areas
-from deltavlm.summaries.results import Results, area_m2, union_m2
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from deltavlm.pipeline.totals import Basis, Totals
+from deltavlm.summaries.areas import OUTSIDE, Areas, Indices
+from deltavlm.summaries.results import Results, area_m2
 
 __all__ = [
     "AREAS",
@@ -44,15 +41,23 @@ AREAS = Layer(
         Field("failed", "int", "Chips that could not be read or answered"),
         Field("changed", "int", "Chips that the model calls changed"),
         Field("conflicting", "int", "Chips whose answers contradict each other", "With conflicts"),
-        Field("changed_share", "float", "Share of the analyzed ground that lies in changed chips, 0 to 1"),
-        Field("changed_km2", "float", "Ground in changed chips, km²", "Changed (km²)"),
-        Field("new_buildings", "int", "Sum of the chips' counts; an estimate"),
-        Field("new_roads", "int", "Sum of the chips' counts; an estimate"),
-        Field("mean_score", "float", "Mean score of change of the analyzed chips"),
+        Field("changed_share", "float", "Changed share of the analyzed ground, 0 to 1"),
+        Field(
+            "changed_km2", "float", "Changed ground, km²: of polygons, or of changed chips", "Changed (km²)"
+        ),
+        Field("basis", "str", "What changed ground is measured by: polygons, or chips", "Measured by"),
+        Field("new_buildings", "float", "Sum of the chips' counts, by their own ground; an estimate"),
+        Field("new_roads", "float", "Sum of the chips' counts, by their own ground; an estimate"),
+        Field("mean_score", "float", "Mean score of change of the analyzed chips, weighted by ground"),
         Field("unsure", "int", f"Chips with a score from {UNSURE[0]} to {UNSURE[1]}"),
         Field("unsure_share", "float", "Their share of the analyzed chips, 0 to 1"),
         Field("area_km2", "float", "Size of the area, km²", "Area (km²)"),
-        Field("looked_at_km2", "float", "Ground under the analyzed chips, km²", "Analyzed (km²)"),
+        Field(
+            "looked_at_km2",
+            "float",
+            "Ground under the analyzed chips, all of it counted once, km²",
+            "Analyzed (km²)",
+        ),
         Field(
             "looked_at_share", "float", "Its share of the area, 0 to 1; null where the area has no outline"
         ),
@@ -79,7 +84,7 @@ class TopChip:
 
 @dataclass(frozen=True, slots=True)
 class AreaSummary:
-    """Totals of the chips of an area; km² are None without a CRS, sums where nothing was counted."""
+    """Totals of an area: chips whose centre lies in it, and the ground in it."""
 
     name: str
     shape: BaseGeometry | None  # longitude and latitude
@@ -92,15 +97,35 @@ class AreaSummary:
     conflicts: Mapping[str, int]  # chips by consistency rule that they break
     unparsed: int  # analyzed, with an answer that is neither yes nor no
     unsure: int
-    changed_share: float | None
-    changed_km2: float | None
-    new_buildings: int | None
-    new_roads: int | None
+    totals: Totals
     mean_score: float | None
     area_km2: float | None
-    looked_at_km2: float | None
     overlap: float | None
     top_chips: tuple[TopChip, ...]
+
+    @property
+    def changed_share(self) -> float | None:
+        return self.totals.changed_share
+
+    @property
+    def changed_km2(self) -> float | None:
+        return self.totals.changed_km2
+
+    @property
+    def new_buildings(self) -> float | None:
+        return self.totals.new_buildings
+
+    @property
+    def new_roads(self) -> float | None:
+        return self.totals.new_roads
+
+    @property
+    def basis(self) -> Basis | None:
+        return self.totals.basis
+
+    @property
+    def looked_at_km2(self) -> float | None:
+        return self.totals.analyzed_km2
 
     @property
     def unsure_share(self) -> float | None:
@@ -113,74 +138,98 @@ class AreaSummary:
         return min(1.0, self.looked_at_km2 / self.area_km2)
 
 
+@dataclass(frozen=True, slots=True)
+class AreaRows:
+    """Rows of the chips whose centre lies in an area; rows and shares of chips and polygons in it."""
+
+    centred: Indices
+    chips: tuple[Indices, NDArray[np.float64]]
+    polygons: tuple[Indices, NDArray[np.float64]]
+
+
 def summarize_areas(results: Results, areas: Areas) -> list[AreaSummary]:
-    """Totals of each area, the one with the most changed chips first; last, chips in no area, if any."""
+    """Totals of each area, the one with the most changed chips first; last, what is in no area, if any."""
     order = np.argsort(areas.area_of_chip, kind="stable")
     starts = np.searchsorted(areas.area_of_chip[order], np.arange(-1, len(areas.names) + 1))
-    summaries = [
-        summarize_chips(results, order[starts[index + 1] : starts[index + 2]], name, shape)
-        for index, (name, shape) in enumerate(zip(areas.names, areas.shapes, strict=True))
+    *summaries, outside = [
+        _summarize(
+            results,
+            AreaRows(
+                order[starts[area + 1] : starts[area + 2]],
+                areas.chip_parts.of(area),
+                areas.polygon_parts.of(area),
+            ),
+            *((areas.names[area], areas.shapes[area]) if area >= 0 else (OUTSIDE, None)),
+        )
+        for area in (*range(len(areas.names)), -1)
     ]
     summaries.sort(key=lambda area: (-area.changed, -area.looked_at, area.name))
-    outside = order[: starts[1]]
-    return [*summaries, summarize_chips(results, outside, OUTSIDE)] if len(outside) else summaries
+    return [*summaries, outside] if outside.chips or outside.totals.analyzed else summaries
 
 
-def summarize_chips(
-    results: Results,
-    rows: NDArray[np.intp] | None = None,
-    name: str = "all",
-    shape: BaseGeometry | None = None,
-    top_count: int = 1,
+def summarize_chips(results: Results, top_count: int = 1) -> AreaSummary:
+    """Totals of all chips and polygons, with the `top_count` most changed chips."""
+    chips, polygons = (np.arange(len(frame)) for frame in (results.chips, results.polygons))
+    rows = AreaRows(chips, (chips, np.ones(len(chips))), (polygons, np.ones(len(polygons))))
+    return _summarize(results, rows, "all", None, top_count)
+
+
+def _summarize(
+    results: Results, area_rows: AreaRows, name: str, shape: BaseGeometry | None, top_count: int = 1
 ) -> AreaSummary:
-    """Totals of some rows of the chips, or of all, with the `top_count` most changed chips."""
-    rows = np.arange(len(results.chips)) if rows is None else rows
-    chips = results.chips.iloc[rows]
+    chips = results.chips.iloc[area_rows.centred]
     status = chips["status"]
     analyzed = status.isin(ANALYZED_STATUSES).to_numpy()
-    changed = analyzed & chips["changed"].eq(True).to_numpy()
     scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[analyzed]
-    scores = scores[np.isfinite(scores)]
     conflicts = [names or () for names in chips["conflicts"].tolist()]
-    chip_m2 = results.areas_m2[rows]
-    analyzed_m2 = union_m2(results.lonlat[rows][analyzed])
-    pairs_m2 = _union_of_each_pair_m2(results, rows[analyzed], analyzed_m2)
-    weights = np.where(np.isfinite(chip_m2), chip_m2, 1.0) if results.has_crs else np.ones(len(rows))
+    rows, parts = area_rows.chips
+    arrays = results.chip_arrays
+    is_part = arrays.analyzed[rows]
     return AreaSummary(
         name=name,
         shape=shape,
-        chips=len(rows),
+        chips=len(chips),
         looked_at=int(analyzed.sum()),
         nodata=int(status.eq("nodata").sum()),
         failed=int(status.isin(FAILED_STATUSES).sum()),
-        changed=int(changed.sum()),
+        changed=int((analyzed & chips["changed"].eq(True).to_numpy()).sum()),
         conflicting=sum(map(bool, conflicts)),
         conflicts=Counter(name for names in conflicts for name in names),
         unparsed=int(chips["changed"].isna().to_numpy()[analyzed].sum()),
         unsure=int(((scores >= UNSURE[0]) & (scores <= UNSURE[1])).sum()),
-        changed_share=float(weights[changed].sum() / weights[analyzed].sum()) if analyzed.any() else None,
-        changed_km2=union_m2(results.lonlat[rows][changed]) / 1e6 if results.has_crs else None,
-        new_buildings=_sum(chips, "new_buildings", analyzed),
-        new_roads=_sum(chips, "new_roads", analyzed),
-        mean_score=float(scores.mean()) if len(scores) else None,
+        totals=_totals(results, area_rows),
+        mean_score=_mean_score(results, rows, parts),
         area_km2=area_m2(shape) / 1e6 if shape is not None else None,
-        looked_at_km2=analyzed_m2 / 1e6 if results.has_crs else None,
-        overlap=float(np.nansum(chip_m2[analyzed]) / pairs_m2) if pairs_m2 else None,
-        top_chips=tuple(_top_chips(results, rows[changed], top_count)),
+        overlap=_overlap(results, rows[is_part], parts[is_part]),
+        top_chips=tuple(_top_chips(results, rows[is_part & arrays.changed[rows]], top_count)),
     )
 
 
-def _union_of_each_pair_m2(results: Results, rows: NDArray[np.intp], union_of_all_m2: float) -> float:
-    """Ground under chips, counted once for each pair that covers it."""
-    codes, names = results.chips["pair_id"].iloc[rows].factorize(use_na_sentinel=False)
-    if len(names) < 2:
-        return union_of_all_m2
-    return sum(union_m2(results.lonlat[rows[codes == code]]) for code in range(len(names)))
+def _totals(results: Results, area_rows: AreaRows) -> Totals:
+    """Totals of an area; outputs with and without polygons are counted apart."""
+    (rows, parts), has_polygons = area_rows.chips, results.from_polygons[area_rows.chips[0]]
+    by_chips = results.chip_arrays.totals(rows[~has_polygons], parts[~has_polygons])
+    if not results.from_polygons.any():
+        return by_chips
+    with_polygons = results.chip_arrays.totals(rows[has_polygons], parts[has_polygons])
+    with_polygons = with_polygons.with_polygons(results.polygon_arrays.totals(*area_rows.polygons))
+    return with_polygons if has_polygons.all() else by_chips + with_polygons
 
 
-def _sum(chips: DataFrame, column: str, analyzed: NDArray[np.bool_]) -> int | None:
-    counts = chips[column].to_numpy(dtype=float, na_value=np.nan)[analyzed]
-    return int(np.nansum(counts)) if np.isfinite(counts).any() else None
+def _mean_score(results: Results, rows: Indices, parts: NDArray[np.float64]) -> float | None:
+    arrays = results.chip_arrays
+    scores = results.chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[rows]
+    weights = np.where(arrays.analyzed[rows] & np.isfinite(scores), arrays.shares[rows] * parts, 0.0)
+    return float(np.average(np.nan_to_num(scores), weights=weights)) if weights.any() else None
+
+
+def _overlap(results: Results, rows: Indices, parts: NDArray[np.float64]) -> float | None:
+    """Mean number of chips on a point of the ground; None without a CRS, or where nothing was analyzed."""
+    shares = results.chips["ground_share"].to_numpy(dtype=float, na_value=np.nan)[rows]
+    ground = results.areas_m2[rows] * parts
+    known = np.isfinite(shares * ground)
+    own = float((shares * ground)[known].sum())
+    return float(ground[known].sum()) / own if own else None
 
 
 def _top_chips(results: Results, changed_rows: NDArray[np.intp], count: int) -> Iterator[TopChip]:

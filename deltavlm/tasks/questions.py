@@ -18,6 +18,8 @@ __all__ = [
     "load_questions",
     "parse_questions",
     "pick_questions",
+    "question_spec",
+    "task_meant",
     "task_of",
 ]
 
@@ -25,6 +27,32 @@ _TASK_OF_PROMPT: Mapping[str, SingleTurnTask] = {
     simplify(TASKS[name].prompt): name for name in get_args(SingleTurnTask) if TASKS[name].prompt
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+_OBJECTS = r"(house|building|road|street)s?( and (new )?(house|building|road|street)s?)?"
+_IMAGES = r"(the|these|this|both) (two )?(image|picture|scene|area|place|pair)s?"
+_BUILT = r"(newly )?(built|constructed|erected|added|changed|new)"
+_BE = r"(is|are|was|were|has|have|has been|have been)"
+_WORDINGS: Mapping[SingleTurnTask, str] = {  # what else people type for a standard question, simplified
+    "caption": r"what( has| have| is| was)? (changed|different|happened|new)"
+    r"|what (is|are) the (main )?(change|difference)s?"
+    r"|(briefly )?(describe|summari[sz]e|explain|list) (all )?the (main )?(change|difference)s?( in detail)?"
+    r"|based on the above analysis please describe the changes of these two images in detail",
+    "change": rf"(has|have|did|is|are) (anything|something|it|{_IMAGES}) (changed?|different)"
+    r"|(is|are|was|were) there (a |any |some )?(change|difference)s?",
+    "count": rf"how many new {_OBJECTS}( {_BE}( there| {_BUILT}| appeared)?)?"
+    rf"|how many {_OBJECTS} {_BE} {_BUILT}"
+    rf"|(count|what is the number of) (the |all )?new {_OBJECTS}"
+    r"|if changes have occurred count the number of road and building changes separately",
+    "location": r"where (did|has|have) (it|anything|something|they) changed?"
+    rf"|where {_BE} (the |any )?(change|difference)s?|where did (the |any )?changes? (occur|happen)"
+    rf"|where {_BE} (the |any )?new {_OBJECTS}( located| {_BUILT})?"
+    rf"|where {_BE} (the |any )?{_OBJECTS} {_BUILT}",
+}
+_BEFORE = r"(please |(can|could) you (please )?(tell me )?)?"
+_BEHIND = rf"( (here|there|in total|can you see|(in|between|of) {_IMAGES}|between the (two )?dates|please))*"
+_TASK_OF_WORDING = tuple(
+    (name, re.compile(f"{_BEFORE}({words}){_BEHIND}")) for name, words in _WORDINGS.items()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +82,28 @@ def task_of(question: str) -> SingleTurnTask:
     ('count', 'open')
     """
     return _TASK_OF_PROMPT.get(simplify(question), "open")
+
+
+def task_meant(question: str) -> SingleTurnTask:
+    """Task whose standard question asks the same, in whatever common words; "open" for other questions.
+
+    >>> task_meant("How many houses were built?"), task_meant("Has anything changed?")
+    ('count', 'change')
+    >>> task_meant("How many houses were demolished?"), task_meant("How many?")
+    ('open', 'open')
+    """
+    words = simplify(question)
+    for name, pattern in _TASK_OF_WORDING:
+        if pattern.fullmatch(words):
+            return name
+    return _TASK_OF_PROMPT.get(words, "open")
+
+
+def question_spec(name: str, text: str) -> QuestionSpec:
+    """Question in the standard words of the task that it means, so that everybody asks it alike; in its own
+    words if it is open."""
+    task = task_meant(text)
+    return QuestionSpec(name, task, text if task == "open" else "")
 
 
 def load_questions(path: Path) -> tuple[QuestionSpec, ...]:

@@ -5,14 +5,13 @@ planned = plan(vision=None, cache_dir=None, offline=False, revisions=None)   # a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from deltavlm.errors import InputError
-from deltavlm.files import format_bytes, free_bytes, nearest_folder
+from deltavlm.files import format_bytes, free_bytes, nearest_folder, parse_json, read_text
 from deltavlm.hub import Hub, PlannedFiles, Select, Selection, plan_files
 from deltavlm.upstream.components import COMPONENTS, LANGUAGE, VISION, Component
 
@@ -148,7 +147,7 @@ class ConversionSpace:
 def weight_map(component: Component, index: Path) -> dict[str, str]:
     """Names of tensors and the files that hold them, from an index of shards. Raises: InputError."""
     try:
-        mapping = json.loads(index.read_text())["weight_map"]
+        mapping = parse_json(read_text(index))["weight_map"]
         return {str(tensor): str(shard) for tensor, shard in mapping.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

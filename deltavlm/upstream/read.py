@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json, read_text
 
 PICKLES = (".pth", ".pt", ".bin")
 
@@ -64,7 +64,7 @@ def shards(path: Path) -> list[Path]:
         raise InputError(f"no file or folder {path}")
     for index in sorted(path.glob("*.index.json"), key=lambda p: "safetensors" not in p.name):
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{index} is not an index of shards; fetch the folder again") from error
         missing = [name for name in names if not (path / name).is_file()]
@@ -72,7 +72,7 @@ def shards(path: Path) -> list[Path]:
             raise InputError(f"{path} lacks {', '.join(missing)}; fetch the folder again")
         return [path / name for name in names]
     for pattern in ("*.safetensors", "*.bin", "*.pth"):
-        files = sorted(path.glob(pattern))
+        files = sorted(file for file in path.glob(pattern) if file.is_file())
         if files:
             return files
     raise InputError(f"{path} has no weights (.safetensors, .bin or .pth); fetch the folder again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from deltavlm.config import from_mapping, load, shipped_config
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json, read_text
 from deltavlm.model.config import (
     DeltaVLMConfig,
     DifferenceConfig,
@@ -84,7 +84,7 @@ def heads_of(sources: Sources) -> tuple[int, int]:
     expected = sources.checkpoint.with_name("expected.json")
     path = sources.heads_config or (expected if expected.is_file() else shipped_config("deltavlm-7b.yaml"))
     try:
-        values = json.loads(path.read_text()) if path.suffix == ".json" else None
+        values = parse_json(read_text(path)) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if isinstance(values, dict) and "dims" in values:
@@ -100,7 +100,7 @@ def language_config(folder: Path) -> LanguageConfig:
     """Configuration of a Llama folder, from its config.json. Raises: InputError."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(read_text(path))
         values = values.get("text_config", values)  # LLaVA nests that of its Llama
         if values.get("num_key_value_heads", values["num_attention_heads"]) != values["num_attention_heads"]:
             raise InputError(

@@ -6,7 +6,6 @@ A folder of expected results has `expected.safetensors` (images, tokens, soft pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError
+from deltavlm.files import parse_json, read_text
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
 from deltavlm.model.device import DTYPES, pick_device
@@ -168,7 +168,7 @@ def read_expected(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]
     if not path.is_file():
         raise InputError(f"no file {path}; give the folder of the original's results")
     try:
-        cases = json.loads(path.read_text())["cases"]
+        cases = parse_json(read_text(path))["cases"]
         for case in cases:
             for key in ("pair", "prompt", "num_beams", "max_length", "token_ids", "text"):
                 case[key]

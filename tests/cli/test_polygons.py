@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rasterio
 
+from deltavlm.pipeline.job import AnalyzeJob
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene
 from tests.pairs import layer, write_pairs
@@ -44,12 +45,64 @@ def test_flags_of_polygons_reach_the_run(run: Run, scene: Scene, bright: Scripte
     assert result.exit_code == 0, result.stderr
     with rasterio.open("m.tif") as raster:
         record = json.loads(raster.tags()["deltavlm"])
-    assert record["changes"] == {
-        "threshold": 0.7,
-        "min_area_m2": 2,
-        "simplify_px": 0,
-    }
+    expected = {"threshold": 0.7, "min_area_m2": 2, "simplify_px": 0, "chips": "changed"}
+    assert {name: record["changes"][name] for name in expected} == expected
     assert record["options"]["overlap_px"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "chips"),
+    [
+        (["--polygons"], "changed"),
+        (["--polygons", "changed"], "changed"),
+        (["--polygons", "all"], "all"),
+        (["--polygons=all"], "all"),
+        (["--polygons", "all", "--polygons"], "changed"),
+        (["--no-polygons", "--polygons", "all"], "all"),
+        (["--polygons", "all", "--no-polygons"], None),
+        (["--config", "true.toml"], "changed"),
+        (["--config", "all.toml"], "all"),
+        (["--config", "false.toml"], None),
+        (["--config", "all.toml", "--no-polygons"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_polygons_takes_a_value_only_where_it_is_one(
+    run: Run,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    chips: str | None,
+    is_first: bool,
+) -> None:
+    """The word behind a bare --polygons may be BEFORE."""
+    jobs: list[AnalyzeJob] = []
+    monkeypatch.setattr("deltacli.analyze.analyze_job", lambda job, *_: jobs.append(job))
+    for name, value in (("true", "true"), ("false", "false"), ("all", '"all"')):
+        Path(f"{name}.toml").write_text(f"[analyze]\npolygons = {value}\n")
+    args = [*words, *scene.args] if is_first else [*scene.args, *words]
+    result = run("analyze", *args)
+    assert result.exit_code == 0, result.stderr
+    (job,) = jobs
+    assert job.pairs.pairs[0].before == str(scene.before)
+    assert job.output.polygons == (chips is not None)
+    assert job.output.changes.chips == (chips or "changed")
+
+
+def test_polygons_in_the_environment(
+    run: Run, scene: Scene, bright: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("1", "all"):
+        monkeypatch.setenv("DELTAVLM_ANALYZE_POLYGONS", value)
+        result = run("analyze", *scene.args, "-o", f"{value}.gpkg", *SMALL, "--json")
+        assert json.loads(result.stdout)["polygons"] == 1
+
+
+def test_polygons_of_other_chips_are_refused(run: Run, scene: Scene) -> None:
+    result = run("analyze", *scene.args, "--polygons=some")
+    assert result.exit_code == 2
+    assert "'some' is not changed or all" in one_line(result)
 
 
 def test_dates_of_a_single_pair(run: Run, scene: Scene, bright: ScriptedModel) -> None:

@@ -82,6 +82,84 @@ def test_bbox_over_the_antimeridian(tmp_path: Path) -> None:
     assert shapely.union_all(footprints).bounds[0] < 834_000 < shapely.union_all(footprints).bounds[2]
 
 
+STEP = 1e-4  # degrees
+
+
+def in_degrees(path: Path, west: float, crs: str = "EPSG:4326", step: float = STEP) -> Path:
+    return write_raster(path, noise(), crs=crs, transform=Affine(step, 0, west, 0, -step, 10))
+
+
+@pytest.mark.parametrize("west", [-160.0, 200.0, 560.0 - 360 * 2, 179.995, -180.005])
+@pytest.mark.parametrize("turn", [0, 360])
+def test_boxes_and_areas_may_count_longitudes_otherwise(tmp_path: Path, west: float, turn: int) -> None:
+    """Of chips from 32 to 64 and from 64 to 96 pixels, in images that count from 0, or cross 180 degrees."""
+    path = in_degrees(tmp_path / "a.tif", west)
+    left = (west + 180) % 360 - 180 + turn
+    box = (left + 40 * STEP, 10 - 60 * STEP, left + 70 * STEP, 10 - 40 * STEP)
+    expected = ["r00032_c00032", "r00032_c00064"]
+    with opened(path, path, bbox=box) as reader:
+        assert [chip.chip_id for chip in reader.chips(SIZE)] == expected
+    aoi = tmp_path / "aoi.geojson"
+    aoi.write_text(shapely.to_geojson(shapely.box(*box)))
+    for area in (aoi, shapely.box(*box)):
+        with opened(path, path, aoi=area) as reader:
+            assert [chip.chip_id for chip in reader.chips(SIZE)] == expected
+
+
+@pytest.mark.parametrize(
+    ("bbox", "chips"),
+    [
+        ((179.9985, 9.995, -180.0001, 9.996), 1),
+        ((-180.0015, 9.995, 180, 9.996), 5),
+        ((179.9985, 9.995, 179.9999, 9.996), 1),
+        ((539.9985, 9.995, -179.999, 9.996), 2),
+    ],
+)
+def test_a_box_goes_eastwards(tmp_path: Path, bbox: tuple[float, ...], chips: int) -> None:
+    """A box from 350 to 10 was one from 180 to 350."""
+    path = in_degrees(tmp_path / "a.tif", 180 - 64 * STEP)
+    with opened(path, path, bbox=bbox) as reader:
+        assert len(reader.chips(SIZE)) == chips
+
+
+def test_areas_in_metres_cross_the_antimeridian(tmp_path: Path) -> None:
+    path = in_degrees(tmp_path / "a.tif", 180 - 80 * STEP)
+    in_utm = transform_bounds("EPSG:4326", "EPSG:32601", -180.004, 9.9945, -179.996, 9.9995)
+    with opened(path, path, bbox=in_utm, bbox_crs="EPSG:32601") as reader:
+        assert {chip.col for chip in reader.chips(SIZE)} == {1, 2, 3}
+
+
+def test_grads_count_to_400(tmp_path: Path) -> None:
+    path = in_degrees(tmp_path / "a.tif", 222.5, "EPSG:4807")
+    west, south, east, north = transform_bounds("EPSG:4807", "EPSG:4326", 222.504, 9.995, 222.506, 9.996)
+    with opened(path, path, bbox=(west, south, east, north)) as reader:
+        assert [chip.chip_id for chip in reader.chips(SIZE)] == ["r00032_c00032"]
+    with opened(path, path, bbox=(-177.496, 9.995, -177.494, 9.996), bbox_crs="EPSG:4807") as reader:
+        assert [chip.chip_id for chip in reader.chips(SIZE)] == ["r00032_c00032"]
+
+
+@pytest.mark.parametrize(
+    ("box", "chips"),
+    [
+        ((-180, 89.9, 180, 90), {(1, 1), (1, 2), (2, 1), (2, 2)}),
+        ((-44, 89.5, 44, 89.9), {(2, 2)}),
+        ((136, 89.5, -136, 89.9), {(1, 1)}),
+        ((-180, 60, 180, 80), None),
+    ],
+)
+def test_areas_round_a_pole(tmp_path: Path, box: tuple[float, ...], chips: set[Any] | None) -> None:
+    """Areas near the pole were outside of the bounds of the image's outline in degrees."""
+    transform = Affine(2000, 0, -128_000, 0, -2000, 128_000)
+    path = write_raster(tmp_path / "a.tif", noise(3, 128, 128), crs="EPSG:3413", transform=transform)
+    if chips is None:
+        with pytest.raises(RasterError, match="does not overlap the pair, which covers lon/lat"):
+            opened(path, path, bbox=box).__enter__()
+        return
+    with opened(path, path, bbox=box) as reader:
+        assert chips <= {(chip.row, chip.col) for chip in reader.chips(SIZE)}
+        assert len(reader.chips(SIZE)) < 10
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

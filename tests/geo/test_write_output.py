@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from deltavlm.errors import OutputError, WriteError
+from deltavlm.files import create_file
+from deltavlm.geo import sinks
 from deltavlm.geo.sinks import write_output
 
 
@@ -35,12 +38,11 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "page.html"
     path.write_bytes(b"old")
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:2])
+    def full(scratch: Path) -> IO[bytes]:
+        scratch.write_bytes(b"ne")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(sinks, "create_file", full)
     with pytest.raises(WriteError, match="No space left on device"):
         write_output(path, b"new", overwrite=True)
     assert path.read_bytes() == b"old"
@@ -49,13 +51,12 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_file_of_another_process_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
-    write_bytes = Path.write_bytes
 
-    def slow(self: Path, content: bytes) -> int:
-        write_bytes(path, b"theirs")
-        return write_bytes(self, content)
+    def slow(scratch: Path) -> IO[bytes]:
+        path.write_bytes(b"theirs")
+        return create_file(scratch)
 
-    monkeypatch.setattr(Path, "write_bytes", slow)
+    monkeypatch.setattr(sinks, "create_file", slow)
     with pytest.raises(OutputError, match=r"the results are in .*page\.new\.html"):
         write_output(path, b"ours", overwrite=False)
     assert path.read_bytes() == b"theirs"

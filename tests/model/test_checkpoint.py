@@ -85,7 +85,7 @@ def test_missing_files_and_bad_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"vision": {"heads": 0}}, {"vision": {"tower": "foo"}}, {"qformer": {"heads": 7}}]
+    "wrong", [{"vision": {"heads": 5}}, {"vision": {"tower": "foo"}}, {"qformer": {"heads": 7}}]
 )
 def test_values_that_build_no_model(tmp_path: Path, wrong: dict[str, dict[str, object]]) -> None:
     tiny_checkpoint(tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deltavlm.model.interface import Masks
+from deltavlm.pipeline.changes import ChangeOptions, caption_of_polygon, is_drawn
 from deltavlm.pipeline.consistency import RULES, ChipStatements, find_conflicts, judge_row
 from deltavlm.pipeline.mask_codec import encode_masks, peak_score
 from deltavlm.pipeline.outputs_reader import read_output
@@ -154,3 +155,15 @@ def test_the_peak_of_a_mask_is_the_score_that_enough_pixels_reach() -> None:
     assert peak_score(mask, 1) == 1
     assert peak_score(mask, 3) == pytest.approx(0.6, abs=1e-3)
     assert peak_score(mask, 5) == 0
+
+
+@pytest.mark.parametrize("changed", [True, False, None])
+def test_a_polygon_is_drawn_unless_its_chip_is_called_unchanged(changed: bool | None) -> None:
+    assert is_drawn(changed, ChangeOptions()) == (changed is not False)
+    assert is_drawn(changed, ChangeOptions(chips="all"))
+
+
+def test_the_caption_of_a_polygon_tells_a_change() -> None:
+    captions = [None, "there is no difference", "a pond appears", "a road is built"]
+    assert caption_of_polygon(captions) == "a pond appears"
+    assert caption_of_polygon(captions[:2]) is None

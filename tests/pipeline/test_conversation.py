@@ -22,7 +22,7 @@ from deltavlm.pipeline.conversation import (
     questions_of,
 )
 from deltavlm.pipeline.schema import ANSWERS
-from deltavlm.tasks import classify, locate
+from deltavlm.tasks import classify, count, locate
 from tests.conftest import Scene
 from tests.rasters import write_raster
 from tests.scripted_model import ScriptedModel
@@ -46,6 +46,23 @@ def test_a_prompt_of_a_task_becomes_that_task() -> None:
         ("question_2", "open"),
         ("question_3", "open"),
     ]
+
+
+def test_a_standard_question_has_its_standard_words_twice_too() -> None:
+    specs = questions_of(["How many houses were built?", "How many roads were built?"])
+    assert [(spec.task, spec.prompt) for spec in specs] == [("count", count.PROMPT), ("open", count.PROMPT)]
+
+
+def test_a_standard_question_is_asked_without_history(reader: PairReader) -> None:
+    """An answer depends on the turns before it; a standard one must be that of `analyze`."""
+    model = ScriptedModel(script=echo)
+    talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
+    talk.ask("Is it green?")
+    record = talk.ask("How many houses were built?")
+    assert (record["question"], record["asked"]) == ("How many houses were built?", count.PROMPT)
+    assert record["answer"] == f"[{count.PROMPT}]"
+    assert talk.ask("And now?")["answer"].startswith("[q is it green? a ")
+    assert talk.turns[1] == ("How many houses were built?", f"[{count.PROMPT}]")
 
 
 def test_a_chip_is_encoded_once_for_all_questions(reader: PairReader) -> None:

@@ -107,6 +107,107 @@ def test_a_file_that_is_no_journal_is_refused(job: AnalyzeJob, path: Path) -> No
         assert path.read_text() == content
 
 
+NOT_A_CHIP: dict[str, tuple[object, ...]] = {
+    "row": (-1, 99, 1.0, "0", True, None, 10**30),
+    "col": (-1, 99, 0.5, [], 2**40),
+    "status": ("done", None, 3, ["answered"]),
+    "valid_fraction": (-0.1, 1.1, "1", float("nan"), float("inf"), True),
+    "reason": (None, 3, []),
+    "chip_id": (None, 0),
+    "pair": ("another", None, 3, []),
+    "answers": (
+        None,
+        [],
+        {"caption": "text"},
+        {"caption": ["text"]},
+        {"caption": [1, 0.5]},
+        {"other": ["", 0.5]},
+    ),
+    "digest": (3, None),
+    "end": (0, -4, "4", 1.5),
+    "mask": (None, 3, [1, 2], [-1, 2, 3], [0, -2, 3], [2**64, 2, 3], [0, 1.5, 3], ["0", 1, 2], [0, 1, 2, 3]),
+    "valid": ([-1, 2, 3], {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in NOT_A_CHIP.items() for value in values]
+)
+def test_a_line_that_no_run_has_written_is_refused(
+    job: AnalyzeJob, path: Path, key: str, value: object
+) -> None:
+    """JSON as it should be, with other values: one sentence, and the file stays."""
+    journaled(job, ScriptedModel(), path)
+    lines = path.read_text().splitlines()
+    lines[5] = json.dumps({**json.loads(lines[5]), key: value})
+    content = "\n".join(lines) + "\n"
+    path.write_text(content)
+    with pytest.raises(OutputError, match=r"jsonl, line 6: was not written by a run \(.*--no-resume"):
+        journaled(job, ScriptedModel(), path)
+    assert path.read_text() == content
+    results, _ = journaled(with_output(job, resume=False), ScriptedModel(), path)
+    assert len(results) == 15
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"width": 0},
+        {"width": "160"},
+        {"width": 10**9, "height": 10**9},
+        {"chips": -1},
+        {"chips": 10**6},
+        {"crs": "no WKT"},
+        {"crs": 7},
+        {"transform": [1, 2, 3]},
+        {"transform": [float("nan")] * 6},
+        {"gsd_m": float("inf")},
+        {"inputs": "{}"},
+        {"inputs": "no JSON"},
+        {"inputs": "[" * 100_000},
+        {"inputs": '{"alignment": {"overlap_share": "x"}}'},
+        {"notes": "one"},
+        {"identity": None},
+        {"identity": {"before": "a"}},
+        {"aoi": "no WKB"},
+        {"dates": ["2020"]},
+        {"another": 1},
+    ],
+    ids=str,
+)
+def test_a_record_that_no_run_has_written_is_refused(
+    job: AnalyzeJob, path: Path, values: dict[str, object]
+) -> None:
+    journaled(job, ScriptedModel(), path)
+    lines = path.read_text().splitlines()
+    line = json.loads(lines[1])
+    lines[1] = json.dumps({**line, "record": {**line["record"], **values}})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(OutputError, match=r"journal\.jsonl, line 2: was not written by a run \("):
+        journaled(job, ScriptedModel(), path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"pair": ""},
+        {"pair": "", "address": ""},
+        {"pair": "", "address": "", "failed": 3},
+        {"pair": "", "address": "", "failed": "reason", "identity": {"before": 3}},
+        {"pair": "", "address": "", "record": []},
+        {"finished": "yes"},
+    ],
+    ids=str,
+)
+def test_a_line_of_no_kind_is_refused(job: AnalyzeJob, path: Path, line: dict[str, object]) -> None:
+    journaled(job, ScriptedModel(), path)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(OutputError, match=r"line 18: was not written by a run \("):
+        journaled(job, ScriptedModel(), path)
+
+
 def test_only_failed_chips_are_retried(job: AnalyzeJob, path: Path) -> None:
     bad = True
 

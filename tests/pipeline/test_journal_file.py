@@ -20,6 +20,7 @@ from deltavlm.pipeline.journal_file import (
     check_journal_header,
     differing_keys,
     files_in_commit,
+    keyed_digest,
     open_journal_file,
 )
 
@@ -205,14 +206,16 @@ def test_a_setting_that_is_not_a_number_equals_itself(path: Path) -> None:
 
 
 def test_digests_need_the_key_of_the_journal(path: Path) -> None:
-    with open_journal_file(path, HEADER) as file:
-        digest = file.digest("https://host/cog?scene=first", "b")
-        assert digest != file.digest("https://host/cog?scene=second", "b")
-        assert file.digest("ab", "c") != file.digest("a", "bc")
-    with open_journal_file(path, HEADER) as file:
-        assert file.digest("https://host/cog?scene=first", "b") == digest
-    with open_journal_file(path, HEADER, fresh=True) as file:
-        assert file.digest("https://host/cog?scene=first", "b") != digest
+    keys = []
+    for fresh in (False, False, True):
+        with open_journal_file(path, HEADER, fresh=fresh) as file:
+            keys.append(file.key)
+    assert keys[0] == keys[1] != keys[2]
+    digest = keyed_digest(keys[0], "https://host/cog?scene=first", "b")
+    assert digest == keyed_digest(keys[1], "https://host/cog?scene=first", "b")
+    assert digest != keyed_digest(keys[2], "https://host/cog?scene=first", "b")
+    assert digest != keyed_digest(keys[0], "https://host/cog?scene=second", "b")
+    assert keyed_digest(keys[0], "ab", "c") != keyed_digest(keys[0], "a", "bc")
     header = json.loads(path.read_text().splitlines()[0])
     for key in (None, 7, "no digits", ""):
         path.write_text(json.dumps({**header, KEY: key}) + "\n")

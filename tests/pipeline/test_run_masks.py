@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import geopandas
 import numpy as np
@@ -24,11 +25,12 @@ from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import Masks
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind
+from deltavlm.tasks.questions import QuestionSpec
 from tests.conftest import Scene
 from tests.jobs import interrupted_after, job_into, run_job
 from tests.pairs import features, layer, write_pairs
 from tests.rasters import noise, read_pixels, write_raster
-from tests.scripted_model import ScriptedModel
+from tests.scripted_model import CHANGED, ScriptedModel
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -153,6 +155,71 @@ def test_blending_makes_masks_depend_less_on_the_chip_grid(
     without, blended = differing_share(0), differing_share(8)
     assert without > 0.005
     assert blended < without / 3
+
+
+def square_in_each_chip(encoded: Any) -> Masks:
+    """A square of 8 x 8 px in the middle of each chip, in which building and road together have 0.8."""
+    shares = np.zeros((len(encoded), 3, 32, 32), np.float32)
+    shares[:, 0] = 1
+    shares[:, :, 12:20, 12:20] = np.array([0.2, 0.45, 0.35], np.float32)[:, None, None]
+    return Masks(("none", "building_built", "road_built"), shares)
+
+
+def drawn(scene: Scene, chips: Literal["changed", "all"], **fields: Any) -> list[dict[str, Any]]:
+    model = ScriptedModel()
+    model.masks = square_in_each_chip  # type: ignore[method-assign]
+    options = ChangeOptions(chips=chips)
+    path = f"{chips}.gpkg"
+    run_job(job_into(path, scene, polygons=True, changes=options, overlap_px=0, **fields), model)
+    return layer(path, "changes")
+
+
+def test_polygons_are_drawn_where_the_chip_is_called_changed(scene: Scene) -> None:
+    """They are some of all, outlines included, and none has a caption that denies change."""
+    everything, changed = drawn(scene, "all"), drawn(scene, "changed")
+    assert len(everything) == 15
+    assert [row["chip_ids"] for row in changed] == [[scene.changed_chip]]
+    assert changed == [row for row in everything if row["chip_ids"] == [scene.changed_chip]]
+    assert changed[0]["caption"] == CHANGED["caption"]
+    assert {row["caption"] for row in everything} == {None, CHANGED["caption"]}
+
+
+def test_the_threshold_of_scores_decides_which_polygons_are_drawn(scene: Scene) -> None:
+    assert len(drawn(scene, "changed", threshold=0.1)) == 15
+    assert drawn(scene, "changed", threshold=0.95, overwrite=True) == []
+
+
+def test_the_score_of_a_polygon_is_that_of_the_threshold(scene: Scene) -> None:
+    """It is of all classes together, as the threshold is: 0.45 of building and 0.35 of road."""
+    (row,) = drawn(scene, "changed")
+    assert row["class"] == "building"
+    assert row["mean_score"] == pytest.approx(0.8, abs=0.01)
+
+
+def test_polygons_are_drawn_where_nobody_asked_whether_it_changed(scene: Scene) -> None:
+    job = job_into("out.gpkg", scene, polygons=True, overlap_px=0)
+    model = ScriptedModel()
+    model.masks = square_in_each_chip  # type: ignore[method-assign]
+    run_job(replace(job, questions=(QuestionSpec("caption", "caption"),)), model)
+    assert len(layer("out.gpkg", "changes")) == 15
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_polygon_across_chips_belongs_to_the_one_with_its_largest_part(
+    bright: ScriptedModel, tmp_path: Path, is_changed: bool
+) -> None:
+    """Columns 20 to 44 of a house: 12 in the left chip, 12 + 1 in the right one."""
+    before = noise(3, 32, 64)
+    after = before.copy()
+    after[:, 10:20, 20:45] = 255
+    dates = write_dates(tmp_path, before, after)
+    bright.script = lambda before, after, question: (
+        ("yes" if ((after == 255).all(axis=0).sum() > 125) == is_changed else "no")
+        if question.yes_no
+        else "there is no difference"
+    )
+    run_job(job_into("out.gpkg", dates, polygons=True, overlap_px=0), bright)
+    assert len(layer("out.gpkg", "changes")) == is_changed
 
 
 @pytest.mark.parametrize("suffix", [".geojson", ".fgb", ".parquet", ".geojsonl"])

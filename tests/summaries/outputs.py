@@ -34,7 +34,11 @@ def chip(step: int, col: float, row: float, crs_side: float = SIDE) -> Feature:
     x, y = 500_000 + col * crs_side, 5_400_000 - row * crs_side
     is_answered = status in ("answered", "cascaded")
     score = (step * 37 % 100) / 100
-    properties: dict[str, object] = {"chip_id": f"r{row:g}_c{col:g}", "status": status, "gsd_m": 0.5}
+    properties: dict[str, object] = {
+        "chip_id": f"r{256 * row:05.0f}_c{256 * col:05.0f}",
+        "status": status,
+        "gsd_m": 0.5,
+    }
     properties |= {"before": "a before.tif", "after": "https://example.org/b.tif"}
     if is_answered:
         properties |= {"changed": score > 0.5, "changed_score": score, "caption": f"caption {step}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def test_the_item_links_to_the_model(results: Results) -> None:
 def test_any_name_of_a_model_makes_a_valid_item(results: Results, name: str, tmp_path: Path) -> None:
     run = FULL | {"model": FULL["model"] | {"name": name}}
     check(model_item(run))
-    check(result_item(Results(results.paths, results.chips, (run,)), tmp_path / "item.json", **DATES))
+    check(result_item(replace(results, runs=(run,)), tmp_path / "item.json", **DATES))
     assert "/" not in model_item_name(run)
 
 

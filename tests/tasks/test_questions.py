@@ -9,8 +9,14 @@ import pytest
 
 from deltavlm.config import shipped_config
 from deltavlm.errors import ConfigError
-from deltavlm.tasks import SingleTurnTask, classify
-from deltavlm.tasks.questions import load_questions, parse_questions, pick_questions
+from deltavlm.tasks import TASKS, SingleTurnTask, classify
+from deltavlm.tasks.questions import (
+    load_questions,
+    parse_questions,
+    pick_questions,
+    question_spec,
+    task_meant,
+)
 
 
 def test_the_shipped_set_has_the_four_standard_questions_in_their_trained_words() -> None:
@@ -61,3 +67,63 @@ def test_picking() -> None:
     assert [spec.name for spec in pick_questions(specs, ["count", "caption"])] == ["caption", "count"]
     with pytest.raises(ConfigError, match="did you mean 'location'"):
         pick_questions(specs, ["locations"])
+
+
+@pytest.mark.parametrize(
+    ("task", "questions"),
+    [
+        (
+            "count",
+            [
+                *("How many houses were built?", "how many new buildings", "How many new roads are there?"),
+                "How many new houses can you see?",
+                "Count the new buildings.",
+                "How many roads and buildings have changed?",
+                "How many houses have been built between the two images?",
+                "If changes have occurred, count the number of road and building changes separately.",
+            ],
+        ),
+        (
+            "change",
+            [
+                *("Has anything changed?", "Did something change here?", "Is there any change?"),
+                *("Are there any differences between the two images?", "Have these two images changed?"),
+            ],
+        ),
+        (
+            "caption",
+            [
+                *("What changed?", "What has changed here?", "What is different?", "Describe the changes."),
+                "What are the main changes between the two images?",
+                "Please briefly describe the differences.",
+                "What is the main change between the two images?",
+            ],
+        ),
+        (
+            "location",
+            [
+                *("Where did it change?", "Where are the changes?", "Where were houses built?"),
+                "Where are the new buildings located?",
+            ],
+        ),
+        (
+            "open",
+            [
+                *("How many?", "How many houses are there?", "How many houses were demolished?"),
+                *("How many cars were built?", "How many houses were built in the top-left corner?"),
+                *("Were any houses built?", "Where?", "Where is the school?", "What was there before?"),
+                *("Has the road changed?", "What changed in the north?", "Has any water appeared?"),
+            ],
+        ),
+    ],
+)
+def test_a_question_in_other_words_is_the_standard_one(task: str, questions: list[str]) -> None:
+    assert {text: task_meant(text) for text in questions} == dict.fromkeys(questions, task)
+    for text in questions:
+        spec = question_spec("question", text)
+        assert spec.prompt == (text if task == "open" else TASKS[spec.task].prompt)
+
+
+@pytest.mark.parametrize("task", ["caption", "change", "count", "location"])
+def test_the_standard_question_is_understood(task: SingleTurnTask) -> None:
+    assert task_meant(TASKS[task].prompt.upper()) == task

@@ -72,9 +72,10 @@ function svg(tag, settings = {}, ...children) {
 }
 
 const integers = new Intl.NumberFormat("en");
+const decimals = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const pluralize = (number, noun) => `${integers.format(number)} ${noun}${number === 1 ? "" : "s"}`;
 const formatScore = (score) => (score === null ? "–" : score.toFixed(2));
-const formatPosition = (chip) => (chip.lon === null ? `${chip.x + chip.w / 2}, ${chip.y + chip.h / 2}` : `${chip.lon.toFixed(5)}, ${chip.lat.toFixed(5)}`);
+const formatPosition = (chip, digits = 5) => (chip.lon === null ? `${chip.x + chip.w / 2}, ${chip.y + chip.h / 2}` : `${chip.lon.toFixed(digits)}, ${chip.lat.toFixed(digits)}`);
 
 const RAMP = DATA.ramp;
 function colour(score, alpha = 1) {

@@ -62,7 +62,7 @@ function facts(chip) {
   }
   if (largest.length > 3) add("", `and ${largest.length - 3} smaller`);
   const button = make("button", { type: "button", text: "Copy", "aria-label": "Copy the coordinates" });
-  button.addEventListener("click", () => copy(formatPosition(chip), button));
+  button.addEventListener("click", () => copy(formatPosition(chip, 7), button));
   add(chip.lon === null ? "Centre, px" : "Lon, lat", formatPosition(chip), button);
   add("Pixels", `${chip.w} × ${chip.h} from column ${chip.x}, row ${chip.y}`);
   if (chip.surety !== null) add("Caption score", `${chip.surety} (mean log-probability; closer to 0 is more certain)`);

@@ -4,7 +4,6 @@ function totals() {
   const chips = CHIPS.filter((chip) => state.pair === null || chip.pair === state.pair);
   const answered = chips.filter((chip) => ANSWERED.has(chip.status));
   const changed = chips.filter((chip) => chip.changed);
-  const sum = (name) => chips.reduce((total, chip) => total + (chip[name] || 0), 0);
   const hasValues = (name) => chips.some((chip) => chip[name] !== null);
   const box = $("totals");
   box.replaceChildren();
@@ -14,11 +13,15 @@ function totals() {
   if (hasValues("changed")) add(DATA.threshold === null ? "Changed" : `Changed, score from ${DATA.threshold}`, integers.format(changed.length), answered.length ? `${((100 * changed.length) / answered.length).toFixed(1)} %` : "");
   const conflicting = chips.filter((chip) => chip.conflicts.length).length;
   if (conflicting) add("Conflicting answers", integers.format(conflicting), pluralize(conflicting, "chip").split(" ")[1]);
-  if (hasValues("buildings")) add("New buildings", integers.format(sum("buildings")), "estimate");
-  if (hasValues("roads")) add("New roads", integers.format(sum("roads")), "estimate");
-  const polygons = PAIRS.filter((_, index) => state.pair === null || index === state.pair).map((pair) => pair.changes);
-  const [number, area] = [0, 1].map((index) => polygons.reduce((total, changes) => total + changes[index], 0));
-  if (number) add("Changed area", integers.format(Math.round(area)), `m² in ${pluralize(number, "polygon")}`);
+  const figures = state.pair === null ? DATA.totals : PAIRS[state.pair].totals;
+  const polygons = PAIRS.reduce((total, each, index) => total + (state.pair === null || index === state.pair ? each.changes : 0), 0);
+  const basis = figures.basis === "polygons" ? `in ${pluralize(polygons, "polygon")}` : `by ${figures.basis}`;
+  const percent = figures.changed_share === null ? "" : `${+(100 * figures.changed_share).toPrecision(2)} %`;
+  if (figures.changed_km2 !== null) add("Changed ground", `${+figures.changed_km2.toPrecision(3)} km²`, [percent, basis].filter(Boolean).join(", "));
+  else if (percent) add("Changed ground", percent, basis);
+  for (const [label, number] of [["New buildings", figures.new_buildings], ["New roads", figures.new_roads]]) {
+    if (number !== null) add(label, decimals.format(number), "estimate by chips");
+  }
   if (answered.length < chips.length) add("Not analyzed", integers.format(chips.length - answered.length));
   const pair = PAIRS[state.pair ?? 0];
   if (pair && pair.gsd && state.pair !== null) add("Pixel", pair.gsd < 1 ? `${+(pair.gsd * 100).toPrecision(3)}` : `${+pair.gsd.toPrecision(3)}`, pair.gsd < 1 ? "cm" : "m");

@@ -1,0 +1,159 @@
+"""Totals do not depend on how the ground is cut into chips, and are the same wherever they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deltavlm.geo.pair import ReadOptions
+from deltavlm.model.interface import Masks, Question
+from deltavlm.pipeline.changes import ChangeOptions
+from deltavlm.pipeline.totals import Totals, sum_totals
+from deltavlm.report.build import open_report
+from deltavlm.report.images import ImageOptions
+from deltavlm.report.page_data import PageImages, page_data
+from deltavlm.summaries.results import read_results
+from deltavlm.summaries.stac import result_item
+from deltavlm.summaries.totals import as_row, summarize_chips
+from tests.jobs import job_into, run_job
+from tests.rasters import noise, write_raster
+from tests.scripted_model import UNCHANGED, ScriptedModel
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+ROWS, COLS, STEP, SIDE = 300, 432, 12, 4  # px: the raster, and a square of SIDE in each cell of STEP
+GSD_M = 0.5
+
+
+def with_squares(folder: Path, offset: tuple[int, int] = (0, 0)) -> tuple[tuple[Path, Path], int]:
+    """Pair whose right two thirds have white squares in `after`, and their number.
+
+    offset: rows and columns of unchanged ground before the first, which shift the chip grid.
+    """
+    before = noise(3, ROWS + offset[0], COLS + offset[1])
+    after = before.copy()
+    rng = np.random.default_rng(4)
+    corners = [
+        (offset[0] + row + down, offset[1] + col + right)
+        for row in range(0, ROWS, STEP)
+        for col in range(COLS // 3, COLS, STEP)
+        for down, right in [rng.integers(0, STEP - SIDE, 2)]
+    ]
+    for top, left in corners:
+        after[:, top : top + SIDE, left : left + SIDE] = 255
+    pair = tuple(write_raster(folder / name, date) for name, date in (("b.tif", before), ("a.tif", after)))
+    return pair, len(corners)  # type: ignore[return-value]
+
+
+def white(image: np.ndarray) -> np.ndarray:
+    return (image == 255).all(axis=0)
+
+
+def counted(before: np.ndarray, after: np.ndarray, question: Question) -> str:
+    """Answer of a model that counts the squares in a chip by their area."""
+    number = round(int(white(after).sum()) / SIDE**2)
+    if question.name == "count" and number:
+        return f"{number} new building{'s' * (number > 1)}"
+    return "yes" if question.name == "change" and number else UNCHANGED.get(question.name, "")
+
+
+class SquareModel(ScriptedModel):
+    """Model that counts white squares, and whose mask is their pixels."""
+
+    def masks(self, encoded: Any) -> Masks:
+        built = np.array([white(after) for _, after in encoded], np.float32)
+        return Masks(("none", "building_built"), np.stack([1 - built, built], axis=1))
+
+
+def totals_everywhere(output: str, pair: tuple[Path, Path], **fields: Any) -> Totals:
+    """Totals of a run, which its report, summary and STAC item have too."""
+    changes = ChangeOptions(simplify_px=0)
+    job = job_into(output, pair, overwrite=True, changes=changes, **fields)
+    model = SquareModel(script=counted, chip_px=job.options.chip_px)
+    totals = run_job(job, model).totals
+    expected = {
+        name: pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+        for name, value in totals.as_dict().items()
+    }
+    report = open_report(Path(output), ImageOptions())
+    page = page_data(report.output, report.pairs, PageImages())
+    assert page["totals"] == page["pairs"][0]["totals"] == expected
+    results = read_results([Path(output)])
+    summary = summarize_chips(results)
+    assert summary.totals.as_dict() == expected
+    row = as_row(summary)
+    for column in ("basis", "changed_km2", "changed_share", "new_buildings", "new_roads"):
+        assert row[column] == expected[column]
+    assert row["looked_at_km2"] == expected["analyzed_km2"]
+    properties = result_item(results, Path("item.json"), before_date="2020", after_date="2024")["properties"]
+    assert {name: properties[f"deltavlm:{name}"] for name in expected} == expected
+    return totals
+
+
+CUTS = [  # chip size, overlap, offset
+    *((32, 0, (0, 0)), (48, 0, (0, 0)), (96, 0, (0, 0)), (900, 0, (0, 0)), (64, 8, (0, 0)), (64, 40, (0, 0))),
+    *((64, 0, (7, 13)), (64, 0, (31, 1)), (100, 0, (5, 0))),
+]
+
+
+@pytest.mark.parametrize(("chip_px", "overlap_px", "offset"), CUTS)
+def test_sums_over_chips_do_not_depend_on_the_cut(
+    tmp_path: Path, chip_px: int, overlap_px: int, offset: tuple[int, int]
+) -> None:
+    """Within 5 % for what is counted; changed ground is that of whole chips, so within a chip at its edge."""
+    pair, number = with_squares(tmp_path, offset)
+    totals = totals_everywhere("out.geojson", pair, chip_px=chip_px, overlap_px=overlap_px)
+    height, width = ROWS + offset[0], COLS + offset[1]
+    assert totals.basis == "chips"
+    assert totals.analyzed_km2 == pytest.approx(height * width * GSD_M**2 / 1e6, rel=1e-3)
+    assert totals.new_buildings == pytest.approx(number, rel=0.05)
+    assert totals.changed_share is not None
+    truth = COLS * 2 / 3 * ROWS / (width * height)
+    assert truth - 0.02 <= totals.changed_share <= min(1, truth + 2 * chip_px / width)
+
+
+@pytest.mark.parametrize(("output", "cut"), [("out.gpkg", CUTS[3]), ("out.geojson", CUTS[6])])
+def test_changed_ground_by_polygons_is_exact(
+    tmp_path: Path, output: str, cut: tuple[int, int, tuple[int, int]]
+) -> None:
+    chip_px, overlap_px, offset = cut
+    pair, number = with_squares(tmp_path, offset)
+    totals = totals_everywhere(output, pair, chip_px=chip_px, overlap_px=overlap_px, polygons=True)
+    assert (totals.basis, totals.kinds) == ("polygons", {"building_built": number})
+    assert totals.new_buildings == pytest.approx(number, rel=0.05)
+    assert totals.changed_km2 == pytest.approx(number * SIDE**2 * GSD_M**2 / 1e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("chip_px", [32, 96])
+def test_ground_outside_of_the_area_of_interest_does_not_count(tmp_path: Path, chip_px: int) -> None:
+    """A box with a quarter of the right two thirds; its edges cut chips and no square."""
+    pair, _ = with_squares(tmp_path)
+    left, top = COLS // 3 + 2 * STEP, 4 * STEP
+    width, height = 12 * STEP, 10 * STEP
+    west, north = 500_000 + left * GSD_M, 5_000_000 - top * GSD_M
+    box = (west, north - height * GSD_M, west + width * GSD_M, north)
+    read = ReadOptions(bbox=box, bbox_crs="EPSG:32631")
+    totals = totals_everywhere("out.gpkg", pair, chip_px=chip_px, overlap_px=0, read=read)
+    assert totals.analyzed_km2 == pytest.approx(width * height * GSD_M**2 / 1e6, rel=0.02)
+    assert totals.new_buildings == pytest.approx(12 * 10, rel=0.1)
+    totals = totals_everywhere("out.gpkg", pair, chip_px=chip_px, read=read, polygons=True)
+    assert totals.kinds == {"building_built": 12 * 10}
+
+
+def test_figures_of_outputs_are_added() -> None:
+    chips = Totals("chips", analyzed=4e6, changed=1e6, new_buildings=2.5)
+    polygons = Totals("polygons", analyzed=6e6, changed=1e6, new_buildings=1.0, new_roads=3.0)
+    both = sum_totals([chips, polygons])
+    assert (both.basis, both.changed_km2, both.changed_share) == ("chips and polygons", 2, 0.2)
+    assert (both.new_buildings, both.new_roads) == (3.5, 3)
+    assert sum_totals([]).as_dict()["basis"] is None
+    assert str(both) == (
+        "changed ground 2.00 of 10.00 km² (20 %) by chips and polygons; "
+        "3.5 new buildings, 3 new roads by chips"
+    )
+    in_pixels = chips + replace(polygons, has_crs=False)  # square pixels and square metres have no sum
+    assert (in_pixels.changed_km2, in_pixels.changed_share, in_pixels.new_buildings) == (None, None, 3.5)
