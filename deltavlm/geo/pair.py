@@ -26,7 +26,7 @@ from deltavlm.geo.aoi import aoi_file, aoi_from_bbox, aoi_from_file, aoi_from_sh
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
+from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced, datum_note, place_warnings
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.identity import Identity, current_identity, is_same
 from deltavlm.geo.location import check_exists
@@ -325,9 +325,13 @@ def open_pair(
             _check_stretches(views, stretches)
         warnings = (
             *_with_dates(before, after, before.warnings, after.warnings),
+            *_with_dates(before, after, tuple(place_warnings(before)), tuple(place_warnings(after))),
             *_with_dates(before, after, *contrast),
             *(() if options.outlines_only else _color_warnings(before, after)),
         )
+        datums, is_doubtful = datum_note(before, after) or ("", False)
+        if is_doubtful:
+            warnings = (*warnings, datums)
         dates = pair.before_date or before.date, pair.after_date or after.date
         doubts = tuple(_order_warnings(pair, dates))
         tagged = tuple(
@@ -344,6 +348,7 @@ def open_pair(
                 *_with_dates(before, after, before.notes, after.notes),
                 *(() if options.outlines_only else _band_notes(before, after)),
                 *alignment.notes,
+                *((datums,) if datums else ()),
                 *scale_notes,
                 *warnings,
                 *tagged,

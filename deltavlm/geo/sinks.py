@@ -121,6 +121,17 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
         raise OutputError(f"{path}: is open in another program, perhaps QGIS; close it there")
 
 
+def check_crs(path: Path | None, crs: CRS | None) -> None:
+    """Check that an output, or standard output, can hold geometries in a CRS.
+
+    Raises:
+        OutputError: it has longitudes and latitudes, and the CRS does not lead there.
+    """
+    path = _file_path(path)
+    if path is None or path.suffix.lower() in TEXT_WRITERS:
+        to_lonlat(crs)
+
+
 def files_of_output(name: str, path: Path) -> list[NamedPath]:
     """Files that writing the output `path` may write: itself, SQLite's next to a GeoPackage, or the style."""
     suffix = path.suffix.lower()

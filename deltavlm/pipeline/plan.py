@@ -10,7 +10,7 @@ from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.pairs import Pair
-from deltavlm.pipeline.reading import open_listed_pair
+from deltavlm.pipeline.reading import open_pair_of
 from deltavlm.pipeline.scale import Scale
 
 __all__ = ["PairPlan", "plan_run"]
@@ -66,7 +66,7 @@ def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> list
 def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> PairPlan:
     options = job.options
     try:
-        with open_listed_pair(pair, job.read) as reader:
+        with open_pair_of(job, pair) as reader:
             plan = PairPlan.of(pair, reader, reader.chips(*options.grid))
     except InputError as error:
         if job.is_single:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from deltavlm.errors import InputError
+from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.geo.sinks import check_crs
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.engine import Callback, Engine, LoadedChip
 from deltavlm.pipeline.job import AnalyzeJob
@@ -25,6 +26,7 @@ __all__ = [
     "first_crs",
     "log_notes",
     "open_listed_pair",
+    "open_pair_of",
     "read_chips_of_pairs",
     "with_callbacks",
 ]
@@ -42,6 +44,20 @@ def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[Pa
     aoi = read.aoi if pair.aoi is None else pair.aoi
     rasters = RasterPair(pair.before, pair.after, pair.id, pair.before_date, pair.after_date)
     return open_pair(rasters, replace(read, aoi=aoi))
+
+
+@contextmanager
+def open_pair_of(job: AnalyzeJob, pair: Pair) -> Iterator[PairReader]:
+    """Open a pair of a job.
+
+    Raises: InputError, also where its CRS does not lead to what the output has.
+    """
+    with open_listed_pair(pair, job.read) as reader:
+        try:
+            check_crs(job.output.path, reader.geobox.crs)
+        except OutputError as error:
+            raise InputError(f"{reader.views[0].source.name}: {error}") from error
+        yield reader
 
 
 def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
@@ -117,7 +133,7 @@ def read_chips_of_pairs(
             continue
         with ExitStack() as stack:
             try:
-                reader = opened or stack.enter_context(open_listed_pair(pair, job.read))
+                reader = opened or stack.enter_context(open_pair_of(job, pair))
                 grid = reader.chips(*options.grid)
                 record = PairRecord.of(pair, reader, grid)
             except InputError as error:

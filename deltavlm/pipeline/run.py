@@ -28,7 +28,7 @@ from deltavlm.pipeline.outputs import OutputFiles, check_outputs, is_complete, o
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import journal_settings, provenance
-from deltavlm.pipeline.reading import first_crs, open_listed_pair
+from deltavlm.pipeline.reading import first_crs, open_pair_of
 from deltavlm.pipeline.run_result import RunResult
 from deltavlm.pipeline.scale import Scale
 from deltavlm.pipeline.schema import CHANGES, output_layers, with_pair_columns
@@ -81,7 +81,7 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
         opened = None
         if job.is_single:
             (pair,) = job.pairs.pairs
-            opened = stack.enter_context(open_listed_pair(pair, job.read))
+            opened = stack.enter_context(open_pair_of(job, pair))
             _notify_notes(opened, hooks)
             grid = opened.chips(*job.options.grid)
             result.total = min(len(grid), job.options.limit or len(grid))
@@ -153,7 +153,7 @@ def _write_pair(job: AnalyzeJob, pair: Pair, engine: Engine, result: RunResult, 
     """Output of one pair of a folder."""
     files = OutputFiles.of(job.output)
     files.check(may_replace=job.output.may_replace)
-    with files.locked(), open_listed_pair(pair, job.read) as opened:
+    with files.locked(), open_pair_of(job, pair) as opened:
         _write(_Output(job, files, engine, result, opened), hooks)
 
 
