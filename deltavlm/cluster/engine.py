@@ -77,7 +77,7 @@ class ClusterEngine:
             if in_flight:
                 group, readings_ref, array_refs = in_flight.popleft()
                 for chip, reading in zip(group, _readings(readings_ref, group), strict=True):
-                    status, fraction, reason, address, digest, valid, shift_px = reading
+                    status, fraction, reason, address, digest, valid, shift_px, cloud_share = reading
                     pixels = None if address is None else (array_refs[address[0]], address[1])
                     yield LoadedChip(
                         chip,
@@ -89,6 +89,7 @@ class ClusterEngine:
                         digest,
                         valid=valid,
                         shift_px=shift_px,
+                        cloud_share=cloud_share,
                     )
 
     def infer(
@@ -151,4 +152,4 @@ def _readings(ref: Any, chips: Sequence[Chip]) -> list[ChipReading]:
         raise error.cause from error
     except RayError as error:
         reason = f"the worker that reads it has died, {1 + MAX_RETRIES} times ({type(error).__name__})"
-        return [("unreadable", None, reason, None, "", b"", None)] * len(chips)
+        return [("unreadable", None, reason, None, "", b"", None, None)] * len(chips)

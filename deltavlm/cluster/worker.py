@@ -37,9 +37,11 @@ __all__ = [
 
 PixelAddress = tuple[int, int]  # number of an array of pixels, and index of the chip in it
 Pixels = NDArray[np.uint8]  # (chips, 2, 3, size, size): before and after of each
-ChipReading = tuple[ChipStatus, float | None, str, PixelAddress | None, str, bytes, float | None]
+ChipReading = tuple[
+    ChipStatus, float | None, str, PixelAddress | None, str, bytes, float | None, float | None
+]
 """Status of a chip, valid fraction, error message, and if it will be asked: address and digest of its pixels,
-encoded valid pixels, shift between the dates in pixels."""
+encoded valid pixels, shift between the dates in pixels; share hidden by clouds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,10 @@ class ModelInfo(Labelled):
 def pair_fingerprint(reader: PairReader) -> dict[str, Any]:
     """Provenance of an open pair without paths and areas: equal for the same files on another machine."""
     values: dict[str, Any] = {**reader.provenance(), "bbox": None, "bbox_crs": None, "aoi": None}
-    return values | {date: {**values[date], "path": None} for date in ("before", "after")}
+    for date in ("before", "after"):
+        mask = values[date]["cloud_mask"]
+        values[date] = {**values[date], "path": None, "cloud_mask": mask and {**mask, "path": None}}
+    return values
 
 
 class _PairCache:
@@ -134,11 +139,12 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
                         chip.digest,
                         chip.valid,
                         chip.shift_px,
+                        chip.cloud_share,
                     )
                 )
     except InputError as error:
         reason = f"{error} (on {socket.gethostname()})"
-        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"", None)
+        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"", None, None)
         return [[unreadable] * len(task.chips), *[_EMPTY] * task.arrays]
     return [readings, *(np.stack(array) if array else _EMPTY for array in arrays)]
 

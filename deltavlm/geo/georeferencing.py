@@ -1,4 +1,4 @@
-"""Georeferencing of a raster: what places its pixels on the ground, and errors that name what is missing.
+"""Georeferencing of a raster: what places its pixels, and errors that name what is missing.
 
 A raster is placed by a CRS and a transform, or by ground control points with a CRS.
 """

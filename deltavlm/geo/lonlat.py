@@ -1,4 +1,4 @@
-"""Polygons in longitude and latitude: edges that bend, poles, the antimeridian, and places that do not exist.
+"""Polygons in longitude and latitude: edges that bend, poles, the antimeridian, missing places.
 
 A straight edge of a raster is in general not straight in longitude and latitude; an outline round a pole does
 not close there; and a corner may lie outside of what the CRS can express.

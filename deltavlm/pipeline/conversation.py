@@ -97,7 +97,7 @@ def answer_record(
 
 def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:
     """JSON object of a chip: window in pixels, bounds (west, south, east, north in lon/lat; west > east over
-    180 degrees; None without a CRS), share of pixels with data, and the images."""
+    180 degrees; None without a CRS), shares of pixels with data and under clouds, and the images."""
     bounds = None
     if reader.geobox.crs is not None:
         with suppress(OutputError):
@@ -108,6 +108,7 @@ def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:
         "window": {**chip.chip.window._asdict(), "size": chip.chip.size},
         "bounds": bounds,
         "valid_fraction": chip.pixels.valid_fraction,
+        "cloud_share": chip.pixels.cloud_share,
         "gsd_m": reader.gsd_m,
         "before": before,
         "after": after,

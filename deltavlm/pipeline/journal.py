@@ -281,7 +281,7 @@ class Journal:
 def _address_of(pair: Pair, key: bytes) -> str:
     """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may hold
     passwords."""
-    return keyed_digest(key, *map(stable_address, (pair.before, pair.after)))
+    return keyed_digest(key, *map(stable_address, (pair.before, pair.after, *pair.cloud_masks)))
 
 
 def _refuse_another(
@@ -322,6 +322,8 @@ def line_of(result: ChipResult) -> dict[str, Any]:
     for name, blob in (("mask", result.mask), ("valid", result.valid)):
         if blob is not None and blob.address is not None:
             line[name] = blob.address
+    if result.cloud_share is not None:
+        line["cloud_share"] = result.cloud_share
     if result.shift_px is not None:
         line["shift_px"] = result.shift_px
     if result.mask_score is not None:
@@ -357,6 +359,7 @@ def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> Chip
         digest=line.get("digest", ""),
         mask=mask,
         valid=valid,
+        cloud_share=line.get("cloud_share"),
         shift_px=line.get("shift_px"),
         mask_score=line.get("mask_score"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 from deltavlm.errors import InputError
 from deltavlm.files import parse_json
 from deltavlm.geo.grid import chip_offsets, ground_shares
+from deltavlm.geo.sinks import SUFFIXES
 from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
@@ -22,7 +23,7 @@ from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Output", "Row", "read_output"]
+__all__ = ["Output", "Row", "output_paths_in", "read_output"]
 
 Row = dict[str, Any]
 """Values of a feature by column; `geometry` is a shapely geometry or None."""
@@ -87,6 +88,30 @@ class Output:
     def values(self, layer: str, column: str) -> list[Any]:
         """Values of one column of a layer, as `rows` gives them."""
         return [_plain(column, value) for value in self.layers[layer][column].tolist()]
+
+
+def output_paths_in(paths: Sequence[Path]) -> list[Path]:
+    """Outputs by name: a folder stands for the outputs in it, without files of polygons beside them.
+
+    Raises: InputError for a folder without outputs.
+    """
+    expanded: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            expanded.append(path)
+            continue
+        outputs = sorted(
+            file
+            for file in path.iterdir()
+            if file.is_file()
+            and file.suffix.lower() in SUFFIXES
+            and not file.name.startswith(".")
+            and not file.stem.endswith(".changes")
+        )
+        if not outputs:
+            raise InputError(f"{path}: holds no outputs ({' '.join(SUFFIXES)}); {HINT}")
+        expanded += outputs
+    return expanded
 
 
 def read_output(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deltavlm.errors import InputError
+from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.outputs import check_format
 from deltavlm.pipeline.pairs import Pair
-from deltavlm.pipeline.reading import open_pair_of
+from deltavlm.pipeline.reading import open_listed_pair
 from deltavlm.pipeline.scale import Scale
 
 __all__ = ["PairPlan", "plan_run"]
@@ -66,10 +67,12 @@ def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> list
 def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> PairPlan:
     options = job.options
     try:
-        with open_pair_of(job, pair) as reader:
+        with open_listed_pair(pair, job.read) as reader:
+            if pair == job.pairs.pairs[0] and not job.output.per_pair:
+                check_format(job, reader.geobox)
             plan = PairPlan.of(pair, reader, reader.chips(*options.grid))
     except InputError as error:
-        if job.is_single:
+        if job.is_single or isinstance(error, OutputError):
             raise
         return PairPlan(pair, reason=str(error))
     scale = Scale(plan.gsd_m, training_gsd_m, options.chip_px / model_chip_px).warning(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from deltavlm.errors import InputError, OutputError
+from deltavlm.errors import InputError
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
-from deltavlm.geo.sinks import check_crs
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.engine import Callback, Engine, LoadedChip
 from deltavlm.pipeline.job import AnalyzeJob
@@ -26,12 +26,13 @@ __all__ = [
     "first_crs",
     "log_notes",
     "open_listed_pair",
-    "open_pair_of",
     "read_chips_of_pairs",
     "with_callbacks",
 ]
 
 logger = logging.getLogger(__name__)
+
+NUMBER_OR_PATH = re.compile(r"\S*[\d/\\]\S*")
 
 _CHANGED = (
     "{file}: was written over or replaced while it was read, so answers about it may be of two images; "
@@ -40,24 +41,15 @@ _CHANGED = (
 
 
 def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
-    """Open a pair; its own area of interest replaces that of `read`."""
-    aoi = read.aoi if pair.aoi is None else pair.aoi
+    """Open a pair; its own area of interest and cloud masks replace those of `read`."""
     rasters = RasterPair(pair.before, pair.after, pair.id, pair.before_date, pair.after_date)
-    return open_pair(rasters, replace(read, aoi=aoi))
-
-
-@contextmanager
-def open_pair_of(job: AnalyzeJob, pair: Pair) -> Iterator[PairReader]:
-    """Open a pair of a job.
-
-    Raises: InputError, also where its CRS does not lead to what the output has.
-    """
-    with open_listed_pair(pair, job.read) as reader:
-        try:
-            check_crs(job.output.path, reader.geobox.crs)
-        except OutputError as error:
-            raise InputError(f"{reader.views[0].source.name}: {error}") from error
-        yield reader
+    read = replace(
+        read,
+        aoi=read.aoi if pair.aoi is None else pair.aoi,
+        before_cloud_mask=pair.before_cloud_mask or read.before_cloud_mask,
+        after_cloud_mask=pair.after_cloud_mask or read.after_cloud_mask,
+    )
+    return open_pair(rasters, read)
 
 
 def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
@@ -71,7 +63,8 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
 def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob, warned: set[str]) -> None:
     """Log the notes of an opened pair, and a warning where its scale is far from that of the training.
 
-    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds.
+    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds, which
+    are texts without numbers and paths.
     """
     scale = Scale.of(reader.gsd_m, model, job.options.chip_px)
     warning = scale.warning(limited=not job.options.any_scale)
@@ -79,7 +72,7 @@ def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob
         if warning:
             logger.warning("%s", warning)
         return
-    notes = [(note, note, note in reader.warnings) for note in reader.notes]
+    notes = [(NUMBER_OR_PATH.sub("", note), note, note in reader.warnings) for note in reader.notes]
     for kind, note, is_warning in [*notes, *([(scale.kind, warning, True)] if warning else [])]:
         if is_warning and kind not in warned:
             warned.add(kind)
@@ -133,7 +126,7 @@ def read_chips_of_pairs(
             continue
         with ExitStack() as stack:
             try:
-                reader = opened or stack.enter_context(open_pair_of(job, pair))
+                reader = opened or stack.enter_context(open_listed_pair(pair, job.read))
                 grid = reader.chips(*options.grid)
                 record = PairRecord.of(pair, reader, grid)
             except InputError as error:

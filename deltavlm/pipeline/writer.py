@@ -154,6 +154,7 @@ class ResultWriter:
             "valid_fraction": result.valid_fraction,
             "ground_share": result.chip.ground_share,
             "aoi_share": result.chip.aoi_share,
+            "cloud_share": result.cloud_share,
             "shift_px": result.shift_px,
             "gsd_m": record.gsd_m,
             "model": self.model,

@@ -143,6 +143,7 @@ FLAT_BLUE = np.concatenate([sample(0, 3000)[:2], np.full((1, 5000), 9999)])
         (sample(0, 9, "uint8"), None, "auto", "it is black: its values .* --scale pct:2,98 stretches it"),
         (np.zeros((3, 99), "uint8"), None, "auto", "black: nearly all of its values are 0; check the file"),
         (np.empty((3, 0)), FIXED, "auto", "no pixel with data; check its nodata value"),
+        (sample(8000, 9000), FIXED, "none", "with --scale none it is white: .* --scale auto stretches it"),
         (sample(0, 3000), FIXED, "0,3000", None),
         (sample(0, 99, "uint8"), None, "auto", None),
         (FLAT_BLUE.clip(0, 200).astype("uint8"), None, "auto", None),  # colors as they are

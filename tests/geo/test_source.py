@@ -174,6 +174,16 @@ def test_a_palette_that_is_not_there(tmp_path: Path, before: Path) -> None:
     assert (images[1] == noise(1)).all()
 
 
+def test_a_color_table_in_one_date_alone_is_told(tmp_path: Path, before: Path) -> None:
+    numbers = np.random.default_rng(1).choice([1, 2, 9], (1, ROWS, COLS)).astype("uint8")
+    after = write_raster(
+        tmp_path / "a.tif", numbers, palette={1: (10, 20, 30), 2: (200, 9, 50), 9: (0, 0, 255)}
+    )
+    for pair, name in (((before, after), "after"), ((after, before), "before")):
+        with opened(*pair) as reader:
+            assert any(f"only {name} is read through a color table" in note for note in reader.warnings)
+
+
 def test_bands_named_by_their_descriptions(tmp_path: Path, shift: float) -> None:
     """Red and blue were swapped in one date alone, so that all of the ground changed."""
     pixels = noise(4, dtype="uint16", high=3000)

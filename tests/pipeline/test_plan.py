@@ -11,7 +11,6 @@ from deltavlm.pipeline.plan import plan_run
 from tests.conftest import Scene
 from tests.jobs import job_into
 from tests.pairs import write_pairs
-from tests.rasters import noise, write_raster
 
 
 def test_the_plan_of_a_single_pair(scene: Scene) -> None:
@@ -44,18 +43,3 @@ def test_a_single_pair_must_open(scene: Scene) -> None:
     scene.after.write_bytes(b"")
     with pytest.raises(InputError, match="is empty"):
         plan_run(job_into("out.gpkg", scene), 32, 0.5)
-
-
-def test_what_the_output_cannot_place_is_refused_before_any_work(tmp_path: Path) -> None:
-    """Chips of a building site were analyzed, and then GeoJSON could not hold them."""
-    path = write_raster(tmp_path / "site.tif", noise(), crs='LOCAL_CS["a site",UNIT["metre",1]]')
-    site = Scene(path, path)
-    for output in ("out.geojson", "out.ndjson"):
-        with pytest.raises(InputError, match=r"site\.tif: the CRS 'a site' does not lead to .*write \.gpkg"):
-            plan_run(job_into(output, site), 32, 0.5)
-    (plan,) = plan_run(job_into("out.gpkg", site), 32, 0.5)
-    assert plan.chips == 15
-    pairs = tmp_path / "list.csv"
-    pairs.write_text(f"before,after\n{path},{path}\n")
-    (plan,) = plan_run(job_into("out.geojson", pairs), 32, 0.5)
-    assert "does not lead to longitude" in (plan.reason or "")
