@@ -192,7 +192,8 @@ class ModelFlags:
         from deltavlm import load_model
 
         started = time.monotonic()
-        model: ChangeModel = load_model(self.model, self.runtime_options())
+        with console.waiting(f"loading the model {self.model}"):
+            model: ChangeModel = load_model(self.model, self.runtime_options())
         load_s = time.monotonic() - started
         console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
         return model

@@ -44,7 +44,7 @@ from deltavlm.geo.registration import Registration, Shift, lattice_windows, meas
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import SourceOptions, open_source
 from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
-from deltavlm.messages import redact_address
+from deltavlm.messages import redact, redact_address
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
@@ -248,7 +248,7 @@ class PairReader:
             "scale": options.scale,
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
-            "aoi": str(options.aoi) if options.aoi else None,
+            "aoi": redact(str(options.aoi)) if options.aoi else None,
         }
 
 

@@ -173,6 +173,23 @@ def test_a_chip_on_a_border_is_divided(tmp_path: Path, results: Results) -> None
     assert rows["West"].top_chips[0].caption == f"caption {top}"
 
 
+def test_a_district_smaller_than_a_chip_has_its_part(tmp_path: Path) -> None:
+    """By centres of chips it was wholly changed or left out: here the centre of neither chip lies in it."""
+    chips = [
+        Feature(each.geometry, {**each.properties, "changed": changed, "new_buildings": 2})
+        for each, changed in ((chip(0, 0, 0), True), (chip(1, 1, 0), False))
+    ]
+    results = written(tmp_path / "out.gpkg", chips)
+    shape = shapely.box(500_090, 5_399_950, 500_140, 5_399_960)  # 10 m of the first chip, 40 m of the second
+    geopandas.GeoDataFrame({"name": ["Lane"]}, geometry=[shape], crs=32633).to_file(tmp_path / "lane.gpkg")
+    lane, outside = summarize_areas(results, areas_from_file(results, tmp_path / "lane.gpkg"))
+    assert (lane.name, lane.chips, outside.name, outside.chips) == ("Lane", 0, OUTSIDE, 2)
+    assert lane.changed_share == pytest.approx(0.2, abs=1e-3)
+    assert lane.looked_at_share == pytest.approx(1, abs=1e-3)
+    assert lane.new_buildings == pytest.approx(2 * 500 / 10_000, rel=1e-2)
+    assert lane.new_buildings + outside.new_buildings == pytest.approx(4)
+
+
 def test_grid_cells_are_named_by_their_corner(results: Results) -> None:
     areas = areas_from_grid(results, 400)
     assert set(areas.names) == {f"E{x} N{y}" for x in (500000, 500400, 500800) for y in (5399200, 5399600)}
