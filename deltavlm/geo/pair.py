@@ -28,7 +28,7 @@ from deltavlm.geo.cloud_source import open_cloud_mask
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
+from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced, datum_note, place_warnings
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.identity import Identity, current_identity, is_same
 from deltavlm.geo.location import check_exists
@@ -45,7 +45,7 @@ from deltavlm.geo.registration import Registration, Shift, lattice_windows, meas
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import SourceOptions, open_source
 from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
-from deltavlm.messages import redact_address
+from deltavlm.messages import redact, redact_address
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
@@ -253,7 +253,7 @@ class PairReader:
             "match": self.color_match and self.color_match.record(),
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
-            "aoi": str(options.aoi) if options.aoi else None,
+            "aoi": redact(str(options.aoi)) if options.aoi else None,
         }
 
 
@@ -373,10 +373,14 @@ def open_pair(
         cloud_notes, cloud_warnings = _cloud_texts(views)
         warnings = (
             *_with_dates(before, after, before.warnings, after.warnings),
+            *_with_dates(before, after, tuple(place_warnings(before)), tuple(place_warnings(after))),
             *_with_dates(before, after, *contrast),
             *_with_dates(before, after, *cloud_warnings),
             *(() if options.outlines_only else _color_warnings(before, after)),
         )
+        datums, is_doubtful = datum_note(before, after) or ("", False)
+        if is_doubtful:
+            warnings = (*warnings, datums)
         dates = pair.before_date or before.date, pair.after_date or after.date
         doubts = tuple(_order_warnings(pair, dates))
         tagged = tuple(
@@ -394,6 +398,7 @@ def open_pair(
                 *_with_dates(before, after, *cloud_notes),
                 *(() if options.outlines_only else _band_notes(before, after)),
                 *alignment.notes,
+                *((datums,) if datums else ()),
                 *scale_notes,
                 *warnings,
                 *tagged,

@@ -27,6 +27,7 @@ from deltavlm.errors import ConfigError, InputError
 from deltavlm.files import parse_json, read_text
 from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
+from deltavlm.geo.vector_reader import split_layer
 from deltavlm.messages import preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
@@ -295,7 +296,8 @@ def _aoi(value: Any, source: str, folder: Path) -> Path | BaseGeometry | None:
         if text is None:
             return None
         if not text.startswith("{") and not _WKT.match(text):
-            return Path(_resolve(text, folder))
+            file, layer = split_layer(str(folder / normalize_location(text)))
+            return Path(f"{file}:{layer}") if layer else Path(_resolve(text, folder))
         value = text
     try:
         if isinstance(value, str) and value.startswith("{"):
