@@ -372,6 +372,15 @@ class _PixelFlags:
             help="Move AFTER onto BEFORE where their pixels show it to lie up to 8 px off.",
         ),
     ] = False
+    match: Annotated[
+        Literal["none", "histogram"],
+        flag(
+            "--match",
+            panel=RASTERS,
+            help="histogram: a gain and an offset for each band of AFTER give unchanged ground the mean and "
+            "contrast that it has in BEFORE.",
+        ),
+    ] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +400,7 @@ class RasterFlags(AlignmentFlags, _PixelFlags):
             "qa_band": self.qa_band,
             "resampling": self.resampling,
             "register": self.register,
+            "match": self.match,
         }
 
 

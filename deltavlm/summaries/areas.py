@@ -334,3 +334,8 @@ def _lonlat_polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
 def _require_crs(results: Results) -> None:
     if not results.has_crs:
         raise InputError(f"{results.paths[0]}: has no CRS, so its chips lie in no area; leave --by out")
+    if len(results.chips) and shapely.is_missing(results.lonlat).all():
+        raise InputError(
+            f"{results.paths[0]}: its CRS does not lead to longitude and latitude, so its chips lie in no "
+            "area; leave --by out"
+        )

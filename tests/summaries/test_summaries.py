@@ -76,6 +76,18 @@ def test_several_outputs_are_combined(tmp_path: Path) -> None:
         read_results([tmp_path / "a.gpkg", tmp_path / "pixels.gpkg"])
 
 
+def test_outputs_in_several_crss_are_combined_in_degrees(tmp_path: Path) -> None:
+    """They were transformed to the CRS of the first, which may not lead to where the others are."""
+    south = [Feature(shapely.box(-5e4, -5e4, 5e4, 5e4), {"chip_id": "a", "status": "answered"})]
+    written(tmp_path / "utm.gpkg", GRID[:6])
+    written(tmp_path / "pole.gpkg", south, CRS.from_epsg(3031))
+    for names in (("utm.gpkg", "pole.gpkg"), ("pole.gpkg", "utm.gpkg")):
+        results = read_results([tmp_path / name for name in names])
+        bounds = results.chips.total_bounds
+        assert bounds == pytest.approx((-180, -90, 180, 48.75), abs=0.01)
+        assert np.nanmax(results.areas_m2) == pytest.approx(1e10, rel=0.07)
+
+
 def test_foreign_files_are_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "empty.gpkg").write_bytes(b"")
     (tmp_path / "broken.gpkg").write_bytes(b"SQLite format 3\0" + bytes(100))
