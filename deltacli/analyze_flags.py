@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.pairs import PairList
     from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = ["DateFlags", "EngineFlags", "MaskFlags", "PairFlags", "RunFlags", "ShowFlags"]
+__all__ = [
+    "MASKS",
+    "DateFlags",
+    "EngineFlags",
+    "MaskFlags",
+    "OutlineFlags",
+    "PairFlags",
+    "RunFlags",
+    "ShowFlags",
+]
 
 PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Ray cluster"  # panels of the help
 _LISTED = 10  # unmatched files that are named
@@ -211,40 +220,9 @@ class PolygonsCommand(ProjCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskFlags:
-    """Polygons and rasters made of the model's change masks."""
+class OutlineFlags:
+    """Polygons made of probabilities: threshold, smallest area, outlines."""
 
-    polygons: Annotated[
-        str | None,
-        flag(
-            "--polygons",
-            "--no-polygons",
-            panel=MASKS,
-            parser=_parse_polygons,
-            metavar="[changed|all]",
-            help="Write a layer of change polygons with class, area and score: of the chips called changed, "
-            "or of all. With polygons or rasters, chips overlap by an eighth unless --overlap or --stride is "
-            "given.",
-        ),
-    ] = None
-    mask: Annotated[
-        str | None,
-        flag(
-            "--mask",
-            panel=MASKS,
-            metavar="FILE.tif",
-            help="Write a raster of classes: 0 none, 1 building, 2 road, 3 other, 255 nodata.",
-        ),
-    ] = None
-    probability: Annotated[
-        str | None,
-        flag(
-            "--probability",
-            panel=MASKS,
-            metavar="FILE.tif",
-            help="Write a raster of probabilities, one band each for building, road and other.",
-        ),
-    ] = None
     min_area: Annotated[
         float | None,
         flag(
@@ -279,6 +257,59 @@ class MaskFlags:
         ),
     ] = 0.5
 
+    def check_numbers(self) -> None:
+        """Raises: BadParameter for a number that is not finite."""
+        for name in ("min_area", "simplify", "mask_threshold"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise typer.BadParameter(
+                    f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
+                )
+
+    def change_options(self, **others: Any) -> ChangeOptions:
+        """Options of these flags, and others of `ChangeOptions`."""
+        from deltavlm.pipeline.changes import ChangeOptions
+
+        return ChangeOptions(
+            threshold=self.mask_threshold, min_area_m2=self.min_area, simplify_px=self.simplify, **others
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFlags(OutlineFlags):
+    """Polygons and rasters made of the model's change masks."""
+
+    polygons: Annotated[
+        str | None,
+        flag(
+            "--polygons",
+            "--no-polygons",
+            panel=MASKS,
+            parser=_parse_polygons,
+            metavar="[changed|all]",
+            help="Write a layer of change polygons with class, area and score: of the chips called changed, "
+            "or of all. With polygons or rasters, chips overlap by an eighth unless --overlap or --stride is "
+            "given.",
+        ),
+    ] = None
+    mask: Annotated[
+        str | None,
+        flag(
+            "--mask",
+            panel=MASKS,
+            metavar="FILE.tif",
+            help="Write a raster of classes: 0 none, 1 building, 2 road, 3 other, 255 nodata.",
+        ),
+    ] = None
+    probability: Annotated[
+        str | None,
+        flag(
+            "--probability",
+            panel=MASKS,
+            metavar="FILE.tif",
+            help="Write a raster of probabilities, one band each for building, road and other.",
+        ),
+    ] = None
+
     def check(self, *, into_folder: bool) -> None:
         """Raises: BadParameter or ConfigError where the flags do not go together."""
         for name in ("min_area", "simplify"):
@@ -286,11 +317,7 @@ class MaskFlags:
                 raise typer.BadParameter(
                     "is for --polygons; add that, or leave it out", param_hint=_flag(name)
                 )
-        for name in ("min_area", "simplify", "mask_threshold"):
-            if not math.isfinite(getattr(self, name) or 0):
-                raise typer.BadParameter(
-                    f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
-                )
+        self.check_numbers()
         from deltavlm.files import names_folder
 
         for name in ("mask", "probability"):
@@ -301,14 +328,7 @@ class MaskFlags:
                 )
 
     def options(self) -> ChangeOptions:
-        from deltavlm.pipeline.changes import ChangeOptions
-
-        return ChangeOptions(
-            chips="all" if self.polygons == "all" else "changed",
-            threshold=self.mask_threshold,
-            min_area_m2=self.min_area,
-            simplify_px=self.simplify,
-        )
+        return self.change_options(chips="all" if self.polygons == "all" else "changed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +341,7 @@ class EngineFlags:
             "--engine",
             panel=CLUSTER,
             help="Where the model runs: in this process, or on a Ray cluster with the same answers (needs "
-            "pip install 'deltavlm[ray]').",
+            "pip install '.[ray]' in a clone of deltavlm).",
         ),
     ] = "local"
     ray_address: Annotated[
@@ -370,7 +390,8 @@ class EngineFlags:
 
         if find_spec("ray") is None:
             raise ConfigError(
-                "--engine ray: Ray is not installed; pip install 'deltavlm[ray]', also on the workers"
+                "--engine ray: Ray is not installed; pip install '.[ray]' in a clone of deltavlm, "
+                "also on the workers"
             )
 
     @contextmanager
@@ -505,6 +526,11 @@ class RunFlags:
         self.engine.check()
         self.model.runtime_options()
 
+    @property
+    def has_automatic_overlap(self) -> bool:
+        """True where no flag says how far chips overlap."""
+        return self.chips.overlap is None and self.chips.stride is None
+
     def job(self, pairs: PairList, questions: Sequence[QuestionSpec], target: str) -> AnalyzeJob:
         """Job of these flags. Raises: BadParameter or ConfigError."""
         from deltavlm.files import names_folder
@@ -512,14 +538,13 @@ class RunFlags:
 
         chips, masks, out = self.chips, self.masks, self.out
         read = self.rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
-        has_overlap = chips.overlap is not None or chips.stride is not None
         return AnalyzeJob(
             pairs=pairs,
             questions=questions,
             read=read,
             options=AnalyzeOptions(
                 chip_px=chips.chip_size,
-                overlap_px=chips.overlap_px if has_overlap else None,
+                overlap_px=None if self.has_automatic_overlap else chips.overlap_px,
                 batch_size=parsing.parse_batch_size(self.batch_size),
                 max_nodata=chips.max_nodata,
                 any_scale=chips.any_scale,

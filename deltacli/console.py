@@ -131,6 +131,15 @@ class Console:
         else:
             yield self._progress_lines(total, label, initial)
 
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show on a terminal that something takes its time; nothing elsewhere, nor with -q."""
+        if not self.on_terminal or not self.show_progress or self.verbosity < 0:
+            yield
+            return
+        with self._rich_console().status(text):
+            yield
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table on a terminal, unless -q; nothing elsewhere."""
         if not self.on_terminal or self.verbosity < 0 or not rows:

@@ -117,6 +117,18 @@ class EndpointFlags:
         str | None, flag("--llm-model", panel=OPEN_QUESTIONS, metavar="NAME", help="Model of the endpoint.")
     ] = None
 
+    llm_timeout: Annotated[
+        float,
+        flag(
+            "--llm-timeout",
+            panel=OPEN_QUESTIONS,
+            metavar="S",
+            min=1,
+            max=3600,
+            help="Seconds for one whole reply of the endpoint.",
+        ),
+    ] = 60.0
+
     def question_writer(self, log: Path) -> QuestionWriter | None:
         """Writer of open questions; None without an endpoint. Raises: ConfigError, InputError."""
         from deltavlm.data.endpoint import Endpoint, QuestionWriter, ReplyLog
@@ -126,7 +138,9 @@ class EndpointFlags:
             return None
         if self.llm_endpoint is None or self.llm_model is None:
             raise ConfigError("--llm-endpoint and --llm-model belong together; give both")
-        endpoint = Endpoint(self.llm_endpoint, self.llm_model, os.environ.get(KEY) or None)
+        endpoint = Endpoint(
+            self.llm_endpoint, self.llm_model, os.environ.get(KEY) or None, timeout_s=self.llm_timeout
+        )
         writer = QuestionWriter(endpoint, ReplyLog(log))
         if writer.log.replies:
             console.info(f"{pluralize(len(writer.log.replies), 'pair')} answered before, in {log}")

@@ -29,6 +29,7 @@ from deltacli.evaluate import evaluate
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.grid import grid
 from deltacli.metrics import run_metrics
+from deltacli.polygonize import polygonize
 from deltacli.report import report
 from deltacli.signals import catch_signals
 from deltacli.stac import stac
@@ -193,6 +194,7 @@ app.command(cls=ProjCommand)(ask)
 app.command(cls=ProjCommand)(chat)
 app.command(cls=ProjCommand)(grid)
 app.command(cls=ProjCommand)(report)
+app.command(cls=ProjCommand)(polygonize)
 app.command(cls=ProjCommand)(summarize)
 app.command(cls=ProjCommand)(stac)
 app.command("eval")(evaluate)

@@ -5,22 +5,24 @@ A letter means the same in every command that has it, but for two older ones: `-
 
     flag            commands
     --after-bands   analyze, ask, chat
+    --after-cloud-mask analyze, ask, chat
     --align         analyze, ask, chat, grid
     --allow-no-crs  analyze, ask, chat, grid
     --allow-vrt     analyze, ask, chat, grid, report
     --alpha-band    analyze, ask, chat
-    --aoi           analyze, ask, grid
-    --at            ask, chat
     --any-scale     analyze, ask
+    --aoi           analyze, ask, grid, polygonize
+    --at            ask, chat
     -b --bands      analyze, ask, chat
     --batch-size    analyze, ask, eval
-    --bbox          analyze, ask, chat, grid
-    --bbox-crs      analyze, ask, chat, grid
+    --bbox          analyze, ask, chat, grid, polygonize
+    --bbox-crs      analyze, ask, chat, grid, polygonize
     --beams         analyze, ask, chat, eval
     --before-bands  analyze, ask, chat
+    --before-cloud-mask analyze, ask, chat
     --cascade       analyze, ask
-    --threshold     analyze, report, summarize
     --chip-size     analyze, ask, chat, grid
+    --cloud-mask    analyze, ask, chat
     --color         all
     --config        all
     --decode        analyze, ask, chat, eval
@@ -33,18 +35,20 @@ A letter means the same in every command that has it, but for two older ones: `-
     --layer         analyze, ask
     --limit         analyze, ask, eval
     --log-format    all
+    --match         analyze, ask, chat
     --max-nodata    analyze, ask
     -m --model      analyze, ask, chat, eval
     --nodata        analyze, ask, chat
     --on-error      analyze, ask
-    -o --output     analyze, ask, grid, report, summarize, stac, eval, train, data fetch, data build,
-                    weights fetch, weights convert
+    -o --output     analyze, ask, grid, report, polygonize, summarize, stac, eval, train, data fetch,
+                    data build, weights fetch, weights convert
     --overlap       analyze, ask, grid
-    --overwrite     analyze, ask, chat, grid, report, summarize, stac, eval, synth chips, synth scene,
-                    data fetch, data build
+    --overwrite     analyze, ask, chat, grid, report, polygonize, summarize, stac, eval, synth chips,
+                    synth scene, data fetch, data build
     --progress      all
     --prompt-style  analyze, ask, chat, eval
     --quantize      analyze, ask, chat, eval, weights verify
+    --qa-band       analyze, ask, chat
     -Q --questions  analyze, ask
     -q --quiet      all
     --register      analyze, ask, chat
@@ -54,6 +58,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --scale         analyze, ask, chat, synth scene
     --stride        analyze, ask, grid
     --threads       analyze, ask, chat, eval, train
+    --threshold     analyze, report, polygonize, summarize
     -v --verbose    all
 
 Flags of a single command are defined in its module, groups of flags in `flag_groups`.
@@ -332,7 +337,7 @@ Quantize = Annotated[
     flag(
         "--quantize",
         panel=MODEL,
-        help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs pip install 'deltavlm[quantize]'.",
+        help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs the extra quantize.",
     ),
 ]
 

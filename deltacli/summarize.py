@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @grouped
 def summarize(
     outputs: Annotated[
-        list[Path], typer.Argument(metavar="OUT...", help="Outputs of deltavlm analyze, in any format.")
+        list[Path],
+        typer.Argument(metavar="OUT|FOLDER...", help="Outputs of deltavlm analyze, or folders of them."),
     ],
     by: Annotated[
         str | None,
@@ -55,7 +56,7 @@ def summarize(
             min=0,
             max=15,
             show_default="8",
-            help="Resolution of H3; one more is a seventh of the area. Needs pip install 'deltavlm[h3]'.",
+            help="Resolution of H3; one more is a seventh of the area. Needs the extra h3.",
         ),
     ] = None,
     threshold: options.StoredThreshold = None,
@@ -79,6 +80,7 @@ def summarize(
 
     from deltavlm.geo.sinks import check_output, files_of_output
     from deltavlm.geo.vector_reader import split_layer
+    from deltavlm.pipeline.outputs_reader import output_paths_in
     from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.summary import summarize as summarize_results
@@ -86,6 +88,7 @@ def summarize(
 
     if json_summary and str(output) == "-":
         raise typer.BadParameter("stdout is taken by the features of -o -", param_hint="--json")
+    outputs = output_paths_in(outputs)
     if output is not None:
         areas_file = None if by in (None, "grid", "h3", "pair") else split_layer(by)[0]
         read = {"OUT": outputs, "--by": areas_file, "--config": common.config}

@@ -63,8 +63,9 @@ MAX_DATASET_BYTES = 2**30
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Text of a UTF-8 file, without a byte order mark; never more than `max_bytes` are read.
 
-    Raises: OSError (EFBIG for a larger file, such as a device without an end), UnicodeDecodeError.
+    Raises: InputError for a pipe or a device, OSError (EFBIG for a larger file), UnicodeDecodeError.
     """
+    check_regular(path)
     with path.open("rb") as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:

@@ -14,11 +14,12 @@ import errno
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deltavlm.deadline import call_within
 from deltavlm.errors import InputError, OutputError, WriteError
 from deltavlm.files import format_bytes
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 TIMEOUT_S = 30.0  # of a request for a repository's list of files; downloads have huggingface_hub's own
+STALL_S = 300.0  # after which a download of less than 1 kB/s is given up
 LARGE_FILE_BYTES = 10_000_000  # from this size on, checking a checksum takes long enough to announce it
 
 
@@ -213,15 +215,18 @@ def _plan_online(hub: Hub, repository: Repository, select: Select) -> PlannedFil
 
     api, kind = HfApi(endpoint=hub.endpoint), repository.kind
     with _hub_errors(hub, repository):
-        info = api.repo_info(
-            repository.name,
-            repo_type=kind,
-            revision=repository.revision,
-            files_metadata=True,
-            timeout=TIMEOUT_S,
+        info = call_within(
+            2 * TIMEOUT_S,
+            lambda: api.repo_info(
+                repository.name,
+                repo_type=kind,
+                revision=repository.revision,
+                files_metadata=True,
+                timeout=TIMEOUT_S,
+            ),
         )
         if getattr(info, "gated", False):  # then the list of files is public, and the files are not
-            api.auth_check(repository.name, repo_type=kind)
+            call_within(2 * TIMEOUT_S, lambda: api.auth_check(repository.name, repo_type=kind))
     commit = info.sha
     siblings = {sibling.rfilename: sibling for sibling in getattr(info, "siblings", None) or ()}
     if commit is None or any(sibling.size is None for sibling in siblings.values()):
@@ -229,16 +234,19 @@ def _plan_online(hub: Hub, repository: Repository, select: Select) -> PlannedFil
 
     def path_of(name: str) -> Path:
         with _hub_errors(hub, repository), _progress_bars(visible=False):
-            return Path(
-                hf_hub_download(
+            path = call_within(
+                STALL_S,
+                lambda: hf_hub_download(
                     repository.name,
                     name,
                     repo_type=kind,
                     revision=commit,
                     cache_dir=hub.cache_dir,
                     endpoint=hub.endpoint,
-                )
+                ),
+                lambda: _cached_bytes(hub, repository),
             )
+            return Path(path)
 
     selection = select(siblings, path_of)
     if selection.missing:
@@ -246,7 +254,7 @@ def _plan_online(hub: Hub, repository: Repository, select: Select) -> PlannedFil
             f"{repository.name} has no {', '.join(selection.missing)} at {repository.revision};"
             f" give another revision{repository.advice}"
         )
-    blobs = hub.cache_dir / f"{kind}s--{repository.name.replace('/', '--')}" / "blobs"
+    blobs = _blobs(hub, repository)
     files = []
     for name in selection.names:
         sibling = siblings[name]
@@ -298,22 +306,39 @@ def _snapshot(hub: Hub, planned: PlannedFiles, progress: bool) -> Path:
             raise _not_cached(hub, repository, names[0])
         return folder
     with _hub_errors(hub, repository), _progress_bars(progress):
-        folder = Path(
-            snapshot_download(
+        path = call_within(
+            STALL_S,
+            lambda: snapshot_download(
                 repository.name,
                 repo_type=repository.kind,
                 revision=repository.revision,  # not the commit: offline the cache must know this name
                 cache_dir=hub.cache_dir,
                 endpoint=hub.endpoint,
                 allow_patterns=names,
-            )
+            ),
+            lambda: _cached_bytes(hub, repository),
         )
+        folder = Path(path)
     if folder.name != planned.commit:
         raise InputError(
             f"{repository.name} at {repository.revision} changed from {planned.commit[:12]} to"
             f" {folder.name[:12]} since it was planned; fetch again"
         )
     return folder
+
+
+def _blobs(hub: Hub, repository: Repository) -> Path:
+    """Folder of the repository's files in the cache, named by checksum."""
+    return hub.cache_dir / f"{repository.kind}s--{repository.name.replace('/', '--')}" / "blobs"
+
+
+def _cached_bytes(hub: Hub, repository: Repository) -> int:
+    """Bytes of the repository in the cache, those of incomplete files too."""
+    size = 0
+    for path in _blobs(hub, repository).glob("*"):
+        with suppress(OSError):  # renamed since
+            size += path.stat().st_size
+    return size
 
 
 def _checksum(text: str | None) -> str | None:

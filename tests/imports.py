@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-LEAVES = frozenset({"version", "errors", "messages", "config", "text_norm", "files"})
+LEAVES = frozenset({"version", "errors", "messages", "config", "text_norm", "files", "deadline"})
 
 #: part of the project -> parts of deltavlm that it may import (itself is always allowed)
 ARROWS: dict[str, frozenset[str]] = {
@@ -17,7 +17,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "messages": frozenset(),
     "text_norm": frozenset({"errors", "messages"}),
     "files": frozenset({"errors", "messages"}),
-    "hub": frozenset({"errors", "messages", "files"}),
+    "deadline": frozenset(),
+    "hub": frozenset({"errors", "messages", "files", "deadline"}),
     "geo": LEAVES,
     "model": LEAVES,
     "metrics": LEAVES,

@@ -44,6 +44,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "errors": GROUND | TORCH | TERMINAL,
     "config": GROUND | TORCH | TERMINAL,
     "messages": GROUND | TORCH | TERMINAL,
+    "deadline": GROUND | TORCH | TERMINAL,
     "text_norm": GROUND | TORCH | TERMINAL,
     "geo": TORCH | TERMINAL,
     "model": GROUND | TERMINAL,

@@ -74,7 +74,7 @@ def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("material") is None, reason='needs pip install "deltavlm[docs]"')
+@pytest.mark.skipif(find_spec("material") is None, reason="needs pip install '.[docs]'")
 def test_the_site_has_a_page_for_each_command(tmp_path: Path) -> None:
     """With --strict, so a broken link is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

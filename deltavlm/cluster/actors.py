@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 2  # of work whose worker has died
 WAIT_LOG_S = 30.0  # seconds between two messages while actors are waited for
+START_S = 1800.0  # seconds that a worker may take to start and to load its model
 BATCHES_PER_ACTOR = 3  # in flight: one is asked, one is queued behind it, one is finished and waits its turn
 
 
@@ -75,6 +77,7 @@ class ActorPool:
 
     def ready(self) -> list[ActorSlot]:
         """Slots whose actor can be asked; waits until there is one. Raises: ModelError if all have died."""
+        begin = time.monotonic()
         while True:
             for slot in [slot for slot in self.slots if slot.loading is not None]:
                 if ray.wait([slot.loading], timeout=0)[0]:
@@ -86,6 +89,10 @@ class ActorPool:
                 return ready
             if not ray.wait([slot.loading for slot in self.slots], timeout=WAIT_LOG_S)[0]:
                 logger.warning("no worker is ready; waiting for one")
+                if time.monotonic() - begin > START_S:
+                    raise ModelError(
+                        f"no worker started in {START_S / 60:.0f} minutes; the results so far are kept"
+                    )
 
     def _admit(self, slot: ActorSlot) -> None:
         """Admit a restarted actor that has loaded the pool's model; remove its slot if it cannot."""
@@ -111,8 +118,14 @@ class ActorPool:
             ConfigError where workers have different models or versions.
         """
         loading = [slot.loading for slot in self.slots]
+        begin = time.monotonic()
         while len(ready := ray.wait(loading, num_returns=len(loading), timeout=WAIT_LOG_S)[0]) < len(loading):
             logger.warning("waiting for workers: %d of %d are ready", len(ready), len(loading))
+            if time.monotonic() - begin > START_S:
+                raise ModelError(
+                    f"{len(ready)} of {len(loading)} workers started in {START_S / 60:.0f} minutes; ask for"
+                    " fewer with --actors, or wait until the cluster is free"
+                )
         try:
             infos = ray.get(loading)
         except RayError as error:

@@ -69,7 +69,15 @@ class ClusterEngine:
                     is_exhausted = True
                     break
                 indices = tuple((chip.row, chip.col) for chip in group)
-                task = ReadTask(raster_pair, read, reader.registration, fingerprint, indices, batch_size)
+                task = ReadTask(
+                    raster_pair,
+                    read,
+                    reader.registration,
+                    reader.color_match,
+                    fingerprint,
+                    indices,
+                    batch_size,
+                )
                 readings_ref, *array_refs = read_task.options(num_returns=1 + task.arrays).remote(
                     task, options_ref
                 )
@@ -77,7 +85,7 @@ class ClusterEngine:
             if in_flight:
                 group, readings_ref, array_refs = in_flight.popleft()
                 for chip, reading in zip(group, _readings(readings_ref, group), strict=True):
-                    status, fraction, reason, address, digest, valid, shift_px = reading
+                    status, fraction, reason, address, digest, valid, shift_px, cloud_share = reading
                     pixels = None if address is None else (array_refs[address[0]], address[1])
                     yield LoadedChip(
                         chip,
@@ -89,6 +97,7 @@ class ClusterEngine:
                         digest,
                         valid=valid,
                         shift_px=shift_px,
+                        cloud_share=cloud_share,
                     )
 
     def infer(
@@ -151,4 +160,4 @@ def _readings(ref: Any, chips: Sequence[Chip]) -> list[ChipReading]:
         raise error.cause from error
     except RayError as error:
         reason = f"the worker that reads it has died, {1 + MAX_RETRIES} times ({type(error).__name__})"
-        return [("unreadable", None, reason, None, "", b"", None)] * len(chips)
+        return [("unreadable", None, reason, None, "", b"", None, None)] * len(chips)

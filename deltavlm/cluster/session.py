@@ -27,6 +27,7 @@ _LOCAL_TOKEN = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }  # of a cluster for this run only
+_JOIN = {"RAY_gcs_server_port_wait_time_s": "2"}  # tries; each takes 40 s where a server does not answer
 LOCAL = "local"
 CONNECT_S = 10.0
 
@@ -80,7 +81,7 @@ def start_cluster(
 def set_ray_environment(address: str) -> None:
     """Set variables that Ray reads when it is imported, unless they are set already."""
     if "ray" not in sys.modules:
-        for name, value in (_QUIET | (_LOCAL_TOKEN if address == LOCAL else {})).items():
+        for name, value in (_QUIET | (_LOCAL_TOKEN if address == LOCAL else _JOIN)).items():
             os.environ.setdefault(name, value)
 
 

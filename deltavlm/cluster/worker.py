@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltavlm.errors import DeltaVLMError, InputError
+from deltavlm.geo.matching import ColorMatch
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
 from deltavlm.model.config import RuntimeOptions
@@ -37,9 +38,11 @@ __all__ = [
 
 PixelAddress = tuple[int, int]  # number of an array of pixels, and index of the chip in it
 Pixels = NDArray[np.uint8]  # (chips, 2, 3, size, size): before and after of each
-ChipReading = tuple[ChipStatus, float | None, str, PixelAddress | None, str, bytes, float | None]
+ChipReading = tuple[
+    ChipStatus, float | None, str, PixelAddress | None, str, bytes, float | None, float | None
+]
 """Status of a chip, valid fraction, error message, and if it will be asked: address and digest of its pixels,
-encoded valid pixels, shift between the dates in pixels."""
+encoded valid pixels, shift between the dates in pixels; share hidden by clouds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class ReadTask:
     pair: RasterPair
     read: ReadOptions
     registration: Registration  # of the pair, so that the worker need not measure it
+    color_match: ColorMatch | None  # the same
     fingerprint: dict[str, Any]  # `pair_fingerprint` that the pair must have on the worker
     chips: tuple[tuple[int, int], ...]  # row and column of each in the chip grid
     chips_per_array: int  # chips whose pixels are in one array, sent together
@@ -80,23 +84,28 @@ class ModelInfo(Labelled):
 def pair_fingerprint(reader: PairReader) -> dict[str, Any]:
     """Provenance of an open pair without paths and areas: equal for the same files on another machine."""
     values: dict[str, Any] = {**reader.provenance(), "bbox": None, "bbox_crs": None, "aoi": None}
-    return values | {date: {**values[date], "path": None} for date in ("before", "after")}
+    for date in ("before", "after"):
+        mask = values[date]["cloud_mask"]
+        values[date] = {**values[date], "path": None, "cloud_mask": mask and {**mask, "path": None}}
+    return values
 
 
 class _PairCache:
     """Cache of one open pair, since the next task is mostly about the same."""
 
     def __init__(self) -> None:
-        self.key: tuple[RasterPair, ReadOptions, Registration] | None = None
+        self.key: tuple[RasterPair, ReadOptions, Registration, ColorMatch | None] | None = None
         self.stack = ExitStack()
         self.reader: PairReader | None = None
 
-    def open(self, pair: RasterPair, read: ReadOptions, registration: Registration) -> PairReader:
-        """Raises: InputError where it cannot be opened here."""
-        key = (pair, read, registration)
+    def open(self, task: ReadTask) -> PairReader:
+        """Open the pair of a task. Raises: InputError where it cannot be opened here."""
+        key = (task.pair, task.read, task.registration, task.color_match)
         if self.reader is None or self.key != key:
             self.close()
-            self.reader = self.stack.enter_context(open_pair(pair, read, registration=registration))
+            self.reader = self.stack.enter_context(
+                open_pair(task.pair, task.read, registration=task.registration, color_match=task.color_match)
+            )
             self.key = key
         return self.reader
 
@@ -113,7 +122,7 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
     arrays: list[list[Pixels]] = [[] for _ in range(task.arrays)]
     count = 0
     try:
-        reader = _cache.open(task.pair, task.read, task.registration)
+        reader = _cache.open(task)
         if pair_fingerprint(reader) != task.fingerprint:
             raise InputError(f"{task.pair.after}: is another file, or read in another way")
         grid = reader.chips(*options.grid)
@@ -134,11 +143,12 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
                         chip.digest,
                         chip.valid,
                         chip.shift_px,
+                        chip.cloud_share,
                     )
                 )
     except InputError as error:
         reason = f"{error} (on {socket.gethostname()})"
-        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"", None)
+        unreadable: ChipReading = ("unreadable", None, reason, None, "", b"", None, None)
         return [[unreadable] * len(task.chips), *[_EMPTY] * task.arrays]
     return [readings, *(np.stack(array) if array else _EMPTY for array in arrays)]
 

@@ -24,6 +24,7 @@ from urllib.request import Request, urlopen
 
 from deltavlm.data.build import PairFacts
 from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, join_labels
+from deltavlm.deadline import call_within
 from deltavlm.errors import InputError, OutputError, ToolError
 from deltavlm.files import JsonLines, parse_json, read_text
 from deltavlm.tasks.text import clean
@@ -35,6 +36,7 @@ MAX_REPLY_BYTES = 1_000_000
 MAX_REPLIES = 3  # asked for one pair until one of them is usable
 MAX_FAILED_PAIRS = 5  # in a row; then the model is the wrong one
 MAX_WAIT_S = 60.0
+TIMEOUT_S = 60.0
 TASK = (
     "You write questions and answers about what changed between two aerial images of one place, taken at"
     " different times. You are told what is true of the pair. Write 3 questions that a person who looks at"
@@ -51,8 +53,8 @@ class Endpoint:
     url: str  # up to /chat/completions
     model: str
     key: str | None = field(default=None, repr=False)
-    timeout_s: float = 120.0
-    tries: int = 5  # of a request that fails with 429, 5xx or without an answer
+    timeout_s: float = TIMEOUT_S  # of a whole reply
+    tries: int = 5  # of a request that fails with 429, 5xx or without a connection
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
@@ -198,6 +200,7 @@ def request_reply(endpoint: Endpoint, log: Path, prompt: str) -> str:
     messages = [{"role": "system", "content": TASK}, {"role": "user", "content": prompt}]
     body = json.dumps({"model": endpoint.model, "messages": messages}).encode()
     address = endpoint.url.rstrip("/") + "/chat/completions"
+    saved = f"; replies so far are saved in {log}" if log.exists() else ""
     fault = ""
     for attempt in range(endpoint.tries):
         request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
@@ -205,42 +208,71 @@ def request_reply(endpoint: Endpoint, log: Path, prompt: str) -> str:
             request.add_unredirected_header("Authorization", f"Bearer {endpoint.key}")
         wait_s = min(MAX_WAIT_S, 2.0**attempt)
         try:
-            with urlopen(request, timeout=endpoint.timeout_s) as response:
-                content = response.read(MAX_REPLY_BYTES)
-            return _message_text(endpoint, content)
-        except HTTPError as error:
-            with error:
-                if error.code != 429 and error.code < 500:
-                    raise InputError(_explain_refusal(endpoint, error)) from error
-                fault = f"HTTP {error.code}"
-                retry_after = error.headers.get("Retry-After", "")
-                if retry_after.isdecimal():
-                    wait_s = min(MAX_WAIT_S, float(retry_after))
-        except (URLError, HTTPException, OSError) as error:  # no connection, cut off, timeout
+            response = _send(request, endpoint.timeout_s)
+        except TimeoutError as error:
+            raise ToolError(
+                f"{endpoint.url} gave no whole answer in {endpoint.timeout_s:g} s{saved}; run the same"
+                " command again to resume, perhaps with a longer --llm-timeout"
+            ) from error
+        except (URLError, HTTPException, OSError) as error:  # no connection, cut off
             fault = str(getattr(error, "reason", "") or error) or type(error).__name__
+        else:
+            if response.status < 400:
+                return _message_text(endpoint, response.content)
+            if response.status != 429 and response.status < 500:
+                raise InputError(_explain_refusal(endpoint, response))
+            fault = f"HTTP {response.status}"
+            if response.retry_after.isdecimal():
+                wait_s = min(MAX_WAIT_S, float(response.retry_after))
         if attempt + 1 < endpoint.tries:
             endpoint.sleep(wait_s)
-    saved = f"; replies so far are saved in {log}" if log.exists() else ""
     raise ToolError(
         f"{endpoint.url} did not answer in {endpoint.tries} tries ({fault}){saved};"
         f" run the same command again to resume"
     )
 
 
-def _explain_refusal(endpoint: Endpoint, error: HTTPError) -> str:
-    """Message for a refusal: its reason and the next step, without the key if the reply repeats it."""
-    if error.code in (401, 403):
-        reason = "the key was refused" if endpoint.key else "it asks for a key"
-        return f"{endpoint.url} (HTTP {error.code}): {reason}; set DELTAVLM_LLM_KEY to a valid key"
+@dataclass(frozen=True, slots=True)
+class _Response:
+    status: int
+    reason: str
+    retry_after: str
+    content: bytes  # at most MAX_REPLY_BYTES
+
+
+def _send(request: Request, timeout_s: float) -> _Response:
+    """Response to a request within `timeout_s`, from the name of the host to the last byte.
+
+    Raises: TimeoutError; URLError, HTTPException or OSError where the connection fails.
+    """
+
+    def send() -> _Response:
+        try:
+            response: Any = urlopen(request, timeout=timeout_s)
+        except HTTPError as error:
+            response = error
+        with response:
+            content = response.read(MAX_REPLY_BYTES)
+            retry_after = response.headers.get("Retry-After", "")
+            return _Response(response.status, str(response.reason), retry_after, content)
+
     try:
-        detail = clean(error.read(MAX_REPLY_BYTES).decode("utf-8", "replace"))[:200]
-    except (OSError, HTTPException):
-        detail = ""
+        return call_within(timeout_s, send)  # the timeout of `urlopen` begins anew with every byte
+    except URLError as error:
+        raise error.reason if isinstance(error.reason, TimeoutError) else error from None
+
+
+def _explain_refusal(endpoint: Endpoint, response: _Response) -> str:
+    """Message for a refusal: its reason and the next step, without the key if the reply repeats it."""
+    if response.status in (401, 403):
+        reason = "the key was refused" if endpoint.key else "it asks for a key"
+        return f"{endpoint.url} (HTTP {response.status}): {reason}; set DELTAVLM_LLM_KEY to a valid key"
+    detail = clean(response.content.decode("utf-8", "replace"))
     if endpoint.key:
         detail = detail.replace(endpoint.key, "***")
     return (
-        f"{endpoint.url} (HTTP {error.code}) refuses a request for {endpoint.model}:"
-        f" {detail or error.reason}; check --llm-endpoint and --llm-model"
+        f"{endpoint.url} (HTTP {response.status}) refuses a request for {endpoint.model}:"
+        f" {detail[:200] or response.reason}; check --llm-endpoint and --llm-model"
     )
 
 

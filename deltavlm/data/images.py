@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from deltavlm.errors import InputError
+from deltavlm.files import check_regular
 
 __all__ = ["image_size", "open_image", "read_image", "save_image"]
 
@@ -24,6 +25,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     Raises: InputError naming the file, also for errors of decoding inside the `with`.
     """
     try:
+        check_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except FileNotFoundError as error:

@@ -63,6 +63,11 @@ class Cog:
         with self._wrap_errors():
             self.raster.write(values, window=rasterio.windows.Window(*window))
 
+    def tag(self, name: str, value: object) -> None:
+        """Set a tag of the raster. Raises: WriteError."""
+        with self._wrap_errors():
+            self.raster.update_tags(**{name: value})
+
     def finish(self) -> None:
         """Convert to a COG and verify it, once all windows are written. Raises: WriteError."""
         with self._wrap_errors():

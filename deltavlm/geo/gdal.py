@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -20,7 +21,15 @@ from deltavlm.errors import RasterError
 from deltavlm.geo.location import is_remote
 from deltavlm.messages import redact, redact_address
 
-__all__ = ["gdal_env", "log_decoder_warnings", "reset_error", "trim_malloc", "wrap_gdal_errors"]
+__all__ = [
+    "UNREADABLE",
+    "Server",
+    "gdal_env",
+    "log_decoder_warnings",
+    "reset_error",
+    "trim_malloc",
+    "wrap_gdal_errors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +41,8 @@ px wide. With 16 MiB a warp took 1.4 times as long; 64 MiB were no faster."""
 GDAL_LOG = logging.getLogger("rasterio._err")
 DECODER_WARNING = re.compile(r"JPEGLib|libjpeg|libpng|opj_|LZW|corrupt.* data", re.IGNORECASE)
 
+UNREADABLE = "a part of it cannot be read", "copy or download it again"
+SLOW_S = 30.0  # of a read that fails at last; with 503, three repetitions take 7 s
 TRIM_INTERVAL = 32  # reads
 
 
@@ -44,6 +55,9 @@ def gdal_env(*locations: str) -> rasterio.Env:
         "GDAL_HTTP_RETRY_DELAY": "1",
         "GDAL_HTTP_CONNECTTIMEOUT": "20",
         "GDAL_HTTP_TIMEOUT": "60",
+        # a server that never answers, or sends a byte now and then; such a request is not repeated
+        "GDAL_HTTP_LOW_SPEED_TIME": "10",  # s
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes/s
         # a large window is warped in the same blocks as a small one, so that both have the same pixels
         "GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO",
     }
@@ -78,7 +92,32 @@ def _without_secrets(text: str, location: str) -> str:
         spellings.append(_vsi_path(_parse_path(location)))
     for spelling in spellings:
         text = text.replace(spelling, redact_address(spelling))
+        for mark in "?#":  # GDAL tells a part of an address too, such as its last one
+            secret = spelling.partition(mark)[2]
+            if secret and redact_address(spelling) != spelling:
+                text = text.replace(mark + secret, "").replace(mark + secret.partition("#")[0], "")
     return redact(text)
+
+
+class Server:
+    """Server of a remote image, not asked any more after a read that failed for SLOW_S: GDAL asks for
+    each block several times, and a run for each chip."""
+
+    is_gone = False
+
+    @contextmanager
+    def watch(self, location: str) -> Iterator[None]:
+        """Read from the server. Raises: RasterError."""
+        if self.is_gone:
+            raise RasterError(
+                f"{redact_address(location)}: its server does not answer any more; try again later"
+            )
+        begin = time.monotonic()
+        try:
+            yield
+        except RasterError:
+            self.is_gone = time.monotonic() - begin > SLOW_S
+            raise
 
 
 def reset_error(dataset: DatasetReader) -> None:

@@ -1,4 +1,4 @@
-"""Polygons in longitude and latitude: edges that bend, poles, the antimeridian, and places that do not exist.
+"""Polygons in longitude and latitude: edges that bend, poles, the antimeridian, missing places.
 
 A straight edge of a raster is in general not straight in longitude and latitude; an outline round a pole does
 not close there; and a corner may lie outside of what the CRS can express.
@@ -140,7 +140,8 @@ def _point_transform(crs: CRS | pyproj.CRS) -> TransformPoints:
         transformer = pyproj.Transformer.from_crs(source, pyproj.CRS.from_epsg(4326), always_xy=True)
     except pyproj.exceptions.ProjError as error:
         raise OutputError(
-            f"no transformation from the raster's CRS to WGS 84 ({error}); write .gpkg instead"
+            f"the CRS {source.name!r} does not lead to longitude and latitude, as this format has them; "
+            "write .gpkg, .fgb or .parquet"
         ) from error
     unit = np.degrees(source.axis_info[0].unit_conversion_factor) if source.is_geographic else None
 

@@ -16,8 +16,11 @@ from shapely.geometry.base import BaseGeometry
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.grid import Chip
 
-__all__ = ["Polygonizer", "Region", "polygonize_chip", "simplify_polygons"]
+__all__ = [
+    *("Polygonizer", "Region", "fill_holes", "merge_regions", "polygonize_chip", "simplify_polygons"),
+]
 
+CLOSING_PX = 1e-3  # more than half the distance, so that parts exactly that far apart join
 MIN_TOLERANCE_PX = 0.5  # removes points in the middle of an edge, and no corner of a pixel
 
 Labels = NDArray[np.uint8]  # (rows, cols) class of each pixel; 0 is background
@@ -122,11 +125,12 @@ class Polygonizer:
         """
         begin = len(self._components)
         if values:
-            flat = components.ravel()
-            pixels = np.bincount(flat, minlength=len(values) + 1)
-            sums = np.stack([np.bincount(flat, plane.ravel(), len(values) + 1) for plane in planes], axis=1)
-            firsts = np.full(len(values) + 1, flat.size)
-            np.minimum.at(firsts, flat, np.arange(flat.size))
+            inside = np.flatnonzero(components)
+            numbers, length = components.ravel()[inside], len(values) + 1
+            pixels = np.bincount(numbers, minlength=length)
+            sums = np.stack([np.bincount(numbers, plane.ravel()[inside], length) for plane in planes], axis=1)
+            firsts = np.full(length, components.size)
+            np.minimum.at(firsts, numbers, inside)
             outlines: dict[int, BaseGeometry] = {}
             for geometry, number in shapes(components, mask=components > 0, connectivity=4):
                 outlines[int(number)] = shape(geometry)
@@ -205,3 +209,56 @@ def simplify_polygons(polygons: Sequence[BaseGeometry], tolerance_px: float) -> 
     # two adjacent polygons must have the same vertices along their common edge
     coverage[adjacent] = shapely.transform(shapely.segmentize(coverage[adjacent], 1.0), np.round)
     return [*shapely.coverage_simplify(coverage, max(tolerance_px, MIN_TOLERANCE_PX))]
+
+
+def merge_regions(
+    regions: Sequence[Region], outlines: Sequence[BaseGeometry], distance_px: float
+) -> tuple[list[Region], list[BaseGeometry]]:
+    """Regions of one class whose outlines are at most `distance_px` apart become one, the gap filled.
+
+    The order is that of the first of each. A merged outline is the closing of its parts: dilated, then
+    eroded, by half the distance.
+    """
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(regions):
+        return [], []
+    values = np.array([region.value for region in regions])
+    first, second = shapely.STRtree(outlines).query(outlines, predicate="dwithin", distance=distance_px)
+    same = values[first] == values[second]
+    links = coo_array((np.ones(same.sum()), (first[same], second[same])), shape=(len(regions),) * 2)
+    _, groups = connected_components(links, directed=False)
+    merged, shapes_px = [], []
+    for group in dict.fromkeys(groups.tolist()):
+        members = np.flatnonzero(groups == group).tolist()
+        if len(members) == 1:
+            merged.append(regions[members[0]])
+            shapes_px.append(outlines[members[0]])
+            continue
+        parts = [regions[member] for member in members]
+        pixels = sum(part.pixels for part in parts)
+        merged.append(
+            Region(
+                parts[0].value,
+                shapely.union_all([part.polygon for part in parts]),
+                pixels,
+                sum(part.mean * part.pixels for part in parts) / pixels,
+                np.sum([part.sums for part in parts], axis=0),
+            )
+        )
+        union = shapely.union_all([outlines[member] for member in members])
+        dilated = union.buffer(distance_px / 2 + CLOSING_PX, join_style="mitre")
+        shapes_px.append(dilated.buffer(-distance_px / 2 - CLOSING_PX, join_style="mitre").union(union))
+    return merged, shapes_px
+
+
+def fill_holes(polygon: BaseGeometry, area_px: float) -> BaseGeometry:
+    """The polygon without its holes below an area, in square pixels."""
+
+    def without_small_holes(part: shapely.Polygon) -> shapely.Polygon:
+        holes = [ring for ring in part.interiors if shapely.Polygon(ring).area >= area_px]
+        return shapely.Polygon(part.exterior, holes)
+
+    parts = [without_small_holes(part) for part in shapely.get_parts(polygon)]
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

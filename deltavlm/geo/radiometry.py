@@ -155,7 +155,9 @@ def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_phy
     offset of the file have been applied to them.
     """
     if not values.shape[1]:
-        return "a sample of it has no pixel with data; check its nodata value, mask and alpha band"
+        return (
+            "a sample of it has no pixel with data; check its nodata value, mask, alpha band and cloud mask"
+        )
     image = to_uint8(values[:, None], stretch)[:, 0]
     low, high = np.percentile(image, OUTLIERS, axis=1, method="nearest").astype(int)
     flat = high - low <= ONE_COLOR
@@ -172,18 +174,20 @@ def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_phy
         appearance = "nothing but black and white"
     else:
         return None
-    lowest, highest = (f"{limit:.3g}" for limit in np.percentile(values, (2, 98), method="nearest").tolist())
-    where = " after the scale and offset of the file" if is_physical else ""
+    lowest, highest = (f"{limit:.4g}" for limit in np.percentile(values, (2, 98), method="nearest").tolist())
+    unit = " after the scale and offset of the file" if is_physical else ""
     spec = parse_scale(scale)
     if lowest == highest:
-        return f"it is {appearance}: nearly all of its values are {lowest}{where}; check the file"
+        return f"it is {appearance}: nearly all of its values are {lowest}{unit}; check the file"
     if spec.kind == "fixed":
         advice = f"give LO,HI in these units, such as --scale {lowest},{highest}"
+    elif spec.kind == "none":
+        advice = "--scale auto stretches it"
     elif spec.per_date or spec.kind == "percent":
         advice = "check the file, or set limits with --scale LO,HI"
     else:
         advice = (
             "--scale per-date gives each date its own limits" if stretch else "--scale pct:2,98 stretches it"
         )
-    values_text = f"its values are mostly {lowest} to {highest}{where}"
+    values_text = f"its values are mostly {lowest} to {highest}{unit}"
     return f"with --scale {scale} it is {appearance}: {values_text}; {advice}"

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +24,7 @@ from deltavlm.files import (
     fsync_file,
     open_regular,
     resolve_link,
+    scratch_name,
     write_atomic,
 )
 from deltavlm.geo.features import Feature, Layer
@@ -41,10 +42,12 @@ from deltavlm.geo.tables import Tables, write_flatgeobuf, write_geoparquet
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
+    from shapely.geometry.base import BaseGeometry
 
 __all__ = [
     "SUFFIXES",
     "FeatureSink",
+    "check_can_hold",
     "check_output",
     "files_of_output",
     "geojson_text",
@@ -128,6 +131,83 @@ def files_of_output(name: str, path: Path) -> list[NamedPath]:
         return [(name, path), *((f"{each.name} next to {name}", each) for each in sqlite_sidecars(path))]
     style = [(f"the style of {name}", path.with_suffix(".qml"))] if suffix in SUFFIXES else []
     return [(name, path), *style]
+
+
+def check_can_hold(
+    path: Path | None,
+    layers: Sequence[Layer],
+    crs: CRS | None,
+    polygons: Sequence[BaseGeometry],
+    *,
+    only_layer: str | None = None,
+) -> None:
+    """Check, before any work, that the format of an output can hold these layers in this CRS.
+
+    A GeoPackage needs locks, which some network drives lack; a CRS without an EPSG code is written on trial
+    to a scratch file. `polygons` are some of those of the features, in `crs`.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    path = _file_path(path)
+    suffix = "" if path is None else path.suffix.lower()
+    if path is None or suffix in TEXT_WRITERS:
+        try:
+            lonlat = to_lonlat(crs)
+        except OutputError as error:
+            raise OutputError(f"{path or '-'}: {error}") from error
+        if all(lonlat(polygon).is_empty for polygon in polygons):
+            raise OutputError(
+                f"{path or '-'}: GeoJSON needs longitudes and latitudes, and the CRS of the raster has none; "
+                "write .gpkg instead"
+            )
+        return
+    if suffix == ".gpkg":
+        _check_database(path, max(len(layer.fields) for layer in layers))
+    if crs is not None and crs.to_epsg() is None:
+        chosen = [layer for layer in layers if layer.name == (only_layer or layers[0].name)]
+        tables = Tables(layers if suffix == ".gpkg" and only_layer is None else chosen)
+        for name in tables.layers:
+            tables.write(name, [Feature(polygon) for polygon in polygons])
+        with _trial_file(path) as scratch, _wrap_trial_errors(path):
+            TABLE_WRITERS[suffix](scratch, tables, crs, {})
+
+
+def _check_database(path: Path, columns: int) -> None:
+    """Create an SQLite database with that many columns next to `path`, and remove it. Raises: OutputError."""
+    names = ", ".join(f"column_{number}" for number in range(columns))
+    with (
+        _trial_file(path) as scratch,
+        _wrap_trial_errors(path),
+        closing(sqlite3.connect(scratch, timeout=1)) as database,
+    ):
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(f"CREATE TABLE trial ({names})")
+        database.commit()
+
+
+@contextmanager
+def _trial_file(path: Path) -> Iterator[Path]:
+    """Name of a scratch file next to `path`, which is removed at the end with what SQLite keeps beside it."""
+    target = resolve_link(path)
+    scratch = target.with_name(scratch_name(path))
+    try:
+        yield scratch
+    finally:
+        for file in (scratch, *sqlite_sidecars(scratch)):
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _wrap_trial_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*WRITE_ERRORS, ValueError) as error:
+        message = str(error).partition("\n")[0]
+        raise OutputError(
+            f"{path}: a {path.suffix.lower()} cannot hold the result there ({message}); "
+            "choose another suffix, or a folder on a local disk"
+        ) from error
 
 
 @contextmanager

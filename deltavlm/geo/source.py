@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,12 @@ from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.bands import BandChoice, choose_bands
 from deltavlm.geo.dates import date_of_tags
 from deltavlm.geo.drivers import NOT_READ, check_size, open_image
-from deltavlm.geo.gdal import reset_error, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import UNREADABLE, reset_error, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.identity import identify, identify_all
 from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
     MAX_VALUE,
-    UNREADABLE,
     Source,
     alpha_band,
     has_transform,
@@ -39,7 +39,7 @@ from deltavlm.geo.view import (
 )
 from deltavlm.messages import pluralize, redact_address
 
-__all__ = ["open_source"]
+__all__ = ["SourceOptions", "open_source"]
 
 MIN_OPAQUE_SHARE = 0.5  # of the pixels that an alpha band shows, which have its largest value, or nearly
 NEARLY_OPAQUE = 0.98  # of that value, in lossy files
@@ -50,30 +50,31 @@ spread, and at least MIN_FILL_SHARE of the pixels have it."""
 MIN_FILL_SHARE = 0.002
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """Options of `open_source`."""
+
+    bands: Sequence[int] | None = None
+    nodata: float | None = None
+    trust_alpha: bool = True  # False: a band that is labelled alpha is data
+    read_pixels: bool = True  # False: metadata only, without notes on bands
+    allow_vrt: bool = False
+    resampling: str = "bilinear"  # of a raster that is warped by its ground control points
+
+
 @contextmanager
-def open_source(
-    location: str,
-    *,
-    bands: Sequence[int] | None = None,
-    nodata: float | None = None,
-    trust_alpha: bool = True,
-    read_pixels: bool = True,
-    allow_vrt: bool = False,
-    resampling: str = "bilinear",
-) -> Iterator[Source]:
+def open_source(location: str, options: SourceOptions | None = None) -> Iterator[Source]:
     """Open one raster: a path, `https://`, `s3://` or `/vsi...`.
 
-    A raster georeferenced by ground control points alone is warped into their CRS, by `resampling` unless it
-    has a palette. A band that is labelled
-    alpha but varies like an image is taken for data, with a note; with `trust_alpha=False` every one is.
-    `read_pixels=False` is for metadata only: no pixel is read, and notes on bands are left out. `allow_vrt`
-    permits VRTs.
+    A raster georeferenced by ground control points alone is warped into their CRS. A band that is labelled
+    alpha but varies like an image is taken for data, with a note.
 
     Raises:
         RasterError: missing, empty, a folder, not a raster that may be opened (`drivers.py`), too large, or
             with control points that do not place it.
-        ConfigError: `bands` or `nodata` do not fit the file.
+        ConfigError: bands or nodata do not fit the file.
     """
+    options = options or SourceOptions()
     location = normalize_location(location)
     check_is_file(location)
     name = redact_address(location)
@@ -82,7 +83,7 @@ def open_source(
     with ExitStack() as stack:
         with wrap_gdal_errors(location, *NOT_READ):
             identity = identify(location)  # first: a change from here on is one of what is read
-        dataset = stack.enter_context(_open_dataset(location, allow_vrt))
+        dataset = stack.enter_context(_open_dataset(location, options.allow_vrt))
         with wrap_gdal_errors(location, *NOT_READ):
             files = identify_all(location, identity, dataset.files)
             check_size(dataset, name)
@@ -90,39 +91,50 @@ def open_source(
                 raise RasterError(f"{name}: holds complex numbers; give an image of their amplitude")
             date = date_of_tags(dataset.tags() | dataset.tags(ns="IMAGERY"))
             alpha, opaque = alpha_band(dataset), None
-            if read_pixels and alpha:
-                opaque = _opaque_value(location, dataset, alpha) if trust_alpha else None
+            if options.read_pixels and alpha:
+                opaque = _opaque_value(location, dataset, alpha) if options.trust_alpha else None
                 if opaque is None:
                     notes.append(f"band {alpha} is labelled alpha but holds data, so it hides no pixels")
                     dataset = stack.enter_context(without_alpha(dataset))
-            chosen = _choose_bands(dataset, bands, name)
-            if chosen.note and read_pixels:
-                (guesses if chosen.is_guess else notes).append(chosen.note)
-            nodatas = _nodata_values(dataset, chosen.rgb, nodata, name)
-            is_palette = dataset.colorinterp[chosen.rgb[0] - 1] is ColorInterp.palette
-            if read_pixels and is_palette and not _has_color_table(dataset, chosen.rgb[0]):
-                guesses.append(
-                    f"band {chosen.rgb[0]} is said to have a color table, and there is none: its values are "
-                    "shown as gray"
-                )
-            elif read_pixels and nodata is None and set(nodatas) <= {None} and not is_palette:
-                fill = _undeclared_fill(location, dataset, sorted(set(chosen.rgb)))
-                if fill is not None:
-                    nodatas = (fill,) * len(nodatas)
+            chosen = _choose_bands(dataset, options.bands, name)
+            distinct = sorted(set(chosen.rgb))
+            nodata, fill = _nodata_values(dataset, distinct, options.nodata, name), None
+            is_palette = dataset.colorinterp[distinct[0] - 1] is ColorInterp.palette
+            if options.read_pixels:
+                if chosen.note:
+                    (guesses if chosen.is_guess else notes).append(chosen.note)
+                if is_palette and not _has_color_table(dataset, distinct[0]):
                     guesses.append(
-                        f"many of its values are {fill:g}, far from all others, and are taken for nodata; "
-                        f"--nodata {fill:g} says so, and --nodata with another value that they are data"
+                        f"band {distinct[0]} is said to have a color table, and there is none: its values "
+                        "are shown as gray"
                     )
-            if (gcp_crs := _control_point_crs(dataset)) is not None:
-                notes.append(
-                    f"georeferenced by its {pluralize(len(dataset.gcps[0]), 'ground control point')}"
+                if not is_palette and options.nodata is None:
+                    fill = _undeclared_fill(location, dataset, distinct, nodata)
+            if fill is not None:
+                guesses.append(
+                    f"many of its values are {fill:g}, far from all others, and are taken for nodata; "
+                    f"--nodata {fill:g} says so, and --nodata with another value that they are data"
                 )
-                value = nodatas[0] if len(set(nodatas)) == 1 else None
+                if all(value is None or math.isnan(value) for value in nodata):  # a warp knows one value
+                    nodata = (fill,) * len(nodata)
+            if (gcp_crs := _control_point_crs(dataset)) is not None:
+                points = pluralize(len(dataset.gcps[0]), "ground control point")
+                notes.append(f"georeferenced by its {points}")
+                value = nodata[0] if len(set(nodata)) == 1 else None
                 dataset = stack.enter_context(
-                    _warp_by_control_points(dataset, gcp_crs, name, resampling, value)
+                    _warp_by_control_points(dataset, gcp_crs, name, options.resampling, value)
                 )
         yield Source(
-            location, dataset, chosen.rgb, opaque, nodatas, (*notes, *guesses), tuple(guesses), date, files
+            location=location,
+            dataset=dataset,
+            bands=chosen.rgb,
+            opaque=opaque,
+            nodata=nodata,
+            fill=fill,
+            notes=(*notes, *guesses),
+            warnings=tuple(guesses),
+            date=date,
+            files=files,
         )
 
 
@@ -189,18 +201,17 @@ def _choose_bands(dataset: DatasetReader, bands: Sequence[int] | None, name: str
 
 
 def _nodata_values(
-    dataset: DatasetReader, bands: tuple[int, ...], nodata: float | None, name: str
+    dataset: DatasetReader, bands: list[int], nodata: float | None, name: str
 ) -> tuple[float | None, ...]:
-    """Nodata value of each distinct band: `nodata`, or its own; None where no pixel can have it."""
-    distinct = sorted(set(bands))
+    """Nodata value of each band: `nodata`, or its own; None where no pixel can have it."""
     if nodata is not None:
-        for band in distinct:
+        for band in bands:
             _check_nodata(nodata, dataset.dtypes[band - 1], name)
-        return (math.nan if math.isnan(nodata) else nodata,) * len(distinct)
+        return (math.nan if math.isnan(nodata) else nodata,) * len(bands)
     values: list[float | None] = []
     with np.errstate(over="ignore"):  # of a nodata value beyond the data type
         declared = dataset.nodatavals
-    for band in distinct:
+    for band in bands:
         value = declared[band - 1]
         is_float = np.dtype(dataset.dtypes[band - 1]).kind == "f"
         if value is not None and math.isnan(value):
@@ -243,14 +254,16 @@ def _opaque_value(location: str, dataset: DatasetReader, alpha: int) -> float | 
     return opaque if (visible >= NEARLY_OPAQUE * opaque).mean() >= MIN_OPAQUE_SHARE else None
 
 
-def _undeclared_fill(location: str, dataset: DatasetReader, bands: list[int]) -> float | None:
-    """Usual nodata value that stands apart from all other values of a raster that declares none."""
+def _undeclared_fill(
+    location: str, dataset: DatasetReader, bands: list[int], declared: tuple[float | None, ...]
+) -> float | None:
+    """Usual nodata value that stands apart from all other values of a raster, and is not declared."""
     if all(dtype == "uint8" for dtype in dataset.dtypes):
         return None
     values = _sample(location, dataset, bands)
     if values.dtype.kind == "f":
         values = values[:, (np.abs(values) < MAX_VALUE).all(axis=0)]
-    for fill in FILL_VALUES:
+    for fill in (value for value in FILL_VALUES if value not in declared):
         holes = (values == fill).any(axis=0)
         others = values[values != fill].astype(float)
         if np.count_nonzero(holes) < max(1, MIN_FILL_SHARE * holes.size) or not others.size:

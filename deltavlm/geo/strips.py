@@ -155,7 +155,7 @@ class _RowBuffer:
         pixel = view.allocate(1, 1)
         self.view = view
         self.height = height  # of the grid
-        self.pixel_bytes = pixel.values.nbytes + (0 if pixel.mask is None else pixel.mask.nbytes)
+        self.pixel_bytes = sum(array.nbytes for array in pixel if array is not None)
         self.block_rows, block_cols = view.dataset.block_shapes[0]
         self.full_width = block_cols >= view.dataset.width  # blocks span the width of the file
         self.raw: Raw | None = None

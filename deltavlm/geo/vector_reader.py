@@ -1,4 +1,4 @@
-"""Reader of one layer of a vector file: an output of ours, areas to summarize by, or an area of interest.
+"""Reader of one layer of a vector file: an output, areas to summarize by, or an area of interest.
 
 The first bytes and the suffix of a file name its one driver. GeoJSON and GeoParquet are read without GDAL.
 GDAL chooses a driver by itself, but is only given files whose first bytes hold nothing that another of its
@@ -76,9 +76,9 @@ def read_layer(
                 return _read_parquet(path)
         name = _choose_layer(path, layer, advice, polygons)
         if path.suffix.lower() != ".gpkg":
-            return _read_with_gdal(path, name)
+            return _read_with_gdal(path.absolute(), name)
         with plain_geopackage(path, name) as package:
-            return _read_with_gdal(package, name)
+            return _read_with_gdal(package.absolute(), name)
 
 
 def list_layers(path: Path) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _format(path: Path, advice: str) -> str:
             raise InputError(f"{path}: is none of {FORMATS}; {advice}")
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: is a {name} by its content; rename it to {suffix}")
-    if ";" in str(path) or "!" in str(path):  # pyogrio takes them for parts of a URL
+    if ";" in path.name or "!" in str(path):  # pyogrio takes them for parts of a URL
         raise InputError(f"{path}: cannot be read with ! or ; in its name; rename it")
     if problem := grid_problem(definition):
         raise InputError(f"{path}: {problem}")
@@ -156,7 +156,8 @@ def _choose_layer(path: Path, layer: str | None, advice: str, polygons: bool) ->
     if path.suffix.lower() == ".gpkg":
         kinds = geopackage_layers(path)
     else:
-        kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path) if kind is not None}
+        listed = pyogrio.list_layers(path.absolute())
+        kinds = {str(name): str(kind) for name, kind in listed if kind is not None}
     if layer is not None:
         if layer not in kinds:
             raise InputError(
@@ -170,9 +171,9 @@ def _choose_layer(path: Path, layer: str | None, advice: str, polygons: bool) ->
     candidates = [name for name, kind in kinds.items() if any(part in kind.lower() for part in POLYGON_TYPES)]
     if len(candidates) == 1:
         return candidates[0]
-    listed = ", ".join(candidates or (f"{name} ({kind.lower()})" for name, kind in kinds.items()))
+    names = ", ".join(candidates or (f"{name} ({kind.lower()})" for name, kind in kinds.items()))
     problem = "has several layers with polygons" if candidates else "has no layer with polygons"
-    raise InputError(f"{path}: {problem} ({listed}); name one as FILE:LAYER")
+    raise InputError(f"{path}: {problem} ({names}); name one as FILE:LAYER")
 
 
 def _read_with_gdal(path: Path, layer: str) -> VectorLayer:

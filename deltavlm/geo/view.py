@@ -21,16 +21,17 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.gdal import trim_malloc, wrap_gdal_errors
+from deltavlm.geo.cloud_mask import CloudView
+from deltavlm.geo.gdal import UNREADABLE, Server, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.identity import Identity
+from deltavlm.geo.location import is_remote
 from deltavlm.messages import redact_address
 
 __all__ = [
     "FEW_WINDOWS",
     "MAX_VALUE",
     "SAMPLE_WINDOWS",
-    "UNREADABLE",
     "Layer",
     "Raw",
     "Source",
@@ -51,7 +52,6 @@ SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
 SAMPLE_WINDOWS, FEW_WINDOWS = 16, 4  # along a side, where there are no overviews to sample from
 MAX_VALUE = 1e30
 """Values of float bands beyond it, such as -3.4e38 or 9.97e36, are fill, even if no nodata value says so."""
-UNREADABLE = "a part of it cannot be read", "copy or download it again"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Source:
     nodata: tuple[float | None, ...]  # of each of `distinct_bands`; NaN is the object `math.nan`
     notes: tuple[str, ...]  # for the user, on how the file is read
     warnings: tuple[str, ...]  # those of the notes that are a guess
+    fill: float | None = None  # another value without data, which is not declared
     date: str | None = None  # ISO 8601, from its tags
     files: Mapping[str, Identity] = field(default_factory=dict)  # what it reads, as it was when opened
 
@@ -79,6 +80,11 @@ class Source:
     def name(self) -> str:
         """Location without credentials."""
         return redact_address(self.location)
+
+    @cached_property
+    def server(self) -> Server | None:
+        """Server of a remote image."""
+        return Server() if is_remote(self.location) else None
 
     @property
     def distinct_bands(self) -> list[int]:
@@ -122,12 +128,15 @@ class Source:
 
     @cached_property
     def scale_offset(self) -> NDArray[np.float32] | None:  # (2, 3, 1, 1): scales, offsets
-        """Linear conversion from stored to physical values; None where they are equal."""
+        """Linear conversion from stored to physical values; None where they are equal, or the file has a
+        conversion that cannot be: a scale of 0, or numbers that are not finite."""
         scales, offsets = (
             [values[band - 1] for band in self.bands]
             for values in (self.dataset.scales, self.dataset.offsets)
         )
         if self.is_8bit or (set(scales), set(offsets)) == ({1.0}, {0.0}):
+            return None
+        if not (np.isfinite([scales, offsets]).all() and all(scales)):
             return None
         return np.array([scales, offsets], np.float32)[:, :, None, None]
 
@@ -142,6 +151,8 @@ class Source:
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < MAX_VALUE).all(axis=0)
         holes = [band == value for band, value in zip(values, self.nodata, strict=True) if value is not None]
+        if self.fill is not None:
+            holes += [band == self.fill for band in values]
         if values.dtype != np.uint8:
             for hole in holes:
                 valid &= ~hole
@@ -228,10 +239,12 @@ class Raw(NamedTuple):
 
     values: NDArray[Any]  # (bands, rows, cols): the distinct ones among red, green, blue, in the file's order
     mask: NDArray[Any] | None  # (rows, cols), 0 where a mask or alpha hides the pixel
+    clouds: NDArray[np.bool_] | None = None  # (rows, cols), True where a cloud mask hides the pixel
 
     def cut(self, rows: slice, cols: slice) -> Raw:
         """View of a rectangle of it, not a copy."""
-        return Raw(self.values[:, rows, cols], None if self.mask is None else self.mask[rows, cols])
+        mask, clouds = (None if each is None else each[rows, cols] for each in (self.mask, self.clouds))
+        return Raw(self.values[:, rows, cols], mask, clouds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +258,7 @@ class View:
     row_off: int
     alpha: int | None  # the band of `mask` that hides pixels
     mask_dtype: str | None  # of the mask or alpha, nodata apart; None without one
+    clouds: CloudView | None = None  # cloud mask on the same grid
 
     @classmethod
     def of(
@@ -278,12 +292,18 @@ class View:
             RasterError: a block of the file cannot be decoded.
         """
         buffer = self.allocate(*(shape or (window.height, window.width)))
-        return self.to_rgb(self.read_raw(buffer, window, averaged=averaged))
+        raw = self.read_raw(buffer, window, averaged=averaged)
+        values, valid = self.to_rgb(raw)
+        return values, valid if raw.clouds is None else valid & ~raw.clouds
 
     def allocate(self, rows: int, cols: int) -> Raw:
         """Uninitialized buffer of that many pixels, for `read_raw`."""
         values = np.empty((len(self.source.distinct_bands), rows, cols), self.source.dtype)
-        return Raw(values, None if self.mask_dtype is None else np.empty((rows, cols), self.mask_dtype))
+        return Raw(
+            values,
+            None if self.mask_dtype is None else np.empty((rows, cols), self.mask_dtype),
+            None if self.clouds is None else np.empty((rows, cols), bool),
+        )
 
     def read_raw(self, buffer: Raw, window: Window, *, averaged: bool = False) -> Raw:
         """Fill `buffer` with the stored pixels of a window and return it; a smaller buffer gets it decimated.
@@ -296,7 +316,9 @@ class View:
             RasterError: a block of the file cannot be decoded.
         """
         area = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
-        with wrap_gdal_errors(self.source.location, *UNREADABLE):
+        server = self.source.server
+        watch = nullcontext() if server is None else server.watch(self.source.location)
+        with watch, wrap_gdal_errors(self.source.location, *UNREADABLE):
             is_mean = averaged and self.source.palette is None
             method = Resampling.average if is_mean else Resampling.nearest
             for layer in self.layers:
@@ -310,11 +332,14 @@ class View:
                 self.mask.read(self.alpha, window=area, out=buffer.mask)
             elif buffer.mask is not None:
                 self.mask.read_masks(1, window=area, out=buffer.mask)
+        if self.clouds is not None and buffer.clouds is not None:
+            buffer.clouds[:] = self.clouds.read(window, buffer.clouds.shape)
         trim_malloc()
         return buffer
 
     def to_rgb(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """RGB and validity of raw pixels, as `read` returns them, in new arrays; pixel by pixel."""
+        """RGB and validity of raw pixels, as `read` returns them but for clouds, in new arrays; pixel by
+        pixel."""
         source, values = self.source, raw.values
         valid = source.has_data(values)
         if raw.mask is not None:

@@ -100,7 +100,9 @@ def pycocoevalcap_folder() -> Path:
     try:
         import pycocoevalcap
     except ImportError as error:
-        raise ToolError('pycocoevalcap is not installed: pip install "deltavlm[eval]"') from error
+        raise ToolError(
+            "pycocoevalcap is not installed: pip install '.[eval]' in a clone of deltavlm"
+        ) from error
     return Path(next(iter(pycocoevalcap.__path__)))
 
 

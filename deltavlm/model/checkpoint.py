@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
-from deltavlm.files import atomic_file, write_atomic
+from deltavlm.files import atomic_file, check_regular, write_atomic
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.folder import (
@@ -141,6 +141,8 @@ def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
             f"{folder / CONFIG} links to the language model in {linked}, which has no weights; restore it, or"
             f" convert again without --link-llm"
         )
+    for file in linked_files:
+        check_regular(file)
     return [*files, *linked_files]
 
 

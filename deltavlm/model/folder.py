@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltavlm.config import from_mapping
 from deltavlm.errors import ConfigError, InputError, ModelError
-from deltavlm.files import parse_json, read_text
+from deltavlm.files import check_regular, parse_json, read_text
 from deltavlm.model.config import DeltaVLMConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -54,9 +54,15 @@ def find_folder(name_or_folder: str) -> Path:
 
 
 def read_config(folder: Path) -> DeltaVLMConfig:
-    """Configuration of a checkpoint folder. Raises: InputError if missing, ModelError if broken."""
+    """Configuration of a checkpoint folder.
+
+    Raises: InputError if it is missing, or a file of the folder is a pipe or a device; ModelError if broken.
+    """
     path = folder / CONFIG
     try:
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):  # a link to nothing
+                check_regular(file)
         values = parse_json(read_text(path, MAX_CONFIG_BYTES))
         return from_mapping(DeltaVLMConfig, values, source=str(path))
     except FileNotFoundError as error:

@@ -33,7 +33,8 @@ def check_quantize(kind: Kind, device: str) -> None:
         raise InputError(f"--quantize {kind} runs on cuda and cpu, not on {device}; omit it")
     if util.find_spec("bitsandbytes") is None:
         raise InputError(
-            f"--quantize {kind} needs the library bitsandbytes; pip install 'deltavlm[quantize]'"
+            f"--quantize {kind} needs the library bitsandbytes; "
+            "pip install '.[quantize]' in a clone of deltavlm"
         )
 
 

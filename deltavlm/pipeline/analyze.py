@@ -162,7 +162,7 @@ def _results(
                 chip.cached.result = result
         elif chip.cached is not None:
             result = chip.cached.copy_for(chip.chip, chip.valid_fraction, chip.pair, _blob(chip.valid))
-        result = replace(result, shift_px=chip.shift_px)
+        result = replace(result, shift_px=chip.shift_px, cloud_share=chip.cloud_share)
         if result.failed:
             name = f"{result.pair} {result.chip.chip_id}".strip()
             extra = {"pair": result.pair or None, "chip": result.chip.chip_id, "status": result.status}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import shapely
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
+from deltavlm.errors import ConfigError
 from deltavlm.geo.blend import FULL, NODATA, Block, ChipMask, blend_blocks
 from deltavlm.geo.cog import Cog, RasterStyle
 from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import GeoBox, Window, lonlat_of
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
-from deltavlm.geo.polygonize import Polygonizer, Region, simplify_polygons
+from deltavlm.geo.polygonize import Polygonizer, Region, fill_holes, merge_regions, simplify_polygons
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.pipeline.journal_file import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
@@ -27,8 +28,8 @@ from deltavlm.pipeline.results import ChipResult
 from deltavlm.tasks.caption import denies_change
 
 __all__ = [
-    *("MASK_STYLE", "PROBABILITY_STYLE", "ChangeOptions", "MaskMosaic", "caption_of_polygon", "is_drawn"),
-    "vectorize",
+    *("MASK_PIXEL_TAG", "MASK_STYLE", "PROBABILITY_STYLE", "ChangeOptions", "MaskMosaic", "Mosaic"),
+    *("caption_of_polygon", "is_drawn", "vectorize"),
 ]
 
 MASK_STYLE = RasterStyle(
@@ -39,6 +40,9 @@ MASK_STYLE = RasterStyle(
     categories=("none", *CLASSES),
 )
 PROBABILITY_STYLE = RasterStyle(band_names=(*CLASSES, *KINDS), overview_resampling="average", scale=1 / FULL)
+
+MASK_PIXEL_TAG = "deltavlm_mask_pixel_px"
+"""Tag of a raster of probabilities: side of a pixel of the masks that it is made of, pixels of the raster."""
 
 MIN_KIND_SHARE = 0.6  # of the probability of its class, from which the kind of a polygon is known
 MIN_PART_PX = 1e-3  # area; what a cut leaves below that is rounding
@@ -53,6 +57,9 @@ class ChangeOptions:
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECKLE
     simplify_px: float | None = None  # tolerance, pixels of the raster; None: half a pixel of the mask
     chips: Literal["changed", "all"] = "changed"  # whose polygons are drawn, see `is_drawn`
+    classes: tuple[str, ...] = CLASSES  # those that are drawn
+    merge_m: float = 0.0  # polygons of one class that are not farther apart become one
+    fill_holes_m2: float = 0.0  # smaller holes are filled
 
 
 def is_drawn(changed: bool | None, options: ChangeOptions) -> bool:
@@ -68,16 +75,47 @@ def caption_of_polygon(captions: Iterable[str | None]) -> str | None:
     return next((caption for caption in captions if caption and not denies_change(caption)), None)
 
 
+class Mosaic(Protocol):
+    """Probabilities of a pair, block by block, and the results of its chips."""
+
+    @property
+    def chips(self) -> ChipGrid: ...
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Pixel grid of the probabilities."""
+        ...
+
+    @property
+    def mask_pixel_px(self) -> float:
+        """Side of a pixel of a mask in pixels of the raster, known once a block has been read."""
+        ...
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks of all classes and kinds, in rows from the upper left."""
+        ...
+
+    def result(self, chip: Chip) -> ChipResult | None:
+        """Result of a chip; None where the model was not asked."""
+        ...
+
+
 @dataclass
 class MaskMosaic:
-    """Masks of the chips of a pair, read when they are needed."""
+    """Mosaic of the masks of the chips of a pair, which are read when they are needed."""
 
     chips: ChipGrid
     geobox: GeoBox  # the pixels that the chips are cut from
-    result: Callable[[Chip], ChipResult | None]
+    lookup: Callable[[Chip], ChipResult | None]
     read_blob: Callable[[Blob], bytes]
     change_class: str | None = None  # the class of all change, where the classes are not to be told apart
     mask_pixel_px: float = field(default=1.0, init=False)  # side of a pixel of a mask, pixels of the raster
+
+    def blocks(self) -> Iterator[Block]:
+        return blend_blocks(self.chips, len(CLASSES) + len(KINDS), self.mask_of)
+
+    def result(self, chip: Chip) -> ChipResult | None:
+        return self.lookup(chip)
 
     def mask_of(self, chip: Chip) -> ChipMask | None:
         """Mask of a chip; None where the model was not asked."""
@@ -98,7 +136,7 @@ class MaskMosaic:
 
 
 def vectorize(
-    mosaic: MaskMosaic,
+    mosaic: Mosaic,
     options: ChangeOptions,
     *,
     polygons: bool = True,
@@ -116,7 +154,7 @@ def vectorize(
     """
     width = mosaic.chips.geobox.width
     polygonizer, gaps = Polygonizer(width), Polygonizer(width)
-    for block in blend_blocks(mosaic.chips, len(CLASSES) + len(KINDS), mosaic.mask_of):
+    for block in mosaic.blocks():
         labels, valid = _labels(block, options.threshold)
         if probability is not None:
             probability.write(block.window, block.probabilities)
@@ -156,7 +194,7 @@ def _gaps(labels: NDArray[np.uint8], valid: NDArray[np.bool_], tolerance_px: int
     return gaps.astype(np.uint8)
 
 
-def _tolerance_px(mosaic: MaskMosaic, options: ChangeOptions) -> float:
+def _tolerance_px(mosaic: Mosaic, options: ChangeOptions) -> float:
     return mosaic.mask_pixel_px / 2 if options.simplify_px is None else options.simplify_px
 
 
@@ -184,8 +222,9 @@ class _Polygon:
 
 
 def _features(
-    mosaic: MaskMosaic, regions: list[Region], gaps: list[Region], options: ChangeOptions
+    mosaic: Mosaic, regions: list[Region], gaps: list[Region], options: ChangeOptions
 ) -> Iterator[Feature]:
+    regions = [region for region in regions if CLASSES[region.value - 1] in options.classes]
     if options.min_area_m2 is None:
         regions = [region for region in regions if region.pixels >= SPECKLE * mosaic.mask_pixel_px**2]
     polygons = [*_polygons(mosaic, regions, gaps, options)]
@@ -209,13 +248,18 @@ def _features(
 
 
 def _polygons(
-    mosaic: MaskMosaic, regions: list[Region], gaps: list[Region], options: ChangeOptions
+    mosaic: Mosaic, regions: list[Region], gaps: list[Region], options: ChangeOptions
 ) -> Iterator[_Polygon]:
     """Simplified polygons of the regions, without gaps and ground outside of the area of interest, and
     without those below the minimum area."""
     measure = measure_of(mosaic.geobox)
     a, b, c, d, e, f = mosaic.geobox.transform[:6]
     outlines = simplify_polygons([region.polygon for region in regions], _tolerance_px(mosaic, options))
+    if options.merge_m or options.fill_holes_m2:
+        gsd_m = _gsd_m(mosaic)
+        if options.merge_m:
+            regions, outlines = merge_regions(regions, outlines, options.merge_m / gsd_m)
+        outlines = [fill_holes(outline, options.fill_holes_m2 / gsd_m**2) for outline in outlines]
     shapes = [affine_transform(each, (a, b, d, e, c, f)) for each in _without_gaps(outlines, gaps)]
     min_part = MIN_PART_PX * abs(mosaic.geobox.transform.determinant)
     for region, shape in zip(regions, _within(shapes, mosaic.chips.keep), strict=True):
@@ -225,6 +269,14 @@ def _polygons(
             area_m2, perimeter_m = measure(part) or (None, None)
             if area_m2 is None or area_m2 >= (options.min_area_m2 or 0):
                 yield _Polygon(region, part, area_m2, perimeter_m)
+
+
+def _gsd_m(mosaic: Mosaic) -> float:
+    """Ground size of a pixel. Raises: ConfigError without a CRS."""
+    gsd_m = mosaic.geobox.gsd_m
+    if gsd_m is None:
+        raise ConfigError("merging and filling by metres need a raster with a CRS; leave them out")
+    return gsd_m
 
 
 def _without_gaps(outlines: list[BaseGeometry], gaps: list[Region]) -> list[BaseGeometry]:
@@ -251,13 +303,13 @@ def _within(shapes: list[BaseGeometry], area: BaseGeometry | None) -> list[BaseG
     ]
 
 
-def _centroids(mosaic: MaskMosaic, polygons: list[_Polygon]) -> list[tuple[float, float] | tuple[None, None]]:
+def _centroids(mosaic: Mosaic, polygons: list[_Polygon]) -> list[tuple[float, float] | tuple[None, None]]:
     """Longitude and latitude of the centroids; None where the CRS does not lead there."""
     points = shapely.get_coordinates([polygon.shape.centroid for polygon in polygons])
     return [lonlat or (None, None) for lonlat in lonlat_of(points, mosaic.geobox.crs)]
 
 
-def _results_within(mosaic: MaskMosaic, shape: BaseGeometry) -> list[ChipResult]:
+def _results_within(mosaic: Mosaic, shape: BaseGeometry) -> list[ChipResult]:
     """Results with a mask of the chips that intersect a polygon in pixels, by decreasing area of overlap.
 
     Of chips with the same area, those that are not called unchanged come first.

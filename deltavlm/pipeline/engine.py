@@ -36,6 +36,7 @@ class LoadedChip:
     cached: CachedResult | None = None  # result of the first chip with these pixels, once it is answered
     valid: bytes = b""  # `mask_codec.encode_valid`, if masks are kept
     shift_px: float | None = None  # length of `ChipPixels.measure_shift`
+    cloud_share: float | None = None  # `ChipPixels.cloud_share`
     far_scale: bool = False  # `scale.is_far`: answers that hold only near the training's scale are left out
 
 
@@ -124,7 +125,7 @@ def load_chips(
                 continue
             fraction = pixels.valid_fraction
             if 1 - fraction > options.max_nodata or fraction == 0:
-                yield LoadedChip(chip, "nodata", fraction, pair=pair)
+                yield LoadedChip(chip, "nodata", fraction, pair=pair, cloud_share=pixels.cloud_share)
             else:
                 valid = encode_valid(pixels.valid) if options.masks else b""
                 shift = pixels.measure_shift()
@@ -137,4 +138,5 @@ def load_chips(
                     digest=pixel_digest(pixels),
                     valid=valid,
                     shift_px=None if shift is None else round(shift.length, 2),
+                    cloud_share=pixels.cloud_share,
                 )

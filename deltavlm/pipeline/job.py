@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -104,6 +105,7 @@ class AnalyzeJob:
                 "--threshold needs the yes/no question; add an entry 'task: change', or leave it out"
             )
         check_threshold(threshold)
+        self._pass_cloud_masks_to_pair()
         overlap_px = self.options.overlap_px
         if overlap_px is None:
             overlap_px = self.options.chip_px // MASK_OVERLAP if output.needs_masks else 0
@@ -129,6 +131,24 @@ class AnalyzeJob:
                     f"-o FOLDER/ --{name} FOLDER/"
                 )
 
+    def _pass_cloud_masks_to_pair(self) -> None:
+        """Make cloud masks of the read options those of the only pair. Raises: ConfigError for several."""
+        read = self.read
+        if read.before_cloud_mask is None and read.after_cloud_mask is None:
+            return
+        if not self.is_single:
+            raise ConfigError(
+                "a cloud mask is for one pair; a list has the columns before_cloud_mask and "
+                "after_cloud_mask, and --qa-band is for a band of each image"
+            )
+        pair = replace(
+            self.pairs.pairs[0],
+            before_cloud_mask=read.before_cloud_mask,
+            after_cloud_mask=read.after_cloud_mask,
+        )
+        object.__setattr__(self, "pairs", replace(self.pairs, pairs=(pair,)))
+        object.__setattr__(self, "read", replace(read, before_cloud_mask=None, after_cloud_mask=None))
+
     @property
     def is_single(self) -> bool:
         """True for one pair that is not from a list: no pair columns, and it must open."""
@@ -146,7 +166,12 @@ class AnalyzeJob:
 
     def change_record(self) -> dict[str, object]:
         """Options of the masks for the provenance of an output; empty without masks."""
-        return {"changes": asdict(self.output.changes)} if self.output.needs_masks else {}
+        output = self.output
+        record: dict[str, object] = {"changes": asdict(output.changes)} if output.needs_masks else {}
+        if output.probability is not None and output.path is not None:
+            folder = output.path.absolute().parent
+            record["probability"] = Path(os.path.relpath(output.probability.absolute(), folder)).as_posix()
+        return record
 
     def for_pair(self, pair: Pair, path: Path, limit: int | None) -> AnalyzeJob:
         """Job of one pair of this job, whose output file is `path`, with at most `limit` chips."""

@@ -5,24 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from deltavlm.errors import ConfigError, OutputError
 from deltavlm.files import NamedPath, check_distinct_files, lock, lock_path
 from deltavlm.geo.aoi import aoi_file
 from deltavlm.geo.cog import check_cog
+from deltavlm.geo.features import Layer
+from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.location import local_file
-from deltavlm.geo.sinks import check_output, files_of_output
+from deltavlm.geo.sinks import check_can_hold, check_output, files_of_output
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
 from deltavlm.pipeline.journal import check_journal
 from deltavlm.pipeline.journal_file import files_in_commit, journal_files, journal_path
 from deltavlm.pipeline.pairs import file_names
+from deltavlm.pipeline.schema import output_layers
 
 __all__ = [
-    *("OutputFiles", "check_outputs", "files_of_job", "is_complete", "output_paths", "polygons_path"),
+    "OutputFiles",
+    "check_format",
+    "check_outputs",
+    "files_of_job",
+    "is_complete",
+    "layers_of_job",
+    "output_paths",
+    "polygons_path",
 ]
 
 FOLDER_SUFFIX = ".gpkg"  # of the outputs in a folder
+_PARTS = 8  # along the longer side of a grid, of which one at least must have a place in the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,24 @@ def is_complete(path: Path, options: OutputOptions) -> bool:
     return path.exists() and not replace
 
 
+def layers_of_job(job: AnalyzeJob) -> tuple[Layer, ...]:
+    """Layers of an output of a job, `chips` first."""
+    return output_layers(
+        job.questions,
+        changes=job.output.polygons and OutputFiles.of(job.output).polygons is None,
+        pair_columns=not job.is_single,
+        pairs=not job.one_pair_per_output,
+    )
+
+
+def check_format(job: AnalyzeJob, geobox: GeoBox) -> None:
+    """Check before any work that the output of a job can hold chips of this grid. Raises: OutputError."""
+    parts = ChipGrid(geobox, max(1, max(geobox.width, geobox.height) // _PARTS))
+    polygons = [part.footprint for part in islice(parts, _PARTS**2)]
+    options = job.output
+    check_can_hold(options.path, layers_of_job(job), geobox.crs, polygons, only_layer=options.layer)
+
+
 def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
     """Files that a job writes, and local files that it reads; of a folder the outputs and rasters alone.
 
@@ -127,14 +158,15 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
     read: list[NamedPath] = []
     for pair in job.pairs.pairs:
         of_pair = f" of pair {pair.id}" if pair.id else ""
-        read += [
-            (f"the earlier image{of_pair}", local_file(pair.before)),
-            (f"the later image{of_pair}", local_file(pair.after)),
-        ]
+        for date, locations in zip(("earlier", "later"), pair.locations, strict=True):
+            names = f"the {date} image{of_pair}", f"the cloud mask of the {date} image{of_pair}"
+            read += [(name, local_file(each)) for name, each in zip(names, locations, strict=False)]
         if isinstance(pair.aoi, Path):
             read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
     if isinstance(job.read.aoi, Path):
         read.append(("the area of interest", aoi_file(job.read.aoi)))
+    masks = [mask.location for mask in job.read.cloud_masks if mask is not None and mask.location is not None]
+    read += [("a cloud mask", local_file(location)) for location in masks]
     return written, read
 
 

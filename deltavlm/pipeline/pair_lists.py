@@ -23,15 +23,20 @@ from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.errors import InputError
+from deltavlm.errors import ConfigError, InputError
 from deltavlm.files import parse_json, read_text
+from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
+from deltavlm.geo.vector_reader import split_layer
 from deltavlm.messages import preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
 __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
 
-COLUMNS = ("before", "after", "id", "date", "before_date", "after_date", "aoi")
+COLUMNS = (
+    *("before", "after", "id", "date", "before_date", "after_date", "aoi"),
+    *("before_cloud_mask", "after_cloud_mask"),
+)
 ALIAS = "pair_id"  # what outputs call the id
 _REQUIRED = ("before", "after")
 _DELIMITERS = ",;\t"
@@ -226,7 +231,22 @@ def _pair(row: _Row, folder: Path) -> Pair:
         dates["after_date"] or dates["date"],
         _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
         row.line,
+        *(
+            _cloud_mask(texts[name], f"{row.source}, {name}", folder)
+            for name in ("before_cloud_mask", "after_cloud_mask")
+        ),
     )
+
+
+def _cloud_mask(text: str | None, source: str, folder: Path) -> str | None:
+    """Cloud mask with a path that is resolved at the folder. Raises: InputError."""
+    if text is None:
+        return None
+    try:
+        location = parse_cloud_mask(text).location or ""
+    except ConfigError as error:
+        raise InputError(f"{source}: {error}") from error
+    return _resolve(location, folder) + text.strip()[len(location) :]
 
 
 def _text(value: Any, source: str) -> str | None:
@@ -276,7 +296,8 @@ def _aoi(value: Any, source: str, folder: Path) -> Path | BaseGeometry | None:
         if text is None:
             return None
         if not text.startswith("{") and not _WKT.match(text):
-            return Path(_resolve(text, folder))
+            file, layer = split_layer(str(folder / normalize_location(text)))
+            return Path(f"{file}:{layer}") if layer else Path(_resolve(text, folder))
         value = text
     try:
         if isinstance(value, str) and value.startswith("{"):

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.identity import Identity, content_identity, current_identity, is_same
 from deltavlm.geo.pair import PairReader, ReadOptions
-from deltavlm.messages import redact_address
+from deltavlm.messages import redact, redact_address
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import PairStatus
@@ -44,6 +44,7 @@ class PairIdentity:
     aoi: str | None  # of the pair, in a list
     files: list[dict[str, Identity]]  # of each date, by file without secrets
     aoi_file: Identity | None = None  # content of the file of the area of interest
+    cloud_masks: list[str] = field(default_factory=list)  # of before and after, without secrets
 
     @classmethod
     def of(
@@ -52,14 +53,17 @@ class PairIdentity:
         """Identity of a pair; `files` are those of its reader, None if it could not be opened."""
         aoi = read.aoi if pair.aoi is None else pair.aoi
         if files is None:
-            locations = (pair.before, pair.after)
-            files = ({each: known} if (known := current_identity(each)) else {} for each in locations)
+            files = (
+                {each: known for each in locations if (known := current_identity(each))}
+                for locations in pair.locations
+            )
         return cls(
             redact_address(pair.before),
             redact_address(pair.after),
-            None if pair.aoi is None else str(pair.aoi),
+            None if pair.aoi is None else redact(str(pair.aoi)),
             [{redact_address(file): _stored(identity) for file, identity in each.items()} for each in files],
             content_identity(aoi) if isinstance(aoi, Path) else None,
+            [redact_address(mask) for mask in pair.cloud_masks],
         )
 
     def has_files_of(self, other: PairIdentity) -> bool:
@@ -72,7 +76,8 @@ class PairIdentity:
     def matches(self, pair: Pair, read: ReadOptions) -> bool:
         """True if the pair has not changed since; files that have been removed do not count."""
         now = PairIdentity.of(pair, read)
-        if (self.before, self.after, self.aoi) != (now.before, now.after, now.aoi):
+        names, names_now = ((each.before, each.after, each.aoi, each.cloud_masks) for each in (self, now))
+        if names != names_now:
             return False
         current = now.files[0] | now.files[1]
         known = self.files[0] | self.files[1]

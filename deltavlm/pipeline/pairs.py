@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.location import normalize_location
 from deltavlm.messages import redact_address
 
@@ -35,6 +36,27 @@ class Pair:
     after_date: str | None = None
     aoi: Path | BaseGeometry | None = None  # a geometry is in longitude and latitude
     line: int = 0  # line of the list, from 1; 0: not from a list
+    before_cloud_mask: str | None = None  # as `geo.cloud_mask.parse_cloud_mask` reads it
+    after_cloud_mask: str | None = None
+
+    @property
+    def cloud_masks(self) -> tuple[str, ...]:
+        """Cloud masks of before and after as text; one is empty if only the other is there, none without."""
+        masks = self.before_cloud_mask or "", self.after_cloud_mask or ""
+        return masks if any(masks) else ()
+
+    @property
+    def locations(self) -> tuple[list[str], list[str]]:
+        """Image of each date, and the file of its cloud mask if there is one.
+
+        Raises: ConfigError for a mask that cannot be parsed.
+        """
+        masks = (
+            [] if text is None else [parse_cloud_mask(text).location or ""]
+            for text in (self.before_cloud_mask, self.after_cloud_mask)
+        )
+        before, after = ([image, *mask] for image, mask in zip((self.before, self.after), masks, strict=True))
+        return before, after
 
 
 @dataclass(frozen=True, slots=True)

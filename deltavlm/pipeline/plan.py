@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deltavlm.errors import InputError
+from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import PairReader
 from deltavlm.pipeline.job import AnalyzeJob
+from deltavlm.pipeline.outputs import check_format
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.reading import open_listed_pair
 from deltavlm.pipeline.scale import Scale
@@ -67,9 +68,11 @@ def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: 
     options = job.options
     try:
         with open_listed_pair(pair, job.read) as reader:
+            if pair == job.pairs.pairs[0] and not job.output.per_pair:
+                check_format(job, reader.geobox)
             plan = PairPlan.of(pair, reader, reader.chips(*options.grid))
     except InputError as error:
-        if job.is_single:
+        if job.is_single or isinstance(error, OutputError):
             raise
         return PairPlan(pair, reason=str(error))
     scale = Scale(plan.gsd_m, training_gsd_m, options.chip_px / model_chip_px).warning(

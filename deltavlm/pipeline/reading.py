@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+NUMBER_OR_PATH = re.compile(r"\S*[\d/\\]\S*")
+
 _CHANGED = (
     "{file}: was written over or replaced while it was read, so answers about it may be of two images; "
     "analyze it again when it is complete"
@@ -38,10 +41,15 @@ _CHANGED = (
 
 
 def open_listed_pair(pair: Pair, read: ReadOptions) -> AbstractContextManager[PairReader]:
-    """Open a pair; its own area of interest replaces that of `read`."""
-    aoi = read.aoi if pair.aoi is None else pair.aoi
+    """Open a pair; its own area of interest and cloud masks replace those of `read`."""
     rasters = RasterPair(pair.before, pair.after, pair.id, pair.before_date, pair.after_date)
-    return open_pair(rasters, replace(read, aoi=aoi))
+    read = replace(
+        read,
+        aoi=read.aoi if pair.aoi is None else pair.aoi,
+        before_cloud_mask=pair.before_cloud_mask or read.before_cloud_mask,
+        after_cloud_mask=pair.after_cloud_mask or read.after_cloud_mask,
+    )
+    return open_pair(rasters, read)
 
 
 def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
@@ -55,7 +63,8 @@ def first_crs(pairs: Sequence[Pair], read: ReadOptions) -> str | None:
 def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob, warned: set[str]) -> None:
     """Log the notes of an opened pair, and a warning where its scale is far from that of the training.
 
-    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds.
+    Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds, which
+    are texts without numbers and paths.
     """
     scale = Scale.of(reader.gsd_m, model, job.options.chip_px)
     warning = scale.warning(limited=not job.options.any_scale)
@@ -63,7 +72,7 @@ def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob
         if warning:
             logger.warning("%s", warning)
         return
-    notes = [(note, note, note in reader.warnings) for note in reader.notes]
+    notes = [(NUMBER_OR_PATH.sub("", note), note, note in reader.warnings) for note in reader.notes]
     for kind, note, is_warning in [*notes, *([(scale.kind, warning, True)] if warning else [])]:
         if is_warning and kind not in warned:
             warned.add(kind)

@@ -26,6 +26,7 @@ class ChipResult:
     digest: str = ""  # `dedup.pixel_digest` of its pixels
     mask: Blob | None = None  # `mask_codec.encode_masks`, if masks are kept
     valid: Blob | None = None  # `mask_codec.encode_valid` of a chip with a mask and some nodata
+    cloud_share: float | None = None  # share of its pixels that cloud masks hide; None without a mask
     shift_px: float | None = None  # shift between the dates; None where it cannot be measured
     mask_score: float | None = None  # `mask_codec.peak_score` of the mask, 0 to 1
 

@@ -13,25 +13,31 @@ from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.cog import Cog, open_cog
-from deltavlm.geo.features import Layer
 from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import FeatureSink, open_sink
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
-from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
+from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal import Journal, check_journal_pair, open_journal
 from deltavlm.pipeline.journal_file import journal_path
-from deltavlm.pipeline.outputs import OutputFiles, check_outputs, is_complete, output_paths
+from deltavlm.pipeline.outputs import (
+    OutputFiles,
+    check_format,
+    check_outputs,
+    is_complete,
+    layers_of_job,
+    output_paths,
+)
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import journal_settings, provenance
 from deltavlm.pipeline.reading import first_crs, open_listed_pair
 from deltavlm.pipeline.run_result import RunResult
 from deltavlm.pipeline.scale import Scale
-from deltavlm.pipeline.schema import CHANGES, output_layers, with_pair_columns
+from deltavlm.pipeline.schema import CHANGES, with_pair_columns
 from deltavlm.pipeline.writer import OutputCRS, ResultWriter, StreamStore, common_crs
 
 __all__ = ["RunHooks", "run"]
@@ -88,10 +94,25 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
             if files.path is not None:
                 check_journal_pair(journal_path(files.path), job, opened)
         stack.enter_context(files.locked())
+        if opened is not None:
+            check_format(job, opened.geobox)
+        else:
+            _check_format_of_list(job)
         started = stack.enter_context(_started(engine, result))
         output = _Output(_with_batch_size(job, started), files, started, result, opened)
         (_stream if files.path is None else _write)(output, hooks)
     return result
+
+
+def _check_format_of_list(job: AnalyzeJob) -> None:
+    """Check by the first pair of a list, if it can be opened. Raises: OutputError."""
+    with ExitStack() as stack:
+        try:
+            read = replace(job.read, outlines_only=True)
+            reader = stack.enter_context(open_listed_pair(job.pairs.pairs[0], read))
+        except InputError:
+            return  # which is found again, and told, when it is its turn
+        check_format(job, reader.geobox)
 
 
 def _run_folder(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks) -> RunResult:
@@ -154,6 +175,7 @@ def _write_pair(job: AnalyzeJob, pair: Pair, engine: Engine, result: RunResult, 
     files = OutputFiles.of(job.output)
     files.check(may_replace=job.output.may_replace)
     with files.locked(), open_listed_pair(pair, job.read) as opened:
+        check_format(job, opened.geobox)
         _write(_Output(job, files, engine, result, opened), hooks)
 
 
@@ -194,15 +216,6 @@ class _Output:
     opened: PairReader | None
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
-        return output_layers(
-            self.job.questions,
-            changes=self.job.output.polygons and self.files.polygons is None,
-            pair_columns=not self.job.is_single,
-            pairs=not self.job.one_pair_per_output,
-        )
-
-    @property
     def pairs(self) -> list[PairResult]:
         """Results of those of its pairs that the run has come to."""
         ids = (pair.id for pair in self.job.pairs.pairs)
@@ -229,7 +242,8 @@ def _stream(output: _Output, hooks: RunHooks) -> None:
         crs = OutputCRS(opened.geobox.crs, untransformed=True)
     else:
         crs = OutputCRS(None if first_crs(job.pairs.pairs, job.read) is None else LONLAT)
-    with open_sink(None, output.layers, crs.crs, output.provenance, only_layer=job.output.layer) as sink:
+    layers = layers_of_job(job)
+    with open_sink(None, layers, crs.crs, output.provenance, only_layer=job.output.layer) as sink:
         writer = output.writer(sink, crs)
         store = StreamStore(writer)
         analyze_chips(job, output.engine, store, output.result, opened=opened, on_progress=hooks.on_progress)
@@ -285,7 +299,7 @@ def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_rep
     assert path is not None
     with open_sink(
         path,
-        output.layers,
+        layers_of_job(output.job),
         crs.crs,
         record,
         overwrite=job.output.may_replace,
@@ -344,6 +358,8 @@ def _write_changes(
             if options.polygons:
                 writer.write_changes(pair.pair, pair.record, features)
             count += len(features)
+            if cogs[1] is not None:
+                cogs[1].tag(MASK_PIXEL_TAG, mosaic.mask_pixel_px)
         written = [cog for cog in cogs if cog is not None]
         for cog in written:
             cog.finish()

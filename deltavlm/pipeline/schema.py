@@ -75,6 +75,12 @@ _SOURCE_COLUMNS = (
         "Share in area of interest",
     ),
     Field(
+        "cloud_share",
+        "float",
+        "Share of the chip hidden by cloud masks on either date, 0 to 1; null without a mask",
+        "Share hidden by clouds",
+    ),
+    Field(
         "shift_px",
         "float",
         "Shift between the dates in this chip, pixels; null where it cannot be measured",

@@ -1,8 +1,9 @@
-"""Totals of an output in which all ground counts once: for a run, its report, its summary and its STAC item.
+"""Totals of chips and polygons that count all ground once, for every place that shows them.
 
-Where the output has polygons of change, changed ground is their area and new buildings and roads are their
-number. Otherwise both are sums over chips: each chip counts with the share of its ground that is its own, and
-that lies in the area of interest, as if what it counts were spread evenly over its ground.
+New buildings and roads are sums over chips: each chip counts with the share of its ground that is its own,
+and that lies in the area of interest, as if what it counts were spread evenly over it. So is changed ground,
+unless the output has polygons of change: then it is their area. The number of polygons is no number of
+objects: a road makes several of them, and buildings that stand close make one (benchmarks/results.md).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Shapes = NDArray[np.object_]  # shapely polygons, or None
 class Totals:
     """Totals of an output, or of a part of it. Areas are in m², or in square pixels without a CRS."""
 
-    basis: Basis | None = None  # what changed ground and new objects are counted from; None: nothing yet
+    basis: Basis | None = None  # what changed ground is measured by; None: nothing was added yet
     has_crs: bool = True
     analyzed: float = 0.0  # area under analyzed chips
     changed: float = 0.0  # area of polygons, or of changed chips
@@ -67,45 +68,44 @@ class Totals:
         return area / 1e6 if self.has_crs and math.isfinite(area) else None
 
     def __str__(self) -> str:
-        """`changed ground 1.43 of 26.50 km² (5.4 %), 12.8 new buildings, 3 new roads, by chips`."""
-        texts = []
+        """`changed ground 1.4 of 26.5 km² (5.4 %) by polygons; 12.8 new buildings, 1 new road by chips`."""
         percent = "" if self.changed_share is None else f"{100 * self.changed_share:.3g} %"
+        ground = f"{percent} of the ground changed" if percent else ""
         if self.changed_km2 is not None and self.analyzed_km2 is not None:
-            unit, per_km2 = ("km²", 1) if self.analyzed_km2 >= 1 else ("m²", 1_000_000)
-            changed, analyzed = (per_km2 * km2 for km2 in (self.changed_km2, self.analyzed_km2))
-            digits = 2 if per_km2 == 1 else 0
-            texts.append(f"changed ground {changed:,.{digits}f} of {analyzed:,.{digits}f} {unit}")
-            texts[0] += f" ({percent})" if percent else ""
-        elif percent:
-            texts.append(f"{percent} of the ground changed")
-        for number, noun in ((self.new_buildings, "building"), (self.new_roads, "road")):
-            if number is not None:
-                count = format_number(number)
-                texts.append(f"{count} new {noun}{'' if count == '1' else 's'}")
-        return ", ".join([*texts, f"by {self.basis}"]) if texts else ""
+            unit, per_km2, digits = ("km²", 1, 2) if self.analyzed_km2 >= 1 else ("m²", 1_000_000, 0)
+            changed, analyzed = (
+                f"{per_km2 * km2:,.{digits}f}" for km2 in (self.changed_km2, self.analyzed_km2)
+            )
+            ground = f"changed ground {changed} of {analyzed} {unit}{f' ({percent})' if percent else ''}"
+        counts = [
+            f"{count} new {noun}{'' if count == '1' else 's'}"
+            for number, noun in ((self.new_buildings, "building"), (self.new_roads, "road"))
+            if number is not None
+            for count in [format_number(number)]
+        ]
+        texts = [f"{ground} by {self.basis}"] if ground else []
+        return "; ".join([*texts, f"{', '.join(counts)} by chips"] if counts else texts)
 
     def __add__(self, other: Totals) -> Totals:
         """Totals of two parts. Areas in different units have no sum."""
         if self.basis is None or other.basis is None:
             return other if self.basis is None else self
         same_unit = self.has_crs == other.has_crs
-        kinds = dict(Counter(self.kinds) + Counter(other.kinds))
-        both_polygons = self.basis == other.basis == "polygons"
         return Totals(
             basis=self.basis if self.basis == other.basis else "chips and polygons",
             has_crs=self.has_crs and other.has_crs,
             analyzed=self.analyzed + other.analyzed if same_unit else math.nan,
             changed=self.changed + other.changed if same_unit else math.nan,
-            new_buildings=_built(kinds, "building")
-            if both_polygons
-            else _plus(self.new_buildings, other.new_buildings),
-            new_roads=_built(kinds, "road") if both_polygons else _plus(self.new_roads, other.new_roads),
-            kinds=kinds,
+            new_buildings=_plus(self.new_buildings, other.new_buildings),
+            new_roads=_plus(self.new_roads, other.new_roads),
+            kinds=dict(Counter(self.kinds) + Counter(other.kinds)),
         )
 
-    def replaced_by(self, polygons: Totals | None) -> Totals:
-        """These totals of chips with the changed ground and new objects of polygons, if there are some."""
-        return self if polygons is None else replace(polygons, analyzed=self.analyzed, has_crs=self.has_crs)
+    def with_polygons(self, polygons: Totals | None) -> Totals:
+        """These totals of chips with the changed ground of polygons, if there are some."""
+        if polygons is None:
+            return self
+        return replace(self, basis=polygons.basis, changed=polygons.changed, kinds=polygons.kinds)
 
     def as_dict(self) -> dict[str, Any]:
         """Figures as plain values, ready for JSON."""
@@ -193,16 +193,8 @@ class PolygonArrays:
             basis="polygons",
             has_crs=self.has_crs,
             changed=float(np.nansum(self.areas[rows] * weights)),
-            new_buildings=_built(kinds, "building"),
-            new_roads=_built(kinds, "road"),
             kinds=kinds,
         )
-
-
-def _built(kinds: Mapping[str, float], name: str) -> float | None:
-    """Number of new objects of a class; None where polygons of it have no direction."""
-    directed = [kinds[kind] for kind in (f"{name}_built", f"{name}_removed") if kind in kinds]
-    return kinds.get(f"{name}_built", 0.0) if directed or f"{name}_changed" not in kinds else None
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> Numbers:
@@ -250,7 +242,7 @@ class TotalsCounter:
     @property
     def totals(self) -> Totals:
         """Totals of all that was added."""
-        return self.chips.replaced_by(self.polygons)
+        return self.chips.with_polygons(self.polygons)
 
 
 def _areas(features: Sequence[Feature], crs: CRS | None) -> Numbers:

@@ -67,7 +67,7 @@ class OutputCRS:
     def transform_of(self, pair: Pair, record: PairRecord) -> Transform:
         """Function that transforms geometries of the pair to this CRS."""
         crs = _crs(record.crs)
-        if self.untransformed or crs == self.crs:
+        if self.untransformed or (crs == self.crs and not record.geobox.leaves_180):
             return lambda geometry: geometry
         try:
             if crs is None or self.crs is None:
@@ -154,6 +154,7 @@ class ResultWriter:
             "valid_fraction": result.valid_fraction,
             "ground_share": result.chip.ground_share,
             "aoi_share": result.chip.aoi_share,
+            "cloud_share": result.cloud_share,
             "shift_px": result.shift_px,
             "gsd_m": record.gsd_m,
             "model": self.model,

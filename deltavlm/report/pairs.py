@@ -112,7 +112,7 @@ class ReportPair:
             for rows in (self.chips, self.changes)
         )
         polygons = PolygonArrays.of_rows(*changes).totals() if self.has_polygons else None
-        return ChipArrays.of_rows(*chips).totals().replaced_by(polygons)
+        return ChipArrays.of_rows(*chips).totals().with_polygons(polygons)
 
     def rings(self, change: Row) -> list[Ring]:
         """Exterior and interior rings of a change polygon, in pixels of the grid."""
@@ -223,7 +223,7 @@ def _pair_image(record: Any, row: Mapping[str, Any], key: str) -> PairImage:
         date=date,
         size=(int(record["width"]), int(record["height"])),
         bands=tuple(int(band) for band in record["bands"]),
-        nodata=None if nodata is None else float(nodata),
+        nodata=None if nodata is None or isinstance(nodata, list) else float(nodata),  # a list: of the bands
         stretch=None
         if stretch is None
         else (_three_numbers(stretch["low"]), _three_numbers(stretch["high"])),

@@ -1,4 +1,4 @@
-"""Division of chips and polygons among areas: one area, polygons of a file, grid cells, H3 cells, or pairs.
+"""Division of chips and polygons among areas: polygons of a file, grid cells, H3 cells, or pairs.
 
 The ground of a chip is divided among the areas that it shares ground with, and so is a polygon of change.
 A chip is counted in the area that contains its centroid, so in one at most. So all sums over areas add up.
@@ -235,7 +235,7 @@ def areas_from_h3(results: Results, resolution: int = H3_RESOLUTION) -> Areas:
     try:
         import h3
     except ImportError as error:
-        raise ToolError("--by h3 needs the package h3; pip install 'deltavlm[h3]'") from error
+        raise ToolError("--by h3 needs the package h3; pip install '.[h3]' in a clone of deltavlm") from error
     names = sorted({cell for shape in results.lonlat for cell in _h3_cells(shape, resolution)})
     rings = [[(lon, lat) for lat, lon in h3.cell_to_boundary(name)] for name in names]
     kind = f"H3 cell of resolution {resolution}"
@@ -334,3 +334,8 @@ def _lonlat_polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
 def _require_crs(results: Results) -> None:
     if not results.has_crs:
         raise InputError(f"{results.paths[0]}: has no CRS, so its chips lie in no area; leave --by out")
+    if len(results.chips) and shapely.is_missing(results.lonlat).all():
+        raise InputError(
+            f"{results.paths[0]}: its CRS does not lead to longitude and latitude, so its chips lie in no "
+            "area; leave --by out"
+        )

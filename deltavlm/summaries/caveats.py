@@ -63,18 +63,13 @@ def _not_analyzed(results: Results, total: AreaSummary) -> Iterator[str]:
 
 def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
     has_counts = total.new_buildings is not None or total.new_roads is not None
-    if total.basis in ("polygons", "chips and polygons"):
+    if has_counts:
         yield (
-            "Changed ground is the area of polygons, and new buildings and roads are their number: buildings "
-            "that stand close make one polygon, and a road may be several."
+            "New buildings and roads are counted per chip and weighted by the ground that is the chip's own: "
+            "their sums are estimates."
         )
     if total.basis in ("chips", "chips and polygons"):
         yield "Changed ground is the area of whole chips, however little of a chip has changed."
-        if has_counts:
-            yield (
-                "New buildings and roads are counted per chip and weighted by the ground that is the chip's "
-                "own: their sums are estimates."
-            )
     unknown = results.chips["ground_share"].isna().sum()
     if unknown:
         yield (

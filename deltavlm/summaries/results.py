@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from deltavlm.errors import InputError
+from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
@@ -38,7 +39,7 @@ Shapes = NDArray[np.object_]  # of shapely polygons, or None
 
 @dataclass(frozen=True)
 class Results:
-    """Chips and polygons of some outputs, in the CRS of the first output."""
+    """Chips and polygons of some outputs, in their CRS, or in longitude and latitude if they have several."""
 
     paths: tuple[Path, ...]
     chips: GeoDataFrame  # COLUMNS and `geometry`; a column that an output does not have is null
@@ -55,7 +56,7 @@ class Results:
 
     @cached_property
     def lonlat(self) -> Shapes:
-        """(chips,): polygons in longitude and latitude; None for a chip without a polygon or a CRS."""
+        """(chips,): polygons in longitude and latitude; None for a chip without a polygon or a place."""
         return _lonlat(self.chips)
 
     @cached_property
@@ -106,6 +107,8 @@ def read_results(paths: Sequence[Path], *, threshold: float | None = None) -> Re
         if (frame.crs is None) != (crs is None):
             without_crs = path if frame.crs is None else paths[0]
             raise InputError(f"{without_crs}: has no CRS and others have one; summarize it alone")
+    if any(frame.crs != crs for frame in frames):
+        crs = pyproj.CRS.from_epsg(4326)
     return Results(
         paths=tuple(paths),
         chips=_joined(frames, crs),
@@ -121,7 +124,7 @@ def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:
     """Rows of all tables, in one CRS."""
     import pandas as pd
 
-    frames = [frame if frame.crs == crs else frame.to_crs(crs) for frame in frames]
+    frames = [frame if frame.crs == crs else frame.set_geometry(_lonlat(frame), crs=crs) for frame in frames]
     filled = [frame for frame in frames if len(frame)] or frames[:1]
     return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
 
@@ -129,7 +132,10 @@ def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:
 def _lonlat(frame: GeoDataFrame) -> Shapes:
     if frame.crs is None:
         return np.full(len(frame), None, dtype=object)
-    return shapes_to_lonlat(frame.geometry.to_numpy(), frame.crs)
+    try:
+        return shapes_to_lonlat(frame.geometry.to_numpy(), frame.crs)
+    except OutputError:  # no transformation from this CRS, as of a building site
+        return np.full(len(frame), None, dtype=object)
 
 
 def _areas(frame: GeoDataFrame, lonlat: Shapes) -> tuple[NDArray[np.float64], bool]:

@@ -45,9 +45,9 @@ AREAS = Layer(
         Field(
             "changed_km2", "float", "Changed ground, km²: of polygons, or of changed chips", "Changed (km²)"
         ),
-        Field("new_buildings", "float", "Number of polygons, or sum of the chips' counts; an estimate"),
-        Field("new_roads", "float", "Number of polygons, or sum of the chips' counts; an estimate"),
-        Field("basis", "str", "What these are counted from: polygons, or chips", "Counted from"),
+        Field("basis", "str", "What changed ground is measured by: polygons, or chips", "Measured by"),
+        Field("new_buildings", "float", "Sum of the chips' counts, by their own ground; an estimate"),
+        Field("new_roads", "float", "Sum of the chips' counts, by their own ground; an estimate"),
         Field("mean_score", "float", "Mean score of change of the analyzed chips, weighted by ground"),
         Field("unsure", "int", f"Chips with a score from {UNSURE[0]} to {UNSURE[1]}"),
         Field("unsure_share", "float", "Their share of the analyzed chips, 0 to 1"),
@@ -212,7 +212,7 @@ def _totals(results: Results, area_rows: AreaRows) -> Totals:
     if not results.from_polygons.any():
         return by_chips
     with_polygons = results.chip_arrays.totals(rows[has_polygons], parts[has_polygons])
-    with_polygons = with_polygons.replaced_by(results.polygon_arrays.totals(*area_rows.polygons))
+    with_polygons = with_polygons.with_polygons(results.polygon_arrays.totals(*area_rows.polygons))
     return with_polygons if has_polygons.all() else by_chips + with_polygons
 
 

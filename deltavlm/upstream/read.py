@@ -72,7 +72,7 @@ def shards(path: Path) -> list[Path]:
             raise InputError(f"{path} lacks {', '.join(missing)}; fetch the folder again")
         return [path / name for name in names]
     for pattern in ("*.safetensors", "*.bin", "*.pth"):
-        files = sorted(path.glob(pattern))
+        files = sorted(file for file in path.glob(pattern) if file.is_file())
         if files:
             return files
     raise InputError(f"{path} has no weights (.safetensors, .bin or .pth); fetch the folder again")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Scene, write_tiled
+from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
 
 
@@ -31,6 +32,38 @@ def refused(run: Run, *args: object, words: tuple[str, ...]) -> None:
 def test_missing_file(run: Run, scene: Scene) -> None:
     refused(run, scene.before, "nosuch.tif", words=("nosuch.tif", "no such file"))
     refused(run, "nosuch.tif", scene.after, words=("nosuch.tif",))
+
+
+def test_pipes_are_not_opened(run: Run, scene: Scene, tmp_path: Path) -> None:
+    """Opening one waits for somebody to write to it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for args in (
+        (pipe, scene.after),
+        (*scene.args, "--aoi", pipe),
+        (*scene.args, "--questions", pipe),
+        (*scene.args, "--config", pipe),
+        ("--pairs", pipe, "-o", "out.gpkg"),
+    ):
+        refused(run, *args, words=("pipe: is a pipe, which is not opened; give a file",))
+    for command in ("summarize", "report", "stac"):
+        assert "is a pipe, which is not opened" in one_line(run(command, pipe))
+    assert "is a pipe, which is not opened" in one_line(run("ask", *scene.args, "-Q", pipe))
+
+
+def test_a_format_that_cannot_hold_the_result(run: Run, tmp_path: Path) -> None:
+    """An image in the CRS of a building site: found out after the run, whose journal fits no other output."""
+    site = 'LOCAL_CS["site",UNIT["metre",1]]'
+    before, after = (
+        write_raster(tmp_path / f"{name}.tif", noise(3) // part, crs=site)
+        for name, part in (("before", 1), ("after", 2))
+    )
+    for options in ((), ("--dry-run",)):
+        for output in ("out.geojson", "-"):
+            result = run("analyze", before, after, "-o", output, *options)
+            assert result.exit_code == 2
+            assert result.stderr.splitlines()[-1].endswith("write .gpkg instead")
+            assert run.loads == []
 
 
 def test_directory(run: Run, scene: Scene, tmp_path: Path) -> None:
@@ -169,7 +202,7 @@ def test_quantize_without_its_library(
     run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    words = ("bitsandbytes", "pip install 'deltavlm[quantize]'")
+    words = ("bitsandbytes", "pip install '.[quantize]' in a clone of deltavlm")
     refused(run, *scene.args, "--quantize", "int4", *flags, words=words)
 
 
@@ -211,6 +244,11 @@ def test_quantize_without_its_library(
         (["--config", "nosuch.toml"], ("nosuch.toml",)),
         (["extra.tif"], ("extra.tif",)),
         (["--before-bands", "1", "--after-bands", "9"], ("after.tif", "9")),
+        (["--cloud-mask", "nosuch.tif:scl"], ("nosuch.tif: no such file",)),
+        (["--before-cloud-mask", "x.tif:scl=clowd"], ("x.tif:scl=clowd", "'clowd'", "is cloud meant?")),
+        (["--after-cloud-mask", "x.tif:slc"], ("x.tif:slc", "'slc' is no kind of mask", "is scl meant?")),
+        (["--qa-band", "5"], ("5", "what do its values mean")),
+        (["--qa-band", "SCL"], ("before.tif", "no single band named 'SCL'")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -63,9 +63,9 @@ def test_a_run_killed_repeatedly_resumes_to_the_same_bytes(
     opened = []
     open_source = geo_pair.open_source
 
-    def record_path(path: str, **settings: Any) -> Any:
+    def record_path(path: str, *options: Any) -> Any:
         opened.append(Path(path).name)
-        return open_source(path, **settings)
+        return open_source(path, *options)
 
     monkeypatch.setattr(geo_pair, "open_source", record_path)
     result = run(*args, "-o", out)

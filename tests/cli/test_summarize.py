@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,6 @@ def test_usage_errors_are_one_line(
 ) -> None:
     cases: dict[tuple[object, ...], str] = {
         (tmp_path / "no.gpkg",): "no such file",
-        (tmp_path,): "is a folder; give an output of deltavlm analyze",
         (out, "--by", tmp_path / "no.gpkg"): "no such file",
         (out, "--cell", 100): "--cell: goes with --by grid only",
         (out, "--by", "grid", "--resolution", 3): "goes with --by h3 only",
@@ -130,7 +130,20 @@ def test_without_h3(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(builtins, "__import__", without_h3)
     result = run("summarize", out, "--by", "h3")
     assert result.exit_code == 1
-    assert one_line(result) == "Error: --by h3 needs the package h3; pip install 'deltavlm[h3]'"
+    assert one_line(result).endswith("needs the package h3; pip install '.[h3]' in a clone of deltavlm")
+
+
+def test_a_folder_stands_for_its_outputs(run: Run, out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "each"
+    folder.mkdir()
+    for name in ("a.gpkg", "b.gpkg"):
+        shutil.copy(out, folder / name)
+    for name in ("a.changes.geojson", ".hidden.gpkg", "a.qml", "notes.txt"):
+        (folder / name).write_text("{}")
+    assert json.loads(run("summarize", folder, "--json").stdout)["all"]["chips"] == 30
+    assert json.loads(run("summarize", folder, out, "--json").stdout)["all"]["chips"] == 45
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no outputs (.gpkg" in one_line(run("summarize", tmp_path / "empty"))
 
 
 def test_a_threshold_of_stored_scores(run: Run, out: Path) -> None:

@@ -81,7 +81,8 @@ def test_half_precision_is_a_report_and_no_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'deltavlm[quantize]'"
+    util.find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes: pip install '.[quantize]'",
 )
 def test_quantized_is_a_report_and_no_failure(tmp_path: Path) -> None:
     converted(tmp_path / "out")

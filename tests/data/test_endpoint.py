@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -220,6 +222,31 @@ def test_refusals_are_not_retried(
         assert "it asks for a key; set DELTAVLM_LLM_KEY" in refused(
             make_writer(key=None), "test/x.png", FACTS
         )
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\n\r\n[", b"HTTP/1.1 404 No\r\n\r\n"]
+)
+def test_a_reply_without_an_end_is_given_up(tmp_path: Path, sent: bytes) -> None:
+    """A server that goes on sending a byte now and then held the run for ever."""
+    ended = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(sent)
+            while not ended.wait(0.02):
+                connection.sendall(b"x" if sent else b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: drip(listener.accept()[0]), daemon=True)
+        thread.start()
+        endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "small", KEY, timeout_s=0.3)
+        writer = QuestionWriter(endpoint, ReplyLog(tmp_path / "replies.jsonl"))
+        text = refused(writer, "test/x.png", FACTS, kind=ToolError)
+        ended.set()
+        thread.join()
+    assert f"{endpoint.url} gave no whole answer in 0.3 s" in text
+    assert "--llm-timeout" in text
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}', b"\xff"])

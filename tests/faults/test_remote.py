@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from pathlib import Path
 import pyogrio
 import pytest
 
+from deltavlm.errors import RasterError
+from deltavlm.geo.gdal import SLOW_S
+from deltavlm.geo.gdal import Server as ImageServer
 from tests.cli.conftest import Run, program
 from tests.conftest import write_tiled
 from tests.rasters import noise
@@ -116,6 +121,34 @@ def test_requests_that_always_fail_and_the_next_run(
     assert {*statuses(out).values()} == {"answered"}
     ends = [int(line.split()[2]) for line in server.requests()]
     assert max(ends) > 1_800_000
+
+
+def test_a_server_that_never_answers(
+    run: Run, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts the connection, and that is all."""
+    monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/after.tif"
+        begin = time.monotonic()
+        result = run("analyze", pair[0], url, "-o", "out.geojson")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {url}: cannot be read as a raster (")
+    assert time.monotonic() - begin < 30
+
+
+def test_a_server_that_has_gone_is_not_asked_for_every_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 10.0 + SLOW_S + 1])
+    monkeypatch.setattr("deltavlm.geo.gdal.time.monotonic", lambda: next(clock))
+    server = ImageServer()
+    for _ in range(2):
+        with pytest.raises(RasterError, match="failed"), server.watch("https://me:secret@host/a.tif"):
+            raise RasterError("failed")
+    with (
+        pytest.raises(RasterError, match=r"^https://host/a\.tif: its server does not answer any more"),
+        server.watch("https://me:secret@host/a.tif"),
+    ):
+        pytest.fail("it was asked again")
 
 
 def test_no_server(run: Run, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,64 @@ def test_a_south_up_raster_is_read_as_it_lies(tmp_path: Path, before: Path) -> N
             )
         assert images[2].all()
         assert (images[0] == images[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "words"),
+    [
+        (UTM, Affine(1, 0, 0, 0, -1, 0), r"counts pixels from 0, 0 of its CRS \(EPSG:32631\)"),
+        (UTM, Affine(1, 0, 0, 0, -1, ROWS), "counts pixels"),
+        (UTM, Affine(0.5, 0, 5_000_000, 0, -0.5, 500_000), r"lon/lat \(.* is that its CRS"),
+        ("EPSG:2193", Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), "New Zealand"),
+        (UTM, HALF_METRE, None),
+        ("EPSG:32601", Affine(10, 0, 165_000, 0, -10, 4_000), None),
+        ("EPSG:3857", Affine(1, 0, 20_037_000, 0, -1, 0.5), None),
+    ],
+)
+def test_a_place_that_is_hardly_right_is_warned_about(
+    tmp_path: Path, crs: str, transform: Affine, words: str | None
+) -> None:
+    path = write_raster(tmp_path / "a.tif", smooth(), crs=crs, transform=transform)
+    with opened(path, path) as reader:
+        doubts = [warning for warning in reader.warnings if "its CRS" in warning]
+    assert len(doubts) == (words is not None)
+    if words is not None:
+        assert re.search(words, doubts[0])
+
+
+def test_datums_that_are_metres_apart_are_told(tmp_path: Path) -> None:
+    """Two dates in NAD83 and WGS 84 are one grid to PROJ, though they are known to 4 m only."""
+    nad83, wgs84 = (
+        write_raster(tmp_path / f"{epsg}.tif", smooth(), crs=f"EPSG:{epsg}") for epsg in (26914, 32614)
+    )
+    for pair in ((nad83, wgs84), (wgs84, nad83)):
+        with opened(*pair) as reader:
+            (note,) = [note for note in reader.notes if "datums" in note]
+            assert re.search(r"North American Datum 1983.*known to 4 m, 8 px", note)
+            assert note not in reader.warnings
+    coarse = HALF_METRE * Affine.scale(20)
+    wide = [
+        write_raster(tmp_path / f"wide{epsg}.tif", smooth(), crs=f"EPSG:{epsg}", transform=coarse)
+        for epsg in (26914, 32614)
+    ]
+    with opened(*wide) as reader:
+        assert not any("datums" in note for note in reader.notes)
+
+
+def test_datums_of_which_nothing_is_known_are_warned_about(tmp_path: Path) -> None:
+    ellipsoid = "+proj=utm +zone=31 +ellps=GRS67 +units=m"
+    path = write_raster(tmp_path / "a.tif", smooth(), crs=ellipsoid)
+    other = write_raster(tmp_path / "b.tif", smooth(), crs=UTM)
+    with opened(path, other) as reader:
+        assert any("may be hundreds of metres apart" in warning for warning in reader.warnings)
+
+
+@pytest.mark.parametrize("cols", [COLS - 0.5, COLS - 3])
+def test_an_overlap_of_a_few_pixels_is_refused(tmp_path: Path, before: Path, cols: float) -> None:
+    """Of neighboring tiles, one column of pixels was called a chip."""
+    after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(cols, 0))
+    with pytest.raises(RasterError, match=r"have only [13] x 96 px in common, too little"):
+        opened(before, after).__enter__()
+    strip = write_raster(tmp_path / "strip.tif", smooth(3, 4, COLS))
+    with opened(before, strip) as reader:
+        assert reader.geobox.height == 4  # it is no higher itself

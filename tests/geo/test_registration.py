@@ -169,6 +169,8 @@ def test_the_shift_of_a_pair_is_that_of_most_windows() -> None:
     assert consensus([wrong[0], right[0]]) == (None, 1)  # which of them?
     assert consensus([right[0]]) == (right[0], 1)
     assert consensus([]) == (None, 0)
+    clear = Shift(3.5, -1.0, peak=40.0)
+    assert consensus([*right, clear]) == (Shift(3.5, -1.0), 4)  # it weighs more than the three others
 
 
 @pytest.mark.parametrize(("width", "height", "count"), [(100, 80, 1), (300, 256, 2), (5000, 4000, 16)])

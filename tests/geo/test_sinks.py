@@ -25,7 +25,7 @@ from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo import sinks
 from deltavlm.geo.features import Feature, Field, Layer
 from deltavlm.geo.qml import SIGNATURE
-from deltavlm.geo.sinks import SUFFIXES, check_output, open_sink
+from deltavlm.geo.sinks import SUFFIXES, check_can_hold, check_output, open_sink
 from deltavlm.geo.tables import ROW_GROUP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -548,3 +548,55 @@ def test_a_poisoned_proj_data_is_unset(tmp_path: Path, keep: str, works: bool) -
     )  # fmt: skip
     assert (process.returncode == 0 and "32631" in process.stdout) == works
     assert (str(tmp_path) in process.stdout) == works
+
+
+# --- before a run -----------------------------------------------------------------------------------------
+
+SITE = 'LOCAL_CS["site",UNIT["metre",1]]'
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, None])
+def test_what_a_format_cannot_hold_is_told_before_the_run(tmp_path: Path, suffix: str | None) -> None:
+    """GeoJSON needs a way to longitude and latitude, which a site's own CRS has not."""
+    path = None if suffix is None else tmp_path / f"out{suffix}"
+    for crs in (None, UTM):
+        check_can_hold(path, (CHIPS, LOCATIONS), crs, [square(0)])
+    if suffix in (".gpkg", ".fgb", ".parquet"):
+        check_can_hold(path, (CHIPS, LOCATIONS), CRS.from_wkt(SITE), [square(0)])
+    else:
+        with pytest.raises(OutputError, match=r"does not lead to longitude and latitude.*; write \.gpkg"):
+            check_can_hold(path, (CHIPS, LOCATIONS), CRS.from_wkt(SITE), [square(0)])
+        globe = CRS.from_string("+proj=ortho +lat_0=45 +lon_0=3")
+        beyond = shapely.box(7e6, 7e6, 8e6, 8e6)
+        with pytest.raises(OutputError, match=r"the CRS of the raster has none; write .gpkg instead"):
+            check_can_hold(path, (CHIPS,), globe, [beyond])
+        check_can_hold(path, (CHIPS,), globe, [beyond, shapely.box(0, 0, 1e5, 1e5)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crs_that_a_format_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, *_: object) -> None:
+        path.touch()
+        raise RuntimeError("cannot store this CRS")
+
+    monkeypatch.setitem(sinks.TABLE_WRITERS, ".fgb", fail)
+    with pytest.raises(OutputError, match=r"out\.fgb: a \.fgb cannot hold the result there \(cannot store"):
+        check_can_hold(tmp_path / "out.fgb", (CHIPS,), CRS.from_wkt(SITE), [square(0)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network drives, where SQLite fails."""
+
+    def locked(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    path = tmp_path / "out.gpkg"
+    with monkeypatch.context() as patched:
+        patched.setattr(sinks.sqlite3, "connect", locked)
+        with pytest.raises(OutputError, match=r"cannot hold the result there \(database is locked\); choose"):
+            check_can_hold(path, (CHIPS,), UTM, [square(0)])
+    many = Layer("chips", tuple(Field(f"answer_{number}", "str") for number in range(3000)))
+    with pytest.raises(OutputError, match="too many columns"):
+        check_can_hold(path, (many,), UTM, [square(0)])
+    assert not list(tmp_path.iterdir())

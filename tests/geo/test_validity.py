@@ -212,6 +212,24 @@ def test_usual_fill_that_is_not_declared_is_told(
         assert mosaic(reader, read_all(reader))[2][:, 2:-2].all()
 
 
+@pytest.mark.parametrize("declared", [0.0, np.nan])
+def test_fill_beside_a_declared_value(tmp_path: Path, before: Path, shift: float, declared: float) -> None:
+    pixels = smooth(dtype="float32")
+    pixels[:, HOLE] = declared
+    pixels[:, HOLE & (np.arange(COLS) < 60)] = -9999
+    after = write_raster(
+        tmp_path / "after.tif", pixels, nodata=declared, photometric="RGB", transform=moved(shift, 0)
+    )
+    with opened(before, after) as reader:
+        valid = mosaic(reader, read_all(reader))[2]
+        assert any("many of its values are -9999" in note for note in reader.warnings)
+        assert reader.stretches[1] is not None
+        assert min(reader.stretches[1].low) >= 20
+    assert not valid[22:58, 32:58].any()
+    assert not valid[22:58, 62:88].any()
+    assert valid[:18, 2:-2].all()
+
+
 def test_a_bright_roof_is_no_fill(tmp_path: Path) -> None:
     """Saturated pixels have one value too, but others come near it."""
     pixels = noise(dtype="uint16", low=200, high=3000)

@@ -20,7 +20,7 @@ from tests.tiny import TINY, tiny_checkpoint, tiny_codec, tiny_model
 
 needs_library = pytest.mark.skipif(
     util.find_spec("bitsandbytes") is None,
-    reason="needs bitsandbytes: pip install 'deltavlm[quantize]'",
+    reason="needs bitsandbytes: pip install '.[quantize]'",
 )
 WIDE = replace(
     TINY,

@@ -84,6 +84,7 @@ def test_every_chip_has_a_row_and_the_changed_one_is_found(scene: Scene, model: 
         "valid_fraction": 1.0,
         "ground_share": 1.0,
         "aoi_share": None,
+        "cloud_share": None,
         "shift_px": pytest.approx(0, abs=0.1),
         "gsd_m": pytest.approx(0.5, rel=0.01),
         "model": "scripted 0123456789abcdef",

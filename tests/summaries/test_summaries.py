@@ -76,6 +76,18 @@ def test_several_outputs_are_combined(tmp_path: Path) -> None:
         read_results([tmp_path / "a.gpkg", tmp_path / "pixels.gpkg"])
 
 
+def test_outputs_in_several_crss_are_combined_in_degrees(tmp_path: Path) -> None:
+    """They were transformed to the CRS of the first, which may not lead to where the others are."""
+    south = [Feature(shapely.box(-5e4, -5e4, 5e4, 5e4), {"chip_id": "a", "status": "answered"})]
+    written(tmp_path / "utm.gpkg", GRID[:6])
+    written(tmp_path / "pole.gpkg", south, CRS.from_epsg(3031))
+    for names in (("utm.gpkg", "pole.gpkg"), ("pole.gpkg", "utm.gpkg")):
+        results = read_results([tmp_path / name for name in names])
+        bounds = results.chips.total_bounds
+        assert bounds == pytest.approx((-180, -90, 180, 48.75), abs=0.01)
+        assert np.nanmax(results.areas_m2) == pytest.approx(1e10, rel=0.07)
+
+
 def test_foreign_files_are_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "empty.gpkg").write_bytes(b"")
     (tmp_path / "broken.gpkg").write_bytes(b"SQLite format 3\0" + bytes(100))
@@ -159,6 +171,23 @@ def test_a_chip_on_a_border_is_divided(tmp_path: Path, results: Results) -> None
     assert rows["West"].new_roads == pytest.approx(roads, rel=1e-3)
     top = max((step for step in answered_steps if step * 37 % 100 > 50), key=lambda step: step * 37 % 100)
     assert rows["West"].top_chips[0].caption == f"caption {top}"
+
+
+def test_a_district_smaller_than_a_chip_has_its_part(tmp_path: Path) -> None:
+    """By centres of chips it was wholly changed or left out: here the centre of neither chip lies in it."""
+    chips = [
+        Feature(each.geometry, {**each.properties, "changed": changed, "new_buildings": 2})
+        for each, changed in ((chip(0, 0, 0), True), (chip(1, 1, 0), False))
+    ]
+    results = written(tmp_path / "out.gpkg", chips)
+    shape = shapely.box(500_090, 5_399_950, 500_140, 5_399_960)  # 10 m of the first chip, 40 m of the second
+    geopandas.GeoDataFrame({"name": ["Lane"]}, geometry=[shape], crs=32633).to_file(tmp_path / "lane.gpkg")
+    lane, outside = summarize_areas(results, areas_from_file(results, tmp_path / "lane.gpkg"))
+    assert (lane.name, lane.chips, outside.name, outside.chips) == ("Lane", 0, OUTSIDE, 2)
+    assert lane.changed_share == pytest.approx(0.2, abs=1e-3)
+    assert lane.looked_at_share == pytest.approx(1, abs=1e-3)
+    assert lane.new_buildings == pytest.approx(2 * 500 / 10_000, rel=1e-2)
+    assert lane.new_buildings + outside.new_buildings == pytest.approx(4)
 
 
 def test_grid_cells_are_named_by_their_corner(results: Results) -> None:

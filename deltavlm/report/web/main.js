@@ -20,7 +20,7 @@ function totals() {
   if (figures.changed_km2 !== null) add("Changed ground", `${+figures.changed_km2.toPrecision(3)} km²`, [percent, basis].filter(Boolean).join(", "));
   else if (percent) add("Changed ground", percent, basis);
   for (const [label, number] of [["New buildings", figures.new_buildings], ["New roads", figures.new_roads]]) {
-    if (number !== null) add(label, decimals.format(number), `estimate by ${figures.basis}`);
+    if (number !== null) add(label, decimals.format(number), "estimate by chips");
   }
   if (answered.length < chips.length) add("Not analyzed", integers.format(chips.length - answered.length));
   const pair = PAIRS[state.pair ?? 0];

@@ -1,0 +1,137 @@
+"""`deltavlm polygonize`: polygons of change from stored probabilities, without asking the model again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from deltacli import options, parsing
+from deltacli.analyze_flags import MASKS, OutlineFlags
+from deltacli.console import console
+from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.options import OUTPUT, flag
+from deltavlm.messages import pluralize
+
+
+@grouped
+def polygonize(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT|PROBABILITY.tif",
+            help="Output of deltavlm analyze --probability, or its raster alone.",
+        ),
+    ],
+    probability: Annotated[
+        Path | None,
+        flag(
+            "--probability",
+            panel=MASKS,
+            metavar="FILE.tif",
+            show_default="the one that was written with OUT",
+            help="Raster of probabilities of OUT.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        flag(
+            *("--output", "-o"),
+            panel=OUTPUT,
+            metavar="FILE",
+            show_default="OUT's name with .changes.gpkg, in the current folder",
+            help="Polygons: .gpkg, .geojson, .geojsonl, .fgb or .parquet.",
+        ),
+    ] = None,
+    *,
+    outlines: OutlineFlags,
+    chips: Annotated[
+        Literal["changed", "all"],
+        flag("--polygons", panel=MASKS, help="Polygons of the chips called changed, or of all."),
+    ] = "changed",
+    threshold: options.StoredThreshold = None,
+    classes: Annotated[
+        str | None,
+        flag(
+            "--class",
+            panel=MASKS,
+            metavar="NAME,NAME",
+            show_default="building,road,other",
+            help="Only polygons of these classes.",
+        ),
+    ] = None,
+    merge: Annotated[
+        float,
+        flag(
+            "--merge",
+            panel=MASKS,
+            metavar="M",
+            min=0,
+            help="Polygons of one class that are at most this many metres apart become one.",
+        ),
+    ] = 0.0,
+    fill_holes: Annotated[
+        float,
+        flag("--fill-holes", panel=MASKS, metavar="M2", min=0, help="Holes smaller than this are filled."),
+    ] = 0.0,
+    bbox: options.Bbox = None,
+    bbox_crs: options.BboxCrs = "EPSG:4326",
+    aoi: options.Aoi = None,
+    overwrite: options.Overwrite = False,
+    json_summary: options.Json = False,
+    common: CommonFlags,
+) -> None:
+    """Draw the polygons of change again, with other thresholds, from the probabilities of a run.
+
+    With the settings of the run they are its polygons. OUT tells which chips are called changed, and their
+    captions; with a raster alone the polygons of all chips are drawn.
+    """
+    from deltavlm.geo.pair import ReadOptions, area_of_interest
+    from deltavlm.geo.sinks import check_output, files_of_output, open_sink
+    from deltavlm.pipeline.mask_codec import CLASSES
+    from deltavlm.pipeline.outputs_reader import read_output
+    from deltavlm.pipeline.polygonize import open_probability, probability_path, run_area
+    from deltavlm.pipeline.polygonize import polygonize as polygonize_raster
+    from deltavlm.pipeline.schema import CHANGES
+
+    names = CLASSES if classes is None else tuple(name.strip() for name in classes.split(","))
+    for name in names:
+        if name not in CLASSES:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(CLASSES)}", param_hint="--class")
+    outlines.check_numbers()
+    is_raster = source.suffix.lower() in (".tif", ".tiff")
+    if is_raster and probability is not None:
+        raise typer.BadParameter("is for an output; leave it out", param_hint="--probability")
+    if is_raster and threshold is not None:
+        raise typer.BadParameter("is for an output, whose scores it is applied to", param_hint="--threshold")
+    target = output or Path(parsing.default_output(str(source), ".changes.gpkg"))
+    result = None if is_raster else read_output(source, (), threshold=threshold)
+    raster_path = source if result is None else probability or probability_path(result)
+    read = {"OUT": source, "--probability": raster_path, "--aoi": aoi, "--config": common.config}
+    parsing.check_files(files_of_output("-o", target), read)
+    check_output(target, overwrite)
+    change_options = outlines.change_options(
+        chips=chips, classes=names, merge_m=merge, fill_holes_m2=fill_holes
+    )
+    with open_probability(raster_path) as raster:
+        area = ReadOptions(
+            bbox=None if bbox is None else parsing.parse_bbox(bbox), bbox_crs=bbox_crs, aoi=aoi
+        )
+        run = run_area(raster)
+        if area.bbox is None and area.aoi is None:
+            area = ReadOptions(bbox=run.bbox, bbox_crs=run.bbox_crs)
+            if run.aoi is not None:
+                console.warning(f"the run was limited to {run.aoi}; give --aoi to end the polygons at it too")
+        shape = area_of_interest(raster.geobox, area)
+        features = polygonize_raster(raster, change_options, output=result, aoi=shape)
+        record = {**raster.provenance, "changes": asdict(change_options)}
+        with open_sink(target, (CHANGES,), raster.geobox.crs, record, overwrite=overwrite) as sink:
+            sink.write(CHANGES.name, features)
+    if result is None:
+        console.info("without an output the polygons of all chips are drawn, without captions")
+    if json_summary:
+        typer.echo(json.dumps({"polygons": len(features), "output": str(target)}, ensure_ascii=False))
+    console.info(f"{pluralize(len(features), 'polygon')} of change; output {target}")
