@@ -184,6 +184,17 @@ def test_rpcs_are_no_transform(tmp_path: Path, before: Path, crs: str | None) ->
         assert reader.alignment.overlap_share == 1
 
 
+def test_geolocation_arrays_are_named(tmp_path: Path) -> None:
+    """The advice to make a GeoTIFF of it kept the tags that were refused."""
+    path = write_raster(tmp_path / "swath.tif", smooth(), crs=None, transform=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif")
+    with pytest.raises(RasterError, match=r"swath\.tif: .*geolocation arrays.*gdalwarp -geoloc"):
+        opened(path, path).__enter__()
+
+
 WORLD_FILE = "0.5\n0\n0\n-0.5\n500000.25\n4999999.75\n"
 
 
