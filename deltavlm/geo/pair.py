@@ -524,7 +524,7 @@ def _cloud_texts(views: tuple[View, View]) -> tuple[Texts, Texts]:
 
 def _band_notes(before: Source, after: Source) -> Iterator[str]:
     """Note where red, green and blue are other bands at one date."""
-    if before.bands != after.bands and not before.is_gray and not after.is_gray:
+    if before.bands != after.bands and min(len(before.distinct_bands), len(after.distinct_bands)) > 1:
         names = [",".join(map(str, source.bands)) for source in (before, after)]
         yield f"red, green, blue are bands {names[0]} of before, and bands {names[1]} of after"
 
@@ -558,7 +558,11 @@ def _stretches(
     before, after = (
         view.sample(geobox, FEW_WINDOWS if view.source.is_8bit else SAMPLE_WINDOWS) for view in views
     )
-    stretches, notes = plan_stretches(spec, before, after)
+    planned, notes = plan_stretches(spec, before, after)
+    stretches = (  # values of a color table are colors, whatever the scale
+        None if views[0].source.palette is not None else planned[0],
+        None if views[1].source.palette is not None else planned[1],
+    )
     contrast = []
     for view, values, stretch in zip(views, (before, after), stretches, strict=True):
         warning = _contrast_warning(view, values, stretch, options.scale)

@@ -252,6 +252,22 @@ def test_control_points_that_place_nothing(tmp_path: Path, points: tuple[tuple[i
         opened(path, path).__enter__()
 
 
+@pytest.mark.parametrize("error_px", [0, 40])
+def test_control_points_that_do_not_fit_are_warned_about(tmp_path: Path, error_px: int) -> None:
+    """One wrong point of 16 bends the whole image, without a word."""
+    steps = [(row, col) for row in (0, 32, 64, ROWS) for col in (0, 50, 100, COLS)]
+    gcps = [
+        GroundControlPoint(row, col, *(HALF_METRE * (col + error_px * (index == 5), row)))
+        for index, (row, col) in enumerate(steps)
+    ]
+    path = write_raster(tmp_path / "a.tif", smooth(), transform=None, gcps=gcps)
+    with opened(path, path) as reader:
+        warned = [warning for warning in reader.warnings if "root mean square" in warning]
+    assert len(warned) == (error_px > 0)
+    if warned:
+        assert re.search(r"its 16 ground control points are \d\.\d px", warned[0])
+
+
 def test_control_points_without_a_crs(tmp_path: Path) -> None:
     path = with_points(tmp_path / "after.tif", smooth(), crs=CRS())
     with pytest.raises(RasterError, match=r"no CRS of its 4 ground control points; .*gdalwarp -s_srs"):
