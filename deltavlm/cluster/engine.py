@@ -69,7 +69,15 @@ class ClusterEngine:
                     is_exhausted = True
                     break
                 indices = tuple((chip.row, chip.col) for chip in group)
-                task = ReadTask(raster_pair, read, reader.registration, fingerprint, indices, batch_size)
+                task = ReadTask(
+                    raster_pair,
+                    read,
+                    reader.registration,
+                    reader.color_match,
+                    fingerprint,
+                    indices,
+                    batch_size,
+                )
                 readings_ref, *array_refs = read_task.options(num_returns=1 + task.arrays).remote(
                     task, options_ref
                 )

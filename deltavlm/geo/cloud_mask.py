@@ -157,7 +157,7 @@ def parse_cloud_mask(text: str) -> CloudMask:
         ConfigError: a kind, class or bit is unknown, or the location is missing.
     """
     match = SPEC.fullmatch(text.strip())
-    if match is None:
+    if match is None or match["source"].startswith((":", "=")):
         raise ConfigError(f"cloud mask {text!r}: names no file; write {WAYS}")
     source, band, kind, hidden = match.group("source", "band", "kind", "hidden")
     if ("?" in source and kind is None and hidden is not None) or _is_file(text):
