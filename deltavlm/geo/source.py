@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
+from rasterio.transform import GCPTransformer
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
@@ -42,6 +43,7 @@ from deltavlm.messages import pluralize, redact_address
 
 __all__ = ["SourceOptions", "open_source"]
 
+MAX_CONTROL_POINT_ERROR_PX = 2.0  # root mean square; more is a wrong point, or relief
 MIN_OPAQUE_SHARE = 0.5  # of the pixels that an alpha band shows, which have its largest value, or nearly
 NEARLY_OPAQUE = 0.98  # of that value, in lossy files
 
@@ -124,6 +126,11 @@ def open_source(location: str, options: SourceOptions | None = None) -> Iterator
             if (gcp_crs := _control_point_crs(dataset)) is not None:
                 points = pluralize(len(dataset.gcps[0]), "ground control point")
                 notes.append(f"georeferenced by its {points}")
+                if (error_px := _control_point_error(dataset)) > MAX_CONTROL_POINT_ERROR_PX:
+                    guesses.append(
+                        f"its {points} are {error_px:.1f} px (root mean square) off the polynomial that "
+                        "places it; check them, or warp it with gdalwarp -tps first"
+                    )
                 value = nodata[0] if len(set(nodata)) == 1 else None
                 dataset = stack.enter_context(
                     _warp_by_control_points(dataset, gcp_crs, name, options.resampling, value)
@@ -149,6 +156,22 @@ def _control_point_crs(dataset: DatasetReader) -> CRS | None:
     if not points or (dataset.crs and has_transform(dataset)):
         return None
     return crs or dataset.crs or None
+
+
+def _control_point_error(dataset: DatasetReader) -> float:
+    """Root mean square distance in pixels of the ground control points from the polynomial through them; 0
+    where it cannot be computed, as across 180 degrees."""
+    points, _ = dataset.gcps
+    if np.ptp([point.x for point in points]) > 180 and dataset.gcps[1] and dataset.gcps[1].is_geographic:
+        return 0.0
+    try:
+        with GCPTransformer(points) as transformer:
+            xs, ys = zip(*((point.x, point.y) for point in points), strict=True)
+            rows, cols = transformer.rowcol(xs, ys, op=float)
+    except (CPLE_BaseError, RasterioError, ValueError):  # which the warp tells
+        return 0.0
+    offsets = [(row - p.row, col - p.col) for row, col, p in zip(rows, cols, points, strict=True)]
+    return float(np.sqrt(np.mean(np.square(offsets).sum(axis=1))))
 
 
 def _warp_by_control_points(
