@@ -526,6 +526,11 @@ class RunFlags:
         self.engine.check()
         self.model.runtime_options()
 
+    @property
+    def has_automatic_overlap(self) -> bool:
+        """True where no flag says how far chips overlap."""
+        return self.chips.overlap is None and self.chips.stride is None
+
     def job(self, pairs: PairList, questions: Sequence[QuestionSpec], target: str) -> AnalyzeJob:
         """Job of these flags. Raises: BadParameter or ConfigError."""
         from deltavlm.files import names_folder
@@ -533,14 +538,13 @@ class RunFlags:
 
         chips, masks, out = self.chips, self.masks, self.out
         read = self.rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
-        has_overlap = chips.overlap is not None or chips.stride is not None
         return AnalyzeJob(
             pairs=pairs,
             questions=questions,
             read=read,
             options=AnalyzeOptions(
                 chip_px=chips.chip_size,
-                overlap_px=chips.overlap_px if has_overlap else None,
+                overlap_px=None if self.has_automatic_overlap else chips.overlap_px,
                 batch_size=parsing.parse_batch_size(self.batch_size),
                 max_nodata=chips.max_nodata,
                 any_scale=chips.any_scale,

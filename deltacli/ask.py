@@ -137,10 +137,12 @@ def ask(
         return
     _check_no_run_flags(out, chips, cascade, batch_size)
     with open_rasters(before, after, chips.window, rasters) as reader:
-        from deltavlm.geo.sinks import geojson_text
+        from deltavlm.geo.sinks import check_can_hold, geojson_text
         from deltavlm.pipeline.conversation import answer_features, answer_record, answers, encode_chip
         from deltavlm.pipeline.schema import ANSWERS
 
+        if geojson:
+            check_can_hold(None, (ANSWERS,), reader.geobox.crs, [reader.geobox.footprint])
         model.read_config()
         model.check_device()
         chip = chips.window.select(reader)

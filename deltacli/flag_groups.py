@@ -192,7 +192,8 @@ class ModelFlags:
         from deltavlm import load_model
 
         started = time.monotonic()
-        model: ChangeModel = load_model(self.model, self.runtime_options())
+        with console.waiting(f"loading the model {self.model}"):
+            model: ChangeModel = load_model(self.model, self.runtime_options())
         load_s = time.monotonic() - started
         console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
         return model
@@ -335,26 +336,30 @@ class _PixelFlags:
         Literal["auto", "none"],
         flag("--alpha-band", panel=RASTERS, help="none: treat a band marked as alpha as data."),
     ] = "auto"
-    before_cloud_mask: Annotated[
+    cloud_mask: Annotated[
         str | None,
         flag(
-            "--before-cloud-mask",
+            "--cloud-mask",
             panel=RASTERS,
             metavar="FILE[:KIND][=LIST]",
-            help="Raster of pixels of BEFORE that are nodata: FILE:scl (Sentinel-2), "
+            help="Raster of pixels that are nodata in both images: FILE:scl (Sentinel-2), "
             "FILE:qa_pixel=cloud,cloud_shadow (Landsat), FILE:bits=3,4, FILE=3,8-10, or FILE for all but 0.",
         ),
     ] = None
+    before_cloud_mask: Annotated[
+        str | None,
+        flag("--before-cloud-mask", panel=RASTERS, metavar="FILE...", help="The same for BEFORE."),
+    ] = None
     after_cloud_mask: Annotated[
         str | None,
-        flag("--after-cloud-mask", panel=RASTERS, metavar="FILE[:KIND][=LIST]", help="The same for AFTER."),
+        flag("--after-cloud-mask", panel=RASTERS, metavar="FILE...", help="The same for AFTER."),
     ] = None
     qa_band: Annotated[
         str | None,
         flag(
             "--qa-band",
             panel=RASTERS,
-            metavar="BAND[:KIND][=LIST]",
+            metavar="BAND...",
             help="The same from a band of each image, by number or description: SCL, 5:scl, QA_PIXEL=cloud.",
         ),
     ] = None
@@ -367,6 +372,15 @@ class _PixelFlags:
             help="Move AFTER onto BEFORE where their pixels show it to lie up to 8 px off.",
         ),
     ] = False
+    match: Annotated[
+        Literal["none", "histogram"],
+        flag(
+            "--match",
+            panel=RASTERS,
+            help="histogram: a gain and an offset for each band of AFTER give unchanged ground the mean and "
+            "contrast that it has in BEFORE.",
+        ),
+    ] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,11 +395,12 @@ class RasterFlags(AlignmentFlags, _PixelFlags):
             "scale": self.scale,
             "nodata": self.nodata,
             "alpha_band": self.alpha_band,
-            "before_cloud_mask": self.before_cloud_mask,
-            "after_cloud_mask": self.after_cloud_mask,
+            "before_cloud_mask": self.before_cloud_mask or self.cloud_mask,
+            "after_cloud_mask": self.after_cloud_mask or self.cloud_mask,
             "qa_band": self.qa_band,
             "resampling": self.resampling,
             "register": self.register,
+            "match": self.match,
         }
 
 

@@ -22,6 +22,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --before-cloud-mask analyze, ask, chat
     --cascade       analyze, ask
     --chip-size     analyze, ask, chat, grid
+    --cloud-mask    analyze, ask, chat
     --color         all
     --config        all
     --decode        analyze, ask, chat, eval
@@ -34,6 +35,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --layer         analyze, ask
     --limit         analyze, ask, eval
     --log-format    all
+    --match         analyze, ask, chat
     --max-nodata    analyze, ask
     -m --model      analyze, ask, chat, eval
     --nodata        analyze, ask, chat

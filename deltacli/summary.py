@@ -71,6 +71,9 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
     if not job.is_single:
         failed = sum(pair.record is None for pair in result.pairs.values())
         counts.insert(0, f"{pluralize(len(result.pairs), 'pair')}{f', {failed} failed' if failed else ''}")
+    left_out = len(job.pairs.pairs) - result.outputs_skipped - len(result.pairs)
+    if not job.is_single and left_out > 0:
+        console.info(f"--limit {job.options.limit}: {pluralize(left_out, 'pair')} left out")
     if job.asks_change and str(result.totals):
         console.info(str(result.totals))
     console.info(f"{'; '.join(counts)}; output {target}")

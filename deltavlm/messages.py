@@ -18,15 +18,18 @@ _STORE_KEYS = re.compile(
     rf"((?:\b(?:s3|gs|az|oss)://)|/{_STORE}/)(?:[^/?#\s]*@|[^/?#\s@]*:\S*@)", re.IGNORECASE
 )
 _USER = re.compile(
-    r"(://|/vsicurl(?:_streaming)?/)(?:[^/?#\s]*@|[^/?#\s@]*:(?!\d*(?:[/?#\s]|$))\S*@)"
+    r"(\b[a-z][\w+.-]+:/{1,3}|/vsicurl(?:_streaming)?/)(?:[^/?#\s]*@|[^/?#\s@]*:(?!\d*(?:[/?#\s]|$))\S*@)"
     r"|(?<![:/])(//)[^/?#\s@:]*:[^/?#\s]*@",
     re.IGNORECASE,
 )
-"""A colon that begins no port begins a password, whatever its characters."""
+"""A colon that begins no port begins a password, whatever its characters; Python's paths have one slash."""
+_BEHIND = r"\S*?(?=[)\]}>\"'`.,;:]*(?:\s|$))"  # to the end of a word, without punctuation
 _QUERY = re.compile(
-    rf"((?:\b(?![\w+.-]*file:)[a-z][\w+.-]*://|/{_NETWORK}/)[^\s?#]*)[?#]\S*?(?=[)\]}}>\"'`.,;:]*(?:\s|$))",
+    rf"((?:\b(?![\w+.-]*file:)[a-z][\w+.-]+:/{{1,3}}|/{_NETWORK}/)[^\s?#]*)[?#]{_BEHIND}"
+    rf"|(\.[a-z][a-z0-9]{{1,4}})\?(?=[\w%]){_BEHIND}",
     re.IGNORECASE,
 )
+"""Of a URL, and of a file name with a suffix, as GDAL tells it."""
 _ENCODED = re.compile(r"[a-z][a-z0-9+.-]*%(?:25)*3a(?:%(?:25)*2f){2}\S*", re.IGNORECASE)
 """URL in percent-encoding, once or several times."""
 _SPACE, _END = "\ue000", "\ue001"  # stand for a space in an address, and for its end
@@ -77,12 +80,12 @@ def redact(text: str) -> str:
     >>> redact("(`/vsicurl/https://me:secret@example.org/x.tif?token=secret' is missing)")
     "(`/vsicurl/https://example.org/x.tif' is missing)"
     """
-    if not any(mark in text.lower() for mark in ("//", "/vsi", "%")):
+    if not any(mark in text.lower() for mark in (":/", "//", "/vsi", "%", "?")):
         return text
     text = _CURL_OPTIONS.sub(_without_options, text)
     text = _STORE_KEYS.sub(r"\1", text)
     text = _USER.sub(lambda match: match[1] or match[2], text)
-    text = _QUERY.sub(r"\1", text)
+    text = _QUERY.sub(lambda match: match[1] or match[2], text)
     return _ENCODED.sub(lambda match: redact_address(_decoded(match[0])), text)
 
 

@@ -25,6 +25,8 @@ SPELLINGS = {
     "/vsicurl_streaming?header.X-Key=SEKRIT": "/vsicurl_streaming",
     "/vsicached?file=/vsicurl/http://me:SEKRIT@host/x.tif": "/vsicached?file=/vsicurl/http://host/x.tif",
     "http%253A%252F%252Fme%253ASEKRIT%2540host%252Fx.tif%253Fsig%253DSEKRIT": "http://host/x.tif",
+    "http:/me:SEKRIT@host/x.tif?SEKRIT": "http:/host/x.tif",  # as a path of Python
+    "x.tif?token=SEKRIT": "x.tif",  # as GDAL tells it in errors of reading
     "s3://AKIA:9/SEK/RIT@bucket/x.tif": "s3://bucket/x.tif",
     "/vsis3/AKIA:SEK/RIT@bucket/x.tif?versionId=SEKRIT": "/vsis3/bucket/x.tif",
     "/vsiaz/container/x.tif?sv=1&sig=SEKRIT": "/vsiaz/container/x.tif",
@@ -37,6 +39,8 @@ PLAIN = [
     "/vsizip//data/odd?name.zip/x.tif",
     "https://host:8080/tiles/img@2x.tif",
     "s3://bucket/img@2x.tif",
+    "GTIFF_DIR:1:/data/me@home/x.tif",
+    "is it in out.tif? it is",
     "100 % of 7/8: what? yes@",
 ]
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltavlm.errors import DeltaVLMError, InputError
+from deltavlm.geo.matching import ColorMatch
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
 from deltavlm.model.config import RuntimeOptions
@@ -51,6 +52,7 @@ class ReadTask:
     pair: RasterPair
     read: ReadOptions
     registration: Registration  # of the pair, so that the worker need not measure it
+    color_match: ColorMatch | None  # the same
     fingerprint: dict[str, Any]  # `pair_fingerprint` that the pair must have on the worker
     chips: tuple[tuple[int, int], ...]  # row and column of each in the chip grid
     chips_per_array: int  # chips whose pixels are in one array, sent together
@@ -92,16 +94,18 @@ class _PairCache:
     """Cache of one open pair, since the next task is mostly about the same."""
 
     def __init__(self) -> None:
-        self.key: tuple[RasterPair, ReadOptions, Registration] | None = None
+        self.key: tuple[RasterPair, ReadOptions, Registration, ColorMatch | None] | None = None
         self.stack = ExitStack()
         self.reader: PairReader | None = None
 
-    def open(self, pair: RasterPair, read: ReadOptions, registration: Registration) -> PairReader:
-        """Raises: InputError where it cannot be opened here."""
-        key = (pair, read, registration)
+    def open(self, task: ReadTask) -> PairReader:
+        """Open the pair of a task. Raises: InputError where it cannot be opened here."""
+        key = (task.pair, task.read, task.registration, task.color_match)
         if self.reader is None or self.key != key:
             self.close()
-            self.reader = self.stack.enter_context(open_pair(pair, read, registration=registration))
+            self.reader = self.stack.enter_context(
+                open_pair(task.pair, task.read, registration=task.registration, color_match=task.color_match)
+            )
             self.key = key
         return self.reader
 
@@ -118,7 +122,7 @@ def read_chips_of_task(task: ReadTask, options: AnalyzeOptions) -> list[Any]:
     arrays: list[list[Pixels]] = [[] for _ in range(task.arrays)]
     count = 0
     try:
-        reader = _cache.open(task.pair, task.read, task.registration)
+        reader = _cache.open(task)
         if pair_fingerprint(reader) != task.fingerprint:
             raise InputError(f"{task.pair.after}: is another file, or read in another way")
         grid = reader.chips(*options.grid)

@@ -33,6 +33,7 @@ __all__ = [
     "warped_share",
 ]
 
+MIN_OVERLAP_PX = 8  # of each side; less is the edge of a neighboring tile
 MAX_SCALE_RATIO = 2.0  # of the pixel lengths of both dates; beyond it there is a note
 LATTICE = 64  # cells along a side of the grid, where the covered area is found by samples
 MAX_UPSAMPLING = 2.0  # of pixel lengths by `gsd_m`; interpolation adds no detail
@@ -160,6 +161,17 @@ def _check_coverage(after: Source, before: Source, placement: Placement, window:
         )
 
 
+def _check_sliver(before: Source, after: Source, placement: Placement, window: Window) -> None:
+    """Refuse an overlap of a few pixels, as of neighboring tiles. Raises: RasterError."""
+    narrow = min(MIN_OVERLAP_PX, min(after.geobox.width, after.geobox.height) * placement.scale)
+    sides = (window.width, before.geobox.width), (window.height, before.geobox.height)
+    if any(overlap < min(narrow, length) for overlap, length in sides):
+        raise RasterError(
+            f"{before.name} and {after.name} have only {window.width} x {window.height} px in common, too "
+            "little to compare; give two images of the same area"
+        )
+
+
 def crop_window(covered: BaseGeometry, grid: GeoBox) -> Window | None:
     """Smallest window of `grid` that holds `covered`; None where that has no area."""
     if covered.area == 0:
@@ -212,6 +224,7 @@ def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m
             f"{before.geobox.describe_bounds()}, after {after.geobox.describe_bounds()};"
             " give two images of the same area, and check the CRS of each"
         )
+    _check_sliver(before, after, placement, window)
     notes: list[str] = []
     if placement.offset is None:
         difference = _difference(before, after, placement)

@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from xml.etree import ElementTree as ET
 
@@ -26,7 +27,7 @@ from deltavlm.errors import RasterError
 from deltavlm.files import special_kind
 from deltavlm.geo.crs import grid_problem
 from deltavlm.geo.gdal import wrap_gdal_errors
-from deltavlm.geo.location import check_exists, is_local, normalize_location
+from deltavlm.geo.location import check_exists, is_local, local_file, normalize_location
 from deltavlm.messages import redact_address
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
@@ -43,6 +44,7 @@ MAX_BLOCK_BYTES = 256 * 2**20
 """Limits of a raster: larger ones have a broken or forged header, or cannot be read in parts."""
 
 NOT_READ = "cannot be read as a raster", "give a whole GeoTIFF or other image; gdal_translate makes one"
+PLACE_BY_ARRAYS = "it is placed by geolocation arrays, so warp it first (gdalwarp -geoloc -t_srs EPSG:...)"
 CONVERT = "make a GeoTIFF of it (gdal_translate)"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIDECARS = (".msk", ".MSK", ".ovr", ".OVR")  # GDAL writes TIFFs under these names, but reads any format
@@ -105,6 +107,7 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
         )
     _check_sidecars(location)
     _check_named_grids(location)
+    _log_unread_sidecars(location)
     beside = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE" if are_local else "EMPTY_DIR")
     with ExitStack() as stack:
         if kind:  # GDAL opens the sources of a VRT when they are read
@@ -164,6 +167,8 @@ def _text_format(location: str) -> str | None:
         return None  # an error is reported on opening; or only GDAL can read the location
     if b"<VRTDataset" in head:  # GDAL's own test
         return "a VRT"
+    if b"<GDALTileIndexDataset" in head:
+        return "a tile index"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16]
     return "XML" if start.startswith((b"<?xml", b"<GDAL", b"<W", b"<!--")) else None
 
@@ -193,9 +198,30 @@ def _check_sidecars(location: str) -> None:
             continue
         if not head.startswith(TIFF):
             raise _foreign_sidecar(sidecar, "no TIFF", location)
+        _check_named_grids(sidecar)
         with wrap_gdal_errors(sidecar, *NOT_READ), _open_with(sidecar, ["GTiff"]) as dataset:
             _check_dataset(dataset, sidecar)
         _check_sidecars(sidecar)
+
+
+def _log_unread_sidecars(location: str) -> None:
+    """Warn about files next to an image in a zip archive, which may change its pixels or its place."""
+    archive = local_file(location)
+    if is_local(location) or not archive.is_file() or not zipfile.is_zipfile(archive):
+        return
+    name = location.rpartition(archive.name)[2].lstrip("}!/")
+    stem = name.removesuffix(PurePosixPath(name).suffix)
+    try:
+        with zipfile.ZipFile(archive) as members:
+            unread = {name + ".msk", name + ".aux.xml", stem + ".tfw", stem + ".wld"} & {*members.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return  # opening the image says what is wrong
+    if unread:
+        logger.warning(
+            "%s: files beside it in the archive are not read (%s); unpack the archive if they matter",
+            redact_address(location),
+            ", ".join(sorted(unread)),
+        )
 
 
 def _head(sidecar: str, location: str) -> bytes:
@@ -284,8 +310,9 @@ def _check_tags(dataset: DatasetReader, location: str) -> None:
         if domain.lower() in FILE_TAG_DOMAINS and FILE_TAGS & {
             key.lower() for key in dataset.tags(ns=domain)
         }:
+            advice = PLACE_BY_ARRAYS if domain.lower() == "geolocation" else CONVERT
             raise RasterError(
-                f"{redact_address(location)}: its tags ({domain}) name another file to read; {CONVERT}"
+                f"{redact_address(location)}: its tags ({domain}) name another file to read; {advice}"
             )
 
 

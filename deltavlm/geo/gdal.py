@@ -92,6 +92,10 @@ def _without_secrets(text: str, location: str) -> str:
         spellings.append(_vsi_path(_parse_path(location)))
     for spelling in spellings:
         text = text.replace(spelling, redact_address(spelling))
+        for mark in "?#":  # GDAL tells a part of an address too, such as its last one
+            secret = spelling.partition(mark)[2]
+            if secret and redact_address(spelling) != spelling:
+                text = text.replace(mark + secret, "").replace(mark + secret.partition("#")[0], "")
     return redact(text)
 
 

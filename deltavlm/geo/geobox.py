@@ -142,7 +142,7 @@ class GeoBox:
         it or `grid` counts otherwise: from 0 to 360, or beyond 180. Other grids are returned as they are.
         """
         is_geographic = self.crs is not None and self.crs.is_geographic
-        if not is_geographic or grid.crs is None or not (self._leaves_180() or grid._leaves_180()):
+        if not is_geographic or grid.crs is None or not (self.leaves_180 or grid.leaves_180):
             return self
         unit = degrees_per_unit(self.crs)
         meridian = unit * (self.transform * (self.width / 2, self.height / 2))[0]
@@ -151,7 +151,8 @@ class GeoBox:
         scale = Affine(metres, 0, -math.radians(meridian) * radius_m, 0, metres, 0)
         return replace(self, transform=scale * self.transform, crs=crs)
 
-    def _leaves_180(self) -> bool:
+    @property
+    def leaves_180(self) -> bool:
         """True where a geographic grid has longitudes outside of -180 to 180 degrees."""
         if self.crs is None or not self.crs.is_geographic:
             return False

@@ -5,15 +5,22 @@ A raster is placed by a CRS and a transform, or by ground control points with a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyproj
+
 from deltavlm.errors import RasterError
-from deltavlm.geo.geobox import crs_name
+from deltavlm.geo.geobox import GeoBox, crs_name, lonlat_of
 from deltavlm.geo.location import is_remote
 from deltavlm.geo.view import Source, has_transform
 from deltavlm.messages import pluralize
 
-__all__ = ["ADD_A_CRS", "check_georeferenced"]
+__all__ = ["ADD_A_CRS", "check_georeferenced", "datum_note", "place_warnings"]
+
+FAR_DEGREES = 6  # from the area of use of a CRS; images are often in the next UTM zone
+SAME_ELLIPSOID_M = 1.0  # difference of radii; datums of one ellipsoid are metres apart, others hundreds
 
 ADD_A_CRS = "assign one (gdal_translate -a_srs EPSG:... writes a copy with it)"
 ADD_A_TRANSFORM = "assign one (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM writes a copy with it)"
@@ -108,3 +115,72 @@ def _unread_sidecar(source: Source) -> str:
                 f"{name} is not read with it; assign it (gdal_translate -a_srs {name} writes a copy with it)"
             )
     return ""
+
+
+def place_warnings(source: Source) -> Iterator[str]:
+    """Warnings where the CRS and transform of an image are valid, but are hardly those of its ground."""
+    geobox = source.geobox
+    if geobox.crs is None:
+        return
+    if geobox.crs.is_projected and _counts_pixels(geobox):
+        yield (
+            f"its transform counts pixels from 0, 0 of its CRS ({crs_name(geobox.crs)}), where it hardly "
+            "lies; assign the right one (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM)"
+        )
+        return
+    code = geobox.crs.to_epsg()
+    area = pyproj.CRS.from_epsg(code).area_of_use if code else None
+    (center,) = lonlat_of(geobox.to_ground(np.array([[geobox.width / 2, geobox.height / 2]])), geobox.crs)
+    if area is None or center is None:
+        return
+    lon, lat = center
+    east = (lon - area.west) % 360  # of the western edge
+    width = (area.east - area.west) % 360 or 360
+    beyond = max(0.0, min(east - width, 360 - east), area.south - lat, lat - area.north)
+    if beyond > FAR_DEGREES:
+        yield (
+            f"it lies at lon/lat ({lon:.2f}, {lat:.2f}), {beyond:.0f} degrees from where its CRS "
+            f"({crs_name(geobox.crs)}) is used ({area.name}); is that its CRS?"
+        )
+
+
+def _counts_pixels(geobox: GeoBox) -> bool:
+    """True for ground coordinates that are pixels, from the upper or the lower left corner."""
+    a, b, c, d, e, f = geobox.transform[:6]
+    is_unit = (abs(a), b, d, abs(e)) == (1, 0, 0, 1)
+    return is_unit and abs(c) <= 1 and min(abs(f), abs(f - geobox.height)) <= 1
+
+
+def datum_note(before: Source, after: Source) -> tuple[str, bool] | None:
+    """Note on dates in different datums, and whether it is a warning; None where the difference is less than
+    a pixel."""
+    grid, crs = before.geobox, after.geobox.crs
+    if grid.crs is None or crs is None or grid.crs == crs:
+        return None
+    first, second = (pyproj.CRS.from_wkt(each.to_wkt()) for each in (grid.crs, crs))
+    datums = [each.geodetic_crs and each.geodetic_crs.datum for each in (first, second)]
+    if None in datums or datums[0] == datums[1]:
+        return None
+    try:
+        transformer = pyproj.Transformer.from_crs(first, second, always_xy=True)
+        transformer.transform(*(grid.transform * (grid.width / 2, grid.height / 2)))
+        operation = transformer.get_last_used_operation()
+    except pyproj.exceptions.ProjError:
+        return None
+    names = f"the dates have different datums ({datums[0].name}, {datums[1].name})"  # type: ignore[union-attr]
+    radii = [each.ellipsoid.semi_major_metre if each.ellipsoid else 0.0 for each in (first, second)]
+    if "Ballpark" in operation.description:
+        if abs(radii[0] - radii[1]) <= SAME_ELLIPSOID_M:
+            return None
+        return (
+            f"{names}, and the shift between them is not known here, so they may be hundreds of metres "
+            "apart; install the grids of PROJ (projsync), or warp one of them",
+            True,
+        )
+    accuracy_m, gsd_m = operation.accuracy, grid.gsd_m
+    if gsd_m is None or accuracy_m <= gsd_m:
+        return None
+    return (
+        f"{names}, and the shift between them is known to {accuracy_m:g} m, {accuracy_m / gsd_m:.0f} px",
+        False,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from deltavlm.geo.location import is_remote, local_file, normalize_location
 
 __all__ = [
     "Identity",
+    "address_digest",
     "content_identity",
     "current_identity",
     "identify",
@@ -80,6 +82,13 @@ def stable_address(location: str) -> str:
     for name in signed:
         location = re.sub(rf"(?i)(?<=[?&]){re.escape(name)}={end}*&?", "", location)
     return re.sub(r"[?&]+(?=$|[#!/{}])", "", location)
+
+
+def address_digest(key: bytes, *locations: str) -> str:
+    """Digest of whole addresses, as images may differ in a query, that is keyed, as they may hold passwords;
+    without signatures."""
+    addresses = json.dumps([stable_address(location) for location in locations])
+    return hashlib.blake2b(addresses.encode(), key=key, digest_size=16).hexdigest()
 
 
 def identify(location: str) -> Identity | None:

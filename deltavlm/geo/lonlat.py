@@ -139,9 +139,9 @@ def _point_transform(crs: CRS | pyproj.CRS) -> TransformPoints:
     try:
         transformer = pyproj.Transformer.from_crs(source, pyproj.CRS.from_epsg(4326), always_xy=True)
     except pyproj.exceptions.ProjError as error:
-        reason = str(error).split(": (Internal", 1)[0].rstrip(".:")
         raise OutputError(
-            f"no transformation from the raster's CRS to WGS 84 ({reason}); write .gpkg instead"
+            f"the CRS {source.name!r} does not lead to longitude and latitude, as this format has them; "
+            "write .gpkg, .fgb or .parquet"
         ) from error
     unit = np.degrees(source.axis_info[0].unit_conversion_factor) if source.is_geographic else None
 

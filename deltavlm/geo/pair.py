@@ -28,10 +28,11 @@ from deltavlm.geo.cloud_source import open_cloud_mask
 from deltavlm.geo.dates import are_swapped
 from deltavlm.geo.gdal import gdal_env, log_decoder_warnings
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced
+from deltavlm.geo.georeferencing import ADD_A_CRS, check_georeferenced, datum_note, place_warnings
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.identity import Identity, current_identity, is_same
 from deltavlm.geo.location import check_exists
+from deltavlm.geo.matching import ColorMatch, Matching, block_means, check_matching, fit_colors
 from deltavlm.geo.radiometry import (
     Stretch,
     Stretches,
@@ -44,11 +45,12 @@ from deltavlm.geo.registration import Registration, Shift, lattice_windows, meas
 from deltavlm.geo.resampling import Resampling, parse_resampling
 from deltavlm.geo.source import SourceOptions, open_source
 from deltavlm.geo.view import FEW_WINDOWS, SAMPLE_WINDOWS, Raw, Source, View
-from deltavlm.messages import redact_address
+from deltavlm.messages import redact, redact_address
 
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
 MAX_CHIPS = 10_000_000
+UNMATCHED = "--match: there is too little unchanged ground with contrast, so colors are left as they are"
 MAX_COMPARED = 2**28  # bytes of two files of one size whose contents are compared
 
 
@@ -87,6 +89,7 @@ class ReadOptions:
     after_cloud_mask: str | None = None
     qa_band: str | None = None  # of each image without a cloud mask, as `parse_qa_band` reads it
     register: bool = False  # correct the measured shift of `after`
+    match: Matching = "none"  # of the colors of `after` to those of `before`
     outlines_only: bool = False  # chip footprints only: no pixel is read
 
     @property
@@ -133,6 +136,7 @@ class PairReader:
     warnings: tuple[str, ...]  # those of the notes that may make the answers wrong
     dates: tuple[str | None, str | None] = (None, None)  # ISO 8601, of before and after
     registration: Registration = field(default_factory=Registration)
+    color_match: ColorMatch | None = None  # part of the stretch of `after` already
 
     @property
     def geobox(self) -> GeoBox:
@@ -143,6 +147,11 @@ class PairReader:
     def gsd_m(self) -> float | None:
         """Ground sample distance of the grid in metres, at its center; None without a CRS."""
         return self.geobox.gsd_m
+
+    def with_note(self, note: str, is_warning: bool) -> PairReader:
+        """The same reader with one more note."""
+        warnings = (*self.warnings, note) if is_warning else self.warnings
+        return replace(self, notes=(*self.notes, note), warnings=warnings)
 
     @property
     def aoi_window(self) -> Window:
@@ -246,9 +255,10 @@ class PairReader:
             },
             "registration": self.registration.record(geobox),
             "scale": options.scale,
+            "match": self.color_match and self.color_match.record(),
             "bbox": list(options.bbox) if options.bbox else None,
             "bbox_crs": options.bbox_crs if options.bbox else None,
-            "aoi": str(options.aoi) if options.aoi else None,
+            "aoi": redact(str(options.aoi)) if options.aoi else None,
         }
 
 
@@ -279,6 +289,7 @@ def check_options(options: ReadOptions) -> None:
     """
     parse_resampling(options.resampling)
     parse_scale(options.scale)
+    check_matching(options.match)
     for mask in options.cloud_masks:
         if mask is not None and mask.location is not None:
             check_exists(mask.location)
@@ -296,12 +307,14 @@ def open_pair(
     geobox: GeoBox | None = None,
     stretches: Stretches | None = None,
     registration: Registration | None = None,
+    color_match: ColorMatch | None = None,
 ) -> Iterator[PairReader]:
     """Open a pair on one grid, to be read chip by chip inside the `with`.
 
     geobox: grid to use instead of the common one, such as that of an earlier run.
     stretches: stretch of each date to use instead of what `options.scale` computes; None for 8-bit values.
-    registration: shift of the pair to use instead of measuring it.
+    registration: shift of the pair to use instead of measuring it; colors are then not measured either.
+    color_match: match of the colors to use, together with `registration`.
 
     Raises:
         RasterError: a file cannot be read, not even in part, or the two cannot be compared: no CRS, no
@@ -365,10 +378,14 @@ def open_pair(
         cloud_notes, cloud_warnings = _cloud_texts(views)
         warnings = (
             *_with_dates(before, after, before.warnings, after.warnings),
+            *_with_dates(before, after, tuple(place_warnings(before)), tuple(place_warnings(after))),
             *_with_dates(before, after, *contrast),
             *_with_dates(before, after, *cloud_warnings),
             *(() if options.outlines_only else _color_warnings(before, after)),
         )
+        datums, is_doubtful = datum_note(before, after) or ("", False)
+        if is_doubtful:
+            warnings = (*warnings, datums)
         dates = pair.before_date or before.date, pair.after_date or after.date
         doubts = tuple(_order_warnings(pair, dates))
         tagged = tuple(
@@ -386,6 +403,7 @@ def open_pair(
                 *_with_dates(before, after, *cloud_notes),
                 *(() if options.outlines_only else _band_notes(before, after)),
                 *alignment.notes,
+                *((datums,) if datums else ()),
                 *scale_notes,
                 *warnings,
                 *tagged,
@@ -394,14 +412,11 @@ def open_pair(
         reader = PairReader(
             alignment, views, stretches, aoi, options, tuple(notes), (*doubts, *warnings), dates
         )
-        if registration is None and not options.outlines_only:
+        is_measured = registration is None and not options.outlines_only
+        if is_measured:
             registration = _measure(reader)
-            note, is_warning = registration.note(reader.geobox, requested=options.register) or ("", False)
-            reader = replace(
-                reader,
-                notes=(*reader.notes, *([note] if note else [])),
-                warnings=(*reader.warnings, *([note] if is_warning else [])),
-            )
+            note = registration.note(reader.geobox, requested=options.register)
+            reader = reader.with_note(*note) if note else reader
         if registration is not None:
             reader = replace(reader, registration=registration)
             correction = registration.correction
@@ -414,18 +429,36 @@ def open_pair(
                     moved_view, masks[1], alignment.geobox, alignment.after_offset, options, correction
                 )
                 reader = replace(reader, views=(views[0], stack.enter_context(clouds)))
+        if is_measured and options.match != "none":
+            color_match = _match_colors(reader)
+            note = (UNMATCHED, True) if color_match is None else (color_match.note, False)
+            reader = reader.with_note(*note)
+        if color_match is not None:
+            matched = color_match.of_stretch(stretches[1])
+            reader = replace(reader, stretches=(stretches[0], matched), color_match=color_match)
         yield reader
 
 
+def _match_colors(reader: PairReader) -> ColorMatch | None:
+    """Match of the colors by windows in the area of interest; None where it cannot be found."""
+    means = [block_means((pixels.before, pixels.after), pixels.valid) for pixels in _samples(reader)]
+    samples = np.concatenate(means, axis=2) if means else np.empty((2, 3, 0))
+    return fit_colors(samples[0], samples[1])
+
+
 def _measure(reader: PairReader) -> Registration:
-    """Registration by windows in the area of interest; those that cannot be read are left out."""
-    shifts = []
+    """Registration by windows in the area of interest."""
+    shifts = [pixels.measure_shift() for pixels in _samples(reader)]
+    measured = [shift for shift in shifts if shift is not None]
+    return Registration.of(measured, correct=reader.options.register)
+
+
+def _samples(reader: PairReader) -> Iterator[ChipPixels]:
+    """Windows in the area of interest; those that cannot be read are left out."""
     for window in lattice_windows(reader.aoi_window):
         chip = Chip(0, 0, window, max(window.width, window.height), reader.geobox.transform)
         with suppress(RasterError):
-            shifts.append(reader.read(chip).measure_shift())
-    measured = [shift for shift in shifts if shift is not None]
-    return Registration.of(measured, correct=reader.options.register)
+            yield reader.read(chip)
 
 
 def _order_warnings(pair: RasterPair, dates: tuple[str | None, str | None]) -> Iterator[str]:
@@ -491,7 +524,7 @@ def _cloud_texts(views: tuple[View, View]) -> tuple[Texts, Texts]:
 
 def _band_notes(before: Source, after: Source) -> Iterator[str]:
     """Note where red, green and blue are other bands at one date."""
-    if before.bands != after.bands and not before.is_gray and not after.is_gray:
+    if before.bands != after.bands and min(len(before.distinct_bands), len(after.distinct_bands)) > 1:
         names = [",".join(map(str, source.bands)) for source in (before, after)]
         yield f"red, green, blue are bands {names[0]} of before, and bands {names[1]} of after"
 
@@ -525,7 +558,11 @@ def _stretches(
     before, after = (
         view.sample(geobox, FEW_WINDOWS if view.source.is_8bit else SAMPLE_WINDOWS) for view in views
     )
-    stretches, notes = plan_stretches(spec, before, after)
+    planned, notes = plan_stretches(spec, before, after)
+    stretches = (  # values of a color table are colors, whatever the scale
+        None if views[0].source.palette is not None else planned[0],
+        None if views[1].source.palette is not None else planned[1],
+    )
     contrast = []
     for view, values, stretch in zip(views, (before, after), stretches, strict=True):
         warning = _contrast_warning(view, values, stretch, options.scale)

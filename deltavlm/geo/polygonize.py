@@ -125,11 +125,12 @@ class Polygonizer:
         """
         begin = len(self._components)
         if values:
-            flat = components.ravel()
-            pixels = np.bincount(flat, minlength=len(values) + 1)
-            sums = np.stack([np.bincount(flat, plane.ravel(), len(values) + 1) for plane in planes], axis=1)
-            firsts = np.full(len(values) + 1, flat.size)
-            np.minimum.at(firsts, flat, np.arange(flat.size))
+            inside = np.flatnonzero(components)
+            numbers, length = components.ravel()[inside], len(values) + 1
+            pixels = np.bincount(numbers, minlength=length)
+            sums = np.stack([np.bincount(numbers, plane.ravel()[inside], length) for plane in planes], axis=1)
+            firsts = np.full(length, components.size)
+            np.minimum.at(firsts, numbers, inside)
             outlines: dict[int, BaseGeometry] = {}
             for geometry, number in shapes(components, mask=components > 0, connectivity=4):
                 outlines[int(number)] = shape(geometry)

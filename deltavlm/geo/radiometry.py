@@ -174,7 +174,7 @@ def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_phy
         appearance = "nothing but black and white"
     else:
         return None
-    lowest, highest = (f"{limit:.3g}" for limit in np.percentile(values, (2, 98), method="nearest").tolist())
+    lowest, highest = (f"{limit:.4g}" for limit in np.percentile(values, (2, 98), method="nearest").tolist())
     unit = " after the scale and offset of the file" if is_physical else ""
     spec = parse_scale(scale)
     if lowest == highest:

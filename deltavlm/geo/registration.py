@@ -1,16 +1,17 @@
-"""Shift between the dates of a pair, measured by phase correlation of gradients.
+"""Shift between the dates of a pair, measured by phase correlation of the Laplacian.
 
-Both windows become complex images, the gradient to the right plus i times the gradient downwards, which is 0
-at nodata. The cross-power spectrum is whitened (Kuglin and Hines 1975) and weighted by a band-pass, so that
-its transform is a peak at the shift, which a parabola locates to a fraction of a pixel. A peak that does not
-stand out from the rest of the search area, as over water or after complete change, is no measurement.
+The Laplacian, the divergence of the gradient, has neither brightness nor shading, and is 0 at nodata. The
+cross-power spectrum of both windows is whitened (Kuglin and Hines 1975) and weighted by a band-pass, so that
+its transform is a peak at the shift (below 0 where contrast is inverted), which a parabola locates to a
+fraction of a pixel. A peak that does not stand out from the rest of the search area, as over water or after
+complete change, is no measurement.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -32,7 +33,7 @@ MAX_PX = 32  # search limit of a shift along each axis
 WINDOW_PX = 256  # side of the centre of a larger image that is measured
 MIN_WINDOW_PX = 32
 MIN_VALID = 0.5  # share of a window
-LATTICE = 4  # windows along a side of a pair, at most
+LATTICE, LATTICE_STEP_PX = 4, 1024  # windows along a side of a pair, at most, and distance between them
 MIN_PEAK = 7.0
 """Height of a peak relative to the root mean square of the rest of the search area."""
 PEAK_RADIUS_PX = 6  # of the area that belongs to the peak
@@ -50,6 +51,7 @@ class Shift:
 
     dx: float
     dy: float
+    peak: float = field(default=MIN_PEAK, compare=False)  # its height, as MIN_PEAK is
 
     @property
     def length(self) -> float:
@@ -71,14 +73,14 @@ def measure_shift(
         return None
     interior = None if valid.all() else _interior(valid)
     spectra = [
-        scipy.fft.fft2(_gradient(image[:, *crop], interior), overwrite_x=True) for image in (before, after)
+        scipy.fft.rfft2(_laplacian(image[:, *crop], interior), overwrite_x=True) for image in (before, after)
     ]
     cross = spectra[0].conj() * spectra[1]
     magnitude = np.abs(cross)
     if not magnitude.any():
         return None
     cross *= _band_pass(valid.shape) / np.maximum(magnitude, np.finfo(np.float32).tiny)
-    surface = scipy.fft.ifft2(cross, overwrite_x=True).real
+    surface = scipy.fft.irfft2(cross, valid.shape, overwrite_x=True)
     reach = min(MAX_PX, min(valid.shape) // 4)
     return _peak(np.abs(np.roll(surface, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]), reach)
 
@@ -97,14 +99,16 @@ def _interior(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return interior
 
 
-def _gradient(image: NDArray[np.uint8], interior: NDArray[np.bool_] | None) -> NDArray[np.complex64]:
-    """Tapered gradient of the sum of the bands, (rows, cols): to the right, plus i times downwards."""
-    gray = image.sum(axis=0, dtype=np.int16)
-    gradient = np.zeros(gray.shape, np.complex64)
-    gradient.real[:, 1:-1] = gray[:, 2:] - gray[:, :-2]
-    gradient.imag[1:-1] = gray[2:] - gray[:-2]
-    gradient *= _taper(gray.shape) if interior is None else _taper(gray.shape) * interior
-    return gradient
+def _laplacian(image: NDArray[np.uint8], interior: NDArray[np.bool_] | None) -> Floats:
+    """Tapered Laplacian of the sum of the bands, (rows, cols)."""
+    gray = image.sum(axis=0, dtype=np.float32)
+    laplacian: Floats = np.zeros_like(gray)
+    inner = laplacian[1:-1, 1:-1]
+    np.multiply(gray[1:-1, 1:-1], 4, out=inner)
+    for neighbour in (gray[2:, 1:-1], gray[:-2, 1:-1], gray[1:-1, 2:], gray[1:-1, :-2]):
+        inner -= neighbour
+    laplacian *= _taper(gray.shape) if interior is None else _taper(gray.shape) * interior
+    return laplacian
 
 
 @lru_cache(maxsize=8)
@@ -117,8 +121,8 @@ def _taper(shape: tuple[int, int]) -> Floats:
 
 @lru_cache(maxsize=8)
 def _band_pass(shape: tuple[int, int]) -> Floats:
-    """Weights of a spectrum: frequency, as in a gradient, times a Gaussian."""
-    rows, cols = (scipy.fft.fftfreq(side) for side in shape)
+    """Weights of half a spectrum, as `rfft2` gives it: the frequency times a Gaussian."""
+    rows, cols = scipy.fft.fftfreq(shape[0]), scipy.fft.rfftfreq(shape[1])
     frequency = np.hypot(rows[:, None], cols)
     weights: Floats = (frequency * np.exp(-0.5 * (frequency / CUTOFF) ** 2)).astype(np.float32)
     return weights
@@ -132,11 +136,12 @@ def _peak(surface: Floats, reach: int) -> Shift | None:
     radius = min(PEAK_RADIUS_PX, reach // 2)
     is_far = np.ones(surface.shape, bool)
     is_far[max(0, row - radius) : row + radius + 1, max(0, col - radius) : col + radius + 1] = False
-    if surface[row, col] < MIN_PEAK * math.sqrt(np.square(surface[is_far]).mean()):
+    peak = float(surface[row, col] / math.sqrt(np.square(surface[is_far]).mean() or 1))
+    if peak < MIN_PEAK:
         return None
     dx = _vertex(*surface[row, col - 1 : col + 2].tolist())
     dy = _vertex(*surface[row - 1 : row + 2, col].tolist())
-    return Shift(round(col - reach + dx, 2), round(row - reach + dy, 2))
+    return Shift(round(col - reach + dx, 2), round(row - reach + dy, 2), peak)
 
 
 def _vertex(y0: float, y1: float, y2: float) -> float:
@@ -146,17 +151,26 @@ def _vertex(y0: float, y1: float, y2: float) -> float:
 
 
 def consensus(shifts: Sequence[Shift]) -> tuple[Shift | None, int]:
-    """Shift that most windows agree on, the median over them, and their number; None where these are less
-    than half of all."""
+    """Shift that most windows agree on, the median over them weighted by their peaks, and their number; None
+    where these are not more than half of all."""
     points = np.array([(shift.dx, shift.dy) for shift in shifts]).reshape(-1, 2)
     if not len(points):
         return None, 0
     near = np.hypot(*(points[:, None] - points).transpose(2, 0, 1)) < AGREEMENT_PX
-    agreeing = points[near[near.sum(axis=1).argmax()]]
-    if 2 * len(agreeing) <= len(points):
-        return None, len(agreeing)
-    dx, dy = np.median(agreeing, axis=0).tolist()
-    return Shift(round(dx, 2), round(dy, 2)), len(agreeing)
+    is_agreeing = near[near.sum(axis=1).argmax()]
+    agreeing = int(is_agreeing.sum())
+    if 2 * agreeing <= len(points):
+        return None, agreeing
+    peaks = np.array([shift.peak for shift in shifts])[is_agreeing]
+    dx, dy = (_weighted_median(axis[is_agreeing], peaks) for axis in points.T)
+    return Shift(dx, dy), agreeing
+
+
+def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Smallest value up to which lies half of the weight."""
+    order = np.argsort(values, kind="stable")
+    sums = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(sums, sums[-1] / 2)])
 
 
 def shift_caveat(lengths_px: Sequence[float]) -> str | None:
@@ -175,7 +189,7 @@ def lattice_windows(area: Window) -> Iterator[Window]:
     """Windows spread over an area, at most LATTICE x LATTICE, to measure the shift of a pair by."""
     offsets = []
     for start, length in ((area.row_off, area.height), (area.col_off, area.width)):
-        count = min(LATTICE, -(-length // WINDOW_PX))
+        count = min(LATTICE, 1 + -(-(length - WINDOW_PX) // LATTICE_STEP_PX))
         last = start + max(0, length - WINDOW_PX)
         offsets.append(np.linspace(start, last, count).astype(int).tolist())
     width, height = min(area.width, WINDOW_PX), min(area.height, WINDOW_PX)

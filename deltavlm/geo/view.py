@@ -128,12 +128,15 @@ class Source:
 
     @cached_property
     def scale_offset(self) -> NDArray[np.float32] | None:  # (2, 3, 1, 1): scales, offsets
-        """Linear conversion from stored to physical values; None where they are equal."""
+        """Linear conversion from stored to physical values; None where they are equal, or the file has a
+        conversion that cannot be: a scale of 0, or numbers that are not finite."""
         scales, offsets = (
             [values[band - 1] for band in self.bands]
             for values in (self.dataset.scales, self.dataset.offsets)
         )
         if self.is_8bit or (set(scales), set(offsets)) == ({1.0}, {0.0}):
+            return None
+        if not (np.isfinite([scales, offsets]).all() and all(scales)):
             return None
         return np.array([scales, offsets], np.float32)[:, :, None, None]
 

@@ -6,14 +6,17 @@ the oldest turns are dropped where the prompt would be too long (`tasks.dialogue
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from deltavlm.errors import OutputError, RasterError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.identity import address_digest
 from deltavlm.geo.lonlat import lonlat_bounds, to_lonlat
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.polygonize import polygonize_chip
@@ -157,6 +160,15 @@ class Conversation:
     turns: list[tuple[str, str]] = field(default_factory=list)  # question and answer
     records: list[dict[str, Any]] = field(default_factory=list)  # turns about all chips
 
+    @cached_property
+    def images(self) -> dict[str, Any]:
+        """What the images are known by when the conversation is resumed: a digest of their addresses, with
+        its random key, and size and time of the files."""
+        key = secrets.token_bytes(16)
+        locations = [view.source.location for view in self.reader.views]
+        files = [list(map(dict, known.values())) for known in self.reader.files]
+        return {"key": key.hex(), "address": address_digest(key, *locations), "files": files}
+
     def ask(self, question: str) -> dict[str, Any]:
         """Answer a question and return the record; one that fails or is interrupted leaves no trace.
 
@@ -170,6 +182,7 @@ class Conversation:
         (reply,) = self.model.answer_rows(self.chip.encoded, [(0, prompted)])
         answer = read_answer(spec, reply)
         record = answer_record(self.reader, self.model, self.chip, spec, answer, question)
+        record["images"] = self.images
         self.turns.append((question, answer.text))
         self.records.append(record)
         return record

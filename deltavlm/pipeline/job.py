@@ -138,8 +138,8 @@ class AnalyzeJob:
             return
         if not self.is_single:
             raise ConfigError(
-                f"{'before' if read.before_cloud_mask else 'after'}_cloud_mask: is for one pair; a list has "
-                "columns before_cloud_mask and after_cloud_mask, and --qa-band is for a band of each image"
+                "a cloud mask is for one pair; a list has the columns before_cloud_mask and "
+                "after_cloud_mask, and --qa-band is for a band of each image"
             )
         pair = replace(
             self.pairs.pairs[0],

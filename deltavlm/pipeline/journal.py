@@ -13,16 +13,17 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from deltavlm.config import from_mapping
 from deltavlm.errors import ConfigError, OutputError
+from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.grid import Chip, ChipGrid
-from deltavlm.geo.identity import stable_address
-from deltavlm.geo.pair import MAX_CHIPS, PairReader
+from deltavlm.geo.identity import address_digest
+from deltavlm.geo.pair import MAX_CHIPS, PairReader, ReadOptions
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.job import AnalyzeJob
@@ -33,7 +34,6 @@ from deltavlm.pipeline.journal_file import (
     check_journal_header,
     differing_keys,
     first_line,
-    keyed_digest,
     last_line,
     open_journal_file,
 )
@@ -124,9 +124,12 @@ class Journal:
         state = self.states.get(pair)
         return state is not None and key in state.offsets and not (self.retries and key in state.failed)
 
+    def _address_of(self, pair: Pair) -> str:
+        return _address_of(pair, self.job.read, self.file.key)
+
     def begin_pair(self, pair: Pair, record: PairRecord) -> None:
         """Record an opened pair. Raises: OutputError where an earlier run found it to be another."""
-        state, address = self.states.get(pair.id), _address_of(pair, self.file.key)
+        state, address = self.states.get(pair.id), self._address_of(pair)
         if state is None:
             self.file.append([{"pair": pair.id, "record": asdict(record), "address": address}])
             self._begin(pair.id, record, address)
@@ -139,7 +142,7 @@ class Journal:
         if self.job.one_pair_per_output:
             self.states.pop(pair.id, None)
             return
-        failure = _Failure(reason, PairIdentity.of(pair, self.job.read), _address_of(pair, self.file.key))
+        failure = _Failure(reason, PairIdentity.of(pair, self.job.read), self._address_of(pair))
         line = {"failed": reason, "identity": asdict(failure.identity), "address": failure.address}
         self.file.append([{"pair": pair.id, **line}])
         self._fail(pair.id, failure)
@@ -257,7 +260,7 @@ class Journal:
             raise ValueError("neither a chip nor a pair")
 
     def _is_same(self, pair: Pair, identity: PairIdentity, address: str) -> bool:
-        return address == _address_of(pair, self.file.key) and identity.matches(pair, self.job.read)
+        return address == self._address_of(pair) and identity.matches(pair, self.job.read)
 
     def _begin(self, pair: str, record: PairRecord, address: str) -> None:
         self.failures.pop(pair, None)
@@ -278,10 +281,16 @@ class Journal:
         (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
 
 
-def _address_of(pair: Pair, key: bytes) -> str:
-    """Digest of the locations of a pair: whole, as images may differ in a query, and keyed, as they may hold
-    passwords."""
-    return keyed_digest(key, *map(stable_address, (pair.before, pair.after, *pair.cloud_masks)))
+def _address_of(pair: Pair, read: ReadOptions, key: bytes) -> str:
+    """Digest of the locations of a pair and its cloud masks."""
+    texts = [pair.before, pair.after]
+    for text in (
+        pair.before_cloud_mask or read.before_cloud_mask,
+        pair.after_cloud_mask or read.after_cloud_mask,
+    ):
+        mask = None if text is None else parse_cloud_mask(text)
+        texts += ["", ""] if mask is None else [mask.location or "", repr(replace(mask, location=None))]
+    return address_digest(key, *texts)
 
 
 def _refuse_another(
@@ -383,7 +392,7 @@ def check_journal_pair(path: Path, job: AnalyzeJob, reader: PairReader) -> None:
         return
     with suppress(ConfigError):  # of a damaged line, which is reported when the journal is opened
         earlier = PairRecord.from_dict(line["record"]), line["address"]
-        now = PairRecord.of(pair, reader, reader.chips(*job.options.grid)), _address_of(pair, key)
+        now = PairRecord.of(pair, reader, reader.chips(*job.options.grid)), _address_of(pair, job.read, key)
         _refuse_another(path, job, pair, earlier, now)
 
 

@@ -12,7 +12,6 @@ truncated too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -40,7 +39,6 @@ __all__ = [
     "first_line",
     "journal_files",
     "journal_path",
-    "keyed_digest",
     "last_line",
     "open_journal_file",
 ]
@@ -402,11 +400,6 @@ def first_line(path: Path) -> tuple[bytes, Line]:
         return bytes.fromhex(header[KEY]), line if isinstance(line, dict) else {}
     except (OSError, ValueError, TypeError, LookupError):
         return b"", {}
-
-
-def keyed_digest(key: bytes, *texts: str) -> str:
-    """Digest by which texts are recognized, and from which they cannot be looked up without the key."""
-    return hashlib.blake2b(json.dumps(texts).encode(), key=key, digest_size=16).hexdigest()
 
 
 def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:

@@ -60,6 +60,7 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "digest": _is_text,
     "mask_score": _is_share,
+    "cloud_share": _is_share,
     "shift_px": lambda value: _is_number(value) and value >= 0,
     "end": lambda value: _is_count(value) and value > 0,
 }

@@ -165,6 +165,8 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
             read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
     if isinstance(job.read.aoi, Path):
         read.append(("the area of interest", aoi_file(job.read.aoi)))
+    masks = [mask.location for mask in job.read.cloud_masks if mask is not None and mask.location is not None]
+    read += [("a cloud mask", local_file(location)) for location in masks]
     return written, read
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,9 +49,27 @@ LIST_COLUMNS = frozenset(
 
 HINT = "give an output of deltavlm analyze, with its layer chips"
 
-PROVENANCE: Mapping[str, Any] = {  # members of a provenance that are objects, if present
-    **{"model": {}, "options": {}, "versions": {}, "reading": {}},
-    "inputs": {"before": {}, "after": {}, "grid": {}, "alignment": {}},
+_TEXT, _SWITCH, _OBJECT = (str,), (bool,), dict[str, Any]()
+_NUMBER, _COUNT = (int, float), (int,)
+_MAYBE_NUMBER, _MAYBE_COUNT, _MAYBE_TEXT = (int, float, NoneType), (int, NoneType), (str, NoneType)
+
+PROVENANCE: Mapping[str, Any] = {  # types of the members of a provenance, if present
+    **{"tool": _TEXT, "pairs": _TEXT, "versions": _OBJECT},
+    "model": {
+        **{"name": _TEXT, "fingerprint": _TEXT, "device": _TEXT, "dtype": _MAYBE_TEXT},
+        **{"chip_px": _COUNT, "training_gsd_m": _NUMBER},
+    },
+    "options": {
+        **{"chip_px": _COUNT, "overlap_px": _MAYBE_COUNT, "limit": _MAYBE_COUNT, "batch_size": _MAYBE_COUNT},
+        **{"max_nodata": _NUMBER, "threshold": _MAYBE_NUMBER, "cascade": _SWITCH, "masks": _SWITCH},
+    },
+    "reading": {"scale": _TEXT},
+    "inputs": {
+        **{"before": {"path": _TEXT}, "after": {"path": _TEXT}, "scale": _TEXT},
+        "grid": {"width": _COUNT, "height": _COUNT, "crs": _MAYBE_TEXT, "transform": [_NUMBER]},
+        "alignment": {"overlap_share": _MAYBE_NUMBER, "resampling": _TEXT},
+    },
+    "questions": [{"name": _TEXT, "task": _TEXT, "prompt": _TEXT}],
 }
 
 
@@ -209,14 +229,16 @@ def _plain(column: str, value: Any) -> Any:
 
 
 def _is_provenance(value: object) -> bool:
-    """Check that a provenance has the structure that deltavlm writes."""
-    if not isinstance(value, dict) or not _has_objects(value, PROVENANCE):
-        return False
-    questions = value.get("questions", [])
-    return isinstance(questions, list) and all(isinstance(question, dict) for question in questions)
+    """Check that a provenance has the members and types that deltavlm writes."""
+    return _fits(value, PROVENANCE)
 
 
-def _has_objects(value: object, members: Mapping[str, Any]) -> bool:
-    return isinstance(value, dict) and all(
-        _has_objects(value[key], inner) for key, inner in members.items() if key in value
-    )
+def _fits(value: object, kind: Any) -> bool:
+    """True for a value of one of several types, a list of values that fit, or an object whose members do."""
+    if isinstance(kind, Mapping):
+        return isinstance(value, dict) and all(
+            _fits(value[key], inner) for key, inner in kind.items() if key in value
+        )
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(each, kind[0]) for each in value)
+    return type(value) in kind and (not isinstance(value, float) or math.isfinite(value))

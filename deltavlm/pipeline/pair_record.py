@@ -25,7 +25,7 @@ from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.identity import Identity, content_identity, current_identity, is_same
 from deltavlm.geo.pair import PairReader, ReadOptions
-from deltavlm.messages import redact_address
+from deltavlm.messages import redact, redact_address
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import PairStatus
@@ -60,7 +60,7 @@ class PairIdentity:
         return cls(
             redact_address(pair.before),
             redact_address(pair.after),
-            None if pair.aoi is None else str(pair.aoi),
+            None if pair.aoi is None else redact(str(pair.aoi)),
             [{redact_address(file): _stored(identity) for file, identity in each.items()} for each in files],
             content_identity(aoi) if isinstance(aoi, Path) else None,
             [redact_address(mask) for mask in pair.cloud_masks],

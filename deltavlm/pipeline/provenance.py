@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import rasterio
 
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.messages import redact, redact_address
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.version import __version__
@@ -76,10 +77,12 @@ def job_settings(job: AnalyzeJob) -> dict[str, object]:
 def _plain(read: ReadOptions) -> dict[str, object]:
     values = {each.name: getattr(read, each.name) for each in fields(read)}
     nodata = read.nodata
+    masks = ("before_cloud_mask", "after_cloud_mask")
     return {
         **values,
+        **{name: values[name] and redact_address(values[name]) for name in masks},
         "nodata": nodata if nodata is None or math.isfinite(nodata) else str(nodata),  # as JSON has no NaN
-        "aoi": None if read.aoi is None else str(read.aoi),
+        "aoi": None if read.aoi is None else redact(str(read.aoi)),
     }
 
 

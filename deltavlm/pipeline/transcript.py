@@ -13,6 +13,7 @@ from deltavlm.files import JsonLines, lock, parse_json, read_text
 from deltavlm.geo.chips import chip_of_window
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.grid import Chip
+from deltavlm.geo.identity import address_digest, is_same
 from deltavlm.geo.pair import PairReader
 
 __all__ = ["Transcript", "last_turns", "open_transcript", "read_transcript"]
@@ -104,17 +105,41 @@ def _is_turn(record: Any) -> bool:
     return all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
 
 
+def _check_images(reader: PairReader, images: Any) -> None:
+    """Raises: InputError where the images have another address, or were written over since."""
+    names = " and ".join(dict.fromkeys(view.source.name for view in reader.views))
+    advice = "start a new conversation, without --continue"
+    try:
+        digest = address_digest(
+            bytes.fromhex(images["key"]), *(view.source.location for view in reader.views)
+        )
+        is_address, files = images["address"] == digest, images["files"]
+        are_files = all(
+            is_same(earlier, now, ignored=("inode",))
+            for known, listed in zip(reader.files, files, strict=True)
+            for earlier, now in zip(listed, known.values(), strict=True)
+        )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        raise InputError(f"the saved conversation does not say which images it was about; {advice}") from None
+    if not is_address:
+        raise InputError(f"the conversation was about images of another address than {names}; {advice}")
+    if not are_files:
+        raise InputError(f"{names}: changed since the conversation; {advice}")
+
+
 def last_turns(
     reader: PairReader, records: Sequence[Mapping[str, Any]]
 ) -> tuple[Chip, list[tuple[str, str]]]:
     """Chip of the last turn, and the turns (question, answer) about it, to resume the conversation.
 
-    Raises: InputError when the conversation was about other images.
+    Raises: InputError when the conversation was about other images, or they have changed since.
     """
     last = records[-1]
     for date, view in zip(("before", "after"), reader.views, strict=True):
         if last[date] != view.source.name:
             raise InputError(f"the conversation was about {last[date]}, not {view.source.name}")
+    if "images" in last:  # `ask --json` writes turns without
+        _check_images(reader, last["images"])
     window = last["window"]
     chip = chip_of_window(reader, Window(*(window[key] for key in Window._fields)), window["size"])
     turns: list[tuple[str, str]] = []

@@ -67,7 +67,7 @@ class OutputCRS:
     def transform_of(self, pair: Pair, record: PairRecord) -> Transform:
         """Function that transforms geometries of the pair to this CRS."""
         crs = _crs(record.crs)
-        if self.untransformed or crs == self.crs:
+        if self.untransformed or (crs == self.crs and not record.geobox.leaves_180):
             return lambda geometry: geometry
         try:
             if crs is None or self.crs is None:

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from deltavlm.errors import ConfigError, InputError
+from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
 from deltavlm.pipeline.review import read_review, with_review
+from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Results", "area_m2", "read_results", "union"]
+__all__ = ["UNSURE", "Results", "read_results", "union"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
@@ -34,12 +36,15 @@ NUMBER_COLUMNS = (
 )
 POLYGON_COLUMNS = ("class", "kind", "area_m2", "pair_id", "verdict")
 
+UNSURE = (0.35, 0.65)
+"""Range of scores, ends included, that lean neither to change nor to no change."""
+
 Shapes = NDArray[np.object_]  # of shapely polygons, or None
 
 
 @dataclass(frozen=True)
 class Results:
-    """Chips and polygons of some outputs, in the CRS of the first output."""
+    """Chips and polygons of some outputs, in their CRS, or in longitude and latitude if they have several."""
 
     paths: tuple[Path, ...]
     chips: GeoDataFrame  # COLUMNS and `geometry`; a column that an output does not have is null
@@ -56,7 +61,7 @@ class Results:
 
     @cached_property
     def lonlat(self) -> Shapes:
-        """(chips,): polygons in longitude and latitude; None for a chip without a polygon or a CRS."""
+        """(chips,): polygons in longitude and latitude; None for a chip without a polygon or a place."""
         return _lonlat(self.chips)
 
     @cached_property
@@ -82,6 +87,36 @@ class Results:
     def polygon_arrays(self) -> PolygonArrays:
         """Columns of the polygons that totals are made of."""
         return PolygonArrays.of_rows(_rows(self.polygons), *_areas(self.polygons, self.polygons_lonlat))
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """(chips,): column of numbers; NaN for null."""
+        numbers: NDArray[np.float64] = self.chips[column].to_numpy(dtype=float, na_value=np.nan)
+        return numbers
+
+    @cached_property
+    def flags(self) -> dict[str, NDArray[np.bool_]]:
+        """(chips,) arrays by name: what the chips of an area are counted by."""
+        status, changed = self.chips["status"], self.chips["changed"]
+        analyzed, scores = status.isin(ANALYZED_STATUSES).to_numpy(), self.scores
+        return {
+            "looked_at": analyzed,
+            "nodata": status.eq("nodata").to_numpy(),
+            "failed": status.isin(FAILED_STATUSES).to_numpy(),
+            "changed": analyzed & changed.eq(True).to_numpy(),
+            "unparsed": analyzed & changed.isna().to_numpy(),
+            "unsure": analyzed & (scores >= UNSURE[0]) & (scores <= UNSURE[1]),
+            "conflicting": self.chips["conflicts"].map(bool).to_numpy(dtype=bool),
+        }
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """(chips,): score of change; NaN without one."""
+        return self.numbers("changed_score")
+
+    @cached_property
+    def own_shares(self) -> NDArray[np.float64]:
+        """(chips,): share of the ground that is the chip's own; NaN where it is not known."""
+        return self.numbers("ground_share")
 
     @cached_property
     def areas_m2(self) -> NDArray[np.float64]:
@@ -114,6 +149,8 @@ def read_results(
         if (frame.crs is None) != (crs is None):
             without_crs = path if frame.crs is None else paths[0]
             raise InputError(f"{without_crs}: has no CRS and others have one; summarize it alone")
+    if any(frame.crs != crs for frame in frames):
+        crs = pyproj.CRS.from_epsg(4326)
     return Results(
         paths=tuple(paths),
         chips=_joined(frames, crs),
@@ -129,7 +166,7 @@ def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:
     """Rows of all tables, in one CRS."""
     import pandas as pd
 
-    frames = [frame if frame.crs == crs else frame.to_crs(crs) for frame in frames]
+    frames = [frame if frame.crs == crs else frame.set_geometry(_lonlat(frame), crs=crs) for frame in frames]
     filled = [frame for frame in frames if len(frame)] or frames[:1]
     return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
 
@@ -137,7 +174,10 @@ def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:
 def _lonlat(frame: GeoDataFrame) -> Shapes:
     if frame.crs is None:
         return np.full(len(frame), None, dtype=object)
-    return shapes_to_lonlat(frame.geometry.to_numpy(), frame.crs)
+    try:
+        return shapes_to_lonlat(frame.geometry.to_numpy(), frame.crs)
+    except OutputError:  # no transformation from this CRS, as of a building site
+        return np.full(len(frame), None, dtype=object)
 
 
 def _areas(frame: GeoDataFrame, lonlat: Shapes) -> tuple[NDArray[np.float64], bool]:
@@ -191,11 +231,6 @@ def _lost_pairs(outputs: Sequence[Output]) -> tuple[str, ...] | None:
             return None
         lost += [str(name) for name in pairs.loc[pairs["status"].eq("failed"), "pair_id"]]
     return tuple(lost)
-
-
-def area_m2(shape: shapely.Geometry) -> float:
-    """Area of one geometry in longitude and latitude on the ellipsoid."""
-    return float(areas_m2(np.array([shape], dtype=object))[0])
 
 
 def union(shapes: Shapes) -> shapely.Geometry:

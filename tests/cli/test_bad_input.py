@@ -244,6 +244,11 @@ def test_quantize_without_its_library(
         (["--config", "nosuch.toml"], ("nosuch.toml",)),
         (["extra.tif"], ("extra.tif",)),
         (["--before-bands", "1", "--after-bands", "9"], ("after.tif", "9")),
+        (["--cloud-mask", "nosuch.tif:scl"], ("nosuch.tif: no such file",)),
+        (["--before-cloud-mask", "x.tif:scl=clowd"], ("x.tif:scl=clowd", "'clowd'", "is cloud meant?")),
+        (["--after-cloud-mask", "x.tif:slc"], ("x.tif:slc", "'slc' is no kind of mask", "is scl meant?")),
+        (["--qa-band", "5"], ("5", "what do its values mean")),
+        (["--qa-band", "SCL"], ("before.tif", "no single band named 'SCL'")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -18,6 +18,7 @@ from deltavlm.cluster import worker
 from deltavlm.cluster.session import LOCAL, set_ray_environment
 from deltavlm.cluster.worker import ReadTask, pair_fingerprint, read_chips_of_task
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
+from deltavlm.geo.registration import Registration
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.journal import Journal
 from tests import workers
@@ -192,16 +193,23 @@ def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> Non
     pair = RasterPair(str(scene.before), str(scene.after))
     with open_pair(pair) as reader:
         unit = ReadTask(
-            pair, ReadOptions(), reader.registration, pair_fingerprint(reader), ((0, 0), (0, 3), (2, 4)), 2
+            pair,
+            ReadOptions(),
+            reader.registration,
+            None,
+            pair_fingerprint(reader),
+            ((0, 0), (0, 3), (2, 4)),
+            2,
         )
     seen, *pieces = read_chips_of_task(unit, AnalyzeOptions(chip_px=32))
-    assert [(status, reason, place) for status, _, reason, place, _, _ in seen] == [
+    assert [(status, reason, place) for status, _, reason, place, *_ in seen] == [
         ("answered", "", (0, 0)),
         ("answered", "", (0, 1)),
         ("answered", "", (1, 0)),
     ]
-    assert len({picture for *_, picture, _ in seen}) == 3
-    assert {holes for *_, holes in seen} == {b""}
+    assert len({picture for *_, picture, _, _ in seen}) == 3
+    assert {holes for *_, holes, _ in seen} == {b""}
+    assert {shift_px for *_, shift_px in seen} == {0.0}
     assert [piece.shape for piece in pieces] == [(2, 2, 3, 32, 32), (1, 2, 3, 32, 32)]
 
 
@@ -213,7 +221,15 @@ def test_a_reader_with_other_files_says_so(scene: Scene, tmp_path: Path, gone: b
     other = tmp_path / "other.tif"
     if not gone:
         write_raster(other, np.ones((3, 96, 128), np.uint8))
-    unit = ReadTask(RasterPair(str(scene.before), str(other)), ReadOptions(), mark, ((0, 0), (2, 4)), 1)
+    unit = ReadTask(
+        RasterPair(str(scene.before), str(other)),
+        ReadOptions(),
+        Registration(),
+        None,
+        mark,
+        ((0, 0), (2, 4)),
+        1,
+    )
     try:
         seen, *pieces = read_chips_of_task(unit, AnalyzeOptions(chip_px=32))
     finally:

@@ -125,6 +125,9 @@ def test_metrics_of_a_run(run: Run, scene: Scene) -> None:
     assert values["chips_total", "error"] == values["chips_resumed_total", ""] == 0
     assert values["chips_changed_total", ""] == values["pairs_total", "answered"] == 1
     assert values["exit_code", ""] == values["run_active", ""] == 0
+    assert values["analyzed_ground_square_meters", ""] == pytest.approx(80 * 48, rel=0.01)
+    assert values["changed_ground_square_meters", ""] == pytest.approx(16 * 16, rel=0.01)
+    assert (values["new_buildings", ""], values["new_roads", ""]) == (2, 1)
     assert values["last_run_timestamp_seconds", ""] >= values["run_start_timestamp_seconds", ""]
     assert {label for name, label in values if name == "stage_seconds_total"} == {
         "read",

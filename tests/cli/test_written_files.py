@@ -113,6 +113,13 @@ def test_outputs_in_a_folder_are_no_other_files(run: Run, here: Path) -> None:
     assert "a mask and the later image of pair after" in line or "the later image of pair after" in line
 
 
+def test_a_cloud_mask_is_not_written(run: Run, here: Path) -> None:
+    Path("clouds.tif").write_bytes(Path("before.tif").read_bytes())
+    args = ("before.tif", "after.tif", "--after-cloud-mask", "clouds.tif=3", "--overwrite", *SMALL)
+    line = refused(run, "analyze", *args, "-o", "o.gpkg", "--mask", "clouds.tif")
+    assert "both the mask and a cloud mask" in line
+
+
 def test_files_of_the_model_are_not_written(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("model").mkdir()
     Path("model/config.json").write_text("{}")

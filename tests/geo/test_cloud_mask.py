@@ -80,6 +80,7 @@ def test_qa_bands_are_parsed(text: str, mask: CloudMask) -> None:
         ("a.tif:bits", "bits: give their numbers"),
         ("a.tif:bits=64", "bits: give their numbers"),
         ("", "names no file"),
+        (":scl", "names no file"),
     ],
 )
 def test_cloud_masks_that_cannot_be_parsed(text: str, words: str) -> None:

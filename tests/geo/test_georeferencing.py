@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,17 @@ def test_rpcs_are_no_transform(tmp_path: Path, before: Path, crs: str | None) ->
         assert reader.alignment.overlap_share == 1
 
 
+def test_geolocation_arrays_are_named(tmp_path: Path) -> None:
+    """The advice to make a GeoTIFF of it kept the tags that were refused."""
+    path = write_raster(tmp_path / "swath.tif", smooth(), crs=None, transform=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif")
+    with pytest.raises(RasterError, match=r"swath\.tif: .*geolocation arrays.*gdalwarp -geoloc"):
+        opened(path, path).__enter__()
+
+
 WORLD_FILE = "0.5\n0\n0\n-0.5\n500000.25\n4999999.75\n"
 
 
@@ -251,6 +263,22 @@ def test_control_points_that_place_nothing(tmp_path: Path, points: tuple[tuple[i
         opened(path, path).__enter__()
 
 
+@pytest.mark.parametrize("error_px", [0, 40])
+def test_control_points_that_do_not_fit_are_warned_about(tmp_path: Path, error_px: int) -> None:
+    """One wrong point of 16 bends the whole image, without a word."""
+    steps = [(row, col) for row in (0, 32, 64, ROWS) for col in (0, 50, 100, COLS)]
+    gcps = [
+        GroundControlPoint(row, col, *(HALF_METRE * (col + error_px * (index == 5), row)))
+        for index, (row, col) in enumerate(steps)
+    ]
+    path = write_raster(tmp_path / "a.tif", smooth(), transform=None, gcps=gcps)
+    with opened(path, path) as reader:
+        warned = [warning for warning in reader.warnings if "root mean square" in warning]
+    assert len(warned) == (error_px > 0)
+    if warned:
+        assert re.search(r"its 16 ground control points are \d\.\d px", warned[0])
+
+
 def test_control_points_without_a_crs(tmp_path: Path) -> None:
     path = with_points(tmp_path / "after.tif", smooth(), crs=CRS())
     with pytest.raises(RasterError, match=r"no CRS of its 4 ground control points; .*gdalwarp -s_srs"):
@@ -268,3 +296,64 @@ def test_a_south_up_raster_is_read_as_it_lies(tmp_path: Path, before: Path) -> N
             )
         assert images[2].all()
         assert (images[0] == images[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "words"),
+    [
+        (UTM, Affine(1, 0, 0, 0, -1, 0), r"counts pixels from 0, 0 of its CRS \(EPSG:32631\)"),
+        (UTM, Affine(1, 0, 0, 0, -1, ROWS), "counts pixels"),
+        (UTM, Affine(0.5, 0, 5_000_000, 0, -0.5, 500_000), r"lon/lat \(.* is that its CRS"),
+        ("EPSG:2193", Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), "New Zealand"),
+        (UTM, HALF_METRE, None),
+        ("EPSG:32601", Affine(10, 0, 165_000, 0, -10, 4_000), None),
+        ("EPSG:3857", Affine(1, 0, 20_037_000, 0, -1, 0.5), None),
+    ],
+)
+def test_a_place_that_is_hardly_right_is_warned_about(
+    tmp_path: Path, crs: str, transform: Affine, words: str | None
+) -> None:
+    path = write_raster(tmp_path / "a.tif", smooth(), crs=crs, transform=transform)
+    with opened(path, path) as reader:
+        doubts = [warning for warning in reader.warnings if "its CRS" in warning]
+    assert len(doubts) == (words is not None)
+    if words is not None:
+        assert re.search(words, doubts[0])
+
+
+def test_datums_that_are_metres_apart_are_told(tmp_path: Path) -> None:
+    """Two dates in NAD83 and WGS 84 are one grid to PROJ, though they are known to 4 m only."""
+    nad83, wgs84 = (
+        write_raster(tmp_path / f"{epsg}.tif", smooth(), crs=f"EPSG:{epsg}") for epsg in (26914, 32614)
+    )
+    for pair in ((nad83, wgs84), (wgs84, nad83)):
+        with opened(*pair) as reader:
+            (note,) = [note for note in reader.notes if "datums" in note]
+            assert re.search(r"North American Datum 1983.*known to 4 m, 8 px", note)
+            assert note not in reader.warnings
+    coarse = HALF_METRE * Affine.scale(20)
+    wide = [
+        write_raster(tmp_path / f"wide{epsg}.tif", smooth(), crs=f"EPSG:{epsg}", transform=coarse)
+        for epsg in (26914, 32614)
+    ]
+    with opened(*wide) as reader:
+        assert not any("datums" in note for note in reader.notes)
+
+
+def test_datums_of_which_nothing_is_known_are_warned_about(tmp_path: Path) -> None:
+    ellipsoid = "+proj=utm +zone=31 +ellps=GRS67 +units=m"
+    path = write_raster(tmp_path / "a.tif", smooth(), crs=ellipsoid)
+    other = write_raster(tmp_path / "b.tif", smooth(), crs=UTM)
+    with opened(path, other) as reader:
+        assert any("may be hundreds of metres apart" in warning for warning in reader.warnings)
+
+
+@pytest.mark.parametrize("cols", [COLS - 0.5, COLS - 3])
+def test_an_overlap_of_a_few_pixels_is_refused(tmp_path: Path, before: Path, cols: float) -> None:
+    """Of neighboring tiles, one column of pixels was called a chip."""
+    after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(cols, 0))
+    with pytest.raises(RasterError, match=r"have only [13] x 96 px in common, too little"):
+        opened(before, after).__enter__()
+    strip = write_raster(tmp_path / "strip.tif", smooth(3, 4, COLS))
+    with opened(before, strip) as reader:
+        assert reader.geobox.height == 4  # it is no higher itself

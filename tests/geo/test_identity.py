@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import rasterio
 
-from deltavlm.geo.identity import content_identity, current_identity, identify, is_same, stable_address
+from deltavlm.geo.identity import (
+    address_digest,
+    content_identity,
+    current_identity,
+    identify,
+    is_same,
+    stable_address,
+)
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from tests.object_server import Objects, served
 from tests.rasters import noise, write_raster
@@ -61,6 +68,14 @@ def test_a_renewed_signature_is_no_other_address(url: str) -> None:
 )
 def test_all_else_is_a_part_of_the_address(url: str) -> None:
     assert stable_address(url.format("a")) != stable_address(url.format("b"))
+
+
+def test_digests_need_their_key() -> None:
+    digest = address_digest(b"key", "https://host/cog?scene=1", "b")
+    assert digest == address_digest(b"key", "https://host/cog?scene=1&sv=1&sig=2", "b")
+    assert digest != address_digest(b"another", "https://host/cog?scene=1", "b")
+    assert digest != address_digest(b"key", "https://host/cog?scene=2", "b")
+    assert address_digest(b"key", "ab", "c") != address_digest(b"key", "a", "bc")
 
 
 def test_a_local_file_is_known_by_size_and_time(tmp_path: Path) -> None:

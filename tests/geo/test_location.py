@@ -123,7 +123,9 @@ def test_pipes_beside_an_image_are_not_opened(tmp_path: Path, ending: str) -> No
 @pytest.mark.parametrize(
     "location", ["/vsizip/{}/image.tif", "zip://{}!image.tif", "/vsizip/{{{}}}/image.tif"]
 )
-def test_files_beside_an_image_in_an_archive_are_not_read(tmp_path: Path, location: str) -> None:
+def test_files_beside_an_image_in_an_archive_are_not_read(
+    tmp_path: Path, location: str, caplog: pytest.LogCaptureFixture
+) -> None:
     image = write_raster(tmp_path / "image.tif", noise(1))
     mask = write_raster(tmp_path / "mask.tif", noise(1)[:1] * 0)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -132,3 +134,5 @@ def test_files_beside_an_image_in_an_archive_are_not_read(tmp_path: Path, locati
     with opened(image, location.format(tmp_path / "a.zip")) as reader:
         (chip, *_) = reader.chips(64)
         assert reader.read(chip).valid.all()
+    (message,) = caplog.messages
+    assert message.endswith("in the archive are not read (image.tif.msk); unpack the archive if they matter")

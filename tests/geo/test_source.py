@@ -69,6 +69,15 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path) -> None:
     assert (images[0] == images[1]).all()
 
 
+@pytest.mark.parametrize("scale", [0.0, np.nan])
+def test_a_scale_that_cannot_be_is_ignored(tmp_path: Path, scale: float) -> None:
+    pixels = noise(dtype="uint16", high=3000)
+    plain = write_raster(tmp_path / "b.tif", pixels, photometric="RGB")
+    odd = write_raster(tmp_path / "a.tif", pixels, photometric="RGB", tags={"scales": [scale] * 3})
+    images = read_pair(plain, odd)
+    assert (images[0] == images[1]).all()
+
+
 def test_bands_by_label_by_wish_and_by_guess(tmp_path: Path) -> None:
     pixels = noise(4)
     labelled = write_raster(
@@ -137,7 +146,7 @@ def test_a_palette_of_16_bit_is_looked_up(tmp_path: Path, shift: float) -> None:
     after = write_raster(
         tmp_path / "a.tif", numbers, palette=colors, photometric="palette", transform=moved(shift, 0)
     )
-    for scale in ("auto", "per-date"):
+    for scale in ("auto", "per-date", "0,3000"):
         with opened(before, after, scale=scale) as reader:
             images = mosaic(reader, read_all(reader))
             assert reader.stretches == (None, None)

@@ -21,7 +21,7 @@ from deltavlm.pipeline.run import run
 from tests.conftest import Scene, write_tiled
 from tests.jobs import interrupted_after, job_into, run_job, with_output
 from tests.object_server import Objects, served
-from tests.rasters import noise
+from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -219,6 +219,31 @@ def test_a_stream_ends_with_an_error(scene: Scene, capsys: pytest.CaptureFixture
     with pytest.raises(RasterError, match=CHANGED):
         run_job(job_into(None, scene, batch_size=2), at_batch(2, lambda: rewrite(scene.after)))
     assert capsys.readouterr().out
+
+
+def test_a_cloud_mask_is_known_by_its_whole_address_and_time(
+    before: str, objects: Objects, tmp_path: Path
+) -> None:
+    """Whether it is of a pair of a list, or of all pairs."""
+    write_raster(tmp_path / "mask.tif", np.zeros((1, 96, 96), np.uint8))
+    objects.contents |= dict.fromkeys(("m1", "m2"), (tmp_path / "mask.tif").read_bytes())
+    url, model = f"{objects.url}/mask?scene=", ScriptedModel()
+    after = f"{objects.url}/cog?scene=first"
+
+    def job(mask: str) -> AnalyzeJob:
+        return job_of(before, after, read=ReadOptions(after_cloud_mask=mask))
+
+    with interrupted_after(2, model):
+        run_job(job(f"{url}m1:values=7"), model)
+    assert "scene" not in journal_path(Path("out.geojson")).read_text()
+    for other in (f"{url}m2:values=7", f"{url}m1:values=8"):
+        with pytest.raises(OutputError, match=r"other settings \("):
+            run_job(job(other), model)
+    assert run_job(job(f"{url}m1:values=7"), model).summary.resumed == 4
+    mask = tmp_path / "mask.tif"
+    change = at_batch(2, lambda: write_raster(mask, np.ones((1, 96, 96), np.uint8)))
+    with pytest.raises(RasterError, match=rf"mask\.tif: {CHANGED}"):
+        run_job(with_output(job(f"{mask}:values=7"), path=Path("new.geojson")), change)
 
 
 def test_an_area_that_changes_starts_the_pairs_of_a_list_over(scene: Scene, tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ def test_a_list_has_columns_of_masks(scene: Scene, model: ScriptedModel, scl: Pa
 
 def test_masks_of_a_list_are_not_given_once(scene: Scene, scl: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("before,after\nbefore.tif,after.tif\n")
-    with pytest.raises(ConfigError, match="after_cloud_mask: is for one pair; a list has columns"):
+    with pytest.raises(
+        ConfigError, match="a cloud mask is for one pair; a list has the columns before_cloud_mask"
+    ):
         job_into("out.gpkg", tmp_path / "pairs.csv", read=ReadOptions(after_cloud_mask=str(scl)))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -131,3 +133,42 @@ def test_a_damaged_package_is_refused(analyzed: Analyzed, scene: Scene, tmp_path
         except InputError:
             refused += 1
     assert refused
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"model": {"name": 3}},
+        {"model": {"chip_px": "256"}},
+        {"model": {"training_gsd_m": [0.5]}},
+        {"model": []},
+        {"options": {"chip_px": None}},
+        {"options": {"limit": "all"}},
+        {"options": {"threshold": float("inf")}},
+        {"options": {"overlap_px": 0.5}},
+        {"versions": 3},
+        {"pairs": {}},
+        {"questions": [{"name": None}]},
+        {"questions": {"name": "caption"}},
+        {"inputs": {"before": {"path": 3}}},
+        {"inputs": {"grid": {"transform": "abcdef"}}},
+        {"inputs": {"alignment": {"overlap_share": "0.5"}}},
+    ],
+    ids=str,
+)
+def test_a_provenance_of_other_types_is_none(
+    analyzed: Analyzed, scene: Scene, tmp_path: Path, member: dict[str, Any]
+) -> None:
+    path = analyzed(*scene.args, to="out.geojson")
+    collection = json.loads(path.read_text())
+    assert read_output(path).provenance == collection["deltavlm"]
+    (name,) = member
+    value = member[name]
+    inner = collection["deltavlm"].get(name)
+    collection["deltavlm"][name] = (
+        inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
+    )
+    path.write_text(json.dumps(collection))
+    output = read_output(path)
+    assert output.provenance == {}
+    assert len(output.rows("chips")) == 15

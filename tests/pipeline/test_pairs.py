@@ -157,6 +157,14 @@ def test_a_href_is_a_url(tmp_path: Path, href: str, links: list[dict[str, str]],
         assert pair.before == expected.format(tmp_path)
 
 
+def test_an_aoi_may_be_a_layer(tmp_path: Path) -> None:
+    (tmp_path / "areas.gpkg").touch()
+    for name in ("areas.gpkg", "areas.gpkg:communes", "none.gpkg"):
+        row = json.dumps({"before": "b.tif", "after": "a.tif", "aoi": name})
+        (pair,) = parse_pairs(row, "list.jsonl", tmp_path).pairs
+        assert pair.aoi == tmp_path / name
+
+
 def test_an_aoi_that_is_no_geometry_is_a_file() -> None:
     (pair,) = parsed("before,after,aoi\na,b,area (1).gpkg\n")
     assert pair.aoi == HERE / "area (1).gpkg"

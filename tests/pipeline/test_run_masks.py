@@ -521,3 +521,24 @@ def test_nano_predicts_the_kinds() -> None:
     dense = read_config(find_folder("nano")).dense
     assert dense is not None
     assert set(dense.classes) == {"none", *KINDS}
+
+
+def test_a_resumed_list_ends_at_its_area_of_interest(bright: ScriptedModel, tmp_path: Path) -> None:
+    """A pair that is complete is not opened again, yet its chips and polygons know the area."""
+    pairs = write_pairs(tmp_path / "data", 3, chips=2)
+    box = (500_000 + 6, 4_999_000, 500_000 + 2 * 32 + 6, 5_000_000)  # starts within the squares of the first
+    read = ReadOptions(bbox=box, bbox_crs="EPSG:32631")
+    options: dict[str, Any] = {"read": read, "overlap_px": 0, "batch_size": 1, "polygons": True}
+    whole = run_job(job_into("whole.gpkg", pairs, **options), bright)
+    with interrupted_after(3, bright):
+        run_job(job_into("out.gpkg", pairs, **options), bright)
+    resumed = run_job(job_into("out.gpkg", pairs, **options), bright)
+    assert (resumed.totals, resumed.summary.resumed) == (whole.totals, 3)
+    for name in ("chips", "changes"):
+        rows = layer("out.gpkg", name)
+        assert rows == layer("whole.gpkg", name)
+    shares = {(row["pair_id"], row["chip_id"]): row["aoi_share"] for row in layer("out.gpkg", "chips")}
+    assert shares["p0", "r00000_c00000"] == pytest.approx(1 - 6 / 16)
+    assert shares["p0", "r00000_c00032"] == 1
+    (changed,) = [row for row in layer("out.gpkg", "changes") if row["pair_id"] == "p0"]
+    assert changed["geometry"].bounds[0] == pytest.approx(500_006)

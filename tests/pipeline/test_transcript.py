@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,31 @@ def reader(scene: Scene) -> Iterator[PairReader]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "talk.jsonl"
+
+
+def test_images_are_not_known_by_their_names_alone(reader: PairReader, path: Path, scene: Scene) -> None:
+    """Images of one server may differ in the query alone, which no transcript holds."""
+    model = ScriptedModel(queue=["a"])
+    talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
+    record = json.loads(json.dumps(talk.ask("first")))
+    images = record["images"]
+    last_turns(reader, [record])
+    other = {**record, "images": {**images, "address": images["address"][::-1]}}
+    with pytest.raises(InputError, match=r"about images of another address than .*without --continue"):
+        last_turns(reader, [other])
+    for damaged in (
+        None,
+        3,
+        {},
+        {**images, "key": "x"},
+        {**images, "files": [3, 4]},
+        {**images, "files": []},
+    ):
+        with pytest.raises(InputError, match="does not say which images it was about"):
+            last_turns(reader, [{**record, "images": damaged}])
+    os.utime(scene.after, (1, 1))
+    with open_pair(RasterPair(*scene.args)) as again, pytest.raises(InputError, match="changed since"):
+        last_turns(again, [record])
 
 
 def test_a_saved_conversation_is_resumed_at_its_chip(reader: PairReader, path: Path) -> None:

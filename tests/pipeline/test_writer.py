@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from rasterio.crs import CRS
 from shapely.geometry import box
@@ -16,11 +18,11 @@ UTM = CRS.from_epsg(32631)
 SHAPE = box(500_000, 5_000_000, 500_100, 5_000_100)
 
 
-def record(crs: CRS | None) -> PairRecord:
+def record(crs: CRS | None, transform: Sequence[float] = (1, 0, 500_000, 0, -1, 5_000_100)) -> PairRecord:
     return PairRecord(
         identity=PairIdentity("before.tif", "after.tif", None, [None, None]),
         crs=crs and crs.to_wkt(),
-        transform=[1, 0, 500_000, 0, -1, 5_000_100],
+        transform=[*transform],
         width=100,
         height=100,
         gsd_m=1.0,
@@ -49,3 +51,11 @@ def test_geometries_that_cannot_be_transformed_are_empty(output: CRS | None, pai
     crs = OutputCRS(output)
     assert crs.transform_of(PAIR, record(pair))(SHAPE).is_empty
     assert crs.unplaced == {"one"}
+
+
+@pytest.mark.parametrize(("west", "expected"), [(200.0, (-160, -159.9)), (-160.0, (-160, -159.9))])
+def test_longitudes_of_a_list_are_counted_alike(west: float, expected: tuple[float, float]) -> None:
+    """Pairs that count from 0 and from -180 were at both ends of one map."""
+    pair = record(LONLAT, (0.001, 0, west, 0, -0.001, 10))
+    placed = OutputCRS(LONLAT).transform_of(PAIR, pair)(box(west, 9.9, west + 0.1, 10))
+    assert placed.bounds[::2] == pytest.approx(expected)

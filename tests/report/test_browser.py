@@ -283,7 +283,7 @@ def test_polygons_of_change_are_drawn(
     tab.click("#show-changes")
     assert tab.pixels() != drawn
     tab.click(".row")
-    assert "building, 64 m², score 0.50" in tab.text("#detail")
+    assert "building built, 64 m², score 0.50" in tab.text("#detail")
     assert tab.complaints() == []
 
 

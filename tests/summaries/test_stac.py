@@ -194,6 +194,24 @@ def test_over_the_180th_meridian(tmp_path: Path) -> None:
     assert item["geometry"]["type"] == "MultiPolygon"
 
 
+def test_over_a_pole(tmp_path: Path) -> None:
+    """Of a chip with the pole in it, two slivers without the pole were in the item."""
+    chips = [Feature(shapely.box(-74_000, -64_000, 54_000, 64_000), {"chip_id": "a", "status": "nodata"})]
+    results = written(tmp_path / "pole.gpkg", chips, CRS.from_epsg(3413), FULL)
+    item = result_item(results, tmp_path / "item.json", **DATES)
+    check(item)
+    assert item["bbox"] == pytest.approx([-180, 89.1, 180, 90], abs=0.01)
+    assert item["geometry"]["type"] == "Polygon"
+    assert results.areas_m2[0] == pytest.approx(128_000**2 * 1.066, rel=0.001)  # true to scale at 70 degrees
+
+
+def test_a_crs_without_longitudes_has_no_item(tmp_path: Path) -> None:
+    crs = CRS.from_wkt('LOCAL_CS["a building site",UNIT["metre",1]]')
+    chips = [Feature(shapely.box(0, 0, 100, 100), {"chip_id": "a", "status": "nodata"})]
+    with pytest.raises(InputError, match="no chips with a location"):
+        result_item(written(tmp_path / "a.gpkg", chips, crs, FULL), tmp_path / "item.json", **DATES)
+
+
 def test_invalid_input_is_refused(tmp_path: Path, results: Results) -> None:
     with pytest.raises(InputError, match="give --before-date"):
         result_item(results, tmp_path / "item.json")

@@ -15,6 +15,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
+from deltavlm.geo.measure import areas_m2
 from deltavlm.geo.sinks import SUFFIXES, open_sink
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
 from deltavlm.summaries.areas import (
@@ -29,7 +30,7 @@ from deltavlm.summaries.areas import (
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
-from deltavlm.summaries.results import Results, area_m2, read_results
+from deltavlm.summaries.results import Results, read_results
 from deltavlm.summaries.summary import summarize
 from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 from tests.summaries.outputs import CHIPS, GRID, RUN, STATUSES, UTM, chip, written
@@ -74,6 +75,18 @@ def test_several_outputs_are_combined(tmp_path: Path) -> None:
     written(tmp_path / "pixels.gpkg", GRID[:1], crs=None)
     with pytest.raises(InputError, match=r"pixels\.gpkg: has no CRS and others have one"):
         read_results([tmp_path / "a.gpkg", tmp_path / "pixels.gpkg"])
+
+
+def test_outputs_in_several_crss_are_combined_in_degrees(tmp_path: Path) -> None:
+    """They were transformed to the CRS of the first, which may not lead to where the others are."""
+    south = [Feature(shapely.box(-5e4, -5e4, 5e4, 5e4), {"chip_id": "a", "status": "answered"})]
+    written(tmp_path / "utm.gpkg", GRID[:6])
+    written(tmp_path / "pole.gpkg", south, CRS.from_epsg(3031))
+    for names in (("utm.gpkg", "pole.gpkg"), ("pole.gpkg", "utm.gpkg")):
+        results = read_results([tmp_path / name for name in names])
+        bounds = results.chips.total_bounds
+        assert bounds == pytest.approx((-180, -90, 180, 48.75), abs=0.01)
+        assert np.nanmax(results.areas_m2) == pytest.approx(1e10, rel=0.07)
 
 
 def test_foreign_files_are_a_one_line_error(tmp_path: Path) -> None:
@@ -161,10 +174,27 @@ def test_a_chip_on_a_border_is_divided(tmp_path: Path, results: Results) -> None
     assert rows["West"].top_chips[0].caption == f"caption {top}"
 
 
+def test_a_district_smaller_than_a_chip_has_its_part(tmp_path: Path) -> None:
+    """By centres of chips it was wholly changed or left out: here the centre of neither chip lies in it."""
+    chips = [
+        Feature(each.geometry, {**each.properties, "changed": changed, "new_buildings": 2})
+        for each, changed in ((chip(0, 0, 0), True), (chip(1, 1, 0), False))
+    ]
+    results = written(tmp_path / "out.gpkg", chips)
+    shape = shapely.box(500_090, 5_399_950, 500_140, 5_399_960)  # 10 m of the first chip, 40 m of the second
+    geopandas.GeoDataFrame({"name": ["Lane"]}, geometry=[shape], crs=32633).to_file(tmp_path / "lane.gpkg")
+    lane, outside = summarize_areas(results, areas_from_file(results, tmp_path / "lane.gpkg"))
+    assert (lane.name, lane.chips, outside.name, outside.chips) == ("Lane", 0, OUTSIDE, 2)
+    assert lane.changed_share == pytest.approx(0.2, abs=1e-3)
+    assert lane.looked_at_share == pytest.approx(1, abs=1e-3)
+    assert lane.new_buildings == pytest.approx(2 * 500 / 10_000, rel=1e-2)
+    assert lane.new_buildings + outside.new_buildings == pytest.approx(4)
+
+
 def test_grid_cells_are_named_by_their_corner(results: Results) -> None:
     areas = areas_from_grid(results, 400)
     assert set(areas.names) == {f"E{x} N{y}" for x in (500000, 500400, 500800) for y in (5399200, 5399600)}
-    assert all(area_m2(shape) == pytest.approx(160_000, rel=2e-3) for shape in areas.shapes)
+    assert areas_m2(areas.shapes) == pytest.approx(160_000, rel=2e-3)
     assert areas.names[areas.area_of_chip[0]] == "E500000 N5399600"
 
 
@@ -175,7 +205,7 @@ def test_wide_results_get_squares_of_equal_area(tmp_path: Path) -> None:
     ]
     areas = areas_from_grid(written(tmp_path / "world.gpkg", chips, CRS.from_epsg(4326)), 10_000)
     assert areas.kind.endswith("EPSG:6933")
-    assert [area_m2(shape) for shape in areas.shapes] == pytest.approx([1e8] * len(areas.names), rel=1e-3)
+    assert areas_m2(areas.shapes) == pytest.approx(1e8, rel=1e-3)
     assert np.bincount(areas.chip_parts.rows, areas.chip_parts.shares) == pytest.approx([1, 1, 1])
 
 
