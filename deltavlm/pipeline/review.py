@@ -1,4 +1,4 @@
-"""Review of an output by a person: verdicts and notes on chips and polygons, in its columns or in a file."""
+"""Review of an output by a person: verdicts and notes on chips and polygons, in columns or a file."""
 
 from __future__ import annotations
 

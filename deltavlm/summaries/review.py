@@ -1,4 +1,4 @@
-"""Summary of a review: precision of the reviewed polygons and chips, and totals of the accepted polygons."""
+"""Summary of a review: precision of what was reviewed, and totals of the accepted polygons."""
 
 from __future__ import annotations
 
