@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -118,7 +119,7 @@ def from_mapping(kind: type[T], values: Any, source: str) -> T:
     for key in values:
         if key not in fields:
             raise ConfigError(f"{source}: unknown key {preview(key)}{suggest(key, fields)}")
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     arguments = {key: _value(hints[key], value, f"{source}: {key}") for key, value in values.items()}
     for name, field in fields.items():
         has_default = field.default is not dataclasses.MISSING
@@ -128,6 +129,11 @@ def from_mapping(kind: type[T], values: Any, source: str) -> T:
         return kind(**arguments)
     except ValueError as error:  # a rule of the dataclass itself, from its __post_init__
         raise ConfigError(f"{source}: {error}") from error
+
+
+@lru_cache(maxsize=256)  # a journal has a record for each of thousands of pairs
+def _hints_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def to_mapping(value: Any) -> Any:

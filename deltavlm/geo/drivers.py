@@ -44,6 +44,7 @@ MAX_BLOCK_BYTES = 256 * 2**20
 """Limits of a raster: larger ones have a broken or forged header, or cannot be read in parts."""
 
 NOT_READ = "cannot be read as a raster", "give a whole GeoTIFF or other image; gdal_translate makes one"
+PLACE_BY_ARRAYS = "it is placed by geolocation arrays, so warp it first (gdalwarp -geoloc -t_srs EPSG:...)"
 CONVERT = "make a GeoTIFF of it (gdal_translate)"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIDECARS = (".msk", ".MSK", ".ovr", ".OVR")  # GDAL writes TIFFs under these names, but reads any format
@@ -309,8 +310,9 @@ def _check_tags(dataset: DatasetReader, location: str) -> None:
         if domain.lower() in FILE_TAG_DOMAINS and FILE_TAGS & {
             key.lower() for key in dataset.tags(ns=domain)
         }:
+            advice = PLACE_BY_ARRAYS if domain.lower() == "geolocation" else CONVERT
             raise RasterError(
-                f"{redact_address(location)}: its tags ({domain}) name another file to read; {CONVERT}"
+                f"{redact_address(location)}: its tags ({domain}) name another file to read; {advice}"
             )
 
 

@@ -148,6 +148,11 @@ class PairReader:
         """Ground sample distance of the grid in metres, at its center; None without a CRS."""
         return self.geobox.gsd_m
 
+    def with_note(self, note: str, is_warning: bool) -> PairReader:
+        """The same reader with one more note."""
+        warnings = (*self.warnings, note) if is_warning else self.warnings
+        return replace(self, notes=(*self.notes, note), warnings=warnings)
+
     @property
     def aoi_window(self) -> Window:
         """Pixels under the bounds of the bbox or area of interest; without one, the whole grid."""
@@ -410,12 +415,8 @@ def open_pair(
         is_measured = registration is None and not options.outlines_only
         if is_measured:
             registration = _measure(reader)
-            note, is_warning = registration.note(reader.geobox, requested=options.register) or ("", False)
-            reader = replace(
-                reader,
-                notes=(*reader.notes, *([note] if note else [])),
-                warnings=(*reader.warnings, *([note] if is_warning else [])),
-            )
+            note = registration.note(reader.geobox, requested=options.register)
+            reader = reader.with_note(*note) if note else reader
         if registration is not None:
             reader = replace(reader, registration=registration)
             correction = registration.correction
@@ -430,12 +431,8 @@ def open_pair(
                 reader = replace(reader, views=(views[0], stack.enter_context(clouds)))
         if is_measured and options.match != "none":
             color_match = _match_colors(reader)
-            note = UNMATCHED if color_match is None else color_match.note
-            reader = replace(
-                reader,
-                notes=(*reader.notes, note),
-                warnings=(*reader.warnings, *([note] if color_match is None else [])),
-            )
+            note = (UNMATCHED, True) if color_match is None else (color_match.note, False)
+            reader = reader.with_note(*note)
         if color_match is not None:
             matched = color_match.of_stretch(stretches[1])
             reader = replace(reader, stretches=(stretches[0], matched), color_match=color_match)

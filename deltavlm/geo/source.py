@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
+from rasterio.transform import GCPTransformer
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
@@ -29,6 +30,7 @@ from deltavlm.geo.identity import identify, identify_all
 from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
     MAX_VALUE,
+    SAMPLE_WINDOWS,
     Source,
     alpha_band,
     has_transform,
@@ -41,6 +43,7 @@ from deltavlm.messages import pluralize, redact_address
 
 __all__ = ["SourceOptions", "open_source"]
 
+MAX_CONTROL_POINT_ERROR_PX = 2.0  # root mean square; more is a wrong point, or relief
 MIN_OPAQUE_SHARE = 0.5  # of the pixels that an alpha band shows, which have its largest value, or nearly
 NEARLY_OPAQUE = 0.98  # of that value, in lossy files
 
@@ -48,6 +51,9 @@ FILL_VALUES = (-9999, -99999, -999, -32768, -32767, 32767, 65535)
 """Usual nodata values: one that no tag declares is fill where it is farther from all others than these are
 spread, and at least MIN_FILL_SHARE of the pixels have it."""
 MIN_FILL_SHARE = 0.002
+FILL_WINDOWS = (
+    8  # along a side: one of them lies in each hole that is as large as the limits of a stretch (2 %)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,11 @@ def open_source(location: str, options: SourceOptions | None = None) -> Iterator
             if (gcp_crs := _control_point_crs(dataset)) is not None:
                 points = pluralize(len(dataset.gcps[0]), "ground control point")
                 notes.append(f"georeferenced by its {points}")
+                if (error_px := _control_point_error(dataset)) > MAX_CONTROL_POINT_ERROR_PX:
+                    guesses.append(
+                        f"its {points} are {error_px:.1f} px (root mean square) off the polynomial that "
+                        "places it; check them, or warp it with gdalwarp -tps first"
+                    )
                 value = nodata[0] if len(set(nodata)) == 1 else None
                 dataset = stack.enter_context(
                     _warp_by_control_points(dataset, gcp_crs, name, options.resampling, value)
@@ -145,6 +156,22 @@ def _control_point_crs(dataset: DatasetReader) -> CRS | None:
     if not points or (dataset.crs and has_transform(dataset)):
         return None
     return crs or dataset.crs or None
+
+
+def _control_point_error(dataset: DatasetReader) -> float:
+    """Root mean square distance in pixels of the ground control points from the polynomial through them; 0
+    where it cannot be computed, as across 180 degrees."""
+    points, _ = dataset.gcps
+    if np.ptp([point.x for point in points]) > 180 and dataset.gcps[1] and dataset.gcps[1].is_geographic:
+        return 0.0
+    try:
+        with GCPTransformer(points) as transformer:
+            xs, ys = zip(*((point.x, point.y) for point in points), strict=True)
+            rows, cols = transformer.rowcol(xs, ys, op=float)
+    except (CPLE_BaseError, RasterioError, ValueError):  # which the warp tells
+        return 0.0
+    offsets = [(row - p.row, col - p.col) for row, col, p in zip(rows, cols, points, strict=True)]
+    return float(np.sqrt(np.mean(np.square(offsets).sum(axis=1))))
 
 
 def _warp_by_control_points(
@@ -228,8 +255,10 @@ def _has_color_table(dataset: DatasetReader, band: int) -> bool:
         return False
 
 
-def _sample(location: str, dataset: DatasetReader, bands: list[int]) -> NDArray[Any]:  # (bands, N)
-    """Stored values of bands, spread over the raster. Raises: RasterError."""
+def _sample(
+    location: str, dataset: DatasetReader, bands: list[int], windows: int = SAMPLE_WINDOWS
+) -> NDArray[Any]:  # (bands, N)
+    """Stored values of bands, spread over the raster; `windows` as in `iter_samples`. Raises: RasterError."""
 
     def read(window: Window, shape: tuple[int, int]) -> NDArray[Any]:
         with wrap_gdal_errors(location, *UNREADABLE):
@@ -238,7 +267,7 @@ def _sample(location: str, dataset: DatasetReader, bands: list[int]) -> NDArray[
         trim_malloc()
         return values.reshape(len(bands), -1)
 
-    samples = list(iter_samples((dataset.width, dataset.height), dataset, read))
+    samples = list(iter_samples((dataset.width, dataset.height), dataset, read, windows=windows))
     reset_error(dataset)
     return np.concatenate(samples, axis=1)
 
@@ -260,7 +289,7 @@ def _undeclared_fill(
     """Usual nodata value that stands apart from all other values of a raster, and is not declared."""
     if all(dtype == "uint8" for dtype in dataset.dtypes):
         return None
-    values = _sample(location, dataset, bands)
+    values = _sample(location, dataset, bands, FILL_WINDOWS)
     if values.dtype.kind == "f":
         values = values[:, (np.abs(values) < MAX_VALUE).all(axis=0)]
     for fill in (value for value in FILL_VALUES if value not in declared):

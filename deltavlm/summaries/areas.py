@@ -214,8 +214,12 @@ def _parts(shapes: Shapes, tree: shapely.STRtree) -> Parts:
     is_part = shares > MIN_SHARE
     rows, areas, shares, common = rows[is_part], areas[is_part], shares[is_part], common[is_part]
     inside = np.bincount(rows, shares, len(shapes))
-    for row in np.flatnonzero(np.bincount(rows, minlength=len(shapes)) > 1):  # areas may overlap
-        inside[row] = shapely.union_all(common[rows == row]).area / whole[row]
+    order = np.argsort(rows, kind="stable")
+    several, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    for row, start, count in zip(several, starts, counts, strict=True):
+        if count > 1:  # the areas may overlap
+            union = shapely.union_all(common[order[start : start + count]])
+            inside[row] = shapely.area(union) / whole[row]
     outside = np.flatnonzero(inside < 1 - MIN_SHARE)
     return Parts.sorted(
         np.concatenate([areas, np.full(len(outside), -1)]),

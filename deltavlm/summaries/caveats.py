@@ -9,8 +9,8 @@ import numpy as np
 
 from deltavlm.geo.registration import shift_caveat
 from deltavlm.pipeline.scale import Scale
-from deltavlm.summaries.results import Results
-from deltavlm.summaries.totals import UNSURE, AreaSummary
+from deltavlm.summaries.results import UNSURE, Results
+from deltavlm.summaries.totals import AreaSummary
 
 __all__ = ["caveats"]
 

@@ -10,10 +10,10 @@ from deltavlm.messages import format_number
 from deltavlm.pipeline.schema import ANALYZED_STATUSES
 from deltavlm.summaries.areas import OUTSIDE
 from deltavlm.summaries.render import Block, Figure, Heading, Items, Table, Text
-from deltavlm.summaries.results import Results
+from deltavlm.summaries.results import UNSURE, Results
 from deltavlm.summaries.summary import Summary
 from deltavlm.summaries.svg_map import MAX_SHAPES, svg_map
-from deltavlm.summaries.totals import UNSURE, AreaSummary
+from deltavlm.summaries.totals import AreaSummary
 
 __all__ = ["TEXT_COLUMNS", "document", "table_rows"]
 

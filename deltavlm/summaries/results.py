@@ -17,12 +17,13 @@ from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Results", "area_m2", "read_results", "union"]
+__all__ = ["UNSURE", "Results", "read_results", "union"]
 
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
@@ -33,6 +34,9 @@ NUMBER_COLUMNS = (
     *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
 )
 POLYGON_COLUMNS = ("kind", "area_m2", "pair_id")
+
+UNSURE = (0.35, 0.65)
+"""Range of scores, ends included, that lean neither to change nor to no change."""
 
 Shapes = NDArray[np.object_]  # of shapely polygons, or None
 
@@ -82,6 +86,36 @@ class Results:
     def polygon_arrays(self) -> PolygonArrays:
         """Columns of the polygons that totals are made of."""
         return PolygonArrays.of_rows(_rows(self.polygons), *_areas(self.polygons, self.polygons_lonlat))
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """(chips,): column of numbers; NaN for null."""
+        numbers: NDArray[np.float64] = self.chips[column].to_numpy(dtype=float, na_value=np.nan)
+        return numbers
+
+    @cached_property
+    def flags(self) -> dict[str, NDArray[np.bool_]]:
+        """(chips,) arrays by name: what the chips of an area are counted by."""
+        status, changed = self.chips["status"], self.chips["changed"]
+        analyzed, scores = status.isin(ANALYZED_STATUSES).to_numpy(), self.scores
+        return {
+            "looked_at": analyzed,
+            "nodata": status.eq("nodata").to_numpy(),
+            "failed": status.isin(FAILED_STATUSES).to_numpy(),
+            "changed": analyzed & changed.eq(True).to_numpy(),
+            "unparsed": analyzed & changed.isna().to_numpy(),
+            "unsure": analyzed & (scores >= UNSURE[0]) & (scores <= UNSURE[1]),
+            "conflicting": self.chips["conflicts"].map(bool).to_numpy(dtype=bool),
+        }
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """(chips,): score of change; NaN without one."""
+        return self.numbers("changed_score")
+
+    @cached_property
+    def own_shares(self) -> NDArray[np.float64]:
+        """(chips,): share of the ground that is the chip's own; NaN where it is not known."""
+        return self.numbers("ground_share")
 
     @cached_property
     def areas_m2(self) -> NDArray[np.float64]:
@@ -189,11 +223,6 @@ def _lost_pairs(outputs: Sequence[Output]) -> tuple[str, ...] | None:
             return None
         lost += [str(name) for name in pairs.loc[pairs["status"].eq("failed"), "pair_id"]]
     return tuple(lost)
-
-
-def area_m2(shape: shapely.Geometry) -> float:
-    """Area of one geometry in longitude and latitude on the ellipsoid."""
-    return float(areas_m2(np.array([shape], dtype=object))[0])
 
 
 def union(shapes: Shapes) -> shapely.Geometry:

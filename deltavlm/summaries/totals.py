@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.geo.features import Feature, Field, Layer
-from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
+from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.totals import Basis, Totals
 from deltavlm.summaries.areas import OUTSIDE, Areas, Indices
-from deltavlm.summaries.results import Results, area_m2
+from deltavlm.summaries.results import UNSURE, Results
 
 __all__ = [
     "AREAS",
-    "UNSURE",
     "AreaSummary",
     "TopChip",
     "as_feature",
@@ -27,9 +26,6 @@ __all__ = [
     "summarize_areas",
     "summarize_chips",
 ]
-
-UNSURE = (0.35, 0.65)
-"""Range of scores, ends included, that lean neither to change nor to no change."""
 
 AREAS = Layer(
     "areas",
@@ -177,31 +173,22 @@ def summarize_chips(results: Results, top_count: int = 1) -> AreaSummary:
 def _summarize(
     results: Results, area_rows: AreaRows, name: str, shape: BaseGeometry | None, top_count: int = 1
 ) -> AreaSummary:
-    chips = results.chips.iloc[area_rows.centred]
-    status = chips["status"]
-    analyzed = status.isin(ANALYZED_STATUSES).to_numpy()
-    scores = chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[analyzed]
-    conflicts = [names or () for names in chips["conflicts"].tolist()]
     rows, parts = area_rows.chips
-    arrays = results.chip_arrays
-    is_part = arrays.analyzed[rows]
+    analyzed, changed = (results.flags[name][rows] for name in ("looked_at", "changed"))
+    counts = {name: int(flags[area_rows.centred].sum()) for name, flags in results.flags.items()}
+    conflicting = area_rows.centred[results.flags["conflicting"][area_rows.centred]]
+    conflicts = Counter(name for row in conflicting for name in results.chips["conflicts"].iat[row])
     return AreaSummary(
         name=name,
         shape=shape,
-        chips=len(chips),
-        looked_at=int(analyzed.sum()),
-        nodata=int(status.eq("nodata").sum()),
-        failed=int(status.isin(FAILED_STATUSES).sum()),
-        changed=int((analyzed & chips["changed"].eq(True).to_numpy()).sum()),
-        conflicting=sum(map(bool, conflicts)),
-        conflicts=Counter(name for names in conflicts for name in names),
-        unparsed=int(chips["changed"].isna().to_numpy()[analyzed].sum()),
-        unsure=int(((scores >= UNSURE[0]) & (scores <= UNSURE[1])).sum()),
+        chips=len(area_rows.centred),
+        **counts,
+        conflicts=conflicts,
         totals=_totals(results, area_rows),
         mean_score=_mean_score(results, rows, parts),
-        area_km2=area_m2(shape) / 1e6 if shape is not None else None,
-        overlap=_overlap(results, rows[is_part], parts[is_part]),
-        top_chips=tuple(_top_chips(results, rows[is_part & arrays.changed[rows]], top_count)),
+        area_km2=float(areas_m2(np.array([shape], dtype=object))[0]) / 1e6 if shape is not None else None,
+        overlap=_overlap(results, rows[analyzed], parts[analyzed]),
+        top_chips=tuple(_top_chips(results, rows[changed], top_count)),
     )
 
 
@@ -218,14 +205,14 @@ def _totals(results: Results, area_rows: AreaRows) -> Totals:
 
 def _mean_score(results: Results, rows: Indices, parts: NDArray[np.float64]) -> float | None:
     arrays = results.chip_arrays
-    scores = results.chips["changed_score"].to_numpy(dtype=float, na_value=np.nan)[rows]
+    scores = results.scores[rows]
     weights = np.where(arrays.analyzed[rows] & np.isfinite(scores), arrays.shares[rows] * parts, 0.0)
     return float(np.average(np.nan_to_num(scores), weights=weights)) if weights.any() else None
 
 
 def _overlap(results: Results, rows: Indices, parts: NDArray[np.float64]) -> float | None:
     """Mean number of chips on a point of the ground; None without a CRS, or where nothing was analyzed."""
-    shares = results.chips["ground_share"].to_numpy(dtype=float, na_value=np.nan)[rows]
+    shares = results.own_shares[rows]
     ground = results.areas_m2[rows] * parts
     known = np.isfinite(shares * ground)
     own = float((shares * ground)[known].sum())
@@ -235,8 +222,7 @@ def _overlap(results: Results, rows: Indices, parts: NDArray[np.float64]) -> flo
 def _top_chips(results: Results, changed_rows: NDArray[np.intp], count: int) -> Iterator[TopChip]:
     """Changed chips with the highest scores, those without conflicts first; chips without a score are left
     out."""
-    has_conflicts = results.chips["conflicts"].iloc[changed_rows].astype(bool).to_numpy()
-    scores = results.chips["changed_score"].iloc[changed_rows].to_numpy(dtype=float, na_value=np.nan)
+    has_conflicts, scores = results.flags["conflicting"][changed_rows], results.scores[changed_rows]
     order = np.lexsort((-scores, has_conflicts))
     for index in order[np.isfinite(scores[order])][:count]:
         row = results.chips.iloc[changed_rows[index]]

@@ -184,6 +184,17 @@ def test_rpcs_are_no_transform(tmp_path: Path, before: Path, crs: str | None) ->
         assert reader.alignment.overlap_share == 1
 
 
+def test_geolocation_arrays_are_named(tmp_path: Path) -> None:
+    """The advice to make a GeoTIFF of it kept the tags that were refused."""
+    path = write_raster(tmp_path / "swath.tif", smooth(), crs=None, transform=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif")
+    with pytest.raises(RasterError, match=r"swath\.tif: .*geolocation arrays.*gdalwarp -geoloc"):
+        opened(path, path).__enter__()
+
+
 WORLD_FILE = "0.5\n0\n0\n-0.5\n500000.25\n4999999.75\n"
 
 
@@ -250,6 +261,22 @@ def test_control_points_that_place_nothing(tmp_path: Path, points: tuple[tuple[i
     path = with_points(tmp_path / "after.tif", smooth(), points)
     with pytest.raises(RasterError, match=rf"its {len(points)} ground control point.*three"):
         opened(path, path).__enter__()
+
+
+@pytest.mark.parametrize("error_px", [0, 40])
+def test_control_points_that_do_not_fit_are_warned_about(tmp_path: Path, error_px: int) -> None:
+    """One wrong point of 16 bends the whole image, without a word."""
+    steps = [(row, col) for row in (0, 32, 64, ROWS) for col in (0, 50, 100, COLS)]
+    gcps = [
+        GroundControlPoint(row, col, *(HALF_METRE * (col + error_px * (index == 5), row)))
+        for index, (row, col) in enumerate(steps)
+    ]
+    path = write_raster(tmp_path / "a.tif", smooth(), transform=None, gcps=gcps)
+    with opened(path, path) as reader:
+        warned = [warning for warning in reader.warnings if "root mean square" in warning]
+    assert len(warned) == (error_px > 0)
+    if warned:
+        assert re.search(r"its 16 ground control points are \d\.\d px", warned[0])
 
 
 def test_control_points_without_a_crs(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import rasterio.shutil
 from deltavlm.geo.pair import ChipPixels
 from deltavlm.geo.strips import read_chips
 from tests import range_server
+from tests.faults.crafted import vrt_of
 from tests.geo.reading import opened
 from tests.rasters import noise, write_raster
 
@@ -80,3 +81,18 @@ def test_only_of_remote_files_gdal_keeps_a_copy(
     assert cache_setting(f"{url}here.tif") in (True, "TRUE")
     monkeypatch.setenv("VSI_CACHE", "FALSE")  # the user's word counts
     assert cache_setting(f"{url}here.tif") is None
+
+
+@pytest.mark.parametrize("in_vrt", [False, True])
+def test_nothing_beside_a_remote_image_is_requested(tmp_path: Path, server: Served, in_vrt: bool) -> None:
+    """A server may answer with a VRT of any file. GDAL opens the sources of a VRT when they are read."""
+    url, requests = server
+    image = write_raster(tmp_path / "image.tif", noise(1))
+    write_raster(tmp_path / "image.tif.msk", noise(1)[:1] * 0)
+    location = f"{url}image.tif"
+    if in_vrt:
+        location = str(tmp_path / "mosaic.vrt")
+        Path(location).write_text(vrt_of(f"/vsicurl/{url}image.tif", 160, 96))
+    with opened(location, image, allow_vrt=True) as reader:
+        assert all(reader.read(chip).valid.all() for chip in reader.chips(64))
+    assert set(requests()) == {"image.tif"}

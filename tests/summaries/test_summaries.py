@@ -15,6 +15,7 @@ from rasterio.crs import CRS
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
+from deltavlm.geo.measure import areas_m2
 from deltavlm.geo.sinks import SUFFIXES, open_sink
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
 from deltavlm.summaries.areas import (
@@ -29,7 +30,7 @@ from deltavlm.summaries.areas import (
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
-from deltavlm.summaries.results import Results, area_m2, read_results
+from deltavlm.summaries.results import Results, read_results
 from deltavlm.summaries.summary import summarize
 from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 from tests.summaries.outputs import CHIPS, GRID, RUN, STATUSES, UTM, chip, written
@@ -193,7 +194,7 @@ def test_a_district_smaller_than_a_chip_has_its_part(tmp_path: Path) -> None:
 def test_grid_cells_are_named_by_their_corner(results: Results) -> None:
     areas = areas_from_grid(results, 400)
     assert set(areas.names) == {f"E{x} N{y}" for x in (500000, 500400, 500800) for y in (5399200, 5399600)}
-    assert all(area_m2(shape) == pytest.approx(160_000, rel=2e-3) for shape in areas.shapes)
+    assert areas_m2(areas.shapes) == pytest.approx(160_000, rel=2e-3)
     assert areas.names[areas.area_of_chip[0]] == "E500000 N5399600"
 
 
@@ -204,7 +205,7 @@ def test_wide_results_get_squares_of_equal_area(tmp_path: Path) -> None:
     ]
     areas = areas_from_grid(written(tmp_path / "world.gpkg", chips, CRS.from_epsg(4326)), 10_000)
     assert areas.kind.endswith("EPSG:6933")
-    assert [area_m2(shape) for shape in areas.shapes] == pytest.approx([1e8] * len(areas.names), rel=1e-3)
+    assert areas_m2(areas.shapes) == pytest.approx(1e8, rel=1e-3)
     assert np.bincount(areas.chip_parts.rows, areas.chip_parts.shares) == pytest.approx([1, 1, 1])
 
 
