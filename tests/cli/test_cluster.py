@@ -70,8 +70,14 @@ def same(one: str, other: str) -> bool:
 
 
 def test_one_pair(run: Run, scene: Scene, model_there: Callable[..., None]) -> None:
-    assert run("analyze", *scene.args, "-o", "here.geojson", *SMALL).exit_code == 0
-    result = run("analyze", *scene.args, "-o", "there.geojson", *SMALL, *RAY)
+    """Workers find a cloud mask by its absolute path."""
+    classes = np.full((1, 96, 160), 4, np.uint8)
+    classes[0, :32, :48] = 9
+    write_raster(Path("scl.tif"), classes)
+    args = (*scene.args, "--after-cloud-mask", "scl.tif:scl")
+    assert run("analyze", *args, "-o", "here.geojson", *SMALL).exit_code == 0
+    assert '"cloud_share": 0.5' in Path("here.geojson").read_text()
+    result = run("analyze", *args, "-o", "there.geojson", *SMALL, *RAY)
     assert result.exit_code == 0, result.stderr
     assert "held by 2 actors" in result.stderr
     assert same("here.geojson", "there.geojson")
@@ -207,9 +213,10 @@ def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> Non
         ("answered", "", (0, 1)),
         ("answered", "", (1, 0)),
     ]
-    assert len({picture for *_, picture, _, _ in seen}) == 3
-    assert {holes for *_, holes, _ in seen} == {b""}
-    assert {shift_px for *_, shift_px in seen} == {0.0}
+    assert len({picture for *_, picture, _, _, _ in seen}) == 3
+    assert {holes for *_, holes, _, _ in seen} == {b""}
+    assert {shift_px for *_, shift_px, _ in seen} == {0.0}
+    assert {cloud_share for *_, cloud_share in seen} == {None}
     assert [piece.shape for piece in pieces] == [(2, 2, 3, 32, 32), (1, 2, 3, 32, 32)]
 
 

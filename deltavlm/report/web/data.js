@@ -20,7 +20,7 @@ const CHIPS = (() => {
     const chip = { number };
     for (const name in columns) chip[name] = columns[name][number];
     chip.status = texts[chip.status];
-    chip.caption = texts[chip.caption];
+    for (const name of ["caption", "verdict", "note"]) chip[name] = texts[chip[name]];
     chip.conflicts = DATA.rules.filter((_, rule) => chip.conflicts & (1 << rule));
     chip.answers = answers.map((name) => [name.slice(7), texts[chip[name]]]);
     chip.classes = new Set();
