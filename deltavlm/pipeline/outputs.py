@@ -104,7 +104,8 @@ class OutputFiles:
 
         Raises: OutputError.
         """
-        read = [Path(file) for view in reader.views for file in view.source.dataset.files]
+        sources = [view.source for view in reader.views if view.source.server is None]  # else requests
+        read = [Path(file) for source in sources for file in source.dataset.files]
         check_distinct_files(self.written(), [("a file of the images", path) for path in read])
 
     @contextmanager

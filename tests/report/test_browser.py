@@ -278,7 +278,7 @@ def test_polygons_of_change_are_drawn(
     chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path
 ) -> None:
     tab = opened(chromium, with_changes(analyzed(*scene.args)), tmp_path)
-    assert "in 2 polygons" in tab.text("#totals")
+    assert "68 m² 1.8 %, in 2 polygons" in tab.text("#totals")
     drawn = tab.pixels()
     tab.click("#show-changes")
     assert tab.pixels() != drawn

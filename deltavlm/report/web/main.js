@@ -17,7 +17,7 @@ function totals() {
   const polygons = PAIRS.reduce((total, each, index) => total + (state.pair === null || index === state.pair ? each.changes : 0), 0);
   const basis = figures.basis === "polygons" ? `in ${pluralize(polygons, "polygon")}` : `by ${figures.basis}`;
   const percent = figures.changed_share === null ? "" : `${+(100 * figures.changed_share).toPrecision(2)} %`;
-  if (figures.changed_km2 !== null) add("Changed ground", `${+figures.changed_km2.toPrecision(3)} km²`, [percent, basis].filter(Boolean).join(", "));
+  if (figures.changed_km2 !== null) add("Changed ground", formatArea(figures.changed_km2), [percent, basis].filter(Boolean).join(", "));
   else if (percent) add("Changed ground", percent, basis);
   for (const [label, number] of [["New buildings", figures.new_buildings], ["New roads", figures.new_roads]]) {
     if (number !== null) add(label, decimals.format(number), "estimate by chips");
