@@ -2,11 +2,11 @@
 
     python benchmarks/per_100_chips.py FOLDER... [--scenes 300] [--chart FILE.svg] [--examples FILE.jpg]
 
-A folder is read as by `consistency.py`, and its sources are those of SOURCES. A chip has changed by `pairs.csv`, by its part of mask.png from 0.5 %
-on, or has not where `labels.csv` says that neither a building nor a road is new; others are left out and
-named. Synthetic scenes are drawn from seeds that no training or calibration uses. `--chart` draws the false
-alarms and misses at a threshold of 0.5; `--examples` the first scenes, in the order of their seeds, that are
-a hit, a false alarm and a miss (changed buildings alone).
+A folder is read as by `consistency.py`, and its sources are those of SOURCES. A chip has changed by
+`pairs.csv`, by its part of mask.png from 0.5 % on, or has not where `labels.csv` says that neither a building
+nor a road is new; others are left out and named. Synthetic scenes are drawn from seeds that no training or
+calibration uses. `--chart` draws the false alarms and misses at a threshold of 0.5; `--examples` the first
+scenes, in the order of their seeds, that are a hit, a false alarm and a miss (changed buildings alone).
 
 Prints Markdown on stdout, messages on stderr. Intervals are 95 % (Wilson), each chip counted as independent.
 """
