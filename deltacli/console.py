@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
+from deltavlm.files import drop_what_stderr_refuses
 from deltavlm.messages import pluralize, redact
 
 if TYPE_CHECKING:
@@ -261,18 +262,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-class _LossyFile(io.FileIO):
-    """File that drops what cannot be written: the disk is full, the pipe is closed or would block."""
-
-    def write(self, data: Any, /) -> int:
-        size = memoryview(data).nbytes
-        try:
-            written = super().write(data)
-        except OSError:
-            return size
-        return size if written is None else written  # None: a non-blocking pipe is full
-
-
 def open_streams() -> None:
     """Replace closed streams (`2>&-`), and make all of them UTF-8 in every locale, as JSON is.
 
@@ -287,11 +276,7 @@ def open_streams() -> None:
         sys.stdin = io.StringIO()
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  writing is an error
-    if sys.stderr is sys.__stderr__ and (os.name != "nt" or sys.stderr is None or not sys.stderr.isatty()):
-        raw = _LossyFile(2, "w", closefd=False)
-        sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
-        )
+    drop_what_stderr_refuses()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     if isinstance(sys.stdin, io.TextIOWrapper):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from deltavlm.data.examples import Problem
     from deltavlm.data.masks import ClassMap, MaskRules
 
-RULES, OPEN_QUESTIONS = "Rules", "Open questions"
+RULES, REVIEW, OPEN_QUESTIONS = "Rules", "Review", "Open questions"
 KEY = "DELTAVLM_LLM_KEY"
 
 
@@ -50,6 +53,70 @@ class SetFlags:
             help="train, val or test; repeatable.",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewFlags:
+    """Reviewed output of `analyze` in place of images and masks."""
+
+    review: Annotated[
+        Path | None,
+        flag(
+            "--review",
+            panel=REVIEW,
+            metavar="OUT",
+            help="Make images and masks of the chips of this output that a person has reviewed, instead of "
+            "IMAGES and MASKS.",
+        ),
+    ] = None
+    review_file: Annotated[
+        Path | None,
+        flag(
+            "--review-file",
+            panel=REVIEW,
+            metavar="FILE",
+            show_default="the columns of OUT",
+            help="Verdicts on OUT, as the page of report --review downloads them.",
+        ),
+    ] = None
+
+    def files(self) -> dict[str, Path | None]:
+        """Files that are read, by flag."""
+        return {"--review": self.review, "--review-file": self.review_file}
+
+    @contextmanager
+    def folders(
+        self, images: Path | None, masks: Path | None, target: SetFlags
+    ) -> Iterator[tuple[Path, Path, SetFlags]]:
+        """Folders of images and masks, and the flags of the set; those of a review exist inside the `with`.
+
+        Raises: BadParameter unless either the folders or a review are given.
+        """
+        if self.review is None:
+            if images is None or masks is None:
+                raise typer.BadParameter("give IMAGES and MASKS, or a reviewed output by --review")
+            if self.review_file is not None:
+                raise typer.BadParameter("is for --review; add that", param_hint="--review-file")
+            yield images, masks, target
+            return
+        if images is not None:
+            raise typer.BadParameter(f"cannot be combined with IMAGES {images}", param_hint="--review")
+        from deltavlm.report.build import open_report
+        from deltavlm.report.images import ImageOptions
+        from deltavlm.report.review_chips import export_chips
+
+        splits = target.split or ["train"]
+        if len(splits) != 1 or splits[0] not in ("train", "val", "test"):
+            raise typer.BadParameter("is one of train, val, test for a review", param_hint="--split")
+        with tempfile.TemporaryDirectory() as scratch:
+            report = open_report(self.review, ImageOptions(allow_remote=True), review=self.review_file)
+            exported = export_chips(report, Path(scratch), splits[0])
+            left_out = [f"{count} ({reason})" for reason, count in exported.left_out.items()]
+            console.info(
+                f"{pluralize(exported.written, 'reviewed chip')}"
+                f"{'; left out ' + ', '.join(left_out) if left_out else ''}"
+            )
+            yield Path(scratch), Path(scratch), replace(target, copy_images=True, split=splits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +217,13 @@ class EndpointFlags:
 @grouped
 def build(
     images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="Folder of images: SPLIT/A/NAME and SPLIT/B/NAME.")
-    ],
+        Path | None,
+        typer.Argument(metavar="IMAGES", help="Folder of images: SPLIT/A/NAME and SPLIT/B/NAME."),
+    ] = None,
     masks: Annotated[
-        Path,
+        Path | None,
         typer.Argument(metavar="MASKS", help="Folder of masks: SPLIT/label/NAME or SPLIT/NAME."),
-    ],
+    ] = None,
     captions: Annotated[
         Path | None,
         typer.Argument(
@@ -164,6 +232,7 @@ def build(
     ] = None,
     *,
     target: SetFlags,
+    reviewed: ReviewFlags,
     rules: RuleFlags,
     endpoint: EndpointFlags,
     overwrite: options.Overwrite = False,
@@ -174,34 +243,53 @@ def build(
 
     Pairs that cannot be used are reported and left out; the exit code is then 3.
     """
-    from deltavlm.data.build import BuildSources, SetOutput, build_dataset, find_splits
-    from deltavlm.data.levircc import read_captions
-    from deltavlm.errors import PartialFailure
+    with reviewed.folders(images, masks, target) as (image_folder, mask_folder, set_flags):
+        read = {"CAPTIONS": captions, "--config": common.config, **reviewed.files()}
+        flags = _Build(set_flags, rules, endpoint, overwrite, json_summary)
+        flags.run(image_folder, mask_folder, captions, read)
 
-    output = SetOutput(target.output, images, target.name, target.copy_images, overwrite)
-    splits = find_splits(images, target.split)
-    written = [("-o", path) for path in (*output.files(splits), output.reply_log)]
-    parsing.check_files(written, {"CAPTIONS": captions, "--config": common.config})
-    output.check(splits)
-    class_map = rules.class_map()
-    sentences, problems = (None, []) if captions is None else read_captions(captions)
-    writer = endpoint.question_writer(output.reply_log)
-    result = build_dataset(
-        BuildSources(images, masks, sentences, rules.mask_rules(), class_map),
-        target.name,
-        splits,
-        write_questions=writer,
-        count_progress=lambda total: console.count_progress(total, "pairs"),
-    )
-    problems += result.problems
-    output.write(result, splits)
-    _print_result(result, output.folder, writer)
-    if json_summary:
-        typer.echo(json.dumps(_summary(result, output.folder, problems)))
-    if problems:
-        print_problems(problems, "Left out")
-        number = pluralize(len(problems), "problem")
-        raise PartialFailure(f"{output.folder} is written, with {number}; --json lists all of them")
+
+@dataclass(frozen=True)
+class _Build:
+    """Flags of one build."""
+
+    target: SetFlags
+    rules: RuleFlags
+    endpoint: EndpointFlags
+    overwrite: bool
+    json_summary: bool
+
+    def run(self, images: Path, masks: Path, captions: Path | None, read: dict[str, Path | None]) -> None:
+        """Build the set. Raises: PartialFailure if pairs were left out."""
+        from deltavlm.data.build import BuildSources, SetOutput, build_dataset, find_splits
+        from deltavlm.data.levircc import read_captions
+        from deltavlm.errors import PartialFailure
+
+        target = self.target
+        output = SetOutput(target.output, images, target.name, target.copy_images, self.overwrite)
+        splits = find_splits(images, target.split)
+        written = [("-o", path) for path in (*output.files(splits), output.reply_log)]
+        parsing.check_files(written, read)
+        output.check(splits)
+        class_map = self.rules.class_map()
+        sentences, problems = (None, []) if captions is None else read_captions(captions)
+        writer = self.endpoint.question_writer(output.reply_log)
+        result = build_dataset(
+            BuildSources(images, masks, sentences, self.rules.mask_rules(), class_map),
+            target.name,
+            splits,
+            write_questions=writer,
+            count_progress=lambda total: console.count_progress(total, "pairs"),
+        )
+        problems += result.problems
+        output.write(result, splits)
+        _print_result(result, output.folder, writer)
+        if self.json_summary:
+            typer.echo(json.dumps(_summary(result, output.folder, problems)))
+        if problems:
+            print_problems(problems, "Left out")
+            number = pluralize(len(problems), "problem")
+            raise PartialFailure(f"{output.folder} is written, with {number}; --json lists all of them")
 
 
 def _print_result(result: BuildResult, folder: Path, writer: QuestionWriter | None) -> None:

@@ -48,6 +48,14 @@ def report(
         options.flag("--pair", panel=options.OUTPUT, metavar="ID", help="Show only this one of many pairs."),
     ] = None,
     threshold: options.StoredThreshold = None,
+    review: Annotated[
+        bool,
+        options.flag(
+            "--review",
+            panel=options.OUTPUT,
+            help="A page with forms: accept or reject chips and polygons, and download that as JSON or CSV.",
+        ),
+    ] = False,
     overview_size: Annotated[
         int,
         options.flag(
@@ -100,6 +108,8 @@ def report(
     """
     if output is None and quicklook is None:
         output = Path(parsing.default_output(str(source), "_report.html"))
+    if review and output is None:
+        raise typer.BadParameter("is for the page; name it with -o", param_hint="--review")
     if str(output) == "-" and json_summary:
         raise typer.BadParameter("stdout is taken by the page of -o -", param_hint="--json")
 
@@ -128,6 +138,7 @@ def report(
         quicklook,
         overwrite=overwrite,
         limits=ImageLimits(overview_px=overview_size),
+        review=review,
     )
     if json_summary:
         typer.echo(json.dumps(summary, ensure_ascii=False))
@@ -140,6 +151,7 @@ def write_report(
     *,
     overwrite: bool,
     limits: ImageLimits | None = None,
+    review: bool = False,
 ) -> dict[str, Any]:
     """Write the page and the quicklook of a report, with progress and messages. Returns the JSON summary.
 
@@ -155,7 +167,7 @@ def write_report(
     summary: dict[str, Any] = {"pairs": pair_count, "chips": report.chip_count, "without_pictures": {}}
     if html is not None:
         with console.count_progress(pair_count, "pairs", stdout_has_data=to_stdout) as show_progress:
-            text, missing = report.html(limits, lambda count: show_progress(count, ""))
+            text, missing = report.html(limits, lambda count: show_progress(count, ""), review=review)
         _warn_missing(missing)
         content = text.encode()
         if to_stdout:

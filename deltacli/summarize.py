@@ -60,6 +60,16 @@ def summarize(
         ),
     ] = None,
     threshold: options.StoredThreshold = None,
+    review: Annotated[
+        Path | None,
+        flag(
+            "--review",
+            panel=CHIPS,
+            metavar="FILE",
+            show_default="the columns of OUT",
+            help="Verdicts on OUT, as the page of report --review downloads them.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         flag(
@@ -91,10 +101,10 @@ def summarize(
     outputs = output_paths_in(outputs)
     if output is not None:
         areas_file = None if by in (None, "grid", "h3", "pair") else split_layer(by)[0]
-        read = {"OUT": outputs, "--by": areas_file, "--config": common.config}
+        read = {"OUT": outputs, "--by": areas_file, "--review": review, "--config": common.config}
         parsing.check_files(files_of_output("-o", output), read)
         check_output(output, overwrite, SUMMARY_SUFFIXES)
-    results = read_results(outputs, threshold=threshold)
+    results = read_results(outputs, threshold=threshold, review=review)
     areas = make_areas(
         results,
         by,
@@ -111,8 +121,8 @@ def summarize(
     elif output is None:
         _print_table(summary)
     if output is None:
-        for caveat in summary.caveats:
-            console.info(caveat)
+        for sentence in (*(summary.review.lines() if summary.review else ()), *summary.caveats):
+            console.info(sentence)
     if areas.empty_count:
         console.info(f"{pluralize(areas.empty_count, 'area')} of {by} without a chip left out")
     chips = f"{summary.total.changed} of {pluralize(summary.total.looked_at, 'chip')} changed"

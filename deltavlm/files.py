@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import unicodedata
 import zlib
@@ -21,8 +22,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-
-from filelock import FileLock, Timeout
 
 from deltavlm.errors import InputError, OutputError
 
@@ -36,6 +35,7 @@ __all__ = [
     "check_distinct_files",
     "check_regular",
     "create_file",
+    "drop_what_stderr_refuses",
     "folder_bytes",
     "format_bytes",
     "free_bytes",
@@ -80,6 +80,27 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+class _LossyFile(io.FileIO):
+    """File that drops what cannot be written: the disk is full, the pipe is closed or would block."""
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            written = super().write(data)
+        except OSError:
+            return size
+        return size if written is None else written  # None: a non-blocking pipe is full
+
+
+def drop_what_stderr_refuses() -> None:
+    """Make stderr drop what cannot be written, by whatever library: a log that is full ends no run."""
+    if sys.stderr is sys.__stderr__ and (os.name != "nt" or sys.stderr is None or not sys.stderr.isatty()):
+        raw = _LossyFile(2, "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
 
 
 def names_folder(path: str | os.PathLike[str]) -> bool:
@@ -349,6 +370,8 @@ def lock(output: Path) -> Iterator[None]:
 
     Raises: OutputError when another process holds it, or the folder is not writable.
     """
+    from filelock import FileLock, Timeout  # not needed to show the help
+
     path = lock_path(output)
     file_lock = FileLock(path, timeout=0)
     was_killed = path.exists()  # every other end of a process removes the file

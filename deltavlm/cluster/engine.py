@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from deltavlm.cluster.actors import MAX_RETRIES, ActorPool
 from deltavlm.cluster.dispatch import Dispatch
 from deltavlm.cluster.worker import ChipReading, ModelInfo, ReadTask, pair_fingerprint, read_chips_of_task
+from deltavlm.geo.cloud_mask import relocate_cloud_mask
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.pipeline.engine import ChipBatch, LoadedChip
@@ -130,9 +131,19 @@ class ClusterEngine:
 
 def _for_workers(reader: PairReader) -> tuple[RasterPair, ReadOptions]:
     """The pair with absolute paths, and options without the area that its chips were selected by."""
-    locations = [view.source.location for view in reader.views]
-    before, after = (str(Path(each).absolute()) if Path(each).exists() else each for each in locations)
-    return RasterPair(before, after), replace(reader.options, aoi=None, bbox=None)
+
+    def absolute(location: str) -> str:
+        return str(Path(location).absolute()) if Path(location).exists() else location
+
+    before, after = (absolute(view.source.location) for view in reader.views)
+    before_mask, after_mask = (
+        mask and relocate_cloud_mask(mask, absolute)
+        for mask in (reader.options.before_cloud_mask, reader.options.after_cloud_mask)
+    )
+    options = replace(
+        reader.options, aoi=None, bbox=None, before_cloud_mask=before_mask, after_cloud_mask=after_mask
+    )
+    return RasterPair(before, after), options
 
 
 def _group_rows(chips: Iterable[Chip]) -> Iterator[list[Chip]]:

@@ -7,7 +7,7 @@ neighbor, since classes and bits have no mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +25,15 @@ from deltavlm.geo.geobox import Window
 from deltavlm.geo.identity import Identity
 from deltavlm.messages import redact_address
 
-__all__ = ["CloudMask", "CloudView", "HiddenValues", "kind_in", "parse_cloud_mask", "parse_qa_band"]
+__all__ = [
+    "CloudMask",
+    "CloudView",
+    "HiddenValues",
+    "kind_in",
+    "parse_cloud_mask",
+    "parse_qa_band",
+    "relocate_cloud_mask",
+]
 
 SCL = {
     "no_data": (0,),
@@ -169,6 +177,16 @@ def parse_cloud_mask(text: str) -> CloudMask:
         raise ConfigError(f"cloud mask {redact_address(text)}: {other[1]!r} is no kind of mask; {hint}")
     file_name = re.split(r"[\\/]", source.partition("?")[0])[-1]
     return _checked(text, source, int(band) if band else None, kind or _kind_of(file_name, hidden), hidden)
+
+
+def relocate_cloud_mask(text: str, move: Callable[[str], str]) -> str:
+    """Text of a cloud mask whose location is what `move` makes of it. Raises: ConfigError.
+
+    >>> relocate_cloud_mask("scl.tif:scl=cloud", lambda location: "/data/" + location)
+    '/data/scl.tif:scl=cloud'
+    """
+    text, location = text.strip(), parse_cloud_mask(text).location or ""
+    return move(location) + text[len(location) :]
 
 
 def parse_qa_band(text: str) -> CloudMask:

@@ -23,6 +23,7 @@ class Field:
     type: FieldType
     description: str = ""
     title: str = ""  # where it differs from the name with spaces
+    choices: tuple[str, ...] = ()  # values that a form offers; none: free text
 
     @property
     def alias(self) -> str:

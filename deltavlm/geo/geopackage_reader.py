@@ -19,8 +19,9 @@ from deltavlm.errors import InputError
 from deltavlm.files import check_regular
 from deltavlm.geo.crs import grid_problem
 from deltavlm.geo.geopackage import sqlite_sidecars
+from deltavlm.geo.wkb import MAX_DEPTH, check_depth
 
-__all__ = ["geopackage_layers", "plain_geopackage"]
+__all__ = ["check_geometries", "geopackage_layers", "plain_geopackage"]
 
 DEADLINE_S = 10.0
 MAX_COPY_BYTES = 2**30
@@ -30,6 +31,8 @@ STEP = 10_000  # instructions of SQLite between two looks at the clock
 PLAIN = re.compile(r"\s*CREATE\s+(?:TABLE\b|VIRTUAL\s+TABLE\s+\S+\s+USING\s+rtree\b)", re.IGNORECASE)
 METADATA = ("gpkg_spatial_ref_sys", "gpkg_metadata", "gpkg_metadata_reference", "gpkg_data_columns")
 OF_LAYER = ("gpkg_contents", "gpkg_geometry_columns")
+
+ENVELOPE_BYTES = (0, 32, 48, 48, 64, 0, 0, 0)  # between the header of a geometry and its WKB, by code
 
 LAYERS = """
 SELECT gpkg_contents.table_name, geometry_type_name FROM gpkg_contents
@@ -76,6 +79,24 @@ def plain_geopackage(path: Path, layer: str) -> Iterator[Path]:
         with _opened(path, copy=copy) as database:
             _copy_layer(database, path, layer)
         yield copy
+
+
+def check_geometries(path: Path, layer: str) -> None:
+    """Check the depth of the geometries of a plain table, which GDAL passes on as they are stored.
+
+    Raises: ValueError, as `check_depth`; sqlite3.Error for a damaged file.
+    """
+    with _opened(path) as database:
+        database.set_progress_handler(None, 0)  # no query of others runs here
+        columns = database.execute(
+            "SELECT column_name FROM gpkg_geometry_columns WHERE table_name = ?", (layer,)
+        ).fetchall()
+        for (column,) in columns:
+            name = _quoted(str(column))
+            long = f"SELECT {name} FROM {_quoted(layer)} WHERE length({name}) > {9 * MAX_DEPTH}"
+            for (value,) in database.execute(long):
+                if isinstance(value, bytes):
+                    check_depth(value[8 + ENVELOPE_BYTES[value[3] >> 1 & 7] :])
 
 
 def _plain_tables(database: sqlite3.Connection) -> dict[str, bool]:

@@ -387,7 +387,7 @@ def open_pair(
         if is_doubtful:
             warnings = (*warnings, datums)
         dates = pair.before_date or before.date, pair.after_date or after.date
-        doubts = tuple(_order_warnings(pair, dates))
+        doubts = () if options.outlines_only else tuple(_order_warnings(pair, dates))
         tagged = tuple(
             f"{name}: dated {source.date} by its tags"
             for name, given, source in (

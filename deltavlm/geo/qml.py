@@ -27,6 +27,7 @@ RENDERERS: Mapping[Kind, tuple[dict[str, str], tuple[str, str] | None]] = {
     "categorised": ({"type": "categorizedSymbol"}, ("categories", "category")),
     "single": ({"type": "singleSymbol"}, None),
 }
+NULL_VALUE = "{2839923C-8B7D-419E-B84B-CA2FE9B80EC7}"  # what QGIS writes for null in a value map
 DECIMALS = 3  # of a number, unless the style says otherwise
 
 
@@ -164,6 +165,14 @@ def _columns(root: ET.Element, style: Style, fields: Sequence[Field]) -> None:
     ET.SubElement(table_columns, "column", type="field", name="fid", hidden="1", width="-1")
     for index, column in enumerate(fields):
         name = column.name
+        if column.choices:
+            element = ET.SubElement(configuration, "field", name=name, configurationFlags="None")
+            config = ET.SubElement(ET.SubElement(element, "editWidget", type="ValueMap"), "config")
+            choices = ET.SubElement(
+                ET.SubElement(config, "Option", type="Map"), "Option", name="map", type="List"
+            )
+            for choice in ("", *column.choices):
+                _options(choices, {choice or "<no verdict>": choice or NULL_VALUE})
         if column.type == "float":
             digits = style.decimals.get(name, DECIMALS)
             element = ET.SubElement(configuration, "field", name=name, configurationFlags="None")

@@ -32,7 +32,7 @@ UNEQUAL_DATES = 0.2
 
 RGB = ("red", "green", "blue")
 OUTLIERS = (0.5, 99.5)  # percentiles: a date is of one color even if a hundredth of its pixels are not
-ONE_COLOR, NEARLY_BLACK = 2, 12  # of 255
+FLAT_SPREAD, NEARLY_BLACK = 2, 12  # of 255
 CLIPPED = 0.99  # share of values that are 0 or 255
 
 
@@ -160,7 +160,7 @@ def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_phy
         )
     image = to_uint8(values[:, None], stretch)[:, 0]
     low, high = np.percentile(image, OUTLIERS, axis=1, method="nearest").astype(int)
-    flat = high - low <= ONE_COLOR
+    flat = high - low <= FLAT_SPREAD
     if (high <= NEARLY_BLACK).all():
         appearance = "black"
     elif (low >= 255 - NEARLY_BLACK).all():

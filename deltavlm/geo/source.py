@@ -30,6 +30,7 @@ from deltavlm.geo.identity import identify, identify_all
 from deltavlm.geo.location import check_is_file, normalize_location
 from deltavlm.geo.view import (
     MAX_VALUE,
+    SAMPLE_WINDOWS,
     Source,
     alpha_band,
     has_transform,
@@ -50,6 +51,9 @@ FILL_VALUES = (-9999, -99999, -999, -32768, -32767, 32767, 65535)
 """Usual nodata values: one that no tag declares is fill where it is farther from all others than these are
 spread, and at least MIN_FILL_SHARE of the pixels have it."""
 MIN_FILL_SHARE = 0.002
+FILL_WINDOWS = (
+    8  # along a side: one of them lies in each hole that is as large as the limits of a stretch (2 %)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,8 +255,10 @@ def _has_color_table(dataset: DatasetReader, band: int) -> bool:
         return False
 
 
-def _sample(location: str, dataset: DatasetReader, bands: list[int]) -> NDArray[Any]:  # (bands, N)
-    """Stored values of bands, spread over the raster. Raises: RasterError."""
+def _sample(
+    location: str, dataset: DatasetReader, bands: list[int], windows: int = SAMPLE_WINDOWS
+) -> NDArray[Any]:  # (bands, N)
+    """Stored values of bands, spread over the raster; `windows` as in `iter_samples`. Raises: RasterError."""
 
     def read(window: Window, shape: tuple[int, int]) -> NDArray[Any]:
         with wrap_gdal_errors(location, *UNREADABLE):
@@ -261,7 +267,7 @@ def _sample(location: str, dataset: DatasetReader, bands: list[int]) -> NDArray[
         trim_malloc()
         return values.reshape(len(bands), -1)
 
-    samples = list(iter_samples((dataset.width, dataset.height), dataset, read))
+    samples = list(iter_samples((dataset.width, dataset.height), dataset, read, windows=windows))
     reset_error(dataset)
     return np.concatenate(samples, axis=1)
 
@@ -283,7 +289,7 @@ def _undeclared_fill(
     """Usual nodata value that stands apart from all other values of a raster, and is not declared."""
     if all(dtype == "uint8" for dtype in dataset.dtypes):
         return None
-    values = _sample(location, dataset, bands)
+    values = _sample(location, dataset, bands, FILL_WINDOWS)
     if values.dtype.kind == "f":
         values = values[:, (np.abs(values) < MAX_VALUE).all(axis=0)]
     for fill in (value for value in FILL_VALUES if value not in declared):

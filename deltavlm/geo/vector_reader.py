@@ -23,7 +23,8 @@ from shapely.errors import ShapelyError
 from deltavlm.errors import InputError
 from deltavlm.files import check_regular
 from deltavlm.geo.crs import grid_problem
-from deltavlm.geo.geopackage_reader import geopackage_layers, plain_geopackage
+from deltavlm.geo.geopackage_reader import check_geometries, geopackage_layers, plain_geopackage
+from deltavlm.geo.wkb import MAX_DEPTH, check_depth
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -78,6 +79,7 @@ def read_layer(
         if path.suffix.lower() != ".gpkg":
             return _read_with_gdal(path.absolute(), name)
         with plain_geopackage(path, name) as package:
+            check_geometries(package, name)
             return _read_with_gdal(package.absolute(), name)
 
 
@@ -212,11 +214,17 @@ def _read_rows(path: Path, layer: str) -> GeoDataFrame:
 
 def _read_parquet(path: Path) -> VectorLayer:
     import geopandas
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     metadata = pq.read_schema(path).metadata or {}
     if problem := grid_problem(metadata.get(b"geo", b"")):
         raise InputError(f"{path}: {problem}")
+    for field in pq.read_schema(path):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            geometries = pq.read_table(path, columns=[field.name]).column(0)
+            for value in geometries.filter(pc.greater(pc.binary_length(geometries), 9 * MAX_DEPTH)):
+                check_depth(value.as_py())
     frame = geopandas.read_parquet(path)
     _check_text(frame)
     provenance = metadata.get(b"deltavlm")

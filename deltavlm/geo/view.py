@@ -345,7 +345,7 @@ class View:
         if raw.mask is not None:
             valid &= raw.mask > 0
         if source.palette is not None:
-            colors, has_color = look_up_colors(source.palette, values[0])
+            colors, has_color = palette_colors(source.palette, values[0])
             return colors, valid & has_color
         order = [source.distinct_bands.index(band) for band in source.bands]
         values = values.copy() if order == [0, 1, 2] else values[order]
@@ -424,7 +424,7 @@ def iter_samples(
         raise failures[0]
 
 
-def look_up_colors(
+def palette_colors(
     palette: NDArray[np.uint8], values: NDArray[Any]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """RGB (3, rows, cols) of values (rows, cols) of a palette (4, length), and where they have a color: they

@@ -166,7 +166,11 @@ def vectorize(
             polygonizer.add(block.window, labels, scores, np.concatenate([kinds, classes.max(axis=0)[None]]))
             gap = _gaps(labels, valid, math.ceil(_tolerance_px(mosaic, options)))
             gaps.add(block.window, gap, np.zeros(gap.shape))
-    return [*_features(mosaic, polygonizer.regions(), gaps.regions(), options)]
+    features = _features(mosaic, polygonizer.regions(), gaps.regions(), options)
+    return [
+        Feature(feature.geometry, {"polygon_id": number, **feature.properties})
+        for number, feature in enumerate(features, start=1)
+    ]
 
 
 def _labels(block: Block, threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -16,6 +16,7 @@ from deltavlm.geo.features import Layer
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.location import local_file
+from deltavlm.geo.pair import PairReader
 from deltavlm.geo.sinks import check_can_hold, check_output, files_of_output
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
 from deltavlm.pipeline.journal import check_journal
@@ -98,6 +99,15 @@ class OutputFiles:
             else:
                 check_cog(path, replace)
 
+    def check_images(self, reader: PairReader) -> None:
+        """Check that no file is written over one that GDAL reads for the images, such as a source of a VRT.
+
+        Raises: OutputError.
+        """
+        sources = [view.source for view in reader.views if view.source.server is None]  # else requests
+        read = [Path(file) for source in sources for file in source.dataset.files]
+        check_distinct_files(self.written(), [("a file of the images", path) for path in read])
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the locks of all files. Raises: OutputError if another process has one."""
@@ -165,8 +175,6 @@ def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
             read.append((f"the area of interest{of_pair}", aoi_file(pair.aoi)))
     if isinstance(job.read.aoi, Path):
         read.append(("the area of interest", aoi_file(job.read.aoi)))
-    masks = [mask.location for mask in job.read.cloud_masks if mask is not None and mask.location is not None]
-    read += [("a cloud mask", local_file(location)) for location in masks]
     return written, read
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from functools import partial
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.files import parse_json, read_text
-from deltavlm.geo.cloud_mask import parse_cloud_mask
+from deltavlm.geo.cloud_mask import relocate_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
 from deltavlm.geo.vector_reader import split_layer
 from deltavlm.messages import preview
@@ -243,10 +244,9 @@ def _cloud_mask(text: str | None, source: str, folder: Path) -> str | None:
     if text is None:
         return None
     try:
-        location = parse_cloud_mask(text).location or ""
+        return relocate_cloud_mask(text, partial(_resolve, folder=folder))
     except ConfigError as error:
         raise InputError(f"{source}: {error}") from error
-    return _resolve(location, folder) + text.strip()[len(location) :]
 
 
 def _text(value: Any, source: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rasterio.windows import Window as RasterioWindow
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import InputError
+from deltavlm.files import parse_json
 from deltavlm.geo.blend import BLOCK_PX, NODATA, Block
 from deltavlm.geo.drivers import open_image
 from deltavlm.geo.features import Feature
@@ -68,12 +68,12 @@ def open_probability(path: Path) -> Iterator[ProbabilityRaster]:
             raise InputError(f"{path}: is no raster of probabilities; {HINT}")
         tags = dataset.tags()
         try:
-            provenance = json.loads(tags[TAG])
+            provenance = parse_json(tags[TAG])
             mask_pixel_px = float(tags[MASK_PIXEL_TAG])
             options = provenance["options"]
             sizes = int(options["chip_px"]), int(options["overlap_px"])
             known = mask_pixel_px > 0 and sizes[0] > sizes[1] >= 0 and dataset.nodata == NODATA
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: its tags do not say how it was made ({error}); {HINT}") from error
         if not known:
             raise InputError(f"{path}: its tags do not say how it was made; {HINT}")

@@ -88,6 +88,7 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
         if job.is_single:
             (pair,) = job.pairs.pairs
             opened = stack.enter_context(open_listed_pair(pair, job.read))
+            files.check_images(opened)
             _notify_notes(opened, hooks)
             grid = opened.chips(*job.options.grid)
             result.total = min(len(grid), job.options.limit or len(grid))
@@ -175,6 +176,7 @@ def _write_pair(job: AnalyzeJob, pair: Pair, engine: Engine, result: RunResult, 
     files = OutputFiles.of(job.output)
     files.check(may_replace=job.output.may_replace)
     with files.locked(), open_listed_pair(pair, job.read) as opened:
+        files.check_images(opened)
         check_format(job, opened.geobox)
         _write(_Output(job, files, engine, result, opened), hooks)
 

@@ -18,6 +18,7 @@ __all__ = [
     "LOCATIONS",
     "PAIRS",
     "PAIR_STATUSES",
+    "VERDICTS",
     "ChipStatus",
     "PairStatus",
     "chips_layer",
@@ -36,6 +37,13 @@ PAIR_STATUSES: tuple[PairStatus, ...] = get_args(PairStatus)
 _DATES = (
     Field("before_date", "str", "Date of the earlier image, as given or from its tags"),
     Field("after_date", "str", "Date of the later image, as given or from its tags"),
+)
+VERDICTS = ("accept", "reject", "building", "road", "other")
+"""Verdicts of a review: the row is right, wrong, or a change of another class, which is named."""
+
+_REVIEW = (
+    Field("verdict", "str", "Verdict of a person: accept, reject, or the right class", choices=VERDICTS),
+    Field("note", "str", "Note of a person"),
 )
 _CHIP_COLUMNS = (
     Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner", "Chip"),
@@ -91,6 +99,7 @@ _SOURCE_COLUMNS = (
     Field("before", "str", "The earlier image", "Image before"),
     Field("after", "str", "The later image", "Image after"),
     *_DATES,
+    *_REVIEW,
 )
 _PAIR_ID = Field("pair_id", "str", "Name of the pair", "Pair")
 
@@ -109,6 +118,7 @@ LOCATIONS = Layer(
 CHANGES = Layer(
     "changes",
     (
+        Field("polygon_id", "int", "Number of the polygon in its pair, from 1", "Polygon"),
         Field("class", "str", "What was built, removed or altered there: building, road or other"),
         Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
         Field("area_m2", "float", "Area on the ground, square metres"),
@@ -123,6 +133,7 @@ CHANGES = Layer(
             "Caption of the chip with the largest part of it, among captions that tell a change",
         ),
         *_DATES,
+        *_REVIEW,
     ),
 )
 

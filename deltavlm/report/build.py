@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltavlm.errors import InputError
 from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.review import read_review, with_review
 from deltavlm.report.images import ImageOptions, candidate_files, open_images
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.pairs import ReportPair, build_pairs, select_pair
@@ -35,7 +36,11 @@ class Report:
         return [file for path in paths for file in candidate_files(path, folder)]
 
     def html(
-        self, limits: ImageLimits | None = None, on_progress: Callable[[int], None] = lambda count: None
+        self,
+        limits: ImageLimits | None = None,
+        on_progress: Callable[[int], None] = lambda count: None,
+        *,
+        review: bool = False,
     ) -> tuple[str, dict[str, str]]:
         """Render the page; see `report_html`.
 
@@ -44,7 +49,7 @@ class Report:
         """
         if self.images.before or self.images.after:
             self.check_single_pair("--before and --after")
-        text, missing = report_html(self.output, self.pairs, self.images, limits, on_progress)
+        text, missing = report_html(self.output, self.pairs, self.images, limits, on_progress, review=review)
         if self.images.before or self.images.after:
             for reason in missing.values():
                 raise InputError(reason)
@@ -72,17 +77,25 @@ class Report:
 
 
 def open_report(
-    path: Path, images: ImageOptions, pair_id: str | None = None, *, threshold: float | None = None
+    path: Path,
+    images: ImageOptions,
+    pair_id: str | None = None,
+    *,
+    threshold: float | None = None,
+    review: Path | None = None,
 ) -> Report:
     """Read an output file, and select one pair of it if `pair_id` is given.
 
     threshold: chips have changed whose stored score reaches it; None: as the output says.
+    review: file of verdicts on the output, beside those in its columns.
 
     Raises:
         InputError: not an output, no such pair, or neither chips nor pairs.
         ConfigError: a threshold that is not from 0 to 1.
     """
     output = read_output(path, threshold=threshold)
+    if review is not None:
+        output = with_review(output, read_review(review))
     pairs = build_pairs(output)
     if pair_id is not None:
         pairs = [select_pair(pairs, pair_id)]

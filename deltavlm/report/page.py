@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_CHIPS = 50_000
 """Rows that a browser still searches at the speed of typing."""
 
-SCRIPTS = ("data.js", "view.js", "map.js", "list.js", "detail.js", "main.js")
+SCRIPTS = ("data.js", "view.js", "map.js", "list.js", "review.js", "detail.js", "main.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,15 @@ def report_html(
     options: ImageOptions,
     limits: ImageLimits | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
+    *,
+    review: bool = False,
 ) -> tuple[str, dict[str, str]]:
     """Render the page of some pairs of an output.
 
     Args:
         options: access to the images; a pair whose images cannot be opened is shown without them.
         on_progress: called with the number of pairs that are done.
+        review: with forms for verdicts and notes.
 
     Returns:
         The HTML text, and the pairs without images: id -> reason.
@@ -70,7 +73,7 @@ def report_html(
         )
     images = _render_images(output, pairs, options, limits or ImageLimits(), on_progress)
     try:
-        data = page_data(output, pairs, images)
+        data = page_data(output, pairs, images, review=review)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{output.path}: holds invalid values ({error or type(error).__name__}); was the output edited? "

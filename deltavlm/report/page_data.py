@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from deltavlm.geo.registration import shift_caveat
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
+from deltavlm.pipeline.schema import VERDICTS
 from deltavlm.pipeline.totals import sum_totals
 from deltavlm.report.colours import RAMP
 from deltavlm.report.pairs import ReportPair, score_of
@@ -33,7 +35,9 @@ class PageImages:
     details: dict[int, list[str]] = field(default_factory=dict)  # by number of the chip
 
 
-def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -> dict[str, Any]:
+def page_data(
+    output: Output, pairs: Sequence[ReportPair], images: PageImages, *, review: bool = False
+) -> dict[str, Any]:
     """Everything that the scripts of the page read; web/data.js is the other side of it."""
     changes = _changes(pairs)
     return {
@@ -55,9 +59,17 @@ def page_data(output: Output, pairs: Sequence[ReportPair], images: PageImages) -
         },
         "provenance": [*_provenance(output.provenance, pairs), *_threshold(output)],
         "threshold": output.threshold,
+        "verdicts": list(VERDICTS) if review else None,
+        "reviewKey": _review_key(output),
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,
     }
+
+
+def _review_key(output: Output) -> str:
+    """Name and digest of an output, by which a browser keeps the opinions on it."""
+    record = json.dumps(output.provenance, sort_keys=True, default=str)
+    return f"{output.path.name} {hashlib.sha256(record.encode()).hexdigest()[:16]}"
 
 
 def _title(pairs: Sequence[ReportPair], output: Output) -> str:
@@ -105,7 +117,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
         for name in (
             *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
             *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid"),
-            *("shift", *answers),
+            *("shift", "verdict", "note", *answers),
         )
     }
     for number, pair in enumerate(pairs):
@@ -129,6 +141,8 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "conflicts": _rule_bits(chip.get("conflicts")),
                 "valid": _number(chip.get("valid_fraction"), 3),
                 "shift": _number(chip.get("shift_px"), 2),
+                "verdict": text(chip.get("verdict")),
+                "note": text(chip.get("note")),
             }
             row |= {name: text(chip.get(name)) for name in answers}
             for name, column in columns.items():
@@ -166,6 +180,9 @@ def _changes(pairs: Sequence[ReportPair]) -> list[dict[str, Any]]:
 def _change(number: int, change: Row, pair: ReportPair) -> dict[str, Any]:
     return {
         "pair": number,
+        "id": _number(change.get("polygon_id"), 0),
+        "verdict": str(change.get("verdict") or ""),
+        "note": str(change.get("note") or ""),
         "class": str(change.get("class") or "other"),
         "kind": str(change.get("kind") or change.get("class") or "other"),
         "area": _number(change.get("area_m2"), 1),

@@ -67,6 +67,8 @@ def document(summary: Summary) -> tuple[str, list[Block]]:
             Table(columns, rows, text_columns=TEXT_COLUMNS),
             Text(_table_notes(summary)),
         ]
+    if summary.review is not None:
+        blocks += [Heading("Review"), Items(summary.review.lines())]
     blocks += [
         Heading("Confidence"),
         Text(_confidence(summary.total)),

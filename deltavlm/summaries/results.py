@@ -13,10 +13,11 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from deltavlm.errors import InputError, OutputError
+from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.review import read_review, with_review
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
@@ -28,12 +29,12 @@ __all__ = ["UNSURE", "Results", "read_results", "union"]
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
     *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
-    *("ground_share", "aoi_share"),
+    *("ground_share", "aoi_share", "verdict"),
 )
 NUMBER_COLUMNS = (
     *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
 )
-POLYGON_COLUMNS = ("kind", "area_m2", "pair_id")
+POLYGON_COLUMNS = ("class", "kind", "area_m2", "pair_id", "verdict")
 
 UNSURE = (0.35, 0.65)
 """Range of scores, ends included, that lean neither to change nor to no change."""
@@ -123,17 +124,24 @@ class Results:
         return areas_m2(self.lonlat)
 
 
-def read_results(paths: Sequence[Path], *, threshold: float | None = None) -> Results:
+def read_results(
+    paths: Sequence[Path], *, threshold: float | None = None, review: Path | None = None
+) -> Results:
     """Read the chips of outputs in any format.
 
     threshold: chips have changed whose stored score reaches it; None: as the outputs say.
+    review: file of verdicts on a single output, beside those in its columns.
 
     Raises:
         InputError: a file is missing or not an output, a column of numbers has text, or some outputs have a
             CRS and others do not.
-        ConfigError: a threshold that is not from 0 to 1.
+        ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
     outputs = [read_output(path, threshold=threshold) for path in paths]
+    if review is not None:
+        if len(outputs) != 1:
+            raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
+        outputs = [with_review(outputs[0], read_review(review))]
     frames = [_chips_table(output) for output in outputs]
     polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
     crs = frames[0].crs

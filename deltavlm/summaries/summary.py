@@ -9,6 +9,7 @@ from typing import Any
 from deltavlm.summaries.areas import Areas
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.results import Results
+from deltavlm.summaries.review import ReviewSummary, summarize_review
 from deltavlm.summaries.totals import AreaSummary, as_row, summarize_areas, summarize_chips
 
 __all__ = ["Summary", "summarize"]
@@ -25,6 +26,7 @@ class Summary:
     by_area: Sequence[AreaSummary]  # the most changed area first; last, chips outside of all areas, if any
     total: AreaSummary
     caveats: Sequence[str]
+    review: ReviewSummary | None = None  # None where nobody has reviewed anything
 
     @property
     def has_areas(self) -> bool:
@@ -46,6 +48,7 @@ class Summary:
             "areas": [as_row(area) for area in self.by_area] if self.has_areas else [],
             "left_out": self.areas.empty_count,
             "caveats": list(self.caveats),
+            "review": None if self.review is None else self.review.as_json(),
         }
 
 
@@ -53,4 +56,5 @@ def summarize(results: Results, areas: Areas) -> Summary:
     """Summarize chips by area and overall."""
     by_area = summarize_areas(results, areas)
     total = summarize_chips(results, top_count=TOP_CHIPS)
-    return Summary(results, areas, by_area, total, caveats(results, total, by_area))
+    sentences = caveats(results, total, by_area)
+    return Summary(results, areas, by_area, total, sentences, summarize_review(results))

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from deltavlm.errors import DeltaVLMError
+from deltavlm.files import drop_what_stderr_refuses
 from deltavlm.training.config import load_config
 from deltavlm.training.distributed import init_process_group, world
 from deltavlm.training.run import RunOptions, ignore_progress, train
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     args = parser.parse_args(arguments)
+    drop_what_stderr_refuses()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     options = RunOptions(
         resume=args.resume,

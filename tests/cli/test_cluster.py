@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,14 +70,28 @@ def same(one: str, other: str) -> bool:
     return Path(one).read_bytes() == Path(other).read_bytes()
 
 
+@pytest.fixture
+def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals have the same key, which is random otherwise, so that they can be compared."""
+    fixed = SimpleNamespace(token_hex=lambda count: "0f" * count)
+    monkeypatch.setattr("deltavlm.pipeline.journal_file.secrets", fixed)
+
+
 def test_one_pair(run: Run, scene: Scene, model_there: Callable[..., None]) -> None:
-    assert run("analyze", *scene.args, "-o", "here.geojson", *SMALL).exit_code == 0
-    result = run("analyze", *scene.args, "-o", "there.geojson", *SMALL, *RAY)
+    """Workers find a cloud mask by its absolute path."""
+    classes = np.full((1, 96, 160), 4, np.uint8)
+    classes[0, :32, :48] = 9
+    write_raster(Path("scl.tif"), classes)
+    args = (*scene.args, "--after-cloud-mask", "scl.tif:scl")
+    assert run("analyze", *args, "-o", "here.geojson", *SMALL).exit_code == 0
+    assert '"cloud_share": 0.5' in Path("here.geojson").read_text()
+    result = run("analyze", *args, "-o", "there.geojson", *SMALL, *RAY)
     assert result.exit_code == 0, result.stderr
     assert "held by 2 actors" in result.stderr
     assert same("here.geojson", "there.geojson")
 
 
+@pytest.mark.usefixtures("one_key")
 def test_many_pairs_with_holes(run: Run, tmp_path: Path, model_there: Callable[..., None]) -> None:
     """The journal too is the same, line by line: it stays where something failed."""
     table = write_pairs(tmp_path / "in", 7, chips=3, broken=[2])
@@ -103,19 +118,21 @@ def test_masks_travel_with_answers(
     hole[:, 5:, :90] = 7
     before = write_raster(tmp_path / "hole.tif", hole, nodata=0)
     pairs = write_pairs(tmp_path / "in", 4, chips=3)
-    for name, more in (("here", ()), ("there", RAY)):
-        args = ("-o", f"{name}.geojson", "--polygons", *SMALL, *more)
-        rasters = ("--mask", f"{name}.mask.tif", "--probability", f"{name}.probability.tif")
-        result = run("analyze", before, scene.after, *args, *rasters)
+    for folder, more in (("here", ()), ("there", RAY)):
+        Path(folder).mkdir()
+        args = ("--polygons", *SMALL, *more)
+        rasters = ("--mask", f"{folder}/mask.tif", "--probability", f"{folder}/probability.tif")
+        result = run("analyze", before, scene.after, "-o", f"{folder}/one.geojson", *args, *rasters)
         assert result.exit_code == 0, result.stderr
-        assert run("analyze", "--pairs", pairs, *args[:1], f"{name}s.geojson", *args[2:]).exit_code == 0
-    ends = (".geojson", ".changes.geojson", ".mask.tif", ".probability.tif", "s.geojson", "s.changes.geojson")
-    for end in ends:
-        assert same(f"here{end}", f"there{end}"), end
-    with rasterio.open("there.mask.tif") as raster:
+        assert run("analyze", "--pairs", pairs, "-o", f"{folder}/many.geojson", *args).exit_code == 0
+    names = ("one.geojson", "one.changes.geojson", "mask.tif", "probability.tif", "many.geojson")
+    for name in (*names, "many.changes.geojson"):
+        assert same(f"here/{name}", f"there/{name}"), name
+    with rasterio.open("there/mask.tif") as raster:
         assert {0, 1, 255} <= set(raster.read(1).ravel().tolist())
 
 
+@pytest.mark.usefixtures("one_key")
 def test_batches_that_do_not_fit(
     run: Run, scene: Scene, model: ScriptedModel, model_there: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -207,9 +224,10 @@ def test_a_reader_says_what_it_saw_and_where_the_pixels_are(scene: Scene) -> Non
         ("answered", "", (0, 1)),
         ("answered", "", (1, 0)),
     ]
-    assert len({picture for *_, picture, _, _ in seen}) == 3
-    assert {holes for *_, holes, _ in seen} == {b""}
-    assert {shift_px for *_, shift_px in seen} == {0.0}
+    assert len({picture for *_, picture, _, _, _ in seen}) == 3
+    assert {holes for *_, holes, _, _ in seen} == {b""}
+    assert {shift_px for *_, shift_px, _ in seen} == {0.0}
+    assert {cloud_share for *_, cloud_share in seen} == {None}
     assert [piece.shape for piece in pieces] == [(2, 2, 3, 32, 32), (1, 2, 3, 32, 32)]
 
 

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import ROOT, Run, one_line
+from tests.conftest import Scene
+from tests.scripted_model import ScriptedModel
 
 MINI = ROOT / "sample_data" / "changechat_mini"
 CHANGE_MAP = "road=3,road=4,building=1,building=2," + ",".join(f"background={code}" for code in range(5, 11))
@@ -224,3 +226,34 @@ def test_open_questions_and_their_key(run: Run, images: Path, monkeypatch: pytes
     result = run(*args, "--overwrite")
     assert "1 pair answered before, in set/built_open_replies.jsonl" in result.stderr
     assert len(keys) == 1
+
+
+def test_a_training_set_of_a_review(run: Run, scene: Scene, bright: ScriptedModel) -> None:
+    args = ("-o", "out.gpkg", "--polygons", "--overlap", 0, "--chip-size", 32)
+    assert run("analyze", *scene.args, *args).exit_code == 0
+    rows = [("changes", "1", "accept"), ("chips", "r00000_c00000", "accept")]
+    review = [{"layer": layer, "id": name, "verdict": verdict} for layer, name, verdict in rows]
+    Path("review.json").write_text(json.dumps({"review": review}))
+    result = run(
+        "data", "build", "--review", "out.gpkg", "--review-file", "review.json", "-o", "set", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "2 reviewed chips; left out 13 (not reviewed)" in result.stderr
+    records = json.loads(Path("set/built_train.json").read_text())
+    answers = {
+        (record["image"][0], turn["value"])
+        for record in records
+        for turn in record["conversations"]
+        if turn["from"] == "gpt"
+    }
+    assert (f"train/A/out_{scene.changed_chip}.png", "yes") in answers
+    assert ("train/A/out_r00000_c00000.png", "no") in answers
+    assert run("data", "check", "set", "--size", 32).exit_code == 0
+    for args in (
+        ("--review", "out.gpkg", "--split", "other"),
+        ("images", "masks", "--review", "out.gpkg"),
+        (),
+    ):
+        refused = run("data", "build", *args, "-o", "another")
+        assert refused.exit_code == 2
+        one_line(refused)

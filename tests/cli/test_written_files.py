@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import rasterio
+import rasterio.shutil
+from rasterio.vrt import WarpedVRT
 
 from deltavlm.config import shipped_config
 from tests.cli.conftest import ROOT, Run, one_line
@@ -117,7 +120,18 @@ def test_a_cloud_mask_is_not_written(run: Run, here: Path) -> None:
     Path("clouds.tif").write_bytes(Path("before.tif").read_bytes())
     args = ("before.tif", "after.tif", "--after-cloud-mask", "clouds.tif=3", "--overwrite", *SMALL)
     line = refused(run, "analyze", *args, "-o", "o.gpkg", "--mask", "clouds.tif")
-    assert "both the mask and a cloud mask" in line
+    assert "both the mask and the cloud mask of the later image" in line
+
+
+def test_sources_of_a_vrt_are_not_written(run: Run, here: Path) -> None:
+    with rasterio.open("after.tif") as raster, WarpedVRT(raster, height=raster.height) as warped:
+        rasterio.shutil.copy(warped, "after.vrt", driver="VRT")
+    args = ("before.tif", "after.vrt", "--allow-vrt", "--overwrite", *SMALL, "-o", "o.gpkg")
+    before = contents()
+    result = run("analyze", *args, "--mask", "after.tif")
+    assert result.exit_code == 2
+    assert "after.tif: would be both the mask and a file of the images" in result.stderr
+    assert contents() == before
 
 
 def test_files_of_the_model_are_not_written(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,11 +64,12 @@ def test_bombs_are_refused_without_allocating_memory(tmp_path: Path) -> None:
     assert messages[5].startswith("one of its blocks (60000 x 30000 px) takes 1717 MB")
 
 
-def test_grids_of_too_many_chips_are_refused(tmp_path: Path) -> None:
+def test_grids_of_too_many_chips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_raster(tmp_path / "image.tif", noise(1, 4000, 4000))
     with opened(path, path, outlines_only=True) as reader:
         assert len(reader.chips(16)) == 62_500
         with pytest.raises(ConfigError, match=r"3985 x 3985 chips are more than 10,000,000; cut larger ones"):
             reader.chips(16, 15)
-    with pytest.raises(ConfigError, match=r"gsd 0\.001 m: makes \d+ x \d+ px, more than 40,000,"):
-        opened(path, path, gsd_m=0.001).__enter__()
+    monkeypatch.setattr("deltavlm.geo.alignment.MAX_PIXELS", 60_000_000)
+    with pytest.raises(ConfigError, match=r"gsd 0\.25 m: makes \d+ x \d+ px, more than 60,000,000"):
+        opened(path, path, gsd_m=0.25).__enter__()

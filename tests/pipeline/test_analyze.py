@@ -33,7 +33,11 @@ class ListSink:
     def __init__(self, specs: Iterable[QuestionSpec] = QUESTIONS) -> None:
         self.rows: dict[str, list[Feature]] = {"chips": [], "locations": []}
         layers = (chips_layer(tuple(specs)), LOCATIONS)
-        self.columns = {layer.name: [field.name for field in layer.fields] for layer in layers}
+        reviewed = ("verdict", "note")  # left to people
+        self.columns = {
+            layer.name: [field.name for field in layer.fields if field.name not in reviewed]
+            for layer in layers
+        }
 
     def write(self, layer: str, features: Iterable[Feature]) -> None:
         for feature in features:

@@ -179,7 +179,8 @@ def test_polygons_are_drawn_where_the_chip_is_called_changed(scene: Scene) -> No
     everything, changed = drawn(scene, "all"), drawn(scene, "changed")
     assert len(everything) == 15
     assert [row["chip_ids"] for row in changed] == [[scene.changed_chip]]
-    assert changed == [row for row in everything if row["chip_ids"] == [scene.changed_chip]]
+    (same,) = (row for row in everything if row["chip_ids"] == [scene.changed_chip])
+    assert changed == [same | {"polygon_id": 1}]
     assert changed[0]["caption"] == CHANGED["caption"]
     assert {row["caption"] for row in everything} == {None, CHANGED["caption"]}
 
@@ -510,8 +511,8 @@ def test_columns_of_changes_are_described(scene: Scene, bright: ScriptedModel) -
         )
     columns = [column for column in layer("out.gpkg", "changes")[0] if column != "geometry"]
     assert columns == [
-        *("class", "kind", "area_m2", "perimeter_m", "mean_score", "lon", "lat", "chip_ids", "caption"),
-        *("before_date", "after_date"),
+        *("polygon_id", "class", "kind", "area_m2", "perimeter_m", "mean_score", "lon", "lat", "chip_ids"),
+        *("caption", "before_date", "after_date", "verdict", "note"),
     ]
     assert set(descriptions) == set(columns)
 

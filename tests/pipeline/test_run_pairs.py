@@ -33,7 +33,8 @@ def test_200_pairs_of_which_5_cannot_be_opened(
     assert (len(statuses), statuses.count("answered"), statuses.count("failed")) == (200, 195, 5)
     assert [failure.pair.id for failure in result.failures] == [f"p{n}" for n in broken]
     assert "is empty (0 bytes)" in (result.failures[0].failure or "")
-    assert [vars(record)["pair"] for record in caplog.records] == [f"p{n}" for n in broken]
+    failed = [record for record in caplog.records if "same image" not in record.getMessage()]
+    assert [vars(record)["pair"] for record in failed] == [f"p{n}" for n in broken]
     with pytest.raises(PartialFailure, match=r"^5 of 200 pairs failed, the first because: p7: "):
         result.raise_if_partial()
     assert model.batches == [16] * 12 + [3]  # full, though each pair has one chip

@@ -27,6 +27,7 @@ HOSTILE = (
 CHANGES = Layer(
     "changes",
     (
+        Field("polygon_id", "int"),
         Field("class", "str"),
         Field("kind", "str"),
         Field("area_m2", "float"),
@@ -58,6 +59,7 @@ def with_changes(path: Path) -> Path:
         Feature(
             box(x, top - side, x + side, top),
             {
+                "polygon_id": number,
                 "class": "building",
                 "kind": "building_built",
                 "area_m2": side * side,
@@ -67,7 +69,7 @@ def with_changes(path: Path) -> Path:
                 "chip_ids": ["r00032_c00064", "r09999_c00000"],
             },
         )
-        for side in (2.0, 8.0)
+        for number, side in enumerate((2.0, 8.0), start=1)
     ]
     other = path.with_name("changes.gpkg")
     with open_sink(other, (CHANGES,), CRS.from_user_input(UTM), {}) as sink:

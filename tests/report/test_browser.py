@@ -14,9 +14,13 @@ import pytest
 
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.pairs import Pair
+from deltavlm.pipeline.review import Opinion, read_review
+from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import report_html
 from deltavlm.report.pairs import build_pairs
+from deltavlm.summaries.results import read_results
+from deltavlm.summaries.review import summarize_review
 from tests.conftest import Analyzed, Scene
 from tests.report.conftest import HOSTILE, page_of, with_changes
 from tests.scripted_model import CHANGED, UNCHANGED, ScriptedModel, contradicting
@@ -274,7 +278,7 @@ def test_polygons_of_change_are_drawn(
     chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path
 ) -> None:
     tab = opened(chromium, with_changes(analyzed(*scene.args)), tmp_path)
-    assert "68 m² in 2 polygons" in tab.text("#totals")
+    assert "68 m² 1.8 %, in 2 polygons" in tab.text("#totals")
     drawn = tab.pixels()
     tab.click("#show-changes")
     assert tab.pixels() != drawn
@@ -376,3 +380,56 @@ def test_a_narrow_window_does_not_scroll_sideways(tab: Tab) -> None:
         assert 0 < box[0] < box[1] <= 741
     finally:
         tab.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_review_goes_round(chromium: Any, analyzed: Analyzed, scene: Scene, tmp_path: Path) -> None:
+    """From the page to a file, from the file to a summary, and from the file back into the page."""
+    path = with_changes(analyzed(*scene.args))
+    page = tmp_path / "review.html"
+    page.write_text(open_report(path, ImageOptions()).html(review=True)[0], encoding="utf-8")
+    tab = Tab(chromium, page)
+    tab.js("localStorage.clear(); const keep = URL.createObjectURL;"
+           "URL.createObjectURL = (blob) => { window.kept = blob; return keep(blob); }")  # fmt: skip
+    tab.click_map(90, 58)
+    forms = tab.driver.find_elements("css selector", ".opinion")
+    assert [form.text.split("\n")[0] for form in forms] == [
+        "chip: changed",
+        "polygon 2: building built, 64 m²",
+        "polygon 1: building built, 4 m²",
+    ]
+    tab.press("a")
+    assert tab.js("return document.querySelector('.opinion select').value") == "accept"
+    forms = tab.driver.find_elements("css selector", ".opinion")
+    tab.js(
+        "const s = document.querySelectorAll('.opinion select')[1]; s.value = 'road';"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    forms[1].find_element("tag name", "input").send_keys('a "road", r')
+    assert tab.text("#review-status") == "Reviewed: 1 of 2 polygons, 1 of 15 chips"
+    tab.choose("state", "unreviewed")
+    assert tab.text("#count").startswith("14 of 15 chips")
+    for button, name in (("json", "review.json"), ("csv", "review.csv")):
+        tab.click(f"#review-{button}")
+        text = tab.driver.execute_async_script("window.kept.text().then(arguments[0])")
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        opinions = read_review(tmp_path / name).opinions
+        assert opinions["changes"] == {("", "2"): Opinion("road", 'a "road", r')}
+        assert opinions["chips"] == {("", scene.changed_chip): Opinion("accept", None)}
+    assert tab.complaints() == []
+    summary = summarize_review(read_results([path], review=tmp_path / "review.json"))
+    assert summary is not None
+    assert summary.accepted == {"road": 1}
+    tab = Tab(chromium, page)  # opened again: the browser has kept it
+    assert tab.text("#review-status") == "Reviewed: 1 of 2 polygons, 1 of 15 chips"
+    tab.js("localStorage.clear()")
+    tab = Tab(chromium, page)
+    assert tab.text("#review-status") == "Reviewed: 0 of 2 polygons, 0 of 15 chips"
+    tab.driver.find_element("id", "review-load").send_keys(str(tmp_path / "review.json"))
+    tab.driver.execute_async_script("setTimeout(arguments[0], 200)")
+    assert tab.text("#review-status").startswith("Reviewed: 1 of 2 polygons, 1 of 15 chips")
+
+
+def test_a_page_for_looking_has_no_forms(tab: Tab) -> None:
+    tab.click_map(90, 58)
+    assert tab.js("return document.querySelector('.opinion')") is None
+    assert tab.js("return document.getElementById('review').hidden") is True

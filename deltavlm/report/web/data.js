@@ -20,7 +20,7 @@ const CHIPS = (() => {
     const chip = { number };
     for (const name in columns) chip[name] = columns[name][number];
     chip.status = texts[chip.status];
-    chip.caption = texts[chip.caption];
+    for (const name of ["caption", "verdict", "note"]) chip[name] = texts[chip[name]];
     chip.conflicts = DATA.rules.filter((_, rule) => chip.conflicts & (1 << rule));
     chip.answers = answers.map((name) => [name.slice(7), texts[chip[name]]]);
     chip.classes = new Set();
@@ -74,6 +74,7 @@ function svg(tag, settings = {}, ...children) {
 const integers = new Intl.NumberFormat("en");
 const decimals = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const pluralize = (number, noun) => `${integers.format(number)} ${noun}${number === 1 ? "" : "s"}`;
+const formatArea = (km2) => (km2 >= 0.1 ? `${+km2.toPrecision(3)} km²` : `${integers.format(Math.round(km2 * 1e6))} m²`);
 const formatScore = (score) => (score === null ? "–" : score.toFixed(2));
 const formatPosition = (chip, digits = 5) => (chip.lon === null ? `${chip.x + chip.w / 2}, ${chip.y + chip.h / 2}` : `${chip.lon.toFixed(digits)}, ${chip.lat.toFixed(digits)}`);
 

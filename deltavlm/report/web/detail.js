@@ -94,7 +94,7 @@ function openDetail(chip) {
     hasImages ? make("div", { class: "pictures" }, chipFigure(chip, 0), chipFigure(chip, 1)) : "",
     isCoarse ? make("p", { class: "muted", text: "From the overview: the page has full-resolution images of the most changed chips only." }) : "",
     make("p", { class: "caption", text: ANSWERED.has(chip.status) ? chip.caption || "No caption." : `Not analyzed: ${chip.status}.` }),
-    facts(chip), answers.children.length > 1 ? answers : "");
+    facts(chip), reviewOf(chip), answers.children.length > 1 ? answers : "");
   detail.hidden = false;
   detail.scrollTop = 0;
 }

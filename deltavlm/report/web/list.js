@@ -24,6 +24,7 @@ function matchesFilter(chip, criteria, anyScore) {
   if (criteria.state === "changed" && !chip.changed) return false;
   if (criteria.state === "unchanged" && chip.changed !== false) return false;
   if (criteria.state === "conflict" && !chip.conflicts.length) return false;
+  if (criteria.state === "unreviewed" && isReviewed(chip)) return false;
   if (criteria.state === "open" && ANSWERED.has(chip.status)) return false;
   if (criteria.kind && !chip.classes.has(criteria.kind)) return false;
   if (!anyScore && (criteria.low > 0 || criteria.high < 1)) {

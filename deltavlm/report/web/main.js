@@ -17,7 +17,7 @@ function totals() {
   const polygons = PAIRS.reduce((total, each, index) => total + (state.pair === null || index === state.pair ? each.changes : 0), 0);
   const basis = figures.basis === "polygons" ? `in ${pluralize(polygons, "polygon")}` : `by ${figures.basis}`;
   const percent = figures.changed_share === null ? "" : `${+(100 * figures.changed_share).toPrecision(2)} %`;
-  if (figures.changed_km2 !== null) add("Changed ground", `${+figures.changed_km2.toPrecision(3)} km²`, [percent, basis].filter(Boolean).join(", "));
+  if (figures.changed_km2 !== null) add("Changed ground", formatArea(figures.changed_km2), [percent, basis].filter(Boolean).join(", "));
   else if (percent) add("Changed ground", percent, basis);
   for (const [label, number] of [["New buildings", figures.new_buildings], ["New roads", figures.new_roads]]) {
     if (number !== null) add(label, decimals.format(number), "estimate by chips");
@@ -82,7 +82,7 @@ function theme() {
 function listenToKeys() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.matches("input[type=search], select, textarea");
+    const typing = event.target.matches("input[type=search], input[type=text], select, textarea");
     if (event.key === "Escape") {
       if (typing && event.target.value && event.target.id === "search") { event.target.value = ""; refilter(); }
       else if (typing) event.target.blur();
@@ -90,6 +90,10 @@ function listenToKeys() {
     } else if (typing) return;
     else if (event.key === "/") $("search").focus();
     else if (event.key === "b") flip();
+    else if (VERDICTS && state.open && (event.key === "a" || event.key === "r")) {
+      setOpinion("chips", state.chosen, { verdict: event.key === "a" ? "accept" : "reject" });
+      openDetail(state.chosen);
+    }
     else if (event.key === "+" || event.key === "=") zoomAt(1.5);
     else if (event.key === "-") zoomAt(1 / 1.5);
     else if (event.key === "0") fit();
@@ -114,5 +118,7 @@ legend();
 listenToMap();
 listenToList();
 listenToKeys();
+startReview();
+for (const element of document.querySelectorAll(".for-review")) element.hidden = !VERDICTS;
 refilter();
 if (PAIRS.length) showPair(state.pair ?? 0);

@@ -1,0 +1,155 @@
+"""Review of an output by a person: verdicts and notes on chips and polygons, in columns or a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltavlm.errors import InputError
+from deltavlm.files import parse_json, read_text
+from deltavlm.pipeline.outputs_reader import Output
+from deltavlm.pipeline.schema import VERDICTS
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+__all__ = ["Opinion", "Review", "read_review", "with_review"]
+
+COLUMNS = ("layer", "pair_id", "id", "verdict", "note")
+KEYS: Mapping[str, str] = {"chips": "chip_id", "changes": "polygon_id"}
+"""Column by which a review names the rows of each layer."""
+HINT = "give the JSON or CSV that the page of deltavlm report --review downloads"
+
+RowKey = tuple[str, str]  # pair_id, empty for a single pair; and chip_id or polygon_id
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """Verdict of VERDICTS on one chip or polygon, and a note; one of the two may be empty."""
+
+    verdict: str | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Review:
+    """Opinions by layer (`chips` or `changes`) and row."""
+
+    path: Path
+    opinions: Mapping[str, Mapping[RowKey, Opinion]] = field(default_factory=dict)
+
+
+def read_review(path: Path) -> Review:
+    """Read a review in JSON (an object with a list `review` of rows) or CSV, with COLUMNS.
+
+    Raises: InputError that names the file and the row.
+    """
+    try:
+        text = read_text(path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text; {HINT}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {HINT}") from error
+    rows = _json_rows(text, path) if text.lstrip().startswith("{") else _csv_rows(text, path)
+    opinions: dict[str, dict[RowKey, Opinion]] = {layer: {} for layer in KEYS}
+    for number, row in enumerate(rows, start=1):
+        layer, key, opinion = _opinion(row, f"{path}, row {number}")
+        if key in opinions[layer]:
+            raise InputError(f"{path}, row {number}: is the second one about {layer} {key[1]!r}; keep one")
+        opinions[layer][key] = opinion
+    return Review(path, opinions)
+
+
+def _json_rows(text: str, path: Path) -> list[Any]:
+    try:
+        rows = parse_json(text)["review"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no review ({type(error).__name__}: {error}); {HINT}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: its 'review' is no list; {HINT}")
+    return rows
+
+
+def _csv_rows(text: str, path: Path) -> list[Any]:
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows: list[Any] = list(reader)
+    except csv.Error as error:
+        raise InputError(f"{path}: is not valid CSV ({error}); {HINT}") from error
+    if not {*COLUMNS} <= {*(reader.fieldnames or ())}:
+        raise InputError(f"{path}: is no review, whose columns are {', '.join(COLUMNS)}; {HINT}")
+    return rows
+
+
+def _opinion(row: Any, source: str) -> tuple[str, RowKey, Opinion]:
+    """Layer, key and opinion of a row. Raises: InputError."""
+    if not isinstance(row, dict):
+        raise InputError(f"{source}: is no object; {HINT}")
+    texts = {name: _text(row.get(name), f"{source}, {name}") for name in COLUMNS}
+    layer, verdict = texts["layer"], texts["verdict"].strip().lower()
+    if layer not in KEYS:
+        raise InputError(f"{source}: its layer is {layer[:40]!r}, not one of {', '.join(KEYS)}")
+    if not texts["id"]:
+        raise InputError(f"{source}: names no {KEYS[layer]} in its column 'id'")
+    if verdict and verdict not in VERDICTS:
+        raise InputError(f"{source}: its verdict is {verdict[:40]!r}, not one of {', '.join(VERDICTS)}")
+    return layer, (texts["pair_id"], texts["id"]), Opinion(verdict or None, texts["note"].strip() or None)
+
+
+def _text(value: Any, source: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{source}: is no text")
+    return str(value)
+
+
+def with_review(output: Output, review: Review) -> Output:
+    """The output with the opinions of a review in its columns `verdict` and `note`.
+
+    Rows that the review does not name keep what they have.
+
+    Raises: InputError for a chip or polygon that the output does not have.
+    """
+    layers = dict(output.layers)
+    for layer, opinions in review.opinions.items():
+        if not opinions:
+            continue
+        if layer not in layers or KEYS[layer] not in layers[layer]:
+            raise InputError(f"{review.path}: has opinions on {layer}, which {output.path} does not have")
+        layers[layer] = _with_opinions(layers[layer], KEYS[layer], opinions, f"{review.path}: {output.path}")
+    return replace(output, layers=layers)
+
+
+def _with_opinions(
+    frame: GeoDataFrame, key: str, opinions: Mapping[RowKey, Opinion], source: str
+) -> GeoDataFrame:
+    """Rows of a layer with opinions by their keys. Raises: InputError, which begins with `source`."""
+    import pandas as pd
+
+    pair_ids: Iterable[Any] = frame["pair_id"] if "pair_id" in frame else [None] * len(frame)
+    keys = [(_key(pair), _key(name)) for pair, name in zip(pair_ids, frame[key], strict=True)]
+    unknown = next((each for each in opinions if each not in {*keys}), None)
+    if unknown is not None:
+        pair = f" in pair {unknown[0]!r}" if unknown[0] else ""
+        raise InputError(f"{source} has no {key} {unknown[1]!r}{pair}; is the review of another output?")
+    frame = frame.copy(deep=False)
+    for name in ("verdict", "note"):
+        earlier = frame[name].tolist() if name in frame else [None] * len(frame)
+        values = [
+            getattr(opinions[each], name) if each in opinions else old
+            for each, old in zip(keys, earlier, strict=True)
+        ]
+        frame[name] = pd.Series(values, index=frame.index, dtype="object")
+    return frame
+
+
+def _key(value: Any) -> str:
+    """Text of an id; whole numbers without decimals, as a column with nulls makes floats of them."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) else str(value)
