@@ -141,14 +141,15 @@ def _progress_callback(stack: ExitStack) -> Callable[[str, int, int, str], None]
     notes: dict[str, str] = {}  # last losses of a phase, shown until there are new ones
 
     def on_progress(phase: str, step: int, steps: int, note: str) -> None:
-        if not steps:
-            console.info(f"{phase}: {note}")
-            return
         if phase not in bars:
             stack.close()
-            bars[phase] = stack.enter_context(console.count_progress(steps, f"{phase} steps", initial=step))
+            label = "drawing scenes" if note == "drawn" else f"{phase} steps"
+            if note == "drawn":
+                console.info(f"{label}: {step:,} of {steps:,} are there already", done=step, total=steps)
+                note = ""
+            bars[phase] = stack.enter_context(console.count_progress(steps, label, initial=step))
             return
-        notes[phase] = note or notes.get(phase, "")
+        notes[phase] = "" if note == "drawn" else note or notes.get(phase, "")
         bars[phase](step, notes[phase])
 
     return on_progress
@@ -158,6 +159,7 @@ def _as_json(estimate: Estimate) -> dict[str, Any]:
     return {
         "model": estimate.model,
         "phases": estimate.phases,
+        "other_seconds": estimate.other_seconds,
         "missing": None if estimate.missing is None else str(estimate.missing),
         "unmeasured": estimate.unmeasured,
     }
@@ -196,9 +198,15 @@ def _as_text(estimate: Estimate) -> list[str]:
             lines.append("  epochs: " + ", ".join(f"{k} {v:.3g}" for k, v in phase["epochs"].items()))
         if phase["seconds"]:
             total_seconds += phase["seconds"]
-            lines.append(f"  time: about {duration(phase['seconds'])} on this machine under its present load")
+            parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in phase["time"].items())
+            lines.append(f"  time: about {duration(phase['seconds'])} ({parts})")
     if estimate.unmeasured:
         lines.append(f"time: unknown, {estimate.unmeasured}")
     else:
-        lines.append(f"time: about {duration(total_seconds)} in total, plus rendering scenes and validation")
+        total_seconds += sum(estimate.other_seconds.values())
+        parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in estimate.other_seconds.items())
+        lines.append(
+            f"time: about {duration(total_seconds)} in total on this machine under its present load, "
+            f"with {parts}"
+        )
     return lines

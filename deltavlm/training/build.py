@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +32,8 @@ from deltavlm.training.loop import micro_batches
 from deltavlm.training.parameter_groups import lr_multipliers
 from deltavlm.training.sampling import MixedSampler, SampleSource
 from deltavlm.training.synthetic_dataset import SceneSource, scene_corpus
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,38 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         model = replace(start_model, difference=model.difference, prompt=model.prompt)
     splits = tuple(load_split(name, records, config.seed) for name, records in config.sets.items())
     return RunInputs(model, start, splits)
+
+
+def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
+    """Configuration with no more than `max_epochs` epochs of each phase over the sets, and no more scenes of
+    each kind than its phases sample; unchanged without `max_epochs`."""
+    splits = [split for split in inputs.splits if config.sets[split.name].weight]
+    if config.max_epochs is None or not splits:
+        return config
+    weight = sum(config.sets[split.name].weight for split in splits)
+    share = weight / (weight + (config.scenes.weight if config.scenes else 0.0))
+    phases = {}
+    for name, phase in config.phases.items():
+        samples = sum(
+            len(ChangeChatSource(split.train, split.image_folder, phase, 1, [0], train=False))
+            for split in splits
+        )
+        steps = min(phase.steps, math.ceil(config.max_epochs * samples / (phase.batch * share)))
+        phases[name] = replace(phase, steps=steps, warmup=min(phase.warmup, -(-steps // 4)))
+    if all(phases[name].steps == phase.steps for name, phase in config.phases.items()):
+        return config
+    steps_text = " and ".join(
+        f"{phase.steps} steps of {name} instead of {config.phases[name].steps}"
+        for name, phase in phases.items()
+    )
+    pairs = sum(len(split.train) for split in splits)
+    log.info("%d training pairs: %s (max_epochs is %g)", pairs, steps_text, config.max_epochs)
+    scenes = config.scenes
+    if scenes:
+        samples = math.ceil(sum(phase.steps * phase.batch for phase in phases.values()) * (1 - share))
+        kinds = ("train", "far", "stormy", "rich")
+        scenes = replace(scenes, **{kind: min(getattr(scenes, kind), samples) for kind in kinds})
+    return replace(config, phases=phases, scenes=scenes)
 
 
 def prepare_tokenizers(inputs: RunInputs, out: Path, *, has_scenes: bool) -> tuple[Codec, Codec]:

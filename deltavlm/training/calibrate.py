@@ -8,6 +8,7 @@ pairs of that set; the shipped one was never fitted to real pairs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
 from deltavlm.scoring.inference import PairExamples, predict_batches
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS
+
+log = logging.getLogger(__name__)
 
 HARD_SEED = 700_000_000
 HARD_STRENGTH = 1.5  # of the differences in light, haze and season
@@ -93,6 +96,7 @@ def record_margins(
 def calibrate_on_scenes(model: Predictor, validation: Path, hard: Path) -> Calibration:
     """Fit to the validation scenes and as many hard negatives, which are rendered into the cache `hard`."""
     options = SceneOptions(change=0.0, strength=HARD_STRENGTH)
+    log.info("calibrating the yes/no score on the validation scenes and as many hard ones")
     render_cache(hard, len(open_cache(validation)[0]), seed=HARD_SEED, options=options)
     margins, is_changed = scene_margins(model, validation)
     hard_margins, hard_is_changed = scene_margins(model, hard)

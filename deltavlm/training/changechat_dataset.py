@@ -17,6 +17,7 @@ from deltavlm.data.examples import Dataset, missing_images
 from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
+from deltavlm.messages import pluralize
 from deltavlm.model.predictor import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
@@ -26,6 +27,7 @@ from deltavlm.training.sampling import Sample
 
 log = logging.getLogger(__name__)
 
+MIN_AUTO_PAIRS, MAX_AUTO_PAIRS, AUTO_SHARE = 10, 200, 0.2  # of `held_out: auto`
 MAX_LISTED = 3  # missing images named in an error
 
 # Words that may become untrue when an image is cropped or rotated.
@@ -78,14 +80,34 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
         raise InputError(
             f"sets.{name}: {len(missing)} images are missing: {paths}{others}; set sets.{name}.images"
         )
+    held_out_count = _held_out_count(name, records, len(pairs))
     order = np.random.default_rng([seed, *name.encode()]).permutation(len(pairs))
-    held_out = [pairs[index] for index in sorted(order[: records.held_out])]
-    train = [pairs[index] for index in sorted(order[records.held_out :])]
+    held_out = [pairs[index] for index in sorted(order[:held_out_count])]
+    train = [pairs[index] for index in sorted(order[held_out_count:])]
     if records.weight and not train:
         raise ConfigError(
-            f"sets.{name}: held_out {records.held_out} leaves none of its {len(pairs)} pairs to train on"
+            f"sets.{name}: held_out {records.held_out} leaves none of its {len(pairs)} pairs to train on; "
+            f"set sets.{name}.held_out to a smaller number, or to auto"
+        )
+    flags = {pair.examples[0].changed for pair in train}
+    if records.weight and len(flags) == 1:
+        log.warning(
+            "sets.%s: all %d training pairs are %s, so it learns one answer; add pairs of the other kind",
+            *(name, len(train), "changed" if flags.pop() else "unchanged"),
         )
     return Split(name, image_folder, tuple(train), tuple(held_out))
+
+
+def _held_out_count(name: str, records: RecordSet, pairs: int) -> int:
+    """Number of held-out pairs. Raises: ConfigError when the set is too small for "auto"."""
+    if records.held_out != "auto":
+        return records.held_out
+    if pairs < MIN_AUTO_PAIRS:
+        raise ConfigError(
+            f"sets.{name}: {records.path} has {pluralize(pairs, 'pair')}, too few to train and "
+            f"validate on; use at least {MIN_AUTO_PAIRS}, or set sets.{name}.held_out and validation.metric"
+        )
+    return min(int(pairs * AUTO_SHARE), MAX_AUTO_PAIRS)
 
 
 def _report_problems(name: str, dataset: Dataset) -> None:

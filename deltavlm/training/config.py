@@ -49,7 +49,7 @@ class RecordSet:
     split: Literal["train", "val", "test"] = "train"
     tasks: tuple[TaskName, ...] = tuple(TASKS)
     weight: float = 1.0  # sampling weight
-    held_out: int = 0
+    held_out: int | Literal["auto"] = 0  # "auto": a fifth of the pairs, 200 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,7 @@ class TrainConfig:
     recompute: bool = False  # activation checkpointing: less memory, more time
     sharding: Literal["ddp", "fsdp"] = "ddp"  # of several processes: a full replica, or a shard in each
     workers: int = 1  # threads that prefetch batches
+    max_epochs: float | None = None  # of a phase over its sets: small sets get fewer steps and fewer scenes
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -169,6 +170,8 @@ class TrainConfig:
         for name in ("checkpoint_every", "log_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than 1")
+        if self.max_epochs is not None and not 0 < self.max_epochs < math.inf:
+            raise ValueError(f"max_epochs is {self.max_epochs}, not above 0 and finite")
         if not (0 <= self.ema < 1 and self.clip > 0):
             raise ValueError("ema must be at least 0 and below 1, clip above 0")
         if self.validation is not None:

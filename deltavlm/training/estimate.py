@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,27 +18,34 @@ from torch import Tensor
 from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
+from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training.build import (
     RunInputs,
     build_initial_model,
     build_learner,
     build_sampler,
     is_language_trainable,
+    limit_epochs,
     load_inputs,
     load_model_config,
     prepare_tokenizers,
 )
+from deltavlm.training.calibrate import scene_margins
 from deltavlm.training.changechat_dataset import ChangeChatSource
 from deltavlm.training.collate import TrainLoader, collate
 from deltavlm.training.config import Phase, TrainConfig
 from deltavlm.training.distributed import pick_machine, world
+from deltavlm.training.export import write_model_folder
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import Trainer, TrainHooks, micro_batches
 from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
-from deltavlm.training.synthetic_dataset import render_scenes
+from deltavlm.training.stop_signals import StopRequest
+from deltavlm.training.synthetic_dataset import scene_caches
+from deltavlm.training.validate import Validator
 
 MAX_CPU_PARAMETERS = 200_000_000  # of models whose steps are measured without a GPU
-MEASURED_PAIRS, MEASURED_STEPS = 4, 2  # after a warm-up step, which also counts activations
+MEASURED_PAIRS = 16  # of a step, of a validation and of the calibration, at most; times are scaled beyond
+MEASURED_STEPS, MEASURED_S = 10, 6.0  # steps after a warm-up step: at most so many, until so many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class Estimate:
     phases: dict[str, dict[str, Any]]
     missing: DeltaVLMError | None
     unmeasured: str | None  # why no time was measured
+    other_seconds: dict[str, float]  # time outside of the phases, by its kind; empty if not measured
 
 
 def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda text: None) -> Estimate:
@@ -56,6 +66,7 @@ def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda tex
     try:
         inputs = load_inputs(config)
         model_config = inputs.model
+        config = limit_epochs(config, inputs)
     except DeltaVLMError as error:
         missing = error
     with torch.device("meta"):
@@ -63,17 +74,17 @@ def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda tex
         learners = {name: Learner(model, model_config, phase) for name, phase in config.phases.items()}
     phases = {name: _phase_estimate(config, name, learners[name], inputs) for name in config.phases}
     size = sum(parameter.numel() for parameter in model.parameters())
-    unmeasured = None
+    unmeasured, other_seconds = None, dict[str, float]()
     if inputs is None:
         unmeasured = "inputs are missing"
     elif size > MAX_CPU_PARAMETERS and not torch.cuda.is_available():
         unmeasured = f"a model of {size / 1e9:.1f} billion parameters is not measured without a GPU"
     else:
         try:
-            _measure(config, inputs, phases, notify)
+            other_seconds = _measure(config, inputs, phases, notify)
         except (RuntimeError, MemoryError) as error:
             unmeasured = f"a step failed: {str(error).splitlines()[0]}"
-    return Estimate(_shapes(model_config, config), phases, missing, unmeasured)
+    return Estimate(_shapes(model_config, config), phases, missing, unmeasured, other_seconds)
 
 
 def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
@@ -118,6 +129,7 @@ def _phase_estimate(
         "memory_bytes": {key: value // shards for key, value in memory.items()},
         "epochs": _epochs(config, phase, inputs),
         "seconds": None,
+        "time": {},
         "activation_bytes": None,
     }
 
@@ -141,39 +153,127 @@ def _measure(
     inputs: RunInputs,
     phases: dict[str, dict[str, Any]],
     notify: Callable[[str], None],
-) -> None:
-    """Fill in time and activation memory from some steps of each phase, with few pairs and few scenes, in a
-    temporary folder."""
+) -> dict[str, float]:
+    """Fill in time and activation memory of each phase, from a few steps, a small validation and a checkpoint
+    with few scenes in a temporary folder; returns the time of everything else by its kind."""
+    other_seconds = {"start": time.process_time()}  # of this process: mostly the import of packages
     machine = pick_machine(config)
-    scenes = config.scenes
-    if scenes:
-        kinds = ("train", "validation", "far", "stormy", "rich")
-        scenes = replace(scenes, **{kind: min(getattr(scenes, kind), MEASURED_PAIRS) for kind in kinds})
     with tempfile.TemporaryDirectory(prefix="deltavlm-plan-") as folder:
         out = Path(folder)
+        scenes = config.scenes
         if scenes:
-            render_scenes(scenes, out, workers=1)
+            notify("measuring the drawing of scenes")
+            other_seconds["drawing scenes"] = _measure_scenes(config, out)
+            kinds = ("train", "validation", "far", "stormy", "rich")
+            scenes = replace(scenes, **{kind: min(getattr(scenes, kind), MEASURED_PAIRS) for kind in kinds})
+        started = time.monotonic()
         codecs = prepare_tokenizers(inputs, out, has_scenes=scenes is not None)
+        other_seconds["start"] += time.monotonic() - started
         for name, phase in config.phases.items():
-            notify(f"measuring {MEASURED_STEPS} steps of {name}")
-            pairs = min(phase.batch, phase.micro or MEASURED_PAIRS, MEASURED_PAIRS)
-            short_phase = replace(phase, steps=MEASURED_STEPS + 1, batch=pairs, micro=None)
-            short = replace(config, scenes=scenes, validation=None, phases={name: short_phase})
+            notify(f"measuring steps of {name}")
+            started = time.monotonic()
+            micro_batch_size, grad_accum_steps = micro_batches(name, phase)
+            pairs = min(micro_batch_size, MEASURED_PAIRS)
+            short_phase = replace(phase, steps=MEASURED_STEPS + 3, batch=pairs, micro=None)
+            short = replace(config, scenes=scenes, phases={**config.phases, name: short_phase})
             learner = build_learner(short, name, inputs, build_initial_model(config, inputs), machine)
             loader = TrainLoader(
                 build_sampler(short, name, inputs, out),
                 partial(collate, phase=short_phase, config=inputs.model, codecs=codecs),
             )
             trainer = Trainer(short, name, learner, loader, machine, TrainHooks(out))
+            start_seconds = time.monotonic() - started
             activations = _SavedTensors()
-            with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda tensor: tensor):
-                trainer.train_step(0, trainer.load_step(0), should_log=True)
+            step_seconds = _measure_steps(trainer, activations)
+            scale = micro_batch_size / pairs * grad_accum_steps
             started = time.monotonic()
-            for step in range(1, MEASURED_STEPS + 1):
-                trainer.train_step(step, trainer.load_step(step), should_log=True)
-            step_seconds = (time.monotonic() - started) / MEASURED_STEPS
-            phases[name]["seconds"] = step_seconds * phase.batch / pairs * phase.steps
-            phases[name]["activation_bytes"] = activations.total_bytes * (phase.micro or phase.batch) // pairs
+            trainer.save_checkpoint()
+            checkpoint_seconds = time.monotonic() - started
+            plan = config.validation
+            validations = math.ceil(phase.steps / plan.every) if plan else 0
+            checkpoints = math.ceil(phase.steps / config.checkpoint_every) + validations
+            seconds = {
+                "steps": start_seconds + step_seconds * scale * phase.steps,
+                "checkpoints": checkpoint_seconds * checkpoints,
+            }
+            if plan:
+                with trainer.ema_weights():
+                    validator = Validator(short, name, inputs, codecs, machine, out)
+                    seconds["validation"] = validations * _measure_validation(validator, learner, config)
+            phases[name]["time"] = seconds
+            phases[name]["seconds"] = sum(seconds.values())
+            phases[name]["activation_bytes"] = activations.total_bytes * micro_batch_size // pairs
+        notify("measuring the model folder and its calibration")
+        other_seconds["model folder"] = _measure_export(config, inputs, out)
+    return other_seconds
+
+
+def _measure_scenes(config: TrainConfig, out: Path) -> float:
+    """Seconds that drawing all scenes takes; draws the first of each kind into `out`."""
+    assert config.scenes is not None
+    caches, seconds = scene_caches(config.scenes, out), 0.0
+    workers = os.cpu_count() or 1
+    for cache in caches:
+        few = replace(cache, count=min(cache.count, MEASURED_PAIRS))
+        started = time.monotonic()
+        few.render(workers=1)
+        scene_seconds = (time.monotonic() - started) / max(1, few.count)
+        # the hard negatives of the calibration are as many as the validation scenes
+        count = cache.count * (2 if cache.folder.name == "validation" else 1)
+        seconds += scene_seconds * count / min(workers, math.ceil(cache.count / MEASURED_PAIRS) or 1)
+    return seconds
+
+
+def _measure_steps(trainer: Trainer, activations: _SavedTensors) -> float:
+    """Seconds per step, with prefetched batches as in training; the first step counts activations instead."""
+    started, steps = time.monotonic(), 0
+    for step, batches in trainer.prefetch_steps():
+        if step == 0:
+            with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda tensor: tensor):
+                trainer.train_step(step, batches, should_log=True)
+            started = time.monotonic()
+            continue
+        trainer.train_step(step, batches, should_log=True)
+        steps += 1
+        if steps == MEASURED_STEPS or (steps >= 2 and time.monotonic() - started > MEASURED_S):
+            break
+    return (time.monotonic() - started) / steps
+
+
+def _measure_validation(validator: Validator, learner: Learner, config: TrainConfig) -> float:
+    """Seconds of a validation: each source is measured with few pairs."""
+    plan, seconds = validator.plan, 0.0
+    sources, splits = validator.sources, validator.splits
+    validator.plan = replace(plan, pairs=min(plan.pairs, MEASURED_PAIRS))
+    for name, source in sources.items():
+        validator.sources = {name: source}
+        held_out = [split for split in splits if split.name == name]
+        validator.splits = [
+            replace(split, held_out=split.held_out[: validator.plan.pairs]) for split in held_out
+        ]
+        count = len(held_out[0].held_out) if held_out else config.scenes.validation if config.scenes else 0
+        count = min(count, plan.pairs)
+        started = time.monotonic()
+        validator(learner, StopRequest())
+        seconds += (time.monotonic() - started) * max(1.0, count / MEASURED_PAIRS)
+    return seconds
+
+
+def _measure_export(config: TrainConfig, inputs: RunInputs, out: Path) -> float:
+    """Seconds of writing the model folder and of calibrating its score on held-out pairs and scenes."""
+    model = build_initial_model(config, inputs)
+    started = time.monotonic()
+    write_model_folder(model, inputs, {}, out, out / "model")
+    seconds = time.monotonic() - started
+    pairs = sum(len(split.held_out) for split in inputs.splits)
+    pairs += 2 * config.scenes.validation if config.scenes else 0
+    if config.scenes and config.scenes.validation:
+        predictor = load_model(str(out / "model"), device="cpu")
+        assert isinstance(predictor, Predictor)
+        started = time.monotonic()
+        scene_margins(predictor, out / "validation")
+        seconds += (time.monotonic() - started) / min(config.scenes.validation, MEASURED_PAIRS) * pairs
+    return seconds
 
 
 class _SavedTensors:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltavlm.model import checkpoint
-from deltavlm.model.config import Calibration
+from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
@@ -42,8 +42,20 @@ def export_model(
     """Write the model folder `folder` of the run in `out`.
 
     Returns the calibration of yes/no scores: fitted on the held-out pairs of the sets where they are enough,
-    else on the validation scenes, else unchanged. A frozen language model that the start has in files of its
-    own is linked, not written.
+    else on the validation scenes, else unchanged.
+    """
+    model_config = write_model_folder(model, inputs, provenance, out, folder)
+    calibration = _calibrate(out, folder, config, inputs.splits) or inputs.model.calibration
+    checkpoint.save_config(folder, replace(model_config, calibration=calibration))
+    return calibration
+
+
+def write_model_folder(
+    model: DeltaVLM, inputs: RunInputs, provenance: Mapping[str, str], out: Path, folder: Path
+) -> DeltaVLMConfig:
+    """Write a model folder without calibration; returns its config.
+
+    A frozen language model that the start has in files of its own is linked, not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model_config = replace(inputs.model, calibration=Calibration(), files={})
@@ -60,9 +72,7 @@ def export_model(
     for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
         if (out / name).is_file() and folder != out:
             shutil.copyfile(out / name, folder / name)
-    calibration = _calibrate(out, folder, config, inputs.splits) or inputs.model.calibration
-    checkpoint.save_config(folder, replace(model_config, calibration=calibration))
-    return calibration
+    return model_config
 
 
 def _calibrate(out: Path, folder: Path, config: TrainConfig, splits: Sequence[Split]) -> Calibration | None:

@@ -20,6 +20,7 @@ from deltavlm.training.build import (
     build_learner,
     build_model,
     build_sampler,
+    limit_epochs,
     load_inputs,
     prepare_tokenizers,
 )
@@ -30,7 +31,7 @@ from deltavlm.training.distributed import Machine, pick_machine, world
 from deltavlm.training.export import describe_commit, export_model
 from deltavlm.training.loop import Trainer, TrainHooks
 from deltavlm.training.stop_signals import StopRequest, catch_stop_signals
-from deltavlm.training.synthetic_dataset import render_scenes
+from deltavlm.training.synthetic_dataset import render_scenes, scene_caches
 from deltavlm.training.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,10 @@ def train(
         check_distinct_files(written, [("the model to start from", path) for path in files])
     if world.rank == 0:
         open_folder(out, config, resume=options.resume)
-        if config.scenes:
-            on_progress("scenes", 0, 0, "rendering those that are missing")
-            render_scenes(config.scenes, out)
+    config = limit_epochs(config, inputs)
+    if world.rank == 0 and config.scenes:
+        caches = scene_caches(config.scenes, out)
+        render_scenes(caches, lambda done, total: on_progress("scenes", done, total, "drawn"))
     world.barrier()
     codecs = prepare_tokenizers(inputs, out, has_scenes=config.scenes is not None)
     run = _Run(config, inputs, codecs, machine, out)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from deltavlm.data.synthetic.cache import (
     STORMY_SEED,
     TRAIN_SEED,
     VALIDATION_SEED,
+    SceneCache,
     open_cache,
-    render_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.predictor import resize_image
@@ -32,19 +32,39 @@ SWAP_DATES = 0.15  # probability of exchanging before and after
 CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
 
 
-def render_scenes(scenes: Scenes, out: Path, workers: int | None = None) -> None:
-    """Render the scene caches of a run; finished ones are left as they are."""
-    render = partial(render_cache, size_px=scenes.size_px, workers=workers)
+def scene_caches(scenes: Scenes, out: Path) -> list[SceneCache]:
+    """Scene caches of a run, one for each kind of scenes that it has."""
     plain = SceneOptions(change=scenes.change)
-    render(out / "scenes", scenes.train, seed=TRAIN_SEED, options=plain)
-    render(out / "validation", scenes.validation, seed=VALIDATION_SEED, options=plain)
-    if scenes.far:
-        render(out / "far", scenes.far, seed=FAR_SEED, options=replace(plain, downsample=2))
-    if scenes.stormy:
-        stormy = SceneOptions(change=0.5, strength=2.0)
-        render(out / "stormy", scenes.stormy, seed=STORMY_SEED, options=stormy)
-    if scenes.rich:
-        render(out / "rich", scenes.rich, seed=RICH_SEED, options=replace(plain, rich=True))
+    kinds = [
+        ("scenes", scenes.train, TRAIN_SEED, plain),
+        ("validation", scenes.validation, VALIDATION_SEED, plain),
+        ("far", scenes.far, FAR_SEED, replace(plain, downsample=2)),
+        ("stormy", scenes.stormy, STORMY_SEED, SceneOptions(change=0.5, strength=2.0)),
+        ("rich", scenes.rich, RICH_SEED, replace(plain, rich=True)),
+    ]
+    return [
+        SceneCache(out / name, count, seed, scenes.size_px, options)
+        for name, count, seed, options in kinds
+        if count or name in ("scenes", "validation")
+    ]
+
+
+def render_scenes(
+    caches: Sequence[SceneCache], on_progress: Callable[[int, int], None], workers: int | None = None
+) -> None:
+    """Render the scene caches of a run; finished scenes are left as they are.
+
+    `on_progress` gets the number of scenes that are there, first those of an earlier run, and of all scenes.
+    """
+    total = sum(cache.count for cache in caches)
+    rendered = [cache.count_rendered() for cache in caches]
+    if sum(rendered) == total:
+        return
+    on_progress(sum(rendered), total)
+    for index, cache in enumerate(caches):
+        others = sum(rendered) - rendered[index]
+        cache.render(workers, lambda count, others=others: on_progress(others + count, total))  # type: ignore[misc]
+        rendered[index] = cache.count
 
 
 def scene_corpus(cache: Path, limit: int = CORPUS_SCENES) -> list[str]:

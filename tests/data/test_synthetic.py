@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deltavlm.data.synthetic import Scene, SceneOptions, make_scene, phrases
-from deltavlm.data.synthetic.cache import halve, open_cache, render_cache
+from deltavlm.data.synthetic.cache import SceneCache, halve, open_cache, render_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE
 from deltavlm.data.synthetic.imaging import color_jitter
@@ -136,6 +137,27 @@ def test_a_cache_holds_the_scenes_of_its_seeds(tmp_path: Path) -> None:
     stamp = (tmp_path / "pictures.npy").stat().st_mtime_ns
     render_cache(tmp_path, 3, seed=40, size_px=64, workers=1)
     assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
+
+
+def test_rendering_resumes_with_the_parts_that_are_missing(tmp_path: Path) -> None:
+    """Progress counts the scenes of the interrupted rendering, which are left as they are."""
+    cache = SceneCache(tmp_path, 18, seed=40, size_px=32)
+
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.render(1, interrupt)
+    assert cache.count_rendered() == 16
+    assert replace(cache, seed=41).count_rendered() == 0
+    open_cache(tmp_path, "r+")[0][0] = 7  # would be drawn over
+    counts: list[int] = []
+    cache.render(1, counts.append)
+    assert counts == [18]
+    assert cache.count_rendered() == 18
+    pictures = open_cache(tmp_path)[0]
+    assert (pictures[0] == 7).all()
+    assert np.array_equal(pictures[17, 0], make_scene(57, 32, 32, SceneOptions(change=0.6)).before)
 
 
 def test_a_downsampled_scene_is_the_average_of_the_large_one() -> None:

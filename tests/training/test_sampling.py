@@ -16,10 +16,13 @@ from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.data.synthetic.cache import open_cache, render_cache
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.tasks import caption, dialogue, locate
+from deltavlm.training import changechat_dataset
+from deltavlm.training.build import RunInputs, limit_epochs
 from deltavlm.training.changechat_dataset import ChangeChatSource, load_split, turn_samples
-from deltavlm.training.config import Phase, RecordSet, Scenes
+from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig
 from deltavlm.training.sampling import MixedSampler, Sample
 from deltavlm.training.synthetic_dataset import SceneSource
+from tests.tiny import TINY
 
 PHASE = Phase(part="instruct", steps=4, batch=6, lr=1e-3, rows=1)
 
@@ -151,6 +154,28 @@ def test_held_out_pairs_are_not_trained_on(chip_set: Path) -> None:
     with pytest.raises(ConfigError, match="leaves none of its 5 pairs"):
         load_split("made", RecordSet(chip_set, held_out=5), 0)
     assert len(load_split("made", RecordSet(chip_set, held_out=9, weight=0.0), 0).held_out) == 5
+
+
+def test_a_small_set_gets_fewer_steps_and_scenes(chip_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`held_out: auto` refuses fewer than 10 pairs; `max_epochs` limits steps, warm-up and scenes."""
+    with pytest.raises(ConfigError, match="has 5 pairs, too few"):
+        load_split("made", RecordSet(chip_set, held_out="auto"), 0)
+    monkeypatch.setattr(changechat_dataset, "MIN_AUTO_PAIRS", 5)
+    split = load_split("made", RecordSet(chip_set, held_out="auto"), 0)
+    assert (len(split.train), len(split.held_out)) == (4, 1)
+    phase = Phase("language", steps=500, batch=4, lr=1e-4, warmup=100, rows=99)
+    config = TrainConfig(
+        "nano",
+        {"read": phase},
+        Scenes(1000, 8, weight=0.5),
+        {"made": RecordSet(chip_set, held_out="auto", weight=0.5)},
+    )
+    inputs = RunInputs(TINY, None, (split,))
+    assert limit_epochs(config, inputs) == config
+    limited = limit_epochs(replace(config, max_epochs=3), inputs)
+    assert limited.phases["read"].steps == 6  # 3 epochs of 4 samples, 2 in a step
+    assert limited.phases["read"].warmup == 2
+    assert limited.scenes == Scenes(12, 8, weight=0.5)
 
 
 def test_repeated_ids_are_all_trained_on(tmp_path: Path) -> None:

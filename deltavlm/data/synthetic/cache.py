@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +30,7 @@ __all__ = [
     "TEST_SEED",
     "TRAIN_SEED",
     "VALIDATION_SEED",
+    "SceneCache",
     "halve",
     "open_cache",
     "render_cache",
@@ -38,21 +43,113 @@ FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_0
 RICH_SEED, RICH_TEST_SEED = 1_600_000_000, 1_900_000_000
 
 
+STAMP = "drawn.txt"  # written last, so that only a complete cache has it
+PARTS = "parts.txt"  # of an incomplete cache: its description, then "start stop" of each finished part
+PART_SCENES = 16  # scenes that are rendered between two reports of progress
+
+
 def halve(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Every second pixel of a ground truth array, as uint8."""
     halved: npt.NDArray[np.uint8] = np.minimum(array[::2, ::2], 255).astype(np.uint8)
     return halved
 
 
-def _render_scenes(job: tuple[str, int, int, int, int, SceneOptions]) -> int:
-    """Render the scenes start to stop - 1 into the arrays of a cache; returns their number."""
+def ignore_count(rendered: int) -> None:
+    """Progress callback that does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneCache:
+    """Cache folder of `count` scenes with the seeds `seed`, `seed` + 1, ... and square sides of `size_px`."""
+
+    folder: Path
+    count: int
+    seed: int
+    size_px: int = 256
+    options: SceneOptions = field(default_factory=lambda: SceneOptions(change=0.6))
+
+    @property
+    def description(self) -> str:
+        return _describe(self.count, self.seed, self.size_px, self.options)
+
+    def count_rendered(self) -> int:
+        """Number of scenes that the folder holds already, also of an interrupted rendering."""
+        if self._is_complete():
+            return self.count
+        return sum(stop - start for start, stop in self._finished_parts())
+
+    def render(self, workers: int | None = None, on_progress: Callable[[int], None] = ignore_count) -> None:
+        """Render the scenes that are missing. `on_progress` gets the number of scenes that are there."""
+        if self._is_complete():
+            return
+        finished = self._finished_parts()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not finished:
+            self._create_arrays()
+        size_px, options = self.size_px, self.options
+        jobs = [
+            (str(self.folder), start, min(start + PART_SCENES, self.count), self.seed, size_px, options)
+            for start in range(0, self.count, PART_SCENES)
+        ]
+        jobs = [job for job in jobs if job[1:3] not in finished]
+        rendered = self.count_rendered()
+        workers = min(workers or os.cpu_count() or 1, len(jobs))
+        with ExitStack() as stack:
+            parts = stack.enter_context((self.folder / PARTS).open("a", encoding="utf-8"))
+            results: Iterable[tuple[int, int]]
+            if workers > 1:
+                pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_ignore_interrupts)
+                results = stack.enter_context(pool).imap_unordered(_render_scenes, jobs)
+            else:
+                results = map(_render_scenes, jobs)
+            for start, stop in results:
+                parts.write(f"{start} {stop}\n")
+                parts.flush()
+                rendered += stop - start
+                on_progress(rendered)
+        (self.folder / STAMP).write_text(self.description)
+        (self.folder / PARTS).unlink()
+
+    def _is_complete(self) -> bool:
+        stamp = self.folder / STAMP
+        return stamp.exists() and stamp.read_text() == self.description
+
+    def _finished_parts(self) -> set[tuple[int, int]]:
+        """(start, stop) of the parts that an interrupted rendering of this cache has finished."""
+        path = self.folder / PARTS
+        if not path.exists():
+            return set()
+        description, _, text = path.read_text(encoding="utf-8").partition("\n")
+        if description != self.description.strip():
+            return set()
+        lines = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return {(int(start), int(stop)) for start, stop in lines}
+
+    def _create_arrays(self) -> None:
+        (self.folder / STAMP).unlink(missing_ok=True)
+        half_px = self.size_px // 2
+        for name, shape in (
+            ("pictures", (self.count, 2, self.size_px, self.size_px, 3)),
+            ("truth", (self.count, 3, half_px, half_px)),
+        ):
+            np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        (self.folder / PARTS).write_text(self.description, encoding="utf-8")
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the parent process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _render_scenes(job: tuple[str, int, int, int, int, SceneOptions]) -> tuple[int, int]:
+    """Render the scenes start to stop - 1 into the arrays of a cache; returns start and stop."""
     folder, start, stop, seed, size, options = job
     pictures, truth = open_cache(Path(folder), mode="r+")
     for index in range(start, stop):
         scene = make_scene(seed + index, size, size, options)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
         truth[index] = np.stack([halve(scene.change), halve(scene.instances), halve(scene.cover)])
-    return stop - start
+    return start, stop
 
 
 def render_cache(
@@ -65,27 +162,7 @@ def render_cache(
     workers: int | None = None,
 ) -> None:
     """Render scenes seed, seed + 1, ... into `folder`; does nothing where it holds them already."""
-    stamp = folder / "drawn.txt"  # written last, so that only a complete cache has it
-    description = _describe(count, seed, size_px, options)
-    if stamp.exists() and stamp.read_text() == description:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
-    half_px = size_px // 2
-    for name, shape in (
-        ("pictures", (count, 2, size_px, size_px, 3)),
-        ("truth", (count, 3, half_px, half_px)),
-    ):
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
-    step = 64
-    jobs = [
-        (str(folder), start, min(start + step, count), seed, size_px, options)
-        for start in range(0, count, step)
-    ]
-    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
-        for _ in pool.imap_unordered(_render_scenes, jobs):
-            pass
-    stamp.write_text(description)
+    SceneCache(folder, count, seed, size_px, options).render(workers)
 
 
 def _describe(count: int, seed: int, size_px: int, options: SceneOptions) -> str:
