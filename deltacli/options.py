@@ -249,7 +249,7 @@ DryRun = Annotated[
         "--dry-run",
         "-n",
         panel=OUTPUT,
-        help="Check the images and show what would be done; load no model, write nothing.",
+        help="Check the images and show what would be done; write nothing.",
     ),
 ]
 

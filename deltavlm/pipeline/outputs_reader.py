@@ -169,6 +169,8 @@ def read_output(
     output = Output(path, provenance or {}, layers)
     if not missing and (threshold is not None or "conflicts" not in chips.frame):
         output = replace(output, layers={**layers, "chips": _judged(output, threshold)}, threshold=threshold)
+    if threshold is not None and CHANGES.name in layers and _draws_changed_chips(provenance or {}):
+        output = replace(output, layers={**output.layers, CHANGES.name: _drawn_polygons(output)})
     return output
 
 
@@ -182,6 +184,31 @@ def _judged(output: Output, threshold: float | None) -> GeoDataFrame:
     for index, name in enumerate(("changed", "conflicts")):
         frame[name] = pd.Series([each[index] for each in judged], index=frame.index, dtype="object")
     return frame
+
+
+def _draws_changed_chips(provenance: Mapping[str, Any]) -> bool:
+    """True if the polygons of an output are those of chips called changed."""
+    changes = provenance.get("changes")
+    return isinstance(changes, dict) and changes.get("chips") == "changed"
+
+
+def _drawn_polygons(output: Output) -> GeoDataFrame:
+    """Polygons whose chip, of those that show them the one with the largest part, is not called unchanged."""
+    chips = {(_text(row.get("pair_id")), row["chip_id"]): row for row in output.rows("chips")}
+    drawn = []
+    for row in output.rows(CHANGES.name):
+        shown_by = (chips.get((_text(row.get("pair_id")), name)) for name in row.get("chip_ids") or ())
+        parts = [
+            (-round(chip["geometry"].intersection(row["geometry"]).area, 6), chip["changed"] is False)
+            for chip in shown_by
+            if chip is not None and chip["geometry"] is not None and row["geometry"] is not None
+        ]
+        drawn.append(not parts or not min(parts)[1])
+    return output.layers[CHANGES.name][drawn]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _polygons_beside(path: Path, provenance: Mapping[str, Any]) -> dict[str, GeoDataFrame]:

@@ -13,6 +13,7 @@ from deltavlm.geo.registration import shift_caveat
 from deltavlm.messages import redact_address
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
+from deltavlm.pipeline.scale import Scale
 from deltavlm.pipeline.schema import VERDICTS
 from deltavlm.pipeline.totals import sum_totals
 from deltavlm.report.colours import RAMP
@@ -213,6 +214,7 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
         lines.append(("Scale to 8 bit", str(inputs.get("scale", record.get("reading", {}).get("scale", "")))))
     else:
         lines.append(("Pairs", str(record.get("pairs", ""))))
+    lines += _scale_and_area(record, pairs)
     shifts_px = [_number(chip.get("shift_px"), 2) for pair in pairs for chip in pair.chips]
     lines.append(("Shift", shift_caveat([px for px in shifts_px if px is not None]) or ""))
     device = ", ".join(str(model[key]) for key in ("device", "dtype") if model.get(key))
@@ -224,11 +226,30 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
     return [(label, text) for label, text in lines if text.strip()]
 
 
+def _scale_and_area(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[tuple[str, str]]:
+    """Warnings about pixels far from the training's, and the area that was analyzed, as (label, text)."""
+    model, options = record.get("model") or {}, record.get("options") or {}
+    lines = []
+    chip_px, model_px, training_gsd_m = (
+        _number(values.get(name), 3)
+        for values, name in ((options, "chip_px"), (model, "chip_px"), (model, "training_gsd_m"))
+    )
+    if chip_px and model_px and training_gsd_m:
+        limited = not options.get("any_scale")
+        scales = (Scale(pair.gsd_m, training_gsd_m, chip_px / model_px) for pair in pairs)
+        warnings = dict.fromkeys(scale.warning(limited=limited) for scale in scales)
+        lines += [("Scale", text) for text in list(filter(None, warnings))[:3]]
+    source = {**(record.get("inputs") or {}), **(record.get("reading") or {})}
+    if source.get("bbox") or source.get("aoi"):
+        lines.append(("Area", "only chips that touch the area of interest were analyzed"))
+    return lines
+
+
 def _threshold(output: Output) -> list[tuple[str, str]]:
     """Threshold of changed chips as (label, text), if it is not the model's own answer."""
     if output.threshold is not None:
         text = f"changed from a score of {output.threshold:g} on, by the stored scores"
-        return [("Threshold", f"{text}; polygons are those of the run")]
+        return [("Threshold", f"{text}; polygons of other chips are left out")]
     threshold = (output.provenance.get("options") or {}).get("threshold")
     return [] if threshold is None else [("Threshold", f"changed from a score of {threshold} on")]
 

@@ -52,7 +52,9 @@ def reviewed_polygons(chip: Row, changes: Sequence[Row]) -> list[Row] | str:
     judged = [change for change in changes if change.get("verdict")]
     if not verdict and not judged:
         return "not reviewed"
-    return shown if changes and len(judged) == len(changes) else "a polygon has no verdict"
+    if not changes:
+        return "without polygons"
+    return shown if len(judged) == len(changes) else "a polygon has no verdict"
 
 
 def export_chips(report: Report, folder: Path, split: str) -> ExportedChips:

@@ -121,10 +121,10 @@ def single_area(results: Results) -> Areas:
 
 
 def areas_from_pairs(results: Results) -> Areas:
-    """One area per pair, outlined by its chips.
+    """One area per pair, outlined by its chips; with several outputs, a single pair is named by its file.
 
     Raises:
-        InputError: an output of a single pair.
+        InputError: one output of a single pair.
     """
     pairs = results.chips["pair_id"]
     if pairs.isna().all():

@@ -131,7 +131,7 @@ def _threshold(results: Results) -> Iterator[str]:
     if results.threshold is not None:
         yield (
             f"Changed chips are those with a score of at least {results.threshold:g}, by the stored scores; "
-            "polygons are those of the run."
+            "polygons of chips that it calls unchanged are left out."
         )
         return
     for threshold in dict.fromkeys(_option(run, "threshold") for run in results.runs):

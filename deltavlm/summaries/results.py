@@ -138,14 +138,15 @@ def read_results(
             CRS and others do not.
         ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
-    outputs = [read_output(path) for path in paths]
+    outputs, reviewed_at = [read_output(path) for path in paths], None
     if review is not None:
         if len(outputs) != 1:
             raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
         opinions = read_review(review)
-        outputs = [with_review(read_output(paths[0], threshold=opinions.threshold), opinions)]
+        reviewed_at = opinions.threshold
+        outputs = [with_review(read_output(paths[0], threshold=reviewed_at), opinions)]
     truths = [true_changes(output) for output in outputs]
-    if threshold is not None:
+    if threshold != reviewed_at:
         reviewed, outputs = outputs, [read_output(path, threshold=threshold) for path in paths]
         outputs = [
             replace(output, layers={**output.layers, **_verdicts(earlier)})
@@ -153,6 +154,12 @@ def read_results(
         ]
     frames = [_chips_table(output, truth) for output, truth in zip(outputs, truths, strict=True)]
     polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
+    if len(outputs) > 1:  # pairs are told apart by their output where it holds a single one
+        for table, output in (
+            *zip(frames, outputs, strict=True),
+            *zip(polygons, (each for each in outputs if each.has_polygons), strict=True),
+        ):
+            table["pair_id"] = table["pair_id"].astype("object").fillna(output.path.stem)
     crs = frames[0].crs
     for path, frame in zip(paths, frames, strict=True):
         if (frame.crs is None) != (crs is None):

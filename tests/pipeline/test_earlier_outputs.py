@@ -89,6 +89,8 @@ def test_the_report_shows_the_same(folder: Path, name: str) -> None:
         assert pair == approximately(expected_pair | {"changes": number})
     assert data["title"] == expected["title"]
     assert set(data["chips"]["columns"].pop("shift")) == {None}  # a column that it did not have
+    for name in ("verdict", "note"):  # of a review: columns since then
+        assert not any(data["chips"]["columns"].pop(name))
     conflicts = data["chips"]["columns"].pop("conflicts")  # a column since then
     assert not any(conflicts)
     for axis in ("lon", "lat"):  # which had six decimals
@@ -97,6 +99,7 @@ def test_the_report_shows_the_same(folder: Path, name: str) -> None:
     assert len(data["changes"]) == len(expected["changes"])
     for change, expected_change in zip(data["changes"], expected["changes"], strict=True):
         assert change.pop("kind") == change["class"]  # a column since then
+        assert [change.pop(name) for name in ("id", "verdict", "note")] == [None, "", ""]
         assert change == approximately(expected_change)
 
 

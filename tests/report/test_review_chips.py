@@ -36,7 +36,7 @@ ACCEPTED, OTHER_CLASS, REJECTED, OPEN = ({"verdict": each} for each in ("accept"
         (True, None, [ACCEPTED, OTHER_CLASS, REJECTED], [ACCEPTED, OTHER_CLASS]),
         (True, "accept", [ACCEPTED], [ACCEPTED]),
         (True, "accept", [ACCEPTED, OPEN], "a polygon has no verdict"),
-        (True, "accept", [], "a polygon has no verdict"),
+        (True, "accept", [], "without polygons"),
         (True, "reject", [OPEN, REJECTED], []),
         (True, "reject", [ACCEPTED], "verdicts contradict"),
         (True, None, [OPEN], "not reviewed"),

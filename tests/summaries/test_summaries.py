@@ -361,7 +361,7 @@ def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> Non
     assert "Scale (mine)" in " ".join(caveats(combined, summarize_chips(combined)))
     twice = read_results([tmp_path / "other.gpkg"] * 2)
     assert len(caveats(twice, summarize_chips(twice))) == len({*caveats(twice, summarize_chips(twice))})
-    assert summarize_chips(twice).top_chips[0].chip_id.startswith("r")
+    assert summarize_chips(twice).top_chips[0].chip_id.startswith("other r")
 
 
 def test_areas_smaller_than_chips_are_a_caveat(results: Results) -> None:
