@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,7 @@ class Chip:
     window: Window
     size: int
     transform: Affine  # of the raster, not of the chip
-    ground_share: float = (
-        1.0  # share of its ground that is its own, where chips divide what they share evenly
-    )
+    ground_share: float = 1.0  # of its ground that is its own, and inside the area of interest
     aoi_share: float | None = None  # share of its ground inside the area of interest; None without one
 
     @property
@@ -208,21 +207,8 @@ class ChipGrid:
             selected = np.zeros((self.rows, self.cols), bool)
             selected[rows, cols] = True
             size = min(self.size, self.geobox.height), min(self.size, self.geobox.width)
-            shares[0, *near] = ground_shares(row_offs[near[0]], col_offs[near[1]], size, selected[near])
-            shares[1, rows, cols] = self._aoi_shares(rows, cols)
-        return shares
-
-    def _aoi_shares(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Share of each of these chips, which are ordered by rows, that lies inside `keep`."""
-        rectangles = self._rectangles(rows, cols)
-        shares = np.ones(len(rows))
-        on_border = np.flatnonzero(~shapely.covers(self._keep_px, rectangles))
-        for row in np.unique(rows[on_border]):  # cut to a row first: an area may have many vertices
-            of_row = on_border[rows[on_border] == row]
-            xmin, ymin, xmax, ymax = shapely.total_bounds(rectangles[of_row])
-            strip = shapely.intersection(self._keep_px, shapely.box(xmin, ymin, xmax, ymax))
-            inside = shapely.area(shapely.intersection(strip, rectangles[of_row]))
-            shares[of_row] = inside / shapely.area(rectangles[of_row])
+            offsets = row_offs[near[0]], col_offs[near[1]]
+            shares[:, *near] = _shares_inside(self._keep_px, *offsets, size, selected[near])
         return shares
 
 
@@ -256,27 +242,63 @@ def ground_shares(
     """
     if selected is None:
         selected = np.ones((len(row_offs), len(col_offs)), bool)
-    # Edges of chips cut an axis into segments; each is covered by consecutive rows or columns of chips.
-    axes = [_segments(offsets, length) for offsets, length in zip((row_offs, col_offs), size, strict=True)]
-    (row_px, rows_from, rows_to, row_span), (col_px, cols_from, cols_to, col_span) = axes
-    counts = _sums_within(selected, (rows_from, rows_to), (cols_from, cols_to))
-    share_px = np.divide(np.outer(row_px, col_px), counts, out=np.zeros(counts.shape), where=counts > 0)
-    shares = _sums_within(share_px, row_span, col_span) / (size[0] * size[1])
-    return np.where(selected, shares, 0.0)
+    rows, cols = _Segments.of(row_offs, size[0]), _Segments.of(col_offs, size[1])
+    return _own_shares(np.outer(np.diff(rows.edges), np.diff(cols.edges)), rows, cols, size, selected)
 
 
-def _segments(
-    offsets: NDArray[np.integer], length: int
-) -> tuple[
-    NDArray[np.integer], NDArray[np.intp], NDArray[np.intp], tuple[NDArray[np.intp], NDArray[np.intp]]
-]:
-    """Segments of an axis between the edges of chips: length, range of the chips that cover each; and for
-    each chip the range of its segments."""
-    edges = np.unique(np.concatenate([offsets, offsets + length]))
-    starts = edges[:-1]
-    covering = np.searchsorted(offsets + length, starts, "right"), np.searchsorted(offsets, starts, "right")
-    spans = np.searchsorted(edges, offsets), np.searchsorted(edges, offsets + length)
-    return np.diff(edges), *covering, spans
+def _own_shares(
+    areas_px: NDArray[Any],
+    rows: _Segments,
+    cols: _Segments,
+    size: tuple[int, int],
+    selected: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Share of each chip's ground that is its own, of areas (row segments, column segments) that count."""
+    counts = _sums_within(selected, rows.covering, cols.covering)
+    own_px = np.divide(areas_px, counts, out=np.zeros(counts.shape), where=counts > 0)
+    return np.where(selected, _sums_within(own_px, rows.spans, cols.spans) / (size[0] * size[1]), 0.0)
+
+
+def _shares_inside(
+    area: BaseGeometry,
+    row_offs: NDArray[np.integer],
+    col_offs: NDArray[np.integer],
+    size: tuple[int, int],
+    selected: NDArray[np.bool_],
+) -> NDArray[np.float64]:  # (2, rows, cols)
+    """Share of each chip that is its own ground inside an area in pixels, and its share inside the area."""
+    rows, cols = _Segments.of(row_offs, size[0]), _Segments.of(col_offs, size[1])
+    inside_px = np.zeros((len(rows.edges) - 1, len(cols.edges) - 1))
+    lefts, rights = cols.edges[:-1], cols.edges[1:]
+    for row, (top, bottom) in enumerate(pairwise(rows.edges.tolist())):
+        # cut to a row first: an area may have many vertices
+        strip = shapely.intersection(area, shapely.box(cols.edges[0], top, cols.edges[-1], bottom))
+        if strip.is_empty:
+            continue
+        boxes = shapely.box(lefts, top, rights, bottom)
+        inside_px[row] = (rights - lefts) * (bottom - top)
+        shapely.prepare(strip)
+        on_border = ~shapely.covers(strip, boxes)
+        inside_px[row, on_border] = shapely.area(shapely.intersection(strip, boxes[on_border]))
+    whole = _sums_within(inside_px, rows.spans, cols.spans) / (size[0] * size[1])
+    return np.stack([_own_shares(inside_px, rows, cols, size, selected), np.where(selected, whole, 0.0)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Segments of an axis between the edges of chips; consecutive rows or columns of chips cover each."""
+
+    edges: NDArray[np.integer]  # (segments + 1,) px
+    covering: tuple[NDArray[np.intp], NDArray[np.intp]]  # (segments,) range of the chips that cover each
+    spans: tuple[NDArray[np.intp], NDArray[np.intp]]  # (chips,) range of the segments of each
+
+    @classmethod
+    def of(cls, offsets: NDArray[np.integer], length: int) -> _Segments:
+        """Segments of chips of one length, px."""
+        edges = np.unique(np.concatenate([offsets, offsets + length]))
+        starts, ends = edges[:-1], offsets + length
+        covering = np.searchsorted(ends, starts, "right"), np.searchsorted(offsets, starts, "right")
+        return cls(edges, covering, (np.searchsorted(edges, offsets), np.searchsorted(edges, ends)))
 
 
 def _sums_within(

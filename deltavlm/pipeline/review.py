@@ -17,7 +17,7 @@ from deltavlm.pipeline.schema import VERDICTS
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Opinion", "Review", "read_review", "with_review"]
+__all__ = ["Opinion", "Review", "read_review", "true_changes", "with_review"]
 
 COLUMNS = ("layer", "pair_id", "id", "verdict", "note")
 KEYS: Mapping[str, str] = {"chips": "chip_id", "changes": "polygon_id"}
@@ -40,6 +40,8 @@ class Review:
     """Opinions by layer (`chips` or `changes`) and row."""
 
     path: Path
+    output: str | None = None  # name of the output that it is of; None where it does not say
+    threshold: float | None = None  # at which its chips were called changed; None: as the output says
     opinions: Mapping[str, Mapping[RowKey, Opinion]] = field(default_factory=dict)
 
 
@@ -54,24 +56,34 @@ def read_review(path: Path) -> Review:
         raise InputError(f"{path}: is not UTF-8 text; {HINT}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {HINT}") from error
-    rows = _json_rows(text, path) if text.lstrip().startswith("{") else _csv_rows(text, path)
+    output = threshold = None
+    if text.lstrip()[:1] in ("{", "["):
+        rows, output, threshold = _json_rows(text, path)
+    else:
+        rows = _csv_rows(text, path)
     opinions: dict[str, dict[RowKey, Opinion]] = {layer: {} for layer in KEYS}
     for number, row in enumerate(rows, start=1):
         layer, key, opinion = _opinion(row, f"{path}, row {number}")
         if key in opinions[layer]:
             raise InputError(f"{path}, row {number}: is the second one about {layer} {key[1]!r}; keep one")
         opinions[layer][key] = opinion
-    return Review(path, opinions)
+    return Review(path, output, threshold, opinions)
 
 
-def _json_rows(text: str, path: Path) -> list[Any]:
+def _json_rows(text: str, path: Path) -> tuple[list[Any], str | None, float | None]:
+    """Rows of a review in JSON, the name of its output, and its threshold."""
     try:
-        rows = parse_json(text)["review"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is no review ({type(error).__name__}: {error}); {HINT}") from error
+        review = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); {HINT}") from error
+    rows = review.get("review") if isinstance(review, dict) else None
     if not isinstance(rows, list):
-        raise InputError(f"{path}: its 'review' is no list; {HINT}")
-    return rows
+        raise InputError(f"{path}: is no review, an object with a list 'review'; {HINT}")
+    name, threshold = review.get("output"), review.get("threshold")
+    is_number = isinstance(threshold, int | float) and 0 <= threshold <= 1
+    if threshold is not None and not is_number:
+        raise InputError(f"{path}: its 'threshold' is no number from 0 to 1; {HINT}")
+    return rows, name if isinstance(name, str) else None, None if threshold is None else float(threshold)
 
 
 def _csv_rows(text: str, path: Path) -> list[Any]:
@@ -113,8 +125,14 @@ def with_review(output: Output, review: Review) -> Output:
 
     Rows that the review does not name keep what they have.
 
-    Raises: InputError for a chip or polygon that the output does not have.
+    Raises: InputError for a review of an output of another name, or for a chip or polygon that the output
+        does not have.
     """
+    if review.output is not None and review.output != output.path.name:
+        raise InputError(
+            f"{review.path}: is the review of {review.output}, not of {output.path.name}; give that one, or "
+            "correct its 'output'"
+        )
     layers = dict(output.layers)
     for layer, opinions in review.opinions.items():
         if not opinions:
@@ -146,6 +164,17 @@ def _with_opinions(
         ]
         frame[name] = pd.Series(values, index=frame.index, dtype="object")
     return frame
+
+
+def true_changes(output: Output) -> list[bool | None]:
+    """Has each chip changed, as its verdict tells? A verdict is on what the output calls it; None without."""
+    return [_truth(row.get("verdict"), row.get("changed")) for row in output.rows("chips")]
+
+
+def _truth(verdict: object, changed: object) -> bool | None:
+    if not verdict or changed is None:
+        return None
+    return bool(changed) == (verdict != "reject")
 
 
 def _key(value: Any) -> str:

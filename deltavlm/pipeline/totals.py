@@ -83,7 +83,8 @@ class Totals:
             if number is not None
             for count in [format_number(number)]
         ]
-        texts = [f"{ground} by {self.basis}"] if ground else []
+        basis = "by whole changed chips" if self.basis == "chips" else f"by {self.basis}"
+        texts = [f"{ground} {basis}"] if ground else []
         return "; ".join([*texts, f"{', '.join(counts)} by chips"] if counts else texts)
 
     def __add__(self, other: Totals) -> Totals:
@@ -116,7 +117,10 @@ class Totals:
             "changed_share": self.changed_share,
             "new_buildings": self.new_buildings,
             "new_roads": self.new_roads,
-            "kinds": dict(sorted(self.kinds.items())),
+            "kinds": {
+                kind: int(number) if number.is_integer() else number
+                for kind, number in sorted(self.kinds.items())
+            },
         }
 
 
@@ -137,28 +141,30 @@ class ChipArrays:
     changed: NDArray[np.bool_]
     new_buildings: Numbers  # NaN: not counted
     new_roads: Numbers
-    shares: Numbers  # of the chip's ground that count: `ground_share` times `aoi_share`
+    shares: Numbers  # `ground_share`, the part of the chip that counts
+    valid: Numbers  # `valid_fraction`, the part of the chip that was seen
     areas: Numbers  # of the whole chips; NaN for a chip without a polygon
     has_crs: bool = True
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]], areas: Numbers, has_crs: bool) -> ChipArrays:
         """Arrays of rows of the layer `chips`; a share that a row does not have is 1."""
-        ground, aoi = (_numbers(rows, name) for name in ("ground_share", "aoi_share"))
+        ground, valid = (_numbers(rows, name) for name in ("ground_share", "valid_fraction"))
         return cls(
             analyzed=np.array([row.get("status") in ANALYZED_STATUSES for row in rows], bool),
             changed=np.array([bool(row.get("changed")) for row in rows], bool),
             new_buildings=_numbers(rows, "new_buildings"),
             new_roads=_numbers(rows, "new_roads"),
-            shares=np.nan_to_num(ground, nan=1.0) * np.nan_to_num(aoi, nan=1.0),
+            shares=np.nan_to_num(ground, nan=1.0),
+            valid=np.nan_to_num(valid, nan=1.0),
             areas=areas,
             has_crs=has_crs,
         )
 
     def totals(self, rows: NDArray[np.intp] | slice = slice(None), parts: Numbers | float = 1.0) -> Totals:
-        """Totals of some rows, of each of which the share `parts` counts."""
+        """Totals of some rows, of each of which the share `parts` counts; ground without data does not."""
         weights = np.where(self.analyzed[rows], self.shares[rows] * parts, 0.0)
-        ground = weights * self.areas[rows]
+        ground = weights * self.valid[rows] * self.areas[rows]
         return Totals(
             basis="chips",
             has_crs=self.has_crs,

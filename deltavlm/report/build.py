@@ -93,9 +93,12 @@ def open_report(
         InputError: not an output, no such pair, or neither chips nor pairs.
         ConfigError: a threshold that is not from 0 to 1.
     """
+    opinions = None if review is None else read_review(review)
+    if threshold is None and opinions is not None:
+        threshold = opinions.threshold
     output = read_output(path, threshold=threshold)
-    if review is not None:
-        output = with_review(output, read_review(review))
+    if opinions is not None:
+        output = with_review(output, opinions)
     pairs = build_pairs(output)
     if pair_id is not None:
         pairs = [select_pair(pairs, pair_id)]

@@ -68,7 +68,7 @@ def page_data(
 
 def _review_key(output: Output) -> str:
     """Name and digest of an output, by which a browser keeps the opinions on it."""
-    record = json.dumps(output.provenance, sort_keys=True, default=str)
+    record = json.dumps([output.provenance, output.threshold], sort_keys=True, default=str)
     return f"{output.path.name} {hashlib.sha256(record.encode()).hexdigest()[:16]}"
 
 

@@ -184,8 +184,15 @@ def _divided(results: Results, kind: str, names: Sequence[str], shapes: Shapes, 
     rows, areas = tree.query(points, predicate="intersects")
     area_of_chip[has_centre[rows[::-1]]] = areas[::-1]  # on a border, the first area
     chips, polygons = (
-        _parts(shapely.transform(lonlat, lambda points: np.stack(to_crs.transform(*points.T), axis=1)), tree)
-        for lonlat in (results.lonlat, results.polygons_lonlat)
+        _parts(
+            shapely.transform(lonlat, lambda points: np.stack(to_crs.transform(*points.T), axis=1)),
+            tree,
+            aoi_shares,
+        )
+        for lonlat, aoi_shares in (
+            (results.lonlat, results.numbers("aoi_share")),
+            (results.polygons_lonlat, None),
+        )
     )
     used = np.union1d(area_of_chip, chips.areas)
     used = used[used >= 0]
@@ -202,8 +209,12 @@ def _divided(results: Results, kind: str, names: Sequence[str], shapes: Shapes, 
     )
 
 
-def _parts(shapes: Shapes, tree: shapely.STRtree) -> Parts:
-    """Parts of shapes in the areas of a tree, all in one CRS; a shape without coordinates is outside."""
+def _parts(shapes: Shapes, tree: shapely.STRtree, aoi_shares: NDArray[np.float64] | None = None) -> Parts:
+    """Parts of shapes in the areas of a tree, all in one CRS; a shape without coordinates is outside.
+
+    aoi_shares: share of each shape that lies in the area of interest, NaN for all of it. What counts of a
+        chip lies there, and is taken to lie in the areas as far as there is room for it in them.
+    """
     shapes = shapes.copy()
     shapes[~np.isfinite(shapely.bounds(shapes)).all(axis=1)] = None
     rows, areas = tree.query(shapes, predicate="intersects")
@@ -213,13 +224,17 @@ def _parts(shapes: Shapes, tree: shapely.STRtree) -> Parts:
         shares = shapely.area(common) / whole[rows]
     is_part = shares > MIN_SHARE
     rows, areas, shares, common = rows[is_part], areas[is_part], shares[is_part], common[is_part]
-    inside = np.bincount(rows, shares, len(shapes))
+    inside: NDArray[np.float64] = np.bincount(rows, shares, len(shapes)).astype(float)
     order = np.argsort(rows, kind="stable")
     several, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
     for row, start, count in zip(several, starts, counts, strict=True):
         if count > 1:  # the areas may overlap
             union = shapely.union_all(common[order[start : start + count]])
             inside[row] = shapely.area(union) / whole[row]
+    if aoi_shares is not None:
+        whole_part = np.maximum(inside, np.nan_to_num(aoi_shares, nan=1.0))
+        whole_part[whole_part <= 0] = 1.0
+        shares, inside = shares / whole_part[rows], inside / whole_part
     outside = np.flatnonzero(inside < 1 - MIN_SHARE)
     return Parts.sorted(
         np.concatenate([areas, np.full(len(outside), -1)]),

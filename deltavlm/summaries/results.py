@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.outputs_reader import Output, read_output
-from deltavlm.pipeline.review import read_review, with_review
+from deltavlm.pipeline.review import read_review, true_changes, with_review
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
@@ -29,10 +29,11 @@ __all__ = ["UNSURE", "Results", "read_results", "union"]
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
     *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
-    *("ground_share", "aoi_share", "verdict"),
+    *("ground_share", "aoi_share", "valid_fraction", "truth"),
 )
 NUMBER_COLUMNS = (
     *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
+    "valid_fraction",
 )
 POLYGON_COLUMNS = ("class", "kind", "area_m2", "pair_id", "verdict")
 
@@ -137,12 +138,20 @@ def read_results(
             CRS and others do not.
         ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
-    outputs = [read_output(path, threshold=threshold) for path in paths]
+    outputs = [read_output(path) for path in paths]
     if review is not None:
         if len(outputs) != 1:
             raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
-        outputs = [with_review(outputs[0], read_review(review))]
-    frames = [_chips_table(output) for output in outputs]
+        opinions = read_review(review)
+        outputs = [with_review(read_output(paths[0], threshold=opinions.threshold), opinions)]
+    truths = [true_changes(output) for output in outputs]
+    if threshold is not None:
+        reviewed, outputs = outputs, [read_output(path, threshold=threshold) for path in paths]
+        outputs = [
+            replace(output, layers={**output.layers, **_verdicts(earlier)})
+            for output, earlier in zip(outputs, reviewed, strict=True)
+        ]
+    frames = [_chips_table(output, truth) for output, truth in zip(outputs, truths, strict=True)]
     polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
     crs = frames[0].crs
     for path, frame in zip(paths, frames, strict=True):
@@ -200,10 +209,16 @@ def _polygons_table(output: Output) -> GeoDataFrame:
     return frame[[*POLYGON_COLUMNS, "geometry"]].reset_index(drop=True)
 
 
-def _chips_table(output: Output) -> GeoDataFrame:
+def _verdicts(output: Output) -> dict[str, GeoDataFrame]:
+    """Layer of polygons with its verdicts, which no threshold changes."""
+    return {name: frame for name, frame in output.layers.items() if name == "changes"}
+
+
+def _chips_table(output: Output, truth: Sequence[bool | None]) -> GeoDataFrame:
     import pandas as pd
 
     frame = output.layers["chips"].copy(deep=False)
+    frame["truth"] = pd.Series([*truth], index=frame.index, dtype="object")
     if "conflicts" in frame:
         frame["conflicts"] = pd.Series(output.values("chips", "conflicts"), index=frame.index, dtype="object")
     for name in COLUMNS:

@@ -92,8 +92,8 @@ def summarize_review(results: Results) -> ReviewSummary | None:
     polygons, chips = results.polygons, results.chips
     verdicts, classes = _texts(polygons["verdict"]), _texts(polygons["class"])
     analyzed = chips["status"].isin(("answered", "cascaded")).to_numpy()
-    chip_verdicts = _texts(chips["verdict"][analyzed])
-    if not any(verdicts) and not any(chip_verdicts):
+    truths = chips["truth"][analyzed].tolist()
+    if not any(verdicts) and all(truth is None for truth in truths):
         return None
     shown = [verdict in ("accept", *CLASSES) for verdict in verdicts]
     right_class = [
@@ -112,8 +112,8 @@ def summarize_review(results: Results) -> ReviewSummary | None:
         polygon_change=Precision.of(sum(shown), reviewed),
         polygon_class=Precision.of(sum(right_class), reviewed),
         chips=int(analyzed.sum()),
-        changed_chips=_chip_precision(chip_verdicts, changed),
-        unchanged_chips=_chip_precision(chip_verdicts, ~changed),
+        changed_chips=_chip_precision(truths, changed, True),
+        unchanged_chips=_chip_precision(truths, ~changed, False),
         accepted={name: len(indices) for name, indices in accepted.items() if indices},
         accepted_m2={
             name: float(areas_m2[indices].sum())
@@ -123,10 +123,12 @@ def summarize_review(results: Results) -> ReviewSummary | None:
     )
 
 
-def _chip_precision(verdicts: Sequence[str], selected: NDArray[np.bool_]) -> Precision | None:
-    """Precision of the selected chips: a verdict other than reject accepts what the chip is called."""
-    reviewed = [verdict for verdict, chosen in zip(verdicts, selected, strict=True) if verdict and chosen]
-    return Precision.of(sum(verdict != "reject" for verdict in reviewed), len(reviewed))
+def _chip_precision(truths: Sequence[bool | None], called: NDArray[np.bool_], call: bool) -> Precision | None:
+    """Precision of the chips that are called so, where their truth is known."""
+    known = [
+        truth for truth, is_called in zip(truths, called, strict=True) if is_called and truth is not None
+    ]
+    return Precision.of(known.count(call), len(known))
 
 
 def _texts(values: Any) -> list[str]:

@@ -174,7 +174,7 @@ def _summarize(
     results: Results, area_rows: AreaRows, name: str, shape: BaseGeometry | None, top_count: int = 1
 ) -> AreaSummary:
     rows, parts = area_rows.chips
-    analyzed, changed = (results.flags[name][rows] for name in ("looked_at", "changed"))
+    analyzed, centred = results.flags["looked_at"][rows], area_rows.centred
     counts = {name: int(flags[area_rows.centred].sum()) for name, flags in results.flags.items()}
     conflicting = area_rows.centred[results.flags["conflicting"][area_rows.centred]]
     conflicts = Counter(name for row in conflicting for name in results.chips["conflicts"].iat[row])
@@ -188,7 +188,7 @@ def _summarize(
         mean_score=_mean_score(results, rows, parts),
         area_km2=float(areas_m2(np.array([shape], dtype=object))[0]) / 1e6 if shape is not None else None,
         overlap=_overlap(results, rows[analyzed], parts[analyzed]),
-        top_chips=tuple(_top_chips(results, rows[changed], top_count)),
+        top_chips=tuple(_top_chips(results, centred[results.flags["changed"][centred]], top_count)),
     )
 
 
@@ -213,7 +213,7 @@ def _mean_score(results: Results, rows: Indices, parts: NDArray[np.float64]) -> 
 def _overlap(results: Results, rows: Indices, parts: NDArray[np.float64]) -> float | None:
     """Mean number of chips on a point of the ground; None without a CRS, or where nothing was analyzed."""
     shares = results.own_shares[rows]
-    ground = results.areas_m2[rows] * parts
+    ground = results.areas_m2[rows] * np.nan_to_num(results.numbers("aoi_share")[rows], nan=1.0) * parts
     known = np.isfinite(shares * ground)
     own = float((shares * ground)[known].sum())
     return float(ground[known].sum()) / own if own else None

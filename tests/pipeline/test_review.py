@@ -57,9 +57,10 @@ def test_json_and_csv_say_the_same() -> None:
     ("text", "words"),
     [
         ("", "is no review, whose columns are"),
-        ("{", "is no review"),
-        ("{}", "is no review"),
-        ('{"review": 1}', "is no list"),
+        ("{", "is not valid JSON"),
+        ("{}", "is no review, an object with a list"),
+        ('{"review": 1}', "is no review, an object with a list"),
+        ("[]", "is no review, an object with a list"),
         ('{"review": [1]}', "row 1: is no object"),
         ('{"review": [{"layer": "cells", "id": "1"}]}', "its layer is 'cells', not one of chips, changes"),
         ('{"review": [{"layer": "chips"}]}', "row 1: names no chip_id"),
@@ -96,6 +97,12 @@ def test_a_review_of_another_output(output: Output) -> None:
     rows = [{"layer": "chips", "pair_id": "p1", "id": "r00000_c00000", "verdict": "accept"}]
     with pytest.raises(InputError, match="in pair 'p1'"):
         with_review(output, read_review(write_json(rows)))
+
+
+def test_a_review_of_an_output_of_another_name(output: Output) -> None:
+    Path("review.json").write_text(json.dumps({"output": "other.gpkg", "review": ROWS}))
+    with pytest.raises(InputError, match=r"is the review of other.gpkg, not of out.gpkg"):
+        with_review(output, read_review(Path("review.json")))
 
 
 def test_pairs_of_a_list_are_told_apart(model: ScriptedModel, tmp_path: Path) -> None:
@@ -200,3 +207,29 @@ def test_a_review_is_of_one_output(output: Output) -> None:
     paths = [Path("out.gpkg"), Path("out.gpkg")]
     with pytest.raises(ConfigError, match="is the review of one output, not of 2"):
         read_results(paths, review=write_json(ROWS))
+
+
+def test_verdicts_are_on_what_the_page_called_a_chip(output: Output) -> None:
+    """At another threshold the truth stays, and precision is that of the other calls."""
+    changed = next(row["chip_id"] for row in output.rows("chips") if row["changed"])
+    rows = [
+        {"layer": "chips", "id": changed, "verdict": "reject"},
+        {"layer": "chips", "id": "r00000_c00000", "verdict": "accept"},
+    ]
+    review = write_json(rows)
+    at_half = summarize_review(read_results([Path("out.gpkg")], review=review))
+    assert at_half is not None
+    assert (at_half.changed_chips and at_half.changed_chips.right) == 0
+    assert (at_half.unchanged_chips and at_half.unchanged_chips.right) == 1
+    stricter = summarize_review(read_results([Path("out.gpkg")], review=review, threshold=0.95))
+    assert stricter is not None
+    assert stricter.changed_chips is None
+    assert stricter.unchanged_chips is not None
+    assert (stricter.unchanged_chips.right, stricter.unchanged_chips.reviewed) == (2, 2)
+    at_page = json.loads(review.read_text()) | {"threshold": 0.95}
+    at_page["review"] = [{"layer": "chips", "id": changed, "verdict": "reject"}]
+    review.write_text(json.dumps(at_page))  # a missed change
+    missed = summarize_review(read_results([Path("out.gpkg")], review=review))
+    assert missed is not None
+    assert missed.changed_chips is not None
+    assert (missed.changed_chips.right, missed.changed_chips.reviewed) == (1, 1)

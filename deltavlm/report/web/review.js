@@ -77,7 +77,7 @@ const csvCell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""'
 function downloadReview(format) {
   const name = DATA.file.replace(/\.[^.]*$/, "");
   if (format === "json") {
-    download(`${name}.review.json`, `${JSON.stringify({ output: DATA.file, review: reviewRows() }, null, 1)}\n`, "application/json");
+    download(`${name}.review.json`, `${JSON.stringify({ output: DATA.file, ...(DATA.threshold === null ? {} : { threshold: DATA.threshold }), review: reviewRows() }, null, 1)}\n`, "application/json");
   } else {
     const columns = ["layer", "pair_id", "id", "verdict", "note"];
     const lines = [columns, ...reviewRows().map((row) => columns.map((column) => row[column]))];
