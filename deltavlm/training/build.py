@@ -16,6 +16,7 @@ from torch import nn
 
 from deltavlm.config import load, shipped_config
 from deltavlm.errors import ConfigError
+from deltavlm.messages import pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.config import PROMPT_STYLES, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
@@ -111,7 +112,7 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
         for name, phase in phases.items()
     )
     pairs = sum(len(split.train) for split in splits)
-    log.info("%d training pairs: %s (max_epochs is %g)", pairs, steps_text, config.max_epochs)
+    log.info("%s: %s (max_epochs is %g)", pluralize(pairs, "training pair"), steps_text, config.max_epochs)
     scenes = config.scenes
     if scenes:
         samples = math.ceil(sum(phase.steps * phase.batch for phase in phases.values()) * (1 - share))

@@ -105,7 +105,7 @@ def _held_out_count(name: str, records: RecordSet, pairs: int) -> int:
     if pairs < MIN_AUTO_PAIRS:
         raise ConfigError(
             f"sets.{name}: {records.path} has {pluralize(pairs, 'pair')}, too few to train and "
-            f"validate on; use at least {MIN_AUTO_PAIRS}, or set sets.{name}.held_out and validation.metric"
+            f"validate on; use at least {MIN_AUTO_PAIRS}, or set sets.{name}.held_out=0 and validation=null"
         )
     return min(int(pairs * AUTO_SHARE), MAX_AUTO_PAIRS)
 
