@@ -175,3 +175,14 @@ def test_the_raster_moves_with_its_output(scene: Scene, bright: ScriptedModel) -
         assert json.dumps(raster.provenance)
     (row,) = layer("b/out.gpkg", "changes")
     assert found.geometry.equals(row["geometry"])
+
+
+def test_a_stored_threshold_leaves_out_polygons_of_unchanged_chips(
+    scene: Scene, bright: ScriptedModel
+) -> None:
+    """As a run at that threshold does."""
+    run_job(job_into("out.gpkg", scene, polygons=True), bright)
+    assert len(read_output(Path("out.gpkg"), threshold=0.5).rows("changes")) == 1
+    assert read_output(Path("out.gpkg"), threshold=0.95).rows("changes") == []
+    run_job(job_into("all.gpkg", scene, polygons=True, changes=ChangeOptions(chips="all")), bright)
+    assert len(read_output(Path("all.gpkg"), threshold=0.95).rows("changes")) == 1

@@ -157,3 +157,25 @@ def test_figures_of_outputs_are_added() -> None:
     )
     in_pixels = chips + replace(polygons, has_crs=False)  # square pixels and square metres have no sum
     assert (in_pixels.changed_km2, in_pixels.changed_share, in_pixels.new_buildings) == (None, None, 3.5)
+
+
+def test_ground_is_that_of_the_area_of_interest_and_of_the_data(
+    model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strip that lies where chips overlap counts once, and a band without data does not."""
+    monkeypatch.chdir(tmp_path)
+    mask = np.ones((96, 160), bool)
+    mask[:, :4] = False  # an eighth of the chips of the first column
+    whole, banded = (
+        tuple(
+            write_raster(Path(f"{name}_{date}.tif"), noise(low=low), mask=data)
+            for date, low in (("b", 1), ("a", 3))
+        )
+        for name, data in (("whole", None), ("banded", mask))
+    )
+    strip = ReadOptions(bbox=(500_012, 4_999_960, 500_015, 4_999_990), bbox_crs="EPSG:32631")
+    for overlap_px in (0, 8, 20):
+        result = run_job(job_into(f"aoi{overlap_px}.gpkg", whole, read=strip, overlap_px=overlap_px), model)
+        assert result.totals.analyzed == pytest.approx(3 * 30, rel=2e-3)
+        result = run_job(job_into(f"all{overlap_px}.gpkg", banded, overlap_px=overlap_px), model)
+        assert result.totals.analyzed == pytest.approx(156 * 96 / 4, rel=0.02)
