@@ -238,7 +238,7 @@ def ground_shares(
         selected: (rows, cols), chips that exist; None: all. The others have a share of 0.
 
     >>> ground_shares(np.array([0]), np.array([0, 256, 344]), (256, 256))
-    array([[1.        , 0.828125  , 0.828125  ]])
+    array([[1.      , 0.671875, 0.671875]])
     """
     if selected is None:
         selected = np.ones((len(row_offs), len(col_offs)), bool)

@@ -62,7 +62,7 @@ def test_a_format_that_cannot_hold_the_result(run: Run, tmp_path: Path) -> None:
         for output in ("out.geojson", "-"):
             result = run("analyze", before, after, "-o", output, *options)
             assert result.exit_code == 2
-            assert result.stderr.splitlines()[-1].endswith("write .gpkg instead")
+            assert result.stderr.splitlines()[-1].endswith("write .gpkg, .fgb or .parquet")
             assert run.loads == []
 
 

@@ -262,7 +262,7 @@ def test_outlines_need_no_pixels(tmp_path: Path) -> None:
         with opened(path, path, outlines_only=True, gsd_m=1.0) as reader:
             chips = list(reader.chips(SIZE))
             assert len(chips) == 6
-            assert [note.partition(" ")[0] for note in reader.notes] == ["before", "resampled"]
+            assert [note.partition(" ")[0] for note in reader.notes] == ["resampled"]
             assert json.dumps(reader.provenance())
             with pytest.raises(ValueError, match="outlines"):
                 reader.read(chips[0])
