@@ -196,7 +196,7 @@ def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Cos
     crs = OutputCRS(LONLAT if any(pair.record and pair.record.crs for pair in store.pairs.values()) else None)
     sizes, seconds = list[int](), list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        for name, results in (("empty", []), ("sample", store.results)):
+        for name, results in (("warm-up", []), ("empty", []), ("sample", store.results)):
             scratch = Path(folder) / f"{name}{suffix}"
             start = time.perf_counter()
             with open_sink(
@@ -205,7 +205,7 @@ def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Cos
                 ResultWriter(sink, job.questions, engine.model.label, crs).write_chips(results, store.pairs)
             seconds.append(time.perf_counter() - start)
             sizes.append(scratch.stat().st_size)
-        byte_count, duration = _Cost.of(*sizes), _Cost.of(*seconds)
+        byte_count, duration = _Cost.of(*sizes[1:]), _Cost.of(*seconds[1:])
         if not job.options.masks:
             return byte_count, duration
         mask_bytes, mask_seconds = _masks(job, store, Path(folder))
@@ -252,7 +252,8 @@ def _masks(job: AnalyzeJob, store: _SampleStore, folder: Path) -> tuple[float, f
     seconds = time.perf_counter() - start
     rasters = sum(path.stat().st_size for path in folder.glob("*.tif"))
     polygons = sum(_POLYGON_BYTES + len(feature.geometry.wkb) for feature in features)
-    return (rasters + polygons) / len(row), seconds / len(row)
+    own_rows = 1 - job.options.grid[1] / job.options.chip_px  # the next row of chips overlaps this one
+    return (own_rows * rasters + polygons) / len(row), seconds * own_rows / len(row)
 
 
 def _journal_bytes(result: ChipResult) -> int:
