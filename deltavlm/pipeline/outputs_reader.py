@@ -25,7 +25,7 @@ from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Output", "Row", "output_paths_in", "read_output"]
+__all__ = ["Output", "Row", "at_threshold", "output_paths_in", "read_output"]
 
 Row = dict[str, Any]
 """Values of a feature by column; `geometry` is a shapely geometry or None."""
@@ -167,10 +167,24 @@ def read_output(
     if not missing and ("ground_share" not in chips.frame or chips.frame["ground_share"].isna().all()):
         layers["chips"] = _with_ground_shares(chips.frame, (provenance or {}).get("options", {}))
     output = Output(path, provenance or {}, layers)
-    if not missing and (threshold is not None or "conflicts" not in chips.frame):
-        output = replace(output, layers={**layers, "chips": _judged(output, threshold)}, threshold=threshold)
-    if threshold is not None and CHANGES.name in layers and _draws_changed_chips(provenance or {}):
-        output = replace(output, layers={**output.layers, CHANGES.name: _drawn_polygons(output)})
+    if missing:
+        return output
+    if threshold is None and "conflicts" not in chips.frame:
+        return replace(output, layers={**layers, "chips": _judged(output, None)})
+    return at_threshold(output, threshold)
+
+
+def at_threshold(output: Output, threshold: float | None) -> Output:
+    """The output as a run with this threshold would have it, by the stored scores; None: as it is.
+
+    Polygons of chips that it calls unchanged are left out, if the run drew those of changed chips only.
+    """
+    if threshold is None:
+        return output
+    layers = {**output.layers, "chips": _judged(output, threshold)}
+    output = replace(output, layers=layers, threshold=threshold)
+    if CHANGES.name in layers and _draws_changed_chips(output.provenance):
+        output = replace(output, layers={**layers, CHANGES.name: _drawn_polygons(output)})
     return output
 
 

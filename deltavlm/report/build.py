@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltavlm.errors import InputError
-from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
 from deltavlm.pipeline.review import read_review, with_review
 from deltavlm.report.images import ImageOptions, candidate_files, open_images
 from deltavlm.report.page import ImageLimits, report_html
@@ -96,9 +96,10 @@ def open_report(
     opinions = None if review is None else read_review(review)
     if threshold is None and opinions is not None:
         threshold = opinions.threshold
-    output = read_output(path, threshold=threshold)
-    if opinions is not None:
-        output = with_review(output, opinions)
+    if opinions is None:
+        output = read_output(path, threshold=threshold)
+    else:
+        output = at_threshold(with_review(read_output(path), opinions), threshold)
     pairs = build_pairs(output)
     if pair_id is not None:
         pairs = [select_pair(pairs, pair_id)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
-from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.answers import check_threshold
+from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
 from deltavlm.pipeline.review import read_review, true_changes, with_review
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
@@ -138,20 +139,16 @@ def read_results(
             CRS and others do not.
         ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
+    check_threshold(threshold)
     outputs, reviewed_at = [read_output(path) for path in paths], None
     if review is not None:
         if len(outputs) != 1:
             raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
         opinions = read_review(review)
         reviewed_at = opinions.threshold
-        outputs = [with_review(read_output(paths[0], threshold=reviewed_at), opinions)]
-    truths = [true_changes(output) for output in outputs]
-    if threshold != reviewed_at:
-        reviewed, outputs = outputs, [read_output(path, threshold=threshold) for path in paths]
-        outputs = [
-            replace(output, layers={**output.layers, **_verdicts(earlier)})
-            for output, earlier in zip(outputs, reviewed, strict=True)
-        ]
+        outputs = [with_review(outputs[0], opinions)]
+    truths = [true_changes(at_threshold(output, reviewed_at)) for output in outputs]
+    outputs = [at_threshold(output, threshold) for output in outputs]
     frames = [_chips_table(output, truth) for output, truth in zip(outputs, truths, strict=True)]
     polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
     if len(outputs) > 1:  # pairs are told apart by their output where it holds a single one
@@ -214,11 +211,6 @@ def _polygons_table(output: Output) -> GeoDataFrame:
         if name not in frame:
             frame[name] = None
     return frame[[*POLYGON_COLUMNS, "geometry"]].reset_index(drop=True)
-
-
-def _verdicts(output: Output) -> dict[str, GeoDataFrame]:
-    """Layer of polygons with its verdicts, which no threshold changes."""
-    return {name: frame for name, frame in output.layers.items() if name == "changes"}
 
 
 def _chips_table(output: Output, truth: Sequence[bool | None]) -> GeoDataFrame:

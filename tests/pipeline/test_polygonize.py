@@ -20,6 +20,8 @@ from deltavlm.geo.polygonize import Region, fill_holes, merge_regions
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.polygonize import open_probability, polygonize, probability_path, run_area
+from deltavlm.summaries.results import read_results
+from deltavlm.summaries.totals import summarize_chips
 from tests.conftest import Scene
 from tests.jobs import job_into, run_job
 from tests.pairs import features, layer
@@ -184,5 +186,8 @@ def test_a_stored_threshold_leaves_out_polygons_of_unchanged_chips(
     run_job(job_into("out.gpkg", scene, polygons=True), bright)
     assert len(read_output(Path("out.gpkg"), threshold=0.5).rows("changes")) == 1
     assert read_output(Path("out.gpkg"), threshold=0.95).rows("changes") == []
+    summaries = [summarize_chips(read_results([Path("out.gpkg")], threshold=at)) for at in (0.5, 0.95)]
+    changed_m2 = [summary.totals.changed for summary in summaries]
+    assert changed_m2 == [pytest.approx(25), 0]
     run_job(job_into("all.gpkg", scene, polygons=True, changes=ChangeOptions(chips="all")), bright)
     assert len(read_output(Path("all.gpkg"), threshold=0.95).rows("changes")) == 1
