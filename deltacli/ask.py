@@ -13,7 +13,7 @@ import typer
 from deltacli import options, parsing
 from deltacli.analyze import analyze_pair
 from deltacli.analyze_flags import RunFlags
-from deltacli.console import print_wording
+from deltacli.console import print_remarks
 from deltacli.flag_groups import (
     At,
     ChipFlags,
@@ -104,7 +104,7 @@ def ask(
             "--json",
             panel=COMMON,
             allow_from_autoenv=False,
-            help="One JSON object per question: answer, score, window, model; with --all-chips, the summary.",
+            help="One JSON object per question: answer, status, score...; with --all-chips, the summary.",
         ),
     ] = False,
     rasters: RasterFlags,
@@ -160,7 +160,7 @@ def ask(
             typer.echo(geojson_text(ANSWERS, features, reader.geobox.crs, origin), nl=False)
             return
     for record in records:
-        print_wording(record)
+        print_remarks(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if as_json else record["answer"])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltacli import options, parsing
-from deltacli.console import console, print_wording
+from deltacli.console import console, print_remarks
 from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
 from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interactive_sigint
@@ -67,7 +67,7 @@ def chat(
             "--json",
             panel=COMMON,
             allow_from_autoenv=False,
-            help="One JSON object for each answer: question, answer, score, window, model.",
+            help="One JSON object for each answer: question, answer, status, score, window, model.",
         ),
     ] = False,
     rasters: RasterFlags,
@@ -177,7 +177,7 @@ class ChatSession:
         if self.is_lost:
             raise InputError("not asked: the last /at failed")
         record = self.conversation.ask(question(text))
-        print_wording(record)
+        print_remarks(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if self.as_json else record["answer"])
         sys.stdout.flush()
         if self.transcript is not None:

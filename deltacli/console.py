@@ -39,7 +39,7 @@ __all__ = [
     "open_streams",
     "print_notes",
     "print_problems",
-    "print_wording",
+    "print_remarks",
     "silence",
     "warn_about_scale",
 ]
@@ -323,10 +323,13 @@ def print_notes(reader: PairReader, *, pixel_size: bool = True) -> None:
         console.info(f"pixel size {reader.gsd_m:.3g} m")
 
 
-def print_wording(record: Mapping[str, Any]) -> None:
-    """Print the words in which a question was asked, where they are not those that were typed."""
+def print_remarks(record: Mapping[str, Any]) -> None:
+    """Print the words in which a question was asked, where they are not those that were typed; warn about one
+    that the model was not taught to answer."""
     from deltavlm.tasks.text import simplify
 
+    if record["status"] == "unsupported":
+        console.warning(f"not answered: {record['question']}; docs/talk.md says what nano answers")
     if simplify(record["asked"]) != simplify(record["question"]):
         console.info(f"asked as: {record['asked']}")
 

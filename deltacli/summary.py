@@ -58,6 +58,11 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         console.warning(
             f"{count} could not be parsed; the replies as written are in the column answer_change"
         )
+    for question, number in summary.unsupported.items():
+        chips = pluralize(number, "chip")
+        console.warning(
+            f"question {question}: not answered for {chips}; docs/talk.md says what nano was taught to answer"
+        )
     if summary.conflicting:
         rules = ", ".join(f"{name} {number}" for name, number in summary.conflicts.most_common())
         console.info(f"{pluralize(summary.conflicting, 'chip')} with conflicting answers: {rules}")
@@ -130,6 +135,7 @@ def summary_dict(job: AnalyzeJob, result: RunResult) -> dict[str, Any]:
         "repeated": summary.deduplicated,
         "changed": summary.changed,
         "neither_yes_nor_no": summary.unparsed,
+        "unsupported": dict(summary.unsupported),
         "totals": result.totals.as_dict(),
         "conflicting": summary.conflicting,
         "conflicts": dict(summary.conflicts),

@@ -7,7 +7,10 @@ import reprlib
 from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["format_number", "pluralize", "preview", "redact", "redact_address"]
+__all__ = ["UNSUPPORTED", "format_number", "pluralize", "preview", "redact", "redact_address"]
+
+UNSUPPORTED = "this model was not taught to answer that question"
+"""Answer to a question that a model was not taught to answer; `tasks.text.says_unsupported` recognizes it."""
 
 _STORE = r"vsi(?:s3|gs|az|adls|oss|swift|webhdfs|hdfs)(?:_streaming)?"
 _NETWORK = rf"(?:{_STORE}|vsicurl(?:_streaming)?)"

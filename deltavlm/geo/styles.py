@@ -154,5 +154,5 @@ def layer_style(layer: Layer) -> str | None:
     style = STYLES.get(layer.name)
     if style is None:
         return None
-    answers = (column.name for column in layer.fields if column.name.startswith("answer_"))
+    answers = (column.name for column in layer.fields if column.name.startswith(("answer_", "status_")))
     return qml(replace(style, hidden=(*TECHNICAL, *answers)), layer.fields)

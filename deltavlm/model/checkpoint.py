@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
 from deltavlm.files import atomic_file, check_regular, write_atomic
-from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.config import DeltaVLMConfig, ScopeConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.folder import (
     CONFIG,
@@ -30,8 +30,10 @@ from deltavlm.model.folder import (
     read_config,
 )
 from deltavlm.model.quantize import Kind, quantizable, quantize_layer, replace_layers
+from deltavlm.model.scope import QuestionScope
 
 MAX_NAMED_KEYS = 5  # in an error
+SCOPE = "scope."  # prefix of the tensors of the question scope
 
 
 def save(
@@ -111,6 +113,8 @@ def load(
     layers: dict[str, nn.Module] = {}
     for path in files:
         for name, tensor in _tensors(path, dtype, language_dtype or dtype, "cpu" if quantize else device):
+            if config.scope is not None and name.startswith(SCOPE):
+                continue  # of `load_scope`
             weights[name] = tensor
             if quantize and name in to_quantize and tensor.ndim == 2:
                 layers[name] = quantize_layer(tensor, quantize, device)
@@ -119,6 +123,21 @@ def load(
     replace_layers(model, layers)
     model.eval()
     return config, model.to(device)
+
+
+def load_scope(path: Path, config: ScopeConfig) -> QuestionScope:
+    """Load a question scope from a weight file, on the CPU in float32. Raises: ModelError."""
+    with torch.device("meta"):
+        scope = QuestionScope(config)
+    tensors = _tensors(path, torch.float32, torch.float32, "cpu", prefix=SCOPE)
+    weights = {name.removeprefix(SCOPE): tensor for name, tensor in tensors}
+    load_weights(scope, weights, str(path), tied=False)
+    return scope.eval()
+
+
+def scope_tensors(scope: QuestionScope) -> dict[str, Tensor]:
+    """Tensors of a question scope under their names in a checkpoint."""
+    return {f"{SCOPE}{name}": tensor for name, tensor in scope.state_dict().items()}
 
 
 def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
@@ -147,9 +166,10 @@ def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
 
 
 def _tensors(
-    path: Path, dtype: torch.dtype, language_dtype: torch.dtype, device: str
+    path: Path, dtype: torch.dtype, language_dtype: torch.dtype, device: str, prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a file by the names of our modules, floats converted to their dtype. Raises: ModelError."""
+    """Tensors of a file by the names of our modules, those with a prefix, floats converted to their dtype.
+    Raises: ModelError."""
     from safetensors import SafetensorError, safe_open
 
     def dtype_of(name: str) -> torch.dtype:
@@ -164,7 +184,7 @@ def _tensors(
             return
         with safe_open(path, framework="pt", device=device) as file:
             for key in file.keys():  # noqa: SIM118  not a dict
-                if name := checkpoint_name(key):
+                if key.startswith(prefix) and (name := checkpoint_name(key)):
                     tensor = file.get_tensor(key)
                     yield name, tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:

@@ -180,6 +180,19 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ScopeConfig:
+    """Question scope: a classifier that tells questions which the model was taught to answer from others."""
+
+    buckets: int  # of hashed character n-grams
+    width: int  # of an embedded word
+    hidden: int
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no model has."""
+        _check_ranges(self, buckets=(1, VOCABULARY[1]), width=WIDTHS, hidden=WIDTHS)
+
+
+@dataclass(frozen=True, slots=True)
 class PromptConfig:
     """Prompt format. `normalise` applies `text_norm.normalise`, as in training."""
 
@@ -273,6 +286,7 @@ class DeltaVLMConfig:
     difference: DifferenceConfig = field(default_factory=DifferenceConfig)
     dense: DenseConfig | None = None
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    scope: ScopeConfig | None = None  # None: every question is answered
     calibration: Calibration = field(default_factory=Calibration)
     decoding: Decoding = field(default_factory=Decoding)
     chip_px: int = 256

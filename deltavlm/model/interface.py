@@ -17,13 +17,16 @@ class Question:
     """A question to ask about a pair.
 
     `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` is the maximum length of the
-    answer in tokens.
+    answer in tokens. A question with `typed` may be outside of what the model was taught; a model that can
+    tell answers it with `messages.UNSUPPORTED`.
     """
 
     name: str
     prompt: str
     yes_no: bool = False
     max_new_tokens: int = 64
+    typed: str = ""  # the question alone, if it is in somebody's own words
+    after_answer: bool = False  # in a conversation: the turn before was answered, so it may refer to that
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Reply:
     """Answer to a question, with a score.
 
     `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
-    answer's tokens, end of text included (0 is certain, more negative is less certain).
+    answer's tokens, end of text included (0 is certain, more negative is less certain). NaN where the model
+    was not taught to answer.
     """
 
     text: str

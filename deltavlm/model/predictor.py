@@ -6,6 +6,7 @@ N pairs, R rows of (pair, question).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
+from deltavlm.messages import UNSUPPORTED
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
 from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
-from deltavlm.model.folder import find_folder, read_config
+from deltavlm.model.folder import WEIGHTS, find_folder, read_config
 from deltavlm.model.interface import ChangeModel, Labelled, Masks, Pixels, Question, Reply
 from deltavlm.model.memory import (
     CPU_ENCODE_PAIRS,
@@ -34,6 +36,7 @@ from deltavlm.model.memory import (
     run_in_batches,
 )
 from deltavlm.model.quantize import check_quantize, describe
+from deltavlm.model.scope import QuestionScope
 from deltavlm.model.tokenizer import Codec, load_codecs
 
 
@@ -50,6 +53,7 @@ class Predictor(Labelled):
     quantize: str | None = None  # method and library version, for the record
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     threads: int = 1  # of the CPU
+    scope: QuestionScope | None = None  # None: every question is answered
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.device}>"
@@ -134,11 +138,28 @@ class Predictor(Labelled):
         """Answer R rows, each an index into `encoded` and a question, in the order of the rows.
 
         Rows of similar length share a batch, so that little is padding; on a CPU, where a padded token costs
-        more than a smaller batch, only rows of equal length do. A batch that does not fit is halved.
+        more than a smaller batch, only rows of equal length do. A batch that does not fit is halved. The
+        language model is not asked questions outside of the scope.
 
         Raises: ModelOutOfMemory if a single row does not fit, ModelError; ConfigError if a question is too
             long.
         """
+        distinct = dict.fromkeys(question for _, question in rows)
+        unsupported = {question for question in distinct if not self.supports(question)}
+        supported_rows = [row for row in rows if row[1] not in unsupported]
+        replies = iter(self._answer_supported(encoded, supported_rows))
+        return [
+            Reply(UNSUPPORTED, math.nan) if question in unsupported else next(replies) for _, question in rows
+        ]
+
+    def supports(self, question: Question) -> bool:
+        """True if the model was taught to answer a question, as far as it can tell."""
+        if self.scope is None or not question.typed:
+            return True
+        return self.scope.supports(question.typed, after_answer=question.after_answer)
+
+    def _answer_supported(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+        """Answers of the language model to R rows, in their order."""
         prompts = dict.fromkeys(question.prompt for _, question in rows)  # each is tokenized once
         tokens = {prompt: len(self.codec.encode(self.format_prompt(prompt))) for prompt in prompts}
         lengths = [tokens[question.prompt] for _, question in rows]
@@ -355,4 +376,5 @@ def load_model(
         describe(options.quantize) if options.quantize else None,
         CudaMeter(device) if device.startswith("cuda") else None,
         torch.get_num_threads(),
+        checkpoint.load_scope(folder / WEIGHTS, config.scope) if config.scope else None,
     )

@@ -203,7 +203,10 @@ def _check_size(path: Path) -> None:
 
 
 def train_codec(corpus: Iterable[str], vocab: int, path: Path) -> WordPieces:
-    """Train a BPE tokenizer with byte fallback on the texts of `corpus` and write it to `path`."""
+    """Train a BPE tokenizer with byte fallback on the texts of `corpus` and write it to `path`.
+
+    The letters of the corpus that are rare, as those of other scripts, have no token of their own.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=UNK))
@@ -213,7 +216,11 @@ def train_codec(corpus: Iterable[str], vocab: int, path: Path) -> WordPieces:
     )
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=[PAD, BOS, EOS, UNK, *bytes_], show_progress=False, min_frequency=2
+        vocab_size=vocab,
+        special_tokens=[PAD, BOS, EOS, UNK, *bytes_],
+        limit_alphabet=vocab // 16,
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     path.parent.mkdir(parents=True, exist_ok=True)

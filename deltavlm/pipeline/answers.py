@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from deltavlm.errors import AnswerParseError, ConfigError
 from deltavlm.model.interface import Question, Reply
 from deltavlm.tasks import TASKS, SingleTurnTask
 from deltavlm.tasks.questions import QuestionSpec
-from deltavlm.tasks.text import clean
+from deltavlm.tasks.text import clean, says_unsupported
 
-__all__ = ["Answer", "answer_for_unchanged", "check_threshold", "question_of", "read_answer"]
+__all__ = ["Answer", "AnswerStatus", "answer_for_unchanged", "check_threshold", "question_of", "read_answer"]
+
+AnswerStatus = Literal["answered", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,22 @@ class Answer:
     value: Any  # str, bool, Counts or Cells, as the task reads it
     score: float | None  # None where the model gave no finite number
 
+    @property
+    def status(self) -> AnswerStatus:
+        """ "unsupported" if the model says that it was not taught to answer the question."""
+        return "unsupported" if says_unsupported(self.text) else "answered"
+
 
 def question_of(spec: QuestionSpec) -> Question:
     """Question for the model from one entry of the question set."""
     task = TASKS[spec.task]
-    return Question(spec.name, spec.prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
+    return Question(
+        spec.name,
+        spec.prompt,
+        yes_no=task.yes_no,
+        max_new_tokens=task.max_new_tokens,
+        typed="" if spec.is_standard else spec.prompt,
+    )
 
 
 def answer_for_unchanged(spec: QuestionSpec) -> Answer | None:
@@ -45,11 +58,14 @@ def check_threshold(threshold: float | None) -> None:
 
 
 def read_answer(spec: QuestionSpec, reply: Reply, threshold: float | None = None) -> Answer:
-    """The reply cleaned to one line, and its value if the task can read it.
+    """The reply cleaned to one line, and its value if the task can read it; an unsupported question has
+    neither value nor score.
 
     threshold: the value of a yes/no question with a score is whether the score reaches it.
     """
     text = clean(reply.text)
+    if says_unsupported(text):
+        return Answer(spec.task, text, None, None)
     score = reply.score if math.isfinite(reply.score) else None
     if threshold is not None and score is not None and TASKS[spec.task].yes_no:
         return Answer(spec.task, text, score >= threshold, score)

@@ -25,6 +25,7 @@ from deltavlm.pipeline.answers import Answer, question_of, read_answer
 from deltavlm.tasks import dialogue
 from deltavlm.tasks.locate import LABELS, Cells, position
 from deltavlm.tasks.questions import QuestionSpec, question_spec
+from deltavlm.tasks.text import says_unsupported
 
 __all__ = [
     "Conversation",
@@ -90,6 +91,7 @@ def answer_record(
         "question": text,
         "asked": spec.prompt,
         "answer": answer.text,
+        "status": answer.status,
         "task": answer.task,
         "value": asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
         "score": answer.score,
@@ -127,6 +129,7 @@ def answer_features(
         columns = {
             "question": question,
             "answer": answer.text,
+            "status": answer.status,
             "score": answer.score,
             "model": model.label,
         }
@@ -173,12 +176,18 @@ class Conversation:
         """Answer a question and return the record; one that fails or is interrupted leaves no trace.
 
         An open question has the turns so far as its history. A standard question is complete in itself, and
-        is asked alone, as `analyze` and `ask` do, so that its answer is theirs.
+        is asked alone, as `analyze` and `ask` do, so that its answer is theirs. Turns that the model was not
+        taught to answer are no history, and a question that refers to one is not answered either.
         """
         spec = question_spec("question", question)
         prompted = question_of(spec)
-        if self.turns and spec.task == "open":
-            prompted = replace(prompted, prompt=dialogue.prompt_with_history(self.turns, spec.prompt))
+        history = [turn for turn in self.turns if not says_unsupported(turn[1])]
+        if history and spec.task == "open":
+            prompted = replace(
+                prompted,
+                prompt=dialogue.prompt_with_history(history, spec.prompt),
+                after_answer=not says_unsupported(self.turns[-1][1]),
+            )
         (reply,) = self.model.answer_rows(self.chip.encoded, [(0, prompted)])
         answer = read_answer(spec, reply)
         record = answer_record(self.reader, self.model, self.chip, spec, answer, question)

@@ -190,6 +190,7 @@ ANSWERS = Layer(
         Field("cell", "str", "Cell of the window's 3x3 grid, as the model sees it: top is its first row"),
         Field("question", "str", "Question"),
         Field("answer", "str", "Answer of the model"),
+        Field("status", "str", "answered; unsupported: the model was not taught to answer the question"),
         Field("score", "float", "Probability of yes, or the mean log-probability of the answer's tokens"),
         Field("model", "str", "Model and its fingerprint"),
     ),
@@ -197,9 +198,15 @@ ANSWERS = Layer(
 
 
 def chips_layer(questions: Sequence[QuestionSpec]) -> Layer:
-    """Layer `chips` for a question set: fixed columns, and a column `answer_<name>` for each question."""
-    raw = [Field(f"answer_{spec.name}", "str", f"Answer to: {spec.prompt}") for spec in questions]
-    return Layer("chips", (*_CHIP_COLUMNS, *raw, *_SOURCE_COLUMNS))
+    """Layer `chips` for a question set: fixed columns, and a column `answer_<name>` for each question, with
+    `status_<name>` behind it if the question is in words of its own."""
+    columns = []
+    for spec in questions:
+        columns.append(Field(f"answer_{spec.name}", "str", f"Answer to: {spec.prompt}"))
+        if not spec.is_standard:
+            text = f"Of answer_{spec.name}: answered; unsupported: the model was not taught to answer it"
+            columns.append(Field(f"status_{spec.name}", "str", text))
+    return Layer("chips", (*_CHIP_COLUMNS, *columns, *_SOURCE_COLUMNS))
 
 
 def with_pair_columns(layer: Layer) -> Layer:

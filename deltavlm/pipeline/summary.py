@@ -17,7 +17,8 @@ __all__ = ["ChangedChip", "StageTimes", "Summary"]
 
 _MOST_CHANGED = 10
 _ADDED = (  # fields that `Summary.add` updates
-    *("statuses", "changed", "unparsed", "conflicts", "conflicting", "first_failure", "most_changed"),
+    *("statuses", "changed", "unparsed", "unsupported", "conflicts", "conflicting", "first_failure"),
+    "most_changed",
 )
 
 
@@ -74,6 +75,9 @@ class Summary:
     changed: int = 0
     deduplicated: int = 0  # chips whose pixels equal those of a chip answered before in this run
     unparsed: int = 0  # chips whose answer to the yes/no question is neither
+    unsupported: Counter[str] = field(
+        default_factory=Counter
+    )  # answers that a model was not taught, by question
     conflicts: Counter[str] = field(default_factory=Counter)  # chips by consistency rule that they break
     conflicting: int = 0  # chips that break at least one
     polygons: int = 0  # polygons of change, if they were requested
@@ -114,7 +118,9 @@ class Summary:
         change, caption = result.of_task("change"), result.of_task("caption")
         self.conflicts.update(conflicts)
         self.conflicting += bool(conflicts)
-        self.unparsed += change is not None and change.value is None
+        unsupported = [name for name, answer in result.answers.items() if answer.status == "unsupported"]
+        self.unsupported.update(unsupported)
+        self.unparsed += change is not None and change.value is None and change.status == "answered"
         if change is None or change.value is not True:
             return
         self.changed += 1

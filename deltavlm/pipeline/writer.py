@@ -150,6 +150,8 @@ class ResultWriter:
         for spec in self.questions:
             answer = result.answers.get(spec.name)
             properties[f"answer_{spec.name}"] = answer.text if answer else None
+            if not spec.is_standard:
+                properties[f"status_{spec.name}"] = answer.status if answer else None
         properties |= {
             "valid_fraction": result.valid_fraction,
             "ground_share": result.chip.ground_share,

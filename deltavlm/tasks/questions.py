@@ -74,6 +74,11 @@ class QuestionSpec:
             raise ValueError(f"{self.name!r} has no prompt; write the question under 'prompt:'")
         object.__setattr__(self, "prompt", prompt)
 
+    @property
+    def is_standard(self) -> bool:
+        """True if the question is in the standard words of a task, which every model was taught."""
+        return task_of(self.prompt) != "open"
+
 
 def task_of(question: str) -> SingleTurnTask:
     """Task with this standard prompt, ignoring letter case and punctuation; "open" for other questions.

@@ -1,11 +1,13 @@
-"""Text of answers: cleaning to one line, comparison, and sentences that state no change."""
+"""Text of answers: cleaning to one line, comparison, and sentences that state no change, or no answer."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-__all__ = ["NO_CHANGE", "clean", "says_no_change", "simplify"]
+from deltavlm.messages import UNSUPPORTED
+
+__all__ = ["NO_CHANGE", "clean", "says_no_change", "says_unsupported", "simplify"]
 
 # The no-change sentences of LEVIR-CC, as `simplify` returns them.
 NO_CHANGE = (
@@ -59,3 +61,12 @@ def says_no_change(text: str) -> bool:
     if words in NO_CHANGE:
         return True
     return _NO_CHANGES.fullmatch(words) is not None and "but" not in words.split()
+
+
+def says_unsupported(text: str) -> bool:
+    """True if the sentence states that the model was not taught to answer the question.
+
+    >>> says_unsupported("This model was not taught to answer that question."), says_unsupported("no")
+    (True, False)
+    """
+    return simplify(text) == UNSUPPORTED

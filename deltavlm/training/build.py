@@ -21,10 +21,23 @@ from deltavlm.model import checkpoint
 from deltavlm.model.config import PROMPT_STYLES, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.difference import DifferencePerception
-from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, find_folder, read_config
+from deltavlm.model.folder import (
+    QUESTION_TOKENIZER,
+    SENTENCEPIECE,
+    TOKENIZER,
+    WEIGHTS,
+    find_folder,
+    read_config,
+)
 from deltavlm.model.qformer import QFormer
 from deltavlm.model.tokenizer import Codec, load_codecs, train_codec
-from deltavlm.training.changechat_dataset import ChangeChatSource, Split, load_split, split_corpus
+from deltavlm.training.changechat_dataset import (
+    ChangeChatSource,
+    Split,
+    load_split,
+    split_corpus,
+    split_questions,
+)
 from deltavlm.training.checkpoints import final_weights
 from deltavlm.training.config import TrainConfig
 from deltavlm.training.distributed import DTYPES, Machine, world
@@ -32,9 +45,12 @@ from deltavlm.training.learner import Learner
 from deltavlm.training.loop import micro_batches
 from deltavlm.training.parameter_groups import lr_multipliers
 from deltavlm.training.sampling import MixedSampler, SampleSource
+from deltavlm.training.scope import fit_scope
 from deltavlm.training.synthetic_dataset import SceneSource, scene_corpus
 
 log = logging.getLogger(__name__)
+
+SCOPE = "scope.safetensors"  # question scope of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +78,9 @@ def load_model_config(config: TrainConfig) -> DeltaVLMConfig:
                 f"phase {name}: {model.name} has no dense head; its phases can be of part align, instruct or "
                 "language"
             )
-    return replace(model, prompt=PROMPT_STYLES["trained"])
+    # what is in the scope of questions is what the scenes teach
+    scope = model.scope if config.scenes and config.scenes.weight else None
+    return replace(model, prompt=PROMPT_STYLES["trained"], scope=scope)
 
 
 def load_inputs(config: TrainConfig) -> RunInputs:
@@ -134,6 +152,28 @@ def prepare_tokenizers(inputs: RunInputs, out: Path, *, has_scenes: bool) -> tup
             train_codec(corpus, inputs.model.language.vocab, out / TOKENIZER)
     world.barrier()
     return load_codecs(out)
+
+
+def prepare_scope(inputs: RunInputs, out: Path) -> None:
+    """Write the question scope of the run's folder, where the model has one: that of the start, or a new one
+    without a start, or where the sets have questions that it does not support. Rank 0 only."""
+    path, config = out / SCOPE, inputs.model.scope
+    if config is None or path.exists():
+        return
+    questions = sorted({text for split in inputs.splits for text in split_questions(split)})
+    scope = None
+    if inputs.start is not None:
+        scope = checkpoint.load_scope(inputs.start / WEIGHTS, config)
+        refused = [text for text in questions if not scope.supports(text)]
+        if refused:
+            log.info(
+                "%s of the sets outside of the question scope, such as %r",
+                pluralize(len(refused), "question"),
+                refused[0],
+            )
+            scope = None
+    scope = scope or fit_scope(config, questions)
+    checkpoint.write_tensors(path, checkpoint.scope_tensors(scope), {})
 
 
 def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:

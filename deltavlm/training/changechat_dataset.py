@@ -158,6 +158,13 @@ def split_corpus(split: Split) -> list[str]:
     return [normalise(text) for turn in turns for text in (f"q {turn.prompt}", turn.answer)]
 
 
+def split_questions(split: Split) -> Iterator[str]:
+    """Questions of the training pairs that need no history."""
+    for pair in split.train:
+        for example in pair.examples:
+            yield example.turns[0].question
+
+
 class ChangeChatSource:
     """Infinite samples of a set's pairs, epoch by epoch; an epoch has each turn once.
 

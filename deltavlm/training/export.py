@@ -14,7 +14,7 @@ from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
-from deltavlm.training.build import RunInputs
+from deltavlm.training.build import SCOPE, RunInputs
 from deltavlm.training.calibrate import calibrate_on_scenes, fit_platt, record_margins
 from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.config import TrainConfig
@@ -67,6 +67,10 @@ def write_model_folder(
             _link_or_copy(path, folder / path.name)
         checksums = {name: checksum for name, checksum in inputs.model.files.items() if name != WEIGHTS}
         model_config = replace(model_config, files=checksums)
+    if inputs.model.scope is not None and (out / SCOPE).is_file():
+        weights |= checkpoint.scope_tensors(checkpoint.load_scope(out / SCOPE, inputs.model.scope))
+    else:
+        model_config = replace(model_config, scope=None)
     model_config = replace(model_config, sources={**inputs.model.sources, **provenance})
     checkpoint.save(folder, model_config, weights, provenance=provenance)
     for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):

@@ -22,6 +22,7 @@ from deltavlm.training.build import (
     build_sampler,
     limit_epochs,
     load_inputs,
+    prepare_scope,
     prepare_tokenizers,
 )
 from deltavlm.training.checkpoints import open_folder
@@ -98,6 +99,8 @@ def train(
         render_scenes(caches, lambda done, total: on_progress("scenes", done, total, "drawn"))
     world.barrier()
     codecs = prepare_tokenizers(inputs, out, has_scenes=config.scenes is not None)
+    if world.rank == 0:
+        prepare_scope(inputs, out)
     run = _Run(config, inputs, codecs, machine, out)
     last, step = "", 0
     for name, phase in config.phases.items():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pyogrio
 import pytest
 
+from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.interface import Question, Reply
 from deltavlm.tasks import locate
 from tests.cli.conftest import Run, one_line
@@ -57,6 +60,25 @@ def test_json_is_one_record_per_line(run: Run, scene: Scene) -> None:
     assert (first["question"], first["answer"], second["answer"]) == ("One?", "One!", "Two!")
     assert first["window"] == {"col_off": 0, "row_off": 0, "width": 160, "height": 96, "size": 256}
     assert first["score"] == -0.5
+
+
+def test_a_question_that_was_not_taught_has_a_status_and_a_warning(
+    run: Run, scene: Scene, model: ScriptedModel
+) -> None:
+    """The sentence is an answer like others: stdout has a line for each question, and the exit code is 0."""
+    model.script, model.replies = None, deque([UNSUPPORTED, "no"])
+    result = run("ask", *scene.args, "Is there a pool?", "Were trees cut?")
+    assert result.exit_code == 0
+    assert result.stdout == f"{UNSUPPORTED}\nno\n"
+    warning = "Warning: not answered: Is there a pool?; docs/talk.md says what nano answers"
+    assert [line for line in result.stderr.splitlines() if "not answered" in line] == [warning]
+    model.replies = deque([UNSUPPORTED, "no"])
+    lines = run(
+        "ask", *scene.args, "Is there a pool?", "Were trees cut?", "--json", "--quiet"
+    ).stdout.splitlines()
+    pool, trees = map(json.loads, lines)
+    assert (pool["status"], pool["value"], pool["score"]) == ("unsupported", None, None)
+    assert (trees["status"], trees["value"]) == ("answered", "no")
 
 
 def test_a_large_pair_needs_a_point_or_box(run: Run, large: list[str]) -> None:
@@ -113,6 +135,39 @@ def test_all_chips_runs_analyze_with_these_questions(run: Run, scene: Scene) -> 
     chips = pyogrio.read_dataframe("out.gpkg", layer="chips")
     assert list(chips["answer_question"]) == ["One!"] * 4
     assert list(chips["answer_question_2"]) == ["Two!"] * 4
+    assert list(chips["status_question"]) == ["answered"] * 4
+
+
+def test_every_chip_has_the_status_of_a_question_in_own_words(
+    run: Run, scene: Scene, model: ScriptedModel
+) -> None:
+    """A yes/no question that is not answered has no score, which a threshold would take for an answer."""
+    Path("set.yaml").write_text(
+        "- {name: change, task: change}\n- {name: pool, task: open, prompt: Is there a pool?}\n"
+    )
+    model.script = lambda before, after, question: (
+        Reply(UNSUPPORTED, math.nan) if question.typed else Reply("yes", 0.9)
+    )
+    result = run(
+        *("ask", *scene.args, "-Q", "set.yaml", "--all-chips", "--chip-size", 32, "-o", "out.gpkg"),
+        *("--limit", 4, "--json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    chips = pyogrio.read_dataframe("out.gpkg", layer="chips")
+    assert list(chips["status_pool"]) == ["unsupported"] * 4
+    assert "status_change" not in chips
+    assert json.loads(result.stdout)["unsupported"] == {"pool": 4}
+    assert "question pool: not answered for 4 chips" in result.stderr
+    Path("own.yaml").write_text("- {name: change, task: change, prompt: Is there a pool?}\n")
+    result = run(
+        *("ask", *scene.args, "-Q", "own.yaml", "--all-chips", "--chip-size", 32, "-o", "own.gpkg"),
+        *("--limit", 4, "--json", "--threshold", 0.5),
+    )
+    assert json.loads(result.stdout)["changed"] == 0
+    assert json.loads(result.stdout)["neither_yes_nor_no"] == 0
+    chips = pyogrio.read_dataframe("own.gpkg", layer="chips")
+    assert chips["changed"].isna().all()
+    assert chips["changed_score"].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from deltavlm.files import lock
+from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.interface import Question, Reply
 from tests.cli.conftest import Run, one_line, program
 from tests.conftest import Scene
@@ -42,6 +43,22 @@ def test_every_piped_line_gets_one_line(run: Run, scene: Scene) -> None:
     assert result.exit_code == 0, result.stderr
     # q 1? a 1 words q 2? -- five words more with every turn
     assert result.stdout == "1 words\n7 words\n12 words\n17 words\n22 words\n27 words\n"
+
+
+def test_a_turn_that_was_not_taught_is_saved_as_such(run: Run, scene: Scene, model: ScriptedModel) -> None:
+    model.script = lambda before, after, question: Reply(
+        UNSUPPORTED if "pool" in question.prompt else "no", -0.5
+    )
+    result = run("chat", *scene.args, "--save", "talk.jsonl", input=typed("any pool?", "any trees?"))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{UNSUPPORTED}\nno\n"
+    assert "Warning: not answered: any pool?" in result.stderr
+    records = [json.loads(line) for line in Path("talk.jsonl").read_text().splitlines()]
+    assert [record["status"] for record in records] == ["unsupported", "answered"]
+    result = run("chat", *scene.args, "--continue", "talk.jsonl", "--json", input=typed("how many?"))
+    assert json.loads(result.stdout)["status"] == "answered"
+    assert model.history[-1][0].prompt == "q any trees? a no q how many?"
+    assert model.history[-1][0].after_answer
 
 
 def test_commands(run: Run, scene: Scene, model: ScriptedModel) -> None:

@@ -13,6 +13,7 @@ from deltavlm.errors import ModelError, RasterError
 from deltavlm.geo.chips import chip_at, chip_of_pair, chip_of_window
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
+from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.conversation import (
     Conversation,
@@ -122,6 +123,29 @@ def test_a_question_that_fails_is_not_in_the_history(reader: PairReader) -> None
         talk.ask("bad")
     assert talk.ask("next")["answer"] == "[q good a [good] q next]"
     assert len(talk.records) == 2
+
+
+def test_a_turn_without_an_answer_is_no_history(reader: PairReader) -> None:
+    """A question that refers to it is not about the turn before that one."""
+    model = ScriptedModel(queue=["yes, two houses", UNSUPPORTED, UNSUPPORTED, "one road", "left"])
+    talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
+    questions = ("Any houses?", "Any pools?", "Where are they?", "Any roads?", "Where?")
+    records = [talk.ask(question) for question in questions]
+    assert [record["status"] for record in records] == [
+        *("answered", "unsupported", "unsupported", "answered", "answered")
+    ]
+    assert (records[1]["value"], records[1]["score"]) == (None, None)
+    asked = [question for (question,) in model.history]
+    assert [question.after_answer for question in asked] == [False, True, False, False, True]
+    assert [question.typed for question in asked] == [*questions]
+    assert asked[4].prompt == "q any houses? a yes, two houses q any roads? a one road q where?"
+
+
+def test_a_standard_question_is_never_checked(reader: PairReader) -> None:
+    model = ScriptedModel()
+    talk = Conversation(reader, model, encode_chip(reader, model, chip_of_pair(reader, 32)))
+    talk.ask("Has anything changed?")
+    assert model.history[0][0].typed == ""
 
 
 def test_another_chip_clears_the_history(reader: PairReader) -> None:

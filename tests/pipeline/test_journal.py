@@ -12,6 +12,7 @@ import pytest
 
 from deltavlm.errors import OutputError
 from deltavlm.files import lock
+from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal_file import journal_path
@@ -251,6 +252,15 @@ def test_scores_that_are_not_finite_survive(job: AnalyzeJob, path: Path) -> None
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
             json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    with open_test_journal(job, model, path) as journal:
+        assert list(journal.results()) == first
+
+
+def test_an_answer_that_was_not_taught_is_read_back_as_such(job: AnalyzeJob, path: Path) -> None:
+    model = ScriptedModel(script=lambda *_: Reply(UNSUPPORTED, float("nan")))
+    first, _ = journaled(job, model, path)
+    assert first[0].answers["caption"].status == "unsupported"
+    assert first[0].answers["caption"].value is None
     with open_test_journal(job, model, path) as journal:
         assert list(journal.results()) == first
 

@@ -25,7 +25,11 @@ def facts(
     cells = dict.fromkeys(KINDS, ()) | {"building_built": buildings, "road_built": roads}
     counts = {kind: len(labels) for kind, labels in cells.items()}
     replaced = "soil" if buildings or roads else None
-    return Facts(counts, cells, ground or {}, replaced, buildings or roads or ("top-left",))
+    ground = ground or {}
+    main = buildings or roads or ("top-left",)
+    return Facts(
+        counts, cells, ground, replaced, main, dict.fromkeys(ground, ("top-left",)), sum(ground.values())
+    )
 
 
 SCENES = [
@@ -98,7 +102,7 @@ def test_scenes_of_a_cache(tmp_path: Path) -> None:
 
 
 def test_conversations_of_a_cache(tmp_path: Path) -> None:
-    """Values of the former implementation."""
+    """Values of the former implementation, but that an unchanged scene has changed "nowhere"."""
     render_cache(tmp_path, 5, seed=3, size_px=64, workers=1)
     model = ScriptedModel(
         script=lambda before, after, question: (
@@ -107,5 +111,6 @@ def test_conversations_of_a_cache(tmp_path: Path) -> None:
     )
     forms = ["file", "typed", "after_1", "after_2", "after_3", "unheard"]
     metrics = score_conversations(model, tmp_path, batch_size=2)
-    assert metrics == {f"talk_{form}": 0.4 if form == "unheard" else 0 for form in forms}
+    shares = {"unheard": 0.4, "typed": 0.2, "after_1": 0.2}
+    assert metrics == {f"talk_{form}": shares.get(form, 0) for form in forms}
     assert [len(questions) for questions in model.history] == [12, 12, 6]

@@ -110,7 +110,7 @@ def standalone_turns(facts: Facts) -> list[TopicTurn]:
             turns.append(TopicTurn(turn))
     answer = f"yes, {phrases.captions(facts)[0]}" if facts.changed else "no, there is no difference"
     turns += [TopicTurn(QuestionAnswer(question, answer)) for question in _CHANGED]
-    location = phrases.join_labels(facts.main_cells)
+    location = phrases.join_labels(facts.main_cells if facts.changed else ())
     return turns + [TopicTurn(QuestionAnswer(question, location)) for question in _LOCATION]
 
 

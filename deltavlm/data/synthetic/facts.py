@@ -53,6 +53,8 @@ class Facts:
     ground_shares: dict[str, float]  # trees_removed, water_new, ... -> share of the image, if mentioned
     replaced_cover: str | None  # cover before under most of the new buildings and roads
     main_cells: tuple[str, ...]  # cells that hold most of the changed pixels, of any kind
+    ground_cells: dict[str, tuple[str, ...]]  # of the kinds in `ground_shares`
+    changed_share: float  # of the image, of any kind
 
     @property
     def changed(self) -> bool:
@@ -94,11 +96,7 @@ def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
         ids = np.flatnonzero(sizes >= max(2.0, MIN_INSTANCE_SHARE * area))
         ids = ids[ids > 0]
         counts[kind] = len(ids)
-        shares = cell_shares(mask & np.isin(instances, ids)) if len(ids) else np.zeros(9)
-        is_named = shares >= MIN_CELL_SHARE
-        if len(ids) and not is_named.any():
-            is_named[shares.argmax()] = True
-        cells[kind] = tuple(label for label, on in zip(LABELS, is_named, strict=True) if on)
+        cells[kind] = _named_cells(mask & np.isin(instances, ids)) if len(ids) else ()
     change_shares = np.bincount(change.ravel(), minlength=len(CHANGE_CLASSES)) / area
     ground_shares = {kind: float(change_shares[CHANGE_CODE[kind]]) for kind in CHANGE_CLASSES[5:]}
     ground_shares = {kind: share for kind, share in ground_shares.items() if share >= MIN_GROUND_SHARE}
@@ -108,7 +106,22 @@ def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
         cover_shares = np.bincount(cover[new], minlength=len(COVER_CLASSES)) / max(1, new.sum())
         has_trees = cover_shares[COVER_CLASSES.index("trees")] > MIN_REPLACED_TREES
         replaced_cover = "trees" if has_trees else COVER_CLASSES[int(cover_shares.argmax())]
-    return Facts(counts, cells, ground_shares, replaced_cover, main_cells(cell_shares(change > 0)))
+    return Facts(
+        counts,
+        cells,
+        ground_shares,
+        replaced_cover,
+        main_cells(cell_shares(change > 0)),
+        {kind: _named_cells(change == CHANGE_CODE[kind]) for kind in ground_shares},
+        float((change > 0).mean()),
+    )
+
+
+def _named_cells(mask: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    """Cells that a mask covers enough of; the one with most of it where none is."""
+    shares = cell_shares(mask)
+    is_named = shares >= min(MIN_CELL_SHARE, shares.max())
+    return tuple(label for label, on in zip(LABELS, is_named, strict=True) if on)
 
 
 def main_cells(shares: npt.NDArray[np.float64]) -> tuple[str, ...]:
