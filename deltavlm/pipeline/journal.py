@@ -23,7 +23,8 @@ from deltavlm.errors import ConfigError, OutputError
 from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.identity import address_digest
-from deltavlm.geo.pair import MAX_CHIPS, PairReader, ReadOptions
+from deltavlm.geo.pair_reader import MAX_CHIPS, PairReader
+from deltavlm.geo.read_options import ReadOptions
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.job import AnalyzeJob
