@@ -1,4 +1,4 @@
-"""Measurements of an open pair by samples of its pixels: stretches, shift between the dates, color match."""
+"""Measurements of an open pair by samples of its pixels: stretches, shift of the dates, color match."""
 
 from __future__ import annotations
 

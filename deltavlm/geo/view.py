@@ -1,4 +1,4 @@
-"""View of an open raster on the grid of the analysis: windows of pixels as stored, or RGB with validity."""
+"""View of an open raster on the grid of the analysis: pixels as stored, or RGB with validity."""
 
 from __future__ import annotations
 
