@@ -142,7 +142,7 @@ class ChipGrid:
         return [index for index in candidates if start - self.size < self._offset(index, length) < stop]
 
     def shares_among(self, present: NDArray[np.bool_], answered: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(rows, cols): `ground_share` where only chips of `present` exist, and ground belongs to the chips of
+        """(rows, cols): `ground_share` where only chips of `present` exist, and ground belongs to those of
         `answered` wherever one of them covers it; both masks are (rows, cols)."""
         return self._shares(present, answered)[0]
 
