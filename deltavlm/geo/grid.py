@@ -144,7 +144,8 @@ class ChipGrid:
     def shares_among(self, present: NDArray[np.bool_], answered: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(rows, cols): `ground_share` where only chips of `present` exist, and ground belongs to those of
         `answered` wherever one of them covers it; both masks are (rows, cols)."""
-        return self._shares(present, answered)[0]
+        shares: NDArray[np.float64] = self._shares(present, answered)[0]
+        return shares
 
     def __len__(self) -> int:
         return self.rows * self.cols if self.keep is None else len(self._selected)
@@ -214,22 +215,24 @@ class ChipGrid:
     ) -> NDArray[np.float64]:  # (2, rows, cols)
         """`ground_share` and `aoi_share` of chips where only those of `present` exist; 0 for the others."""
         shares = np.zeros((2, self.rows, self.cols))
-        near = _extent(present.any(axis=1)), _extent(present.any(axis=0))
         if present.any():
+            rows, cols = _extent(present.max(axis=1)), _extent(present.max(axis=0))
             size = min(self.size, self.geobox.height), min(self.size, self.geobox.width)
-            offsets = [offs[part] for offs, part in zip(self._offsets, near, strict=True)]
-            among = present[near], None if answered is None else answered[near]
+            row_offs, col_offs = self._offsets[0][rows], self._offsets[1][cols]
+            near = present[rows, cols]
+            first = None if answered is None else answered[rows, cols]
             if self.keep is None:
-                shares[:, *near] = ground_shares(*offsets, size, *among), present[near]
+                shares[:, rows, cols] = ground_shares(row_offs, col_offs, size, near, first), near
             else:
-                shares[:, *near] = _shares_inside(self._keep_px, *offsets, size, *among)
+                inside = _shares_inside(self._keep_px, row_offs, col_offs, size, near, first)
+                shares[:, rows, cols] = inside
         return shares
 
 
 def _extent(flags: NDArray[np.bool_]) -> slice:
     """Slice from the first to the last true value."""
     indices = np.flatnonzero(flags)
-    return slice(indices[0], indices[-1] + 1) if len(indices) else slice(0)
+    return slice(indices[0], indices[-1] + 1)
 
 
 def chip_offsets(chip_id: object) -> tuple[int, int] | None:
