@@ -1,4 +1,4 @@
-"""Blobs: bytes such as the mask of a chip, in a file beside the journal, whose lines hold their addresses."""
+"""Blobs, such as the mask of a chip: bytes in a file beside the journal, at addresses in its lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Header of a journal, its first line: the format, the settings of the run, and a random key for digests."""
+"""Header of a journal, its first line: format, settings of the run, and a random key for digests."""
 
 from __future__ import annotations
 
