@@ -24,6 +24,7 @@ from deltavlm.model.difference import DifferencePerception
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, find_folder, read_config
 from deltavlm.model.qformer import QFormer
 from deltavlm.model.tokenizer import Codec, load_codecs, train_codec
+from deltavlm.model.vision import EfficientNetTower
 from deltavlm.training.changechat_dataset import ChangeChatSource, Split, load_split, split_corpus
 from deltavlm.training.checkpoints import final_weights
 from deltavlm.training.config import TrainConfig
@@ -31,6 +32,7 @@ from deltavlm.training.distributed import DTYPES, Machine, world
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import micro_batches
 from deltavlm.training.parameter_groups import lr_multipliers
+from deltavlm.training.pretrained import load_encoder
 from deltavlm.training.sampling import MixedSampler, SampleSource
 from deltavlm.training.synthetic_dataset import SceneSource, scene_corpus
 
@@ -145,13 +147,17 @@ def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
     frozen_dtype = DTYPES[config.language_dtype]
     if inputs.start is None:
         model = build(inputs.model)
+        if config.pretrained and isinstance(model.vision.tower, EfficientNetTower):
+            load_encoder(model.vision.tower.encoder)
     else:
         is_trainable = is_language_trainable(config)
         _, model = checkpoint.load(inputs.start, language_dtype=None if is_trainable else frozen_dtype)
         model.difference.mode = inputs.model.difference.mode
     width = inputs.model.vision.width
     constructors: dict[str, Callable[[], nn.Module]] = {
-        "difference": partial(DifferencePerception, width, inputs.model.difference),
+        "difference": partial(
+            DifferencePerception, width, inputs.model.difference, len(inputs.model.vision.map_channels)
+        ),
         "qformer": partial(QFormer, inputs.model.qformer, width),
         "projection": partial(nn.Linear, inputs.model.qformer.hidden, inputs.model.language.hidden),
     }
@@ -160,7 +166,9 @@ def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
     if not is_language_trainable(config):
         for parameter in model.language.parameters():  # not .to(): rotary frequencies stay exact
             parameter.data = parameter.data.to(frozen_dtype)
-    if inputs.model.vision.tower == "conv":  # nearly twice as fast on a CPU; FSDP needs others as they are
+    if (
+        inputs.model.vision.map_channels
+    ):  # convolutional: nearly twice as fast on a CPU; FSDP needs others as they are
         model = model.to(memory_format=torch.channels_last)
     return model
 

@@ -86,6 +86,7 @@ class Phase:
     color_jitter: float = 0.0  # share of scenes with random colors
     token_dropout: float = 0.0  # mean share of the difference tokens that are dropped, for each question
     evidence_noise: float = 0.0  # share of pairs with degraded evidence tokens of the dense head
+    evidence_dropout: float = 0.0  # share of questions whose evidence tokens are dropped, all ten
     rates: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     floor: float = 0.01  # learning rate at the end of the cosine, as a share of lr
@@ -101,8 +102,9 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        shares = ("far", "stormy", "rich", "color_jitter", "token_dropout", "evidence_noise", "floor", "cut")
-        for name in shares:
+        shares = ("far", "stormy", "rich", "color_jitter", "floor", "cut")
+        dropped = ("token_dropout", "evidence_noise", "evidence_dropout")
+        for name in (*shares, *dropped):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         for name, factor in self.rates.items():
@@ -144,6 +146,7 @@ class TrainConfig:
     sets: dict[str, RecordSet] = field(default_factory=dict)
     start: str | None = None  # name or folder of the model to start from; default: random weights
     fresh: tuple[Literal["difference", "qformer", "projection"], ...] = ()  # modules of it to initialize anew
+    pretrained: bool = True  # without a start: pretrained weights for an encoder that has some
     seed: int = 0
     clip: float = 1.0  # norm that gradients are clipped to
     ema: float = 0.999  # decay of the exponential moving average of the weights; 0: none, the last ones count
