@@ -30,8 +30,8 @@ def _check_ranges(owner: object, **ranges: tuple[float, float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """Vision encoder. `tower` is "efficientnet_lite0" (pretrained, for nano), "conv" (from random weights, for
-    the first nano) or the name of a timm vision transformer."""
+    """Vision encoder. `tower` is "efficientnet_lite0" (pretrained; second nano), "conv" (from random weights;
+    first nano) or the name of a timm vision transformer."""
 
     tower: str
     image_px: int

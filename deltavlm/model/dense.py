@@ -33,8 +33,8 @@ class Up(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """Decoder of the difference tokens, with skip connections from the tower's finer maps of both dates, if it
-    has any (FC-Siam-conc, Daudt et al. 2018, arXiv 1810.08462)."""
+    """Decoder of the difference tokens, with skip connections from the tower's finer maps of both dates, if
+    it has any (FC-Siam-conc, Daudt et al. 2018, arXiv 1810.08462)."""
 
     def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class PyramidDecoder(nn.Module):
     """Top-down decoder of the tower's maps at strides 4, 8 and 16 (feature pyramid, Lin et al. 2017, arXiv
     1612.03144).
 
-    With b and a the maps of both dates and d their distance (`difference.feature_distance`), every level reads
-    [b, a, a - b, |a - b|, d]; the coarsest also the difference tokens. The distances of all levels are added
-    to the logits by a linear term of each class, so that what differs without being known as an object has a
-    short way to the output.
+    With b and a the maps of both dates and d their distance (`difference.feature_distance`), every level
+    reads [b, a, a - b, |a - b|, d]; the coarsest also the difference tokens. The distances of all levels are
+    added to the logits by a linear term of each class, so that what differs without being known as an object
+    has a short way to the output.
     """
 
     def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:

@@ -141,7 +141,7 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
-        """Normalise uint8 RGB by the mean and standard deviation of the encoder, in the dtype of the weights."""
+        """Normalise uint8 RGB by the encoder's mean and standard deviation, in the dtype of the weights."""
         pixels = (
             images_B3HW.to(torch.float32, copy=True)
             .div_(255)

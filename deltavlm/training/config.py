@@ -14,6 +14,7 @@ from deltavlm.tasks import TASKS, TaskName
 
 Objective = Literal["vision", "language", "joint", "align", "instruct"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Module = Literal["vision", "difference", "dense", "qformer", "projection"]
 ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct")  # train on answers, so can be asked
 
 
@@ -145,7 +146,7 @@ class TrainConfig:
     scenes: Scenes | None = None
     sets: dict[str, RecordSet] = field(default_factory=dict)
     start: str | None = None  # name or folder of the model to start from; default: random weights
-    fresh: tuple[Literal["difference", "qformer", "projection"], ...] = ()  # modules of it to initialize anew
+    fresh: tuple[Module, ...] = ()  # modules of it to initialize anew, as the config `model` says
     pretrained: bool = True  # without a start: pretrained weights for an encoder that has some
     seed: int = 0
     clip: float = 1.0  # norm that gradients are clipped to
