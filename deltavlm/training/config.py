@@ -23,7 +23,8 @@ class Scenes:
 
     `far` scenes have pixels twice as coarse. In `stormy` ones light, haze and contrast of the dates differ
     twice as much, and half of them change. `rich` ones have more kinds of land, buildings and nuisances, at
-    one to three times the pixel size.
+    one to three times the pixel size. `ground` ones have changes drawn on the tiles of `ground_folder`
+    (docs/data.md), of which 55 % change.
     """
 
     train: int
@@ -33,7 +34,13 @@ class Scenes:
     far: int = 0
     stormy: int = 0
     rich: int = 0
+    ground: int = 0
+    ground_folder: Path | None = None  # relative paths start from the current folder
     weight: float = 1.0  # sampling weight, beside those of the sets
+
+    def __post_init__(self) -> None:
+        if self.ground and self.ground_folder is None:
+            raise ValueError("scenes.ground needs scenes.ground_folder, a folder of image tiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class Phase:
     far: float = 0.0  # share of scenes that are of the kind `far`
     stormy: float = 0.0  # share of scenes that are of the kind `stormy`
     rich: float = 0.0  # share of scenes that are of the kind `rich`
+    ground: float = 0.0  # share of scenes that are of the kind `ground`
     color_jitter: float = 0.0  # share of scenes with random colors
     token_dropout: float = 0.0  # mean share of the difference tokens that are dropped, for each question
     evidence_noise: float = 0.0  # share of pairs with degraded evidence tokens of the dense head
@@ -101,7 +109,17 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        shares = ("far", "stormy", "rich", "color_jitter", "token_dropout", "evidence_noise", "floor", "cut")
+        shares = (
+            "far",
+            "stormy",
+            "rich",
+            "ground",
+            "color_jitter",
+            "token_dropout",
+            "evidence_noise",
+            "floor",
+            "cut",
+        )
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
