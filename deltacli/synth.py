@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from deltacli.options import OUTPUT, flag
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
-    from deltavlm.data.synthetic import Scene
+    from deltavlm.data.synthetic import Scene, SceneOptions
 
 synth = typer.Typer(
     help="Make synthetic scenes with ground truth: a question set, or one pair of GeoTIFFs.",
@@ -39,6 +39,15 @@ Change = Annotated[
         max=1.0,
         metavar="SHARE",
         help="Share of areas of about 300 px that change.",
+    ),
+]
+Ground = Annotated[
+    Path | None,
+    flag(
+        "--ground",
+        panel=SCENE,
+        metavar="FOLDER",
+        help="Folder of single-date image tiles, the ground of both dates: the changes are drawn on them.",
     ),
 ]
 Compress = flag("--compress", panel=OUTPUT, help="jpeg is lossy and a tenth of the size.")
@@ -75,6 +84,7 @@ def chips(
     ] = 256,
     seed: Seed = 0,
     change: Change = 0.6,
+    ground: Ground = None,
     compress: Annotated[Literal["png", "jpeg"], Compress] = "png",
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
@@ -86,7 +96,7 @@ def chips(
     FOLDER/images/SPLIT/A, B and label, and FOLDER/synthetic_SPLIT*.json. Pair i is the scene of seed + i.
     """
     from deltavlm.data.changechat import write_chip_set
-    from deltavlm.data.synthetic import SceneOptions, make_scene
+    from deltavlm.data.synthetic import SceneOptions
     from deltavlm.files import refuse_existing, staged_folder
 
     file = folder / f"synthetic_{split}.json"
@@ -94,12 +104,12 @@ def chips(
     if not overwrite:
         refuse_existing([file])
     digits = len(str(count - 1))
-    scene_options = SceneOptions(change=change)
+    make = scene_maker(ground, SceneOptions(change=change))
 
     def scenes() -> Iterator[tuple[str, Scene]]:
         with console.count_progress(count, "pairs") as update:
             for index in range(count):
-                yield f"{split}_{index:0{digits}d}", make_scene(seed + index, size, size, scene_options)
+                yield f"{split}_{index:0{digits}d}", make(seed + index, size, size)
                 update(index + 1, "")
 
     with staged_folder(folder) as scratch:
@@ -123,6 +133,7 @@ def scene(
     ] = 1024,
     seed: Seed = 0,
     change: Change = 0.6,
+    ground: Ground = None,
     crs: Annotated[str, flag("--crs", panel=GEOTIFF, help="Projected CRS in meters.")] = "EPSG:32633",
     origin: Annotated[
         str, flag("--origin", panel=GEOTIFF, metavar="X,Y", help="Upper left corner in the CRS.")
@@ -153,7 +164,7 @@ def scene(
     """
     from affine import Affine
 
-    from deltavlm.data.synthetic import SceneOptions, make_scene
+    from deltavlm.data.synthetic import SceneOptions
     from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
     from deltavlm.files import refuse_existing, staged_folder
     from deltavlm.geo.geotiff import write_geotiff
@@ -165,8 +176,9 @@ def scene(
     if not overwrite:
         refuse_existing([folder / name for name in names])
     transform = Affine(gsd, 0, xmin, 0, -gsd, ymax)
+    make = scene_maker(ground, SceneOptions(change=change, scale=scale))
     with staged_folder(folder) as scratch:
-        pair = make_scene(seed, width, height, SceneOptions(change=change, scale=scale))
+        pair = make(seed, width, height)
         for name, pixels in zip(names, (pair.before, pair.after), strict=False):
             write_geotiff(scratch / name, pixels, transform=transform, crs=crs, compress=compress)
         write_geotiff(scratch / names[2], pair.change, transform=transform, crs=crs, colormap=COLORS)
@@ -185,6 +197,21 @@ def scene(
         summary = {"folder": str(folder), "width": width, "height": height, "chips": len(chips)}
         summary["files"] = [str(folder / name) for name in names]
         typer.echo(json.dumps(summary, ensure_ascii=False))
+
+
+def scene_maker(ground: Path | None, options: SceneOptions) -> Callable[[int, int, int], Scene]:
+    """Function from (seed, width, height) to a scene, on tiles where `ground` is a folder.
+
+    Raises: InputError for a folder without tiles.
+    """
+    from deltavlm.data.synthetic import make_scene
+
+    if ground is None:
+        return lambda seed, width, height: make_scene(seed, width, height, options)
+    from deltavlm.data.synthetic.ground import GroundTiles, make_ground_scene
+
+    tiles = GroundTiles(ground)
+    return lambda seed, width, height: make_ground_scene(seed, tiles, width, height, options)
 
 
 def chip_truth(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:

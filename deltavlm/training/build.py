@@ -123,7 +123,7 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
     scenes = config.scenes
     if scenes:
         samples = math.ceil(sum(phase.steps * phase.batch for phase in phases.values()) * (1 - share))
-        kinds = ("train", "far", "stormy", "rich")
+        kinds = ("train", "far", "stormy", "rich", "ground")
         scenes = replace(scenes, **{kind: min(getattr(scenes, kind), samples) for kind in kinds})
     return replace(config, phases=phases, scenes=scenes)
 

@@ -24,7 +24,8 @@ class Scenes:
 
     `far` scenes have pixels twice as coarse. In `stormy` ones light, haze and contrast of the dates differ
     twice as much, and half of them change. `rich` ones have more kinds of land, buildings and nuisances, at
-    one to three times the pixel size.
+    one to three times the pixel size. `ground` ones have changes drawn on the tiles of `ground_folder`
+    (docs/data.md), of which 55 % change.
     """
 
     train: int
@@ -34,7 +35,13 @@ class Scenes:
     far: int = 0
     stormy: int = 0
     rich: int = 0
+    ground: int = 0
+    ground_folder: Path | None = None  # relative paths start from the current folder
     weight: float = 1.0  # sampling weight, beside those of the sets
+
+    def __post_init__(self) -> None:
+        if self.ground and self.ground_folder is None:
+            raise ValueError("scenes.ground needs scenes.ground_folder, a folder of image tiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,7 @@ class Phase:
     far: float = 0.0  # share of scenes that are of the kind `far`
     stormy: float = 0.0  # share of scenes that are of the kind `stormy`
     rich: float = 0.0  # share of scenes that are of the kind `rich`
+    ground: float = 0.0  # share of scenes that are of the kind `ground`
     color_jitter: float = 0.0  # share of scenes with random colors
     token_dropout: float = 0.0  # mean share of the difference tokens that are dropped, for each question
     evidence_noise: float = 0.0  # share of pairs with degraded evidence tokens of the dense head
@@ -103,7 +111,7 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        shares = ("far", "stormy", "rich", "color_jitter", "floor", "cut")
+        shares = ("far", "stormy", "rich", "ground", "color_jitter", "floor", "cut")
         dropped = ("token_dropout", "evidence_noise", "evidence_dropout")
         for name in (*shares, *dropped):
             if not 0 <= getattr(self, name) <= 1:
