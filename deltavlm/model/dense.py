@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DenseConfig, VisionConfig
+from deltavlm.model.difference import standardize
 
 UPSAMPLE = 4  # mask pixels along the side of a patch
 
@@ -75,10 +76,11 @@ class PyramidDecoder(nn.Module):
     """Top-down decoder of the tower's maps at strides 4, 8 and 16 (feature pyramid, Lin et al. 2017, arXiv
     1612.03144).
 
-    With b and a the maps of both dates and d their distance (`difference.feature_distance`), every level
-    reads [b, a, a - b, |a - b|, d]; the coarsest also the difference tokens. The distances of all levels are
-    added to the logits by a linear term of each class, so that what differs without being known as an object
-    has a short way to the output.
+    With b and a the maps of both dates, standardized per image and channel, and d their distance
+    (`difference.feature_distance`), every level reads [b, a, a - b, |a - b|, d]; the coarsest also the
+    difference tokens, which are not standardized. The distances of all levels are added to the logits by a
+    linear term of each class, so that what differs without being known as an object has a short way to the
+    output.
     """
 
     def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
@@ -102,7 +104,7 @@ class PyramidDecoder(nn.Module):
         side = maps[-1].shape[-1]
         x = self.tokens(patches_BN2D).transpose(1, 2).reshape(len(patches_BN2D), -1, side, side)
         for level in reversed(range(len(maps))):
-            before, after = maps[level].chunk(2)
+            before, after = standardize(maps[level]).chunk(2)
             diff = after - before
             distance = distances[level].to(diff.dtype)
             lateral = self.laterals[level](torch.cat([before, after, diff, diff.abs(), distance], dim=1))

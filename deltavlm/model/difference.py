@@ -17,6 +17,11 @@ from deltavlm.model.config import DifferenceConfig
 MAX_SHIFT = 1  # cells of a map within which the other date is searched for the same ground
 
 
+def standardize(maps_BCHW: Tensor) -> Tensor:
+    """Maps with mean 0 and deviation 1 in every image and channel: light, haze and season change both."""
+    return F.instance_norm(maps_BCHW.float(), eps=1e-4).to(maps_BCHW.dtype)
+
+
 def feature_distance(before_BCHW: Tensor, after_BCHW: Tensor) -> Tensor:
     """Distance (B, 1, H, W) of the maps of two dates, 0 (same direction) to 2, for every cell.
 
@@ -29,7 +34,7 @@ def feature_distance(before_BCHW: Tensor, after_BCHW: Tensor) -> Tensor:
     between the dates of up to a cell, and the worse of both directions shows what is new as well as what is
     gone. In float32.
     """
-    u, v = (F.normalize(F.instance_norm(x.float(), eps=1e-4), dim=1) for x in (before_BCHW, after_BCHW))
+    u, v = (F.normalize(standardize(x.float()), dim=1) for x in (before_BCHW, after_BCHW))
     rows, cols = u.shape[-2:]
     # replicate: cells beyond the border have their neighbor's features
     u_padded, v_padded = (F.pad(x, [MAX_SHIFT] * 4, mode="replicate") for x in (u, v))

@@ -28,6 +28,7 @@ __all__ = [
     "FAR_TEST_SEED",
     "GROUND_SEED",
     "GROUND_TEST_SEED",
+    "GROUND_VALIDATION_SEED",
     "RICH_SEED",
     "RICH_TEST_SEED",
     "STORMY_SEED",
@@ -45,7 +46,7 @@ __all__ = [
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
 FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_000
 RICH_SEED, RICH_TEST_SEED = 1_600_000_000, 1_900_000_000
-GROUND_SEED, GROUND_TEST_SEED = 2_000_000_000, 2_300_000_000
+GROUND_SEED, GROUND_VALIDATION_SEED, GROUND_TEST_SEED = 2_000_000_000, 2_200_000_000, 2_300_000_000
 
 STAMP = "drawn.txt"  # written last, so that only a complete cache has it
 PARTS = "parts.txt"  # of an incomplete cache: its description, then "start stop" of each finished part
