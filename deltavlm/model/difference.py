@@ -103,4 +103,5 @@ class DifferencePerception(nn.Module):
             for pool in (F.avg_pool2d, F.max_pool2d)
         ]
         features = torch.cat(pooled, dim=1).transpose(1, 2).to(tokens.dtype)
-        return tokens + self.distance(features).repeat(1, 2, 1)
+        distance: Tensor = self.distance(features)
+        return tokens + distance.repeat(1, 2, 1)

@@ -113,7 +113,7 @@ class EfficientNetTower(nn.Module):
         x = images_B3HW.contiguous(memory_format=torch.channels_last)
         x = self.encoder["bn1"](self.encoder["conv_stem"](x))
         maps: list[Tensor] = []
-        for index, stage in enumerate(self.encoder["blocks"]):  # type: ignore[arg-type]
+        for index, stage in enumerate(self.encoder["blocks"].children()):
             x = stage(x)
             if index in (1, 2, 4):  # the last stages of strides 4, 8, 16
                 maps.append(x)
