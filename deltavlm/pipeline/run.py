@@ -21,8 +21,8 @@ from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal import Journal, check_journal_pair, open_journal
-from deltavlm.pipeline.journal_file import journal_path
+from deltavlm.pipeline.journal.file import journal_path
+from deltavlm.pipeline.journal.store import Journal, check_journal_pair, open_journal
 from deltavlm.pipeline.outputs import (
     OutputFiles,
     check_format,
