@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +19,10 @@ from deltacli.options import OUTPUT, flag
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
+    from affine import Affine
+
     from deltavlm.data.synthetic import Scene, SceneOptions
+    from deltavlm.data.synthetic.ground import GroundTiles
 
 synth = typer.Typer(
     help="Make synthetic scenes with ground truth: a question set, or one pair of GeoTIFFs.",
@@ -104,7 +108,7 @@ def chips(
     if not overwrite:
         refuse_existing([file])
     digits = len(str(count - 1))
-    make = scene_maker(ground, SceneOptions(change=change))
+    make = scene_maker(open_tiles(ground), SceneOptions(change=change))
 
     def scenes() -> Iterator[tuple[str, Scene]]:
         with console.count_progress(count, "pairs") as update:
@@ -134,13 +138,32 @@ def scene(
     seed: Seed = 0,
     change: Change = 0.6,
     ground: Ground = None,
-    crs: Annotated[str, flag("--crs", panel=GEOTIFF, help="Projected CRS in meters.")] = "EPSG:32633",
+    crs: Annotated[
+        str | None,
+        flag("--crs", panel=GEOTIFF, show_default="EPSG:32633", help="Projected CRS in meters."),
+    ] = None,
     origin: Annotated[
-        str, flag("--origin", panel=GEOTIFF, metavar="X,Y", help="Upper left corner in the CRS.")
-    ] = "500000,5400000",
+        str | None,
+        flag(
+            "--origin",
+            panel=GEOTIFF,
+            metavar="X,Y",
+            show_default="500000,5400000",
+            help="Upper left corner in the CRS.",
+        ),
+    ] = None,
     gsd: Annotated[
-        float, flag("--gsd", panel=GEOTIFF, min=0.01, max=100.0, metavar="M", help="Meters per pixel.")
-    ] = 0.5,
+        float | None,
+        flag(
+            "--gsd",
+            panel=GEOTIFF,
+            min=0.01,
+            max=100.0,
+            metavar="M",
+            show_default="0.5",
+            help="Meters per pixel.",
+        ),
+    ] = None,
     scale: Annotated[
         float | None,
         flag(
@@ -160,7 +183,8 @@ def scene(
 ) -> None:
     """Write one pair of GeoTIFFs, before.tif and after.tif, with truth.tif (change codes) and truth.json.
 
-    truth.json has the counts, cells and captions of each chip.
+    truth.json has the counts, cells and captions of each chip. With --ground and GeoTIFFs in a projected CRS,
+    the scene is a window of one of them, and has its georeference.
     """
     from affine import Affine
 
@@ -170,23 +194,34 @@ def scene(
     from deltavlm.geo.geotiff import write_geotiff
 
     names = ("before.tif", "after.tif", "truth.tif", "truth.json")
-    xmin, ymax = parse_origin(origin)
-    check_crs(crs)
+    given = [
+        name for name, value in (("--crs", crs), ("--origin", origin), ("--gsd", gsd)) if value is not None
+    ]
+    xmin, ymax = parse_origin(origin or "500000,5400000")
+    place = Place(crs or "EPSG:32633", Affine(gsd or 0.5, 0, xmin, 0, -(gsd or 0.5), ymax))
+    check_crs(place.crs)
     parsing.check_files([("FOLDER", folder / name) for name in names], {"--config": common.config})
     if not overwrite:
         refuse_existing([folder / name for name in names])
-    transform = Affine(gsd, 0, xmin, 0, -gsd, ymax)
-    make = scene_maker(ground, SceneOptions(change=change, scale=scale))
+    scene_options = SceneOptions(change=change, scale=scale)
+    tiles = open_tiles(ground)
+    if tiles and tiles.georeferenced and given:
+        raise typer.BadParameter(f"the tiles of {ground} have their own georeference", param_hint=given[0])
     with staged_folder(folder) as scratch:
-        pair = make(seed, width, height)
+        if tiles and tiles.georeferenced:
+            pair, place = scene_in_place(seed, tiles, (width, height), scene_options)
+        else:
+            pair = scene_maker(tiles, scene_options)(seed, width, height)
         for name, pixels in zip(names, (pair.before, pair.after), strict=False):
-            write_geotiff(scratch / name, pixels, transform=transform, crs=crs, compress=compress)
-        write_geotiff(scratch / names[2], pair.change, transform=transform, crs=crs, colormap=COLORS)
+            write_geotiff(scratch / name, pixels, transform=place.transform, crs=place.crs, compress=compress)
+        write_geotiff(
+            scratch / names[2], pair.change, transform=place.transform, crs=place.crs, colormap=COLORS
+        )
         chips = chip_truth(pair)
         truth = {
             "seed": seed,
-            "gsd_m": gsd,
-            "crs": crs,
+            "gsd_m": place.transform.a,
+            "crs": place.crs,
             "codes": dict(enumerate(CHANGE_CLASSES)),
             "chips": chips,
         }
@@ -199,19 +234,43 @@ def scene(
         typer.echo(json.dumps(summary, ensure_ascii=False))
 
 
-def scene_maker(ground: Path | None, options: SceneOptions) -> Callable[[int, int, int], Scene]:
-    """Function from (seed, width, height) to a scene, on tiles where `ground` is a folder.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Georeference of a scene."""
 
-    Raises: InputError for a folder without tiles.
-    """
+    crs: str
+    transform: Affine
+
+
+def open_tiles(ground: Path | None) -> GroundTiles | None:
+    """Tiles of --ground. Raises: InputError for a folder without tiles."""
+    from deltavlm.data.synthetic.ground import GroundTiles
+
+    return None if ground is None else GroundTiles(ground)
+
+
+def scene_maker(tiles: GroundTiles | None, options: SceneOptions) -> Callable[[int, int, int], Scene]:
+    """Function from (seed, width, height) to a scene, on tiles where there are some."""
     from deltavlm.data.synthetic import make_scene
+    from deltavlm.data.synthetic.ground import make_ground_scene
 
-    if ground is None:
+    if tiles is None:
         return lambda seed, width, height: make_scene(seed, width, height, options)
-    from deltavlm.data.synthetic.ground import GroundTiles, make_ground_scene
-
-    tiles = GroundTiles(ground)
     return lambda seed, width, height: make_ground_scene(seed, tiles, width, height, options)
+
+
+def scene_in_place(
+    seed: int, tiles: GroundTiles, size: tuple[int, int], options: SceneOptions
+) -> tuple[Scene, Place]:
+    """Scene of `size` (width, height) on a window of a GeoTIFF, and its place on the ground."""
+    from affine import Affine
+
+    from deltavlm.data.synthetic.ground import make_georeferenced_scene
+    from deltavlm.geo.drivers import open_image
+
+    pair, path, (row, col) = make_georeferenced_scene(seed, tiles, *size, options)
+    with open_image(str(path)) as raster:
+        return pair, Place(raster.crs.to_string(), raster.transform * Affine.translation(col, row))
 
 
 def chip_truth(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:

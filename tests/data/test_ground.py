@@ -6,14 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from affine import Affine
 from PIL import Image
 
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import SceneCache, open_cache
-from deltavlm.data.synthetic.ground import GroundTiles, guess_cover, make_ground_scene
+from deltavlm.data.synthetic.ground import (
+    Ground,
+    GroundTiles,
+    guess_cover,
+    hide_buildings,
+    make_georeferenced_scene,
+    make_ground_scene,
+)
 from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE
-from deltavlm.data.synthetic.tiles import BUILDING, cut_out_buildings
+from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings
 from deltavlm.errors import InputError
+from deltavlm.geo.geotiff import write_geotiff
 
 
 def write_tile(path: Path, seed: int = 0, side: int = 128, *, masked: bool = False) -> None:
@@ -74,7 +83,7 @@ def test_a_cut_out_building_fills_its_frame(folder: Path) -> None:
     cutouts = cut_out_buildings(tiles.read(folder / "masked" / "c.png"))
     assert len(cutouts) == 2
     for cutout in cutouts:
-        assert cutout.pixels.shape == (20, 34, 3)
+        assert cutout.pixels.shape == (19, 33, 3)  # from center to center of the outermost pixels
         assert np.abs(cutout.pixels.mean(axis=(0, 1)) - (190, 90, 70)).max() < 8
         assert np.abs(cutout.outline).max() == pytest.approx(0.5)
     assert cut_out_buildings(tiles.read(folder / "plain" / "a.png")) == []
@@ -99,6 +108,49 @@ def test_pixel_sizes_are_read_from_the_nearest_file(folder: Path, tmp_path: Path
     (tmp_path / "gsd.txt").write_text("half a meter")
     with pytest.raises(InputError, match=r"gsd\.txt must hold the meters per pixel"):
         make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
+
+
+def geotiff(path: Path, side: int = 160) -> None:
+    """Write a grass GeoTIFF of 0.5 m pixels in UTM."""
+    pixels = np.random.default_rng(0).normal((110, 130, 80), 6, (side, side, 3)).clip(0, 255).astype(np.uint8)
+    write_geotiff(path, pixels, transform=Affine(0.5, 0, 300000, 0, -0.5, 4500000), crs="EPSG:32618")
+
+
+def test_a_scene_on_a_geotiff_is_a_window_of_it(tmp_path: Path) -> None:
+    geotiff(tmp_path / "a.tif")
+    write_tile(tmp_path / "b.png")
+    tiles = GroundTiles(tmp_path)
+    assert tiles.georeferenced == [tmp_path / "a.tif"]
+    assert tiles.read(tmp_path / "a.tif").gsd_m == 0.5
+    options = SceneOptions(change=0.0, strength=0.0, misregistration_px=0.0)
+    scene, path, (row, col) = make_georeferenced_scene(2, tiles, 96, 80, options)
+    assert path == tmp_path / "a.tif"
+    assert scene.before.shape == (80, 96, 3)
+    assert 16 <= row <= 160 - 80 - 16
+    assert 16 <= col <= 160 - 96 - 16
+    with pytest.raises(InputError, match="has 160 x 161 px, the size of the scene"):
+        make_georeferenced_scene(2, tiles, 128, 129, options)
+
+
+def test_pixels_that_are_not_8_bit_are_an_error(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif has pixels of Pillow's mode I;16"):
+        make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
+
+
+def test_a_hidden_building_is_covered_by_free_ground(folder: Path) -> None:
+    """Its mask is a building, and all that covers it is neither building nor road nor water."""
+    tile = GroundTiles(folder).read(folder / "masked" / "c.png")
+    window = TileWindow(tile.pixels, tile.classes, 0.5, folder / "masked" / "c.png")
+    hidden = hide_buildings(np.random.default_rng(1), Ground(window), True)
+    assert hidden
+    for building in hidden:
+        assert tile.classes is not None
+        rows, cols = np.nonzero(building.mask)
+        assert (tile.classes[rows, cols] == BUILDING).all()
+        assert (tile.classes[rows + building.source[0], cols + building.source[1]] == 4).all()
+        assert (building.cover[rows, cols] > 0.9).all()
+    assert all(b.when == "both" for b in hide_buildings(np.random.default_rng(1), Ground(window), False))
 
 
 def test_a_folder_without_tiles_is_an_error(tmp_path: Path) -> None:

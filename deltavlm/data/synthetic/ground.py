@@ -7,7 +7,9 @@ tone, lengthened shadows, retoned roofs, cars, and drawn and cut out buildings t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from deltavlm.data.synthetic import events
-from deltavlm.data.synthetic.ground_truth import COVER_CODE, rasterize_ground_truth
+from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE, rasterize_ground_truth
 from deltavlm.data.synthetic.imaging import photograph, random_light
 from deltavlm.data.synthetic.layout import Neighborhood
-from deltavlm.data.synthetic.plan import House, Patch, Plan, Rng, When, blob, polygon, rectangle
+from deltavlm.data.synthetic.plan import House, Patch, Plan, Points, Rng, Road, When, blob, polygon, rectangle
 from deltavlm.data.synthetic.render import Appearance, Bytes, DateView, Light, Renderer
 from deltavlm.data.synthetic.scene import MARGIN, Scene, SceneOptions
-from deltavlm.data.synthetic.texture import PALETTE, Floats, noise, random_color
+from deltavlm.data.synthetic.texture import PALETTE, Floats, noise, random_color, to_rgb
 from deltavlm.data.synthetic.tiles import (
     BARE,
     BUILDING,
@@ -34,7 +36,7 @@ from deltavlm.data.synthetic.tiles import (
     gray_of,
 )
 
-__all__ = ["GroundTiles", "make_ground_scene"]
+__all__ = ["GroundTiles", "make_georeferenced_scene", "make_ground_scene"]
 
 GROUND_EVENTS: Mapping[str, float] = {
     "estate": 0.2,
@@ -61,36 +63,64 @@ def make_ground_scene(
 ) -> Scene:
     """Scene of a seed on the ground of a tile: the same arrays on every machine with the same tiles.
 
-    The cover before the change comes from the tile's mask, else from its colors (`guess_cover`). Two scenes
-    in five have the sensor artifacts of `SceneOptions.rich`, which this does not read.
+    The cover before the change comes from the tile's mask, else from its colors (`guess_cover`). Three
+    scenes in ten have the sensor artifacts of `SceneOptions.rich`, which this does not read.
     """
     rng = np.random.default_rng(seed)
-    downsample = options.downsample
-    size = ((width + 2 * MARGIN) * downsample, (height + 2 * MARGIN) * downsample)
-    ground = Ground(tiles.draw_window(rng, size))
-    scale = options.scale or float(np.clip(0.5 / ground.window.gsd_m, 0.3, 1.5))
-    plan = Plan(size, scale, rich=True)
-    lay_out(rng, plan, ground, tiles, 1 - (1 - options.change) ** (1 / downsample**2))
-    renderer = GroundRenderer(rng, plan, ground)
+    return _make_scene(rng, tiles, tiles.draw_window(rng, _render_size(width, height, options)), options)
+
+
+def make_georeferenced_scene(
+    seed: int,
+    tiles: GroundTiles,
+    width: int,
+    height: int,
+    options: SceneOptions = SceneOptions(),  # noqa: B008
+) -> tuple[Scene, Path, tuple[int, int]]:
+    """Scene of a seed on an unchanged window of a georeferenced tile, with the path of the tile and the
+    (row, col) of the scene in it.
+
+    Raises: InputError if no georeferenced tile is large enough.
+    """
+    rng = np.random.default_rng(seed)
+    window = tiles.cut_window(rng, _render_size(width, height, options))
+    assert window.offsets is not None
+    row, col = window.offsets
+    return _make_scene(rng, tiles, window, options), window.path, (row + MARGIN, col + MARGIN)
+
+
+def _render_size(width: int, height: int, options: SceneOptions) -> tuple[int, int]:
+    """(width, height) of a rendering with its margins."""
+    return (width + 2 * MARGIN) * options.downsample, (height + 2 * MARGIN) * options.downsample
+
+
+def _make_scene(rng: Rng, tiles: GroundTiles, window: TileWindow, options: SceneOptions) -> Scene:
+    ground, downsample = Ground(window), options.downsample
+    scale = options.scale or float(np.clip(0.5 / window.gsd_m, 0.3, 1.5))
+    height, width = window.pixels.shape[:2]
+    plan = Plan((width, height), scale, rich=True)
+    hidden = lay_out(rng, plan, ground, tiles, 1 - (1 - options.change) ** (1 / downsample**2))
+    renderer = GroundRenderer(rng, plan, ground, hidden)
     strength = rng.uniform(0.15, 0.9) if options.strength is None else options.strength
-    has_artifacts = bool(rng.random() < 0.4)
+    has_artifacts = bool(rng.random() < 0.3)
     images = []
     for date in (0, 1):
         clean = Image.fromarray(renderer.render(rng, date, random_light(rng))).reduce(downsample)
         shift = options.misregistration_px * (date == 1) * rng.random()
         images.append(photograph(rng, np.asarray(clean), MARGIN, shift, strength, rich=has_artifacts))
-    change, instances, cover = rasterize_ground_truth(plan, ground.cover)
+    truth = add_hidden(hidden, *rasterize_ground_truth(plan, ground.cover))
     inner = tuple(
-        slice(MARGIN * downsample, (MARGIN + side) * downsample, downsample) for side in (height, width)
+        slice(MARGIN * downsample, side - MARGIN * downsample, downsample) for side in (height, width)
     )
-    return Scene(images[0], images[1], change[inner].copy(), instances[inner].copy(), cover[inner].copy())
+    change, instances, cover = (array[inner].copy() for array in truth)
+    return Scene(images[0], images[1], change, instances, cover)
 
 
 def guess_cover(pixels: Bytes) -> Bytes:
     """Cover codes by color, (height, width): a rule of thumb for tiles without a mask.
 
     Green is trees where dark or rough, else grass; smooth and dark or blue is water; gray is built where
-    rough or bright; the rest, brown, is soil.
+    rough or bright; the rest, brown, is soil. Roads are not told from other built land.
     """
     half = np.asarray(Image.fromarray(pixels).reduce(2), np.float32)
     red, green, blue = (ndimage.uniform_filter(half[..., band], 3) for band in range(3))
@@ -103,14 +133,17 @@ def guess_cover(pixels: Bytes) -> Bytes:
     is_green = 2 * green - red - blue > 7
     cover[is_green] = COVER_CODE["grass"]
     cover[(is_green | (gray < 70)) & ((gray < 90) | (roughness > 9))] = COVER_CODE["trees"]
-    cover[(roughness < 4) & ((gray < 55) | (blue > red + 12))] = COVER_CODE["water"]
+    is_blue = (blue > red + 12) & (chroma > 0.12 * gray)
+    cover[((roughness < 4) & ((gray < 55) | is_blue)) | ((roughness < 10) & is_blue & (blue > red + 20))] = (
+        COVER_CODE["water"]
+    )
     height, width = pixels.shape[:2]
     return cover.repeat(2, 0).repeat(2, 1)[:height, :width].copy()
 
 
 COVER_OF_CLASS = {
     BUILDING: "built",
-    ROAD: "built",
+    ROAD: "road",
     BARE: "soil",
     WATER: "water",
 }
@@ -135,7 +168,8 @@ class Ground:
                 self.cover[window.classes == code] = COVER_CODE[name]
         level = gray_of(window.pixels)
         self.level = float(level.mean())
-        occupied = np.isin(self.cover, [COVER_CODE["water"], COVER_CODE["built"]]).astype(np.float32)
+        taken = [COVER_CODE[name] for name in ("water", "built", "road")]
+        occupied = np.isin(self.cover, taken).astype(np.float32)
         if window.classes is None:  # smooth gray is as often bare land as it is built
             rough = ndimage.uniform_filter(np.abs(level - ndimage.uniform_filter(level, 5)), 9)
             occupied[(self.cover == COVER_CODE["built"]) & (rough < 5)] = 0.3
@@ -147,6 +181,60 @@ class Ground:
         rows, cols = (slice(max(0, int(at - reach)), max(0, int(at + reach) + 1), 2) for at in (y, x))
         around = self.occupied[rows, cols]
         return float(around.mean()) if around.size else 0.0
+
+    def occupied_along(self, line: Points) -> float:
+        """Mean share of the points of a line, as far as it is in the tile, that are taken already."""
+        height, width = self.occupied.shape
+        cols, rows = np.rint(line).astype(int).T
+        is_inside = (cols >= 0) & (cols < width) & (rows >= 0) & (rows < height)
+        return float(self.occupied[rows[is_inside], cols[is_inside]].mean()) if is_inside.any() else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenBuilding:
+    """Building of the tile that is covered with ground from beside it at one date, or at both."""
+
+    mask: npt.NDArray[np.bool_]  # (height, width) of the building
+    cover: Floats  # (height, width) opacity of the ground over it and its edges
+    source: tuple[int, int]  # (rows, cols) from a pixel to the one that covers it
+    when: When  # "built": hidden at the first date; "removed": at the second; "both": at both
+
+
+def hide_buildings(rng: Rng, ground: Ground, change: bool) -> list[HiddenBuilding]:
+    """Draw a few compact buildings of the tile's mask that free ground beside them can cover.
+
+    change: hide some at one date; else only at both, which leaves no change.
+    """
+    classes = ground.window.classes
+    if classes is None:
+        return []
+    labels, count = ndimage.label(classes == BUILDING)
+    boxes = ndimage.find_objects(labels)
+    when: When = "built" if rng.random() < 0.6 else "removed"
+    hidden: list[HiddenBuilding] = []
+    for label in (rng.permutation(count)[:12] + 1).tolist():
+        mask = labels == label
+        if not 60 <= mask.sum() <= 0.08 * mask.size:
+            continue
+        rows, cols = boxes[label - 1]
+        reach = np.array([rows.stop - rows.start, cols.stop - cols.start]) + 10
+        cover = ndimage.binary_dilation(mask, iterations=5)
+        is_free = np.isin(classes, [BARE, VEGETATION])
+        for _ in range(8):
+            angle = rng.uniform(0, 2 * np.pi)
+            source = np.rint(reach * rng.uniform(0.8, 1.6) * (np.sin(angle), np.cos(angle))).astype(int)
+            at_rows, at_cols = (axis + step for axis, step in zip(np.nonzero(cover), source, strict=True))
+            inside = (at_rows >= 0) & (at_rows < mask.shape[0]) & (at_cols >= 0) & (at_cols < mask.shape[1])
+            if inside.all() and is_free[at_rows, at_cols].mean() > 0.93:
+                soft = ndimage.uniform_filter(
+                    ndimage.binary_dilation(mask, iterations=3).astype(np.float32), 5
+                )
+                date = when if change and rng.random() < 0.8 else "both"
+                hidden.append(HiddenBuilding(mask, soft, (int(source[0]), int(source[1])), date))
+                break
+        if len(hidden) >= 6:
+            break
+    return hidden
 
 
 class GroundNeighborhood(Neighborhood):
@@ -162,7 +250,17 @@ class GroundNeighborhood(Neighborhood):
         center = min(corners, key=lambda point: ground.occupied_share(point, reach / 2))
         super().__init__(rng, plan, center, reach)
         self.tolerance = rng.choice([0.15, 0.3, 0.9], p=[0.5, 0.4, 0.1])
-        self.cutout_share = float(rng.choice([0.0, 0.5, 1.0], p=[0.4, 0.3, 0.3])) if tiles.masked else 0.0
+        self.cutout_share = float(rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.35, 0.35])) if tiles.masked else 0.0
+
+    def random_point(self, share: float = 1.0) -> tuple[float, float]:
+        """Point in the inner `share` of the square: of three, the one on the freest ground."""
+        points = [super(GroundNeighborhood, self).random_point(share) for _ in range(3)]
+        return min(points, key=lambda point: self.ground.occupied_share(point, self.house_px))
+
+    def road(self, when: When = "both", *, short: bool = False) -> Road:
+        """Random road: of four, the one that crosses least of what the tile shows."""
+        roads = [super(GroundNeighborhood, self).road(when, short=short) for _ in range(4)]
+        return min(roads, key=lambda road: self.ground.occupied_along(road.line))
 
     def fits(self, house: House) -> bool:
         """True when the house is also clear of what the tile shows."""
@@ -172,39 +270,68 @@ class GroundNeighborhood(Neighborhood):
 
     def house(self, center: tuple[float, float], angle: float, when: When, *, grow: float = 1.0) -> House:
         """Random house, drawn or cut out."""
-        house = super().house(center, angle, when, grow=grow)
+        house = super().house(center, angle, when, grow=min(grow, 0.35 * min(self.plan.size) / self.house_px))
         if not self.cutout_share or self.rng.random() >= self.cutout_share:
             return house
-        cutout = self.tiles.draw_cutout(self.rng)
+        length = house.length * self.rng.uniform(1.0, 1.3)
+        cutout = self.tiles.draw_cutout(self.rng, length * 0.5 / self.plan.scale)
         if cutout is None:
             return house
-        length = house.length * self.rng.uniform(1.0, 1.35)
         depth = length * cutout.pixels.shape[0] / cutout.pixels.shape[1]
         return CutoutHouse(center, length, depth, angle, house.height, "flat", when, cutout=cutout)
 
 
-def lay_out(rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles, change: float) -> None:
-    """Fill a plan: a few objects of both dates in most scenes, and changes.
+def lay_out(rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles, change: float) -> list[HiddenBuilding]:
+    """Fill a plan: a few objects of both dates in most scenes, and changes. Returns buildings to hide.
 
     change: probability that a neighborhood of about 300 px changes.
     """
     count = max(1, round(plan.size[0] / 300)) * max(1, round(plan.size[1] / 300))
-    names = list(GROUND_EVENTS)
-    for _ in range(count):
+    names, probabilities = list(GROUND_EVENTS), list(GROUND_EVENTS.values())
+    is_changed = rng.random(count) < change
+    hidden = hide_buildings(rng, ground, is_changed.any()) if rng.random() < 0.5 else []
+    for changes in is_changed:
         area = GroundNeighborhood(rng, plan, ground, tiles)
         if rng.random() < 0.55:
             add_unchanged(area)
-        if rng.random() >= change:
+        if not changes or (count == 1 and any(building.when != "both" for building in hidden)):
             continue
         objects = count_changes(plan)
         for _ in range(4):  # on occupied ground an event may find no place
             area = GroundNeighborhood(rng, plan, ground, tiles)
-            for name in rng.choice(
-                names, 1 + (rng.random() < 0.3), replace=False, p=list(GROUND_EVENTS.values())
-            ):
+            for name in rng.choice(names, 1 + (rng.random() < 0.3), replace=False, p=probabilities):
                 events.EVENTS[str(name)](area)
             if count_changes(plan) > objects:
                 break
+    return [building for building in hidden if is_clear(plan, building)]
+
+
+def is_clear(plan: Plan, building: HiddenBuilding) -> bool:
+    """True when no road and no house of the plan is drawn over the building."""
+    rows, cols = np.nonzero(building.mask)
+    center = (float(cols.mean()), float(rows.mean()))
+    radius = float(np.hypot(np.ptp(rows), np.ptp(cols))) / 2
+    if any(road.is_near(center, radius + road.width / 2 + 5) for road in plan.roads):
+        return False
+    return all(
+        np.hypot(house.center[0] - center[0], house.center[1] - center[1]) > house.radius + radius
+        for house in plan.houses
+    )
+
+
+def add_hidden(
+    hidden: list[HiddenBuilding], change: Bytes, instances: npt.NDArray[np.uint16], cover: Bytes
+) -> tuple[Bytes, npt.NDArray[np.uint16], Bytes]:
+    """Ground truth with the hidden buildings: those of one date are changes, and hide their cover before."""
+    change, instances, cover = change.copy(), instances.copy(), cover.copy()
+    for building in hidden:
+        if building.when != "removed":  # hidden at the first date: ground is there
+            rows, cols = np.nonzero(building.mask)
+            cover[rows, cols] = cover[rows + building.source[0], cols + building.source[1]]
+        if building.when != "both":
+            change[building.mask] = CHANGE_CODE[f"building_{building.when}"]
+            instances[building.mask] = instances.max() + 1
+    return change, instances, cover
 
 
 def count_changes(plan: Plan) -> int:
@@ -238,8 +365,8 @@ def add_unchanged(area: GroundNeighborhood) -> None:
 class GroundRenderer(Renderer):
     """Renderer of a plan on the ground of a tile."""
 
-    def __init__(self, rng: Rng, plan: Plan, ground: Ground) -> None:
-        self.real = ground
+    def __init__(self, rng: Rng, plan: Plan, ground: Ground, hidden: list[HiddenBuilding]) -> None:
+        self.real, self.hidden = ground, hidden
         super().__init__(rng, plan)
         self.litter = float(rng.choice([0, 1, 5], p=[0.5, 0.3, 0.2])) * plan.size[0] * plan.size[1] / 288**2
 
@@ -276,9 +403,23 @@ class GroundRenderer(Renderer):
                     colors[index] = colors[index] * 0.3 + around.mean(axis=(0, 1)) * 0.7
         self.tones = [random_tone(rng, 0.08, 0.03) for _ in self.plan.houses]
 
-    def ground(self, rng: Rng, season: npt.NDArray[np.float32]) -> Floats:
+    def without_hidden(self, date: int) -> Floats:
+        """Tile without the buildings that are hidden at a date, (height, width, 3)."""
+        land = self.pixels.copy()
+        for building in self.hidden:
+            if building.when == ("removed", "built")[date]:
+                continue  # it stands at this date
+            rows, cols = np.nonzero(building.cover > 0)
+            height, width = building.cover.shape
+            from_rows = np.clip(rows + building.source[0], 0, height - 1)
+            from_cols = np.clip(cols + building.source[1], 0, width - 1)
+            opacity = building.cover[rows, cols][:, None]
+            land[rows, cols] += opacity * (self.pixels[from_rows, from_cols] - land[rows, cols])
+        return land
+
+    def ground_at(self, rng: Rng, date: int, season: npt.NDArray[np.float32]) -> Floats:
         """Tile at one date, (height, width, 3): its distractors differ at every date."""
-        land = self.pixels + season * 0.2
+        land = self.without_hidden(date) + season * 0.2
         amount = rng.choice([0.3, 1.0, 2.0], p=[0.4, 0.4, 0.2])
         tone = random_tone(rng, 0.07 * amount, 0.05 * amount)
         land *= 1 + self.plants * (tone - 1)
@@ -305,10 +446,15 @@ class GroundRenderer(Renderer):
             ImageDraw.Draw(image).polygon(polygon(rectangle(center, sides[0], sides[1], angle)), fill=255)
             mask = np.asarray(image.filter(ImageFilter.BoxBlur(1)), np.float32) / 255
             share = (mask * self.open_land).sum() / max(1.0, mask.sum())
-            if share < 0.75:
+            if share < 0.85:
                 continue
-            kind = ["grass", "crops", "soil"][int(rng.integers(3))]
-            color = random_color(rng, PALETTE[kind]) * np.float32(np.clip(self.real.level / 120, 0.6, 1.3))
+            own = (land * mask[..., None]).sum(axis=(0, 1)) / mask.sum()
+            if (self.plants[..., 0] * mask).sum() > 0.25 * mask.sum():  # crops, bare or not
+                kind = ["grass", "crops", "soil"][int(rng.integers(3))]
+                color = random_color(rng, PALETTE[kind]) * np.float32(np.clip(own.mean() / 120, 0.5, 1.3))
+                color += (own - color) * np.float32(rng.uniform(0.1, 0.7))
+            else:
+                color = own * random_tone(rng, 0.13, 0.025)
             texture = noise(rng, self.plan.size, 3.0) * rng.uniform(0, 5)
             if rng.random() < 0.5:
                 step, turn = rng.uniform(2.5, 9), angle + rng.choice([0, np.pi / 2])
@@ -352,7 +498,8 @@ class GroundRenderer(Renderer):
 
     def add_cars(self, rng: Rng, land: Floats) -> None:
         """Draw cars on gray ground."""
-        spots = np.argwhere(self.real.cover[::3, ::3] == COVER_CODE["built"]) * 3
+        paved = [COVER_CODE["built"], COVER_CODE["road"]]
+        spots = np.argwhere(np.isin(self.real.cover[::3, ::3], paved)) * 3
         if not len(spots):
             return
         image = Image.fromarray(np.clip(land, 0, 255).astype(np.uint8))
@@ -367,7 +514,7 @@ class GroundRenderer(Renderer):
         """Render date 0 (before) or 1 (after) without weather or sensor effects, (height, width, 3) uint8."""
         season = (rng.normal(0, 1) * np.array([13, 11, 8]) + rng.normal(0, [4, 5, 4])).astype(np.float32)
         appearance = Appearance.random(rng)
-        land = np.clip(self.ground(rng, season), 0, 255)
+        land = np.clip(self.ground_at(rng, date, season), 0, 255)
         view = DateView(light, appearance, season)
         drawn = self.draw_objects(rng, land, date, view).astype(np.float32)
         altered = np.abs(gray_of(drawn - land)) > 0.7
@@ -383,6 +530,31 @@ class GroundRenderer(Renderer):
                     tone = tone * random_tone(rng, 0.15, 0.06)
                 self.paste(image, house, tone, light)
         return np.asarray(image)
+
+    def draw_trees(
+        self,
+        rng: Rng,
+        draw: ImageDraw.ImageDraw,
+        shadow_draw: ImageDraw.ImageDraw,
+        trees: Points,
+        color: Floats,
+        light: Light,
+    ) -> None:
+        """Draw crowns of several clumps, brighter towards the sun, and their shadows on the ground."""
+        count = len(trees)
+        tones = rng.normal(0, 9, count)
+        turns, reaches = rng.uniform(0, 2 * np.pi, (count, 5)), rng.uniform(0.3, 0.62, (count, 5))
+        for index, (x, y, r) in enumerate(trees.tolist()):
+            sx, sy = x + light.dx * r * 0.9, y + light.dy * r * 0.9
+            shadow_draw.ellipse((sx - r, sy - r, sx + r, sy + r), fill=150)
+            q = r * 0.82
+            draw.ellipse((x - q, y - q, x + q, y + q), fill=to_rgb(color + tones[index] - 14))
+            for turn, reach in zip(turns[index], reaches[index], strict=True):
+                dx, dy, q = np.cos(turn) * reach, np.sin(turn) * reach, r * (1.0 - reach) * 0.95
+                lit = -(dx * light.dx + dy * light.dy)
+                shade = to_rgb(color + tones[index] + 24 * lit - 2)
+                cx, cy = x + dx * r, y + dy * r
+                draw.ellipse((cx - q, cy - q, cx + q, cy + q), fill=shade)
 
     def draw_roof(self, draw: ImageDraw.ImageDraw, house: House, color: Floats, light: Light) -> None:
         """Draw the roof of a drawn house; cut out ones, with their own texture, are pasted later."""

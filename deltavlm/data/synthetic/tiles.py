@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio.features
 from PIL import Image
 from scipy import ndimage
-from shapely.geometry import Polygon, shape
+from scipy.spatial import ConvexHull, QhullError
 
 from deltavlm.data.images import image_size, open_image
 from deltavlm.data.synthetic.plan import House, Points, Rng
@@ -43,6 +42,10 @@ Bytes = npt.NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 MASK_SUFFIX, GSD_FILE = ".mask.png", "gsd.txt"
 BUILDING, ROAD, BARE, VEGETATION, WATER = 1, 2, 3, 4, 5
+MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "CMYK", "YCbCr")  # of Pillow, with 8 bits a band
+PIXEL_SCALE_TAG, GEO_KEYS_TAG = 33550, 34735  # of GeoTIFF 1.1, https://docs.ogc.org/is/19-008r4/19-008r4.html
+MODEL_TYPE_KEY, LINEAR_UNIT_KEY, METER = 1024, 3076, 9001
+TYPICAL_GSD_M = 0.6
 GSD_RANGE_M = (0.3, 1.0)  # of tiles without a known pixel size
 ZOOM_RANGE = (0.5, 2.0)
 TARGET_GSD_M = (0.28, 1.1)  # of most windows
@@ -56,6 +59,7 @@ class Cutout:
     pixels: Bytes  # (depth, length, 3) RGB
     outline: Points  # (n, 2) in units of length and depth, from -0.5 to 0.5
     level: float  # mean gray value of the tile around it
+    length_m: float  # by the tile's GSD, or TYPICAL_GSD_M where that is unknown
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class Tile:
     pixels: Bytes  # (height, width, 3) RGB
     classes: Bytes | None  # (height, width) codes of the mask
     gsd_m: float | None
+    mean: npt.NDArray[np.float32]  # (3,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class TileWindow:
     pixels: Bytes  # (height, width, 3) RGB
     classes: Bytes | None  # (height, width) codes of the mask
     gsd_m: float  # after resampling
+    path: Path  # of the tile
+    offsets: tuple[int, int] | None = None  # (row, col) of a window that was cut without resampling
 
 
 class GroundTiles:
@@ -132,10 +139,21 @@ class GroundTiles:
         return [path for path in self.paths if mask_path(path).is_file()]
 
     @cached_property
+    def georeferenced(self) -> list[Path]:
+        """GeoTIFFs in a projected CRS in meters."""
+        paths = []
+        for path in self.paths:
+            if path.suffix.lower() in (".tif", ".tiff"):
+                with open_image(path) as image:
+                    if gsd_of_tags(image):
+                        paths.append(path)
+        return paths
+
+    @cached_property
     def weights(self) -> npt.NDArray[np.float64]:
-        """Probability of each tile: the root of its area."""
-        sides = np.array([np.sqrt(np.prod(image_size(path), dtype=float)) for path in self.paths])
-        return np.asarray(sides / sides.sum())
+        """Probability of each tile, by its area to the power of 0.75: large ones show more."""
+        areas = np.array([np.prod(image_size(path), dtype=float) ** 0.75 for path in self.paths])
+        return np.asarray(areas / areas.sum())
 
     @cached_property
     def by_folder(self) -> dict[Path, list[Path]]:
@@ -180,7 +198,26 @@ class GroundTiles:
 
         if classes is not None:
             classes = resample(classes, Image.Resampling.NEAREST)
-        return TileWindow(resample(pixels, Image.Resampling.BICUBIC), classes, gsd_m / zoom)
+        return TileWindow(resample(pixels, Image.Resampling.BICUBIC), classes, gsd_m / zoom, path)
+
+    def cut_window(self, rng: Rng, size: tuple[int, int]) -> TileWindow:
+        """Random window of `size` (width, height) of a georeferenced tile, as it is.
+
+        Raises: InputError if no georeferenced tile is as large.
+        """
+        paths = [path for path in self.georeferenced if all(np.greater_equal(image_size(path), size))]
+        if not paths:
+            raise InputError(
+                f"no georeferenced tile in {self.folder} has {size[0]} x {size[1]} px, the size of the scene "
+                "with its margins; make a smaller scene"
+            )
+        path = paths[int(rng.integers(len(paths)))]
+        tile = self.read(path)
+        row, col = (int(rng.integers(tile.pixels.shape[axis] - size[1 - axis] + 1)) for axis in (0, 1))
+        box = (slice(row, row + size[1]), slice(col, col + size[0]))
+        classes = None if tile.classes is None else tile.classes[box].copy()
+        assert tile.gsd_m is not None
+        return TileWindow(tile.pixels[box].copy(), classes, tile.gsd_m, path, (row, col))
 
     def _mosaic(self, rng: Rng, path: Path, shape: tuple[int, int]) -> tuple[Bytes, Bytes | None]:
         """Pixels and classes of a window of `shape` (rows, cols) at random offsets in a tile; where the tile
@@ -189,10 +226,9 @@ class GroundTiles:
         rows, cols = tile.pixels.shape[:2]
         if shape[0] <= rows * 8 / 7 and shape[1] <= cols * 8 / 7:
             index = [
-                _mirrored(
-                    np.arange(count) + int(rng.integers(min(0, side - count), max(0, side - count) + 1)), side
-                )
+                _mirrored(rng.integers(min(0, excess), max(0, excess) + 1) + np.arange(count), side)
                 for count, side in zip(shape, (rows, cols), strict=True)
+                for excess in [side - count]
             ]
             corner = np.ix_(*index)
             return tile.pixels[corner], None if tile.classes is None else tile.classes[corner]
@@ -203,28 +239,31 @@ class GroundTiles:
             for left in range(0, shape[1], cols):
                 part = (min(rows, shape[0] - top), min(cols, shape[1] - left))
                 other = path if top == left == 0 else neighbors[int(rng.integers(len(neighbors)))]
-                if any(
-                    side * 8 / 7 < want
-                    for side, want in zip(self.read(other).pixels.shape, part, strict=False)
-                ):
+                other_rows, other_cols = self.read(other).pixels.shape[:2]
+                if part[0] > other_rows * 8 / 7 or part[1] > other_cols * 8 / 7:
                     other = path
                 box = (slice(top, top + part[0]), slice(left, left + part[1]))
-                pixels[box], part_classes = self._mosaic(rng, other, part)
+                part_pixels, part_classes = self._mosaic(rng, other, part)
+                if other is not path:  # neighbors of one flight have much the same light
+                    shift = (tile.mean - self.read(other).mean) * 0.7
+                    part_pixels = np.clip(part_pixels + shift, 0, 255).astype(np.uint8)
+                pixels[box] = part_pixels
                 has_classes &= part_classes is not None
                 if part_classes is not None:
                     classes[box] = part_classes
         return pixels, classes if has_classes else None
 
-    def draw_cutout(self, rng: Rng) -> Cutout | None:
-        """Random building of a random tile with a mask; None where a few tiles had none."""
+    def draw_cutout(self, rng: Rng, length_m: float) -> Cutout | None:
+        """Random building of about `length_m`, from tiles with masks; None where a few tiles have none."""
         if not self.masked:
             return None
-        for _ in range(4):
+        for _ in range(6):
             path = self.masked[int(rng.integers(len(self.masked)))]
             if path not in self._cutouts:
                 self._cutouts[path] = cut_out_buildings(self.read(path))
-            if self._cutouts[path]:
-                return self._cutouts[path][int(rng.integers(len(self._cutouts[path])))]
+            choices = [cut for cut in self._cutouts[path] if 0.6 < cut.length_m / length_m < 1.7]
+            if choices:
+                return choices[int(rng.integers(len(choices)))]
         return None
 
     def read(self, path: Path) -> Tile:
@@ -233,6 +272,12 @@ class GroundTiles:
             self._tiles.move_to_end(path)
             return self._tiles[path]
         with open_image(path) as image:
+            if image.mode not in MODES:
+                raise InputError(
+                    f"{path} has pixels of Pillow's mode {image.mode}, not 8-bit colors; convert it, as "
+                    "with gdal_translate -ot Byte -scale -b 1 -b 2 -b 3"
+                )
+            gsd_m = gsd_of_tags(image)
             pixels = np.asarray(image.convert("RGB"))
         classes = None
         if path in self.masked:
@@ -240,12 +285,12 @@ class GroundTiles:
                 classes = np.asarray(image)
             if classes.shape != pixels.shape[:2]:
                 raise InputError(f"{mask_path(path)} must have one band and the size of {path.name}")
-        tile = Tile(pixels, classes, self._read_gsd(path))
+        mean = pixels[::4, ::4].mean(axis=(0, 1)).astype(np.float32)
+        tile = Tile(pixels, classes, gsd_m or self._read_gsd(path), mean)
         self._tiles[path] = tile
-        while (
-            sum(other.pixels.nbytes for other in self._tiles.values()) > CACHE_BYTES and len(self._tiles) > 1
-        ):
-            self._tiles.popitem(last=False)
+        self._cached_bytes += pixels.nbytes
+        while self._cached_bytes > CACHE_BYTES and len(self._tiles) > 1:
+            self._cached_bytes -= self._tiles.popitem(last=False)[1].pixels.nbytes
         return tile
 
     def _gsd_file(self, path: Path) -> Path | None:
@@ -257,10 +302,6 @@ class GroundTiles:
         return None
 
     def _read_gsd(self, path: Path) -> float | None:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            with rasterio.open(path) as raster:
-                if raster.crs is not None and raster.crs.is_projected:
-                    return float(raster.res[0] * raster.crs.linear_units_factor[1])
         file = self._gsd_file(path)
         if file is None:
             return None
@@ -271,6 +312,17 @@ class GroundTiles:
         if not 0.01 <= gsd_m <= 100:
             raise InputError(f"{file} must hold the meters per pixel as one number, such as 0.3")
         return gsd_m
+
+
+def gsd_of_tags(image: Image.Image) -> float | None:
+    """Meters per pixel by the tags of a GeoTIFF; None for other files, geographic CRSs and other units."""
+    tags = getattr(image, "tag_v2", {})
+    scale, directory = tags.get(PIXEL_SCALE_TAG), tags.get(GEO_KEYS_TAG)
+    if not scale or not directory:
+        return None
+    keys = {key: value for key, _, _, value in zip(*[iter(directory)] * 4, strict=False)}
+    is_projected = keys.get(MODEL_TYPE_KEY) == 1 and keys.get(LINEAR_UNIT_KEY, METER) == METER
+    return float(scale[0]) if is_projected and scale[0] > 0 else None
 
 
 def gray_of(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -295,7 +347,7 @@ def cut_out_buildings(tile: Tile) -> list[Cutout]:
     if tile.classes is None:
         return []
     labels, _ = ndimage.label(tile.classes == BUILDING)
-    gray = gray_of(tile.pixels)
+    gray, gsd_m = gray_of(tile.pixels), tile.gsd_m or TYPICAL_GSD_M
     cutouts = []
     height, width = labels.shape
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -305,30 +357,50 @@ def cut_out_buildings(tile: Tile) -> list[Cutout]:
         mask = labels[box] == label
         if not 120 <= mask.sum() <= 20_000:
             continue
-        outline = max(
-            (shape(geometry) for geometry, value in rasterio.features.shapes(mask.astype(np.uint8)) if value),
-            key=lambda polygon: polygon.area,
-        ).simplify(0.8)
-        frame = outline.minimum_rotated_rectangle
-        if not isinstance(frame, Polygon) or outline.area < 0.72 * frame.area:
+        ys, xs = np.nonzero(mask)
+        points = np.stack([xs, ys], axis=1)
+        try:
+            hull = points[ConvexHull(points).vertices].astype(float)
+        except QhullError:  # all on one line
             continue
-        corners = np.asarray(frame.exterior.coords)[:4]
+        corners = minimum_rectangle(hull)
         along, across = corners[1] - corners[0], corners[3] - corners[0]
+        frame_px = (np.hypot(*along) + 1) * (np.hypot(*across) + 1)
+        if mask.sum() < 0.72 * frame_px:
+            continue
         if np.hypot(*along) < np.hypot(*across):
             corners = np.roll(corners, 1, axis=0)
             along, across = corners[1] - corners[0], corners[3] - corners[0]
         length, depth = float(np.hypot(*along)), float(np.hypot(*across))
         if not (12 <= length <= 200 and depth >= 8 and length <= 4 * depth):
             continue
-        quad = np.add(corners, (cols.start, rows.start))
+        quad = corners + np.array([cols.start, rows.start]) + 0.5
         patch = Image.fromarray(tile.pixels).transform(
             (round(length), round(depth)),
             Image.Transform.QUAD,
             tuple(quad[[0, 3, 2, 1]].ravel().tolist()),
             Image.Resampling.BICUBIC,
         )
-        points = np.asarray(outline.exterior.coords)[:-1] - corners[0]
-        unit = np.stack([points @ along / length**2, points @ across / depth**2], axis=1) - 0.5
+        outline = hull - corners[0]
+        unit = np.stack([outline @ along / length**2, outline @ across / depth**2], axis=1) - 0.5
+        values = gray[box][mask]
+        if length > 50 and values.std() > 38:  # rows of houses that a mask has as one
+            continue
         around = gray[max(0, rows.start - 40) : rows.stop + 40, max(0, cols.start - 40) : cols.stop + 40]
-        cutouts.append(Cutout(np.asarray(patch), unit, float(around.mean())))
+        cutouts.append(Cutout(np.asarray(patch), unit, float(around.mean()), length * gsd_m))
     return cutouts
+
+
+def minimum_rectangle(hull: Points) -> Points:
+    """Corners, in order, of the smallest rectangle around a convex polygon, one of whose edges it lies on."""
+    best: tuple[float, Points] | None = None
+    for x, y in np.roll(hull, -1, axis=0) - hull:
+        axes = np.array([[x, y], [-y, x]]) / np.hypot(x, y)
+        turned = hull @ axes.T
+        low, high = turned.min(axis=0), turned.max(axis=0)
+        area = float(np.prod(high - low))
+        if best is None or area < best[0]:
+            corners = np.array([low, (high[0], low[1]), high, (low[0], high[1])]) @ axes
+            best = (area, corners)
+    assert best is not None
+    return best[1]
