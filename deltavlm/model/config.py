@@ -121,12 +121,13 @@ class DenseConfig:
     counted: tuple[str, ...]
     width: int = 64
     decoder: Literal["tokens", "pyramid"] = "tokens"
+    dropout: float = 0.0  # of the channels that the pyramid reads, in training
     evidence: bool = True  # pass totals per cell and image to the Q-Former as ten more tokens
     count_basis: int = 16  # basis functions at 0..15 that encode a count in the evidence
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, width=WIDTHS, count_basis=(1, 4096))
+        _check_ranges(self, width=WIDTHS, count_basis=(1, 4096), dropout=(0, 1))
         if not 2 <= len(self.classes) <= 64 or len(self.counted) > 64:
             raise ValueError("classes are not 2 to 64 names")
 

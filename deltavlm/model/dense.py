@@ -77,16 +77,16 @@ class PyramidDecoder(nn.Module):
     1612.03144).
 
     With b and a the maps of both dates, standardized per image and channel, and d their distance
-    (`difference.feature_distance`), every level reads [b, a, a - b, |a - b|, d]; the coarsest also the
-    difference tokens, which are not standardized. The distances of all levels are added to the logits by a
-    linear term of each class, so that what differs without being known as an object has a short way to the
-    output.
+    (`difference.feature_distance`), every level reads [b, a, a - b, |a - b|, d]. The distances of all levels
+    are added to the logits by a linear term of each class, so that what differs without being known as an
+    object has a short way to the output. It does not read the difference tokens: they are not standardized,
+    and a head that learnt from them on synthetic scenes ranked real pairs worse (docs/nano.md).
     """
 
     def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
         super().__init__()
         channels, inner, levels = vision.map_channels, config.width, len(vision.map_channels)
-        self.tokens = nn.Linear(2 * width, inner)
+        self.dropout = nn.Dropout2d(config.dropout)
         self.laterals = nn.ModuleList(nn.Conv2d(4 * count + 1, inner, 1, bias=False) for count in channels)
         self.norms = nn.ModuleList(nn.BatchNorm2d(inner) for _ in channels)
         self.blocks = nn.ModuleList(
@@ -101,16 +101,17 @@ class PyramidDecoder(nn.Module):
         self, patches_BN2D: Tensor, maps: Sequence[Tensor], distances: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (B, C, 4 G, 4 G) and the features (B, width, 4 G, 4 G) below them."""
-        side = maps[-1].shape[-1]
-        x = self.tokens(patches_BN2D).transpose(1, 2).reshape(len(patches_BN2D), -1, side, side)
+        x: Tensor | None = None
         for level in reversed(range(len(maps))):
             before, after = standardize(maps[level]).chunk(2)
             diff = after - before
-            distance = distances[level].to(diff.dtype)
-            lateral = self.laterals[level](torch.cat([before, after, diff, diff.abs(), distance], dim=1))
-            if x.shape[-1] != lateral.shape[-1]:
-                x = F.interpolate(x, size=lateral.shape[-2:], mode="nearest")
-            x = self.blocks[level](F.relu(self.norms[level](lateral) + x))
+            features = self.dropout(torch.cat([before, after, diff, diff.abs()], dim=1))
+            distance = distances[level].to(features.dtype)
+            lateral = self.norms[level](self.laterals[level](torch.cat([features, distance], dim=1)))
+            if x is not None:
+                lateral = lateral + F.interpolate(x, size=lateral.shape[-2:], mode="nearest")
+            x = self.blocks[level](F.relu(lateral))
+        assert x is not None
         size = x.shape[-2:]
         upsampled = [F.interpolate(d.to(x.dtype), size=size, mode="nearest") for d in distances]
         return self.mask(x) + self.direct(torch.cat(upsampled, dim=1)), x
@@ -129,7 +130,8 @@ class DenseHead(nn.Module):
         classes, counted, inner = len(config.classes), len(config.counted), config.width
         decoders = {"tokens": TokenDecoder, "pyramid": PyramidDecoder}
         self.decoder = decoders[config.decoder](width, config, vision)
-        self.density = nn.Linear(2 * width + 2 * inner, counted)
+        token_width = 2 * width if config.decoder == "tokens" else 0
+        self.density = nn.Linear(token_width + 2 * inner, counted)
         nn.init.constant_(self.density.bias, -6.0)  # almost every patch is empty
         if config.evidence:
             levels = len(vision.map_channels) if config.decoder == "pyramid" else 0
@@ -157,7 +159,9 @@ class DenseHead(nn.Module):
             .flatten(2)
             .transpose(1, 2)
         )
-        density = F.softplus(self.density(torch.cat([patches_BN2D, pooled], dim=2)))
+        if self.config.decoder == "tokens":
+            pooled = torch.cat([patches_BN2D, pooled], dim=2)
+        density = F.softplus(self.density(pooled))
         return logits, density.transpose(1, 2).reshape(len(x), -1, side, side)
 
     def evidence(self, mask_logits: Tensor, density: Tensor, distances: Sequence[Tensor] = ()) -> Tensor:
