@@ -1,4 +1,4 @@
-"""Synthetic changes on real ground: a tile is the ground of both dates, and drawn objects exist at one.
+"""Synthetic changes on real ground: tiles at both dates, drawn objects at one.
 
 Distractors, which are no change, appear in changed and unchanged pairs alike: recolored fields, vegetation
 tone, lengthened shadows, retoned roofs, cars, and drawn and cut out buildings that exist at both dates.
