@@ -1,4 +1,4 @@
-"""Synthetic changes on real ground: a tile is the ground of both dates, and drawn objects exist at one.
+"""Synthetic changes on real ground: tiles at both dates, drawn objects at one.
 
 Distractors, which are no change, appear in changed and unchanged pairs alike: recolored fields, vegetation
 tone, lengthened shadows, retoned roofs, cars, and drawn and cut out buildings that exist at both dates.
@@ -108,12 +108,11 @@ def _make_scene(rng: Rng, tiles: GroundTiles, window: TileWindow, options: Scene
         clean = Image.fromarray(renderer.render(rng, date, random_light(rng))).reduce(downsample)
         shift = options.misregistration_px * (date == 1) * rng.random()
         images.append(photograph(rng, np.asarray(clean), MARGIN, shift, strength, rich=has_artifacts))
-    truth = add_hidden(hidden, *rasterize_ground_truth(plan, ground.cover))
+    change, instances, cover = add_hidden(hidden, *rasterize_ground_truth(plan, ground.cover))
     inner = tuple(
         slice(MARGIN * downsample, side - MARGIN * downsample, downsample) for side in (height, width)
     )
-    change, instances, cover = (array[inner].copy() for array in truth)
-    return Scene(images[0], images[1], change, instances, cover)
+    return Scene(images[0], images[1], change[inner].copy(), instances[inner].copy(), cover[inner].copy())
 
 
 def guess_cover(pixels: Bytes) -> Bytes:
@@ -168,8 +167,8 @@ class Ground:
                 self.cover[window.classes == code] = COVER_CODE[name]
         level = gray_of(window.pixels)
         self.level = float(level.mean())
-        taken = [COVER_CODE[name] for name in ("water", "built", "road")]
-        occupied = np.isin(self.cover, taken).astype(np.float32)
+        used = [COVER_CODE[name] for name in ("water", "built", "road")]
+        occupied = np.isin(self.cover, used).astype(np.float32)
         if window.classes is None:  # smooth gray is as often bare land as it is built
             rough = ndimage.uniform_filter(np.abs(level - ndimage.uniform_filter(level, 5)), 9)
             occupied[(self.cover == COVER_CODE["built"]) & (rough < 5)] = 0.3
@@ -289,7 +288,7 @@ def lay_out(rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles, change: fl
     count = max(1, round(plan.size[0] / 300)) * max(1, round(plan.size[1] / 300))
     names, probabilities = list(GROUND_EVENTS), list(GROUND_EVENTS.values())
     is_changed = rng.random(count) < change
-    hidden = hide_buildings(rng, ground, is_changed.any()) if rng.random() < 0.5 else []
+    hidden = hide_buildings(rng, ground, bool(is_changed.any())) if rng.random() < 0.5 else []
     for changes in is_changed:
         area = GroundNeighborhood(rng, plan, ground, tiles)
         if rng.random() < 0.55:

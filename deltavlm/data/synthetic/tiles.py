@@ -1,4 +1,4 @@
-"""Tiles of real ground: a folder of single-date images, optional class masks, and buildings cut out of them.
+"""Tiles of real ground: images of one date, class masks, and buildings cut out of them.
 
 A tile is an image file (JPEG, PNG, TIFF) anywhere below the folder. `NAME.mask.png` beside `NAME.jpg` has one
 byte per pixel: 0 unknown, 1 building, 2 road, 3 bare land, 4 vegetation, 5 water. Meters per pixel come from
