@@ -266,14 +266,14 @@ def test_images_of_a_pair_must_have_one_size(tmp_path: Path) -> None:
         load_split("my", RecordSet(tmp_path), 0)
 
 
-@pytest.mark.parametrize("name", ["far", "stormy", "rich"])
+@pytest.mark.parametrize("name", ["far", "stormy", "rich", "ground"])
 def test_kinds_of_scenes_are_sampled_by_their_share(name: str, tmp_path: Path) -> None:
     for number, cache in enumerate(("scenes", name)):
         options = SceneOptions(change=1.0)
         render_cache(tmp_path / cache, 2, seed=20 + 10 * number, size_px=64, workers=1, options=options)
     images = open_cache(tmp_path / name)[0]
     pixels_of_kind = {np.sort(image, axis=None).tobytes() for pair in images for image in pair}
-    scenes = Scenes(2, 2, 64, **{name: 2})
+    scenes = Scenes(2, 2, 64, **{name: 2}, ground_folder=tmp_path)
     for share in (0.0, 0.5, 1.0):
         phase = replace(PHASE, part="joint", **{name: share})
         source = SceneSource(tmp_path, scenes, phase, 64, [0])

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from deltavlm.data.synthetic.plan import Plan, polygon, rectangle
+from deltavlm.data.synthetic.plan import Plan, polygon
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -76,7 +76,7 @@ def rasterize_ground_truth(plan: Plan, land: Bytes) -> tuple[Bytes, npt.NDArray[
                     draw_change.line(line, fill=CHANGE_CODE[f"road_{when}"], width=width, joint="curve")
                     draw_instance.line(line, fill=number, width=width, joint="curve")
     for house in plan.houses:
-        base = polygon(rectangle(house.center, house.length, house.depth, house.angle))
+        base = polygon(house.footprint)
         if house.when == "both":
             draw_cover.polygon(base, fill=COVER_CODE["built"])
             draw_change.polygon(base, fill=0)
