@@ -25,10 +25,20 @@ def facts(
     cells = dict.fromkeys(KINDS, ()) | {"building_built": buildings, "road_built": roads}
     counts = {kind: len(labels) for kind, labels in cells.items()}
     replaced = "soil" if buildings or roads else None
+    new = buildings or roads
     ground = ground or {}
-    main = buildings or roads or ("top-left",)
+    ground_cells = dict.fromkeys(ground, ("top-left",))
     return Facts(
-        counts, cells, ground, replaced, main, dict.fromkeys(ground, ("top-left",)), sum(ground.values())
+        counts,
+        cells,
+        ground,
+        replaced,
+        new or ("top-left",),
+        new,
+        None,
+        is_large=False,
+        ground_cells=ground_cells,
+        changed_share=sum(ground.values()),
     )
 
 

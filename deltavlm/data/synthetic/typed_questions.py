@@ -61,7 +61,7 @@ STATEMENTS: Mapping[str, tuple[str, str]] = {  # answers to yes/no questions abo
     "road_removed": ("yes, a road is removed", "no, no road was removed"),
     "trees_planted": ("yes, trees are planted", "no, no trees were planted"),
     "water_gone": ("yes, a pond disappears", "no, no pond has disappeared"),
-    "ground_opened": ("yes, the ground is opened for construction", "no, no ground was opened"),
+    "ground_opened": ("yes, the land is cleared for construction", "no, no land was cleared"),
     "ground_closed": ("yes, a construction site is finished", "no, no construction site was finished"),
 }
 NONE: Mapping[Event, str] = {  # answers where no kind of change is found
