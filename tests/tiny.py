@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from deltavlm.model.config import (
     LanguageConfig,
     PromptConfig,
     QFormerConfig,
+    ScopeConfig,
     VisionConfig,
 )
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.folder import TOKENIZER
+from deltavlm.model.scope import CLASSES, QuestionScope
 from deltavlm.model.tokenizer import Codec, train_codec
 
 WORDS = [
@@ -53,6 +56,9 @@ TINY = DeltaVLMConfig(
 )
 
 
+SCOPE = ScopeConfig(buckets=64, width=4, hidden=8)
+
+
 def tiny_model(seed: int = 0, config: DeltaVLMConfig = TINY) -> DeltaVLM:
     torch.manual_seed(seed)
     model = build(config)
@@ -73,3 +79,20 @@ def tiny_checkpoint(folder: Path, seed: int = 0) -> DeltaVLM:
     checkpoint.save(folder, TINY, model.state_dict(), provenance={"made": "for a test"})
     tiny_codec(folder)
     return model
+
+
+def constant_scope(name: str) -> QuestionScope:
+    """A scope that puts every question into one class."""
+    scope = QuestionScope(SCOPE)
+    with torch.no_grad():
+        scope.classes.weight.zero_()
+        scope.classes.bias.fill_(-9)[CLASSES.index(name)] = 9  # type: ignore[call-overload]
+    return scope.eval()
+
+
+def save_with_scope(folder: Path, scope: QuestionScope | None) -> None:
+    """A checkpoint folder with a question scope, or without one."""
+    config = replace(TINY, scope=None if scope is None else SCOPE)
+    weights = tiny_model().state_dict() | ({} if scope is None else checkpoint.scope_tensors(scope))
+    checkpoint.save(folder, config, weights, provenance={"made": "for a test"})
+    tiny_codec(folder)

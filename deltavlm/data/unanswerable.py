@@ -30,7 +30,7 @@ KINDS: Mapping[str, float] = {  # share of each kind
     **{"knowledge": 0.02, "language": 0.02, "nonsense": 0.03},
 }
 UNKNOWN_WORD = 0.35  # share of the unknown things and events that are no words at all
-BESIDE = "(near|next to|behind|on|beside|around|close to|in front of|opposite|under) (the|a|our|their|my) {a}"
+NEAR = "(near|next to|behind|on|beside|around|close to|in front of|opposite|under) (the|a|our|their|my) {a}"
 VERB_LISTS = (  # of answerable questions, that say what happened
     *("built", "build", "came", "come", "lost", "lose", "went", "go", "felled", "fell", "planted", "plant"),
     *("changed", "describe", "find", "see"),
@@ -90,12 +90,12 @@ def sample_follow_up(rng: Rng) -> str:
 
 
 def _lists(rng: Rng) -> wording.Lists:
-    singular = _thing(rng)
-    return {**load_unanswerable().lists, "a": [singular], "s": [_plural(_thing(rng))]}
+    singular = _object(rng)
+    return {**load_unanswerable().lists, "a": [singular], "s": [_plural(_object(rng))]}
 
 
-def _thing(rng: Rng) -> str:
-    """A thing that scenes do not teach."""
+def _object(rng: Rng) -> str:
+    """Name of an object that scenes do not teach."""
     return _unknown(rng, load_unanswerable().objects)
 
 
@@ -121,10 +121,10 @@ def _disguised(rng: Rng) -> str:
         text = wording.sample(rng, pattern, lists | {choose(rng, verbs): [verb]})
         if verb in text.split():
             return text
-    noun = _thing(rng)
+    noun = _object(rng)
     text = wording.sample(rng, pattern, lists | {"a": [noun], "s": [_plural(noun)]})
     if noun not in text or rng.random() < 0.15:
-        return f"{text} {wording.sample(rng, BESIDE, _lists(rng))}"
+        return f"{text} {wording.sample(rng, NEAR, _lists(rng))}"
     return text
 
 
@@ -156,6 +156,5 @@ def _nonsense(rng: Rng) -> str:
         return " ".join(
             choose(rng, tuple(letters)) * int(rng.integers(1, 6)) for _ in range(int(rng.integers(1, 4)))
         )
-    thing = choose(rng, load_unanswerable().objects)
-    known = f"{sample_answerable(rng)[0]} {wording.sample_word(rng)} {thing}".split()
-    return " ".join(known[index] for index in rng.permutation(len(known))[: int(rng.integers(2, 9))])
+    words = [*sample_answerable(rng)[0].split(), wording.sample_word(rng), _object(rng)]
+    return " ".join(words[index] for index in rng.permutation(len(words))[: int(rng.integers(2, 9))])

@@ -39,6 +39,7 @@ from deltavlm.training.export import write_model_folder
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import Trainer, TrainHooks, micro_batches
 from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
+from deltavlm.training.scope import measure_fit
 from deltavlm.training.stop_signals import StopRequest
 from deltavlm.training.synthetic_dataset import scene_caches
 from deltavlm.training.validate import Validator
@@ -169,6 +170,9 @@ def _measure(
         started = time.monotonic()
         codecs = prepare_tokenizers(inputs, out, has_scenes=scenes is not None)
         other_seconds["start"] += time.monotonic() - started
+        if inputs.model.scope is not None and inputs.start is None:
+            notify("measuring the fit of the question scope")
+            other_seconds["question scope"] = measure_fit(inputs.model.scope)
         for name, phase in config.phases.items():
             notify(f"measuring steps of {name}")
             started = time.monotonic()

@@ -6,6 +6,7 @@ It reads no images, and is fitted apart from the other modules, in a few minutes
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,10 +29,11 @@ STANDARD_SHARE = 0.02  # of the answerable questions: in the words of a data set
 SET_SHARE = 0.25  # of the answerable questions, where a run has sets: questions of these
 OUTSIDE_FOLLOW_UPS = 0.18  # of the unsupported questions: follow-ups
 STANDARD = (*(task.prompt for task in TASKS.values() if task.prompt), *dialogue.TURNS)
-STEPS, BATCH, LR, WEIGHT_DECAY, SMOOTHING = 8_000, 256, 4e-3, 0.01, 0.02
-POOL = 250_000  # questions that the classifier is fitted to
+STEPS, BATCH, LR, WEIGHT_DECAY, SMOOTHING = 12_000, 256, 4e-3, 0.01, 0.02
+POOL = 300_000  # questions that the classifier is fitted to
 VALIDATION = 6_000  # others, that the threshold is chosen on
 SEED = 20
+MEASURED_QUESTIONS, MEASURED_STEPS = 500, 10
 
 
 def fit_scope(config: ScopeConfig, set_questions: Sequence[str] = (), steps: int = STEPS) -> QuestionScope:
@@ -43,11 +45,21 @@ def fit_scope(config: ScopeConfig, set_questions: Sequence[str] = (), steps: int
         torch.manual_seed(SEED)
         scope = QuestionScope(config)
     rng = np.random.default_rng(SEED)
+    _fit(scope, [sample_question(rng, set_questions) for _ in range(POOL)], rng, steps)
+    rng = np.random.default_rng([SEED, 1])
+    threshold, error = choose_threshold(scope, [sample_question(rng) for _ in range(VALIDATION)])
+    scope.set_threshold(threshold)
+    log.info("question scope: threshold %.3f, %.1f %% of either kind misjudged", threshold, 100 * error)
+    return scope
+
+
+def _fit(scope: QuestionScope, pool: Sequence[tuple[str, QuestionClass]], rng: Rng, steps: int) -> None:
+    """Minimize the cross-entropy of random batches of the questions."""
     optimizer = torch.optim.AdamW(scope.parameters(), LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    pool = [sample_question(rng, set_questions) for _ in range(POOL)]
+    scope.train()
     for step in range(steps):
-        questions = [pool[index] for index in rng.integers(0, POOL, BATCH)]
+        questions = [pool[index] for index in rng.integers(0, len(pool), BATCH)]
         classes = torch.tensor([CLASSES.index(name) for _, name in questions])
         logits = scope([text for text, _ in questions])
         loss = F.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
@@ -58,11 +70,17 @@ def fit_scope(config: ScopeConfig, set_questions: Sequence[str] = (), steps: int
         if (step + 1) % 1000 == 0:
             log.info("question scope: step %d of %d, loss %.3f", step + 1, steps, loss.item())
     scope.eval()
-    rng = np.random.default_rng([SEED, 1])
-    threshold, error = choose_threshold(scope, [sample_question(rng) for _ in range(VALIDATION)])
-    scope.set_threshold(threshold)
-    log.info("question scope: threshold %.3f, %.1f %% of either kind misjudged", threshold, 100 * error)
-    return scope
+
+
+def measure_fit(config: ScopeConfig) -> float:
+    """Seconds that `fit_scope` takes, from a few questions and steps."""
+    rng, started = np.random.default_rng(0), time.monotonic()
+    pool = [sample_question(rng) for _ in range(MEASURED_QUESTIONS)]
+    question_seconds = (time.monotonic() - started) / len(pool)
+    started = time.monotonic()
+    _fit(QuestionScope(config), pool, rng, MEASURED_STEPS)
+    step_seconds = (time.monotonic() - started) / MEASURED_STEPS
+    return question_seconds * (POOL + VALIDATION) + step_seconds * STEPS
 
 
 def sample_question(rng: Rng, set_questions: Sequence[str] = ()) -> tuple[str, QuestionClass]:

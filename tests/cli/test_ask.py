@@ -141,9 +141,8 @@ def test_all_chips_runs_analyze_with_these_questions(run: Run, scene: Scene) -> 
 def test_every_chip_has_the_status_of_a_question_in_own_words(
     run: Run, scene: Scene, model: ScriptedModel
 ) -> None:
-    """A yes/no question that is not answered has no score, which a threshold would take for an answer."""
     Path("set.yaml").write_text(
-        "- {name: change, task: change}\n- {name: pool, task: open, prompt: Is there a pool?}\n"
+        "- {name: change, task: change}\n- {name: pool, task: open, prompt: 'Is there a pool?'}\n"
     )
     model.script = lambda before, after, question: (
         Reply(UNSUPPORTED, math.nan) if question.typed else Reply("yes", 0.9)
@@ -158,10 +157,10 @@ def test_every_chip_has_the_status_of_a_question_in_own_words(
     assert "status_change" not in chips
     assert json.loads(result.stdout)["unsupported"] == {"pool": 4}
     assert "question pool: not answered for 4 chips" in result.stderr
-    Path("own.yaml").write_text("- {name: change, task: change, prompt: Is there a pool?}\n")
+    Path("own.yaml").write_text("- {name: change, task: change, prompt: 'Is there a pool?'}\n")
     result = run(
         *("ask", *scene.args, "-Q", "own.yaml", "--all-chips", "--chip-size", 32, "-o", "own.gpkg"),
-        *("--limit", 4, "--json", "--threshold", 0.5),
+        *("--limit", 4, "--json"),
     )
     assert json.loads(result.stdout)["changed"] == 0
     assert json.loads(result.stdout)["neither_yes_nor_no"] == 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,13 +75,16 @@ def test_answers_about_cells_are_those_of_the_facts(scenes: list[Facts]) -> None
         for label in LABELS:
             said = answer(facts, Topic("building", "gained", "any", (label,)))
             assert said == (f"yes, {label}" if label in facts.cells["building_built"] else "no, not there")
+        counted = [answer(facts, Topic("building", "gained", "count", (label,))) for label in LABELS]
+        numbers = [int(text.split()[0].replace("no", "0")) for text in counted]
+        assert sum(numbers) == facts.counts["building_built"]
         where = answer(facts, Topic("building", "gained", "where"))
         assert where == phrases.join_labels(facts.cells["building_built"])
         assert (answer(facts, Topic("change", aspect="where")) == "nowhere") == (not facts.changed)
 
 
 def test_a_phrase_of_place_names_its_cells(rng: np.random.Generator) -> None:
-    places = [typed_questions.sample_place(rng) for _ in range(300)]
+    places = [typed_questions.sample_region(rng) for _ in range(300)]
     for text, labels in places:
         words = {*text.replace("-", " ").split()}
         if words & {"top", "upper"}:
@@ -107,3 +113,13 @@ def test_a_follow_up_keeps_or_changes_one_part_of_the_topic(rng: np.random.Gener
 def test_some_prompts_cannot_be_answered_and_most_can(scenes: list[Facts], rng: np.random.Generator) -> None:
     answers = [row[1] for facts in scenes for row in sample_prompts(rng, facts, extra=20.0)[4:]]
     assert 0.1 < answers.count(UNSUPPORTED) / len(answers) < 0.25
+
+
+def test_questions_typed_by_hand_are_as_many_as_told() -> None:
+    path = Path(__file__).parent.parent.parent / "benchmarks" / "questions.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    counts = Counter((record["set"], record["answerable"]) for record in records)
+    assert (counts["typed", True], counts["typed", False]) == (100, 100)
+    assert (counts["second", True], counts["second", False]) == (30, 30)
+    texts = Counter(tuple(record["turns"]) for record in records)
+    assert max(texts.values()) == 1

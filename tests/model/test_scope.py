@@ -14,30 +14,11 @@ from safetensors.torch import load_file, save_file
 from deltavlm.errors import ModelError
 from deltavlm.messages import UNSUPPORTED
 from deltavlm.model import checkpoint
-from deltavlm.model.config import ScopeConfig
-from deltavlm.model.folder import SHIPPED, WEIGHTS, read_config
+from deltavlm.model.folder import WEIGHTS
 from deltavlm.model.interface import Question
 from deltavlm.model.predictor import Predictor, load_model
-from deltavlm.model.scope import CLASSES, QuestionScope
-from tests.tiny import TINY, tiny_codec, tiny_model
-
-SCOPE = ScopeConfig(buckets=64, width=4, hidden=8)
-
-
-def constant_scope(name: str) -> QuestionScope:
-    """A scope that puts every question into one class."""
-    scope = QuestionScope(SCOPE)
-    with torch.no_grad():
-        scope.classes.weight.zero_()
-        scope.classes.bias.fill_(-9)[CLASSES.index(name)] = 9  # type: ignore[call-overload]
-    return scope.eval()
-
-
-def save_checkpoint(folder: Path, scope: QuestionScope | None) -> None:
-    config = replace(TINY, scope=None if scope is None else SCOPE)
-    weights = tiny_model().state_dict() | ({} if scope is None else checkpoint.scope_tensors(scope))
-    checkpoint.save(folder, config, weights, provenance={"made": "for a test"})
-    tiny_codec(folder)
+from deltavlm.model.scope import QuestionScope
+from tests.tiny import SCOPE, TINY, constant_scope, save_with_scope
 
 
 def ask(model: Predictor, *questions: Question) -> list[str]:
@@ -48,7 +29,7 @@ def ask(model: Predictor, *questions: Question) -> list[str]:
 def test_a_checkpoint_has_its_scope_again(tmp_path: Path) -> None:
     torch.manual_seed(1)
     scope = QuestionScope(SCOPE).eval()
-    save_checkpoint(tmp_path, scope)
+    save_with_scope(tmp_path, scope)
     loaded = checkpoint.load_scope(tmp_path / WEIGHTS, SCOPE)
     assert not any("scope" in name for name in checkpoint.load(tmp_path)[1].state_dict())
     for text in ("were houses built?", "", "中文"):
@@ -58,7 +39,7 @@ def test_a_checkpoint_has_its_scope_again(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_scope_are_checked(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, QuestionScope(SCOPE))
+    save_with_scope(tmp_path, QuestionScope(SCOPE))
     weights = load_file(tmp_path / WEIGHTS)
     del weights["scope.first.bias"]
     save_file(weights, tmp_path / WEIGHTS)
@@ -71,7 +52,7 @@ def test_weights_of_a_scope_are_checked(tmp_path: Path) -> None:
 
 def test_only_typed_questions_are_refused(tmp_path: Path) -> None:
     """A standard question is asked in the same words as ever, and is never checked."""
-    save_checkpoint(tmp_path, constant_scope("unsupported"))
+    save_with_scope(tmp_path, constant_scope("unsupported"))
     model = load_model(str(tmp_path), device="cpu")
     assert isinstance(model, Predictor)
     standard = Question("change", "Please judge whether these two images have changed.", max_new_tokens=3)
@@ -85,7 +66,7 @@ def test_only_typed_questions_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_scope_answers_everything(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, None)
+    save_with_scope(tmp_path, None)
     model = load_model(str(tmp_path), device="cpu")
     assert isinstance(model, Predictor)
     assert model.scope is None
@@ -115,26 +96,3 @@ def test_questions_are_judged_alike_in_any_batch() -> None:
         alone = torch.cat([scope([text]) for text in texts])
     torch.testing.assert_close(together, alone)
     assert together.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("question", "is_supported"),
-    [
-        ("Were any houses built?", True),
-        ("is there a new road in the top left corner", True),
-        ("what was there before the houses", True),
-        ("Has a swimming pool been built?", False),
-        ("who owns the new house", False),
-        ("Wurden neue Häuser gebaut?", False),
-        ("???", False),
-        ("where are they", False),
-    ],
-)
-def test_nano_knows_its_scope(question: str, is_supported: bool) -> None:
-    """Asked about a pool, nano once said "yes, many new houses"."""
-    config = read_config(SHIPPED / "nano")
-    assert config.scope is not None
-    scope = checkpoint.load_scope(SHIPPED / "nano" / WEIGHTS, config.scope)
-    assert scope.supports(question) == is_supported
-    size = sum(tensor.numel() * 2 for tensor in scope.state_dict().values())
-    assert size < 200_000

@@ -15,6 +15,7 @@ from deltavlm.geo.geobox import Window
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair
 from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.interface import Question, Reply
+from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.conversation import (
     Conversation,
     answer_features,
@@ -24,6 +25,7 @@ from deltavlm.pipeline.conversation import (
 )
 from deltavlm.pipeline.schema import ANSWERS
 from deltavlm.tasks import classify, count, locate
+from deltavlm.tasks.questions import QuestionSpec
 from tests.conftest import Scene
 from tests.rasters import write_raster
 from tests.scripted_model import ScriptedModel
@@ -139,6 +141,12 @@ def test_a_turn_without_an_answer_is_no_history(reader: PairReader) -> None:
     assert [question.after_answer for question in asked] == [False, True, False, False, True]
     assert [question.typed for question in asked] == [*questions]
     assert asked[4].prompt == "q any houses? a yes, two houses q any roads? a one road q where?"
+
+
+def test_a_threshold_does_not_judge_a_question_without_an_answer() -> None:
+    spec = QuestionSpec("pool", "change", "Is there a pool?")
+    answer = read_answer(spec, Reply(UNSUPPORTED, 0.9), threshold=0.5)
+    assert (answer.status, answer.value, answer.score) == ("unsupported", None, None)
 
 
 def test_a_standard_question_is_never_checked(reader: PairReader) -> None:

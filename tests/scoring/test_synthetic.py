@@ -12,6 +12,7 @@ from deltavlm.data.synthetic.cache import render_cache
 from deltavlm.data.synthetic.facts import Facts
 from deltavlm.model.interface import Reply
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS, predict_scenes, score_conversations, score_scenes
+from deltavlm.tasks.locate import LABELS
 from deltavlm.tasks.text import NO_CHANGE
 from tests.scripted_model import ScriptedModel
 
@@ -37,6 +38,7 @@ def facts(
         new,
         None,
         is_large=False,
+        cell_counts={kind: tuple(int(label in labels) for label in LABELS) for kind, labels in cells.items()},
         ground_cells=ground_cells,
         changed_share=sum(ground.values()),
     )

@@ -17,7 +17,7 @@ from deltavlm.model.scope import CLASSES, QuestionScope
 from deltavlm.training import build
 from deltavlm.training import scope as training
 from deltavlm.training.scope import choose_threshold, equal_error, fit_scope, sample_question
-from tests.model.test_scope import SCOPE, constant_scope, save_checkpoint
+from tests.tiny import SCOPE, constant_scope, save_with_scope
 
 SMALL = ScopeConfig(buckets=512, width=8, hidden=8)
 
@@ -91,7 +91,7 @@ def test_a_scope_is_fitted_where_the_start_has_none_or_refuses_a_set(
     start = None
     if start_class is not None:
         start = tmp_path / "start"
-        save_checkpoint(start, constant_scope(start_class))
+        save_with_scope(start, constant_scope(start_class))
     build.prepare_scope(run_inputs(start, *questions), tmp_path)
     assert fits == [questions] * is_fitted
     scope = checkpoint.load_scope(tmp_path / build.SCOPE, SCOPE)
@@ -100,3 +100,11 @@ def test_a_scope_is_fitted_where_the_start_has_none_or_refuses_a_set(
     build.prepare_scope(run_inputs(None), tmp_path)  # a resumed run keeps its scope
     assert len(fits) == is_fitted
     assert (tmp_path / build.SCOPE).name != WEIGHTS
+
+
+def test_the_time_of_a_fit_is_that_of_its_questions_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "MEASURED_QUESTIONS", 20)
+    monkeypatch.setattr(training, "MEASURED_STEPS", 2)
+    seconds = training.measure_fit(SMALL)
+    monkeypatch.setattr(training, "STEPS", 1000 * training.STEPS)
+    assert 0 < seconds < training.measure_fit(SMALL)

@@ -60,6 +60,9 @@ class Facts:
     construction_cells: tuple[str, ...]  # the same of new buildings and roads alone; empty without any
     along: Literal["road", "new road"] | None  # what more than half of the new buildings stand along
     is_large: bool  # new buildings, or removed ones where none is new, are larger than houses
+    cell_counts: dict[
+        str, tuple[int, ...]
+    ]  # of the kinds in `counts`: those mostly in each of the nine cells
     ground_cells: dict[str, tuple[str, ...]]  # of the kinds in `ground_shares`
     changed_share: float  # of the image, of any kind
 
@@ -96,7 +99,8 @@ def cell_shares(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
 def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
     """Facts of ground truth arrays, (height, width) each, at any resolution."""
     area = change.size
-    counts, cells = {}, {}
+    counts, cells, cell_counts = {}, {}, {}
+    cell_of_pixel = _cell_of_pixel(change.shape[0], change.shape[1])
     for kind in ("building_built", "building_removed", "road_built", "road_removed"):
         mask = change == CHANGE_CODE[kind]
         sizes = np.bincount(instances[mask], minlength=1)
@@ -104,6 +108,9 @@ def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
         ids = ids[ids > 0]
         counts[kind] = len(ids)
         cells[kind] = _named_cells(mask & np.isin(instances, ids)) if len(ids) else ()
+        pixels = np.bincount(instances[mask] * 9 + cell_of_pixel[mask], minlength=9 * len(sizes))
+        main_cell = pixels.reshape(-1, 9)[ids].argmax(axis=1)
+        cell_counts[kind] = tuple(np.bincount(main_cell, minlength=9).tolist())
     change_shares = np.bincount(change.ravel(), minlength=len(CHANGE_CLASSES)) / area
     ground_shares = {kind: float(change_shares[CHANGE_CODE[kind]]) for kind in CHANGE_CLASSES[5:]}
     ground_shares = {kind: share for kind, share in ground_shares.items() if share >= MIN_GROUND_SHARE}
@@ -121,9 +128,19 @@ def facts_of(change: Array, instances: Array, cover: Array) -> Facts:
         main_cells(cell_shares(new)) if has_new else (),
         _along(change, instances, cover) if counts["building_built"] else None,
         bool(len(sizes)) and float(np.median(sizes)) >= LARGE_BUILDING_SHARE * area,
+        cell_counts,
         {kind: _named_cells(change == CHANGE_CODE[kind]) for kind in ground_shares},
         float((change > 0).mean()),
     )
+
+
+def _cell_of_pixel(height: int, width: int) -> npt.NDArray[np.intp]:
+    """Index of the cell of each pixel, row by row, (height, width)."""
+    row, col = (
+        np.searchsorted(np.linspace(0, side, 4).round()[1:-1], np.arange(side), side="right")
+        for side in (height, width)
+    )
+    return 3 * row[:, None] + col[None, :]
 
 
 def _named_cells(mask: npt.NDArray[np.bool_]) -> tuple[str, ...]:

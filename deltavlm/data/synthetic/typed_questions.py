@@ -29,8 +29,8 @@ __all__ = [
     "lists_of",
     "load_patterns",
     "sample_follow_up",
-    "sample_place",
     "sample_question",
+    "sample_region",
     "sample_turns",
 ]
 
@@ -40,9 +40,12 @@ Event = Literal["either", "gained", "lost"]
 Aspect = Literal["any", "not", "count", "where", "what", "share", "cover", "is_cover"]
 
 PATTERNS = Path(__file__).resolve().parent.parent / "answerable.yaml"
-IN_CELLS_SHARE = 0.25  # of the yes/no questions: about a part of the image
-ABOUT_PLACE_SHARE = 0.3  # of these: in which that part is the subject, as in "has the top row changed"
-WEIGHTS: Mapping[str, float] = {"any": 1.5}  # of a question's aspect; 1 for others
+IN_CELLS: tuple[str, ...] = ("any", "not", "count", "what")  # aspects of questions about a part of the image
+IN_CELLS_SHARE = 0.25  # of these
+ABOUT_REGION_SHARE = (
+    0.25  # of these: with the part as subject, as in "has the top row changed"; or with a noun
+)
+WEIGHTS: Mapping[str, float] = {"any": 1.5, "what": 2.0}  # of a question's aspect; 1 for others
 KINDS: Mapping[str, tuple[str, str]] = {  # of change, as facts name them: gained, lost
     "building": ("building_built", "building_removed"),
     "road": ("road_built", "road_removed"),
@@ -63,6 +66,13 @@ STATEMENTS: Mapping[str, tuple[str, str]] = {  # answers to yes/no questions abo
     "water_gone": ("yes, a pond disappears", "no, no pond has disappeared"),
     "ground_opened": ("yes, the land is cleared for construction", "no, no land was cleared"),
     "ground_closed": ("yes, a construction site is finished", "no, no construction site was finished"),
+}
+CLAUSES: Mapping[str, str] = {  # on a change in a part of the image, where numbers are not told
+    **{"building_built": "new houses", "building_removed": "houses are demolished"},
+    **{"road_built": "a new road", "road_removed": "a road is removed"},
+    **{"trees_planted": "trees are planted", "trees_removed": "the trees are removed"},
+    **{"water_new": "a pond appears", "water_gone": "a pond disappears"},
+    **{"ground_opened": "the land is cleared", "ground_closed": "a construction site is finished"},
 }
 NONE: Mapping[Event, str] = {  # answers where no kind of change is found
     "either": NO_CHANGE[0],
@@ -96,10 +106,10 @@ class Patterns:
     """Patterns of `answerable.yaml`."""
 
     lists: wording.Lists
-    things: Mapping[str, Mapping[str, tuple[str, ...]]]  # by subject: `a`, a thing; `s`, several
+    nouns: Mapping[str, Mapping[str, tuple[str, ...]]]  # by subject: `a`, singular; `s`, plural
     covers: wording.Lists
     questions: Mapping[tuple[Subject, Event, Aspect], tuple[str, ...]]
-    places: Mapping[tuple[str, str], tuple[str, ...]]  # by subject and event: `at`, a place
+    regions: Mapping[tuple[str, str], tuple[str, ...]]  # by subject and event
     follow_ups: wording.Lists
     weights: tuple[float, ...] = field(default=())  # probability of each key of `questions`
 
@@ -117,12 +127,12 @@ def load_patterns() -> Patterns:
     weights = np.array([WEIGHTS.get(key[2], 1.0) * len(texts) ** 0.5 for key, texts in questions.items()])
     return Patterns(
         wording.read_lists(values["lists"]),
-        {subject: wording.read_lists(lists) for subject, lists in values["things"].items()},
+        {subject: wording.read_lists(lists) for subject, lists in values["nouns"].items()},
         wording.read_lists(values["covers"]),
         questions,
         {
             (subject, event): tuple(text.splitlines())
-            for key, text in values["places"].items()
+            for key, text in values["regions"].items()
             for subject, event in [key.split()]
         },
         wording.read_lists(values["follow_ups"]),
@@ -133,8 +143,8 @@ def load_patterns() -> Patterns:
 def lists_of(subject: str, cover: str = "") -> dict[str, Sequence[str]]:
     """Word lists for the patterns of a subject."""
     patterns = load_patterns()
-    things = patterns.things.get(subject, patterns.things["building"])
-    return {**patterns.lists, **things, "cover": patterns.covers.get(cover, ())}
+    nouns = patterns.nouns.get(subject, patterns.nouns["building"])
+    return {**patterns.lists, **nouns, "cover": patterns.covers.get(cover, ())}
 
 
 def sample_question(rng: Rng) -> tuple[str, Topic]:
@@ -142,25 +152,35 @@ def sample_question(rng: Rng) -> tuple[str, Topic]:
     patterns = load_patterns()
     keys = list(patterns.questions)
     subject, event, aspect = key = keys[int(rng.choice(len(keys), p=patterns.weights))]
-    topic, things = Topic(subject, event, aspect), subject
+    topic, noun_subject = Topic(subject, event, aspect), subject
     if aspect in ("cover", "is_cover"):
-        things = choose(rng, ("building", "building", "road"))  # type: ignore[assignment]
+        noun_subject = choose(rng, ("building", "building", "road"))  # type: ignore[assignment]
         topic = replace(topic, cover=choose(rng, list(patterns.covers)) if aspect == "is_cover" else "")
-    text = wording.sample(rng, choose(rng, patterns.questions[key]), lists_of(things, topic.cover))
-    if aspect == "any" and rng.random() < IN_CELLS_SHARE:
-        place, labels = sample_place(rng)
-        topic, text = replace(topic, labels=labels), f"{text} {place}"
-        about_places = patterns.places.get((subject, event), ())
-        if about_places and rng.random() < ABOUT_PLACE_SHARE:
-            noun = f"the {place.split(' the ', 1)[-1]}"
-            text = wording.sample(rng, choose(rng, about_places), lists_of(things) | {"at": [noun]})
-    return text, topic
+    text = wording.sample(rng, choose(rng, patterns.questions[key]), lists_of(noun_subject, topic.cover))
+    if aspect not in IN_CELLS or rng.random() >= IN_CELLS_SHARE:
+        return text, topic
+    region, labels = sample_region(rng)
+    topic = replace(topic, labels=labels)
+    draw, region_patterns = rng.random(), patterns.regions.get((subject, event), ())
+    if draw < ABOUT_REGION_SHARE and aspect == "any" and region_patterns:
+        noun = f"the {region.split(' the ', 1)[-1]}"
+        lists = lists_of(noun_subject) | {"at": [noun], "in": [region]}
+        return wording.sample(rng, choose(rng, region_patterns), lists), topic
+    if draw < 2 * ABOUT_REGION_SHARE and noun_subject in patterns.nouns:  # "the house on the left"
+        nouns = {
+            name: [f"{noun} {region}" for noun in nouns]
+            for name, nouns in patterns.nouns[noun_subject].items()
+        }
+        in_region = wording.sample(rng, choose(rng, patterns.questions[key]), lists_of(noun_subject) | nouns)
+        if region in in_region:
+            return in_region, topic
+    return f"{text} {region}", topic
 
 
-def sample_place(rng: Rng) -> tuple[str, tuple[str, ...]]:
+def sample_region(rng: Rng) -> tuple[str, tuple[str, ...]]:
     """Draw a phrase such as "in the upper left corner", and the cells that it means."""
-    places = [(row, col) for row in (None, 0, 1, 2) for col in (None, 0, 1, 2)]
-    row, col = places[int(rng.integers(1, len(places)))]  # the first is the whole image
+    cells = [(row, col) for row in (None, 0, 1, 2) for col in (None, 0, 1, 2)]
+    row, col = cells[int(rng.integers(1, len(cells)))]  # the first is the whole image
     labels = tuple(
         label for index, label in enumerate(LABELS) if row in (None, index // 3) and col in (None, index % 3)
     )
@@ -198,12 +218,12 @@ def sample_follow_up(rng: Rng, topic: Topic) -> tuple[str, Topic]:
     follow_ups = load_patterns().follow_ups
     draw = rng.random()
     if draw < 0.15 and topic.aspect == "any" and topic.subject != "change":
-        place, labels = sample_place(rng)
-        text = wording.sample(rng, choose(rng, follow_ups["place"]), {"at": [place]})
+        region, labels = sample_region(rng)
+        text = wording.sample(rng, choose(rng, follow_ups["region"]), {"at": [region]})
         return text, replace(topic, labels=labels)
     others = [
         replace(topic, subject=subject, labels=LABELS)  # type: ignore[arg-type]
-        for subject in load_patterns().things
+        for subject in load_patterns().nouns
         if subject != topic.subject != "change" and topic.aspect in ("any", "where", "count")
     ]
     others = [other for other in others if _is_answered(other)]
@@ -257,19 +277,24 @@ def answer(facts: Facts, topic: Topic) -> str:
             return _yes_or_no(facts, topic)
         case "not":
             reply = _yes_or_no(facts, replace(topic, aspect="any"))
-            is_yes = reply.startswith("yes")
-            return reply.replace("yes", "no", 1) if is_yes else reply.replace("no", "yes", 1)
+            if reply.startswith("yes"):
+                return reply.replace("yes", "no", 1)
+            return "yes" if topic.labels != LABELS else reply.replace("no", "yes", 1)
         case "count":
             (kind,), noun = topic.kinds, topic.subject
             adjective = {"building_removed": "demolished", "road_removed": "removed"}.get(kind, "new")
-            number = facts.counts[kind]
+            numbers = dict(zip(LABELS, facts.cell_counts[kind], strict=True))
+            number = sum(numbers[label] for label in topic.labels)
             return f"{number or 'no'} {adjective} {noun}{'' if number == 1 else 's'}"
         case "where":
-            is_whole = topic.subject == "change" and topic.event == "either"
-            cells = facts.main_cells if is_whole and facts.changed else _cells(facts, topic.kinds)
+            is_total = topic.subject == "change" and topic.event == "either"
+            cells = facts.main_cells if is_total and facts.changed else _cells(facts, topic.kinds)
             return phrases.join_labels(cells)
         case "what":
-            if topic.event == "either":
+            if topic.labels != LABELS:
+                kinds = [kind for kind in topic.kinds if {*_cells(facts, (kind,))} & {*topic.labels}]
+                return " and ".join(CLAUSES[kind] for kind in kinds) or NONE[topic.event]
+            if topic.subject == "change" and topic.event == "either":
                 return phrases.captions(facts)[0]
             return " and ".join(_events(facts, topic)) or NONE[topic.event]
         case "share":
