@@ -85,6 +85,11 @@ def probability_path(output: Output) -> Path:
     name = output.provenance.get("probability")
     if not isinstance(name, str) or not name:
         raise InputError(f"{output.path}: was written without --probability; {HINT}")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(
+            f"{output.path}: its raster is {name!r}, outside of its folder, which is not opened unasked; "
+            "name it with --probability"
+        )
     path = output.path.parent / name
     if not path.is_file():
         raise InputError(f"{path}: no such file, and it belongs to {output.path}; name it with --probability")
