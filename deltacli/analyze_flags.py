@@ -214,9 +214,16 @@ class PolygonsCommand(ProjCommand):
         for previous, word in pairwise(["", *args[:end]]):
             if previous == "--polygons" and word in ("changed", "all"):
                 words[-1] = f"--polygons={word}"
+            elif previous == "--polygons" and _is_word(word):
+                raise typer.BadParameter(f"{word!r} is not changed or all", param_hint="--polygons")
             else:
                 words.append(_POLYGONS_WORDS.get(word, word))
         return super().parse_args(ctx, [*words, *args[end:]])
+
+
+def _is_word(text: str) -> bool:
+    """True for text that is neither a flag nor the location of an image."""
+    return text.isalpha() and not Path(text).exists()
 
 
 @dataclass(frozen=True, kw_only=True)

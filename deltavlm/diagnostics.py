@@ -156,7 +156,7 @@ def _check_devices() -> Iterator[Finding]:
             "cuda",
             "warning",
             "an NVIDIA driver is installed, but torch cannot use it",
-            "update the driver, or use --device cpu",
+            "update the driver, or use `device='cpu'`",
         )
 
 

@@ -253,7 +253,7 @@ def refuse_existing(paths: Iterable[Path]) -> None:
     """Raises: OutputError for the first path that exists."""
     for path in paths:
         if path.exists():
-            raise OutputError(f"{path} exists; give another folder, or --overwrite to replace it")
+            raise OutputError(f"{path} exists; give another folder, or `overwrite=True` to replace it")
 
 
 NamedPath = tuple[str, Path]

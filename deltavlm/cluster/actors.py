@@ -124,7 +124,7 @@ class ActorPool:
             if time.monotonic() - begin > START_S:
                 raise ModelError(
                     f"{len(ready)} of {len(loading)} workers started in {START_S / 60:.0f} minutes; ask for"
-                    " fewer with --actors, or wait until the cluster is free"
+                    " fewer with `actors`, or wait until the cluster is free"
                 )
         try:
             infos = ray.get(loading)

@@ -119,7 +119,7 @@ def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8
             number = int((values == value).sum())
             raise InputError(
                 f"{path} has the value {text} in {number} pixels, which is no class;"
-                f" add it to the class map (--class-map)"
+                f" add it to the class map (`class_map`)"
             )
     codes = np.array([code_of[value] for value in unique_values.tolist()], np.uint8)
     mask: npt.NDArray[np.uint8] = codes[indices.reshape(values.shape)]

@@ -50,7 +50,7 @@ from deltavlm.messages import redact, redact_address
 __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_options", "open_pair"]
 
 MAX_CHIPS = 10_000_000
-UNMATCHED = "--match: there is too little unchanged ground with contrast, so colors are left as they are"
+UNMATCHED = "`match`: there is too little unchanged ground with contrast, so colors are left as they are"
 MAX_COMPARED = 2**28  # bytes of two files of one size whose contents are compared
 
 
@@ -535,7 +535,7 @@ def _color_warnings(before: Source, after: Source) -> Iterator[str]:
         names = ("before", "after") if before.is_gray else ("after", "before")
         yield (
             f"{names[0]} is gray and {names[1]} has colors, which may look like change; show one band of each"
-            f" (--{names[1]}-bands), or give both in colors"
+            f" (`{names[1]}_bands`), or give both in colors"
         )
     elif (before.palette is None) != (after.palette is None):
         name = "after" if before.palette is None else "before"

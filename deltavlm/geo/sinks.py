@@ -51,6 +51,7 @@ __all__ = [
     "check_output",
     "files_of_output",
     "geojson_text",
+    "is_in_lonlat",
     "open_sink",
     "write_output",
 ]
@@ -107,7 +108,7 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is a pipe or a device; choose another name")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
+        raise OutputError(f"{path}: exists already; add `overwrite=True` or choose another name")
     folder = resolve_link(path).parent
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}; create it first")
@@ -133,6 +134,12 @@ def files_of_output(name: str, path: Path) -> list[NamedPath]:
     return [(name, path), *style]
 
 
+def is_in_lonlat(path: Path | None) -> bool:
+    """True for an output whose format has longitudes and latitudes only: GeoJSON, also on standard output."""
+    path = _file_path(path)
+    return path is None or path.suffix.lower() in TEXT_WRITERS
+
+
 def check_can_hold(
     path: Path | None,
     layers: Sequence[Layer],
@@ -151,7 +158,7 @@ def check_can_hold(
     """
     path = _file_path(path)
     suffix = "" if path is None else path.suffix.lower()
-    if path is None or suffix in TEXT_WRITERS:
+    if path is None or is_in_lonlat(path):
         try:
             lonlat = to_lonlat(crs)
         except OutputError as error:

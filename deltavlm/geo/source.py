@@ -119,7 +119,7 @@ def open_source(location: str, options: SourceOptions | None = None) -> Iterator
             if fill is not None:
                 guesses.append(
                     f"many of its values are {fill:g}, far from all others, and are taken for nodata; "
-                    f"--nodata {fill:g} says so, and --nodata with another value that they are data"
+                    f"`nodata={fill:g}` says so, and `nodata` with another value that they are data"
                 )
                 if all(value is None or math.isnan(value) for value in nodata):  # a warp knows one value
                     nodata = (fill,) * len(nodata)

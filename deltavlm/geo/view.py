@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,8 @@ __all__ = [
 Sample = TypeVar("Sample")
 
 ANY_PLANE = CRS.from_epsg(3857)
+_SOURCE_NAME = re.compile(r"(<(?:SourceFilename|SourceDataset)\b[^>]*>)([^<?]+)(</)")
+"""Name of a file in a VRT; after a "?", as in the query of a URL, no driver can be given."""
 SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
 SAMPLE_WINDOWS, FEW_WINDOWS = 16, 4  # along a side, where there are no overviews to sample from
 MAX_VALUE = 1e30
@@ -465,9 +468,15 @@ def warp_method(dataset: DatasetReader, resampling: str) -> Resampling:
 
 @contextmanager
 def without_alpha(dataset: DatasetReader) -> Iterator[DatasetReader]:
-    """The same raster through a VRT without the alpha label: GDAL always warps by a labelled alpha band."""
+    """The same raster through a VRT without the alpha label: GDAL always warps by a labelled alpha band.
+
+    The file is opened again by the driver that opened it.
+    """
     with MemoryFile(ext=".vrt") as virtual:
         rasterio.shutil.copy(dataset, virtual.name, driver="VRT")
         unlabelled = bytes(virtual.read()).replace(b"<ColorInterp>Alpha</ColorInterp>", b"").decode()
-    with rasterio.open(unlabelled) as reopened:
+    driver = getattr(dataset, "src_dataset", dataset).driver
+    if driver != "VRT":  # whose sources were checked one by one
+        unlabelled = _SOURCE_NAME.sub(rf"\1vrt://\2?if={driver}\3", unlabelled)
+    with rasterio.open(unlabelled, driver="VRT") as reopened:
         yield reopened

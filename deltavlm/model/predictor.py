@@ -292,7 +292,7 @@ def wrap_torch_errors(work: str, device: str) -> Iterator[None]:
         raise ModelOutOfMemory(f"{work} do not fit on {device}; ask for a smaller batch") from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{work} failed on {device}: {reason}; try --device cpu") from error
+        raise ModelError(f"{work} failed on {device}: {reason}; try `device='cpu'`") from error
 
 
 def resize_image(image_CHW: Pixels, size: int) -> Pixels:
@@ -342,7 +342,7 @@ def load_model(
         _, model = checkpoint.load(folder, dtype=dtype, device=device, quantize=options.quantize)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
-            f"{config.name} does not fit on {device}; try --quantize int8 or int4, or --device cpu"
+            f"{config.name} does not fit on {device}; try `quantize='int8'` or int4, or `device='cpu'`"
         ) from error
     questions, codec = load_codecs(folder)
     return Predictor(

@@ -218,7 +218,7 @@ class JournalFile:
         self.lines.stream.seek(0)
         number = 1 + self.lines.stream.read(offset).count(b"\n")
         return OutputError(
-            f"{self.path}, line {number}: was not written by a run ({problem}); --no-resume starts over"
+            f"{self.path}, line {number}: was not written by a run ({problem}); `resume=False` starts over"
         )
 
     def clear(self) -> None:
@@ -333,7 +333,7 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: C
     if version is not None and version != VERSION:
         raise OutputError(
             f"{path}: was written by another version of deltavlm (journal format {version}, this version "
-            f"reads format {VERSION}); finish the run with that version, or add --no-resume, which starts "
+            f"reads format {VERSION}); finish the run with that version, or add `resume=False`, which starts "
             "over"
         )
     differs = sorted(
@@ -341,14 +341,14 @@ def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: C
     )
     if differs:
         raise OutputError(
-            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
-            "or choose another output"
+            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); `resume=False` starts "
+            "over, or choose another output"
         )
     with suppress(ValueError, TypeError):
         digest_key = bytes.fromhex(key)
         if len(digest_key) == _KEY_BYTES:
             return digest_key
-    raise OutputError(f"{path}: its first line is damaged (key); --no-resume starts over")
+    raise OutputError(f"{path}: its first line is damaged (key); `resume=False` starts over")
 
 
 def check_journal_header(path: Path, header: Mapping[str, Any], ignored: Collection[str] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
@@ -20,7 +20,7 @@ from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
 from deltavlm.pipeline.outputs import polygons_path
-from deltavlm.pipeline.schema import ANALYZED_STATUSES, CHANGES, PAIRS, chips_layer
+from deltavlm.pipeline.schema import ANALYZED_STATUSES, CHANGES, CHIP_STATUSES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -113,7 +113,7 @@ class Output:
 def output_paths_in(paths: Sequence[Path]) -> list[Path]:
     """Outputs by name: a folder stands for the outputs in it, without files of polygons beside them.
 
-    Raises: InputError for a folder without outputs.
+    Raises: InputError for a folder without outputs, or an output that is given twice.
     """
     expanded: list[Path] = []
     for path in paths:
@@ -131,6 +131,10 @@ def output_paths_in(paths: Sequence[Path]) -> list[Path]:
         if not outputs:
             raise InputError(f"{path}: holds no outputs ({' '.join(SUFFIXES)}); {HINT}")
         expanded += outputs
+    files = [path.resolve() for path in expanded]
+    for index, path in enumerate(expanded):
+        if files[index] in files[:index]:
+            raise InputError(f"{path}: is given twice, and its ground would count twice; name it once")
     return expanded
 
 
@@ -160,6 +164,8 @@ def read_output(
         raise InputError(f"{path}: has no column {missing[0]!r}, so it does not hold chips; {HINT}")
     if missing and chips.provenance is None:  # GeoJSON without a feature has no columns
         raise InputError(f"{path}: holds no features and was not written by deltavlm; {HINT}")
+    if not missing:
+        _check_values(path, chips.frame)
     layers = {"chips": chips.frame}
     layers |= {name: read_layer(path, name, HINT).frame for name in list_layers(path) if name in extra_layers}
     if CHANGES.name in extra_layers and CHANGES.name not in layers:
@@ -172,6 +178,26 @@ def read_output(
     if threshold is None and "conflicts" not in chips.frame:
         return replace(output, layers={**layers, "chips": _judged(output, None)})
     return at_threshold(output, threshold)
+
+
+def _check_values(path: Path, frame: GeoDataFrame) -> None:
+    """Raises: InputError for values in the columns of REQUIRED that deltavlm does not write."""
+    valid: Mapping[str, Callable[[Any], bool]] = {
+        "chip_id": lambda value: isinstance(value, str),
+        "status": lambda value: value in CHIP_STATUSES,
+        "changed": lambda value: value is None or value in (True, False),
+        "changed_score": lambda value: value is None or (isinstance(value, int | float) and 0 <= value <= 1),
+    }
+    for name, is_valid in valid.items():
+        for value in frame[name].tolist():
+            if not is_valid(_plain(name, value)):
+                shown = str(value)[:40]
+                raise InputError(f"{path}: has {shown!r} in its column {name!r}, so it is no output; {HINT}")
+    kinds = frame.geometry.geom_type.dropna()
+    others = kinds[~kinds.isin(("Polygon", "MultiPolygon", "GeometryCollection"))]
+    if len(others):
+        kind = others.iloc[0]
+        raise InputError(f"{path}: has a {kind} where chips have polygons, so it is no output; {HINT}")
 
 
 def at_threshold(output: Output, threshold: float | None) -> Output:

@@ -30,7 +30,7 @@ from deltavlm.pipeline.schema import ANALYZED_STATUSES
 
 __all__ = ["ProbabilityRaster", "open_probability", "polygonize", "probability_path"]
 
-HINT = "give the raster of deltavlm analyze --probability, or an output that was written with it"
+HINT = "give the raster that deltavlm analyze --probability writes, or an output of that run"
 TAG = "deltavlm"  # of a raster: the provenance of its run, as JSON
 
 
@@ -84,15 +84,15 @@ def probability_path(output: Output) -> Path:
     """Raster of probabilities that was written with an output. Raises: InputError where there is none."""
     name = output.provenance.get("probability")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{output.path}: was written without --probability; {HINT}")
+        raise InputError(f"{output.path}: was written without a raster of probabilities; {HINT}")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(
             f"{output.path}: its raster is {name!r}, outside of its folder, which is not opened unasked; "
-            "name it with --probability"
+            "name it with `probability`"
         )
     path = output.path.parent / name
     if not path.is_file():
-        raise InputError(f"{path}: no such file, and it belongs to {output.path}; name it with --probability")
+        raise InputError(f"{path}: no such file, and it belongs to {output.path}; name it with `probability`")
     return path
 
 

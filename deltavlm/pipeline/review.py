@@ -67,6 +67,8 @@ def read_review(path: Path) -> Review:
         if key in opinions[layer]:
             raise InputError(f"{path}, row {number}: is the second one about {layer} {key[1]!r}; keep one")
         opinions[layer][key] = opinion
+    if not any(opinions.values()):
+        raise InputError(f"{path}: holds no verdicts; {HINT}")
     return Review(path, output, threshold, opinions)
 
 

@@ -6,16 +6,16 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.cog import Cog, open_cog
-from deltavlm.geo.geobox import LONLAT
+from deltavlm.geo.geobox import LONLAT, GeoBox
 from deltavlm.geo.pair import PairReader, check_options
-from deltavlm.geo.sinks import FeatureSink, open_sink
+from deltavlm.geo.sinks import FeatureSink, is_in_lonlat, open_sink
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
@@ -23,9 +23,11 @@ from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal import Journal, check_journal_pair, open_journal
 from deltavlm.pipeline.journal_file import journal_path
+from deltavlm.pipeline.ordered_map import map_ordered
 from deltavlm.pipeline.outputs import (
     OutputFiles,
     check_format,
+    check_format_of_list,
     check_outputs,
     is_complete,
     layers_of_job,
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _MANY_CHIPS = 2_000  # from this many chips on, making polygons takes long enough for a message
 _MAX_BATCH_SIZE = 4096
+_MAX_OPEN = 8  # pairs that are opened at a time, to check the format of the output
 
 
 def _ignore(_: object) -> None:
@@ -78,7 +81,9 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
     check_options(job.read)
     check_outputs(job)
     if job.output.per_pair:
-        return _run_folder(job, engine, hooks)
+        result = _run_folder(job, engine, hooks)
+        _notify_unknown_shift(result, hooks)
+        return result
     files = OutputFiles.of(job.output)
     result = RunResult(
         is_single=job.is_single, output=files.path, files=files.by_name(), total=len(job.pairs.pairs)
@@ -102,18 +107,36 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
         started = stack.enter_context(_started(engine, result))
         output = _Output(_with_batch_size(job, started), files, started, result, opened)
         (_stream if files.path is None else _write)(output, hooks)
+    _notify_unknown_shift(result, hooks)
     return result
 
 
+def _notify_unknown_shift(result: RunResult, hooks: RunHooks) -> None:
+    """Say where no shift could be measured, neither of a chip nor of a pair."""
+    summary, records = result.summary, [pair.record for pair in result.pairs.values()]
+    was_asked = summary.chips > summary.statuses["nodata"] + summary.failed
+    is_known = summary.with_shift or any(each and each.shift_px is not None for each in records)
+    if was_asked and not is_known:
+        hooks.notify(
+            "the shift between the dates cannot be measured in any chip, so misregistration goes unnoticed"
+        )
+
+
 def _check_format_of_list(job: AnalyzeJob) -> None:
-    """Check by the first pair of a list, if it can be opened. Raises: OutputError."""
-    with ExitStack() as stack:
+    """Check by the pairs of a list that can be opened. Raises: OutputError."""
+    read = replace(job.read, outlines_only=True)
+
+    def geobox_of(pair: Pair) -> GeoBox | None:
         try:
-            read = replace(job.read, outlines_only=True)
-            reader = stack.enter_context(open_listed_pair(job.pairs.pairs[0], read))
-        except InputError:
-            return  # which is found again, and told, when it is its turn
-        check_format(job, reader.geobox)
+            with open_listed_pair(pair, read) as reader:
+                return reader.geobox
+        except InputError:  # which is found again, and told, when it is its turn
+            return None
+
+    workers = _MAX_OPEN if is_in_lonlat(job.output.path) else 1
+    with closing(map_ordered(geobox_of, iter(job.pairs.pairs), workers, lambda: None)) as geoboxes:
+        pairs = zip(job.pairs.pairs, geoboxes, strict=False)
+        check_format_of_list(job, ((pair, geobox) for pair, geobox in pairs if geobox is not None))
 
 
 def _run_folder(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks) -> RunResult:
@@ -159,13 +182,13 @@ def _notify_complete(
     result.outputs_skipped = len(paths) - len(pending)
     if result.outputs_skipped:
         outputs = pluralize(result.outputs_skipped, "output")
-        hooks.notify(f"{outputs} in {job.output.path} already complete; --overwrite replaces them")
+        hooks.notify(f"{outputs} in {job.output.path} already complete; `overwrite=True` replaces them")
     names = {pair.id for pair in pending}
     partial = [name for name, path in paths.items() if name not in names and journal_path(path).exists()]
     if partial:
         some = f"{', '.join(partial[:3])}{', ...' if len(partial) > 3 else ''}"
         logger.warning(
-            "chips failed in %s (%s); --retry-failed tries them again",
+            "chips failed in %s (%s); `retry_failed=True` tries them again",
             pluralize(len(partial), "output"),
             some,
         )
@@ -287,7 +310,7 @@ def _notify_resume(output: _Output, journal: Journal, hooks: RunHooks) -> None:
     hooks.notify(f"resuming: {min(completed, limit or completed)}{total} chips done")
     if limit is not None and completed > limit:
         beyond = pluralize(completed - limit, "result")
-        logger.warning("%s beyond --limit %d of the interrupted run are discarded", beyond, limit)
+        logger.warning("%s beyond `limit=%d` of the interrupted run are discarded", beyond, limit)
 
 
 def _write_layers(output: _Output, journal: Journal, hooks: RunHooks, *, may_replace: bool) -> None:
@@ -401,7 +424,7 @@ def _warn_unplaced(crs: OutputCRS) -> None:
     if crs.unplaced:
         logger.warning(
             "%s, such as %s, cannot be transformed to the CRS of the output, so their rows have no polygon; "
-            "give them a CRS like the others', or write one output for each pair (-o FOLDER/)",
+            "give them a CRS like the others', or write one output for each pair, with a folder as `output`",
             pluralize(len(crs.unplaced), "pair"),
             min(crs.unplaced),
         )

@@ -157,7 +157,7 @@ PAIRS = Layer(
         Field(
             "status",
             "str",
-            "answered; partly: some chips failed, or --limit cut it off; failed: not opened, nothing asked",
+            "answered; partly: some chips failed, or the limit cut it off; failed: not opened, nothing asked",
         ),
         Field("reason", "str", "Error message of the pair, or of its first failed chip"),
         Field("chips", "int", "Number of chips"),

@@ -48,7 +48,7 @@ class Report:
             InputError: as `report_html`, or an image that `images` names cannot be used.
         """
         if self.images.before or self.images.after:
-            self.check_single_pair("--before and --after")
+            self.check_single_pair("`before` and `after`")
         text, missing = report_html(self.output, self.pairs, self.images, limits, on_progress, review=review)
         if self.images.before or self.images.after:
             for reason in missing.values():
@@ -62,7 +62,7 @@ class Report:
             InputError: several pairs.
             RasterError: an image is missing or cannot be read.
         """
-        self.check_single_pair("--quicklook")
+        self.check_single_pair("`quicklook`")
         (pair,) = self.pairs
         with open_images(pair, self.images, self.output.path.absolute().parent) as opened:
             return quicklook_png(pair, opened)
@@ -72,7 +72,7 @@ class Report:
         if len(self.pairs) > 1:
             raise InputError(
                 f"{self.output.path}: has {len(self.pairs)} pairs, and {option} is for one; choose it with "
-                f"--pair, such as --pair {self.pairs[0].name}"
+                f"`pair`, such as `pair={self.pairs[0].name}`"
             )
 
 

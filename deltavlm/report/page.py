@@ -69,7 +69,7 @@ def report_html(
     if chip_count > MAX_CHIPS:
         raise InputError(
             f"{output.path}: has {chip_count:,} chips, more than the {MAX_CHIPS:,} that a page can hold; "
-            "choose one pair with --pair, or analyze --bbox"
+            "choose one pair with `pair`, or analyze a part of it"
         )
     images = _render_images(output, pairs, options, limits or ImageLimits(), on_progress)
     try:
@@ -130,7 +130,7 @@ def _render_images(
     for index, pair in enumerate(pairs):
         if index >= max_pairs:
             images.missing[pair.name] = (
-                f"the page embeds images of {max_pairs} pairs at most; show this one with report --pair"
+                f"the page embeds images of {max_pairs} pairs at most; show this one with `pair`"
             )
         else:
             windows = {

@@ -83,13 +83,13 @@ def find_images(data: Path, images: Path | None) -> Path:
     """
     if images is not None:
         if not images.is_dir():
-            raise InputError(f"{images} is not a folder; give the folder of the images with --images")
+            raise InputError(f"{images} is not a folder; give the folder of the images with `images`")
         return images
     folder = data if data.is_dir() else data.absolute().parent
     for candidate in (folder / "images", folder.parent / "images"):
         if candidate.is_dir():
             return candidate
-    raise InputError(f"{folder / 'images'} does not exist; give the folder of the images with --images DIR")
+    raise InputError(f"{folder / 'images'} does not exist; give the folder of the images with `images`")
 
 
 def group_by_pair(
@@ -113,10 +113,10 @@ def select_pairs(examples: Sequence[Example], inference: Inference) -> list[Pair
     pairs = group_by_pair(examples, inference.shard, inference.limit)
     if not pairs:
         index, count = inference.shard
-        raise ConfigError(f"--shard {index}/{count} is empty: there are fewer image pairs than shards")
+        raise ConfigError(f"`shard={index}/{count}` is empty: there are fewer image pairs than shards")
     missing = missing_images([example for pair in pairs for example in pair.examples], inference.images)
     if len(missing) == len({name for pair in pairs for name in (pair.before, pair.after)}):
-        raise InputError(f"none of the images exists, the first: {missing[0].message}; give --images DIR")
+        raise InputError(f"none of the images exists, the first: {missing[0].message}; give `images`")
     return pairs
 
 
@@ -136,7 +136,9 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
         logged = log.keys
         resumed = sum(logged.issuperset(pair.keys) for pair in pairs)
         if log.lines is None:
-            inference.notify("predictions are not saved; with -o they are, and an interrupted run can resume")
+            inference.notify(
+                "predictions are not saved; with `output` they are, and an interrupted run can resume"
+            )
         elif resumed:
             inference.notify(f"resuming: {resumed} of {len(pairs)} pairs are already in {inference.log}")
         batch_size = inference.batch_size or model.auto_batch_size()

@@ -62,10 +62,10 @@ class ReportFiles:
         is_interrupted = log_exists and not self.report.exists()
         for path in filter(None, (self.report, self.page, self.predictions)):
             if path.is_dir():
-                raise OutputError(f"{path} is a folder; give another name with -o")
+                raise OutputError(f"{path} is a folder; give another name with `output`")
             is_replaceable = overwrite or path == self.predictions or is_interrupted
             if path.exists() and not is_replaceable:
-                raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")
+                raise OutputError(f"{path} exists; give another `output`, or `overwrite=True` to replace it")
         folder = self.report.absolute().parent
         if not folder.is_dir():
             raise OutputError(f"{self.report}: the folder {folder} does not exist")

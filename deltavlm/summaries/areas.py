@@ -108,6 +108,8 @@ def make_areas(
         case "h3":
             return areas_from_h3(results, resolution)
     path, layer = split_layer(by)
+    if not path.exists():
+        raise InputError(f"`by={by}`: no such file{suggest(by, ('pair', 'grid', 'h3'))}")
     return areas_from_file(results, path, layer, name_field)
 
 
@@ -128,7 +130,7 @@ def areas_from_pairs(results: Results) -> Areas:
     """
     pairs = results.chips["pair_id"]
     if pairs.isna().all():
-        raise InputError(f"{results.paths[0]}: has one pair only; leave --by out")
+        raise InputError(f"{results.paths[0]}: has one pair only; leave `by` out")
     codes, names = pairs.factorize()
     shapes = np.full(len(names), None, dtype=object)
     if results.has_crs:
@@ -254,7 +256,9 @@ def areas_from_h3(results: Results, resolution: int = H3_RESOLUTION) -> Areas:
     try:
         import h3
     except ImportError as error:
-        raise ToolError("--by h3 needs the package h3; pip install '.[h3]' in a clone of deltavlm") from error
+        raise ToolError(
+            "`by='h3'` needs the package h3; pip install '.[h3]' in a clone of deltavlm"
+        ) from error
     names = sorted({cell for shape in results.lonlat for cell in _h3_cells(shape, resolution)})
     rings = [[(lon, lat) for lat, lon in h3.cell_to_boundary(name)] for name in names]
     kind = f"H3 cell of resolution {resolution}"
@@ -298,7 +302,7 @@ def areas_from_grid(results: Results, cell_m: float = CELL_M) -> Areas:
     first, last = np.split(np.floor(shapely.bounds(chips) / cell_m), 2, axis=1)
     sizes = last - first + 1
     if sizes.prod(axis=1).sum() > MAX_AREAS * 10:
-        raise ConfigError(f"--cell {cell_m:g} gives too many cells; give a larger one")
+        raise ConfigError(f"`cell={cell_m:g}` gives too many cells; give a larger one")
     corners = {
         (col * cell_m, row * cell_m)
         for (west, south), (cols, rows) in zip(first.tolist(), sizes.astype(int).tolist(), strict=True)
@@ -306,7 +310,7 @@ def areas_from_grid(results: Results, cell_m: float = CELL_M) -> Areas:
         for row in np.arange(south, south + rows).tolist()
     }
     if len(corners) > MAX_AREAS:
-        raise ConfigError(f"--cell {cell_m:g} gives {len(corners):,} cells; give a larger one")
+        raise ConfigError(f"`cell={cell_m:g}` gives {len(corners):,} cells; give a larger one")
     ordered = sorted(corners)
     boxes = np.array([shapely.box(x, y, x + cell_m, y + cell_m) for x, y in ordered], dtype=object)
     names = [f"E{x:.0f} N{y:.0f}" for x, y in ordered]
@@ -352,9 +356,9 @@ def _lonlat_polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Shapes:
 
 def _require_crs(results: Results) -> None:
     if not results.has_crs:
-        raise InputError(f"{results.paths[0]}: has no CRS, so its chips lie in no area; leave --by out")
+        raise InputError(f"{results.paths[0]}: has no CRS, so its chips lie in no area; leave `by` out")
     if len(results.chips) and shapely.is_missing(results.lonlat).all():
         raise InputError(
             f"{results.paths[0]}: its CRS does not lead to longitude and latitude, so its chips lie in no "
-            "area; leave --by out"
+            "area; leave `by` out"
         )

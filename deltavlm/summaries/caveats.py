@@ -80,11 +80,11 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
     changed_later = int((cascaded & results.chips["changed"].eq(True)).sum())
     if changed_later:
         yield (
-            f"{changed_later:,} changed chips were asked only whether they changed: the run, with --cascade, "
+            f"{changed_later:,} changed chips were asked only whether they changed: the run, with a cascade, "
             "took them for unchanged."
         )
     if cascaded.any() and has_counts:
-        yield "With --cascade, unchanged chips were not asked for counts; they count as none."
+        yield "With a cascade, unchanged chips were not asked for counts; they count as none."
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
         yield f"Figures are over {pairs:,} pairs; ground that several pairs cover counts for each of them."

@@ -66,7 +66,7 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
     try:
         dataset = read_dataset(records.path, records.split, records.tasks, keep_duplicates=True)
     except InputError as error:
-        raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
+        raise InputError(f"sets.{name}: {error}; `set=sets.{name}.path=...`") from error
     _report_problems(name, dataset)
     pairs = group_by_pair(dataset.examples)
     if not pairs:

@@ -213,10 +213,10 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     for change in changes:
         key, sign, text = change.partition("=")
         if not sign or not key:
-            raise ConfigError(f"--set {change}: expected KEY=VALUE, such as seed=1")
-        value = parse_yaml(text, f"--set {change}")
-        _set_key(values, key.split("."), value, f"--set {change}")
-    return from_mapping(TrainConfig, values, source=f"{path} with --set")
+            raise ConfigError(f"`set={change}`: expected KEY=VALUE, such as seed=1")
+        value = parse_yaml(text, f"`set={change}`")
+        _set_key(values, key.split("."), value, f"`set={change}`")
+    return from_mapping(TrainConfig, values, source=f"{path} with `set`")
 
 
 class _NewSection(dict[str, Any]):

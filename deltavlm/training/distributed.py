@@ -154,10 +154,10 @@ def pick_machine(config: TrainConfig) -> Machine:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(torch.device(name))
     if name.startswith("cuda") and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ModelError("this GPU does not support bf16; use --set precision=fp16")
+        raise ModelError("this GPU does not support bf16; use `set=precision=fp16`")
     if config.sharding == "fsdp" and world.size == 1:
         raise ConfigError(
-            "sharding: fsdp needs several processes; start with torchrun, or use --set sharding=ddp"
+            "sharding: fsdp needs several processes; start with torchrun, or use `set=sharding=ddp`"
         )
     return Machine(torch.device(name), config.precision, config.sharding)
 
@@ -181,7 +181,7 @@ def _shard(learner: nn.Module, device: torch.device) -> nn.Module:
     ]
     if model.language.config.tie_word_embeddings:
         raise ConfigError(
-            "sharding: fsdp does not support a model with tied word embeddings; use --set sharding=ddp"
+            "sharding: fsdp does not support a model with tied word embeddings; use `set=sharding=ddp`"
         )
     for module in (*layers, language.model.embed_tokens, language.lm_head, language.model):
         fully_shard(module, mesh=mesh)

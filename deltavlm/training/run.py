@@ -67,7 +67,7 @@ class TrainResult:
     def stop_message(self, out: Path) -> str:
         """One line about a run that was stopped."""
         reason = self.stop.reason if self.stop else "nobody"
-        return f"stopped by {reason} at step {self.step} of {self.phase}; continue {out} with --resume"
+        return f"stopped by {reason} at step {self.step} of {self.phase}; continue {out} with `resume=True`"
 
 
 def train(
@@ -137,7 +137,7 @@ class _Run:
                 size = trainer.micro_batch_size
                 raise ModelOutOfMemory(
                     f"phase {name}: micro-batches of {size} pairs do not fit into memory; use "
-                    f"--set phases.{name}.micro={max(1, size // 2)}, or --set recompute=true"
+                    f"`set=phases.{name}.micro={max(1, size // 2)}`, or `set=recompute=true`"
                 ) from error
             if end == "stopped":
                 return trainer.step, stop

@@ -139,8 +139,8 @@ class ConversionSpace:
         if self.size + self.downloads > self.free:
             raise InputError(
                 f"{self.folder} needs up to {format_bytes(self.size + self.downloads)} with the downloads,"
-                f" {format_bytes(self.free)} are free; give -o on another disk,"
-                f" or --link-llm to leave the language model in its folder"
+                f" {format_bytes(self.free)} are free; give `output` on another disk,"
+                f" or `link_llm=True` to leave the language model in its folder"
             )
 
 

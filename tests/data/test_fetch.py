@@ -126,7 +126,7 @@ def test_refusals(hub: FakeHub, planner: Planner) -> None:
     hub.stop()
     text = refused(planner)
     assert f"no connection to {hub.endpoint}" in text
-    assert "--offline" in text
+    assert "`offline=True`" in text
 
 
 def test_a_changed_repository_is_an_error(hub: FakeHub, planner: Planner, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_too_little_disk(
     ("error", "kind", "says"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), WriteError, "is full, while fetching"),
-        (OSError(errno.EACCES, os.strerror(errno.EACCES)), OutputError, "give another --cache-dir"),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES)), OutputError, "give another `cache_dir`"),
         (OSError("Consistency check failed\nand more"), InputError, "failed (Consistency check failed)"),
         (RuntimeError("of xet"), InputError, "HF_HUB_DISABLE_XET"),
     ],

@@ -92,7 +92,7 @@ def test_another_pair_or_changed_files_are_refused_by_name(job: AnalyzeJob, path
 
 def test_a_journal_of_another_version_is_refused(job: AnalyzeJob, path: Path) -> None:
     path.write_text('{"deltavlm_journal": 1, "settings": {}, "questions": []}\n')
-    with pytest.raises(OutputError, match=r"format 1, .* add --no-resume, which starts over"):
+    with pytest.raises(OutputError, match=r"format 1, .* add `resume=False`, which starts over"):
         journaled(job, ScriptedModel(), path)
     results, _ = journaled(with_output(job, resume=False), ScriptedModel(), path)
     assert len(results) == 15
@@ -142,7 +142,7 @@ def test_a_line_that_no_run_has_written_is_refused(
     lines[5] = json.dumps({**json.loads(lines[5]), key: value})
     content = "\n".join(lines) + "\n"
     path.write_text(content)
-    with pytest.raises(OutputError, match=r"jsonl, line 6: was not written by a run \(.*--no-resume"):
+    with pytest.raises(OutputError, match=r"jsonl, line 6: was not written by a run \(.*`resume=False`"):
         journaled(job, ScriptedModel(), path)
     assert path.read_text() == content
     results, _ = journaled(with_output(job, resume=False), ScriptedModel(), path)

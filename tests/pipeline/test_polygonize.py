@@ -144,7 +144,7 @@ def test_inputs_that_do_not_belong_together(scene: Scene, bright: ScriptedModel)
         pytest.raises(InputError, match=r"other.geojson: is not of the run that wrote p.tif"),
     ):
         polygonize(raster, ChangeOptions(), output=other)
-    with pytest.raises(InputError, match="was written without --probability"):
+    with pytest.raises(InputError, match="was written without a raster of probabilities"):
         probability_path(read_output(Path("other.geojson"), ()))
     output = read_output(Path("out.geojson"), ())
     assert probability_path(output) == Path("p.tif")

@@ -70,6 +70,8 @@ def test_json_and_csv_say_the_same() -> None:
             '{"review": [{"layer": "chips", "id": "x"}, {"layer": "chips", "id": "x"}]}',
             "row 2: is the second",
         ),
+        ('{"review": []}', "holds no verdicts"),
+        ("layer,pair_id,id,verdict,note\n", "holds no verdicts"),
         ("a,b\n1,2\n", "is no review, whose columns are layer, pair_id, id, verdict, note"),
         ('layer,pair_id,id,verdict,note\n"', "is not valid CSV"),
     ],

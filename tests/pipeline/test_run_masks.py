@@ -257,7 +257,7 @@ def test_the_layer_changes_alone(scene: Scene, bright: ScriptedModel) -> None:
     run_job(job_into("out.geojson", scene, polygons=True, layer="changes"), bright)
     assert {path.name for path in Path().iterdir()} == {"out.geojson", "out.qml"}
     assert [row["properties"]["class"] for row in features("out.geojson")] == ["building"]
-    with pytest.raises(ConfigError, match="without --polygons"):
+    with pytest.raises(ConfigError, match="without `polygons`"):
         job_into("other.geojson", scene, layer="changes")
 
 

@@ -141,7 +141,7 @@ def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene)
     assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
     assert pairs[0]["pictures"]["size"] == [64, 38]
     assert list(missing) == ["pair2"]
-    assert "--pair" in missing["pair2"]
+    assert "`pair`" in missing["pair2"]
     html, missing = report_html(output, build_pairs(output)[2:], ImageOptions(), limits)
     assert not missing
 

@@ -17,6 +17,7 @@ from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.measure import areas_m2
 from deltavlm.geo.sinks import SUFFIXES, open_sink
+from deltavlm.pipeline.outputs_reader import output_paths_in
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
 from deltavlm.summaries.areas import (
     OUTSIDE,
@@ -25,6 +26,7 @@ from deltavlm.summaries.areas import (
     areas_from_grid,
     areas_from_h3,
     areas_from_pairs,
+    make_areas,
     single_area,
 )
 from deltavlm.summaries.caveats import caveats
@@ -64,6 +66,40 @@ def test_every_format_gives_the_same_totals(tmp_path: Path, results: Results, su
     for name, value in as_row(area).items():
         assert as_row(other)[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
     assert reread.runs == (RUN,)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("status", "active"), ("changed", "maybe"), ("changed_score", 57.0), ("changed_score", "high")],
+)
+def test_layers_of_others_that_are_called_chips_are_refused(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    """They were summarized as chips that are neither analyzed nor failed."""
+    row = {"chip_id": "r00000_c00000", "status": "answered", "changed": True, "changed_score": 0.5}
+    frame = geopandas.GeoDataFrame([row | {column: value}], geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
+    frame.to_file(tmp_path / "chips.gpkg", layer="chips")
+    with pytest.raises(InputError, match=rf"has '{value}' in its column '{column}', so it is no output"):
+        read_results([tmp_path / "chips.gpkg"])
+
+
+def test_chips_are_polygons_and_outputs_count_once(tmp_path: Path) -> None:
+    row = {"chip_id": "r00000_c00000", "status": "answered", "changed": True, "changed_score": 0.5}
+    points = geopandas.GeoDataFrame([row], geometry=[shapely.Point(1, 1)], crs=4326)
+    points.to_file(tmp_path / "points.gpkg", layer="chips")
+    with pytest.raises(InputError, match="has a Point where chips have polygons"):
+        read_results([tmp_path / "points.gpkg"])
+    (tmp_path / "each").mkdir()
+    written(tmp_path / "each" / "a.gpkg")
+    with pytest.raises(InputError, match=r"a\.gpkg: is given twice"):
+        output_paths_in([tmp_path / "each", tmp_path / "each" / ".." / "each" / "a.gpkg"])
+
+
+def test_areas_of_an_unknown_kind(results: Results) -> None:
+    with pytest.raises(InputError, match=r"`by=gird`: no such file; did you mean 'grid'\?"):
+        make_areas(results, "gird")
+    with pytest.raises(InputError, match=r"`by=towns\.gpkg`: no such file; known are pair, grid, h3"):
+        make_areas(results, "towns.gpkg")
 
 
 def test_several_outputs_are_combined(tmp_path: Path) -> None:
@@ -126,11 +162,11 @@ def test_an_invalid_provenance_counts_as_missing(tmp_path: Path, run: Any) -> No
     assert any("has no provenance" in caveat for caveat in caveats(results, summarize_chips(results)))
 
 
-def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+def test_counts_that_are_no_numbers(tmp_path: Path) -> None:
     path = tmp_path / "out.geojson"
     written(path)
-    path.write_text(path.read_text().replace('"changed_score": 0.37', '"changed_score": "high"'))
-    with pytest.raises(InputError, match="column 'changed_score' has values that are no numbers"):
+    path.write_text(path.read_text().replace('"new_roads": 1', '"new_roads": "many"'))
+    with pytest.raises(InputError, match="column 'new_roads' has values that are no numbers"):
         read_results([path])
 
 
