@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,7 +208,6 @@ def test_a_dry_run_measures_and_writes_nothing(run: Run, made: Path, tmp_path: P
 
 def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path: Path) -> None:
     config = quick(made, tmp_path)
-    (tmp_path / "images").mkdir()
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: nano\nphasez: {}\n")
     for arguments, message in (
@@ -218,7 +218,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
         ([config, "-o", "x", "--set", "start=nowhere"], "no model 'nowhere'"),
         ([config, "-o", "x", "--set", "model=deltavlm-7b"], "has another vision and qformer and"),
         ([config, "-o", "x", "--set", "sets.made.path=gone"], "sets.made: gone does not exist"),
-        ([config, "-o", "x", "--set", f"sets.made.images={tmp_path / 'images'}"], "8 images are missing"),
         ([config, "-o", "x", "--set", "phases.read.micro=3"], "batch 2 does not divide"),
         ([config, "-o", "x", "--set", "phases.read.rates={visoin: 1}"], "no 'visoin'; did you mean 'vision'"),
         ([config, "-o", "x", "--set", "sharding=fsdp"], "fsdp needs several processes"),
@@ -228,3 +227,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
         result = run("train", *arguments)
         assert result.exit_code == 2, (arguments, result.output)
         assert message in one_line(result), arguments
+
+
+def test_unusable_images_end_a_run_before_it_begins(run: Run, made: Path, tmp_path: Path) -> None:
+    """One line for each, exit code 2, and nothing written; a truncated image ended a run at some step."""
+    config = quick(made, tmp_path)
+    images = Path(shutil.copytree(made / "images", tmp_path / "images"))
+    (images / "train" / "A" / "train_1.png").unlink()
+    truncated = images / "train" / "B" / "train_2.png"
+    truncated.write_bytes(truncated.read_bytes()[:3000])
+    for options in (["-o", "x"], ["--dry-run"]):
+        result = run("train", config, *options, "--set", f"sets.made.images={images}")
+        assert result.exit_code == 2
+        warnings, errors = (
+            [line for line in result.stderr.splitlines() if line.startswith(label)]
+            for label in ("Warning:", "Error:")
+        )
+        assert "train_1.png is missing" in warnings[0]
+        assert "train_2.png cannot be read: image file is truncated" in warnings[1]
+        assert len(warnings) == 2
+        assert len(errors) == 1
+        assert "sets.made: 2 images of 4 pairs cannot be used, the first: " in errors[0]
+        assert not Path("x").exists()

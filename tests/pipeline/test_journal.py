@@ -14,7 +14,7 @@ from deltavlm.errors import OutputError
 from deltavlm.files import lock
 from deltavlm.model.interface import Question, Reply
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal_file import journal_path
+from deltavlm.pipeline.journal.file import journal_path
 from deltavlm.pipeline.pairs import PairList
 from tests.conftest import Scene
 from tests.jobs import MemoryStore, analyzed, journaled, open_test_journal, single_job, with_output
