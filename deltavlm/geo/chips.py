@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.geobox import LONLAT, GeoBox, Window, crs_name, project
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.pair import PairReader
+from deltavlm.geo.pair_reader import PairReader
 
 __all__ = ["chip_at", "chip_of_bbox", "chip_of_pair", "chip_of_window", "select_chip"]
 

@@ -29,7 +29,7 @@ from deltavlm.geo.polygonize import (
     simplify_polygons,
 )
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
-from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.tasks.caption import denies_change

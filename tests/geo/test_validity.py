@@ -14,7 +14,7 @@ from affine import Affine
 from rasterio.errors import RasterioIOError
 
 from deltavlm.errors import ConfigError
-from deltavlm.geo.view import without_alpha
+from deltavlm.geo.warp import without_alpha
 from tests.geo.reading import COLS, ROWS, SAME_IMAGE, SIZE, mosaic, opened, read_all, read_pair
 from tests.rasters import moved, noise, smooth, write_raster
 
