@@ -17,7 +17,7 @@ from deltavlm.pipeline.schema import VERDICTS
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Opinion", "Review", "read_review", "true_changes", "with_review"]
+__all__ = ["Opinion", "Review", "check_verdicts", "read_review", "true_changes", "with_review"]
 
 COLUMNS = ("layer", "pair_id", "id", "verdict", "note")
 KEYS: Mapping[str, str] = {"chips": "chip_id", "changes": "polygon_id"}
@@ -29,7 +29,7 @@ RowKey = tuple[str, str]  # pair_id, empty for a single pair; and chip_id or pol
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Verdict of VERDICTS on one chip or polygon, and a note; one of the two may be empty."""
+    """One of the VERDICTS on a chip or polygon, and a note; one of the two may be empty."""
 
     verdict: str | None
     note: str | None
@@ -107,9 +107,13 @@ def _opinion(row: Any, source: str) -> tuple[str, RowKey, Opinion]:
         raise InputError(f"{source}: its layer is {layer[:40]!r}, not one of {', '.join(KEYS)}")
     if not texts["id"]:
         raise InputError(f"{source}: names no {KEYS[layer]} in its column 'id'")
-    if verdict and verdict not in VERDICTS:
-        raise InputError(f"{source}: its verdict is {verdict[:40]!r}, not one of {', '.join(VERDICTS)}")
+    if verdict and verdict not in VERDICTS[layer]:
+        raise InputError(f"{source}: {_wrong_verdict(layer, verdict)}")
     return layer, (texts["pair_id"], texts["id"]), Opinion(verdict or None, texts["note"].strip() or None)
+
+
+def _wrong_verdict(layer: str, verdict: str) -> str:
+    return f"its verdict is {verdict[:40]!r}, not one of {', '.join(VERDICTS[layer])}"
 
 
 def _text(value: Any, source: str) -> str:
@@ -164,6 +168,18 @@ def _with_opinions(
         ]
         frame[name] = pd.Series(values, index=frame.index, dtype="object")
     return frame
+
+
+def check_verdicts(output: Output) -> None:
+    """Raise InputError for a verdict in the columns of an output that is none of VERDICTS."""
+    for layer, key in KEYS.items():
+        frame = output.layers.get(layer)
+        if frame is None or "verdict" not in frame or key not in frame:
+            continue
+        for name, value in zip(frame[key], output.values(layer, "verdict"), strict=True):
+            if value and value not in VERDICTS[layer]:
+                row = f"{output.path}, {key} {_key(name)}"
+                raise InputError(f"{row}: {_wrong_verdict(layer, str(value))}; correct it there")
 
 
 def true_changes(output: Output) -> list[bool | None]:

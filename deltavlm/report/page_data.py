@@ -60,7 +60,7 @@ def page_data(
         },
         "provenance": [*_provenance(output.provenance, pairs), *_threshold(output)],
         "threshold": output.threshold,
-        "verdicts": list(VERDICTS) if review else None,
+        "verdicts": VERDICTS if review else None,
         "reviewKey": _review_key(output),
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,

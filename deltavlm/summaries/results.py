@@ -18,7 +18,7 @@ from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
-from deltavlm.pipeline.review import read_review, true_changes, with_review
+from deltavlm.pipeline.review import check_verdicts, read_review, true_changes, with_review
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
@@ -135,8 +135,8 @@ def read_results(
     review: file of verdicts on a single output, beside those in its columns.
 
     Raises:
-        InputError: a file is missing or not an output, a column of numbers has text, or some outputs have a
-            CRS and others do not.
+        InputError: a file is missing or not an output, a column of numbers has text, a verdict is none, or
+            some outputs have a CRS and others do not.
         ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
     check_threshold(threshold)
@@ -147,6 +147,8 @@ def read_results(
         opinions = read_review(review)
         reviewed_at = opinions.threshold
         outputs = [with_review(outputs[0], opinions)]
+    for output in outputs:
+        check_verdicts(output)
     truths = [true_changes(at_threshold(output, reviewed_at)) for output in outputs]
     outputs = [at_threshold(output, threshold) for output in outputs]
     frames = [_chips_table(output, truth) for output, truth in zip(outputs, truths, strict=True)]

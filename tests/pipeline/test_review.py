@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.pipeline.outputs_reader import Output, read_output
-from deltavlm.pipeline.review import Opinion, read_review, with_review
+from deltavlm.pipeline.review import Opinion, check_verdicts, read_review, with_review
 from deltavlm.summaries.results import read_results
 from deltavlm.summaries.review import Precision, summarize_review
 from tests.conftest import Scene
@@ -65,6 +66,10 @@ def test_json_and_csv_say_the_same() -> None:
         ('{"review": [{"layer": "cells", "id": "1"}]}', "its layer is 'cells', not one of chips, changes"),
         ('{"review": [{"layer": "chips"}]}', "row 1: names no chip_id"),
         ('{"review": [{"layer": "chips", "id": "x", "verdict": "maybe"}]}', "its verdict is 'maybe'"),
+        (
+            '{"review": [{"layer": "chips", "id": "x", "verdict": "road"}]}',
+            "its verdict is 'road', not one of accept, reject$",
+        ),
         ('{"review": [{"layer": "chips", "id": "x", "note": [1]}]}', "row 1, note: is no text"),
         (
             '{"review": [{"layer": "chips", "id": "x"}, {"layer": "chips", "id": "x"}]}',
@@ -103,6 +108,17 @@ def test_a_review_of_an_output_of_another_name(output: Output) -> None:
     Path("review.json").write_text(json.dumps({"output": "other.gpkg", "review": ROWS}))
     with pytest.raises(InputError, match=r"is the review of other.gpkg, not of out.gpkg"):
         with_review(output, read_review(Path("review.json")))
+
+
+@pytest.mark.parametrize(("layer", "name"), [("chips", "chip_id r00000_c00000"), ("changes", "polygon_id 1")])
+def test_a_verdict_in_a_column_that_is_none(output: Output, layer: str, name: str) -> None:
+    """It counted as rejected; other programs than QGIS offer no choices."""
+    frame = output.layers[layer].copy()
+    frame["verdict"] = ["yes"] + [None] * (len(frame) - 1)
+    wrong = replace(output, layers={**output.layers, layer: frame})
+    with pytest.raises(InputError, match=rf"out\.gpkg, {name}: its verdict is 'yes', not one of accept, re"):
+        check_verdicts(wrong)
+    check_verdicts(output)
 
 
 def test_pairs_of_a_list_are_told_apart(model: ScriptedModel, tmp_path: Path) -> None:
