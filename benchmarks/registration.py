@@ -58,8 +58,8 @@ SIDE, SCENE_PX, STEP, MARGIN = 256, 992, 336, 32  # px; a scene has nine windows
 SEED = 91_000
 ALL_VALID = np.ones((SIDE, SIDE), bool)
 NO_MEASURING: Any = (
-    ("deltavlm.geo.pair.measure_shift", lambda *_: None),
-    ("deltavlm.geo.pair.lattice_windows", lambda *_: ()),
+    ("deltavlm.geo.pair_reader.measure_shift", lambda *_: None),
+    ("deltavlm.geo.pair_measurements.lattice_windows", lambda *_: ()),
 )
 VARIANTS = {
     "neither": ReadOptions(allow_no_crs=True),

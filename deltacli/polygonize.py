@@ -89,7 +89,7 @@ def polygonize(
     With the settings of the run they are its polygons. OUT tells which chips are called changed, and their
     captions; with a raster alone the polygons of all chips are drawn.
     """
-    from deltavlm.geo.pair import ReadOptions, area_of_interest
+    from deltavlm.geo.aoi import area_of_interest
     from deltavlm.geo.sinks import check_output, files_of_output, open_sink
     from deltavlm.pipeline.mask_codec import CLASSES
     from deltavlm.pipeline.outputs_reader import read_output
@@ -117,15 +117,14 @@ def polygonize(
         chips=chips, classes=names, merge_m=merge, fill_holes_m2=fill_holes
     )
     with open_probability(raster_path) as raster:
-        area = ReadOptions(
-            bbox=None if bbox is None else parsing.parse_bbox(bbox), bbox_crs=bbox_crs, aoi=aoi
-        )
         run = run_area(raster)
-        if area.bbox is None and area.aoi is None:
-            area = ReadOptions(bbox=run.bbox, bbox_crs=run.bbox_crs)
+        if bbox is None and aoi is None:
+            shape = area_of_interest(raster.geobox, run.bbox, run.bbox_crs, None)
             if run.aoi is not None:
                 console.warning(f"the run was limited to {run.aoi}; give --aoi to end the polygons at it too")
-        shape = area_of_interest(raster.geobox, area)
+        else:
+            box = None if bbox is None else parsing.parse_bbox(bbox)
+            shape = area_of_interest(raster.geobox, box, bbox_crs, aoi)
         features = polygonize_raster(raster, change_options, output=result, aoi=shape)
         record = {**raster.provenance, "changes": asdict(change_options)}
         with open_sink(target, (CHANGES,), raster.geobox.crs, record, overwrite=overwrite) as sink:

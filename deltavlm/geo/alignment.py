@@ -14,7 +14,6 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
-from rasterio.vrt import WarpedVRT
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, RasterError
@@ -22,7 +21,8 @@ from deltavlm.geo.drivers import MAX_PIXELS
 from deltavlm.geo.gdal import wrap_gdal_errors
 from deltavlm.geo.geobox import SAME_GRID_PX, GeoBox, Points, Window, crs_name, project
 from deltavlm.geo.georeferencing import ADD_A_CRS
-from deltavlm.geo.view import Source
+from deltavlm.geo.source import Source
+from deltavlm.geo.warp import warp_onto
 
 __all__ = [
     "Alignment",
@@ -122,24 +122,11 @@ def warped_share(raster: GeoBox, grid: GeoBox) -> float:
     """Share of `grid` that gets pixels when GDAL warps an image of the grid `raster` onto it."""
     grid = grid.zoom_to(LATTICE, LATTICE)
     raster = raster.wrapping_onto(grid).zoom_to(LATTICE, LATTICE)
-    size = {"width": LATTICE, "height": LATTICE}
+    profile = {"driver": "GTiff", "width": LATTICE, "height": LATTICE, "count": 1, "dtype": "uint8"}
     with MemoryFile() as file:
-        with file.open(
-            driver="GTiff", count=1, dtype="uint8", crs=raster.crs, transform=raster.transform, **size
-        ) as plain:
+        with file.open(crs=raster.crs, transform=raster.transform, **profile) as plain:
             plain.write(np.ones((1, LATTICE, LATTICE), np.uint8))
-        with (
-            file.open() as plain,
-            WarpedVRT(
-                plain,
-                src_crs=raster.crs,
-                src_transform=raster.transform,
-                crs=grid.crs,
-                transform=grid.transform,
-                add_alpha=True,
-                **size,
-            ) as warped,
-        ):
+        with file.open() as plain, warp_onto(plain, raster, grid, "nearest") as warped:
             return float((warped.read(2) > 0).mean())
 
 

@@ -15,6 +15,7 @@ from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, InputError, OutputError, RasterError
 from deltavlm.geo.geobox import LONLAT, GeoBox, are_off_globe, degrees_per_unit, project
+from deltavlm.geo.georeferencing import ADD_A_CRS
 from deltavlm.geo.location import normalize_location
 from deltavlm.geo.lonlat import count_from, to_lonlat
 from deltavlm.geo.vector_reader import read_layer, split_layer
@@ -24,6 +25,7 @@ __all__ = [
     "aoi_from_bbox",
     "aoi_from_file",
     "aoi_from_shape",
+    "area_of_interest",
     "check_bbox",
 ]
 
@@ -33,6 +35,29 @@ POLYGON_IDS = (3, 6)  # of shapely: Polygon, MultiPolygon
 GIVE_POLYGONS = "give polygons, for example as GeoJSON or GeoPackage"
 
 BBox = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
+
+
+def area_of_interest(
+    geobox: GeoBox, bbox: BBox | None, bbox_crs: str, aoi: Path | BaseGeometry | None
+) -> BaseGeometry | None:
+    """Intersection of a bounding box and an area (a vector file, or polygons in longitude and latitude) in
+    the CRS of the grid; None without either.
+
+    Raises:
+        ConfigError: the box is empty, its CRS unknown, or the grid has no CRS.
+        RasterError: they do not overlap each other or the grid, or the file cannot be read.
+    """
+    if bbox is None and aoi is None:
+        return None
+    if geobox.crs is None:
+        raise ConfigError(f"bbox and aoi need rasters with a CRS; leave them out, or {ADD_A_CRS}")
+    shapes = [] if bbox is None else [aoi_from_bbox(bbox, bbox_crs, geobox)]
+    if aoi is not None:
+        shapes.append(aoi_from_file(aoi, geobox) if isinstance(aoi, Path) else aoi_from_shape(aoi, geobox))
+    area = shapes[0].intersection(shapes[-1])
+    if area.area == 0:
+        raise RasterError("bbox and aoi do not overlap; leave one of them out")
+    return area
 
 
 def aoi_from_bbox(bbox: BBox, bbox_crs: str, geobox: GeoBox) -> BaseGeometry:

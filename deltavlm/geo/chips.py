@@ -10,7 +10,7 @@ import numpy as np
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.geobox import LONLAT, Window, project
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.pair import PairReader
+from deltavlm.geo.pair_reader import PairReader
 
 __all__ = ["chip_at", "chip_of_bbox", "chip_of_pair", "chip_of_window", "select_chip"]
 

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from rasterio.enums import Resampling
-from rasterio.vrt import WarpedVRT
-
 from deltavlm.errors import ConfigError, RasterError
 from deltavlm.geo.alignment import Offset, locate
 from deltavlm.geo.cloud_mask import CloudMask, CloudView, kind_in
 from deltavlm.geo.gdal import wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.source import SourceOptions, open_source
-from deltavlm.geo.view import ANY_PLANE, Source, alpha_band, without_alpha
+from deltavlm.geo.nodata import alpha_band
+from deltavlm.geo.source import Source, SourceOptions, open_source
+from deltavlm.geo.warp import ANY_PLANE, NOT_WARPED, warp_onto, without_alpha
 
 __all__ = ["open_cloud_mask"]
 
@@ -34,7 +32,7 @@ def open_cloud_mask(
 
     offset: (column, row) of the grid's corner in the image, where both have the same pixels. Without a CRS a
         mask has the pixels of its image.
-    shift: as in `Source.view_on`; a mask is misregistered as its image is.
+    shift: as in `open_view`; a mask is misregistered as its image is.
 
     Raises:
         RasterError: it cannot be opened, does not overlap the grid, or cannot be placed on it.
@@ -74,24 +72,11 @@ def open_cloud_mask(
                 source.location, source.files, source.dataset, band, kind, values, corner, None, share
             )
             return
-        target = grid.translate(*(shift or (0, 0)))
-        with wrap_gdal_errors(location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"):
+        with wrap_gdal_errors(location, *NOT_WARPED):
             dataset = source.dataset
             if alpha_band(dataset):  # which would hide values of the mask
                 dataset = stack.enter_context(without_alpha(dataset))
-            warped = WarpedVRT(
-                dataset,
-                src_crs=placed.crs,
-                src_transform=placed.transform,
-                crs=target.crs,
-                transform=target.transform,
-                width=target.width,
-                height=target.height,
-                resampling=Resampling.nearest,
-                src_nodata=None,
-                nodata=None,
-                add_alpha=True,
-            )
+            warped = warp_onto(dataset, placed, grid.translate(*(shift or (0, 0))), "nearest")
             stack.enter_context(warped)
         yield CloudView(
             source.location, source.files, warped, band, kind, values, (0, 0), warped.count, share

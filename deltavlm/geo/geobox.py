@@ -16,6 +16,8 @@ from pyproj.crs.coordinate_operation import EquidistantCylindricalConversion
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as warp_points
 from shapely.geometry import Polygon
 
@@ -28,6 +30,7 @@ __all__ = [
     "are_off_globe",
     "crs_name",
     "degrees_per_unit",
+    "has_transform",
     "lonlat_of",
     "pixel_polygon",
     "project",
@@ -254,6 +257,11 @@ def lonlat_of(points: Points, crs: CRS | None) -> list[tuple[float, float] | Non
         turned = np.where(np.abs(lonlat[:, 0]) > 180, (lonlat[:, 0] + 180) % 360 - 180, lonlat[:, 0])
     pairs = zip(turned.tolist(), lonlat[:, 1].tolist(), strict=True)
     return [(lon, lat) if math.isfinite(lon + lat) else None for lon, lat in pairs]
+
+
+def has_transform(dataset: DatasetReader | WarpedVRT) -> bool:
+    """False where rasterio gives the identity, as it does for a file without a transform."""
+    return not dataset.transform.almost_equals(Affine.identity(), precision=1e-9)
 
 
 def are_off_globe(points: Points, crs: CRS | None) -> bool:

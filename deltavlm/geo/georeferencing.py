@@ -12,9 +12,9 @@ import numpy as np
 import pyproj
 
 from deltavlm.errors import RasterError
-from deltavlm.geo.geobox import GeoBox, crs_name, lonlat_of
+from deltavlm.geo.geobox import GeoBox, crs_name, has_transform, lonlat_of
 from deltavlm.geo.location import is_remote
-from deltavlm.geo.view import Source, has_transform
+from deltavlm.geo.source import Source
 from deltavlm.messages import pluralize
 
 __all__ = ["ADD_A_CRS", "check_georeferenced", "datum_note", "place_warnings"]

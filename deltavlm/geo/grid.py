@@ -141,6 +141,12 @@ class ChipGrid:
             candidates.append(last)
         return [index for index in candidates if start - self.size < self._offset(index, length) < stop]
 
+    def shares_among(self, present: NDArray[np.bool_], answered: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(rows, cols): `ground_share` where only chips of `present` exist, and ground belongs to those of
+        `answered` wherever one of them covers it; both masks are (rows, cols)."""
+        shares: NDArray[np.float64] = self._shares(present, answered)[0]
+        return shares
+
     def __len__(self) -> int:
         return self.rows * self.cols if self.keep is None else len(self._selected)
 
@@ -200,16 +206,33 @@ class ChipGrid:
     @cached_property
     def _shares_in_aoi(self) -> NDArray[np.float64]:  # (2, rows, cols)
         """`ground_share` and `aoi_share` of the chips; 0 for those that are not selected."""
+        selected = np.zeros((self.rows, self.cols), bool)
+        selected[*self._selected.T] = True
+        return self._shares(selected)
+
+    def _shares(
+        self, present: NDArray[np.bool_], answered: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:  # (2, rows, cols)
+        """`ground_share` and `aoi_share` of chips where only those of `present` exist; 0 for the others."""
         shares = np.zeros((2, self.rows, self.cols))
-        if len(self._selected):
-            (rows, cols), (row_offs, col_offs) = self._selected.T, self._offsets
-            near = slice(rows.min(), rows.max() + 1), slice(cols.min(), cols.max() + 1)
-            selected = np.zeros((self.rows, self.cols), bool)
-            selected[rows, cols] = True
+        if present.any():
+            rows, cols = _extent(present.max(axis=1)), _extent(present.max(axis=0))
             size = min(self.size, self.geobox.height), min(self.size, self.geobox.width)
-            offsets = row_offs[near[0]], col_offs[near[1]]
-            shares[:, *near] = _shares_inside(self._keep_px, *offsets, size, selected[near])
+            row_offs, col_offs = self._offsets[0][rows], self._offsets[1][cols]
+            near = present[rows, cols]
+            first = None if answered is None else answered[rows, cols]
+            if self.keep is None:
+                shares[:, rows, cols] = ground_shares(row_offs, col_offs, size, near, first), near
+            else:
+                inside = _shares_inside(self._keep_px, row_offs, col_offs, size, near, first)
+                shares[:, rows, cols] = inside
         return shares
+
+
+def _extent(flags: NDArray[np.bool_]) -> slice:
+    """Slice from the first to the last true value."""
+    indices = np.flatnonzero(flags)
+    return slice(indices[0], indices[-1] + 1)
 
 
 def chip_offsets(chip_id: object) -> tuple[int, int] | None:
@@ -227,15 +250,18 @@ def ground_shares(
     col_offs: NDArray[np.integer],
     size: tuple[int, int],
     selected: NDArray[np.bool_] | None = None,
+    answered: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """Share of each chip's ground that is its own: what several chips cover is divided evenly among them.
 
-    The shares times the areas of the chips add up to the area of their union.
+    The shares times the areas of the chips add up to the area of their union. A chip without an answer owns
+    only ground that no answered chip covers.
 
     Args:
         row_offs, col_offs: increasing offsets of the rows and columns of chips, in pixels.
         size: height and width of every chip, px.
         selected: (rows, cols), chips that exist; None: all. The others have a share of 0.
+        answered: (rows, cols), those of them that have an answer; None: all.
 
     >>> ground_shares(np.array([0]), np.array([0, 256, 344]), (256, 256))
     array([[1.      , 0.671875, 0.671875]])
@@ -243,20 +269,25 @@ def ground_shares(
     if selected is None:
         selected = np.ones((len(row_offs), len(col_offs)), bool)
     rows, cols = _Segments.of(row_offs, size[0]), _Segments.of(col_offs, size[1])
-    return _own_shares(np.outer(np.diff(rows.edges), np.diff(cols.edges)), rows, cols, size, selected)
+    areas_px = np.outer(np.diff(rows.edges), np.diff(cols.edges))
+    return _own_px(areas_px, rows, cols, selected, answered) / (size[0] * size[1])
 
 
-def _own_shares(
+def _own_px(
     areas_px: NDArray[Any],
     rows: _Segments,
     cols: _Segments,
-    size: tuple[int, int],
     selected: NDArray[np.bool_],
+    answered: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """Share of each chip's ground that is its own, of areas (row segments, column segments) that count."""
+    """(rows, cols): own ground of each chip, of areas (row segments, column segments) that count, in px²."""
+    if answered is not None:
+        first = selected & answered
+        left_px = np.where(_sums_within(first, rows.covering, cols.covering) > 0, 0, areas_px)
+        return _own_px(areas_px, rows, cols, first) + _own_px(left_px, rows, cols, selected & ~answered)
     counts = _sums_within(selected, rows.covering, cols.covering)
     own_px = np.divide(areas_px, counts, out=np.zeros(counts.shape), where=counts > 0)
-    return np.where(selected, _sums_within(own_px, rows.spans, cols.spans) / (size[0] * size[1]), 0.0)
+    return np.where(selected, _sums_within(own_px, rows.spans, cols.spans), 0.0)
 
 
 def _shares_inside(
@@ -265,6 +296,7 @@ def _shares_inside(
     col_offs: NDArray[np.integer],
     size: tuple[int, int],
     selected: NDArray[np.bool_],
+    answered: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:  # (2, rows, cols)
     """Share of each chip that is its own ground inside an area in pixels, and its share inside the area."""
     rows, cols = _Segments.of(row_offs, size[0]), _Segments.of(col_offs, size[1])
@@ -280,8 +312,8 @@ def _shares_inside(
         shapely.prepare(strip)
         on_border = ~shapely.covers(strip, boxes)
         inside_px[row, on_border] = shapely.area(shapely.intersection(strip, boxes[on_border]))
-    whole = _sums_within(inside_px, rows.spans, cols.spans) / (size[0] * size[1])
-    return np.stack([_own_shares(inside_px, rows, cols, size, selected), np.where(selected, whole, 0.0)])
+    whole_px = np.where(selected, _sums_within(inside_px, rows.spans, cols.spans), 0.0)
+    return np.stack([_own_px(inside_px, rows, cols, selected, answered), whole_px]) / (size[0] * size[1])
 
 
 @dataclass(frozen=True, slots=True)

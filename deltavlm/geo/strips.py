@@ -16,7 +16,7 @@ from deltavlm.errors import RasterError
 from deltavlm.geo.gdal import gdal_env
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.grid import Chip
-from deltavlm.geo.pair import ChipPixels, PairReader
+from deltavlm.geo.pair_reader import ChipPixels, PairReader
 from deltavlm.geo.view import Raw, View
 
 __all__ = ["read_chips"]

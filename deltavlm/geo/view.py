@@ -1,230 +1,28 @@
-"""Source, an open raster in its own pixels, and View, the same raster on the grid of the analysis."""
+"""View of an open raster on the grid of the analysis: pixels as stored, or RGB with validity."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
-import rasterio.shutil
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from deltavlm.errors import RasterError
 from deltavlm.geo.cloud_mask import CloudView
-from deltavlm.geo.gdal import UNREADABLE, Server, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import UNREADABLE, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.identity import Identity
-from deltavlm.geo.location import is_remote
-from deltavlm.messages import redact_address
+from deltavlm.geo.nodata import alpha_band, has_mask
+from deltavlm.geo.sampling import SAMPLE_WINDOWS, iter_samples
+from deltavlm.geo.source import Source
+from deltavlm.geo.warp import ANY_PLANE, NOT_WARPED, warp_onto, without_alpha
 
-__all__ = [
-    "FEW_WINDOWS",
-    "MAX_VALUE",
-    "SAMPLE_WINDOWS",
-    "Layer",
-    "Raw",
-    "Source",
-    "View",
-    "alpha_band",
-    "has_mask",
-    "has_transform",
-    "iter_samples",
-    "needs_alpha",
-    "warp_method",
-    "without_alpha",
-]
-
-Sample = TypeVar("Sample")
-
-ANY_PLANE = CRS.from_epsg(3857)
-SAMPLE_PX = 512  # side of the sample that decides about scale and alpha
-SAMPLE_WINDOWS, FEW_WINDOWS = 16, 4  # along a side, where there are no overviews to sample from
-MAX_VALUE = 1e30
-"""Values of float bands beyond it, such as -3.4e38 or 9.97e36, are fill, even if no nodata value says so."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Open raster in its own pixels; made by `open_source`."""
-
-    location: str
-    dataset: DatasetReader
-    bands: tuple[int, int, int]  # red, green, blue, from 1
-    opaque: float | None  # largest value of its alpha band, if it has one
-    nodata: tuple[float | None, ...]  # of each of `distinct_bands`; NaN is the object `math.nan`
-    notes: tuple[str, ...]  # for the user, on how the file is read
-    warnings: tuple[str, ...]  # those of the notes that are a guess
-    fill: float | None = None  # another value without data, which is not declared
-    date: str | None = None  # ISO 8601, from its tags
-    files: Mapping[str, Identity] = field(default_factory=dict)  # what it reads, as it was when opened
-
-    @cached_property
-    def geobox(self) -> GeoBox:
-        """Pixel grid; without a CRS where no transform gives it a meaning."""
-        dataset = self.dataset
-        crs = (dataset.crs or None) if has_transform(dataset) else None
-        return GeoBox(dataset.width, dataset.height, dataset.transform, crs)
-
-    @property
-    def name(self) -> str:
-        """Location without credentials."""
-        return redact_address(self.location)
-
-    @cached_property
-    def server(self) -> Server | None:
-        """Server of a remote image."""
-        return Server() if is_remote(self.location) else None
-
-    @property
-    def distinct_bands(self) -> list[int]:
-        """The bands that are read, in the file's order."""
-        return sorted(set(self.bands))
-
-    @property
-    def is_gray(self) -> bool:
-        """True where one band is shown in red, green and blue."""
-        return len(set(self.bands)) == 1 and self.palette is None
-
-    @property
-    def dtype(self) -> str:
-        """Data type of the stored values."""
-        return str(self.dataset.dtypes[self.bands[0] - 1])
-
-    @cached_property
-    def is_8bit(self) -> bool:
-        """True for colors that need no stretch: all 8 bits are in use, or a palette is looked up."""
-        if self.palette is not None:
-            return True
-        bits = self.dataset.tags(self.bands[0], ns="IMAGE_STRUCTURE").get("NBITS", "8")
-        return self.dtype == "uint8" and bits == "8"
-
-    @cached_property
-    def palette(self) -> NDArray[np.uint8] | None:  # (4, length)
-        """RGBA of each value of a paletted raster, up to the last one in its table; None without a table."""
-        band = self.bands[0]
-        is_palette = self.dataset.colorinterp[band - 1] is ColorInterp.palette
-        if not is_palette or len(set(self.bands)) > 1:
-            return None
-        try:
-            colors = self.dataset.colormap(band)
-        except ValueError:
-            return None
-        palette = np.zeros((4, max(colors, default=0) + 1), np.uint8)
-        palette[:, list(colors)] = np.array(list(colors.values())).T
-        if not palette[3].any():
-            palette[3] = 255  # a table whose alpha was never set
-        return palette
-
-    @cached_property
-    def scale_offset(self) -> NDArray[np.float32] | None:  # (2, 3, 1, 1): scales, offsets
-        """Linear conversion from stored to physical values; None where they are equal, or the file has a
-        conversion that cannot be: a scale of 0, or numbers that are not finite."""
-        scales, offsets = (
-            [values[band - 1] for band in self.bands]
-            for values in (self.dataset.scales, self.dataset.offsets)
-        )
-        if self.is_8bit or (set(scales), set(offsets)) == ({1.0}, {0.0}):
-            return None
-        if not (np.isfinite([scales, offsets]).all() and all(scales)):
-            return None
-        return np.array([scales, offsets], np.float32)[:, :, None, None]
-
-    def has_data(self, values: NDArray[Any]) -> NDArray[np.bool_]:  # (rows, cols)
-        """Validity of stored values (bands, rows, cols) of the distinct bands, masks apart.
-
-        A pixel without data in one band has none: it is NaN, infinite, beyond MAX_VALUE, or the nodata value
-        of that band. In 8-bit bands a nodata value such as 0 is also a color (deep water has no red), so
-        there all bands must have it.
-        """
-        valid = np.ones(values.shape[1:], bool)
-        if values.dtype.kind == "f":
-            valid &= (np.abs(values) < MAX_VALUE).all(axis=0)
-        holes = [band == value for band, value in zip(values, self.nodata, strict=True) if value is not None]
-        if self.fill is not None:
-            holes += [band == self.fill for band in values]
-        if values.dtype != np.uint8:
-            for hole in holes:
-                valid &= ~hole
-        elif len(holes) == len(values):
-            valid &= ~np.logical_and.reduce(holes)
-        return valid
-
-    @contextmanager
-    def view_on(
-        self,
-        geobox: GeoBox,
-        offset: tuple[int, int] | None,
-        resampling: str,
-        shift: tuple[float, float] | None = None,
-    ) -> Iterator[View]:
-        """View on another grid: by windows where `offset` is the (column, row) of the grid's corner in this
-        raster, warped where it is None.
-
-        shift: columns and rows of the grid by which this raster is misregistered; the warp corrects them.
-
-        Raises:
-            RasterError: it cannot be warped onto that grid.
-        """
-        if offset is not None and shift is None:
-            yield View.of(self, (Layer(self.dataset, self.distinct_bands),), self.dataset, *offset)
-            return
-        if offset is None:
-            placed = self.geobox.wrapping_onto(geobox)
-        else:  # the same pixels, also without a CRS, which a warp asks for
-            geobox = replace(geobox, crs=geobox.crs or ANY_PLANE)
-            placed = geobox.translate(-offset[0], -offset[1])
-        geobox = geobox.translate(*(shift or (0, 0)))
-        with ExitStack() as stack:
-            alpha_range = {} if self.opaque is None else {"SRC_ALPHA_MAX": f"{self.opaque:g}"}
-
-            def warp(dataset: DatasetReader, nodata: float | None) -> WarpedVRT:
-                vrt = WarpedVRT(
-                    dataset,
-                    src_crs=placed.crs,
-                    src_transform=placed.transform,
-                    crs=geobox.crs,
-                    transform=geobox.transform,
-                    width=geobox.width,
-                    height=geobox.height,
-                    resampling=warp_method(dataset, resampling),
-                    src_nodata=nodata,
-                    nodata=nodata,
-                    add_alpha=needs_alpha(dataset, nodata),
-                    UNIFIED_SRC_NODATA="NO",  # each band by itself; `has_data` decides about all
-                    **alpha_range,
-                )
-                return stack.enter_context(vrt)
-
-            def warp_bands(dataset: DatasetReader) -> tuple[Layer, ...]:
-                """Warps of the bands of each nodata value, as GDAL takes one value for all bands."""
-                groups: dict[float | None, list[int]] = {}
-                for band, nodata in zip(self.distinct_bands, self.nodata, strict=True):
-                    groups.setdefault(nodata, []).append(band)
-                return tuple(Layer(warp(dataset, nodata), bands) for nodata, bands in groups.items())
-
-            with wrap_gdal_errors(
-                self.location, "cannot be warped", "check its CRS, or warp it with gdalwarp first"
-            ):
-                if set(self.nodata) == {None} or not has_mask(self.dataset):
-                    layers = warp_bands(self.dataset)
-                    mask = next(
-                        (layer.dataset for layer in layers if has_mask(layer.dataset)), layers[0].dataset
-                    )
-                else:  # GDAL applies either nodata or a mask, so each is warped by itself
-                    layers = warp_bands(stack.enter_context(without_alpha(self.dataset)))
-                    mask = warp(self.dataset, None)
-            yield View.of(self, layers, mask, 0, 0)
+__all__ = ["Layer", "Raw", "View", "open_view"]
 
 
 class Layer(NamedTuple):
@@ -378,50 +176,52 @@ class View:
         next(iter_samples((geobox.width, geobox.height), self.dataset, self.read, overviews=False))
 
 
-def iter_samples(
-    size: tuple[int, int],
-    dataset: DatasetReader | WarpedVRT,
-    read: Callable[[Window, tuple[int, int]], Sample],
-    *,
-    overviews: bool = True,
-    windows: int = SAMPLE_WINDOWS,
-    strict: bool = False,
-) -> Iterator[Sample]:
-    """Samples of a raster of `size` (width, height): one decimated read of its overviews, or a lattice of
-    small windows without any.
+@contextmanager
+def open_view(
+    source: Source,
+    geobox: GeoBox,
+    offset: tuple[int, int] | None,
+    resampling: str,
+    shift: tuple[float, float] | None = None,
+) -> Iterator[View]:
+    """View of a raster on another grid: by windows where `offset` is the (column, row) of the grid's corner
+    in the raster, warped where it is None.
 
-    `read` takes a window and the (rows, cols) to return for it. Windows that cannot be read are left out;
-    they also replace a decimated read that fails. `overviews=False` uses windows only; there are `windows` of
-    them along a side.
+    shift: columns and rows of the grid by which the raster is misregistered; the warp corrects them.
 
     Raises:
-        RasterError: nothing can be read; with `strict`, a part cannot be read.
+        RasterError: it cannot be warped onto that grid.
     """
-    width, height = size
-    if overviews and (dataset.overviews(1) or max(width, height) <= 2 * SAMPLE_PX):
-        with nullcontext() if strict else suppress(RasterError):
-            yield read(Window(0, 0, width, height), (min(height, SAMPLE_PX), min(width, SAMPLE_PX)))
-            return
-    side = SAMPLE_PX // SAMPLE_WINDOWS
-    cols, rows = min(side, width), min(side, height)
-    col_offs, row_offs = (
-        np.unique(np.linspace(0, length - size, windows, dtype=int)).tolist()
-        for length, size in ((width, cols), (height, rows))
-    )
-    failures: list[RasterError] = []
-    readable = False
-    for col_off, row_off in itertools.product(col_offs, row_offs):
-        try:
-            sample = read(Window(col_off, row_off, cols, rows), (rows, cols))
-        except RasterError as error:
-            if strict:
-                raise
-            failures.append(error)
-        else:
-            readable = True
-            yield sample
-    if not readable:
-        raise failures[0]
+    if offset is not None and shift is None:
+        yield View.of(source, (Layer(source.dataset, source.distinct_bands),), source.dataset, *offset)
+        return
+    if offset is None:
+        placed = source.geobox.wrapping_onto(geobox)
+    else:  # the same pixels, also without a CRS, which a warp asks for
+        geobox = replace(geobox, crs=geobox.crs or ANY_PLANE)
+        placed = geobox.translate(-offset[0], -offset[1])
+    geobox = geobox.translate(*(shift or (0, 0)))
+    with ExitStack() as stack:
+
+        def warp(dataset: DatasetReader, nodata: float | None) -> WarpedVRT:
+            warped = warp_onto(dataset, placed, geobox, resampling, nodata, source.opaque)
+            return stack.enter_context(warped)
+
+        def warp_bands(dataset: DatasetReader) -> tuple[Layer, ...]:
+            """Warps of the bands of each nodata value, as GDAL takes one value for all bands."""
+            groups: dict[float | None, list[int]] = {}
+            for band, nodata in zip(source.distinct_bands, source.nodata, strict=True):
+                groups.setdefault(nodata, []).append(band)
+            return tuple(Layer(warp(dataset, nodata), bands) for nodata, bands in groups.items())
+
+        with wrap_gdal_errors(source.location, *NOT_WARPED):
+            if set(source.nodata) == {None} or not has_mask(source.dataset):
+                layers = warp_bands(source.dataset)
+                mask = next((layer.dataset for layer in layers if has_mask(layer.dataset)), layers[0].dataset)
+            else:  # GDAL applies either nodata or a mask, so each is warped by itself
+                layers = warp_bands(stack.enter_context(without_alpha(source.dataset)))
+                mask = warp(source.dataset, None)
+        yield View.of(source, layers, mask, 0, 0)
 
 
 def palette_colors(
@@ -435,39 +235,3 @@ def palette_colors(
         index = np.where(inside, values, 0).astype(np.intp)
     colors = palette[:, index]
     return colors[:3], inside & (colors[3] > 0)
-
-
-def has_transform(dataset: DatasetReader | WarpedVRT) -> bool:
-    """False where rasterio gives the identity, as it does for a file without a transform."""
-    return not dataset.transform.almost_equals(Affine.identity(), precision=1e-9)
-
-
-def alpha_band(dataset: DatasetReader | WarpedVRT) -> int | None:
-    """Number of the alpha band, from 1."""
-    interp = dataset.colorinterp
-    return interp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in interp else None
-
-
-def has_mask(dataset: DatasetReader | WarpedVRT) -> bool:
-    """True where a mask or an alpha band hides pixels, nodata apart."""
-    return alpha_band(dataset) is not None or MaskFlags.per_dataset in dataset.mask_flag_enums[0]
-
-
-def needs_alpha(dataset: DatasetReader, nodata: float | None) -> bool:
-    """True where a warp must add an alpha band: to keep masks, and to mark the outside of the raster."""
-    return nodata is None and alpha_band(dataset) is None
-
-
-def warp_method(dataset: DatasetReader, resampling: str) -> Resampling:
-    """Method to warp a raster with: nearest where its values are indices of colors, which have no mean."""
-    return Resampling.nearest if ColorInterp.palette in dataset.colorinterp else Resampling[resampling]
-
-
-@contextmanager
-def without_alpha(dataset: DatasetReader) -> Iterator[DatasetReader]:
-    """The same raster through a VRT without the alpha label: GDAL always warps by a labelled alpha band."""
-    with MemoryFile(ext=".vrt") as virtual:
-        rasterio.shutil.copy(dataset, virtual.name, driver="VRT")
-        unlabelled = bytes(virtual.read()).replace(b"<ColorInterp>Alpha</ColorInterp>", b"").decode()
-    with rasterio.open(unlabelled) as reopened:
-        yield reopened

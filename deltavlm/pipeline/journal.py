@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deltavlm.config import from_mapping
 from deltavlm.errors import ConfigError, OutputError
 from deltavlm.geo.cloud_mask import parse_cloud_mask
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.identity import address_digest
-from deltavlm.geo.pair import MAX_CHIPS, PairReader, ReadOptions
+from deltavlm.geo.pair_reader import MAX_CHIPS, PairReader
+from deltavlm.geo.read_options import ReadOptions
 from deltavlm.model.interface import Reply
 from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.job import AnalyzeJob
@@ -42,7 +44,7 @@ from deltavlm.pipeline.pair_record import PairIdentity, PairRecord
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import job_settings
 from deltavlm.pipeline.results import ChipResult
-from deltavlm.pipeline.schema import FAILED_STATUSES
+from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 
 __all__ = ["Journal", "check_journal", "check_journal_pair", "line_of", "open_journal"]
 
@@ -63,6 +65,7 @@ class _PairState:
     address: str  # digest of the pair's locations
     offsets: dict[ChipKey, int] = field(default_factory=dict)  # of the chip's last line in the file
     failed: set[ChipKey] = field(default_factory=set)
+    unanswered: set[ChipKey] = field(default_factory=set)  # failed, or without data
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +161,32 @@ class Journal:
         self.batch_size = batch_size
 
     def results(self) -> Iterator[ChipResult]:
-        """All results up to the limit, in the order of the pairs and their chip grids."""
-        return islice(
-            (result for pair in self.job.pairs.pairs for result in self._results_of(pair)),
-            self.job.options.limit,
-        )
+        """All results up to the limit, in the order of the pairs and their chip grids.
 
-    def _results_of(self, pair: Pair) -> Iterator[ChipResult]:
-        state = self.states.get(pair.id)
-        if state is not None:
-            grid = self._grid_of(state)
-            for key in sorted(state.offsets):
-                yield self._result_at(state.offsets[key], grid)
+        `ground_share` is that among these results: ground belongs to answered chips where there are some.
+        """
+        remaining = self.job.options.limit
+        for pair in self.job.pairs.pairs:
+            state = self.states.get(pair.id)
+            if state is not None:
+                keys = sorted(state.offsets)[:remaining]
+                remaining = None if remaining is None else remaining - len(keys)
+                yield from self._results_of(state, keys)
+
+    def _results_of(self, state: _PairState, keys: Sequence[ChipKey]) -> Iterator[ChipResult]:
+        grid = self._grid_of(state)
+        shares = None
+        if len(keys) < state.record.chips or state.unanswered:
+            present = np.zeros((grid.rows, grid.cols), bool)
+            present[*np.array(keys, int).reshape(-1, 2).T] = True
+            answered = present.copy()
+            answered[*np.array([*state.unanswered], int).reshape(-1, 2).T] = False
+            shares = grid.shares_among(present, answered)
+        for key in keys:
+            result = self._result_at(state.offsets[key], grid)
+            if shares is not None:
+                result = replace(result, chip=replace(result.chip, ground_share=float(shares[key])))
+            yield result
 
     def lookup(self, pair: Pair) -> Callable[[Chip], ChipResult | None]:
         """Function from a chip of an opened pair to its result; None beyond the limit."""
@@ -278,7 +295,9 @@ class Journal:
         if key[0] >= grid.rows or key[1] >= grid.cols:
             raise ValueError(f"chip {key} of {grid.rows} x {grid.cols}")
         state.offsets[key] = offset
-        (state.failed.add if line["status"] in FAILED_STATUSES else state.failed.discard)(key)
+        status = line["status"]
+        (state.failed.add if status in FAILED_STATUSES else state.failed.discard)(key)
+        (state.unanswered.discard if status in ANALYZED_STATUSES else state.unanswered.add)(key)
 
 
 def _address_of(pair: Pair, read: ReadOptions, key: bytes) -> str:

@@ -20,7 +20,7 @@ from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row
 from deltavlm.pipeline.outputs import polygons_path
-from deltavlm.pipeline.schema import CHANGES, PAIRS, chips_layer
+from deltavlm.pipeline.schema import ANALYZED_STATUSES, CHANGES, PAIRS, chips_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -240,6 +240,7 @@ def _with_ground_shares(frame: GeoDataFrame, options: Mapping[str, Any]) -> GeoD
 
     chip_px = options.get("chip_px")
     offsets = [chip_offsets(name) for name in frame["chip_id"]]
+    analyzed = frame["status"].isin(ANALYZED_STATUSES).to_numpy()
     shares = np.full(len(frame), np.nan)
     pairs = frame["pair_id"] if "pair_id" in frame else pd.Series(None, index=frame.index, dtype="object")
     if isinstance(chip_px, int) and chip_px > 0 and None not in offsets:
@@ -248,9 +249,11 @@ def _with_ground_shares(frame: GeoDataFrame, options: Mapping[str, Any]) -> GeoD
             (row_offs, rows), (col_offs, cols) = (np.unique(axis, return_inverse=True) for axis in placed.T)
             if len(row_offs) * len(col_offs) > MAX_GRID:
                 continue
-            present = np.zeros((len(row_offs), len(col_offs)), bool)
+            present, answered = (np.zeros((len(row_offs), len(col_offs)), bool) for _ in range(2))
             present[rows, cols] = True
-            shares[indices] = ground_shares(row_offs, col_offs, (chip_px, chip_px), present)[rows, cols]
+            answered[rows[analyzed[indices]], cols[analyzed[indices]]] = True
+            size = chip_px, chip_px
+            shares[indices] = ground_shares(row_offs, col_offs, size, present, answered)[rows, cols]
     frame = frame.copy(deep=False)
     frame["ground_share"] = shares
     return frame

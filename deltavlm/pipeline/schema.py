@@ -73,7 +73,7 @@ _SOURCE_COLUMNS = (
     Field(
         "ground_share",
         "float",
-        "Share of the chip's ground that is its own; what chips have in common is divided evenly among them",
+        "Share of the chip's ground that is its own: what analyzed chips share is divided among them",
         "Own share of ground",
     ),
     Field(

@@ -1,7 +1,8 @@
 """Totals of chips and polygons that count all ground once, for every place that shows them.
 
 New buildings and roads are sums over chips: each chip counts with the share of its ground that is its own,
-and that lies in the area of interest, as if what it counts were spread evenly over it. So is changed ground,
+and that lies in the area of interest, as if what it counts were spread evenly over it. A chip that is called
+unchanged has nothing new, whatever it counts. Changed ground is such a sum of whole chips called changed,
 unless the output has polygons of change: then it is their area. The number of polygons is no number of
 objects: a road makes several of them, and buildings that stand close make one (benchmarks/results.md).
 """
@@ -139,7 +140,7 @@ class ChipArrays:
 
     analyzed: NDArray[np.bool_]
     changed: NDArray[np.bool_]
-    new_buildings: Numbers  # NaN: not counted
+    new_buildings: Numbers  # 0 where the chip is called unchanged; NaN: not counted
     new_roads: Numbers
     shares: Numbers  # `ground_share`, the part of the chip that counts
     valid: Numbers  # `valid_fraction`, the part of the chip that was seen
@@ -150,11 +151,15 @@ class ChipArrays:
     def of_rows(cls, rows: Sequence[Mapping[str, Any]], areas: Numbers, has_crs: bool) -> ChipArrays:
         """Arrays of rows of the layer `chips`; a share that a row does not have is 1."""
         ground, valid = (_numbers(rows, name) for name in ("ground_share", "valid_fraction"))
+        buildings, roads = (_numbers(rows, name) for name in ("new_buildings", "new_roads"))
+        changed, unchanged = (  # a null is neither
+            np.array([row.get("changed") in (answer,) for row in rows], bool) for answer in (True, False)
+        )
         return cls(
             analyzed=np.array([row.get("status") in ANALYZED_STATUSES for row in rows], bool),
-            changed=np.array([bool(row.get("changed")) for row in rows], bool),
-            new_buildings=_numbers(rows, "new_buildings"),
-            new_roads=_numbers(rows, "new_roads"),
+            changed=changed,
+            new_buildings=np.where(unchanged, buildings * 0, buildings),
+            new_roads=np.where(unchanged, roads * 0, roads),
             shares=np.nan_to_num(ground, nan=1.0),
             valid=np.nan_to_num(valid, nan=1.0),
             areas=areas,

@@ -19,7 +19,8 @@ from deltavlm.geo.location import local_file
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.radiometry import Stretch, Stretches, to_uint8
 from deltavlm.geo.resampling import parse_resampling
-from deltavlm.geo.view import Source, View
+from deltavlm.geo.source import Source
+from deltavlm.geo.view import View, open_view
 from deltavlm.report.pairs import PairImage, ReportPair
 
 __all__ = ["ImageOptions", "OpenImages", "as_webp", "candidate_files", "open_images"]
@@ -187,7 +188,7 @@ def _overview(view: View, stretch: Stretch | None, geobox: GeoBox, size: tuple[i
         warped = view.dataset is not source.dataset and geobox.crs is not None
         if warped and (width, height) != (geobox.width, geobox.height):
             small = replace(geobox, transform=view.dataset.transform).zoom_to(width, height)
-            view, geobox = stack.enter_context(source.view_on(small, None, "average")), small
+            view, geobox = stack.enter_context(open_view(source, small, None, "average")), small
         pixel_bytes = len(set(source.bands)) * np.dtype(source.dtype).itemsize
         strip_height = max(1, int(READ_BYTES / (geobox.width * pixel_bytes) * height / geobox.height))
         for top in range(0, height, strip_height):

@@ -65,8 +65,8 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
     has_counts = total.new_buildings is not None or total.new_roads is not None
     if has_counts:
         yield (
-            "New buildings and roads are counted per chip and weighted by the ground that is the chip's own: "
-            "their sums are estimates."
+            "New buildings and roads are counted per chip, none where it is called unchanged, and weighted "
+            "by the ground that is the chip's own: their sums are estimates."
         )
     if total.basis in ("chips", "chips and polygons"):
         yield "Changed ground is the area of whole chips, however little of a chip has changed."

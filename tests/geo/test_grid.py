@@ -158,6 +158,32 @@ def test_chips_of_an_area_divide_their_union(grid: ChipGrid, x: float, y: float,
     assert all((selected[key].ground_share, selected[key].aoi_share) == (0, 0) for key in others)
 
 
+@given(grids(), st.booleans(), st.integers(0, 2**32 - 1))
+def test_ground_belongs_to_answered_chips(grid: ChipGrid, has_area: bool, seed: int) -> None:
+    """Chips without an answer divide what no answered chip covers, also inside an area of interest."""
+    width, height = grid.geobox.width, grid.geobox.height
+    inside = np.ones((height, width), bool)
+    if has_area:
+        top, left = height // 3, width // 4
+        inside[:top], inside[:, :left] = False, False
+        corners = [(left, top), (width, top), (width, height), (left, height)]
+        keep = shapely.Polygon([grid.geobox.transform * corner for corner in corners])
+        grid = ChipGrid(grid.geobox, grid.size, grid.overlap, keep)
+    present, answered = np.random.default_rng(seed).random((2, grid.rows, grid.cols)) < 0.7
+    covers = {True: np.zeros((height, width)), False: np.zeros((height, width))}
+    slices = {}
+    for row, col in np.argwhere(present).tolist():
+        x, y, w, h = grid[row, col].window
+        slices[row, col] = slice(y, y + h), slice(x, x + w)
+        covers[bool(answered[row, col])][slices[row, col]] += 1
+    shares = grid.shares_among(present, answered)
+    assert (shares[~present] == 0).all()
+    for (row, col), pixels in slices.items():
+        counts = inside & ((covers[True] == 0) | answered[row, col])
+        cover = np.maximum(covers[bool(answered[row, col])], 1)
+        assert shares[row, col] == pytest.approx(np.mean((counts / cover)[pixels]), abs=1e-6)
+
+
 def test_a_neighbor_that_only_touches_is_not_selected() -> None:
     corner = shapely.box(0, 0, 512, 512) - shapely.box(256, 256, 512, 512)
     grid = ChipGrid(GeoBox(768, 768, Affine.identity()), keep=corner)

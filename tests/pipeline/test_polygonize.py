@@ -14,8 +14,9 @@ import rasterio
 import shapely
 
 from deltavlm.errors import ConfigError, InputError
+from deltavlm.geo.aoi import area_of_interest
 from deltavlm.geo.features import Feature
-from deltavlm.geo.pair import ReadOptions, area_of_interest
+from deltavlm.geo.pair import ReadOptions
 from deltavlm.geo.polygonize import Region, fill_holes, merge_regions
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.outputs_reader import read_output
@@ -74,7 +75,7 @@ def test_polygons_of_a_run_with_an_area_of_interest_and_gaps(bright: ScriptedMod
     with open_probability(Path("p.tif")) as raster:
         run = run_area(raster)
         assert (run.bbox, run.bbox_crs, run.aoi) == (box.bbox, "EPSG:32631", None)
-        area = area_of_interest(raster.geobox, ReadOptions(bbox=run.bbox, bbox_crs=run.bbox_crs))
+        area = area_of_interest(raster.geobox, run.bbox, run.bbox_crs, None)
         found = polygonize(raster, ChangeOptions(), output=read_output(Path("out.geojson"), ()), aoi=area)
     rows = features("out.changes.geojson")
     assert len(rows) == 2

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio.windows import Window
 
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.model.interface import Masks, Question
 from deltavlm.pipeline.changes import ChangeOptions
+from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.totals import Totals, sum_totals
 from deltavlm.report.build import open_report
 from deltavlm.report.images import ImageOptions
@@ -72,8 +76,9 @@ class SquareModel(ScriptedModel):
 def totals_everywhere(output: str, pair: tuple[Path, Path], **fields: Any) -> Totals:
     """Totals of a run, which its report, summary and STAC item have too."""
     changes = ChangeOptions(simplify_px=0)
+    script = fields.pop("script", counted)
     job = job_into(output, pair, overwrite=True, changes=changes, **fields)
-    model = SquareModel(script=counted, chip_px=job.options.chip_px)
+    model = SquareModel(script=script, chip_px=job.options.chip_px, poison=7)
     totals = run_job(job, model).totals
     expected = {
         name: pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
@@ -142,6 +147,53 @@ def test_ground_outside_of_the_area_of_interest_does_not_count(tmp_path: Path, c
     assert totals.new_buildings == pytest.approx(12 * 10, rel=0.1)
     totals = totals_everywhere("out.gpkg", pair, chip_px=chip_px, read=read, polygons=True)
     assert totals.kinds == {"building_built": 12 * 10}
+
+
+@pytest.mark.parametrize("output", ["out.gpkg", "out.geojson"])
+@pytest.mark.parametrize("has_area", [False, True])
+def test_ground_of_chips_without_an_answer_belongs_to_answered_ones(
+    tmp_path: Path, output: str, has_area: bool
+) -> None:
+    """It was booked half: of chips of 100 px the last column shares 68 px with the one before it."""
+    pair, number = with_squares(tmp_path)
+    with rasterio.open(pair[1], "r+") as raster:  # chip (0, 4) fails, and the right third of (2, 4) is a hole
+        raster.write(np.full((3, 100, 100), 7, np.uint8), window=Window(COLS - 100, 0, 100, 100))
+        mask = np.full((ROWS, COLS), 255, np.uint8)
+        mask[200:, COLS - 32 :] = 0
+        raster.write_mask(mask)
+    expected_px = ROWS * COLS - 2 * 32 * 100
+    expected = number - (100 * 100 + 32 * 100) / STEP**2
+    read = ReadOptions()
+    if has_area:  # without the first 50 rows
+        read = ReadOptions(bbox=(500_000, 4_999_850, 500_216, 4_999_975), bbox_crs="EPSG:32631")
+        expected_px -= 50 * (COLS - 32)
+        expected -= 50 * (COLS * 2 / 3 - 100) / STEP**2
+    totals = totals_everywhere(output, pair, chip_px=100, overlap_px=0, read=read, max_nodata=0.2)
+    assert totals.analyzed_km2 == pytest.approx(expected_px * GSD_M**2 / 1e6, rel=1e-3)
+    assert totals.new_buildings == pytest.approx(expected, rel=0.05)
+
+
+def test_ground_beyond_the_limit_belongs_to_the_chips_within_it(tmp_path: Path) -> None:
+    pair, _ = with_squares(tmp_path)
+    totals = totals_everywhere("out.gpkg", pair, chip_px=100, overlap_px=0, limit=4)  # of five in a row
+    assert totals.analyzed_km2 == pytest.approx(400 * 100 * GSD_M**2 / 1e6, rel=1e-3)
+
+
+def test_a_chip_called_unchanged_has_nothing_new(tmp_path: Path) -> None:
+    """Its counts are a contradiction, kept in its row; a null is no such call."""
+
+    def contradicting(answer: str) -> Callable[[Any, Any, Question], str]:
+        return lambda before, after, question: (
+            "3 new buildings" if question.name == "count" else answer if question.name == "change" else ""
+        )
+
+    pair, _ = with_squares(tmp_path)
+    for answer, each in (("no", 0), ("perhaps", 3), ("yes", 3)):
+        script = contradicting(answer)
+        totals = totals_everywhere("out.geojson", pair, chip_px=100, overlap_px=0, script=script)
+        assert totals.new_buildings == pytest.approx(each * ROWS * COLS / 100**2)
+    rows = read_output(Path("out.geojson")).rows("chips")
+    assert {row["new_buildings"] for row in rows} == {3}
 
 
 def test_figures_of_outputs_are_added() -> None:
