@@ -166,10 +166,10 @@ def _table(report: CheckReport) -> list[str]:
     for file in report.files:
         expected = "" if file.expected is None else f" of {file.expected:,}"
         tasks = ", ".join(f"{task} {number:,}" for task, number in file.tasks.items())
-        lines.append(f"{file.name:{width}s}  {file.records:,}{expected} records  {tasks}".rstrip())
+        lines.append(f"{file.name:{width}s}  {pluralize(file.records, 'record')}{expected}  {tasks}".rstrip())
     images = report.images
     lines.append(
-        f"{images.named:,} images named in {images.folder}: {images.missing:,} missing,"
+        f"{pluralize(images.named, 'image')} named in {images.folder}: {images.missing:,} missing,"
         f" {images.unreadable:,} unreadable, {images.other_size:,} of another size"
     )
     return lines

@@ -188,4 +188,4 @@ def _warn_missing(missing: dict[str, str]) -> None:
     for name, reason in list(missing.items())[:_MAX_WARNINGS]:
         console.warning(f"no images{f' of {name}' if name else ''}: {reason}")
     if len(missing) > _MAX_WARNINGS:
-        console.warning(f"no images of {len(missing) - _MAX_WARNINGS} more pairs either")
+        console.warning(f"no images of {pluralize(len(missing) - _MAX_WARNINGS, 'more pair')} either")

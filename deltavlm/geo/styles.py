@@ -97,7 +97,11 @@ STYLES = {
         label=Label('if("changed", wordwrap("caption", 30), NULL)', min_mm=35),
         on_top="changed_score",
         decimals=dict.fromkeys(
-            ("changed_score", "caption_score", "valid_fraction", "ground_share", "aoi_share"), 2
+            (
+                *("changed_score", "caption_score", "valid_fraction", "ground_share", "aoi_share"),
+                "cloud_share",
+            ),
+            2,
         ),
     ),
     "locations": Style(
@@ -125,7 +129,10 @@ STYLES = {
         + _html_text("top_caption"),
         value='coalesce("changed_share", -1)',
         label=Label("\"name\" || '\\n' || round(100 * \"changed_share\") || ' %'", min_mm=20),
-        decimals={"changed_share": 3, "mean_score": 2, "unsure_share": 2, "overlap": 2, "top_score": 2},
+        decimals={
+            "changed_share": 3,
+            **dict.fromkeys(("mean_score", "unsure_share", "cloud_share", "overlap", "top_score"), 2),
+        },
     ),
     "pairs": Style(
         "categorised",

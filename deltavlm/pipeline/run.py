@@ -283,8 +283,10 @@ def _write(output: _Output, hooks: RunHooks) -> None:
 
 def _notify_resume(output: _Output, journal: Journal, hooks: RunHooks) -> None:
     completed, limit = journal.completed_chips, output.job.options.limit
-    total = f" of {output.result.total}" if output.job.is_single else ""
-    hooks.notify(f"resuming: {min(completed, limit or completed)}{total} chips done")
+    done = min(completed, limit or completed)
+    total = output.result.total if output.job.is_single else None
+    chips = pluralize(done, "chip") if total is None else f"{done} of {pluralize(total, 'chip')}"
+    hooks.notify(f"resuming: {chips} done")
     if limit is not None and completed > limit:
         beyond = pluralize(completed - limit, "result")
         logger.warning("%s beyond --limit %d of the interrupted run are discarded", beyond, limit)
@@ -353,7 +355,7 @@ def _write_changes(
                 continue
             mosaic = _mosaic(output, journal, pair.pair, pair.record)
             if len(mosaic.chips) > _MANY_CHIPS:
-                hooks.notify(f"merging the masks of {len(mosaic.chips)} chips")
+                hooks.notify(f"merging the masks of {pluralize(len(mosaic.chips), 'chip')}")
             features = vectorize(
                 mosaic, options.changes, polygons=options.polygons, mask=cogs[0], probability=cogs[1]
             )

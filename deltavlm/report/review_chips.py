@@ -119,17 +119,12 @@ def _mask(pair: ReportPair, window: Window, polygons: Sequence[Row]) -> NDArray[
         for change in polygons:
             verdict = change.get("verdict")
             if (verdict if verdict in CLASSES else change.get("class")) == grey_class:
-                shapes += [(_in_window(ring, window), GREYS[grey_class]) for ring in _polygons(pair, change)]
+                shapes.append((_in_window(pair.shape(change), window), GREYS[grey_class]))
+    shapes = [(shape, grey) for shape, grey in shapes if not shape.is_empty]
     if not shapes:
         return np.zeros((window.height, window.width), np.uint8)
     mask: NDArray[np.uint8] = rasterize(shapes, (window.height, window.width), dtype="uint8")
     return mask
-
-
-def _polygons(pair: ReportPair, change: Row) -> list[BaseGeometry]:
-    """Polygons of a change, in pixels of the grid."""
-    rings = pair.rings(change)
-    return [shapely.Polygon(rings[0], rings[1:])] if rings else []
 
 
 def _in_window(polygon: BaseGeometry, window: Window) -> BaseGeometry:

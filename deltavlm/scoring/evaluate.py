@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from deltavlm.data.examples import Dataset, Example, Problem
 from deltavlm.errors import ConfigError, PartialFailure, ToolError
+from deltavlm.messages import pluralize
 from deltavlm.scoring.inference import Inference, predict, select_pairs
 from deltavlm.scoring.predictions import Matched, Prediction, PredictionSet, match
 from deltavlm.scoring.published import DATA
@@ -35,9 +36,8 @@ class Evaluation:
         """Raises: PartialFailure when the dataset has faults, or the model gave no answer to an example."""
         faults = [problem for problem in self.dataset.problems if problem.kind in ("file", "record")]
         if faults:
-            plural = "" if len(faults) == 1 else "s"
             raise PartialFailure(
-                f"{len(faults)} fault{plural} in {self.dataset.path}, the other records are scored: "
+                f"{pluralize(len(faults), 'fault')} in {self.dataset.path}, the other records are scored: "
                 f"{faults[0].message}; deltavlm data check lists all"
             )
         if self.predictions.model is not None and self.matched.missing:
@@ -45,8 +45,8 @@ class Evaluation:
             total += len(self.matched.missing)
             problems = self.predictions.problems
             raise PartialFailure(
-                f"{len(self.matched.missing)} of {total} examples have no answer, the first because: "
-                f"{problems[0].message if problems else 'it was not asked'}"
+                f"{len(self.matched.missing)} of {pluralize(total, 'example')} without an answer, "
+                f"the first because: {problems[0].message if problems else 'it was not asked'}"
             )
 
 

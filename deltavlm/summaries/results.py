@@ -30,11 +30,11 @@ __all__ = ["UNSURE", "Results", "read_results", "union"]
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
     *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
-    *("ground_share", "aoi_share", "valid_fraction", "truth"),
+    *("ground_share", "aoi_share", "valid_fraction", "cloud_share", "truth"),
 )
 NUMBER_COLUMNS = (
     *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
-    "valid_fraction",
+    *("valid_fraction", "cloud_share"),
 )
 POLYGON_COLUMNS = ("class", "kind", "area_m2", "pair_id", "verdict")
 

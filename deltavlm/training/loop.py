@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
+from deltavlm.messages import pluralize
 from deltavlm.training.checkpoints import TrainLog, load_state, save_state
 from deltavlm.training.collate import TrainBatch, TrainLoader
 from deltavlm.training.config import ANSWERING, Phase, TrainConfig, Validation
@@ -309,10 +310,10 @@ class Trainer:
         if not plan.patience or self.validations_since_best < plan.patience or self.step >= self.phase.steps:
             return None
         log.info(
-            "%s: early stopping, no better value than at step %d in %d validations",
+            "%s: early stopping, no better value than at step %d in %s",
             self.name,
             self.best_step,
-            self.validations_since_best,
+            pluralize(self.validations_since_best, "validation"),
         )
         return "early"
 
