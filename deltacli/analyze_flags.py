@@ -468,7 +468,7 @@ class ShowFlags:
 
     def check(self, job: AnalyzeJob) -> None:
         """Raises: ConfigError or OutputError where a report or quicklook cannot be made of the output."""
-        from deltavlm.geo.sinks import check_output
+        from deltavlm.geo.output_files import check_output
 
         output = job.output
         for name, path, suffixes in (

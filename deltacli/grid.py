@@ -46,8 +46,9 @@ def grid(
 
     from deltavlm.geo.aoi import aoi_file
     from deltavlm.geo.location import local_file
+    from deltavlm.geo.output_files import check_output, files_of_output
     from deltavlm.geo.pair import RasterPair, open_pair
-    from deltavlm.geo.sinks import check_output, files_of_output, open_sink
+    from deltavlm.geo.sinks import open_sink
     from deltavlm.pipeline.pairs import Pair
     from deltavlm.pipeline.plan import PairPlan
     from deltavlm.pipeline.schema import GRID

@@ -90,7 +90,8 @@ def polygonize(
     captions; with a raster alone the polygons of all chips are drawn.
     """
     from deltavlm.geo.aoi import area_of_interest
-    from deltavlm.geo.sinks import check_output, files_of_output, open_sink
+    from deltavlm.geo.output_files import check_output, files_of_output
+    from deltavlm.geo.sinks import open_sink
     from deltavlm.pipeline.mask_codec import CLASSES
     from deltavlm.pipeline.outputs_reader import read_output
     from deltavlm.pipeline.polygonize import open_probability, probability_path, run_area

@@ -114,7 +114,7 @@ def report(
         raise typer.BadParameter("stdout is taken by the page of -o -", param_hint="--json")
 
     from deltavlm.geo.location import local_file
-    from deltavlm.geo.sinks import check_output
+    from deltavlm.geo.output_files import check_output
     from deltavlm.report.build import open_report
     from deltavlm.report.images import ImageOptions
     from deltavlm.report.page import ImageLimits
@@ -159,7 +159,7 @@ def write_report(
         InputError: several pairs where one is needed, or a named image that cannot be used.
         OutputError and WriteError: as `write_output`.
     """
-    from deltavlm.geo.sinks import write_output
+    from deltavlm.geo.output_files import write_output
 
     if quicklook is not None:
         report.check_single_pair("--quicklook")

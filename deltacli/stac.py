@@ -68,7 +68,7 @@ def stac(
 
     Dates come from the list of pairs, if it has them; for a single pair give --before-date and --after-date.
     """
-    from deltavlm.geo.sinks import check_output
+    from deltavlm.geo.output_files import check_output
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.stac import result_item, write_items
     from deltavlm.summaries.stac_model import model_item, model_item_name

@@ -88,7 +88,7 @@ def summarize(
     """Summarize finished outputs: changed chips and area, counts, scores, and chips not analyzed."""
     _check_flags(by, name_field, cell, resolution)
 
-    from deltavlm.geo.sinks import check_output, files_of_output
+    from deltavlm.geo.output_files import check_output, files_of_output
     from deltavlm.geo.vector_reader import split_layer
     from deltavlm.pipeline.outputs_reader import output_paths_in
     from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas

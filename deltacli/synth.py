@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +19,10 @@ from deltacli.options import OUTPUT, flag
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
-    from deltavlm.data.synthetic import Scene
+    from affine import Affine
+
+    from deltavlm.data.synthetic import Scene, SceneOptions
+    from deltavlm.data.synthetic.ground import GroundTiles
 
 synth = typer.Typer(
     help="Make synthetic scenes with ground truth: a question set, or one pair of GeoTIFFs.",
@@ -39,6 +43,15 @@ Change = Annotated[
         max=1.0,
         metavar="SHARE",
         help="Share of areas of about 300 px that change.",
+    ),
+]
+Ground = Annotated[
+    Path | None,
+    flag(
+        "--ground",
+        panel=SCENE,
+        metavar="FOLDER",
+        help="Folder of single-date image tiles, the ground of both dates: the changes are drawn on them.",
     ),
 ]
 Compress = flag("--compress", panel=OUTPUT, help="jpeg is lossy and a tenth of the size.")
@@ -75,6 +88,7 @@ def chips(
     ] = 256,
     seed: Seed = 0,
     change: Change = 0.6,
+    ground: Ground = None,
     compress: Annotated[Literal["png", "jpeg"], Compress] = "png",
     overwrite: options.Overwrite = False,
     json_summary: options.Json = False,
@@ -86,7 +100,7 @@ def chips(
     FOLDER/images/SPLIT/A, B and label, and FOLDER/synthetic_SPLIT*.json. Pair i is the scene of seed + i.
     """
     from deltavlm.data.changechat import write_chip_set
-    from deltavlm.data.synthetic import SceneOptions, make_scene
+    from deltavlm.data.synthetic import SceneOptions
     from deltavlm.files import refuse_existing, staged_folder
 
     file = folder / f"synthetic_{split}.json"
@@ -94,12 +108,12 @@ def chips(
     if not overwrite:
         refuse_existing([file])
     digits = len(str(count - 1))
-    scene_options = SceneOptions(change=change)
+    make = scene_maker(open_tiles(ground), SceneOptions(change=change))
 
     def scenes() -> Iterator[tuple[str, Scene]]:
         with console.count_progress(count, "pairs") as update:
             for index in range(count):
-                yield f"{split}_{index:0{digits}d}", make_scene(seed + index, size, size, scene_options)
+                yield f"{split}_{index:0{digits}d}", make(seed + index, size, size)
                 update(index + 1, "")
 
     with staged_folder(folder) as scratch:
@@ -123,13 +137,33 @@ def scene(
     ] = 1024,
     seed: Seed = 0,
     change: Change = 0.6,
-    crs: Annotated[str, flag("--crs", panel=GEOTIFF, help="Projected CRS in meters.")] = "EPSG:32633",
+    ground: Ground = None,
+    crs: Annotated[
+        str | None,
+        flag("--crs", panel=GEOTIFF, show_default="EPSG:32633", help="Projected CRS in meters."),
+    ] = None,
     origin: Annotated[
-        str, flag("--origin", panel=GEOTIFF, metavar="X,Y", help="Upper left corner in the CRS.")
-    ] = "500000,5400000",
+        str | None,
+        flag(
+            "--origin",
+            panel=GEOTIFF,
+            metavar="X,Y",
+            show_default="500000,5400000",
+            help="Upper left corner in the CRS.",
+        ),
+    ] = None,
     gsd: Annotated[
-        float, flag("--gsd", panel=GEOTIFF, min=0.01, max=100.0, metavar="M", help="Meters per pixel.")
-    ] = 0.5,
+        float | None,
+        flag(
+            "--gsd",
+            panel=GEOTIFF,
+            min=0.01,
+            max=100.0,
+            metavar="M",
+            show_default="0.5",
+            help="Meters per pixel.",
+        ),
+    ] = None,
     scale: Annotated[
         float | None,
         flag(
@@ -149,32 +183,45 @@ def scene(
 ) -> None:
     """Write one pair of GeoTIFFs, before.tif and after.tif, with truth.tif (change codes) and truth.json.
 
-    truth.json has the counts, cells and captions of each chip.
+    truth.json has the counts, cells and captions of each chip. With --ground and GeoTIFFs in a projected CRS,
+    the scene is a window of one of them, and has its georeference.
     """
     from affine import Affine
 
-    from deltavlm.data.synthetic import SceneOptions, make_scene
+    from deltavlm.data.synthetic import SceneOptions
     from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
     from deltavlm.files import refuse_existing, staged_folder
     from deltavlm.geo.geotiff import write_geotiff
 
     names = ("before.tif", "after.tif", "truth.tif", "truth.json")
-    xmin, ymax = parse_origin(origin)
-    check_crs(crs)
+    given = [
+        name for name, value in (("--crs", crs), ("--origin", origin), ("--gsd", gsd)) if value is not None
+    ]
+    xmin, ymax = parse_origin(origin or "500000,5400000")
+    place = Place(crs or "EPSG:32633", Affine(gsd or 0.5, 0, xmin, 0, -(gsd or 0.5), ymax))
+    check_crs(place.crs)
     parsing.check_files([("FOLDER", folder / name) for name in names], {"--config": common.config})
     if not overwrite:
         refuse_existing([folder / name for name in names])
-    transform = Affine(gsd, 0, xmin, 0, -gsd, ymax)
+    scene_options = SceneOptions(change=change, scale=scale)
+    tiles = open_tiles(ground)
+    if tiles and tiles.georeferenced and given:
+        raise typer.BadParameter(f"the tiles of {ground} have their own georeference", param_hint=given[0])
     with staged_folder(folder) as scratch:
-        pair = make_scene(seed, width, height, SceneOptions(change=change, scale=scale))
+        if tiles and tiles.georeferenced:
+            pair, place = scene_in_place(seed, tiles, (width, height), scene_options)
+        else:
+            pair = scene_maker(tiles, scene_options)(seed, width, height)
         for name, pixels in zip(names, (pair.before, pair.after), strict=False):
-            write_geotiff(scratch / name, pixels, transform=transform, crs=crs, compress=compress)
-        write_geotiff(scratch / names[2], pair.change, transform=transform, crs=crs, colormap=COLORS)
+            write_geotiff(scratch / name, pixels, transform=place.transform, crs=place.crs, compress=compress)
+        write_geotiff(
+            scratch / names[2], pair.change, transform=place.transform, crs=place.crs, colormap=COLORS
+        )
         chips = chip_truth(pair)
         truth = {
             "seed": seed,
-            "gsd_m": gsd,
-            "crs": crs,
+            "gsd_m": place.transform.a,
+            "crs": place.crs,
             "codes": dict(enumerate(CHANGE_CLASSES)),
             "chips": chips,
         }
@@ -185,6 +232,45 @@ def scene(
         summary = {"folder": str(folder), "width": width, "height": height, "chips": len(chips)}
         summary["files"] = [str(folder / name) for name in names]
         typer.echo(json.dumps(summary, ensure_ascii=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Georeference of a scene."""
+
+    crs: str
+    transform: Affine
+
+
+def open_tiles(ground: Path | None) -> GroundTiles | None:
+    """Tiles of --ground. Raises: InputError for a folder without tiles."""
+    from deltavlm.data.synthetic.ground import GroundTiles
+
+    return None if ground is None else GroundTiles(ground)
+
+
+def scene_maker(tiles: GroundTiles | None, options: SceneOptions) -> Callable[[int, int, int], Scene]:
+    """Function from (seed, width, height) to a scene, on tiles where there are some."""
+    from deltavlm.data.synthetic import make_scene
+    from deltavlm.data.synthetic.ground import make_ground_scene
+
+    if tiles is None:
+        return lambda seed, width, height: make_scene(seed, width, height, options)
+    return lambda seed, width, height: make_ground_scene(seed, tiles, width, height, options)
+
+
+def scene_in_place(
+    seed: int, tiles: GroundTiles, size: tuple[int, int], options: SceneOptions
+) -> tuple[Scene, Place]:
+    """Scene of `size` (width, height) on a window of a GeoTIFF, and its place on the ground."""
+    from affine import Affine
+
+    from deltavlm.data.synthetic.ground import make_georeferenced_scene
+    from deltavlm.geo.drivers import open_image
+
+    pair, path, (row, col) = make_georeferenced_scene(seed, tiles, *size, options)
+    with open_image(str(path)) as raster:
+        return pair, Place(raster.crs.to_string(), raster.transform * Affine.translation(col, row))
 
 
 def chip_truth(pair: Scene, size: int = 256) -> dict[str, dict[str, Any]]:

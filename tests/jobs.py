@@ -17,7 +17,7 @@ from deltavlm.model.interface import ChangeModel
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.engine import LocalEngine
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
-from deltavlm.pipeline.journal import Journal, open_journal
+from deltavlm.pipeline.journal.store import Journal, open_journal
 from deltavlm.pipeline.pair_lists import read_pairs
 from deltavlm.pipeline.pairs import Pair, PairList
 from deltavlm.pipeline.provenance import journal_settings

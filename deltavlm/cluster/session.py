@@ -73,8 +73,9 @@ def start_cluster(
             gpu = " and a GPU" if on_gpu else ""
             request = f"{pluralize(count, 'actor')} of {pluralize(cpus_each, 'CPU')}{gpu}"
             raise ConfigError(
-                f"no room for {request} on this machine ({pluralize(cpus, 'CPU')}, {pluralize(gpus, 'GPU')}); "
-                "ask for fewer with --actors, or name a cluster with --ray-address"
+                f"no room for {request} on this machine ({pluralize(cpus, 'CPU')}, "
+                f"{pluralize(gpus, 'GPU')}); ask for fewer with --actors, or name a "
+                "cluster with --ray-address"
             )
         per_actor = ActorResources(cpus_each, int(on_gpu), environment or {})
         yield ClusterEngine(ActorPool(load_model, per_actor, count))

@@ -76,7 +76,7 @@ class BuildSources:
         if min(mask.shape) < 3:
             raise InputError(f"{path} is {mask.shape[1]} x {mask.shape[0]} px, too small for nine cells")
         for date in "AB":
-            size = image_size(self.images / split / date / file)
+            size = image_size(self.images / split / date / file, decode=True)
             if size != mask.shape[::-1]:
                 raise InputError(
                     f"{path} is {mask.shape[1]} x {mask.shape[0]} px, and {split}/{date}/{file}"

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from deltavlm.data import changeimti
 from deltavlm.data.changechat import NAME, RELEASED_RECORDS, SIZE_PX
 from deltavlm.data.examples import SPLITS, Dataset, Example, Problem, image_paths, match_file_name
-from deltavlm.data.images import open_image
+from deltavlm.data.images import image_size
 from deltavlm.data.progress import CountProgress, no_progress
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.messages import pluralize
 from deltavlm.tasks import TASKS, TaskName
 
-__all__ = ["CheckReport", "FileCheck", "ImageCheck", "check_dataset"]
+__all__ = ["CheckReport", "FileCheck", "ImageCheck", "check_dataset", "unusable_pairs"]
 
-_ImageFault = Literal["missing", "unreadable", "size"]
+
+@dataclass(frozen=True, slots=True)
+class _ImageFault:
+    """Image that cannot be used: its problem, and the kind that it is counted as."""
+
+    kind: Literal["missing", "unreadable", "size"]
+    problem: Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +99,11 @@ def check_dataset(
     contents.notes += _odd_references(examples)
     paths = image_paths(examples)
     image_faults = _check_images(paths, images, size_px, full, count_progress)
-    number = Counter(kind for kind, _ in image_faults)
+    number = Counter(fault.kind for fault in image_faults)
     return CheckReport(
         tuple(contents.files),
         ImageCheck(images, len(paths), number["missing"], number["unreadable"], number["size"]),
-        (*contents.faults, *(problem for _, problem in image_faults)),
+        (*contents.faults, *(fault.problem for fault in image_faults)),
         tuple(contents.notes),
     )
 
@@ -190,36 +197,64 @@ def _odd_references(examples: Sequence[Example]) -> list[Problem]:
 
 def _check_images(
     paths: Sequence[str], images: Path, size_px: int, full: bool, count_progress: CountProgress
-) -> list[tuple[_ImageFault, Problem]]:
-    """Faults of images. Threads, since the time goes into the disk, and decoding releases the GIL."""
+) -> list[_ImageFault]:
+    """Faults of images that are to lie in a folder and to have one size."""
+
+    def read(path: str) -> tuple[int, int] | _ImageFault:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            message = f"{path} leads out of the folder of images"
+            return _ImageFault("missing", Problem("image", path, message))
+        return _read_image(path, images, decode=full)
+
     faults = []
-    pool = ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4))
-    try:
-        with count_progress(len(paths)) as update:
-            results = pool.map(lambda path: _check_image(path, images, size_px, full), paths)
-            for completed, fault in enumerate(results, start=1):
-                update(completed, "")
-                if fault is not None:
-                    faults.append(fault)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for path, result in zip(paths, _on_threads(read, paths, count_progress), strict=True):
+        if isinstance(result, _ImageFault):
+            faults.append(result)
+        elif result != (size_px, size_px):
+            message = f"{images / path} is {result[0]} x {result[1]} px, not {size_px} x {size_px}"
+            faults.append(_ImageFault("size", Problem("image", path, message)))
     return faults
 
 
-def _check_image(path: str, images: Path, size_px: int, full: bool) -> tuple[_ImageFault, Problem] | None:
-    """Fault of one image, or None."""
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        return "missing", Problem("image", path, f"{path} leads out of the folder of images")
-    file = images / path
+def unusable_pairs(pairs: Sequence[tuple[str, str]], images: Path) -> list[Problem]:
+    """Problems of image pairs: an image that is missing or cannot be decoded, or two of different sizes.
+
+    pairs: paths relative to the folder `images`; an image of several pairs is decoded once.
+    """
+    paths = list(dict.fromkeys(path for pair in pairs for path in pair))
+    read = partial(_read_image, images=images, decode=True)
+    results = dict(zip(paths, _on_threads(read, paths, no_progress), strict=True))
+    problems = [result.problem for result in results.values() if isinstance(result, _ImageFault)]
+    for before, after in dict.fromkeys(pairs):
+        sizes = [result for result in (results[before], results[after]) if isinstance(result, tuple)]
+        if len(set(sizes)) > 1:
+            text = " and ".join(f"{width} x {height}" for width, height in sizes)
+            message = f"{images / before} and {after} are {text} px; both dates must have the same size"
+            problems.append(Problem("image", before, message))
+    return problems
+
+
+def _on_threads(
+    read: Callable[[str], tuple[int, int] | _ImageFault], paths: Sequence[str], count_progress: CountProgress
+) -> list[tuple[int, int] | _ImageFault]:
+    """Results of `read` for all paths, in order. Threads, since the time goes into the disk, and decoding
+    releases the GIL."""
+    results = []
+    pool = ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4))
     try:
-        with open_image(file) as image:
-            size = image.size
-            if full:
-                image.load()
+        with count_progress(len(paths)) as update:
+            for completed, result in enumerate(pool.map(read, paths), start=1):
+                update(completed, "")
+                results.append(result)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results
+
+
+def _read_image(path: str, images: Path, *, decode: bool) -> tuple[int, int] | _ImageFault:
+    """(width, height) of one image, or its fault."""
+    try:
+        return image_size(images / path, decode=decode)
     except InputError as error:
-        kind: _ImageFault = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
-        return kind, Problem("image", path, str(error))
-    if size != (size_px, size_px):
-        message = f"{file} is {size[0]} x {size[1]} px, not {size_px} x {size_px}"
-        return "size", Problem("image", path, message)
-    return None
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        return _ImageFault("missing" if is_missing else "unreadable", Problem("image", path, str(error)))

@@ -42,9 +42,12 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Read (width, height) from the header. Raises: InputError naming the file."""
+def image_size(path: Path, *, decode: bool = False) -> tuple[int, int]:
+    """Read (width, height) from the header; with `decode` after decoding all pixels, which a truncated file
+    does not survive. Raises: InputError naming the file."""
     with open_image(path) as image:
+        if decode:
+            image.load()
         return image.size
 
 

@@ -24,7 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from deltavlm.errors import WriteError
 from deltavlm.files import fsync_file, fsync_folder, resolve_link, scratch_name
 from deltavlm.geo.geobox import GeoBox, Window
-from deltavlm.geo.sinks import check_output
+from deltavlm.geo.output_files import check_output
 
 __all__ = ["COG_SUFFIXES", "Cog", "RasterStyle", "check_cog", "open_cog"]
 

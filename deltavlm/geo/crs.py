@@ -7,9 +7,22 @@ them from a server. So definitions are searched as text, before a file is opened
 from __future__ import annotations
 
 import html
+import os
 import re
+import struct
+from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["grid_problem"]
+from deltavlm.errors import RasterError
+from deltavlm.geo.location import is_local
+
+__all__ = ["CRS_SIDECARS", "TIFF", "check_named_grids", "grid_problem"]
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # signatures
+CRS_SIDECARS = (".hdr", ".prj")  # together with .aux.xml
+MAX_SCAN_BYTES = 2**22  # of each end of a file, in which a header names a CRS
+MAX_TEXT_BYTES = 2**26
+GEO_ASCII = 34737  # TIFF tag with the names and definitions of a GeoTIFF's CRS
 
 _PATTERNS = (
     # keys of a PROJ string; `@null` is a grid that changes nothing (Web Mercator)
@@ -49,3 +62,47 @@ def grid_problem(definition: str | bytes) -> str | None:
                 "give it the EPSG code of its CRS"
             )
     return None
+
+
+def check_named_grids(location: str) -> None:
+    """Check that neither the header of a local image nor a text beside it has a CRS that names a grid file,
+    which GDAL would open together with the image.
+
+    Raises:
+        RasterError: one of them has.
+    """
+    if not is_local(location):
+        return
+    stem = str(Path(location).with_suffix(""))
+    texts = [location + ".aux.xml", *(stem + case(end) for end in CRS_SIDECARS for case in (str, str.upper))]
+    for name in (location, *texts):
+        try:
+            with Path(name).open("rb") as file:
+                definition = _geo_header(file) if name == location else file.read(MAX_TEXT_BYTES)
+        except (OSError, ValueError, struct.error):
+            continue  # opening the image says what is wrong
+        if problem := grid_problem(definition):
+            raise RasterError(f"{name}: {problem}")
+
+
+def _geo_header(file: BinaryIO) -> bytes:
+    """The part of an image file that may define a CRS as text: the tag of a TIFF; else both ends."""
+    head = file.read(16)
+    if not head.startswith(TIFF):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        ends = file.read(MAX_SCAN_BYTES)
+        file.seek(max(file.tell(), size - MAX_SCAN_BYTES))
+        return ends + file.read(MAX_SCAN_BYTES)
+    order = "<" if head[:2] == b"II" else ">"
+    is_big = head[2:4] in (b"+\0", b"\0+")
+    offset, count_format, entry_format = (8, "Q", "HHQQ") if is_big else (4, "H", "HHII")
+    (first,) = struct.unpack_from(order + entry_format[-1], head, offset)
+    file.seek(first)
+    (count,) = struct.unpack(order + count_format, file.read(struct.calcsize(order + count_format)))
+    entry = struct.Struct(order + entry_format)
+    for tag, _, length, where in entry.iter_unpack(file.read(min(count, 2**16) * entry.size)):
+        if tag == GEO_ASCII:
+            file.seek(where)
+            return file.read(min(length, MAX_TEXT_BYTES))
+    return b""

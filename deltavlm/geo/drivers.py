@@ -10,13 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
-from xml.etree import ElementTree as ET
 
 import rasterio
 from rasterio._path import _parse_path, _Path, _UnparsedPath
@@ -25,9 +22,10 @@ from rasterio.io import DatasetReader
 
 from deltavlm.errors import RasterError
 from deltavlm.files import special_kind
-from deltavlm.geo.crs import grid_problem
+from deltavlm.geo.crs import CRS_SIDECARS, TIFF, check_named_grids, grid_problem
 from deltavlm.geo.gdal import wrap_gdal_errors
 from deltavlm.geo.location import check_exists, is_local, local_file, normalize_location
+from deltavlm.geo.vrt import CONVERT, vrt_sources
 from deltavlm.messages import redact_address
 
 __all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "NOT_READ", "check_size", "open_image"]
@@ -45,12 +43,9 @@ MAX_BLOCK_BYTES = 256 * 2**20
 
 NOT_READ = "cannot be read as a raster", "give a whole GeoTIFF or other image; gdal_translate makes one"
 PLACE_BY_ARRAYS = "it is placed by geolocation arrays, so warp it first (gdalwarp -geoloc -t_srs EPSG:...)"
-CONVERT = "make a GeoTIFF of it (gdal_translate)"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIDECARS = (".msk", ".MSK", ".ovr", ".OVR")  # GDAL writes TIFFs under these names, but reads any format
 AUX = (".aux", ".AUX")  # overviews that ERDAS keeps beside other images, which GDAL reads in any format
 AUX_MARK = b"EHFA_HEADER_TAG"  # of an Erdas Imagine file, together with a zero byte
-CRS_SIDECARS = (".hdr", ".prj")  # together with .aux.xml
 TEXT_SIDECARS = (
     *CRS_SIDECARS,
     *(".clr", ".stx", ".blw", ".wld", ".tfw", ".tifw", ".tiffw", ".pgw", ".pngw", ".jgw"),
@@ -59,23 +54,9 @@ TEXT_SIDECARS = (
 )
 """Suffixes, in place of an image's own, of texts and headers that GDAL may look for; they lead nowhere."""
 
-MAX_SCAN_BYTES = 2**22  # of each end of a file, in which a header names a CRS
-MAX_TEXT_BYTES = 2**26
-GEO_ASCII = 34737  # TIFF tag with the names and definitions of a GeoTIFF's CRS
 
 FILE_TAGS = {"overview_file", "filename", "x_dataset", "y_dataset"}
 FILE_TAG_DOMAINS = {"overviews", "proxyoverviewrequest", "geolocation"}  # of tags that name files
-MAX_VRT_BYTES = 64 * 2**20
-VRT_SUBCLASSES = {"", "VRTWarpedDataset", "VRTPansharpenedDataset"}
-BAND_SUBCLASSES = {"", "VRTSourcedRasterBand", "VRTWarpedRasterBand", "VRTPansharpenedRasterBand"}
-FORBIDDEN_ELEMENTS = {
-    "pixelfunctioncode",
-    "group",
-    "array",
-    "processingsteps",
-    "dempath",
-    "geoloctransformer",
-}
 
 
 @contextmanager
@@ -106,7 +87,7 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
             f"{location}: is {kind} and no image, so other files or URLs might be read through it; {CONVERT}"
         )
     _check_sidecars(location)
-    _check_named_grids(location)
+    check_named_grids(location)
     _log_unread_sidecars(location)
     beside = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE" if are_local else "EMPTY_DIR")
     with ExitStack() as stack:
@@ -198,7 +179,7 @@ def _check_sidecars(location: str) -> None:
             continue
         if not head.startswith(TIFF):
             raise _foreign_sidecar(sidecar, "no TIFF", location)
-        _check_named_grids(sidecar)
+        check_named_grids(sidecar)
         with wrap_gdal_errors(sidecar, *NOT_READ), _open_with(sidecar, ["GTiff"]) as dataset:
             _check_dataset(dataset, sidecar)
         _check_sidecars(sidecar)
@@ -243,50 +224,6 @@ def _foreign_sidecar(sidecar: str, kind: str, location: str) -> RasterError:
     return RasterError(f"{sidecar}: is {kind}, and would be read as a part of {location}; move it away")
 
 
-def _check_named_grids(location: str) -> None:
-    """Check that neither the header of a local image nor a text beside it has a CRS that names a grid file,
-    which GDAL would open together with the image.
-
-    Raises:
-        RasterError: one of them has.
-    """
-    if not is_local(location):
-        return
-    stem = str(Path(location).with_suffix(""))
-    texts = [location + ".aux.xml", *(stem + case(end) for end in CRS_SIDECARS for case in (str, str.upper))]
-    for name in (location, *texts):
-        try:
-            with Path(name).open("rb") as file:
-                definition = _geo_header(file) if name == location else file.read(MAX_TEXT_BYTES)
-        except (OSError, ValueError, struct.error):
-            continue  # opening the image says what is wrong
-        if problem := grid_problem(definition):
-            raise RasterError(f"{name}: {problem}")
-
-
-def _geo_header(file: BinaryIO) -> bytes:
-    """The part of an image file that may define a CRS as text: the tag of a TIFF; else both ends."""
-    head = file.read(16)
-    if not head.startswith(TIFF):
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        ends = file.read(MAX_SCAN_BYTES)
-        file.seek(max(file.tell(), size - MAX_SCAN_BYTES))
-        return ends + file.read(MAX_SCAN_BYTES)
-    order = "<" if head[:2] == b"II" else ">"
-    is_big = head[2:4] in (b"+\0", b"\0+")
-    offset, count_format, entry_format = (8, "Q", "HHQQ") if is_big else (4, "H", "HHII")
-    (first,) = struct.unpack_from(order + entry_format[-1], head, offset)
-    file.seek(first)
-    (count,) = struct.unpack(order + count_format, file.read(struct.calcsize(order + count_format)))
-    entry = struct.Struct(order + entry_format)
-    for tag, _, length, where in entry.iter_unpack(file.read(min(count, 2**16) * entry.size)):
-        if tag == GEO_ASCII:
-            file.seek(where)
-            return file.read(min(length, MAX_TEXT_BYTES))
-    return b""
-
-
 def _check_dataset(dataset: DatasetReader, location: str) -> None:
     """Check that neither tags, nor a CRS, nor the header of an image name files elsewhere.
 
@@ -322,7 +259,7 @@ def _check_sources(location: str) -> list[str]:
     Raises:
         RasterError: a source is no image, or the VRT has elements that may read any file.
     """
-    sources = dict.fromkeys(_sources(location))
+    sources = dict.fromkeys(vrt_sources(location))
     logger.warning(
         "%s: a VRT, which reads %s", location, ", ".join(map(redact_address, sources)) or "nothing"
     )
@@ -333,42 +270,3 @@ def _check_sources(location: str) -> list[str]:
         except RasterError as error:
             raise RasterError(f"{location}: a source of this VRT cannot be read: {error}") from error
     return list(sources)
-
-
-def _sources(location: str) -> Iterator[str]:
-    """Source files that a VRT names.
-
-    GDAL parses XML less strictly than Python. So only XML as GDAL writes it is accepted, and everything that
-    the two could parse differently is refused.
-    """
-
-    def refusal(content: str) -> RasterError:
-        return RasterError(f"{location}: a VRT with {content}, which may lead anywhere; {CONVERT}")
-
-    path = Path(location)
-    if path.stat().st_size > MAX_VRT_BYTES:
-        raise refusal(f"more than {MAX_VRT_BYTES // 2**20} MB")
-    text = path.read_bytes()
-    if b"<!" in text or text.count(b"<?") > text.startswith(b"<?xml"):
-        raise refusal("comments or declarations")
-    if problem := grid_problem(text.decode("utf-8", "replace")):
-        raise RasterError(f"{location}: {problem}")
-    try:
-        root = ET.fromstring(text)
-    except (ET.ParseError, ValueError, LookupError) as error:
-        raise RasterError(f"{location}: is no valid VRT ({error}); {CONVERT}") from error
-    for element in root.iter():
-        tag = element.tag.rpartition("}")[2].lower()
-        attributes = {name.lower(): value for name, value in element.items()}
-        subclasses = {"vrtdataset": VRT_SUBCLASSES, "vrtrasterband": BAND_SUBCLASSES}.get(tag, {""})
-        subclass = attributes.get("subclass", "")
-        if subclass not in subclasses or tag == "subclass" or tag in FORBIDDEN_ELEMENTS:
-            raise refusal(f"a part {subclass or tag!r}")
-        if {"sourcefilename", "sourcedataset"} & attributes.keys() or tag == "relativetovrt":
-            raise refusal("its sources in an unusual place")
-        if tag in ("sourcefilename", "sourcedataset"):
-            name, relative = element.text or "", attributes.get("relativetovrt", "0")
-            malformed = name != name.strip() or len(element) or relative not in ("0", "1")
-            if malformed or not name or ("://" in name and not name.startswith("/vsi")):
-                raise refusal(f"a source {name!r}")
-            yield str(path.parent / name) if relative == "1" else name

@@ -180,6 +180,8 @@ def checkpoint_name(name: str) -> str | None:
     name = name.removeprefix("language_model.")  # LLaVA-1.5's
     if name.endswith("rotary_emb.inv_freq") or "vision_tower." in name or "_projector." in name:
         return None
+    if name.startswith(("dense.fuse.", "dense.ups.", "dense.mask.")):  # of checkpoints before 2026-11-29
+        return name.replace("dense.", "dense.decoder.", 1)
     return f"language.{name}" if name.startswith(("model.", "lm_head.")) else name
 
 

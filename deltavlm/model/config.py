@@ -14,6 +14,7 @@ from deltavlm.errors import ConfigError
 from deltavlm.messages import preview
 from deltavlm.text_norm import normalise
 
+EFFICIENTNET_CHANNELS = (24, 40, 112)  # of EfficientNet-Lite0 at strides 4, 8, 16
 WIDTHS, DEPTHS, HEADS, VOCABULARY = (1, 65_536), (1, 512), (1, 1024), (1, 2**22)
 
 
@@ -29,7 +30,8 @@ def _check_ranges(owner: object, **ranges: tuple[float, float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """Vision encoder. `tower` is "conv" (ours, for nano) or the name of a timm vision transformer."""
+    """Vision encoder. `tower` is "efficientnet_lite0" (pretrained; second nano), "conv" (from random weights;
+    first nano) or the name of a timm vision transformer."""
 
     tower: str
     image_px: int
@@ -65,6 +67,8 @@ class VisionConfig:
         )
         if not re.fullmatch(r"\w+(\.\w+)?", self.tower, re.ASCII):  # timm would fetch hf-hub:OWNER/NAME
             raise ValueError(f"tower {preview(self.tower)} is neither conv nor the name of a model of timm")
+        if self.tower == "efficientnet_lite0" and self.patch_px != 16:
+            raise ValueError(f"patch_px is {self.patch_px}, and efficientnet_lite0 makes patches of 16")
         if self.tower != "conv":
             return
         if len(self.stages) > 8 or any(not 1 <= c <= WIDTHS[1] or not 0 <= n <= 512 for c, n in self.stages):
@@ -80,16 +84,25 @@ class VisionConfig:
         """Patches along one side."""
         return self.image_px // self.patch_px
 
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """Channels of the tower's maps, finest first; empty for a vision transformer."""
+        if self.tower == "efficientnet_lite0":
+            return EFFICIENTNET_CHANNELS
+        return tuple(channels for channels, _ in self.stages)
+
 
 @dataclass(frozen=True, slots=True)
 class DifferenceConfig:
     """Difference module: `csrm` gates the difference (the paper); `concat` passes both dates unchanged.
 
     The weights are the same in both modes, so that a checkpoint can be switched in its config.json.
+    `distances` adds the feature distances of the tower's maps to the tokens and to the dense head.
     """
 
     mode: Literal["csrm", "concat"] = "csrm"
     dropout: float = 0.5
+    distances: bool = False
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
@@ -99,17 +112,22 @@ class DifferenceConfig:
 @dataclass(frozen=True, slots=True)
 class DenseConfig:
     """Dense head: a change mask with four pixels along the side of a patch, and, for `counted` classes, a
-    density whose sum is a count."""
+    density whose sum is a count.
+
+    `decoder` "tokens" upsamples the difference tokens; "pyramid" reads the tower's maps of both dates.
+    """
 
     classes: tuple[str, ...]  # the first is "none"
     counted: tuple[str, ...]
     width: int = 64
+    decoder: Literal["tokens", "pyramid"] = "tokens"
+    dropout: float = 0.0  # of the channels that the pyramid reads, in training
     evidence: bool = True  # pass totals per cell and image to the Q-Former as ten more tokens
     count_basis: int = 16  # basis functions at 0..15 that encode a count in the evidence
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, width=WIDTHS, count_basis=(1, 4096))
+        _check_ranges(self, width=WIDTHS, count_basis=(1, 4096), dropout=(0, 1))
         if not 2 <= len(self.classes) <= 64 or len(self.counted) > 64:
             raise ValueError("classes are not 2 to 64 names")
 

@@ -41,6 +41,7 @@ class PairFeatures:
     tokens: Tensor  # (B, T, D)
     mask_logits: Tensor | None = None  # (B, classes, rows, cols)
     density: Tensor | None = None  # (B, counted classes, G, G), G patches along a side
+    distances: tuple[Tensor, ...] = ()  # (B, 1, h, w) of the tower's maps
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -124,17 +125,17 @@ class DeltaVLM(nn.Module):
         """Encode normalised pixels of both dates, (B, 3, H, W) each, into question-independent features."""
         dates_2BND, maps = self.vision(torch.cat([before_B3HW, after_B3HW]))
         before_BND, after_BND = dates_2BND.chunk(2)
-        tokens = self.difference(before_BND, after_BND)
+        maps, distances = self.difference.compare(maps)
+        tokens = self.difference(before_BND, after_BND, distances)
         if self.dense is None:
             return PairFeatures(tokens)
         prefix = self.vision.config.prefix_tokens
         halves = [half[:, prefix:] for half in tokens.chunk(2, dim=1)]
-        mask_logits, density = self.dense(
-            torch.cat(halves, dim=2), [torch.cat(m.chunk(2), dim=1) for m in maps]
-        )
+        mask_logits, density = self.dense(torch.cat(halves, dim=2), maps, distances)
         if self.dense.config.evidence:
-            tokens = torch.cat([tokens, self.dense.evidence(mask_logits, density).to(tokens.dtype)], dim=1)
-        return PairFeatures(tokens, mask_logits, density)
+            evidence = self.dense.evidence(mask_logits, density, distances)
+            tokens = torch.cat([tokens, evidence.to(tokens.dtype)], dim=1)
+        return PairFeatures(tokens, mask_logits, density, distances)
 
     def query(self, tokens_RTD: Tensor, question: Text) -> Tensor:
         """Soft prompt (R, Q, L) of image tokens (R, T, D) and one question per row."""
@@ -313,7 +314,7 @@ def build(config: DeltaVLMConfig) -> DeltaVLM:
     width = config.vision.width
     return DeltaVLM(
         VisionEncoder(config.vision),
-        DifferencePerception(width, config.difference),
+        DifferencePerception(width, config.difference, config.vision.map_channels),
         DenseHead(width, config.dense, config.vision) if config.dense else None,
         QFormer(config.qformer, width),
         nn.Linear(config.qformer.hidden, config.language.hidden),

@@ -32,54 +32,140 @@ class Up(nn.Module):
         return F.relu_(self.norm(self.mix(x)))
 
 
+class TokenDecoder(nn.Module):
+    """Decoder of the difference tokens, with skip connections from the tower's finer maps of both dates, if
+    it has any (FC-Siam-conc, Daudt et al. 2018, arXiv 1810.08462)."""
+
+    def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
+        super().__init__()
+        inner = config.width
+        skips = [2 * channels for channels in vision.map_channels] or [0, 0]  # of both dates, finest first
+        self.fuse = nn.Linear(2 * width, 2 * inner)
+        self.ups = nn.ModuleList([Up(2 * inner, skips[1], inner), Up(inner, skips[0], inner)])
+        self.mask = nn.Conv2d(inner, len(config.classes), 1)
+
+    def forward(
+        self, patches_BN2D: Tensor, maps: Sequence[Tensor], distances: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, C, 4 G, 4 G) and the features (B, width, 4 G, 4 G) below them."""
+        side = int(patches_BN2D.shape[1] ** 0.5)
+        x = F.relu(self.fuse(patches_BN2D)).transpose(1, 2).reshape(len(patches_BN2D), -1, side, side)
+        skips = [torch.cat(m.chunk(2), dim=1) for m in maps]
+        for up, skip in zip(self.ups, reversed(skips) if skips else (None, None), strict=True):
+            x = up(x, skip)
+        return self.mask(x), x
+
+
+class Separable(nn.Module):
+    """Residual depthwise-separable convolution, 5x5."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.depthwise(x)))
+        return F.relu(x + self.norm2(self.pointwise(y)))
+
+
+class PyramidDecoder(nn.Module):
+    """Top-down decoder of the tower's maps at strides 4, 8 and 16 (feature pyramid, Lin et al. 2017, arXiv
+    1612.03144).
+
+    With b and a the maps of both dates, standardized (`difference.Standardize`), and d their distance
+    (`difference.feature_distance`), every level reads [b, a, a - b, |a - b|, d]. The distances of all levels
+    are added to the logits by a linear term of each class, so that what differs without being known as an
+    object has a short way to the output. It does not read the difference tokens: they are not standardized,
+    and a head that learnt from them on synthetic scenes ranked real pairs worse (docs/nano.md).
+    """
+
+    def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
+        super().__init__()
+        channels, inner, levels = vision.map_channels, config.width, len(vision.map_channels)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.laterals = nn.ModuleList(nn.Conv2d(4 * count + 1, inner, 1, bias=False) for count in channels)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(inner) for _ in channels)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(Separable(inner) for _ in range(1 + (level == levels - 1))))
+            for level in range(levels)
+        )
+        self.mask = nn.Conv2d(inner, len(config.classes), 1)
+        self.direct = nn.Conv2d(levels, len(config.classes), 1, bias=False)
+        nn.init.zeros_(self.direct.weight)
+
+    def forward(
+        self, patches_BN2D: Tensor, maps: Sequence[Tensor], distances: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, C, 4 G, 4 G) and the features (B, width, 4 G, 4 G) below them."""
+        x: Tensor | None = None
+        for level in reversed(range(len(maps))):
+            before, after = maps[level].chunk(2)
+            diff = after - before
+            features = self.dropout(torch.cat([before, after, diff, diff.abs()], dim=1))
+            distance = distances[level].to(features.dtype)
+            lateral = self.norms[level](self.laterals[level](torch.cat([features, distance], dim=1)))
+            if x is not None:
+                lateral = lateral + F.interpolate(x, size=lateral.shape[-2:], mode="nearest")
+            x = self.blocks[level](F.relu(lateral))
+        assert x is not None
+        size = x.shape[-2:]
+        upsampled = [F.interpolate(d.to(x.dtype), size=size, mode="nearest") for d in distances]
+        return self.mask(x) + self.direct(torch.cat(upsampled, dim=1)), x
+
+
 class DenseHead(nn.Module):
     """Mask logits (B, C, 4 G, 4 G) and densities (B, K, G, G), whose sums are counts.
 
-    A decoder with skip connections from the tower's finer maps of both dates, if it has any, up to a quarter
-    of the image's resolution (FC-Siam-conc, Daudt et al. 2018, arXiv 1810.08462). Its auxiliary loss teaches
-    the tokens where objects are; `evidence` passes its output to the Q-Former in ten tokens (the nine cells
-    of the 3x3 grid, then the whole image).
+    Its auxiliary loss teaches the tokens where objects are; `evidence` passes its output to the Q-Former in
+    ten tokens (the nine cells of the 3x3 grid, then the whole image).
     """
 
     def __init__(self, width: int, config: DenseConfig, vision: VisionConfig) -> None:
         super().__init__()
         self.config = config
         classes, counted, inner = len(config.classes), len(config.counted), config.width
-        skips = [2 * channels for channels, _ in vision.stages] or [0, 0]  # of both dates, finest first
-        self.fuse = nn.Linear(2 * width, 2 * inner)
-        self.ups = nn.ModuleList([Up(2 * inner, skips[1], inner), Up(inner, skips[0], inner)])
-        self.mask = nn.Conv2d(inner, classes, 1)
-        self.density = nn.Linear(2 * width + 2 * inner, counted)
+        decoders = {"tokens": TokenDecoder, "pyramid": PyramidDecoder}
+        self.decoder = decoders[config.decoder](width, config, vision)
+        token_width = 2 * width if config.decoder == "tokens" else 0
+        self.density = nn.Linear(token_width + 2 * inner, counted)
         nn.init.constant_(self.density.bias, -6.0)  # almost every patch is empty
         if config.evidence:
-            facts = 2 * classes + counted * config.count_basis
+            levels = len(vision.map_channels) if config.decoder == "pyramid" else 0
+            facts = 2 * classes + counted * config.count_basis + 2 * levels
             self.totals = nn.Linear(facts, width)
             self.place = nn.Parameter(
                 torch.randn(config.evidence_tokens, width) * 0.5
             )  # of the same scale as the facts
             self.norm = nn.LayerNorm(width)
 
-    def forward(self, patches_BN2D: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask logits and densities of difference tokens and maps.
+    def forward(
+        self, patches_BN2D: Tensor, maps: Sequence[Tensor] = (), distances: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits and densities.
 
         Args:
             patches_BN2D: difference tokens of both dates, concatenated.
-            maps: the tower's maps of both dates, concatenated along channels, finest first; may be empty.
+            maps: the tower's maps (2 B, C, h, w), before in the first half, finest first; may be empty.
+            distances: of these maps, (B, 1, h, w); may be empty.
         """
         side = int(patches_BN2D.shape[1] ** 0.5)
-        x = F.relu(self.fuse(patches_BN2D)).transpose(1, 2).reshape(len(patches_BN2D), -1, side, side)
-        for up, skip in zip(self.ups, reversed(maps) if maps else (None, None), strict=True):
-            x = up(x, skip)
+        logits, x = self.decoder(patches_BN2D, maps, distances)
         pooled = (
             torch.cat([F.avg_pool2d(x, UPSAMPLE), F.max_pool2d(x, UPSAMPLE)], dim=1)
             .flatten(2)
             .transpose(1, 2)
         )
-        density = F.softplus(self.density(torch.cat([patches_BN2D, pooled], dim=2)))
-        return self.mask(x), density.transpose(1, 2).reshape(len(x), -1, side, side)
+        if self.config.decoder == "tokens":
+            pooled = torch.cat([patches_BN2D, pooled], dim=2)
+        density = F.softplus(self.density(pooled))
+        return logits, density.transpose(1, 2).reshape(len(x), -1, side, side)
 
-    def evidence(self, mask_logits: Tensor, density: Tensor) -> Tensor:
-        """Evidence tokens (B, 10, D): class shares and counts of each cell, row by row, and of the image."""
+    def evidence(self, mask_logits: Tensor, density: Tensor, distances: Sequence[Tensor] = ()) -> Tensor:
+        """Evidence tokens (B, 10, D): class shares and counts of each cell, row by row, and of the image, and
+        the mean and maximum of the distances there."""
         share = mask_logits.float().softmax(dim=1)
         mean = torch.cat([thirds(share).flatten(2), share.mean(dim=(2, 3))[..., None]], dim=2)
         peak = torch.cat(
@@ -93,8 +179,21 @@ class DenseHead(nn.Module):
         spread = torch.exp(-2 * (counts[..., None].clamp(max=float(numbers[-1])) - numbers) ** 2)
         spread = spread.permute(0, 2, 1, 3).flatten(2)
         facts = torch.cat([torch.log1p(100 * mean).transpose(1, 2), peak.transpose(1, 2), spread], dim=2)
+        if distances:
+            facts = torch.cat([facts, *(of_cells_and_image(d.float()) for d in distances)], dim=2)
         tokens: Tensor = self.norm(self.totals(facts.to(self.totals.weight.dtype)) + self.place)
         return tokens
+
+
+def of_cells_and_image(map_B1HW: Tensor) -> Tensor:
+    """Mean and maximum over the nine cells and over the image, (B, 10, 2)."""
+    statistics = [
+        torch.cat([thirds(map_B1HW).flatten(1), map_B1HW.mean(dim=(1, 2, 3))[:, None]], dim=1),
+        torch.cat(
+            [F.adaptive_max_pool2d(map_B1HW, 3).flatten(1), map_B1HW.amax(dim=(1, 2, 3))[:, None]], dim=1
+        ),
+    ]
+    return torch.stack(statistics, dim=2)
 
 
 def thirds(maps_BCHW: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ B batch, H W pixels, N tokens (prefix tokens first, then patches row by row), D 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltavlm.model.config import VisionConfig
+from deltavlm.model.config import EFFICIENTNET_CHANNELS, VisionConfig
 
 
 class Residual(nn.Module):
@@ -83,22 +86,62 @@ class ConvTower(nn.Module):
         return x_BND, tuple(maps)
 
 
+class EfficientNetTower(nn.Module):
+    """EfficientNet-Lite0 cut at stride 16, and one token per cell of its last map.
+
+    The encoder (stem and the first five of seven stages, 0.7 M parameters; Tan and Le 2019, arXiv 1905.11946,
+    without squeeze-and-excitation, ReLU6 instead of SiLU) is pretrained and stays frozen: see
+    `training.pretrained`. Stages of stride 32 are left out: their features tell a ploughed field from a green
+    one as they tell a house from a field.
+    """
+
+    STAGES = 5
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        import timm
+
+        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.encoder = nn.ModuleDict(
+            {"conv_stem": net.conv_stem, "bn1": net.bn1, "blocks": net.blocks[: self.STAGES]}
+        )
+        self.projection = nn.Linear(EFFICIENTNET_CHANNELS[-1], config.width)
+        self.pos_embed = nn.Parameter(torch.randn(1, config.grid, config.grid, config.width) * 0.02)
+
+    def forward_features(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens (B, N, D) and maps (B, C, h, w) at strides 4, 8 and 16."""
+        x = images_B3HW.contiguous(memory_format=torch.channels_last)
+        x = self.encoder["bn1"](self.encoder["conv_stem"](x))
+        maps: list[Tensor] = []
+        for index, stage in enumerate(self.encoder["blocks"].children()):
+            x = stage(x)
+            if index in (1, 2, 4):  # the last stages of strides 4, 8, 16
+                maps.append(x)
+        rows, cols = x.shape[-2:]
+        tokens = self.projection(x.permute(0, 2, 3, 1)) + self.pos_embed[:, :rows, :cols]
+        return tokens.flatten(1, 2), tuple(maps)
+
+
 class VisionEncoder(nn.Module):
     """Tower and output norm: tokens (B, N, D) from normalised pixels (B, 3, H, W).
 
-    The conv tower also returns its finer maps, for the dense head.
+    The convolutional towers also return their maps, for the difference module and the dense head.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.tower: nn.Module = ConvTower(config) if config.tower == "conv" else eva(config)
+        towers: dict[str, Callable[[VisionConfig], nn.Module]] = {
+            "conv": ConvTower,
+            "efficientnet_lite0": EfficientNetTower,
+        }
+        self.tower: nn.Module = towers.get(config.tower, eva)(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
-        """Normalise uint8 RGB by CLIP's mean and standard deviation, in the dtype of the weights."""
+        """Normalise uint8 RGB by the encoder's mean and standard deviation, in the dtype of the weights."""
         pixels = (
             images_B3HW.to(torch.float32, copy=True)
             .div_(255)
@@ -109,7 +152,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens (B, N, D) and the tower's maps (B, C, h, w), finest first; an EVA tower has none."""
-        if isinstance(self.tower, ConvTower):
+        if isinstance(self.tower, ConvTower | EfficientNetTower):
             tokens, maps = self.tower.forward_features(images_B3HW)
             return self.norm(tokens), maps
         return self.norm(self.tower.forward_features(images_B3HW)), ()  # type: ignore[operator]

@@ -17,7 +17,7 @@ from deltavlm.pipeline.dedup import ResultCache
 from deltavlm.pipeline.engine import Callback, ChipBatch, Engine, LoadedChip
 from deltavlm.pipeline.inference import ChipReplies, InferenceOptions
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import peak_score
 from deltavlm.pipeline.pair_record import PairResult
 from deltavlm.pipeline.prefetch import prefetch

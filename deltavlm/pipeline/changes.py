@@ -22,7 +22,7 @@ from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
 from deltavlm.geo.polygonize import Polygonizer, Region, fill_holes, merge_regions, simplify_polygons
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
-from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.tasks.caption import denies_change

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels
-from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.results import ChipResult
 
 __all__ = ["CachedResult", "ResultCache", "pixel_digest"]

@@ -21,7 +21,7 @@ from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.changes import MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
-from deltavlm.pipeline.journal import line_of
+from deltavlm.pipeline.journal.lines import line_of
 from deltavlm.pipeline.outputs import FOLDER_SUFFIX
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair

@@ -16,11 +16,12 @@ from deltavlm.geo.features import Layer
 from deltavlm.geo.geobox import GeoBox
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.location import local_file
+from deltavlm.geo.output_files import check_output, files_of_output
 from deltavlm.geo.pair import PairReader
-from deltavlm.geo.sinks import check_can_hold, check_output, files_of_output
+from deltavlm.geo.sinks import check_can_hold
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
-from deltavlm.pipeline.journal import check_journal
-from deltavlm.pipeline.journal_file import files_in_commit, journal_files, journal_path
+from deltavlm.pipeline.journal.file import files_in_commit, journal_files, journal_path
+from deltavlm.pipeline.journal.store import check_journal
 from deltavlm.pipeline.pairs import file_names
 from deltavlm.pipeline.schema import output_layers
 

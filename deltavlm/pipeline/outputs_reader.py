@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from deltavlm.errors import InputError
 from deltavlm.files import parse_json
 from deltavlm.geo.grid import chip_offsets, ground_shares
-from deltavlm.geo.sinks import SUFFIXES
+from deltavlm.geo.output_files import SUFFIXES
 from deltavlm.geo.vector_reader import list_layers, read_layer
 from deltavlm.pipeline.answers import check_threshold
 from deltavlm.pipeline.consistency import judge_row

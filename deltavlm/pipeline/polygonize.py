@@ -22,7 +22,7 @@ from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.pipeline.answers import Answer
 from deltavlm.pipeline.changes import MASK_PIXEL_TAG, ChangeOptions, vectorize
-from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.pipeline.results import ChipResult

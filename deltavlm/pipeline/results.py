@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deltavlm.geo.grid import Chip
 from deltavlm.pipeline.answers import Answer
-from deltavlm.pipeline.journal_file import Blob
+from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.schema import FAILED_STATUSES, ChipStatus
 
 __all__ = ["ChipResult"]

@@ -21,7 +21,7 @@ from shapely.geometry import mapping
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.dates import as_datetime
 from deltavlm.geo.lonlat import cut_at_180, hull_in_lonlat, lonlat_bounds
-from deltavlm.geo.sinks import write_output
+from deltavlm.geo.output_files import write_output
 from deltavlm.summaries.results import Results, union
 from deltavlm.summaries.stac_model import mlm_name, model_item_name
 from deltavlm.summaries.totals import summarize_chips

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from deltavlm.errors import ConfigError
 from deltavlm.geo.geobox import LONLAT
-from deltavlm.geo.sinks import SUFFIXES, open_sink, write_output
+from deltavlm.geo.output_files import SUFFIXES, write_output
+from deltavlm.geo.sinks import open_sink
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import to_html, to_markdown
 from deltavlm.summaries.summary import Summary

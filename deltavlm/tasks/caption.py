@@ -84,7 +84,7 @@ def kinds_built(sentence: str) -> frozenset[Kind]:
     """Kinds that the caption states to be new: subjects of "built", "appears" and the like, what something is
     replaced by, and nouns with "new" before them.
 
-    >>> sorted(kinds_built("some houses and a road are built on the farmland"))
+    >>> sorted(kinds_built("several houses and a road are built on the farmland"))
     ['building', 'road']
     >>> sorted(kinds_built("villas appear on both sides of the road and an old house is demolished"))
     ['building']

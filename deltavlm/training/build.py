@@ -20,10 +20,12 @@ from deltavlm.messages import pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.config import PROMPT_STYLES, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
+from deltavlm.model.dense import DenseHead
 from deltavlm.model.difference import DifferencePerception
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, find_folder, read_config
 from deltavlm.model.qformer import QFormer
 from deltavlm.model.tokenizer import Codec, load_codecs, train_codec
+from deltavlm.model.vision import EfficientNetTower, VisionEncoder
 from deltavlm.training.changechat_dataset import ChangeChatSource, Split, load_split, split_corpus
 from deltavlm.training.checkpoints import final_weights
 from deltavlm.training.config import TrainConfig
@@ -31,6 +33,7 @@ from deltavlm.training.distributed import DTYPES, Machine, world
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import micro_batches
 from deltavlm.training.parameter_groups import lr_multipliers
+from deltavlm.training.pretrained import load_encoder
 from deltavlm.training.sampling import MixedSampler, SampleSource
 from deltavlm.training.synthetic_dataset import SceneSource, scene_corpus
 
@@ -74,17 +77,21 @@ def load_inputs(config: TrainConfig) -> RunInputs:
     if config.start is not None:
         start = find_folder(config.start)
         start_model = read_config(start)
-        modules = ("vision", "qformer", "dense")
+        modules = [name for name in ("vision", "qformer", "dense") if name not in config.fresh]
         differing = [name for name in modules if getattr(start_model, name) != getattr(model, name)]
         if replace(start_model.language, folder=None) != replace(model.language, folder=None):
             differing.append("language")
+        has_distances = [one.difference.distances for one in (start_model, model)]
+        if "difference" not in config.fresh and has_distances[0] != has_distances[1]:
+            differing.append("difference")
         if differing:
             raise ConfigError(
                 f"start {config.start} has another {' and '.join(differing)} than {config.model}; "
                 "set model to the one that it was trained as"
             )
         # training goes through the difference module, even if the checkpoint's mode bypasses it
-        model = replace(start_model, difference=model.difference, prompt=model.prompt)
+        anew = {name: getattr(model, name) for name in ("vision", "dense") if name in config.fresh}
+        model = replace(start_model, difference=model.difference, prompt=model.prompt, **anew)
     splits = tuple(load_split(name, records, config.seed) for name, records in config.sets.items())
     return RunInputs(model, start, splits)
 
@@ -116,7 +123,7 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
     scenes = config.scenes
     if scenes:
         samples = math.ceil(sum(phase.steps * phase.batch for phase in phases.values()) * (1 - share))
-        kinds = ("train", "far", "stormy", "rich")
+        kinds = ("train", "far", "stormy", "rich", "ground")
         scenes = replace(scenes, **{kind: min(getattr(scenes, kind), samples) for kind in kinds})
     return replace(config, phases=phases, scenes=scenes)
 
@@ -149,18 +156,25 @@ def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
         is_trainable = is_language_trainable(config)
         _, model = checkpoint.load(inputs.start, language_dtype=None if is_trainable else frozen_dtype)
         model.difference.mode = inputs.model.difference.mode
-    width = inputs.model.vision.width
-    constructors: dict[str, Callable[[], nn.Module]] = {
-        "difference": partial(DifferencePerception, width, inputs.model.difference),
+    vision, dense, width = inputs.model.vision, inputs.model.dense, inputs.model.vision.width
+    constructors: dict[str, Callable[[], nn.Module | None]] = {
+        "vision": partial(VisionEncoder, vision),
+        "dense": lambda: DenseHead(width, dense, vision) if dense else None,
+        "difference": partial(DifferencePerception, width, inputs.model.difference, vision.map_channels),
         "qformer": partial(QFormer, inputs.model.qformer, width),
         "projection": partial(nn.Linear, inputs.model.qformer.hidden, inputs.model.language.hidden),
     }
     for name in config.fresh:
         setattr(model, name, constructors[name]())
+    is_new = inputs.start is None or "vision" in config.fresh
+    if is_new and config.pretrained and isinstance(model.vision.tower, EfficientNetTower):
+        load_encoder(model.vision.tower.encoder)
     if not is_language_trainable(config):
         for parameter in model.language.parameters():  # not .to(): rotary frequencies stay exact
             parameter.data = parameter.data.to(frozen_dtype)
-    if inputs.model.vision.tower == "conv":  # nearly twice as fast on a CPU; FSDP needs others as they are
+    if (
+        inputs.model.vision.map_channels
+    ):  # convolutional: nearly twice as fast on a CPU; FSDP needs others as they are
         model = model.to(memory_format=torch.channels_last)
     return model
 

@@ -1,7 +1,8 @@
 """Calibration of yes/no scores: Platt scaling of the margin logit(yes) - logit(no) on held-out pairs.
 
-As many hard negatives are added to the validation scenes: scenes without a change, in which season, light and
-haze differ more than in training. Changed and unchanged pairs have the same weight in the fit, whatever their
+With tiles of real ground the fit is to pairs drawn on them. Without, as many hard negatives are added to the
+validation scenes: scenes without a change, in which season, light and haze differ more than in training.
+Changed and unchanged pairs have the same weight in the fit, whatever their
 number, so the score is a probability at even odds. A model trained on a set is calibrated on the held-out
 pairs of that set; the shipped one was never fitted to real pairs.
 """
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from deltavlm.data.synthetic import SceneOptions
-from deltavlm.data.synthetic.cache import open_cache, render_cache
+from deltavlm.data.synthetic.cache import SceneCache, open_cache, render_cache
 from deltavlm.data.synthetic.facts import facts_of
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
@@ -101,6 +102,17 @@ def calibrate_on_scenes(model: Predictor, validation: Path, hard: Path) -> Calib
     margins, is_changed = scene_margins(model, validation)
     hard_margins, hard_is_changed = scene_margins(model, hard)
     return fit_platt(margins + hard_margins, is_changed + hard_is_changed)
+
+
+def calibrate_on_ground(model: Predictor, cache: SceneCache) -> Calibration:
+    """Fit to scenes on real ground, which are rendered into the cache.
+
+    Unchanged ones show a tile twice under other light, weather and season, as real unchanged pairs do; on
+    drawn ground alone they are too easy, and every second real one was called changed.
+    """
+    log.info("calibrating the yes/no score on %d pairs of real ground", cache.count)
+    cache.render()
+    return fit_platt(*scene_margins(model, cache.folder))
 
 
 def _without_calibration(model: Predictor) -> Predictor:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.data.augment import random_warp
-from deltavlm.data.examples import Dataset, missing_images
+from deltavlm.data.check import unusable_pairs
+from deltavlm.data.examples import Dataset
 from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
@@ -23,12 +24,14 @@ from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, RecordSet
+from deltavlm.training.distributed import world
 from deltavlm.training.sampling import Sample
 
 log = logging.getLogger(__name__)
 
 MIN_AUTO_PAIRS, MAX_AUTO_PAIRS, AUTO_SHARE = 10, 200, 0.2  # of `held_out: auto`
-MAX_LISTED = 3  # missing images named in an error
+MAX_LISTED = 10  # unusable images that are logged, a line each
+MANY_PAIRS = 1000  # whose check takes seconds, so that it is announced
 
 # Words that may become untrue when an image is cropped or rotated.
 POSITION_WORDS = re.compile(
@@ -57,10 +60,10 @@ class Split:
 
 
 def load_split(name: str, records: RecordSet, seed: int) -> Split:
-    """Read a set of the configuration, check that its images exist, and split it by the seed.
+    """Read a set of the configuration, check all of its images, and split it by the seed.
 
     Raises:
-        InputError: it cannot be read, or images are missing; with their paths.
+        InputError: it cannot be read, or images cannot be used; with their paths.
         ConfigError: it has no pairs to train on.
     """
     try:
@@ -74,13 +77,7 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
             f"sets.{name}: {records.path} has no record of the tasks {', '.join(records.tasks)}"
         )
     image_folder = _image_folder(name, records)
-    if missing := missing_images(dataset.examples, image_folder):
-        paths = ", ".join(str(image_folder / problem.location) for problem in missing[:MAX_LISTED])
-        others = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
-        raise InputError(
-            f"sets.{name}: {pluralize(len(missing), 'image is', 'images are')} missing: "
-            f"{paths}{others}; set sets.{name}.images"
-        )
+    _check_images(name, pairs, image_folder)
     held_out_count = _held_out_count(name, records, len(pairs))
     order = np.random.default_rng([seed, *name.encode()]).permutation(len(pairs))
     held_out = [pairs[index] for index in sorted(order[:held_out_count])]
@@ -127,6 +124,26 @@ def _report_problems(name: str, dataset: Dataset) -> None:
         if kind == "file":
             raise InputError(message)
         log.warning("%s; training uses the others, and `deltavlm data check` lists all", message)
+
+
+def _check_images(name: str, pairs: Sequence[PairExamples], image_folder: Path) -> None:
+    """Decode every image, each rank its share of the pairs, and log the first that cannot be used.
+
+    Raises: InputError, in all ranks, when there is any.
+    """
+    paths = [(pair.before, pair.after) for pair in pairs]
+    if len(paths) > MANY_PAIRS:
+        log.info("sets.%s: checking the images of %d pairs", name, len(paths))
+    problems = unusable_pairs(paths[world.rank :: world.size], image_folder)
+    messages = [problem.message for rank in world.all_gather_objects(problems) for problem in rank]
+    if not messages:
+        return
+    for message in messages[:MAX_LISTED] if len(messages) > 1 else ():
+        log.warning("sets.%s: %s", name, message)
+    raise InputError(
+        f"sets.{name}: {pluralize(len(messages), 'image')} of {pluralize(len(paths), 'pair')} cannot be "
+        f"used, the first: {messages[0]}; repair them or remove their records, or set sets.{name}.images"
+    )
 
 
 def _image_folder(name: str, records: RecordSet) -> Path:
@@ -214,7 +231,7 @@ class ChangeChatSource:
         pair = self.pairs[pair_index]
         order = turn_orders[pair_index][group * self.max_turns : (group + 1) * self.max_turns]
         turns = [self.turns[pair_index][turn] for turn in order]
-        before, after = self._load_images(pair)
+        before, after = (read_image(self.image_folder / name) for name in (pair.before, pair.after))
         phase = self.phase
         if self.train and (phase.cut or phase.turn_deg) and all(turn.can_warp for turn in turns):
             warp = random_warp(np.random.default_rng([*self.seed, 1, index]), phase.cut, phase.turn_deg)
@@ -223,17 +240,6 @@ class ChangeChatSource:
             before, after = (resize_image(image, self.image_px) for image in (before, after))
         prompts_and_answers = tuple((turn.prompt, turn.answer) for turn in turns)
         return Sample(before, after, prompts_and_answers, pair.examples[0].changed)
-
-    def _load_images(self, pair: PairExamples) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Images (3, H, W) before and after. Raises: InputError when they have different sizes."""
-        before, after = (read_image(self.image_folder / name) for name in (pair.before, pair.after))
-        if before.shape != after.shape:
-            sizes = " and ".join(f"{image.shape[2]} x {image.shape[1]}" for image in (before, after))
-            raise InputError(
-                f"{self.image_folder / pair.before} and {pair.after} are {sizes} px; both images of a pair "
-                "must have the same size"
-            )
-        return before, after
 
 
 def _tasks(pair: PairExamples) -> Iterator[str]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.config import from_mapping, parse_yaml, read_yaml, suggest, to_mapping
+from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, TaskName
 
 Objective = Literal["vision", "language", "joint", "align", "instruct"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Module = Literal["vision", "difference", "dense", "qformer", "projection"]
 ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct")  # train on answers, so can be asked
 
 
@@ -23,7 +25,8 @@ class Scenes:
 
     `far` scenes have pixels twice as coarse. In `stormy` ones light, haze and contrast of the dates differ
     twice as much, and half of them change. `rich` ones have more kinds of land, buildings and nuisances, at
-    one to three times the pixel size.
+    one to three times the pixel size. `ground` ones have changes drawn on the tiles of `ground_folder`
+    (docs/data.md), of which 55 % change.
     """
 
     train: int
@@ -33,7 +36,14 @@ class Scenes:
     far: int = 0
     stormy: int = 0
     rich: int = 0
+    ground: int = 0
+    ground_folder: Path | None = None  # relative paths start from the current folder
+    ground_without: tuple[GroundPart, ...] = ()  # what they leave out, to measure its worth
     weight: float = 1.0  # sampling weight, beside those of the sets
+
+    def __post_init__(self) -> None:
+        if self.ground and self.ground_folder is None:
+            raise ValueError("scenes.ground needs scenes.ground_folder, a folder of image tiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +93,11 @@ class Phase:
     far: float = 0.0  # share of scenes that are of the kind `far`
     stormy: float = 0.0  # share of scenes that are of the kind `stormy`
     rich: float = 0.0  # share of scenes that are of the kind `rich`
+    ground: float = 0.0  # share of scenes that are of the kind `ground`
     color_jitter: float = 0.0  # share of scenes with random colors
     token_dropout: float = 0.0  # mean share of the difference tokens that are dropped, for each question
     evidence_noise: float = 0.0  # share of pairs with degraded evidence tokens of the dense head
+    evidence_dropout: float = 0.0  # share of questions whose evidence tokens are dropped, all ten
     rates: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     floor: float = 0.01  # learning rate at the end of the cosine, as a share of lr
@@ -101,8 +113,9 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        shares = ("far", "stormy", "rich", "color_jitter", "token_dropout", "evidence_noise", "floor", "cut")
-        for name in shares:
+        shares = ("far", "stormy", "rich", "ground", "color_jitter", "floor", "cut")
+        dropped = ("token_dropout", "evidence_noise", "evidence_dropout")
+        for name in (*shares, *dropped):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         for name, factor in self.rates.items():
@@ -143,7 +156,8 @@ class TrainConfig:
     scenes: Scenes | None = None
     sets: dict[str, RecordSet] = field(default_factory=dict)
     start: str | None = None  # name or folder of the model to start from; default: random weights
-    fresh: tuple[Literal["difference", "qformer", "projection"], ...] = ()  # modules of it to initialize anew
+    fresh: tuple[Module, ...] = ()  # modules of it to initialize anew, as the config `model` says
+    pretrained: bool = True  # without a start: pretrained weights for an encoder that has some
     seed: int = 0
     clip: float = 1.0  # norm that gradients are clipped to
     ema: float = 0.999  # decay of the exponential moving average of the weights; 0: none, the last ones count

@@ -164,7 +164,7 @@ def _measure(
         if scenes:
             notify("measuring the drawing of scenes")
             other_seconds["drawing scenes"] = _measure_scenes(config, out)
-            kinds = ("train", "validation", "far", "stormy", "rich")
+            kinds = ("train", "validation", "far", "stormy", "rich", "ground")
             scenes = replace(scenes, **{kind: min(getattr(scenes, kind), MEASURED_PAIRS) for kind in kinds})
         started = time.monotonic()
         codecs = prepare_tokenizers(inputs, out, has_scenes=scenes is not None)

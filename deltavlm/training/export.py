@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from deltavlm.data.synthetic import SceneOptions
+from deltavlm.data.synthetic.cache import GROUND_VALIDATION_SEED, SceneCache
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training.build import RunInputs
-from deltavlm.training.calibrate import calibrate_on_scenes, fit_platt, record_margins
+from deltavlm.training.calibrate import calibrate_on_ground, calibrate_on_scenes, fit_platt, record_margins
 from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.config import TrainConfig
 
@@ -88,6 +90,11 @@ def _calibrate(out: Path, folder: Path, config: TrainConfig, splits: Sequence[Sp
         is_changed += split_is_changed
     if min(sum(is_changed), len(is_changed) - sum(is_changed)) >= MIN_CLASS_ANSWERS:
         return fit_platt(margins, is_changed)
+    if config.scenes is not None and config.scenes.ground:
+        options = SceneOptions(change=0.5)
+        folder, tiles, size = out / "ground_validation", config.scenes.ground_folder, config.scenes.size_px
+        cache = SceneCache(folder, config.scenes.validation, GROUND_VALIDATION_SEED, size, options, tiles)
+        return calibrate_on_ground(model, cache)
     if config.scenes is not None:
         return calibrate_on_scenes(model, out / "validation", out / "hard")
     return None

@@ -72,7 +72,7 @@ class Learner(nn.Module):
         length, so that a "yes" has weight beside a list of cells."""
         sums = []
         for rows in answers:
-            tokens_RTD = self.drop_tokens(tokens_BTD[rows.pair_index], self.phase.token_dropout)
+            tokens_RTD = self.drop_tokens(tokens_BTD[rows.pair_index])
             losses_R = self.model.token_losses(tokens_RTD, rows.question, rows.text, rows.labels).sum(dim=1)
             if self.phase.balance == "root":
                 losses_R = losses_R / (rows.labels != IGNORE_INDEX).sum(dim=1).sqrt()
@@ -100,22 +100,28 @@ class Learner(nn.Module):
         noisy_density = density * 2 ** (2 * uniform[3] - 1.2)
         is_degraded = uniform[0] < self.phase.evidence_noise
         evidence = self.model.dense.evidence(  # type: ignore[union-attr]
-            torch.where(is_degraded, noisy_mask, mask), torch.where(is_degraded, noisy_density, density)
+            torch.where(is_degraded, noisy_mask, mask),
+            torch.where(is_degraded, noisy_density, density),
+            pair.distances,
         )
         return torch.cat([pair.tokens[:, : -self.evidence_tokens], evidence.to(pair.tokens.dtype)], dim=1)
 
-    def drop_tokens(self, tokens_RTD: Tensor, share: float) -> Tensor:
-        """Set random difference tokens to zero, in each row another share between 0 and twice `share`.
+    def drop_tokens(self, tokens_RTD: Tensor) -> Tensor:
+        """Set random image tokens to zero, so that an answer has to rely on both kinds.
 
-        The dense head's evidence tokens are not dropped, so that an answer has to rely on both.
+        Of the difference tokens in each row another share, between 0 and twice `token_dropout`; of the dense
+        head's evidence tokens all ten, in the share `evidence_dropout` of the rows, which then keep all of
+        their difference tokens.
         """
-        if not share or not self.training:
+        share, hidden_share = self.phase.token_dropout, self.phase.evidence_dropout
+        if not self.training or not (share or hidden_share):
             return tokens_RTD
         rows, tokens, _ = tokens_RTD.shape
         device = tokens_RTD.device
+        is_hidden = torch.rand(rows, 1, 1, device=device) < hidden_share
         dropped_share = 2 * share * torch.rand(rows, 1, 1, device=device)
-        keep = torch.rand(rows, tokens, 1, device=device) >= dropped_share
-        keep[:, tokens - self.evidence_tokens :] = True
+        keep = (torch.rand(rows, tokens, 1, device=device) >= dropped_share) | is_hidden
+        keep[:, tokens - self.evidence_tokens :] = ~is_hidden
         return tokens_RTD * keep.to(tokens_RTD.dtype)
 
     def alignment_losses(

@@ -140,6 +140,10 @@ class _Run:
                     f"phase {name}: micro-batches of {pluralize(size, 'pair')} do not fit into memory; use "
                     f"--set phases.{name}.micro={max(1, size // 2)}, or --set recompute=true"
                 ) from error
+            except InputError:  # an image that was there at the start
+                if world.size == 1:
+                    trainer.save_checkpoint()
+                raise
             if end == "stopped":
                 return trainer.step, stop
             if world.rank == 0:

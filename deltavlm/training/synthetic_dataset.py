@@ -13,6 +13,7 @@ from deltavlm.data.prompts import sample_prompts
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import (
     FAR_SEED,
+    GROUND_SEED,
     RICH_SEED,
     STORMY_SEED,
     TRAIN_SEED,
@@ -27,6 +28,7 @@ from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes
 from deltavlm.training.sampling import Sample
 
+SPECIAL_KINDS = ("far", "stormy", "rich", "ground")  # of scenes, with a share in each phase
 CHANGE_CENTERED = 0.75  # share of crops around a changed pixel
 SWAP_DATES = 0.15  # probability of exchanging before and after
 CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
@@ -35,16 +37,18 @@ CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
 def scene_caches(scenes: Scenes, out: Path) -> list[SceneCache]:
     """Scene caches of a run, one for each kind of scenes that it has."""
     plain = SceneOptions(change=scenes.change)
+    on_tiles = SceneOptions(change=0.55, without=scenes.ground_without)
     kinds = [
-        ("scenes", scenes.train, TRAIN_SEED, plain),
-        ("validation", scenes.validation, VALIDATION_SEED, plain),
-        ("far", scenes.far, FAR_SEED, replace(plain, downsample=2)),
-        ("stormy", scenes.stormy, STORMY_SEED, SceneOptions(change=0.5, strength=2.0)),
-        ("rich", scenes.rich, RICH_SEED, replace(plain, rich=True)),
+        ("scenes", scenes.train, TRAIN_SEED, plain, None),
+        ("validation", scenes.validation, VALIDATION_SEED, plain, None),
+        ("far", scenes.far, FAR_SEED, replace(plain, downsample=2), None),
+        ("stormy", scenes.stormy, STORMY_SEED, SceneOptions(change=0.5, strength=2.0), None),
+        ("rich", scenes.rich, RICH_SEED, replace(plain, rich=True), None),
+        ("ground", scenes.ground, GROUND_SEED, on_tiles, scenes.ground_folder),
     ]
     return [
-        SceneCache(out / name, count, seed, scenes.size_px, options)
-        for name, count, seed, options in kinds
+        SceneCache(out / name, count, seed, scenes.size_px, options, tiles)
+        for name, count, seed, options, tiles in kinds
         if count or name in ("scenes", "validation")
     ]
 
@@ -82,7 +86,7 @@ class SceneSource:
 
     def __init__(self, out: Path, scenes: Scenes, phase: Phase, image_px: int, seed: list[int]) -> None:
         self.phase, self.image_px, self.seed = phase, image_px, seed
-        shares = {kind: getattr(phase, kind) for kind in ("far", "stormy", "rich") if getattr(scenes, kind)}
+        shares = {kind: getattr(phase, kind) for kind in SPECIAL_KINDS if getattr(scenes, kind)}
         self.shares = {"scenes": max(0.0, 1 - sum(shares.values())), **shares}
         self.caches = {kind: open_cache(out / kind) for kind in self.shares}
 

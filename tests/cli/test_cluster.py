@@ -21,7 +21,7 @@ from deltavlm.cluster.worker import ReadTask, pair_fingerprint, read_chips_of_ta
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
 from deltavlm.pipeline.job import AnalyzeOptions
-from deltavlm.pipeline.journal import Journal
+from deltavlm.pipeline.journal.store import Journal
 from tests import workers
 from tests.cli.conftest import Run
 from tests.conftest import Scene
@@ -74,7 +74,7 @@ def same(one: str, other: str) -> bool:
 def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Journals have the same key, which is random otherwise, so that they can be compared."""
     fixed = SimpleNamespace(token_hex=lambda count: "0f" * count)
-    monkeypatch.setattr("deltavlm.pipeline.journal_file.secrets", fixed)
+    monkeypatch.setattr("deltavlm.pipeline.journal.header.secrets", fixed)
 
 
 def test_one_pair(run: Run, scene: Scene, model_there: Callable[..., None]) -> None:

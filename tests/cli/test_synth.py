@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 
+from deltavlm.geo.geotiff import write_geotiff
 from tests.cli.conftest import ROOT, Run, one_line
 
 
@@ -45,6 +47,34 @@ def test_a_scene_is_a_georeferenced_pair_with_ground_truth(run: Run, tmp_path: P
     assert run("synth", "scene", str(tmp_path), *args, "--overwrite", "-q").exit_code == 0
     with rasterio.open(tmp_path / "before.tif") as before:
         assert np.array_equal(before.read(), first)
+
+
+def test_scenes_on_tiles(run: Run, tmp_path: Path) -> None:
+    """A scene on a GeoTIFF has its CRS and a transform of its pixel grid; a bad folder is one line."""
+    tiles = tmp_path / "tiles"
+    tiles.mkdir()
+    pixels = np.random.default_rng(0).normal((110, 130, 80), 6, (140, 150, 3)).clip(0, 255).astype(np.uint8)
+    transform = Affine(0.5, 0, 300000, 0, -0.5, 4500000)
+    write_geotiff(tiles / "a.tif", pixels, transform=transform, crs="EPSG:32618")
+    size = ["--width", "96", "--height", "80", "--ground", str(tiles)]
+    assert run("synth", "scene", str(tmp_path / "pair"), *size, "--change", "1").exit_code == 0
+    with rasterio.open(tmp_path / "pair" / "after.tif") as after:
+        assert (after.crs, after.res) == ("EPSG:32618", (0.5, 0.5))
+        col, row = ~transform * (after.transform.c, after.transform.f)
+        assert (col, row) == (round(col), round(row))
+        assert 16 <= col <= 150 - 96 - 16
+        assert 16 <= row <= 140 - 80 - 16
+    assert json.loads((tmp_path / "pair" / "truth.json").read_text())["crs"] == "EPSG:32618"
+    refused = run("synth", "scene", str(tmp_path / "other"), *size, "--crs", "EPSG:32633")
+    assert refused.exit_code == 2
+    assert "have their own georeference" in one_line(refused)
+    chips = ["-n", "2", "--size", "64", "--ground"]
+    assert run("synth", "chips", str(tmp_path / "set"), *chips, str(tiles)).exit_code == 0
+    assert len(list((tmp_path / "set/images/test/A").glob("*.png"))) == 2
+    failed = run("synth", "chips", str(tmp_path / "none"), *chips, str(tmp_path / "missing"))
+    assert failed.exit_code == 2
+    assert "is not a folder; give a folder of image tiles" in one_line(failed)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 import torch
 import yaml
 
-from deltavlm.config import shipped_config
+from deltavlm.config import load, shipped_config
 from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.synthetic import SceneOptions, make_scene
+from deltavlm.training import run as training
+from deltavlm.training.config import TrainConfig
 from tests.cli.conftest import ROOT, Run, one_line
 
 # small enough for a test, everything else as it ships
@@ -132,7 +135,6 @@ def test_a_run_resumes_after_sigterm_and_sigkill(made: Path, tmp_path: Path) -> 
     """SIGTERM ends a run with a checkpoint and one line, SIGKILL loses the steps since the last checkpoint;
     the losses are those of an uninterrupted run."""
     config, out, reference = quick(made, tmp_path), tmp_path / "stopped", tmp_path / "reference"
-    uninterrupted = start_process(config, reference)
     first = start_process(config, out)
     wait_for(out, 2, first)
     first.send_signal(signal.SIGTERM)
@@ -149,14 +151,25 @@ def test_a_run_resumes_after_sigterm_and_sigkill(made: Path, tmp_path: Path) -> 
     second.kill()
     second.communicate()
     steps = len(logged_losses(out)) + 2
-    third = start_process(config, out, "--resume")
-    wait_for(out, steps, third)
-    third.terminate()
-    third.communicate(timeout=60)
-    wait_for(reference, steps, uninterrupted)
-    uninterrupted.kill()
-    uninterrupted.communicate()
-    assert logged_losses(out)[:steps] == logged_losses(reference)[:steps]
+    train_until(steps, config, out, resume=True)
+    train_until(steps, config, reference)
+    assert logged_losses(out) == logged_losses(reference)
+    assert len(logged_losses(out)) == steps
+
+
+class Stopped(Exception):
+    """End of a run in this process."""
+
+
+def train_until(steps: int, config: Path, out: Path, *, resume: bool = False) -> None:
+    """Train in this process, and stop without a checkpoint after that many steps."""
+
+    def stop(phase: str, step: int, phase_steps: int, note: str) -> None:
+        if step >= steps:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        training.train(load(config, TrainConfig), out, training.RunOptions(resume=resume), stop)
 
 
 def test_the_whole_configuration_is_printed(run: Run) -> None:
@@ -195,7 +208,6 @@ def test_a_dry_run_measures_and_writes_nothing(run: Run, made: Path, tmp_path: P
 
 def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path: Path) -> None:
     config = quick(made, tmp_path)
-    (tmp_path / "images").mkdir()
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: nano\nphasez: {}\n")
     for arguments, message in (
@@ -206,7 +218,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
         ([config, "-o", "x", "--set", "start=nowhere"], "no model 'nowhere'"),
         ([config, "-o", "x", "--set", "model=deltavlm-7b"], "has another vision and qformer and"),
         ([config, "-o", "x", "--set", "sets.made.path=gone"], "sets.made: gone does not exist"),
-        ([config, "-o", "x", "--set", f"sets.made.images={tmp_path / 'images'}"], "8 images are missing"),
         ([config, "-o", "x", "--set", "phases.read.micro=3"], "batch 2 does not divide"),
         ([config, "-o", "x", "--set", "phases.read.rates={visoin: 1}"], "no 'visoin'; did you mean 'vision'"),
         ([config, "-o", "x", "--set", "sharding=fsdp"], "fsdp needs several processes"),
@@ -216,3 +227,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
         result = run("train", *arguments)
         assert result.exit_code == 2, (arguments, result.output)
         assert message in one_line(result), arguments
+
+
+def test_unusable_images_end_a_run_before_it_begins(run: Run, made: Path, tmp_path: Path) -> None:
+    """One line for each, exit code 2, and nothing written; a truncated image ended a run at some step."""
+    config = quick(made, tmp_path)
+    images = Path(shutil.copytree(made / "images", tmp_path / "images"))
+    (images / "train" / "A" / "train_1.png").unlink()
+    truncated = images / "train" / "B" / "train_2.png"
+    truncated.write_bytes(truncated.read_bytes()[:3000])
+    for options in (["-o", "x"], ["--dry-run"]):
+        result = run("train", config, *options, "--set", f"sets.made.images={images}")
+        assert result.exit_code == 2
+        warnings, errors = (
+            [line for line in result.stderr.splitlines() if line.startswith(label)]
+            for label in ("Warning:", "Error:")
+        )
+        assert "train_1.png is missing" in warnings[0]
+        assert "train_2.png cannot be read: image file is truncated" in warnings[1]
+        assert len(warnings) == 2
+        assert len(errors) == 1
+        assert "sets.made: 2 images of 4 pairs cannot be used, the first: " in errors[0]
+        assert not Path("x").exists()

@@ -159,8 +159,11 @@ def test_the_rules_change_the_answers(images: Path) -> None:
 
 def test_unusable_pairs_are_reported_and_left_out(images: Path) -> None:
     labels = images / "test" / "label"
-    for name in ("a", "b", "c", "d", "e", "f", "g"):
+    for name in ("a", "b", "c", "d", "e", "f", "g", "h", "i"):
         pair(images, f"{name}.png", mask())
+    for truncated in (images / "test" / "A" / "h.png", labels / "i.png"):
+        noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), np.uint8)
+        write_image(truncated, noise).write_bytes(truncated.read_bytes()[:500])
     (labels / "a.png").unlink()
     write_image(labels / "b.png", np.zeros((SIZE, SIZE + 1), np.uint8))
     write_image(labels / "c.png", np.full((SIZE, SIZE), 9, np.uint8))
@@ -171,7 +174,12 @@ def test_unusable_pairs_are_reported_and_left_out(images: Path) -> None:
         write_image(images / "test" / date / "f.jpg", np.zeros((SIZE, SIZE, 3), np.uint8))
     result = build_dataset(BuildSources(images, images))
     assert result.pairs == 3  # f.jpg, x and y
-    assert {problem.location: problem.message for problem in result.problems} == {
+    messages = {problem.location: problem.message for problem in result.problems}
+    for location, path in {"test/h.png": images / "test" / "A", "test/i.png": labels}.items():
+        assert messages.pop(location).startswith(
+            f"{path / location[-5:]} cannot be read: image file is trunc"
+        )
+    assert messages == {
         "test/a.png": f"{labels / 'a.png'} is missing",
         "test/b.png": f"{labels / 'b.png'} is 49 x 48 px, and test/A/b.png 48 x 48",
         "test/c.png": f"{labels / 'c.png'} has the value 9 in 2,304 pixels, which is no class; add it to"

@@ -11,12 +11,14 @@ import pytest
 from deltavlm.data.synthetic import Scene, SceneOptions, make_scene, phrases
 from deltavlm.data.synthetic.cache import SceneCache, halve, open_cache, render_cache
 from deltavlm.data.synthetic.facts import SWAPPED, Facts, cell_shares, facts_of
-from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE
+from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES, CHANGE_CODE, COVER_CODE
 from deltavlm.data.synthetic.imaging import color_jitter
 from deltavlm.data.synthetic.scene import make_plan
 from deltavlm.tasks import classify, count, locate
-from deltavlm.tasks.caption import denies_change, kinds_built
+from deltavlm.tasks.caption import denies_change, kinds_built, kinds_removed
 from deltavlm.tasks.text import NO_CHANGE, clean
+
+KINDS = ("building", "road")
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +112,49 @@ def test_answers_are_parsed_as_the_truth(scenes: list[Scene]) -> None:
 def test_captions_say_what_is_built(scenes: list[Scene]) -> None:
     for scene in scenes:
         fact = facts(scene)
-        built = {kind for kind in ("building", "road") if fact.counts[f"{kind}_built"]}
+        built = {kind for kind in KINDS if fact.counts[f"{kind}_built"]}
         for sentence in phrases.captions(fact):
             assert denies_change(sentence) == (not fact.changed)
-            if "built along" not in sentence:  # "houses are built along a road" leaves open whether it is new
-                assert kinds_built(sentence) == built
+            assert kinds_built(sentence) == built
+            assert kinds_removed(sentence) <= {kind for kind in KINDS if fact.counts[f"{kind}_removed"]}
+
+
+def draw(*boxes: tuple[str, slice, slice], cover: str = "grass", road: slice | None = None) -> Facts:
+    """Facts of 100 x 100 pixels with a change in each box, and a road of both dates in some columns."""
+    change, instances = np.zeros((100, 100), np.uint8), np.zeros((100, 100), np.uint16)
+    covers = np.full((100, 100), COVER_CODE[cover], np.uint8)
+    if road is not None:
+        covers[:, road] = COVER_CODE["road"]
+    for number, (kind, rows, cols) in enumerate(boxes, start=1):
+        change[rows, cols], instances[rows, cols] = CHANGE_CODE[kind], number
+    return facts_of(change, instances, covers)
+
+
+def test_a_caption_says_what_how_many_where_and_along_what() -> None:
+    corner = [("building_built", slice(row, row + 6), slice(4, 10)) for row in (2, 12, 22)]
+    cases = {
+        "a house is built in the top left corner": draw(*corner[:1]),
+        "two houses are built in the top left corner": draw(*corner[:2]),
+        "several houses are built along the road in the top left corner": draw(*corner, road=slice(13, 17)),
+        "several houses are built in the top left corner": draw(*corner, road=slice(30, 34)),  # too far
+        "several houses and a road are built in the top left corner": draw(
+            *corner, ("road_built", slice(0, 30), slice(13, 17))
+        ),
+        "a large building is built in the middle": draw(("building_built", slice(40, 62), slice(38, 60))),
+        "a road is built on the farmland": draw(("road_built", slice(0, 100), slice(0, 100)), cover="crops"),
+        "a house is built on the right and a house is demolished and the trees are removed": draw(
+            ("building_built", slice(30, 36), slice(80, 86)),
+            ("building_removed", slice(3, 9), slice(3, 9)),
+            cover="trees",
+        ),
+        "a pond appears at the bottom": draw(("water_new", slice(75, 90), slice(45, 55))),
+    }
+    for sentence, fact in cases.items():
+        assert phrases.captions(fact)[0] == sentence
+    roadside = phrases.captions(draw(*corner, ("road_built", slice(0, 30), slice(13, 17))))
+    assert "several houses are built along a new road in the top left corner" in roadside
+    wooded = phrases.captions(draw(*corner, cover="trees"))
+    assert "the trees are replaced by several houses in the top left corner" in wooded
 
 
 def test_sentences_are_clean_and_differ(scenes: list[Scene]) -> None:

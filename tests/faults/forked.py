@@ -23,7 +23,7 @@ import typer.main
 
 import deltavlm
 from deltacli.main import app
-from deltavlm.pipeline.journal_file import JournalFile
+from deltavlm.pipeline.journal.file import JournalFile
 from tests.conftest import write_tiled
 from tests.rasters import noise
 from tests.scripted_model import ScriptedModel

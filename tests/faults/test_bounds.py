@@ -17,7 +17,7 @@ from deltavlm.files import read_text
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import CONFIG, read_config
 from deltavlm.model.tokenizer import load_codecs
-from deltavlm.pipeline.journal_file import files_in_commit
+from deltavlm.pipeline.journal.file import files_in_commit
 from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
 from deltavlm.pipeline.transcript import read_transcript
 from deltavlm.scoring.predictions import read_predictions

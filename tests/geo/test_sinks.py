@@ -24,8 +24,9 @@ from rasterio.crs import CRS
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.geo import sinks
 from deltavlm.geo.features import Feature, Field, Layer
+from deltavlm.geo.output_files import SUFFIXES, check_output
 from deltavlm.geo.qml import SIGNATURE
-from deltavlm.geo.sinks import SUFFIXES, check_can_hold, check_output, open_sink
+from deltavlm.geo.sinks import check_can_hold, open_sink
 from deltavlm.geo.tables import ROW_GROUP
 
 ROOT = Path(__file__).resolve().parents[2]

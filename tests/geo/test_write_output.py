@@ -9,8 +9,8 @@ import pytest
 
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.files import create_file
-from deltavlm.geo import sinks
-from deltavlm.geo.sinks import write_output
+from deltavlm.geo import output_files
+from deltavlm.geo.output_files import write_output
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         scratch.write_bytes(b"ne")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sinks, "create_file", full)
+    monkeypatch.setattr(output_files, "create_file", full)
     with pytest.raises(WriteError, match="No space left on device"):
         write_output(path, b"new", overwrite=True)
     assert path.read_bytes() == b"old"
@@ -56,7 +56,7 @@ def test_a_file_of_another_process_is_not_replaced(tmp_path: Path, monkeypatch: 
         path.write_bytes(b"theirs")
         return create_file(scratch)
 
-    monkeypatch.setattr(sinks, "create_file", slow)
+    monkeypatch.setattr(output_files, "create_file", slow)
     with pytest.raises(OutputError, match=r"the results are in .*page\.new\.html"):
         write_output(path, b"ours", overwrite=False)
     assert path.read_bytes() == b"theirs"

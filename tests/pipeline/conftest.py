@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deltavlm.pipeline import journal_file
+from deltavlm.pipeline.journal import header
 
 
 @pytest.fixture
@@ -22,4 +22,4 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def same_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every journal the same key, so that a journal begun anew has the same bytes."""
-    monkeypatch.setattr(journal_file, "secrets", SimpleNamespace(token_hex=lambda size: "07" * size))
+    monkeypatch.setattr(header, "secrets", SimpleNamespace(token_hex=lambda size: "07" * size))

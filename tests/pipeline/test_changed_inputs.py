@@ -16,7 +16,7 @@ from deltavlm.errors import OutputError, RasterError
 from deltavlm.geo.pair import ReadOptions
 from deltavlm.pipeline.engine import LocalEngine
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal_file import journal_path
+from deltavlm.pipeline.journal.file import journal_path
 from deltavlm.pipeline.run import run
 from tests.conftest import Scene, write_tiled
 from tests.jobs import interrupted_after, job_into, run_job, with_output

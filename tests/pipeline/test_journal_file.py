@@ -11,17 +11,15 @@ from typing import Any
 import pytest
 
 from deltavlm.errors import OutputError
-from deltavlm.pipeline.journal_file import (
+from deltavlm.pipeline.journal.blobs import Blob
+from deltavlm.pipeline.journal.file import (
     COMMIT,
-    KEY,
-    VERSION,
-    Blob,
     JournalFile,
     check_journal_header,
-    differing_keys,
     files_in_commit,
     open_journal_file,
 )
+from deltavlm.pipeline.journal.header import KEY, VERSION, differing_keys
 
 HEADER = {"settings": {"model": {"name": "nano"}, "chip_px": 32}}
 

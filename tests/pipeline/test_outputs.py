@@ -11,7 +11,7 @@ import pytest
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.files import lock
 from deltavlm.pipeline.job import OutputOptions
-from deltavlm.pipeline.journal_file import COMMIT, journal_path
+from deltavlm.pipeline.journal.file import COMMIT, journal_path
 from deltavlm.pipeline.outputs import OutputFiles, check_outputs, is_complete, output_paths
 from tests.conftest import Scene
 from tests.jobs import job_into

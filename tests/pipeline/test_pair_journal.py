@@ -11,7 +11,7 @@ import pytest
 
 from deltavlm.errors import OutputError
 from deltavlm.geo.pair import ReadOptions
-from deltavlm.pipeline.journal import open_journal
+from deltavlm.pipeline.journal.store import open_journal
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import journal_settings
 from deltavlm.pipeline.results import ChipResult

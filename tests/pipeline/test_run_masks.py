@@ -437,7 +437,7 @@ def test_identical_chips_share_their_mask(
     after[:, :, :160] = 99
     sizes = []
     monkeypatch.setattr(
-        "deltavlm.pipeline.journal_file.JournalFile.unlink",
+        "deltavlm.pipeline.journal.file.JournalFile.unlink",
         lambda file: sizes.append(Path("out.gpkg.journal.masks").stat().st_size),
     )
     run_job(job_into("out.gpkg", write_dates(tmp_path, before, after), overlap_px=0, mask="m.tif"), model)

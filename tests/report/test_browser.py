@@ -176,7 +176,8 @@ def test_a_click_on_the_map_opens_the_chip(tab: Tab, scene: Scene) -> None:
 
 
 CUT_IDS = """return [...document.querySelectorAll('.row:not([hidden]) .where')].filter((where) => {
-  const id = where.firstElementChild, [inner, outer] = [id, where].map((node) => node.getBoundingClientRect());
+  const id = where.firstElementChild, inner = id.getBoundingClientRect();
+  const outer = where.getBoundingClientRect();
   const isWhole = inner.right <= outer.right && inner.bottom <= outer.bottom;
   return !isWhole || !/^r\\d+_c\\d+$/.test(id.textContent);
 }).length"""  # rows whose chip_id is not seen whole

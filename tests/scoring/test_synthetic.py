@@ -25,7 +25,8 @@ def facts(
     cells = dict.fromkeys(KINDS, ()) | {"building_built": buildings, "road_built": roads}
     counts = {kind: len(labels) for kind, labels in cells.items()}
     replaced = "soil" if buildings or roads else None
-    return Facts(counts, cells, ground or {}, replaced, buildings or roads or ("top-left",))
+    new = buildings or roads
+    return Facts(counts, cells, ground or {}, replaced, new or ("top-left",), new, None, is_large=False)
 
 
 SCENES = [

@@ -16,7 +16,8 @@ from rasterio.crs import CRS
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.geo.features import Feature
 from deltavlm.geo.measure import areas_m2
-from deltavlm.geo.sinks import SUFFIXES, open_sink
+from deltavlm.geo.output_files import SUFFIXES
+from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
 from deltavlm.summaries.areas import (
     OUTSIDE,

@@ -281,15 +281,28 @@ def test_an_unknown_metric_names_the_nearest(caches: Path, codec: Codec, tmp_pat
 
 
 def test_token_dropout_drops_its_share_of_all_but_the_evidence_tokens(codec: Codec) -> None:
-    learner = Learner(tiny_model(config=MODEL), MODEL, PHASES["joint"]).train()
+    def learner(**options: float) -> Learner:
+        return Learner(tiny_model(config=MODEL), MODEL, replace(PHASES["joint"], **options)).train()
+
     tokens = torch.ones(64, 40, 8)
-    assert learner.drop_tokens(tokens, 0.0) is tokens
-    dropped = learner.drop_tokens(tokens, 0.3)[..., 0]
+    assert learner(token_dropout=0.0).drop_tokens(tokens) is tokens
+    dropped = learner(token_dropout=0.3).drop_tokens(tokens)[..., 0]
     assert (dropped[:, -10:] == 1).all()
     shares = (dropped[:, :-10] == 0).float().mean(dim=1)
     assert shares.mean().item() == pytest.approx(0.3, abs=0.08)
     assert shares.max() - shares.min() > 0.3  # another share in each row
-    assert learner.eval().drop_tokens(tokens, 0.3) is tokens
+    assert learner(token_dropout=0.3).eval().drop_tokens(tokens) is tokens
+
+
+def test_evidence_dropout_drops_all_evidence_of_its_share_of_the_rows_and_nothing_else(codec: Codec) -> None:
+    phase = replace(PHASES["joint"], token_dropout=0.5, evidence_dropout=0.4)
+    learner = Learner(tiny_model(config=MODEL), MODEL, phase).train()
+    torch.manual_seed(0)
+    kept = learner.drop_tokens(torch.ones(400, 40, 8))[..., 0]
+    is_hidden = (kept[:, -10:] == 0).all(dim=1)
+    assert is_hidden.float().mean().item() == pytest.approx(0.4, abs=0.08)
+    assert (kept[~is_hidden, -10:] == 1).all()
+    assert (kept[is_hidden, :-10] == 1).all()
 
 
 def test_evidence_noise_changes_the_evidence_tokens_of_its_share_of_the_pairs(codec: Codec) -> None:

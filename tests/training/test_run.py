@@ -13,12 +13,15 @@ import torch
 
 from deltavlm.config import dump, load, shipped_config
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
+from deltavlm.errors import InputError
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training import __main__ as command
 from deltavlm.training import build
 from deltavlm.training.checkpoints import final_weights, load_state
+from deltavlm.training.collate import TrainBatch
 from deltavlm.training.config import TrainConfig
+from deltavlm.training.loop import Trainer
 from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -106,6 +109,24 @@ def test_a_time_limit_stops_with_a_checkpoint(
     assert command.main([str(recipe), "-o", str(out), "--minutes", "0"]) == 0
     assert "stopped by its time limit at step 0 of masks_close" in capsys.readouterr().err
     assert (out / "masks_close.pt").exists()
+
+
+@pytest.mark.slow
+def test_an_image_that_vanishes_ends_a_run_with_a_checkpoint(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_step = Trainer.load_step
+
+    def fail(trainer: Trainer, step: int) -> list[TrainBatch]:
+        if step == 1:
+            raise InputError("a.png is missing")
+        return load_step(trainer, step)
+
+    monkeypatch.setattr(Trainer, "load_step", fail)
+    out = tmp_path / "run"
+    assert command.main([str(recipe), "-o", str(out)]) == 2
+    assert "Error: a.png is missing" in capsys.readouterr().err
+    assert load_state(out / "masks_close.pt")["step"] == 1
 
 
 @pytest.mark.slow

@@ -225,14 +225,35 @@ def test_a_broken_record_is_logged_and_left_out(tmp_path: Path, caplog: pytest.L
     assert "1 record cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
 
 
-def test_missing_images_are_named_before_training(chip_set: Path, tmp_path: Path) -> None:
+def test_missing_images_are_named_before_training(
+    chip_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "images" / "train" / "A").mkdir(parents=True)
     records = RecordSet(chip_set, images=tmp_path / "images")
     with pytest.raises(
-        InputError, match=r"10 images are missing: .*train/A/train_0\.png.* and 7 more"
+        InputError, match=r"10 images of 5 pairs cannot be used, the first: .*train_0\.png is missing; repair"
     ) as error:
         load_split("made", records, 0)
     assert "\n" not in str(error.value)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 10
+    assert all("is missing" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_truncated_images_are_named_before_training(suffix: str, tmp_path: Path) -> None:
+    """A truncated image has an intact header; it ended a run at the step that read it."""
+    messages = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a"}]
+    names = [f"a{suffix}", f"b{suffix}"]
+    record = {"id": "x", "image": names, "changeflag": 1, "conversations": messages}
+    (tmp_path / "my_train.json").write_text(json.dumps([record]))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for name in names:
+        save_image(tmp_path / "images" / name, pixels)
+    assert load_split("my", RecordSet(tmp_path), 0).train
+    damaged = tmp_path / "images" / names[1]
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    with pytest.raises(InputError, match=rf"1 image of 1 pair cannot be used, .*b\{suffix} cannot be read"):
+        load_split("my", RecordSet(tmp_path), 0)
 
 
 def test_images_of_a_pair_must_have_one_size(tmp_path: Path) -> None:
@@ -242,17 +263,17 @@ def test_images_of_a_pair_must_have_one_size(tmp_path: Path) -> None:
     for name, size in (("a.png", 8), ("b.png", 9)):
         save_image(tmp_path / "images" / name, np.zeros((size, size, 3), np.uint8))
     with pytest.raises(InputError, match=r"a\.png and b\.png are 8 x 8 and 9 x 9 px"):
-        source_of(tmp_path).sample(0)
+        load_split("my", RecordSet(tmp_path), 0)
 
 
-@pytest.mark.parametrize("name", ["far", "stormy", "rich"])
+@pytest.mark.parametrize("name", ["far", "stormy", "rich", "ground"])
 def test_kinds_of_scenes_are_sampled_by_their_share(name: str, tmp_path: Path) -> None:
     for number, cache in enumerate(("scenes", name)):
         options = SceneOptions(change=1.0)
         render_cache(tmp_path / cache, 2, seed=20 + 10 * number, size_px=64, workers=1, options=options)
     images = open_cache(tmp_path / name)[0]
     pixels_of_kind = {np.sort(image, axis=None).tobytes() for pair in images for image in pair}
-    scenes = Scenes(2, 2, 64, **{name: 2})
+    scenes = Scenes(2, 2, 64, **{name: 2}, ground_folder=tmp_path)
     for share in (0.0, 0.5, 1.0):
         phase = replace(PHASE, part="joint", **{name: share})
         source = SceneSource(tmp_path, scenes, phase, 64, [0])

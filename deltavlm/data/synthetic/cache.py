@@ -13,17 +13,22 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from deltavlm.data.synthetic.ground import GroundTiles, make_ground_scene
 from deltavlm.data.synthetic.scene import SceneOptions, make_scene
 
 __all__ = [
     "FAR_SEED",
     "FAR_TEST_SEED",
+    "GROUND_SEED",
+    "GROUND_TEST_SEED",
+    "GROUND_VALIDATION_SEED",
     "RICH_SEED",
     "RICH_TEST_SEED",
     "STORMY_SEED",
@@ -37,11 +42,11 @@ __all__ = [
 ]
 
 # First seeds of the sets, whose ranges do not overlap. FAR: coarser pixels; STORMY: large differences
-# of light, haze and contrast; RICH: `SceneOptions.rich`.
+# of light, haze and contrast; RICH: `SceneOptions.rich`; GROUND: on real ground.
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 1_000_000, 500_000_000, 900_000_000
 FAR_SEED, STORMY_SEED, FAR_TEST_SEED = 1_000_000_000, 1_200_000_000, 1_500_000_000
 RICH_SEED, RICH_TEST_SEED = 1_600_000_000, 1_900_000_000
-
+GROUND_SEED, GROUND_VALIDATION_SEED, GROUND_TEST_SEED = 2_000_000_000, 2_200_000_000, 2_300_000_000
 
 STAMP = "drawn.txt"  # written last, so that only a complete cache has it
 PARTS = "parts.txt"  # of an incomplete cache: its description, then "start stop" of each finished part
@@ -60,17 +65,23 @@ def ignore_count(rendered: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SceneCache:
-    """Cache folder of `count` scenes with the seeds `seed`, `seed` + 1, ... and square sides of `size_px`."""
+    """Cache folder of `count` scenes with the seeds `seed`, `seed` + 1, ... and square sides of `size_px`.
+
+    ground: folder of tiles that the scenes are drawn on (`tiles.GroundTiles`); None: the ground is drawn too.
+    """
 
     folder: Path
     count: int
     seed: int
     size_px: int = 256
     options: SceneOptions = field(default_factory=lambda: SceneOptions(change=0.6))
+    ground: Path | None = None
 
     @property
     def description(self) -> str:
-        return _describe(self.count, self.seed, self.size_px, self.options)
+        """Text that identifies the content. Raises: InputError for a folder without tiles."""
+        digest = _tiles(self.ground).digest if self.ground else None
+        return _describe(self.count, self.seed, self.size_px, self.options, digest)
 
     def count_rendered(self) -> int:
         """Number of scenes that the folder holds already, also of an interrupted rendering."""
@@ -86,12 +97,9 @@ class SceneCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not finished:
             self._create_arrays()
-        size_px, options = self.size_px, self.options
-        jobs = [
-            (str(self.folder), start, min(start + PART_SCENES, self.count), self.seed, size_px, options)
-            for start in range(0, self.count, PART_SCENES)
-        ]
-        jobs = [job for job in jobs if job[1:3] not in finished]
+        starts = range(0, self.count, PART_SCENES)
+        jobs = [(self, start, min(start + PART_SCENES, self.count)) for start in starts]
+        jobs = [job for job in jobs if job[1:] not in finished]
         rendered = self.count_rendered()
         workers = min(workers or os.cpu_count() or 1, len(jobs))
         with ExitStack() as stack:
@@ -141,12 +149,22 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _render_scenes(job: tuple[str, int, int, int, int, SceneOptions]) -> tuple[int, int]:
+@cache
+def _tiles(folder: Path) -> GroundTiles:
+    """Tiles of a folder, opened once in each process."""
+    return GroundTiles(folder)
+
+
+def _render_scenes(job: tuple[SceneCache, int, int]) -> tuple[int, int]:
     """Render the scenes start to stop - 1 into the arrays of a cache; returns start and stop."""
-    folder, start, stop, seed, size, options = job
-    pictures, truth = open_cache(Path(folder), mode="r+")
+    cache, start, stop = job
+    pictures, truth = open_cache(cache.folder, mode="r+")
+    size = cache.size_px
     for index in range(start, stop):
-        scene = make_scene(seed + index, size, size, options)
+        if cache.ground:
+            scene = make_ground_scene(cache.seed + index, _tiles(cache.ground), size, size, cache.options)
+        else:
+            scene = make_scene(cache.seed + index, size, size, cache.options)
         pictures[index, 0], pictures[index, 1] = scene.before, scene.after
         truth[index] = np.stack([halve(scene.change), halve(scene.instances), halve(scene.cover)])
     return start, stop
@@ -165,8 +183,8 @@ def render_cache(
     SceneCache(folder, count, seed, size_px, options).render(workers)
 
 
-def _describe(count: int, seed: int, size_px: int, options: SceneOptions) -> str:
-    """Text that identifies the content of a cache."""
+def _describe(count: int, seed: int, size_px: int, options: SceneOptions, ground: str | None) -> str:
+    """Text that identifies the content of a cache; `ground` is the digest of the tiles."""
     default = SceneOptions()
     words = [f"{count} scenes of {size_px} px from seed {seed}", f"change {options.change}"]
     if options.strength is not None:
@@ -179,6 +197,10 @@ def _describe(count: int, seed: int, size_px: int, options: SceneOptions) -> str
         words.append(f"scale {options.scale}")
     if options.misregistration_px != default.misregistration_px:
         words.append(f"misregistration {options.misregistration_px} px")
+    if options.without:
+        words.append(f"without {' and '.join(options.without)}")
+    if ground is not None:
+        words.append(f"on tiles {ground}")
     return ", ".join(words) + "\n"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from deltavlm.data.synthetic.plan import Plan, polygon, rectangle
+from deltavlm.data.synthetic.plan import Plan, polygon
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -25,8 +25,8 @@ CHANGE_CLASSES = (
 )
 """Names of the codes of the change map. Built and removed differ, since captions tell the direction."""
 CHANGE_CODE = {name: code for code, name in enumerate(CHANGE_CLASSES)}
-COVER_CLASSES = ("grass", "crops", "soil", "trees", "water", "built")
-"""Names of the codes of the cover map, for captions such as "houses replace the woodland"."""
+COVER_CLASSES = ("grass", "crops", "soil", "trees", "water", "built", "road")
+"""Names of the codes of the cover map, for captions such as "houses are built along the road"."""
 COVER_CODE = {name: code for code, name in enumerate(COVER_CLASSES)}
 
 
@@ -67,7 +67,8 @@ def rasterize_ground_truth(plan: Plan, land: Bytes) -> tuple[Bytes, npt.NDArray[
             if road.when == when:
                 line, width = polygon(road.line), max(2, round(road.width))
                 if when == "both":
-                    draw_cover.line(line, fill=COVER_CODE["built"], width=width, joint="curve")
+                    covered = COVER_CODE["built" if road.surface == "rail" else "road"]
+                    draw_cover.line(line, fill=covered, width=width, joint="curve")
                     draw_change.line(line, fill=0, width=width, joint="curve")
                     draw_instance.line(line, fill=0, width=width, joint="curve")
                 else:
@@ -75,7 +76,7 @@ def rasterize_ground_truth(plan: Plan, land: Bytes) -> tuple[Bytes, npt.NDArray[
                     draw_change.line(line, fill=CHANGE_CODE[f"road_{when}"], width=width, joint="curve")
                     draw_instance.line(line, fill=number, width=width, joint="curve")
     for house in plan.houses:
-        base = polygon(rectangle(house.center, house.length, house.depth, house.angle))
+        base = polygon(house.footprint)
         if house.when == "both":
             draw_cover.polygon(base, fill=COVER_CODE["built"])
             draw_change.polygon(base, fill=0)

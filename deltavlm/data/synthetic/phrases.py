@@ -1,11 +1,13 @@
 """Sentences about the facts of a scene: captions, answers, open questions, dialogues.
 
-Written for this project in the style of LEVIR-CC and ChangeChat-105k. The captions of a pair say the same in
-up to five ways, as LEVIR-CC's do.
+Written for this project, with what LEVIR-CC and ChangeChat-105k ask for: what changed, how many, where, along
+what, and what was there. No sentence of LEVIR-CC is copied but the five that say "no change", by which its
+evaluation knows unchanged pairs. The captions of a pair say the same in up to five ways, as LEVIR-CC's do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltavlm.data.synthetic.facts import Facts
@@ -14,13 +16,38 @@ from deltavlm.tasks import dialogue as dialogue_task
 from deltavlm.tasks.text import NO_CHANGE
 
 MIN_MENTIONED_SHARE = 0.02  # of the image; less changed ground is not mentioned beside new houses or roads
+MAX_THINGS = 3  # that a caption names: houses, roads, and what else changed
 LAND = {
-    "grass": "the grassland",
+    "grass": "the grass",
     "crops": "the farmland",
     "soil": "the bare land",
-    "trees": "the woodland",
+    "trees": "the trees",
     "water": "the water",
-    "built": "the built land",
+    "built": "the paved land",
+}
+_OPEN_LAND = ("grass", "crops", "soil")  # what something is built "on"
+_OTHER_WORDS = {"two": "some", "several": "some", "many": "a lot of"}  # for numbers, in the last caption
+_GROUND: Mapping[str, tuple[str, ...]] = {  # statements about ground in several wordings, the plain one first
+    "trees_removed": (
+        "the trees are removed",
+        "the trees are cut down",
+        "the trees have been removed",
+        "the trees are cleared",
+        "the trees disappear",
+    ),
+    "trees_planted": ("trees are planted", "new trees appear", "trees have been planted"),
+    "water_new": ("a pond appears", "there is a new pond", "a pond has been dug"),
+    "water_gone": ("a pond disappears", "the pond is filled", "a pond has been drained"),
+    "ground_opened": (
+        "the land is cleared for construction",
+        "the land is opened for construction",
+        "the land has been prepared for construction",
+    ),
+    "ground_closed": (
+        "a construction site is finished",
+        "the construction site is gone",
+        "a construction site has been finished",
+    ),
 }
 
 
@@ -33,109 +60,121 @@ class QuestionAnswer:
 
 
 def quantify(number: int, noun: str) -> str:
-    """Phrase for a number: "a house", "some houses", "many houses"; captions of LEVIR-CC do not count."""
+    """Phrase for a number, as people write it: exact up to two, "several" up to five, then "many".
+
+    >>> [quantify(number, "house") for number in (1, 2, 3, 6)]
+    ['a house', 'two houses', 'several houses', 'many houses']
+    """
     if number == 1:
         return f"a {noun}"
-    return f"some {noun}s" if number <= 5 else f"many {noun}s"
+    return f"{'two' if number == 2 else 'several' if number <= 5 else 'many'} {noun}s"
 
 
 def describe_location(labels: tuple[str, ...]) -> str:
-    """Phrase for cells: "in the top-left corner", "on the right", "in the center"; empty when they span rows
-    and columns."""
+    """Phrase for main cells: "in the top left corner", "on the right", "in the middle"; empty when they span
+    rows and columns.
+
+    >>> describe_location(("top-left",)), describe_location(("top-left", "top-center", "top-right"))
+    ('in the top left corner', 'at the top')
+    >>> describe_location(("center-center",)), describe_location(())
+    ('in the middle', '')
+    """
     positions = [locate.position(label) for label in labels]
     rows, cols = {row for row, _ in positions}, {col for _, col in positions}
-    row = ("at the top", "", "at the bottom")[next(iter(rows))] if len(rows) == 1 else None
-    col = ("on the left", "", "on the right")[next(iter(cols))] if len(cols) == 1 else None
-    if row is None and col is None:
-        return ""
-    if row and col:
-        return f"in the {row.split()[-1]}-{col.split()[-1]} corner"
-    if row == col == "":
-        return "in the center"
-    return row or col or ""
+    row = ("top", "middle", "bottom")[next(iter(rows))] if len(rows) == 1 else ""
+    col = ("left", "middle", "right")[next(iter(cols))] if len(cols) == 1 else ""
+    if row in ("top", "bottom"):
+        return f"in the {row} {col} corner" if col in ("left", "right") else f"at the {row}"
+    if col in ("left", "right"):
+        return f"on the {col}"
+    return "in the middle" if row or col else ""
 
 
 def captions(facts: Facts) -> tuple[str, ...]:
-    """Five captions that say the same."""
+    """Five captions, each true and in other words; the first is the plain form.
+
+    The plain form names at most MAX_THINGS: new houses and roads, then demolished ones, trees, water and
+    ground, the largest first. It says how many in words, along which road and at which side of the image,
+    and on which ground where neither is clear.
+    """
     if not facts.changed:
         return NO_CHANGE
+    statements = _other_statements(facts)
+    new_kinds = (facts.counts["building_built"] > 0) + (facts.counts["road_built"] > 0)
+    if new_kinds:
+        sentences = _construction_sentences(facts)
+    else:
+        wordings, *statements = statements
+        place = describe_location(facts.main_cells)
+        sentences = [_join(wordings[index % len(wordings)], place) for index in range(5)]
+    captions = []
+    for index, sentence in enumerate(sentences):
+        others = [
+            wordings[index % len(wordings)]
+            for wordings in statements[: MAX_THINGS - max(1, new_kinds)]
+            if not (wordings == _GROUND["trees_removed"] and sentence.startswith("the trees"))
+        ]
+        captions.append(" and ".join([sentence, *others]))
+    return tuple(captions)
+
+
+def _construction_sentences(facts: Facts) -> list[str]:
+    """Five sentences about new houses and roads, the plain one first."""
     built, roads = facts.counts["building_built"], facts.counts["road_built"]
-    location = describe_location(facts.main_cells)
-    suffix = f" {location}" if location else ""
-    land = LAND.get(facts.replaced_cover or "", "the bare land")
-    houses, verb = quantify(built, "house"), "is" if built == 1 else "are"
-    road = "a road" if roads == 1 else "roads"
-    sentences: list[str] = []
-    if built and roads:
-        sentences = [
-            f"{houses} and {road} are built on {land}{suffix}",
-            f"{houses} {verb} built along {road}{suffix}",
-            f"{land} is replaced by {houses} and {road}{suffix}",
-            f"{houses} with {road} appear{suffix}",
-            f"{road} and {houses} have been built{suffix}",
-        ]
-    elif built:
-        sentences = [
-            f"{houses} {verb} built on {land}{suffix}",
-            f"{houses} {'appears' if built == 1 else 'appear'}{suffix}",
-            f"{houses} {'replaces' if built == 1 else 'replace'} {land}{suffix}",
-            f"{houses} {'has' if built == 1 else 'have'} been built{suffix}",
-            f"there {verb} {houses} built{suffix}",
-        ]
-    elif roads:
-        verb = "is" if roads == 1 else "are"
-        sentences = [
-            f"{road} {verb} built{suffix}",
-            f"{road} {'appears' if roads == 1 else 'appear'} on {land}{suffix}",
-            f"{road} {verb} built across {land}{suffix}",
-            f"{road} {'has' if roads == 1 else 'have'} been built{suffix}",
-            f"there {verb} {'a new road' if roads == 1 else 'new roads'}{suffix}",
-        ]
-    clauses = _other_clauses(facts, MIN_MENTIONED_SHARE if sentences else 0.0)
-    if not sentences:
-        main_clause, *clauses = clauses
-        sentences = [f"{sentence}{suffix}" for sentence in _paraphrase(main_clause)]
-    tail = f" and {clauses[0]}" if clauses else ""
-    return tuple(sentence + tail for sentence in sentences)
-
-
-def _other_clauses(facts: Facts, min_share: float) -> list[str]:
-    """Clauses about all but new houses and roads, largest first; about ground only from `min_share` on."""
-    demolished, roads = facts.counts["building_removed"], facts.counts["road_removed"]
-    clauses: list[tuple[float, str]] = []  # (weight, clause)
-    if demolished:
-        verb = "is" if demolished == 1 else "are"
-        clauses.append((1.0, f"{quantify(demolished, 'house')} {verb} demolished"))
-    if roads:
-        clauses.append((0.9, "a road is removed" if roads == 1 else "roads are removed"))
-    phrases = {
-        "trees_removed": "the trees are removed",
-        "trees_planted": "trees are planted",
-        "water_new": "a pond appears",
-        "water_gone": "a pond disappears",
-        "ground_opened": "the ground is opened for construction",
-        "ground_closed": "a construction site is finished",
-    }
-    clauses += [
-        (share, phrases[kind])
-        for kind, share in facts.ground_shares.items()
-        # the main clause says "replaces the woodland" already
-        if share >= min_share and not (kind == "trees_removed" and facts.replaced_cover == "trees")
-    ]
-    return [clause for _, clause in sorted(clauses, key=lambda weighted: -weighted[0])]
-
-
-def _paraphrase(clause: str) -> list[str]:
-    """Up to five sentences with the meaning of a clause."""
-    past = clause.replace(" is ", " has been ").replace(" are ", " have been ")
+    houses = [quantify(built, "large building" if facts.is_large else "house")] if built else []
+    new = " and ".join(houses + ([quantify(roads, "road")] if roads else []))
+    be, have, appear = ("is", "has", "appears") if built + roads == 1 else ("are", "have", "appear")
+    place, land = describe_location(facts.construction_cells), LAND.get(facts.replaced_cover or "", "")
+    on_land = f"on {land}" if facts.replaced_cover in _OPEN_LAND else ""
+    along = "along the road" if facts.along == "road" and not roads else ""
+    where = _join(along, place) or on_land
     sentences = [
-        clause,
-        past,
-        f"in the second image {clause}",
-        f"the change is that {clause}",
-        f"{clause} between the two dates",
+        _join(new, be, "built", where),
+        _join(new, appear, where),
+        _join(new, have, "been built", on_land, place),
+        _join(new, have, "been added", where),
+        _join(_in_other_words(new), be, "constructed", where),
     ]
-    return list(dict.fromkeys(sentences))
+    if land:
+        sentences[3] = _join(land, "are" if land == LAND["trees"] else "is", "replaced by", new, place)
+    if houses and roads and facts.along:
+        road = "a new road" if roads == 1 else "new roads"
+        sentences[2] = _join(*houses, "is" if built == 1 else "are", "built along", road, place)
+    return sentences
+
+
+def _in_other_words(phrase: str) -> str:
+    """Numbers of a phrase in other words, such as "some" for "several"."""
+    return " ".join(_OTHER_WORDS.get(word, word) for word in phrase.split())
+
+
+def _join(*parts: str) -> str:
+    """Parts that are not empty, with a space between them."""
+    return " ".join(part for part in parts if part)
+
+
+def _other_statements(facts: Facts) -> list[tuple[str, ...]]:
+    """Statements about all but new houses and roads, each in several wordings, the largest first; beside new
+    ones about ground only from MIN_MENTIONED_SHARE on."""
+    has_new = facts.counts["building_built"] + facts.counts["road_built"] > 0
+    statements: list[tuple[float, tuple[str, ...]]] = []  # (weight, wordings)
+    for weight, kind in ((2.0, "building"), (1.0, "road")):
+        if number := facts.counts[f"{kind}_removed"]:
+            is_large = kind == "building" and facts.is_large and not facts.counts["building_built"]
+            noun = "large building" if is_large else "house" if kind == "building" else "road"
+            gone, word = quantify(number, noun), "demolished" if kind == "building" else "removed"
+            be, have = ("is", "has") if number == 1 else ("are", "have")
+            wordings = (f"{gone} {be} {word}", f"{gone} {have} disappeared", f"{gone} {have} been {word}")
+            statements.append((weight, wordings))
+    shares = dict(facts.ground_shares)
+    if facts.replaced_cover == "trees":  # under what is new, where no share counts them
+        shares["trees_removed"] = max(shares.get("trees_removed", 0.0), MIN_MENTIONED_SHARE)
+    statements += [
+        (share, _GROUND[kind])
+        for kind, share in shares.items()
+        if share >= (MIN_MENTIONED_SHARE if has_new else 0.0)
+    ]
+    return [wordings for _, wordings in sorted(statements, key=lambda weighted: -weighted[0])]
 
 
 def counts_of(facts: Facts) -> count.Counts:

@@ -56,6 +56,11 @@ class House:
         """Radius of the circle around the footprint."""
         return 0.5 * float(np.hypot(self.length, self.depth))
 
+    @property
+    def footprint(self) -> Points:
+        """Outline on the ground, (n, 2)."""
+        return rectangle(self.center, self.length, self.depth, self.angle)
+
 
 @dataclass(slots=True)
 class Wood:

@@ -55,11 +55,31 @@ class Appearance:
         return cls(crown_scale, float(rng.choice([0.0, 0.1, 0.3])), snow)
 
 
+@dataclass(frozen=True, slots=True)
+class DateView:
+    """Light, appearance and season of one date."""
+
+    light: Light
+    appearance: Appearance
+    season: npt.NDArray[np.float32]  # (3,) RGB offset of plants
+
+
 class Renderer:
     """Renderer of one plan at two dates; it fixes the colors and textures that both dates share."""
 
     def __init__(self, rng: Rng, plan: Plan) -> None:
         self.rng, self.plan = rng, plan
+        self.choose_ground(rng)
+        self.choose_colors(rng)
+        self.litter = float(rng.choice([0, 3, 15])) * plan.size[0] * plan.size[1] / 288**2
+        # Probability that a parcel has another color at one date, without any change
+        self.turnover = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.05
+        if plan.rich and rng.random() < 0.3:  # most fields look different
+            self.turnover = rng.uniform(0.5, 1.0)
+
+    def choose_ground(self, rng: Rng) -> None:
+        """Choose fields, their colors and textures."""
+        plan = self.plan
         self.fields = parcels(rng, plan.size)
         count = int(self.fields.max()) + 1
         weights = rng.dirichlet([1.2, 1.0, 0.5])
@@ -67,6 +87,10 @@ class Renderer:
         self.base = np.stack([random_color(rng, PALETTE[kind]) for kind in self.kinds])
         self.grain = noise(rng, plan.size, 1.0) * 0.5 + noise(rng, plan.size, 3.0) * 0.5
         self.broad = noise(rng, plan.size, 12.0)
+
+    def choose_colors(self, rng: Rng) -> None:
+        """Choose the color of each object of the plan."""
+        plan = self.plan
         self.roofs = [random_color(rng, ROOFS, 8) for _ in plan.houses]
         self.streets = [random_color(rng, ROADS[road.surface], 7) for road in plan.roads]
         self.crowns = [random_color(rng, PALETTE["trees"], 8) for _ in plan.woods]
@@ -75,11 +99,6 @@ class Renderer:
             random_color(rng, (PALETTE | ROADS | COVER_COLORS)[GROUND_PALETTE[p.ground]], 10)
             for p in plan.patches
         ]
-        self.litter = float(rng.choice([0, 3, 15])) * plan.size[0] * plan.size[1] / 288**2
-        # Probability that a parcel has another color at one date, without any change
-        self.turnover = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.05
-        if plan.rich and rng.random() < 0.3:  # most fields look different
-            self.turnover = rng.uniform(0.5, 1.0)
 
     def ground(self, rng: Rng, season: npt.NDArray[np.float32]) -> Floats:
         """Fields in one season, (height, width, 3) floats; crops differ at every date."""
@@ -112,15 +131,19 @@ class Renderer:
 
     def render(self, rng: Rng, date: int, light: Light) -> Bytes:
         """Render date 0 (before) or 1 (after) without weather or sensor effects, (height, width, 3) uint8."""
-        plan = self.plan
-        absent = ("removed", "built")[1 - date]
-        appearance = Appearance.random(rng) if plan.rich else Appearance()
+        appearance = Appearance.random(rng) if self.plan.rich else Appearance()
         season = (rng.normal(0, 1) * np.array([13, 11, 8]) + rng.normal(0, [4, 5, 4])).astype(np.float32)
         if rng.random() < 0.3:
             season *= 0.2
         land = self.ground(rng, season)
         if appearance.snow:
             land += appearance.snow * (np.float32(235) - land)
+        return self.draw_objects(rng, land, date, DateView(light, appearance, season))
+
+    def draw_objects(self, rng: Rng, land: Floats, date: int, view: DateView) -> Bytes:
+        """Draw the objects of a date and their shadows onto the land, (height, width, 3)."""
+        plan, light, appearance, season = self.plan, view.light, view.appearance, view.season
+        absent = ("removed", "built")[1 - date]
         image = Image.fromarray(np.clip(land, 0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(image)
         shadows = Image.new("L", plan.size, 0)
@@ -262,7 +285,7 @@ class Renderer:
 
     def draw_shadow(self, draw: ImageDraw.ImageDraw, house: House, light: Light) -> None:
         """Draw the shadow of a house into the mask of shadows."""
-        base = rectangle(house.center, house.length, house.depth, house.angle)
+        base = house.footprint
         reach = np.array([light.dx, light.dy]) * house.height
         for share in (0.35, 0.7, 1.0):
             draw.polygon(polygon(base + reach * share), fill=255)

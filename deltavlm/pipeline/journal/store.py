@@ -1,6 +1,6 @@
-"""Journal of a run: the results so far on disk, so that a run can be stopped anywhere and resumed.
+"""Journal of a run as a store of its results, from which the run resumes.
 
-A line for each chip, keyed by pair, row and column; batches of the model are transactions (`journal_file`).
+A line for each chip, keyed by pair, row and column; batches of the model are transactions (`file`).
 When a pair is opened, a line records what it is; a pair that cannot be opened has a line with the reason. A
 pair with all of its chips is not opened again. Batches depend on the order of the chips alone, so a resumed
 run asks the same batches as an uninterrupted one, and its output has the same bytes.
@@ -8,7 +8,6 @@ run asks the same batches as an uninterrupted one, and its output has the same b
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,61 +19,33 @@ from typing import Any
 import numpy as np
 
 from deltavlm.config import from_mapping
-from deltavlm.errors import ConfigError, OutputError
-from deltavlm.geo.cloud_mask import parse_cloud_mask
+from deltavlm.errors import ConfigError
 from deltavlm.geo.grid import Chip, ChipGrid
-from deltavlm.geo.identity import address_digest
 from deltavlm.geo.pair_reader import MAX_CHIPS, PairReader
-from deltavlm.geo.read_options import ReadOptions
-from deltavlm.model.interface import Reply
-from deltavlm.pipeline.answers import read_answer
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.journal_file import (
+from deltavlm.pipeline.journal.file import (
     COMMIT,
-    Blob,
     JournalFile,
     check_journal_header,
-    differing_keys,
     first_line,
     last_line,
     open_journal_file,
 )
-from deltavlm.pipeline.journal_lines import check_chip_line
+from deltavlm.pipeline.journal.lines import check_chip_line, line_of, result_of
+from deltavlm.pipeline.journal.pairs import ChipKey, PairFailure, PairState, address_of, refuse_another
 from deltavlm.pipeline.pair_record import PairIdentity, PairRecord
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.provenance import job_settings
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 
-__all__ = ["Journal", "check_journal", "check_journal_pair", "line_of", "open_journal"]
+__all__ = ["Journal", "check_journal", "check_journal_pair", "open_journal"]
 
 logger = logging.getLogger(__name__)
 
 FINISHED = {"finished": True}  # line of a run whose output has been written
 
 _MAX_REQUESTS = 16  # at a time
-
-ChipKey = tuple[int, int]  # row and column in the chip grid
-
-
-@dataclass
-class _PairState:
-    """State of a pair that could be opened."""
-
-    record: PairRecord
-    address: str  # digest of the pair's locations
-    offsets: dict[ChipKey, int] = field(default_factory=dict)  # of the chip's last line in the file
-    failed: set[ChipKey] = field(default_factory=set)
-    unanswered: set[ChipKey] = field(default_factory=set)  # failed, or without data
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Pair that could not be opened."""
-
-    reason: str
-    identity: PairIdentity
-    address: str  # digest of the pair's locations
 
 
 @dataclass
@@ -83,8 +54,8 @@ class Journal:
 
     file: JournalFile
     job: AnalyzeJob
-    states: dict[str, _PairState] = field(default_factory=dict)  # by the pair's id
-    failures: dict[str, _Failure] = field(default_factory=dict)  # pairs that did not open
+    states: dict[str, PairState] = field(default_factory=dict)  # by the pair's id
+    failures: dict[str, PairFailure] = field(default_factory=dict)  # pairs that did not open
     finished: bool = False  # True once the output has been written
     batch_size: int | None = None  # of the last batch
 
@@ -128,7 +99,7 @@ class Journal:
         return state is not None and key in state.offsets and not (self.retries and key in state.failed)
 
     def _address_of(self, pair: Pair) -> str:
-        return _address_of(pair, self.job.read, self.file.key)
+        return address_of(pair, self.job.read, self.file.key)
 
     def begin_pair(self, pair: Pair, record: PairRecord) -> None:
         """Record an opened pair. Raises: OutputError where an earlier run found it to be another."""
@@ -137,7 +108,7 @@ class Journal:
             self.file.append([{"pair": pair.id, "record": asdict(record), "address": address}])
             self._begin(pair.id, record, address)
         else:
-            _refuse_another(self.file.path, self.job, pair, (state.record, state.address), (record, address))
+            refuse_another(self.file.path, self.job, pair, (state.record, state.address), (record, address))
 
     def fail_pair(self, pair: Pair, reason: str) -> None:
         """Record that the pair cannot be opened, or was written over while it was read; its results are
@@ -145,7 +116,7 @@ class Journal:
         if self.job.one_pair_per_output:
             self.states.pop(pair.id, None)
             return
-        failure = _Failure(reason, PairIdentity.of(pair, self.job.read), self._address_of(pair))
+        failure = PairFailure(reason, PairIdentity.of(pair, self.job.read), self._address_of(pair))
         line = {"failed": reason, "identity": asdict(failure.identity), "address": failure.address}
         self.file.append([{"pair": pair.id, **line}])
         self._fail(pair.id, failure)
@@ -173,7 +144,7 @@ class Journal:
                 remaining = None if remaining is None else remaining - len(keys)
                 yield from self._results_of(state, keys)
 
-    def _results_of(self, state: _PairState, keys: Sequence[ChipKey]) -> Iterator[ChipResult]:
+    def _results_of(self, state: PairState, keys: Sequence[ChipKey]) -> Iterator[ChipResult]:
         grid = self._grid_of(state)
         shares = None
         if len(keys) < state.record.chips or state.unanswered:
@@ -210,11 +181,11 @@ class Journal:
             if each.id in self.states:
                 yield each.id
 
-    def _grid_of(self, state: _PairState) -> ChipGrid:
+    def _grid_of(self, state: PairState) -> ChipGrid:
         return state.record.chip_grid(*self.job.options.grid)
 
     def _result_at(self, offset: int, grid: ChipGrid) -> ChipResult:
-        return _result_of(self.file.read_at(offset), grid, self.job)
+        return result_of(self.file.read_at(offset), grid, self.job)
 
     def finish(self) -> None:
         """Remove the journal once the output is written, or keep it for what failed. Raises: OSError."""
@@ -272,7 +243,7 @@ class Journal:
             self._begin(line["pair"], record, line["address"])
         elif isinstance(line.get("failed"), str):
             identity = from_mapping(PairIdentity, line.get("identity"), "identity")
-            self._fail(line["pair"], _Failure(line["failed"], identity, line["address"]))
+            self._fail(line["pair"], PairFailure(line["failed"], identity, line["address"]))
         else:
             raise ValueError("neither a chip nor a pair")
 
@@ -281,9 +252,9 @@ class Journal:
 
     def _begin(self, pair: str, record: PairRecord, address: str) -> None:
         self.failures.pop(pair, None)
-        self.states[pair] = _PairState(record, address)
+        self.states[pair] = PairState(record, address)
 
-    def _fail(self, pair: str, failure: _Failure) -> None:
+    def _fail(self, pair: str, failure: PairFailure) -> None:
         self.states.pop(pair, None)
         self.failures[pair] = failure
 
@@ -298,99 +269,6 @@ class Journal:
         status = line["status"]
         (state.failed.add if status in FAILED_STATUSES else state.failed.discard)(key)
         (state.unanswered.discard if status in ANALYZED_STATUSES else state.unanswered.add)(key)
-
-
-def _address_of(pair: Pair, read: ReadOptions, key: bytes) -> str:
-    """Digest of the locations of a pair and its cloud masks."""
-    texts = [pair.before, pair.after]
-    for text in (
-        pair.before_cloud_mask or read.before_cloud_mask,
-        pair.after_cloud_mask or read.after_cloud_mask,
-    ):
-        mask = None if text is None else parse_cloud_mask(text)
-        texts += ["", ""] if mask is None else [mask.location or "", repr(replace(mask, location=None))]
-    return address_digest(key, *texts)
-
-
-def _refuse_another(
-    path: Path, job: AnalyzeJob, pair: Pair, earlier: tuple[PairRecord, str], now: tuple[PairRecord, str]
-) -> None:
-    """Raises: OutputError where the record and address of a pair differ from those in the journal."""
-    values = [
-        {**asdict(record), "notes": None, "dates": None, "inputs": _inputs_of(record)}
-        for record, _ in (earlier, now)
-    ]
-    is_copied = job.one_pair_per_output and job.output.retry_failed  # a truncated file, again
-    if is_copied or earlier[0].identity.has_files_of(now[0].identity):
-        for each in values:
-            each["identity"]["files"] = None
-    for each, (_, address) in zip(values, (earlier, now), strict=True):
-        each["identity"] |= {"address": address, "aoi_file": None}  # the area itself is compared
-    differs = sorted(differing_keys(values[0], values[1]))
-    if differs:
-        keys = ", ".join(differs[:3])
-        what = f"holds a part of pair {pair.id!r} with another {keys}" if pair.id else ""
-        raise OutputError(
-            f"{path}: {what or f'is of a run with other settings ({keys})'}; --no-resume starts over, or "
-            "choose another output"
-        )
-
-
-def _inputs_of(record: PairRecord) -> dict[str, Any]:
-    """Provenance of a pair's pixels, which depend on its measured shift only where that is corrected."""
-    inputs: dict[str, Any] = json.loads(record.inputs)
-    return inputs if inputs["registration"]["corrected"] else {**inputs, "registration": None}
-
-
-def line_of(result: ChipResult) -> dict[str, Any]:
-    """Result as plain values, ready for JSON."""
-    line: dict[str, Any] = {"pair": result.pair}
-    if result.digest:
-        line["digest"] = result.digest
-    for name, blob in (("mask", result.mask), ("valid", result.valid)):
-        if blob is not None and blob.address is not None:
-            line[name] = blob.address
-    if result.cloud_share is not None:
-        line["cloud_share"] = result.cloud_share
-    if result.shift_px is not None:
-        line["shift_px"] = result.shift_px
-    if result.mask_score is not None:
-        line["mask_score"] = result.mask_score
-    return line | {
-        "chip_id": result.chip.chip_id,
-        "row": result.chip.row,
-        "col": result.chip.col,
-        "status": result.status,
-        "valid_fraction": result.valid_fraction,
-        "reason": result.reason,
-        "answers": {name: [answer.text, answer.score] for name, answer in result.answers.items()},
-    }
-
-
-def _result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> ChipResult:
-    """Inverse of `line_of`, with the threshold of this job."""
-    by_name, threshold = {spec.name: spec for spec in job.questions}, job.options.threshold
-    mask, valid = (
-        Blob(address=(line[name][0], line[name][1], line[name][2])) if name in line else None
-        for name in ("mask", "valid")
-    )
-    return ChipResult(
-        chip=grid[line["row"], line["col"]],
-        status=line["status"],
-        valid_fraction=line["valid_fraction"],
-        answers={
-            name: read_answer(by_name[name], Reply(text, float("nan") if score is None else score), threshold)
-            for name, (text, score) in line["answers"].items()
-        },
-        reason=line["reason"],
-        pair=line["pair"],
-        digest=line.get("digest", ""),
-        mask=mask,
-        valid=valid,
-        cloud_share=line.get("cloud_share"),
-        shift_px=line.get("shift_px"),
-        mask_score=line.get("mask_score"),
-    )
 
 
 def _questions(job: AnalyzeJob) -> dict[str, Any]:
@@ -411,8 +289,8 @@ def check_journal_pair(path: Path, job: AnalyzeJob, reader: PairReader) -> None:
         return
     with suppress(ConfigError):  # of a damaged line, which is reported when the journal is opened
         earlier = PairRecord.from_dict(line["record"]), line["address"]
-        now = PairRecord.of(pair, reader, reader.chips(*job.options.grid)), _address_of(pair, job.read, key)
-        _refuse_another(path, job, pair, earlier, now)
+        now = PairRecord.of(pair, reader, reader.chips(*job.options.grid)), address_of(pair, job.read, key)
+        refuse_another(path, job, pair, earlier, now)
 
 
 @contextmanager

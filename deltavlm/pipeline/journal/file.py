@@ -1,9 +1,8 @@
 """Write-ahead log of a run in JSON lines with transactions, and a file of binary blobs next to it.
 
-The first line is a header, which also holds a random key, for digests of what must not be stored itself.
-Lines of chips come in groups, which are transactions: the last line of a group has the key "end". Any other
-line is a transaction of its own. An incomplete group at the end of the file (the process was killed) is
-truncated when the file is read.
+The first line is a header. Lines of chips come in groups, which are transactions: the last line of a group
+has the key "end". Any other line is a transaction of its own. An incomplete group at the end of the file
+(the process was killed) is truncated when the file is read.
 
 Blobs (compressed masks) are written and synced before the line that points to them. A line holds offset, size
 and CRC-32 of its blobs; one whose blobs are missing or damaged was written while the power failed, and is
@@ -12,12 +11,8 @@ truncated too.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import secrets
 import time
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,15 +21,13 @@ from typing import IO, Any
 
 from deltavlm.errors import OutputError, WriteError
 from deltavlm.files import JsonLines, create_file, fsync_folder, open_regular, parse_json
+from deltavlm.pipeline.journal.blobs import Blob, BlobFile, blob_path
+from deltavlm.pipeline.journal.header import MAGIC, check_header, header_line, key_of
 
 __all__ = [
     "COMMIT",
-    "VERSION",
-    "Blob",
     "JournalFile",
-    "check_address",
     "check_journal_header",
-    "differing_keys",
     "files_in_commit",
     "first_line",
     "journal_files",
@@ -43,18 +36,12 @@ __all__ = [
     "open_journal_file",
 ]
 
-VERSION = 3
 COMMIT = "commit"  # key of the line written before the files next to the output get their names
-BLOB_KEYS = ("mask", "valid")  # keys of a chip's line that point to blobs
 SYNC_S = 5.0  # seconds of work that a power failure may lose
-MAGIC = b'{"deltavlm_journal"'  # first bytes of a journal
-KEY = "key"  # of the header: the key of digests, in hexadecimal digits
-_KEY_BYTES = 16
 _TAIL_BYTES = 65_536  # the commit line is shorter
 _MAX_LINE_BYTES = 2**26
 
 Line = dict[str, Any]
-BlobAddress = tuple[int, int, int]  # offset, size in bytes, CRC-32
 
 
 def journal_path(output: Path) -> Path:
@@ -65,72 +52,7 @@ def journal_path(output: Path) -> Path:
 def journal_files(output: Path) -> tuple[Path, Path]:
     """Journal of an output, and the file of blobs next to it."""
     path = journal_path(output)
-    return path, _blob_path(path)
-
-
-def _blob_path(journal: Path) -> Path:
-    """`out.gpkg.journal.jsonl` -> `out.gpkg.journal.masks`."""
-    return journal.with_suffix(".masks")
-
-
-@dataclass(eq=False, slots=True)
-class Blob:
-    """Bytes of a chip: in memory until they are written, then their address in the blob file.
-
-    Chips with identical pixels share one.
-    """
-
-    data: bytes | None = None
-    address: BlobAddress | None = None
-
-
-@dataclass
-class _BlobFile:
-    """Open file of blobs, appended to and read at random."""
-
-    path: Path
-    stream: IO[bytes] = field(repr=False)
-
-    def write(self, blobs: Iterable[Blob]) -> None:
-        """Append the blobs that are still in memory. Raises: OSError."""
-        offset = self.stream.seek(0, os.SEEK_END)
-        for blob in blobs:
-            if blob.data is not None and blob.address is None:
-                self.stream.write(blob.data)
-                blob.address = (offset, len(blob.data), zlib.crc32(blob.data))
-                offset += len(blob.data)
-                blob.data = None
-        self.stream.flush()
-
-    def read(self, blob: Blob) -> bytes:
-        if blob.data is not None:
-            return blob.data
-        assert blob.address is not None
-        self.stream.seek(blob.address[0])
-        return self.stream.read(blob.address[1])
-
-    def is_intact(self, line: Line) -> bool:
-        """True if every blob that a line points to is there, with its size and checksum.
-
-        Raises: ValueError for an address that is none.
-        """
-        end = self.stream.seek(0, os.SEEK_END)
-        for key in BLOB_KEYS:
-            if key in line:
-                offset, size, crc = check_address(line[key], key)
-                if offset + size > end:
-                    return False
-                if zlib.crc32(self.read(Blob(address=(offset, size, crc)))) != crc:
-                    return False
-        return True
-
-
-def check_address(value: Any, key: str) -> BlobAddress:
-    """Address of a blob in a line. Raises: ValueError."""
-    numbers = value if isinstance(value, list) else []
-    if len(numbers) != 3 or not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-        raise ValueError(f"{key!r} is not where a mask is kept")
-    return numbers[0], numbers[1], numbers[2]
+    return path, blob_path(path)
 
 
 @dataclass
@@ -140,7 +62,7 @@ class JournalFile:
     lines: JsonLines
     begin: int  # offset behind the header
     key: bytes = field(repr=False)  # of its digests
-    blobs: _BlobFile | None = None  # only in a run that keeps masks
+    blobs: BlobFile | None = None  # only in a run that keeps masks
     synced_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -230,7 +152,7 @@ class JournalFile:
     def unlink(self) -> None:
         """Remove the file and its blobs. Raises: OSError."""
         self.path.unlink(missing_ok=True)
-        _blob_path(self.path).unlink(missing_ok=True)
+        blob_path(self.path).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -245,48 +167,38 @@ def open_journal_file(
     Raises:
         OutputError: the file is no journal, has another header or version, or cannot be read or written.
     """
-    header = _header(header)
-    blob_path = _blob_path(path)
+    masks = blob_path(path)
     with ExitStack() as stack:
         with _open_error(path):
-            stream = None if _begins_anew(path, fresh) else open_regular(path, writable=True)
-        if stream is None:
-            with _open_error(blob_path):
-                blob_path.unlink(missing_ok=True)
-            with _open_error(path):
+            is_new = _begins_anew(path, fresh)
+        if is_new:
+            with _open_error(masks):
+                masks.unlink(missing_ok=True)
+        with _open_error(path):
+            if is_new:
                 path.unlink(missing_ok=True)
-                stream = create_file(path)
-                stack.callback(_close, stream)
-                stream.write(json.dumps({**header, KEY: secrets.token_hex(_KEY_BYTES)}).encode() + b"\n")
+            stream = create_file(path) if is_new else open_regular(path, writable=True)
+            stack.callback(_close, stream)
+            if is_new:
+                stream.write(header_line(header))
                 stream.flush()
                 os.fsync(stream.fileno())
                 fsync_folder(path.parent)
                 stream.seek(0)
-        else:
-            stack.callback(_close, stream)
-        key = _check_header(path, stream.readline(_MAX_LINE_BYTES), header)
+        key = check_header(path, stream.readline(_MAX_LINE_BYTES), header)
         blob_file = None
         if blobs:
-            with _open_error(blob_path):
-                blob_stream = (
-                    open_regular(blob_path, writable=True)
-                    if os.path.lexists(blob_path)
-                    else create_file(blob_path)
-                )
+            with _open_error(masks):
+                exists = os.path.lexists(masks)
+                blob_stream = open_regular(masks, writable=True) if exists else create_file(masks)
             stack.callback(_close, blob_stream)
-            blob_file = _BlobFile(blob_path, blob_stream)
+            blob_file = BlobFile(masks, blob_stream)
         yield JournalFile(JsonLines(path, stream), stream.tell(), key, blob_file)
 
 
 def _close(stream: IO[bytes]) -> None:
     with suppress(OSError):  # a full disk has been reported by `append`
         stream.close()
-
-
-def _header(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Header without its key, as it is read back."""
-    values: dict[str, Any] = json.loads(json.dumps({"deltavlm_journal": VERSION, **header}, default=str))
-    return values
 
 
 def _begins_anew(path: Path, fresh: bool) -> bool:
@@ -318,39 +230,6 @@ def _wrap_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_header(path: Path, text: bytes, header: Mapping[str, Any], ignored: Collection[str] = ()) -> bytes:
-    """Key in the header line `text`.
-
-    Raises: OutputError unless the line equals `header`; settings with `ignored` names need not be equal.
-    """
-    try:
-        earlier = parse_json(text)
-    except ValueError:
-        earlier = None
-    if not isinstance(earlier, dict):
-        earlier = {}
-    version, key = earlier.get("deltavlm_journal"), earlier.pop(KEY, None)
-    if version is not None and version != VERSION:
-        raise OutputError(
-            f"{path}: was written by another version of deltavlm (journal format {version}, this version "
-            f"reads format {VERSION}); finish the run with that version, or add --no-resume, which starts "
-            "over"
-        )
-    differs = sorted(
-        name for name in differing_keys(earlier, header) if name.partition(".")[0] not in ignored
-    )
-    if differs:
-        raise OutputError(
-            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
-            "or choose another output"
-        )
-    with suppress(ValueError, TypeError):
-        digest_key = bytes.fromhex(key)
-        if len(digest_key) == _KEY_BYTES:
-            return digest_key
-    raise OutputError(f"{path}: its first line is damaged (key); --no-resume starts over")
-
-
 def check_journal_header(path: Path, header: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
     """Check the header of the journal at `path`, if there is one, as `open_journal_file` does.
 
@@ -361,7 +240,7 @@ def check_journal_header(path: Path, header: Mapping[str, Any], ignored: Collect
             return
         with open_regular(path) as stream:
             text = stream.readline(_MAX_LINE_BYTES)
-    _check_header(path, text, _header(header), ignored)
+    check_header(path, text, header, ignored)
 
 
 @contextmanager
@@ -397,26 +276,6 @@ def first_line(path: Path) -> tuple[bytes, Line]:
     try:
         with open_regular(path) as stream:
             header, line = (parse_json(stream.readline(_MAX_LINE_BYTES)) for _ in range(2))
-        return bytes.fromhex(header[KEY]), line if isinstance(line, dict) else {}
+        return key_of(header), line if isinstance(line, dict) else {}
     except (OSError, ValueError, TypeError, LookupError):
         return b"", {}
-
-
-def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:
-    """Keys at which two JSON values differ, such as `model.fingerprint`."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in {*first, *second}:
-            name = f"{prefix}.{key}".removeprefix(".settings").strip(".")
-            yield from differing_keys(first.get(key), second.get(key), name)
-    elif not _are_equal(first, second):
-        yield prefix or "format"
-
-
-def _are_equal(first: Any, second: Any) -> bool:
-    """Equality of JSON values in which NaN equals NaN."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        return not any(differing_keys(first, second))
-    if isinstance(first, list) and isinstance(second, list):
-        return len(first) == len(second) and all(map(_are_equal, first, second))
-    are_nan = all(isinstance(value, float) and math.isnan(value) for value in (first, second))
-    return are_nan or bool(first == second)

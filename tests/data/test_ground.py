@@ -1,0 +1,205 @@
+"""Scenes on real ground: determined by the seed and the tiles; what is no change is not in the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+from PIL import Image
+
+from deltavlm.data.synthetic import SceneOptions
+from deltavlm.data.synthetic.cache import SceneCache, open_cache
+from deltavlm.data.synthetic.ground import (
+    Ground,
+    GroundTiles,
+    guess_cover,
+    hide_buildings,
+    make_georeferenced_scene,
+    make_ground_scene,
+)
+from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE
+from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings
+from deltavlm.errors import InputError
+from deltavlm.geo.geotiff import write_geotiff
+
+
+def write_tile(path: Path, seed: int = 0, side: int = 128, *, masked: bool = False) -> None:
+    """Write a grass tile with a road and, in a masked one, two buildings."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal((110, 130, 80), 6, (side, side, 3))
+    pixels[side // 2 : side // 2 + 8] = rng.normal(130, 4, (8, side, 1))
+    classes = np.full((side, side), 4, np.uint8)
+    for top in (12, side - 40):
+        box = (slice(top, top + 20), slice(30, 64))
+        pixels[box], classes[box] = rng.normal((190, 90, 70), 5, (20, 34, 3)), BUILDING
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+    if masked:
+        Image.fromarray(classes).save(path.with_suffix(".mask.png"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiles")
+    write_tile(folder / "plain" / "a.png", 1)
+    write_tile(folder / "plain" / "b.jpg", 2)
+    write_tile(folder / "masked" / "c.png", 3, side=160, masked=True)
+    (folder / "plain" / "gsd.txt").write_text("0.5\n")
+    return folder
+
+
+def test_a_seed_and_the_tiles_determine_the_scene(folder: Path) -> None:
+    """Also with tiles that other scenes were drawn on before."""
+    used, fresh = GroundTiles(folder), GroundTiles(folder)
+    for seed in range(3):
+        make_ground_scene(seed, used, 96, 64)
+    first, second = (make_ground_scene(4, tiles, 96, 64) for tiles in (used, fresh))
+    assert first.before.shape == (64, 96, 3)
+    assert first.change.shape == first.instances.shape == first.cover.shape == (64, 96)
+    for name in ("before", "after", "change", "instances", "cover"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    assert not np.array_equal(first.after, make_ground_scene(5, fresh, 96, 64).after)
+
+
+def test_the_share_of_changed_scenes_is_that_of_the_options(folder: Path) -> None:
+    tiles = GroundTiles(folder)
+    for change in (0.0, 1.0):
+        changed = [
+            bool(make_ground_scene(seed, tiles, 96, 96, SceneOptions(change=change)).change.any())
+            for seed in range(8)
+        ]
+        assert np.mean(changed) == 0 if change == 0 else np.mean(changed) >= 0.6
+
+
+def test_an_unchanged_pair_differs_in_its_pixels(folder: Path) -> None:
+    scene = make_ground_scene(1, GroundTiles(folder), 64, 64, SceneOptions(change=0.0))
+    assert np.abs(scene.before.astype(int) - scene.after).mean() > 1
+
+
+def test_a_cut_out_building_fills_its_frame(folder: Path) -> None:
+    tiles = GroundTiles(folder)
+    cutouts = cut_out_buildings(tiles.read(folder / "masked" / "c.png"))
+    assert len(cutouts) == 2
+    for cutout in cutouts:
+        assert cutout.pixels.shape == (19, 33, 3)  # from center to center of the outermost pixels
+        assert np.abs(cutout.pixels.mean(axis=(0, 1)) - (190, 90, 70)).max() < 8
+        assert np.abs(cutout.outline).max() == pytest.approx(0.5)
+    assert cut_out_buildings(tiles.read(folder / "plain" / "a.png")) == []
+
+
+def test_the_cover_comes_from_the_mask_or_from_colors(folder: Path, tmp_path: Path) -> None:
+    write_tile(tmp_path / "c.png", masked=True)
+    options = SceneOptions(change=0.0)
+    cover = make_ground_scene(0, GroundTiles(tmp_path), 96, 96, options).cover
+    assert {COVER_CODE["built"], COVER_CODE["grass"]} <= set(np.unique(cover))
+    colors = {"grass": (120, 140, 90), "soil": (190, 160, 130), "trees": (50, 75, 45), "water": (25, 35, 45)}
+    for name, color in colors.items():
+        guessed = guess_cover(np.full((40, 40, 3), color, np.uint8))
+        assert (guessed == COVER_CODE[name]).all(), name
+
+
+def test_pixel_sizes_are_read_from_the_nearest_file(folder: Path, tmp_path: Path) -> None:
+    tiles = GroundTiles(folder)
+    assert tiles.read(folder / "plain" / "a.png").gsd_m == 0.5
+    assert tiles.read(folder / "masked" / "c.png").gsd_m is None
+    write_tile(tmp_path / "a.png")
+    (tmp_path / "gsd.txt").write_text("half a meter")
+    with pytest.raises(InputError, match=r"gsd\.txt must hold the meters per pixel"):
+        make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
+
+
+def test_parts_can_be_left_out(folder: Path) -> None:
+    """Without objects of both dates, an unchanged scene shows the tile alone; without distractors, the dates
+    differ less."""
+    tiles, seeds = GroundTiles(folder), range(8)
+    differences = []
+    for without in ((), ("distractors", "unchanged", "cutouts", "hidden")):
+        options = SceneOptions(change=0.0, strength=0.0, without=without)
+        scenes = [make_ground_scene(seed, tiles, 64, 64, options) for seed in seeds]
+        differences.append(np.median([np.abs(s.before.astype(int) - s.after).mean() for s in scenes]))
+    assert differences[1] < 0.9 * differences[0]
+    cache = SceneCache(folder / "none", 1, 0, 64, SceneOptions(without=("cutouts",)), folder)
+    assert "without cutouts" in cache.description
+
+
+def write_grass_geotiff(path: Path, side: int = 160) -> None:
+    """Write a grass GeoTIFF of 0.5 m pixels in UTM."""
+    pixels = np.random.default_rng(0).normal((110, 130, 80), 6, (side, side, 3)).clip(0, 255).astype(np.uint8)
+    write_geotiff(path, pixels, transform=Affine(0.5, 0, 300000, 0, -0.5, 4500000), crs="EPSG:32618")
+
+
+def test_a_scene_on_a_geotiff_is_a_window_of_it(tmp_path: Path) -> None:
+    write_grass_geotiff(tmp_path / "a.tif")
+    write_tile(tmp_path / "b.png")
+    tiles = GroundTiles(tmp_path)
+    assert tiles.georeferenced == [tmp_path / "a.tif"]
+    assert tiles.read(tmp_path / "a.tif").gsd_m == 0.5
+    options = SceneOptions(change=0.0, strength=0.0, misregistration_px=0.0)
+    scene, path, (row, col) = make_georeferenced_scene(2, tiles, 96, 80, options)
+    assert path == tmp_path / "a.tif"
+    assert scene.before.shape == (80, 96, 3)
+    assert 16 <= row <= 160 - 80 - 16
+    assert 16 <= col <= 160 - 96 - 16
+    with pytest.raises(InputError, match="has 160 x 161 px, the size of the scene"):
+        make_georeferenced_scene(2, tiles, 128, 129, options)
+
+
+def test_pixels_that_are_not_8_bit_are_an_error(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif has pixels of Pillow's mode I;16"):
+        make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
+
+
+def test_a_hidden_building_is_covered_by_free_ground(folder: Path) -> None:
+    """Its mask is a building, and all that covers it is neither building nor road nor water."""
+    tile = GroundTiles(folder).read(folder / "masked" / "c.png")
+    window = TileWindow(tile.pixels, tile.classes, 0.5, folder / "masked" / "c.png")
+    hidden = hide_buildings(np.random.default_rng(1), Ground(window), True)
+    assert hidden
+    for building in hidden:
+        assert tile.classes is not None
+        rows, cols = np.nonzero(building.mask)
+        assert (tile.classes[rows, cols] == BUILDING).all()
+        assert (tile.classes[rows + building.source[0], cols + building.source[1]] == 4).all()
+        assert (building.cover[rows, cols] > 0.9).all()
+    assert all(b.when == "both" for b in hide_buildings(np.random.default_rng(1), Ground(window), False))
+
+
+def test_a_folder_without_tiles_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no tiles"):
+        GroundTiles(tmp_path)
+    with pytest.raises(InputError, match="is not a folder"):
+        GroundTiles(tmp_path / "none")
+    write_tile(tmp_path / "a.png", masked=True)
+    Image.new("L", (8, 8)).save(tmp_path / "a.mask.png")
+    with pytest.raises(InputError, match=r"a\.mask\.png must have one band and the size of a\.png"):
+        make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
+
+
+def test_a_cache_of_scenes_on_tiles_is_named_by_their_content(folder: Path, tmp_path: Path) -> None:
+    options = SceneOptions(change=1.0)
+    cache = SceneCache(tmp_path / "cache", 2, 40, 64, options, folder)
+    cache.render(workers=1)
+    images, truth = open_cache(tmp_path / "cache")
+    scene = make_ground_scene(41, GroundTiles(folder), 64, 64, options)
+    assert np.array_equal(images[1, 1], scene.after)
+    assert np.array_equal(truth[1, 0], scene.change[::2, ::2])
+    assert cache.count_rendered() == 2
+    write_tile(tmp_path / "other" / "a.png")
+    other = SceneCache(tmp_path / "cache", 2, 40, 64, options, tmp_path / "other")
+    assert other.count_rendered() == 0
+
+
+def test_pasted_buildings_are_where_the_truth_says(folder: Path) -> None:
+    """A building of one date differs more between clean dates than its surroundings do."""
+    tiles, built = GroundTiles(folder), CHANGE_CODE["building_built"]
+    ratios = []
+    for seed in range(24):
+        scene = make_ground_scene(seed, tiles, 96, 96, SceneOptions(change=1.0, strength=0.0))
+        difference = np.abs(scene.before.astype(float) - scene.after).mean(axis=2)
+        if (scene.change == built).sum() > 60:
+            ratios.append(difference[scene.change == built].mean() / difference[scene.change == 0].mean())
+    assert len(ratios) >= 4
+    assert np.median(ratios) > 1.3
