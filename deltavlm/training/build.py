@@ -160,7 +160,7 @@ def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
     constructors: dict[str, Callable[[], nn.Module | None]] = {
         "vision": partial(VisionEncoder, vision),
         "dense": lambda: DenseHead(width, dense, vision) if dense else None,
-        "difference": partial(DifferencePerception, width, inputs.model.difference, len(vision.map_channels)),
+        "difference": partial(DifferencePerception, width, inputs.model.difference, vision.map_channels),
         "qformer": partial(QFormer, inputs.model.qformer, width),
         "projection": partial(nn.Linear, inputs.model.qformer.hidden, inputs.model.language.hidden),
     }
