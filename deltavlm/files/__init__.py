@@ -1,4 +1,4 @@
-"""Files: opened safely, written atomically, locked, as JSON lines, and compared; and the space of disks.
+"""Files: opened safely, written atomically, locked, as JSON lines, and compared; the space of disks.
 
 Names of files that lie beside an output can be foreseen, so in a shared folder another user may have put a
 link or a pipe there: they are opened by `create_file` and `open_regular`, which follow no link.

@@ -1,4 +1,4 @@
-"""Comparison of files, however their paths are spelled: none is written twice, or both read and written."""
+"""Comparison of files, however their paths are spelled: none is written twice, or written and read."""
 
 from __future__ import annotations
 
