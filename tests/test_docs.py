@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,9 @@ OTHER_PROGRAMS = set(
     --index-url --strict --nonblock --preserve-status --nproc-per-node --threads --real --scenes --driver
     --head --port --num-cpus --address --block
     --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --nodelist --exclude --overlap --signal
-    --array
+    --array --dist
     """.split()  # noqa: SIM905
-)  # flags of pip, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
+)  # flags of pip, pytest, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -129,6 +130,7 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
     assert documented == sorted({0, CLOSED_PIPE} | codes_of(DeltaVLMError) | signals)
 
 
+@cache
 def all_commands() -> dict[str, typer.core.TyperCommand]:
     """The commands of the program and of its groups, by their words, such as `weights fetch`."""
     top = dict(getattr(typer.main.get_command(app), "commands", {}))

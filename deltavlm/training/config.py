@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.config import from_mapping, parse_yaml, read_yaml, suggest, to_mapping
+from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, TaskName
 
@@ -37,6 +38,7 @@ class Scenes:
     rich: int = 0
     ground: int = 0
     ground_folder: Path | None = None  # relative paths start from the current folder
+    ground_without: tuple[GroundPart, ...] = ()  # what they leave out, to measure its worth
     weight: float = 1.0  # sampling weight, beside those of the sets
 
     def __post_init__(self) -> None:

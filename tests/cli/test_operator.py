@@ -237,8 +237,8 @@ def test_a_dry_run_writes_no_metrics(run: Run, scene: Scene) -> None:
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
 @pytest.mark.parametrize("unknown_user", [False, True])
 def test_the_script_of_the_cron_page(tmp_path: Path, unknown_user: bool) -> None:
-    """As cron runs it: almost no environment, no terminal, no home. It failed for a user without an entry
-    in the table of users, because the folder of models is in the home."""
+    """As cron runs it: almost no environment, no terminal, no home; with the scripted model. With nano, it
+    failed for a user without an entry in the table of users, because the folder of models is in the home."""
     page = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
     text = page.split("<!-- test:nightly -->\n```bash\n", 1)[1].split("```", 1)[0]
     folder = tmp_path / "place"
@@ -252,6 +252,9 @@ def test_the_script_of_the_cron_page(tmp_path: Path, unknown_user: bool) -> None
     start = f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     if unknown_user:
         start += "import pwd\ndef unknown(*_): raise KeyError('uid not found')\npwd.getpwuid = unknown\n"
+    else:
+        start += "import deltavlm\nfrom tests.scripted_model import ScriptedModel\n"
+        start += "deltavlm.load_model = lambda name, runtime: ScriptedModel()\n"
     (tmp_path / "deltavlm").write_text(f"{start}from deltacli.main import app\napp(prog_name='deltavlm')\n")
     (tmp_path / "deltavlm").chmod(0o755)
     script = tmp_path / "nightly"
