@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from deltacli import options, parsing
-from deltacli.analyze_flags import MASKS, OutlineFlags
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.mask_flags import MASKS, OutlineFlags
 from deltacli.options import OUTPUT, flag
 from deltavlm.messages import pluralize
 

@@ -91,7 +91,7 @@ def summarize(
     from deltavlm.geo.output_files import check_output, files_of_output
     from deltavlm.geo.vector_reader import split_layer
     from deltavlm.pipeline.outputs_reader import output_paths_in
-    from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas
+    from deltavlm.summaries.area_kinds import CELL_M, H3_RESOLUTION, make_areas
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.summary import summarize as summarize_results
     from deltavlm.summaries.writer import SUMMARY_SUFFIXES, write_summary

@@ -19,15 +19,13 @@ from deltavlm.geo.measure import areas_m2
 from deltavlm.geo.output_files import SUFFIXES
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
-from deltavlm.summaries.areas import (
-    OUTSIDE,
-    Areas,
+from deltavlm.summaries.area_kinds import (
     areas_from_file,
     areas_from_grid,
     areas_from_h3,
     areas_from_pairs,
-    single_area,
 )
+from deltavlm.summaries.areas import OUTSIDE, Areas, single_area
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
@@ -271,7 +269,7 @@ def test_invalid_areas_are_refused(tmp_path: Path, results: Results) -> None:
 
 def by_grid_of_many() -> None:
     """Make a grid with too many cells, without that many chips."""
-    import deltavlm.summaries.areas as module
+    import deltavlm.summaries.area_kinds as module
 
     class Many:
         has_crs = True

@@ -29,7 +29,7 @@ from deltavlm.upstream import plan as plan_module
 from deltavlm.upstream.components import CHECKPOINT, COMPONENTS, LANGUAGE, TIMM_BASE, VISION, VOCABULARY
 from deltavlm.upstream.fetch import Fetched, fetch
 from deltavlm.upstream.plan import Plan, plan
-from tests.hub_server import FakeHub, FakeRepo, serve_hub
+from tests.hub_server import FakeHub, FakeRepo, refused, serve_hub
 from tests.upstream.conftest import GOLDEN, as_instructblip
 
 pytestmark = pytest.mark.network
@@ -129,17 +129,6 @@ def planner(hub: FakeHub, cache: Path) -> Planner:
         return plan(components, cache_dir=cache, endpoint=hub.endpoint, **options)
 
     return ask
-
-
-def refused(
-    call: Callable[..., object], *args: Any, kind: type[DeltaVLMError] = InputError, **options: Any
-) -> str:
-    """One-line message of the error that a call raises; the class is exact, for the exit code."""
-    with pytest.raises(kind) as caught:
-        call(*args, **options)
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def names_of(planned: Plan, name: str) -> list[str]:
