@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def summarize(
     outputs: Annotated[
         list[Path],
-        typer.Argument(metavar="OUT|FOLDER...", help="Outputs of deltavlm analyze, or folders of them."),
+        typer.Argument(
+            metavar="OUT|FOLDER...", help="Outputs of deltavlm analyze or polygonize, or folders of them."
+        ),
     ],
     by: Annotated[
         str | None,
@@ -105,6 +107,8 @@ def summarize(
         parsing.check_files(files_of_output("-o", output), read)
         check_output(output, overwrite, SUMMARY_SUFFIXES)
     results = read_results(outputs, threshold=threshold, review=review)
+    if output is not None:
+        parsing.check_files(files_of_output("-o", output), {"a file of OUT": results.other_files})
     areas = make_areas(
         results,
         by,

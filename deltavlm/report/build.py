@@ -31,7 +31,7 @@ class Report:
 
     def image_files(self) -> list[Path]:
         """Local files that images of the pairs may be in, now or before they were moved."""
-        folder = self.output.path.absolute().parent
+        folder = self.output.folder
         paths = [image.path for pair in self.pairs for image in (pair.before, pair.after) if image.path]
         return [file for path in paths for file in candidate_files(path, folder)]
 
@@ -64,7 +64,7 @@ class Report:
         """
         self.check_single_pair("--quicklook")
         (pair,) = self.pairs
-        with open_images(pair, self.images, self.output.path.absolute().parent) as opened:
+        with open_images(pair, self.images, self.output.folder) as opened:
             return quicklook_png(pair, opened)
 
     def check_single_pair(self, option: str) -> None:

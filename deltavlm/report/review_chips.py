@@ -101,7 +101,7 @@ def _known_chips(pair: ReportPair, exported: ExportedChips) -> dict[int, list[Ro
 
 def _write_pair(report: Report, pair: ReportPair, known: dict[int, list[Row]], folder: Path) -> None:
     output = report.output.path
-    with open_images(pair, report.images, output.absolute().parent) as opened:
+    with open_images(pair, report.images, report.output.folder) as opened:
         for index, polygons in known.items():
             window = pair.windows[index]
             stem = f"{pair.name}_" if pair.name else f"{output.stem}_"

@@ -82,10 +82,12 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
     cascaded = results.chips["status"].eq("cascaded")
     changed_later = int((cascaded & results.chips["changed"].eq(True)).sum())
     if changed_later:
-        yield (
-            f"Asked only whether it changed: {pluralize(changed_later, 'changed chip')}, which the run, with "
-            "--cascade, took for unchanged."
+        chips = pluralize(
+            changed_later,
+            "changed chip was asked only whether it",
+            "changed chips were asked only whether they",
         )
+        yield f"{chips} changed: with --cascade and its threshold, the run saw no change there."
     if cascaded.any() and has_counts:
         yield "With --cascade, unchanged chips were not asked for counts; they count as none."
     pairs = results.chips["pair_id"].nunique()

@@ -12,7 +12,7 @@ import pyogrio
 import pytest
 
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.pipeline.outputs_reader import Output, read_output
+from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
 from deltavlm.pipeline.review import Opinion, check_verdicts, read_review, with_review
 from deltavlm.summaries.results import read_results
 from deltavlm.summaries.review import Precision, summarize_review
@@ -203,6 +203,27 @@ def test_columns_edited_in_a_gis_count(output: Output) -> None:
     assert summary.changed_chips.right == 0
     assert summary.unchanged_chips is not None
     assert (summary.unchanged_chips.right, summary.unchanged_chips.reviewed) == (1, 1)
+
+
+def test_verdicts_follow_the_calls_at_a_threshold(output: Output) -> None:
+    """A page at a threshold showed a verdict written in QGIS on the opposite call, and downloaded it so."""
+    with pyogrio_edit("out.gpkg", "chips") as frame:
+        frame["verdict"] = frame["verdict"].astype("object")
+        frame.loc[frame["changed"] == True, "verdict"] = "accept"  # noqa: E712
+        frame.loc[frame["chip_id"] == "r00000_c00000", "verdict"] = "accept"
+
+    def verdicts(threshold: float | None) -> list[tuple[bool, str]]:
+        rows = read_output(Path("out.gpkg"), threshold=threshold).rows("chips")
+        return sorted((row["changed"], row["verdict"]) for row in rows if row["verdict"])
+
+    assert verdicts(None) == verdicts(0.5) == [(False, "accept"), (True, "accept")]
+    assert verdicts(0.95) == [(False, "accept"), (False, "reject")]
+    assert verdicts(0) == [(True, "accept"), (True, "reject")]
+    for threshold in (None, 0.0, 0.95):
+        truths = read_results([Path("out.gpkg")], threshold=threshold).chips["truth"].tolist()
+        assert sorted(truth for truth in truths if truth is not None) == [False, True]
+    twice = at_threshold(at_threshold(read_output(Path("out.gpkg")), 0.95), 0.5)
+    assert {row["verdict"] for row in twice.rows("chips")} == {None, "accept"}
 
 
 class pyogrio_edit:
