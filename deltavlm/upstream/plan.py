@@ -56,7 +56,7 @@ class Plan:
             )
             if planned.skipped:
                 lines.append(
-                    f"  left out, as it holds no {component.prefix}*: "
+                    f"  left out, without any {component.prefix}*: "
                     f"{pluralize(len(planned.skipped), 'weight file')}"
                 )
             lines.append(f"  terms: {component.licence}")

@@ -165,7 +165,7 @@ def test_plan_selects_the_shards_with_the_vision_tower(hub: FakeHub, planner: Pl
         "model-00001-of-00003.safetensors",
         "model-00003-of-00003.safetensors",
     )
-    assert "without 2 weight files that hold no vision_model.*" in "\n".join(planned.lines())
+    assert "left out, without any vision_model.*: 2 weight files" in "\n".join(planned.lines())
 
 
 def test_plan_selects_a_vision_base_without_an_index(hub: FakeHub, planner: Planner) -> None:
