@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
-from deltavlm.files import drop_what_stderr_refuses
+from deltavlm.files.stderr import drop_what_stderr_refuses
 from deltavlm.messages import pluralize, redact
 
 if TYPE_CHECKING:

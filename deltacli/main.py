@@ -19,7 +19,6 @@ from typer.core import TyperGroup
 
 from deltacli import options
 from deltacli.analyze import analyze
-from deltacli.analyze_flags import PolygonsCommand
 from deltacli.ask import ask
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, name_flag, open_streams, silence
@@ -28,6 +27,7 @@ from deltacli.doctor import ProjCommand, doctor
 from deltacli.evaluate import evaluate
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.grid import grid
+from deltacli.mask_flags import PolygonsCommand
 from deltacli.metrics import run_metrics
 from deltacli.polygonize import polygonize
 from deltacli.report import report

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from deltavlm.errors import RasterError
 from deltavlm.messages import redact, redact_address
-from tests.test_names import ROOT, python_files
+from tests.library_texts import library_texts
 
 SPELLINGS = {
     "https://me:SEKRIT@host:8080/a/x.tif?token=SEKRIT#SEKRIT": "https://host:8080/a/x.tif",
@@ -75,20 +73,6 @@ def test_text_without_secrets_stays_as_it_is(text: str) -> None:
 def test_an_address_may_have_spaces_in_its_secrets() -> None:
     for address in ("https://me:SEK RIT@host/my x.tif?q=SEK RIT", "https://host/my x.tif#a SEKRIT"):
         assert redact_address(address) == "https://host/my x.tif"
-
-
-def library_texts() -> Iterator[str]:
-    """Texts of the library that are no docstrings, each with its file; `{}` stands for a value."""
-    for path in python_files(ROOT, ("deltavlm",)):
-        tree = ast.parse(path.read_text())
-        skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.JoinedStr):
-                skipped.update(map(id, node.values))
-                parts = (each.value if isinstance(each, ast.Constant) else "{}" for each in node.values)
-                yield f"{path.relative_to(ROOT)}: {''.join(map(str, parts))}"
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
-                yield f"{path.relative_to(ROOT)}: {node.value}"
 
 
 PROGRAMS = ("pip install", "deltavlm data fetch", "deltavlm analyze", "deltavlm report", "deltavlm ask")

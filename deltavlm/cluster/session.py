@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deltavlm.errors import ConfigError, ToolError
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.cluster.engine import ClusterEngine
@@ -69,10 +70,12 @@ def start_cluster(
         cpus_each = actor_cpus or (1 if on_gpu else min(CPUS_PER_ACTOR, max(1, cpus)))
         count = actors or (gpus if on_gpu else max(1, cpus // cpus_each))
         if address == LOCAL and (count * cpus_each > cpus or (on_gpu and count > gpus)):
-            request = f"{count} actors of {cpus_each} CPUs{' and a GPU' if on_gpu else ''}"
+            gpu = " and a GPU" if on_gpu else ""
+            request = f"{pluralize(count, 'actor')} of {pluralize(cpus_each, 'CPU')}{gpu}"
             raise ConfigError(
-                f"{request} do not fit on this machine ({cpus} CPUs, {gpus} GPUs); ask for fewer with "
-                "`actors`, or name a cluster with `ray_address`"
+                f"no room for {request} on this machine ({pluralize(cpus, 'CPU')}, "
+                f"{pluralize(gpus, 'GPU')}); ask for fewer with `actors`, or name a "
+                "cluster with `ray_address`"
             )
         per_actor = ActorResources(cpus_each, int(on_gpu), environment or {})
         yield ClusterEngine(ActorPool(load_model, per_actor, count))

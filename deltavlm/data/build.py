@@ -27,6 +27,7 @@ from deltavlm.data.progress import CountProgress, no_progress
 from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, count_sentence
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.files import refuse_existing, staged_folder
+from deltavlm.messages import pluralize
 from deltavlm.tasks import classify, count, dialogue, locate
 
 __all__ = ["BuildResult", "BuildSources", "PairFacts", "SetOutput", "build_dataset", "find_splits"]
@@ -155,7 +156,7 @@ def build_dataset(
             update(completed, "")
     if not result.pairs:
         first = result.problems[0].message
-        raise InputError(f"none of {len(pairs)} pairs can be used; the first: {first}")
+        raise InputError(f"none of {pluralize(len(pairs), 'pair')} can be used; the first: {first}")
     result.notes += _unused_captions(sources, pairs)
     return result
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
+from deltavlm.messages import pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
@@ -103,7 +104,7 @@ class Predictor(Labelled):
         use_bf16 = self.device == "cpu" and bf16_cpu()
         step = CPU_ENCODE_PAIRS if self.device == "cpu" and self.meter is None else max(1, len(before))
         with (
-            wrap_torch_errors(f"{len(before)} pairs", self.device),
+            wrap_torch_errors(pluralize(len(before), "pair"), self.device),
             torch.autocast("cpu", torch.bfloat16, enabled=use_bf16),
         ):
             batches = [
@@ -144,7 +145,7 @@ class Predictor(Labelled):
         lengths = [tokens[question.prompt] for _, question in rows]
 
         def answer_batch(batch: Sequence[int]) -> list[Reply]:
-            with wrap_torch_errors(f"{len(batch)} questions", self.device):
+            with wrap_torch_errors(pluralize(len(batch), "question"), self.device):
                 return self._answer(encoded, [rows[index] for index in batch])
 
         replies = run_in_batches(
@@ -162,7 +163,7 @@ class Predictor(Labelled):
         """
         if encoded.mask_logits is None or self.config.dense is None:
             return None
-        with wrap_torch_errors(f"masks of {len(encoded)} pairs", self.device):
+        with wrap_torch_errors(f"masks of {pluralize(len(encoded), 'pair')}", self.device):
             probabilities = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
         return Masks(self.config.dense.classes, probabilities)
 
@@ -273,8 +274,8 @@ class Predictor(Labelled):
         for length, (_, question) in zip(text.mask.sum(dim=1).tolist(), rows, strict=True):
             if length + question.max_new_tokens > available:
                 raise ConfigError(
-                    f"question {question.name!r} has {length - 1} tokens; {self.name} reads at most "
-                    f"{available - question.max_new_tokens - 1}; shorten it"
+                    f"question {question.name!r} has {pluralize(length - 1, 'token')}; "
+                    f"{self.name} reads at most {available - question.max_new_tokens - 1}; shorten it"
                 )
         pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
         return encoded.tokens[pairs], question_text, text

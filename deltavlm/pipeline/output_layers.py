@@ -125,7 +125,7 @@ def _write_changes(
                 continue
             mosaic = _mosaic(output, journal, pair.pair, pair.record)
             if len(mosaic.chips) > _MANY_CHIPS:
-                notify(f"merging the masks of {len(mosaic.chips)} chips")
+                notify(f"merging the masks of {pluralize(len(mosaic.chips), 'chip')}")
             features = vectorize(
                 mosaic, options.changes, polygons=options.polygons, mask=mask, probability=probability
             )

@@ -13,6 +13,7 @@ from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.geobox import LONLAT, GeoBox
 from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import is_in_lonlat, open_sink
+from deltavlm.geo.source import ignore_missing_transforms
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.engine import Engine
@@ -129,7 +130,8 @@ def _check_format_of_list(job: AnalyzeJob) -> None:
             return None
 
     workers = _MAX_OPEN if is_in_lonlat(job.output.path) else 1
-    with closing(map_ordered(geobox_of, iter(job.pairs.pairs), workers, lambda: None)) as geoboxes:
+    opened = map_ordered(geobox_of, iter(job.pairs.pairs), workers, lambda: None)
+    with ignore_missing_transforms(), closing(opened) as geoboxes:
         pairs = zip(job.pairs.pairs, geoboxes, strict=False)
         check_format_of_list(job, ((pair, geobox) for pair, geobox in pairs if geobox is not None))
 
@@ -271,8 +273,10 @@ def _write(output: Output, hooks: RunHooks) -> None:
 
 def _notify_resume(output: Output, journal: Journal, hooks: RunHooks) -> None:
     completed, limit = journal.completed_chips, output.job.options.limit
-    total = f" of {output.result.total}" if output.job.is_single else ""
-    hooks.notify(f"resuming: {min(completed, limit or completed)}{total} chips done")
+    done = min(completed, limit or completed)
+    total = output.result.total if output.job.is_single else None
+    chips = pluralize(done, "chip") if total is None else f"{done} of {pluralize(total, 'chip')}"
+    hooks.notify(f"resuming: {chips} done")
     if limit is not None and completed > limit:
         beyond = pluralize(completed - limit, "result")
         logger.warning("%s beyond `limit=%d` of the interrupted run are discarded", beyond, limit)

@@ -139,7 +139,7 @@ def _render_images(
                 if number in detail_numbers
             }
             try:
-                with open_images(pair, options, output.path.absolute().parent) as opened:
+                with open_images(pair, options, output.folder) as opened:
                     images.overviews[pair.name], scale = _overviews(opened, long_side_px)
                     if scale < limits.detail_below_scale:
                         images.details |= _details(opened, windows, limits.detail_px)

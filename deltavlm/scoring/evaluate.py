@@ -37,25 +37,23 @@ class Evaluation:
         or match no example, or an example has no answer."""
         faults = [problem for problem in self.dataset.problems if problem.kind in ("file", "record")]
         if faults:
-            plural = "" if len(faults) == 1 else "s"
             raise PartialFailure(
-                f"{len(faults)} fault{plural} in {self.dataset.path}, the other records are scored: "
+                f"{pluralize(len(faults), 'fault')} in {self.dataset.path}, the other records are scored: "
                 f"{faults[0].message}; deltavlm data check lists all"
             )
         problems, matched = self.predictions.problems, self.matched
         total = len({(example.task, example.id) for example, _ in matched.pairs}) + len(matched.missing)
+        unanswered = f"{len(matched.missing)} of {pluralize(total, 'example')} without an answer"
         if self.predictions.model is not None:
             if matched.missing:
-                raise PartialFailure(
-                    f"{len(matched.missing)} of {total} examples have no answer, the first because: "
-                    f"{problems[0].message if problems else 'it was not asked'}"
-                )
+                reason = problems[0].message if problems else "it was not asked"
+                raise PartialFailure(f"{unanswered}, the first because: {reason}")
             return
         first = f": {problems[0].location}: {problems[0].message}" if problems else ""
         unusable = [
             f"{pluralize(len(problems), 'line')} cannot be parsed{first}" if problems else "",
             f"{pluralize(len(matched.unknown), 'prediction')} without an example" if matched.unknown else "",
-            f"{len(matched.missing)} of {total} examples have no answer" if matched.missing else "",
+            unanswered if matched.missing else "",
         ]
         if any(unusable):
             name = self.predictions.path or "the set of predictions"

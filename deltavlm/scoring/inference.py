@@ -21,6 +21,7 @@ import numpy as np
 from deltavlm.data.examples import Dataset, Example, Problem, missing_images
 from deltavlm.data.images import read_image
 from deltavlm.errors import ConfigError, InputError, ModelError, ToolError
+from deltavlm.messages import pluralize
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.scoring.prediction_log import open_prediction_log
 from deltavlm.scoring.predictions import Prediction, PredictionKey, PredictionSet, histories_of
@@ -140,7 +141,9 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
                 "predictions are not saved; with `output` they are, and an interrupted run can resume"
             )
         elif resumed:
-            inference.notify(f"resuming: {resumed} of {len(pairs)} pairs are already in {inference.log}")
+            inference.notify(
+                f"resuming: {resumed} of {pluralize(len(pairs), 'pair')} already in {inference.log}"
+            )
         batch_size = inference.batch_size or model.auto_batch_size()
         finished = 0
         try:
@@ -151,12 +154,12 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
                     log.append(predictions)
                     problems += failures
                     finished = min(finished + batch_size, len(pairs))
-                    report_progress(finished, f"{len(problems)} problems" if problems else "")
+                    report_progress(finished, pluralize(len(problems), "problem") if problems else "")
         except KeyboardInterrupt:
             if log.lines is not None and log.predictions:
                 inference.notify(
-                    f"{len(log.predictions)} answers are in {inference.log}; run the same command again to "
-                    "resume"
+                    f"{pluralize(len(log.predictions), 'answer is', 'answers are')} in {inference.log}; run "
+                    "the same command again to resume"
                 )
             raise
     order = {key: index for index, key in enumerate(key for pair in pairs for key in pair.keys)}

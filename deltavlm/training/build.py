@@ -131,7 +131,7 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
     if all(phases[name].steps == phase.steps for name, phase in config.phases.items()):
         return config
     steps_text = " and ".join(
-        f"{phase.steps} steps of {name} instead of {config.phases[name].steps}"
+        f"{pluralize(phase.steps, 'step')} of {name} instead of {config.phases[name].steps}"
         for name, phase in phases.items()
     )
     pairs = sum(len(split.train) for split in splits)

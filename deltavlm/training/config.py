@@ -88,6 +88,7 @@ class Phase:
     crop_px: int | None = None  # side of random crops of scenes; default: no crop
     weight_decay: float = 0.03  # of matrices; biases and norms have none
     words: float = 1.0  # weight of the answers' loss beside the mask losses
+    class_balance: float = 1.0  # power of the class weights of the mask loss (losses.CLASS_WEIGHTS)
     rows: int = 5  # questions per pair and step, at most
     extra: float = 0.5  # of these beside the four standard ones, on average: open questions and later turns
     far: float = 0.0  # share of scenes that are of the kind `far`
@@ -113,7 +114,7 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        shares = ("far", "stormy", "rich", "ground", "color_jitter", "floor", "cut")
+        shares = ("far", "stormy", "rich", "ground", "color_jitter", "floor", "cut", "class_balance")
         dropped = ("token_dropout", "evidence_noise", "evidence_dropout")
         for name in (*shares, *dropped):
             if not 0 <= getattr(self, name) <= 1:

@@ -103,14 +103,14 @@ def test_the_table_is_on_stdout_and_messages_on_stderr(
     assert "published: nothing on these data" in head
     assert columns.split()[-1] == "published"
     assert {row.split()[0] for row in rows} == {"count"}
-    assert f"1 of 4 examples have no answer: count {missing['id']}" in result.stderr
-    assert "1 predictions match no example: count nosuch" in result.stderr
-    assert f"1 predictions repeat an id; the first is scored: count {others[0]['id']}" in result.stderr
-    assert "1 predictions cannot be parsed: line 6" in result.stderr
+    assert f"1 example of 4 without an answer: count {missing['id']}" in result.stderr
+    assert "1 prediction of no example: count nosuch" in result.stderr
+    assert f"1 prediction with an id again; the first is scored: count {others[0]['id']}" in result.stderr
+    assert "1 prediction that cannot be parsed: line 6" in result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         "Error: answers.jsonl is scored in part: 1 line cannot be parsed: line 6: x: no task None"
     )
-    assert "; 1 prediction without an example; 1 of 4 examples have no answer" in result.stderr
+    assert "; 1 prediction without an example; 1 of 4 examples without an answer" in result.stderr
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "answers.jsonl"]
 
 
@@ -309,7 +309,7 @@ def test_an_interrupted_run_resumes_to_equal_files(
         stream.write('{"id": "test_5_bin')  # killed while it wrote
     result = run(*args, "-o", "cut.json")
     assert result.exit_code == 0, result.stderr
-    assert "resuming: 4 of 6 pairs are already in" in result.stderr
+    assert "resuming: 4 of 6 pairs already in" in result.stderr
     assert len(model.batches) == 2 * number_of_batches  # the third batch alone was asked again
     for ending in (".json", ".md", ".predictions.jsonl"):
         assert Path(f"cut{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()

@@ -12,6 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pyogrio
 import pytest
 
@@ -117,15 +118,19 @@ def test_labels_are_escaped() -> None:
     assert text == '# HELP a x\\\\y\\nz\n# TYPE a gauge\na{l="q\\"\\\\\\n",output="o"} 0.5\n'
 
 
-def test_metrics_of_a_run(run: Run, scene: Scene) -> None:
-    result = run("analyze", *scene.args, "-o", 'o "1".geojson', *SMALL, "--metrics", "m.prom")
+def test_metrics_of_a_run(run: Run, scene: Scene, tmp_path: Path) -> None:
+    clouds = np.zeros((1, 96, 160), np.uint8)
+    clouds[:, :32, :32] = 1  # the first chip
+    mask = ("--after-cloud-mask", write_raster(tmp_path / "clouds.tif", clouds))
+    result = run("analyze", *scene.args, "-o", 'o "1".geojson', *SMALL, "--metrics", "m.prom", *mask)
     assert result.exit_code == 0, result.stderr
     values = read()
-    assert values["chips_total", "answered"] == 15
+    assert (values["chips_total", "answered"], values["chips_total", "nodata"]) == (14, 1)
+    assert values["cloud_ratio", ""] == pytest.approx(1 / 15, rel=0.01)
     assert values["chips_total", "error"] == values["chips_resumed_total", ""] == 0
     assert values["chips_changed_total", ""] == values["pairs_total", "answered"] == 1
     assert values["exit_code", ""] == values["run_active", ""] == 0
-    assert values["analyzed_ground_square_meters", ""] == pytest.approx(80 * 48, rel=0.01)
+    assert values["analyzed_ground_square_meters", ""] == pytest.approx(14 * 16 * 16, rel=0.01)
     assert values["changed_ground_square_meters", ""] == pytest.approx(16 * 16, rel=0.01)
     assert (values["new_buildings", ""], values["new_roads", ""]) == (2, 1)
     assert values["last_run_timestamp_seconds", ""] >= values["run_start_timestamp_seconds", ""]

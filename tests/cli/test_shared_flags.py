@@ -16,7 +16,7 @@ from deltacli.console import with_flags
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, WindowFlags
 from deltacli.main import app
 from tests.cli.conftest import Run, one_line
-from tests.test_messages import library_texts
+from tests.library_texts import library_texts
 
 
 def leaves(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -95,6 +95,7 @@ def test_the_cover_comes_from_the_mask_or_from_colors(folder: Path, tmp_path: Pa
     cover = make_ground_scene(0, GroundTiles(tmp_path), 96, 96, options).cover
     assert {COVER_CODE["built"], COVER_CODE["grass"]} <= set(np.unique(cover))
     colors = {"grass": (120, 140, 90), "soil": (190, 160, 130), "trees": (50, 75, 45), "water": (25, 35, 45)}
+    colors |= {"built": (150, 150, 146)}
     for name, color in colors.items():
         guessed = guess_cover(np.full((40, 40, 3), color, np.uint8))
         assert (guessed == COVER_CODE[name]).all(), name

@@ -92,6 +92,6 @@ def test_an_example_without_an_answer_is_a_partial_failure(dataset: Dataset) -> 
     inference = Inference(lambda: model, dataset.path / "images", batch_size=1)
     evaluation = evaluate(dataset, inference, SETUP, ("count",))
     with pytest.raises(
-        PartialFailure, match="1 of 3 examples have no answer, the first because: out of order"
+        PartialFailure, match="1 of 3 examples without an answer, the first because: out of order"
     ):
         evaluation.raise_if_partial()

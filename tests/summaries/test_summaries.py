@@ -20,16 +20,14 @@ from deltavlm.geo.output_files import SUFFIXES
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.outputs_reader import output_paths_in
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
-from deltavlm.summaries.areas import (
-    OUTSIDE,
-    Areas,
+from deltavlm.summaries.area_kinds import (
     areas_from_file,
     areas_from_grid,
     areas_from_h3,
     areas_from_pairs,
     make_areas,
-    single_area,
 )
+from deltavlm.summaries.areas import OUTSIDE, Areas, single_area
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
@@ -307,7 +305,7 @@ def test_invalid_areas_are_refused(tmp_path: Path, results: Results) -> None:
 
 def by_grid_of_many() -> None:
     """Make a grid with too many cells, without that many chips."""
-    import deltavlm.summaries.areas as module
+    import deltavlm.summaries.area_kinds as module
 
     class Many:
         has_crs = True
@@ -390,7 +388,7 @@ def test_pairs_that_could_not_be_opened_are_a_caveat(tmp_path: Path) -> None:
 
 def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> None:
     text = " ".join(caveats(results, summarize_chips(results)))
-    assert "36 of 72 chips were not analyzed (12 without enough data, 24" in text
+    assert "Not analyzed: 36 of 72 chips (12 without enough data, 24" in text
     assert "were not asked for counts" in text
     assert "synthetic scenes" in text
     assert not any(words in text for words in ("limited", "Scale", "overlap:", "models", "covers"))
@@ -411,6 +409,22 @@ def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> Non
     twice = read_results([tmp_path / "other.gpkg"] * 2)
     assert len(caveats(twice, summarize_chips(twice))) == len({*caveats(twice, summarize_chips(twice))})
     assert summarize_chips(twice).top_chips[0].chip_id.startswith("other r")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one_is_singular(tmp_path: Path, number: int) -> None:
+    """Of outputs with one chip each, of every status and with most caveats."""
+    feature = GRID[number]
+    unparsed = (
+        {"changed": None, "ground_share": None} if number == 1 else {"conflicts": ["unchanged_but_mask"]}
+    )
+    chip = Feature(feature.geometry, {**feature.properties, **unparsed, "changed_score": 0.5})
+    run = RUN | {"options": RUN["options"] | {"limit": 1}}
+    results = written(tmp_path / "one.gpkg", [chip], run=run)
+    title, blocks = document(summarize(results, areas_from_grid(results, 1000)))
+    text = " ".join([title, to_markdown(title, blocks)])
+    assert "1 chip" in text
+    assert not re.search(r"(?<![\d,.])1 (\w+ )?(chips|areas|pairs)\b", text)
 
 
 def test_areas_smaller_than_chips_are_a_caveat(results: Results) -> None:

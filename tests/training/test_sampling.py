@@ -229,7 +229,7 @@ def test_a_broken_record_is_logged_and_left_out(tmp_path: Path, caplog: pytest.L
     save_image(tmp_path / "images" / "a.png", np.zeros((8, 8, 3), np.uint8))
     split = load_split("my", RecordSet(tmp_path), 0)
     assert sum(len(pair.examples) for pair in split.train) == 1
-    assert "1 records cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
+    assert "1 record cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
 
 
 def test_missing_images_are_named_before_training(

@@ -39,17 +39,17 @@ from deltavlm.data.synthetic.tiles import (
 __all__ = ["GroundTiles", "make_georeferenced_scene", "make_ground_scene"]
 
 GROUND_EVENTS: Mapping[str, float] = {
-    "estate": 0.2,
-    "row": 0.12,
-    "houses": 0.26,
+    "estate": 0.24,
+    "row": 0.14,
+    "houses": 0.28,
     "works": 0.12,
-    "road": 0.09,
+    "road": 0.07,
     "road_gone": 0.02,
-    "demolish": 0.05,
-    "clear": 0.03,
-    "plant": 0.02,
-    "pond": 0.03,
-    "construction": 0.06,
+    "demolish": 0.04,
+    "clear": 0.02,
+    "plant": 0.01,
+    "pond": 0.02,
+    "construction": 0.04,
 }
 """Probability of each of `events.EVENTS` on real ground."""
 
@@ -129,13 +129,14 @@ def guess_cover(pixels: Bytes) -> Bytes:
     cover = np.full(gray.shape, COVER_CODE["soil"], np.uint8)
     chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     cover[(chroma < 0.14 * gray) & ((roughness > 10) | (gray > 100))] = COVER_CODE["built"]
-    is_green = 2 * green - red - blue > 7
+    greenness = 2 * green - red - blue
+    is_green = greenness > np.maximum(7, 0.1 * gray)
     cover[is_green] = COVER_CODE["grass"]
     cover[(is_green | (gray < 70)) & ((gray < 90) | (roughness > 9))] = COVER_CODE["trees"]
     is_blue = (blue > red + 12) & (chroma > 0.12 * gray)
-    cover[((roughness < 4) & ((gray < 55) | is_blue)) | ((roughness < 10) & is_blue & (blue > red + 20))] = (
-        COVER_CODE["water"]
-    )
+    is_sea = (roughness < 12) & (blue > red + 8) & (green > red + 12) & (greenness < 0.5 * gray)
+    is_water = (roughness < 4) & ((gray < 55) | is_blue)
+    cover[is_water | is_sea | ((roughness < 10) & is_blue & (blue > red + 20))] = COVER_CODE["water"]
     height, width = pixels.shape[:2]
     return cover.repeat(2, 0).repeat(2, 1)[:height, :width].copy()
 
