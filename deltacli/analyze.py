@@ -4,28 +4,135 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltacli import options, parsing
-from deltacli.analyze_flags import DateFlags, EngineFlags, MaskFlags, PairFlags, RunFlags, ShowFlags
+from deltacli.analyze_flags import DateFlags, EngineFlags, RunFlags, ShowFlags
 from deltacli.console import console
 from deltacli.dry_run import print_dry_run
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
+from deltacli.mask_flags import MaskFlags
 from deltacli.metrics import run_metrics
+from deltacli.options import MODEL, flag
 from deltacli.report import write_report
-from deltacli.summary import ProgressPrinter, print_summary, summary_dict
-from deltacli.terminal_images import show_thumbnails
+from deltacli.summary import ProgressPrinter, print_summary, show_thumbnails, summary_dict
 from deltavlm.config import shipped_config
-from deltavlm.errors import DeltaVLMError, PartialFailure, WriteError
+from deltavlm.errors import DeltaVLMError, InputError, PartialFailure, WriteError
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.files import NamedPath
     from deltavlm.pipeline.job import AnalyzeJob
+    from deltavlm.pipeline.pairs import PairList
     from deltavlm.tasks.questions import QuestionSpec
+
+PAIRS = "Many pairs"  # panel of the help
+_LISTED = 10  # unmatched files that are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFlags:
+    """Many pairs instead of one."""
+
+    pairs: Annotated[
+        str | None,
+        flag(
+            "--pairs",
+            panel=PAIRS,
+            metavar="FILE|-",
+            help="List of pairs as CSV, JSON lines or STAC items: before, after; optionally id, date, "
+            "before_date, aoi. One output for all, or with -o FOLDER/ one per pair.",
+        ),
+    ] = None
+    before_dir: Annotated[
+        Path | None,
+        flag("--before-dir", panel=PAIRS, metavar="FOLDER", help="Folder of earlier images."),
+    ] = None
+    after_dir: Annotated[
+        Path | None,
+        flag("--after-dir", panel=PAIRS, metavar="FOLDER", help="Folder of later images, paired by name."),
+    ] = None
+    shard: Annotated[
+        str | None,
+        flag("--shard", panel=PAIRS, metavar="I/N", help="Only shard I of N of the pairs, 1/N to N/N."),
+    ] = None
+
+    def check(self, before: str | None, after: str | None) -> None:
+        """Raises: BadParameter unless either one pair or many are given."""
+        folders = (self.before_dir, self.after_dir)
+        if self.pairs is None and folders == (None, None):
+            if before is None:
+                raise typer.BadParameter(
+                    "give BEFORE and AFTER, or many pairs by --pairs FILE, or by --before-dir and --after-dir"
+                )
+            if after is None:
+                raise typer.BadParameter(f"only one image, {before}; give AFTER too")
+            if self.shard is not None:
+                raise typer.BadParameter("--shard is for many pairs, and this is one; leave it out")
+            return
+        if before is not None:
+            raise typer.BadParameter(
+                f"{before}: cannot be combined with {'--pairs' if self.pairs else '--before-dir'}; put the "
+                "pair into the list, or leave one of the two out"
+            )
+        if self.pairs is not None and folders != (None, None):
+            raise typer.BadParameter("--pairs cannot be combined with --before-dir and --after-dir")
+        if self.pairs is None and None in folders:
+            raise typer.BadParameter("--before-dir and --after-dir go together; give both")
+
+    @property
+    def default_target(self) -> str:
+        """Output of many pairs, where none is named."""
+        source = str(self.after_dir or ("pairs" if self.pairs == "-" else self.pairs))
+        index, count = parsing.parse_shard(self.shard)
+        ending = f"_changes_{index}of{count}.gpkg" if count > 1 else "_changes.gpkg"
+        return parsing.default_output(str(Path(source).absolute()), ending)
+
+    def read(self, *, as_file_names: bool) -> PairList:
+        """Pairs of the list or the two folders, those of the shard only; prints notes about the list.
+
+        `as_file_names` checks that the ids of the whole list can be names of output files.
+
+        Raises: InputError naming file, line and column.
+        """
+        from deltavlm.pipeline.outputs import FOLDER_SUFFIX
+        from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
+        from deltavlm.pipeline.pairs import file_names, pairs_of_folders, shard
+
+        index, count = parsing.parse_shard(self.shard)
+        if self.before_dir is not None and self.after_dir is not None:
+            pairs = pairs_of_folders(self.before_dir, self.after_dir)
+        elif self.pairs == "-":
+            pairs = parse_pairs(parsing.read_stdin(), "stdin", Path())
+        else:
+            pairs = read_pairs(Path(self.pairs or ""))
+        self._print_notes(pairs)
+        if as_file_names:
+            file_names(pairs.pairs, FOLDER_SUFFIX)
+        selected = shard(pairs.pairs, index, count)
+        total = pluralize(len(pairs.pairs), "pair")
+        if not selected:
+            raise InputError(
+                f"--shard {self.shard}: {pairs.name} has {total}, so this shard is empty; use fewer shards"
+            )
+        if count > 1:
+            console.info(f"shard {index} of {count}: {len(selected)} of {total}")
+        return replace(pairs, pairs=selected)
+
+    def _print_notes(self, pairs: PairList) -> None:
+        for note in pairs.notes:
+            console.info(note)
+        for folder, names in zip((self.before_dir, self.after_dir), pairs.unmatched, strict=True):
+            if names:
+                remainder = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                console.warning(
+                    f"{pluralize(len(names), 'image')} in {folder} without a partner of the same name: "
+                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{remainder}"
+                )
 
 
 @grouped
@@ -43,18 +150,16 @@ def analyze(
     show: ShowFlags,
     questions: Annotated[
         Path | None,
-        options.flag(
+        flag(
             *("--questions", "-Q"),
-            panel=options.MODEL,
+            panel=MODEL,
             metavar="FILE",
             help="YAML list of questions, instead of the built-in caption, change, count and location.",
         ),
     ] = None,
     ask: Annotated[
         str | None,
-        options.flag(
-            "--ask", panel=options.MODEL, metavar="NAME,NAME", help="Only these questions of the set."
-        ),
+        flag("--ask", panel=MODEL, metavar="NAME,NAME", help="Only these questions of the set."),
     ] = None,
     model: ModelFlags,
     engine: EngineFlags,

@@ -1,150 +1,36 @@
-"""Flag groups of `deltavlm analyze`: pairs, change masks, engine, reports; and all flags of a run."""
+"""Flag groups of a run: dates, engine, reports; and all flags of a run, which make its job."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from deltacli import parsing
 from deltacli.console import console
-from deltacli.doctor import ProjCommand
 from deltacli.flag_groups import ChipFlags, ModelFlags, OutputFlags, RasterFlags
+from deltacli.mask_flags import MaskFlags
 from deltacli.metrics import run_metrics
 from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, RASTERS, flag
-from deltavlm.errors import ConfigError, InputError
+from deltavlm.errors import ConfigError
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.model.config import DeltaVLMConfig
-    from deltavlm.pipeline.changes import ChangeOptions
     from deltavlm.pipeline.engine import Engine
     from deltavlm.pipeline.job import AnalyzeJob
     from deltavlm.pipeline.pairs import PairList
     from deltavlm.tasks.questions import QuestionSpec
 
-__all__ = [
-    "MASKS",
-    "DateFlags",
-    "EngineFlags",
-    "MaskFlags",
-    "OutlineFlags",
-    "PairFlags",
-    "RunFlags",
-    "ShowFlags",
-]
+__all__ = ["DateFlags", "EngineFlags", "RunFlags", "ShowFlags"]
 
-PAIRS, MASKS, CLUSTER = "Many pairs", "Change masks", "Ray cluster"  # panels of the help
-_LISTED = 10  # unmatched files that are named
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairFlags:
-    """Many pairs instead of one."""
-
-    pairs: Annotated[
-        str | None,
-        flag(
-            "--pairs",
-            panel=PAIRS,
-            metavar="FILE|-",
-            help="List of pairs as CSV, JSON lines or STAC items: before, after; optionally id, date, "
-            "before_date, aoi. One output for all, or with -o FOLDER/ one per pair.",
-        ),
-    ] = None
-    before_dir: Annotated[
-        Path | None,
-        flag("--before-dir", panel=PAIRS, metavar="FOLDER", help="Folder of earlier images."),
-    ] = None
-    after_dir: Annotated[
-        Path | None,
-        flag("--after-dir", panel=PAIRS, metavar="FOLDER", help="Folder of later images, paired by name."),
-    ] = None
-    shard: Annotated[
-        str | None,
-        flag("--shard", panel=PAIRS, metavar="I/N", help="Only shard I of N of the pairs, 1/N to N/N."),
-    ] = None
-
-    def check(self, before: str | None, after: str | None) -> None:
-        """Raises: BadParameter unless either one pair or many are given."""
-        folders = (self.before_dir, self.after_dir)
-        if self.pairs is None and folders == (None, None):
-            if before is None:
-                raise typer.BadParameter(
-                    "give BEFORE and AFTER, or many pairs by --pairs FILE, or by --before-dir and --after-dir"
-                )
-            if after is None:
-                raise typer.BadParameter(f"only one image, {before}; give AFTER too")
-            if self.shard is not None:
-                raise typer.BadParameter("--shard is for many pairs, and this is one; leave it out")
-            return
-        if before is not None:
-            raise typer.BadParameter(
-                f"{before}: cannot be combined with {'--pairs' if self.pairs else '--before-dir'}; put the "
-                "pair into the list, or leave one of the two out"
-            )
-        if self.pairs is not None and folders != (None, None):
-            raise typer.BadParameter("--pairs cannot be combined with --before-dir and --after-dir")
-        if self.pairs is None and None in folders:
-            raise typer.BadParameter("--before-dir and --after-dir go together; give both")
-
-    @property
-    def default_target(self) -> str:
-        """Output of many pairs, where none is named."""
-        source = str(self.after_dir or ("pairs" if self.pairs == "-" else self.pairs))
-        index, count = parsing.parse_shard(self.shard)
-        ending = f"_changes_{index}of{count}.gpkg" if count > 1 else "_changes.gpkg"
-        return parsing.default_output(str(Path(source).absolute()), ending)
-
-    def read(self, *, as_file_names: bool) -> PairList:
-        """Pairs of the list or the two folders, those of the shard only; prints notes about the list.
-
-        `as_file_names` checks that the ids of the whole list can be names of output files.
-
-        Raises: InputError naming file, line and column.
-        """
-        from deltavlm.pipeline.outputs import FOLDER_SUFFIX
-        from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
-        from deltavlm.pipeline.pairs import file_names, pairs_of_folders, shard
-
-        index, count = parsing.parse_shard(self.shard)
-        if self.before_dir is not None and self.after_dir is not None:
-            pairs = pairs_of_folders(self.before_dir, self.after_dir)
-        elif self.pairs == "-":
-            pairs = parse_pairs(parsing.read_stdin(), "stdin", Path())
-        else:
-            pairs = read_pairs(Path(self.pairs or ""))
-        self._print_notes(pairs)
-        if as_file_names:
-            file_names(pairs.pairs, FOLDER_SUFFIX)
-        selected = shard(pairs.pairs, index, count)
-        total = pluralize(len(pairs.pairs), "pair")
-        if not selected:
-            raise InputError(
-                f"--shard {self.shard}: {pairs.name} has {total}, so this shard is empty; use fewer shards"
-            )
-        if count > 1:
-            console.info(f"shard {index} of {count}: {len(selected)} of {total}")
-        return replace(pairs, pairs=selected)
-
-    def _print_notes(self, pairs: PairList) -> None:
-        for note in pairs.notes:
-            console.info(note)
-        for folder, names in zip((self.before_dir, self.after_dir), pairs.unmatched, strict=True):
-            if names:
-                remainder = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-                console.warning(
-                    f"{pluralize(len(names), 'image')} in {folder} without a partner of the same name: "
-                    f"{', '.join(Path(name).name for name in names[:_LISTED])}{remainder}"
-                )
+CLUSTER = "Ray cluster"  # panel of the help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,158 +63,11 @@ class DateFlags:
         from deltavlm.pipeline.pair_lists import check_date
 
         for name in ("before_date", "after_date"):
-            if getattr(self, name) is not None:
+            text, flag_name = getattr(self, name), parsing.flag_name(name)
+            if text is not None:
                 if many:
-                    raise typer.BadParameter("is for one pair; a list has its own", param_hint=_flag(name))
-                check_date(getattr(self, name), _flag(name))
-
-
-_POLYGONS = {
-    "changed": ("changed", "true", "1", "yes", "on", "t", "y"),
-    "all": ("all",),
-    "": ("no", "false", "0", "off", "f", "n"),
-}
-
-
-def _parse_polygons(value: object) -> str | None:
-    """Chips whose polygons are drawn: "changed" or "all"; None for none.
-
-    The words of a boolean flag, as in a configuration file, mean "changed" or none. Raises: BadParameter.
-    """
-    for chips, words in _POLYGONS.items():
-        if str(value).strip().lower() in words:
-            return chips or None
-    raise typer.BadParameter(f"{value!r} is not changed or all")
-
-
-_POLYGONS_WORDS = {"--polygons": "--polygons=changed", "--no-polygons": "--polygons=no"}
-
-
-class PolygonsCommand(ProjCommand):
-    """Command whose --polygons takes a value only where the next word is `changed` or `all`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words after giving --polygons and --no-polygons their value."""
-        end = args.index("--") if "--" in args else len(args)
-        words: list[str] = []
-        for previous, word in pairwise(["", *args[:end]]):
-            if previous == "--polygons" and word in ("changed", "all"):
-                words[-1] = f"--polygons={word}"
-            else:
-                words.append(_POLYGONS_WORDS.get(word, word))
-        return super().parse_args(ctx, [*words, *args[end:]])
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutlineFlags:
-    """Polygons made of probabilities: threshold, smallest area, outlines."""
-
-    min_area: Annotated[
-        float | None,
-        flag(
-            "--min-area",
-            panel=MASKS,
-            metavar="M2",
-            min=0,
-            show_default="three mask pixels",
-            help="Smallest area of a polygon; smaller ones are dropped.",
-        ),
-    ] = None
-    simplify: Annotated[
-        float | None,
-        flag(
-            "--simplify",
-            panel=MASKS,
-            metavar="PX",
-            min=0,
-            show_default="half a mask pixel, which is 2 px in chips of 256",
-            help="Tolerance for simplifying outlines, in pixels; 0 keeps every vertex.",
-        ),
-    ] = None
-    mask_threshold: Annotated[
-        float,
-        flag(
-            "--mask-threshold",
-            panel=MASKS,
-            metavar="P",
-            min=0.01,
-            max=1,
-            help="Lowest probability of a changed pixel.",
-        ),
-    ] = 0.5
-
-    def check_numbers(self) -> None:
-        """Raises: BadParameter for a number that is not finite."""
-        for name in ("min_area", "simplify", "mask_threshold"):
-            if not math.isfinite(getattr(self, name) or 0):
-                raise typer.BadParameter(
-                    f"{getattr(self, name)} is not a finite number", param_hint=_flag(name)
-                )
-
-    def change_options(self, **others: Any) -> ChangeOptions:
-        """Options of these flags, and others of `ChangeOptions`."""
-        from deltavlm.pipeline.changes import ChangeOptions
-
-        return ChangeOptions(
-            threshold=self.mask_threshold, min_area_m2=self.min_area, simplify_px=self.simplify, **others
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskFlags(OutlineFlags):
-    """Polygons and rasters made of the model's change masks."""
-
-    polygons: Annotated[
-        str | None,
-        flag(
-            "--polygons",
-            "--no-polygons",
-            panel=MASKS,
-            parser=_parse_polygons,
-            metavar="[changed|all]",
-            help="Write a layer of change polygons with class, area and score: of the chips called changed, "
-            "or of all. With polygons or rasters, chips overlap by an eighth unless --overlap or --stride is "
-            "given.",
-        ),
-    ] = None
-    mask: Annotated[
-        str | None,
-        flag(
-            "--mask",
-            panel=MASKS,
-            metavar="FILE.tif",
-            help="Write a raster of classes: 0 none, 1 building, 2 road, 3 other, 255 nodata.",
-        ),
-    ] = None
-    probability: Annotated[
-        str | None,
-        flag(
-            "--probability",
-            panel=MASKS,
-            metavar="FILE.tif",
-            help="Write a raster of probabilities, one band each for building, road and other.",
-        ),
-    ] = None
-
-    def check(self, *, into_folder: bool) -> None:
-        """Raises: BadParameter or ConfigError where the flags do not go together."""
-        for name in ("min_area", "simplify"):
-            if getattr(self, name) is not None and not self.polygons:
-                raise typer.BadParameter(
-                    "is for --polygons; add that, or leave it out", param_hint=_flag(name)
-                )
-        self.check_numbers()
-        from deltavlm.files import names_folder
-
-        for name in ("mask", "probability"):
-            text = getattr(self, name)
-            if into_folder and text is not None and not names_folder(text):
-                raise ConfigError(
-                    f"--{name} {text}: is one file for many pairs; name a folder, such as --{name} rasters/"
-                )
-
-    def options(self) -> ChangeOptions:
-        return self.change_options(chips="all" if self.polygons == "all" else "changed")
+                    raise typer.BadParameter("is for one pair; a list has its own", param_hint=flag_name)
+                check_date(text, flag_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,7 +122,7 @@ class EngineFlags:
             for name in ("ray_address", "actors", "actor_cpus"):
                 if getattr(self, name) is not None:
                     raise typer.BadParameter(
-                        "is for --engine ray; add that, or leave it out", param_hint=_flag(name)
+                        "is for --engine ray; add that, or leave it out", param_hint=parsing.flag_name(name)
                     )
             return
         from importlib.util import find_spec
@@ -492,10 +231,6 @@ class ShowFlags:
                     "it afterwards"
                 )
             check_output(path, output.may_replace, suffixes)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)

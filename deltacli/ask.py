@@ -117,6 +117,7 @@ def ask(
     if geojson and (as_json or chips.all_chips):
         other = "--json" if as_json else "--all-chips; write -o FILE.geojson"
         raise typer.BadParameter(f"cannot be combined with {other}", param_hint="--geojson")
+    _check_is_image(after)
     questions = _read_questions(
         [*(question or ()), *(question_flags or ())], file, one_per_task=chips.all_chips
     )
@@ -162,6 +163,16 @@ def ask(
     for record in records:
         print_remarks(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if as_json else record["answer"])
+
+
+def _check_is_image(after: str) -> None:
+    """Raises: BadParameter where the second argument is a question, as only one image was named."""
+    is_sentence = after.rstrip().endswith("?") or (" " in after and not Path(after).suffix)
+    if is_sentence and "://" not in after and not Path(after).exists():
+        raise typer.BadParameter(
+            f"{after!r} is no image; name the earlier image, the later one, then the question",
+            param_hint="AFTER",
+        )
 
 
 def _read_questions(

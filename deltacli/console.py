@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
-from deltavlm.files import drop_what_stderr_refuses
+from deltavlm.files.stderr import drop_what_stderr_refuses
 from deltavlm.messages import pluralize, redact
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ __all__ = [
     "console",
     "count_by_kind",
     "duration",
+    "name_flag",
     "open_streams",
     "print_notes",
     "print_problems",
     "print_remarks",
     "silence",
     "warn_about_scale",
+    "with_flags",
 ]
 
 Color = Literal["auto", "always", "never"]
@@ -51,6 +54,8 @@ MAX_LINE_CHARS = 2000
 _PROGRESS_EVERY_S = 30.0  # without a terminal: a line at each tenth of the work, and at least this often
 _PROGRESS_PAUSE_S = 1.0  # and no more often than this
 _LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}  # ANSI styles: yellow, bold red
+_PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")  # of a function or options, in messages
+_FLAGS = {"gsd_m": "--gsd", "output": "-o"}  # by parameter, where another name is better
 _LOG_FIELDS = ("pair", "chip", "status")  # extra attributes of log records that JSON lines keep
 
 Update = Callable[[int, str], None]  # completed count and a note such as "3 changed"
@@ -169,7 +174,7 @@ class Console:
         logging.captureWarnings(True)
 
     def _write(self, text: str, level: str, fields: dict[str, object]) -> None:
-        text = text[: 50 * MAX_LINE_CHARS]  # it may repeat a whole file of others
+        text = with_flags(text[: 50 * MAX_LINE_CHARS])  # it may repeat a whole file of others
         line = redact(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
         if len(line) > MAX_LINE_CHARS:
             line = f"{line[: MAX_LINE_CHARS // 2]} ... {line[-MAX_LINE_CHARS // 2 :]}"
@@ -235,6 +240,29 @@ class Console:
             last_time, last_count = now, completed
 
         return update
+
+
+def name_flag(flag: str) -> None:
+    """Make a long flag known to `with_flags`."""
+    _FLAGS.setdefault(flag.removeprefix("--").replace("-", "_"), flag)
+
+
+def with_flags(text: str) -> str:
+    """Text of the library with flags in place of parameters, which it names in backticks.
+
+    "add `overwrite=True`, `scale='none'` or `resume=False`" -> "add --overwrite, --scale none or --no-resume"
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        flag = _FLAGS.get(name)
+        if flag is None:
+            return match[0]
+        if value == "False":
+            return f"--no-{flag[2:]}"
+        return flag if value in (None, "True") else f"{flag} {value.strip(chr(39))}"
+
+    return _PARAMETER.sub(replaced, text)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -164,12 +164,14 @@ def _table(report: CheckReport) -> list[str]:
     width = max((len(file.name) for file in report.files), default=0)
     lines = []
     for file in report.files:
-        expected = "" if file.expected is None else f" of {file.expected:,}"
+        records = pluralize(file.records, "record")
+        if file.expected is not None:
+            records = f"{file.records:,} of {pluralize(file.expected, 'record')}"
         tasks = ", ".join(f"{task} {number:,}" for task, number in file.tasks.items())
-        lines.append(f"{file.name:{width}s}  {file.records:,}{expected} records  {tasks}".rstrip())
+        lines.append(f"{file.name:{width}s}  {records}  {tasks}".rstrip())
     images = report.images
     lines.append(
-        f"{images.named:,} images named in {images.folder}: {images.missing:,} missing,"
+        f"{pluralize(images.named, 'image')} named in {images.folder}: {images.missing:,} missing,"
         f" {images.unreadable:,} unreadable, {images.other_size:,} of another size"
     )
     return lines

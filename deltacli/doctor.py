@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from deltacli import options
+from deltacli.console import with_flags
 from deltacli.flag_groups import CommonFlags, grouped
 from deltavlm.errors import DeltaVLMError, InputError
 
@@ -30,7 +31,7 @@ def doctor(json_report: options.Json = False, *, common: CommonFlags) -> None:
         for finding in findings:
             typer.echo(f"{finding.status:<8} {finding.name:<12} {finding.detail}")
             if finding.remedy:
-                typer.echo(f"{'':<21} -> {finding.remedy}")
+                typer.echo(f"{'':<21} -> {with_flags(finding.remedy)}")
     if broken:
         raise DeltaVLMError(f"broken: {', '.join(broken)}; see the remedies above")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltacli.console import console, duration
+from deltacli.console import console, duration, with_flags
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _print_lines(lines: Iterable[Line], *, on_stdout: bool) -> None:
     for name, text in lines:
         line = f"{name:<10} {text}" if name else text
         if on_stdout:
-            typer.echo(line)
+            typer.echo(with_flags(line))
         else:
             console.info(line)
 

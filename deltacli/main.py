@@ -19,15 +19,15 @@ from typer.core import TyperGroup
 
 from deltacli import options
 from deltacli.analyze import analyze
-from deltacli.analyze_flags import PolygonsCommand
 from deltacli.ask import ask
 from deltacli.chat import chat
-from deltacli.console import LogFormat, console, open_streams, silence
+from deltacli.console import LogFormat, console, name_flag, open_streams, silence
 from deltacli.data import data
 from deltacli.doctor import ProjCommand, doctor
 from deltacli.evaluate import evaluate
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.grid import grid
+from deltacli.mask_flags import PolygonsCommand
 from deltacli.metrics import run_metrics
 from deltacli.polygonize import polygonize
 from deltacli.report import report
@@ -101,9 +101,15 @@ class App(TyperGroup):
 
 
 def _name_variables(command: Any, prefix: str) -> None:
-    """Name environment variables by flags: DELTAVLM_ASK_QUESTIONS. Click names them by parameters."""
+    """Name environment variables by flags: DELTAVLM_ASK_QUESTIONS. Click names them by parameters.
+
+    The flags become known to messages of the library too.
+    """
     for param in command.params:
         flag = next((name for name in param.opts if name.startswith("--")), None)
+        for each in (*param.opts, *param.secondary_opts):
+            if each.startswith("--"):
+                name_flag(each)
         if flag is not None and param.allow_from_autoenv:
             param.envvar = f"{prefix}_{flag[2:].replace('-', '_').upper()}"
     for name, subcommand in getattr(command, "commands", {}).items():

@@ -200,6 +200,9 @@ class RunMetrics:
         for name, value in (("buildings", totals.new_buildings), ("roads", totals.new_roads)):
             if value is not None:
                 yield _gauge(f"deltavlm_new_{name}", f"New {name}.", value)
+        if totals.cloud_share is not None:
+            help_text = "Share of the ground with data that cloud masks hide, 0 to 1."
+            yield _gauge("deltavlm_cloud_ratio", help_text, totals.cloud_share)
 
     def _pair_samples(self) -> list[Sample]:
         if self._result is not None and not self._result.is_single:

@@ -35,6 +35,11 @@ def check_location(argument: str, text: str) -> str:
     return text
 
 
+def flag_name(parameter: str) -> str:
+    """Flag of a parameter: `before_date` -> `--before-date`."""
+    return f"--{parameter.replace('_', '-')}"
+
+
 def named_files(files: Mapping[str, str | Path | Iterable[Path] | None]) -> list[NamedPath]:
     """Files of flags and arguments, each with its name; None and `-` are no files."""
     named: list[NamedPath] = []

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from deltacli import options, parsing
-from deltacli.analyze_flags import MASKS, OutlineFlags
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.mask_flags import MASKS, OutlineFlags
 from deltacli.options import OUTPUT, flag
 from deltavlm.messages import pluralize
 
@@ -94,9 +93,10 @@ def polygonize(
     from deltavlm.geo.sinks import open_sink
     from deltavlm.pipeline.mask_codec import CLASSES
     from deltavlm.pipeline.outputs_reader import read_output
-    from deltavlm.pipeline.polygonize import open_probability, probability_path, run_area
+    from deltavlm.pipeline.polygonize import open_probability, polygons_record, probability_path, run_area
     from deltavlm.pipeline.polygonize import polygonize as polygonize_raster
     from deltavlm.pipeline.schema import CHANGES
+    from deltavlm.pipeline.totals import Totals, TotalsCounter
 
     names = CLASSES if classes is None else tuple(name.strip() for name in classes.split(","))
     for name in names:
@@ -111,8 +111,9 @@ def polygonize(
     target = output or Path(parsing.default_output(str(source), ".changes.gpkg"))
     result = None if is_raster else read_output(source, (), threshold=threshold)
     raster_path = source if result is None else probability or probability_path(result)
-    read = {"OUT": source, "--probability": raster_path, "--aoi": aoi, "--config": common.config}
-    parsing.check_files(files_of_output("-o", target), read)
+    sources = [source] if result is None else [source, *result.other_files]
+    read = {"--probability": raster_path, "--aoi": aoi, "--config": common.config}
+    parsing.check_files(files_of_output("-o", target), {"OUT": sources, **read})
     check_output(target, overwrite)
     change_options = outlines.change_options(
         chips=chips, classes=names, merge_m=merge, fill_holes_m2=fill_holes
@@ -127,11 +128,20 @@ def polygonize(
             box = None if bbox is None else parsing.parse_bbox(bbox)
             shape = area_of_interest(raster.geobox, box, bbox_crs, aoi)
         features = polygonize_raster(raster, change_options, output=result, aoi=shape)
-        record = {**raster.provenance, "changes": asdict(change_options)}
-        with open_sink(target, (CHANGES,), raster.geobox.crs, record, overwrite=overwrite) as sink:
+        record, crs = polygons_record(raster, change_options, result, target), raster.geobox.crs
+        with open_sink(target, (CHANGES,), crs, record, overwrite=overwrite) as sink:
             sink.write(CHANGES.name, features)
+    counter = TotalsCounter()
+    counter.add_polygons(features, crs)
+    totals = counter.polygons or Totals()
     if result is None:
         console.info("without an output the polygons of all chips are drawn, without captions")
     if json_summary:
-        typer.echo(json.dumps({"polygons": len(features), "output": str(target)}, ensure_ascii=False))
-    console.info(f"{pluralize(len(features), 'polygon')} of change; output {target}")
+        figures = totals.as_dict()
+        summary = {"polygons": len(features), "output": str(target)}
+        summary |= {name: figures[name] for name in ("changed_km2", "kinds", "kinds_km2")}
+        typer.echo(json.dumps(summary, ensure_ascii=False))
+    if features:
+        console.info(totals.kinds_text)
+    area = f", {totals.format_area(totals.changed)}" if features else ""
+    console.info(f"{pluralize(len(features), 'polygon')} of change{area}; output {target}")

@@ -22,7 +22,9 @@ _MAX_WARNINGS = 3  # pairs without images that are named one by one
 
 @grouped
 def report(
-    source: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Output of deltavlm analyze.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Output of deltavlm analyze or polygonize.")
+    ],
     output: Annotated[
         Path | None,
         options.flag(
@@ -131,7 +133,8 @@ def report(
     for path, suffixes in ((output, options.HTML_SUFFIXES), (quicklook, options.PNG_SUFFIXES)):
         check_output(path, overwrite, suffixes)
     opened = open_report(source, images, pair, threshold=threshold)
-    parsing.check_files(written, {"an image of OUTPUT": opened.image_files()})
+    files = [*opened.image_files(), *opened.output.other_files]
+    parsing.check_files(written, {"an image or a file of OUTPUT": files})
     summary = write_report(
         opened,
         output,
@@ -188,4 +191,4 @@ def _warn_missing(missing: dict[str, str]) -> None:
     for name, reason in list(missing.items())[:_MAX_WARNINGS]:
         console.warning(f"no images{f' of {name}' if name else ''}: {reason}")
     if len(missing) > _MAX_WARNINGS:
-        console.warning(f"no images of {len(missing) - _MAX_WARNINGS} more pairs either")
+        console.warning(f"no images of {pluralize(len(missing) - _MAX_WARNINGS, 'more pair')} either")

@@ -19,7 +19,7 @@ SUFFIXES = (".json", ".geojson")
 
 @grouped
 def stac(
-    result: Annotated[Path, typer.Argument(metavar="OUT", help="Output of deltavlm analyze.")],
+    result: Annotated[Path, typer.Argument(metavar="OUT", help="Output of deltavlm analyze or polygonize.")],
     output: Annotated[
         Path | None,
         flag(
@@ -87,6 +87,7 @@ def stac(
     )
     run = results.runs[0]
     model_path, model = item_path.with_name(model_item_name(run)), model_item(run, model_href)
+    read["a file of OUT"] = [*results.other_files]
     parsing.check_files([("-o", item_path), ("the item of the model", model_path)], read)
     has_model_item = write_items(item_path, item, model_path, model, overwrite=overwrite)
     if json_summary:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def summarize(
     outputs: Annotated[
         list[Path],
-        typer.Argument(metavar="OUT|FOLDER...", help="Outputs of deltavlm analyze, or folders of them."),
+        typer.Argument(
+            metavar="OUT|FOLDER...", help="Outputs of deltavlm analyze or polygonize, or folders of them."
+        ),
     ],
     by: Annotated[
         str | None,
@@ -91,7 +93,7 @@ def summarize(
     from deltavlm.geo.output_files import check_output, files_of_output
     from deltavlm.geo.vector_reader import split_layer
     from deltavlm.pipeline.outputs_reader import output_paths_in
-    from deltavlm.summaries.areas import CELL_M, H3_RESOLUTION, make_areas
+    from deltavlm.summaries.area_kinds import CELL_M, H3_RESOLUTION, make_areas
     from deltavlm.summaries.results import read_results
     from deltavlm.summaries.summary import summarize as summarize_results
     from deltavlm.summaries.writer import SUMMARY_SUFFIXES, write_summary
@@ -105,6 +107,8 @@ def summarize(
         parsing.check_files(files_of_output("-o", output), read)
         check_output(output, overwrite, SUMMARY_SUFFIXES)
     results = read_results(outputs, threshold=threshold, review=review)
+    if output is not None:
+        parsing.check_files(files_of_output("-o", output), {"a file of OUT": results.other_files})
     areas = make_areas(
         results,
         by,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deltacli.console import console
 from deltacli.metrics import run_metrics
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from deltavlm.pipeline.run_result import RunResult
     from deltavlm.pipeline.summary import ChangedChip
 
-__all__ = ["ProgressPrinter", "print_summary", "summary_dict"]
+__all__ = ["ProgressPrinter", "print_summary", "show_thumbnails", "summary_dict"]
 
 
 class ProgressPrinter:
@@ -107,6 +109,28 @@ def _print_table(job: AnalyzeJob, chips: list[ChangedChip]) -> None:
     columns = (*(() if job.is_single else ("pair",)), "chip", *header, "score", "caption")
     columns += ("conflicts",) if has_conflicts else ()
     console.table("Most changed chips", columns, rows)
+
+
+def show_thumbnails(
+    job: AnalyzeJob, chips: Sequence[ChangedChip], when: Literal["auto", "always", "never"]
+) -> None:
+    """Draw both dates of the chips of a single pair on stderr if it is a terminal, unless -q.
+
+    `always` uses sixel where no protocol is detected.
+    """
+    if when == "never" or not console.on_terminal or console.verbosity < 0 or not chips or not job.is_single:
+        return
+    from deltavlm.pipeline.reading import open_listed_pair
+    from deltavlm.report.terminal_images import contact_sheet, detect_protocol, encode_image
+
+    protocol = detect_protocol(os.environ) or ("sixel" if when == "always" else None)
+    if protocol is None:
+        return
+    with open_listed_pair(job.pairs.pairs[0], job.read) as reader:
+        sheet = contact_sheet(reader, job.options.chip_px, chips)
+    if sheet is not None:
+        sys.stderr.write(encode_image(sheet, protocol) + "\n")
+        sys.stderr.flush()
 
 
 def _chip_counts(job: AnalyzeJob, result: RunResult) -> str:

@@ -17,6 +17,7 @@ from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError
 from deltavlm.files import format_bytes
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.training.estimate import Estimate
@@ -179,7 +180,8 @@ def _as_text(estimate: Estimate) -> list[str]:
         accumulation = phase["grad_accum_steps"]
         suffix = f", gradients accumulated over {accumulation} micro-batches" if accumulation > 1 else ""
         lines.append(
-            f"phase {name} ({phase['part']}): {phase['steps']} steps of {phase['batch']} pairs{suffix}"
+            f"phase {name} ({phase['part']}): {pluralize(phase['steps'], 'step')} of "
+            f"{pluralize(phase['batch'], 'pair')}{suffix}"
         )
         modules = ", ".join(
             f"{module} {count['trainable']:,} of {count['all']:,}"

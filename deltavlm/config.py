@@ -19,7 +19,7 @@ import yaml
 
 from deltavlm.errors import ConfigError
 from deltavlm.files import read_text
-from deltavlm.messages import preview
+from deltavlm.messages import pluralize, preview
 
 __all__ = [
     "dump",
@@ -194,7 +194,7 @@ def _sequence(origin: Any, args: tuple[Any, ...], value: Any, source: str) -> An
         raise ConfigError(f"{source}: expected a list, got {preview(value)}")
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
         if len(value) != len(args):
-            raise ConfigError(f"{source}: expected {len(args)} values, got {len(value)}")
+            raise ConfigError(f"{source}: expected {pluralize(len(args), 'value')}, got {len(value)}")
         hints = args
     else:
         hints = (args[0],) * len(value)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltavlm.errors import ConfigError, DeltaVLMError
+from deltavlm.messages import pluralize
 from deltavlm.version import __version__
 
 __all__ = ["Finding", "check_proj_variables", "check_torchvision", "diagnose", "package_versions"]
@@ -144,7 +145,9 @@ def pinned_torch(requirements: list[str]) -> str | None:
 def _check_devices() -> Iterator[Finding]:
     import torch
 
-    devices = [f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    devices = [
+        f"cpu: {pluralize(os.cpu_count() or 1, 'core')}, {pluralize(torch.get_num_threads(), 'thread')}"
+    ]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
         devices.append(f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
@@ -156,7 +159,7 @@ def _check_devices() -> Iterator[Finding]:
             "cuda",
             "warning",
             "an NVIDIA driver is installed, but torch cannot use it",
-            "update the driver, or use --device cpu",
+            "update the driver, or use `device='cpu'`",
         )
 
 

@@ -380,18 +380,18 @@ def _hub_errors(hub: Hub, repository: Repository) -> Iterator[None]:
             raise _refusal(hub, repository, first) from error
         raise InputError(
             f"cannot get {repository.content} of {repository.name}: no connection to {hub.endpoint}"
-            f" ({_first_line(first)}); check the network and the proxy, or use --offline if it was fetched"
-            f" before"
+            f" ({_first_line(first)}); check the network and the proxy, or use `offline=True` if it was"
+            f" fetched before"
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WriteError(
                 f"the disk of {hub.cache_dir} is full, while fetching {repository.name}; free some space or"
-                f" give another --cache-dir, then fetch again: complete files are kept"
+                f" give another `cache_dir`, then fetch again: complete files are kept"
             ) from error
         if error.errno is not None:
             raise OutputError(
-                f"cannot write to the cache {hub.cache_dir}: {error.strerror}; give another --cache-dir"
+                f"cannot write to the cache {hub.cache_dir}: {error.strerror}; give another `cache_dir`"
             ) from error
         raise InputError(
             f"the download of {repository.name} failed ({_first_line(error)}); fetch again"
@@ -448,7 +448,7 @@ def _refusal(hub: Hub, repository: Repository, error: Exception) -> InputError:
 def _not_cached(hub: Hub, repository: Repository, name: str) -> InputError:
     return InputError(
         f"{name} of {repository.name} at {repository.revision} is not in the cache {hub.cache_dir};"
-        f" fetch it once with a network, without --offline"
+        f" fetch it once with a network, without `offline=True`"
     )
 
 

@@ -40,9 +40,13 @@ _SPACE, _END = "\ue000", "\ue001"  # stand for a space in an address, and for it
 MAX_PREVIEW_CHARS = 60
 
 
-def pluralize(number: int, noun: str) -> str:
-    """`1 chip`, `2 chips`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def pluralize(number: int, noun: str, plural: str = "") -> str:
+    """Number with its noun, and a verb where `plural` has one: by default the noun with an s.
+
+    >>> pluralize(1, "chip"), pluralize(1200, "chip"), pluralize(2, "image is", "images are")
+    ('1 chip', '1,200 chips', '2 images are')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def format_number(number: float) -> str:

@@ -1,11 +1,14 @@
-"""Take the screenshots of docs/report.md: the report of the sample pair in headless Chromium.
+"""Take the pictures of docs/report.md and docs/qgis.md.
 
-python docs/screenshots.py              needs chromium, chromedriver and selenium
+The report of the sample pair in headless Chromium, its quicklook, and its layers and a form in QGIS.
+
+python docs/screenshots.py              needs chromium, chromedriver, selenium, and QGIS (QGIS_PYTHON)
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -53,18 +56,52 @@ def shot(page: Path, name: str, size: tuple[int, int], scheme: str, clicks: tupl
     print(f"{name}: {(IMAGES / name).stat().st_size / 1000:.0f} kB")
 
 
+def save(picture: Path, name: str) -> None:
+    """Save a picture among those of the docs, at most 1200 px wide and high."""
+    with Image.open(picture) as image:
+        image = image.convert("RGB")
+        image.thumbnail((1200, 1200))
+        image.save(IMAGES / name, quality=85, optimize=True, progressive=True)
+    print(f"{name}: {(IMAGES / name).stat().st_size / 1000:.0f} kB")
+
+
+def qgis(scratch: Path, **wish: Any) -> None:
+    """Open layers of the output in QGIS, as tests/geo/qgis_look.py says."""
+    python = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PROJ_DATA")
+    }
+    command = [python, str(ROOT / "tests" / "geo" / "qgis_look.py"), json.dumps(wish)]
+    subprocess.run(command, cwd=scratch, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
 def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        page = Path(scratch) / "report.html"
-        words = ["sample_data/before.tif", "sample_data/after.tif", "-o", f"{scratch}/sample_changes.gpkg"]
-        command = [sys.executable, "-m", "deltacli", "analyze", *words, "--html", str(page)]
-        command += ["--quicklook", f"{scratch}/quicklook.png"]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        page, output = scratch / "report.html", scratch / "sample_changes.gpkg"
+        images = [f"sample_data/{date}.tif" for date in ("before", "after")]
+        command = [sys.executable, "-m", "deltacli", "analyze", *images, "-o", str(output)]
+        command += ["--polygons", "--overlap", "0", "--html", str(page)]
+        command += ["--quicklook", str(scratch / "quicklook.png")]
         subprocess.run(command, cwd=ROOT, check=True)
         shot(page, "report.jpg", (1360, 900), "light", ())
         shot(page, "report_chip.jpg", (1360, 900), "dark", ("#show-cells", ".row"))
-        with Image.open(f"{scratch}/quicklook.png") as picture:
-            picture.thumbnail((1200, 1200))
-            picture.save(IMAGES / "quicklook.jpg", quality=85, optimize=True, progressive=True)
+        save(scratch / "quicklook.png", "quicklook.jpg")
+        layers = [f"{output}|layername={name}" for name in ("changes", "chips")]
+        qgis(
+            scratch,
+            layers=layers,
+            under=str(ROOT / images[1]),
+            extent=[500000, 5399616, 500512, 5400000],
+            legend=True,
+            size_px=[1120, 610],
+            png="qgis.png",
+        )
+        save(scratch / "qgis.png", "qgis.jpg")
+        opinion = {"where": "polygon_id = 1", "verdict": "accept", "note": "a car park"}
+        qgis(scratch, layers=layers[:1], edit=[[opinion]], form="form.png")
+        with Image.open(scratch / "form.png") as form:
+            form.convert("RGB").quantize(64).save(IMAGES / "qgis_form.png", optimize=True)
 
 
 if __name__ == "__main__":

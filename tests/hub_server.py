@@ -17,6 +17,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from deltavlm.errors import DeltaVLMError, InputError
+
 LARGE = (".pth", ".bin", ".safetensors", ".model", "_train.json")  # files that the Hub keeps under sha256
 
 
@@ -163,3 +165,14 @@ def serve_hub(
     finally:
         huggingface_hub.close_session()
         stop()
+
+
+def refused(
+    call: Callable[..., object], *args: Any, kind: type[DeltaVLMError] = InputError, **options: Any
+) -> str:
+    """One-line message of the error that a call raises; the class is exact, for the exit code."""
+    with pytest.raises(kind) as caught:
+        call(*args, **options)
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 LEAVES = frozenset({"version", "errors", "messages", "config", "text_norm", "files", "deadline"})
@@ -59,8 +60,13 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """Line and absolute dotted name of everything that a file imports, wherever in the file."""
+@cache
+def imports_of(path: Path, root: Path) -> tuple[tuple[int, str], ...]:
+    """Line and absolute dotted name of everything that a file imports, wherever in the file; read once."""
+    return tuple(_imports_of(path, root))
+
+
+def _imports_of(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     module = module_name(path, root)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):

@@ -121,7 +121,7 @@ def test_a_staged_folder_leaves_nothing_on_an_exception(tmp_path: Path) -> None:
 def test_existing_files_are_refused(tmp_path: Path) -> None:
     refuse_existing([tmp_path / "a"])
     (tmp_path / "b").touch()
-    with pytest.raises(OutputError, match="b exists; give another folder, or --overwrite"):
+    with pytest.raises(OutputError, match="b exists; give another folder, or `overwrite=True`"):
         refuse_existing([tmp_path / "a", tmp_path / "b"])
 
 

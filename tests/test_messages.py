@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from deltavlm.errors import RasterError
 from deltavlm.messages import redact, redact_address
+from tests.library_texts import library_texts
 
 SPELLINGS = {
     "https://me:SEKRIT@host:8080/a/x.tif?token=SEKRIT#SEKRIT": "https://host:8080/a/x.tif",
@@ -70,3 +73,17 @@ def test_text_without_secrets_stays_as_it_is(text: str) -> None:
 def test_an_address_may_have_spaces_in_its_secrets() -> None:
     for address in ("https://me:SEK RIT@host/my x.tif?q=SEK RIT", "https://host/my x.tif#a SEKRIT"):
         assert redact_address(address) == "https://host/my x.tif"
+
+
+PROGRAMS = ("pip install", "deltavlm data fetch", "deltavlm analyze", "deltavlm report", "deltavlm ask")
+
+
+def test_the_library_names_parameters_not_flags() -> None:
+    """Errors of the Python API told its users to add --overwrite. A whole command may be named."""
+    flag = re.compile(r"(?<![\w-])(--[a-z{]|-o\b)")
+    others = ("deltavlm/training/__main__.py", "deltavlm/training/export.py")  # argparse, arguments of git
+    assert [
+        text
+        for text in library_texts()
+        if flag.search(text) and not text.startswith(others) and not any(name in text for name in PROGRAMS)
+    ] == []

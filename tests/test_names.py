@@ -10,6 +10,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,20 +192,26 @@ def structure(root: Path) -> dict[str, int]:
     }
 
 
+@cache
+def measured() -> tuple[dict[str, float], list[str]]:
+    """Measures and complaints of the whole project."""
+    return measure(python_files(ROOT))
+
+
 def test_few_names_are_vague() -> None:
-    measures, lines = measure(python_files(ROOT))
+    measures, lines = measured()
     share = measures["vague names"]
     assert share <= VAGUE_SHARE, f"{share:.1%} of the names are vague\n" + "\n".join(lines)
 
 
 def test_docstrings_begin_with_a_noun() -> None:
-    measures, lines = measure(python_files(ROOT))
+    measures, lines = measured()
     share = measures["docstrings without a noun"]
     assert share <= DOCSTRING_SHARE, f"{share:.1%}\n" + "\n".join(lines)
 
 
 def test_functions_take_few_parameters() -> None:
-    measures, lines = measure(python_files(ROOT))
+    measures, lines = measured()
     assert measures["long parameter lists"] <= LONG_PARAMETER_LISTS, "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from deltacli.main import app
 
@@ -30,16 +30,37 @@ def blocks(page: Path, language: str) -> str:
     return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
 
 
-def run_script(command: list[str], folder: Path) -> str:
-    """Run a program in a folder that contains `sample_data`; returns its stdout."""
-    shutil.copytree(ROOT / "sample_data", folder / "sample_data")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    process = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Current folder, which contains `sample_data`."""
+    shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# A function that only records the words of a command, and the text that a pipe brings to it
+RECORDER = """
+deltavlm() {
+    local call=calls/$(ls calls | wc -l)
+    mkdir "$call"
+    printf '%s\\0' "$@" > "$call/words"
+    [[ ! -p /dev/stdin ]] || cat > "$call/input"
+}
+mkdir calls
+"""
+
+
+def recorded_commands(script: str) -> list[tuple[list[str], str | None]]:
+    """Run a bash script in which `deltavlm` is RECORDER's; returns words and input of each command."""
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", RECORDER + script], stdin=subprocess.DEVNULL, check=True
     )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    commands = []
+    for call in sorted(Path("calls").iterdir(), key=lambda folder: int(folder.name)):
+        words = (call / "words").read_text().removesuffix("\0").split("\0")
+        piped = call / "input"
+        commands.append((words, piped.read_text() if piped.exists() else None))
+    return commands
 
 
 def test_every_tutorial_is_tested() -> None:
@@ -49,28 +70,37 @@ def test_every_tutorial_is_tested() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="tutorials use bash")
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_tutorial_runs(name: str, tmp_path: Path) -> None:
-    program = f'deltavlm() {{ "{sys.executable}" -m deltacli "$@"; }}'
-    commands = blocks(TUTORIALS / f"{name}.md", "bash")
-    run_script(["bash", "-euo", "pipefail", "-c", f"{program}\n{commands}"], tmp_path)
-    assert OUTPUTS[name] <= {path.name for path in tmp_path.iterdir()}
+def test_a_tutorial_runs(name: str, here: Path) -> None:
+    """In this process: importing torch for each command took longer than the commands."""
+    commands = recorded_commands(blocks(TUTORIALS / f"{name}.md", "bash"))
+    assert len(commands) >= 4
+    for words, piped in commands:
+        result = CliRunner().invoke(app, words, input=piped)
+        assert result.exit_code == 0, (words, result.stderr)
+    assert OUTPUTS[name] <= {path.name for path in here.iterdir()}
+
+
+def run_python(page: Path) -> None:
+    """Run the Python blocks of a page as one program."""
+    exec(compile(blocks(page, "python"), page.name, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.slow
-def test_the_python_tutorial_runs(tmp_path: Path) -> None:
-    stdout = run_script([sys.executable, "-c", blocks(TUTORIALS / "python.md", "python")], tmp_path)
+def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_python(TUTORIALS / "python.md")
+    stdout = capsys.readouterr().out
     assert stdout.startswith("7 of 12 chips changed, 0 failed\n")
     assert "missing failed: " in stdout
-    files = {path.name for path in tmp_path.iterdir()}
+    files = {path.name for path in here.iterdir()}
     assert files >= {"map.gpkg", "part.geojson", "part.changes.geojson", "mask.tif", "all.gpkg"}
     assert "none.gpkg" not in files
 
 
 @pytest.mark.slow
-def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
-    stdout = run_script([sys.executable, "-c", blocks(ROOT / "README.md", "python")], tmp_path)
-    assert stdout.startswith("7 ChangedChip(")
-    assert (tmp_path / "changes.gpkg").exists()
+def test_the_python_example_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_python(ROOT / "README.md")
+    assert capsys.readouterr().out.startswith("7 ChangedChip(")
+    assert Path("changes.gpkg").exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from deltavlm.cluster.worker import LoadModel, ModelActor, ModelInfo
 from deltavlm.errors import ConfigError, DeltaVLMError, ModelError
+from deltavlm.messages import pluralize
 from deltavlm.version import __version__
 
 __all__ = ["MAX_RETRIES", "ActorPool", "ActorResources", "ActorSlot"]
@@ -123,8 +124,9 @@ class ActorPool:
             logger.warning("waiting for workers: %d of %d are ready", len(ready), len(loading))
             if time.monotonic() - begin > START_S:
                 raise ModelError(
-                    f"{len(ready)} of {len(loading)} workers started in {START_S / 60:.0f} minutes; ask for"
-                    " fewer with --actors, or wait until the cluster is free"
+                    f"{len(ready)} of {pluralize(len(loading), 'worker')} started in "
+                    f"{START_S / 60:.0f} minutes; ask for fewer with `actors`, or wait until the cluster is "
+                    "free"
                 )
         try:
             infos = ray.get(loading)

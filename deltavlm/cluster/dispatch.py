@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from deltavlm.cluster.actors import MAX_RETRIES, ActorPool, ActorSlot
 from deltavlm.errors import ModelError
+from deltavlm.messages import pluralize
 from deltavlm.pipeline.engine import ChipBatch
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions
 from deltavlm.pipeline.summary import StageTimes
@@ -101,7 +102,7 @@ class Dispatch:
     def _replies(self, item: InFlight) -> BatchReplies:
         while item.reply is not None:
             if item.deaths > MAX_RETRIES:
-                return item.failed(f"the worker that was asked has died, {item.deaths} times")
+                return item.failed(f"the worker that was asked has died, {pluralize(item.deaths, 'time')}")
             try:
                 replies: BatchReplies = ray.get(item.reply)
                 return replies
@@ -122,9 +123,11 @@ class Dispatch:
         blamed.deaths += 1
         gives_up = blamed.deaths > MAX_RETRIES
         logger.warning(
-            "a worker has died while %d chips were asked%s",
-            len(blamed.batch.images),
-            f", {blamed.deaths} times now; they are given up" if gives_up else "; they are asked again",
+            "a worker has died during a batch of %s%s",
+            pluralize(len(blamed.batch.images), "chip"),
+            f", {pluralize(blamed.deaths, 'time')} now; it is given up"
+            if gives_up
+            else "; it is asked again",
         )
         for each in lost:
             each.slot = None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deltavlm.errors import ConfigError, ToolError
+from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
     from deltavlm.cluster.engine import ClusterEngine
@@ -64,15 +65,17 @@ def start_cluster(
         on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
         if on_gpu and not gpus:
             raise ConfigError(
-                f"--device {device}: the cluster has no GPU; omit it, or add machines that have some"
+                f"`device='{device}'`: the cluster has no GPU; omit it, or add machines that have some"
             )
         cpus_each = actor_cpus or (1 if on_gpu else min(CPUS_PER_ACTOR, max(1, cpus)))
         count = actors or (gpus if on_gpu else max(1, cpus // cpus_each))
         if address == LOCAL and (count * cpus_each > cpus or (on_gpu and count > gpus)):
-            request = f"{count} actors of {cpus_each} CPUs{' and a GPU' if on_gpu else ''}"
+            gpu = " and a GPU" if on_gpu else ""
+            request = f"{pluralize(count, 'actor')} of {pluralize(cpus_each, 'CPU')}{gpu}"
             raise ConfigError(
-                f"{request} do not fit on this machine ({cpus} CPUs, {gpus} GPUs); ask for fewer with "
-                "--actors, or name a cluster with --ray-address"
+                f"no room for {request} on this machine ({pluralize(cpus, 'CPU')}, "
+                f"{pluralize(gpus, 'GPU')}); ask for fewer with `actors`, or name a "
+                "cluster with `ray_address`"
             )
         per_actor = ActorResources(cpus_each, int(on_gpu), environment or {})
         yield ClusterEngine(ActorPool(load_model, per_actor, count))
@@ -89,7 +92,7 @@ def _check_reachable(address: str) -> None:
     """Check the port first, since Ray waits for minutes. Raises: ConfigError."""
     if address.startswith("ray://"):
         raise ConfigError(
-            f"--ray-address {address}: Ray's client is not supported; run on a machine of the cluster"
+            f"`ray_address='{address}'`: Ray's client is not supported; run on a machine of the cluster"
         )
     host, colon, port = address.rpartition(":")
     if not colon:
@@ -97,7 +100,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise ConfigError(f"--ray-address {address}: no cluster there ({error}); is it started?") from error
+        raise ConfigError(f"`ray_address='{address}'`: no cluster there ({error}); is it started?") from error
 
 
 @contextmanager
@@ -121,10 +124,10 @@ def _connected(address: str) -> Iterator[None]:
         detail = str(error).strip().partition("\n")[0].rstrip(".:")
         if address == LOCAL:
             raise ToolError(
-                f"Ray cannot be started here ({detail}); --engine local does not need it"
+                f"Ray cannot be started here ({detail}); `engine='local'` does not need it"
             ) from error
         raise ConfigError(
-            f"--ray-address {address}: no cluster answers ({detail}); is it started, "
+            f"`ray_address='{address}'`: no cluster answers ({detail}); is it started, "
             "and has this machine its token (RAY_AUTH_MODE)?"
         ) from error
     finally:

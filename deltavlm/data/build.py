@@ -27,6 +27,7 @@ from deltavlm.data.progress import CountProgress, no_progress
 from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, count_sentence
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.files import refuse_existing, staged_folder
+from deltavlm.messages import pluralize
 from deltavlm.tasks import classify, count, dialogue, locate
 
 __all__ = ["BuildResult", "BuildSources", "PairFacts", "SetOutput", "build_dataset", "find_splits"]
@@ -155,7 +156,7 @@ def build_dataset(
             update(completed, "")
     if not result.pairs:
         first = result.problems[0].message
-        raise InputError(f"none of {len(pairs)} pairs can be used; the first: {first}")
+        raise InputError(f"none of {pluralize(len(pairs), 'pair')} can be used; the first: {first}")
     result.notes += _unused_captions(sources, pairs)
     return result
 
@@ -237,9 +238,9 @@ class SetOutput:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]*", self.name, flags=re.ASCII):
-            raise ConfigError(f"name {self.name!r} is not letters, digits, - and _; give another --name")
+            raise ConfigError(f"name {self.name!r} is not letters, digits, - and _; give another `name`")
         if self.name == NAME:  # figures on other data would be taken for those of the published set
-            raise ConfigError(f"name {self.name!r} is the released set's; give another --name")
+            raise ConfigError(f"name {self.name!r} is the released set's; give another `name`")
 
     @property
     def reply_log(self) -> Path:
@@ -286,7 +287,7 @@ class SetOutput:
         ):
             return True
         if target.is_symlink() or not self.copy_images:  # copies must not go through a link to originals
-            raise OutputError(f"{target} exists and leads elsewhere; delete it, or give another -o")
+            raise OutputError(f"{target} exists and leads elsewhere; delete it, or give another `output`")
         if not self.overwrite:
             refuse_existing([target])
         return False
@@ -298,7 +299,7 @@ class SetOutput:
                 target.symlink_to(self.images.resolve(), target_is_directory=True)
             except (OSError, NotImplementedError) as error:
                 raise OutputError(
-                    f"cannot link to {self.images} ({error}); copy the images with --copy-images"
+                    f"cannot link to {self.images} ({error}); copy the images with `copy_images=True`"
                 ) from error
             return
         for path in paths:

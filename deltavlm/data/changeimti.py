@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 from deltavlm.data.examples import SPLITS, Dataset, Example, Problem, Turn, parse_turns, read_json_list
 from deltavlm.errors import AnswerParseError, InputError
+from deltavlm.messages import pluralize
 from deltavlm.tasks import TaskName, caption, classify, count, locate
 from deltavlm.tasks.text import says_no_change, simplify
 
@@ -139,7 +140,7 @@ def _add_record(pairs: dict[str, _PairRecords], file: str, record: Any) -> None:
     turns = parse_turns(record.get("conversations"))
     task = FILES[file]
     if task != "dialogue" and len(turns) > 1:
-        raise ValueError(f"{len(turns)} turns, and task {task} has one")
+        raise ValueError(f"{pluralize(len(turns), 'turn')}, and task {task} has one")
     answer = turns[0].answers[0]
     pair = pairs.setdefault(before, _PairRecords(before, after))
     if task == "caption":

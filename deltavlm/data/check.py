@@ -23,6 +23,7 @@ from deltavlm.data.images import image_size
 from deltavlm.data.progress import CountProgress, no_progress
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import AnswerParseError, InputError
+from deltavlm.messages import pluralize
 from deltavlm.tasks import TASKS, TaskName
 
 __all__ = ["CheckReport", "FileCheck", "ImageCheck", "check_dataset", "unusable_pairs"]
@@ -172,7 +173,7 @@ class _Contents:
         examples, records = self.add(dataset), dataset.records[0]
         self.files.append(FileCheck(path.name, records, expected, dict(examples)))
         if expected not in (None, records):
-            message = f"{path.name} has {records} records, the released one has {expected}"
+            message = f"{path.name} has {pluralize(records, 'record')}, the released one has {expected}"
             self.faults.append(Problem("file", path.name, message))
 
 

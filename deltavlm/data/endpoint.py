@@ -138,7 +138,7 @@ class QuestionWriter:
         self.failed_pairs += 1
         message = f"{MAX_REPLIES} replies of {self.endpoint.model} could not be used; the last: {fault}"
         if self.failed_pairs == MAX_FAILED_PAIRS:
-            raise ToolError(f"{MAX_FAILED_PAIRS} pairs in a row: {message}; take another --llm-model")
+            raise ToolError(f"{MAX_FAILED_PAIRS} pairs in a row: {message}; take another `llm_model`")
         raise ValueError(message)
 
 
@@ -212,7 +212,7 @@ def request_reply(endpoint: Endpoint, log: Path, prompt: str) -> str:
         except TimeoutError as error:
             raise ToolError(
                 f"{endpoint.url} gave no whole answer in {endpoint.timeout_s:g} s{saved}; run the same"
-                " command again to resume, perhaps with a longer --llm-timeout"
+                " command again to resume, perhaps with a longer `llm_timeout`"
             ) from error
         except (URLError, HTTPException, OSError) as error:  # no connection, cut off
             fault = str(getattr(error, "reason", "") or error) or type(error).__name__
@@ -272,7 +272,7 @@ def _explain_refusal(endpoint: Endpoint, response: _Response) -> str:
         detail = detail.replace(endpoint.key, "***")
     return (
         f"{endpoint.url} (HTTP {response.status}) refuses a request for {endpoint.model}:"
-        f" {detail[:200] or response.reason}; check --llm-endpoint and --llm-model"
+        f" {detail[:200] or response.reason}; check `llm_endpoint` and `llm_model`"
     )
 
 
@@ -282,7 +282,7 @@ def _message_text(endpoint: Endpoint, content: bytes) -> str:
         text = parse_json(content)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
-            f"{endpoint.url} does not answer as an OpenAI-compatible endpoint does; check --llm-endpoint"
+            f"{endpoint.url} does not answer as an OpenAI-compatible endpoint does; check `llm_endpoint`"
         ) from error
     if not isinstance(text, str):
         raise ValueError("the answer has no text")

@@ -99,7 +99,8 @@ def fetch(
     for file in to_copy:
         if (output / file.name).exists() and not overwrite:
             raise OutputError(
-                f"{output / file.name} differs from the file of {REPO}; give another -o, or --overwrite"
+                f"{output / file.name} differs from the file of {REPO}; give another `output`, or "
+                "`overwrite=True`"
             )
     _check_free_space(plan, output, sum(file.size for file in to_copy))
     folder = fetch_files(plan.hub, plan.planned, notify=notify, progress=progress)
@@ -111,7 +112,7 @@ def fetch(
                 shutil.copyfile(folder / file.name, scratch)
         except OSError as error:
             kind = WriteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
-            raise kind(f"cannot write {path}: {error.strerror}; give another -o") from error
+            raise kind(f"cannot write {path}: {error.strerror}; give another `output`") from error
         notify(f"{path}: {file.size / 1e6:.1f} MB")
     return tuple(output / file.name for file in plan.files)
 
@@ -128,7 +129,7 @@ def _check_free_space(plan: Plan, output: Path, bytes_to_copy: int) -> None:
         if size > free:
             raise InputError(
                 f"the disk of {folder} has {format_bytes(free)} free, and {format_bytes(size)} are needed;"
-                f" free some space, or give -o or --cache-dir on another disk"
+                f" free some space, or give `output` or `cache_dir` on another disk"
             )
 
 

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from deltavlm.data.images import open_image
 from deltavlm.data.synthetic.facts import cell_shares
 from deltavlm.errors import ConfigError, InputError
+from deltavlm.messages import pluralize
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 
@@ -118,8 +119,8 @@ def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8
             text = f"#{value:06x}" if pixels.ndim == 3 else str(value)
             number = int((values == value).sum())
             raise InputError(
-                f"{path} has the value {text} in {number} pixels, which is no class;"
-                f" add it to the class map (--class-map)"
+                f"{path} has the value {text} in {pluralize(number, 'pixel')}, which is no class;"
+                f" add it to the class map (`class_map`)"
             )
     codes = np.array([code_of[value] for value in unique_values.tolist()], np.uint8)
     mask: npt.NDArray[np.uint8] = codes[indices.reshape(values.shape)]

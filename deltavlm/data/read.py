@@ -22,6 +22,7 @@ from deltavlm.data.examples import (
     shorten,
 )
 from deltavlm.errors import InputError
+from deltavlm.messages import pluralize
 from deltavlm.tasks import TASKS, TaskName
 
 __all__ = ["read_dataset"]
@@ -142,7 +143,7 @@ def _parse_record(record: Any, task: TaskName | None) -> Example:
     if task is None:
         task = "dialogue" if len(turns) > 1 else _TASK_OF_PROMPT.get(turns[0].question, "open")
     if task != "dialogue" and len(turns) > 1:
-        raise ValueError(f"{len(turns)} turns, and task {task} has one")
+        raise ValueError(f"{pluralize(len(turns), 'turn')}, and task {task} has one")
     return Example(str(record_id), task, turns, bool(flag), images[0], images[1])
 
 
@@ -173,8 +174,14 @@ def _deduplicate(records: Sequence[Example]) -> tuple[list[Example], list[Proble
         if other_questions or repeated:
             notes = []
             if other_questions:
-                notes.append(f"{other_questions} other questions of this id become {record_id}#2 and so on")
+                notes.append(
+                    pluralize(
+                        other_questions,
+                        f"other question of this id becomes {record_id}#2",
+                        f"other questions of this id become {record_id}#2 and so on",
+                    )
+                )
             if repeated:
-                notes.append(f"{repeated} duplicates are left out")
+                notes.append(pluralize(repeated, "duplicate is left out", "duplicates are left out"))
             problems.append(Problem("duplicate", f"{task} {record_id}", "; ".join(notes)))
     return examples, problems

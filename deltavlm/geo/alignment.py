@@ -217,7 +217,7 @@ def align(before: Source, after: Source, *, strict: bool, resampling: str, gsd_m
         difference = _difference(before, after, placement)
         if strict:
             raise RasterError(
-                f"{after.name}: not on the grid of {before.name} ({difference}); try --align auto"
+                f"{after.name}: not on the grid of {before.name} ({difference}); try `align='auto'`"
             )
         _check_coverage(after, before, placement, window)
         notes.append(f"after: warped onto the grid of before ({difference}, {resampling})")

@@ -147,18 +147,28 @@ def _to_grid(area: BaseGeometry, crs: CRS, geobox: GeoBox, name: str) -> BaseGeo
     """Project what lies near the grid: the CRS of one image may be unable to express a whole country."""
     if are_off_globe(np.reshape(area.bounds, (2, 2)), crs):
         raise RasterError(f"{name}: is no longitude and latitude, so its CRS looks wrong; give the right one")
+    nearby = _overlapping(area, crs, geobox)
+    if nearby is None:
+        advice = "move it there"
+        swapped = shapely.transform(area, lambda points: points[:, ::-1])
+        if crs.is_geographic and _overlapping(swapped, crs, geobox) is not None:
+            advice = "with x and y swapped it does: the order is longitude, latitude"
+        raise RasterError(
+            f"{name}: does not overlap the pair, which covers {geobox.describe_bounds()}; {advice}"
+        )
+    return nearby
+
+
+def _overlapping(area: BaseGeometry, crs: CRS, geobox: GeoBox) -> BaseGeometry | None:
+    """Part of an area near a grid, in the CRS of the grid; None where the two do not overlap."""
     ground = shapely.Polygon(geobox.to_ground(geobox.outline()))
     try:
         with np.errstate(all="ignore"):  # coordinates may be absurd
             nearby = shapely.make_valid(_project_nearby(area, crs, geobox))
-            intersects = np.isfinite(nearby.bounds).all() and shapely.intersection(nearby, ground).area > 0
+            overlaps = np.isfinite(nearby.bounds).all() and shapely.intersection(nearby, ground).area > 0
     except (shapely.GEOSException, OutputError):  # or the grid's CRS does not lead to longitudes
-        intersects = False
-    if not intersects:
-        raise RasterError(
-            f"{name}: does not overlap the pair, which covers {geobox.describe_bounds()}; move it there"
-        )
-    return nearby
+        return None
+    return nearby if overlaps else None
 
 
 def _project_nearby(area: BaseGeometry, crs: CRS, geobox: GeoBox) -> BaseGeometry:

@@ -84,14 +84,18 @@ def choose_bands(
             return BandChoice(named, None if labelled else note)
         return BandChoice(
             named,
-            f"{note}, although it labels {','.join(map(str, labelled))} as these (--bands chooses)",
+            f"{note}, although it labels {','.join(map(str, labelled))} as these (`before_bands` and "
+            "`after_bands` choose)",
             is_guess=True,
         )
     if labelled is not None:
         return BandChoice(labelled)
     for model, components in NOT_RGB.items():
         if components <= set(labels):
-            raise ConfigError(f"its colors are {model}; convert it to RGB, or choose bands with --bands")
+            raise ConfigError(
+                f"its colors are {model}; convert it to RGB, or choose bands with `before_bands` or "
+                "`after_bands`"
+            )
     colors = [band for band, label in enumerate(labels, 1) if label != "alpha"] or [1]
     if len(colors) < 3:
         note = f"two bands without colors: band {colors[0]} is taken for red, green and blue"
@@ -102,7 +106,7 @@ def choose_bands(
     return BandChoice(
         first,
         f"no bands are named or labelled red, green and blue{which}: bands {','.join(map(str, first))} are "
-        "taken (--bands chooses others)",
+        "taken (`before_bands` and `after_bands` choose others)",
         is_guess=True,
     )
 

@@ -6,9 +6,10 @@ import logging
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltavlm.errors import ConfigError, RasterError
-from deltavlm.geo.geobox import LONLAT, Window, project
+from deltavlm.geo.geobox import LONLAT, GeoBox, Window, crs_name, project
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair_reader import PairReader
 
@@ -42,7 +43,7 @@ def chip_of_pair(reader: PairReader, min_px: int) -> Chip:
 
 
 def chip_at(reader: PairReader, x: float, y: float, size: int) -> Chip:
-    """Chip of `size` px centerd on a point, or as near to that as the edge of the pair allows.
+    """Chip of `size` px centered on a point, or as near to that as the edge of the pair allows.
 
     x, y: longitude and latitude; in a pair without a CRS, pixels.
 
@@ -52,18 +53,39 @@ def chip_at(reader: PairReader, x: float, y: float, size: int) -> Chip:
     points = np.array([[x, y]], float)
     if geobox.crs is not None:
         points = geobox.to_pixels(project(points, LONLAT, geobox.crs))
-    col, row = points[0].tolist()
-    if not (0 <= col <= geobox.width and 0 <= row <= geobox.height):  # also where it cannot be projected
+    if not _is_inside(geobox, points[0]):  # also where it cannot be projected
         axes = "lon/lat" if geobox.crs is not None else "pixel"
         raise RasterError(
             f"{axes} {x:g},{y:g} is outside of the pair, which covers {geobox.describe_bounds()}"
+            f"{_order_hint(geobox, x, y)}"
         )
+    col, row = points[0].tolist()
     width, height = min(size, geobox.width), min(size, geobox.height)
     col_off, row_off = (
         max(0, min(math.floor(center - length / 2 + 0.5), end - length))
         for center, length, end in ((col, width, geobox.width), (row, height, geobox.height))
     )
     return chip_of_window(reader, Window(col_off, row_off, width, height), size)
+
+
+def _order_hint(geobox: GeoBox, x: float, y: float) -> str:
+    """End of a message about a point outside of a grid that lies in it if its numbers mean something else."""
+    if geobox.crs is None:
+        return ""
+    swapped, ground = (
+        geobox.to_pixels(points)[0]
+        for points in (project(np.array([[y, x]], float), LONLAT, geobox.crs), np.array([[x, y]], float))
+    )
+    if _is_inside(geobox, swapped):
+        return f"; {y:g},{x:g} is inside: the order is longitude, latitude"
+    if _is_inside(geobox, ground):
+        return f"; the numbers are coordinates in {crs_name(geobox.crs)}: give longitude, latitude"
+    return ""
+
+
+def _is_inside(geobox: GeoBox, pixel: NDArray[np.float64]) -> bool:
+    col, row = pixel.tolist()
+    return bool(0 <= col <= geobox.width and 0 <= row <= geobox.height)
 
 
 def chip_of_bbox(reader: PairReader, min_px: int) -> Chip:
@@ -90,19 +112,19 @@ def select_chip(reader: PairReader, size: int, point: tuple[float, float] | None
         width, height = chip.window.width, chip.window.height
         if min(width, height) < MIN_BOX_PX:
             logger.warning(
-                "the box is %d x %d px, too small to show much; --at takes the chip around a point",
+                "the box is %d x %d px, too small to show much; `at` takes the chip around a point",
                 width,
                 height,
             )
         if chip.size > MAX_BOX_PX:
             raise ConfigError(
-                f"--bbox is {width} x {height} px, and one image has at most {MAX_BOX_PX}; make it smaller"
+                f"`bbox` is {width} x {height} px, and one image has at most {MAX_BOX_PX}; make it smaller"
             )
         return chip
     width, height, max_px = reader.geobox.width, reader.geobox.height, MAX_CHIPS_ACROSS * size
     if max(width, height) > max_px:
         raise ConfigError(
             f"the pair is {width} x {height} px, too large for one image ({max_px} px): name a place with "
-            "--at LON,LAT or --bbox; ask --all-chips asks everywhere"
+            "`at` or `bbox`; deltavlm ask --all-chips asks everywhere"
         )
     return chip_of_pair(reader, size)

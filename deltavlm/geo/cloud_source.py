@@ -39,13 +39,9 @@ def open_cloud_mask(
         ConfigError: it has no such band, or no such classes.
     """
     location = image.location if mask.location is None else mask.location
+    options = SourceOptions(bands=(1,), read_pixels=False, allow_vrt=allow_vrt, resampling="nearest")
     with ExitStack() as stack:
-        source = stack.enter_context(
-            open_source(
-                location,
-                SourceOptions(bands=(1,), read_pixels=False, allow_vrt=allow_vrt, resampling="nearest"),
-            )
-        )
+        source = stack.enter_context(open_source(location, options))
         band = _find_band(source, mask)
         description = source.dataset.descriptions[band - 1] or ""
         kind = mask.kind if mask.kind or mask.hidden else kind_in(description)
@@ -66,11 +62,20 @@ def open_cloud_mask(
             raise RasterError(
                 f"{source.name}: the cloud mask does not overlap the pair; give that of its image"
             )
+        view = CloudView(
+            location=source.location,
+            files=source.files,
+            dataset=source.dataset,
+            band=band,
+            kind=kind,
+            values=values,
+            offset=corner or (0, 0),
+            coverage=None,
+            covered_share=share,
+        )
         contains = corner and source.geobox.contains(Window(*corner, grid.width, grid.height))
-        if corner is not None and contains and shift is None:
-            yield CloudView(
-                source.location, source.files, source.dataset, band, kind, values, corner, None, share
-            )
+        if contains and shift is None:
+            yield view
             return
         with wrap_gdal_errors(location, *NOT_WARPED):
             dataset = source.dataset
@@ -78,9 +83,7 @@ def open_cloud_mask(
                 dataset = stack.enter_context(without_alpha(dataset))
             warped = warp_onto(dataset, placed, grid.translate(*(shift or (0, 0))), "nearest")
             stack.enter_context(warped)
-        yield CloudView(
-            source.location, source.files, warped, band, kind, values, (0, 0), warped.count, share
-        )
+        yield replace(view, dataset=warped, offset=(0, 0), coverage=warped.count)
 
 
 def _find_band(source: Source, mask: CloudMask) -> int:

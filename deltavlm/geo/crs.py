@@ -1,4 +1,4 @@
-"""Coordinate reference systems that name a grid file of PROJ, which an input file may not choose.
+"""CRSs: grid files of PROJ that they name, which an input may not choose, and edges of world maps.
 
 GDAL and PROJ open the files that a CRS names (`+nadgrids=/any/file`) as soon as they parse it, and may fetch
 them from a server. So definitions are searched as text, before a file is opened where possible.
@@ -10,16 +10,23 @@ import html
 import os
 import re
 import struct
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyproj
+from numpy.typing import NDArray
+from pyproj.enums import TransformDirection
 
 from deltavlm.errors import RasterError
 from deltavlm.geo.location import is_local
 
-__all__ = ["CRS_SIDECARS", "TIFF", "check_named_grids", "grid_problem"]
+__all__ = ["CRS_SIDECARS", "TIFF", "are_beyond_edge", "check_named_grids", "grid_problem"]
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # signatures
 CRS_SIDECARS = (".hdr", ".prj")  # together with .aux.xml
+EDGE_TOLERANCE = 1e-6  # relative: how far a point may come back from longitude and latitude elsewhere
 MAX_SCAN_BYTES = 2**22  # of each end of a file, in which a header names a CRS
 MAX_TEXT_BYTES = 2**26
 GEO_ASCII = 34737  # TIFF tag with the names and definitions of a GeoTIFF's CRS
@@ -106,3 +113,52 @@ def _geo_header(file: BinaryIO) -> bytes:
             file.seek(where)
             return file.read(min(length, MAX_TEXT_BYTES))
     return b""
+
+
+def are_beyond_edge(points: NDArray[np.float64], wkt: str) -> NDArray[np.bool_]:
+    """(N,): True for points (N, 2) beyond the curved edge of a world map, as of the sinusoidal projection.
+
+    PROJ goes on with the ground of the other side there, which no map shows. Maps whose edge is straight, as
+    Mercator's, may go on.
+    """
+    transformer = _transformer_of_curved_map(wkt)
+    if transformer is None or not len(points):
+        return np.zeros(len(points), bool)
+    back = np.stack(_there_and_back(transformer, *points.T), axis=1)
+    with np.errstate(invalid="ignore"):
+        is_off: NDArray[np.bool_] = np.any(
+            ~(np.abs(back - points) <= EDGE_TOLERANCE * (1 + np.abs(points))), axis=1
+        )
+    return is_off
+
+
+def _there_and_back(transformer: pyproj.Transformer, x: Any, y: Any) -> tuple[Any, Any]:
+    """Coordinates after a transformation and its inverse."""
+    x_back, y_back = transformer.transform(*transformer.transform(x, y), direction=TransformDirection.INVERSE)
+    return x_back, y_back
+
+
+@lru_cache(maxsize=64)
+def _transformer_of_curved_map(wkt: str) -> pyproj.Transformer | None:
+    """Transformer to longitude and latitude, if PROJ has places for points beyond its edge, and the map is
+    not as wide everywhere; else None."""
+    crs = pyproj.CRS.from_wkt(wkt)
+    if not crs.is_projected:
+        return None
+    try:
+        transformer = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+    except pyproj.exceptions.ProjError:
+        return None
+    turns = []
+    for latitude in (0.0, 45.0):
+        longitudes = np.arange(-180.0, 180.0)
+        x, y = transformer.transform(
+            longitudes, np.full_like(longitudes, latitude), direction=TransformDirection.INVERSE
+        )
+        x, y = x[np.isfinite(x)], y[np.isfinite(x)]
+        if not len(x):
+            return None
+        beyond = x.max() + 0.1 * np.ptp(x), y[x.argmax()]
+        turns.append(beyond[0] - _there_and_back(transformer, *beyond)[0])
+    goes_on = np.isfinite(turns[1]) and abs(turns[1]) > 1
+    return transformer if goes_on and not np.isclose(*turns) else None

@@ -78,8 +78,8 @@ def open_image(location: str, *, allow_vrt: bool = False, signed: bool = False) 
     if kind == "a VRT":
         if not allow_vrt:
             raise RasterError(
-                f"{location}: is a VRT, through which other files are read; if you trust it add --allow-vrt, "
-                f"or {CONVERT}"
+                f"{location}: is a VRT, through which other files are read; if you trust it add "
+                f"`allow_vrt=True`, or {CONVERT}"
             )
         are_local = all(map(is_local, _check_sources(location)))
     elif kind is not None:

@@ -17,13 +17,17 @@ FieldType = Literal["str", "int", "float", "bool", "list", "json"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Column of a layer. `title` is its heading in a GIS, `description` its meaning, written to the file."""
+    """Column of a layer. `title` is its heading in a GIS, `description` its meaning, written to the file.
+
+    Columns that a run fills in are read-only in a form; those left to people are `editable`.
+    """
 
     name: str
     type: FieldType
     description: str = ""
     title: str = ""  # where it differs from the name with spaces
     choices: tuple[str, ...] = ()  # values that a form offers; none: free text
+    editable: bool = False
 
     @property
     def alias(self) -> str:

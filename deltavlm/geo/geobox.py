@@ -21,6 +21,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as warp_points
 from shapely.geometry import Polygon
 
+from deltavlm.geo.crs import are_beyond_edge
+
 __all__ = [
     "LONLAT",
     "SAME_GRID_PX",
@@ -245,7 +247,10 @@ def project(points: Points, source: CRS | None, target: CRS | None) -> Points:
         x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
     except (CPLE_BaseError, CRSError):
         return np.full_like(points, np.inf)
-    return np.stack([np.array(x), np.array(y)], axis=1)
+    projected = np.stack([np.array(x), np.array(y)], axis=1)
+    if source.is_projected:
+        projected[are_beyond_edge(points, source.to_wkt())] = np.inf
+    return projected
 
 
 def lonlat_of(points: Points, crs: CRS | None) -> list[tuple[float, float] | None]:

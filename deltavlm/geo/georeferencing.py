@@ -60,7 +60,7 @@ def check_georeferenced(before: Source, after: Source, allow_no_crs: bool) -> No
         raise RasterError(f"{name}: {problem}, but the other date is placed; {advice}")
     if not allow_no_crs:
         raise RasterError(
-            f"{name}: {problem}; {advice}, or give --allow-no-crs for results in pixel coordinates"
+            f"{name}: {problem}; {advice}, or give `allow_no_crs=True` for results in pixel coordinates"
         )
     sizes = [f"{source.geobox.width} x {source.geobox.height} px" for source in unplaced]
     if sizes[0] != sizes[1] and before.geobox.transform == after.geobox.transform:

@@ -20,6 +20,7 @@ from shapely.geometry.base import BaseGeometry
 from shapely.geometry.polygon import orient
 
 from deltavlm.errors import OutputError
+from deltavlm.geo.crs import are_beyond_edge
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -135,7 +136,8 @@ def _point_transform(crs: CRS | pyproj.CRS) -> TransformPoints:
     Raises:
         OutputError: there is none.
     """
-    source = pyproj.CRS.from_wkt(crs.to_wkt())
+    wkt = crs.to_wkt()
+    source = pyproj.CRS.from_wkt(wkt)
     try:
         transformer = pyproj.Transformer.from_crs(source, pyproj.CRS.from_epsg(4326), always_xy=True)
     except pyproj.exceptions.ProjError as error:
@@ -150,7 +152,8 @@ def _point_transform(crs: CRS | pyproj.CRS) -> TransformPoints:
         if unit is not None:
             with np.errstate(invalid="ignore"):
                 lonlat[:, 0] += 360 * np.round((points[:, 0] * unit - lonlat[:, 0]) / 360)
-        lonlat[~np.isfinite(lonlat).all(axis=1)] = np.inf  # PROJ gives half of some points
+        no_place = are_beyond_edge(points, wkt) | ~np.isfinite(lonlat).all(axis=1)
+        lonlat[no_place] = np.inf  # PROJ gives half of some points
         return lonlat
 
     return transform

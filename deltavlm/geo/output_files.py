@@ -61,7 +61,7 @@ def check_output(path: Path | None, overwrite: bool, suffixes: Sequence[str] = S
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: is a pipe or a device; choose another name")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; add --overwrite or choose another name")
+        raise OutputError(f"{path}: exists already; add `overwrite=True` or choose another name")
     _check_folder(path)
     if path.suffix.lower() == ".gpkg" and is_open_elsewhere(path):
         raise OutputError(f"{path}: is open in another program, perhaps QGIS; close it there")

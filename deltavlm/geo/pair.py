@@ -37,7 +37,7 @@ __all__ = ["ChipPixels", "PairReader", "RasterPair", "ReadOptions", "check_optio
 
 ShiftPx = tuple[float, float]  # columns, rows
 
-UNMATCHED = "--match: there is too little unchanged ground with contrast, so colors are left as they are"
+UNMATCHED = "`match`: there is too little unchanged ground with contrast, so colors are left as they are"
 
 
 @contextmanager

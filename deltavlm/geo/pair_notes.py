@@ -122,7 +122,7 @@ def _color_warnings(before: Source, after: Source) -> Iterator[str]:
         names = ("before", "after") if before.is_gray else ("after", "before")
         yield (
             f"{names[0]} is gray and {names[1]} has colors, which may look like change; show one band of each"
-            f" (--{names[1]}-bands), or give both in colors"
+            f" (`{names[1]}_bands`), or give both in colors"
         )
     elif (before.palette is None) != (after.palette is None):
         name = "after" if before.palette is None else "before"

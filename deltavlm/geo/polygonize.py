@@ -9,15 +9,16 @@ import numpy as np
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.features import shapes
+from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.geo.geobox import Window
+from deltavlm.geo.geobox import GeoBox, Window, pixel_polygon
 from deltavlm.geo.grid import Chip
 
 __all__ = [
-    *("Polygonizer", "Region", "fill_holes", "merge_regions", "polygonize_chip", "simplify_polygons"),
+    *("Polygonizer", "Region", "fill_holes", "merge_regions", "pixels_within", "polygonize_chip"),
+    "simplify_polygons",
 ]
 
 CLOSING_PX = 1e-3  # more than half the distance, so that parts exactly that far apart join
@@ -44,6 +45,17 @@ def polygonize_chip(labels: Labels, chip: Chip) -> Iterator[tuple[int, BaseGeome
         polygon = shape(geometry).intersection(footprint)
         if polygon.area > 0:
             yield int(value), polygon
+
+
+def pixels_within(area: BaseGeometry, geobox: GeoBox, window: Window) -> NDArray[np.bool_]:
+    """(rows, cols): pixels of a window whose center lies in an area, which is in the CRS of the grid."""
+    col, row, width, height = window
+    part = shapely.intersection(area, pixel_polygon(geobox.transform, col, row, col + width, row + height))
+    transform = geobox.transform * Affine.translation(col, row)
+    within = np.zeros((height, width), np.uint8)
+    if not part.is_empty:
+        rasterize([part], out=within, transform=transform)
+    return within.astype(bool)
 
 
 @dataclass(frozen=True, slots=True)

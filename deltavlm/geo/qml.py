@@ -1,4 +1,4 @@
-"""QML, the style files of QGIS: symbols, labels, column aliases and the attribute table, as text.
+"""QML, the style files of QGIS: symbols, labels, column aliases, attribute table and form, as text.
 
 Modeled on what QGIS 3.22 writes; newer versions read it. Independent of our layers.
 """
@@ -28,6 +28,7 @@ RENDERERS: Mapping[Kind, tuple[dict[str, str], tuple[str, str] | None]] = {
     "single": ({"type": "singleSymbol"}, None),
 }
 NULL_VALUE = "{2839923C-8B7D-419E-B84B-CA2FE9B80EC7}"  # what QGIS writes for null in a value map
+NO_CHOICE = "<none>"  # entry of a value map for null
 DECIMALS = 3  # of a number, unless the style says otherwise
 
 
@@ -77,6 +78,7 @@ def qml(style: Style, fields: Sequence[Field]) -> str:
     if style.label:
         _labeling(root, style.label)
     _columns(root, style, fields)
+    _form(root, fields)
     ET.SubElement(root, "previewExpression").text = style.title
     ET.SubElement(root, "mapTip").text = style.tip
     ET.SubElement(root, "layerGeometryType").text = "2"  # polygons
@@ -165,24 +167,55 @@ def _columns(root: ET.Element, style: Style, fields: Sequence[Field]) -> None:
     ET.SubElement(table_columns, "column", type="field", name="fid", hidden="1", width="-1")
     for index, column in enumerate(fields):
         name = column.name
-        if column.choices:
+        widget = _widget(column, style.decimals.get(name, DECIMALS))
+        if widget:
             element = ET.SubElement(configuration, "field", name=name, configurationFlags="None")
-            config = ET.SubElement(ET.SubElement(element, "editWidget", type="ValueMap"), "config")
-            choices = ET.SubElement(
-                ET.SubElement(config, "Option", type="Map"), "Option", name="map", type="List"
-            )
-            for choice in ("", *column.choices):
-                _options(choices, {choice or "<no verdict>": choice or NULL_VALUE})
-        if column.type == "float":
-            digits = style.decimals.get(name, DECIMALS)
-            element = ET.SubElement(configuration, "field", name=name, configurationFlags="None")
-            widget = ET.SubElement(element, "editWidget", type="Range")
-            numbers = {"Precision": digits, "AllowNull": True, "Style": "SpinBox"}
-            limits = {"Min": -1e12, "Max": 1e12, "Step": 0.1}
-            _options(ET.SubElement(widget, "config"), numbers | limits)
+            config = ET.SubElement(ET.SubElement(element, "editWidget", type=widget[0]), "config")
+            _options(config, widget[1])
         ET.SubElement(aliases, "alias", field=name, index=str(index), name=column.alias)
         hidden = "1" if name in style.hidden else "0"
         ET.SubElement(table_columns, "column", type="field", name=name, hidden=hidden, width="-1")
+
+
+def _widget(column: Field, decimals: int) -> tuple[str, dict[str, Any]] | None:
+    """Type and settings of the widget that shows a column in forms and tables; None: QGIS chooses.
+
+    Without one QGIS shows lists of a GeoPackage as an empty table of keys.
+    """
+    if column.choices:
+        choices = {NO_CHOICE: NULL_VALUE, **{choice: choice for choice in column.choices}}
+        return "ValueMap", {"map": [{label: value} for label, value in choices.items()]}
+    if column.type == "float":
+        numbers = {"Precision": decimals, "AllowNull": True, "Style": "SpinBox"}
+        return "Range", numbers | {"Min": -1e12, "Max": 1e12, "Step": 0.1}
+    if column.type in ("list", "json"):
+        return "TextEdit", {"IsMultiline": False, "UseHtml": False}
+    return None
+
+
+def _form(root: ET.Element, fields: Sequence[Field]) -> None:
+    """Form in which people fill in the editable columns, which come first; all others are read-only.
+
+    QGIS writes what its widgets show when a form is saved: numbers rounded, lists as text.
+    """
+    editable = ET.SubElement(root, "editable")
+    for name, is_editable in (("fid", False), *((column.name, column.editable) for column in fields)):
+        ET.SubElement(editable, "field", name=name, editable="1" if is_editable else "0")
+    groups = {
+        "Review": [column for column in fields if column.editable],
+        "Result": [column for column in fields if not column.editable],
+    }
+    if not all(groups.values()):
+        return
+    ET.SubElement(root, "editorlayout").text = "tablayout"
+    form = ET.SubElement(root, "attributeEditorForm")
+    for title, columns in groups.items():
+        group = ET.SubElement(
+            form, "attributeEditorContainer", name=title, groupBox="1", columnCount="1", showLabel="1"
+        )
+        for column in columns:
+            index = str(fields.index(column))
+            ET.SubElement(group, "attributeEditorField", name=column.name, index=index, showLabel="1")
 
 
 def _options(parent: ET.Element, values: Mapping[str, Any], name: str = "") -> None:
@@ -192,6 +225,11 @@ def _options(parent: ET.Element, values: Mapping[str, Any], name: str = "") -> N
     for key, value in values.items():
         if isinstance(value, Mapping):
             _options(options, value, key)
+            continue
+        if isinstance(value, list):
+            entries = ET.SubElement(options, "Option", name=key, type="List")
+            for entry in value:
+                _options(entries, entry)
             continue
         kind = {bool: "bool", int: "int", float: "double"}.get(type(value), "QString")
         text = str(value).lower() if kind == "bool" else str(value)

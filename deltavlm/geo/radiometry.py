@@ -134,7 +134,7 @@ def plan_stretches(spec: ScaleSpec, before: Values, after: Values) -> tuple[Stre
     first, second = (np.array([stretch.low, stretch.high]) for stretch in per_date)
     gap = np.abs(first - second).max(axis=0)
     differ = before.size and after.size and (gap > UNEQUAL_DATES * span).any()
-    notes = ("the dates differ in brightness: --scale per-date gives each its own scale",) if differ else ()
+    notes = ("the dates differ in brightness: `scale='per-date'` gives each its own scale",) if differ else ()
     return (joint, joint), notes
 
 
@@ -180,14 +180,16 @@ def contrast_warning(values: Values, stretch: Stretch | None, scale: str, is_phy
     if lowest == highest:
         return f"it is {appearance}: nearly all of its values are {lowest}{unit}; check the file"
     if spec.kind == "fixed":
-        advice = f"give LO,HI in these units, such as --scale {lowest},{highest}"
+        advice = f"give LO,HI in these units, such as `scale='{lowest},{highest}'`"
     elif spec.kind == "none":
-        advice = "--scale auto stretches it"
+        advice = "`scale='auto'` stretches it"
     elif spec.per_date or spec.kind == "percent":
-        advice = "check the file, or set limits with --scale LO,HI"
+        advice = "check the file, or set limits with `scale`"
     else:
         advice = (
-            "--scale per-date gives each date its own limits" if stretch else "--scale pct:2,98 stretches it"
+            "`scale='per-date'` gives each date its own limits"
+            if stretch
+            else "`scale='pct:2,98'` stretches it"
         )
     values_text = f"its values are mostly {lowest} to {highest}{unit}"
-    return f"with --scale {scale} it is {appearance}: {values_text}; {advice}"
+    return f"with `scale='{scale}'` it is {appearance}: {values_text}; {advice}"

@@ -174,14 +174,16 @@ def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) 
 
 
 def shift_caveat(lengths_px: Sequence[float]) -> str | None:
-    """Sentence on the shifts measured in chips, where their median is above NOTED_PX."""
-    median = float(np.median(lengths_px)) if len(lengths_px) else 0.0
+    """Sentence on the shifts measured in chips, where there are none or their median is above NOTED_PX."""
+    if not len(lengths_px):
+        return "The shift between the dates is not known in any chip, so misregistration goes unnoticed."
+    median = float(np.median(lengths_px))
     if median <= NOTED_PX:
         return None
     chips = pluralize(len(lengths_px), "chip")
     return (
         f"The dates lie {median:.1f} px apart (median of {chips} where it could be measured), so edges can "
-        f"look like change; --register corrects up to {MAX_CORRECTED_PX:g} px."
+        f"look like change; deltavlm analyze --register corrects up to {MAX_CORRECTED_PX:g} px."
     )
 
 
@@ -253,7 +255,7 @@ class Registration:
     def note(self, geobox: GeoBox, *, requested: bool) -> tuple[str, bool] | None:
         """Note for the user, and True if it is a warning; `requested`: by --register."""
         if self.shift is None:
-            text = "the shift between the dates cannot be measured, so --register corrects nothing"
+            text = "the shift between the dates cannot be measured, so `register=True` corrects nothing"
             return (text, True) if requested else None
         length_m = self.record(geobox)["shift_m"]
         length = f"{self.shift.length:.1f} px" + ("" if length_m is None else f" ({length_m:.2g} m)")
@@ -264,7 +266,7 @@ class Registration:
         if self.shift.length <= NOTED_PX:
             return None
         if self.shift.length <= MAX_CORRECTED_PX:
-            advice = "--register corrects it"
+            advice = "`register=True` corrects it"
         else:
-            advice = f"--register corrects up to {MAX_CORRECTED_PX:g} px, so register the images first"
+            advice = f"`register=True` corrects up to {MAX_CORRECTED_PX:g} px, so register the images first"
         return f"after: lies {length} off before, so edges can look like change; {advice}", True

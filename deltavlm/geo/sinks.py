@@ -34,6 +34,7 @@ __all__ = [
     "FeatureSink",
     "check_can_hold",
     "geojson_text",
+    "is_in_lonlat",
     "open_sink",
 ]
 
@@ -51,6 +52,12 @@ class FeatureSink(Protocol):
     """Destination of features of named layers; a format with one layer ignores the others."""
 
     def write(self, layer: str, features: Iterable[Feature]) -> None: ...
+
+
+def is_in_lonlat(path: Path | None) -> bool:
+    """True for an output whose format has longitudes and latitudes only: GeoJSON, also on standard output."""
+    path = file_path(path)
+    return path is None or path.suffix.lower() in TEXT_WRITERS
 
 
 def check_can_hold(
@@ -71,7 +78,7 @@ def check_can_hold(
     """
     path = file_path(path)
     suffix = "" if path is None else path.suffix.lower()
-    if path is None or suffix in TEXT_WRITERS:
+    if path is None or is_in_lonlat(path):
         try:
             lonlat = to_lonlat(crs)
         except OutputError as error:

@@ -33,8 +33,8 @@ __all__ = ["Source", "SourceOptions", "open_source"]
 
 NO_COLOR_TABLE = "band {band} is said to have a color table, and there is none: its values are shown as gray"
 UNDECLARED_FILL = (
-    "many of its values are {fill:g}, far from all others, and are taken for nodata; --nodata {fill:g} says "
-    "so, and --nodata with another value that they are data"
+    "many of its values are {fill:g}, far from all others, and are taken for nodata; `nodata={fill:g}` says "
+    "so, and `nodata` with another value that they are data"
 )
 
 
@@ -231,10 +231,18 @@ def open_source(location: str, options: SourceOptions | None = None) -> Iterator
 @contextmanager
 def _open_dataset(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
     with ExitStack() as stack:
-        with warnings.catch_warnings(), np.errstate(over="ignore"):  # nodata of 1e39
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `check_georeferenced` says it better
+        with ignore_missing_transforms(), np.errstate(over="ignore"):  # nodata of 1e39
             dataset = stack.enter_context(open_image(location, allow_vrt=allow_vrt))
         yield dataset
+
+
+@contextmanager
+def ignore_missing_transforms() -> Iterator[None]:
+    """Context without rasterio's warning of an image without a transform; `check_georeferenced` says it
+    better. Filters belong to the process: where several threads open images, their caller enters it too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def _choose_bands(dataset: DatasetReader, bands: Sequence[int] | None, name: str) -> BandChoice:

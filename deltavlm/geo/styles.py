@@ -21,13 +21,13 @@ SCORE = (
     "CASE WHEN \"status\" IN ('unreadable', 'error') THEN -3 WHEN \"status\" = 'nodata' THEN -2 "
     'ELSE coalesce("changed_score", -1) END'
 )
-# ColorBrewer's YlOrRd, transparent enough to see the image below
+# ColorBrewer's YlOrRd, transparent enough to see the image below where up to four chips overlap
 STEPS: tuple[tuple[str, Color, float], ...] = (
     ("unchanged", (255, 255, 178, 0), 0.15),
-    ("probably unchanged", (254, 204, 92, 15), 0.2),
-    ("unsure", (253, 141, 60, 30), 0.3),
-    ("probably changed", (240, 59, 32, 40), 0.45),
-    ("changed", (189, 0, 38, 50), 0.6),
+    ("probably unchanged", (254, 204, 92, 10), 0.2),
+    ("unsure", (253, 141, 60, 20), 0.3),
+    ("probably changed", (240, 59, 32, 28), 0.45),
+    ("changed", (189, 0, 38, 35), 0.6),
 )
 SHARES = ((0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1))
 GREY: Color = (110, 110, 110, 200)
@@ -97,7 +97,11 @@ STYLES = {
         label=Label('if("changed", wordwrap("caption", 30), NULL)', min_mm=35),
         on_top="changed_score",
         decimals=dict.fromkeys(
-            ("changed_score", "caption_score", "valid_fraction", "ground_share", "aoi_share"), 2
+            (
+                *("changed_score", "caption_score", "valid_fraction", "ground_share", "aoi_share"),
+                "cloud_share",
+            ),
+            2,
         ),
     ),
     "locations": Style(
@@ -110,11 +114,16 @@ STYLES = {
     "changes": Style(
         "categorised",
         _classes(opacity=70),
-        title="replace(\"kind\", '_', ' ') || ', ' || round(\"area_m2\") || ' m²'",
+        title="replace(\"kind\", '_', ' ') || ', ' || format_number(\"area_m2\", 0) || ' m²'",
         tip="<b>[% replace(\"kind\", '_', ' ') %]</b> "
-        '[% round("area_m2") %] m², score [% round("mean_score", 2) %]<br>' + _html_text("caption"),
+        '[% format_number("area_m2", 0) %] m², score [% round("mean_score", 2) %]<br>'
+        + _html_text("caption"),
         value="class",
-        label=Label("\"class\" || '\\n' || round(\"area_m2\") || ' m²'", min_mm=8, size_pt=7),
+        label=Label(
+            "replace(\"kind\", '_', ' ') || '\\n' || format_number(\"area_m2\", 0) || ' m²'",
+            min_mm=8,
+            size_pt=7,
+        ),
         decimals={"area_m2": 1, "perimeter_m": 1, "mean_score": 2, "lon": 6, "lat": 6},
     ),
     "areas": Style(
@@ -125,7 +134,10 @@ STYLES = {
         + _html_text("top_caption"),
         value='coalesce("changed_share", -1)',
         label=Label("\"name\" || '\\n' || round(100 * \"changed_share\") || ' %'", min_mm=20),
-        decimals={"changed_share": 3, "mean_score": 2, "unsure_share": 2, "overlap": 2, "top_score": 2},
+        decimals={
+            "changed_share": 3,
+            **dict.fromkeys(("mean_score", "unsure_share", "cloud_share", "overlap", "top_score"), 2),
+        },
     ),
     "pairs": Style(
         "categorised",

@@ -83,13 +83,14 @@ def read_layer(
             return _read_with_gdal(package.absolute(), name)
 
 
-def list_layers(path: Path) -> tuple[str, ...]:
+def list_layers(path: Path, advice: str = f"give {FORMATS}") -> tuple[str, ...]:
     """Names of the layers with geometries of a GeoPackage; none for a format with a single, unnamed layer.
+
+    Errors end with `advice`.
 
     Raises:
         InputError: a file of another format, or a GeoPackage that is broken.
     """
-    advice = f"give {FORMATS}"
     with _read_errors(path, advice):
         return tuple(geopackage_layers(path)) if _format(path, advice) == "GeoPackage" else ()
 

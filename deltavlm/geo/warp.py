@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ __all__ = ["ANY_PLANE", "NOT_WARPED", "needs_alpha", "warp_method", "warp_onto",
 
 ANY_PLANE = CRS.from_epsg(3857)
 """CRS of both grids in a warp between grids that have none, as GDAL asks for one."""
+_SOURCE_NAME = re.compile(r"(<(?:SourceFilename|SourceDataset)\b[^>]*>)([^<?]+)(</)")
+"""Name of a file in a VRT; after a "?", as in the query of a URL, no driver can be given."""
 NOT_WARPED = "cannot be warped", "check its CRS, or warp it with gdalwarp first"  # of `wrap_gdal_errors`
 
 
@@ -69,9 +72,15 @@ def warp_method(dataset: DatasetReader, resampling: str) -> Resampling:
 
 @contextmanager
 def without_alpha(dataset: DatasetReader) -> Iterator[DatasetReader]:
-    """The same raster through a VRT without the alpha label: GDAL always warps by a labelled alpha band."""
+    """The same raster through a VRT without the alpha label: GDAL always warps by a labelled alpha band.
+
+    The file is opened again by the driver that opened it.
+    """
     with MemoryFile(ext=".vrt") as virtual:
         rasterio.shutil.copy(dataset, virtual.name, driver="VRT")
         unlabelled = bytes(virtual.read()).replace(b"<ColorInterp>Alpha</ColorInterp>", b"").decode()
-    with rasterio.open(unlabelled) as reopened:
+    driver = getattr(dataset, "src_dataset", dataset).driver
+    if driver != "VRT":  # whose sources were checked one by one
+        unlabelled = _SOURCE_NAME.sub(rf"\1vrt://\2?if={driver}\3", unlabelled)
+    with rasterio.open(unlabelled, driver="VRT") as reopened:
         yield reopened

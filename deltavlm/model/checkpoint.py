@@ -158,7 +158,7 @@ def weight_files(folder: Path, config: DeltaVLMConfig) -> list[Path]:
     if not linked_files:
         raise ModelError(
             f"{folder / CONFIG} links to the language model in {linked}, which has no weights; restore it, or"
-            f" convert again without --link-llm"
+            f" convert again without `link_llm=True`"
         )
     for file in linked_files:
         check_regular(file)

@@ -287,7 +287,7 @@ class RuntimeOptions:
             if prompt == PROMPT_STYLES["trained"] != PROMPT_STYLES[self.prompt_style] and not is_published:
                 raise ConfigError(
                     f"{config.name} was trained on normalised questions only (lower case, no punctuation);"
-                    f" omit --prompt-style"
+                    f" omit `prompt_style`"
                 )
             prompt = PROMPT_STYLES[self.prompt_style]
         return replace(config, decoding=decoding, prompt=prompt)

@@ -125,7 +125,7 @@ class DeltaVLM(nn.Module):
         """Encode normalised pixels of both dates, (B, 3, H, W) each, into question-independent features."""
         dates_2BND, maps = self.vision(torch.cat([before_B3HW, after_B3HW]))
         before_BND, after_BND = dates_2BND.chunk(2)
-        distances = self.difference.distances(maps)
+        maps, distances = self.difference.compare(maps)
         tokens = self.difference(before_BND, after_BND, distances)
         if self.dense is None:
             return PairFeatures(tokens)
@@ -314,7 +314,7 @@ def build(config: DeltaVLMConfig) -> DeltaVLM:
     width = config.vision.width
     return DeltaVLM(
         VisionEncoder(config.vision),
-        DifferencePerception(width, config.difference, len(config.vision.map_channels)),
+        DifferencePerception(width, config.difference, config.vision.map_channels),
         DenseHead(width, config.dense, config.vision) if config.dense else None,
         QFormer(config.qformer, width),
         nn.Linear(config.qformer.hidden, config.language.hidden),

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DenseConfig, VisionConfig
-from deltavlm.model.difference import standardize
 
 UPSAMPLE = 4  # mask pixels along the side of a patch
 
@@ -76,7 +75,7 @@ class PyramidDecoder(nn.Module):
     """Top-down decoder of the tower's maps at strides 4, 8 and 16 (feature pyramid, Lin et al. 2017, arXiv
     1612.03144).
 
-    With b and a the maps of both dates, standardized per image and channel, and d their distance
+    With b and a the maps of both dates, standardized (`difference.Standardize`), and d their distance
     (`difference.feature_distance`), every level reads [b, a, a - b, |a - b|, d]. The distances of all levels
     are added to the logits by a linear term of each class, so that what differs without being known as an
     object has a short way to the output. It does not read the difference tokens: they are not standardized,
@@ -103,7 +102,7 @@ class PyramidDecoder(nn.Module):
         """Mask logits (B, C, 4 G, 4 G) and the features (B, width, 4 G, 4 G) below them."""
         x: Tensor | None = None
         for level in reversed(range(len(maps))):
-            before, after = standardize(maps[level]).chunk(2)
+            before, after = maps[level].chunk(2)
             diff = after - before
             features = self.dropout(torch.cat([before, after, diff, diff.abs()], dim=1))
             distance = distances[level].to(features.dtype)

@@ -29,7 +29,8 @@ def pick_device(device: str) -> str:
         raise InputError(f"unknown device {device!r}; known are auto, cpu, cuda, cuda:N and mps")
     if not available[kind]:
         raise InputError(
-            f"this machine has no {kind} device that torch can use; try --device cpu, or run deltavlm doctor"
+            f"this machine has no {kind} device that torch can use; try `device='cpu'`, or run deltavlm "
+            "doctor"
         )
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise InputError(

@@ -15,35 +15,69 @@ from torch import Tensor, nn
 from deltavlm.model.config import DifferenceConfig
 
 MAX_SHIFT = 1  # cells of a map within which the other date is searched for the same ground
+WEAK = 0.25  # of the typical squared length of a feature vector, below which a difference hardly counts
+MOMENTUM = 0.02  # of the running variance
 
 
-def standardize(maps_BCHW: Tensor) -> Tensor:
-    """Maps with mean 0 and deviation 1 in every image and channel: light, haze and season change both."""
-    return F.instance_norm(maps_BCHW.float(), eps=1e-4).to(maps_BCHW.dtype)
+class Standardize(nn.Module):
+    """Maps (B, C, H, W) with mean 0 and about deviation 1 in every image and channel::
+
+        u = (x - mean(x)) / sqrt(var(x) + V)
+
+    mean and var are of an image's channel: light, haze and season change both. V is the channel's variance
+    within a typical image, a running mean of training. It keeps what little a bare field or water has small,
+    where division by the image's own deviation would enlarge noise.
+    """
+
+    running_variance: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_variance", torch.zeros(channels))
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        x = maps_BCHW.float()
+        variance, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, correction=0)
+        if self.training:
+            with torch.no_grad():
+                typical = variance.mean(dim=(0, 2, 3))
+                is_first = not bool(self.running_variance.any())
+                self.running_variance.lerp_(
+                    typical.to(self.running_variance.dtype), 1.0 if is_first else MOMENTUM
+                )
+        floor = self.running_variance.float()[:, None, None] + 1e-4
+        return ((x - mean) * (variance + floor).rsqrt()).to(maps_BCHW.dtype)
 
 
 def feature_distance(before_BCHW: Tensor, after_BCHW: Tensor) -> Tensor:
-    """Distance (B, 1, H, W) of the maps of two dates, 0 (same direction) to 2, for every cell.
+    """Distance (B, 1, H, W) of the standardized maps of two dates, 0 (same direction) to 2, for every cell.
 
-    With u and v the maps of the dates, standardized per image and channel, and N(p) the 3x3 cells around p::
+    With u and v the maps of the dates, N(p) the 3x3 cells around p, C channels and e = C * WEAK::
 
-        cos(p, q) = u(p) . v(q) / (|u(p)| |v(q)|)
+        cos(p, q) = (u(p) . v(q) + e) / (|u(p)| |v(q)| + e)
         d(p)      = max( min_{q in N(p)} 1 - cos(p, q),  min_{q in N(p)} 1 - cos(q, p) )
 
-    Standardizing removes what light and season do to a whole image, the minimum over neighbors a shift
+    e makes two weak features alike, whatever their direction; the minimum over neighbors removes a shift
     between the dates of up to a cell, and the worse of both directions shows what is new as well as what is
     gone. In float32.
     """
-    u, v = (F.normalize(standardize(x.float()), dim=1) for x in (before_BCHW, after_BCHW))
+    u, v = before_BCHW.float(), after_BCHW.float()
     rows, cols = u.shape[-2:]
+    weak = WEAK * u.shape[1]
     # replicate: cells beyond the border have their neighbor's features
     u_padded, v_padded = (F.pad(x, [MAX_SHIFT] * 4, mode="replicate") for x in (u, v))
+    u_length, v_length = u.norm(dim=1), v.norm(dim=1)
+    u_lengths, v_lengths = (x.norm(dim=1) for x in (u_padded, v_padded))
     to_after, to_before = [], []
     for row in range(2 * MAX_SHIFT + 1):
         for col in range(2 * MAX_SHIFT + 1):
             window = (..., slice(row, row + rows), slice(col, col + cols))
-            to_after.append((u * v_padded[window]).sum(dim=1))
-            to_before.append((v * u_padded[window]).sum(dim=1))
+            to_after.append(
+                ((u * v_padded[window]).sum(dim=1) + weak) / (u_length * v_lengths[window] + weak)
+            )
+            to_before.append(
+                ((v * u_padded[window]).sum(dim=1) + weak) / (v_length * u_lengths[window] + weak)
+            )
     similarity = torch.minimum(torch.stack(to_after).amax(dim=0), torch.stack(to_before).amax(dim=0))
     return (1 - similarity)[:, None]
 
@@ -59,14 +93,15 @@ class DifferencePerception(nn.Module):
     Both dates share one set of weights, and d has the same sign for both, as in the released code. (The
     paper has separate weights, and outputs gate * context alone.) Mode "concat" passes both dates unchanged.
 
-    With `config.distances` a linear function of the distances of the tower's `maps` maps (`feature_distance`,
-    mean and maximum over a patch) is added to the tokens of both dates.
+    With `config.distances` a linear function of the distances of the tower's maps, which have `channels`
+    channels (`feature_distance`, mean and maximum over a patch), is added to the tokens of both dates.
     """
 
-    def __init__(self, width: int, config: DifferenceConfig, maps: int = 0) -> None:
+    def __init__(self, width: int, config: DifferenceConfig, channels: Sequence[int] = ()) -> None:
         super().__init__()
         self.mode = config.mode
-        self.distance = nn.Linear(2 * maps, width) if config.distances else None
+        self.distance = nn.Linear(2 * len(channels), width) if config.distances else None
+        self.standardize = nn.ModuleList(Standardize(count) for count in channels if config.distances)
         self.context1 = nn.Linear(width, width, bias=False)
         self.context2 = nn.Linear(width, width)
         self.gate1 = nn.Linear(width, width, bias=False)
@@ -74,12 +109,16 @@ class DifferencePerception(nn.Module):
         self.context3 = nn.Linear(3 * width, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def distances(self, maps_2BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Distances (B, 1, h, w) of the tower's maps, which hold before in their first half and then after;
-        empty for a module without them."""
+    def compare(self, maps_2BCHW: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Standardized maps of both dates, and their distances (B, 1, h, w); maps as they are and no
+        distances for a module without them.
+
+        maps_2BCHW: of the tower, with before in their first half and then after.
+        """
         if self.distance is None:
-            return ()
-        return tuple(feature_distance(*maps.chunk(2)) for maps in maps_2BCHW)
+            return tuple(maps_2BCHW), ()
+        maps = tuple(standardize(x) for standardize, x in zip(self.standardize, maps_2BCHW, strict=True))
+        return maps, tuple(feature_distance(*x.chunk(2)) for x in maps)
 
     def forward(self, before_BND: Tensor, after_BND: Tensor, distances: Sequence[Tensor] = ()) -> Tensor:
         """Tokens (B, 2N, D); `distances` (B, 1, h, w) of each map, if the module has them."""

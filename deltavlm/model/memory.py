@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from deltavlm.errors import ModelOutOfMemory
+from deltavlm.messages import pluralize
 from deltavlm.model.config import DeltaVLMConfig
 
 logger = logging.getLogger(__name__)
@@ -108,10 +109,10 @@ def pairs_that_fit(meter: Meter, probe: Callable[[int], object], limit: int = MA
             if fit < 2 * doubled:
                 count = min(max(1, fit), limit)
                 logger.info(
-                    "a pair takes %.0f MB of %.1f GB: batches of %d pairs",
+                    "a pair takes %.0f MB of %.1f GB: batches of %s",
                     bytes_each / 1e6,
                     available / 1e9,
-                    count,
+                    pluralize(count, "pair"),
                 )
                 return count
             count = doubled

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
-from deltavlm.messages import UNSUPPORTED
+from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
@@ -107,7 +107,7 @@ class Predictor(Labelled):
         use_bf16 = self.device == "cpu" and bf16_cpu()
         step = CPU_ENCODE_PAIRS if self.device == "cpu" and self.meter is None else max(1, len(before))
         with (
-            wrap_torch_errors(f"{len(before)} pairs", self.device),
+            wrap_torch_errors(pluralize(len(before), "pair"), self.device),
             torch.autocast("cpu", torch.bfloat16, enabled=use_bf16),
         ):
             batches = [
@@ -165,7 +165,7 @@ class Predictor(Labelled):
         lengths = [tokens[question.prompt] for _, question in rows]
 
         def answer_batch(batch: Sequence[int]) -> list[Reply]:
-            with wrap_torch_errors(f"{len(batch)} questions", self.device):
+            with wrap_torch_errors(pluralize(len(batch), "question"), self.device):
                 return self._answer(encoded, [rows[index] for index in batch])
 
         replies = run_in_batches(
@@ -183,7 +183,7 @@ class Predictor(Labelled):
         """
         if encoded.mask_logits is None or self.config.dense is None:
             return None
-        with wrap_torch_errors(f"masks of {len(encoded)} pairs", self.device):
+        with wrap_torch_errors(f"masks of {pluralize(len(encoded), 'pair')}", self.device):
             probabilities = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
         return Masks(self.config.dense.classes, probabilities)
 
@@ -294,8 +294,8 @@ class Predictor(Labelled):
         for length, (_, question) in zip(text.mask.sum(dim=1).tolist(), rows, strict=True):
             if length + question.max_new_tokens > available:
                 raise ConfigError(
-                    f"question {question.name!r} has {length - 1} tokens; {self.name} reads at most "
-                    f"{available - question.max_new_tokens - 1}; shorten it"
+                    f"question {question.name!r} has {pluralize(length - 1, 'token')}; "
+                    f"{self.name} reads at most {available - question.max_new_tokens - 1}; shorten it"
                 )
         pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
         return encoded.tokens[pairs], question_text, text
@@ -313,7 +313,7 @@ def wrap_torch_errors(work: str, device: str) -> Iterator[None]:
         raise ModelOutOfMemory(f"{work} do not fit on {device}; ask for a smaller batch") from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{work} failed on {device}: {reason}; try --device cpu") from error
+        raise ModelError(f"{work} failed on {device}: {reason}; try `device='cpu'`") from error
 
 
 def resize_image(image_CHW: Pixels, size: int) -> Pixels:
@@ -363,7 +363,7 @@ def load_model(
         _, model = checkpoint.load(folder, dtype=dtype, device=device, quantize=options.quantize)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
-            f"{config.name} does not fit on {device}; try --quantize int8 or int4, or --device cpu"
+            f"{config.name} does not fit on {device}; try `quantize='int8'` or int4, or `device='cpu'`"
         ) from error
     questions, codec = load_codecs(folder)
     return Predictor(

@@ -30,10 +30,10 @@ BLOCK = 64  # weights of NF4 that share a scale
 def check_quantize(kind: Kind, device: str) -> None:
     """Check that this machine can quantize to `kind` on `device`. Raises: InputError."""
     if device.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"--quantize {kind} runs on cuda and cpu, not on {device}; omit it")
+        raise InputError(f"`quantize='{kind}'` runs on cuda and cpu, not on {device}; omit it")
     if util.find_spec("bitsandbytes") is None:
         raise InputError(
-            f"--quantize {kind} needs the library bitsandbytes; "
+            f"`quantize='{kind}'` needs the library bitsandbytes; "
             "pip install '.[quantize]' in a clone of deltavlm"
         )
 
@@ -63,8 +63,8 @@ def quantize_layer(weight: Tensor, kind: Kind, device: str) -> nn.Module:
     outputs, inputs = weight.shape
     if kind == "int4" and inputs % BLOCK:
         raise InputError(
-            f"--quantize int4 needs layers whose width is a multiple of {BLOCK}, and this language model has"
-            f" {inputs}; use int8, or omit it"
+            f"`quantize='int4'` needs layers whose width is a multiple of {BLOCK}, and this language model"
+            f" has {inputs}; use int8, or omit it"
         )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about every cast of every product
     import bitsandbytes as bnb
@@ -93,7 +93,7 @@ def quantize_layer(weight: Tensor, kind: Kind, device: str) -> nn.Module:
     except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"bitsandbytes cannot quantize to {kind} on {device}: {reason}; omit --quantize"
+            f"bitsandbytes cannot quantize to {kind} on {device}: {reason}; omit `quantize`"
         ) from error
 
 

@@ -15,7 +15,7 @@ from deltavlm.pipeline.changes import SPECKLE
 from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.dedup import ResultCache
 from deltavlm.pipeline.engine import Callback, ChipBatch, Engine, LoadedChip
-from deltavlm.pipeline.inference import ChipReplies, InferenceOptions
+from deltavlm.pipeline.inference import BatchReplies, ChipReplies, InferenceOptions
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import peak_score
@@ -53,75 +53,102 @@ def analyze_chips(
     Raises: with `on_error="fail"` the RasterError, InputError or ModelError of the first chip or pair that
         fails; RasterError where the only pair of an output has changed.
     """
-    began, seconds_before = time.monotonic(), result.summary.seconds
-    summary, options = result.summary, job.options
+    analysis = _Analysis(job, engine, store, result)
+    analysis.count_earlier()
+    options, stages = job.options, result.summary.stages
     batch_size = options.batch_size or engine.model.auto_batch_size()
-    summary.batch_size = batch_size
-    pair_results = {pair.id: PairResult(pair) for pair in job.pairs.pairs}
-    cache = ResultCache()
-    counts, changes = summary.counts(), list[PairChange]()
+    result.summary.batch_size = batch_size
+    asking = InferenceOptions(
+        tuple(job.questions), cascade=options.cascade, threshold=options.threshold, masks=options.masks
+    )
+    items = read_chips_of_pairs(job, engine, store, opened)
+    with prefetch(items, engine.prefetch_batches * batch_size, stages) as prefetched:
+        chips = with_callbacks(prefetched, analysis.start_pair, analysis.changes.append)
+        batches = _batches(chips, batch_size, analysis.cache)
+        with closing(engine.infer(batches, asking, batch_size)) as answered:
+            for batch, replies in answered:
+                analysis.add(batch, replies)
+                on_progress(result)
+    analysis.fail_changed_pairs()
 
-    def count(chip: ChipResult) -> None:
-        summary.add(chip, find_conflicts(statements_of(chip, job.output.changes.threshold)))
 
-    for earlier in store.completed():
-        if earlier.digest:
-            entry, is_new = cache.lookup(earlier.digest)
-            entry.result = earlier if is_new else entry.result
-        count(earlier)
-        pair_results[earlier.pair].add(earlier)
-        summary.resumed += 1
+class _Analysis:
+    """State of the analysis: counts, the results of pairs, and the chips seen so far."""
 
-    def start_pair(start: PairStart) -> None:
-        # as a callback between batches, since only this thread may write to the store
-        pair, pair_result = start.pair, pair_results[start.pair.id]
-        result.pairs[pair.id] = pair_result
+    def __init__(self, job: AnalyzeJob, engine: Engine, store: ResultStore, result: RunResult) -> None:
+        self.job, self.engine, self.store, self.result = job, engine, store, result
+        self.pairs = {pair.id: PairResult(pair) for pair in job.pairs.pairs}
+        self.cache = ResultCache()
+        self.changes: list[PairChange] = []
+        self.counts_before = result.summary.counts()
+        self.seconds_before, self.began = result.summary.seconds, time.monotonic()
+
+    def count_earlier(self) -> None:
+        """Count the results of an interrupted run, which also serve chips with the same pixels."""
+        for earlier in self.store.completed():
+            if earlier.digest:
+                entry, is_new = self.cache.lookup(earlier.digest)
+                entry.result = earlier if is_new else entry.result
+            self._count(earlier)
+            self.pairs[earlier.pair].add(earlier)
+            self.result.summary.resumed += 1
+
+    def start_pair(self, start: PairStart) -> None:
+        """Record a pair that was opened, or not; called between batches, by the thread that writes."""
+        pair, pair_result = start.pair, self.pairs[start.pair.id]
+        self.result.pairs[pair.id] = pair_result
         pair_result.record, pair_result.reason = start.record, start.reason or pair_result.reason
         if start.reason:
             when = " in the previous run" if start.is_earlier else ""
             logger.warning("pair %s failed%s: %s", pair.id, when, start.reason, extra={"pair": pair.id})
             if not start.is_earlier:
-                store.fail_pair(pair, start.reason)
+                self.store.fail_pair(pair, start.reason)
         elif start.reader is not None and start.record is not None:
-            log_notes(pair, start.reader, engine.model, job, result.warned)
-            store.begin_pair(pair, start.record)
+            log_notes(pair, start.reader, self.engine.model, self.job, self.result.warned)
+            self.store.begin_pair(pair, start.record)
 
-    items = read_chips_of_pairs(job, engine, store, opened)
-    asking = InferenceOptions(
-        tuple(job.questions), cascade=options.cascade, threshold=options.threshold, masks=options.masks
-    )
-    with prefetch(items, engine.prefetch_batches * batch_size, summary.stages) as prefetched:
-        chips = with_callbacks(prefetched, start_pair, changes.append)
-        batches = _batches(chips, batch_size, cache)
-        with closing(engine.infer(batches, asking, batch_size)) as answered:
-            for batch, replies in answered:
-                summary.stages.include(replies.times)
-                summary.batch_size = replies.batch_size
-                for callback in batch.callbacks:
-                    callback()
-                results = _results(batch.chips, replies.chips, job)
-                if results:
-                    with summary.stages.timed("write"):
-                        store.add(results, replies.batch_size)
-                for each in results:
-                    count(each)
-                    pair_results[each.pair].add(each)
-                summary.deduplicated += batch.deduplicated
-                summary.seconds = seconds_before + time.monotonic() - began
-                on_progress(result)
-    summary.seconds = seconds_before + time.monotonic() - began
-    for change in changes:
-        pair = change.pair
-        result.pairs[pair.id] = PairResult(pair, reason=change.reason)
-        store.fail_pair(pair, change.reason)
-        if not job.one_pair_per_output:
-            logger.warning("pair %s failed: %s", pair.id, change.reason, extra={"pair": pair.id})
-    if changes and job.output.path is not None:  # what went to standard output stays there
-        summary.restore(counts)
-        for kept in store.completed():
-            count(kept)
-    if changes and (job.one_pair_per_output or options.on_error == "fail"):
-        raise RasterError(changes[0].reason)
+    def add(self, batch: ChipBatch, replies: BatchReplies) -> None:
+        """Store and count the results of a batch."""
+        summary = self.result.summary
+        summary.stages.include(replies.times)
+        summary.batch_size = replies.batch_size
+        for callback in batch.callbacks:
+            callback()
+        results = _results(batch.chips, replies.chips, self.job)
+        if results:
+            with summary.stages.timed("write"):
+                self.store.add(results, replies.batch_size)
+        for each in results:
+            self._count(each)
+            self.pairs[each.pair].add(each)
+        summary.deduplicated += batch.deduplicated
+        self._set_seconds()
+
+    def fail_changed_pairs(self) -> None:
+        """Fail pairs whose files changed while they were read, and count the others again. Raises as
+        `analyze_chips` does."""
+        self._set_seconds()
+        if not self.changes:
+            return
+        for change in self.changes:
+            pair = change.pair
+            self.result.pairs[pair.id] = PairResult(pair, reason=change.reason)
+            self.store.fail_pair(pair, change.reason)
+            if not self.job.one_pair_per_output:
+                logger.warning("pair %s failed: %s", pair.id, change.reason, extra={"pair": pair.id})
+        if self.job.output.path is not None:  # what went to standard output stays there
+            self.result.summary.restore(self.counts_before)
+            for kept in self.store.completed():
+                self._count(kept)
+        if self.job.one_pair_per_output or self.job.options.on_error == "fail":
+            raise RasterError(self.changes[0].reason)
+
+    def _count(self, chip: ChipResult) -> None:
+        threshold = self.job.output.changes.threshold
+        self.result.summary.add(chip, find_conflicts(statements_of(chip, threshold)))
+
+    def _set_seconds(self) -> None:
+        self.result.summary.seconds = self.seconds_before + time.monotonic() - self.began
 
 
 def _batches(

@@ -54,7 +54,7 @@ def answer_for_unchanged(spec: QuestionSpec) -> Answer | None:
 def check_threshold(threshold: float | None) -> None:
     """Raises: ConfigError for a threshold of scores that is not from 0 to 1."""
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold {threshold}: is not from 0 to 1")
+        raise ConfigError(f"`threshold={threshold}`: is not from 0 to 1")
 
 
 def read_answer(spec: QuestionSpec, reply: Reply, threshold: float | None = None) -> Answer:

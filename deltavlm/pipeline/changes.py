@@ -20,7 +20,14 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.geobox import GeoBox, Window, lonlat_of
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.measure import measure_of
-from deltavlm.geo.polygonize import Polygonizer, Region, fill_holes, merge_regions, simplify_polygons
+from deltavlm.geo.polygonize import (
+    Polygonizer,
+    Region,
+    fill_holes,
+    merge_regions,
+    pixels_within,
+    simplify_polygons,
+)
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
 from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
@@ -146,9 +153,10 @@ def vectorize(
     """Write the rasters block by block, and return the polygons in the CRS of the raster, if requested.
 
     A pixel belongs to its most probable class where the probabilities of all classes together reach the
-    threshold. Pixels of one class that share an edge make a polygon. Polygons end at the area of interest and
-    at pixels without data. They are kept or left out whole (`is_drawn`), so those of changed chips have the
-    outlines that they have among all.
+    threshold. Pixels of one class that share an edge make a polygon. Polygons and the mask end at the area of
+    interest and at pixels without data; probabilities reach to the edges of chips, as polygons that are drawn
+    again need what lies around. Polygons are kept or left out whole (`is_drawn`), so those of changed chips
+    have the outlines that they have among all.
 
     Raises: WriteError.
     """
@@ -159,7 +167,8 @@ def vectorize(
         if probability is not None:
             probability.write(block.window, block.probabilities)
         if mask is not None:
-            mask.write(block.window, np.where(valid, labels, NODATA)[None].astype(np.uint8))
+            shown = valid & _within_area(mosaic, block.window)
+            mask.write(block.window, np.where(shown, labels, NODATA)[None].astype(np.uint8))
         if polygons:
             classes, kinds = np.split(block.probabilities, [len(CLASSES)])
             scores = np.minimum(classes.sum(axis=0, dtype=np.uint16), FULL) / FULL
@@ -181,6 +190,14 @@ def _labels(block: Block, threshold: float) -> tuple[NDArray[np.uint8], NDArray[
     labels = np.zeros(changed.shape, np.uint8)
     labels[changed] = classes[:, changed].argmax(axis=0) + 1
     return labels, valid
+
+
+def _within_area(mosaic: Mosaic, window: Window) -> NDArray[np.bool_]:
+    """Pixels of a window in the area of interest, (rows, cols)."""
+    area = mosaic.chips.keep
+    if area is None:
+        return np.ones((window.height, window.width), bool)
+    return pixels_within(area, mosaic.geobox, window)
 
 
 def _gaps(labels: NDArray[np.uint8], valid: NDArray[np.bool_], tolerance_px: int) -> NDArray[np.uint8]:

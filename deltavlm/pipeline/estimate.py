@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from deltavlm.errors import ModelError
 from deltavlm.geo.cog import open_cog
-from deltavlm.geo.geobox import LONLAT, Window
+from deltavlm.geo.geobox import LONLAT
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.sinks import open_sink
 from deltavlm.pipeline.analyze import analyze_chips
@@ -36,6 +37,7 @@ __all__ = ["Estimate", "estimate_run"]
 SAMPLE_CHIPS = 64  # about two seconds of nano on two cores
 SAMPLE_BATCHES = 4  # at least; the first one is slower and counts apart
 BLOCK_CHIPS = 8  # consecutive chips of the sample, as neighbours share what is decoded
+MOSAIC_CHIPS = 16  # of the sample, whose polygons and rasters are made
 _POLYGON_BYTES = 300  # of a polygon's columns
 SAMPLE_S = 2.0  # a slow model has a smaller sample, of two batches at least
 
@@ -208,35 +210,22 @@ def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Cos
         byte_count, duration = _Cost.of(*sizes[1:]), _Cost.of(*seconds[1:])
         if not job.options.masks:
             return byte_count, duration
-        mask_bytes, mask_seconds = _masks(job, store, Path(folder))
-    scale = len(store.results)
-    return byte_count.plus(mask_bytes * scale), duration.plus(mask_seconds * scale)
+        masks = _mask_cost(job, store, Path(folder))
+    return byte_count.plus(masks[0]), duration.plus(masks[1])
 
 
-def _masks(job: AnalyzeJob, store: _SampleStore, folder: Path) -> tuple[float, float]:
-    """Bytes of polygons and rasters per chip, and seconds of making them, from some chips of a row."""
+def _mask_cost(job: AnalyzeJob, store: _SampleStore, folder: Path) -> tuple[float, float]:
+    """Bytes of the polygons and rasters of the sample, and seconds of making them, from some of its chips."""
     answered = [result for result in store.results if result.mask is not None]
     if not answered:
         return 0.0, 0.0
-    first = answered[0].chip
-    row = [
-        each for each in answered[:BLOCK_CHIPS] if (each.pair, each.chip.row) == (answered[0].pair, first.row)
-    ]
     record = store.pairs[answered[0].pair].record
     assert record is not None
-    left, top, right = first.window.col_off, first.window.row_off, row[-1].chip.window
-    geobox = record.geobox.crop(Window(left, top, right.col_off + right.width - left, right.height))
-    by_col = {each.chip.col - first.col: each for each in row}
-    mosaic = MaskMosaic(
-        ChipGrid(geobox, *job.options.grid),
-        geobox,
-        lambda chip: by_col.get(chip.col),
-        lambda blob: blob.data or b"",
-    )
+    mosaic, chips = _mosaic_of(answered, record, *job.options.grid)
     start = time.perf_counter()
     with ExitStack() as stack:
         mask, probability = (
-            stack.enter_context(open_cog(folder / name, geobox, style, {})) if wanted else None
+            stack.enter_context(open_cog(folder / name, mosaic.geobox, style, {})) if wanted else None
             for name, style, wanted in (
                 ("mask.tif", MASK_STYLE, job.output.mask),
                 ("probability.tif", PROBABILITY_STYLE, job.output.probability),
@@ -252,8 +241,35 @@ def _masks(job: AnalyzeJob, store: _SampleStore, folder: Path) -> tuple[float, f
     seconds = time.perf_counter() - start
     rasters = sum(path.stat().st_size for path in folder.glob("*.tif"))
     polygons = sum(_POLYGON_BYTES + len(feature.geometry.wkb) for feature in features)
-    own_rows = 1 - job.options.grid[1] / job.options.chip_px  # the next row of chips overlaps this one
-    return (own_rows * rasters + polygons) / len(row), seconds * own_rows / len(row)
+    geobox, (size, overlap) = mosaic.geobox, job.options.grid
+    own_px = min(size - overlap, geobox.height) * min(
+        size - overlap, geobox.width
+    )  # of a chip in a large grid
+    scale = len(answered) * min(1 / chips, own_px / (geobox.height * geobox.width))
+    return (rasters + polygons) * scale, seconds * scale
+
+
+def _mosaic_of(
+    answered: list[ChipResult], record: PairRecord, size: int, overlap: int
+) -> tuple[MaskMosaic, int]:
+    """Mosaic of chips from all of the sample, about square as tiles of rasters are, and their number."""
+    count = min(MOSAIC_CHIPS, len(answered))
+    cols = 1 if record.width < size else count if record.height < size else math.isqrt(count)
+    width, height = (
+        length if length < size else number * (size - overlap) + overlap
+        for length, number in ((record.width, cols), (record.height, count // cols))
+    )
+    geobox = replace(record.geobox, width=width, height=height)
+    grid = ChipGrid(geobox, size, overlap)
+    evenly = answered[:: len(answered) // len(grid)]
+    placed = {
+        (chip.row, chip.col): replace(each, chip=chip) for chip, each in zip(grid, evenly, strict=False)
+    }
+
+    def lookup(chip: Chip) -> ChipResult | None:
+        return placed.get((chip.row, chip.col))
+
+    return MaskMosaic(grid, geobox, lookup, lambda blob: blob.data or b""), len(placed)
 
 
 def _journal_bytes(result: ChipResult) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.messages import pluralize
 from deltavlm.model.interface import ChangeModel, Reply
 from deltavlm.pipeline.answers import question_of, read_answer
 from deltavlm.pipeline.mask_codec import encode_masks
@@ -90,7 +91,9 @@ def run_batches(
             elif isinstance(error, ModelOutOfMemory):
                 batch_size = len(batch) // 2
                 logger.info(
-                    "a batch of %d chips does not fit into memory; continuing with %d", len(batch), batch_size
+                    "a batch of %s does not fit into memory; continuing with %d",
+                    pluralize(len(batch), "chip"),
+                    batch_size,
                 )
             else:
                 single_until = len(chips) + len(batch)

@@ -97,12 +97,12 @@ class AnalyzeJob:
         output = self.output
         if self.options.cascade and not self.asks_change:
             raise ConfigError(
-                "--cascade needs the yes/no question; add an entry 'task: change', or leave it out"
+                "`cascade=True` needs the yes/no question; add an entry 'task: change', or leave it out"
             )
         threshold = self.options.threshold
         if threshold is not None and not self.asks_change:
             raise ConfigError(
-                "--threshold needs the yes/no question; add an entry 'task: change', or leave it out"
+                "`threshold` needs the yes/no question; add an entry 'task: change', or leave it out"
             )
         check_threshold(threshold)
         self._pass_cloud_masks_to_pair()
@@ -112,23 +112,23 @@ class AnalyzeJob:
         options = replace(self.options, masks=output.needs_masks, overlap_px=overlap_px)
         object.__setattr__(self, "options", options)
         if output.layer == "changes" and not output.polygons:
-            raise ConfigError("--layer changes: there is no such layer without --polygons; add it")
+            raise ConfigError("`layer='changes'`: there is no such layer without `polygons`; add it")
         if output.layer == "pairs" and self.is_single:
-            raise ConfigError("--layer pairs is for many pairs; choose chips or locations")
+            raise ConfigError("`layer='pairs'` is for many pairs; choose chips or locations")
         if output.layer == "pairs" and output.per_pair:
-            raise ConfigError("--layer pairs is for one output; choose chips or locations")
+            raise ConfigError("`layer='pairs'` is for one output; choose chips or locations")
         if output.needs_masks and output.path is None:
             raise ConfigError(
-                "-o -: polygons and rasters of change are made when all chips are answered, so they need a "
-                "file; name one"
+                "polygons and rasters of change are made when all chips are answered, so they need a file; "
+                "name one as `output`"
             )
         for name, path in (("mask", output.mask), ("probability", output.probability)):
             if path is None or self.is_single:
                 continue
             if not output.per_pair:
                 raise ConfigError(
-                    f"--{name} {path}: many pairs cannot be one raster; give each its own output, with "
-                    f"-o FOLDER/ --{name} FOLDER/"
+                    f"`{name}={path}`: many pairs cannot be one raster; give each its own output, with "
+                    f"folders as `output` and `{name}`"
                 )
 
     def _pass_cloud_masks_to_pair(self) -> None:
@@ -139,7 +139,7 @@ class AnalyzeJob:
         if not self.is_single:
             raise ConfigError(
                 "a cloud mask is for one pair; a list has the columns before_cloud_mask and "
-                "after_cloud_mask, and --qa-band is for a band of each image"
+                "after_cloud_mask, and `qa_band` is for a band of each image"
             )
         pair = replace(
             self.pairs.pairs[0],

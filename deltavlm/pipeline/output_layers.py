@@ -125,7 +125,7 @@ def _write_changes(
                 continue
             mosaic = _mosaic(output, journal, pair.pair, pair.record)
             if len(mosaic.chips) > _MANY_CHIPS:
-                notify(f"merging the masks of {len(mosaic.chips)} chips")
+                notify(f"merging the masks of {pluralize(len(mosaic.chips), 'chip')}")
             features = vectorize(
                 mosaic, options.changes, polygons=options.polygons, mask=mask, probability=probability
             )
@@ -174,7 +174,7 @@ def warn_unplaced(crs: OutputCRS) -> None:
     if crs.unplaced:
         logger.warning(
             "%s, such as %s, cannot be transformed to the CRS of the output, so their rows have no polygon; "
-            "give them a CRS like the others', or write one output for each pair (-o FOLDER/)",
+            "give them a CRS like the others', or write one output for each pair, with a folder as `output`",
             pluralize(len(crs.unplaced), "pair"),
             min(crs.unplaced),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -18,16 +18,17 @@ from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.location import local_file
 from deltavlm.geo.output_files import check_output, files_of_output
 from deltavlm.geo.pair import PairReader
-from deltavlm.geo.sinks import check_can_hold
+from deltavlm.geo.sinks import check_can_hold, is_in_lonlat
 from deltavlm.pipeline.job import AnalyzeJob, OutputOptions
 from deltavlm.pipeline.journal.file import files_in_commit, journal_files, journal_path
 from deltavlm.pipeline.journal.store import check_journal
-from deltavlm.pipeline.pairs import file_names
+from deltavlm.pipeline.pairs import Pair, file_names
 from deltavlm.pipeline.schema import output_layers
 
 __all__ = [
     "OutputFiles",
     "check_format",
+    "check_format_of_list",
     "check_outputs",
     "files_of_job",
     "is_complete",
@@ -156,6 +157,23 @@ def check_format(job: AnalyzeJob, geobox: GeoBox) -> None:
     check_can_hold(options.path, layers_of_job(job), geobox.crs, polygons, only_layer=options.layer)
 
 
+def check_format_of_list(job: AnalyzeJob, geoboxes: Iterable[tuple[Pair, GeoBox]]) -> None:
+    """Check before any work that the output of a list can hold the chips of these pairs.
+
+    Other formats than GeoJSON have the CRS of the pairs, or one that all can be transformed to, so the first
+    pair tells.
+
+    Raises: OutputError that names the pair.
+    """
+    for pair, geobox in geoboxes:
+        try:
+            check_format(job, geobox)
+        except OutputError as error:
+            raise OutputError(f"pair {pair.id}: {error}") from error
+        if not is_in_lonlat(job.output.path):
+            return
+
+
 def files_of_job(job: AnalyzeJob) -> tuple[list[NamedPath], list[NamedPath]]:
     """Files that a job writes, and local files that it reads; of a folder the outputs and rasters alone.
 
@@ -203,5 +221,6 @@ def check_outputs(
         check_journal(journal_path(options.path), job)
     if options.retry_failed and (options.path is None or not journal_path(options.path).exists()):
         raise ConfigError(
-            f"--retry-failed: there is no journal of a run into {options.path or '-'} with chips that failed"
+            f"`retry_failed=True`: there is no journal of a run into {options.path or '-'} with chips "
+            "that failed"
         )

@@ -29,7 +29,7 @@ from deltavlm.files import parse_json, read_text
 from deltavlm.geo.cloud_mask import relocate_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
 from deltavlm.geo.vector_reader import split_layer
-from deltavlm.messages import preview
+from deltavlm.messages import pluralize, preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
 __all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
@@ -107,8 +107,8 @@ def _csv_rows(text: str, source: str) -> Iterator[_Row]:
                 continue
             if len(cells) > len(header):
                 raise InputError(
-                    f"{source}, line {line}: has {len(cells)} columns, but the header {len(header)}; "
-                    "put text with a comma in quotes"
+                    f"{source}, line {line}: has {pluralize(len(cells), 'column')}, but the header "
+                    f"{len(header)}; put text with a comma in quotes"
                 )
             yield _Row(line, f"{source}, line {line}", dict(zip(header, cells, strict=False)))
     except csv.Error as error:

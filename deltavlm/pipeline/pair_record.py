@@ -32,7 +32,7 @@ from deltavlm.pipeline.schema import PairStatus
 
 __all__ = ["PairIdentity", "PairRecord", "PairResult"]
 
-LIMIT_REACHED = "--limit was reached within it"
+LIMIT_REACHED = "the limit was reached within it"
 
 
 @dataclass(frozen=True, slots=True)

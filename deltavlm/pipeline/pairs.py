@@ -161,7 +161,7 @@ def pairs_of_folders(before: Path, after: Path) -> PairList:
         example = f", such as {unmatched[0][0]} and {unmatched[1][0]}" if all(unmatched) else ""
         raise InputError(
             f"{before} and {after}: no image has the same name in both{example}; "
-            "rename them, or write a list for --pairs"
+            "rename them, or write a list of pairs"
         )
     pairs = [Pair(name, str(images[0][name]), str(images[1][name])) for name in names]
     return PairList(tuple(pairs), f"{before} and {after}", (), (unmatched[0], unmatched[1]))
@@ -177,7 +177,7 @@ def _images(folder: Path) -> dict[str, Path]:
         if images.setdefault(name, path) != path:
             raise InputError(
                 f"{images[name]} and {path}: have the same name, so the pair is ambiguous; move one away, or "
-                "write a list for --pairs"
+                "write a list of pairs"
             )
         try:
             str(path).encode()

@@ -8,8 +8,9 @@ from typing import Any
 from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import PairReader
+from deltavlm.geo.sinks import is_in_lonlat
 from deltavlm.pipeline.job import AnalyzeJob
-from deltavlm.pipeline.outputs import check_format
+from deltavlm.pipeline.outputs import check_format, check_format_of_list
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.reading import open_listed_pair
 from deltavlm.pipeline.scale import Scale
@@ -61,15 +62,23 @@ def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> list
 
     Raises: InputError where a single pair cannot be opened.
     """
-    return [_plan_pair(pair, job, model_chip_px, training_gsd_m) for pair in job.pairs.pairs]
+    plans: list[PairPlan] = []
+    for pair in job.pairs.pairs:
+        is_first = all(plan.reason is not None for plan in plans)  # that can be opened
+        plans.append(_plan_pair(pair, job, model_chip_px, training_gsd_m, is_first=is_first))
+    return plans
 
 
-def _plan_pair(pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> PairPlan:
+def _plan_pair(
+    pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float, *, is_first: bool
+) -> PairPlan:
     options = job.options
     try:
         with open_listed_pair(pair, job.read) as reader:
-            if pair == job.pairs.pairs[0] and not job.output.per_pair:
+            if job.is_single:
                 check_format(job, reader.geobox)
+            elif not job.output.per_pair and (is_first or is_in_lonlat(job.output.path)):
+                check_format_of_list(job, [(pair, reader.geobox)])
             plan = PairPlan.of(pair, reader, reader.chips(*options.grid))
     except InputError as error:
         if job.is_single or isinstance(error, OutputError):

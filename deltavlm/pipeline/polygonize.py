@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from deltavlm.pipeline.answers import Answer
 from deltavlm.pipeline.changes import MASK_PIXEL_TAG, ChangeOptions, vectorize
 from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS
-from deltavlm.pipeline.outputs_reader import Output, Row
+from deltavlm.pipeline.outputs_reader import POLYGONIZED, Output, Row, check_same_run
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import ANALYZED_STATUSES
 
-__all__ = ["ProbabilityRaster", "open_probability", "polygonize", "probability_path"]
+__all__ = ["ProbabilityRaster", "open_probability", "polygonize", "polygons_record", "probability_path"]
 
-HINT = "give the raster of deltavlm analyze --probability, or an output that was written with it"
+HINT = "give the raster that deltavlm analyze --probability writes, or an output of that run"
 TAG = "deltavlm"  # of a raster: the provenance of its run, as JSON
 
 
@@ -84,10 +85,15 @@ def probability_path(output: Output) -> Path:
     """Raster of probabilities that was written with an output. Raises: InputError where there is none."""
     name = output.provenance.get("probability")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{output.path}: was written without --probability; {HINT}")
+        raise InputError(f"{output.path}: was written without a raster of probabilities; {HINT}")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(
+            f"{output.path}: its raster is {name!r}, outside of its folder, which is not opened unasked; "
+            "name it with `probability`"
+        )
     path = output.path.parent / name
     if not path.is_file():
-        raise InputError(f"{path}: no such file, and it belongs to {output.path}; name it with --probability")
+        raise InputError(f"{path}: no such file, and it belongs to {output.path}; name it with `probability`")
     return path
 
 
@@ -147,14 +153,23 @@ def polygonize(
     return [Feature(feature.geometry, {**feature.properties, **dates}) for feature in features]
 
 
+def polygons_record(
+    raster: ProbabilityRaster, options: ChangeOptions, output: Output | None, target: Path
+) -> dict[str, Any]:
+    """Provenance of polygons that are written to `target`: that of the run, and what they were drawn from."""
+    drawn: dict[str, Any] = {"output": None, "threshold": None}
+    if output is not None:
+        chips = (output.chips_path or output.path).absolute()
+        relative = os.path.relpath(chips, target.absolute().parent)
+        drawn = {"output": Path(relative).as_posix(), "threshold": output.threshold}
+    return {**raster.provenance, "changes": asdict(options), POLYGONIZED: drawn}
+
+
 def _rows(output: Output, raster: ProbabilityRaster) -> dict[str, Row]:
     """Rows of the analyzed chips of an output by their ids. Raises: InputError for one of another run."""
-    for key in ("model", "inputs", "options"):
-        if output.provenance.get(key) != raster.provenance.get(key):
-            raise InputError(
-                f"{output.path}: is not of the run that wrote {raster.path}, as their {key} differ; give "
-                "those of one run"
-            )
+    check_same_run(
+        output.provenance, raster.provenance, f"{output.path}: is not of the run that wrote {raster.path}"
+    )
     return {row["chip_id"]: row for row in output.rows("chips") if row["status"] in ANALYZED_STATUSES}
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from deltavlm.errors import InputError
 from deltavlm.files import parse_json, read_text
-from deltavlm.pipeline.outputs_reader import Output
+from deltavlm.pipeline.consistency import judge_row
+from deltavlm.pipeline.outputs_reader import Output, true_change, verdict_on
 from deltavlm.pipeline.schema import VERDICTS
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Opinion", "Review", "read_review", "true_changes", "with_review"]
+__all__ = ["Opinion", "Review", "check_verdicts", "read_review", "with_review"]
 
 COLUMNS = ("layer", "pair_id", "id", "verdict", "note")
 KEYS: Mapping[str, str] = {"chips": "chip_id", "changes": "polygon_id"}
@@ -29,7 +30,7 @@ RowKey = tuple[str, str]  # pair_id, empty for a single pair; and chip_id or pol
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Verdict of VERDICTS on one chip or polygon, and a note; one of the two may be empty."""
+    """One of the VERDICTS on a chip or polygon, and a note; one of the two may be empty."""
 
     verdict: str | None
     note: str | None
@@ -67,6 +68,8 @@ def read_review(path: Path) -> Review:
         if key in opinions[layer]:
             raise InputError(f"{path}, row {number}: is the second one about {layer} {key[1]!r}; keep one")
         opinions[layer][key] = opinion
+    if not any(opinions.values()):
+        raise InputError(f"{path}: holds no verdicts; {HINT}")
     return Review(path, output, threshold, opinions)
 
 
@@ -107,9 +110,13 @@ def _opinion(row: Any, source: str) -> tuple[str, RowKey, Opinion]:
         raise InputError(f"{source}: its layer is {layer[:40]!r}, not one of {', '.join(KEYS)}")
     if not texts["id"]:
         raise InputError(f"{source}: names no {KEYS[layer]} in its column 'id'")
-    if verdict and verdict not in VERDICTS:
-        raise InputError(f"{source}: its verdict is {verdict[:40]!r}, not one of {', '.join(VERDICTS)}")
+    if verdict and verdict not in VERDICTS[layer]:
+        raise InputError(f"{source}: {_wrong_verdict(layer, verdict)}")
     return layer, (texts["pair_id"], texts["id"]), Opinion(verdict or None, texts["note"].strip() or None)
+
+
+def _wrong_verdict(layer: str, verdict: str) -> str:
+    return f"its verdict is {verdict[:40]!r}, not one of {', '.join(VERDICTS[layer])}"
 
 
 def _text(value: Any, source: str) -> str:
@@ -123,7 +130,8 @@ def _text(value: Any, source: str) -> str:
 def with_review(output: Output, review: Review) -> Output:
     """The output with the opinions of a review in its columns `verdict` and `note`.
 
-    Rows that the review does not name keep what they have.
+    Rows that the review does not name keep what they have. Opinions on chips that were called otherwise when
+    they were reviewed, at another threshold, become verdicts on what the output calls them.
 
     Raises: InputError for a review of an output of another name, or for a chip or polygon that the output
         does not have.
@@ -140,7 +148,28 @@ def with_review(output: Output, review: Review) -> Output:
         if layer not in layers or KEYS[layer] not in layers[layer]:
             raise InputError(f"{review.path}: has opinions on {layer}, which {output.path} does not have")
         layers[layer] = _with_opinions(layers[layer], KEYS[layer], opinions, f"{review.path}: {output.path}")
-    return replace(output, layers=layers)
+    reviewed = replace(output, layers=layers)
+    if not review.opinions.get("chips"):
+        return reviewed
+    return replace(reviewed, layers={**layers, "chips": _with_truths(output, reviewed, review)})
+
+
+def _with_truths(output: Output, reviewed: Output, review: Review) -> GeoDataFrame:
+    """Chips of the reviewed output with the column `truth`, and verdicts on what the output calls them."""
+    import pandas as pd
+
+    truths, verdicts = [], []
+    for row, earlier in zip(reviewed.rows("chips"), output.rows("chips"), strict=True):
+        reviewed_row = earlier
+        if (_key(row.get("pair_id")), _key(row["chip_id"])) in review.opinions["chips"]:
+            changed, _ = judge_row(earlier, threshold=review.threshold)
+            reviewed_row = {"verdict": row["verdict"], "changed": changed}
+        truths.append(true_change(reviewed_row))
+        verdicts.append(verdict_on(row["changed"], reviewed_row))
+    frame = reviewed.layers["chips"].copy(deep=False)
+    for name, values in (("truth", truths), ("verdict", verdicts)):
+        frame[name] = pd.Series(values, index=frame.index, dtype="object")
+    return frame
 
 
 def _with_opinions(
@@ -166,15 +195,16 @@ def _with_opinions(
     return frame
 
 
-def true_changes(output: Output) -> list[bool | None]:
-    """Has each chip changed, as its verdict tells? A verdict is on what the output calls it; None without."""
-    return [_truth(row.get("verdict"), row.get("changed")) for row in output.rows("chips")]
-
-
-def _truth(verdict: object, changed: object) -> bool | None:
-    if not verdict or changed is None:
-        return None
-    return bool(changed) == (verdict != "reject")
+def check_verdicts(output: Output) -> None:
+    """Raise InputError for a verdict in the columns of an output that is none of VERDICTS."""
+    for layer, key in KEYS.items():
+        frame = output.layers.get(layer)
+        if frame is None or "verdict" not in frame or key not in frame:
+            continue
+        for name, value in zip(frame[key], output.values(layer, "verdict"), strict=True):
+            if value and value not in VERDICTS[layer]:
+                row = f"{output.path}, {key} {_key(name)}"
+                raise InputError(f"{row}: {_wrong_verdict(layer, str(value))}; correct it there")
 
 
 def _key(value: Any) -> str:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltavlm.errors import InputError, OutputError
-from deltavlm.geo.geobox import LONLAT
+from deltavlm.geo.geobox import LONLAT, GeoBox
 from deltavlm.geo.pair import PairReader, check_options
-from deltavlm.geo.sinks import open_sink
+from deltavlm.geo.sinks import is_in_lonlat, open_sink
+from deltavlm.geo.source import ignore_missing_transforms
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.engine import Engine
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal.file import journal_path
 from deltavlm.pipeline.journal.store import Journal, check_journal_pair, open_journal
+from deltavlm.pipeline.ordered_map import map_ordered
 from deltavlm.pipeline.output_layers import Output, warn_unplaced, write_layers
 from deltavlm.pipeline.outputs import (
     OutputFiles,
     check_format,
+    check_format_of_list,
     check_outputs,
     is_complete,
     layers_of_job,
@@ -40,6 +43,7 @@ __all__ = ["RunHooks", "run"]
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH_SIZE = 4096
+_MAX_OPEN = 8  # pairs that are opened at a time, to check the format of the output
 
 
 def _ignore(_: object) -> None:
@@ -72,7 +76,9 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
     check_options(job.read)
     check_outputs(job)
     if job.output.per_pair:
-        return _run_folder(job, engine, hooks)
+        result = _run_folder(job, engine, hooks)
+        _notify_unknown_shift(result, hooks)
+        return result
     files = OutputFiles.of(job.output)
     result = RunResult(
         is_single=job.is_single, output=files.path, files=files.by_name(), total=len(job.pairs.pairs)
@@ -97,18 +103,37 @@ def run(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks
         job = _with_batch_size(job, job.options.batch_size or started.model.auto_batch_size())
         output = Output(job, files, started, result, opened)
         (_stream if files.path is None else _write)(output, hooks)
+    _notify_unknown_shift(result, hooks)
     return result
 
 
+def _notify_unknown_shift(result: RunResult, hooks: RunHooks) -> None:
+    """Say where no shift could be measured, neither of a chip nor of a pair."""
+    summary, records = result.summary, [pair.record for pair in result.pairs.values()]
+    was_asked = summary.chips > summary.statuses["nodata"] + summary.failed
+    is_known = summary.with_shift or any(each and each.shift_px is not None for each in records)
+    if was_asked and not is_known:
+        hooks.notify(
+            "the shift between the dates cannot be measured in any chip, so misregistration goes unnoticed"
+        )
+
+
 def _check_format_of_list(job: AnalyzeJob) -> None:
-    """Check by the first pair of a list, if it can be opened. Raises: OutputError."""
-    with ExitStack() as stack:
+    """Check by the pairs of a list that can be opened. Raises: OutputError."""
+    read = replace(job.read, outlines_only=True)
+
+    def geobox_of(pair: Pair) -> GeoBox | None:
         try:
-            read = replace(job.read, outlines_only=True)
-            reader = stack.enter_context(open_listed_pair(job.pairs.pairs[0], read))
-        except InputError:
-            return  # which is found again, and told, when it is its turn
-        check_format(job, reader.geobox)
+            with open_listed_pair(pair, read) as reader:
+                return reader.geobox
+        except InputError:  # which is found again, and told, when it is its turn
+            return None
+
+    workers = _MAX_OPEN if is_in_lonlat(job.output.path) else 1
+    opened = map_ordered(geobox_of, iter(job.pairs.pairs), workers, lambda: None)
+    with ignore_missing_transforms(), closing(opened) as geoboxes:
+        pairs = zip(job.pairs.pairs, geoboxes, strict=False)
+        check_format_of_list(job, ((pair, geobox) for pair, geobox in pairs if geobox is not None))
 
 
 def _run_folder(job: AnalyzeJob, engine: AbstractContextManager[Engine], hooks: RunHooks) -> RunResult:
@@ -157,13 +182,13 @@ def _notify_complete(
     result.outputs_skipped = len(paths) - len(pending)
     if result.outputs_skipped:
         outputs = pluralize(result.outputs_skipped, "output")
-        hooks.notify(f"{outputs} in {job.output.path} already complete; --overwrite replaces them")
+        hooks.notify(f"{outputs} in {job.output.path} already complete; `overwrite=True` replaces them")
     names = {pair.id for pair in pending}
     partial = [name for name, path in paths.items() if name not in names and journal_path(path).exists()]
     if partial:
         some = f"{', '.join(partial[:3])}{', ...' if len(partial) > 3 else ''}"
         logger.warning(
-            "chips failed in %s (%s); --retry-failed tries them again",
+            "chips failed in %s (%s); `retry_failed=True` tries them again",
             pluralize(len(partial), "output"),
             some,
         )
@@ -248,11 +273,13 @@ def _write(output: Output, hooks: RunHooks) -> None:
 
 def _notify_resume(output: Output, journal: Journal, hooks: RunHooks) -> None:
     completed, limit = journal.completed_chips, output.job.options.limit
-    total = f" of {output.result.total}" if output.job.is_single else ""
-    hooks.notify(f"resuming: {min(completed, limit or completed)}{total} chips done")
+    done = min(completed, limit or completed)
+    total = output.result.total if output.job.is_single else None
+    chips = pluralize(done, "chip") if total is None else f"{done} of {pluralize(total, 'chip')}"
+    hooks.notify(f"resuming: {chips} done")
     if limit is not None and completed > limit:
         beyond = pluralize(completed - limit, "result")
-        logger.warning("%s beyond --limit %d of the interrupted run are discarded", beyond, limit)
+        logger.warning("%s beyond `limit=%d` of the interrupted run are discarded", beyond, limit)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class RunResult:
     warned: set[str] = field(default_factory=set, repr=False)  # kinds of warnings logged already
 
     def __repr__(self) -> str:
-        counts = f"{self.chips} chips, {self.changed} changed, {self.failed} failed"
+        counts = f"{pluralize(self.chips, 'chip')}, {self.changed} changed, {self.failed} failed"
         return f"<RunResult {counts}, output {self.output or 'on stdout'}>"
 
     @property
@@ -84,7 +84,10 @@ class RunResult:
             return
         first = f"{failures[0].pair.id}: {failures[0].failure}"
         if self.is_single:
-            counts, first = [f"{summary.failed} of {summary.chips} chips failed"], summary.first_failure
+            counts, first = (
+                [f"{summary.failed} of {pluralize(summary.chips, 'chip')} failed"],
+                summary.first_failure,
+            )
         else:
             unopened = sum(pair.record is None for pair in failures)
             counts = []

@@ -66,8 +66,8 @@ class Scale:
             times = f"{max(ratio, 1 / ratio):.0f} times {'coarser' if ratio > 1 else 'finer'}"
             text = f"{size}, {training}, {times}: its answers are guesses here"
         if self.is_far and limited:
-            text += ", so counts, cells and classes are left out (--any-scale keeps them)"
+            text += ", so counts, cells and classes are left out (`any_scale=True` keeps them)"
         if ratio > 1:
             return text
-        resample = f"--gsd {self.training_gsd_m:g} resamples both images"
+        resample = f"`gsd_m={self.training_gsd_m:g}` resamples both images"
         return f"{text}; {resample if self.shrink == 1 else 'use larger chips'}"

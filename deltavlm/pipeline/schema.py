@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from deltavlm.geo.features import Field, Layer
@@ -38,13 +38,13 @@ _DATES = (
     Field("before_date", "str", "Date of the earlier image, as given or from its tags"),
     Field("after_date", "str", "Date of the later image, as given or from its tags"),
 )
-VERDICTS = ("accept", "reject", "building", "road", "other")
-"""Verdicts of a review: the row is right, wrong, or a change of another class, which is named."""
+VERDICTS: Mapping[str, tuple[str, ...]] = {
+    "chips": ("accept", "reject"),
+    "changes": ("accept", "reject", "building", "road", "other"),
+}
+"""Verdicts of a review, by layer: the row is right, wrong, or a change of another class, which is named."""
 
-_REVIEW = (
-    Field("verdict", "str", "Verdict of a person: accept, reject, or the right class", choices=VERDICTS),
-    Field("note", "str", "Note of a person"),
-)
+_NOTE = Field("note", "str", "Note of a person", editable=True)
 _CHIP_COLUMNS = (
     Field("chip_id", "str", "Name of the chip: r<row>_c<column>, px from the upper left corner", "Chip"),
     Field(
@@ -99,7 +99,14 @@ _SOURCE_COLUMNS = (
     Field("before", "str", "The earlier image", "Image before"),
     Field("after", "str", "The later image", "Image after"),
     *_DATES,
-    *_REVIEW,
+    Field(
+        "verdict",
+        "str",
+        "Verdict of a person on the column changed: accept or reject",
+        choices=VERDICTS["chips"],
+        editable=True,
+    ),
+    _NOTE,
 )
 _PAIR_ID = Field("pair_id", "str", "Name of the pair", "Pair")
 
@@ -121,19 +128,31 @@ CHANGES = Layer(
         Field("polygon_id", "int", "Number of the polygon in its pair, from 1", "Polygon"),
         Field("class", "str", "What was built, removed or altered there: building, road or other"),
         Field("kind", "str", "What happened, such as building_built; building_changed if it is not known"),
-        Field("area_m2", "float", "Area on the ground, square metres"),
-        Field("perimeter_m", "float", "Length of the outline on the ground, holes included, metres"),
+        Field("area_m2", "float", "Area on the ground, square metres", "Area (m²)"),
+        Field(
+            "perimeter_m",
+            "float",
+            "Length of the outline on the ground, holes included, metres",
+            "Perimeter (m)",
+        ),
         Field("mean_score", "float", "Mean probability of change within, of all classes together, 0 to 1"),
-        Field("lon", "float", "Longitude of the centroid, degrees"),
-        Field("lat", "float", "Latitude of the centroid, degrees"),
-        Field("chip_ids", "list", "Chips that show it"),
+        Field("lon", "float", "Longitude of the centroid, degrees", "Longitude"),
+        Field("lat", "float", "Latitude of the centroid, degrees", "Latitude"),
+        Field("chip_ids", "list", "Chips that show it", "Chips"),
         Field(
             "caption",
             "str",
             "Caption of the chip with the largest part of it, among captions that tell a change",
         ),
         *_DATES,
-        *_REVIEW,
+        Field(
+            "verdict",
+            "str",
+            "Verdict of a person: accept, reject, or the right class",
+            choices=VERDICTS["changes"],
+            editable=True,
+        ),
+        _NOTE,
     ),
 )
 
@@ -157,7 +176,7 @@ PAIRS = Layer(
         Field(
             "status",
             "str",
-            "answered; partly: some chips failed, or --limit cut it off; failed: not opened, nothing asked",
+            "answered; partly: some chips failed, or the limit cut it off; failed: not opened, nothing asked",
         ),
         Field("reason", "str", "Error message of the pair, or of its first failed chip"),
         Field("chips", "int", "Number of chips"),

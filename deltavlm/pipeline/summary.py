@@ -18,7 +18,7 @@ __all__ = ["ChangedChip", "StageTimes", "Summary"]
 _MOST_CHANGED = 10
 _ADDED = (  # fields that `Summary.add` updates
     *("statuses", "changed", "unparsed", "unsupported", "conflicts", "conflicting", "first_failure"),
-    "most_changed",
+    *("most_changed", "with_shift"),
 )
 
 
@@ -80,6 +80,7 @@ class Summary:
     )  # answers that a model was not taught, by question
     conflicts: Counter[str] = field(default_factory=Counter)  # chips by consistency rule that they break
     conflicting: int = 0  # chips that break at least one
+    with_shift: int = 0  # chips in which the shift between the dates could be measured
     polygons: int = 0  # polygons of change, if they were requested
     seconds: float = 0.0
     batch_size: int = 0
@@ -113,6 +114,7 @@ class Summary:
     def add(self, result: ChipResult, conflicts: Sequence[str] = ()) -> None:
         """Count a chip, which breaks the consistency rules `conflicts`."""
         self.statuses[result.status] += 1
+        self.with_shift += result.shift_px is not None
         if result.failed and not self.first_failure:
             self.first_failure = result.reason
         change, caption = result.of_task("change"), result.of_task("caption")

@@ -89,7 +89,7 @@ def read_transcript(path: Path) -> list[Record]:
             record = None
         if not _is_turn(record):
             raise InputError(
-                f"{path}, line {number}: is not a turn of a conversation; give a file that --save wrote"
+                f"{path}, line {number}: is not a turn of a conversation; give a saved conversation"
             )
         records.append(record)
     if not records:
@@ -108,7 +108,7 @@ def _is_turn(record: Any) -> bool:
 def _check_images(reader: PairReader, images: Any) -> None:
     """Raises: InputError where the images have another address, or were written over since."""
     names = " and ".join(dict.fromkeys(view.source.name for view in reader.views))
-    advice = "start a new conversation, without --continue"
+    advice = "start a new conversation"
     try:
         digest = address_digest(
             bytes.fromhex(images["key"]), *(view.source.location for view in reader.views)

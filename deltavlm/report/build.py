@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltavlm.errors import InputError
 from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
-from deltavlm.pipeline.review import read_review, with_review
+from deltavlm.pipeline.review import check_verdicts, read_review, with_review
 from deltavlm.report.images import ImageOptions, candidate_files, open_images
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.pairs import ReportPair, build_pairs, select_pair
@@ -31,7 +31,7 @@ class Report:
 
     def image_files(self) -> list[Path]:
         """Local files that images of the pairs may be in, now or before they were moved."""
-        folder = self.output.path.absolute().parent
+        folder = self.output.folder
         paths = [image.path for pair in self.pairs for image in (pair.before, pair.after) if image.path]
         return [file for path in paths for file in candidate_files(path, folder)]
 
@@ -48,7 +48,7 @@ class Report:
             InputError: as `report_html`, or an image that `images` names cannot be used.
         """
         if self.images.before or self.images.after:
-            self.check_single_pair("--before and --after")
+            self.check_single_pair("`before` and `after`")
         text, missing = report_html(self.output, self.pairs, self.images, limits, on_progress, review=review)
         if self.images.before or self.images.after:
             for reason in missing.values():
@@ -62,9 +62,9 @@ class Report:
             InputError: several pairs.
             RasterError: an image is missing or cannot be read.
         """
-        self.check_single_pair("--quicklook")
+        self.check_single_pair("`quicklook`")
         (pair,) = self.pairs
-        with open_images(pair, self.images, self.output.path.absolute().parent) as opened:
+        with open_images(pair, self.images, self.output.folder) as opened:
             return quicklook_png(pair, opened)
 
     def check_single_pair(self, option: str) -> None:
@@ -72,7 +72,7 @@ class Report:
         if len(self.pairs) > 1:
             raise InputError(
                 f"{self.output.path}: has {len(self.pairs)} pairs, and {option} is for one; choose it with "
-                f"--pair, such as --pair {self.pairs[0].name}"
+                f"`pair`, such as `pair={self.pairs[0].name}`"
             )
 
 
@@ -90,7 +90,7 @@ def open_report(
     review: file of verdicts on the output, beside those in its columns.
 
     Raises:
-        InputError: not an output, no such pair, or neither chips nor pairs.
+        InputError: not an output, no such pair, neither chips nor pairs, or a verdict that is none.
         ConfigError: a threshold that is not from 0 to 1.
     """
     opinions = None if review is None else read_review(review)
@@ -100,6 +100,7 @@ def open_report(
         output = read_output(path, threshold=threshold)
     else:
         output = at_threshold(with_review(read_output(path), opinions), threshold)
+    check_verdicts(output)
     pairs = build_pairs(output)
     if pair_id is not None:
         pairs = [select_pair(pairs, pair_id)]

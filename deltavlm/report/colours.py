@@ -1,15 +1,23 @@
-"""Colour ramp of change scores, shared by the page and the quicklook."""
+"""Colours of change scores and of classes of change, shared by the page and the quicklook."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-__all__ = ["RAMP", "ramp"]
+__all__ = ["CLASS_COLOURS", "RAMP", "ramp"]
 
 Colour = tuple[int, int, int]  # red, green, blue
 
 RAMP: tuple[Colour, ...] = ((44, 52, 128), (106, 58, 150), (178, 74, 130), (230, 122, 84), (252, 208, 74))
 """Stops for scores from 0 to 1, dark blue to yellow, of rising lightness: readable without hue."""
+
+CLASS_COLOURS: Mapping[str, Colour] = {
+    "building": (80, 240, 255),
+    "road": (255, 255, 255),
+    "other": (60, 150, 255),
+}
+"""Cyan, white and azure: far from all colours of RAMP, also with a color vision deficiency."""
 
 
 def ramp(score: float) -> Colour:

@@ -149,17 +149,17 @@ def _locate(path: str, override: str | None, options: ImageOptions, folder: Path
     if override is not None:
         return override
     if not path:
-        raise RasterError("the output does not name its images; give --before and --after")
+        raise RasterError("the output does not name its images; give `before` and `after`")
     if "://" in path or "/vsi" in path:
         if options.allow_remote:
             return path
         raise RasterError(
-            f"{path}: is a remote image; --allow-remote fetches it, or give --before and --after"
+            f"{path}: is a remote image; `allow_remote=True` fetches it, or give `before` and `after`"
         )
     for candidate in candidate_files(path, folder):
         if candidate.is_file():
             return str(candidate)
-    raise RasterError(f"{path}: no such file; give --before and --after, where the images are now")
+    raise RasterError(f"{path}: no such file; give `before` and `after`, where the images are now")
 
 
 def candidate_files(path: str, folder: Path) -> tuple[Path, Path, Path]:
@@ -172,7 +172,7 @@ def _check_size(source: Source, image: PairImage) -> None:
     if image.size is not None and size != image.size:
         raise RasterError(
             f"{source.name}: has {size[0]} x {size[1]} px, and the image that was analyzed "
-            f"{image.size[0]} x {image.size[1]}; give --before and --after, where the images are now"
+            f"{image.size[0]} x {image.size[1]}; give `before` and `after`, where the images are now"
         )
 
 

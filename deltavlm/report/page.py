@@ -69,7 +69,7 @@ def report_html(
     if chip_count > MAX_CHIPS:
         raise InputError(
             f"{output.path}: has {chip_count:,} chips, more than the {MAX_CHIPS:,} that a page can hold; "
-            "choose one pair with --pair, or analyze --bbox"
+            "choose one pair with `pair`, or analyze a part of it"
         )
     images = _render_images(output, pairs, options, limits or ImageLimits(), on_progress)
     try:
@@ -130,7 +130,7 @@ def _render_images(
     for index, pair in enumerate(pairs):
         if index >= max_pairs:
             images.missing[pair.name] = (
-                f"the page embeds images of {max_pairs} pairs at most; show this one with report --pair"
+                f"the page embeds images of {max_pairs} pairs at most; show this one with `pair`"
             )
         else:
             windows = {
@@ -139,7 +139,7 @@ def _render_images(
                 if number in detail_numbers
             }
             try:
-                with open_images(pair, options, output.path.absolute().parent) as opened:
+                with open_images(pair, options, output.folder) as opened:
                     images.overviews[pair.name], scale = _overviews(opened, long_side_px)
                     if scale < limits.detail_below_scale:
                         images.details |= _details(opened, windows, limits.detail_px)

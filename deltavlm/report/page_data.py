@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltavlm.geo.registration import shift_caveat
-from deltavlm.messages import redact_address
+from deltavlm.messages import pluralize, redact_address
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.outputs_reader import Output, Row
 from deltavlm.pipeline.scale import Scale
 from deltavlm.pipeline.schema import VERDICTS
 from deltavlm.pipeline.totals import sum_totals
-from deltavlm.report.colours import RAMP
+from deltavlm.report.colours import CLASS_COLOURS, RAMP
 from deltavlm.report.pairs import ReportPair, score_of
 from deltavlm.tasks.locate import LABELS
 from deltavlm.version import __version__
@@ -51,6 +51,7 @@ def page_data(
         "leftOut": sum(len(pair.changes) for pair in pairs) - len(changes),
         "details": images.details,
         "ramp": RAMP,
+        "classColours": CLASS_COLOURS,
         "cells": LABELS,
         "rules": [(rule.name, rule.meaning) for rule in RULES],
         "chipPx": pairs[0].chip_px if pairs else 0,
@@ -60,7 +61,7 @@ def page_data(
         },
         "provenance": [*_provenance(output.provenance, pairs), *_threshold(output)],
         "threshold": output.threshold,
-        "verdicts": list(VERDICTS) if review else None,
+        "verdicts": VERDICTS if review else None,
         "reviewKey": _review_key(output),
         "record": json.dumps(output.provenance, indent=1, ensure_ascii=False, default=str),
         "version": __version__,
@@ -75,7 +76,7 @@ def _review_key(output: Output) -> str:
 
 def _title(pairs: Sequence[ReportPair], output: Output) -> str:
     if len(pairs) != 1:
-        return f"{len(pairs):,} pairs of {output.path.name}"
+        return f"{pluralize(len(pairs), 'pair')} of {output.path.name}"
     names = [_file_name(pairs[0].before.path), _file_name(pairs[0].after.path)]
     return pairs[0].name or (" → ".join(names) if all(names) else output.path.name)
 
@@ -118,7 +119,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
         for name in (
             *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
             *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid"),
-            *("shift", "verdict", "note", *answers),
+            *("clouds", "shift", "verdict", "note", *answers),
         )
     }
     for number, pair in enumerate(pairs):
@@ -141,6 +142,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "building_cells": _cell_bits(chip.get("building_cells")),
                 "conflicts": _rule_bits(chip.get("conflicts")),
                 "valid": _number(chip.get("valid_fraction"), 3),
+                "clouds": _number(chip.get("cloud_share"), 3),
                 "shift": _number(chip.get("shift_px"), 2),
                 "verdict": text(chip.get("verdict")),
                 "note": text(chip.get("note")),

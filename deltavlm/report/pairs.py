@@ -114,18 +114,27 @@ class ReportPair:
         polygons = PolygonArrays.of_rows(*changes).totals() if self.has_polygons else None
         return ChipArrays.of_rows(*chips).totals().with_polygons(polygons)
 
-    def rings(self, change: Row) -> list[Ring]:
-        """Exterior and interior rings of a change polygon, in pixels of the grid."""
+    def shape(self, change: Row) -> shapely.MultiPolygon:
+        """Change polygon in pixels of the grid; without what has no place there."""
         if self.geobox is None or change["geometry"] is None:
-            return []
+            return shapely.MultiPolygon()
         geometry = shapely.transform(
             change["geometry"],
             lambda points: self.geobox.to_pixels(project(points, self.crs, self.geobox.crs)),
         )
-        polygons = [polygon for polygon in shapely.get_parts(geometry) if polygon.geom_type == "Polygon"]
-        rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
-        finite = [ring for ring in rings if np.isfinite(shapely.get_coordinates(ring)).all()]
-        return [[(round(x, 1), round(y, 1)) for x, y, *_ in ring.coords] for ring in finite]
+        return shapely.MultiPolygon(
+            part
+            for part in shapely.get_parts(geometry)
+            if part.geom_type == "Polygon" and np.isfinite(shapely.get_coordinates(part)).all()
+        )
+
+    def rings(self, change: Row) -> list[Ring]:
+        """Exterior and interior rings of a change polygon, in pixels of the grid."""
+        return [
+            [(round(x, 1), round(y, 1)) for x, y, *_ in ring.coords]
+            for polygon in self.shape(change).geoms
+            for ring in (polygon.exterior, *polygon.interiors)
+        ]
 
 
 def score_of(chip: Row) -> float:

@@ -101,7 +101,7 @@ def _known_chips(pair: ReportPair, exported: ExportedChips) -> dict[int, list[Ro
 
 def _write_pair(report: Report, pair: ReportPair, known: dict[int, list[Row]], folder: Path) -> None:
     output = report.output.path
-    with open_images(pair, report.images, output.absolute().parent) as opened:
+    with open_images(pair, report.images, report.output.folder) as opened:
         for index, polygons in known.items():
             window = pair.windows[index]
             stem = f"{pair.name}_" if pair.name else f"{output.stem}_"
@@ -119,17 +119,12 @@ def _mask(pair: ReportPair, window: Window, polygons: Sequence[Row]) -> NDArray[
         for change in polygons:
             verdict = change.get("verdict")
             if (verdict if verdict in CLASSES else change.get("class")) == grey_class:
-                shapes += [(_in_window(ring, window), GREYS[grey_class]) for ring in _polygons(pair, change)]
+                shapes.append((_in_window(pair.shape(change), window), GREYS[grey_class]))
+    shapes = [(shape, grey) for shape, grey in shapes if not shape.is_empty]
     if not shapes:
         return np.zeros((window.height, window.width), np.uint8)
     mask: NDArray[np.uint8] = rasterize(shapes, (window.height, window.width), dtype="uint8")
     return mask
-
-
-def _polygons(pair: ReportPair, change: Row) -> list[BaseGeometry]:
-    """Polygons of a change, in pixels of the grid."""
-    rings = pair.rings(change)
-    return [shapely.Polygon(rings[0], rings[1:])] if rings else []
 
 
 def _in_window(polygon: BaseGeometry, window: Window) -> BaseGeometry:

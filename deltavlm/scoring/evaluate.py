@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from deltavlm.data.examples import Dataset, Example, Problem
 from deltavlm.errors import ConfigError, PartialFailure, ToolError
+from deltavlm.messages import pluralize
 from deltavlm.scoring.inference import Inference, predict, select_pairs
 from deltavlm.scoring.predictions import Matched, Prediction, PredictionSet, match
 from deltavlm.scoring.published import DATA
@@ -32,22 +33,31 @@ class Evaluation:
         return (*self.dataset.problems, *self.predictions.problems, *self.scores.problems)
 
     def raise_if_partial(self) -> None:
-        """Raises: PartialFailure when the dataset has faults, or the model gave no answer to an example."""
+        """Raises: PartialFailure when the dataset has faults, a file of predictions has lines that are none
+        or match no example, or an example has no answer."""
         faults = [problem for problem in self.dataset.problems if problem.kind in ("file", "record")]
         if faults:
-            plural = "" if len(faults) == 1 else "s"
             raise PartialFailure(
-                f"{len(faults)} fault{plural} in {self.dataset.path}, the other records are scored: "
+                f"{pluralize(len(faults), 'fault')} in {self.dataset.path}, the other records are scored: "
                 f"{faults[0].message}; deltavlm data check lists all"
             )
-        if self.predictions.model is not None and self.matched.missing:
-            total = len({(example.task, example.id) for example, _ in self.matched.pairs})
-            total += len(self.matched.missing)
-            problems = self.predictions.problems
-            raise PartialFailure(
-                f"{len(self.matched.missing)} of {total} examples have no answer, the first because: "
-                f"{problems[0].message if problems else 'it was not asked'}"
-            )
+        problems, matched = self.predictions.problems, self.matched
+        total = len({(example.task, example.id) for example, _ in matched.pairs}) + len(matched.missing)
+        unanswered = f"{len(matched.missing)} of {pluralize(total, 'example')} without an answer"
+        if self.predictions.model is not None:
+            if matched.missing:
+                reason = problems[0].message if problems else "it was not asked"
+                raise PartialFailure(f"{unanswered}, the first because: {reason}")
+            return
+        first = f": {problems[0].location}: {problems[0].message}" if problems else ""
+        unusable = [
+            f"{pluralize(len(problems), 'line')} cannot be parsed{first}" if problems else "",
+            f"{pluralize(len(matched.unknown), 'prediction')} without an example" if matched.unknown else "",
+            unanswered if matched.missing else "",
+        ]
+        if any(unusable):
+            name = self.predictions.path or "the set of predictions"
+            raise PartialFailure(f"{name} is scored in part: {'; '.join(filter(None, unusable))}")
 
 
 def evaluate(
@@ -73,8 +83,8 @@ def evaluate(
     examples = _examples_of(dataset, required)
     if setup.protocol == "paper" and setup.word_map is None and any(TASKS[task].free_text for task in scored):
         raise ConfigError(
-            "--protocol paper scores text on the ids of a word map: give --word-map FILE,"
-            " or leave text out with --tasks change,count,location"
+            "`protocol='paper'` scores text on the ids of a word map: give `word_map`,"
+            " or leave text out with `tasks='change,count,location'`"
         )
     setup = replace(setup, with_published=(dataset.name, dataset.split) == DATA)
     if isinstance(source, Inference):

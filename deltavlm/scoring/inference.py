@@ -21,6 +21,7 @@ import numpy as np
 from deltavlm.data.examples import Dataset, Example, Problem, missing_images
 from deltavlm.data.images import read_image
 from deltavlm.errors import ConfigError, InputError, ModelError, ToolError
+from deltavlm.messages import pluralize
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
 from deltavlm.scoring.prediction_log import open_prediction_log
 from deltavlm.scoring.predictions import Prediction, PredictionKey, PredictionSet, histories_of
@@ -83,13 +84,13 @@ def find_images(data: Path, images: Path | None) -> Path:
     """
     if images is not None:
         if not images.is_dir():
-            raise InputError(f"{images} is not a folder; give the folder of the images with --images")
+            raise InputError(f"{images} is not a folder; give the folder of the images with `images`")
         return images
     folder = data if data.is_dir() else data.absolute().parent
     for candidate in (folder / "images", folder.parent / "images"):
         if candidate.is_dir():
             return candidate
-    raise InputError(f"{folder / 'images'} does not exist; give the folder of the images with --images DIR")
+    raise InputError(f"{folder / 'images'} does not exist; give the folder of the images with `images`")
 
 
 def group_by_pair(
@@ -113,10 +114,10 @@ def select_pairs(examples: Sequence[Example], inference: Inference) -> list[Pair
     pairs = group_by_pair(examples, inference.shard, inference.limit)
     if not pairs:
         index, count = inference.shard
-        raise ConfigError(f"--shard {index}/{count} is empty: there are fewer image pairs than shards")
+        raise ConfigError(f"`shard={index}/{count}` is empty: there are fewer image pairs than shards")
     missing = missing_images([example for pair in pairs for example in pair.examples], inference.images)
     if len(missing) == len({name for pair in pairs for name in (pair.before, pair.after)}):
-        raise InputError(f"none of the images exists, the first: {missing[0].message}; give --images DIR")
+        raise InputError(f"none of the images exists, the first: {missing[0].message}; give `images`")
     return pairs
 
 
@@ -136,9 +137,13 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
         logged = log.keys
         resumed = sum(logged.issuperset(pair.keys) for pair in pairs)
         if log.lines is None:
-            inference.notify("predictions are not saved; with -o they are, and an interrupted run can resume")
+            inference.notify(
+                "predictions are not saved; with `output` they are, and an interrupted run can resume"
+            )
         elif resumed:
-            inference.notify(f"resuming: {resumed} of {len(pairs)} pairs are already in {inference.log}")
+            inference.notify(
+                f"resuming: {resumed} of {pluralize(len(pairs), 'pair')} already in {inference.log}"
+            )
         batch_size = inference.batch_size or model.auto_batch_size()
         finished = 0
         try:
@@ -149,12 +154,12 @@ def predict(dataset: Dataset, pairs: Sequence[PairExamples], inference: Inferenc
                     log.append(predictions)
                     problems += failures
                     finished = min(finished + batch_size, len(pairs))
-                    report_progress(finished, f"{len(problems)} problems" if problems else "")
+                    report_progress(finished, pluralize(len(problems), "problem") if problems else "")
         except KeyboardInterrupt:
             if log.lines is not None and log.predictions:
                 inference.notify(
-                    f"{len(log.predictions)} answers are in {inference.log}; run the same command again to "
-                    "resume"
+                    f"{pluralize(len(log.predictions), 'answer is', 'answers are')} in {inference.log}; run "
+                    "the same command again to resume"
                 )
             raise
     order = {key: index for index, key in enumerate(key for pair in pairs for key in pair.keys)}

@@ -66,7 +66,9 @@ def open_prediction_log(
             _check_run(path, run)
             predictions = read_predictions(path).predictions if path.stat().st_size else ()
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another -o") from error
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror}); choose another `output`"
+            ) from error
         yield PredictionLog(run, model, list(predictions), lines)
 
 
@@ -82,5 +84,5 @@ def _check_run(path: Path, run: str) -> None:
                 model = record.get("model") if isinstance(record, dict) else None
                 raise OutputError(
                     f"{path}, line {number}: not of this run, but of {model or 'an unknown model'} in another"
-                    " run; start again with --overwrite, or choose another -o"
+                    " run; start again with `overwrite=True`, or choose another `output`"
                 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deltavlm.data.examples import Problem
 from deltavlm.errors import OutputError
 from deltavlm.files import NamedPath, write_atomic
+from deltavlm.messages import pluralize
 from deltavlm.scoring.predictions import summarize_names
 from deltavlm.scoring.published import SOURCE
 from deltavlm.scoring.score import CONFUSION_COUNTS, MetricValue
@@ -62,10 +63,10 @@ class ReportFiles:
         is_interrupted = log_exists and not self.report.exists()
         for path in filter(None, (self.report, self.page, self.predictions)):
             if path.is_dir():
-                raise OutputError(f"{path} is a folder; give another name with -o")
+                raise OutputError(f"{path} is a folder; give another name with `output`")
             is_replaceable = overwrite or path == self.predictions or is_interrupted
             if path.exists() and not is_replaceable:
-                raise OutputError(f"{path} exists; give another -o, or --overwrite to replace it")
+                raise OutputError(f"{path} exists; give another `output`, or `overwrite=True` to replace it")
         folder = self.report.absolute().parent
         if not folder.is_dir():
             raise OutputError(f"{self.report}: the folder {folder} does not exist")
@@ -127,19 +128,23 @@ def findings(evaluation: Evaluation) -> list[str]:
     matched, problems = evaluation.matched, evaluation.problems
     lines = [problem.message for problem in problems if problem.kind in ("file", "variant")]
     total = len({(example.task, example.id) for example, _ in matched.pairs}) + len(matched.missing)
-    for names, message in (
-        ([f"{e.task} {e.id}" for e in matched.missing], f"of {total} examples have no answer"),
-        ([f"{p.task} {p.id}" for p in matched.unknown], "predictions match no example"),
-        ([f"{p.task} {p.id}" for p in matched.repeated], "predictions repeat an id; the first is scored"),
-        (_locations(problems, "duplicate"), "ids occur more than once in the dataset"),
-        (_locations(problems, "record"), "records do not follow the schema"),
-        (_locations(problems, "prediction"), "predictions cannot be parsed"),
-        (_locations(problems, "reference"), "references are doubtful"),
-        (_locations(problems, "image"), "images are missing, unreadable, or of two sizes in a pair"),
-        (_locations(problems, "answer"), "image pairs have no answer"),
+    for names, noun, remark in (
+        ([f"{e.task} {e.id}" for e in matched.missing], "example", f"of {total:,} without an answer"),
+        ([f"{p.task} {p.id}" for p in matched.unknown], "prediction", "of no example"),
+        (
+            [f"{p.task} {p.id}" for p in matched.repeated],
+            "prediction",
+            "with an id again; the first is scored",
+        ),
+        (_locations(problems, "duplicate"), "id", "more than once in the dataset"),
+        (_locations(problems, "record"), "record", "outside of the schema"),
+        (_locations(problems, "prediction"), "prediction", "that cannot be parsed"),
+        (_locations(problems, "reference"), "reference", "in doubt"),
+        (_locations(problems, "image"), "image", "missing, unreadable, or of two sizes in a pair"),
+        (_locations(problems, "answer"), "image pair", "without an answer"),
     ):
         if names:
-            lines.append(f"{len(names)} {message}: {summarize_names(names)}")
+            lines.append(f"{pluralize(len(names), noun)} {remark}: {summarize_names(names)}")
     return lines
 
 

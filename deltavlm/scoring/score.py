@@ -15,6 +15,7 @@ import numpy as np
 
 from deltavlm.data.examples import Example, Problem
 from deltavlm.errors import AnswerParseError, ToolError
+from deltavlm.messages import pluralize
 from deltavlm.metrics import binary, counts, java, sets, text
 from deltavlm.metrics.bootstrap import BOOTSTRAP_ROUNDS, Array, Metric, mean_metric
 from deltavlm.scoring import paper
@@ -290,7 +291,7 @@ def _score_dialogues(scores: Scores, pairs: Sequence[Pair], suffix: str) -> None
             turn_pairs.setdefault((number, task), []).append((turn_example, turn_prediction))
     if incomplete:
         scores.note(
-            f"{incomplete} of {len(pairs)} dialogues have fewer answers than turns; "
+            f"{incomplete} of {pluralize(len(pairs), 'dialogue')} with fewer answers than turns; "
             "turns without an answer are not scored"
         )
     for (number, task), group in sorted(turn_pairs.items()):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deltavlm.geo.registration import shift_caveat
+from deltavlm.messages import pluralize
 from deltavlm.pipeline.scale import Scale
 from deltavlm.summaries.results import UNSURE, Results
 from deltavlm.summaries.totals import AreaSummary
@@ -33,8 +34,8 @@ def _not_analyzed(results: Results, total: AreaSummary) -> Iterator[str]:
     count = total.nodata + total.failed
     if count:
         yield (
-            f"{count:,} of {total.chips:,} chips were not analyzed ({total.nodata:,} without enough data, "
-            f"{total.failed:,} that could not be read or answered). They may have changed or not."
+            f"Not analyzed: {count:,} of {pluralize(total.chips, 'chip')} ({total.nodata:,} without enough "
+            f"data, {total.failed:,} that could not be read or answered). They may have changed or not."
         )
     if results.lost_pairs:
         names = ", ".join(results.lost_pairs[:3]) + (", …" if len(results.lost_pairs) > 3 else "")
@@ -44,7 +45,8 @@ def _not_analyzed(results: Results, total: AreaSummary) -> Iterator[str]:
     for run in results.runs:
         limit = _option(run, "limit")
         if limit:
-            yield f"The run was limited to {limit:,} chips; the other chips of the images were not analyzed."
+            chips = pluralize(limit, "chip")
+            yield f"The run was limited to {chips}; the other chips of the images were not analyzed."
         inputs = {**run.get("inputs", {}), **run.get("reading", {})}
         if inputs.get("bbox") or inputs.get("aoi"):
             yield "Only chips that touch the area of interest were analyzed."
@@ -57,7 +59,8 @@ def _not_analyzed(results: Results, total: AreaSummary) -> Iterator[str]:
         yield "An output has no provenance, so more may have been left out than is listed here."
     if total.unparsed:
         yield (
-            f"For {total.unparsed:,} chips the answer was neither yes nor no; they do not count as changed."
+            f"For {pluralize(total.unparsed, 'chip')} the answer was neither yes nor no, which is not "
+            "counted as changed."
         )
 
 
@@ -70,21 +73,23 @@ def _counts(results: Results, total: AreaSummary) -> Iterator[str]:
         )
     if total.basis in ("chips", "chips and polygons"):
         yield "Changed ground is the area of whole chips, however little of a chip has changed."
-    unknown = results.chips["ground_share"].isna().sum()
+    unknown = int(results.chips["ground_share"].isna().sum())
     if unknown:
         yield (
-            f"For {unknown:,} chips it is not known how much of their ground lies in other chips too; it "
-            "counts for each of them."
+            f"For {pluralize(unknown, 'chip')} it is not known how much of the ground lies in other chips "
+            "too; it counts for each of them."
         )
     cascaded = results.chips["status"].eq("cascaded")
     changed_later = int((cascaded & results.chips["changed"].eq(True)).sum())
     if changed_later:
-        yield (
-            f"{changed_later:,} changed chips were asked only whether they changed: the run, with --cascade, "
-            "took them for unchanged."
+        chips = pluralize(
+            changed_later,
+            "changed chip was asked only whether it",
+            "changed chips were asked only whether they",
         )
+        yield f"{chips} changed: the run, with a cascade, saw no change there."
     if cascaded.any() and has_counts:
-        yield "With --cascade, unchanged chips were not asked for counts; they count as none."
+        yield "With a cascade, unchanged chips were not asked for counts; they count as none."
     pairs = results.chips["pair_id"].nunique()
     if pairs > 1:
         yield f"Figures are over {pairs:,} pairs; ground that several pairs cover counts for each of them."
@@ -143,13 +148,13 @@ def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
     if total.conflicting:
         rules = ", ".join(f"{name} {count:,}" for name, count in sorted(total.conflicts.items()))
         yield (
-            f"The answers about {total.conflicting:,} of {total.looked_at:,} analyzed chips contradict each "
-            f"other ({rules})."
+            f"The answers about {total.conflicting:,} of {pluralize(total.looked_at, 'analyzed chip')} "
+            f"contradict each other ({rules})."
         )
     if total.unsure:
         yield (
-            f"{total.unsure:,} chips ({total.unsure_share or 0:.0%} of the analyzed ones) have a score "
-            f"from {UNSURE[0]} to {UNSURE[1]}: the model is undecided."
+            f"The model is undecided on {pluralize(total.unsure, 'chip')} ({total.unsure_share or 0:.0%} of "
+            f"the analyzed ones), with a score from {UNSURE[0]} to {UNSURE[1]}."
         )
     names = {run.get("model", {}).get("name") for run in results.runs} - {None}
     if "nano" in names:
@@ -160,6 +165,10 @@ def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
     fingerprints = {run.get("model", {}).get("fingerprint") for run in results.runs} - {None}
     if len(fingerprints) > 1:
         yield f"The answers come from {len(fingerprints)} models, whose scores cannot be compared."
+    if total.cloud_share:
+        yield (
+            f"Cloud masks hide {total.cloud_share:.2g} of the ground that has data; nothing is known of it."
+        )
     yield "These are answers of a model, not measurements: check the images before any decision."
 
 

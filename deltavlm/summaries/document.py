@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deltavlm.messages import format_number
+from deltavlm.messages import format_number, pluralize
 from deltavlm.pipeline.schema import ANALYZED_STATUSES
 from deltavlm.summaries.areas import OUTSIDE
 from deltavlm.summaries.render import Block, Figure, Heading, Items, Table, Text
@@ -33,6 +33,7 @@ COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
     ("mean score", lambda area: "" if area.mean_score is None else f"{area.mean_score:.2f}"),
     ("unsure", lambda area: _percent(area.unsure_share)),
     ("coverage", lambda area: _percent(area.looked_at_share)),
+    ("clouds", lambda area: _percent(area.cloud_share)),
     ("most changed chip", lambda area: area.top_chips[0].caption if area.top_chips else ""),
 )
 REQUIRED_COLUMNS = 4  # the first four are shown even if they are empty
@@ -93,7 +94,7 @@ def _dates(results: Results) -> str:
 
 
 def _changes(total: AreaSummary) -> str:
-    text = f"{total.changed:,} of {total.looked_at:,} analyzed chips have changed"
+    text = f"{total.changed:,} of {pluralize(total.looked_at, 'analyzed chip')} changed"
     return f"{text}: {total.totals}." if total.looked_at and str(total.totals) else f"{text}."
 
 
@@ -134,9 +135,9 @@ def _top_chips(total: AreaSummary) -> list[Block]:
 def _table_notes(summary: Summary) -> str:
     sentences = []
     if len(summary.by_area) > MAX_ROWS:
-        sentences.append(f"{len(summary.by_area) - MAX_ROWS:,} more areas are in a table as .csv.")
+        sentences.append(f"In a table as .csv: {pluralize(len(summary.by_area) - MAX_ROWS, 'more area')}.")
     if summary.areas.empty_count:
-        sentences.append(f"{summary.areas.empty_count:,} areas have no chip and are left out.")
+        sentences.append(f"Left out, without a chip: {pluralize(summary.areas.empty_count, 'area')}.")
     sentences.append(
         "A chip is counted in the area that contains its centre; its ground is divided among areas."
     )
@@ -150,17 +151,17 @@ def _confidence(total: AreaSummary) -> str:
         return "The run has no scores of change: the yes/no question was not asked."
     return (
         f"The mean score of change is {total.mean_score:.2f} (0: certainly unchanged, 1: certainly changed). "
-        f"{total.unsure:,} chips ({total.unsure_share or 0:.0%}) score from {UNSURE[0]} to {UNSURE[1]}: "
-        "the model is undecided."
+        f"Undecided, with a score from {UNSURE[0]} to {UNSURE[1]}: {pluralize(total.unsure, 'chip')} "
+        f"({total.unsure_share or 0:.0%})."
     )
 
 
 def _not_analyzed(summary: Summary) -> str:
     total, lost_pairs = summary.total, summary.results.lost_pairs
-    sentences = [f"{len(lost_pairs):,} pairs that could not be opened."] if lost_pairs else []
+    sentences = [f"{pluralize(len(lost_pairs), 'pair')} that could not be opened."] if lost_pairs else []
     if total.nodata or total.failed:
         sentences.append(
-            f"{total.nodata:,} chips without enough data, "
+            f"{pluralize(total.nodata, 'chip')} without enough data, "
             f"{total.failed:,} that could not be read or answered."
         )
     else:
@@ -169,10 +170,12 @@ def _not_analyzed(summary: Summary) -> str:
         area for area in summary.by_area if area.looked_at_share is not None and area.looked_at_share < 0.5
     ]
     if low_coverage:
-        sentences.append(f"In {len(low_coverage):,} areas less than half of the ground was analyzed.")
+        sentences.append(
+            f"In {pluralize(len(low_coverage), 'area')} less than half of the ground was analyzed."
+        )
     outside = next((area for area in summary.by_area if area.name == OUTSIDE), None)
     if outside:
-        sentences.append(f"{outside.chips:,} chips lie outside of all areas.")
+        sentences.append(f"Outside of all areas: {pluralize(outside.chips, 'chip')}.")
     return " ".join(sentences)
 
 

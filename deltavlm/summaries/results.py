@@ -17,8 +17,8 @@ from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.answers import check_threshold
-from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
-from deltavlm.pipeline.review import read_review, true_changes, with_review
+from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output, true_change
+from deltavlm.pipeline.review import check_verdicts, read_review, with_review
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
@@ -30,11 +30,11 @@ __all__ = ["UNSURE", "Results", "read_results", "union"]
 COLUMNS = (
     *("chip_id", "status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "gsd_m"),
     *("before", "after", "pair_id", "before_date", "after_date", "conflicts", "shift_px"),
-    *("ground_share", "aoi_share", "valid_fraction", "truth"),
+    *("ground_share", "aoi_share", "valid_fraction", "cloud_share", "truth"),
 )
 NUMBER_COLUMNS = (
     *("changed_score", "new_roads", "new_buildings", "shift_px", "gsd_m", "ground_share", "aoi_share"),
-    "valid_fraction",
+    *("valid_fraction", "cloud_share"),
 )
 POLYGON_COLUMNS = ("class", "kind", "area_m2", "pair_id", "verdict")
 
@@ -53,6 +53,7 @@ class Results:
     polygons: GeoDataFrame  # POLYGON_COLUMNS and `geometry`
     from_polygons: NDArray[np.bool_]  # (chips,): True for chips of an output that has polygons
     runs: tuple[Mapping[str, Any], ...]  # provenance of each output; {} if it was lost
+    other_files: tuple[Path, ...] = ()  # that layers of the outputs were read from
     lost_pairs: tuple[str, ...] | None = ()  # pairs that could not be opened; None if an output has no record
     threshold: float | None = None  # that was applied to the stored scores
 
@@ -135,21 +136,21 @@ def read_results(
     review: file of verdicts on a single output, beside those in its columns.
 
     Raises:
-        InputError: a file is missing or not an output, a column of numbers has text, or some outputs have a
-            CRS and others do not.
+        InputError: a file is missing or not an output, a column of numbers has text, a verdict is none, or
+            some outputs have a CRS and others do not.
         ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
     check_threshold(threshold)
-    outputs, reviewed_at = [read_output(path) for path in paths], None
+    outputs = [read_output(path) for path in paths]
+    _check_ground(outputs)
     if review is not None:
         if len(outputs) != 1:
             raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
-        opinions = read_review(review)
-        reviewed_at = opinions.threshold
-        outputs = [with_review(outputs[0], opinions)]
-    truths = [true_changes(at_threshold(output, reviewed_at)) for output in outputs]
+        outputs = [with_review(outputs[0], read_review(review))]
+    for output in outputs:
+        check_verdicts(output)
     outputs = [at_threshold(output, threshold) for output in outputs]
-    frames = [_chips_table(output, truth) for output, truth in zip(outputs, truths, strict=True)]
+    frames = [_chips_table(output) for output in outputs]
     polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
     if len(outputs) > 1:  # pairs are told apart by their output where it holds a single one
         for table, output in (
@@ -170,9 +171,24 @@ def read_results(
         polygons=_joined([*polygons, frames[0][:0].reindex(columns=[*POLYGON_COLUMNS, "geometry"])], crs),
         from_polygons=np.repeat([output.has_polygons for output in outputs], [len(each) for each in frames]),
         runs=tuple(output.provenance for output in outputs),
+        other_files=tuple(file for output in outputs for file in output.other_files),
         lost_pairs=_lost_pairs(outputs),
-        threshold=threshold,
+        threshold=next((each.threshold for each in outputs if each.threshold is not None), None),
     )
+
+
+def _check_ground(outputs: Sequence[Output]) -> None:
+    """Check that no chips are read twice.
+
+    Raises: InputError for polygons that were drawn again beside their output, or beside others of it.
+    """
+    chips_files = [(output.chips_path or output.path).resolve() for output in outputs]
+    for output, file in zip(outputs, chips_files, strict=True):
+        if output.chips_path is not None and chips_files.count(file) > 1:
+            raise InputError(
+                f"{output.path}: has polygons of {output.chips_path} drawn again, and ground would count "
+                "twice with the other outputs of this run; give one of them"
+            )
 
 
 def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:
@@ -213,11 +229,12 @@ def _polygons_table(output: Output) -> GeoDataFrame:
     return frame[[*POLYGON_COLUMNS, "geometry"]].reset_index(drop=True)
 
 
-def _chips_table(output: Output, truth: Sequence[bool | None]) -> GeoDataFrame:
+def _chips_table(output: Output) -> GeoDataFrame:
     import pandas as pd
 
     frame = output.layers["chips"].copy(deep=False)
-    frame["truth"] = pd.Series([*truth], index=frame.index, dtype="object")
+    truths = list(map(true_change, output.rows("chips")))
+    frame["truth"] = pd.Series(truths, index=frame.index, dtype="object")
     if "conflicts" in frame:
         frame["conflicts"] = pd.Series(output.values("chips", "conflicts"), index=frame.index, dtype="object")
     for name in COLUMNS:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deltavlm.messages import pluralize
 from deltavlm.pipeline.mask_codec import CLASSES
 from deltavlm.summaries.results import Results
 
@@ -74,7 +75,7 @@ class ReviewSummary:
         precisions = (
             (f"Polygons that show a change (of {self.polygons:,})", self.polygon_change),
             ("Polygons that show a change of their class", self.polygon_class),
-            (f"Chips called changed that are (of {self.chips:,} chips)", self.changed_chips),
+            (f"Chips called changed that are (of {pluralize(self.chips, 'chip')})", self.changed_chips),
             ("Chips called unchanged that are", self.unchanged_chips),
         )
         lines = [f"{name}: {precision}." for name, precision in precisions if precision is not None]

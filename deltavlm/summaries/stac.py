@@ -144,7 +144,7 @@ def _date(results: Results, side: Literal["before", "after"], override: str | No
     dates = sorted(str(date) for date in results.chips[f"{side}_date"].dropna().unique())
     if override is None and not dates:
         raise InputError(
-            f"{results.paths[0]}: does not say when its images were taken; give --{side}-date, as 2024-05-31"
+            f"{results.paths[0]}: does not say when its images were taken; give `{side}_date`, as 2024-05-31"
         )
     return override or (dates[0] if side == "before" else dates[-1])
 

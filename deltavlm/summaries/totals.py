@@ -57,6 +57,12 @@ AREAS = Layer(
         Field(
             "looked_at_share", "float", "Its share of the area, 0 to 1; null where the area has no outline"
         ),
+        Field(
+            "cloud_share",
+            "float",
+            "Share of the ground with data that cloud masks hide, 0 to 1; null without a mask",
+            "Share hidden by clouds",
+        ),
         Field("overlap", "float", "Mean number of chips of a pair that cover a point of the ground"),
         Field(
             "top_chip", "str", "Changed chip with the highest score; one without conflicts, if there is one"
@@ -122,6 +128,10 @@ class AreaSummary:
     @property
     def looked_at_km2(self) -> float | None:
         return self.totals.analyzed_km2
+
+    @property
+    def cloud_share(self) -> float | None:
+        return self.totals.cloud_share
 
     @property
     def unsure_share(self) -> float | None:

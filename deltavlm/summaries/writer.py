@@ -39,7 +39,7 @@ def write_summary(path: Path, summary: Summary, *, overwrite: bool = False) -> N
 
 def _write_map(path: Path, summary: Summary, overwrite: bool) -> None:
     if all(area.shape is None for area in summary.by_area):
-        raise ConfigError(f"{path}: there are no areas to draw; add --by, or write .csv, .md or .html")
+        raise ConfigError(f"{path}: there are no areas to draw; add `by`, or write .csv, .md or .html")
     provenance = {
         "tool": "deltavlm summarize",
         "outputs": [str(output) for output in summary.results.paths],

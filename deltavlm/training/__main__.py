@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from deltavlm.errors import DeltaVLMError
-from deltavlm.files import drop_what_stderr_refuses
+from deltavlm.files.stderr import drop_what_stderr_refuses
 from deltavlm.training.config import load_config
 from deltavlm.training.distributed import init_process_group, world
 from deltavlm.training.run import RunOptions, ignore_progress, train

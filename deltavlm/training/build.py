@@ -41,7 +41,7 @@ from deltavlm.training.changechat_dataset import (
     split_questions,
 )
 from deltavlm.training.checkpoints import final_weights
-from deltavlm.training.config import TrainConfig
+from deltavlm.training.config import Phase, TrainConfig
 from deltavlm.training.distributed import DTYPES, Machine, world
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import micro_batches
@@ -54,6 +54,7 @@ from deltavlm.training.synthetic_dataset import SceneSource, scene_corpus
 log = logging.getLogger(__name__)
 
 SCOPE = "scope.safetensors"  # question scope of a run
+MANY_EPOCHS = 50  # over a set; the paper trains 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,24 @@ def load_inputs(config: TrainConfig) -> RunInputs:
     return RunInputs(model, start, splits)
 
 
+def epochs_of(config: TrainConfig, phase: Phase, inputs: RunInputs) -> dict[str, float]:
+    """Epochs of a phase over each set; scenes are drawn at random and have none."""
+    weights = {name: records.weight for name, records in config.sets.items()}
+    total = sum(weights.values()) + (config.scenes.weight if config.scenes else 0.0)
+    epochs = {}
+    for split in inputs.splits:
+        if weights[split.name]:
+            source = ChangeChatSource(split.train, split.image_folder, phase, 1, [0], train=False)
+            epochs[split.name] = phase.steps * phase.batch * weights[split.name] / total / len(source)
+    return epochs
+
+
 def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
     """Configuration with no more than `max_epochs` epochs of each phase over the sets, and no more scenes of
-    each kind than its phases sample; unchanged without `max_epochs`."""
+    each kind than its phases sample; unchanged without `max_epochs`, with a warning of MANY_EPOCHS."""
     splits = [split for split in inputs.splits if config.sets[split.name].weight]
+    if config.max_epochs is None:
+        _warn_of_many_epochs(config, inputs)
     if config.max_epochs is None or not splits:
         return config
     weight = sum(config.sets[split.name].weight for split in splits)
@@ -133,7 +148,7 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
     if all(phases[name].steps == phase.steps for name, phase in config.phases.items()):
         return config
     steps_text = " and ".join(
-        f"{phase.steps} steps of {name} instead of {config.phases[name].steps}"
+        f"{pluralize(phase.steps, 'step')} of {name} instead of {config.phases[name].steps}"
         for name, phase in phases.items()
     )
     pairs = sum(len(split.train) for split in splits)
@@ -144,6 +159,18 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
         kinds = ("train", "far", "stormy", "rich", "ground")
         scenes = replace(scenes, **{kind: min(getattr(scenes, kind), samples) for kind in kinds})
     return replace(config, phases=phases, scenes=scenes)
+
+
+def _warn_of_many_epochs(config: TrainConfig, inputs: RunInputs) -> None:
+    pairs = {split.name: pluralize(len(split.train), "training pair") for split in inputs.splits}
+    for name, phase in config.phases.items():
+        for set_name, epochs in epochs_of(config, phase, inputs).items():
+            if epochs > MANY_EPOCHS:
+                log.warning(
+                    "phase %s: %d steps are %.0f epochs over the %s of sets.%s, which the model will learn "
+                    "by heart; add pairs, or limit the steps with `set=max_epochs=3`",
+                    *(name, phase.steps, epochs, pairs[set_name], set_name),
+                )
 
 
 def prepare_tokenizers(inputs: RunInputs, out: Path, *, has_scenes: bool) -> tuple[Codec, Codec]:
@@ -200,7 +227,7 @@ def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
     constructors: dict[str, Callable[[], nn.Module | None]] = {
         "vision": partial(VisionEncoder, vision),
         "dense": lambda: DenseHead(width, dense, vision) if dense else None,
-        "difference": partial(DifferencePerception, width, inputs.model.difference, len(vision.map_channels)),
+        "difference": partial(DifferencePerception, width, inputs.model.difference, vision.map_channels),
         "qformer": partial(QFormer, inputs.model.qformer, width),
         "projection": partial(nn.Linear, inputs.model.qformer.hidden, inputs.model.language.hidden),
     }

@@ -69,7 +69,7 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
     try:
         dataset = read_dataset(records.path, records.split, records.tasks, keep_duplicates=True)
     except InputError as error:
-        raise InputError(f"sets.{name}: {error}; --set sets.{name}.path=...") from error
+        raise InputError(f"sets.{name}: {error}; `set=sets.{name}.path=...`") from error
     _report_problems(name, dataset)
     pairs = group_by_pair(dataset.examples)
     if not pairs:
@@ -84,7 +84,8 @@ def load_split(name: str, records: RecordSet, seed: int) -> Split:
     train = [pairs[index] for index in sorted(order[held_out_count:])]
     if records.weight and not train:
         raise ConfigError(
-            f"sets.{name}: held_out {records.held_out} leaves none of its {len(pairs)} pairs to train on; "
+            f"sets.{name}: held_out {records.held_out} leaves none of its "
+            f"{pluralize(len(pairs), 'pair')} to train on; "
             f"set sets.{name}.held_out to a smaller number, or to auto"
         )
     flags = {pair.examples[0].changed for pair in train}
@@ -110,7 +111,7 @@ def _held_out_count(name: str, records: RecordSet, pairs: int) -> int:
 
 def _report_problems(name: str, dataset: Dataset) -> None:
     """Log unusable records. Raises: InputError for an unusable file."""
-    for kind, plural in (("file", "files"), ("record", "records")):
+    for kind in ("file", "record"):
         problems = [
             problem
             for problem in dataset.problems
@@ -119,7 +120,7 @@ def _report_problems(name: str, dataset: Dataset) -> None:
         if not problems:
             continue
         first = f"{problems[0].location}: {problems[0].message}"
-        message = f"sets.{name}: {len(problems)} {plural} cannot be used, the first: {first}"
+        message = f"sets.{name}: {pluralize(len(problems), kind)} cannot be used, the first: {first}"
         if kind == "file":
             raise InputError(message)
         log.warning("%s; training uses the others, and `deltavlm data check` lists all", message)

@@ -33,7 +33,7 @@ def wrap_write_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise WriteError(f"cannot write {path}: {reason}; free some space, then use --resume") from error
+        raise WriteError(f"cannot write {path}: {reason}; free some space, then use `resume=True`") from error
 
 
 def save_state(out: Path, name: str, state: Mapping[str, Any]) -> None:
@@ -81,21 +81,21 @@ def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
     path = out / CONFIG
     if not resume:
         if path.exists():
-            raise OutputError(f"{out} holds a run; resume it with --resume, or choose another -o")
+            raise OutputError(f"{out} holds a run; resume it with `resume=True`, or choose another `output`")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot create {out}: {error.strerror}; choose another -o") from error
+            raise OutputError(f"cannot create {out}: {error.strerror}; choose another `output`") from error
         with wrap_write_errors(path):
             write_atomic(path, dump(config))
         return
     if not path.exists():
-        raise InputError(f"{out} holds no run to resume; leave out --resume")
+        raise InputError(f"{out} holds no run to resume; leave out `resume=True`")
     old = from_mapping(TrainConfig, read_yaml(path), source=str(path))
     if differences := config_differences(to_mapping(old), to_mapping(config)):
         raise InputError(
             f"the run in {out} has another configuration: {', '.join(differences[:4])}; "
-            "use that one, or another -o"
+            "use that one, or another `output`"
         )
     for name in config.phases:  # of a process that was killed while it saved
         for state in (out / f"{name}.pt", out / f"{name}.best.pt"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.config import from_mapping, parse_yaml, read_yaml, suggest, to_mapping
+from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.errors import ConfigError
 from deltavlm.tasks import TASKS, TaskName
 
@@ -37,6 +38,7 @@ class Scenes:
     rich: int = 0
     ground: int = 0
     ground_folder: Path | None = None  # relative paths start from the current folder
+    ground_without: tuple[GroundPart, ...] = ()  # what they leave out, to measure its worth
     weight: float = 1.0  # sampling weight, beside those of the sets
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class Phase:
     crop_px: int | None = None  # side of random crops of scenes; default: no crop
     weight_decay: float = 0.03  # of matrices; biases and norms have none
     words: float = 1.0  # weight of the answers' loss beside the mask losses
+    class_balance: float = 1.0  # power of the class weights of the mask loss (losses.CLASS_WEIGHTS)
     rows: int = 5  # questions per pair and step, at most
     extra: float = 0.5  # of these beside the four standard ones, on average: open questions and later turns
     far: float = 0.0  # share of scenes that are of the kind `far`
@@ -111,7 +114,7 @@ class Phase:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
         if self.micro is not None and self.micro < 1:
             raise ValueError(f"micro is {self.micro}, less than 1")
-        shares = ("far", "stormy", "rich", "ground", "color_jitter", "floor", "cut")
+        shares = ("far", "stormy", "rich", "ground", "color_jitter", "floor", "cut", "class_balance")
         dropped = ("token_dropout", "evidence_noise", "evidence_dropout")
         for name in (*shares, *dropped):
             if not 0 <= getattr(self, name) <= 1:
@@ -225,10 +228,10 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     for change in changes:
         key, sign, text = change.partition("=")
         if not sign or not key:
-            raise ConfigError(f"--set {change}: expected KEY=VALUE, such as seed=1")
-        value = parse_yaml(text, f"--set {change}")
-        _set_key(values, key.split("."), value, f"--set {change}")
-    return from_mapping(TrainConfig, values, source=f"{path} with --set")
+            raise ConfigError(f"`set={change}`: expected KEY=VALUE, such as seed=1")
+        value = parse_yaml(text, f"`set={change}`")
+        _set_key(values, key.split("."), value, f"`set={change}`")
+    return from_mapping(TrainConfig, values, source=f"{path} with `set`")
 
 
 class _NewSection(dict[str, Any]):

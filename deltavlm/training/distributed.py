@@ -154,10 +154,10 @@ def pick_machine(config: TrainConfig) -> Machine:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(torch.device(name))
     if name.startswith("cuda") and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ModelError("this GPU does not support bf16; use --set precision=fp16")
+        raise ModelError("this GPU does not support bf16; use `set=precision=fp16`")
     if config.sharding == "fsdp" and world.size == 1:
         raise ConfigError(
-            "sharding: fsdp needs several processes; start with torchrun, or use --set sharding=ddp"
+            "sharding: fsdp needs several processes; start with torchrun, or use `set=sharding=ddp`"
         )
     return Machine(torch.device(name), config.precision, config.sharding)
 
@@ -181,7 +181,7 @@ def _shard(learner: nn.Module, device: torch.device) -> nn.Module:
     ]
     if model.language.config.tie_word_embeddings:
         raise ConfigError(
-            "sharding: fsdp does not support a model with tied word embeddings; use --set sharding=ddp"
+            "sharding: fsdp does not support a model with tied word embeddings; use `set=sharding=ddp`"
         )
     for module in (*layers, language.model.embed_tokens, language.lm_head, language.model):
         fully_shard(module, mesh=mesh)
@@ -202,3 +202,25 @@ def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
 
         return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)  # type: ignore[attr-defined]
     return tensor.to(reference.device)
+
+
+def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State of an optimizer with full tensors (a collective: all ranks must call it)."""
+    state = optimizer.state_dict()
+    sharded = state["state"]  # its inner dictionaries belong to the optimizer and must not change
+    state["state"] = {
+        index: {key: full_tensor(value) for key, value in moments.items()}
+        for index, moments in sharded.items()
+    }
+    return state
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimizer from its state with full tensors, which are distributed as its parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):  # an optimizer numbers them in this order
+        moments = state["state"].get(index, {})
+        for key, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[key] = shard_like(value, parameter)
+    optimizer.load_state_dict(state)

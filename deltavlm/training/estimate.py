@@ -24,6 +24,7 @@ from deltavlm.training.build import (
     build_initial_model,
     build_learner,
     build_sampler,
+    epochs_of,
     is_language_trainable,
     limit_epochs,
     load_inputs,
@@ -31,9 +32,8 @@ from deltavlm.training.build import (
     prepare_tokenizers,
 )
 from deltavlm.training.calibrate import scene_margins
-from deltavlm.training.changechat_dataset import ChangeChatSource
 from deltavlm.training.collate import TrainLoader, collate
-from deltavlm.training.config import Phase, TrainConfig
+from deltavlm.training.config import TrainConfig
 from deltavlm.training.distributed import pick_machine, world
 from deltavlm.training.export import write_model_folder
 from deltavlm.training.learner import Learner
@@ -128,25 +128,11 @@ def _phase_estimate(
         "trainable": trainable,
         "modules": {module: {"trainable": count, "all": all_} for module, (count, all_) in modules.items()},
         "memory_bytes": {key: value // shards for key, value in memory.items()},
-        "epochs": _epochs(config, phase, inputs),
+        "epochs": {} if inputs is None else epochs_of(config, phase, inputs),
         "seconds": None,
         "time": {},
         "activation_bytes": None,
     }
-
-
-def _epochs(config: TrainConfig, phase: Phase, inputs: RunInputs | None) -> dict[str, float]:
-    """Epochs of a phase over each set; scenes are drawn at random and have none."""
-    if inputs is None:
-        return {}
-    weights = {name: records.weight for name, records in config.sets.items()}
-    total = sum(weights.values()) + (config.scenes.weight if config.scenes else 0.0)
-    epochs = {}
-    for split in inputs.splits:
-        if weights[split.name]:
-            source = ChangeChatSource(split.train, split.image_folder, phase, 1, [0], train=False)
-            epochs[split.name] = phase.steps * phase.batch * weights[split.name] / total / len(source)
-    return epochs
 
 
 def _measure(

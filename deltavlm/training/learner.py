@@ -58,7 +58,8 @@ class Learner(nn.Module):
         if batch.mask is not None and batch.density is not None:
             assert pair.mask_logits is not None
             assert pair.density is not None
-            sums["mask"] = mask_loss(pair.mask_logits[: len(batch.mask)], batch.mask)
+            logits = pair.mask_logits[: len(batch.mask)]
+            sums["mask"] = mask_loss(logits, batch.mask, self.phase.class_balance)
             sums["density"] = density_loss(pair.density[: len(batch.mask)], batch.density)
         if batch.answers:
             tokens_BTD = self.augment_evidence(pair)

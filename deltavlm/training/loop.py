@@ -21,10 +21,18 @@ from torch import Tensor, nn
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
+from deltavlm.messages import pluralize
 from deltavlm.training.checkpoints import TrainLog, load_state, save_state
 from deltavlm.training.collate import TrainBatch, TrainLoader
 from deltavlm.training.config import ANSWERING, Phase, TrainConfig, Validation
-from deltavlm.training.distributed import Machine, full_tensor, shard_like, world
+from deltavlm.training.distributed import (
+    Machine,
+    full_optimizer_state,
+    full_tensor,
+    load_optimizer_state,
+    world,
+)
+from deltavlm.training.ema import EMA
 from deltavlm.training.learner import LOSSES, Learner
 from deltavlm.training.parameter_groups import build_optimizer, freeze, set_train_mode
 from deltavlm.training.sampling import derive_seed
@@ -48,6 +56,23 @@ class TrainHooks:
     out: Path  # checkpoints and log
     validate: Validate | None = None
     on_progress: Callable[[int, str], None] = ignore_step  # steps done, and the losses where they are logged
+
+
+@dataclass(slots=True)
+class BestMetric:
+    """Best value of the metric of validation so far; NaN before the first."""
+
+    value: float = math.nan
+    step: int = 0
+    validations_since: int = 0
+
+    def update(self, value: float, step: int, *, lower: bool) -> bool:
+        """Note the value of a validation; True if it is the best one. `lower`: lower values are better."""
+        is_best = math.isnan(self.value) or (value < self.value if lower else value > self.value)
+        if is_best:
+            self.value, self.step = value, step
+        self.validations_since = 0 if is_best else self.validations_since + 1
+        return is_best
 
 
 def lr_schedule(phase: Phase, step: int) -> float:
@@ -92,7 +117,7 @@ class Trainer:
         self.config, self.name, self.phase = config, name, config.phases[name]
         self.learner, self.loader, self.machine, self.hooks = learner, loader, machine, hooks
         self.step, self.validation_due = 0, False
-        self.best_value, self.best_step, self.validations_since_best = math.nan, 0, 0
+        self.best = BestMetric()
         self.micro_batch_size, self.grad_accum_steps = micro_batches(name, self.phase)
         multipliers = freeze(learner, self.phase)
         path = hooks.out / f"{name}.pt"
@@ -110,11 +135,7 @@ class Trainer:
             for name, tensor in learner.state_dict().items()
             if config.start is None or name not in frozen
         }
-        self.ema: dict[str, Tensor] = {
-            name: tensor.detach().clone()
-            for name, tensor in self.weights.items()
-            if config.ema and tensor.is_floating_point()
-        }
+        self.ema = EMA(self.weights, config.ema)
         if state:
             self.load_checkpoint(state)
 
@@ -224,7 +245,7 @@ class Trainer:
         else:
             log.warning("%s step %d: gradients are not finite; step skipped", self.name, step + 1)
         self.scaler.update()
-        self.update_ema(step)
+        self.ema.update(step)
 
         if not should_log:
             return {}
@@ -232,27 +253,14 @@ class Trainer:
         means = {name: value / terms[name] for name, value in zip(names, values, strict=True) if terms[name]}
         return means | {"lr": self.phase.lr * lr_scale, "norm": grad_norm.item()}
 
-    def update_ema(self, step: int) -> None:
-        """Update the exponential moving average of weights and buffers; the decay grows at first."""
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, average in self.ema.items():
-                average.lerp_(self.weights[name], 1 - decay)
-
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Context in which the learner has the EMA weights and is in eval mode."""
-        backup = {name: self.weights[name].detach().clone() for name in self.ema}
-        with torch.no_grad():
-            for name, average in self.ema.items():
-                self.weights[name].copy_(average)
-        self.learner.eval()
         try:
-            yield
+            with self.ema.applied():
+                self.learner.eval()
+                yield
         finally:
-            with torch.no_grad():
-                for name, tensor in backup.items():
-                    self.weights[name].copy_(tensor)
             set_train_mode(self.learner)
 
     def should_validate(self, is_last: bool) -> bool:
@@ -282,19 +290,10 @@ class Trainer:
             self.save_checkpoint()
             self.check_metric(plan.metric, metrics)
             return None
-        if self.is_best(plan, metrics[plan.metric]):
-            self.best_value, self.best_step = metrics[plan.metric], self.step
-            self.validations_since_best = 0
+        if self.best.update(metrics[plan.metric], self.step, lower=plan.lower):
             self.save_checkpoint(best=True)
-        else:
-            self.validations_since_best += 1
         self.save_checkpoint()
         return self.early_stop(plan)
-
-    def is_best(self, plan: Validation, value: float) -> bool:
-        if math.isnan(self.best_value):
-            return True
-        return value < self.best_value if plan.lower else value > self.best_value
 
     def check_metric(self, metric: str, metrics: Metrics) -> None:
         """Accept that this phase lacks the metric if other phases may have it.
@@ -306,22 +305,22 @@ class Trainer:
         log.info("%s has no metric %s: its last weights are used", self.name, metric)
 
     def early_stop(self, plan: Validation) -> RunEnd | None:
-        if not plan.patience or self.validations_since_best < plan.patience or self.step >= self.phase.steps:
+        if not plan.patience or self.best.validations_since < plan.patience or self.step >= self.phase.steps:
             return None
         log.info(
-            "%s: early stopping, no better value than at step %d in %d validations",
+            "%s: early stopping, no better value than at step %d in %s",
             self.name,
-            self.best_step,
-            self.validations_since_best,
+            self.best.step,
+            pluralize(self.best.validations_since, "validation"),
         )
         return "early"
 
     def save_checkpoint(self, *, best: bool = False) -> None:
         """Save all that `load_checkpoint` needs, or with `best` the weights that were just validated."""
         state: dict[str, Any] = {
-            "mean": {name: full_tensor(tensor) for name, tensor in self.ema.items()},
+            "mean": self.ema.state_dict(),
             "step": self.step,
-            "best": [self.best_value, self.best_step, self.validations_since_best],
+            "best": [self.best.value, self.best.step, self.best.validations_since],
         }
         if not best or not self.ema:
             state["weights"] = {name: full_tensor(tensor) for name, tensor in self.weights.items()}
@@ -329,7 +328,7 @@ class Trainer:
             state |= {
                 "owed": self.validation_due,
                 "scaler": self.scaler.state_dict(),
-                "optim": self.optimizer_state(),
+                "optim": full_optimizer_state(self.optimizer),
             }
         if world.rank == 0:
             save_state(self.hooks.out, f"{self.name}.best" if best else self.name, state)
@@ -338,24 +337,7 @@ class Trainer:
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Restore everything but the weights."""
         self.step, self.validation_due = int(state["step"]), bool(state["owed"])
-        self.best_value, self.best_step, self.validations_since_best = state["best"]
-        for name, average in self.ema.items():
-            average.copy_(shard_like(state["mean"][name], average))
+        self.best = BestMetric(*state["best"])
+        self.ema.load_state_dict(state["mean"])
         self.scaler.load_state_dict(state["scaler"])
-        optimizer_state = state["optim"]
-        for index, parameter in enumerate(self.trainable):  # the optimizer numbers parameters in this order
-            moments = optimizer_state["state"].get(index, {})
-            for key, value in moments.items():
-                if value.shape == parameter.shape:
-                    moments[key] = shard_like(value, parameter)
-        self.optimizer.load_state_dict(optimizer_state)
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """State of the optimizer with full tensors (a collective: all processes must call it)."""
-        state = self.optimizer.state_dict()
-        sharded = state["state"]  # its inner dictionaries belong to the optimizer and must not change
-        state["state"] = {
-            index: {key: full_tensor(value) for key, value in moments.items()}
-            for index, moments in sharded.items()
-        }
-        return state
+        load_optimizer_state(self.optimizer, state["optim"])

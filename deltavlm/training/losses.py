@@ -10,10 +10,14 @@ from torch import Tensor
 CLASS_WEIGHTS = (1.0, 3.0, 3.0, 4.0, 4.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)
 
 
-def mask_loss(logits_BCHW: Tensor, codes_BHW: Tensor) -> Tensor:
-    """Weighted cross-entropy plus 0.3 times the soft Dice loss of the change classes in the batch."""
+def mask_loss(logits_BCHW: Tensor, codes_BHW: Tensor, balance: float = 1.0) -> Tensor:
+    """Weighted cross-entropy plus 0.3 times the soft Dice loss of the change classes in the batch.
+
+    balance: power of the class weights; 0 gives all pixels the same weight, which makes the probabilities
+    those of the data.
+    """
     logits = logits_BCHW.float()
-    weights = torch.tensor(CLASS_WEIGHTS[: logits.shape[1]], device=logits.device)
+    weights = torch.tensor(CLASS_WEIGHTS[: logits.shape[1]], device=logits.device) ** balance
     entropy = F.cross_entropy(logits, codes_BHW, weight=weights)
     probs = logits.softmax(dim=1)
     target = F.one_hot(codes_BHW, logits.shape[1]).movedim(-1, 1).to(probs.dtype)

@@ -13,6 +13,7 @@ import torch
 
 from deltavlm.errors import InputError, ModelOutOfMemory
 from deltavlm.files import check_distinct_files
+from deltavlm.messages import pluralize
 from deltavlm.model.config import Calibration
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.build import (
@@ -68,7 +69,7 @@ class TrainResult:
     def stop_message(self, out: Path) -> str:
         """One line about a run that was stopped."""
         reason = self.stop.reason if self.stop else "nobody"
-        return f"stopped by {reason} at step {self.step} of {self.phase}; continue {out} with --resume"
+        return f"stopped by {reason} at step {self.step} of {self.phase}; continue {out} with `resume=True`"
 
 
 def train(
@@ -139,8 +140,8 @@ class _Run:
             except (torch.OutOfMemoryError, MemoryError) as error:
                 size = trainer.micro_batch_size
                 raise ModelOutOfMemory(
-                    f"phase {name}: micro-batches of {size} pairs do not fit into memory; use "
-                    f"--set phases.{name}.micro={max(1, size // 2)}, or --set recompute=true"
+                    f"phase {name}: micro-batches of {pluralize(size, 'pair')} do not fit into memory; use "
+                    f"`set=phases.{name}.micro={max(1, size // 2)}`, or `set=recompute=true`"
                 ) from error
             except InputError:  # an image that was there at the start
                 if world.size == 1:

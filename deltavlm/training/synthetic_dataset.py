@@ -37,13 +37,14 @@ CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
 def scene_caches(scenes: Scenes, out: Path) -> list[SceneCache]:
     """Scene caches of a run, one for each kind of scenes that it has."""
     plain = SceneOptions(change=scenes.change)
+    on_tiles = SceneOptions(change=0.55, without=scenes.ground_without)
     kinds = [
         ("scenes", scenes.train, TRAIN_SEED, plain, None),
         ("validation", scenes.validation, VALIDATION_SEED, plain, None),
         ("far", scenes.far, FAR_SEED, replace(plain, downsample=2), None),
         ("stormy", scenes.stormy, STORMY_SEED, SceneOptions(change=0.5, strength=2.0), None),
         ("rich", scenes.rich, RICH_SEED, replace(plain, rich=True), None),
-        ("ground", scenes.ground, GROUND_SEED, SceneOptions(change=0.55), scenes.ground_folder),
+        ("ground", scenes.ground, GROUND_SEED, on_tiles, scenes.ground_folder),
     ]
     return [
         SceneCache(out / name, count, seed, scenes.size_px, options, tiles)

@@ -130,7 +130,7 @@ def parse_revisions(pairs: Iterable[str], components: Iterable[Component]) -> di
     for pair in pairs:
         repo, equals, commit = pair.partition("=")
         if not (equals and commit and repo in names):
-            raise InputError(f"--revision {pair!r} is not REPO=COMMIT of a repository{suggest(repo, names)}")
+            raise InputError(f"`revision={pair}` is not REPO=COMMIT of a repository{suggest(repo, names)}")
         revisions[names[repo]] = commit
     return revisions
 

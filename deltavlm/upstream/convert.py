@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, ModelError, OutputError
 from deltavlm.files import atomic_folder, folder_bytes
+from deltavlm.messages import pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.checkpoint import checkpoint_name, write_tensors
 from deltavlm.model.config import DeltaVLMConfig
@@ -79,8 +80,8 @@ def convert(
     inspection = inspect_weights(sources.checkpoint, published, metadata, sources.vision)
     if inspection.unknown:
         raise InputError(
-            f"{sources.checkpoint} has {len(inspection.unknown)} unknown tensors, {inspection.unknown[0]} the"
-            f" first; it is not a checkpoint of the published model"
+            f"{sources.checkpoint} has {pluralize(len(inspection.unknown), 'unknown tensor')}, "
+            f"{inspection.unknown[0]} the first; it is not a checkpoint of the published model"
         )
     tower = read_tower(sources.vision, published)
     config = read_config(sources, published, tower)

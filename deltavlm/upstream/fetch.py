@@ -110,7 +110,7 @@ def _check_free_space(plan: Plan) -> None:
     raise InputError(
         f"{cache_dir} has {format_bytes(free)} free{broken}, and {format_bytes(plan.missing)} are to be"
         f" downloaded, {largest.name} of {repo} the largest ({format_bytes(largest.size)}); free"
-        f" {format_bytes(plan.missing - free)} more, or give a --cache-dir on another disk"
+        f" {format_bytes(plan.missing - free)} more, or give a `cache_dir` on another disk"
     )
 
 
@@ -139,6 +139,6 @@ def _input_path(component: Component, folder: Path, names: Sequence[str]) -> Pat
         write_atomic(local_index, json.dumps({"weight_map": shards}))
     except OSError as error:
         raise OutputError(
-            f"cannot write {local_index}: {error.strerror}; give another --cache-dir"
+            f"cannot write {local_index}: {error.strerror}; give another `cache_dir`"
         ) from error
     return local_index.parent

@@ -13,6 +13,7 @@ from pathlib import Path
 from deltavlm.errors import InputError
 from deltavlm.files import format_bytes, free_bytes, nearest_folder, parse_json, read_text
 from deltavlm.hub import Hub, PlannedFiles, Select, Selection, plan_files
+from deltavlm.messages import pluralize
 from deltavlm.upstream.components import COMPONENTS, LANGUAGE, VISION, Component
 
 
@@ -55,7 +56,8 @@ class Plan:
             )
             if planned.skipped:
                 lines.append(
-                    f"  without {len(planned.skipped)} weight files that hold no {component.prefix}*"
+                    f"  left out, without any {component.prefix}*: "
+                    f"{pluralize(len(planned.skipped), 'weight file')}"
                 )
             lines.append(f"  terms: {component.licence}")
         if self.vision is not None:
@@ -139,8 +141,8 @@ class ConversionSpace:
         if self.size + self.downloads > self.free:
             raise InputError(
                 f"{self.folder} needs up to {format_bytes(self.size + self.downloads)} with the downloads,"
-                f" {format_bytes(self.free)} are free; give -o on another disk,"
-                f" or --link-llm to leave the language model in its folder"
+                f" {format_bytes(self.free)} are free; give `output` on another disk,"
+                f" or `link_llm=True` to leave the language model in its folder"
             )
 
 

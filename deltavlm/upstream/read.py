@@ -16,8 +16,6 @@ from torch import Tensor
 from deltavlm.errors import InputError
 from deltavlm.files import parse_json, read_text
 
-PICKLES = (".pth", ".pt", ".bin")
-
 
 def unpickle(path: Path) -> Any:
     """Load a file of torch, memory-mapped. Raises: InputError.

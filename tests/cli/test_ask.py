@@ -44,6 +44,15 @@ def test_answers_are_lines_in_the_order_of_the_questions(
     assert model.batches == [1]
 
 
+def test_a_question_in_the_place_of_an_image(run: Run, scene: Scene) -> None:
+    """The question after a single image was looked for as a file."""
+    for question in ("How many houses?", "count the houses"):
+        result = run("ask", scene.before, question)
+        assert result.exit_code == 2
+        assert f"{question!r} is no image; name the earlier image, the later one" in one_line(result)
+    assert "no such file" in one_line(run("ask", scene.before, "my images/after.tif", "One?"))
+
+
 def test_stdin_is_read_only_without_other_questions(run: Run, scene: Scene) -> None:
     assert run("ask", *scene.args, input="One?\n\nTwo?\n").stdout == "One!\nTwo!\n"
     assert run("ask", *scene.args, "Three?", input="One?\n").stdout == "Three!\n"

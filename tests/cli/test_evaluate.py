@@ -97,17 +97,32 @@ def test_the_table_is_on_stdout_and_messages_on_stderr(
     missing, *others = [answer for answer in perfect if answer["task"] == "count"]
     write([*others, others[0], {"id": "nosuch", "task": "count", "answer": "no"}, {"id": "x"}])
     result = run("eval", folder, "--predictions", "answers.jsonl")
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 3, result.stderr
     head, columns, *rows = result.stdout.splitlines()
     assert "protocol strict" in head
     assert "published: nothing on these data" in head
     assert columns.split()[-1] == "published"
     assert {row.split()[0] for row in rows} == {"count"}
-    assert f"1 of 4 examples have no answer: count {missing['id']}" in result.stderr
-    assert "1 predictions match no example: count nosuch" in result.stderr
-    assert f"1 predictions repeat an id; the first is scored: count {others[0]['id']}" in result.stderr
-    assert "1 predictions cannot be parsed: line 6" in result.stderr
+    assert f"1 example of 4 without an answer: count {missing['id']}" in result.stderr
+    assert "1 prediction of no example: count nosuch" in result.stderr
+    assert f"1 prediction with an id again; the first is scored: count {others[0]['id']}" in result.stderr
+    assert "1 prediction that cannot be parsed: line 6" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "Error: answers.jsonl is scored in part: 1 line cannot be parsed: line 6: x: no task None"
+    )
+    assert "; 1 prediction without an example; 1 of 4 examples without an answer" in result.stderr
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "answers.jsonl"]
+
+
+def test_a_file_of_other_lines_is_no_file_of_predictions(run: Run, folder: Path) -> None:
+    Path("log.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n')
+    result = run("eval", folder, "--predictions", "log.jsonl")
+    assert result.exit_code == 2
+    assert "log.jsonl has no predictions: line 1: id is not text or an integer" in one_line(result)
+    write([{"id": "nosuch", "task": "count", "answer": "no"}])
+    result = run("eval", folder, "--predictions", "answers.jsonl")
+    assert result.exit_code == 2
+    assert "no prediction in answers.jsonl has the id of an example: they have 'nosuch'" in one_line(result)
 
 
 @pytest.mark.usefixtures("perfect")
@@ -233,7 +248,7 @@ def test_unencodable_characters_in_ids_and_answers(
             "--tasks",
             "count",
         )
-        assert result.exit_code == 0, result.stderr
+        assert result.exit_code == 3, result.stderr  # no example has this id
     assert json.loads(Path("--json.json").read_text())["unknown"] == ["count \ud800\n\x1b[31m|"]
 
 
@@ -294,7 +309,7 @@ def test_an_interrupted_run_resumes_to_equal_files(
         stream.write('{"id": "test_5_bin')  # killed while it wrote
     result = run(*args, "-o", "cut.json")
     assert result.exit_code == 0, result.stderr
-    assert "resuming: 4 of 6 pairs are already in" in result.stderr
+    assert "resuming: 4 of 6 pairs already in" in result.stderr
     assert len(model.batches) == 2 * number_of_batches  # the third batch alone was asked again
     for ending in (".json", ".md", ".predictions.jsonl"):
         assert Path(f"cut{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()

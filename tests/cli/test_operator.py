@@ -12,6 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pyogrio
 import pytest
 
@@ -117,15 +118,19 @@ def test_labels_are_escaped() -> None:
     assert text == '# HELP a x\\\\y\\nz\n# TYPE a gauge\na{l="q\\"\\\\\\n",output="o"} 0.5\n'
 
 
-def test_metrics_of_a_run(run: Run, scene: Scene) -> None:
-    result = run("analyze", *scene.args, "-o", 'o "1".geojson', *SMALL, "--metrics", "m.prom")
+def test_metrics_of_a_run(run: Run, scene: Scene, tmp_path: Path) -> None:
+    clouds = np.zeros((1, 96, 160), np.uint8)
+    clouds[:, :32, :32] = 1  # the first chip
+    mask = ("--after-cloud-mask", write_raster(tmp_path / "clouds.tif", clouds))
+    result = run("analyze", *scene.args, "-o", 'o "1".geojson', *SMALL, "--metrics", "m.prom", *mask)
     assert result.exit_code == 0, result.stderr
     values = read()
-    assert values["chips_total", "answered"] == 15
+    assert (values["chips_total", "answered"], values["chips_total", "nodata"]) == (14, 1)
+    assert values["cloud_ratio", ""] == pytest.approx(1 / 15, rel=0.01)
     assert values["chips_total", "error"] == values["chips_resumed_total", ""] == 0
     assert values["chips_changed_total", ""] == values["pairs_total", "answered"] == 1
     assert values["exit_code", ""] == values["run_active", ""] == 0
-    assert values["analyzed_ground_square_meters", ""] == pytest.approx(80 * 48, rel=0.01)
+    assert values["analyzed_ground_square_meters", ""] == pytest.approx(14 * 16 * 16, rel=0.01)
     assert values["changed_ground_square_meters", ""] == pytest.approx(16 * 16, rel=0.01)
     assert (values["new_buildings", ""], values["new_roads", ""]) == (2, 1)
     assert values["last_run_timestamp_seconds", ""] >= values["run_start_timestamp_seconds", ""]
@@ -237,8 +242,8 @@ def test_a_dry_run_writes_no_metrics(run: Run, scene: Scene) -> None:
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
 @pytest.mark.parametrize("unknown_user", [False, True])
 def test_the_script_of_the_cron_page(tmp_path: Path, unknown_user: bool) -> None:
-    """As cron runs it: almost no environment, no terminal, no home. It failed for a user without an entry
-    in the table of users, because the folder of models is in the home."""
+    """As cron runs it: almost no environment, no terminal, no home; with the scripted model. With nano, it
+    failed for a user without an entry in the table of users, because the folder of models is in the home."""
     page = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
     text = page.split("<!-- test:nightly -->\n```bash\n", 1)[1].split("```", 1)[0]
     folder = tmp_path / "place"
@@ -252,6 +257,9 @@ def test_the_script_of_the_cron_page(tmp_path: Path, unknown_user: bool) -> None
     start = f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     if unknown_user:
         start += "import pwd\ndef unknown(*_): raise KeyError('uid not found')\npwd.getpwuid = unknown\n"
+    else:
+        start += "import deltavlm\nfrom tests.scripted_model import ScriptedModel\n"
+        start += "deltavlm.load_model = lambda name, runtime: ScriptedModel()\n"
     (tmp_path / "deltavlm").write_text(f"{start}from deltacli.main import app\napp(prog_name='deltavlm')\n")
     (tmp_path / "deltavlm").chmod(0o755)
     script = tmp_path / "nightly"

@@ -100,8 +100,11 @@ def test_polygons_in_the_environment(
 
 
 def test_polygons_of_other_chips_are_refused(run: Run, scene: Scene) -> None:
-    result = run("analyze", *scene.args, "--polygons=some")
-    assert result.exit_code == 2
+    for words in (["--polygons=some", *scene.args], [*scene.args, "--polygons", "some"]):
+        result = run("analyze", *words)
+        assert result.exit_code == 2
+        assert "'some' is not changed or all" in one_line(result)
+    result = run("analyze", "--pairs", "list.csv", "--polygons", "some")  # was taken for BEFORE
     assert "'some' is not changed or all" in one_line(result)
 
 

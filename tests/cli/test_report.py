@@ -146,7 +146,7 @@ def test_the_output_survives_a_failing_page(run: Run, scene: Scene, monkeypatch:
     def full(path: Path, content: bytes, overwrite: bool) -> None:
         raise WriteError(f"{path}: writing failed (no space)")
 
-    monkeypatch.setattr("deltavlm.geo.sinks.write_output", full)
+    monkeypatch.setattr("deltavlm.geo.output_files.write_output", full)
     result = run("analyze", *scene.args, "-o", "out.gpkg", "--html", "a.html", *SMALL)
     assert result.exit_code == 1
     message = result.stderr.splitlines()[-1]

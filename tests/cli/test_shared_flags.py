@@ -12,9 +12,11 @@ import pytest
 import typer.main
 
 from deltacli import options
+from deltacli.console import with_flags
 from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, WindowFlags
 from deltacli.main import app
 from tests.cli.conftest import Run, one_line
+from tests.library_texts import library_texts
 
 
 def leaves(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -96,6 +98,18 @@ def test_every_command_takes_its_defaults_from_a_file(run: Run, words: str) -> N
     result = run("--config", "c.toml", *words.split(), *arguments)
     assert result.exit_code == 2
     assert "unknown key 'no-such-flag'" in one_line(result)
+
+
+def test_messages_of_the_library_name_flags_in_place_of_parameters() -> None:
+    """Each parameter in backticks is a flag of some command."""
+    text = "`overwrite=True`, `scale='per-date'`, `resume=False`, `output`, `gsd_m=0.5`; `torchrun`, `a b`"
+    assert with_flags(text) == (
+        "--overwrite, --scale per-date, --no-resume, -o, --gsd 0.5; `torchrun`, `a b`"
+    )
+    named = {match for text in library_texts() for match in re.findall(r"`[a-z][a-z0-9_]*(?:=[^`]*)?`", text)}
+    assert len(named) > 50
+    left = {name for name in named if with_flags(name) == name}
+    assert not left
 
 
 def test_variables_are_named_by_flags(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,8 +182,8 @@ def test_unusable_pairs_are_reported_and_left_out(images: Path) -> None:
     assert messages == {
         "test/a.png": f"{labels / 'a.png'} is missing",
         "test/b.png": f"{labels / 'b.png'} is 49 x 48 px, and test/A/b.png 48 x 48",
-        "test/c.png": f"{labels / 'c.png'} has the value 9 in 2304 pixels, which is no class; add it to"
-        " the class map (--class-map)",
+        "test/c.png": f"{labels / 'c.png'} has the value 9 in 2,304 pixels, which is no class; add it to"
+        " the class map (`class_map`)",
         "test/d.png": f"{images / 'test' / 'B' / 'd.png'} is missing",
         "test/e.png": f"{images / 'test' / 'A' / 'e.png'} cannot be read: not an image",
         "test/g.png": f"{labels / 'g.png'} is 48 x 2 px, too small for nine cells",

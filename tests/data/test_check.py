@@ -133,7 +133,7 @@ def test_the_records_of_the_released_set_are_counted(tmp_path: Path) -> None:
     text = fault_lines(check_dataset(tmp_path))
     assert any("changechat_105k_train.json of the released set is missing" in line for line in text)
     assert any(
-        "changechat_105k_test_open.json has 1 records, the released one has 7527" in line for line in text
+        "changechat_105k_test_open.json has 1 record, the released one has 7527" in line for line in text
     )
     kinds = [line.split()[0] for line in text]
     assert kinds.count("file") == 2 + 6

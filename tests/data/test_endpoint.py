@@ -201,7 +201,7 @@ def test_a_permanent_failure_is_an_error(
     [
         (401, f"bad key {KEY}", "the key was refused"),
         (403, "", "the key was refused"),
-        (404, f"no model small\nfor {KEY}", "no model small for ***; check --llm-endpoint"),
+        (404, f"no model small\nfor {KEY}", "no model small for ***; check `llm_endpoint`"),
         (400, "", "Bad Request; check"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_reply_without_an_end_is_given_up(tmp_path: Path, sent: bytes) -> None
         ended.set()
         thread.join()
     assert f"{endpoint.url} gave no whole answer in 0.3 s" in text
-    assert "--llm-timeout" in text
+    assert "`llm_timeout`" in text
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}', b"\xff"])

@@ -21,7 +21,7 @@ from deltavlm.data.changechat import RELEASED_RECORDS
 from deltavlm.data.fetch import REPO, REVISION, Plan, fetch, plan
 from deltavlm.errors import DeltaVLMError, InputError, OutputError, WriteError
 from tests.cli.conftest import one_line
-from tests.hub_server import FakeHub, FakeRepo, serve_hub
+from tests.hub_server import FakeHub, FakeRepo, refused, serve_hub
 
 pytestmark = pytest.mark.network
 
@@ -40,16 +40,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture
 def planner(hub: FakeHub, tmp_path: Path) -> Planner:
     return lambda **options: plan(cache_dir=tmp_path / "cache", endpoint=hub.endpoint, **options)
-
-
-def refused(
-    call: Callable[..., object], *args: Any, kind: type[DeltaVLMError] = InputError, **options: Any
-) -> str:
-    with pytest.raises(kind) as caught:
-        call(*args, **options)
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_eight_files_are_planned_and_fetched_once(hub: FakeHub, planner: Planner, tmp_path: Path) -> None:
@@ -126,7 +116,7 @@ def test_refusals(hub: FakeHub, planner: Planner) -> None:
     hub.stop()
     text = refused(planner)
     assert f"no connection to {hub.endpoint}" in text
-    assert "--offline" in text
+    assert "`offline=True`" in text
 
 
 def test_a_changed_repository_is_an_error(hub: FakeHub, planner: Planner, tmp_path: Path) -> None:
@@ -152,7 +142,7 @@ def test_too_little_disk(
     ("error", "kind", "says"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), WriteError, "is full, while fetching"),
-        (OSError(errno.EACCES, os.strerror(errno.EACCES)), OutputError, "give another --cache-dir"),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES)), OutputError, "give another `cache_dir`"),
         (OSError("Consistency check failed\nand more"), InputError, "failed (Consistency check failed)"),
         (RuntimeError("of xet"), InputError, "HF_HUB_DISABLE_XET"),
     ],

@@ -95,6 +95,7 @@ def test_the_cover_comes_from_the_mask_or_from_colors(folder: Path, tmp_path: Pa
     cover = make_ground_scene(0, GroundTiles(tmp_path), 96, 96, options).cover
     assert {COVER_CODE["built"], COVER_CODE["grass"]} <= set(np.unique(cover))
     colors = {"grass": (120, 140, 90), "soil": (190, 160, 130), "trees": (50, 75, 45), "water": (25, 35, 45)}
+    colors |= {"built": (150, 150, 146)}
     for name, color in colors.items():
         guessed = guess_cover(np.full((40, 40, 3), color, np.uint8))
         assert (guessed == COVER_CODE[name]).all(), name
@@ -110,14 +111,28 @@ def test_pixel_sizes_are_read_from_the_nearest_file(folder: Path, tmp_path: Path
         make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
 
 
-def geotiff(path: Path, side: int = 160) -> None:
+def test_parts_can_be_left_out(folder: Path) -> None:
+    """Without objects of both dates, an unchanged scene shows the tile alone; without distractors, the dates
+    differ less."""
+    tiles, seeds = GroundTiles(folder), range(8)
+    differences = []
+    for without in ((), ("distractors", "unchanged", "cutouts", "hidden")):
+        options = SceneOptions(change=0.0, strength=0.0, without=without)
+        scenes = [make_ground_scene(seed, tiles, 64, 64, options) for seed in seeds]
+        differences.append(np.median([np.abs(s.before.astype(int) - s.after).mean() for s in scenes]))
+    assert differences[1] < 0.9 * differences[0]
+    cache = SceneCache(folder / "none", 1, 0, 64, SceneOptions(without=("cutouts",)), folder)
+    assert "without cutouts" in cache.description
+
+
+def write_grass_geotiff(path: Path, side: int = 160) -> None:
     """Write a grass GeoTIFF of 0.5 m pixels in UTM."""
     pixels = np.random.default_rng(0).normal((110, 130, 80), 6, (side, side, 3)).clip(0, 255).astype(np.uint8)
     write_geotiff(path, pixels, transform=Affine(0.5, 0, 300000, 0, -0.5, 4500000), crs="EPSG:32618")
 
 
 def test_a_scene_on_a_geotiff_is_a_window_of_it(tmp_path: Path) -> None:
-    geotiff(tmp_path / "a.tif")
+    write_grass_geotiff(tmp_path / "a.tif")
     write_tile(tmp_path / "b.png")
     tiles = GroundTiles(tmp_path)
     assert tiles.georeferenced == [tmp_path / "a.tif"]

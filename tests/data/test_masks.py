@@ -159,7 +159,7 @@ def test_a_class_may_have_several_values(tmp_path: Path) -> None:
     ("pixels", "classes", "what"),
     [
         (np.array([[0, 7, 7]], np.uint8), LEVIR_MCI, "has the value 7 in 2 pixels"),
-        (np.full((1, 1, 3), (0, 255, 16), np.uint8), LEVIR_MCI, "has the value #00ff10 in 1 pixels"),
+        (np.full((1, 1, 3), (0, 255, 16), np.uint8), LEVIR_MCI, "has the value #00ff10 in 1 pixel,"),
         (np.array([[128]], np.uint8), parse_class_map("road=1"), "the value 128"),
         (np.array([[True]]), parse_class_map("road=1"), "the value 255"),
     ],

@@ -61,7 +61,7 @@ def test_a_file_of_terabytes_is_refused(tmp_path: Path, name: str, monkeypatch: 
     path = tmp_path / name
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse
-    for module in ("files", "scoring.predictions", "data.examples", "config"):
+    for module in ("files.opening", "scoring.predictions", "data.examples", "config"):
         for limit in ("MAX_TEXT_BYTES", "MAX_DATASET_BYTES"):
             monkeypatch.setattr(f"deltavlm.{module}.{limit}", 1000, raising=False)
     monkeypatch.setattr(read_text, "__defaults__", (1000,))

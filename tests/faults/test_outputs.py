@@ -21,6 +21,7 @@ import pytest
 
 from tests.cli.conftest import PROGRAM, ROOT, Run, one_line
 from tests.conftest import Scene
+from tests.faults.conftest import mounted
 from tests.scripted_model import ScriptedModel
 
 SMALL = ("--chip-size", 32, "--batch-size", 2)
@@ -93,23 +94,12 @@ def test_an_output_opened_during_the_run(run: Run, scene: Scene, model: Scripted
 
 def test_a_read_only_folder(run: Run, scene: Scene, tmp_path: Path) -> None:
     """Refused before the model is loaded; also as root, for whom permissions do not apply."""
-    folder = tmp_path / "read_only"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a file system here")
-    try:
+    with mounted(tmp_path / "read_only", "ro") as folder:
         for suffix in (".gpkg", ".geojson"):
             result = run("analyze", *scene.args, "-o", folder / f"out{suffix}", *SMALL)
             assert result.exit_code == 2
             assert f"cannot write in {folder} (Read-only file system)" in one_line(result)
         assert run.loads == []
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such environment")

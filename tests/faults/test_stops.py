@@ -15,6 +15,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.conftest import Scene
+from tests.faults.conftest import mounted
 from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,17 +85,8 @@ def test_out_of_memory(run: Run, scene: Scene, model: ScriptedModel) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a file system here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "size=2m") as folder:
+        yield folder
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def assert_refused(path: Path, message: str, **options: object) -> None:
 def test_a_vrt_is_refused_under_any_name(tmp_path: Path, secret: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(raw_vrt(str(secret)))
-    assert_refused(path, r"is a VRT, .*--allow-vrt, or make a GeoTIFF of it \(gdal_translate\)")
+    assert_refused(path, r"is a VRT, .*`allow_vrt=True`, or make a GeoTIFF of it \(gdal_translate\)")
 
 
 def test_a_vrt_inside_another_file(tmp_path: Path, secret: Path) -> None:

@@ -1,4 +1,4 @@
-"""Opens layers in a real QGIS, without a screen: tells what it makes of them, and draws a map as PNG.
+"""Opens layers in a real QGIS, without a screen: tells what it makes of them, draws them, fills in forms.
 
 Runs under the Python that QGIS came with, which knows nothing of this project:
 
@@ -6,7 +6,9 @@ Runs under the Python that QGIS came with, which knows nothing of this project:
 
 Of the JSON, `layers` are drawn first to last, the first on top; `under` is a raster below them; `extent` is
 [xmin, ymin, xmax, ymax] in the CRS of the first layer, else all of it; `size_px` is [width, height], 96 dpi;
-with `legend` the map has a legend next to it. Prints JSON about each layer.
+with `legend` the map has a legend next to it. `edit` has for each layer a list of rows whose form is filled
+in and saved: {"where": EXPRESSION, COLUMN: TEXT or null, ...}; `form` is a PNG of the last form. Prints JSON
+about each layer.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from qgis.core import (
     QgsApplication,
     QgsExpressionContext,
     QgsExpressionContextUtils,
+    QgsFeatureRequest,
     QgsLayerTree,
     QgsLayoutExporter,
     QgsLayoutItemLegend,
@@ -36,8 +39,11 @@ from qgis.core import (
     QgsRectangle,
     QgsVectorLayer,
 )
-from qgis.PyQt.QtCore import QSize
+from qgis.gui import QgsAttributeEditorContext, QgsAttributeForm, QgsGui
+from qgis.PyQt.QtCore import QSize, Qt
 from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtTest import QTest
+from qgis.PyQt.QtWidgets import QComboBox, QLineEdit
 
 MM_PX = 25.4 / 96
 
@@ -62,6 +68,11 @@ def describe(layer):
         "aliases": {field.name(): field.alias() for field in layer.fields()},
         "comments": {field.name(): field.comment() for field in layer.fields()},
         "widgets": {field.name(): field.editorWidgetSetup().config() for field in layer.fields()},
+        "editable": [
+            field.name()
+            for index, field in enumerate(layer.fields())
+            if not layer.editFormConfig().readOnly(index)
+        ],
         "hidden": [column.name for column in table.columns() if column.hidden and column.name],
         "labels": layer.labelsEnabled(),
         "title": layer.displayExpression(),
@@ -124,9 +135,36 @@ def lay_out(layers, wish):
     return drawn.scale()
 
 
+def fill_in(layer, rows, png):
+    """Fill in and save the form of each row, as a person does. Returns the choices that it offers."""
+    choices = {}
+    layer.startEditing()
+    for row in rows:
+        (feature,) = layer.getFeatures(QgsFeatureRequest().setFilterExpression(row.pop("where")))
+        form = QgsAttributeForm(layer, feature)
+        form.setMode(QgsAttributeEditorContext.SingleEditMode)
+        form.resize(640, 560)
+        form.show()
+        QgsApplication.processEvents()
+        for column, text in row.items():
+            (widget,) = (each for kind in (QComboBox, QLineEdit) for each in form.findChildren(kind, column))
+            assert widget.isEnabled(), column
+            if isinstance(widget, QComboBox):
+                choices[column] = [widget.itemText(index) for index in range(widget.count())]
+                widget.setCurrentIndex(0 if text is None else choices[column].index(text))
+            else:
+                QTest.mouseClick(widget, Qt.LeftButton)
+                QTest.keyClicks(widget, text)
+        form.save()
+        if png:
+            form.grab().save(png)
+    assert layer.commitChanges(), layer.commitErrors()
+    return choices
+
+
 def main():
     wish = json.loads(sys.argv[1])
-    app = QgsApplication([], False)
+    app = QgsApplication([], "edit" in wish)  # forms need windows
     app.initQgis()
     project = QgsProject.instance()
     vectors = [
@@ -135,6 +173,12 @@ def main():
     ]
     report = {"qgis": Qgis.QGIS_VERSION}
     report["layers"] = [describe(layer) if layer.isValid() else None for layer in vectors]
+    if "edit" in wish:
+        QgsGui.editorWidgetRegistry().initEditors()
+        project.addMapLayers(vectors)
+        report["choices"] = [
+            fill_in(layer, rows, wish.get("form")) for layer, rows in zip(vectors, wish["edit"], strict=True)
+        ]
     if all(report["layers"]) and "png" in wish:
         layers = list(vectors)
         if "under" in wish:

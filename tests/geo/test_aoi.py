@@ -72,6 +72,14 @@ def test_a_country_is_an_area_of_interest(tmp_path: Path, before: Path) -> None:
         assert len(reader.chips(SIZE)) == 15
 
 
+def test_a_box_with_latitudes_first(before: Path) -> None:
+    west, south, east, north = 3.0, 45.153, 3.001, 45.154
+    with opened(before, before, bbox=(west, south, east, north)):
+        pass
+    with pytest.raises(RasterError, match="with x and y swapped it does: the order is longitude, latitude"):
+        opened(before, before, bbox=(south, west, north, east)).__enter__()
+
+
 def test_bbox_over_the_antimeridian(tmp_path: Path) -> None:
     transform = Affine(10, 0, 818_000, 0, -10, 1000)
     path = write_raster(tmp_path / "fiji.tif", noise(3, 400, 3200), crs="EPSG:32660", transform=transform)

@@ -65,6 +65,11 @@ def test_a_point_outside_is_refused(tmp_path: Path) -> None:
             chip_at(reader, lon, lat, 32)
         with pytest.raises(RasterError, match="outside"):
             chip_at(reader, 0, 95, 32)
+        lon, lat = at_pixel(reader, 80, 50)
+        with pytest.raises(RasterError, match=rf"; {lon:g},{lat:g} is inside: the order is longitude, lat"):
+            chip_at(reader, lat, lon, 32)
+        with pytest.raises(RasterError, match="are coordinates in EPSG:32631: give longitude, lat"):
+            chip_at(reader, 500_040, 4_999_975, 32)
         for window in (Window(-1, 0, 9, 9), Window(150, 0, 11, 9), Window(0, 0, 0, 9)):
             with pytest.raises(RasterError, match="is not in the pair"):
                 chip_of_window(reader, window, 32)

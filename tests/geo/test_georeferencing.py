@@ -154,7 +154,9 @@ def add_rpcs(path: Path) -> None:
 def test_a_crs_alone_places_nothing(tmp_path: Path, before: Path) -> None:
     """Rasters with a CRS and no transform were placed at 0, 0 without a word."""
     bare = [write_raster(tmp_path / f"{name}.tif", smooth(), transform=None) for name in "ba"]
-    message = r"b\.tif and .*a\.tif: no transform beside its CRS \(EPSG:32631\).*-a_ullr .*--allow-no-crs"
+    message = (
+        r"b\.tif and .*a\.tif: no transform beside its CRS \(EPSG:32631\).*-a_ullr .*`allow_no_crs=True`"
+    )
     with pytest.raises(RasterError, match=message):
         opened(*bare).__enter__()
     for pair in ((before, bare[1]), (bare[1], before)):

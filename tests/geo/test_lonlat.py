@@ -10,7 +10,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
-from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.geobox import LONLAT, GeoBox, lonlat_of, project
 from deltavlm.geo.grid import Chip, ChipGrid
 from deltavlm.geo.lonlat import (
     cut_at_180,
@@ -28,6 +28,38 @@ FULL_DISK = "+proj=geos +h=35785831 +lon_0=140.7 +sweep=y +datum=WGS84"
 def chips_of(crs: str, pixel: float, left: float, top: float, size: tuple[int, int] = (256, 256)) -> ChipGrid:
     transform = Affine(pixel, 0, left, 0, -pixel, top)
     return ChipGrid(GeoBox(*size, transform, CRS.from_user_input(crs)), 256)
+
+
+CURVED = ("sinu +R=6371007.181", "eqearth", "hammer", "sinu +lon_0=150")
+
+
+@pytest.mark.parametrize("projection", CURVED)
+def test_a_map_ends_at_its_curved_edge(projection: str) -> None:
+    """PROJ gives what lies beyond the edge, as in the outer tiles of MODIS, places on the other side."""
+    crs = CRS.from_string(f"+proj={projection}")
+    middle = 150.0 if "150" in projection else 0.0
+    ground = pyproj.Transformer.from_crs(4326, crs.to_wkt(), always_xy=True)
+    x, y = ground.transform(middle + 179.999, 45)
+    edge = GeoBox(512, 512, Affine(500, 0, x - 128_000, 0, -500, y + 128_000), crs)  # ends 128 km beyond
+    outlines = [to_lonlat(crs)(chip.footprint) for chip in ChipGrid(edge, 256)]
+    west, south, east, north = shapely.union_all(outlines).bounds
+    assert south == pytest.approx(44, abs=0.2)
+    assert 45 < north < 46.2
+    assert east - west < 8  # all on one side
+    beyond = np.array([(x + 100_000, y)])
+    assert not np.isfinite(project(beyond, crs, LONLAT)).any()
+    assert lonlat_of(beyond, crs) == [None]
+    inside = project(np.array([(x - 100_000, y)]), crs, LONLAT)
+    assert np.isfinite(inside).all()
+
+
+@pytest.mark.parametrize("code", ["EPSG:3857", "EPSG:32660", "EPSG:3832"])
+def test_other_maps_go_on_beyond_180(code: str) -> None:
+    crs = CRS.from_string(code)
+    points = project(np.array([(179.9, 60.0), (180.1, 60.0)]), LONLAT, crs)
+    if code == "EPSG:3857":
+        points[1, 0] = points[0, 0] + 30_000
+    assert [round(lon) % 360 for lon, _ in lonlat_of(points, crs)] == [180, 180]  # type: ignore[misc]
 
 
 def share_inside(grid: ChipGrid, chip: Chip, outline: BaseGeometry, steps: int = 31) -> float:

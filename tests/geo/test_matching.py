@@ -141,7 +141,7 @@ def test_an_image_of_one_color_is_left_as_it_is(tmp_path: Path) -> None:
     write_raster(paths[1], np.full((3, SIDE, SIDE), 90, np.uint8), photometric="RGB")
     with opened(paths, match="histogram") as reader:
         assert reader.color_match is None
-        assert any(warning.startswith("--match") for warning in reader.warnings)
+        assert any(warning.startswith("`match`") for warning in reader.warnings)
         assert (read_whole(reader).after == 90).all()
 
 

@@ -106,7 +106,7 @@ def test_an_offset_of_half_a_pixel_is_warped_with_a_note(tmp_path: Path, before:
     after = write_raster(tmp_path / "after.tif", smooth(), transform=moved(0.5, 0))
     with opened(before, after) as reader:
         assert any("warped" in note and "0.50 px off" in note for note in reader.notes)
-    with pytest.raises(RasterError, match=r"after\.tif: not on the grid.*0\.50 px off.*--align auto"):
+    with pytest.raises(RasterError, match=r"after\.tif: not on the grid.*0\.50 px off.*`align='auto'`"):
         opened(before, after, align="strict").__enter__()
 
 
@@ -187,7 +187,7 @@ def test_pictures_lie_pixel_on_pixel(tmp_path: Path, suffix: str) -> None:
         images = mosaic(reader, read_all(reader))
         assert json.dumps(reader.provenance())
     assert np.abs(images[0].astype(int) - smooth()).max() <= (0 if suffix == "png" else 30)
-    with pytest.raises(RasterError, match=r"b\.\w+ and .*a\.\w+: no CRS.*--allow-no-crs"):
+    with pytest.raises(RasterError, match=r"b\.\w+ and .*a\.\w+: no CRS.*`allow_no_crs=True`"):
         opened(*paths).__enter__()
     for wish in ({"gsd_m": 1.0}, {"bbox": (0.0, 0.0, 1.0, 1.0)}):
         with pytest.raises(ConfigError, match="CRS"):

@@ -34,10 +34,12 @@ def regions(labels: NDArray[np.uint8], block: int) -> list[Region]:
     return polygonizer.regions()
 
 
-@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 7, 32, 100])
+@pytest.mark.parametrize("block", [1, 7, 32, 100])
 def test_cuts_do_not_show(labels: NDArray[np.uint8], block: int) -> None:
+    if block == 1:
+        labels = labels[:40, :50]  # a block costs the same, of whatever size
     single, cut = regions(labels, 1000), regions(labels, block)
-    assert len(single) == len(cut) > 20
+    assert len(single) == len(cut) > (5 if block == 1 else 20)
     for first, second in zip(single, cut, strict=True):
         assert (first.value, first.pixels) == (second.value, second.pixels)
         assert first.mean == pytest.approx(second.mean)

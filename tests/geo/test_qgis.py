@@ -22,7 +22,19 @@ from deltavlm.config import shipped_config
 from deltavlm.geo.features import Feature, Layer
 from deltavlm.geo.sinks import open_sink
 from deltavlm.geo.styles import STEPS, STYLES, layer_style
-from deltavlm.pipeline.schema import CHANGES, GRID, LOCATIONS, PAIRS, chips_layer, with_pair_columns
+from deltavlm.pipeline.outputs import polygons_path
+from deltavlm.pipeline.outputs_reader import read_output
+from deltavlm.pipeline.schema import (
+    CHANGES,
+    GRID,
+    LOCATIONS,
+    PAIRS,
+    VERDICTS,
+    chips_layer,
+    with_pair_columns,
+)
+from deltavlm.summaries.results import read_results
+from deltavlm.summaries.review import summarize_review
 from deltavlm.tasks.questions import load_questions
 
 SCRIPT = Path(__file__).with_name("qgis_look.py")
@@ -70,6 +82,18 @@ def test_grades_meet_and_cover_every_score() -> None:
     assert [low for low, _ in grades if low >= 0] == [0, 0.2, 0.4, 0.6, 0.8]
     assert grades[-1][1] == 1
     assert len(list(renderer.iter("symbol"))) == len(grades)
+
+
+def test_only_what_people_fill_in_is_editable() -> None:
+    for layer, editable in ((CHIPS, ["verdict", "note"]), (CHANGES, ["verdict", "note"]), (GRID, [])):
+        root = ET.fromstring(layer_style(layer) or "")
+        flags = {each.attrib["name"]: each.attrib["editable"] for each in root.iterfind("editable/field")}
+        assert [*flags] == ["fid", *(column.name for column in layer.fields)]
+        assert [name for name, flag in flags.items() if flag == "1"] == editable
+        in_form = [each.attrib["name"] for each in root.iter("attributeEditorField")]
+        assert in_form == (
+            editable and [*editable, *(name for name in flags if name not in ("fid", *editable))]
+        )
 
 
 # --- with QGIS --------------------------------------------------------------------------------------------
@@ -218,3 +242,68 @@ def test_changes_are_drawn_by_class(tmp_path: Path) -> None:
     assert building[2] < min(building[0], building[1]) - 20  # yellow
     assert road[0] < min(road[1], road[2]) - 10  # blue
     assert other[1] < min(other[0], other[2]) - 10  # purple
+
+
+CHIP: dict[str, object] = {
+    **{"chip_id": "r00000_c00000", "status": "answered", "changed": True, "changed_score": 0.123456789},
+    **{"conflicts": ["changed_without_mask"], "road_cells": ["center", "top"], "ground_share": 0.87890625},
+}
+POLYGON: dict[str, object] = {
+    **{"class": "building", "kind": "building_built", "area_m2": 362.87512345, "mean_score": 0.8253220326},
+    **{"chip_ids": ["r00000_c00000", "r00000_c00224"], "lon": 15.003741718271723, "lat": 48.75184301207319},
+}
+EDITS: list[dict[str, object]] = [
+    {"where": "polygon_id = 1", "verdict": "accept"},
+    {"where": "polygon_id = 2", "verdict": "road", "note": "a <wide> road"},
+    {"where": "polygon_id = 3", "verdict": "reject", "note": "a shadow"},
+    {"where": "polygon_id = 4", "verdict": "other"},
+    {"where": "polygon_id = 4", "verdict": None},
+]
+
+
+@pytest.mark.qgis
+@pytest.mark.slow
+@needs_qgis
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_a_review_in_the_form_of_qgis(tmp_path: Path, suffix: str) -> None:
+    """Saving the form of a row once rounded its numbers, and emptied its lists in a GeoPackage."""
+    path = tmp_path / f"out{suffix}"
+    one_file = suffix == ".gpkg"
+    polygons = path if one_file else polygons_path(path)
+    features = {
+        "chips": [Feature(square(0), CHIP), Feature(square(1), {**CHIP, "chip_id": "r00000_c00224"})],
+        "changes": [Feature(square(step), {**POLYGON, "polygon_id": step + 1}) for step in range(5)],
+    }
+    provenance = {"tool": "deltavlm analyze", "changes": {"chips": "changed"}}
+    for file, layers in (
+        {path: (CHIPS, CHANGES)} if one_file else {path: (CHIPS,), polygons: (CHANGES,)}
+    ).items():
+        with open_sink(file, layers, CRS.from_epsg(32631), provenance) as sink:
+            for layer in layers:
+                sink.write(layer.name, features[layer.name])
+    before = {name: read_output(path).rows(name) for name in ("chips", "changes")}
+
+    layers = (f"{path}|layername=changes", f"{path}|layername=chips") if one_file else (polygons, path)
+    chip = {"where": "chip_id = 'r00000_c00000'", "verdict": "accept", "note": "x"}
+    seen = run_qgis(*layers, edit=[EDITS, [chip]])
+    assert seen["choices"] == [{"verdict": ["<none>", *VERDICTS[name]]} for name in ("changes", "chips")]
+    assert [layer["editable"] for layer in seen["layers"]] == [["verdict", "note"]] * 2
+
+    after = {name: read_output(path).rows(name) for name in ("chips", "changes")}
+    opinions = {
+        name: [tuple(row.pop(column) for column in ("verdict", "note")) for row in rows]
+        for name, rows in after.items()
+    }
+    assert opinions["chips"] == [("accept", "x"), (None, None)]
+    assert opinions["changes"] == [
+        *(("accept", None), ("road", "a <wide> road"), ("reject", "a shadow"), (None, None), (None, None)),
+    ]
+    for name, rows in before.items():
+        assert [{**row, "verdict": None, "note": None} for row in after[name]] == rows
+    review = summarize_review(read_results([path]))
+    assert review
+    assert review.as_json()["polygon_class"]["right"] == 1
+    assert (review.accepted, review.changed_chips and review.changed_chips.right) == (
+        {"building": 1, "road": 1},
+        1,
+    )

@@ -136,14 +136,14 @@ FLAT_BLUE = np.concatenate([sample(0, 3000)[:2], np.full((1, 5000), 9999)])
     ("values", "stretch", "scale", "words"),
     [
         (sample(1, 100) / 100, FIXED, "0,3000", r"is black: its values are mostly 0\.\d+ to 0\.\d+; give LO"),
-        (sample(8000, 9000), FIXED, "0,3000", r"it is white: .* such as --scale 80[12]\d,89[789]\d"),
-        (sample(1000, 1010), FIXED, "auto", "of one color: .* --scale per-date"),
+        (sample(8000, 9000), FIXED, "0,3000", r"it is white: .* such as `scale='80[12]\d,89[789]\d'`"),
+        (sample(1000, 1010), FIXED, "auto", "of one color: .* `scale='per-date'`"),
         (FLAT_BLUE, FIXED, "pct:2,98", "of one value in blue: .* check the file"),
         (sample(0, 2) * 3000, FIXED, "0,3000", "nothing but black and white"),
-        (sample(0, 9, "uint8"), None, "auto", "it is black: its values .* --scale pct:2,98 stretches it"),
+        (sample(0, 9, "uint8"), None, "auto", "it is black: its values .* `scale='pct:2,98'` stretches it"),
         (np.zeros((3, 99), "uint8"), None, "auto", "black: nearly all of its values are 0; check the file"),
         (np.empty((3, 0)), FIXED, "auto", "no pixel with data; check its nodata value"),
-        (sample(8000, 9000), FIXED, "none", "with --scale none it is white: .* --scale auto stretches it"),
+        (sample(8000, 9000), FIXED, "none", "with `scale='none'` it is white: .* `scale='auto'` stretches"),
         (sample(0, 3000), FIXED, "0,3000", None),
         (sample(0, 99, "uint8"), None, "auto", None),
         (FLAT_BLUE.clip(0, 200).astype("uint8"), None, "auto", None),  # colors as they are

@@ -278,11 +278,11 @@ def test_outlines_and_given_registrations_read_no_window(
 
 
 @pytest.mark.parametrize(
-    ("lengths", "says"), [([], None), ([0.2, 0.9, 4.0], None), ([1.4, 2.0, 9.0], "2.0 px")]
+    ("lengths", "says"), [([], "not known"), ([0.2, 0.9, 4.0], None), ([1.4, 2.0, 9.0], "2.0 px")]
 )
 def test_a_caveat_of_chips_is_about_their_median(lengths: list[float], says: str | None) -> None:
     caveat = shift_caveat(lengths)
-    assert caveat is None if says is None else caveat is not None and says in caveat and "3 chips" in caveat
+    assert caveat is None if says is None else caveat is not None and says in caveat
 
 
 # --register

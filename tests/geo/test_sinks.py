@@ -378,7 +378,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "folder.gpkg").mkdir()
     (tmp_path / "a!b").mkdir()
     for path, words in {
-        existing: "exists already; add --overwrite",
+        existing: "exists already; add `overwrite=True`",
         tmp_path / "folder.gpkg": "is a folder",
         tmp_path / "a!b" / "out.gpkg": "a ! in its name",
         tmp_path: "is a folder; name a file in it",

@@ -90,8 +90,8 @@ def test_bands_by_label_by_wish_and_by_guess(tmp_path: Path) -> None:
     with opened(labelled, plain) as reader:
         images = mosaic(reader, read_all(reader))
         assert reader.notes == (
-            "after: no bands are named or labelled red, green and blue: bands 1,2,3 are taken (--bands "
-            "chooses others)",
+            "after: no bands are named or labelled red, green and blue: bands 1,2,3 are taken "
+            "(`before_bands` and `after_bands` choose others)",
             "red, green, blue are bands 3,2,1 of before, and bands 1,2,3 of after",
         )
         assert reader.warnings == reader.notes[:1]  # a guess may make the answers wrong

@@ -169,14 +169,17 @@ def equal(result: ChipPixels | RasterError, expected: ChipPixels) -> bool:
 @pytest.mark.parametrize(("size", "overlap"), [(SIZE, 0), (SIZE, 10), (256, 0)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_pixels_are_those_of_chip_by_chip(
-    tmp_path: Path, layout: str, size: int, overlap: int, strip_size: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, size: int, overlap: int
 ) -> None:
+    """In strips of three rows of chips at most, and in one strip of all rows."""
     before, after, options = LAYOUTS[layout](tmp_path)
     with opened(before, after, **options) as reader:
         expected = [reader.read(chip) for chip in reader.chips(size, overlap)]
-        results = list(read_chips(reader, reader.chips(size, overlap)))
-    assert [chip for chip, _ in results] == [pixels.chip for pixels in expected]
-    assert all(equal(result, pixels) for (_, result), pixels in zip(results, expected, strict=True))
+        for strip_rows in (3 * SIZE, strips.STRIP_ROWS):
+            monkeypatch.setattr(strips, "STRIP_ROWS", strip_rows)
+            results = list(read_chips(reader, reader.chips(size, overlap)))
+            assert [chip for chip, _ in results] == [pixels.chip for pixels in expected]
+            assert all(equal(result, pixels) for (_, result), pixels in zip(results, expected, strict=True))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasterio.errors import RasterioIOError
 
 from deltavlm.errors import ConfigError
+from deltavlm.geo.warp import without_alpha
 from tests.geo.reading import COLS, ROWS, SAME_IMAGE, SIZE, mosaic, opened, read_all, read_pair
 from tests.rasters import moved, noise, smooth, write_raster
 
@@ -278,6 +281,21 @@ def test_near_infrared_labelled_alpha_hides_nothing(tmp_path: Path, before: Path
         assert any("alpha" in note for note in reader.notes)
     assert images[2][5:-5, 5:-5].all()
     assert np.abs(images[0].astype(int) - images[1])[:, images[2]].max() <= 12
+
+
+def test_a_raster_without_its_alpha_label_is_opened_by_its_own_driver(tmp_path: Path) -> None:
+    """A VRT opens its source by any driver that takes it: here a file that has become a PNG since."""
+    pixels = np.concatenate([smooth(3), noise(1)])
+    tiff, png = (write_raster(tmp_path / name, pixels, driver=name.upper()) for name in ("gtiff", "png"))
+    with rasterio.open(tiff, driver="GTiff") as raster:
+        assert raster.colorinterp[3].name == "alpha"
+        with without_alpha(raster) as unlabelled:
+            assert unlabelled.colorinterp[3].name == "undefined"
+            assert (unlabelled.read() == pixels).all()
+        with without_alpha(raster) as unlabelled:
+            shutil.copy(png, tiff)
+            with pytest.raises(RasterioIOError):
+                unlabelled.read()
 
 
 def test_alpha_with_soft_edges_is_alpha_unless_refused(tmp_path: Path, before: Path) -> None:

@@ -209,7 +209,7 @@ def test_other_failures_of_torch_are_model_errors(
         raise RuntimeError("kernel failed\nand more")
 
     monkeypatch.setattr(predictor.model, "encode_pair", broken)
-    with pytest.raises(ModelError, match="1 pairs failed on cpu: kernel failed; try"):
+    with pytest.raises(ModelError, match="1 pair failed on cpu: kernel failed; try"):
         predictor.encode(*pairs(1))
 
 

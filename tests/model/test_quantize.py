@@ -128,7 +128,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_unsupported_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: object())
-    with pytest.raises(InputError, match="--quantize int4 runs on cuda and cpu, not on mps"):
+    with pytest.raises(InputError, match="`quantize='int4'` runs on cuda and cpu, not on mps"):
         check_quantize("int4", "mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(InputError, match="not on mps"):

@@ -256,12 +256,12 @@ def test_an_answer_without_a_score_ignores_the_threshold(scene: Scene) -> None:
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
 def test_a_threshold_is_a_probability(scene: Scene, threshold: float) -> None:
-    with pytest.raises(ConfigError, match="--threshold"):
+    with pytest.raises(ConfigError, match="`threshold="):
         single_job(scene, threshold=threshold)
 
 
 def test_a_threshold_needs_the_question(scene: Scene) -> None:
-    with pytest.raises(ConfigError, match="--threshold needs the yes/no question"):
+    with pytest.raises(ConfigError, match="`threshold` needs the yes/no question"):
         single_job(scene, (QuestionSpec("caption", "caption"),), threshold=0.5)
 
 
@@ -374,7 +374,7 @@ def test_provenance_is_json_and_names_what_was_used(scene: Scene, model: Scripte
         (1.005, None),  # half a per cent of rounding in a warp
         (1.1, "1.1 m"),
         (10.0, "10 m"),
-        (0.1, "--gsd 0.5"),
+        (0.1, "`gsd_m=0.5`"),
         (None, "not known"),
     ],
 )

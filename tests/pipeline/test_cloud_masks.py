@@ -76,10 +76,10 @@ def test_a_run_does_not_go_on_with_another_mask(
         ReadOptions(after_cloud_mask=f"{scl}=3"),
         ReadOptions(before_cloud_mask=str(scl)),
     ):
-        with pytest.raises(OutputError, match="--no-resume starts over"):
+        with pytest.raises(OutputError, match="`resume=False` starts over"):
             run_job(job_into(path, scene, read=other, batch_size=1), ScriptedModel())
     write_raster(scl, np.full((1, ROWS, COLS), 9, np.uint8), compress="deflate")
-    with pytest.raises(OutputError, match="--no-resume starts over"):
+    with pytest.raises(OutputError, match="`resume=False` starts over"):
         run_job(job_into(path, scene, read=read, batch_size=1), ScriptedModel())
 
 

@@ -24,13 +24,13 @@ def job_of(pairs: PairList, **output: Any) -> AnalyzeJob:
 @pytest.mark.parametrize(
     ("pairs", "output", "message"),
     [
-        (SINGLE, {"path": Path("o.gpkg"), "layer": "changes"}, "without --polygons"),
+        (SINGLE, {"path": Path("o.gpkg"), "layer": "changes"}, "without `polygons`"),
         (SINGLE, {"path": Path("o.gpkg"), "layer": "pairs"}, "is for many pairs"),
         (LISTED, {"path": Path("o"), "per_pair": True, "layer": "pairs"}, "is for one output"),
         (SINGLE, {"polygons": True}, "need a file"),
         (LISTED, {"probability": Path("p.tif")}, "need a file"),
-        (LISTED, {"path": Path("o.gpkg"), "mask": Path("m.tif")}, r"--mask m\.tif: many pairs"),
-        (LISTED, {"path": Path("o.gpkg"), "probability": Path("p")}, "--probability p: many pairs"),
+        (LISTED, {"path": Path("o.gpkg"), "mask": Path("m.tif")}, r"`mask=m\.tif`: many pairs"),
+        (LISTED, {"path": Path("o.gpkg"), "probability": Path("p")}, "`probability=p`: many pairs"),
     ],
 )
 def test_contradictions_are_refused(pairs: PairList, output: dict[str, Any], message: str) -> None:
@@ -42,7 +42,7 @@ def test_a_cascade_needs_the_yes_no_question() -> None:
     without = tuple(question for question in QUESTIONS if question.task != "change")
     options = AnalyzeOptions(cascade=True)
     assert AnalyzeJob(pairs=SINGLE, questions=QUESTIONS, options=options).asks_change
-    with pytest.raises(ConfigError, match="--cascade needs the yes/no question"):
+    with pytest.raises(ConfigError, match="`cascade=True` needs the yes/no question"):
         AnalyzeJob(pairs=SINGLE, questions=without, options=options)
 
 

@@ -127,7 +127,7 @@ def test_an_unknown_version_is_refused(path: Path) -> None:
     path.write_text(json.dumps({"deltavlm_journal": VERSION + 1, **HEADER}) + "\n")
     content = path.read_bytes()
     with (
-        pytest.raises(OutputError, match=rf"format {VERSION + 1}, .* add --no-resume"),
+        pytest.raises(OutputError, match=rf"format {VERSION + 1}, .* add `resume=False`"),
         open_journal_file(path, HEADER),
     ):
         pass
@@ -211,7 +211,7 @@ def test_a_journal_has_a_key_of_its_own(path: Path) -> None:
     header = json.loads(path.read_text().splitlines()[0])
     for key in (None, 7, "no digits", ""):
         path.write_text(json.dumps({**header, KEY: key}) + "\n")
-        with pytest.raises(OutputError, match=r"its first line is damaged \(key\); --no-resume"):
+        with pytest.raises(OutputError, match=r"its first line is damaged \(key\); `resume=False`"):
             open_journal_file(path, HEADER).__enter__()
 
 

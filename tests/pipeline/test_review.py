@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pyogrio
 import pytest
 
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.pipeline.outputs_reader import Output, read_output
-from deltavlm.pipeline.review import Opinion, read_review, with_review
+from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output
+from deltavlm.pipeline.review import Opinion, check_verdicts, read_review, with_review
 from deltavlm.summaries.results import read_results
 from deltavlm.summaries.review import Precision, summarize_review
 from tests.conftest import Scene
@@ -65,11 +66,17 @@ def test_json_and_csv_say_the_same() -> None:
         ('{"review": [{"layer": "cells", "id": "1"}]}', "its layer is 'cells', not one of chips, changes"),
         ('{"review": [{"layer": "chips"}]}', "row 1: names no chip_id"),
         ('{"review": [{"layer": "chips", "id": "x", "verdict": "maybe"}]}', "its verdict is 'maybe'"),
+        (
+            '{"review": [{"layer": "chips", "id": "x", "verdict": "road"}]}',
+            "its verdict is 'road', not one of accept, reject$",
+        ),
         ('{"review": [{"layer": "chips", "id": "x", "note": [1]}]}', "row 1, note: is no text"),
         (
             '{"review": [{"layer": "chips", "id": "x"}, {"layer": "chips", "id": "x"}]}',
             "row 2: is the second",
         ),
+        ('{"review": []}', "holds no verdicts"),
+        ("layer,pair_id,id,verdict,note\n", "holds no verdicts"),
         ("a,b\n1,2\n", "is no review, whose columns are layer, pair_id, id, verdict, note"),
         ('layer,pair_id,id,verdict,note\n"', "is not valid CSV"),
     ],
@@ -103,6 +110,17 @@ def test_a_review_of_an_output_of_another_name(output: Output) -> None:
     Path("review.json").write_text(json.dumps({"output": "other.gpkg", "review": ROWS}))
     with pytest.raises(InputError, match=r"is the review of other.gpkg, not of out.gpkg"):
         with_review(output, read_review(Path("review.json")))
+
+
+@pytest.mark.parametrize(("layer", "name"), [("chips", "chip_id r00000_c00000"), ("changes", "polygon_id 1")])
+def test_a_verdict_in_a_column_that_is_none(output: Output, layer: str, name: str) -> None:
+    """It counted as rejected; other programs than QGIS offer no choices."""
+    frame = output.layers[layer].copy()
+    frame["verdict"] = ["yes"] + [None] * (len(frame) - 1)
+    wrong = replace(output, layers={**output.layers, layer: frame})
+    with pytest.raises(InputError, match=rf"out\.gpkg, {name}: its verdict is 'yes', not one of accept, re"):
+        check_verdicts(wrong)
+    check_verdicts(output)
 
 
 def test_pairs_of_a_list_are_told_apart(model: ScriptedModel, tmp_path: Path) -> None:
@@ -187,6 +205,27 @@ def test_columns_edited_in_a_gis_count(output: Output) -> None:
     assert summary.changed_chips.right == 0
     assert summary.unchanged_chips is not None
     assert (summary.unchanged_chips.right, summary.unchanged_chips.reviewed) == (1, 1)
+
+
+def test_verdicts_follow_the_calls_at_a_threshold(output: Output) -> None:
+    """A page at a threshold showed a verdict written in QGIS on the opposite call, and downloaded it so."""
+    with pyogrio_edit("out.gpkg", "chips") as frame:
+        frame["verdict"] = frame["verdict"].astype("object")
+        frame.loc[frame["changed"] == True, "verdict"] = "accept"  # noqa: E712
+        frame.loc[frame["chip_id"] == "r00000_c00000", "verdict"] = "accept"
+
+    def verdicts(threshold: float | None) -> list[tuple[bool, str]]:
+        rows = read_output(Path("out.gpkg"), threshold=threshold).rows("chips")
+        return sorted((row["changed"], row["verdict"]) for row in rows if row["verdict"])
+
+    assert verdicts(None) == verdicts(0.5) == [(False, "accept"), (True, "accept")]
+    assert verdicts(0.95) == [(False, "accept"), (False, "reject")]
+    assert verdicts(0) == [(True, "accept"), (True, "reject")]
+    for threshold in (None, 0.0, 0.95):
+        truths = read_results([Path("out.gpkg")], threshold=threshold).chips["truth"].tolist()
+        assert sorted(truth for truth in truths if truth is not None) == [False, True]
+    twice = at_threshold(at_threshold(read_output(Path("out.gpkg")), 0.95), 0.5)
+    assert {row["verdict"] for row in twice.rows("chips")} == {None, "accept"}
 
 
 class pyogrio_edit:

@@ -122,7 +122,7 @@ def test_a_smaller_limit_than_an_interrupted_run_had(
         run_job(job_into("out.geojson", scene, batch_size=2), model)
     result = run_job(job_into("out.geojson", scene, batch_size=2, limit=4), model, notes)
     assert "resuming: 4 of 4 chips done" in notes
-    assert "2 results beyond --limit 4 of the interrupted run are discarded" in caplog.text
+    assert "2 results beyond `limit=4` of the interrupted run are discarded" in caplog.text
     assert result.chips == 4
 
 

@@ -197,6 +197,19 @@ def test_the_score_of_a_polygon_is_that_of_the_threshold(scene: Scene) -> None:
     assert row["mean_score"] == pytest.approx(0.8, abs=0.01)
 
 
+def test_the_mask_ends_at_the_area_of_interest(scene: Scene, bright: ScriptedModel) -> None:
+    """The house, columns 70 to 79, ended at the chip; the probabilities still do, for `polygonize`."""
+    box = ReadOptions(bbox=(500_000, 4_999_952, 500_037.6, 5_000_000), bbox_crs="EPSG:32631")
+    run_job(job_into("out.gpkg", scene, read=box, overlap_px=0, polygons=True, **RASTERS), bright)
+    (mask,), (building, *_) = read_pixels("m.tif"), read_pixels("p.tif")
+    assert (mask[40:50, 70:75] == 1).all()
+    assert (mask[:, 75:] == 255).all()
+    assert (mask[:, :75] != 255).all()
+    assert (building[41:49, 71:79] > 200).all()
+    (row,) = layer("out.gpkg", "changes")
+    assert row["geometry"].bounds[2] == pytest.approx(500_037.6)
+
+
 def test_polygons_are_drawn_where_nobody_asked_whether_it_changed(scene: Scene) -> None:
     job = job_into("out.gpkg", scene, polygons=True, overlap_px=0)
     model = ScriptedModel()
@@ -244,7 +257,7 @@ def test_the_layer_changes_alone(scene: Scene, bright: ScriptedModel) -> None:
     run_job(job_into("out.geojson", scene, polygons=True, layer="changes"), bright)
     assert {path.name for path in Path().iterdir()} == {"out.geojson", "out.qml"}
     assert [row["properties"]["class"] for row in features("out.geojson")] == ["building"]
-    with pytest.raises(ConfigError, match="without --polygons"):
+    with pytest.raises(ConfigError, match="without `polygons`"):
         job_into("other.geojson", scene, layer="changes")
 
 

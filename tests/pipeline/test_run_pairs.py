@@ -11,6 +11,7 @@ import pytest
 
 from deltavlm.errors import ConfigError, InputError, OutputError, PartialFailure
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.pipeline.plan import plan_run
 from tests.conftest import Scene
 from tests.jobs import interrupted_after, job_into, run_job
 from tests.pairs import features, layer, write_pairs
@@ -152,6 +153,26 @@ def write_mixed(folder: Path) -> Path:
     return path
 
 
+def test_every_pair_of_a_list_must_have_a_place_in_geojson(model: ScriptedModel, tmp_path: Path) -> None:
+    """Only the first was checked, so that rows of the others had no polygon."""
+    site = 'LOCAL_CS["a building site",UNIT["metre",1]]'
+    write_pairs(tmp_path / "utm", 1)
+    write_pairs(tmp_path / "site", 1, crs=site)
+    path = tmp_path / "list.csv"
+    path.write_text(
+        "id,before,after\nlost,no.tif,no.tif\nutm,utm/b0.tif,utm/a0.tif\nsite,site/b0.tif,site/a0.tif\n"
+    )
+    for name in ("out.geojson", None):
+        job = job_into(name, path)
+        with pytest.raises(OutputError, match=r"pair site: .*'a building site' does not lead to longitude"):
+            run_job(job, model)
+        with pytest.raises(OutputError, match="pair site: "):
+            plan_run(job, 32, 0.5)
+    assert model.batches == []
+    run_job(job_into("out.gpkg", path), model)
+    assert model.batches
+
+
 def test_pairs_of_several_crss_are_written_in_longitude_and_latitude(
     model: ScriptedModel,
     tmp_path: Path,
@@ -228,7 +249,7 @@ def test_a_folder_of_outputs_retries_failed_chips_on_request(
     model.most = None
     result = run_job(job_into("each/", pairs), model)
     assert (result.outputs_skipped, result.failures) == (2, [])
-    assert "chips failed in 2 outputs (p0, p1); --retry-failed tries them again" in caplog.text
+    assert "chips failed in 2 outputs (p0, p1); `retry_failed=True` tries them again" in caplog.text
     assert layer("each/p0.gpkg", "chips")[0]["status"] == "error"
     assert not run_job(job_into("each/", pairs, retry_failed=True), model).failures
     assert layer("each/p0.gpkg", "chips")[0]["status"] == "answered"
@@ -244,7 +265,7 @@ def test_the_limit_counts_chips_of_the_whole_run(model: ScriptedModel, tmp_path:
         ("p0", "answered", 2),
         ("p1", "partly", 1),
     ]
-    assert "--limit" in rows[1]["reason"]
+    assert "the limit" in rows[1]["reason"]
     model.batches.clear()
     assert not run_job(job_into("each/", pairs, limit=3), model).failures
     assert model.batches == [2, 1]

@@ -51,7 +51,7 @@ def test_counts_and_cells_are_left_out_far_from_the_scale_of_the_training(
     )
     assert [name for name in left_out if row[name] is not None and row[name] == row[name]] == []
     assert "20 times coarser" in caplog.text
-    assert "--any-scale" in caplog.text
+    assert "`any_scale=True`" in caplog.text
     assert len(layer("far.gpkg", "locations")) == 0
 
     run_job(job_into("kept.gpkg", pair_of_gsd("far", 10.0), any_scale=True), model)

@@ -62,6 +62,27 @@ def test_chips_have_their_shift_and_a_resumed_run_the_same(
     assert sum("off before" in warning for warning in warnings) == 1
 
 
+def test_a_shift_that_cannot_be_measured_is_told_once(
+    shifted: tuple[Path, Path], model: ScriptedModel, tmp_path: Path
+) -> None:
+    """Flat ground: nobody said that a misregistration would not be seen."""
+    told = "the shift between the dates cannot be measured in any chip"
+    flat = tuple(
+        write_raster(tmp_path / f"{name}.tif", np.full((3, SIDE, SIDE), 90, np.uint8)) for name in ("b", "a")
+    )
+    (tmp_path / "pairs.csv").write_text(
+        f"id,before,after\none,{flat[0]},{flat[1]}\ntwo,{flat[1]},{flat[0]}\n"
+    )
+    for number, (pairs, count) in enumerate(((flat, 1), (tmp_path / "pairs.csv", 1), (shifted, 0))):
+        notes: list[str] = []
+        path = tmp_path / f"{number}.gpkg"
+        run_job(job_into(str(path), pairs, chip_px=CHIP), model, notes)  # type: ignore[arg-type]
+        assert sum(note.startswith(told) for note in notes) == count
+        results = read_results([path])
+        sentences = caveats(results, summarize_chips(results))
+        assert sum("is not known in any chip" in sentence for sentence in sentences) == count
+
+
 def test_pairs_have_their_shift(shifted: tuple[Path, Path], model: ScriptedModel, tmp_path: Path) -> None:
     before, after = shifted
     (tmp_path / "pairs.csv").write_text(f"id,before,after\nmoved,{before},{after}\nequal,{after},{after}\n")

@@ -13,7 +13,7 @@ import rasterio
 from rasterio.windows import Window
 
 from deltavlm.geo.pair import ReadOptions
-from deltavlm.model.interface import Masks, Question
+from deltavlm.model.interface import Masks, Question, Reply
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.totals import Totals, sum_totals
@@ -25,7 +25,7 @@ from deltavlm.summaries.stac import result_item
 from deltavlm.summaries.totals import as_row, summarize_chips
 from tests.jobs import job_into, run_job
 from tests.rasters import noise, write_raster
-from tests.scripted_model import UNCHANGED, ScriptedModel
+from tests.scripted_model import UNCHANGED, ScriptedModel, reply
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -81,7 +81,7 @@ def totals_everywhere(output: str, pair: tuple[Path, Path], **fields: Any) -> To
     model = SquareModel(script=script, chip_px=job.options.chip_px, poison=7)
     totals = run_job(job, model).totals
     expected = {
-        name: pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+        name: pytest.approx(value, rel=1e-3) if isinstance(value, float | dict) else value
         for name, value in totals.as_dict().items()
     }
     report = open_report(Path(output), ImageOptions())
@@ -91,7 +91,7 @@ def totals_everywhere(output: str, pair: tuple[Path, Path], **fields: Any) -> To
     summary = summarize_chips(results)
     assert summary.totals.as_dict() == expected
     row = as_row(summary)
-    for column in ("basis", "changed_km2", "changed_share", "new_buildings", "new_roads"):
+    for column in ("basis", "changed_km2", "changed_share", "new_buildings", "new_roads", "cloud_share"):
         assert row[column] == expected[column]
     assert row["looked_at_km2"] == expected["analyzed_km2"]
     properties = result_item(results, Path("item.json"), before_date="2020", after_date="2024")["properties"]
@@ -130,7 +130,10 @@ def test_changed_ground_by_polygons_is_exact(
     totals = totals_everywhere(output, pair, chip_px=chip_px, overlap_px=overlap_px, polygons=True)
     assert (totals.basis, totals.kinds) == ("polygons", {"building_built": number})
     assert totals.new_buildings == pytest.approx(number, rel=0.05)
-    assert totals.changed_km2 == pytest.approx(number * SIDE**2 * GSD_M**2 / 1e6, rel=1e-3)
+    area_m2 = number * SIDE**2 * GSD_M**2
+    assert totals.changed_km2 == pytest.approx(area_m2 / 1e6, rel=1e-3)
+    assert totals.kind_areas == {"building_built": pytest.approx(area_m2, rel=1e-3)}
+    assert totals.kinds_text == f"{number} building_built {totals.kind_areas['building_built']:,.0f} m²"
 
 
 @pytest.mark.parametrize("chip_px", [32, 96])
@@ -147,6 +150,22 @@ def test_ground_outside_of_the_area_of_interest_does_not_count(tmp_path: Path, c
     assert totals.new_buildings == pytest.approx(12 * 10, rel=0.1)
     totals = totals_everywhere("out.gpkg", pair, chip_px=chip_px, read=read, polygons=True)
     assert totals.kinds == {"building_built": 12 * 10}
+
+
+@pytest.mark.parametrize("chip_px", [32, 96])
+def test_clouds_hide_the_same_share_however_the_ground_is_cut(tmp_path: Path, chip_px: int) -> None:
+    """Also in chips that are not analyzed, as they are hidden whole."""
+    pair, _ = with_squares(tmp_path)
+    clouds = np.zeros((1, ROWS, COLS), np.uint8)
+    clouds[:, :, : COLS // 3] = clouds[:, : ROWS // 4] = 1
+    read = ReadOptions(after_cloud_mask=str(write_raster(tmp_path / "clouds.tif", clouds)))
+    totals = totals_everywhere("out.gpkg", pair, chip_px=chip_px, overlap_px=0, read=read)
+    assert totals.cloud_share == pytest.approx(1 / 3 + 2 / 3 / 4, rel=0.03)
+    assert totals.analyzed_km2 == pytest.approx(COLS * ROWS / 2 * GSD_M**2 / 1e6, rel=0.1)
+    assert str(totals).endswith(f"; {100 * totals.cloud_share:.2g} % of the ground hidden by clouds")
+    without = totals_everywhere("out.gpkg", pair, chip_px=chip_px, overlap_px=0)
+    assert without.cloud_share is None
+    assert (totals + without).cloud_share == pytest.approx(totals.cloud_share)  # of ground with a mask
 
 
 @pytest.mark.parametrize("output", ["out.gpkg", "out.geojson"])
@@ -182,10 +201,9 @@ def test_ground_beyond_the_limit_belongs_to_the_chips_within_it(tmp_path: Path) 
 def test_a_chip_called_unchanged_has_nothing_new(tmp_path: Path) -> None:
     """Its counts are a contradiction, kept in its row; a null is no such call."""
 
-    def contradicting(answer: str) -> Callable[[Any, Any, Question], str]:
-        return lambda before, after, question: (
-            "3 new buildings" if question.name == "count" else answer if question.name == "change" else ""
-        )
+    def contradicting(answer: str) -> Callable[[Any, Any, Question], Reply]:
+        said = {"count": reply("3 new buildings"), "change": Reply(answer, 0.9 if answer == "yes" else 0.1)}
+        return lambda before, after, question: said.get(question.name, reply(""))
 
     pair, _ = with_squares(tmp_path)
     for answer, each in (("no", 0), ("perhaps", 3), ("yes", 3)):
@@ -207,6 +225,12 @@ def test_figures_of_outputs_are_added() -> None:
         "changed ground 2.00 of 10.00 km² (20 %) by chips and polygons; "
         "3.5 new buildings, 3 new roads by chips"
     )
+    first = replace(polygons, kinds={"other": 2.0}, kind_areas={"other": 2.5e6})
+    other = replace(first, kinds={"other": 1.0, "road_built": 3.0}, kind_areas={"other": 20, "road_built": 9})
+    assert (first + other).kinds_text == "3 other 2.50 km², 3 road_built 9 m²"
+    assert (first + other).as_dict()["kinds_km2"] == {"other": 2.50002, "road_built": 9e-6}
+    assert (first + replace(other, has_crs=False)).kinds_text == "3 other, 3 road_built"
+    assert replace(first, has_crs=False).kinds_text == "2 other 2,500,000 px"
     in_pixels = chips + replace(polygons, has_crs=False)  # square pixels and square metres have no sum
     assert (in_pixels.changed_km2, in_pixels.changed_share, in_pixels.new_buildings) == (None, None, 3.5)
 

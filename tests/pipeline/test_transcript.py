@@ -53,7 +53,7 @@ def test_images_are_not_known_by_their_names_alone(reader: PairReader, path: Pat
     images = record["images"]
     last_turns(reader, [record])
     other = {**record, "images": {**images, "address": images["address"][::-1]}}
-    with pytest.raises(InputError, match=r"about images of another address than .*without --continue"):
+    with pytest.raises(InputError, match=r"about images of another address than .*start a new conversation"):
         last_turns(reader, [other])
     for damaged in (
         None,

@@ -121,7 +121,7 @@ def test_images_that_are_gone_or_others_are_refused(analyzed: Analyzed, scene: S
     scene.before.unlink()
     message = refusal(path)
     assert message.startswith(f"{scene.before}: no such file;")
-    assert "--before and --after" in message
+    assert "`before` and `after`" in message
     (tmp_path / "text.tif").write_text("no image")
     assert "cannot be read as a raster" in refusal(path, ImageOptions(before=str(tmp_path / "text.tif")))
 
@@ -137,7 +137,7 @@ def test_remote_images_are_not_fetched_by_default(
     object.__setattr__(pair.before, "path", location)
     monkeypatch.setattr("deltavlm.report.images.open_pair", pytest.fail)
     with (
-        pytest.raises(RasterError, match="is a remote image; --allow-remote"),
+        pytest.raises(RasterError, match="is a remote image; `allow_remote=True`"),
         open_images(pair, ImageOptions(), path),
     ):
         pass

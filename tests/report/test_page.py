@@ -17,6 +17,7 @@ from deltavlm.errors import InputError
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.build import open_report
+from deltavlm.report.colours import CLASS_COLOURS
 from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.pairs import build_pairs
@@ -141,7 +142,7 @@ def test_pairs_beyond_the_limit_have_no_images(analyzed: Analyzed, scene: Scene)
     assert [pair["pictures"] is None for pair in pairs] == [False, False, True]
     assert pairs[0]["pictures"]["size"] == [64, 38]
     assert list(missing) == ["pair2"]
-    assert "--pair" in missing["pair2"]
+    assert "`pair`" in missing["pair2"]
     html, missing = report_html(output, build_pairs(output)[2:], ImageOptions(), limits)
     assert not missing
 
@@ -232,3 +233,21 @@ def test_a_quicklook_shows_before_after_and_outlines(analyzed: Analyzed, scene: 
     )
     inner = (slice(int(38 * scale), int(58 * scale)), slice(int(70 * scale), int(90 * scale)))
     assert (marked[inner] == after[inner]).all()
+
+
+def test_a_quicklook_shows_polygons_in_the_colors_of_their_classes(analyzed: Analyzed, scene: Scene) -> None:
+    """They had a line of one pixel that was hardly seen."""
+    path = with_changes(analyzed(*scene.args))
+    with opened(path) as pair:
+        sheet = np.asarray(Image.open(io.BytesIO(quicklook_png(only_pair(path), pair, 2400)))).astype(int)
+    panel = (sheet.shape[1] - 4 * 12) // 3
+    shown, plain = sheet[:, -12 - panel : -12], sheet[:, 12 + panel + 12 :][:, :panel]
+    cyan = (shown == CLASS_COLOURS["building"]).all(axis=2)
+    top, scale = int(np.nonzero((sheet[:, 20] < 250).any(axis=1))[0][0]), panel / 160
+    left, right = int(64 * scale), int(80 * scale)  # the polygon of 8 m, 16 px
+    inside = (
+        slice(top + int(36 * scale), top + int(44 * scale)),
+        slice(left + int(6 * scale), right - int(2 * scale)),
+    )
+    assert cyan[:, left - 8 : right + 8].sum() > 4 * 16 * scale  # an outline of at least two pixels
+    assert (shown[inside] - plain[inside])[..., 2].mean() > 5  # and a tint

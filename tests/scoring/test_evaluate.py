@@ -50,12 +50,12 @@ def test_a_model_is_loaded_after_all_checks(dataset: Dataset, tmp_path: Path) ->
 
     for inference, tasks, error, message in (
         (Inference(load, tmp_path), PARSED, InputError, "none of the images exists"),
-        (Inference(load, dataset.path / "images", shard=(9, 9)), PARSED, ConfigError, "--shard 9/9"),
+        (Inference(load, dataset.path / "images", shard=(9, 9)), PARSED, ConfigError, "`shard=9/9`"),
         (Inference(load, tmp_path), (), ConfigError, "has no example"),
     ):
         with pytest.raises(error, match=message):
             evaluate(dataset, inference, SETUP, tasks)
-    with pytest.raises(ConfigError, match="--word-map"):
+    with pytest.raises(ConfigError, match="`word_map`"):
         evaluate(dataset, Inference(load, dataset.path / "images"), Setup("paper"))
 
 
@@ -63,7 +63,9 @@ def test_progress_and_messages_are_reported(dataset: Dataset) -> None:
     messages: list[str] = []
     inference = Inference(ScriptedModel, dataset.path / "images", notify=messages.append)
     evaluate(dataset, inference, SETUP, PARSED)
-    assert messages == ["predictions are not saved; with -o they are, and an interrupted run can resume"]
+    assert messages == [
+        "predictions are not saved; with `output` they are, and an interrupted run can resume"
+    ]
 
 
 def test_tasks_that_are_not_scored_are_noted(dataset: Dataset) -> None:
@@ -90,6 +92,6 @@ def test_an_example_without_an_answer_is_a_partial_failure(dataset: Dataset) -> 
     inference = Inference(lambda: model, dataset.path / "images", batch_size=1)
     evaluation = evaluate(dataset, inference, SETUP, ("count",))
     with pytest.raises(
-        PartialFailure, match="1 of 3 examples have no answer, the first because: out of order"
+        PartialFailure, match="1 of 3 examples without an answer, the first because: out of order"
     ):
         evaluation.raise_if_partial()

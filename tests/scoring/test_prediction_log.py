@@ -40,7 +40,7 @@ def test_a_log_of_another_run_is_refused_unless_fresh(tmp_path: Path) -> None:
     with open_prediction_log(path, "run", "model 1") as log:
         log.append([FIRST])
     with (
-        pytest.raises(OutputError, match=r"line 1: not of this run, but of model 1.*--overwrite"),
+        pytest.raises(OutputError, match=r"line 1: not of this run, but of model 1.*`overwrite=True`"),
         open_prediction_log(path, "another", "model 2"),
     ):
         pass

@@ -213,7 +213,7 @@ def test_a_crs_without_longitudes_has_no_item(tmp_path: Path) -> None:
 
 
 def test_invalid_input_is_refused(tmp_path: Path, results: Results) -> None:
-    with pytest.raises(InputError, match="give --before-date"):
+    with pytest.raises(InputError, match="give `before_date`"):
         result_item(results, tmp_path / "item.json")
     with pytest.raises(ConfigError, match="'May' is not a date"):
         result_item(results, tmp_path / "item.json", before_date="May", after_date="2024")

@@ -18,16 +18,16 @@ from deltavlm.geo.features import Feature
 from deltavlm.geo.measure import areas_m2
 from deltavlm.geo.output_files import SUFFIXES
 from deltavlm.geo.sinks import open_sink
+from deltavlm.pipeline.outputs_reader import output_paths_in
 from deltavlm.pipeline.schema import PAIRS, with_pair_columns
-from deltavlm.summaries.areas import (
-    OUTSIDE,
-    Areas,
+from deltavlm.summaries.area_kinds import (
     areas_from_file,
     areas_from_grid,
     areas_from_h3,
     areas_from_pairs,
-    single_area,
+    make_areas,
 )
+from deltavlm.summaries.areas import OUTSIDE, Areas, single_area
 from deltavlm.summaries.caveats import caveats
 from deltavlm.summaries.document import document
 from deltavlm.summaries.render import Items, Table, Text, to_html, to_markdown
@@ -65,6 +65,40 @@ def test_every_format_gives_the_same_totals(tmp_path: Path, results: Results, su
     for name, value in as_row(area).items():
         assert as_row(other)[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
     assert reread.runs == (RUN,)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("status", "active"), ("changed", "maybe"), ("changed_score", 57.0), ("changed_score", "high")],
+)
+def test_layers_of_others_that_are_called_chips_are_refused(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    """They were summarized as chips that are neither analyzed nor failed."""
+    row = {"chip_id": "r00000_c00000", "status": "answered", "changed": True, "changed_score": 0.5}
+    frame = geopandas.GeoDataFrame([row | {column: value}], geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
+    frame.to_file(tmp_path / "chips.gpkg", layer="chips")
+    with pytest.raises(InputError, match=rf"has '{value}' in its column '{column}', so it is no output"):
+        read_results([tmp_path / "chips.gpkg"])
+
+
+def test_chips_are_polygons_and_outputs_count_once(tmp_path: Path) -> None:
+    row = {"chip_id": "r00000_c00000", "status": "answered", "changed": True, "changed_score": 0.5}
+    points = geopandas.GeoDataFrame([row], geometry=[shapely.Point(1, 1)], crs=4326)
+    points.to_file(tmp_path / "points.gpkg", layer="chips")
+    with pytest.raises(InputError, match="has a Point where chips have polygons"):
+        read_results([tmp_path / "points.gpkg"])
+    (tmp_path / "each").mkdir()
+    written(tmp_path / "each" / "a.gpkg")
+    with pytest.raises(InputError, match=r"a\.gpkg: is given twice"):
+        output_paths_in([tmp_path / "each", tmp_path / "each" / ".." / "each" / "a.gpkg"])
+
+
+def test_areas_of_an_unknown_kind(results: Results) -> None:
+    with pytest.raises(InputError, match=r"`by=gird`: no such file; did you mean 'grid'\?"):
+        make_areas(results, "gird")
+    with pytest.raises(InputError, match=r"`by=towns\.gpkg`: no such file; known are pair, grid, h3"):
+        make_areas(results, "towns.gpkg")
 
 
 def test_several_outputs_are_combined(tmp_path: Path) -> None:
@@ -127,11 +161,11 @@ def test_an_invalid_provenance_counts_as_missing(tmp_path: Path, run: Any) -> No
     assert any("has no provenance" in caveat for caveat in caveats(results, summarize_chips(results)))
 
 
-def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+def test_counts_that_are_no_numbers(tmp_path: Path) -> None:
     path = tmp_path / "out.geojson"
     written(path)
-    path.write_text(path.read_text().replace('"changed_score": 0.37', '"changed_score": "high"'))
-    with pytest.raises(InputError, match="column 'changed_score' has values that are no numbers"):
+    path.write_text(path.read_text().replace('"new_roads": 1', '"new_roads": "many"'))
+    with pytest.raises(InputError, match="column 'new_roads' has values that are no numbers"):
         read_results([path])
 
 
@@ -271,7 +305,7 @@ def test_invalid_areas_are_refused(tmp_path: Path, results: Results) -> None:
 
 def by_grid_of_many() -> None:
     """Make a grid with too many cells, without that many chips."""
-    import deltavlm.summaries.areas as module
+    import deltavlm.summaries.area_kinds as module
 
     class Many:
         has_crs = True
@@ -354,7 +388,7 @@ def test_pairs_that_could_not_be_opened_are_a_caveat(tmp_path: Path) -> None:
 
 def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> None:
     text = " ".join(caveats(results, summarize_chips(results)))
-    assert "36 of 72 chips were not analyzed (12 without enough data, 24" in text
+    assert "Not analyzed: 36 of 72 chips (12 without enough data, 24" in text
     assert "were not asked for counts" in text
     assert "synthetic scenes" in text
     assert not any(words in text for words in ("limited", "Scale", "overlap:", "models", "covers"))
@@ -375,6 +409,22 @@ def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> Non
     twice = read_results([tmp_path / "other.gpkg"] * 2)
     assert len(caveats(twice, summarize_chips(twice))) == len({*caveats(twice, summarize_chips(twice))})
     assert summarize_chips(twice).top_chips[0].chip_id.startswith("other r")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one_is_singular(tmp_path: Path, number: int) -> None:
+    """Of outputs with one chip each, of every status and with most caveats."""
+    feature = GRID[number]
+    unparsed = (
+        {"changed": None, "ground_share": None} if number == 1 else {"conflicts": ["unchanged_but_mask"]}
+    )
+    chip = Feature(feature.geometry, {**feature.properties, **unparsed, "changed_score": 0.5})
+    run = RUN | {"options": RUN["options"] | {"limit": 1}}
+    results = written(tmp_path / "one.gpkg", [chip], run=run)
+    title, blocks = document(summarize(results, areas_from_grid(results, 1000)))
+    text = " ".join([title, to_markdown(title, blocks)])
+    assert "1 chip" in text
+    assert not re.search(r"(?<![\d,.])1 (\w+ )?(chips|areas|pairs)\b", text)
 
 
 def test_areas_smaller_than_chips_are_a_caveat(results: Results) -> None:

@@ -75,6 +75,16 @@ def test_nano_is_trained_as_it_was() -> None:
     assert (run.precision, run.start, run.validation) == ("bf16", None, None)
 
 
+def test_scenes_on_tiles_need_a_folder() -> None:
+    recipe = shipped_config("train_nano.yaml")
+    with pytest.raises(ConfigError, match=r"scenes\.ground needs scenes\.ground_folder"):
+        load_config(recipe, ["scenes.ground=4"])
+    changes = ["scenes.ground=4", "scenes.ground_folder=tiles", "scenes.ground_without=[cutouts]"]
+    scenes = load_config(recipe, changes).scenes
+    assert scenes is not None
+    assert (scenes.ground, scenes.ground_folder, scenes.ground_without) == (4, Path("tiles"), ("cutouts",))
+
+
 def test_changes_reach_their_keys(tmp_path: Path) -> None:
     run = load_config(
         shipped_config("train_nano.yaml"),

@@ -165,9 +165,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.run(StopRequest()) == "done"
     assert logged(tmp_path / "stopped") == logged(tmp_path / "reference")
     assert len(logged(tmp_path / "stopped")) == PHASES[name].steps
-    for kind in ("weights", "ema"):
-        for key, tensor in getattr(reference, kind).items():
-            assert torch.equal(getattr(resumed, kind)[key], tensor), key
+    for expected, tensors in (
+        (reference.weights, resumed.weights),
+        (reference.ema.averages, resumed.ema.averages),
+    ):
+        for key, tensor in expected.items():
+            assert torch.equal(tensors[key], tensor), key
 
 
 def test_a_run_killed_between_two_checkpoints_resumes_from_the_first(
@@ -263,7 +266,7 @@ def test_the_best_weights_are_kept_and_early_stopping_ends_a_phase(
     trainer = build_trainer("language", caches, codec, tmp_path, config, validate=validate)
     assert trainer.run(StopRequest()) == "early"
     assert trainer.step == 4
-    assert (trainer.best_value, trainer.best_step) == (1.0, 2)
+    assert (trainer.best.value, trainer.best.step) == (1.0, 2)
     assert torch.equal(final_weights(tmp_path, "language", best=True)["projection.weight"], validated[1])
     assert torch.equal(final_weights(tmp_path, "language", best=False)["projection.weight"], validated[3])
     records = logged(tmp_path, "validation")

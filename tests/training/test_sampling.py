@@ -156,7 +156,9 @@ def test_held_out_pairs_are_not_trained_on(chip_set: Path) -> None:
     assert len(load_split("made", RecordSet(chip_set, held_out=9, weight=0.0), 0).held_out) == 5
 
 
-def test_a_small_set_gets_fewer_steps_and_scenes(chip_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_set_gets_fewer_steps_and_scenes(
+    chip_set: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """`held_out: auto` refuses fewer than 10 pairs; `max_epochs` limits steps, warm-up and scenes."""
     with pytest.raises(ConfigError, match="has 5 pairs, too few"):
         load_split("made", RecordSet(chip_set, held_out="auto"), 0)
@@ -172,10 +174,15 @@ def test_a_small_set_gets_fewer_steps_and_scenes(chip_set: Path, monkeypatch: py
     )
     inputs = RunInputs(TINY, None, (split,))
     assert limit_epochs(config, inputs) == config
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "phase read: 500 steps are 250 epochs over the 4 training pairs of sets.made" in warning
+    assert "`set=max_epochs=3`" in warning
+    caplog.clear()
     limited = limit_epochs(replace(config, max_epochs=3), inputs)
     assert limited.phases["read"].steps == 6  # 3 epochs of 4 samples, 2 in a step
     assert limited.phases["read"].warmup == 2
     assert limited.scenes == Scenes(12, 8, weight=0.5)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_repeated_ids_are_all_trained_on(tmp_path: Path) -> None:
@@ -222,7 +229,7 @@ def test_a_broken_record_is_logged_and_left_out(tmp_path: Path, caplog: pytest.L
     save_image(tmp_path / "images" / "a.png", np.zeros((8, 8, 3), np.uint8))
     split = load_split("my", RecordSet(tmp_path), 0)
     assert sum(len(pair.examples) for pair in split.train) == 1
-    assert "1 records cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
+    assert "1 record cannot be used, the first: my_train.json, record 2: changeflag is 7" in caplog.text
 
 
 def test_missing_images_are_named_before_training(

@@ -228,7 +228,7 @@ LLM = "vicuna-7b-v1.5"
         (cut(f"{LLM}/model.safetensors"), "cannot read .*model.safetensors"),
         (cut(f"{LLM}/{SENTENCEPIECE}"), "cannot read the tokenizer"),
         (another_model, "is no checkpoint of DeltaVLM: it lacks query_tokens"),
-        (with_tensor("mask_decoder.weight"), "1 unknown tensors, mask_decoder.weight"),
+        (with_tensor("mask_decoder.weight"), "1 unknown tensor, mask_decoder.weight"),
         (without_tensor("gate1.weight"), "gate1|nothing fills"),
         (without_tensor("llm_proj.bias"), "nothing fills projection.bias"),
         (other_base, "it is another vision model"),

@@ -29,7 +29,7 @@ from deltavlm.upstream import plan as plan_module
 from deltavlm.upstream.components import CHECKPOINT, COMPONENTS, LANGUAGE, TIMM_BASE, VISION, VOCABULARY
 from deltavlm.upstream.fetch import Fetched, fetch
 from deltavlm.upstream.plan import Plan, plan
-from tests.hub_server import FakeHub, FakeRepo, serve_hub
+from tests.hub_server import FakeHub, FakeRepo, refused, serve_hub
 from tests.upstream.conftest import GOLDEN, as_instructblip
 
 pytestmark = pytest.mark.network
@@ -131,17 +131,6 @@ def planner(hub: FakeHub, cache: Path) -> Planner:
     return ask
 
 
-def refused(
-    call: Callable[..., object], *args: Any, kind: type[DeltaVLMError] = InputError, **options: Any
-) -> str:
-    """One-line message of the error that a call raises; the class is exact, for the exit code."""
-    with pytest.raises(kind) as caught:
-        call(*args, **options)
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def names_of(planned: Plan, name: str) -> list[str]:
     return next(
         [file.name for file in item.planned.files]
@@ -176,7 +165,7 @@ def test_plan_selects_the_shards_with_the_vision_tower(hub: FakeHub, planner: Pl
         "model-00001-of-00003.safetensors",
         "model-00003-of-00003.safetensors",
     )
-    assert "without 2 weight files that hold no vision_model.*" in "\n".join(planned.lines())
+    assert "left out, without any vision_model.*: 2 weight files" in "\n".join(planned.lines())
 
 
 def test_plan_selects_a_vision_base_without_an_index(hub: FakeHub, planner: Planner) -> None:
@@ -382,7 +371,7 @@ def test_offline_with_an_empty_cache_names_the_first_file(
 ) -> None:
     text = refused(planner, offline=True)
     assert f"checkpoint_best.pth of hlwu/DeltaVLM at main is not in the cache {cache}" in text
-    assert "without --offline" in text
+    assert "without `offline=True`" in text
     assert hub.requests == []
 
 
@@ -440,7 +429,7 @@ def test_too_little_disk(
     assert f"{format_bytes(planned.missing)} are to be downloaded" in text
     assert f"{cache} has {format_bytes(planned.missing - 1)} free" in text
     assert "pytorch_model-00001-of-00002.bin of lmsys/vicuna-7b-v1.5 the largest (5.0 kB)" in text
-    assert "free 1 B more, or give a --cache-dir" in text
+    assert "free 1 B more, or give a `cache_dir`" in text
     assert hub.requests == []  # nothing was begun
     orphan = cache / "models--a--b" / "blobs" / "x.incomplete"
     orphan.parent.mkdir(parents=True)
@@ -470,7 +459,7 @@ def test_no_network(hub: FakeHub, planner: Planner) -> None:
     for text in (refused(planner, CHECKPOINT), refused(fetch, planned)):
         assert "cannot get checkpoint_best.pth of hlwu/DeltaVLM: no connection to http://127.0.0.1" in text
         assert "refused" in text
-        assert "--offline" in text
+        assert "`offline=True`" in text
 
 
 def test_a_gated_repository_is_refused_before_anything_is_fetched(
@@ -566,7 +555,7 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, planner: Planner, cache: P
     cache.write_text("a file")
     text = refused(planner, VISION, kind=OutputError)
     assert str(cache) in text
-    assert "--cache-dir" in text
+    assert "`cache_dir`" in text
     assert str(cache) in refused(fetch, planner(CHECKPOINT), kind=OutputError)
 
 

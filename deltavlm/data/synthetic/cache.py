@@ -197,6 +197,8 @@ def _describe(count: int, seed: int, size_px: int, options: SceneOptions, ground
         words.append(f"scale {options.scale}")
     if options.misregistration_px != default.misregistration_px:
         words.append(f"misregistration {options.misregistration_px} px")
+    if options.without:
+        words.append(f"without {' and '.join(options.without)}")
     if ground is not None:
         words.append(f"on tiles {ground}")
     return ", ".join(words) + "\n"

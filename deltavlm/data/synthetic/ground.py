@@ -39,17 +39,17 @@ from deltavlm.data.synthetic.tiles import (
 __all__ = ["GroundTiles", "make_georeferenced_scene", "make_ground_scene"]
 
 GROUND_EVENTS: Mapping[str, float] = {
-    "estate": 0.2,
-    "row": 0.12,
-    "houses": 0.26,
+    "estate": 0.24,
+    "row": 0.14,
+    "houses": 0.28,
     "works": 0.12,
-    "road": 0.09,
+    "road": 0.07,
     "road_gone": 0.02,
-    "demolish": 0.05,
-    "clear": 0.03,
-    "plant": 0.02,
-    "pond": 0.03,
-    "construction": 0.06,
+    "demolish": 0.04,
+    "clear": 0.02,
+    "plant": 0.01,
+    "pond": 0.02,
+    "construction": 0.04,
 }
 """Probability of each of `events.EVENTS` on real ground."""
 
@@ -99,8 +99,8 @@ def _make_scene(rng: Rng, tiles: GroundTiles, window: TileWindow, options: Scene
     scale = options.scale or float(np.clip(0.5 / window.gsd_m, 0.3, 1.5))
     height, width = window.pixels.shape[:2]
     plan = Plan((width, height), scale, rich=True)
-    hidden = lay_out(rng, plan, ground, tiles, 1 - (1 - options.change) ** (1 / downsample**2))
-    renderer = GroundRenderer(rng, plan, ground, hidden)
+    hidden = lay_out(rng, plan, ground, tiles, options)
+    renderer = GroundRenderer(rng, plan, ground, hidden, "distractors" not in options.without)
     strength = rng.uniform(0.15, 0.9) if options.strength is None else options.strength
     has_artifacts = bool(rng.random() < 0.3)
     images = []
@@ -129,13 +129,14 @@ def guess_cover(pixels: Bytes) -> Bytes:
     cover = np.full(gray.shape, COVER_CODE["soil"], np.uint8)
     chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     cover[(chroma < 0.14 * gray) & ((roughness > 10) | (gray > 100))] = COVER_CODE["built"]
-    is_green = 2 * green - red - blue > 7
+    greenness = 2 * green - red - blue
+    is_green = greenness > np.maximum(7, 0.1 * gray)
     cover[is_green] = COVER_CODE["grass"]
     cover[(is_green | (gray < 70)) & ((gray < 90) | (roughness > 9))] = COVER_CODE["trees"]
     is_blue = (blue > red + 12) & (chroma > 0.12 * gray)
-    cover[((roughness < 4) & ((gray < 55) | is_blue)) | ((roughness < 10) & is_blue & (blue > red + 20))] = (
-        COVER_CODE["water"]
-    )
+    is_sea = (roughness < 12) & (blue > red + 8) & (green > red + 12) & (greenness < 0.5 * gray)
+    is_water = (roughness < 4) & ((gray < 55) | is_blue)
+    cover[is_water | is_sea | ((roughness < 10) & is_blue & (blue > red + 20))] = COVER_CODE["water"]
     height, width = pixels.shape[:2]
     return cover.repeat(2, 0).repeat(2, 1)[:height, :width].copy()
 
@@ -237,9 +238,9 @@ def hide_buildings(rng: Rng, ground: Ground, change: bool) -> list[HiddenBuildin
 
 
 class GroundNeighborhood(Neighborhood):
-    """Neighborhood that builds on free ground, some of the houses with roofs cut out of tiles."""
+    """Neighborhood that builds on free ground, some of the houses with roofs cut out of `tiles`."""
 
-    def __init__(self, rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles) -> None:
+    def __init__(self, rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles | None) -> None:
         width, height = plan.size
         self.ground, self.tiles = ground, tiles
         reach = max(width, height) * rng.uniform(0.45, 1.0)
@@ -249,7 +250,7 @@ class GroundNeighborhood(Neighborhood):
         center = min(corners, key=lambda point: ground.occupied_share(point, reach / 2))
         super().__init__(rng, plan, center, reach)
         self.tolerance = rng.choice([0.15, 0.3, 0.9], p=[0.5, 0.4, 0.1])
-        self.cutout_share = float(rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.35, 0.35])) if tiles.masked else 0.0
+        self.cutout_share = float(rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.35, 0.35]))
 
     def random_point(self, share: float = 1.0) -> tuple[float, float]:
         """Point in the inner `share` of the square: of three, the one on the freest ground."""
@@ -270,7 +271,7 @@ class GroundNeighborhood(Neighborhood):
     def house(self, center: tuple[float, float], angle: float, when: When, *, grow: float = 1.0) -> House:
         """Random house, drawn or cut out."""
         house = super().house(center, angle, when, grow=min(grow, 0.35 * min(self.plan.size) / self.house_px))
-        if not self.cutout_share or self.rng.random() >= self.cutout_share:
+        if self.tiles is None or self.rng.random() >= self.cutout_share:
             return house
         length = house.length * self.rng.uniform(1.0, 1.3)
         cutout = self.tiles.draw_cutout(self.rng, length * 0.5 / self.plan.scale)
@@ -280,24 +281,27 @@ class GroundNeighborhood(Neighborhood):
         return CutoutHouse(center, length, depth, angle, house.height, "flat", when, cutout=cutout)
 
 
-def lay_out(rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles, change: float) -> list[HiddenBuilding]:
-    """Fill a plan: a few objects of both dates in most scenes, and changes. Returns buildings to hide.
-
-    change: probability that a neighborhood of about 300 px changes.
-    """
+def lay_out(
+    rng: Rng, plan: Plan, ground: Ground, tiles: GroundTiles, options: SceneOptions
+) -> list[HiddenBuilding]:
+    """Fill a plan: a few objects of both dates in most scenes, and changes. Returns buildings to hide."""
+    change = 1 - (1 - options.change) ** (1 / options.downsample**2)
     count = max(1, round(plan.size[0] / 300)) * max(1, round(plan.size[1] / 300))
     names, probabilities = list(GROUND_EVENTS), list(GROUND_EVENTS.values())
     is_changed = rng.random(count) < change
     hidden = hide_buildings(rng, ground, bool(is_changed.any())) if rng.random() < 0.5 else []
+    if "hidden" in options.without:
+        hidden = []
+    has_cutouts = "cutouts" not in options.without
     for changes in is_changed:
-        area = GroundNeighborhood(rng, plan, ground, tiles)
-        if rng.random() < 0.55:
+        area = GroundNeighborhood(rng, plan, ground, tiles if has_cutouts else None)
+        if rng.random() < 0.55 and "unchanged" not in options.without:
             add_unchanged(area)
         if not changes or (count == 1 and any(building.when != "both" for building in hidden)):
             continue
         objects = count_changes(plan)
         for _ in range(4):  # on occupied ground an event may find no place
-            area = GroundNeighborhood(rng, plan, ground, tiles)
+            area = GroundNeighborhood(rng, plan, ground, tiles if has_cutouts else None)
             for name in rng.choice(names, 1 + (rng.random() < 0.3), replace=False, p=probabilities):
                 events.EVENTS[str(name)](area)
             if count_changes(plan) > objects:
@@ -364,10 +368,13 @@ def add_unchanged(area: GroundNeighborhood) -> None:
 class GroundRenderer(Renderer):
     """Renderer of a plan on the ground of a tile."""
 
-    def __init__(self, rng: Rng, plan: Plan, ground: Ground, hidden: list[HiddenBuilding]) -> None:
-        self.real, self.hidden = ground, hidden
+    def __init__(
+        self, rng: Rng, plan: Plan, ground: Ground, hidden: list[HiddenBuilding], has_distractors: bool
+    ) -> None:
+        self.real, self.hidden, self.has_distractors = ground, hidden, has_distractors
         super().__init__(rng, plan)
-        self.litter = float(rng.choice([0, 1, 5], p=[0.5, 0.3, 0.2])) * plan.size[0] * plan.size[1] / 288**2
+        self.litter = 0.0  # drawn by `add_litter`, in colors of the tile
+        self.pieces = float(rng.choice([0, 2, 6], p=[0.5, 0.3, 0.2])) * plan.size[0] * plan.size[1] / 288**2
 
     def choose_ground(self, rng: Rng) -> None:
         """Find plants, shadows and open land of the tile, and its fine texture for drawn objects."""
@@ -419,7 +426,9 @@ class GroundRenderer(Renderer):
     def ground_at(self, rng: Rng, date: int, season: npt.NDArray[np.float32]) -> Floats:
         """Tile at one date, (height, width, 3): its distractors differ at every date."""
         land = self.without_hidden(date) + season * 0.2
-        amount = rng.choice([0.3, 1.0, 2.0], p=[0.4, 0.4, 0.2])
+        if not self.has_distractors:
+            return land
+        amount = float(rng.choice([0.3, 1.0, 2.0], p=[0.4, 0.4, 0.2]))
         tone = random_tone(rng, 0.07 * amount, 0.05 * amount)
         land *= 1 + self.plants * (tone - 1)
         land += self.plants * season * amount * 0.6
@@ -429,6 +438,7 @@ class GroundRenderer(Renderer):
             self.retone_segments(rng, land)
         if rng.random() < 0.5:
             self.move_shadows(rng, land)
+        self.add_litter(rng, land)
         if rng.random() < 0.4:
             self.add_cars(rng, land)
         return land
@@ -495,6 +505,25 @@ class GroundRenderer(Renderer):
             longer = np.maximum(longer, np.roll(self.shadow, shift, (0, 1)))
         land *= 1 - ((longer - self.shadow) * rng.uniform(0.2, 0.6))[..., None]
 
+    def add_litter(self, rng: Rng, land: Floats) -> None:
+        """Draw heaps, tarpaulins and puddles in colors of the tile, at other points at every date."""
+        width, height = self.plan.size
+        for _ in range(rng.poisson(self.pieces)):
+            x, y, radius = float(rng.uniform(0, width)), float(rng.uniform(0, height)), rng.uniform(2, 9)
+            color = self.pixels[int(rng.integers(height)), int(rng.integers(width))] * random_tone(
+                rng, 0.15, 0.05
+            )
+            reach = int(radius * 2) + 2  # of the farthest point of the outline
+            row, col = int(y) - reach, int(x) - reach
+            mask = Image.new("L", (2 * reach, 2 * reach), 0)
+            outline = blob(rng, (x, y), radius) - (col, row)
+            ImageDraw.Draw(mask).polygon(polygon(outline), fill=255)
+            opacity = np.asarray(mask.filter(ImageFilter.BoxBlur(0.7)), np.float32)[..., None] / 255
+            box = (slice(max(0, row), row + 2 * reach), slice(max(0, col), col + 2 * reach))
+            around = land[box]
+            opacity = opacity[max(0, -row) :, max(0, -col) :][: around.shape[0], : around.shape[1]]
+            around += opacity * (color - around)
+
     def add_cars(self, rng: Rng, land: Floats) -> None:
         """Draw cars on gray ground."""
         paved = [COVER_CODE["built"], COVER_CODE["road"]]
@@ -515,13 +544,8 @@ class GroundRenderer(Renderer):
         appearance = Appearance.random(rng)
         land = np.clip(self.ground_at(rng, date, season), 0, 255)
         view = DateView(light, appearance, season)
-        drawn = self.draw_objects(rng, land, date, view).astype(np.float32)
-        altered = np.abs(gray_of(drawn - land)) > 0.7
-        drawn += (altered * self.detail)[..., None]
-        blurred = Image.fromarray(np.clip(drawn, 0, 255).astype(np.uint8))
-        soft = np.asarray(blurred.filter(ImageFilter.BoxBlur(self.edge_blur)), np.float32)
-        opacity = ndimage.uniform_filter(ndimage.maximum_filter(altered.astype(np.float32), 3), 3)[..., None]
-        image = Image.fromarray(np.clip(land + opacity * (soft - land), 0, 255).astype(np.uint8))
+        drawn = self.draw_objects(rng, land, date, view)
+        image = Image.fromarray(self.blend(land, drawn))
         absent = ("removed", "built")[1 - date]
         for house, tone in zip(self.plan.houses, self.tones, strict=True):
             if isinstance(house, CutoutHouse) and house.when != absent:
@@ -529,6 +553,22 @@ class GroundRenderer(Renderer):
                     tone = tone * random_tone(rng, 0.15, 0.06)
                 self.paste(image, house, tone, light)
         return np.asarray(image)
+
+    def blend(self, land: Floats, drawn: Bytes) -> Bytes:
+        """Drawn objects on the land with texture and with edges as soft as those of the tile."""
+        blended = land.astype(np.uint8)
+        altered = np.abs(gray_of(drawn) - gray_of(land)) > 0.7
+        rows, cols = np.flatnonzero(altered.any(axis=1)), np.flatnonzero(altered.any(axis=0))
+        if not len(rows):
+            return blended
+        box = (slice(max(0, rows[0] - 4), rows[-1] + 5), slice(max(0, cols[0] - 4), cols[-1] + 5))
+        altered = altered[box]
+        textured = drawn[box] + (altered * self.detail[box])[..., None]
+        blurred = Image.fromarray(np.clip(textured, 0, 255).astype(np.uint8))
+        soft = np.asarray(blurred.filter(ImageFilter.BoxBlur(self.edge_blur)), np.float32)
+        opacity = ndimage.uniform_filter(ndimage.maximum_filter(altered.astype(np.float32), 3), 3)[..., None]
+        blended[box] = land[box] + opacity * (soft - land[box])
+        return blended
 
     def draw_trees(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import Plan, Rng
 from deltavlm.data.synthetic.render import Renderer
 
+GroundPart = Literal["distractors", "unchanged", "cutouts", "hidden"]
 MARGIN = 16  # pixels rendered around the image, so that a shift never shows an edge
 
 
@@ -64,6 +66,9 @@ class SceneOptions:
     rich: bool = False
     """More kinds of land, buildings and artifacts (`rich_layout`, `render.Appearance`,
     `imaging.add_artifacts`), a `downsample` drawn from 1, 2 and 3, and 4 px of misregistration."""
+    without: tuple[GroundPart, ...] = ()
+    """What scenes on tiles (`ground`) leave out, to measure its worth: distractors of the land, drawn objects
+    of both dates, buildings cut out of masks, buildings of the tile that are hidden at a date."""
 
 
 def make_scene(

@@ -140,7 +140,7 @@ class JournalFile:
         self.lines.stream.seek(0)
         number = 1 + self.lines.stream.read(offset).count(b"\n")
         return OutputError(
-            f"{self.path}, line {number}: was not written by a run ({problem}); --no-resume starts over"
+            f"{self.path}, line {number}: was not written by a run ({problem}); `resume=False` starts over"
         )
 
     def clear(self) -> None:

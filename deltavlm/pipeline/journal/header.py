@@ -57,19 +57,19 @@ def check_header(
     if version is not None and version != VERSION:
         raise OutputError(
             f"{path}: was written by another version of deltavlm (journal format {version}, this version "
-            f"reads format {VERSION}); finish the run with that version, or add --no-resume, which starts "
+            f"reads format {VERSION}); finish the run with that version, or add `resume=False`, which starts "
             "over"
         )
     keys = differing_keys({**earlier, KEY: None}, {**_as_read(settings), KEY: None})
     differs = sorted(key for key in keys if key.partition(".")[0] not in ignored)
     if differs:
         raise OutputError(
-            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); --no-resume starts over, "
-            "or choose another output"
+            f"{path}: is of a run with other settings ({', '.join(differs[:3])}); `resume=False` starts "
+            "over, or choose another output"
         )
     with suppress(ValueError, TypeError, LookupError):
         return key_of(earlier)
-    raise OutputError(f"{path}: its first line is damaged (key); --no-resume starts over")
+    raise OutputError(f"{path}: its first line is damaged (key); `resume=False` starts over")
 
 
 def differing_keys(first: Any, second: Any, prefix: str = "") -> Iterator[str]:

@@ -72,7 +72,7 @@ def refuse_another(
         keys = ", ".join(differs[:3])
         what = f"holds a part of pair {pair.id!r} with another {keys}" if pair.id else ""
         raise OutputError(
-            f"{path}: {what or f'is of a run with other settings ({keys})'}; --no-resume starts over, or "
+            f"{path}: {what or f'is of a run with other settings ({keys})'}; `resume=False` starts over, or "
             "choose another output"
         )
 

@@ -5,7 +5,7 @@ const DATA = JSON.parse($("data").textContent);
 const PAIRS = DATA.pairs;
 const ANSWERED = new Set(["answered", "cascaded"]);
 
-const CLASS_COLOURS = { building: "255,176,32", road: "77,163,255", other: "125,249,255" };  // classes of change
+const CLASS_COLOURS = Object.fromEntries(Object.entries(DATA.classColours).map(([name, rgb]) => [name, rgb.join(",")]));
 
 for (const change of DATA.changes) {
   const points = change.rings.flat();

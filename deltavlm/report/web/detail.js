@@ -3,7 +3,7 @@
 const detail = $("detail");
 
 function cellGrid(chip, kind) {
-  const box = make("span", { class: `nine ${kind}`, "aria-hidden": "true" });
+  const box = make("span", { class: "nine", "aria-hidden": "true" });
   const named = new Set([...cellsOf(chip, kind)].map(([row, column]) => row * 3 + column));
   for (let cell = 0; cell < 9; cell++) box.append(make("i", named.has(cell) ? { class: "on" } : {}));
   return [box, [...cellsOf(chip, kind)].map(([, , label]) => label).join(", ")];
@@ -67,6 +67,7 @@ function facts(chip) {
   add("Pixels", `${chip.w} × ${chip.h} from column ${chip.x}, row ${chip.y}`);
   if (chip.surety !== null) add("Caption score", `${chip.surety} (mean log-probability; closer to 0 is more certain)`);
   if (chip.valid !== null && chip.valid < 0.995) add("Valid pixels", `${Math.round(chip.valid * 100)} %`);
+  if (chip.clouds !== null && chip.clouds >= 0.005) add("Hidden by clouds", `${Math.round(chip.clouds * 100)} %`);
   if (chip.shift !== null && chip.shift > 1) add("Shift between the dates", `${chip.shift} px`);
   if (PAIRS.length > 1) add("Pair", PAIRS[chip.pair].name);
   return list;

@@ -81,7 +81,7 @@ function newRow() {
   const cell = (name) => make("div", { role: "gridcell", class: name });
   const row = make("div", { class: "row", role: "row" },
     make("div", { role: "gridcell" }, make("canvas", { width: 196, height: 94 })),
-    make("div", { role: "gridcell" }, make("div", { class: "said" }), make("div", { class: "where" })),
+    make("div", { role: "gridcell" }, make("div", { class: "said" }), make("div", { class: "where" }, make("b", {}), make("span", {}))),
     cell("num"), cell("num"), cell("num score"));
   row.addEventListener("click", () => choose(row.chip, { open: true, near: true }));
   row.addEventListener("pointerenter", () => { if (row.chip.pair === state.shown) { hovered = row.chip; draw(); } });
@@ -102,8 +102,11 @@ function fillRow(row, chip, index) {
   words.firstElementChild.classList.toggle("none", !chip.changed);
   words.firstElementChild.classList.toggle("conflict", chip.conflicts.length > 0);
   words.firstElementChild.title = chip.conflicts.map(([, meaning]) => meaning).join("; ");
-  const pair = state.pair === null ? `${PAIRS[chip.pair].name} · ` : "";
-  words.lastElementChild.textContent = `${pair}${formatPosition(chip)} · ${chip.id}`;
+  const [id, place] = words.lastElementChild.children;  // a position that does not fit is left out
+  id.textContent = chip.id;
+  place.textContent = ` · ${state.pair === null ? PAIRS[chip.pair].name : formatPosition(chip)}`;
+  place.classList.toggle("pair", state.pair === null);
+  words.lastElementChild.title = `${id.textContent}${place.textContent}`;
   buildings.textContent = chip.buildings ?? "–";
   roads.textContent = chip.roads ?? "–";
   buildings.classList.toggle("none", !chip.buildings);

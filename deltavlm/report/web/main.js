@@ -23,6 +23,7 @@ function totals() {
     if (number !== null) add(label, decimals.format(number), "estimate by chips");
   }
   if (answered.length < chips.length) add("Not analyzed", integers.format(chips.length - answered.length));
+  if (figures.cloud_share !== null) add("Hidden by clouds", `${+(100 * figures.cloud_share).toPrecision(2)} %`, "of the ground");
   const pair = PAIRS[state.pair ?? 0];
   if (pair && pair.gsd && state.pair !== null) add("Pixel", pair.gsd < 1 ? `${+(pair.gsd * 100).toPrecision(3)}` : `${+pair.gsd.toPrecision(3)}`, pair.gsd < 1 ? "cm" : "m");
 }
@@ -38,14 +39,18 @@ function legend() {
   const ramp = make("canvas", { width: 132, height: 10, role: "img", "aria-label": "Colours of scores from 0, dark blue, to 1, yellow" });
   const context = ramp.getContext("2d");
   for (let x = 0; x < 132; x++) { context.fillStyle = colour(x / 131); context.fillRect(x, 0, 1, 10); }
-  const entry = (border, label, dashed) => {
+  const entry = (colour, label) => {
     const swatch = make("i");
-    swatch.style.borderColor = border;
-    if (dashed) swatch.style.borderStyle = "dashed";
+    swatch.style.background = colour;
     return make("span", {}, swatch, label);
   };
-  $("legend").replaceChildren(make("span", {}, "Score 0", ramp, "1; thick outline: changed"), CHIPS.some((chip) => chip.conflicts.length) ? make("span", { class: "conflict", text: "≠ answers contradict each other" }) : "", entry("#9a9ea6", "not analyzed"), entry(`rgb(${CLASS_COLOURS.building})`, "building"), entry(`rgb(${CLASS_COLOURS.road})`, "road; cells dashed", true));
-  if (DATA.changes.some((change) => !(change.class in CLASS_COLOURS) || change.class === "other")) $("legend").append(entry("#2cc4cf", "other polygon"));
+  const classes = Object.keys(CLASS_COLOURS).filter((name) => name !== "other" || DATA.changes.length);
+  $("legend").replaceChildren(
+    make("span", {}, "Score 0", ramp, "1; thick outline: changed"),
+    CHIPS.some((chip) => chip.conflicts.length) ? make("span", { class: "conflict", text: "≠ answers contradict each other" }) : "",
+    entry("#9a9ea6", "not analyzed"),
+    ...classes.map((name) => entry(`rgb(${CLASS_COLOURS[name]})`, { road: "road; cells dashed", other: "other polygon" }[name] || name)),
+  );
   if (DATA.leftOut) $("legend").append(`${pluralize(DATA.leftOut, "small polygon")} not drawn`);
 }
 

@@ -84,8 +84,8 @@ function drawChips(context) {
       context.fillStyle = colour(chip.score, 0.8);
       context.fillRect(chip.x * view.zoom + view.x, chip.y * view.zoom + view.y, Math.max(1.5, chip.w * view.zoom - 0.5), Math.max(1.5, chip.h * view.zoom - 0.5));
     } else if (chip.changed) {
-      strokeFrame(context, chip, "rgba(0,0,0,.45)", 4, 0);
-      strokeFrame(context, chip, colour(chip.score), 2.5, 0.75);
+      strokeFrame(context, chip, "rgba(0,0,0,.45)", 3.5, 0);
+      strokeFrame(context, chip, colour(chip.score), 2, 0.75);
     } else {
       strokeFrame(context, chip, colour(chip.score, 0.55), 1, 0);
     }
@@ -122,12 +122,13 @@ function cells(context, chip, x, y, size, shareX = 1, shareY = 1) {
 
 function drawChanges(context) {
   context.setLineDash([]);
+  context.lineJoin = "round";
   for (const change of DATA.changes) {
     if (change.pair !== state.shown || !isVisible(change)) continue;
     const ink = CLASS_COLOURS[change.class] || CLASS_COLOURS.other;
     if (Math.max(change.w, change.h) * view.zoom < 3) {
       context.fillStyle = `rgb(${ink})`;
-      context.fillRect(change.x * view.zoom + view.x, change.y * view.zoom + view.y, 2, 2);
+      context.fillRect(change.x * view.zoom + view.x, change.y * view.zoom + view.y, 3, 3);
       continue;
     }
     context.beginPath();
@@ -135,13 +136,13 @@ function drawChanges(context) {
       ring.forEach(([x, y], index) => context[index ? "lineTo" : "moveTo"](x * view.zoom + view.x, y * view.zoom + view.y));
       context.closePath();
     }
-    context.fillStyle = "rgba(255,255,255,.18)";
+    context.fillStyle = `rgba(${ink},.3)`;
     context.fill("evenodd");
-    context.strokeStyle = "rgba(0,0,0,.7)";
-    context.lineWidth = 3.5;
+    context.strokeStyle = "rgba(0,0,0,.8)";
+    context.lineWidth = 4;
     context.stroke();
     context.strokeStyle = `rgb(${ink})`;
-    context.lineWidth = 1.5;
+    context.lineWidth = 2;
     context.stroke();
   }
 }

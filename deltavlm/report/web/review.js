@@ -1,6 +1,6 @@
 
 // Review: a verdict and a note for each chip and polygon, kept in this browser and downloaded as JSON or CSV.
-const VERDICTS = DATA.verdicts;  // null where the page is for looking only
+const VERDICTS = DATA.verdicts;  // by layer; null where the page is for looking only
 const VERDICT_LABELS = { accept: "accept", reject: "reject", building: "is a building", road: "is a road", other: "is another change" };
 const opinions = new Map();  // "layer|pair|id" -> { layer, pair_id, id, verdict, note }
 const storageKey = `deltavlm review ${DATA.reviewKey}`;
@@ -23,7 +23,7 @@ function addOpinions(rows) {
   const known = new Set([...CHIPS.map((chip) => opinionKey(rowOf("chips", chip))), ...DATA.changes.map((change) => opinionKey(rowOf("changes", change)))]);
   let count = 0;
   for (const { layer, pair_id, id, verdict, note } of rows) {
-    const row = { layer, pair_id: pair_id || "", id: String(id), verdict: VERDICTS.includes(verdict) ? verdict : "", note: String(note || "") };
+    const row = { layer, pair_id: pair_id || "", id: String(id), verdict: (VERDICTS[layer] || []).includes(verdict) ? verdict : "", note: String(note || "") };
     if (!known.has(opinionKey(row)) || !(row.verdict || row.note)) continue;
     opinions.set(opinionKey(row), row);
     count += 1;
@@ -40,7 +40,7 @@ function reviewStatus() {
 function reviewForm(layer, item, label) {
   const box = make("div", { class: "opinion" });
   const select = make("select", { "aria-label": `Verdict on ${label}` }, make("option", { value: "", text: "no verdict" }));
-  for (const name of layer === "chips" ? VERDICTS.slice(0, 2) : VERDICTS) select.append(make("option", { value: name, text: VERDICT_LABELS[name] }));
+  for (const name of VERDICTS[layer]) select.append(make("option", { value: name, text: VERDICT_LABELS[name] }));
   const note = make("input", { type: "text", "aria-label": `Note on ${label}`, placeholder: "Note", maxlength: "500" });
   const now = opinionOn(layer, item);
   select.value = now.verdict;

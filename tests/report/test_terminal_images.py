@@ -1,23 +1,17 @@
-"""Images in terminals: each protocol encodes the image, and only a terminal gets one."""
+"""Images in terminals: each protocol encodes the image."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deltacli.console import Console
-from deltacli.terminal_images import detect_protocol, encode_image
-from tests.cli.conftest import Run
-from tests.conftest import Scene
+from deltavlm.report.terminal_images import detect_protocol, encode_image
 from tests.rasters import noise
-
-SMALL = ("--chip-size", "32")
 
 
 def picture(width: int = 97, height: int = 53) -> Image.Image:
@@ -105,33 +99,3 @@ def test_sixel_draws_every_pixel() -> None:
 )
 def test_the_protocol_is_detected_from_the_environment(environ: dict[str, str], protocol: str | None) -> None:
     assert detect_protocol(environ) == protocol
-
-
-@pytest.mark.parametrize(
-    ("terminal", "term", "words", "mark"),
-    [
-        (True, "xterm-kitty", [], "\x1b_G"),
-        (True, "xterm-kitty", ["--thumbnails", "never"], None),
-        (True, "xterm-kitty", ["--top", "0"], None),
-        (True, "xterm-kitty", ["-q"], None),
-        (True, "xterm", [], None),
-        (True, "xterm", ["--thumbnails", "always"], "\x1bP"),
-        (False, "xterm-kitty", ["--thumbnails", "always"], None),
-    ],
-)
-def test_only_a_terminal_gets_thumbnails(
-    run: Run,
-    scene: Scene,
-    monkeypatch: pytest.MonkeyPatch,
-    terminal: bool,
-    term: str,
-    words: list[Any],
-    mark: str | None,
-) -> None:
-    monkeypatch.setattr(Console, "on_terminal", property(lambda self: terminal))
-    for name in ("TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", term)
-    result = run("analyze", *scene.args, "-o", "out.gpkg", "--no-progress", *SMALL, *words)
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert [sign for sign in ("\x1b_G", "\x1bP", "\x1b]1337") if sign in result.stderr] == [mark] * bool(mark)

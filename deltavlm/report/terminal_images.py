@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from deltacli.console import console
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from deltavlm.errors import RasterError
+from deltavlm.geo.geobox import Window
+from deltavlm.geo.grid import Chip
+from deltavlm.geo.pair import ChipPixels, PairReader
+from deltavlm.pipeline.summary import ChangedChip
+from deltavlm.report.pairs import chip_origin
 
-    from deltavlm.geo.pair import ChipPixels, PairReader
-    from deltavlm.pipeline.job import AnalyzeJob
-    from deltavlm.pipeline.summary import ChangedChip
-
-__all__ = ["Protocol", "detect_protocol", "encode_image", "show_thumbnails"]
+__all__ = ["Protocol", "contact_sheet", "detect_protocol", "encode_image"]
 
 Protocol = Literal["kitty", "iterm", "sixel"]
 
@@ -50,54 +49,17 @@ def detect_protocol(environ: Mapping[str, str]) -> Protocol | None:
     return None
 
 
-def show_thumbnails(
-    job: AnalyzeJob,
-    chips: Sequence[ChangedChip],
-    when: Literal["auto", "always", "never"],
-) -> None:
-    """Draw both dates of the chips of a single pair on stderr if it is a terminal, unless -q.
-
-    Chips that cannot be read are left out. `always` uses sixel where no protocol is detected.
-    """
-    if when == "never" or not console.on_terminal or console.verbosity < 0 or not chips or not job.is_single:
-        return
-    protocol = detect_protocol(os.environ) or ("sixel" if when == "always" else None)
-    if protocol is None:
-        return
-    from deltavlm.pipeline.reading import open_listed_pair
-
-    with open_listed_pair(job.pairs.pairs[0], job.read) as reader:
-        readable = list(_read_chips(reader, job.options.chip_px, chips))
-    if readable:
-        sys.stderr.write(encode_image(_contact_sheet(readable), protocol) + "\n")
-        sys.stderr.flush()
-
-
-def _read_chips(
-    reader: PairReader, chip_px: int, chips: Sequence[ChangedChip]
-) -> Iterator[tuple[ChangedChip, ChipPixels]]:
-    """Read the pixels of the chips, except those that cannot be read."""
-    from deltavlm.errors import RasterError
-    from deltavlm.geo.geobox import Window
-    from deltavlm.geo.grid import Chip
-    from deltavlm.report.pairs import chip_origin
-
-    for changed_chip in chips:
-        row, col = chip_origin({"chip_id": changed_chip.chip_id})
-        window = Window(col, row, min(chip_px, reader.geobox.width), min(chip_px, reader.geobox.height))
-        with suppress(RasterError):
-            yield changed_chip, reader.read(Chip(0, 0, window, chip_px, reader.geobox.transform))
-
-
-def _contact_sheet(chips: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:
-    """Before and after of each chip with its score and id below, in the order of the table."""
-    from PIL import Image, ImageDraw, ImageFont
-
+def contact_sheet(reader: PairReader, chip_px: int, chips: Sequence[ChangedChip]) -> Image.Image | None:
+    """Before and after of each chip with its score and id below, in this order; chips that cannot be read are
+    left out. None if none can be read."""
+    readable = list(_read_chips(reader, chip_px, chips))
+    if not readable:
+        return None
     cell_width, cell_height = 2 * THUMBNAIL_PX + 4 * GAP_PX, THUMBNAIL_PX + 24
-    size = cell_width * min(COLUMNS, len(chips)), cell_height * -(-len(chips) // COLUMNS)
+    size = cell_width * min(COLUMNS, len(readable)), cell_height * -(-len(readable) // COLUMNS)
     sheet = Image.new("RGB", size, (24, 26, 31))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for index, (chip, pixels) in enumerate(chips):
+    for index, (chip, pixels) in enumerate(readable):
         x, y = index % COLUMNS * cell_width, index // COLUMNS * cell_height
         for column, date in enumerate((pixels.before, pixels.after)):
             thumbnail = Image.fromarray(date.transpose(1, 2, 0)).resize((THUMBNAIL_PX, THUMBNAIL_PX))
@@ -106,7 +68,18 @@ def _contact_sheet(chips: Sequence[tuple[ChangedChip, ChipPixels]]) -> Image:
     return sheet
 
 
-def encode_image(image: Image, protocol: Protocol) -> str:
+def _read_chips(
+    reader: PairReader, chip_px: int, chips: Sequence[ChangedChip]
+) -> Iterator[tuple[ChangedChip, ChipPixels]]:
+    """Pixels of the chips, except those that cannot be read."""
+    for changed_chip in chips:
+        row, col = chip_origin({"chip_id": changed_chip.chip_id})
+        window = Window(col, row, min(chip_px, reader.geobox.width), min(chip_px, reader.geobox.height))
+        with suppress(RasterError):
+            yield changed_chip, reader.read(Chip(0, 0, window, chip_px, reader.geobox.transform))
+
+
+def encode_image(image: Image.Image, protocol: Protocol) -> str:
     """Encode an RGB image as the control sequence that draws it at the cursor."""
     if protocol == "sixel":
         return "".join(_encode_sixel(image))
@@ -123,13 +96,11 @@ def encode_image(image: Image, protocol: Protocol) -> str:
     return "".join(commands)
 
 
-def _encode_sixel(image: Image) -> Iterator[str]:
+def _encode_sixel(image: Image.Image) -> Iterator[str]:
     """Encode as DEC sixel: bands of six rows, one pass per colour.
 
     A character stands for six pixels of a column, the lowest bit on top.
     """
-    import numpy as np
-
     quantized = image.quantize(colors=128)
     palette, indices = quantized.getpalette() or [], np.asarray(quantized)
     yield f'\x1bP0;1;0q"1;1;{image.width};{image.height}'
