@@ -1,4 +1,4 @@
-"""Random wordings of questions: patterns with alternatives and named lists, courtesies and typing errors.
+"""Random wordings of questions: patterns with alternatives and lists, courtesies, typing errors.
 
 A pattern is text with alternatives in parentheses, which may be empty or nested, and names of lists in
 braces: `(are|is) there (any |)new {houses}`. The items of a list are patterns too.

@@ -6,6 +6,7 @@ R rows, S tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
+MAX_LETTERS = 64  # of a trained tokenizer
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 
@@ -218,11 +220,15 @@ def train_codec(corpus: Iterable[str], vocab: int, path: Path) -> WordPieces:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[PAD, BOS, EOS, UNK, *bytes_],
-        limit_alphabet=vocab // 16,
         show_progress=False,
         min_frequency=2,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
+    texts = list(corpus)
+    counts = Counter(letter for text in texts for letter in text)
+    # ties in the order of code points: the library's own limit breaks them at random
+    letters = sorted(counts, key=lambda letter: (-counts[letter], letter))[:MAX_LETTERS]
+    rare = dict.fromkeys(map(ord, counts.keys() - set(letters)), " ")
+    tokenizer.train_from_iterator((text.translate(rare) for text in texts), trainer)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return load_codec(path)

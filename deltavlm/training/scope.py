@@ -122,8 +122,8 @@ def choose_threshold(
 def equal_error(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Threshold at which the error rates of both classes are nearest to each other, and their mean.
 
-    >>> equal_error(np.array([0.4, 0.8, 0.9]), np.array([0.1, 0.2, 0.6]))
-    (0.5, 0.3333333333333333)
+    >>> equal_error(np.array([0.4, 0.8, 0.9, 0.9]), np.array([0.1, 0.2, 0.3, 0.6]))
+    (0.5, 0.25)
     """
     values = np.unique(np.concatenate([positive, negative]))
     candidates = (values[1:] + values[:-1]) / 2
