@@ -1,9 +1,10 @@
 """Question scope: classifier of questions by whether a model was taught to answer them.
 
-It reads the question alone (out-of-scope detection, Larson et al. 2019, arXiv 1909.02027). A word is embedded as the vector of its hash plus the mean of those of its character n-grams (Bojanowski et
-al. 2017, arXiv 1607.04606), so that one with a typing error is still like itself, and one that was never seen
-is unlike every known one. Two convolutions over the words, their maximum and mean, and a linear layer give
-three classes.
+It reads the question alone (out-of-scope detection, Larson et al. 2019, arXiv 1909.02027). A word is
+embedded as the vector of its hash plus the mean of those of its character n-grams (Bojanowski et al. 2017,
+arXiv 1607.04606), so that one with a typing error is still like itself, and one that was never seen is unlike
+every known one. Two convolutions over the words, their maximum and mean, and a linear layer give three
+classes.
 
 R questions, W words, E width of a word, H hidden width.
 """
