@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,17 @@ def write_tiled(path: Path, pixels: np.ndarray, **profile: Any) -> Path:
     """A GeoTIFF with one block per chip."""
     blocks = {"photometric": "RGB", "tiled": True, "blockxsize": CHIP, "blockysize": CHIP}
     return write_raster(path, pixels, **(blocks | profile))
+
+
+@pytest.fixture(autouse=True)
+def _logging_restored() -> Iterator[None]:
+    """Undo what a command does to the logging of the process: levels and the handler of the root logger."""
+    root, library = logging.getLogger(), logging.getLogger("deltavlm")
+    handlers, levels = list(root.handlers), (root.level, library.level)
+    yield
+    root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
+    root.setLevel(levels[0])
+    library.setLevel(levels[1])
 
 
 @pytest.fixture

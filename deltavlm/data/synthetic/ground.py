@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from deltavlm.data.synthetic import events
 from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE, rasterize_ground_truth
-from deltavlm.data.synthetic.imaging import photograph, random_light
+from deltavlm.data.synthetic.imaging import photograph, random_light, warp_elastically
 from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import House, Patch, Plan, Points, Rng, Road, When, blob, polygon, rectangle
 from deltavlm.data.synthetic.render import Appearance, Bytes, DateView, Light, Renderer
@@ -388,6 +388,10 @@ class GroundRenderer(Renderer):
         self.shadow = np.clip((min(dark, 75.0) - smooth) / 15, 0, 1) * np.clip((blue - red + 25) / 20, 0, 1)
         is_field = np.isin(self.real.cover, [COVER_CODE[name] for name in ("grass", "crops", "soil")])
         self.open_land = ndimage.uniform_filter(is_field.astype(np.float32), 5)
+        is_tree = (self.real.cover == COVER_CODE["trees"]).astype(np.float32)
+        plants = np.maximum(self.plants[..., 0], ndimage.uniform_filter(is_tree, 3))
+        self.wild = np.maximum(plants, self.open_land)
+        self.growth = float(rng.uniform(0, 1) ** 0.6)  # between the dates
         fine = gray - ndimage.uniform_filter(gray, 7)
         shift = (int(rng.integers(size[1])), int(rng.integers(size[0])))
         self.detail = np.clip(np.roll(fine, shift, (0, 1)), -30, 30) * rng.uniform(0.1, 0.5)
@@ -432,6 +436,7 @@ class GroundRenderer(Renderer):
         tone = random_tone(rng, 0.07 * amount, 0.05 * amount)
         land *= 1 + self.plants * (tone - 1)
         land += self.plants * season * amount * 0.6
+        self.regrow(rng, land)
         if rng.random() < 0.4:
             self.recolor_fields(rng, land)
         if rng.random() < 0.4:
@@ -442,6 +447,26 @@ class GroundRenderer(Renderer):
         if rng.random() < 0.4:
             self.add_cars(rng, land)
         return land
+
+    def regrow(self, rng: Rng, land: Floats) -> None:
+        """Grow plants and open land as over years: crowns and clumps move, fine texture comes from other places
+        of the tile, spots become denser or barer; all other surfaces weather a little."""
+        size, shape, wild = self.plan.size, land.shape[:2], self.wild
+        reach = rng.uniform(0.5, 3.5) * self.growth
+        warped = warp_elastically(rng, land, reach, grain=float(rng.choice([3.0, 10.0])))
+        land += wild[..., None] * (warped - land)
+        for grain in (5, 15, 31):
+            gray = gray_of(land)
+            texture = gray - ndimage.uniform_filter(gray, grain)
+            shift = [int(rng.integers(side // 4, side - side // 4)) for side in shape]
+            opacity = wild * np.roll(wild, shift, (0, 1)) * self.growth * rng.uniform(0.4, 1.0)
+            land += (opacity * (np.roll(texture, shift, (0, 1)) * rng.uniform(0.7, 1.3) - texture))[..., None]
+        for grain in (3.0, 10.0, 40.0):
+            color = rng.normal(0, 1, 3) * 4 + rng.normal(0, 1) * np.array([12, 9, 10])
+            spots = np.clip(noise(rng, size, grain) + rng.uniform(-1, 0.5), 0, 2) * wild * self.growth
+            land += spots[..., None] * (color * rng.uniform(0, 1)).astype(np.float32)
+        weather = noise(rng, size, 1.0) * rng.uniform(0, 4) + noise(rng, size, 3.0) * rng.uniform(0, 5)
+        land += (weather * (1 - wild) * self.growth)[..., None]
 
     def recolor_fields(self, rng: Rng, land: Floats) -> None:
         """Give open land within rectangles another color, sometimes with furrows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from PIL import Image, ImageFilter
 from deltavlm.data.synthetic.plan import Rng
 from deltavlm.data.synthetic.render import Bytes, Light
 from deltavlm.data.synthetic.texture import noise
+
+Pixels = TypeVar("Pixels", Bytes, npt.NDArray[np.float32])
 
 
 def random_light(rng: Rng) -> Light:
@@ -61,14 +64,17 @@ def color_jitter(rng: Rng, image: Bytes) -> Bytes:
     return np.stack([table[:, band][image[..., band]] for band in range(3)], axis=-1)
 
 
-def warp_elastically(rng: Rng, image: Bytes, max_px: float) -> Bytes:
-    """Shift pixels by a smooth random field of about `max_px`, as terrain and mosaicking do."""
+def warp_elastically(rng: Rng, image: Pixels, max_px: float, grain: float = 40.0) -> Pixels:
+    """Shift pixels by a smooth random field of about `max_px`, as terrain and mosaicking do.
+
+    grain: of the field, in pixels; one of those that `texture.noise` is made for.
+    """
     height, width = image.shape[:2]
-    field = [noise(rng, (width, height), 40.0) * max_px / 2 for _ in range(2)]
+    field = [noise(rng, (width, height), grain) * max_px / 2 for _ in range(2)]
     ys, xs = np.mgrid[0:height, 0:width]
     rows = np.clip(np.rint(ys + field[0]), 0, height - 1).astype(int)
     cols = np.clip(np.rint(xs + field[1]), 0, width - 1).astype(int)
-    warped: Bytes = image[rows, cols]
+    warped: Pixels = image[rows, cols]
     return warped
 
 
