@@ -37,7 +37,7 @@ from deltavlm.training.config import TrainConfig
 from deltavlm.training.distributed import pick_machine, world
 from deltavlm.training.export import write_model_folder
 from deltavlm.training.learner import Learner
-from deltavlm.training.loop import Trainer, TrainHooks, micro_batches
+from deltavlm.training.loop import Trainer, TrainHooks, micro_batches, validates_start
 from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
 from deltavlm.training.scope import measure_fit
 from deltavlm.training.stop_signals import StopRequest
@@ -181,6 +181,7 @@ def _measure(
             checkpoint_seconds = time.monotonic() - started
             plan = config.validation
             validations = math.ceil(phase.steps / plan.every) if plan else 0
+            validations += validates_start(config, phase)
             checkpoints = math.ceil(phase.steps / config.checkpoint_every) + validations
             seconds = {
                 "steps": start_seconds + step_seconds * scale * phase.steps,

@@ -98,6 +98,14 @@ def micro_batches(name: str, phase: Phase) -> tuple[int, int]:
     return micro_batch_size, per_process // micro_batch_size
 
 
+def validates_start(config: TrainConfig, phase: Phase) -> bool:
+    """True where the weights that a phase starts from are validated too, so that they are kept unless training
+    improves them: a model that can answer already is trained by the metric of its answers."""
+    plan = config.validation
+    is_trained = config.start is not None and not config.fresh
+    return is_trained and plan is not None and plan.metric is not None and phase.part in ANSWERING
+
+
 class Trainer:
     """Trainer of one phase; resumes from the phase's checkpoint in `hooks.out` if there is one.
 
@@ -138,6 +146,8 @@ class Trainer:
         self.ema = EMA(self.weights, config.ema)
         if state:
             self.load_checkpoint(state)
+        elif validates_start(config, self.phase):
+            self.validation_due = True
 
     def run(self, stop: StopRequest, until: float = math.inf) -> RunEnd:
         """Train from the current step to the end of the phase, or to a stop request between two steps.

@@ -273,6 +273,30 @@ def test_the_best_weights_are_kept_and_early_stopping_ends_a_phase(
     assert [record["scenes.error"] for record in records] == [3.0, 1.0, 2.0, 4.0]
 
 
+def test_a_start_is_kept_unless_training_improves_it(caches: Path, codec: Codec, tmp_path: Path) -> None:
+    phase = replace(PHASES["language"], steps=2)
+    config = replace(
+        CONFIG,
+        phases={"language": phase},
+        start="nano",
+        validation=Validation(every=2, metric="scenes.accuracy"),
+    )
+    for name, values, kept in (("worse", [0.8, 0.7], 0), ("equal", [0.8, 0.8], 0), ("better", [0.8, 0.9], 1)):
+        results, validated = iter(values), []
+
+        def validate(learner: Learner, stop: StopRequest) -> dict[str, float]:
+            validated.append(learner.model.projection.weight.detach().clone())
+            return {"scenes.accuracy": next(results)}
+
+        trainer = build_trainer("language", caches, codec, tmp_path / name, config, validate=validate)
+        assert trainer.run(StopRequest()) == "done"
+        assert not torch.equal(validated[0], validated[1])
+        weights = final_weights(tmp_path / name, "language", best=True)["projection.weight"]
+        assert torch.equal(weights, validated[kept])
+        steps = [record["step"] for record in logged(tmp_path / name, "validation")]
+        assert steps == [0, 2]
+
+
 def test_an_unknown_metric_names_the_nearest(caches: Path, codec: Codec, tmp_path: Path) -> None:
     only = {"language": PHASES["language"]}
     config = replace(CONFIG, phases=only, validation=Validation(every=1, metric="scenes.eror"))
