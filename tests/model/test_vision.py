@@ -17,7 +17,7 @@ from deltavlm.model.vision import EfficientNetTower
 from deltavlm.training import pretrained
 from tests.tiny import TINY
 
-NANO = load(shipped_config("nano_v2.yaml"), DeltaVLMConfig)
+NANO = load(shipped_config("nano.yaml"), DeltaVLMConfig)
 
 
 @pytest.fixture(scope="module")

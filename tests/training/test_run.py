@@ -42,9 +42,13 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     assert shipped_run.scenes is not None
     small = replace(
         shipped_run,
-        scenes=replace(shipped_run.scenes, train=6, validation=4, far=3, stormy=3, size_px=64),
+        scenes=replace(
+            shipped_run.scenes,
+            **{"train": 6, "validation": 4, "far": 3, "stormy": 3, "rich": 3, "size_px": 64},
+            **{"ground": 0, "ground_folder": None},
+        ),
         phases={
-            name: replace(phase, steps=2, batch=2, crop_px=phase.crop_px and 32)
+            name: replace(phase, steps=2, batch=2, ground=0.0, rates={})
             for name, phase in shipped_run.phases.items()
         },
         log_every=1,
@@ -59,7 +63,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> None:
     """Each phase starts from the EMA weights of the one before; the exported model answers."""
     out = tmp_path / "run"
-    assert command.main([str(recipe), "-o", str(out), "--phase", "masks_close"]) == 0
+    assert command.main([str(recipe), "-o", str(out), "--phase", "masks"]) == 0
     assert not (out / "model").exists()
     assert command.main([str(recipe), "-o", str(out)]) == 2  # the folder holds a run
     assert command.main([str(recipe), "-o", str(out), "--resume"]) == 0
@@ -107,8 +111,8 @@ def test_a_time_limit_stops_with_a_checkpoint(
 ) -> None:
     out = tmp_path / "run"
     assert command.main([str(recipe), "-o", str(out), "--minutes", "0"]) == 0
-    assert "stopped by its time limit at step 0 of masks_close" in capsys.readouterr().err
-    assert (out / "masks_close.pt").exists()
+    assert "stopped by its time limit at step 0 of masks" in capsys.readouterr().err
+    assert (out / "masks.pt").exists()
 
 
 @pytest.mark.slow
@@ -126,7 +130,7 @@ def test_an_image_that_vanishes_ends_a_run_with_a_checkpoint(
     out = tmp_path / "run"
     assert command.main([str(recipe), "-o", str(out)]) == 2
     assert "Error: a.png is missing" in capsys.readouterr().err
-    assert load_state(out / "masks_close.pt")["step"] == 1
+    assert load_state(out / "masks.pt")["step"] == 1
 
 
 @pytest.mark.slow
