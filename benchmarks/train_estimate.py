@@ -22,9 +22,10 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 from benchmarks.rows import Table, heading, spread  # noqa: E402
 
-PHASES = ("masks_close", "masks", "words", "together", "wider", "settle", "talk", "read")
+PHASES = ("masks", "words")
 SCRATCH = [
-    *("scenes.train=200", "scenes.validation=32", "scenes.far=32", "scenes.stormy=32"),
+    *("scenes.train=200", "scenes.validation=32", "scenes.far=32", "scenes.stormy=32", "scenes.rich=32"),
+    *("scenes.ground=0", *(f"phases.{name}.ground=0" for name in PHASES)),
     *(f"phases.{name}.steps=3" for name in PHASES),
     *(f"phases.{name}.batch=8" for name in PHASES),
 ]
