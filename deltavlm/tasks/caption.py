@@ -8,12 +8,13 @@ from functools import lru_cache
 from typing import Literal
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks.base import Task
+from deltavlm.tasks import classify
+from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import NO_CHANGE, clean, says_no_change, simplify
 
 __all__ = [
-    *("PROMPT", "TASK", "Kind", "denies_change", "format_answer", "kinds_built", "kinds_removed", "parse"),
-    "score",
+    *("PROMPT", "TASK", "Kind", "denies_change", "form", "format_answer", "kinds_built", "kinds_removed"),
+    *("parse", "score"),
 ]
 
 PROMPT = "Please briefly describe the changes in these two images."
@@ -52,6 +53,11 @@ _DENIALS = tuple(
     )
 )
 
+_BEGINS_DENIAL = re.compile(
+    r"(there (is|are|was|were) )?(almost|no|not|nothing)( .*)?"
+    r"|(both |the |these )*(two )?(image|picture|scene)s?( .*)?"
+)
+
 
 def format_answer(value: str) -> str:
     """Clean the sentence to one line, as in the training data."""
@@ -78,6 +84,20 @@ def denies_change(sentence: str) -> bool:
     words = simplify(sentence)
     is_denial = says_no_change(words) or any(pattern.fullmatch(words) for pattern in _DENIALS)
     return is_denial and "but" not in words.split() and not kinds_built(words)
+
+
+def form(change: str) -> Form:
+    """Form of captions that agree with the answer to the yes/no question: one of NO_CHANGE under "no", and any
+    sentence that does not begin like one that denies change under "yes"."""
+    if classify.parse(change):
+        return Form(r".*\w.*", rejects=_begins_denial)
+    return Form("|".join(NO_CHANGE))
+
+
+def _begins_denial(text: str) -> bool:
+    """True for a denial of change, and for the words with which one begins, up to where no sentence about a
+    change goes on: "there is no", "the two scenes"."""
+    return _BEGINS_DENIAL.fullmatch(simplify(text)) is not None or denies_change(text)
 
 
 def kinds_built(sentence: str) -> frozenset[Kind]:
@@ -157,4 +177,6 @@ TASK = Task(
     score=score,
     free_text=True,
     unchanged=NO_CHANGE[0],
+    agrees_with=(classify.TASK,),
+    form=form,
 )

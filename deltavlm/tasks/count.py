@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks.base import Task
+from deltavlm.tasks import caption, classify
+from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import says_no_change
 
-__all__ = ["PROMPT", "TASK", "Counts", "format_answer", "parse", "score"]
+__all__ = ["NONE_NEW", "PROMPT", "TASK", "Counts", "form", "format_answer", "parse", "score"]
 
 PROMPT = "Please determine how many roads and buildings have changed?"
 
+NONE_NEW = "no new roads or buildings"  # of a pair that has changed otherwise
 MAX_COUNT = 9999  # more do not fit in a chip; a longer number is a repetition of digits by the model
 _NOUNS = {"road": "roads", "roads": "roads", "building": "buildings", "buildings": "buildings"}
 _WORDS = (  # 0 to 19
@@ -109,6 +111,25 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
     }
 
 
+def form(change: str, described: str) -> Form:
+    """Form of counts that agree with the answer to the yes/no question and the caption: 0 of an unchanged
+    pair, and at least 1 of what the caption says is built."""
+    none = format_answer(Counts(0, 0))
+    if not classify.parse(change):
+        return Form(none)
+    built = caption.kinds_built(described)
+    roads, buildings = (rf"1 new {noun}|([2-9]|[1-9]\d{{1,3}}) new {noun}s" for noun in ("road", "building"))
+    no_roads, no_buildings = (_phrase(0, noun) for noun in ("road", "building"))
+    answers = [f"({roads}) and ({buildings})"]
+    if "building" not in built:
+        answers.append(f"({roads}) and {no_buildings}")
+    if "road" not in built:
+        answers.append(f"{no_roads} and ({buildings})")
+    if not built:
+        answers += [NONE_NEW, none]
+    return Form("|".join(answers))
+
+
 def _phrase(number: int, noun: str) -> str:
     return f"{number or 'no'} new {noun}{'' if number == 1 else 's'}"
 
@@ -139,7 +160,9 @@ TASK = Task(
     parse=parse,
     format=format_answer,
     score=score,
-    max_new_tokens=32,
+    max_new_tokens=48,  # also of an answer in single letters
     scale_bound=True,
     unchanged=format_answer(Counts(0, 0)),
+    agrees_with=(classify.TASK, caption.TASK),
+    form=form,
 )
