@@ -1,4 +1,4 @@
-"""Constrained decoding: in place of the most likely token, the most likely one with which an answer keeps its form.
+"""Constrained greedy decoding: the most likely of the tokens with which an answer keeps its form.
 
 V vocabulary.
 """

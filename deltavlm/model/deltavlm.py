@@ -191,7 +191,7 @@ class DeltaVLM(nn.Module):
         text: Text,
         options: GenerationOptions,
         stop_after_first_RK: Tensor | None = None,
-        constraints: Sequence[Constraint | None] | None = None,
+        constraints: Sequence[Constraint | None] = (),
     ) -> Generation:
         """Generate answers to R rows; the prompt runs through the model once, also for `first_logits`.
 
@@ -245,7 +245,7 @@ class DeltaVLM(nn.Module):
         mask_RS: Tensor,
         options: GenerationOptions,
         stop_after_first_RK: Tensor | None,
-        constraints: Sequence[Constraint | None] | None,
+        constraints: Sequence[Constraint | None],
     ) -> Generation:
         """Greedy decoding, token for token equal to that of transformers where there is no constraint.
 
@@ -277,11 +277,9 @@ class DeltaVLM(nn.Module):
                 previous = torch.cat([begin[rows], ids[rows, :step]], dim=1)
                 penalized = penalize(logits, previous, options.repetition_penalty)
             token = penalized.argmax(dim=1)
-            if constraints is not None:
+            if any(constraints):
                 chosen = token.tolist()
-                for index, (row, is_open) in enumerate(
-                    zip(rows.tolist(), unfinished.tolist(), strict=True)
-                ):
+                for index, (row, is_open) in enumerate(zip(rows.tolist(), unfinished.tolist(), strict=True)):
                     constraint = constraints[row] if is_open else None
                     if constraint is not None:
                         chosen[index] = constraint.choose(chosen[index], penalized[index])

@@ -170,14 +170,23 @@ class Predictor(Labelled):
         replies: dict[tuple[int, Question], Reply] = {}
         pending = list(dict.fromkeys((pair, each) for pair, asked in rows for each in in_order(asked)))
         while pending:
-            ready = [row for row in pending if all((row[0], each) in replies for each in row[1].agrees_with)]
-            forms = [
-                question.form(*(replies[pair, each].text for each in question.agrees_with))
-                if question.form
-                else None
-                for pair, question in ready
-            ]
-            replies.update(zip(ready, self._answer_round(encoded, ready, forms), strict=True))
+            forms: dict[tuple[int, Question], AnswerForm | None] = {}  # of the rows of this round
+            for pair, question in pending:
+                if not all((pair, each) in replies for each in question.agrees_with):
+                    continue
+                earlier = [replies[pair, each] for each in question.agrees_with]
+                form = question.form and question.form(*(reply.text for reply in earlier))
+                drafts = [
+                    reply
+                    for each, reply in zip(question.agrees_with, earlier, strict=True)
+                    if form and each.prompt == question.prompt and form.ends(reply.text)
+                ]
+                if drafts:
+                    replies[pair, question] = drafts[0]
+                else:
+                    forms[pair, question] = form
+            ready = list(forms)
+            replies.update(zip(ready, self._answer_round(encoded, ready, list(forms.values())), strict=True))
             pending = [row for row in pending if row not in replies]
         return [replies[row] for row in rows]
 
@@ -286,9 +295,9 @@ class Predictor(Labelled):
                 max(question.max_new_tokens for _, question in rows), self.config.decoding
             ),
             stop_after_first_RK=torch.tensor(stops, device=tokens.device),
-            constraints=[form and Constraint(form, self._pieces, self.codec.eos) for form in forms]
-            if any(forms)
-            else None,
+            constraints=[
+                None if form is None else Constraint(form, self._pieces, self.codec.eos) for form in forms
+            ],
         )
         return self._score(generation, [question for _, question in rows])
 
@@ -302,8 +311,8 @@ class Predictor(Labelled):
     def _score(self, generation: Generation, questions: Sequence[Question]) -> list[Reply]:
         """Decode R generated rows and score them; see `Reply.score`.
 
-        In plain greedy decoding a "yes" or "no" as first token is a complete answer. If answers have to agree,
-        P(yes) alone decides on the standard question.
+        In plain greedy decoding a "yes" or "no" as first token is a complete answer. Where answers have to
+        agree, P(yes) alone decides on the standard question.
         """
         decoding = self.config.decoding
         yes, no = self._yes_no_ids()

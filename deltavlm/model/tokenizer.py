@@ -56,8 +56,8 @@ class Codec(ABC):
         return self.detokenize(text_ids).strip()
 
     def pieces(self, vocab: int) -> list[str]:
-        """Text that each of the ids 0 to `vocab` - 1 adds to a text; empty for special tokens, U+FFFD for a part
-        of a letter."""
+        """Text that each id below `vocab` adds to a text: none for special tokens, U+FFFD for a part of a
+        letter."""
         before = self.encode("a")
         start = self.detokenize(before)
         return [self.detokenize([*before, id_]).removeprefix(start) for id_ in range(vocab)]

@@ -16,7 +16,7 @@ TaskName = Literal[SingleTurnTask, "dialogue"]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Form of an answer, read from left to right: a regular expression, and texts that no answer begins with."""
+    """Form of an answer that is read from left to right: a regular expression, and beginnings that it excludes."""
 
     pattern: str
     rejects: Callable[[str], bool] = lambda text: False
@@ -55,6 +55,7 @@ class Task:
     unchanged: str | None = None
     """The answer for a pair without any change; None where the question decides."""
     agrees_with: tuple[Task, ...] = ()
-    """Tasks whose answers about the same pair come first where answers are decoded to agree."""
+    """Tasks whose answers about the same pair come first where answers are decoded to agree; one with the same
+    prompt is a draft, which is the answer if it has the form."""
     form: Callable[..., Form] | None = None
     """Texts of those answers -> form of the answers that agree with them."""

@@ -54,8 +54,7 @@ _DENIALS = tuple(
 )
 
 _BEGINS_DENIAL = re.compile(
-    r"(there (is|are|was|were) )?(almost|no|not|nothing)( .*)?"
-    r"|(both |the |these )*(two )?(image|picture|scene)s?( .*)?"
+    r"(there|almost|no|not|nothing)( .*)?|(both |the |these )*(two )?(image|picture|scene)s?( .*)?"
 )
 
 
@@ -87,16 +86,19 @@ def denies_change(sentence: str) -> bool:
 
 
 def form(change: str) -> Form:
-    """Form of captions that agree with the answer to the yes/no question: one of NO_CHANGE under "no", and any
-    sentence that does not begin like one that denies change under "yes"."""
+    """Form of captions that agree with the answer to the yes/no question: one of NO_CHANGE under "no"; under
+    "yes" any sentence that does not begin like one that denies change."""
     if classify.parse(change):
         return Form(r".*\w.*", rejects=_begins_denial)
     return Form("|".join(NO_CHANGE))
 
 
 def _begins_denial(text: str) -> bool:
-    """True for a denial of change, and for the words with which one begins, up to where no sentence about a
-    change goes on: "there is no", "the two scenes"."""
+    """True for a denial of change, and for the words with which one begins.
+
+    The whole beginning is excluded, since a model that chose it for the denial would go on with what it was
+    never taught: "there is a house built". What changed can be said in other words.
+    """
     return _BEGINS_DENIAL.fullmatch(simplify(text)) is not None or denies_change(text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltavlm.errors import AnswerParseError
 from deltavlm.tasks import caption, classify
@@ -111,23 +111,31 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
     }
 
 
-def form(change: str, described: str) -> Form:
-    """Form of counts that agree with the answer to the yes/no question and the caption: 0 of an unchanged
-    pair, and at least 1 of what the caption says is built."""
+def form(draft: str, described: str) -> Form:
+    """Form of counts that agree with the caption: those of the draft, but at least 1 of what the caption says is
+    built."""
+    counts, built = parse(draft), caption.kinds_built(described)
+    roads, buildings = (
+        _some(noun) if noun in built and not number else _phrase(number, noun)
+        for noun, number in (("road", counts.roads), ("building", counts.buildings))
+    )
+    return Form(f"({roads}) and ({buildings})" if counts != Counts(0, 0) or built else draft)
+
+
+def _form_of_draft(change: str) -> Form:
+    """Form of counts that agree with the answer to the yes/no question: 0 of an unchanged pair."""
     none = format_answer(Counts(0, 0))
     if not classify.parse(change):
         return Form(none)
-    built = caption.kinds_built(described)
-    roads, buildings = (rf"1 new {noun}|([2-9]|[1-9]\d{{1,3}}) new {noun}s" for noun in ("road", "building"))
-    no_roads, no_buildings = (_phrase(0, noun) for noun in ("road", "building"))
-    answers = [f"({roads}) and ({buildings})"]
-    if "building" not in built:
-        answers.append(f"({roads}) and {no_buildings}")
-    if "road" not in built:
-        answers.append(f"{no_roads} and ({buildings})")
-    if not built:
-        answers += [NONE_NEW, none]
-    return Form("|".join(answers))
+    (roads, no_roads), (buildings, no_buildings) = (
+        (_some(noun), _phrase(0, noun)) for noun in ("road", "building")
+    )
+    return Form(f"({roads}) and ({buildings}|{no_buildings})|{no_roads} and ({buildings})|{NONE_NEW}|{none}")
+
+
+def _some(noun: str) -> str:
+    """Regular expression of `_phrase` with a number from 1."""
+    return rf"1 new {noun}|([2-9]|[1-9]\d{{1,3}}) new {noun}s"
 
 
 def _phrase(number: int, noun: str) -> str:
@@ -154,15 +162,21 @@ def _number(tokens: Sequence[str]) -> int | None:
     return value
 
 
-TASK = Task(
+_DRAFT = Task(
     name="count",
     prompt=PROMPT,
     parse=parse,
     format=format_answer,
     score=score,
     max_new_tokens=48,  # also of an answer in single letters
+    agrees_with=(classify.TASK,),
+    form=_form_of_draft,
+)
+
+TASK = replace(
+    _DRAFT,
     scale_bound=True,
     unchanged=format_answer(Counts(0, 0)),
-    agrees_with=(classify.TASK, caption.TASK),
+    agrees_with=(_DRAFT, caption.TASK),
     form=form,
 )

@@ -85,13 +85,9 @@ def score(predicted: Cells, truth: Cells) -> dict[str, float]:
 
 
 def form(described: str, counted: str) -> Form:
-    """Form of cells that agree with the caption and the counts: some of a kind that is counted, none of another,
+    """Form of cells that agree with the caption and the counts: some of a kind that is counted, none of others,
     and any of one that the caption says is gone, since counts are of new ones."""
-    try:
-        counts = count.parse(counted)
-    except AnswerParseError:
-        return Form(f"roads {_ANY} buildings {_ANY}")
-    removed = caption.kinds_removed(described)
+    counts, removed = count.parse(counted), caption.kinds_removed(described)
     roads, buildings = (
         _SOME if number else _ANY if kind in removed else _NONE
         for kind, number in (("road", counts.roads), ("building", counts.buildings))

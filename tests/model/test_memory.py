@@ -121,7 +121,7 @@ def test_a_row_takes_no_more_than_computed(predictor: Predictor, beams: int) -> 
     encoded = model.encode(*pairs(8))
 
     def ask(count: int) -> None:
-        model._answer(encoded, [(pair % 8, LONG) for pair in range(count)])
+        model._answer(encoded, [(pair % 8, LONG) for pair in range(count)], [None] * count)
 
     ask(2)
     few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
