@@ -32,9 +32,9 @@ class Question:
     answer in tokens. A question with `typed` may be outside of what the model was taught; a model that can
     tell answers it with `messages.UNSUPPORTED`.
 
-    A model that decodes consistently (`Decoding.consistent`) answers the questions `agrees_with` first, whether or
-    not they were asked; `form` makes of the texts of those answers the form that this answer has. If one of them
-    has the same prompt and that form, it is the answer.
+    A model that decodes consistently (`Decoding.consistent`) answers the questions `agrees_with` first,
+    asked or not; `form` makes of the texts of those answers the form of this one. An earlier answer to
+    the same prompt that has the form is the answer.
     """
 
     name: str = field(compare=False)

@@ -16,10 +16,16 @@ TaskName = Literal[SingleTurnTask, "dialogue"]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Form of an answer that is read from left to right: a regular expression, and beginnings that it excludes."""
+    """Texts that an answer may be, read from left to right: those that match a regular expression and have no
+    beginning that is rejected."""
 
     pattern: str
     rejects: Callable[[str], bool] = lambda text: False
+
+    @classmethod
+    def of_texts(cls, *texts: str) -> Form:
+        """Form of answers that are one of these texts."""
+        return cls("|".join(map(regex.escape, texts)))
 
     def begins(self, text: str) -> bool:
         """True if an answer may begin with this text."""
@@ -55,7 +61,9 @@ class Task:
     unchanged: str | None = None
     """The answer for a pair without any change; None where the question decides."""
     agrees_with: tuple[Task, ...] = ()
-    """Tasks whose answers about the same pair come first where answers are decoded to agree; one with the same
-    prompt is a draft, which is the answer if it has the form."""
+    """Tasks whose answers about the same pair come first where answers are decoded to agree.
+
+    One with the same prompt is a draft: it is the answer if it has the form.
+    """
     form: Callable[..., Form] | None = None
     """Texts of those answers -> form of the answers that agree with them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -85,19 +86,20 @@ def denies_change(sentence: str) -> bool:
     return is_denial and "but" not in words.split() and not kinds_built(words)
 
 
-def form(change: str) -> Form:
-    """Form of captions that agree with the answer to the yes/no question: one of NO_CHANGE under "no"; under
-    "yes" any sentence that does not begin like one that denies change."""
-    if classify.parse(change):
-        return Form(r".*\w.*", rejects=_begins_denial)
-    return Form("|".join(NO_CHANGE))
+def form(change: str, draft: str) -> Form:
+    """Form of captions that agree with the answer to the yes/no question: the draft if it does; else one of
+    NO_CHANGE under "no", and under "yes" a sentence that does not begin like a denial of change."""
+    is_changed = classify.parse(change)
+    if is_changed != denies_change(draft):
+        return Form.of_texts(draft)
+    return Form(r".*\w.*", rejects=_begins_denial) if is_changed else Form.of_texts(*NO_CHANGE)
 
 
 def _begins_denial(text: str) -> bool:
     """True for a denial of change, and for the words with which one begins.
 
     The whole beginning is excluded, since a model that chose it for the denial would go on with what it was
-    never taught: "there is a house built". What changed can be said in other words.
+    never taught, as in "there is a house built".
     """
     return _BEGINS_DENIAL.fullmatch(simplify(text)) is not None or denies_change(text)
 
@@ -171,14 +173,12 @@ def score(sentence: str, references: Sequence[str]) -> dict[str, float]:
     return {"exact": float(simplify(sentence) in {simplify(reference) for reference in references})}
 
 
-TASK = Task(
-    name="caption",
-    prompt=PROMPT,
-    parse=parse,
-    format=format_answer,
-    score=score,
+_DRAFT = Task(name="caption", prompt=PROMPT, parse=parse, format=format_answer, score=score)
+
+TASK = replace(
+    _DRAFT,
     free_text=True,
     unchanged=NO_CHANGE[0],
-    agrees_with=(classify.TASK,),
+    agrees_with=(classify.TASK, _DRAFT),
     form=form,
 )

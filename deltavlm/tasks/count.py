@@ -112,21 +112,23 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
 
 
 def form(draft: str, described: str) -> Form:
-    """Form of counts that agree with the caption: those of the draft, but at least 1 of what the caption says is
-    built."""
+    """Form of counts that agree with the caption: those of the draft, and at least 1 of what the caption says
+    is built."""
     counts, built = parse(draft), caption.kinds_built(described)
     roads, buildings = (
         _some(noun) if noun in built and not number else _phrase(number, noun)
         for noun, number in (("road", counts.roads), ("building", counts.buildings))
     )
-    return Form(f"({roads}) and ({buildings})" if counts != Counts(0, 0) or built else draft)
+    if counts == Counts(0, 0) and not built:
+        return Form.of_texts(draft)
+    return Form(f"({roads}) and ({buildings})")
 
 
 def _form_of_draft(change: str) -> Form:
     """Form of counts that agree with the answer to the yes/no question: 0 of an unchanged pair."""
     none = format_answer(Counts(0, 0))
     if not classify.parse(change):
-        return Form(none)
+        return Form.of_texts(none)
     (roads, no_roads), (buildings, no_buildings) = (
         (_some(noun), _phrase(0, noun)) for noun in ("road", "building")
     )

@@ -85,8 +85,8 @@ def score(predicted: Cells, truth: Cells) -> dict[str, float]:
 
 
 def form(described: str, counted: str) -> Form:
-    """Form of cells that agree with the caption and the counts: some of a kind that is counted, none of others,
-    and any of one that the caption says is gone, since counts are of new ones."""
+    """Form of cells that agree with the caption and the counts: some cells of a kind that is counted, none of
+    others, and any of a kind that the caption says is gone, since counts are of new ones."""
     counts, removed = count.parse(counted), caption.kinds_removed(described)
     roads, buildings = (
         _SOME if number else _ANY if kind in removed else _NONE
