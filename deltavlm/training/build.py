@@ -128,8 +128,9 @@ def epochs_of(config: TrainConfig, phase: Phase, inputs: RunInputs) -> dict[str,
 
 
 def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
-    """Configuration with no more than `max_epochs` epochs of each phase over the sets, and no more scenes of
-    each kind than its phases sample; unchanged without `max_epochs`, with a warning of MANY_EPOCHS."""
+    """Configuration with no more than `max_epochs` epochs of each phase over the sets, no more scenes of each
+    kind than its phases sample, and no more of them in a validation than the sets hold out; unchanged without
+    `max_epochs`, with a warning of MANY_EPOCHS."""
     splits = [split for split in inputs.splits if config.sets[split.name].weight]
     if config.max_epochs is None:
         _warn_of_many_epochs(config, inputs)
@@ -158,7 +159,10 @@ def limit_epochs(config: TrainConfig, inputs: RunInputs) -> TrainConfig:
         samples = math.ceil(sum(phase.steps * phase.batch for phase in phases.values()) * (1 - share))
         kinds = ("train", "far", "stormy", "rich", "ground")
         scenes = replace(scenes, **{kind: min(getattr(scenes, kind), samples) for kind in kinds})
-    return replace(config, phases=phases, scenes=scenes)
+    validation, held_out = config.validation, max(len(split.held_out) for split in inputs.splits)
+    if validation and held_out:
+        validation = replace(validation, pairs=min(validation.pairs, held_out))
+    return replace(config, phases=phases, scenes=scenes, validation=validation)
 
 
 def _warn_of_many_epochs(config: TrainConfig, inputs: RunInputs) -> None:

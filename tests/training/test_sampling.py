@@ -19,7 +19,7 @@ from deltavlm.tasks import caption, dialogue, locate
 from deltavlm.training import changechat_dataset
 from deltavlm.training.build import RunInputs, limit_epochs
 from deltavlm.training.changechat_dataset import ChangeChatSource, load_split, turn_samples
-from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig
+from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig, Validation
 from deltavlm.training.sampling import MixedSampler, Sample
 from deltavlm.training.synthetic_dataset import SceneSource
 from tests.tiny import TINY
@@ -178,7 +178,9 @@ def test_a_small_set_gets_fewer_steps_and_scenes(
     assert "phase read: 500 steps are 250 epochs over the 4 training pairs of sets.made" in warning
     assert "`set=max_epochs=3`" in warning
     caplog.clear()
-    limited = limit_epochs(replace(config, max_epochs=3), inputs)
+    plan = Validation(every=10, pairs=200)
+    limited = limit_epochs(replace(config, max_epochs=3, validation=plan), inputs)
+    assert limited.validation == replace(plan, pairs=1)  # as many scenes as pairs are held out
     assert limited.phases["read"].steps == 6  # 3 epochs of 4 samples, 2 in a step
     assert limited.phases["read"].warmup == 2
     assert limited.scenes == Scenes(12, 8, weight=0.5)
