@@ -93,8 +93,8 @@ class Reply:
     """Answer to a question, with a score.
 
     `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
-    answer's tokens, end of text included (0 is certain, more negative is less certain), also of an answer that
-    the model did not choose freely. NaN where the model was not taught to answer.
+    answer's tokens, end of text included (0 is certain, more negative is less certain), also where it did not
+    choose them freely. NaN where the model was not taught to answer.
     """
 
     text: str

@@ -180,7 +180,7 @@ def test_count_score() -> None:
 def test_answers_of_a_form_are_the_standard_answers_that_agree(
     changed: bool, roads: int, buildings: int, road_cells: tuple[str, ...], building_cells: tuple[str, ...]
 ) -> None:
-    """Each beginning of an answer that agrees may go on; an answer that contradicts another is not complete."""
+    """Each beginning of an answer that agrees may go on; one that contradicts another is not complete."""
     described = "houses are built" if changed else "there is no difference"
     counts, cells = Counts(roads, buildings), Cells(road_cells, building_cells)
     counted, located = count.format_answer(counts), locate.format_answer(cells)
