@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from deltavlm.data.synthetic.cache import render_cache
+from deltavlm.model.calibration import fit_platt
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.scoring.synthetic import predict_scenes, score_scenes
-from deltavlm.training.calibrate import fit_platt, scene_margins
+from deltavlm.training.calibrate import scene_margins
 from tests.tiny import tiny_checkpoint
 
 
