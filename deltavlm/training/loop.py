@@ -99,8 +99,8 @@ def micro_batches(name: str, phase: Phase) -> tuple[int, int]:
 
 
 def validates_start(config: TrainConfig, phase: Phase) -> bool:
-    """True where the weights that a phase starts from are validated too, so that they are kept unless training
-    improves them: a model that can answer already is trained by the metric of its answers."""
+    """True where the weights that a phase starts from are validated too, to be kept unless training improves
+    the metric: those of a model that can answer already."""
     plan = config.validation
     is_trained = config.start is not None and not config.fresh
     return is_trained and plan is not None and plan.metric is not None and phase.part in ANSWERING

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from affine import Affine
 from PIL import Image
+from scipy import ndimage
 
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import SceneCache, open_cache
 from deltavlm.data.synthetic.ground import (
     Ground,
+    GroundRenderer,
     GroundTiles,
     guess_cover,
     hide_buildings,
@@ -20,7 +22,9 @@ from deltavlm.data.synthetic.ground import (
     make_ground_scene,
 )
 from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE
-from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings
+from deltavlm.data.synthetic.plan import Plan
+from deltavlm.data.synthetic.scene import GroundPart
+from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings, gray_of
 from deltavlm.errors import InputError
 from deltavlm.geo.geotiff import write_geotiff
 
@@ -123,6 +127,32 @@ def test_parts_can_be_left_out(folder: Path) -> None:
     assert differences[1] < 0.9 * differences[0]
     cache = SceneCache(folder / "none", 1, 0, 64, SceneOptions(without=("cutouts",)), folder)
     assert "without cutouts" in cache.description
+
+
+def test_growth_alters_the_texture_of_plants_and_little_of_built_land(tmp_path: Path) -> None:
+    """Correlation of the fine texture of both dates, without any other difference between them."""
+    write_tile(tmp_path / "a.png", masked=True)
+    tiles = GroundTiles(tmp_path)
+    parts: tuple[GroundPart, ...] = ("unchanged", "cutouts", "hidden")
+
+    def correlation(*without: GroundPart) -> list[float]:
+        correlations = []
+        for seed in range(8):
+            ground = Ground(tiles.draw_window(np.random.default_rng(seed), (96, 96)))
+            rng = np.random.default_rng(seed)
+            renderer = GroundRenderer(rng, Plan((96, 96), 1.0, rich=True), ground, [], (*parts, *without))
+            dates = [renderer.pixels.copy() for _ in range(2)]
+            for land in dates:
+                if renderer.growth:
+                    renderer.regrow(rng, land)
+            fine = [gray_of(land) - ndimage.uniform_filter(gray_of(land), 5) for land in dates]
+            is_wild = renderer.wild > 0.9
+            correlations.append([np.corrcoef(*(f[m] for f in fine))[0, 1] for m in (is_wild, ~is_wild)])
+        return [float(value) for value in np.mean(correlations, axis=0)]
+
+    wild, built = correlation()
+    assert wild < 0.3 < 0.5 < built
+    assert correlation("growth") == pytest.approx([1, 1])
 
 
 def write_grass_geotiff(path: Path, side: int = 160) -> None:

@@ -281,20 +281,25 @@ def test_a_start_is_kept_unless_training_improves_it(caches: Path, codec: Codec,
         start="nano",
         validation=Validation(every=2, metric="scenes.accuracy"),
     )
-    for name, values, kept in (("worse", [0.8, 0.7], 0), ("equal", [0.8, 0.8], 0), ("better", [0.8, 0.9], 1)):
-        results, validated = iter(values), []
+    validated: list[torch.Tensor] = []
+    results: list[float] = []
 
-        def validate(learner: Learner, stop: StopRequest) -> dict[str, float]:
-            validated.append(learner.model.projection.weight.detach().clone())
-            return {"scenes.accuracy": next(results)}
+    def validate(learner: Learner, stop: StopRequest) -> dict[str, float]:
+        validated.append(learner.model.projection.weight.detach().clone())
+        return {"scenes.accuracy": results.pop(0)}
 
+    for name, values, kept in (
+        ("worse", [0.8, 0.7], -2),
+        ("equal", [0.8, 0.8], -2),
+        ("better", [0.8, 0.9], -1),
+    ):
+        results[:] = values
         trainer = build_trainer("language", caches, codec, tmp_path / name, config, validate=validate)
         assert trainer.run(StopRequest()) == "done"
-        assert not torch.equal(validated[0], validated[1])
+        assert not torch.equal(validated[-2], validated[-1])
         weights = final_weights(tmp_path / name, "language", best=True)["projection.weight"]
         assert torch.equal(weights, validated[kept])
-        steps = [record["step"] for record in logged(tmp_path / name, "validation")]
-        assert steps == [0, 2]
+        assert [record["step"] for record in logged(tmp_path / name, "validation")] == [0, 2]
 
 
 def test_an_unknown_metric_names_the_nearest(caches: Path, codec: Codec, tmp_path: Path) -> None:

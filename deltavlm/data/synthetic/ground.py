@@ -1,7 +1,8 @@
 """Synthetic changes on real ground: tiles at both dates, drawn objects at one.
 
-Distractors, which are no change, appear in changed and unchanged pairs alike: recolored fields, vegetation
-tone, lengthened shadows, retoned roofs, cars, and drawn and cut out buildings that exist at both dates.
+Distractors, which are no change, appear in changed and unchanged pairs alike: plants that grow, surfaces that
+weather, recolored fields, vegetation tone, lengthened shadows, retoned roofs, cars, and drawn and cut out
+buildings that exist at both dates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from deltavlm.data.synthetic.imaging import photograph, random_light, warp_elast
 from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import House, Patch, Plan, Points, Rng, Road, When, blob, polygon, rectangle
 from deltavlm.data.synthetic.render import Appearance, Bytes, DateView, Light, Renderer
-from deltavlm.data.synthetic.scene import MARGIN, Scene, SceneOptions
+from deltavlm.data.synthetic.scene import MARGIN, GroundPart, Scene, SceneOptions
 from deltavlm.data.synthetic.texture import PALETTE, Floats, noise, random_color, to_rgb
 from deltavlm.data.synthetic.tiles import (
     BARE,
@@ -100,7 +101,7 @@ def _make_scene(rng: Rng, tiles: GroundTiles, window: TileWindow, options: Scene
     height, width = window.pixels.shape[:2]
     plan = Plan((width, height), scale, rich=True)
     hidden = lay_out(rng, plan, ground, tiles, options)
-    renderer = GroundRenderer(rng, plan, ground, hidden, "distractors" not in options.without)
+    renderer = GroundRenderer(rng, plan, ground, hidden, options.without)
     strength = rng.uniform(0.15, 0.9) if options.strength is None else options.strength
     has_artifacts = bool(rng.random() < 0.3)
     images = []
@@ -369,9 +370,14 @@ class GroundRenderer(Renderer):
     """Renderer of a plan on the ground of a tile."""
 
     def __init__(
-        self, rng: Rng, plan: Plan, ground: Ground, hidden: list[HiddenBuilding], has_distractors: bool
+        self,
+        rng: Rng,
+        plan: Plan,
+        ground: Ground,
+        hidden: list[HiddenBuilding],
+        without: tuple[GroundPart, ...],
     ) -> None:
-        self.real, self.hidden, self.has_distractors = ground, hidden, has_distractors
+        self.real, self.hidden, self.without = ground, hidden, without
         super().__init__(rng, plan)
         self.litter = 0.0  # drawn by `add_litter`, in colors of the tile
         self.pieces = float(rng.choice([0, 2, 6], p=[0.5, 0.3, 0.2])) * plan.size[0] * plan.size[1] / 288**2
@@ -391,7 +397,7 @@ class GroundRenderer(Renderer):
         is_tree = (self.real.cover == COVER_CODE["trees"]).astype(np.float32)
         plants = np.maximum(self.plants[..., 0], ndimage.uniform_filter(is_tree, 3))
         self.wild = np.maximum(plants, self.open_land)
-        self.growth = float(rng.uniform(0, 1) ** 0.6)  # between the dates
+        self.growth = 0.0 if "growth" in self.without else float(rng.uniform(0, 1) ** 0.6)  # between dates
         fine = gray - ndimage.uniform_filter(gray, 7)
         shift = (int(rng.integers(size[1])), int(rng.integers(size[0])))
         self.detail = np.clip(np.roll(fine, shift, (0, 1)), -30, 30) * rng.uniform(0.1, 0.5)
@@ -430,13 +436,14 @@ class GroundRenderer(Renderer):
     def ground_at(self, rng: Rng, date: int, season: npt.NDArray[np.float32]) -> Floats:
         """Tile at one date, (height, width, 3): its distractors differ at every date."""
         land = self.without_hidden(date) + season * 0.2
-        if not self.has_distractors:
+        if "distractors" in self.without:
             return land
         amount = float(rng.choice([0.3, 1.0, 2.0], p=[0.4, 0.4, 0.2]))
         tone = random_tone(rng, 0.07 * amount, 0.05 * amount)
         land *= 1 + self.plants * (tone - 1)
         land += self.plants * season * amount * 0.6
-        self.regrow(rng, land)
+        if self.growth:
+            self.regrow(rng, land)
         if rng.random() < 0.4:
             self.recolor_fields(rng, land)
         if rng.random() < 0.4:
@@ -449,15 +456,15 @@ class GroundRenderer(Renderer):
         return land
 
     def regrow(self, rng: Rng, land: Floats) -> None:
-        """Grow plants and open land as over years: crowns and clumps move, fine texture comes from other places
-        of the tile, spots become denser or barer; all other surfaces weather a little."""
+        """Grow plants and open land as over years: crowns and clumps move, fine texture comes from elsewhere
+        in the tile, spots become denser or barer; all other surfaces weather a little."""
         size, shape, wild = self.plan.size, land.shape[:2], self.wild
         reach = rng.uniform(0.5, 3.5) * self.growth
         warped = warp_elastically(rng, land, reach, grain=float(rng.choice([3.0, 10.0])))
         land += wild[..., None] * (warped - land)
-        for grain in (5, 15, 31):
+        for window in (5, 15, 31):
             gray = gray_of(land)
-            texture = gray - ndimage.uniform_filter(gray, grain)
+            texture = gray - ndimage.uniform_filter(gray, window)
             shift = [int(rng.integers(side // 4, side - side // 4)) for side in shape]
             opacity = wild * np.roll(wild, shift, (0, 1)) * self.growth * rng.uniform(0.4, 1.0)
             land += (opacity * (np.roll(texture, shift, (0, 1)) * rng.uniform(0.7, 1.3) - texture))[..., None]

@@ -17,7 +17,7 @@ from deltavlm.data.synthetic.layout import Neighborhood
 from deltavlm.data.synthetic.plan import Plan, Rng
 from deltavlm.data.synthetic.render import Renderer
 
-GroundPart = Literal["distractors", "unchanged", "cutouts", "hidden"]
+GroundPart = Literal["distractors", "growth", "unchanged", "cutouts", "hidden"]
 MARGIN = 16  # pixels rendered around the image, so that a shift never shows an edge
 
 
@@ -67,8 +67,9 @@ class SceneOptions:
     """More kinds of land, buildings and artifacts (`rich_layout`, `render.Appearance`,
     `imaging.add_artifacts`), a `downsample` drawn from 1, 2 and 3, and 4 px of misregistration."""
     without: tuple[GroundPart, ...] = ()
-    """What scenes on tiles (`ground`) leave out, to measure its worth: distractors of the land, drawn objects
-    of both dates, buildings cut out of masks, buildings of the tile that are hidden at a date."""
+    """What scenes on tiles (`ground`) leave out, to measure its worth: distractors of the land, growth and
+    weathering alone of these, drawn objects of both dates, buildings cut out of masks, buildings of the tile
+    that are hidden at a date."""
 
 
 def make_scene(
