@@ -1,4 +1,4 @@
-"""Calibration of a model's score of change to somebody's own chips: scores and labels of chips, and the fit."""
+"""Calibration of a model's score of change to somebody's own chips: their scores and labels, and the fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ScoredChips:
 
     @classmethod
     def of_outputs(cls, paths: Sequence[Path], review: Path | None = None) -> list[ScoredChips]:
-        """Analyzed chips of outputs, with stored scores and verdicts; scores of a calibrated run are converted.
+        """Analyzed chips of outputs, with stored scores and verdicts.
 
         review: file of verdicts on a single output, beside those in its columns.
 
@@ -111,7 +111,8 @@ class ScoredChips:
         for row in rows:
             if row["changed_score"] is None:
                 raise InputError(
-                    f"{path}, chip {row['chip_id']}: has no score of change; run analyze with the yes/no question"
+                    f"{path}, chip {row['chip_id']}: has no score of change; run analyze with the yes/no "
+                    "question"
                 )
         scores = np.array([float(row["changed_score"]) for row in rows])
         if model.get("calibration") is not None:
@@ -202,8 +203,8 @@ class CalibrationFit:
         if self.auc >= MIN_AUC and low > EVEN:
             return ""
         return (
-            f"AUC {self.auc:.2f} ({low:.2f} to {high:.2f}; 0.5 is chance): the score hardly tells changed from "
-            "unchanged chips here, so no threshold helps; label more chips, or fine-tune the model"
+            f"AUC {self.auc:.2f} ({low:.2f} to {high:.2f}; 0.5 is chance): the score hardly tells changed "
+            "from unchanged chips here, so no threshold helps; label more chips, or fine-tune the model"
         )
 
     def lines(self) -> list[str]:
@@ -237,8 +238,8 @@ def fit_calibration(sources: Sequence[ScoredChips], *, false_alarms: float | Non
     """Calibration of a model's score to chips that it has scored.
 
     With labels, scale and offset are those of Platt scaling (`fit_platt`), where changed and unchanged chips
-    have the same weight, and the threshold is 0.5 of the calibrated score; chips without a label are left out.
-    Without any, all chips are taken as unchanged, and scores stay as they are.
+    have the same weight, and the threshold is 0.5 of the calibrated score; chips without a label are left
+    out. Without any, all chips are taken as unchanged, and scores stay as they are.
 
     Args:
         sources: chips of one model, by `ScoredChips.of_outputs` or `ScoredChips.of_pairs`.
@@ -273,9 +274,7 @@ def fit_calibration(sources: Sequence[ScoredChips], *, false_alarms: float | Non
     counts = {"changed": int(changed.sum()), "unchanged": int((~changed).sum())}
     for name, count in counts.items():
         if changed.any() and count < MIN_CHIPS:
-            raise InputError(
-                f"{pluralize(count, f'{name} chip')} with a score: a fit needs {MIN_CHIPS}; label more"
-            )
+            raise InputError(f"{pluralize(count, f'{name} chip')}: a fit needs {MIN_CHIPS}; label more")
     if false_alarms is not None and counts["unchanged"] * false_alarms < 1 - 1e-9:
         raise InputError(
             f"{pluralize(counts['unchanged'], 'unchanged chip')}: `false_alarms={false_alarms:g}` needs "

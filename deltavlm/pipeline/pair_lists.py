@@ -64,8 +64,8 @@ class _Row:
 
 
 def is_pair_list(path: Path) -> bool:
-    """True for a file that is a list of pairs by its name, or by its beginning where an output may have that name
-    too; False for an output, or a folder."""
+    """True for a file that is a list of pairs by its name, or by its beginning where an output may have that
+    name too; False for an output, or a folder."""
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in (".gpkg", ".fgb", ".parquet"):
         return False
@@ -107,10 +107,9 @@ def parse_pairs(text: str, source: str, folder: Path, *, labels: bool = False) -
         raise InputError(f"{source}: holds no pairs; the first line of a CSV is before,after")
     rows = list(_json_rows(text, source) if text.lstrip()[0] in "{[" else _csv_rows(text, source))
     pairs = [_pair(row, folder) for row in rows]
-    columns = (*COLUMNS, ALIAS)
+    columns = [*COLUMNS, ALIAS, *([LABEL] if labels else [])]
     if labels:
         pairs = [replace(pair, changed=_label(row)) for pair, row in zip(pairs, rows, strict=True)]
-        columns = (*columns, LABEL)
     if not pairs:
         raise InputError(f"{source}: holds no pairs; give a line or an item for each")
     extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in columns)
@@ -262,10 +261,8 @@ def _pair(row: _Row, folder: Path) -> Pair:
         dates["after_date"] or dates["date"],
         _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
         row.line,
-        *(
-            _cloud_mask(texts[name], f"{row.source}, {name}", folder)
-            for name in ("before_cloud_mask", "after_cloud_mask")
-        ),
+        _cloud_mask(texts["before_cloud_mask"], f"{row.source}, before_cloud_mask", folder),
+        _cloud_mask(texts["after_cloud_mask"], f"{row.source}, after_cloud_mask", folder),
     )
 
 
@@ -275,7 +272,7 @@ def _label(row: _Row) -> bool | None:
     text = "" if value is None else str(value).strip().lower()
     if text and text not in _LABELS:
         raise InputError(
-            f"{row.source}, {LABEL}: {preview(value)} is neither yes, true or 1 nor no, false or 0"
+            f"{row.source}, {LABEL}: {preview(value)} is neither yes (true, 1) nor no (false, 0)"
         )
     return _LABELS.get(text)
 

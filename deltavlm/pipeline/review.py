@@ -74,10 +74,11 @@ def read_review(path: Path) -> Review:
 
 
 def read_reviewed(paths: Sequence[Path], review: Path | None) -> list[Output]:
-    """Outputs with their verdicts; `review` is a file of verdicts on a single output, beside those in its columns.
+    """Outputs with their verdicts; `review` is a file of verdicts on a single output, beside those in its
+    columns.
 
-    Raises: InputError for a file that is no output, or a verdict that is none; ConfigError for a review of one of
-        several outputs.
+    Raises: InputError for a file that is no output, a verdict that is none, or chips that are read twice;
+        ConfigError for a review of one of several outputs.
     """
     outputs = [read_output(path) for path in paths]
     _check_chips_once(outputs)
