@@ -38,6 +38,7 @@ Flags = NDArray[np.bool_]
 MIN_CHIPS = 10  # changed ones, and unchanged ones, that a fit needs
 FOLDS = 10  # of the cross-validation
 EVEN = 0.5  # threshold of a score at even odds
+WORSE = 0.01  # balanced accuracy lost
 MIN_SCALE = 1e-3  # of a fit in which the score tells anything
 MIN_AUC = 0.6  # below, the best threshold has a balanced accuracy of about 0.57
 HINT = (
@@ -194,18 +195,24 @@ class CalibrationFit:
     before: ErrorRates  # of the model's own score from 0.5 on
     after: ErrorRates  # with labels of chips that were held out of the fit, in cross-validation
 
-    @property
-    def warning(self) -> str:
-        """Sentence where the score hardly tells changed from unchanged chips; empty where it does."""
+    def warnings(self) -> list[str]:
+        """Sentences about a fit that does not help: a score that hardly tells, calls that are no better."""
         if self.auc is None or self.auc_interval is None:
-            return ""
+            return []
         low, high = self.auc_interval
-        if self.auc >= MIN_AUC and low > EVEN:
-            return ""
-        return (
-            f"AUC {self.auc:.2f} ({low:.2f} to {high:.2f}; 0.5 is chance): the score hardly tells changed "
-            "from unchanged chips here, so no threshold helps; label more chips, or fine-tune the model"
-        )
+        if self.auc < MIN_AUC or low <= EVEN:
+            return [
+                f"AUC {self.auc:.2f} ({low:.2f} to {high:.2f}; 0.5 is chance): the score hardly tells "
+                "changed from unchanged chips here, so no threshold helps; label more chips, or fine-tune "
+                "the model"
+            ]
+        before, after = self.before.balanced_accuracy or 0, self.after.balanced_accuracy or 0
+        if self.calibration.false_alarms is None and after < before - WORSE:
+            return [
+                f"chips that were held out are called worse than before (balanced accuracy {after:.2f}, "
+                f"before {before:.2f}); label more chips, or leave the calibration out"
+            ]
+        return []
 
     def lines(self) -> list[str]:
         """Sentences for people."""
