@@ -1,4 +1,4 @@
-"""Calibration of a model's score of change to somebody's own chips: their scores and labels, and the fit."""
+"""Calibration of the score of change to somebody's own chips: their scores and labels, and the fit."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_values_that_no_fit_gives_are_refused(values: dict[str, float]) -> None:
 
 
 def test_a_model_answers_with_the_calibrated_score(tmp_path: Path) -> None:
-    """On top of the calibration of its checkpoint; that of another model is refused before weights are read."""
+    """On top of the calibration of its checkpoint; that of another model is refused, no weights are read."""
     tiny_checkpoint(tmp_path)
     question = Question("change", "Please judge whether these two images have changed.", yes_no=True)
     images = np.random.default_rng(3).integers(0, 256, (2, 1, 3, 64, 64), dtype=np.uint8)
