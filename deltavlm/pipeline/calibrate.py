@@ -245,8 +245,8 @@ def fit_calibration(sources: Sequence[ScoredChips], *, false_alarms: float | Non
     """Calibration of a model's score to chips that it has scored.
 
     With labels, scale and offset are those of Platt scaling (`fit_platt`), where changed and unchanged chips
-    have the same weight, and the threshold is 0.5 of the calibrated score; chips without a label are left
-    out. Without any, all chips are taken as unchanged, and scores stay as they are.
+    have the same weight, and the threshold is best by balanced accuracy (`binary.best_cutoff`); chips without
+    a label are left out. Without any, all chips are taken as unchanged, and scores stay as they are.
 
     Args:
         sources: chips of one model, by `ScoredChips.of_outputs` or `ScoredChips.of_pairs`.
@@ -323,7 +323,8 @@ class _Chips:
         if self.changed.any():
             calibration = fit_platt(self.margins.tolist(), self.changed.tolist())
         if self.false_alarms is None:
-            return calibration, EVEN
+            cutoff = binary.best_cutoff(self.margins.tolist(), self.changed.tolist())
+            return calibration, float(apply_calibration(calibration, cutoff))
         unchanged = apply_calibration(calibration, self.margins[~self.changed])
         return calibration, _threshold_of(unchanged, self.false_alarms)
 
@@ -360,10 +361,12 @@ def _fit(chips: _Chips, source: ScoredChips, counts: dict[str, int]) -> Calibrat
             "calibrate; look at the labels, or fine-tune the model"
         )
     calls = scores >= threshold
-    if chips.false_alarms is not None and calls[~chips.changed].mean() > chips.false_alarms + 1e-9:
+    is_highest = chips.margins >= logits(1.0)  # as a model's scores are rounded to 1
+    alarms = (calls | is_highest)[~chips.changed].mean()
+    if chips.false_alarms is not None and alarms > chips.false_alarms + 1e-9:
         raise InputError(
-            f"more than {chips.false_alarms:g} of the unchanged chips have the highest score, "
-            f"{scores.max():.3g}, so no threshold leaves them out"
+            f"more than {chips.false_alarms:g} of the unchanged chips have the highest score, so no "
+            "threshold leaves them out"
         )
     return CalibrationFit(
         ScoreCalibration(

@@ -96,7 +96,7 @@ def test_from_a_run_to_its_review_to_a_run_that_calls_right(run: Run, out: Path,
     assert calls("again.gpkg") == {name: is_changed(name) for name in calls("out.gpkg")}
     provenance = json.loads(pyogrio.read_info("again.gpkg", layer="chips")["layer_metadata"]["deltavlm"])
     assert provenance["model"]["calibration"] == stored
-    assert provenance["options"]["threshold"] == 0.5
+    assert provenance["options"]["threshold"] == stored["threshold"]
     scores = [
         {row["pair_id"]: row["changed_score"] for row in layer(name, "chips")}
         for name in ("out.gpkg", "again.gpkg")
