@@ -72,13 +72,12 @@ def best_cutoff(scores: Sequence[float], truth: Sequence[bool]) -> float:
 
     values, labels = np.asarray(scores, float), np.asarray(truth, bool)
     cutoffs = np.linspace(values.min(), values.max(), 501)
-    below = []
-    for group in (values[~labels], values[labels]):
+    gain = np.zeros(len(cutoffs))  # of balanced accuracy, times 2
+    for sign, group in ((1, values[~labels]), (-1, values[labels])):
         low, high = np.percentile(group, (25, 75))
         spread = min(filter(None, (group.std(ddof=1), (high - low) / 1.34)), default=0.0)
         bandwidth = max(0.9 * spread * len(group) ** -0.2, MIN_BANDWIDTH)
-        below.append([float(ndtr((cutoff - group) / bandwidth).mean()) for cutoff in cutoffs])
-    gain = np.subtract(*below)
+        gain += sign * np.array([ndtr((cutoff - group) / bandwidth).mean() for cutoff in cutoffs])
     return float(np.median(cutoffs[gain > gain.max() - 1e-6]))
 
 
