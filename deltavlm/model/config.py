@@ -271,14 +271,29 @@ class ScoreCalibration:
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """Decoding strategy: number of beams (1 is greedy) and repetition penalty (CTRL, arXiv 1909.05858;
-    1 is none)."""
+    1 is none).
+
+    `consistent` decodes the answers to the standard questions about a pair so that they agree with each
+    other (`Question.agrees_with`). Beam search is not constrained.
+    """
 
     beams: int = 1
     repetition_penalty: float = 1.0
+    consistent: bool = False
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that cannot be used."""
         _check_ranges(self, beams=(1, 64), repetition_penalty=(0.01, 100))
+
+    @property
+    def is_plain(self) -> bool:
+        """True for greedy decoding without a penalty."""
+        return self.beams == 1 and self.repetition_penalty == 1.0
+
+    @property
+    def is_constrained(self) -> bool:
+        """True if answers are decoded so that they agree."""
+        return self.consistent and self.beams == 1
 
 
 # The authors' inference, and plain greedy decoding. Their penalty also hurts: in a list of cells every "top"
@@ -308,7 +323,7 @@ class RuntimeOptions:
         """
         decoding, prompt = config.decoding, config.prompt
         if self.decode:
-            decoding = replace(DECODING[self.decode], beams=decoding.beams)
+            decoding = replace(decoding, repetition_penalty=DECODING[self.decode].repetition_penalty)
         if self.beams:
             decoding = replace(decoding, beams=self.beams)
         if self.prompt_style:
