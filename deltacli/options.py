@@ -4,60 +4,61 @@ A letter means the same in every command that has it, but for two older ones: `-
 --quiet has no letter), and `-n` of synth chips is --count. The program alone has `-V --version`.
 
     flag            commands
-    --after-bands   analyze, ask, chat
-    --after-cloud-mask analyze, ask, chat
-    --align         analyze, ask, chat, grid
-    --allow-no-crs  analyze, ask, chat, grid
-    --allow-vrt     analyze, ask, chat, grid, report
-    --alpha-band    analyze, ask, chat
-    --any-scale     analyze, ask
-    --aoi           analyze, ask, grid, polygonize
+    --after-bands   analyze, ask, chat, calibrate
+    --after-cloud-mask analyze, ask, chat, calibrate
+    --align         analyze, ask, chat, calibrate, grid
+    --allow-no-crs  analyze, ask, chat, calibrate, grid
+    --allow-vrt     analyze, ask, chat, calibrate, grid, report
+    --alpha-band    analyze, ask, chat, calibrate
+    --any-scale     analyze, ask, calibrate
+    --aoi           analyze, ask, calibrate, grid, polygonize
     --at            ask, chat
-    -b --bands      analyze, ask, chat
-    --batch-size    analyze, ask, eval
-    --bbox          analyze, ask, chat, grid, polygonize
-    --bbox-crs      analyze, ask, chat, grid, polygonize
-    --beams         analyze, ask, chat, eval
-    --before-bands  analyze, ask, chat
-    --before-cloud-mask analyze, ask, chat
+    -b --bands      analyze, ask, chat, calibrate
+    --batch-size    analyze, ask, calibrate, eval
+    --bbox          analyze, ask, chat, calibrate, grid, polygonize
+    --bbox-crs      analyze, ask, chat, calibrate, grid, polygonize
+    --beams         analyze, ask, chat, calibrate, eval
+    --before-bands  analyze, ask, chat, calibrate
+    --before-cloud-mask analyze, ask, chat, calibrate
+    --calibration   analyze, ask, chat
     --cascade       analyze, ask
-    --chip-size     analyze, ask, chat, grid
-    --cloud-mask    analyze, ask, chat
+    --chip-size     analyze, ask, chat, calibrate, grid
+    --cloud-mask    analyze, ask, chat, calibrate
     --color         all
     --config        all
-    --decode        analyze, ask, chat, eval
-    --device        analyze, ask, chat, eval, weights verify
+    --decode        analyze, ask, chat, calibrate, eval
+    --device        analyze, ask, chat, calibrate, eval, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
-    --dtype         analyze, ask, chat, eval, weights verify
-    --gdal-config   analyze, ask, chat, grid
-    --gsd           analyze, ask, chat, grid, synth scene
+    --dtype         analyze, ask, chat, calibrate, eval, weights verify
+    --gdal-config   analyze, ask, chat, calibrate, grid
+    --gsd           analyze, ask, chat, calibrate, grid, synth scene
     --json          all
     --layer         analyze, ask
-    --limit         analyze, ask, eval
+    --limit         analyze, ask, calibrate, eval
     --log-format    all
-    --match         analyze, ask, chat
-    --max-nodata    analyze, ask
-    -m --model      analyze, ask, chat, eval
-    --nodata        analyze, ask, chat
-    --on-error      analyze, ask
-    -o --output     analyze, ask, grid, report, polygonize, summarize, stac, eval, train, data fetch,
-                    data build, weights fetch, weights convert
-    --overlap       analyze, ask, grid
-    --overwrite     analyze, ask, chat, grid, report, polygonize, summarize, stac, eval, synth chips,
-                    synth scene, data fetch, data build
+    --match         analyze, ask, chat, calibrate
+    --max-nodata    analyze, ask, calibrate
+    -m --model      analyze, ask, chat, calibrate, eval
+    --nodata        analyze, ask, chat, calibrate
+    --on-error      analyze, ask, calibrate
+    -o --output     analyze, ask, calibrate, grid, report, polygonize, summarize, stac, eval, train,
+                    data fetch, data build, weights fetch, weights convert
+    --overlap       analyze, ask, calibrate, grid
+    --overwrite     analyze, ask, chat, calibrate, grid, report, polygonize, summarize, stac, eval,
+                    synth chips, synth scene, data fetch, data build
     --progress      all
-    --prompt-style  analyze, ask, chat, eval
-    --quantize      analyze, ask, chat, eval, weights verify
-    --qa-band       analyze, ask, chat
+    --prompt-style  analyze, ask, chat, calibrate, eval
+    --qa-band       analyze, ask, chat, calibrate
+    --quantize      analyze, ask, chat, calibrate, eval, weights verify
     -Q --questions  analyze, ask
     -q --quiet      all
-    --register      analyze, ask, chat
-    --resampling    analyze, ask, chat
+    --register      analyze, ask, chat, calibrate
+    --resampling    analyze, ask, chat, calibrate
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
-    --scale         analyze, ask, chat, synth scene
-    --stride        analyze, ask, grid
-    --threads       analyze, ask, chat, eval, train
+    --scale         analyze, ask, chat, calibrate, synth scene
+    --stride        analyze, ask, calibrate, grid
+    --threads       analyze, ask, chat, calibrate, eval, train
     --threshold     analyze, report, polygonize, summarize
     -v --verbose    all
 
@@ -307,8 +308,18 @@ Threshold = Annotated[
         metavar="P",
         min=0,
         max=1,
-        show_default="as the model answers",
+        show_default="of --calibration, else as the model answers",
         help="Lowest score of change of a changed chip; scores and raw answers stay as they are.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    flag(
+        "--calibration",
+        panel=MODEL,
+        metavar="FILE",
+        help="Calibration of the yes/no score to your own chips, as deltavlm calibrate writes it; also sets "
+        "the threshold of a run.",
     ),
 ]
 StoredThreshold = Annotated[

@@ -240,6 +240,34 @@ class Calibration:
         _check_ranges(self, scale=(-1e6, 1e6), offset=(-1e6, 1e6))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreCalibration:
+    """Calibration of one model's score of change to somebody's own chips; `pipeline.calibrate` fits it.
+
+    A chip has changed from `threshold` on, of P(yes) = sigmoid(scale * logit(P(yes) of the model) + offset).
+    """
+
+    model: str  # name
+    fingerprint: str
+    method: Literal["platt", "quantile"]  # fit to labels, or a threshold on chips taken as unchanged
+    scale: float
+    offset: float
+    threshold: float
+    changed: int  # chips that it was fitted to
+    unchanged: int
+    false_alarms: float | None = (
+        None  # share of unchanged chips that the threshold lets through, if it was given
+    )
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no fit gives."""
+        _check_ranges(self, scale=(1e-6, 1e6), offset=(-1e6, 1e6), threshold=(0, 1))
+
+    def after(self, first: Calibration) -> Calibration:
+        """Calibration of the margin that is the model's own, `first`, followed by this one."""
+        return Calibration(self.scale * first.scale, self.scale * first.offset + self.offset)
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """Decoding strategy: number of beams (1 is greedy) and repetition penalty (CTRL, arXiv 1909.05858;
@@ -284,6 +312,7 @@ class RuntimeOptions:
     beams: int | None = None
     prompt_style: Literal["raw", "trained"] | None = None
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
+    calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
 
     def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """Configuration with these settings. Raises: ConfigError for a prompt style that the model does not
@@ -305,7 +334,10 @@ class RuntimeOptions:
                     f" omit `prompt_style`"
                 )
             prompt = PROMPT_STYLES[self.prompt_style]
-        return replace(config, decoding=decoding, prompt=prompt)
+        calibration = (
+            config.calibration if self.calibration is None else self.calibration.after(config.calibration)
+        )
+        return replace(config, decoding=decoding, prompt=prompt, calibration=calibration)
 
 
 @dataclass(frozen=True, slots=True)

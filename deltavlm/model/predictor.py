@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model import checkpoint
-from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
+from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions, ScoreCalibration
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
 from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
@@ -56,6 +56,9 @@ class Predictor(Labelled):
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     threads: int = 1  # of the CPU
     scope: QuestionScope | None = None  # None: every question is answered
+    calibration: ScoreCalibration | None = (
+        None  # to somebody's own chips, for the record; `config` has its effect
+    )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.device}>"
@@ -73,6 +76,7 @@ class Predictor(Labelled):
             "prompt": asdict(self.config.prompt),
             "difference": self.config.difference.mode,
             "sources": self.config.sources,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
     @property
@@ -399,13 +403,14 @@ def load_model(
         name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a folder.
         options: how the model runs.
         fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize.
+            decode, beams, prompt_style, quantize, calibration.
 
     Returns:
         A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
         questions)` and `masks(encoded)`.
 
-    Raises: InputError if there is no such model or device, ModelError if the checkpoint cannot be used.
+    Raises: InputError if there is no such model or device, or the calibration is of another model; ModelError
+        if the checkpoint cannot be used.
     """
     options = replace(options or RuntimeOptions(), **fields)
     if options.threads:
@@ -413,6 +418,12 @@ def load_model(
     folder = find_folder(name_or_folder)
     device = resolve_device(options)
     config = options.apply_to(read_config(folder))
+    fingerprint, calibration = checkpoint.fingerprint(folder), options.calibration
+    if calibration is not None and calibration.fingerprint != fingerprint:
+        raise InputError(
+            f"the calibration is of {calibration.model} ({calibration.fingerprint}), not of {config.name} "
+            f"({fingerprint}); fit another by deltavlm calibrate"
+        )
     dtype = pick_dtype(options.dtype, config, device)
     if device == "cpu":
         tune_malloc()
@@ -429,9 +440,10 @@ def load_model(
         questions,
         codec,
         device,
-        checkpoint.fingerprint(folder),
+        fingerprint,
         describe(options.quantize) if options.quantize else None,
         CudaMeter(device) if device.startswith("cuda") else None,
         torch.get_num_threads(),
         checkpoint.load_scope(folder / WEIGHTS, config.scope) if config.scope else None,
+        calibration,
     )
