@@ -1,15 +1,17 @@
 """Calibration of yes/no scores: Platt scaling of the margin logit(yes) - logit(no) on held-out pairs.
 
-With tiles of real ground the fit is to pairs drawn on them. Without, as many hard negatives are added to the
-validation scenes: scenes without a change, in which season, light and haze differ more than in training.
-Changed and unchanged pairs have the same weight in the fit, whatever their
-number, so the score is a probability at even odds. A model trained on a set is calibrated on the held-out
-pairs of that set; the shipped one was never fitted to real pairs.
+With tiles of real ground the fit is to pairs drawn on them, and the score is the probability of a change
+where one chip in ten has changed (`CHANGED_SHARE`). Without, as many hard negatives are added to the
+validation scenes: scenes without a change, in which season, light and haze differ more than in training;
+changed and unchanged pairs have the same weight in the fit, whatever their number, so the score is a
+probability at even odds. A model trained on a set is calibrated on the held-out pairs of that set; the
+shipped one was never fitted to real pairs.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from deltavlm.scoring.synthetic import STANDARD_QUESTIONS
 log = logging.getLogger(__name__)
 
 HARD_SEED = 700_000_000
+CHANGED_SHARE = 0.1  # of the chips of a map; real unchanged ground differs more than any that is made
 HARD_STRENGTH = 1.5  # of the differences in light, haze and season
 
 
@@ -76,14 +79,15 @@ def calibrate_on_scenes(model: Predictor, validation: Path, hard: Path) -> Calib
 
 
 def calibrate_on_ground(model: Predictor, cache: SceneCache) -> Calibration:
-    """Fit to scenes on real ground, which are rendered into the cache.
+    """Fit to scenes on real ground, which are rendered into the cache, at odds of CHANGED_SHARE.
 
     Unchanged ones show a tile twice under other light, weather and season, as real unchanged pairs do; on
     drawn ground alone they are too easy, and every second real one was called changed.
     """
     log.info("calibrating the yes/no score on %d pairs of real ground", cache.count)
     cache.render()
-    return fit_platt(*scene_margins(model, cache.folder))
+    even = fit_platt(*scene_margins(model, cache.folder))
+    return replace(even, offset=even.offset + math.log(CHANGED_SHARE / (1 - CHANGED_SHARE)))
 
 
 def _without_calibration(model: Predictor) -> Predictor:
