@@ -4,41 +4,41 @@ A letter means the same in every command that has it, but for two older ones: `-
 --quiet has no letter), and `-n` of synth chips is --count. The program alone has `-V --version`.
 
     flag            commands
-    --after-bands   analyze, ask, chat
-    --after-cloud-mask analyze, ask, chat
-    --align         analyze, ask, chat, grid
-    --allow-no-crs  analyze, ask, chat, grid
-    --allow-vrt     analyze, ask, chat, grid, report
-    --alpha-band    analyze, ask, chat
+    --after-bands   analyze, ask, chat, train
+    --after-cloud-mask analyze, ask, chat, train
+    --align         analyze, ask, chat, grid, train
+    --allow-no-crs  analyze, ask, chat, grid, train
+    --allow-vrt     analyze, ask, chat, grid, report, train
+    --alpha-band    analyze, ask, chat, train
     --any-scale     analyze, ask
     --aoi           analyze, ask, grid, polygonize
     --at            ask, chat
-    -b --bands      analyze, ask, chat
+    -b --bands      analyze, ask, chat, train
     --batch-size    analyze, ask, eval
     --bbox          analyze, ask, chat, grid, polygonize
     --bbox-crs      analyze, ask, chat, grid, polygonize
     --beams         analyze, ask, chat, eval
-    --before-bands  analyze, ask, chat
-    --before-cloud-mask analyze, ask, chat
+    --before-bands  analyze, ask, chat, train
+    --before-cloud-mask analyze, ask, chat, train
     --cascade       analyze, ask
     --chip-size     analyze, ask, chat, grid
-    --cloud-mask    analyze, ask, chat
+    --cloud-mask    analyze, ask, chat, train
     --color         all
     --config        all
     --decode        analyze, ask, chat, eval
     --device        analyze, ask, chat, eval, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
     --dtype         analyze, ask, chat, eval, weights verify
-    --gdal-config   analyze, ask, chat, grid
-    --gsd           analyze, ask, chat, grid, synth scene
+    --gdal-config   analyze, ask, chat, grid, train
+    --gsd           analyze, ask, chat, grid, train, synth scene
     --json          all
     --layer         analyze, ask
     --limit         analyze, ask, eval
     --log-format    all
-    --match         analyze, ask, chat
+    --match         analyze, ask, chat, train
     --max-nodata    analyze, ask
     -m --model      analyze, ask, chat, eval
-    --nodata        analyze, ask, chat
+    --nodata        analyze, ask, chat, train
     --on-error      analyze, ask
     -o --output     analyze, ask, grid, report, polygonize, summarize, stac, eval, train, data fetch,
                     data build, weights fetch, weights convert
@@ -48,14 +48,14 @@ A letter means the same in every command that has it, but for two older ones: `-
     --progress      all
     --prompt-style  analyze, ask, chat, eval
     --quantize      analyze, ask, chat, eval, weights verify
-    --qa-band       analyze, ask, chat
+    --qa-band       analyze, ask, chat, train
     -Q --questions  analyze, ask
     -q --quiet      all
-    --register      analyze, ask, chat
-    --resampling    analyze, ask, chat
+    --register      analyze, ask, chat, train
+    --resampling    analyze, ask, chat, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
-    --scale         analyze, ask, chat, synth scene
+    --scale         analyze, ask, chat, train, synth scene
     --stride        analyze, ask, grid
     --threads       analyze, ask, chat, eval, train
     --threshold     analyze, report, polygonize, summarize
