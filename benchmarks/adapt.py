@@ -2,8 +2,9 @@
 
     python benchmarks/adapt.py FOLDER --source clcd --keep runs/adapt_clcd
 
-FOLDER has pairs.csv as `compare_weights.py` reads it. Half of the scenes of the source are adapted to, without
-labels; the pairs of the other half are scored with both models. The adapted weights are for measuring only.
+FOLDER has pairs.csv as `compare_weights.py` reads it. The model is adapted to half of the scenes of the
+source, without labels, and both models are scored on the pairs of the other half. The adapted weights are for
+measuring only.
 
 Intervals: 95 %, percentile bootstrap over the pairs, the same draws for both models. `--set` changes keys of
 the recipe, as in `deltavlm train`. Prints Markdown on stdout, messages on stderr.
@@ -63,8 +64,8 @@ def main() -> None:
         if scene in adapted
     ]
     started = time.process_time()
-    summary = write_ground(args.keep / "ground", old, chips, args.source, config.seed)
-    config = replace(config, scenes=replace(config.scenes, ground_folder=args.keep / "ground"))
+    summary = write_ground(args.keep / "tiles", old, chips, args.source, config.seed)
+    config = replace(config, scenes=replace(config.scenes, ground_folder=args.keep / "tiles"))
     result = train(config, args.keep, RunOptions(provenance=summary))
     minutes = (time.process_time() - started) / 60
     new = load_model(str(result.model_folder), device="cpu")

@@ -134,7 +134,7 @@ def train(
         options = RunOptions(resume=resume, recipe=path.name)
         if adapt is not None:
             config, provenance = _make_ground(
-                config, adapt, rasters.read_options(), output / "ground", resume=resume
+                config, adapt, rasters.read_options(), output / "tiles", resume=resume
             )
             options = replace(options, recipe=f"--adapt {path.name}", provenance=provenance)
         result = run(config, output, options, _progress_callback(stack))

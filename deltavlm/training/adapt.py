@@ -82,8 +82,11 @@ def _view_of_changes(
 
 
 def pick_unchanged(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Chips that are taken as unchanged, (N,): the lower half of the scores, if below UNCHANGED_BELOW."""
-    return (scores <= np.quantile(scores, UNCHANGED_SHARE)) & (scores < UNCHANGED_BELOW)
+    """Chips that are taken as unchanged, (N,): those of the lower half of the scores that are below
+    UNCHANGED_BELOW."""
+    picked = np.zeros(len(scores), bool)
+    picked[np.argsort(scores, kind="stable")[: round(UNCHANGED_SHARE * len(scores))]] = True
+    return picked & (scores < UNCHANGED_BELOW)
 
 
 def write_ground(
@@ -112,7 +115,7 @@ def write_ground(
                 Image.fromarray(date.transpose(1, 2, 0)).save(place / f"{index:05d}{suffix}")
         summary = {
             "adapted_from": model.label,
-            "adapted_to": f"{len(chips)} chips of {source}, {int(unchanged.sum())} taken as unchanged",
+            "adapted_to": f"{len(chips)} chips of {Path(source).name}, {int(unchanged.sum())} taken as unchanged",
         }
         write_atomic(scratch / SUMMARY, json.dumps(summary) + "\n")
     log.info("%s", summary["adapted_to"])
