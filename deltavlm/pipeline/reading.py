@@ -163,13 +163,15 @@ def _marked(chips: Generator[LoadedChip, None, None], *, far_scale: bool) -> Ite
 def sample_chips(
     pairs: Sequence[Pair], read: ReadOptions, model: ModelFacts, limit: int, seed: int
 ) -> Iterator[tuple[Pair, ChipPixels, float | None]]:
-    """Yield up to `limit` random full chips of the model's size, about as many of each pair, with the pixel
-    size in metres if it is known. A pair that cannot be read is left out with a warning.
+    """Yield up to `limit` random full chips of the model's size, about as many of each pair, pairs in random
+    order, with the pixel size in metres if it is known. A pair that cannot be read is left out with a warning.
 
     Raises: InputError for a pair whose pixel size is far from that of the model's training.
     """
     rng, count, warned = np.random.default_rng(seed), 0, set[str]()
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs[number] for number in rng.permutation(len(pairs))):
+        if count == limit:
+            return
         name = pair.id or pair.after
         try:
             with open_listed_pair(pair, read) as reader:

@@ -113,12 +113,10 @@ def write_ground(
             dates = [chip.before, chip.after] if both else [(chip.before, chip.after)[rng.integers(2)]]
             for date, suffix in zip(dates, (".png", AFTER_SUFFIX), strict=False):
                 Image.fromarray(date.transpose(1, 2, 0)).save(place / f"{index:05d}{suffix}")
-        summary = {
-            "adapted_from": model.label,
-            "adapted_to": f"{len(chips)} chips of {Path(source).name}, {int(unchanged.sum())} taken as unchanged",
-        }
+        counts = f"{len(chips)} chips of {Path(source).name}, {int(unchanged.sum())} taken as unchanged"
+        summary = {"adapted_from": model.label, "adapted_to": counts}
         write_atomic(scratch / SUMMARY, json.dumps(summary) + "\n")
-    log.info("%s", summary["adapted_to"])
+    log.info("%s", counts)
     return summary
 
 

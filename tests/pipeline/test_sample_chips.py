@@ -31,8 +31,9 @@ def drawn(pairs: tuple[Pair, ...], limit: int, seed: int = 0) -> list[tuple[str,
 def test_every_pair_gives_about_as_many_chips_and_the_seed_says_which(tmp_path: Path) -> None:
     pairs = read_pairs(write_pairs(tmp_path, 3, chips=6)).pairs
     chips = drawn(pairs, 7)
-    assert Counter(name for name, _ in chips) == {"p0": 3, "p1": 2, "p2": 2}
+    assert sorted(Counter(name for name, _ in chips).values()) == [2, 2, 3]
     assert len(set(chips)) == 7
+    assert len({name for seed in range(8) for name, _ in drawn(pairs, 1, seed)}) == 3
     assert drawn(pairs, 7) == chips
     assert drawn(pairs, 7, seed=1) != chips
     assert len(drawn(pairs, 100)) == 18
@@ -43,7 +44,9 @@ def test_every_pair_gives_about_as_many_chips_and_the_seed_says_which(tmp_path: 
 
 def test_a_broken_pair_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = read_pairs(write_pairs(tmp_path, 3, chips=4, broken=[1])).pairs
-    assert Counter(name for name, _ in drawn(pairs, 6)) == {"p0": 2, "p2": 4}
+    counts = Counter(name for name, _ in drawn(pairs, 6))
+    assert counts.keys() == {"p0", "p2"}
+    assert 4 <= counts.total() <= 6  # the last one cannot be made up for
     assert "p1: left out: " in caplog.text
 
 
