@@ -14,7 +14,14 @@ from deltacli import options, parsing
 from deltacli.analyze_flags import DateFlags, EngineFlags, RunFlags, ShowFlags
 from deltacli.console import console
 from deltacli.dry_run import print_dry_run
-from deltacli.flag_groups import ChipFlags, CommonFlags, ModelFlags, OutputFlags, RasterFlags, grouped
+from deltacli.flag_groups import (
+    CalibratedModelFlags,
+    ChipFlags,
+    CommonFlags,
+    OutputFlags,
+    RasterFlags,
+    grouped,
+)
 from deltacli.mask_flags import MaskFlags
 from deltacli.metrics import run_metrics
 from deltacli.options import MODEL, flag
@@ -161,7 +168,7 @@ def analyze(
         str | None,
         flag("--ask", panel=MODEL, metavar="NAME,NAME", help="Only these questions of the set."),
     ] = None,
-    model: ModelFlags,
+    model: CalibratedModelFlags,
     engine: EngineFlags,
     masks: MaskFlags,
     cascade: options.Cascade = False,

@@ -272,6 +272,9 @@ class RunFlags:
         from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 
         chips, masks, out = self.chips, self.masks, self.out
+        threshold, calibration = self.threshold, self.model.read_calibration()
+        if threshold is None and calibration and any(spec.task == "change" for spec in questions):
+            threshold = calibration.threshold
         read = self.rasters.read_options(chips.bbox, chips.bbox_crs, chips.aoi)
         return AnalyzeJob(
             pairs=pairs,
@@ -286,7 +289,7 @@ class RunFlags:
                 limit=chips.limit,
                 on_error=chips.on_error,
                 cascade=self.cascade,
-                threshold=self.threshold,
+                threshold=threshold,
             ),
             output=OutputOptions(
                 path=None if target == "-" else Path(target),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +16,14 @@ from deltacli.analyze_flags import RunFlags
 from deltacli.console import print_remarks
 from deltacli.flag_groups import (
     At,
+    CalibratedModelFlags,
     ChipFlags,
     CommonFlags,
-    ModelFlags,
     OutputFlags,
     RasterFlags,
     WindowBbox,
     WindowFlags,
+    given_flags,
     grouped,
     open_rasters,
 )
@@ -85,7 +86,7 @@ def ask(
             help="File of questions: one per line, or a .yaml as for analyze.",
         ),
     ] = None,
-    model: ModelFlags,
+    model: CalibratedModelFlags,
     cascade: options.Cascade = False,
     batch_size: options.BatchSize = "auto",
     chips: AskChipFlags,
@@ -217,13 +218,7 @@ def _nonblank_lines(text: str) -> list[str]:
 def _check_no_run_flags(out: OutputFlags, chips: AskChipFlags, cascade: bool, batch_size: str) -> None:
     """Raises: ConfigError for a flag that has an effect only with --all-chips."""
     window_flags = {"at", "bbox", "bbox_crs", "chip_size", "all_chips"}
-    names = [
-        field.name
-        for group in (out, chips)
-        for field in fields(group)
-        if field.name not in window_flags and getattr(group, field.name) != field.default
-    ]
-    names += ["cascade"] * cascade + ["batch_size"] * (batch_size != "auto")
+    names = given_flags(out, chips, ignored=window_flags)
+    names += ["--cascade"] * cascade + ["--batch-size"] * (batch_size != "auto")
     if names:
-        flag_name = {"resume": "no-resume"}.get(names[0], names[0].replace("_", "-"))
-        raise ConfigError(f"--{flag_name} is for many chips: add --all-chips, or leave it out")
+        raise ConfigError(f"{names[0]} is for many chips: add --all-chips, or leave it out")

@@ -15,7 +15,14 @@ import typer
 
 from deltacli import options, parsing
 from deltacli.console import console, print_remarks
-from deltacli.flag_groups import CommonFlags, ModelFlags, RasterFlags, WindowFlags, grouped, open_rasters
+from deltacli.flag_groups import (
+    CalibratedModelFlags,
+    CommonFlags,
+    RasterFlags,
+    WindowFlags,
+    grouped,
+    open_rasters,
+)
 from deltacli.options import COMMON, OUTPUT, flag
 from deltacli.signals import interactive_sigint
 from deltavlm.config import suggest
@@ -43,7 +50,7 @@ def chat(
     before: options.Before,
     after: options.After,
     *,
-    model: ModelFlags,
+    model: CalibratedModelFlags,
     window: WindowFlags,
     save: Annotated[
         Path | None,

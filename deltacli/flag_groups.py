@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from deltavlm.files import NamedPath
     from deltavlm.geo.grid import Chip
     from deltavlm.geo.pair import PairReader, ReadOptions
-    from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
+    from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibration
     from deltavlm.model.interface import ChangeModel
 
 __all__ = [
     "AlignmentFlags",
     "At",
+    "CalibratedModelFlags",
     "ChipFlags",
     "ChipGridFlags",
     "CommonFlags",
@@ -39,6 +40,7 @@ __all__ = [
     "RasterFlags",
     "WindowBbox",
     "WindowFlags",
+    "given_flags",
     "grouped",
     "open_rasters",
 ]
@@ -73,6 +75,16 @@ def grouped(command: Callable[..., T]) -> Callable[..., T]:
     run.__signature__ = Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return run
+
+
+def given_flags(*groups: Any, ignored: Collection[str] = ()) -> list[str]:
+    """Flags of groups that have another value than their default; those of `ignored` fields are left out."""
+    return [
+        parsing.flag_name({"resume": "no_resume"}.get(field.name, field.name))
+        for group in groups
+        for field in fields(group)
+        if field.name not in ignored and getattr(group, field.name) != field.default
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +162,12 @@ class ModelFlags:
             beams=self.beams,
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
             quantize=None if self.quantize == "none" else self.quantize,
+            calibration=self.read_calibration(),
         )
+
+    def read_calibration(self) -> ScoreCalibration | None:
+        """Calibration to somebody's own chips; none in this group."""
+        return None
 
     def read_config(self) -> DeltaVLMConfig:
         """Read the model's configuration with these flags applied; no weights are loaded.
@@ -203,6 +220,24 @@ class ModelFlags:
         model = self.load()
         warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
         return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedModelFlags(ModelFlags):
+    """Model, and the calibration of its yes/no score."""
+
+    calibration: options.Calibration = None
+
+    def read_calibration(self) -> ScoreCalibration | None:
+        """Calibration in the file. Raises: InputError where it is none."""
+        if self.calibration is None:
+            return None
+        from deltavlm.model.calibration import read_calibration
+
+        return read_calibration(self.calibration)
+
+    def files(self) -> list[NamedPath]:
+        return [*super().files(), *parsing.named_files({"--calibration": self.calibration})]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from deltacli import options
 from deltacli.analyze import analyze
 from deltacli.ask import ask
+from deltacli.calibrate import calibrate
 from deltacli.chat import chat
 from deltacli.console import LogFormat, console, name_flag, open_streams, silence
 from deltacli.data import data
@@ -198,6 +199,7 @@ app = typer.Typer(
 app.command(cls=PolygonsCommand)(analyze)
 app.command(cls=ProjCommand)(ask)
 app.command(cls=ProjCommand)(chat)
+app.command(cls=ProjCommand)(calibrate)
 app.command(cls=ProjCommand)(grid)
 app.command(cls=ProjCommand)(report)
 app.command(cls=ProjCommand)(polygonize)

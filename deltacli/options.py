@@ -4,60 +4,61 @@ A letter means the same in every command that has it, but for two older ones: `-
 --quiet has no letter), and `-n` of synth chips is --count. The program alone has `-V --version`.
 
     flag            commands
-    --after-bands   analyze, ask, chat, train
-    --after-cloud-mask analyze, ask, chat, train
-    --align         analyze, ask, chat, grid, train
-    --allow-no-crs  analyze, ask, chat, grid, train
-    --allow-vrt     analyze, ask, chat, grid, report, train
-    --alpha-band    analyze, ask, chat, train
-    --any-scale     analyze, ask
-    --aoi           analyze, ask, grid, polygonize
+    --after-bands   analyze, ask, chat, calibrate, train
+    --after-cloud-mask analyze, ask, chat, calibrate, train
+    --align         analyze, ask, chat, calibrate, grid, train
+    --allow-no-crs  analyze, ask, chat, calibrate, grid, train
+    --allow-vrt     analyze, ask, chat, calibrate, grid, report, train
+    --alpha-band    analyze, ask, chat, calibrate, train
+    --any-scale     analyze, ask, calibrate
+    --aoi           analyze, ask, calibrate, grid, polygonize
     --at            ask, chat
-    -b --bands      analyze, ask, chat, train
-    --batch-size    analyze, ask, eval
-    --bbox          analyze, ask, chat, grid, polygonize
-    --bbox-crs      analyze, ask, chat, grid, polygonize
-    --beams         analyze, ask, chat, eval
-    --before-bands  analyze, ask, chat, train
-    --before-cloud-mask analyze, ask, chat, train
+    -b --bands      analyze, ask, chat, calibrate, train
+    --batch-size    analyze, ask, calibrate, eval
+    --bbox          analyze, ask, chat, calibrate, grid, polygonize
+    --bbox-crs      analyze, ask, chat, calibrate, grid, polygonize
+    --beams         analyze, ask, chat, calibrate, eval
+    --before-bands  analyze, ask, chat, calibrate, train
+    --before-cloud-mask analyze, ask, chat, calibrate, train
+    --calibration   analyze, ask, chat
     --cascade       analyze, ask
-    --chip-size     analyze, ask, chat, grid
-    --cloud-mask    analyze, ask, chat, train
+    --chip-size     analyze, ask, chat, calibrate, grid
+    --cloud-mask    analyze, ask, chat, calibrate, train
     --color         all
     --config        all
-    --decode        analyze, ask, chat, eval
-    --device        analyze, ask, chat, eval, weights verify
+    --decode        analyze, ask, chat, calibrate, eval
+    --device        analyze, ask, chat, calibrate, eval, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
-    --dtype         analyze, ask, chat, eval, weights verify
-    --gdal-config   analyze, ask, chat, grid, train
-    --gsd           analyze, ask, chat, grid, train, synth scene
+    --dtype         analyze, ask, chat, calibrate, eval, weights verify
+    --gdal-config   analyze, ask, chat, calibrate, grid, train
+    --gsd           analyze, ask, chat, calibrate, grid, train, synth scene
     --json          all
     --layer         analyze, ask
-    --limit         analyze, ask, eval
+    --limit         analyze, ask, calibrate, eval
     --log-format    all
-    --match         analyze, ask, chat, train
-    --max-nodata    analyze, ask
-    -m --model      analyze, ask, chat, eval
-    --nodata        analyze, ask, chat, train
-    --on-error      analyze, ask
-    -o --output     analyze, ask, grid, report, polygonize, summarize, stac, eval, train, data fetch,
-                    data build, weights fetch, weights convert
-    --overlap       analyze, ask, grid
-    --overwrite     analyze, ask, chat, grid, report, polygonize, summarize, stac, eval, synth chips,
-                    synth scene, data fetch, data build
+    --match         analyze, ask, chat, calibrate, train
+    --max-nodata    analyze, ask, calibrate
+    -m --model      analyze, ask, chat, calibrate, eval
+    --nodata        analyze, ask, chat, calibrate, train
+    --on-error      analyze, ask, calibrate
+    -o --output     analyze, ask, calibrate, grid, report, polygonize, summarize, stac, eval, train,
+                    data fetch, data build, weights fetch, weights convert
+    --overlap       analyze, ask, calibrate, grid
+    --overwrite     analyze, ask, chat, calibrate, grid, report, polygonize, summarize, stac, eval,
+                    synth chips, synth scene, data fetch, data build
     --progress      all
-    --prompt-style  analyze, ask, chat, eval
-    --quantize      analyze, ask, chat, eval, weights verify
-    --qa-band       analyze, ask, chat, train
+    --prompt-style  analyze, ask, chat, calibrate, eval
+    --qa-band       analyze, ask, chat, calibrate, train
+    --quantize      analyze, ask, chat, calibrate, eval, weights verify
     -Q --questions  analyze, ask
     -q --quiet      all
-    --register      analyze, ask, chat, train
-    --resampling    analyze, ask, chat, train
+    --register      analyze, ask, chat, calibrate, train
+    --resampling    analyze, ask, chat, calibrate, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
-    --scale         analyze, ask, chat, train, synth scene
-    --stride        analyze, ask, grid
-    --threads       analyze, ask, chat, eval, train
+    --scale         analyze, ask, chat, calibrate, train, synth scene
+    --stride        analyze, ask, calibrate, grid
+    --threads       analyze, ask, chat, calibrate, eval, train
     --threshold     analyze, report, polygonize, summarize
     -v --verbose    all
 
@@ -307,8 +308,18 @@ Threshold = Annotated[
         metavar="P",
         min=0,
         max=1,
-        show_default="as the model answers",
+        show_default="of --calibration, else as the model answers",
         help="Lowest score of change of a changed chip; scores and raw answers stay as they are.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    flag(
+        "--calibration",
+        panel=MODEL,
+        metavar="FILE",
+        help="Calibration of the yes/no score to your own chips, as deltavlm calibrate writes it; also sets "
+        "the threshold of a run.",
     ),
 ]
 StoredThreshold = Annotated[

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,9 @@ def loads(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
 
     def load_model(name: str = "nano", options: RuntimeOptions | None = None) -> ScriptedModel:
         calls.append((name, options or RuntimeOptions()))
+        if options is not None and options.calibration is not None:
+            model.calibration = options.calibration
+            model.details = {"calibration": asdict(options.calibration)}
         return model
 
     monkeypatch.setitem(vars(deltavlm), "load_model", load_model)  # setattr would import the real one first

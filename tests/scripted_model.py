@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.model.calibration import apply_calibration, logits
+from deltavlm.model.config import ScoreCalibration
 from deltavlm.model.interface import Labelled, Masks, Question, Reply
 
 UNCHANGED = {
@@ -64,6 +66,7 @@ class ScriptedModel(Labelled):
     chip_px: int = 32
     training_gsd_m: float = 0.5
     workers: int = 1
+    calibration: ScoreCalibration | None = None
     batches: list[int] = field(default_factory=list)  # pairs in each call of encode
     history: list[tuple[Question, ...]] = field(default_factory=list)  # questions in each call of answer
 
@@ -116,4 +119,7 @@ class ScriptedModel(Labelled):
         else:
             answers = CHANGED if (before != after).any() else UNCHANGED
             said = answers.get(question.name, "nothing to say")
-        return said if isinstance(said, Reply) else reply(said)
+        said = said if isinstance(said, Reply) else reply(said)
+        if self.calibration is None or not question.yes_no:
+            return said
+        return Reply(said.text, float(apply_calibration(self.calibration, logits(said.score))))

@@ -240,17 +240,60 @@ class Calibration:
         _check_ranges(self, scale=(-1e6, 1e6), offset=(-1e6, 1e6))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreCalibration:
+    """Calibration of one model's score of change to somebody's own chips; `pipeline.calibrate` fits it.
+
+    A chip has changed from `threshold` on, of P(yes) = sigmoid(scale * logit(P(yes) of the model) + offset).
+    """
+
+    model: str  # name
+    fingerprint: str
+    method: Literal["platt", "quantile"]  # fit to labels, or a threshold on chips taken as unchanged
+    scale: float
+    offset: float
+    threshold: float
+    changed: int  # chips that it was fitted to
+    unchanged: int
+    false_alarms: float | None = (
+        None  # share of unchanged chips that the threshold lets through, if it was given
+    )
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a value that no fit gives."""
+        _check_ranges(self, scale=(1e-6, 1e6), offset=(-1e6, 1e6), threshold=(0, 1))
+
+    def after(self, first: Calibration) -> Calibration:
+        """Calibration of the margin that is the model's own, `first`, followed by this one."""
+        return Calibration(self.scale * first.scale, self.scale * first.offset + self.offset)
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """Decoding strategy: number of beams (1 is greedy) and repetition penalty (CTRL, arXiv 1909.05858;
-    1 is none)."""
+    1 is none).
+
+    `consistent` decodes the answers to the standard questions about a pair so that they agree with each
+    other (`Question.agrees_with`). Beam search is not constrained.
+    """
 
     beams: int = 1
     repetition_penalty: float = 1.0
+    consistent: bool = False
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that cannot be used."""
         _check_ranges(self, beams=(1, 64), repetition_penalty=(0.01, 100))
+
+    @property
+    def is_plain(self) -> bool:
+        """True for greedy decoding without a penalty."""
+        return self.beams == 1 and self.repetition_penalty == 1.0
+
+    @property
+    def is_constrained(self) -> bool:
+        """True if answers are decoded so that they agree."""
+        return self.consistent and self.beams == 1
 
 
 # The authors' inference, and plain greedy decoding. Their penalty also hurts: in a list of cells every "top"
@@ -269,6 +312,7 @@ class RuntimeOptions:
     beams: int | None = None
     prompt_style: Literal["raw", "trained"] | None = None
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
+    calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
 
     def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """Configuration with these settings. Raises: ConfigError for a prompt style that the model does not
@@ -279,7 +323,7 @@ class RuntimeOptions:
         """
         decoding, prompt = config.decoding, config.prompt
         if self.decode:
-            decoding = replace(DECODING[self.decode], beams=decoding.beams)
+            decoding = replace(decoding, repetition_penalty=DECODING[self.decode].repetition_penalty)
         if self.beams:
             decoding = replace(decoding, beams=self.beams)
         if self.prompt_style:
@@ -290,7 +334,10 @@ class RuntimeOptions:
                     f" omit `prompt_style`"
                 )
             prompt = PROMPT_STYLES[self.prompt_style]
-        return replace(config, decoding=decoding, prompt=prompt)
+        calibration = (
+            config.calibration if self.calibration is None else self.calibration.after(config.calibration)
+        )
+        return replace(config, decoding=decoding, prompt=prompt, calibration=calibration)
 
 
 @dataclass(frozen=True, slots=True)

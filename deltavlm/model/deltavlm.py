@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.constraint import Constraint
 from deltavlm.model.dense import DenseHead
 from deltavlm.model.difference import DifferencePerception
 from deltavlm.model.language import cache_argument, llama
@@ -190,6 +191,7 @@ class DeltaVLM(nn.Module):
         text: Text,
         options: GenerationOptions,
         stop_after_first_RK: Tensor | None = None,
+        constraints: Sequence[Constraint | None] = (),
     ) -> Generation:
         """Generate answers to R rows; the prompt runs through the model once, also for `first_logits`.
 
@@ -200,10 +202,12 @@ class DeltaVLM(nn.Module):
             options: limits and decoding strategy.
             stop_after_first_RK: token ids, (R, K); a greedy row stops after its first token if that is one
                 of them. Beam search ignores it.
+            constraints: of R new answers, None for a row without one; they choose the tokens, and leave log
+                probabilities as they are. Beam search ignores them.
         """
         embeds, mask = self.prompt(self.query(tokens_RTD, question), text)
         if options.beams == 1:
-            return self._greedy(embeds, mask, options, stop_after_first_RK)
+            return self._greedy(embeds, mask, options, stop_after_first_RK, constraints)
         return self._beam_search(embeds, mask, options)
 
     def _beam_search(self, embeds_RSL: Tensor, mask_RS: Tensor, options: GenerationOptions) -> Generation:
@@ -241,8 +245,9 @@ class DeltaVLM(nn.Module):
         mask_RS: Tensor,
         options: GenerationOptions,
         stop_after_first_RK: Tensor | None,
+        constraints: Sequence[Constraint | None],
     ) -> Generation:
-        """Greedy decoding, token for token equal to that of transformers.
+        """Greedy decoding, token for token equal to that of transformers where there is no constraint.
 
         Finished rows leave the batch as soon as they are a quarter of it, so that one long answer does not
         keep the short ones computing.
@@ -272,6 +277,13 @@ class DeltaVLM(nn.Module):
                 previous = torch.cat([begin[rows], ids[rows, :step]], dim=1)
                 penalized = penalize(logits, previous, options.repetition_penalty)
             token = penalized.argmax(dim=1)
+            if any(constraints):
+                chosen = token.tolist()
+                for index, (row, is_open) in enumerate(zip(rows.tolist(), unfinished.tolist(), strict=True)):
+                    constraint = constraints[row] if is_open else None
+                    if constraint is not None:
+                        chosen[index] = constraint.choose(chosen[index], penalized[index])
+                token = torch.tensor(chosen, device=device)
             log_prob = logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
             ids[rows[unfinished], step] = token[unfinished]
             log_probs[rows[unfinished], step] = log_prob[unfinished]

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class AnswerForm(Protocol):
+    """Set of the texts that an answer may be, read from left to right."""
+
+    def begins(self, text: str) -> bool:
+        """True if an answer may begin with this text."""
+        ...
+
+    def ends(self, text: str) -> bool:
+        """True if this text is a complete answer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +31,61 @@ class Question:
     `yes_no` makes the reply's score the probability of "yes"; `max_new_tokens` is the maximum length of the
     answer in tokens. A question with `typed` may be outside of what the model was taught; a model that can
     tell answers it with `messages.UNSUPPORTED`.
+
+    A model that decodes consistently (`Decoding.consistent`) answers the questions `agrees_with` first,
+    asked or not; `form` makes of the texts of those answers the form of this one. An earlier answer to
+    the same prompt that has the form is the answer.
     """
 
-    name: str
+    name: str = field(compare=False)
     prompt: str
     yes_no: bool = False
     max_new_tokens: int = 64
     typed: str = ""  # the question alone, if it is in somebody's own words
     after_answer: bool = False  # in a conversation: the turn before was answered, so it may refer to that
+    threshold: float = 0.5  # of a yes/no question: lowest P(yes) that a consistent model answers with yes
+    agrees_with: tuple[Question, ...] = ()
+    form: Callable[..., AnswerForm] | None = None
+
+
+class StandardTask(Protocol):
+    """Task with a standard question, as `tasks` defines them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def yes_no(self) -> bool: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def agrees_with(self) -> tuple[Any, ...]:
+        """Tasks whose answers about the same pair come first, and decide on the form of this one's."""
+        ...
+
+    @property
+    def form(self) -> Callable[..., AnswerForm] | None: ...
+
+
+def standard_question(task: StandardTask, threshold: float | None = None) -> Question:
+    """Standard question of a task, which agrees with those of other tasks.
+
+    threshold: lowest P(yes) of a changed pair; None for 0.5.
+    """
+    return Question(
+        task.name,
+        task.prompt,
+        yes_no=task.yes_no,
+        max_new_tokens=task.max_new_tokens,
+        threshold=0.5 if threshold is None else threshold,
+        agrees_with=tuple(standard_question(each, threshold) for each in task.agrees_with),
+        form=task.form,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +93,8 @@ class Reply:
     """Answer to a question, with a score.
 
     `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
-    answer's tokens, end of text included (0 is certain, more negative is less certain). NaN where the model
-    was not taught to answer.
+    answer's tokens, end of text included (0 is certain, more negative is less certain), also where it did not
+    choose them freely. NaN where the model was not taught to answer.
     """
 
     text: str

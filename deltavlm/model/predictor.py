@@ -10,20 +10,22 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model import checkpoint
-from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions
+from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions, ScoreCalibration
+from deltavlm.model.constraint import Constraint
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
 from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
 from deltavlm.model.folder import WEIGHTS, find_folder, read_config
-from deltavlm.model.interface import ChangeModel, Labelled, Masks, Pixels, Question, Reply
+from deltavlm.model.interface import AnswerForm, ChangeModel, Labelled, Masks, Pixels, Question, Reply
 from deltavlm.model.memory import (
     CPU_ENCODE_PAIRS,
     PAIRS,
@@ -54,6 +56,9 @@ class Predictor(Labelled):
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     threads: int = 1  # of the CPU
     scope: QuestionScope | None = None  # None: every question is answered
+    calibration: ScoreCalibration | None = (
+        None  # to somebody's own chips, for the record; `config` has its effect
+    )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.device}>"
@@ -71,6 +76,7 @@ class Predictor(Labelled):
             "prompt": asdict(self.config.prompt),
             "difference": self.config.difference.mode,
             "sources": self.config.sources,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
     @property
@@ -141,6 +147,9 @@ class Predictor(Labelled):
         more than a smaller batch, only rows of equal length do. A batch that does not fit is halved. The
         language model is not asked questions outside of the scope.
 
+        A model that decodes consistently answers in rounds: each question after those that it agrees with, so
+        that its answer is the same whatever else is asked.
+
         Raises: ModelOutOfMemory if a single row does not fit, ModelError; ConfigError if a question is too
             long.
         """
@@ -159,14 +168,45 @@ class Predictor(Labelled):
         return self.scope.supports(question.typed, after_answer=question.after_answer)
 
     def _answer_supported(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
-        """Answers of the language model to R rows, in their order."""
+        """Answers of the language model to R rows, in their order; see `Decoding.consistent`."""
+        if not self.config.decoding.is_constrained:
+            return self._answer_round(encoded, rows, [None] * len(rows))
+        replies: dict[tuple[int, Question], Reply] = {}
+        pending = list(dict.fromkeys((pair, each) for pair, asked in rows for each in in_order(asked)))
+        while pending:
+            forms: dict[tuple[int, Question], AnswerForm | None] = {}  # of the rows of this round
+            for pair, question in pending:
+                if not all((pair, each) in replies for each in question.agrees_with):
+                    continue
+                earlier = [replies[pair, each] for each in question.agrees_with]
+                form = question.form and question.form(*(reply.text for reply in earlier))
+                drafts = [
+                    reply
+                    for each, reply in zip(question.agrees_with, earlier, strict=True)
+                    if form and each.prompt == question.prompt and form.ends(reply.text)
+                ]
+                if drafts:
+                    replies[pair, question] = drafts[0]
+                else:
+                    forms[pair, question] = form
+            ready = list(forms)
+            replies.update(zip(ready, self._answer_round(encoded, ready, list(forms.values())), strict=True))
+            pending = [row for row in pending if row not in replies]
+        return [replies[row] for row in rows]
+
+    def _answer_round(
+        self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]], forms: Sequence[AnswerForm | None]
+    ) -> list[Reply]:
+        """Answers to R rows that need no other answers, each in its form."""
         prompts = dict.fromkeys(question.prompt for _, question in rows)  # each is tokenized once
         tokens = {prompt: len(self.codec.encode(self.format_prompt(prompt))) for prompt in prompts}
         lengths = [tokens[question.prompt] for _, question in rows]
 
         def answer_batch(batch: Sequence[int]) -> list[Reply]:
             with wrap_torch_errors(pluralize(len(batch), "question"), self.device):
-                return self._answer(encoded, [rows[index] for index in batch])
+                return self._answer(
+                    encoded, [rows[index] for index in batch], [forms[index] for index in batch]
+                )
 
         replies = run_in_batches(
             sorted(range(len(rows)), key=lambda index: lengths[index]),
@@ -238,15 +278,19 @@ class Predictor(Labelled):
 
     def generation_options(self, max_new_tokens: int, decoding: Decoding) -> GenerationOptions:
         """Options for `DeltaVLM.generate` with this tokenizer's special tokens."""
+        codec = self.codec
         return GenerationOptions(
-            max_new_tokens, self.codec.bos, self.codec.eos, self.codec.pad, **asdict(decoding)
+            max_new_tokens, codec.bos, codec.eos, codec.pad, decoding.beams, decoding.repetition_penalty
         )
 
-    def _answer(self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
+    def _answer(
+        self, encoded: PairFeatures, rows: Sequence[tuple[int, Question]], forms: Sequence[AnswerForm | None]
+    ) -> list[Reply]:
         """Answer one batch: yes/no questions from the first logits, others by generating text."""
         tokens, question_text, text = self._inputs(encoded, rows)
         yes_no = self._yes_no_ids()
-        stops = [yes_no if question.yes_no and self._is_plain else (-1, -1) for _, question in rows]
+        is_plain = self.config.decoding.is_plain
+        stops = [yes_no if question.yes_no and is_plain else (-1, -1) for _, question in rows]
         generation = self.model.generate(
             tokens,
             question_text,
@@ -255,19 +299,26 @@ class Predictor(Labelled):
                 max(question.max_new_tokens for _, question in rows), self.config.decoding
             ),
             stop_after_first_RK=torch.tensor(stops, device=tokens.device),
+            constraints=[
+                None if form is None else Constraint(form, self._pieces, self.codec.eos) for form in forms
+            ],
         )
         return self._score(generation, [question for _, question in rows])
 
-    @property
-    def _is_plain(self) -> bool:
-        """True for plain greedy decoding, where a "yes" or "no" as first token is a complete answer."""
-        return self.config.decoding == Decoding()
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return self.codec.pieces(self.config.language.vocab)
 
     def _yes_no_ids(self) -> tuple[int, int]:
         return self.codec.encode("yes")[0], self.codec.encode("no")[0]
 
     def _score(self, generation: Generation, questions: Sequence[Question]) -> list[Reply]:
-        """Decode R generated rows and score them; see `Reply.score`."""
+        """Decode R generated rows and score them; see `Reply.score`.
+
+        In plain greedy decoding a "yes" or "no" as first token is a complete answer. Where answers have to
+        agree, P(yes) alone decides on the standard question.
+        """
+        decoding = self.config.decoding
         yes, no = self._yes_no_ids()
         calibration = self.config.calibration
         yes_no_logit = generation.first_logits[:, yes] - generation.first_logits[:, no]
@@ -276,7 +327,10 @@ class Predictor(Labelled):
         for question, ids, log_probs, probability in zip(
             questions, generation.ids.tolist(), generation.log_probs.tolist(), probabilities, strict=True
         ):
-            if question.yes_no and self._is_plain and ids[0] in (yes, no):
+            if question.yes_no and decoding.is_constrained and not question.typed:
+                replies.append(Reply("yes" if probability >= question.threshold else "no", probability))
+                continue
+            if question.yes_no and decoding.is_plain and ids[0] in (yes, no):
                 replies.append(Reply("yes" if probability >= 0.5 else "no", probability))
                 continue
             answer = ids[: question.max_new_tokens]  # its own limit; the batch ran to the largest
@@ -299,6 +353,13 @@ class Predictor(Labelled):
                 )
         pairs = torch.tensor([pair for pair, _ in rows], device=encoded.tokens.device)
         return encoded.tokens[pairs], question_text, text
+
+
+def in_order(question: Question) -> Iterator[Question]:
+    """Questions that a question agrees with, directly or not, and itself as the last; some repeatedly."""
+    for each in question.agrees_with:
+        yield from in_order(each)
+    yield question
 
 
 @contextmanager
@@ -342,13 +403,14 @@ def load_model(
         name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a folder.
         options: how the model runs.
         fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize.
+            decode, beams, prompt_style, quantize, calibration.
 
     Returns:
         A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
         questions)` and `masks(encoded)`.
 
-    Raises: InputError if there is no such model or device, ModelError if the checkpoint cannot be used.
+    Raises: InputError if there is no such model or device, or the calibration is of another model; ModelError
+        if the checkpoint cannot be used.
     """
     options = replace(options or RuntimeOptions(), **fields)
     if options.threads:
@@ -356,6 +418,12 @@ def load_model(
     folder = find_folder(name_or_folder)
     device = resolve_device(options)
     config = options.apply_to(read_config(folder))
+    fingerprint, calibration = checkpoint.fingerprint(folder), options.calibration
+    if calibration is not None and calibration.fingerprint != fingerprint:
+        raise InputError(
+            f"the calibration is of {calibration.model} ({calibration.fingerprint}), not of {config.name} "
+            f"({fingerprint}); fit another by deltavlm calibrate"
+        )
     dtype = pick_dtype(options.dtype, config, device)
     if device == "cpu":
         tune_malloc()
@@ -372,9 +440,10 @@ def load_model(
         questions,
         codec,
         device,
-        checkpoint.fingerprint(folder),
+        fingerprint,
         describe(options.quantize) if options.quantize else None,
         CudaMeter(device) if device.startswith("cuda") else None,
         torch.get_num_threads(),
         checkpoint.load_scope(folder / WEIGHTS, config.scope) if config.scope else None,
+        calibration,
     )

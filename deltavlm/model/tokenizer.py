@@ -55,6 +55,13 @@ class Codec(ABC):
                 text_ids.append(id_)
         return self.detokenize(text_ids).strip()
 
+    def pieces(self, vocab: int) -> list[str]:
+        """Text that each id below `vocab` adds to a text: none for special tokens, U+FFFD for a part of a
+        letter."""
+        before = self.encode("a")
+        start = self.detokenize(before)
+        return [self.detokenize([*before, id_]).removeprefix(start) for id_ in range(vocab)]
+
     def encode_question(self, text: str, max_tokens: int) -> list[int]:
         """Ids for the Q-Former; a longer question is truncated to its last `max_tokens`."""
         return self.encode(text)[-max_tokens:]

@@ -11,4 +11,5 @@ The way of the data:
     output_layers, changes        the output from its journal: layers, polygons of change, rasters
     run_result, summary, totals   what is told at the end
     outputs_reader                an output read again, by reports, summaries, `polygonize` and `review`
+    calibrate                     a calibration fitted to scores and labels of chips
 """

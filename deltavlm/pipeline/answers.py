@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from deltavlm.errors import AnswerParseError, ConfigError
-from deltavlm.model.interface import Question, Reply
+from deltavlm.model.interface import Question, Reply, standard_question
 from deltavlm.tasks import TASKS, SingleTurnTask
-from deltavlm.tasks.questions import QuestionSpec
+from deltavlm.tasks.questions import QuestionSpec, task_of
 from deltavlm.tasks.text import clean, says_unsupported
 
 __all__ = ["Answer", "AnswerStatus", "answer_for_unchanged", "check_threshold", "question_of", "read_answer"]
@@ -32,9 +32,14 @@ class Answer:
         return "unsupported" if says_unsupported(self.text) else "answered"
 
 
-def question_of(spec: QuestionSpec) -> Question:
-    """Question for the model from one entry of the question set."""
+def question_of(spec: QuestionSpec, threshold: float | None = None) -> Question:
+    """Question for the model from one entry of the question set.
+
+    threshold: lowest P(yes) of a changed chip; None for that of the model.
+    """
     task = TASKS[spec.task]
+    if task_of(spec.prompt) == spec.task != "open":
+        return replace(standard_question(task, threshold), name=spec.name, prompt=spec.prompt)
     return Question(
         spec.name,
         spec.prompt,

@@ -109,7 +109,7 @@ def _answer(
     answer that cannot be parsed counts as yes.
     """
     specs = options.questions
-    questions = [question_of(spec) for spec in specs]
+    questions = [question_of(spec, options.threshold) for spec in specs]
     first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
     if not options.cascade or first is None:
         return [list(row) for row in model.answer(encoded, questions)]

@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
@@ -25,22 +25,27 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.files import parse_json, read_text
+from deltavlm.files import open_regular, parse_json, read_text
 from deltavlm.geo.cloud_mask import relocate_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
+from deltavlm.geo.output_files import SUFFIXES
 from deltavlm.geo.vector_reader import split_layer
 from deltavlm.messages import pluralize, preview
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
 
-__all__ = ["COLUMNS", "parse_pairs", "read_pairs"]
+__all__ = ["COLUMNS", "LABEL", "is_pair_list", "parse_pairs", "read_pairs"]
 
 COLUMNS = (
     *("before", "after", "id", "date", "before_date", "after_date", "aoi"),
     *("before_cloud_mask", "after_cloud_mask"),
 )
 ALIAS = "pair_id"  # what outputs call the id
+LABEL = "changed"  # of a list for a calibration
+_LABELS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _REQUIRED = ("before", "after")
 _DELIMITERS = ",;\t"
+_HEAD_BYTES = 2**16  # of a file, which tell a list from an output
+_FEATURES = re.compile(rb'\s*\{\s*"type"\s*:\s*"Feature')  # beginning of GeoJSON
 _MAX_FIELD = 2**24  # characters of a CSV field: an area of interest can be long
 _COARSE_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2]))?")  # a year, or a year and a month
 _COLLECTION = re.compile("COLLECTION", re.IGNORECASE)
@@ -58,8 +63,26 @@ class _Row:
     item_url: str = ""  # where a STAC item says that it lies
 
 
-def read_pairs(path: Path) -> PairList:
+def is_pair_list(path: Path) -> bool:
+    """True for a file that is a list of pairs by its name, or by its beginning where an output may have that
+    name too; False for an output, or a folder."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in (".gpkg", ".fgb", ".parquet"):
+        return False
+    if suffix not in SUFFIXES:
+        return True
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return b'"assets"' in head or not _FEATURES.match(head)  # STAC items have assets
+
+
+def read_pairs(path: Path, *, labels: bool = False) -> PairList:
     """Read the pairs of a file; its relative paths start at its folder.
+
+    labels: read the column `changed` too.
 
     Raises: InputError that names file, line and column.
     """
@@ -69,11 +92,13 @@ def read_pairs(path: Path) -> PairList:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    return parse_pairs(text, str(path), path.parent)
+    return parse_pairs(text, str(path), path.parent, labels=labels)
 
 
-def parse_pairs(text: str, source: str, folder: Path) -> PairList:
+def parse_pairs(text: str, source: str, folder: Path, *, labels: bool = False) -> PairList:
     """Parse a list of pairs in CSV, JSON lines or a STAC item collection; the first character decides.
+
+    labels: read the column `changed` too: yes, true or 1; no, false or 0; or empty.
 
     Raises: InputError that names `source`, line and column.
     """
@@ -82,9 +107,12 @@ def parse_pairs(text: str, source: str, folder: Path) -> PairList:
         raise InputError(f"{source}: holds no pairs; the first line of a CSV is before,after")
     rows = list(_json_rows(text, source) if text.lstrip()[0] in "{[" else _csv_rows(text, source))
     pairs = [_pair(row, folder) for row in rows]
+    columns = [*COLUMNS, ALIAS, *([LABEL] if labels else [])]
+    if labels:
+        pairs = [replace(pair, changed=_label(row)) for pair, row in zip(pairs, rows, strict=True)]
     if not pairs:
         raise InputError(f"{source}: holds no pairs; give a line or an item for each")
-    extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in (*COLUMNS, ALIAS))
+    extra = dict.fromkeys(key for row in rows for key in row.values if key and key not in columns)
     notes = (f"{source}: ignored columns: {', '.join(extra)}",) if extra else ()
     unit = "items" if ", item " in rows[0].source else "lines"
     return PairList(with_ids(pairs, f"{source}, {unit}"), source, notes)
@@ -204,7 +232,8 @@ def _stac_values(item: Any, source: str) -> Mapping[str, Any]:
     start = assets["before"].get("datetime") or properties.get("start_datetime")
     end = assets["after"].get("datetime") or properties.get("end_datetime") or properties.get("datetime")
     aoi = properties.get("aoi")
-    return {**hrefs, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": aoi}
+    label = {LABEL: properties[LABEL]} if LABEL in properties else {}
+    return {**hrefs, "id": item.get("id"), "before_date": start, "after_date": end, "aoi": aoi, **label}
 
 
 def _self_url(item: Mapping[str, Any]) -> str:
@@ -232,11 +261,20 @@ def _pair(row: _Row, folder: Path) -> Pair:
         dates["after_date"] or dates["date"],
         _aoi(row.values.get("aoi"), f"{row.source}, aoi", folder),
         row.line,
-        *(
-            _cloud_mask(texts[name], f"{row.source}, {name}", folder)
-            for name in ("before_cloud_mask", "after_cloud_mask")
-        ),
+        _cloud_mask(texts["before_cloud_mask"], f"{row.source}, before_cloud_mask", folder),
+        _cloud_mask(texts["after_cloud_mask"], f"{row.source}, after_cloud_mask", folder),
     )
+
+
+def _label(row: _Row) -> bool | None:
+    """Label of a pair; None where it is empty. Raises: InputError."""
+    value = row.values.get(LABEL)
+    text = "" if value is None else str(value).strip().lower()
+    if text and text not in _LABELS:
+        raise InputError(
+            f"{row.source}, {LABEL}: {preview(value)} is neither yes (true, 1) nor no (false, 0)"
+        )
+    return _LABELS.get(text)
 
 
 def _cloud_mask(text: str | None, source: str, folder: Path) -> str | None:

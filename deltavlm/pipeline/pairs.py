@@ -38,6 +38,7 @@ class Pair:
     line: int = 0  # line of the list, from 1; 0: not from a list
     before_cloud_mask: str | None = None  # as `geo.cloud_mask.parse_cloud_mask` reads it
     after_cloud_mask: str | None = None
+    changed: bool | None = None  # label of its chips, for a calibration
 
     @property
     def cloud_masks(self) -> tuple[str, ...]:

@@ -61,7 +61,10 @@ def provenance(
 
 def journal_settings(job: AnalyzeJob, model: ModelFacts) -> dict[str, object]:
     """Settings that must be equal for a run to be resumed; pairs and questions are compared separately."""
-    return {**job_settings(job), "model": _model(model)}
+    settings = job_settings(job)
+    if model.details.get("decoding", {}).get("consistent"):  # captions follow the threshold
+        settings["threshold"] = job.options.threshold
+    return {**settings, "model": _model(model)}
 
 
 def job_settings(job: AnalyzeJob) -> dict[str, object]:

@@ -163,8 +163,9 @@ def _marked(chips: Generator[LoadedChip, None, None], *, far_scale: bool) -> Ite
 def sample_chips(
     pairs: Sequence[Pair], read: ReadOptions, model: ModelFacts, limit: int, seed: int
 ) -> Iterator[tuple[Pair, ChipPixels, float | None]]:
-    """Yield up to `limit` random full chips of the model's size, about as many of each pair, pairs in random
-    order, with the pixel size in metres if it is known. A pair that cannot be read is left out with a warning.
+    """Yield up to `limit` random full chips of the model's size with the pixel size in metres, None if it is
+    not known: about as many of each pair, the pairs in random order. A pair that cannot be read is left out
+    with a warning.
 
     Raises: InputError for a pair whose pixel size is far from that of the model's training.
     """

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltavlm.errors import InputError
+from deltavlm.errors import ConfigError, InputError
 from deltavlm.files import parse_json, read_text
 from deltavlm.pipeline.consistency import judge_row
-from deltavlm.pipeline.outputs_reader import Output, true_change, verdict_on
+from deltavlm.pipeline.outputs_reader import Output, read_output, true_change, verdict_on
 from deltavlm.pipeline.schema import VERDICTS
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Opinion", "Review", "check_verdicts", "read_review", "with_review"]
+__all__ = ["Opinion", "Review", "check_verdicts", "read_review", "read_reviewed", "with_review"]
 
 COLUMNS = ("layer", "pair_id", "id", "verdict", "note")
 KEYS: Mapping[str, str] = {"chips": "chip_id", "changes": "polygon_id"}
@@ -71,6 +71,38 @@ def read_review(path: Path) -> Review:
     if not any(opinions.values()):
         raise InputError(f"{path}: holds no verdicts; {HINT}")
     return Review(path, output, threshold, opinions)
+
+
+def read_reviewed(paths: Sequence[Path], review: Path | None) -> list[Output]:
+    """Outputs with their verdicts; `review` is a file of verdicts on a single output, beside those in its
+    columns.
+
+    Raises: InputError for a file that is no output, a verdict that is none, or chips that are read twice;
+        ConfigError for a review of one of several outputs.
+    """
+    outputs = [read_output(path) for path in paths]
+    _check_chips_once(outputs)
+    if review is not None:
+        if len(outputs) != 1:
+            raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
+        outputs = [with_review(outputs[0], read_review(review))]
+    for output in outputs:
+        check_verdicts(output)
+    return outputs
+
+
+def _check_chips_once(outputs: Sequence[Output]) -> None:
+    """Check that no chips are read twice.
+
+    Raises: InputError for polygons that were drawn again beside their output, or beside others of it.
+    """
+    chips_files = [(output.chips_path or output.path).resolve() for output in outputs]
+    for output, file in zip(outputs, chips_files, strict=True):
+        if output.chips_path is not None and chips_files.count(file) > 1:
+            raise InputError(
+                f"{output.path}: has polygons of {output.chips_path} drawn again, and ground would count "
+                "twice with the other outputs of this run; give one of them"
+            )
 
 
 def _json_rows(text: str, path: Path) -> tuple[list[Any], str | None, float | None]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from deltavlm.data.examples import Dataset, Example, Problem, missing_images
 from deltavlm.data.images import read_image
 from deltavlm.errors import ConfigError, InputError, ModelError, ToolError
 from deltavlm.messages import pluralize
-from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
+from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply, standard_question
 from deltavlm.scoring.prediction_log import open_prediction_log
 from deltavlm.scoring.predictions import Prediction, PredictionKey, PredictionSet, histories_of
 from deltavlm.tasks import TASKS, dialogue
@@ -278,6 +278,8 @@ class _DialogueState:
             turns = [(turn.question, answer) for turn, answer in zip(earlier, answers, strict=True)]
             prompt = dialogue.prompt_with_history(turns, question)
         task = TASKS[task_of(question) if self.example.task == "dialogue" else self.example.task]
+        if not earlier and task_of(question) == task.name != "open":
+            return replace(standard_question(task), name=self.example.task, prompt=prompt)
         return Question(self.example.task, prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
 
     def prediction(self) -> Prediction:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from deltavlm.data.synthetic.cache import open_cache
 from deltavlm.data.synthetic.facts import Facts, facts_of
 from deltavlm.errors import AnswerParseError
 from deltavlm.metrics import binary
-from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply
+from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply, standard_question
 from deltavlm.scoring.predictions import Prediction
 from deltavlm.scoring.score import Setup, score
 from deltavlm.tasks import TASKS, TaskName, caption, classify, count, dialogue, locate
@@ -27,8 +27,8 @@ __all__ = ["STANDARD_QUESTIONS", "predict_scenes", "score_conversations", "score
 
 STANDARD_TASKS = tuple(name for name, task in TASKS.items() if task.prompt)
 STANDARD_QUESTIONS = tuple(
-    # the default of 64 tokens: the 128 of `location` are for word pieces of LLMs and exceed a small context
-    Question(name, TASKS[name].prompt, yes_no=TASKS[name].yes_no)
+    # 64 tokens at most: the 128 of `location` are for word pieces of LLMs and exceed a small context
+    replace(standard_question(TASKS[name]), max_new_tokens=min(64, TASKS[name].max_new_tokens))
     for name in STANDARD_TASKS
 )
 

@@ -13,12 +13,12 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from deltavlm.errors import ConfigError, InputError, OutputError
+from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.lonlat import shapes_to_lonlat
 from deltavlm.geo.measure import areas_m2
 from deltavlm.pipeline.answers import check_threshold
-from deltavlm.pipeline.outputs_reader import Output, at_threshold, read_output, true_change
-from deltavlm.pipeline.review import check_verdicts, read_review, with_review
+from deltavlm.pipeline.outputs_reader import Output, at_threshold, true_change
+from deltavlm.pipeline.review import read_reviewed
 from deltavlm.pipeline.schema import ANALYZED_STATUSES, FAILED_STATUSES
 from deltavlm.pipeline.totals import ChipArrays, PolygonArrays
 
@@ -141,15 +141,7 @@ def read_results(
         ConfigError: a threshold that is not from 0 to 1; a review of one of several outputs.
     """
     check_threshold(threshold)
-    outputs = [read_output(path) for path in paths]
-    _check_ground(outputs)
-    if review is not None:
-        if len(outputs) != 1:
-            raise ConfigError(f"{review}: is the review of one output, not of {len(outputs)}; give that one")
-        outputs = [with_review(outputs[0], read_review(review))]
-    for output in outputs:
-        check_verdicts(output)
-    outputs = [at_threshold(output, threshold) for output in outputs]
+    outputs = [at_threshold(output, threshold) for output in read_reviewed(paths, review)]
     frames = [_chips_table(output) for output in outputs]
     polygons = [_polygons_table(output) for output in outputs if output.has_polygons]
     if len(outputs) > 1:  # pairs are told apart by their output where it holds a single one
@@ -175,20 +167,6 @@ def read_results(
         lost_pairs=_lost_pairs(outputs),
         threshold=next((each.threshold for each in outputs if each.threshold is not None), None),
     )
-
-
-def _check_ground(outputs: Sequence[Output]) -> None:
-    """Check that no chips are read twice.
-
-    Raises: InputError for polygons that were drawn again beside their output, or beside others of it.
-    """
-    chips_files = [(output.chips_path or output.path).resolve() for output in outputs]
-    for output, file in zip(outputs, chips_files, strict=True):
-        if output.chips_path is not None and chips_files.count(file) > 1:
-            raise InputError(
-                f"{output.path}: has polygons of {output.chips_path} drawn again, and ground would count "
-                "twice with the other outputs of this run; give one of them"
-            )
 
 
 def _joined(frames: Sequence[GeoDataFrame], crs: Any) -> GeoDataFrame:

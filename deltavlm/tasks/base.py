@@ -6,10 +6,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["SingleTurnTask", "Task", "TaskName"]
+import regex
+
+__all__ = ["Form", "SingleTurnTask", "Task", "TaskName"]
 
 SingleTurnTask = Literal["caption", "change", "count", "location", "open"]
 TaskName = Literal[SingleTurnTask, "dialogue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Texts that an answer may be, read from left to right: those that match a regular expression and have no
+    beginning that is rejected."""
+
+    pattern: str
+    rejects: Callable[[str], bool] = lambda text: False
+
+    @classmethod
+    def of_texts(cls, *texts: str) -> Form:
+        """Form of answers that are one of these texts."""
+        return cls("|".join(map(regex.escape, texts)))
+
+    def begins(self, text: str) -> bool:
+        """True if an answer may begin with this text."""
+        match = regex.fullmatch(self.pattern, text, partial=True)
+        return match is not None and not self.rejects(text)
+
+    def ends(self, text: str) -> bool:
+        """True if this text is a complete answer."""
+        return regex.fullmatch(self.pattern, text) is not None and not self.rejects(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +60,10 @@ class Task:
     """True if an answer holds only near the model's training scale: counts and cells of buildings, roads."""
     unchanged: str | None = None
     """The answer for a pair without any change; None where the question decides."""
+    agrees_with: tuple[Task, ...] = ()
+    """Tasks whose answers about the same pair come first where answers are decoded to agree.
+
+    One with the same prompt is a draft: it is the answer if it has the form.
+    """
+    form: Callable[..., Form] | None = None
+    """Texts of those answers -> form of the answers that agree with them."""

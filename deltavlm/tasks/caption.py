@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks.base import Task
+from deltavlm.tasks import classify
+from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import NO_CHANGE, clean, says_no_change, simplify
 
 __all__ = [
-    *("PROMPT", "TASK", "Kind", "denies_change", "format_answer", "kinds_built", "kinds_removed", "parse"),
-    "score",
+    *("PROMPT", "TASK", "Kind", "denies_change", "form", "format_answer", "kinds_built", "kinds_removed"),
+    *("parse", "score"),
 ]
 
 PROMPT = "Please briefly describe the changes in these two images."
@@ -52,6 +54,10 @@ _DENIALS = tuple(
     )
 )
 
+_BEGINS_DENIAL = re.compile(
+    r"(there|almost|no|not|nothing)( .*)?|(both |the |these )*(two )?(image|picture|scene)s?( .*)?"
+)
+
 
 def format_answer(value: str) -> str:
     """Clean the sentence to one line, as in the training data."""
@@ -78,6 +84,24 @@ def denies_change(sentence: str) -> bool:
     words = simplify(sentence)
     is_denial = says_no_change(words) or any(pattern.fullmatch(words) for pattern in _DENIALS)
     return is_denial and "but" not in words.split() and not kinds_built(words)
+
+
+def form(change: str, draft: str) -> Form:
+    """Form of captions that agree with the answer to the yes/no question: the draft if it does; else one of
+    NO_CHANGE under "no", and under "yes" a sentence that does not begin like a denial of change."""
+    is_changed = classify.parse(change)
+    if is_changed != denies_change(draft):
+        return Form.of_texts(draft)
+    return Form(r".*\w.*", rejects=_begins_denial) if is_changed else Form.of_texts(*NO_CHANGE)
+
+
+def _begins_denial(text: str) -> bool:
+    """True for a denial of change, and for the words with which one begins.
+
+    The whole beginning is excluded, since a model that chose it for the denial would go on with what it was
+    never taught, as in "there is a house built".
+    """
+    return _BEGINS_DENIAL.fullmatch(simplify(text)) is not None or denies_change(text)
 
 
 def kinds_built(sentence: str) -> frozenset[Kind]:
@@ -149,12 +173,12 @@ def score(sentence: str, references: Sequence[str]) -> dict[str, float]:
     return {"exact": float(simplify(sentence) in {simplify(reference) for reference in references})}
 
 
-TASK = Task(
-    name="caption",
-    prompt=PROMPT,
-    parse=parse,
-    format=format_answer,
-    score=score,
+_DRAFT = Task(name="caption", prompt=PROMPT, parse=parse, format=format_answer, score=score)
+
+TASK = replace(
+    _DRAFT,
     free_text=True,
     unchanged=NO_CHANGE[0],
+    agrees_with=(classify.TASK, _DRAFT),
+    form=form,
 )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks.base import Task
+from deltavlm.tasks import caption, classify
+from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import says_no_change
 
-__all__ = ["PROMPT", "TASK", "Counts", "format_answer", "parse", "score"]
+__all__ = ["NONE_NEW", "PROMPT", "TASK", "Counts", "form", "format_answer", "parse", "score"]
 
 PROMPT = "Please determine how many roads and buildings have changed?"
 
+NONE_NEW = "no new roads or buildings"  # of a pair that has changed otherwise
 MAX_COUNT = 9999  # more do not fit in a chip; a longer number is a repetition of digits by the model
 _NOUNS = {"road": "roads", "roads": "roads", "building": "buildings", "buildings": "buildings"}
 _WORDS = (  # 0 to 19
@@ -109,6 +111,35 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
     }
 
 
+def form(draft: str, described: str) -> Form:
+    """Form of counts that agree with the caption: those of the draft, and at least 1 of what the caption says
+    is built."""
+    counts, built = parse(draft), caption.kinds_built(described)
+    roads, buildings = (
+        _some(noun) if noun in built and not number else _phrase(number, noun)
+        for noun, number in (("road", counts.roads), ("building", counts.buildings))
+    )
+    if counts == Counts(0, 0) and not built:
+        return Form.of_texts(draft)
+    return Form(f"({roads}) and ({buildings})")
+
+
+def _form_of_draft(change: str) -> Form:
+    """Form of counts that agree with the answer to the yes/no question: 0 of an unchanged pair."""
+    none = format_answer(Counts(0, 0))
+    if not classify.parse(change):
+        return Form.of_texts(none)
+    (roads, no_roads), (buildings, no_buildings) = (
+        (_some(noun), _phrase(0, noun)) for noun in ("road", "building")
+    )
+    return Form(f"({roads}) and ({buildings}|{no_buildings})|{no_roads} and ({buildings})|{NONE_NEW}|{none}")
+
+
+def _some(noun: str) -> str:
+    """Regular expression of `_phrase` with a number from 1."""
+    return rf"1 new {noun}|([2-9]|[1-9]\d{{1,3}}) new {noun}s"
+
+
 def _phrase(number: int, noun: str) -> str:
     return f"{number or 'no'} new {noun}{'' if number == 1 else 's'}"
 
@@ -133,13 +164,21 @@ def _number(tokens: Sequence[str]) -> int | None:
     return value
 
 
-TASK = Task(
+_DRAFT = Task(
     name="count",
     prompt=PROMPT,
     parse=parse,
     format=format_answer,
     score=score,
-    max_new_tokens=32,
+    max_new_tokens=48,  # also of an answer in single letters
+    agrees_with=(classify.TASK,),
+    form=_form_of_draft,
+)
+
+TASK = replace(
+    _DRAFT,
     scale_bound=True,
     unchanged=format_answer(Counts(0, 0)),
+    agrees_with=(_DRAFT, caption.TASK),
+    form=form,
 )

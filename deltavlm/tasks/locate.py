@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks.base import Task
+from deltavlm.tasks import caption, count
+from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import says_no_change
 
 __all__ = ["LABELS", "PROMPT", "TASK", "Cells", "format_answer", "parse", "position", "score"]
@@ -20,6 +21,12 @@ PROMPT = (
 _ROWS = ("top", "center", "bottom")
 _COLS = ("left", "center", "right")
 LABELS = tuple(f"{row}-{col}" for row in _ROWS for col in _COLS)  # row-major, top-left first
+
+_SORTED = "|".join(  # labels in row-major order without repeats, by the first of them
+    f"'{first}'" + "".join(f"(, '{label}')?" for label in LABELS[index + 1 :])
+    for index, first in enumerate(LABELS)
+)
+_NONE, _SOME, _ANY = r"\[\]", rf"\[({_SORTED})\]", rf"\[({_SORTED})?\]"
 
 _LIST = r"\b{noun}s?\W*?\[(?P<labels>[^\[\]]*)\]"
 
@@ -77,6 +84,17 @@ def score(predicted: Cells, truth: Cells) -> dict[str, float]:
     return metrics
 
 
+def form(described: str, counted: str) -> Form:
+    """Form of cells that agree with the caption and the counts: some cells of a kind that is counted, none of
+    others, and any of a kind that the caption says is gone, since counts are of new ones."""
+    counts, removed = count.parse(counted), caption.kinds_removed(described)
+    roads, buildings = (
+        _SOME if number else _ANY if kind in removed else _NONE
+        for kind, number in (("road", counts.roads), ("building", counts.buildings))
+    )
+    return Form(f"roads {roads} buildings {buildings}")
+
+
 def _labels(text: str, noun: str) -> tuple[str, ...]:
     match = re.search(_LIST.format(noun=noun), text.lower())
     if match is None:
@@ -107,4 +125,6 @@ TASK = Task(
     max_new_tokens=128,
     scale_bound=True,
     unchanged=format_answer(Cells()),
+    agrees_with=(caption.TASK, count.TASK),
+    form=form,
 )

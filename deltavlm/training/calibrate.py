@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import SceneCache, open_cache, render_cache
 from deltavlm.data.synthetic.facts import facts_of
+from deltavlm.model.calibration import fit_platt
 from deltavlm.model.config import Calibration
 from deltavlm.model.predictor import Predictor
 from deltavlm.scoring.inference import PairExamples, predict_batches
@@ -30,35 +30,6 @@ log = logging.getLogger(__name__)
 
 HARD_SEED = 700_000_000
 HARD_STRENGTH = 1.5  # of the differences in light, haze and season
-
-
-def fit_platt(margins: Sequence[float], is_changed: Sequence[bool], steps: int = 50) -> Calibration:
-    """Scale and offset of minimum log loss, by Newton's method with a weak prior at scale 1, offset 0.
-
-    Each class has half of the weight.
-
-    >>> calibration = fit_platt([-2.0, -1.0, 0.5, 1.0, 2.0, 3.0], [False, False, True, False, True, True])
-    >>> 0 < calibration.scale < 5
-    True
-    """
-    x = np.stack([np.asarray(margins, float), np.ones(len(margins))], axis=1)
-    y, prior, w = np.asarray(is_changed, float), np.array([1.0, 0.0]), np.array([1.0, 0.0])
-    share = np.clip(y.mean(), 0.5 / len(y), 1 - 0.5 / len(y))
-    weight = 0.5 * np.where(y == 1, 1 / share, 1 / (1 - share))
-
-    def loss(w: npt.NDArray[np.float64]) -> float:
-        z = x @ w
-        return float((weight * (np.logaddexp(0, z) - y * z)).mean() + 5e-4 * ((w - prior) ** 2).sum())
-
-    for _ in range(steps):
-        p = 0.5 * (1 + np.tanh(x @ w / 2))
-        gradient = x.T @ (weight * (p - y)) / len(y) + 1e-3 * (w - prior)
-        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x / len(y) + 1e-3 * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        while loss(w - step) > loss(w) and np.abs(step).max() > 1e-9:
-            step /= 2
-        w = w - step
-    return Calibration(float(w[0]), float(w[1]))
 
 
 def scene_margins(model: Predictor, cache: Path, batch_size: int = 16) -> tuple[list[float], list[bool]]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import GROUND_VALIDATION_SEED, SceneCache
 from deltavlm.model import checkpoint
+from deltavlm.model.calibration import fit_platt
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
 from deltavlm.model.predictor import Predictor, load_model
 from deltavlm.training.build import SCOPE, RunInputs
-from deltavlm.training.calibrate import calibrate_on_ground, calibrate_on_scenes, fit_platt, record_margins
+from deltavlm.training.calibrate import calibrate_on_ground, calibrate_on_scenes, record_margins
 from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.config import TrainConfig
 

@@ -121,7 +121,7 @@ def test_a_row_takes_no_more_than_computed(predictor: Predictor, beams: int) -> 
     encoded = model.encode(*pairs(8))
 
     def ask(count: int) -> None:
-        model._answer(encoded, [(pair % 8, LONG) for pair in range(count)])
+        model._answer(encoded, [(pair % 8, LONG) for pair in range(count)], [None] * count)
 
     ask(2)
     few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
@@ -151,7 +151,9 @@ def test_answers_do_not_depend_on_the_memory(predictor: Predictor, monkeypatch: 
     sizes: list[int] = []
     real = Predictor._answer
     monkeypatch.setattr(
-        Predictor, "_answer", lambda self, enc, batch: sizes.append(len(batch)) or real(self, enc, batch)
+        Predictor,
+        "_answer",
+        lambda self, enc, batch, forms: sizes.append(len(batch)) or real(self, enc, batch, forms),
     )
     replies = short.answer(encoded, [LONG, yes_no])
     assert [[reply.text for reply in row] for row in replies] == [
@@ -167,11 +169,11 @@ def test_rows_that_do_not_fit_are_halved_and_nothing_is_lost(
     expected = predictor.answer(encoded, [LONG])
     real, sizes = Predictor._answer, []
 
-    def short(self: Predictor, features: object, batch: list[object]) -> object:
+    def short(self: Predictor, features: object, batch: list[object], forms: list[None]) -> object:
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("no more")
-        return real(self, features, batch)  # type: ignore[arg-type]
+        return real(self, features, batch, forms)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Predictor, "_answer", short)
     replies = predictor.answer(encoded, [LONG])

@@ -246,6 +246,15 @@ def test_the_threshold_decides_what_a_cascade_asks(
     }
 
 
+def test_the_threshold_is_that_of_the_questions_which_others_agree_with(scene: Scene) -> None:
+    model = ScriptedModel()
+    run(scene, model, threshold=0.95)
+    asked = {question.name: question for question in model.history[0]}
+    assert asked["change"].threshold == 0.95
+    assert asked["change"] in asked["caption"].agrees_with
+    assert asked["caption"] in asked["count"].agrees_with
+
+
 def test_an_answer_without_a_score_ignores_the_threshold(scene: Scene) -> None:
     model = ScriptedModel(
         script=lambda before, after, question: Reply("yes" if question.yes_no else "x", float("nan"))

@@ -279,6 +279,15 @@ def test_a_run_is_resumed_with_another_threshold(scene: Scene, path: Path) -> No
     assert all(each.answers["change"].value for each in results)
 
 
+def test_a_run_of_consistent_answers_is_not_resumed_with_another_threshold(scene: Scene, path: Path) -> None:
+    """Captions, counts and cells follow the yes/no answer, which the threshold decides."""
+    model = ScriptedModel(details={"decoding": {"consistent": True}})
+    journaled(single_job(scene, threshold=0.95), model, path)
+    journaled(single_job(scene, threshold=0.95), model, path)
+    with pytest.raises(OutputError, match=r"other settings \(threshold\)"):
+        journaled(single_job(scene, threshold=0.05), model, path)
+
+
 def test_a_cascade_is_not_resumed_with_another_threshold(scene: Scene, path: Path) -> None:
     journaled(single_job(scene, threshold=0.95, cascade=True), ScriptedModel(), path)
     with pytest.raises(OutputError, match=r"other settings \(options\.threshold\)"):

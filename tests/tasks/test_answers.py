@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from deltavlm.errors import AnswerParseError
 from deltavlm.tasks import ask, caption, classify, count, locate
+from deltavlm.tasks.base import Form
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
+from deltavlm.tasks.text import NO_CHANGE
 from deltavlm.text_norm import normalise
 
 numbers = st.integers(0, count.MAX_COUNT)
@@ -172,3 +174,50 @@ def test_location_score_counts_true_and_false_positives_and_false_negatives() ->
 
 def test_count_score() -> None:
     assert count.score(Counts(1, 5), Counts(2, 3)) == {"roads_error": 1, "buildings_error": 2, "exact": 0}
+
+
+@given(st.booleans(), numbers, numbers, labels, labels)
+def test_answers_of_a_form_are_the_standard_answers_that_agree(
+    changed: bool, roads: int, buildings: int, road_cells: tuple[str, ...], building_cells: tuple[str, ...]
+) -> None:
+    """Each beginning of an answer that agrees may go on; one that contradicts another is not complete."""
+    described = "houses are built" if changed else "there is no difference"
+    counts, cells = Counts(roads, buildings), Cells(road_cells, building_cells)
+    counted, located = count.format_answer(counts), locate.format_answer(cells)
+    (draft, _), form = count.TASK.agrees_with, draft_form(changed)
+    agrees = counts == Counts(0, 0) or changed
+    assert form.ends(counted) == agrees
+    assert all(form.begins(counted[:end]) for end in range(len(counted))) or not agrees
+    assert draft.prompt == count.PROMPT
+    if agrees:
+        assert count.form(counted, described).ends(counted) == (not changed or buildings > 0)
+    form = locate.form(described, counted)
+    agrees = (roads > 0) == bool(road_cells) and (buildings > 0) == bool(building_cells)
+    assert form.ends(located) == agrees
+    assert all(form.begins(located[:end]) for end in range(len(located))) or not agrees
+
+
+def draft_form(changed: bool) -> Form:
+    draft, _ = count.TASK.agrees_with
+    assert draft.form is not None
+    return draft.form(classify.format_answer(changed))
+
+
+def test_a_denial_of_change_is_excluded_from_its_first_words() -> None:
+    form = caption.form("yes", "there is no difference")
+    for text in ("there", "there is", "the two scenes", "no", "almost nothing", *NO_CHANGE):
+        assert not form.begins(text)
+    for text in ("the", "the trees are removed", "two houses", "a road is built near the old scene"):
+        assert form.begins(text)
+        assert form.ends(text)
+    assert not form.ends("")
+    assert caption.form("yes", "there is a new pond").ends("there is a new pond")
+    assert not caption.form("no", "there is a new pond").begins("there is a")
+    assert all(caption.form("no", "a road is built").ends(text) for text in NO_CHANGE)
+
+
+def test_the_longest_answers_fit_in_single_letters() -> None:
+    """A cut answer would not keep its form: every token adds a letter at least, one more ends the text."""
+    assert count.TASK.max_new_tokens > len(count.format_answer(Counts(0, 0))) + 1
+    assert count.TASK.max_new_tokens > len(count.format_answer(Counts(9999, 9999))) + 1
+    assert caption.TASK.max_new_tokens > max(map(len, NO_CHANGE)) + 1

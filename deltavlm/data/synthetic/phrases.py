@@ -185,7 +185,7 @@ def counts_of(facts: Facts) -> count.Counts:
 def count_answer(changed: bool, counts: count.Counts) -> str:
     """Answer to the count question; a pair with counts of 0 may have changed in something else."""
     if changed and counts == count.Counts(0, 0):
-        return "no new roads or buildings"
+        return count.NONE_NEW
     return count.format_answer(counts)
 
 

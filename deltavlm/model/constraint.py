@@ -1,0 +1,41 @@
+"""Constrained greedy decoding: the most likely of the tokens with which an answer keeps its form.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deltavlm.model.interface import AnswerForm
+
+
+@dataclass(slots=True)
+class Constraint:
+    """Text of one answer so far, and the form that it keeps with every token."""
+
+    form: AnswerForm
+    pieces: Sequence[str]  # text of each token, `Codec.pieces`
+    eos: int
+    text: str = ""
+
+    def choose(self, token: int, logits_V: Tensor) -> int:
+        """Most likely token that keeps the form, which the text then ends with; end of text if there is none.
+
+        token: the most likely of all, which nearly always does.
+        """
+        if not self._allows(token):
+            ranked = logits_V.argsort(descending=True).tolist()
+            token = next((each for each in ranked if self._allows(each)), self.eos)
+        if token != self.eos:
+            self.text += self.pieces[token]
+        return token
+
+    def _allows(self, token: int) -> bool:
+        if token == self.eos:
+            return self.form.ends(self.text.removeprefix(" "))
+        piece = self.pieces[token]
+        return bool(piece) and self.form.begins((self.text + piece).removeprefix(" "))
