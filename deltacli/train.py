@@ -99,6 +99,8 @@ def train(
         if adapt is None:
             raise typer.BadParameter("give CONFIG, or --adapt PAIRS")
         config_file = ADAPT_CONFIG
+    if adapt is None and rasters != RasterFlags():
+        raise typer.BadParameter("flags of rasters are for the pairs of --adapt; give that too")
     if adapt is not None and dry_run:
         raise typer.BadParameter("--dry-run cannot be combined with --adapt; leave it out")
     from deltavlm.config import dump, shipped_config

@@ -224,6 +224,7 @@ def test_pairs_that_cannot_be_adapted_to_are_one_line(run: Run, tmp_path: Path) 
     Path("taken/tiles").mkdir(parents=True)
     for arguments, message in (
         (["-o", "x"], "give CONFIG, or --adapt PAIRS"),
+        (["train_nano.yaml", "-o", "x", "--bands", "3,2,1"], "flags of rasters are for the pairs of --adapt"),
         (["--adapt", few], "give -o DIR"),
         (["--adapt", few, "--dry-run"], "--dry-run cannot be combined with --adapt"),
         (["--adapt", "no.csv", "-o", "x"], "cannot read no.csv"),
