@@ -4,42 +4,42 @@ A letter means the same in every command that has it, but for two older ones: `-
 --quiet has no letter), and `-n` of synth chips is --count. The program alone has `-V --version`.
 
     flag            commands
-    --after-bands   analyze, ask, chat, calibrate
-    --after-cloud-mask analyze, ask, chat, calibrate
-    --align         analyze, ask, chat, calibrate, grid
-    --allow-no-crs  analyze, ask, chat, calibrate, grid
-    --allow-vrt     analyze, ask, chat, calibrate, grid, report
-    --alpha-band    analyze, ask, chat, calibrate
+    --after-bands   analyze, ask, chat, calibrate, train
+    --after-cloud-mask analyze, ask, chat, calibrate, train
+    --align         analyze, ask, chat, calibrate, grid, train
+    --allow-no-crs  analyze, ask, chat, calibrate, grid, train
+    --allow-vrt     analyze, ask, chat, calibrate, grid, report, train
+    --alpha-band    analyze, ask, chat, calibrate, train
     --any-scale     analyze, ask, calibrate
     --aoi           analyze, ask, calibrate, grid, polygonize
     --at            ask, chat
-    -b --bands      analyze, ask, chat, calibrate
+    -b --bands      analyze, ask, chat, calibrate, train
     --batch-size    analyze, ask, calibrate, eval
     --bbox          analyze, ask, chat, calibrate, grid, polygonize
     --bbox-crs      analyze, ask, chat, calibrate, grid, polygonize
     --beams         analyze, ask, chat, calibrate, eval
-    --before-bands  analyze, ask, chat, calibrate
-    --before-cloud-mask analyze, ask, chat, calibrate
+    --before-bands  analyze, ask, chat, calibrate, train
+    --before-cloud-mask analyze, ask, chat, calibrate, train
     --calibration   analyze, ask, chat
     --cascade       analyze, ask
     --chip-size     analyze, ask, chat, calibrate, grid
-    --cloud-mask    analyze, ask, chat, calibrate
+    --cloud-mask    analyze, ask, chat, calibrate, train
     --color         all
     --config        all
     --decode        analyze, ask, chat, calibrate, eval
     --device        analyze, ask, chat, calibrate, eval, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
     --dtype         analyze, ask, chat, calibrate, eval, weights verify
-    --gdal-config   analyze, ask, chat, calibrate, grid
-    --gsd           analyze, ask, chat, calibrate, grid, synth scene
+    --gdal-config   analyze, ask, chat, calibrate, grid, train
+    --gsd           analyze, ask, chat, calibrate, grid, train, synth scene
     --json          all
     --layer         analyze, ask
     --limit         analyze, ask, calibrate, eval
     --log-format    all
-    --match         analyze, ask, chat, calibrate
+    --match         analyze, ask, chat, calibrate, train
     --max-nodata    analyze, ask, calibrate
     -m --model      analyze, ask, chat, calibrate, eval
-    --nodata        analyze, ask, chat, calibrate
+    --nodata        analyze, ask, chat, calibrate, train
     --on-error      analyze, ask, calibrate
     -o --output     analyze, ask, calibrate, grid, report, polygonize, summarize, stac, eval, train,
                     data fetch, data build, weights fetch, weights convert
@@ -48,15 +48,15 @@ A letter means the same in every command that has it, but for two older ones: `-
                     synth chips, synth scene, data fetch, data build
     --progress      all
     --prompt-style  analyze, ask, chat, calibrate, eval
-    --qa-band       analyze, ask, chat, calibrate
+    --qa-band       analyze, ask, chat, calibrate, train
     --quantize      analyze, ask, chat, calibrate, eval, weights verify
     -Q --questions  analyze, ask
     -q --quiet      all
-    --register      analyze, ask, chat, calibrate
-    --resampling    analyze, ask, chat, calibrate
+    --register      analyze, ask, chat, calibrate, train
+    --resampling    analyze, ask, chat, calibrate, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
-    --scale         analyze, ask, chat, calibrate, synth scene
+    --scale         analyze, ask, chat, calibrate, train, synth scene
     --stride        analyze, ask, calibrate, grid
     --threads       analyze, ask, chat, calibrate, eval, train
     --threshold     analyze, report, polygonize, summarize

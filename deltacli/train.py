@@ -6,34 +6,52 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltacli import options
+from deltacli import options, parsing
 from deltacli.console import console, duration
-from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.flag_groups import CommonFlags, RasterFlags, grouped
 from deltacli.options import OUTPUT, flag, threads_flag
-from deltavlm.errors import ConfigError
+from deltavlm.errors import ConfigError, OutputError
 from deltavlm.files import format_bytes
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
+    from deltavlm.geo.pair import ReadOptions
+    from deltavlm.training.config import TrainConfig
     from deltavlm.training.estimate import Estimate
 
 RUN = "Run"
+ADAPT_CONFIG = "adapt_nano.yaml"
+ADAPT_CHIPS = 300  # at most
 
 
 @grouped
 def train(
     config_file: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="CONFIG", help="YAML of a run, or the name of one that ships: train_nano.yaml and others."
+            metavar="[CONFIG]",
+            show_default=f"with --adapt {ADAPT_CONFIG}",
+            help="YAML of a run, or the name of one that ships: train_nano.yaml and others.",
         ),
-    ],
+    ] = None,
     *,
+    adapt: Annotated[
+        str | None,
+        flag(
+            "--adapt",
+            panel=RUN,
+            metavar="PAIRS|-",
+            help="Experimental: adapt a model to a list of pairs, as of analyze --pairs, without labels. "
+            "The flags of rasters are for these.",
+        ),
+    ] = None,
+    rasters: RasterFlags,
     changes: Annotated[
         list[str] | None,
         flag(
@@ -77,6 +95,14 @@ def train(
     Ctrl-C stops it with a checkpoint. For several GPUs: torchrun --nproc-per-node N -m deltavlm.training
     CONFIG -o DIR.
     """
+    if config_file is None:
+        if adapt is None:
+            raise typer.BadParameter("give CONFIG, or --adapt PAIRS")
+        config_file = ADAPT_CONFIG
+    if adapt is None and rasters != RasterFlags():
+        raise typer.BadParameter("flags of rasters are for the pairs of --adapt; give that too")
+    if adapt is not None and dry_run:
+        raise typer.BadParameter("--dry-run cannot be combined with --adapt; leave it out")
     from deltavlm.config import dump, shipped_config
     from deltavlm.training.config import load_config
 
@@ -108,6 +134,11 @@ def train(
     assert output is not None
     with ExitStack() as stack, _show_training_log():
         options = RunOptions(resume=resume, recipe=path.name)
+        if adapt is not None:
+            config, provenance = _make_ground(
+                config, adapt, rasters.read_options(), output / "tiles", resume=resume
+            )
+            options = replace(options, recipe=f"--adapt {path.name}", provenance=provenance)
         result = run(config, output, options, _progress_callback(stack))
     if result.stop is not None:
         console.error(result.stop_message(output))
@@ -121,6 +152,46 @@ def train(
             "step": result.step,
         }
         typer.echo(json.dumps(summary))
+
+
+def _make_ground(
+    config: TrainConfig, listed: str, read: ReadOptions, folder: Path, *, resume: bool
+) -> tuple[TrainConfig, dict[str, str]]:
+    """Cut chips of the listed pairs into tiles in `folder`, the ground of the configuration's scenes; returns
+    it, and what the provenance of the model says. To resume, the tiles are there.
+
+    Raises: InputError for pairs or a configuration that cannot be used, OutputError.
+    """
+    from deltavlm import load_model
+    from deltavlm.geo.pair import check_options
+    from deltavlm.model.config import RuntimeOptions
+    from deltavlm.pipeline.pair_lists import parse_pairs, read_pairs
+    from deltavlm.pipeline.reading import sample_chips
+    from deltavlm.training.adapt import AdaptChip, read_summary, write_ground
+    from deltavlm.training.build import load_inputs
+
+    start, scenes = config.start, config.scenes
+    if start is None or scenes is None or not scenes.ground:
+        raise ConfigError(f"--adapt needs start and scenes.ground in CONFIG, as in {ADAPT_CONFIG}")
+    config = replace(config, scenes=replace(scenes, ground_folder=folder))
+    if resume:
+        return config, read_summary(folder)
+    for path in (folder.parent / "config.yaml", folder):
+        if path.exists():
+            raise OutputError(f"{path} exists, perhaps of a run; choose another -o, or use --resume")
+    load_inputs(config)  # checks it before the slow part
+    check_options(read)
+    pairs = parse_pairs(parsing.read_stdin(), "stdin", Path()) if listed == "-" else read_pairs(Path(listed))
+    for note in pairs.notes:
+        console.info(note)
+    model = load_model(start, RuntimeOptions(device=config.device))
+    chips = []
+    with console.count_progress(ADAPT_CHIPS, "chips") as update:
+        for _, chip, gsd_m in sample_chips(pairs.pairs, read, model, ADAPT_CHIPS, config.seed):
+            chips.append(AdaptChip(chip.before, chip.after, gsd_m))
+            update(len(chips), "")
+    with console.waiting("looking for unchanged chips"):
+        return config, write_ground(folder, model, chips, pairs.name, config.seed)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
+import numpy as np
+
 from deltavlm.errors import InputError
-from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
+from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.engine import Callback, Engine, LoadedChip
 from deltavlm.pipeline.job import AnalyzeJob
@@ -27,10 +29,14 @@ __all__ = [
     "log_notes",
     "open_listed_pair",
     "read_chips_of_pairs",
+    "sample_chips",
     "with_callbacks",
 ]
 
 logger = logging.getLogger(__name__)
+
+SAMPLE_VALID = 0.98  # share of a sampled chip that both dates must have data for
+SAMPLE_TRIES = 4  # chips that are read for each one that is wanted, at most
 
 NUMBER_OR_PATH = re.compile(r"\S*[\d/\\]\S*")
 
@@ -152,6 +158,47 @@ def _marked(chips: Generator[LoadedChip, None, None], *, far_scale: bool) -> Ite
             yield from chips
         for chip in chips:
             yield replace(chip, far_scale=True, digest=chip.digest and f"{chip.digest}-far")
+
+
+def sample_chips(
+    pairs: Sequence[Pair], read: ReadOptions, model: ModelFacts, limit: int, seed: int
+) -> Iterator[tuple[Pair, ChipPixels, float | None]]:
+    """Yield up to `limit` random full chips of the model's size with the pixel size in metres, None if it is
+    not known: about as many of each pair, the pairs in random order. A pair that cannot be read is left out
+    with a warning.
+
+    Raises: InputError for a pair whose pixel size is far from that of the model's training.
+    """
+    rng, count, warned = np.random.default_rng(seed), 0, set[str]()
+    for index, pair in enumerate(pairs[number] for number in rng.permutation(len(pairs))):
+        if count == limit:
+            return
+        name = pair.id or pair.after
+        try:
+            with open_listed_pair(pair, read) as reader:
+                gsd_m = reader.gsd_m
+                chips = _random_chips(reader, model.chip_px, -(-(limit - count) // (len(pairs) - index)), rng)
+        except InputError as error:
+            logger.warning("%s: left out: %s", name, error)
+            continue
+        scale = Scale.of(gsd_m, model, model.chip_px)
+        warning = scale.warning()
+        if scale.is_far:
+            raise InputError(f"{name}: {warning}; leave the pair out")
+        if warning is not None and scale.kind not in warned:
+            warned.add(scale.kind)
+            logger.warning("%s: %s (not repeated for other pairs)", name, warning)
+        count += len(chips)
+        yield from ((pair, chip, gsd_m) for chip in chips)
+
+
+def _random_chips(reader: PairReader, chip_px: int, count: int, rng: np.random.Generator) -> list[ChipPixels]:
+    """Up to `count` random chips of a pair that are full, and have data at both dates nearly everywhere."""
+    grid = reader.chips(chip_px)
+    drawn = set(rng.permutation(len(grid))[: SAMPLE_TRIES * count].tolist())
+    chips = [chip for index, chip in enumerate(grid) if index in drawn]
+    pixels = (reader.read(chips[index]) for index in rng.permutation(len(chips)))
+    return list(islice((chip for chip in pixels if chip.valid.mean() >= SAMPLE_VALID), count))
 
 
 def with_callbacks(

@@ -26,7 +26,7 @@ class Scenes:
     `far` scenes have pixels twice as coarse. In `stormy` ones light, haze and contrast of the dates differ
     twice as much, and half of them change. `rich` ones have more kinds of land, buildings and nuisances, at
     one to three times the pixel size. `ground` ones have changes drawn on the tiles of `ground_folder`
-    (docs/data.md), of which 55 % change.
+    (docs/data.md), of which 55 % change; `train --adapt` makes that folder.
     """
 
     train: int

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class RunOptions:
     until: float = math.inf  # time to stop at, in seconds since the epoch
     model_folder: Path | None = None  # of the exported model; default: `model` in the run's folder
     recipe: str = ""  # name of the configuration file, for the provenance
+    provenance: Mapping[str, str] = field(default_factory=dict)  # what the model folder says beside that
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def train(
     model_folder, calibration = None, None
     if world.rank == 0 and (options.only in (None, "none") or options.model_folder):
         model_folder = options.model_folder or out / "model"
-        calibration = run.export(model_folder, options.recipe, f"{last} {step}")
+        calibration = run.export(model_folder, options, f"{last} {step}")
     world.barrier()
     return TrainResult(last, step, None, model_folder, calibration)
 
@@ -169,14 +170,15 @@ class _Run:
         )
         return Trainer(config, name, learner, loader, machine, hooks)
 
-    def export(self, folder: Path, recipe: str, steps: str) -> Calibration:
+    def export(self, folder: Path, options: RunOptions, steps: str) -> Calibration:
         """Write the model folder with its provenance; returns the calibration of yes/no scores."""
         config = self.config
         provenance = {
             "trained_on": " and ".join(["synthetic scenes"] * bool(config.scenes) + list(config.sets)),
             "commit": describe_commit(),
-            "command": f"deltavlm train {recipe}".strip(),
+            "command": f"deltavlm train {options.recipe}".strip(),
             "steps": steps,
+            **options.provenance,
         }
         model = build_model(config, self.inputs, self.out, "")
         return export_model(model, config, self.inputs, provenance, self.out, folder)

@@ -15,13 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from affine import Affine
 
 from deltavlm.config import load, shipped_config
 from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.synthetic import SceneOptions, make_scene
+from deltavlm.model import checkpoint
+from deltavlm.model.folder import find_folder, read_config
 from deltavlm.training import run as training
 from deltavlm.training.config import TrainConfig
 from tests.cli.conftest import ROOT, Run, one_line
+from tests.pairs import write_pairs
 
 # small enough for a test, everything else as it ships
 SMALL = [
@@ -75,7 +79,12 @@ def test_nano_is_tuned_on_a_set_and_answers(run: Run, made: Path) -> None:
         ("all", 2),
     ]
     checked = [one for one in log if one["kind"] == "validation"]
-    assert [(one["phase"], one["step"]) for one in checked] == [("read", 2), ("all", 2)]
+    assert [(one["phase"], one["step"]) for one in checked] == [
+        ("read", 0),
+        ("read", 2),
+        ("all", 0),
+        ("all", 2),
+    ]
     assert {"changechat.change.all.accuracy", "scenes.yes_no_accuracy", "changechat.loss.words"} <= {
         *checked[0]
     }
@@ -170,6 +179,67 @@ def train_until(steps: int, config: Path, out: Path, *, resume: bool = False) ->
 
     with pytest.raises(Stopped):
         training.train(load(config, TrainConfig), out, training.RunOptions(resume=resume), stop)
+
+
+# of adapt_nano.yaml, at which nothing is learnt
+ADAPTED = sets(
+    *("scenes.train=2", "scenes.validation=2", "scenes.ground=3", "log_every=1", "precision=fp32"),
+    *("phases.heads.steps=2", "phases.heads.batch=2"),
+)
+
+
+@pytest.mark.slow
+def test_nano_is_adapted_to_pairs_without_labels(run: Run, tmp_path: Path) -> None:
+    """Tiles of the pairs, a run that resumes as the same, and a model that says where it comes from; only its
+    dense head has changed."""
+    pairs = write_pairs(tmp_path / "pairs", 6, chips=2)
+    result = run("train", "--adapt", pairs, "-o", "mine", "--json", *ADAPTED)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {"folder": "mine", "model": "mine/model", "phase": "heads", "step": 2}
+    tiles = sorted(path.name for path in Path("mine/tiles/0.5m").glob("*.png"))
+    assert sum(name.endswith(".after.png") for name in tiles) == 6
+    assert len(tiles) == 18
+    model = find_folder("mine/model")
+    sources = read_config(model).sources
+    assert sources["adapted_from"] == "scripted 0123456789abcdef"
+    assert sources["adapted_to"] == "12 chips of list.csv, 6 taken as unchanged"
+    assert sources["command"] == "deltavlm train --adapt adapt_nano.yaml"
+    old, new = (checkpoint.load(folder)[1].half().state_dict() for folder in (find_folder("nano"), model))
+    changed = {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"dense"}
+    again = run("train", "--adapt", pairs, "-o", "mine", *ADAPTED)
+    assert again.exit_code == 2
+    assert "exists, perhaps of a run" in again.stderr.splitlines()[-1]
+    resumed = run("train", "--adapt", pairs, "-o", "mine", "--resume", *ADAPTED)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert read_config(model).sources == sources
+
+
+def test_pairs_that_cannot_be_adapted_to_are_one_line(run: Run, tmp_path: Path) -> None:
+    """Exit code 2, and no folder."""
+    few = write_pairs(tmp_path / "few", 3, chips=2)
+    coarse = write_pairs(tmp_path / "far", 1, chips=9, transform=Affine(10, 0, 500_000, 0, -10, 5_000_000))
+    empty = tmp_path / "empty.csv"
+    empty.write_text("before,after\n")
+    Path("taken/tiles").mkdir(parents=True)
+    for arguments, message in (
+        (["-o", "x"], "give CONFIG, or --adapt PAIRS"),
+        (["train_nano.yaml", "-o", "x", "--bands", "3,2,1"], "flags of rasters are for the pairs of --adapt"),
+        (["--adapt", few], "give -o DIR"),
+        (["--adapt", few, "--dry-run"], "--dry-run cannot be combined with --adapt"),
+        (["--adapt", "no.csv", "-o", "x"], "cannot read no.csv"),
+        (["--adapt", empty, "-o", "x"], "empty.csv: holds no pairs"),
+        (["--adapt", few, "-o", "x"], "6 full chips of 32 px with data at both dates, and 8 are needed"),
+        (["--adapt", coarse, "-o", "x"], "p0: a pixel is 10 m, the model was trained at 0.5 m"),
+        (["--adapt", few, "-o", "taken"], "taken/tiles exists"),
+        (["--adapt", few, "-o", "x", "--bands", "1,2"], "is not one band or three"),
+        (["--adapt", few, "-o", "x", "--set", "start=nowhere"], "no model 'nowhere'"),
+        (["train_nano.yaml", "--adapt", few, "-o", "x"], "--adapt needs start and scenes.ground in CONFIG"),
+    ):
+        result = run("train", *arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.stderr.splitlines()[-1], arguments
+        assert not Path("x").exists()
 
 
 def test_the_whole_configuration_is_printed(run: Run) -> None:

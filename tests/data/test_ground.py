@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from affine import Affine
 from PIL import Image
@@ -22,7 +23,8 @@ from deltavlm.data.synthetic.ground import (
     make_ground_scene,
 )
 from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE
-from deltavlm.data.synthetic.plan import Plan
+from deltavlm.data.synthetic.imaging import random_light
+from deltavlm.data.synthetic.plan import House, Plan
 from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings, gray_of
 from deltavlm.errors import InputError
@@ -153,6 +155,83 @@ def test_growth_alters_the_texture_of_plants_and_little_of_built_land(tmp_path: 
     wild, built = correlation()
     assert wild < 0.3 < 0.5 < built
     assert correlation("growth") == pytest.approx([1, 1])
+
+
+def two_dates() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Grass, and the same grass as darker soil with other texture, (96, 96, 3)."""
+    grass, soil = (
+        np.random.default_rng(seed).normal(color, 8, (96, 96, 3))
+        for seed, color in enumerate([(120, 150, 90), (75, 60, 50)])
+    )
+    return grass.clip(0, 255).astype(np.uint8), soil.clip(0, 255).astype(np.uint8)
+
+
+def test_each_date_of_a_tile_with_two_is_the_ground_of_that_date() -> None:
+    """The land is that of the tile, and a house of both dates has the tone of the land at each."""
+    before, after = two_dates()
+    ground = Ground(TileWindow(before, None, 0.5, Path("a.png"), after=after))
+    for house in (False, True):
+        plan = Plan((96, 96), 1.0, rich=True)
+        if house:
+            plan.houses.append(House((48, 48), 40, 30, 0.3, 0, "flat"))
+        rng = np.random.default_rng(0)
+        renderer = GroundRenderer(rng, plan, ground, [], ())
+        dates = [renderer.render(rng, date, random_light(rng)).astype(float) for date in (0, 1)]
+        land = (slice(0, 20), slice(0, 20))  # without the house
+        textures = [date[land].ravel() for date in (*dates, before, after)]
+        likeness = np.corrcoef(textures)[:2, 2:]
+        assert likeness.diagonal().min() > 0.7
+        assert likeness[[0, 1], [1, 0]].max() < 0.3
+        assert (
+            np.abs([date[land].mean() for date in dates] - np.array([before.mean(), after.mean()])).max() < 12
+        )
+        if house:
+            level = [date[44:52, 44:52].mean() for date in dates]
+            assert level[1] / level[0] == pytest.approx(after.mean() / before.mean(), rel=0.25)
+
+
+def test_a_tile_with_two_dates_has_either_first_and_no_change_of_its_own(tmp_path: Path) -> None:
+    before, after = two_dates()
+    Image.fromarray(before).save(tmp_path / "a.png")
+    digest = GroundTiles(tmp_path).digest
+    Image.fromarray(after).save(tmp_path / "a.after.png")
+    tiles = GroundTiles(tmp_path)
+    assert tiles.paths == [tmp_path / "a.png"]
+    assert tiles.digest != digest
+    is_grass_first = []
+    for seed in range(8):
+        window = tiles.draw_window(np.random.default_rng(seed), (64, 64))
+        assert window.after is not None
+        levels = [window.pixels.mean(), window.after.mean()]
+        assert sorted(levels) == pytest.approx([after.mean(), before.mean()], abs=3)
+        is_grass_first.append(levels[0] > levels[1])
+    assert 0 < sum(is_grass_first) < 8
+    unchanged = make_ground_scene(3, tiles, 64, 64, SceneOptions(change=0.0, strength=0.0))
+    assert np.abs(unchanged.before.astype(float) - unchanged.after).mean() > 30
+    assert not unchanged.change.any()
+
+
+def test_the_other_date_goes_on_into_the_neighbors_of_a_tile(tmp_path: Path) -> None:
+    """Window of many tiles, of which one has a second date: the others show the same at both."""
+    before, after = two_dates()
+    for name in ("a", "b", "c"):
+        Image.fromarray(before[:40, :40]).save(tmp_path / f"{name}.png")
+    Image.fromarray(after[:40, :40]).save(tmp_path / "a.after.png")
+    tiles = GroundTiles(tmp_path)
+    rng = np.random.default_rng(0)
+    pixels, other, _ = tiles._mosaic(rng, tmp_path / "a.png", (80, 80))
+    assert other is not None
+    is_same = (pixels == other).all(axis=2)
+    assert not is_same[:40, :40].any()
+    assert is_same.any()
+
+
+def test_the_other_date_must_have_the_size_of_the_tile(tmp_path: Path) -> None:
+    before, after = two_dates()
+    Image.fromarray(before).save(tmp_path / "a.png")
+    Image.fromarray(after[:50]).save(tmp_path / "a.after.png")
+    with pytest.raises(InputError, match=r"a\.after\.png must have the size of a\.png"):
+        make_ground_scene(0, GroundTiles(tmp_path), 64, 64)
 
 
 def write_grass_geotiff(path: Path, side: int = 160) -> None:

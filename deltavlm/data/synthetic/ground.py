@@ -64,8 +64,10 @@ def make_ground_scene(
 ) -> Scene:
     """Scene of a seed on the ground of a tile: the same arrays on every machine with the same tiles.
 
-    The cover before the change comes from the tile's mask, else from its colors (`guess_cover`). Three
-    scenes in ten have the sensor artifacts of `SceneOptions.rich`, which this does not read.
+    The cover before the change comes from the tile's mask, else from its colors (`guess_cover`). A tile with
+    another date is the ground at both, and nothing of its own land is altered: how its dates differ is what
+    is no change. Three scenes in ten have the sensor artifacts of `SceneOptions.rich`, which this does not
+    read.
     """
     rng = np.random.default_rng(seed)
     return _make_scene(rng, tiles, tiles.draw_window(rng, _render_size(width, height, options)), options)
@@ -367,7 +369,11 @@ def add_unchanged(area: GroundNeighborhood) -> None:
 
 
 class GroundRenderer(Renderer):
-    """Renderer of a plan on the ground of a tile."""
+    """Renderer of a plan on the ground of a tile.
+
+    Objects are drawn in the tone of the first date. `tones_of_dates` turn both dates to theirs, drawn objects
+    included: at the second date of a tile a drawn house is as bright or hazy as the land around it.
+    """
 
     def __init__(
         self,
@@ -386,6 +392,11 @@ class GroundRenderer(Renderer):
         """Find plants, shadows and open land of the tile, and its fine texture for drawn objects."""
         pixels = self.real.window.pixels.astype(np.float32)
         self.pixels, size = pixels, self.plan.size
+        self.dates, self.tones_of_dates = [pixels, pixels], [np.ones(3, np.float32)] * 2
+        if self.real.window.after is not None:
+            after = self.real.window.after.astype(np.float32)
+            tone = np.clip((after.mean(axis=(0, 1)) + 1) / (pixels.mean(axis=(0, 1)) + 1), 0.4, 2.5)
+            self.dates[1], self.tones_of_dates[1] = after / tone, tone
         red, green, blue = np.moveaxis(pixels, 2, 0)
         gray = gray_of(pixels)
         smooth = ndimage.uniform_filter(gray, 3)
@@ -420,8 +431,9 @@ class GroundRenderer(Renderer):
         self.tones = [random_tone(rng, 0.08, 0.03) for _ in self.plan.houses]
 
     def without_hidden(self, date: int) -> Floats:
-        """Tile without the buildings that are hidden at a date, (height, width, 3)."""
-        land = self.pixels.copy()
+        """Tile at a date without the buildings that are hidden then, (height, width, 3)."""
+        pixels = self.dates[date]
+        land = pixels.copy()
         for building in self.hidden:
             if building.when == ("removed", "built")[date]:
                 continue  # it stands at this date
@@ -430,13 +442,13 @@ class GroundRenderer(Renderer):
             from_rows = np.clip(rows + building.source[0], 0, height - 1)
             from_cols = np.clip(cols + building.source[1], 0, width - 1)
             opacity = building.cover[rows, cols][:, None]
-            land[rows, cols] += opacity * (self.pixels[from_rows, from_cols] - land[rows, cols])
+            land[rows, cols] += opacity * (pixels[from_rows, from_cols] - land[rows, cols])
         return land
 
     def ground_at(self, rng: Rng, date: int, season: npt.NDArray[np.float32]) -> Floats:
         """Tile at one date, (height, width, 3): its distractors differ at every date."""
         land = self.without_hidden(date) + season * 0.2
-        if "distractors" in self.without:
+        if "distractors" in self.without or self.real.window.after is not None:
             return land
         amount = float(rng.choice([0.3, 1.0, 2.0], p=[0.4, 0.4, 0.2]))
         tone = random_tone(rng, 0.07 * amount, 0.05 * amount)
@@ -584,7 +596,9 @@ class GroundRenderer(Renderer):
                 if rng.random() < appearance.recolored:
                     tone = tone * random_tone(rng, 0.15, 0.06)
                 self.paste(image, house, tone, light)
-        return np.asarray(image)
+        if self.real.window.after is None:
+            return np.asarray(image)
+        return np.clip(np.asarray(image) * self.tones_of_dates[date], 0, 255).astype(np.uint8)
 
     def blend(self, land: Floats, drawn: Bytes) -> Bytes:
         """Drawn objects on the land with texture and with edges as soft as those of the tile."""

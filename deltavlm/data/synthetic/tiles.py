@@ -1,7 +1,8 @@
-"""Tiles of real ground: images of one date, class masks, and buildings cut out of them.
+"""Tiles of real ground: images of one date or two, class masks, and buildings cut out of them.
 
 A tile is an image file (JPEG, PNG, TIFF) anywhere below the folder. `NAME.mask.png` beside `NAME.jpg` has one
-byte per pixel: 0 unknown, 1 building, 2 road, 3 bare land, 4 vegetation, 5 water. Meters per pixel come from
+byte per pixel: 0 unknown, 1 building, 2 road, 3 bare land, 4 vegetation, 5 water. `NAME.after.png` is the
+same ground at another date, on the same pixels, without a change. Meters per pixel come from
 the georeference of a TIFF in a projected CRS, else from `gsd.txt` (one number) in the nearest folder above
 the tile; where both are missing, a scene draws 0.3 to 1 m.
 """
@@ -40,7 +41,7 @@ __all__ = [
 
 Bytes = npt.NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-MASK_SUFFIX, GSD_FILE = ".mask.png", "gsd.txt"
+MASK_SUFFIX, AFTER_SUFFIX, GSD_FILE = ".mask.png", ".after.png", "gsd.txt"
 BUILDING, ROAD, BARE, VEGETATION, WATER = 1, 2, 3, 4, 5
 MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "CMYK", "YCbCr")  # of Pillow, with 8 bits a band
 PIXEL_SCALE_TAG, GEO_KEYS_TAG = 33550, 34735  # of GeoTIFF 1.1, https://docs.ogc.org/is/19-008r4/19-008r4.html
@@ -82,8 +83,14 @@ class Tile:
 
     pixels: Bytes  # (height, width, 3) RGB
     classes: Bytes | None  # (height, width) codes of the mask
+    after: Bytes | None  # (height, width, 3) RGB of the other date
     gsd_m: float | None
     mean: npt.NDArray[np.float32]  # (3,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels of all dates."""
+        return self.pixels.nbytes * (1 if self.after is None else 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ class TileWindow:
     gsd_m: float  # after resampling
     path: Path  # of the tile
     offsets: tuple[int, int] | None = None  # (row, col) of a window that was cut without resampling
+    after: Bytes | None = None  # (height, width, 3) RGB of the other date
 
 
 class GroundTiles:
@@ -112,7 +120,7 @@ class GroundTiles:
             (
                 path
                 for path in files
-                if path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK_SUFFIX)
+                if path.suffix.lower() in SUFFIXES and not path.name.endswith((MASK_SUFFIX, AFTER_SUFFIX))
             ),
             key=lambda path: path.relative_to(folder).as_posix(),
         )
@@ -124,10 +132,11 @@ class GroundTiles:
 
     @cached_property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the names and contents of all tiles, masks and `gsd.txt`."""
+        """First 16 hex digits of the SHA-256 of the names and contents of all tiles, their masks, other dates
+        and `gsd.txt`."""
         digest = hashlib.sha256()
         files = {*self.paths, *self.masked, *(path for path in map(self._gsd_file, self.paths) if path)}
-        files |= {mask_path(path) for path in self.masked}
+        files |= {mask_path(path) for path in self.masked} | {after_path(path) for path in self.dated}
         for path in sorted(files, key=lambda path: path.relative_to(self.folder).as_posix()):
             digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -137,6 +146,11 @@ class GroundTiles:
     def masked(self) -> list[Path]:
         """Tiles with a mask."""
         return [path for path in self.paths if mask_path(path).is_file()]
+
+    @cached_property
+    def dated(self) -> set[Path]:
+        """Tiles with another date."""
+        return {path for path in self.paths if after_path(path).is_file()}
 
     @cached_property
     def georeferenced(self) -> list[Path]:
@@ -166,7 +180,8 @@ class GroundTiles:
     def draw_window(self, rng: Rng, size: tuple[int, int]) -> TileWindow:
         """Random tile, scaled by 0.5 to 2, rotated, flipped and cropped to `size` (width, height).
 
-        A tile that is too small is scaled up a little, or others of its folder are set beside it.
+        A tile that is too small is scaled up a little, or others of its folder are set beside it. Of one with
+        another date, either is the first.
         """
         path = self.paths[int(rng.choice(len(self.paths), p=self.weights))]
         tile = self.read(path)
@@ -183,7 +198,7 @@ class GroundTiles:
             angle = float(rng.uniform(-45, 45))
             spread = float(abs(np.cos(np.deg2rad(angle))) + abs(np.sin(np.deg2rad(angle))))
         shape_px = (round(size[1] * spread / zoom), round(size[0] * spread / zoom))  # rows, cols
-        pixels, classes = self._mosaic(rng, path, shape_px)
+        pixels, after, classes = self._mosaic(rng, path, shape_px)
         quarter, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
 
         def resample(array: Bytes, method: Image.Resampling) -> Bytes:
@@ -198,7 +213,12 @@ class GroundTiles:
 
         if classes is not None:
             classes = resample(classes, Image.Resampling.NEAREST)
-        return TileWindow(resample(pixels, Image.Resampling.BICUBIC), classes, gsd_m / zoom, path)
+        pixels = resample(pixels, Image.Resampling.BICUBIC)
+        if after is not None:
+            after = resample(after, Image.Resampling.BICUBIC)
+            if rng.random() < 0.5:
+                pixels, after = after, pixels
+        return TileWindow(pixels, classes, gsd_m / zoom, path, after=after)
 
     def cut_window(self, rng: Rng, size: tuple[int, int]) -> TileWindow:
         """Random window of `size` (width, height) of a georeferenced tile, as it is.
@@ -216,12 +236,16 @@ class GroundTiles:
         row, col = (int(rng.integers(tile.pixels.shape[axis] - size[1 - axis] + 1)) for axis in (0, 1))
         box = (slice(row, row + size[1]), slice(col, col + size[0]))
         classes = None if tile.classes is None else tile.classes[box].copy()
+        after = None if tile.after is None else tile.after[box].copy()
         assert tile.gsd_m is not None
-        return TileWindow(tile.pixels[box].copy(), classes, tile.gsd_m, path, (row, col))
+        return TileWindow(tile.pixels[box].copy(), classes, tile.gsd_m, path, (row, col), after)
 
-    def _mosaic(self, rng: Rng, path: Path, shape: tuple[int, int]) -> tuple[Bytes, Bytes | None]:
-        """Pixels and classes of a window of `shape` (rows, cols) at random offsets in a tile; where the tile
-        ends, another one of its folder goes on. A rest of up to a seventh of the tile is mirrored."""
+    def _mosaic(
+        self, rng: Rng, path: Path, shape: tuple[int, int]
+    ) -> tuple[Bytes, Bytes | None, Bytes | None]:
+        """Pixels, other date and classes of a window of `shape` (rows, cols) at random offsets in a tile;
+        where the tile ends, another one of its folder goes on. A rest of up to a seventh of the tile is
+        mirrored. A tile without another date shows the same at both."""
         tile = self.read(path)
         rows, cols = tile.pixels.shape[:2]
         if shape[0] <= rows * 8 / 7 and shape[1] <= cols * 8 / 7:
@@ -231,10 +255,11 @@ class GroundTiles:
                 for excess in [side - count]
             ]
             corner = np.ix_(*index)
-            return tile.pixels[corner], None if tile.classes is None else tile.classes[corner]
+            after, classes = (None if one is None else one[corner] for one in (tile.after, tile.classes))
+            return tile.pixels[corner], after, classes
         neighbors = self.by_folder[path.parent]
         pixels, classes = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
-        has_classes = True
+        after, has_after, has_classes = pixels.copy(), False, True
         for top in range(0, shape[0], rows):
             for left in range(0, shape[1], cols):
                 part = (min(rows, shape[0] - top), min(cols, shape[1] - left))
@@ -243,15 +268,19 @@ class GroundTiles:
                 if part[0] > other_rows * 8 / 7 or part[1] > other_cols * 8 / 7:
                     other = path
                 box = (slice(top, top + part[0]), slice(left, left + part[1]))
-                part_pixels, part_classes = self._mosaic(rng, other, part)
+                part_pixels, part_after, part_classes = self._mosaic(rng, other, part)
+                has_after |= part_after is not None
+                part_after = part_pixels if part_after is None else part_after
                 if other is not path:  # neighbors of one flight have much the same light
                     shift = (tile.mean - self.read(other).mean) * 0.7
-                    part_pixels = np.clip(part_pixels + shift, 0, 255).astype(np.uint8)
-                pixels[box] = part_pixels
+                    part_pixels, part_after = (
+                        np.clip(date + shift, 0, 255).astype(np.uint8) for date in (part_pixels, part_after)
+                    )
+                pixels[box], after[box] = part_pixels, part_after
                 has_classes &= part_classes is not None
                 if part_classes is not None:
                     classes[box] = part_classes
-        return pixels, classes if has_classes else None
+        return pixels, after if has_after else None, classes if has_classes else None
 
     def draw_cutout(self, rng: Rng, length_m: float) -> Cutout | None:
         """Random building of about `length_m`, from tiles with masks; None where a few tiles have none."""
@@ -267,7 +296,7 @@ class GroundTiles:
         return None
 
     def read(self, path: Path) -> Tile:
-        """Read a tile with its mask. Raises: InputError naming the file."""
+        """Read a tile with its mask and its other date. Raises: InputError naming the file."""
         if path in self._tiles:
             self._tiles.move_to_end(path)
             return self._tiles[path]
@@ -285,12 +314,18 @@ class GroundTiles:
                 classes = np.asarray(image)
             if classes.shape != pixels.shape[:2]:
                 raise InputError(f"{mask_path(path)} must have one band and the size of {path.name}")
+        after = None
+        if path in self.dated:
+            with open_image(after_path(path)) as image:
+                after = np.asarray(image.convert("RGB"))
+            if after.shape != pixels.shape:
+                raise InputError(f"{after_path(path)} must have the size of {path.name}")
         mean = pixels[::4, ::4].mean(axis=(0, 1)).astype(np.float32)
-        tile = Tile(pixels, classes, gsd_m or self._read_gsd(path), mean)
+        tile = Tile(pixels, classes, after, gsd_m or self._read_gsd(path), mean)
         self._tiles[path] = tile
-        self._cached_bytes += pixels.nbytes
+        self._cached_bytes += tile.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._tiles) > 1:
-            self._cached_bytes -= self._tiles.popitem(last=False)[1].pixels.nbytes
+            self._cached_bytes -= self._tiles.popitem(last=False)[1].nbytes
         return tile
 
     def _gsd_file(self, path: Path) -> Path | None:
@@ -334,6 +369,11 @@ def gray_of(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def mask_path(path: Path) -> Path:
     """Path of the mask of a tile."""
     return path.with_suffix(MASK_SUFFIX)
+
+
+def after_path(path: Path) -> Path:
+    """Path of the other date of a tile."""
+    return path.with_suffix(AFTER_SUFFIX)
 
 
 def _mirrored(index: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.intp]:
