@@ -6,7 +6,6 @@ copy is read back when complete, and takes the name of the output only then.
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,12 +18,13 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
 from deltavlm.errors import WriteError
 from deltavlm.files import fsync_file, fsync_folder, resolve_link, scratch_name
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.output_files import check_output
+from deltavlm.geo.source import ignore_missing_transforms
 
 __all__ = ["COG_SUFFIXES", "Cog", "RasterStyle", "check_cog", "open_cog"]
 
@@ -103,8 +103,7 @@ class Cog:
     @contextmanager
     def _wrap_errors(self) -> Iterator[None]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with ignore_missing_transforms():
                 yield
         except WRITE_ERRORS as error:
             message = str(error.__cause__ or error).partition("\n")[0]

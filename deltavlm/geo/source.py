@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -236,13 +237,31 @@ def _open_dataset(location: str, allow_vrt: bool) -> Iterator[DatasetReader]:
         yield dataset
 
 
+class _Quiet:
+    """State of `ignore_missing_transforms`: the number of threads in it, and the filters as they were."""
+
+    lock = threading.Lock()
+    threads = 0
+    filters: warnings.catch_warnings[None] | None = None
+
+
 @contextmanager
 def ignore_missing_transforms() -> Iterator[None]:
     """Context without rasterio's warning of an image without a transform; `check_georeferenced` says it
-    better. Filters belong to the process: where several threads open images, their caller enters it too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    better. Filters belong to the process: the first of several threads sets them, the last one resets them."""
+    with _Quiet.lock:
+        if not _Quiet.threads:
+            _Quiet.filters = warnings.catch_warnings()
+            _Quiet.filters.__enter__()
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        _Quiet.threads += 1
+    try:
         yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.threads -= 1
+            if not _Quiet.threads and _Quiet.filters is not None:
+                _Quiet.filters.__exit__(None, None, None)
 
 
 def _choose_bands(dataset: DatasetReader, bands: Sequence[int] | None, name: str) -> BandChoice:

@@ -13,7 +13,6 @@ from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.geobox import LONLAT, GeoBox
 from deltavlm.geo.pair import PairReader, check_options
 from deltavlm.geo.sinks import is_in_lonlat, open_sink
-from deltavlm.geo.source import ignore_missing_transforms
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.analyze import analyze_chips
 from deltavlm.pipeline.engine import Engine
@@ -131,7 +130,7 @@ def _check_format_of_list(job: AnalyzeJob) -> None:
 
     workers = _MAX_OPEN if is_in_lonlat(job.output.path) else 1
     opened = map_ordered(geobox_of, iter(job.pairs.pairs), workers, lambda: None)
-    with ignore_missing_transforms(), closing(opened) as geoboxes:
+    with closing(opened) as geoboxes:
         pairs = zip(job.pairs.pairs, geoboxes, strict=False)
         check_format_of_list(job, ((pair, geobox) for pair, geobox in pairs if geobox is not None))
 

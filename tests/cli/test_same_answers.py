@@ -31,7 +31,9 @@ def by_prompt(before: np.ndarray, after: np.ndarray, question: Question) -> str:
     return answers.get(task_of(question.prompt), f"{len(question.prompt.split())} words")
 
 
-def check_the_same_answers(run: Run, pair: tuple[object, ...], chip_px: int, *options: object) -> list[str]:
+def check_the_same_answers(
+    run: Run, pair: tuple[object, ...], chip_px: int, *options: object, score_tolerance: float = 1e-6
+) -> list[str]:
     """Ask about the most changed chip in three ways, and return the answers of `analyze` by WORDINGS."""
     size = ("--chip-size", chip_px)
     result = run("analyze", *pair, "-o", "out.gpkg", "--json", *size, *options)
@@ -45,7 +47,7 @@ def check_the_same_answers(run: Run, pair: tuple[object, ...], chip_px: int, *op
     records = [json.loads(line) for line in asked.stdout.splitlines()]
     assert [record["answer"] for record in records[:4]] == expected
     assert records[0]["value"] == {"roads": row["new_roads"], "buildings": row["new_buildings"]}
-    assert records[1]["score"] == pytest.approx(row["changed_score"], abs=1e-6)
+    assert records[1]["score"] == pytest.approx(row["changed_score"], abs=score_tolerance)
     talk = run("chat", *pair, *at, "--json", input="\n".join(["Was a road built?", *typed]))
     turns = [json.loads(line) for line in talk.stdout.splitlines()][1:]
     for key in ("question", "asked", "answer", "value"):
@@ -66,5 +68,8 @@ def test_nano_gives_the_same_answers_in_all_three(tmp_path: Path, monkeypatch: p
     """Nine, six and two new houses of one chip were told, by three wordings of one question."""
     monkeypatch.chdir(tmp_path)
     pair = (SAMPLE / "before.tif", SAMPLE / "after.tif")
-    answers = check_the_same_answers(Run([]), pair, 256, "--limit", 8, "--device", "cpu")
+    options = ("--limit", 8, "--device", "cpu")
+    answers = check_the_same_answers(
+        Run([]), pair, 256, *options, score_tolerance=0.01
+    )  # bf16, another batch
     assert "new" in answers[0]

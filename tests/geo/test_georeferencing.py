@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from deltavlm.errors import RasterError
 from deltavlm.geo import alignment
 from deltavlm.geo.alignment import crop_window, locate
 from deltavlm.geo.geobox import LONLAT, GeoBox, degrees_per_unit, project
+from deltavlm.geo.source import ignore_missing_transforms
 from tests.geo.reading import COLS, ROWS, mosaic, opened, read_all, read_pair
 from tests.rasters import HALF_METRE, UTM, moved, noise, smooth, write_raster
 
@@ -359,3 +362,20 @@ def test_an_overlap_of_a_few_pixels_is_refused(tmp_path: Path, before: Path, col
     strip = write_raster(tmp_path / "strip.tif", smooth(3, 4, COLS))
     with opened(before, strip) as reader:
         assert reader.geobox.height == 4  # it is no higher itself
+
+
+def test_the_warning_of_a_missing_transform_is_off_in_all_threads_and_on_again_after_them() -> None:
+    filters, told = list(warnings.filters), list[str]()
+
+    def enter(number: int) -> None:
+        with ignore_missing_transforms():
+            time.sleep(0.001 * (number % 3))
+            try:
+                warnings.warn("no transform", NotGeoreferencedWarning, stacklevel=1)
+            except NotGeoreferencedWarning as warning:  # the tests turn warnings into errors
+                told.append(str(warning))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enter, range(200)))
+    assert told == []
+    assert list(warnings.filters) == filters
