@@ -29,7 +29,7 @@ from benchmarks.real_scores import read_image  # noqa: E402
 from benchmarks.rows import Table, heading  # noqa: E402
 from deltavlm.config import shipped_config  # noqa: E402
 from deltavlm.model.predictor import load_model  # noqa: E402
-from deltavlm.training.adapt import AdaptChip, write_ground  # noqa: E402
+from deltavlm.training.adapt import AdaptChip, read_summary, write_ground  # noqa: E402
 from deltavlm.training.config import load_config  # noqa: E402
 from deltavlm.training.run import RunOptions, train  # noqa: E402
 
@@ -40,7 +40,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", default="clcd")
-    parser.add_argument("--keep", type=Path, required=True, help="folder of the run; must not exist")
+    parser.add_argument(
+        "--keep", type=Path, required=True, help="folder of the run; an unfinished one is resumed"
+    )
     parser.add_argument("--config", default="adapt_nano.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
@@ -63,13 +65,14 @@ def main() -> None:
         for truth, scene in pairs
         if scene in adapted
     ]
-    started = time.process_time()
-    summary = write_ground(args.keep / "tiles", old, chips, args.source, config.seed)
-    config = replace(config, scenes=replace(config.scenes, ground_folder=args.keep / "tiles"))
-    result = train(config, args.keep, RunOptions(provenance=summary))
+    tiles, resume, started = args.keep / "tiles", args.keep.exists(), time.process_time()
+    summary = read_summary(tiles) if resume else write_ground(tiles, old, chips, args.source, config.seed)
+    config = replace(config, scenes=replace(config.scenes, ground_folder=tiles))
+    result = train(config, args.keep, RunOptions(resume=resume, provenance=summary))
     minutes = (time.process_time() - started) / 60
     new = load_model(str(result.model_folder), device="cpu")
-    print(f"\n{summary['adapted_to']}; {minutes:.1f} min CPU of this process\n")
+    time_text = "resumed" if resume else f"{minutes:.1f} min CPU of this process"
+    print(f"\n{summary['adapted_to']}; {time_text}\n")
     scored = [truth for truth, scene in pairs if scene not in adapted]
     print_source(Table(), args.source, ask(old, scored), ask(new, scored))
 

@@ -13,7 +13,7 @@ import typer
 from deltacli import options, parsing
 from deltacli.analyze import analyze_pair
 from deltacli.analyze_flags import RunFlags
-from deltacli.console import print_remarks
+from deltacli.console import console, print_remarks
 from deltacli.flag_groups import (
     At,
     CalibratedModelFlags,
@@ -113,7 +113,10 @@ def ask(
 ) -> None:
     """Ask about a pair of images: a small pair as a whole, a large one at the place that you name.
 
-    Answers go to stdout, one line each, in the order of the questions.
+    Answers go to stdout, one line each, in the order of the questions; stderr names the questions if there
+    are several. nano answers questions about what changed between the dates: whether anything changed, what,
+    where and how much; new or gone buildings and roads, how many and where; trees planted or cut, ponds,
+    construction sites. Answers to open questions are often wrong.
     """
     if geojson and (as_json or chips.all_chips):
         other = "--json" if as_json else "--all-chips; write -o FILE.geojson"
@@ -162,6 +165,8 @@ def ask(
             typer.echo(geojson_text(ANSWERS, features, reader.geobox.crs, origin), nl=False)
             return
     for record in records:
+        if len(records) > 1 and not as_json:
+            console.info(record["question"])
         print_remarks(record)
         typer.echo(json.dumps(record, ensure_ascii=False) if as_json else record["answer"])
 
@@ -185,7 +190,7 @@ def _read_questions(
 
     Raises: InputError when there is none, or one cannot be asked.
     """
-    from deltavlm.files import read_text
+    from deltavlm.files import describe_read_error, read_text
     from deltavlm.pipeline.conversation import questions_of
     from deltavlm.tasks.ask import question
     from deltavlm.tasks.questions import load_questions
@@ -198,7 +203,7 @@ def _read_questions(
         try:
             texts += _nonblank_lines(read_text(file))
         except OSError as error:
-            raise InputError(f"cannot read {file}: {error.strerror}") from error
+            raise InputError(describe_read_error(file, error)) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 text") from error
         if not texts:
@@ -220,5 +225,9 @@ def _check_no_run_flags(out: OutputFlags, chips: AskChipFlags, cascade: bool, ba
     window_flags = {"at", "bbox", "bbox_crs", "chip_size", "all_chips"}
     names = given_flags(out, chips, ignored=window_flags)
     names += ["--cascade"] * cascade + ["--batch-size"] * (batch_size != "auto")
+    if "--output" in names:
+        raise ConfigError(
+            "--output is for many chips: add --all-chips, or use --geojson > FILE for one window"
+        )
     if names:
         raise ConfigError(f"{names[0]} is for many chips: add --all-chips, or leave it out")

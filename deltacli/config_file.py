@@ -11,7 +11,7 @@ import typer
 
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
-from deltavlm.files import read_text
+from deltavlm.files import describe_read_error, read_text
 
 MAX_BYTES = 2**20
 
@@ -25,7 +25,7 @@ def read_defaults(ctx: typer.Context, value: Path | None) -> Path | None:
     except RecursionError as error:
         raise ConfigError(f"{value}: not valid TOML: nested too deeply") from error
     except OSError as error:
-        raise ConfigError(f"cannot read {value}: {error.strerror}") from error
+        raise ConfigError(describe_read_error(value, error)) from error
     except ValueError as error:  # not UTF-8, or not TOML
         takes_model = any("--heads-config" in param.opts for param in ctx.command.params)
         hint = "; give a model's configuration with --heads-config" if takes_model else ""

@@ -58,6 +58,8 @@ _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")  # of a function or
 _FLAGS = {"gsd_m": "--gsd", "output": "-o"}  # by parameter, where another name is better
 _LOG_FIELDS = ("pair", "chip", "status")  # extra attributes of log records that JSON lines keep
 
+WHAT_NANO_ANSWERS = "deltavlm ask --help says what nano answers"
+
 Update = Callable[[int, str], None]  # completed count and a note such as "3 changed"
 
 
@@ -357,7 +359,7 @@ def print_remarks(record: Mapping[str, Any]) -> None:
     from deltavlm.tasks.text import simplify
 
     if record["status"] == "unsupported":
-        console.warning(f"not answered: {record['question']}; docs/talk.md says what nano answers")
+        console.warning(f"not answered: {record['question']}; {WHAT_NANO_ANSWERS}")
     if simplify(record["asked"]) != simplify(record["question"]):
         console.info(f"asked as: {record['asked']}")
 

@@ -97,7 +97,7 @@ class App(TyperGroup):
                 if state.signum is None:
                     raise
                 console.traceback(error)
-                console.error(f"stopped by {state.name}")
+                console.error(f"stopped by {state.name}{state.hint}")
                 raise typer.Exit(128 + state.signum) from error
 
 
@@ -171,6 +171,9 @@ def _usage_message(error: Any) -> str:
         close = get_close_matches(option, flags, n=1)
         text = f"No such option: {option}{f'; did you mean {close[0]}?' if close else ''}"
     value = _refused_value(error)
+    number = _expected_number(error)
+    if number:
+        text = f"{max(error.param.opts, key=len)} must be {number}"
     if value is not None and repr(value) not in text:
         text += f", not {value!r}"
     if ctx is not None:
@@ -184,6 +187,23 @@ def _refused_value(error: BaseException) -> Any:
         return error.__cause__.errors()[0]["input"]  # type: ignore[union-attr]  # pydantic's ValidationError
     except (AttributeError, LookupError):
         return None
+
+
+def _expected_number(error: Any) -> str:
+    """What a flag of numbers takes, such as `a number from 0 to 1`; empty for another error."""
+    try:
+        runtime = error.param.get_runtime_param()
+        kind, limits = runtime.annotation, runtime.parameter_info
+        error.__cause__.errors()
+    except AttributeError:
+        return ""
+    if kind not in (int, float):
+        return ""
+    noun = "a whole number" if kind is int else "a number"
+    low, high = limits.min, limits.max
+    if low is None:
+        return noun if high is None else f"{noun} of at most {high:,}"
+    return f"{noun} of at least {low:,}" if high is None else f"{noun} from {low:,} to {high:,}"
 
 
 app = typer.Typer(

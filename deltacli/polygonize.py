@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,6 +130,14 @@ def polygonize(
             box = None if bbox is None else parsing.parse_bbox(bbox)
             shape = area_of_interest(raster.geobox, box, bbox_crs, aoi)
         features = polygonize_raster(raster, change_options, output=result, aoi=shape)
+        if not features and classes is not None:
+            every = polygonize_raster(
+                raster, replace(change_options, classes=CLASSES), output=result, aoi=shape
+            )
+            found = Counter(str(feature.properties["class"]) for feature in every)
+            if found:
+                others = ", ".join(f"{count:,} of class {name}" for name, count in found.items())
+                console.warning(f"no polygon of class {' or '.join(names)}; the run has {others}")
         record, crs = polygons_record(raster, change_options, result, target), raster.geobox.crs
         with open_sink(target, (CHANGES,), crs, record, overwrite=overwrite) as sink:
             sink.write(CHANGES.name, features)

@@ -21,6 +21,7 @@ class SignalState:
     """Signal that was received, kept even where a library turned the exception into one of its own."""
 
     signum: int | None = None
+    hint: str = ""  # end of the message about the signal: how to continue
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltacli.console import console
+from deltacli.console import WHAT_NANO_ANSWERS, console
 from deltacli.metrics import run_metrics
 from deltavlm.messages import pluralize
 
@@ -62,9 +62,7 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         )
     for question, number in summary.unsupported.items():
         chips = pluralize(number, "chip")
-        console.warning(
-            f"question {question}: not answered for {chips}; docs/talk.md says what nano was taught to answer"
-        )
+        console.warning(f"question {question}: not answered for {chips}; {WHAT_NANO_ANSWERS}")
     if summary.conflicting:
         rules = ", ".join(f"{name} {number}" for name, number in summary.conflicts.most_common())
         console.info(f"{pluralize(summary.conflicting, 'chip')} with conflicting answers: {rules}")

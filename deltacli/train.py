@@ -108,7 +108,7 @@ def train(
 
     path = Path(config_file)
     if not path.exists() and path.name == config_file:
-        path = shipped_config(config_file if path.suffix else f"{config_file}.yaml")
+        path = shipped_config(config_file if path.suffix else f"{config_file}.yaml", "phases")
     config = load_config(path, changes or ())
     if print_config:
         typer.echo(dump(config), nl=False)
@@ -128,6 +128,7 @@ def train(
             raise estimate.missing
         return
 
+    from deltavlm.training.checkpoints import CONFIG
     from deltavlm.training.run import RunOptions
     from deltavlm.training.run import train as run
 
@@ -139,7 +140,12 @@ def train(
                 config, adapt, rasters.read_options(), output / "tiles", resume=resume
             )
             options = replace(options, recipe=f"--adapt {path.name}", provenance=provenance)
-        result = run(config, output, options, _progress_callback(stack))
+        try:
+            result = run(config, output, options, _progress_callback(stack))
+        except BaseException:  # perhaps of a signal, while scenes are drawn or the model folder is written
+            if (output / CONFIG).is_file():
+                console.signal_state.hint = f"; continue {output} with --resume"
+            raise
     if result.stop is not None:
         console.error(result.stop_message(output))
         raise typer.Exit(128 + result.stop.signum if result.stop.signum else 1)

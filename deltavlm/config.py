@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from deltavlm.errors import ConfigError
-from deltavlm.files import read_text
+from deltavlm.files import describe_read_error, read_text
 from deltavlm.messages import pluralize, preview
 
 __all__ = [
@@ -39,16 +39,17 @@ MAX_VALUES = 100_000  # of a YAML file; those that ship have less than 200
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def shipped_config(name: str) -> Path:
+def shipped_config(name: str, key: str | None = None) -> Path:
     """Path of `configs/<name>`, in a source checkout as well as in an installed package.
 
-    Raises: ConfigError naming the configurations that exist.
+    Raises: ConfigError naming the configurations that exist, with a `key` only those that have it.
     """
     folders = [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    names = sorted(path.name for folder in folders for path in folder.glob("*.yaml"))
+    paths = [path for folder in folders for path in folder.glob("*.yaml")]
+    names = sorted(path.name for path in paths if key is None or key in read_yaml(path))
     raise ConfigError(f"no shipped config {name!r}{suggest(name, names)}")
 
 
@@ -80,9 +81,10 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         text = read_text(path, MAX_YAML_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read {path}: {reason}") from error
+    except OSError as error:
+        raise ConfigError(describe_read_error(path, error)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: not UTF-8 text") from error
     return parse_yaml(text, str(path))
 
 

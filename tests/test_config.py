@@ -156,7 +156,7 @@ def test_broken_yaml(tmp_path: Path, text: str, words: list[str]) -> None:
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file; check the name"):
         load(tmp_path / "none.yaml", Part)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")

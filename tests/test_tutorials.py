@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
 OUTPUTS = {
     "first-map": {"map.gpkg", "map.html", "map.png", "ground.gpkg", "ground.tif", "squares.md"},
-    "your-question": {"roads.gpkg", "questions.yaml", "houses.gpkg", "talk.jsonl"},
+    "your-question": {"answer.geojson", "roads.gpkg", "questions.yaml", "houses.gpkg", "talk.jsonl"},
     "score-a-model": {"mini.json", "mini.md", "mini.predictions.jsonl", "again.json", "again.md"},
 }
 

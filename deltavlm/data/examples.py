@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.errors import InputError
-from deltavlm.files import MAX_DATASET_BYTES, parse_json, read_text
+from deltavlm.files import MAX_DATASET_BYTES, describe_read_error, parse_json, read_text
 from deltavlm.messages import preview
 from deltavlm.tasks import TaskName
 
@@ -114,7 +114,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path, MAX_DATASET_BYTES))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(describe_read_error(path, error)) from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}") from error
     except ValueError as error:

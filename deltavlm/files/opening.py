@@ -17,6 +17,7 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "check_regular",
     "create_file",
+    "describe_read_error",
     "names_folder",
     "open_regular",
     "read_text",
@@ -42,6 +43,13 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise OSError(errno.EFBIG, f"larger than {format_bytes(max_bytes)}", str(path))
     with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as text:
         return text.read()
+
+
+def describe_read_error(path: Path, error: OSError) -> str:
+    """Message about a file that cannot be read: `x.csv: no such file; check the name`, or the reason."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{path}: no such file; check the name"
+    return f"cannot read {path}: {error.strerror or error}"
 
 
 def create_file(path: Path) -> IO[bytes]:

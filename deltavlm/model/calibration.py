@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from deltavlm.config import from_mapping, to_mapping
 from deltavlm.errors import ConfigError, InputError, WriteError
-from deltavlm.files import parse_json, read_text, write_atomic
+from deltavlm.files import describe_read_error, parse_json, read_text, write_atomic
 from deltavlm.model.config import Calibration, ScoreCalibration
 
 __all__ = ["apply_calibration", "fit_platt", "logits", "read_calibration", "write_calibration"]
@@ -85,7 +85,7 @@ def read_calibration(path: Path) -> ScoreCalibration:
     except ConfigError as error:
         raise InputError(f"{error}; {HINT}") from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(describe_read_error(path, error)) from error
     except ValueError as error:  # not UTF-8, or not JSON
         raise InputError(f"{path}: is not valid JSON ({error}); {HINT}") from error
 

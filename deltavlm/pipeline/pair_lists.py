@@ -25,7 +25,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.files import open_regular, parse_json, read_text
+from deltavlm.files import describe_read_error, open_regular, parse_json, read_text
 from deltavlm.geo.cloud_mask import relocate_cloud_mask
 from deltavlm.geo.location import decode_path, is_local, normalize_location
 from deltavlm.geo.output_files import SUFFIXES
@@ -89,7 +89,7 @@ def read_pairs(path: Path, *, labels: bool = False) -> PairList:
     try:
         text = read_text(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(describe_read_error(path, error)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     return parse_pairs(text, str(path), path.parent, labels=labels)

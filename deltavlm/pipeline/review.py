@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltavlm.errors import ConfigError, InputError
-from deltavlm.files import parse_json, read_text
+from deltavlm.files import describe_read_error, parse_json, read_text
 from deltavlm.pipeline.consistency import judge_row
 from deltavlm.pipeline.outputs_reader import Output, read_output, true_change, verdict_on
 from deltavlm.pipeline.schema import VERDICTS
@@ -56,7 +56,7 @@ def read_review(path: Path) -> Review:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text; {HINT}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {HINT}") from error
+        raise InputError(f"{describe_read_error(path, error)}; {HINT}") from error
     output = threshold = None
     if text.lstrip()[:1] in ("{", "["):
         rows, output, threshold = _json_rows(text, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltavlm.errors import InputError, OutputError, WriteError
-from deltavlm.files import JsonLines, lock, parse_json, read_text
+from deltavlm.files import JsonLines, describe_read_error, lock, parse_json, read_text
 from deltavlm.geo.chips import chip_of_window
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.grid import Chip
@@ -73,7 +73,7 @@ def read_transcript(path: Path) -> list[Record]:
     try:
         text = read_text(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(describe_read_error(path, error)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text, so it is no saved conversation") from error
     lines = text.split("\n")

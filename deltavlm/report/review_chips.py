@@ -77,7 +77,11 @@ def export_chips(report: Report, folder: Path, split: str) -> ExportedChips:
             exported.written += len(known)
     if not exported.written:
         reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())
-        raise InputError(f"{report.output.path}: no chip is reviewed so that its truth is known ({reasons})")
+        without_verdicts = {*exported.left_out} <= {"not reviewed"}
+        hint = "; give the file of verdicts by `review_file`" if without_verdicts else ""
+        raise InputError(
+            f"{report.output.path}: no chip is reviewed so that its truth is known ({reasons}){hint}"
+        )
     return exported
 
 

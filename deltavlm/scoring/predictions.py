@@ -12,7 +12,7 @@ from typing import Any
 from deltavlm.config import suggest
 from deltavlm.data.examples import Example, Problem, read_json
 from deltavlm.errors import InputError
-from deltavlm.files import MAX_DATASET_BYTES, parse_json, read_text
+from deltavlm.files import MAX_DATASET_BYTES, describe_read_error, parse_json, read_text
 from deltavlm.tasks import TASKS
 
 __all__ = [
@@ -174,7 +174,7 @@ def _records(path: Path) -> list[tuple[str, Any]]:
     try:
         text = read_text(path, MAX_DATASET_BYTES)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(describe_read_error(path, error)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
     if text.lstrip().startswith("["):

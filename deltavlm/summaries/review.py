@@ -55,7 +55,7 @@ class ReviewSummary:
 
     polygons: int  # of the outputs
     polygon_change: Precision | None  # polygons that show a change, of any class
-    polygon_class: Precision | None  # polygons that show a change of their class
+    polygon_class: Precision | None  # polygons with a class, not `other`, that show a change of it
     chips: int  # analyzed
     changed_chips: Precision | None  # chips called changed that are
     unchanged_chips: Precision | None  # chips called unchanged that are
@@ -79,6 +79,8 @@ class ReviewSummary:
             ("Chips called unchanged that are", self.unchanged_chips),
         )
         lines = [f"{name}: {precision}." for name, precision in precisions if precision is not None]
+        if self.polygon_change is not None and self.polygon_class is None:
+            lines.insert(1, "Polygons that show a change of their class: n/a, the reviewed ones have none.")
         if self.accepted:
             counts = (
                 f"{count} {name}{f' ({self.accepted_m2[name]:,.0f} m²)' if name in self.accepted_m2 else ''}"
@@ -92,14 +94,16 @@ def summarize_review(results: Results) -> ReviewSummary | None:
     """Figures of the verdicts in the outputs; None without any."""
     polygons, chips = results.polygons, results.chips
     verdicts, classes = _texts(polygons["verdict"]), _texts(polygons["class"])
+    kinds = _texts(polygons["kind"])
     analyzed = chips["status"].isin(("answered", "cascaded")).to_numpy()
     truths = chips["truth"][analyzed].tolist()
     if not any(verdicts) and all(truth is None for truth in truths):
         return None
     shown = [verdict in ("accept", *CLASSES) for verdict in verdicts]
     right_class = [
-        verdict == "accept" or (verdict in CLASSES and verdict == name)
-        for verdict, name in zip(verdicts, classes, strict=True)
+        verdict in ("accept", name)
+        for verdict, name, kind in zip(verdicts, classes, kinds, strict=True)
+        if verdict and (kind or name) != "other"  # no class was told, as where pixels are too coarse for one
     ]
     final = [verdict if verdict in CLASSES else name for verdict, name in zip(verdicts, classes, strict=True)]
     areas_m2 = polygons["area_m2"].to_numpy(dtype=float, na_value=np.nan)
@@ -111,7 +115,7 @@ def summarize_review(results: Results) -> ReviewSummary | None:
     return ReviewSummary(
         polygons=len(polygons),
         polygon_change=Precision.of(sum(shown), reviewed),
-        polygon_class=Precision.of(sum(right_class), reviewed),
+        polygon_class=Precision.of(sum(right_class), len(right_class)),
         chips=int(analyzed.sum()),
         changed_chips=_chip_precision(truths, changed, True),
         unchanged_chips=_chip_precision(truths, ~changed, False),

@@ -71,7 +71,7 @@ def load_model_config(config: TrainConfig) -> DeltaVLMConfig:
 
     Raises: ConfigError.
     """
-    model = load(shipped_config(f"{config.model}.yaml"), DeltaVLMConfig)
+    model = load(shipped_config(f"{config.model}.yaml", "vision"), DeltaVLMConfig)
     with torch.device("meta"):
         names = [name for name, _ in build(model).named_parameters()]
     for name, phase in config.phases.items():

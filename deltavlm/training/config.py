@@ -221,7 +221,10 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
     Raises: ConfigError naming file, key and value.
     """
-    config = from_mapping(TrainConfig, read_yaml(path), source=str(path))
+    content = read_yaml(path)
+    if isinstance(content, Mapping) and "vision" in content and "phases" not in content:
+        raise ConfigError(f"{path}: configures a model, not a run; give a run's, such as train_nano.yaml")
+    config = from_mapping(TrainConfig, content, source=str(path))
     if not changes:
         return config
     values = to_mapping(config)

@@ -37,11 +37,16 @@ def large(tmp_path: Path) -> list[str]:
 def test_answers_are_lines_in_the_order_of_the_questions(
     run: Run, scene: Scene, model: ScriptedModel
 ) -> None:
+    questions = ["One?", "Two?", "Three?", "Four?"]
     Path("more.txt").write_text("Three?\n\nFour?\n")
     result = run("ask", *scene.args, "One?", "-q", "Two?", "-Q", "more.txt")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "One!\nTwo!\nThree!\nFour!\n"
-    assert model.batches == [1]
+    assert [line for line in result.stderr.splitlines() if line in questions] == questions
+    for args in (("--json",), ("--quiet",)):
+        assert "Two?" not in run("ask", *scene.args, "One?", "Two?", *args).stderr
+    assert "One?" not in run("ask", *scene.args, "One?").stderr
+    assert model.batches[0] == 1
 
 
 def test_a_question_in_the_place_of_an_image(run: Run, scene: Scene) -> None:
@@ -79,7 +84,7 @@ def test_a_question_that_was_not_taught_has_a_status_and_a_warning(
     result = run("ask", *scene.args, "Is there a pool?", "Were trees cut?")
     assert result.exit_code == 0
     assert result.stdout == f"{UNSUPPORTED}\nno\n"
-    warning = "Warning: not answered: Is there a pool?; docs/talk.md says what nano answers"
+    warning = "Warning: not answered: Is there a pool?; deltavlm ask --help says what nano answers"
     assert [line for line in result.stderr.splitlines() if "not answered" in line] == [warning]
     model.replies = deque([UNSUPPORTED, "no"])
     lines = run(
@@ -184,13 +189,13 @@ def test_every_chip_has_the_status_of_a_question_in_own_words(
         ([], "no question"),
         (["  "], "the question is empty"),
         (["a\x07b"], "control character '\\x07'"),
-        (["-Q", "nosuch.txt"], "cannot read nosuch.txt"),
+        (["-Q", "nosuch.txt"], "nosuch.txt: no such file"),
         (["-Q", "empty.txt"], "empty.txt holds no question"),
         (["What?", "--at", "3.0"], "'3.0' is not lon,lat"),
         (["What?", "--at", "40,10"], "lon/lat 40,10 is outside"),
         (["What?", "--at", "3,45", "--bbox", "2,44,4,46"], "cannot be combined with --bbox"),
         (["What?", "--bbox", "9,9,10,10"], "does not overlap the pair"),
-        (["What?", "-o", "out.gpkg"], "--output is for many chips"),
+        (["What?", "-o", "out.gpkg"], "--output is for many chips: add --all-chips, or use --geojson > FILE"),
         (["What?", "--limit", "3"], "--limit is for many chips"),
         (["What?", "--cascade"], "--cascade is for many chips"),
         (["What?", "--at", "3,45", "--all-chips"], "cannot be combined with --all-chips"),

@@ -251,7 +251,7 @@ def test_other_columns_named_changed_are_no_labels(run: Run, pairs: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "is not valid JSON"), ("{}", "'model' is missing"), (None, "cannot read")]
+    ("text", "words"), [("{", "is not valid JSON"), ("{}", "'model' is missing"), (None, "no such file")]
 )
 def test_a_damaged_calibration(run: Run, pairs: Path, text: str | None, words: str) -> None:
     if text is not None:

@@ -182,7 +182,7 @@ def test_continuing_with_another_model_warns(run: Run, scene: Scene, model: Scri
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--continue", "nosuch.jsonl"], "cannot read nosuch.jsonl"),
+        (["--continue", "nosuch.jsonl"], "nosuch.jsonl: no such file"),
         (["--continue", "text.jsonl"], "text.jsonl, line 1: is not a turn"),
         (["--continue", "other.jsonl"], "the conversation was about elsewhere.tif"),
         (["--continue", "far.jsonl"], "is not in the pair"),

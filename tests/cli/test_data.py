@@ -175,7 +175,7 @@ def test_build_next_to_the_images(run: Run, images: Path) -> None:
     [
         (["nosuch", "levir"], "nosuch is not a folder"),
         (["levir", "nosuch"], "nosuch is not a folder"),
-        (["levir", "levir", "nosuch.json"], "cannot read nosuch.json"),
+        (["levir", "levir", "nosuch.json"], "nosuch.json: no such file"),
         (["levir", "levir", MINI / "synthetic_test.json"], "is not LevirCCcaptions.json"),
         (["levir", "levir", "--split", "train"], "levir has no split 'train'; it has test"),
         (["levir", "levir", "--class-map", "roads=1"], "is not CLASS=VALUE"),
@@ -257,3 +257,5 @@ def test_a_training_set_of_a_review(run: Run, scene: Scene, bright: ScriptedMode
         refused = run("data", "build", *args, "-o", "another")
         assert refused.exit_code == 2
         one_line(refused)
+    refused = run("data", "build", "--review", "out.gpkg", "-o", "another")
+    assert "(15 not reviewed); give the file of verdicts by --review-file" in one_line(refused)

@@ -193,7 +193,7 @@ def test_dry_run_checks_every_pair(run: Run, tmp_path: Path) -> None:
         (("--pairs", "list.csv", "--before-dir", "x", "--after-dir", "y"), "cannot be combined"),
         (("--before-dir", "x"), "go together"),
         (("--pairs", "list.csv", "--shard", "3/2"), "is not I/N"),
-        (("--pairs", "nothing.csv"), "cannot read nothing.csv"),
+        (("--pairs", "nothing.csv"), "nothing.csv: no such file; check the name"),
         (("--pairs", "list.csv", "--scale", "wide"), "wide"),
         (("--pairs", "list.csv", "--bbox", "3,45,4,46", "--bbox-crs", "mine"), "CRS 'mine' is not known"),
         (("--pairs", "list.csv", "--aoi", "nothing.gpkg"), "nothing.gpkg: no such file"),

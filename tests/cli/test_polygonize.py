@@ -53,6 +53,17 @@ def test_chips_called_unchanged(run: Run, scene: Scene, bright: ScriptedModel) -
     assert "1 polygon of change" in run(*strict, "--polygons", "all").stderr
 
 
+def test_a_class_that_the_run_has_no_polygon_of(run: Run, scene: Scene, bright: ScriptedModel) -> None:
+    run("analyze", *scene.args, "-o", "out.gpkg", "--probability", "p.tif", *SMALL)
+    result = run("polygonize", "out.gpkg", "--class", "road,other")
+    assert result.exit_code == 0
+    warning = "Warning: no polygon of class road or other; the run has 1 of class building"
+    assert warning in result.stderr.splitlines()
+    again = ("polygonize", "out.gpkg", "--overwrite")
+    assert "the run has" not in run(*again, "--class", "building").stderr
+    assert "the run has" not in run(*again, "--class", "road", "--threshold", 0.95).stderr
+
+
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet"])
 def test_a_file_of_polygons_stands_for_its_output(
     run: Run, scene: Scene, bright: ScriptedModel, suffix: str

@@ -166,6 +166,16 @@ def test_a_run_resumes_after_sigterm_and_sigkill(made: Path, tmp_path: Path) -> 
     assert len(logged_losses(out)) == steps
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process by SIGTERM at once")
+def test_a_run_that_is_stopped_while_scenes_are_drawn_says_how_to_resume(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "render_scenes", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    result = run("train", quick(made, tmp_path), "-o", "x", "--set", "scenes={train: 2, validation: 2}")
+    assert result.exit_code == 143
+    assert one_line(result) == "Error: stopped by SIGTERM; continue x with --resume"
+
+
 class Stopped(Exception):
     """End of a run in this process."""
 
@@ -227,7 +237,7 @@ def test_pairs_that_cannot_be_adapted_to_are_one_line(run: Run, tmp_path: Path) 
         (["train_nano.yaml", "-o", "x", "--bands", "3,2,1"], "flags of rasters are for the pairs of --adapt"),
         (["--adapt", few], "give -o DIR"),
         (["--adapt", few, "--dry-run"], "--dry-run cannot be combined with --adapt"),
-        (["--adapt", "no.csv", "-o", "x"], "cannot read no.csv"),
+        (["--adapt", "no.csv", "-o", "x"], "no.csv: no such file"),
         (["--adapt", empty, "-o", "x"], "empty.csv: holds no pairs"),
         (["--adapt", few, "-o", "x"], "6 full chips of 32 px with data at both dates, and 8 are needed"),
         (["--adapt", coarse, "-o", "x"], "p0: a pixel is 10 m, the model was trained at 0.5 m"),
@@ -282,7 +292,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
     broken.write_text("model: nano\nphasez: {}\n")
     for arguments, message in (
         ([config], "give -o DIR"),
-        (["no.yaml", "-o", "x"], "no shipped config 'no.yaml'"),
+        (
+            ["xyz.yaml", "-o", "x"],
+            "no shipped config 'xyz.yaml'; known are adapt_nano.yaml, finetune_nano_ch",
+        ),
+        (["train_nan.yaml", "-o", "x"], "did you mean 'train_nano.yaml'?"),
+        (
+            ["nano.yaml", "-o", "x"],
+            "nano.yaml: configures a model, not a run; give a run's, such as train_nano",
+        ),
+        (
+            [config, "-o", "x", "--set", "model=xyz"],
+            "known are deltavlm-7b.yaml, nano.yaml, nano_v2.yaml",
+        ),
         ([broken, "-o", "x"], "unknown key 'phasez'; did you mean 'phases'?"),
         ([config, "-o", "x", "--set", "phases.read.stps=3"], "did you mean 'steps'"),
         ([config, "-o", "x", "--set", "start=nowhere"], "no model 'nowhere'"),

@@ -142,7 +142,8 @@ def test_wilson_intervals(right: int, reviewed: int, low: float, high: float) ->
 
 
 def test_precision_and_accepted_totals() -> None:
-    """Of six polygons: three accepted, one is of another class, one rejected, one not reviewed."""
+    """Of six polygons: three accepted, one is of another class, one rejected, one not reviewed; the rejected
+    one tells no class, so none that could be wrong."""
     verdicts = ["accept", "accept", "accept", "road", "reject", None]
     classes = ["building", "building", "road", "building", "other", "other"]
     results = read_results_of(classes, verdicts)
@@ -151,12 +152,22 @@ def test_precision_and_accepted_totals() -> None:
     assert summary.polygon_change is not None
     assert (summary.polygon_change.right, summary.polygon_change.reviewed) == (4, 5)
     assert summary.polygon_class is not None
-    assert (summary.polygon_class.right, summary.polygon_class.reviewed) == (3, 5)
+    assert (summary.polygon_class.right, summary.polygon_class.reviewed) == (3, 4)
     assert summary.accepted == {"building": 2, "road": 2}
     assert summary.accepted_m2 == {"building": 30, "road": 70}
     assert json.dumps(summary.as_json())
     assert any("2 building (30 m²), 2 road (70 m²)" in line for line in summary.lines())
     assert summarize_review(read_results_of(classes, [None] * 6)) is None
+
+
+def test_no_precision_of_classes_that_a_run_does_not_tell() -> None:
+    """Where pixels are too coarse for classes every polygon is `other`; that counted as a wrong class."""
+    summary = summarize_review(read_results_of(["other"] * 3, ["building", "road", "reject"]))
+    assert summary is not None
+    assert summary.polygon_change is not None
+    assert (summary.polygon_change.right, summary.polygon_change.reviewed) == (2, 3)
+    assert summary.polygon_class is None
+    assert "Polygons that show a change of their class: n/a" in summary.lines()[1]
 
 
 def read_results_of(classes: list[str], verdicts: list[str | None]) -> Any:
