@@ -248,7 +248,7 @@ class _Quiet:
 @contextmanager
 def ignore_missing_transforms() -> Iterator[None]:
     """Context without rasterio's warning of an image without a transform; `check_georeferenced` says it
-    better. Filters belong to the process: the first of several threads sets them, the last one resets them."""
+    better. Filters belong to the process: the first of several threads sets them, the last resets them."""
     with _Quiet.lock:
         if not _Quiet.threads:
             _Quiet.filters = warnings.catch_warnings()
