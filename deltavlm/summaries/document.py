@@ -21,6 +21,8 @@ MAX_ROWS = 10  # of a table in the document
 MAX_TOP_CHIPS = 5
 MAX_CAPTION = 50  # characters of a cell
 
+MEASURED_BY = "measured by"  # a column that is shown where the areas differ in it
+
 COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
     ("area", lambda area: area.name),
     ("chips", lambda area: f"{area.chips:,}"),
@@ -28,6 +30,7 @@ COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
     ("changed", lambda area: f"{area.changed:,}"),
     ("conflicts", lambda area: f"{area.conflicting:,}" if area.conflicting else ""),
     ("share", lambda area: _percent(area.changed_share)),
+    (MEASURED_BY, lambda area: area.basis or ""),
     ("buildings", lambda area: _count(area.new_buildings)),
     ("roads", lambda area: _count(area.new_roads)),
     ("mean score", lambda area: "" if area.mean_score is None else f"{area.mean_score:.2f}"),
@@ -37,16 +40,18 @@ COLUMNS: tuple[tuple[str, Callable[[AreaSummary], str]], ...] = (
     ("most changed chip", lambda area: area.top_chips[0].caption if area.top_chips else ""),
 )
 REQUIRED_COLUMNS = 4  # the first four are shown even if they are empty
-TEXT_COLUMNS = ("area", "most changed chip")
+TEXT_COLUMNS = ("area", MEASURED_BY, "most changed chip")
 
 
 def table_rows(areas: Sequence[AreaSummary]) -> tuple[list[str], list[list[str]]]:
     """Column names and rows as text; columns without any value are left out."""
     rows = [[to_text(area) for _, to_text in COLUMNS] for area in areas]
+    is_mixed = len({area.basis for area in areas if area.basis}) > 1
     used = [
         number
-        for number in range(len(COLUMNS))
-        if number < REQUIRED_COLUMNS or any(row[number] for row in rows)
+        for number, (name, _) in enumerate(COLUMNS)
+        if number < REQUIRED_COLUMNS
+        or (any(row[number] for row in rows) and (is_mixed or name != MEASURED_BY))
     ]
     return [COLUMNS[number][0] for number in used], [[row[number] for number in used] for row in rows]
 

@@ -206,7 +206,7 @@ def _totals(results: Results, area_rows: AreaRows) -> Totals:
     """Totals of an area; outputs with and without polygons are counted apart."""
     (rows, parts), has_polygons = area_rows.chips, results.from_polygons[area_rows.chips[0]]
     by_chips = results.chip_arrays.totals(rows[~has_polygons], parts[~has_polygons])
-    if not results.from_polygons.any():
+    if not has_polygons.any():
         return by_chips
     with_polygons = results.chip_arrays.totals(rows[has_polygons], parts[has_polygons])
     with_polygons = with_polygons.with_polygons(results.polygon_arrays.totals(*area_rows.polygons))

@@ -51,6 +51,25 @@ def test_the_table_goes_to_stdout_and_caveats_to_stderr(run: Run, out: Path) -> 
     assert result.stderr.splitlines()[-1].endswith("of 15 chips changed")
 
 
+def test_the_table_says_what_changed_ground_is_measured_by_where_areas_differ(
+    run: Run, out: Path, bright: object, tmp_path: Path
+) -> None:
+    """By polygons in one output, by whole chips in the other."""
+    other = tmp_path / "other"
+    other.mkdir()
+    after = noise(3, 96, 160)
+    after[:, 40:50, 70:80] = 255
+    images = [write_raster(other / "b.tif", noise(3, 96, 160)), write_raster(other / "a.tif", after)]
+    result = run("analyze", *images, "-o", other / "other.gpkg", "--polygons", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    result = run("summarize", out, other / "other.gpkg", "--by", "pair")
+    head, *rows = result.stdout.splitlines()
+    assert "measured by" in head, result.stdout
+    start = head.index("measured by")
+    assert sorted(row[start:].split("  ")[0] for row in rows) == ["chips", "chips and polygons", "polygons"]
+    assert "measured by" not in run("summarize", out).stdout
+
+
 def test_by_a_file_and_its_layer(run: Run, out: Path, tmp_path: Path) -> None:
     path = districts(tmp_path / "halves.gpkg", out)
     for by in (path, f"{path}:halves"):
