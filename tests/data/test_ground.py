@@ -157,6 +157,20 @@ def test_growth_alters_the_texture_of_plants_and_little_of_built_land(tmp_path: 
     assert correlation("growth") == pytest.approx([1, 1])
 
 
+def test_where_nothing_is_drawn_the_ground_stays_as_it_is(folder: Path) -> None:
+    """Rounding is no drawing: noise and blur of drawn objects stay off untouched ground."""
+    ground = Ground(GroundTiles(folder).draw_window(np.random.default_rng(0), (96, 96)))
+    rng = np.random.default_rng(0)
+    renderer = GroundRenderer(rng, Plan((96, 96), 1.0, rich=True), ground, [], ())
+    land = ground.window.pixels.astype(np.float32) * 0.93
+    drawn = land.astype(np.uint8)
+    assert (renderer.blend(land, drawn) == drawn).all()
+    drawn[40:50, 40:50] = 255
+    blended = renderer.blend(land, drawn)
+    assert (blended[:30, :30] == drawn[:30, :30]).all()
+    assert blended[43:47, 43:47].mean() > 200
+
+
 def two_dates() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Grass, and the same grass as darker soil with other texture, (96, 96, 3)."""
     grass, soil = (

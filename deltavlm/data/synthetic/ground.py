@@ -603,7 +603,7 @@ class GroundRenderer(Renderer):
     def blend(self, land: Floats, drawn: Bytes) -> Bytes:
         """Drawn objects on the land with texture and with edges as soft as those of the tile."""
         blended = land.astype(np.uint8)
-        altered = np.abs(gray_of(drawn) - gray_of(land)) > 0.7
+        altered = (drawn != blended).any(axis=2)
         rows, cols = np.flatnonzero(altered.any(axis=1)), np.flatnonzero(altered.any(axis=0))
         if not len(rows):
             return blended
