@@ -303,7 +303,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, made: Path, tmp_path
         ),
         (
             [config, "-o", "x", "--set", "model=xyz"],
-            "known are deltavlm-7b.yaml, nano.yaml, nano_v2.yaml",
+            "known are deltavlm-7b.yaml, nano.yaml",
         ),
         ([broken, "-o", "x"], "unknown key 'phasez'; did you mean 'phases'?"),
         ([config, "-o", "x", "--set", "phases.read.stps=3"], "did you mean 'steps'"),

@@ -47,7 +47,7 @@ def small_models() -> Iterator[None]:
     """Make `model: seven` and `model: concat` available like the shipped configs."""
     configs = {"seven.yaml": SEVEN, "concat.yaml": replace(SEVEN, difference=DifferenceConfig(mode="concat"))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "shipped_config", lambda name: name)
+        patch.setattr(build, "shipped_config", lambda name, key: name)
         patch.setattr(build, "load", lambda name, kind: configs[name])
         yield
 

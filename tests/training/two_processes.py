@@ -29,7 +29,7 @@ def kill(phase: str, step: int, steps: int, note: str) -> None:
 def main(folder: Path, out: Path) -> None:
     torch.set_num_threads(1)
     init_process_group()
-    build.shipped_config = lambda name: name  # type: ignore[assignment]
+    build.shipped_config = lambda name, key: name  # type: ignore[assignment]
     build.load = lambda name, kind: SEVEN  # type: ignore[assignment]
     phases = {
         "align": Phase(part="align", steps=3, batch=4, lr=1e-3, warmup=1, cut=0.05, turn_deg=15.0),
