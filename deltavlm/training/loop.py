@@ -182,6 +182,7 @@ class Trainer:
                     timer, timer_step = time.monotonic(), self.step
                 elif is_last or self.step % self.config.checkpoint_every == 0:
                     self.save_checkpoint()
+            self.tell_kept_start()
             return "done"
         finally:
             if train_log:
@@ -314,9 +315,19 @@ class Trainer:
             raise ConfigError(f"validation.metric: there is no {metric!r}{suggest(metric, metrics)}")
         log.info("%s has no metric %s: its last weights are used", self.name, metric)
 
+    def tell_kept_start(self) -> None:
+        """Say where a phase has not improved the weights that it started from, which are its result then."""
+        plan, is_first = self.config.validation, self.best.step == 0 and not math.isnan(self.best.value)
+        if plan and is_first and validates_start(self.config, self.phase):
+            log.warning(
+                "%s: %s did not improve from %.4g, so the weights that it started from are kept",
+                *(self.name, plan.metric, self.best.value),
+            )
+
     def early_stop(self, plan: Validation) -> RunEnd | None:
         if not plan.patience or self.best.validations_since < plan.patience or self.step >= self.phase.steps:
             return None
+        self.tell_kept_start()
         log.info(
             "%s: early stopping, no better value than at step %d in %s",
             self.name,

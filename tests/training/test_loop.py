@@ -273,7 +273,9 @@ def test_the_best_weights_are_kept_and_early_stopping_ends_a_phase(
     assert [record["scenes.error"] for record in records] == [3.0, 1.0, 2.0, 4.0]
 
 
-def test_a_start_is_kept_unless_training_improves_it(caches: Path, codec: Codec, tmp_path: Path) -> None:
+def test_a_start_is_kept_unless_training_improves_it(
+    caches: Path, codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     phase = replace(PHASES["language"], steps=2)
     config = replace(
         CONFIG,
@@ -294,11 +296,13 @@ def test_a_start_is_kept_unless_training_improves_it(caches: Path, codec: Codec,
         ("better", [0.8, 0.9], -1),
     ):
         results[:] = values
+        caplog.clear()
         trainer = build_trainer("language", caches, codec, tmp_path / name, config, validate=validate)
         assert trainer.run(StopRequest()) == "done"
         assert not torch.equal(validated[-2], validated[-1])
         weights = final_weights(tmp_path / name, "language", best=True)["projection.weight"]
         assert torch.equal(weights, validated[kept])
+        assert ("the weights that it started from are kept" in caplog.text) == (kept == -2)
         assert [record["step"] for record in logged(tmp_path / name, "validation")] == [0, 2]
 
 
