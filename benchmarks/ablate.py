@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +26,9 @@ from benchmarks.rows import Table  # noqa: E402
 from deltavlm.data.synthetic.cache import TEST_SEED, render_cache  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.deltavlm import PairFeatures  # noqa: E402
-from deltavlm.model.interface import Pixels  # noqa: E402
-from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
+from deltavlm.model.interface import PairContext, Pixels  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
+from deltavlm.model.predictor import Predictor  # noqa: E402
 from deltavlm.scoring.synthetic import predict_scenes, score_scenes  # noqa: E402
 
 MEASURES = (
@@ -46,7 +47,7 @@ class AblatedPredictor(Predictor):
 
     tokens: slice = field(kw_only=True)
 
-    def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
+    def encode(self, before: Pixels, after: Pixels, contexts: Sequence[PairContext] = ()) -> PairFeatures:
         features = super().encode(before, after)
         tokens = features.tokens.clone()
         tokens[:, self.tokens] = 0

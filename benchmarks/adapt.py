@@ -28,7 +28,7 @@ from benchmarks.compare_weights import ask, print_source, read_truths  # noqa: E
 from benchmarks.real_scores import read_image  # noqa: E402
 from benchmarks.rows import Table, heading  # noqa: E402
 from deltavlm.config import shipped_config  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.training.adapt import AdaptChip, read_summary, write_ground  # noqa: E402
 from deltavlm.training.config import load_config  # noqa: E402
 from deltavlm.training.run import RunOptions, train  # noqa: E402

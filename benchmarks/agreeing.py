@@ -31,7 +31,8 @@ from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  #
 from deltavlm.data.synthetic.facts import facts_of  # noqa: E402
 from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Pixels, Reply  # noqa: E402
-from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
+from deltavlm.model.predictor import Predictor  # noqa: E402
 from deltavlm.pipeline.consistency import ChipStatements, find_conflicts  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS, score_scenes  # noqa: E402
 from deltavlm.tasks import TASKS  # noqa: E402

@@ -36,6 +36,7 @@ class Stub(Labelled):
 
     name, fingerprint, device = "stub", "0" * 16, "cpu"
     chip_px, training_gsd_m, workers = 256, 0.5, 1
+    phrasebook, reads_context = "deltavlm", False
 
     def __init__(self) -> None:
         self.details: dict[str, Any] = {}
@@ -46,7 +47,7 @@ class Stub(Labelled):
     def init_worker(self) -> None:
         pass
 
-    def encode(self, before: np.ndarray, after: np.ndarray) -> Any:
+    def encode(self, before: np.ndarray, after: np.ndarray, contexts: Any = ()) -> Any:
         return [int(picture[0, 0, 0]) % 10 == 0 for picture in after]
 
     def answer(self, encoded: Any, questions: Any, pairs: Any = None) -> list[list[Reply]]:
@@ -101,7 +102,7 @@ def _asked(model: ChangeModel, before: np.ndarray, after: np.ndarray, question: 
 
 def loaded_model(model: str, threads: int, batch: int) -> Any:
     """A model that has answered once, so that what is only taken once is taken."""
-    from deltavlm.model.predictor import load_model
+    from deltavlm.model.kinds import load_model
 
     loaded = load_model(model, device="cpu", threads=threads)
     picture = np.zeros((batch, 3, loaded.chip_px, loaded.chip_px), np.uint8)

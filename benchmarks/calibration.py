@@ -31,7 +31,7 @@ from deltavlm.errors import InputError  # noqa: E402
 from deltavlm.geo.pair import ReadOptions  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.calibration import apply_calibration, logits  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.pipeline.calibrate import ErrorRates, ScoredChips, fit_calibration  # noqa: E402
 from deltavlm.pipeline.engine import LocalEngine  # noqa: E402
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions  # noqa: E402

@@ -31,7 +31,7 @@ from benchmarks.rows import Table, heading, spread  # noqa: E402
 from deltavlm.data.synthetic import SceneOptions  # noqa: E402
 from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.geo.pair import RasterPair  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 
 SIZE = 256
 

@@ -44,7 +44,7 @@ from benchmarks.rows import Table, heading  # noqa: E402
 from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.metrics import binary, java, sets, text  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Masks  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 from deltavlm.tasks import count, locate  # noqa: E402
 from deltavlm.tasks.caption import denies_change  # noqa: E402

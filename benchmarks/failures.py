@@ -26,7 +26,7 @@ from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED, open_cache,
 from deltavlm.data.synthetic.facts import Facts  # noqa: E402
 from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.model.interface import Reply  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import predict_scenes  # noqa: E402
 from deltavlm.tasks import caption, count  # noqa: E402
 

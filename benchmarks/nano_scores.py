@@ -35,7 +35,7 @@ from deltavlm.data.synthetic.cache import (  # noqa: E402
 from deltavlm.data.synthetic.facts import MIN_CELL_SHARE, MIN_GROUND_SHARE, MIN_INSTANCE_SHARE, cell_shares  # noqa: E402
 from deltavlm.metrics import binary, counts, sets  # noqa: E402
 from deltavlm.model.interface import ChangeModel  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import predict_scenes, score_conversations, score_scenes  # noqa: E402
 from deltavlm.tasks import caption  # noqa: E402
 from deltavlm.tasks.locate import LABELS  # noqa: E402

@@ -41,7 +41,7 @@ from deltavlm.data.synthetic.cache import FAR_TEST_SEED, TEST_SEED, open_cache, 
 from deltavlm.data.synthetic.facts import facts_of  # noqa: E402
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair  # noqa: E402
 from deltavlm.model.interface import ChangeModel  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 
 YES_NO = [question for question in STANDARD_QUESTIONS if question.yes_no]

@@ -38,7 +38,7 @@ from deltavlm.data.synthetic import Scene, SceneOptions, make_scene  # noqa: E40
 from deltavlm.data.synthetic.cache import RICH_TEST_SEED, TEST_SEED  # noqa: E402
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES  # noqa: E402
 from deltavlm.geo.geotiff import write_geotiff  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.pipeline.mask_codec import CLASSES  # noqa: E402
 
 SIDE, CHIP = 1024, 256

@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from benchmarks.rows import Table, heading, spread  # noqa: E402
 from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Pixels, Reply  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 
 BATCH, OTHER_BATCHES = 16, (1, 3, 7, 32)

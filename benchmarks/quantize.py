@@ -26,7 +26,8 @@ import torch  # noqa: E402
 from benchmarks.rows import commit, hardware  # noqa: E402
 from deltavlm.config import shipped_config  # noqa: E402
 from deltavlm.geo.pair import RasterPair, open_pair  # noqa: E402
-from deltavlm.model.predictor import Predictor, load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
+from deltavlm.model.predictor import Predictor  # noqa: E402
 from deltavlm.model.quantize import tensor_bytes  # noqa: E402
 from deltavlm.pipeline.answers import question_of  # noqa: E402
 from deltavlm.tasks.questions import load_questions  # noqa: E402

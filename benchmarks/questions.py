@@ -32,7 +32,7 @@ from benchmarks.rows import Table, heading  # noqa: E402
 from deltavlm.geo.chips import chip_at  # noqa: E402
 from deltavlm.geo.pair import PairReader, RasterPair, open_pair  # noqa: E402
 from deltavlm.model.interface import ChangeModel  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.pipeline.conversation import Conversation, EncodedChip, encode_chip  # noqa: E402
 from deltavlm.tasks.text import simplify  # noqa: E402
 from deltavlm.training.scope import sample_question  # noqa: E402

@@ -45,7 +45,7 @@ from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, o
 from deltavlm.geo.registration import Registration, Shift, measure_shift  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model.interface import ChangeModel  # noqa: E402
-from deltavlm.model.predictor import load_model  # noqa: E402
+from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.pipeline.engine import LocalEngine  # noqa: E402
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions  # noqa: E402
 from deltavlm.pipeline.pairs import PairList  # noqa: E402

@@ -250,14 +250,14 @@ def analyze_job(job: AnalyzeJob, flags: RunFlags, read: Sequence[NamedPath]) -> 
     flags.show.check(job)
     written, read_by_job = files_of_job(job)
     run_metrics.start([*written, *reports], [*read, *read_by_job])
-    config = flags.check_model(job)
+    spec = flags.check_model(job)
     if flags.has_automatic_overlap and job.options.overlap_px:
         console.info(
             f"chips overlap by {job.options.overlap_px} px, as their masks are merged, so there are more"
             " of them (--overlap 0: as many as without masks)"
         )
     if flags.out.dry_run:
-        plans = plan_run(job, config.chip_px, config.training_gsd_m)
+        plans = plan_run(job, spec.chip_px, spec.training_gsd_m)
         print_dry_run(job, plans, flags, as_json=flags.json_summary)
         failed = [plan.reason for plan in plans if plan.reason]
         if failed:

@@ -22,7 +22,7 @@ from deltavlm.errors import ConfigError
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
-    from deltavlm.model.config import DeltaVLMConfig
+    from deltavlm.model.kinds import ModelSpec
     from deltavlm.pipeline.engine import Engine
     from deltavlm.pipeline.job import AnalyzeJob
     from deltavlm.pipeline.pairs import PairList
@@ -305,13 +305,13 @@ class RunFlags:
             ),
         )
 
-    def check_model(self, job: AnalyzeJob) -> DeltaVLMConfig:
-        """Configuration of the model, which is not loaded. Raises: InputError or ConfigError."""
+    def check_model(self, job: AnalyzeJob) -> ModelSpec:
+        """What is known of the model, which is not loaded. Raises: InputError or ConfigError."""
         from deltavlm.pipeline.mask_codec import check_mask_head
 
-        config = self.model.read_config()
+        spec = self.model.read_spec()
         if job.options.masks:
-            check_mask_head(config)
+            check_mask_head(spec)
         if self.engine.engine == "local":
             self.model.check_device()
-        return config
+        return spec

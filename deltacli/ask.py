@@ -148,7 +148,7 @@ def ask(
 
         if geojson:
             check_can_hold(None, (ANSWERS,), reader.geobox.crs, [reader.geobox.footprint])
-        model.read_config()
+        model.read_spec()
         model.check_device()
         chip = chips.window.select(reader)
         change_model = model.load_for(reader, chip)

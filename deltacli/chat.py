@@ -96,7 +96,7 @@ def chat(
         parsing.check_files([("--save", path)], {**read, "--config": common.config})
         _check_new(path, overwrite, hint=", or --overwrite")
     with open_rasters(before, after, window, rasters) as reader:
-        model.read_config()
+        model.read_spec()
         model.check_device()
         turns: list[tuple[str, str]] = []
         if records:

@@ -364,7 +364,7 @@ def print_remarks(record: Mapping[str, Any]) -> None:
         console.info(f"asked as: {record['asked']}")
 
 
-def warn_about_scale(reader: PairReader, training_gsd_m: float, shrink: float) -> None:
+def warn_about_scale(reader: PairReader, training_gsd_m: float | None, shrink: float) -> None:
     """Warn where the model sees the ground at a scale far from that of its training.
 
     `shrink`: chip side over the side of the model's input, both in pixels.

@@ -66,7 +66,7 @@ def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Es
         return "not estimated: there is nothing to ask about"
     if flags.engine.engine != "local":
         return "not estimated: a cluster is not started for it"
-    size = flags.model.weights_bytes
+    size = flags.model.read_spec().weights_bytes
     if size > MAX_WEIGHTS:
         return (
             f"not estimated: {size / 1e9:.0f} GB of weights are not loaded for it; --limit 1 measures a chip"

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from deltavlm.files import NamedPath
     from deltavlm.geo.grid import Chip
     from deltavlm.geo.pair import PairReader, ReadOptions
-    from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibration
+    from deltavlm.model.config import RuntimeOptions, ScoreCalibration
     from deltavlm.model.interface import ChangeModel
+    from deltavlm.model.kinds import ModelSpec
 
 __all__ = [
     "AlignmentFlags",
@@ -169,27 +170,23 @@ class ModelFlags:
         """Calibration to somebody's own chips; none in this group."""
         return None
 
-    def read_config(self) -> DeltaVLMConfig:
-        """Read the model's configuration with these flags applied; no weights are loaded.
+    def read_spec(self) -> ModelSpec:
+        """Read what is known of the model with these flags; no weights are loaded.
 
         Raises: InputError where there is no such model, or it does not support a flag.
         """
-        from deltavlm.model.folder import find_folder, read_config
+        from deltavlm.model.kinds import read_spec
 
-        return self.runtime_options().apply_to(read_config(find_folder(self.model)))
-
-    @property
-    def weights_bytes(self) -> int:
-        """Size of the model's weights on disk. Raises: InputError where there is no such model."""
-        from deltavlm.model.folder import find_folder
-
-        return sum(path.stat().st_size for path in find_folder(self.model).glob("*.safetensors"))
+        return read_spec(self.model, self.runtime_options())
 
     def files(self) -> list[NamedPath]:
         """Files of the model's folder; none where there is no such folder here."""
         from deltavlm.errors import InputError
         from deltavlm.model.folder import find_folder
+        from deltavlm.model.kinds import kind_of
 
+        if kind_of(self.model):
+            return []
         try:
             folder = find_folder(self.model)
             return [("a file of the model", path) for path in folder.iterdir() if path.is_file()]

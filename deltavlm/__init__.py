@@ -15,14 +15,14 @@ from deltavlm.version import __version__
 
 if TYPE_CHECKING:
     from deltavlm.api import analyze, open_pair
-    from deltavlm.model.predictor import load_model
+    from deltavlm.model.kinds import load_model
 
 __all__ = ["__version__", "analyze", "load_model", "open_pair"]
 
 _MODULES = {  # a model is loaded without rasterio, as on a training machine
     "analyze": "deltavlm.api",
     "open_pair": "deltavlm.api",
-    "load_model": "deltavlm.model.predictor",
+    "load_model": "deltavlm.model.kinds",
 }
 
 

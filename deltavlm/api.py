@@ -14,8 +14,8 @@ from deltavlm.files import names_folder
 from deltavlm.geo.location import normalize_location
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
-from deltavlm.model.folder import find_folder, read_config
 from deltavlm.model.interface import ChangeModel
+from deltavlm.model.kinds import read_spec
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.conversation import questions_of
 from deltavlm.pipeline.engine import LocalEngine
@@ -111,9 +111,9 @@ def analyze(
         ),
     )
     if isinstance(model, str):
-        config = read_config(find_folder(model))
+        spec = read_spec(model)
         if job.options.masks:
-            check_mask_head(config)
+            check_mask_head(spec)
     return run(job, _engine(model), RunHooks() if on_progress is None else RunHooks(on_progress))
 
 
@@ -186,6 +186,6 @@ def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> 
 
 @contextmanager
 def _engine(model: str | ChangeModel) -> Iterator[LocalEngine]:
-    from deltavlm.model.predictor import load_model
+    from deltavlm.model.kinds import load_model
 
     yield LocalEngine(load_model(model) if isinstance(model, str) else model)

@@ -92,10 +92,10 @@ def interrupted_after(batches: int, model: ScriptedModel) -> Iterator[None]:
     """Interrupt the run in the `with` when the model is given one batch more than `batches`."""
     encode, limit = model.encode, len(model.batches) + batches
 
-    def encode_or_interrupt(before: Any, after: Any) -> Any:
+    def encode_or_interrupt(before: Any, after: Any, contexts: Any = ()) -> Any:
         if len(model.batches) == limit:
             raise KeyboardInterrupt
-        return encode(before, after)
+        return encode(before, after, contexts)
 
     with patch.object(model, "encode", encode_or_interrupt), pytest.raises(KeyboardInterrupt):
         yield

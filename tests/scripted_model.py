@@ -13,7 +13,7 @@ import numpy.typing as npt
 from deltavlm.errors import ModelError, ModelOutOfMemory
 from deltavlm.model.calibration import apply_calibration, logits
 from deltavlm.model.config import ScoreCalibration
-from deltavlm.model.interface import Labelled, Masks, Question, Reply
+from deltavlm.model.interface import Labelled, Masks, PairContext, Question, Reply
 
 UNCHANGED = {
     "caption": "there is no difference",
@@ -64,10 +64,13 @@ class ScriptedModel(Labelled):
     device: str = "cpu"
     details: dict[str, Any] = field(default_factory=dict)
     chip_px: int = 32
-    training_gsd_m: float = 0.5
+    training_gsd_m: float | None = 0.5
+    phrasebook: str = "deltavlm"
+    reads_context: bool = False
     workers: int = 1
     calibration: ScoreCalibration | None = None
     batches: list[int] = field(default_factory=list)  # pairs in each call of encode
+    contexts: list[PairContext] = field(default_factory=list)  # of all pairs, in order
     history: list[tuple[Question, ...]] = field(default_factory=list)  # questions in each call of answer
 
     def __post_init__(self) -> None:
@@ -79,12 +82,18 @@ class ScriptedModel(Labelled):
     def init_worker(self) -> None:
         pass
 
-    def encode(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Any:
+    def encode(
+        self,
+        before: npt.NDArray[np.uint8],
+        after: npt.NDArray[np.uint8],
+        contexts: Sequence[PairContext] = (),
+    ) -> Any:
         assert before.shape == after.shape
         assert before.dtype == after.dtype == np.uint8
         assert before.ndim == 4
         assert before.shape[1] == 3
         self.batches.append(len(before))
+        self.contexts += contexts
         if self.most is not None and len(before) > self.most:
             raise ModelOutOfMemory(f"{len(before)} pairs do not fit")
         if self.poison is not None and any((picture == self.poison).all() for picture in after):

@@ -29,7 +29,7 @@ class Mortal(ScriptedModel):
 
     once: Path | None = None
 
-    def encode(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Any:
+    def encode(self, before: NDArray[np.uint8], after: NDArray[np.uint8], contexts: Any = ()) -> Any:
         if (after[:, :, 8:18, 6:16] == 255).all(axis=(1, 2, 3)).any() and not (
             self.once and self.once.exists()
         ):

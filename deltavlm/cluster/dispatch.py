@@ -94,7 +94,9 @@ class Dispatch:
         item.slot = min(self.actors.ready(), key=self._unfinished)
         self.submissions += 1
         item.order = self.submissions
-        item.reply = item.slot.handle.ask.remote(self.options, addresses, item.batch_size, *numbers)
+        item.reply = item.slot.handle.ask.remote(
+            self.options, addresses, item.batch_size, item.batch.contexts, *numbers
+        )
 
     def _unfinished(self, slot: ActorSlot) -> int:
         return sum(item.slot is slot and not _is_finished(item) for item in self.in_flight)

@@ -23,7 +23,7 @@ from deltavlm.cluster.worker import ChipReading, ModelInfo, ReadTask, pair_finge
 from deltavlm.geo.cloud_mask import relocate_cloud_mask
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
-from deltavlm.pipeline.engine import ChipBatch, LoadedChip
+from deltavlm.pipeline.engine import ChipBatch, LoadedChip, with_context
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions
 from deltavlm.pipeline.job import AnalyzeOptions
 
@@ -88,7 +88,7 @@ class ClusterEngine:
                 for chip, reading in zip(group, _readings(readings_ref, group), strict=True):
                     status, fraction, reason, address, digest, valid, shift_px, cloud_share = reading
                     pixels = None if address is None else (array_refs[address[0]], address[1])
-                    yield LoadedChip(
+                    loaded = LoadedChip(
                         chip,
                         status,
                         fraction,
@@ -100,6 +100,7 @@ class ClusterEngine:
                         shift_px=shift_px,
                         cloud_share=cloud_share,
                     )
+                    yield with_context(loaded, reader, self.model)
 
     def infer(
         self, batches: Iterator[ChipBatch], options: InferenceOptions, batch_size: int

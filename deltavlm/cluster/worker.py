@@ -16,7 +16,7 @@ from deltavlm.geo.matching import ColorMatch
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
 from deltavlm.model.config import RuntimeOptions
-from deltavlm.model.interface import ChangeModel, Labelled
+from deltavlm.model.interface import ChangeModel, Labelled, PairContext
 from deltavlm.pipeline.engine import load_chips
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions, run_batches
 from deltavlm.pipeline.job import AnalyzeOptions
@@ -72,7 +72,9 @@ class ModelInfo(Labelled):
     device: str
     details: dict[str, Any]
     chip_px: int
-    training_gsd_m: float
+    training_gsd_m: float | None
+    phrasebook: str
+    reads_context: bool
     batch_size: int  # what suits it
     version: str  # of deltavlm
 
@@ -167,7 +169,7 @@ LoadModel = Callable[[int], ChangeModel]  # from a number of CPU threads
 
 def load_model_on_worker(name: str, runtime: RuntimeOptions, threads: int) -> ChangeModel:
     """Model by name or folder; it uses `threads` unless the runtime options set them."""
-    from deltavlm.model.predictor import load_model
+    from deltavlm.model.kinds import load_model
 
     return load_model(name, replace(runtime, threads=runtime.threads or threads))
 
@@ -191,6 +193,8 @@ class ModelActor:
                 model.details,
                 model.chip_px,
                 model.training_gsd_m,
+                model.phrasebook,
+                model.reads_context,
                 model.auto_batch_size(),
                 __version__,
             )
@@ -198,9 +202,14 @@ class ModelActor:
             return type(error)(f"{error} (on {socket.gethostname()})")
 
     def ask(
-        self, options: InferenceOptions, addresses: Sequence[PixelAddress], batch_size: int, *arrays: Pixels
+        self,
+        options: InferenceOptions,
+        addresses: Sequence[PixelAddress],
+        batch_size: int,
+        contexts: Sequence[PairContext],
+        *arrays: Pixels,
     ) -> BatchReplies:
-        """`run_batches` over chips by their addresses in these arrays."""
+        """`run_batches` over chips by their addresses in these arrays, with their contexts."""
         assert self.model is not None
         images = [_ChipImages(*arrays[array][index]) for array, index in addresses]
-        return run_batches(self.model, options, images, batch_size)
+        return run_batches(self.model, options, images, batch_size, contexts)

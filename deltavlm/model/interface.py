@@ -46,6 +46,18 @@ class Question:
     threshold: float = 0.5  # of a yes/no question: lowest P(yes) that a consistent model answers with yes
     agrees_with: tuple[Question, ...] = ()
     form: Callable[..., AnswerForm] | None = None
+    history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns that are not in the prompt
+    schema: str = ""  # JSON schema of the answer, where it is to be JSON
+
+
+@dataclass(frozen=True, slots=True)
+class PairContext:
+    """What is known about a pair beside its pixels, for models that read any text; others ignore it."""
+
+    before_date: str = ""
+    after_date: str = ""
+    gsd_m: float | None = None  # ground size of a pixel
+    evidence: str = ""  # findings of another model, in words
 
 
 class StandardTask(Protocol):
@@ -72,17 +84,43 @@ class StandardTask(Protocol):
     def form(self) -> Callable[..., AnswerForm] | None: ...
 
 
-def standard_question(task: StandardTask, threshold: float | None = None) -> Question:
+class StandardPhrase(Protocol):
+    """Standard question in the words of a kind of model, as `tasks.phrasing` defines them."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def schema(self) -> str: ...
+
+
+def standard_question(
+    task: StandardTask, threshold: float | None = None, phrase: StandardPhrase | None = None
+) -> Question:
     """Standard question of a task, which agrees with those of other tasks.
 
     threshold: lowest P(yes) of a changed pair; None for 0.5.
+    phrase: the question in other words, for a model whose answers need not agree.
     """
+    threshold = 0.5 if threshold is None else threshold
+    if phrase is not None:
+        return Question(
+            task.name,
+            phrase.prompt,
+            yes_no=task.yes_no,
+            max_new_tokens=phrase.max_new_tokens,
+            threshold=threshold,
+            schema=phrase.schema,
+        )
     return Question(
         task.name,
         task.prompt,
         yes_no=task.yes_no,
         max_new_tokens=task.max_new_tokens,
-        threshold=0.5 if threshold is None else threshold,
+        threshold=threshold,
         agrees_with=tuple(standard_question(each, threshold) for each in task.agrees_with),
         form=task.form,
     )
@@ -164,8 +202,18 @@ class ModelFacts(Protocol):
         ...
 
     @property
-    def training_gsd_m(self) -> float:
-        """Ground sampling distance of the training images, in metres per pixel."""
+    def training_gsd_m(self) -> float | None:
+        """Ground sampling distance of the training images, in metres per pixel; None for any."""
+        ...
+
+    @property
+    def phrasebook(self) -> str:
+        """Name of the questions that the model understands, see `tasks.phrasing`."""
+        ...
+
+    @property
+    def reads_context(self) -> bool:
+        """True if answers depend on the `PairContext` too, not on the pixels alone."""
         ...
 
     def auto_batch_size(self) -> int:
@@ -185,8 +233,8 @@ class ChangeModel(ModelFacts, Protocol):
         """Set up the calling thread; called once by each of several worker threads."""
         ...
 
-    def encode(self, before: Pixels, after: Pixels) -> Any:
-        """Encode N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB.
+    def encode(self, before: Pixels, after: Pixels, contexts: Sequence[PairContext] = ()) -> Any:
+        """Encode N pairs; `before` and `after` are (N, 3, H, W) uint8 RGB, `contexts` one for each or none.
 
         Raises: ModelOutOfMemory when the batch does not fit.
         """

@@ -1,4 +1,4 @@
-"""Predictor: images and questions in, answers with scores and change masks out; and `load_model`.
+"""Predictor: images and questions in, answers with scores and change masks out; and `load`.
 
 A pair is encoded once; many questions about many pairs are answered in one batch.
 N pairs, R rows of (pair, question).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,8 @@ from deltavlm.model.constraint import Constraint
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
 from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
 from deltavlm.model.folder import WEIGHTS, find_folder, read_config
-from deltavlm.model.interface import AnswerForm, ChangeModel, Labelled, Masks, Pixels, Question, Reply
+from deltavlm.model.interface import AnswerForm, Labelled, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.kinds import ModelSpec
 from deltavlm.model.memory import (
     CPU_ENCODE_PAIRS,
     PAIRS,
@@ -98,13 +99,14 @@ class Predictor(Labelled):
         torch.set_num_threads(self.threads // self.workers)
 
     @torch.inference_mode()
-    def encode(self, before: Pixels, after: Pixels) -> PairFeatures:
+    def encode(self, before: Pixels, after: Pixels, contexts: Sequence[PairContext] = ()) -> PairFeatures:
         """Encode N pairs into features that every question about them shares.
 
         On a CPU with bf16 matrix instructions the images are encoded in bf16, as in training.
 
         Args:
             before, after: (N, 3, H, W) uint8 RGB, of any size.
+            contexts: not read.
 
         Returns: features in the dtype of the weights, on the model's device.
 
@@ -226,6 +228,14 @@ class Predictor(Labelled):
         with wrap_torch_errors(f"masks of {pluralize(len(encoded), 'pair')}", self.device):
             probabilities = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
         return Masks(self.config.dense.classes, probabilities)
+
+    @property
+    def phrasebook(self) -> str:
+        return "deltavlm"
+
+    @property
+    def reads_context(self) -> bool:
+        return False
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch; on a GPU as many as its memory holds, measured with noise."""
@@ -394,25 +404,16 @@ def resolve_device(options: RuntimeOptions) -> str:
     return device
 
 
-def load_model(
-    name_or_folder: str = "nano", options: RuntimeOptions | None = None, **fields: Any
-) -> ChangeModel:
-    """Load a model by name, or a checkpoint folder by path.
+def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
+    """What is known of a checkpoint without its weights; see `kinds.read_spec`."""
+    folder = find_folder(name_or_folder)
+    config = options.apply_to(read_config(folder))
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return ModelSpec(config.name, config.chip_px, config.training_gsd_m, config.dense is not None, size)
 
-    Args:
-        name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a folder.
-        options: how the model runs.
-        fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize, calibration.
 
-    Returns:
-        A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
-        questions)` and `masks(encoded)`.
-
-    Raises: InputError if there is no such model or device, or the calibration is of another model; ModelError
-        if the checkpoint cannot be used.
-    """
-    options = replace(options or RuntimeOptions(), **fields)
+def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
+    """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = find_folder(name_or_folder)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from deltavlm.errors import AnswerParseError, ConfigError
-from deltavlm.model.interface import Question, Reply, standard_question
-from deltavlm.tasks import TASKS, SingleTurnTask
+from deltavlm.model.interface import ModelFacts, Question, Reply, standard_question
+from deltavlm.tasks import TASKS, SingleTurnTask, dialogue
+from deltavlm.tasks.phrasing import DELTAVLM, PHRASEBOOKS, Phrasebook
 from deltavlm.tasks.questions import QuestionSpec, task_of
 from deltavlm.tasks.text import clean, says_unsupported
 
-__all__ = ["Answer", "AnswerStatus", "answer_for_unchanged", "check_threshold", "question_of", "read_answer"]
+__all__ = [
+    *("Answer", "AnswerStatus", "answer_for_unchanged", "check_threshold", "in_words_of_task"),
+    *("phrasebook_of", "question_of", "read_answer", "with_history"),
+]
 
 AnswerStatus = Literal["answered", "unsupported"]
 
@@ -32,14 +37,22 @@ class Answer:
         return "unsupported" if says_unsupported(self.text) else "answered"
 
 
-def question_of(spec: QuestionSpec, threshold: float | None = None) -> Question:
-    """Question for the model from one entry of the question set.
+def phrasebook_of(model: ModelFacts) -> Phrasebook:
+    """Phrasebook of a model."""
+    return PHRASEBOOKS[model.phrasebook]
+
+
+def question_of(spec: QuestionSpec, threshold: float | None = None, book: Phrasebook = DELTAVLM) -> Question:
+    """Question for the model from one entry of the question set, in the words of its phrasebook if it is a
+    standard question, else in its own.
 
     threshold: lowest P(yes) of a changed chip; None for that of the model.
     """
     task = TASKS[spec.task]
     if task_of(spec.prompt) == spec.task != "open":
-        return replace(standard_question(task, threshold), name=spec.name, prompt=spec.prompt)
+        if book.agrees:
+            return replace(standard_question(task, threshold), name=spec.name, prompt=spec.prompt)
+        return replace(standard_question(task, threshold, book.phrase(spec.task)), name=spec.name)
     return Question(
         spec.name,
         spec.prompt,
@@ -60,6 +73,22 @@ def check_threshold(threshold: float | None) -> None:
     """Raises: ConfigError for a threshold of scores that is not from 0 to 1."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"`threshold={threshold}`: is not from 0 to 1")
+
+
+def with_history(question: Question, turns: Sequence[tuple[str, str]], book: Phrasebook) -> Question:
+    """A question after earlier (question, answer) turns, oldest first: in its prompt, or beside it."""
+    if not turns:
+        return question
+    if book.joins_history:
+        return replace(question, prompt=dialogue.prompt_with_history(turns, question.prompt))
+    return replace(question, history=tuple(turns))
+
+
+def in_words_of_task(spec: QuestionSpec, reply: Reply, book: Phrasebook) -> Reply:
+    """The reply with the text of `Phrasebook.in_words_of_task`; an answer in free words as it is."""
+    if not spec.is_standard:
+        return reply
+    return replace(reply, text=book.in_words_of_task(spec.task, reply.text))
 
 
 def read_answer(spec: QuestionSpec, reply: Reply, threshold: float | None = None) -> Answer:

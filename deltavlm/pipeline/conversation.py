@@ -21,8 +21,15 @@ from deltavlm.geo.lonlat import lonlat_bounds, to_lonlat
 from deltavlm.geo.pair import ChipPixels, PairReader
 from deltavlm.geo.polygonize import polygonize_chip
 from deltavlm.model.interface import ChangeModel
-from deltavlm.pipeline.answers import Answer, question_of, read_answer
-from deltavlm.tasks import dialogue
+from deltavlm.pipeline.answers import (
+    Answer,
+    in_words_of_task,
+    phrasebook_of,
+    question_of,
+    read_answer,
+    with_history,
+)
+from deltavlm.pipeline.engine import context_of
 from deltavlm.tasks.locate import LABELS, Cells, position
 from deltavlm.tasks.questions import QuestionSpec, question_spec
 from deltavlm.tasks.text import says_unsupported
@@ -57,7 +64,7 @@ def encode_chip(reader: PairReader, model: ChangeModel, chip: Chip) -> EncodedCh
     pixels = reader.read(chip)
     if pixels.valid_fraction == 0:
         raise RasterError(f"chip {chip.chip_id}: has no pixel with data on both dates; ask about another one")
-    return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None]))
+    return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None], [context_of(reader)]))
 
 
 def questions_of(texts: Sequence[str], *, one_per_task: bool = True) -> tuple[QuestionSpec, ...]:
@@ -77,8 +84,12 @@ def questions_of(texts: Sequence[str], *, one_per_task: bool = True) -> tuple[Qu
 
 def answers(model: ChangeModel, chip: EncodedChip, questions: Sequence[QuestionSpec]) -> list[Answer]:
     """Answer each question independently of the others."""
-    replies = model.answer_rows(chip.encoded, [(0, question_of(spec)) for spec in questions])
-    return [read_answer(spec, reply) for spec, reply in zip(questions, replies, strict=True)]
+    book = phrasebook_of(model)
+    replies = model.answer_rows(chip.encoded, [(0, question_of(spec, book=book)) for spec in questions])
+    return [
+        read_answer(spec, in_words_of_task(spec, reply, book))
+        for spec, reply in zip(questions, replies, strict=True)
+    ]
 
 
 def answer_record(
@@ -180,16 +191,15 @@ class Conversation:
         taught to answer are no history, and a question that refers to one is not answered either.
         """
         spec = question_spec("question", question)
-        prompted = question_of(spec)
+        book = phrasebook_of(self.model)
+        prompted = question_of(spec, book=book)
         history = [turn for turn in self.turns if not says_unsupported(turn[1])]
         if history and spec.task == "open":
             prompted = replace(
-                prompted,
-                prompt=dialogue.prompt_with_history(history, spec.prompt),
-                after_answer=not says_unsupported(self.turns[-1][1]),
+                with_history(prompted, history, book), after_answer=not says_unsupported(self.turns[-1][1])
             )
         (reply,) = self.model.answer_rows(self.chip.encoded, [(0, prompted)])
-        answer = read_answer(spec, reply)
+        answer = read_answer(spec, in_words_of_task(spec, reply, book))
         record = answer_record(self.reader, self.model, self.chip, spec, answer, question)
         record["images"] = self.images
         self.turns.append((question, answer.text))

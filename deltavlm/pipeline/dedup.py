@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels
+from deltavlm.model.interface import PairContext
 from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.results import ChipResult
 
-__all__ = ["CachedResult", "ResultCache", "pixel_digest"]
+__all__ = ["CachedResult", "ResultCache", "context_digest", "pixel_digest"]
 
 CACHE_SIZE = 1024  # results
 
@@ -21,6 +22,11 @@ def pixel_digest(pixels: ChipPixels) -> str:
     digest = hashlib.sha256(pixels.before.tobytes())
     digest.update(pixels.after.tobytes())
     return digest.hexdigest()[:32]
+
+
+def context_digest(digest: str, context: PairContext) -> str:
+    """Digest of pixels and context: equal for chips about which a model reads the same."""
+    return hashlib.sha256(f"{digest} {astuple(context)}".encode()).hexdigest()[:32]
 
 
 @dataclass(slots=True)

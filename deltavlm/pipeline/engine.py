@@ -11,15 +11,24 @@ from deltavlm.errors import RasterError
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import PairReader
 from deltavlm.geo.strips import read_chips
-from deltavlm.model.interface import ChangeModel, ModelFacts
-from deltavlm.pipeline.dedup import CachedResult, pixel_digest
+from deltavlm.model.interface import ChangeModel, ModelFacts, PairContext
+from deltavlm.pipeline.dedup import CachedResult, context_digest, pixel_digest
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions, run_batches
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.mask_codec import encode_valid
 from deltavlm.pipeline.ordered_map import map_ordered
 from deltavlm.pipeline.schema import ChipStatus
 
-__all__ = ["Callback", "ChipBatch", "Engine", "LoadedChip", "LocalEngine", "load_chips"]
+__all__ = [
+    "Callback",
+    "ChipBatch",
+    "Engine",
+    "LoadedChip",
+    "LocalEngine",
+    "context_of",
+    "load_chips",
+    "with_context",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class LoadedChip:
     valid: bytes = b""  # `mask_codec.encode_valid`, if masks are kept
     shift_px: float | None = None  # length of `ChipPixels.measure_shift`
     cloud_share: float | None = None  # `ChipPixels.cloud_share`
+    context: PairContext = field(default_factory=PairContext)
     far_scale: bool = False  # `scale.is_far`: answers that hold only near the training's scale are left out
 
 
@@ -54,6 +64,11 @@ class ChipBatch:
     def images(self) -> list[Any]:
         """Pixels of the chips that the model is asked about."""
         return [chip.pixels for chip in self.chips if chip.pixels is not None]
+
+    @property
+    def contexts(self) -> list[PairContext]:
+        """Contexts of the chips that the model is asked about."""
+        return [chip.context for chip in self.chips if chip.pixels is not None]
 
     @property
     def deduplicated(self) -> int:
@@ -98,7 +113,8 @@ class LocalEngine:
     def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
     ) -> Generator[LoadedChip, None, None]:
-        return load_chips(reader, chips, options, pair)
+        for loaded in load_chips(reader, chips, options, pair):
+            yield with_context(loaded, reader, self.model)
 
     def infer(
         self, batches: Iterator[ChipBatch], options: InferenceOptions, batch_size: int
@@ -106,12 +122,27 @@ class LocalEngine:
         size = batch_size
 
         def work(batch: ChipBatch) -> tuple[ChipBatch, BatchReplies]:
-            return batch, run_batches(self.model, options, batch.images, size)
+            return batch, run_batches(self.model, options, batch.images, size, batch.contexts)
 
         with closing(map_ordered(work, batches, self.model.workers, self.model.init_worker)) as results:
             for batch, replies in results:
                 size = min(size, replies.batch_size)  # no worker tries again what did not fit in another
                 yield batch, replace(replies, batch_size=size)
+
+
+def with_context(loaded: LoadedChip, reader: PairReader, model: ModelFacts) -> LoadedChip:
+    """The chip with the dates and the scale of its pair, for a model that reads them."""
+    if not model.reads_context or loaded.status != "answered":
+        return loaded
+    context = context_of(reader)
+    digest = context_digest(loaded.digest, context)
+    return replace(loaded, context=context, digest=digest)
+
+
+def context_of(reader: PairReader) -> PairContext:
+    """Dates and pixel size of a pair."""
+    before, after = reader.dates
+    return PairContext(before or "", after or "", reader.gsd_m)
 
 
 def load_chips(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from deltavlm.errors import ModelError, ModelOutOfMemory
 from deltavlm.messages import pluralize
-from deltavlm.model.interface import ChangeModel, Reply
-from deltavlm.pipeline.answers import question_of, read_answer
+from deltavlm.model.interface import ChangeModel, PairContext, Reply
+from deltavlm.pipeline.answers import in_words_of_task, phrasebook_of, question_of, read_answer
 from deltavlm.pipeline.mask_codec import encode_masks
 from deltavlm.pipeline.summary import StageTimes
 from deltavlm.tasks.questions import QuestionSpec
@@ -61,9 +61,13 @@ class BatchReplies:
 
 
 def run_batches(
-    model: ChangeModel, options: InferenceOptions, images: Sequence[ChipImages], batch_size: int
+    model: ChangeModel,
+    options: InferenceOptions,
+    images: Sequence[ChipImages],
+    batch_size: int,
+    contexts: Sequence[PairContext] = (),
 ) -> BatchReplies:
-    """Ask the questions about each chip.
+    """Ask the questions about each chip; `contexts`, if any, are those of the chips.
 
     A batch that does not fit into memory is halved, and the smaller size stays. A batch that fails otherwise
     is repeated chip by chip, so that one bad chip does not take others with it.
@@ -78,7 +82,7 @@ def run_batches(
         after = np.stack([pixels.after for pixels in batch])
         try:
             with times.timed("encode"):
-                encoded = model.encode(before, after)
+                encoded = model.encode(before, after, contexts[len(chips) : len(chips) + size])
             with times.timed("answer"):
                 replies = _answer(model, options, encoded, len(batch))
                 masks = (
@@ -108,21 +112,29 @@ def _answer(
     With `cascade` the yes/no question comes first, and only changed pairs are asked the others; an
     answer that cannot be parsed counts as yes.
     """
-    specs = options.questions
-    questions = [question_of(spec, options.threshold) for spec in specs]
+    specs, book = options.questions, phrasebook_of(model)
+    questions = [question_of(spec, options.threshold, book) for spec in specs]
+
+    def ask(asked: Sequence[int], pairs: Sequence[int] | None = None) -> list[list[Reply]]:
+        """Replies to the questions with these indices, [pair][question]."""
+        rows = model.answer(encoded, [questions[index] for index in asked], pairs)
+        return [
+            [in_words_of_task(specs[index], reply, book) for index, reply in zip(asked, row, strict=True)]
+            for row in rows
+        ]
+
     first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
     if not options.cascade or first is None:
-        return [list(row) for row in model.answer(encoded, questions)]
+        return [list(row) for row in ask(range(len(specs)))]
     others = [index for index in range(len(specs)) if index != first]
     replies: list[list[Reply | None]] = []
     changed: list[int] = []
-    for pair, (reply,) in enumerate(model.answer(encoded, [questions[first]])):
+    for pair, (reply,) in enumerate(ask([first])):
         replies.append([reply if index == first else None for index in range(len(specs))])
         if read_answer(specs[first], reply, options.threshold).value is not False:
             changed.append(pair)
     if changed and others:
-        rows = model.answer(encoded, [questions[index] for index in others], changed)
-        for pair, row in zip(changed, rows, strict=True):
+        for pair, row in zip(changed, ask(others, changed), strict=True):
             for index, reply in zip(others, row, strict=True):
                 replies[pair][index] = reply
     return replies

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltavlm.errors import ConfigError
-from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.interface import Masks
+from deltavlm.model.kinds import ModelSpec
 
 __all__ = [
     *("CLASSES", "KINDS", "check_mask_head", "class_of_kind", "decode_mask", "decode_planes", "decode_valid"),
@@ -34,10 +34,10 @@ _SHAPE = struct.Struct("<BHH")  # classes, rows, columns
 _ZLIB_LEVEL = 6
 
 
-def check_mask_head(config: DeltaVLMConfig) -> None:
-    """Raises: ConfigError where a model of this configuration has no mask head."""
-    if config.dense is None:
-        raise ConfigError(_NO_MASK_HEAD.format(name=config.name))
+def check_mask_head(spec: ModelSpec) -> None:
+    """Raises: ConfigError where a model has no mask head."""
+    if not spec.has_masks:
+        raise ConfigError(_NO_MASK_HEAD.format(name=spec.name))
 
 
 def encode_masks(masks: Masks | None, name: str) -> list[bytes]:

@@ -55,7 +55,7 @@ class PairPlan:
         )
 
 
-def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> list[PairPlan]:
+def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float | None) -> list[PairPlan]:
     """Open each pair of a job, and cut it into chips.
 
     `model_chip_px` and `training_gsd_m` are the chip size and ground size of a pixel of the model's training.
@@ -70,7 +70,7 @@ def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float) -> list
 
 
 def _plan_pair(
-    pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float, *, is_first: bool
+    pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float | None, *, is_first: bool
 ) -> PairPlan:
     options = job.options
     try:

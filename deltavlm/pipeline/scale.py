@@ -20,7 +20,7 @@ class Scale:
     """
 
     gsd_m: float | None  # None where it is not known
-    training_gsd_m: float
+    training_gsd_m: float | None  # None for a model of any scale
     shrink: float = 1.0
 
     @classmethod
@@ -30,8 +30,10 @@ class Scale:
 
     @property
     def ratio(self) -> float:
-        """Ground size of a pixel of the model's input over that of the training; 1 where it is not known."""
-        return 1.0 if self.gsd_m is None else self.gsd_m * self.shrink / self.training_gsd_m
+        """Ground size of a pixel of the model's input over that of the training; 1 where one is not known."""
+        if self.gsd_m is None or self.training_gsd_m is None:
+            return 1.0
+        return self.gsd_m * self.shrink / self.training_gsd_m
 
     @property
     def is_far(self) -> bool:
@@ -50,6 +52,8 @@ class Scale:
 
         `limited`: answers that need that scale are left out, which the warning then says.
         """
+        if self.training_gsd_m is None:
+            return None
         training = f"the model was trained at {self.training_gsd_m:g} m"
         if self.gsd_m is None:
             return f"the ground size of a pixel is not known; {training}"

@@ -26,6 +26,7 @@ from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply, stand
 from deltavlm.scoring.prediction_log import open_prediction_log
 from deltavlm.scoring.predictions import Prediction, PredictionKey, PredictionSet, histories_of
 from deltavlm.tasks import TASKS, dialogue
+from deltavlm.tasks.phrasing import PHRASEBOOKS, Phrasebook
 from deltavlm.tasks.questions import task_of
 from deltavlm.tasks.text import clean
 
@@ -258,7 +259,14 @@ class _DialogueState:
     pair: int  # index in the batch
     example: Example
     history: str
+    book: Phrasebook
     replies: list[Reply] = field(default_factory=list)
+
+    @property
+    def is_standard(self) -> bool:
+        """True if the first turn is the standard question of its task."""
+        task = task_of(self.example.turns[0].question)
+        return task != "open" and self.example.task in (task, "dialogue")
 
     @property
     def is_complete(self) -> bool:
@@ -273,17 +281,28 @@ class _DialogueState:
             answers = [reply.text for reply in self.replies]
         else:
             answers = [turn.answers[0] for turn in earlier]
-        prompt = question
-        if earlier:
-            turns = [(turn.question, answer) for turn, answer in zip(earlier, answers, strict=True)]
-            prompt = dialogue.prompt_with_history(turns, question)
+        turns = [(turn.question, answer) for turn, answer in zip(earlier, answers, strict=True)]
         task = TASKS[task_of(question) if self.example.task == "dialogue" else self.example.task]
-        if not earlier and task_of(question) == task.name != "open":
-            return replace(standard_question(task), name=self.example.task, prompt=prompt)
-        return Question(self.example.task, prompt, yes_no=task.yes_no, max_new_tokens=task.max_new_tokens)
+        if not earlier and self.is_standard:
+            if self.book.agrees:
+                return replace(standard_question(task), name=self.example.task, prompt=question)
+            return replace(
+                standard_question(task, phrase=self.book.phrase(task.name)), name=self.example.task
+            )
+        joined = bool(turns) and self.book.joins_history
+        return Question(
+            self.example.task,
+            dialogue.prompt_with_history(turns, question) if joined else question,
+            yes_no=task.yes_no,
+            max_new_tokens=task.max_new_tokens,
+            history=() if joined else tuple(turns),
+        )
 
     def prediction(self) -> Prediction:
-        answers = tuple(clean(reply.text) for reply in self.replies)
+        texts = [reply.text for reply in self.replies]
+        if self.is_standard:
+            texts[0] = self.book.in_words_of_task(task_of(self.example.turns[0].question), texts[0])
+        answers = tuple(clean(text) for text in texts)
         score = self.replies[0].score if len(self.replies) == 1 else None
         return Prediction(self.example.id, self.example.task, answers, score, self.history)
 
@@ -291,7 +310,7 @@ class _DialogueState:
 def _predict_batch(model: ChangeModel, encoded: Any, pairs: Sequence[PairExamples]) -> list[Prediction]:
     """Ask all first turns at once, then all second turns, and so on: a turn needs the earlier answers."""
     states = [
-        _DialogueState(index, example, history)
+        _DialogueState(index, example, history, PHRASEBOOKS[model.phrasebook])
         for index, pair in enumerate(pairs)
         for example in pair.examples
         for history in histories_of(example)

@@ -18,7 +18,8 @@ from torch import Tensor
 from deltavlm.errors import DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor
 from deltavlm.training.build import (
     RunInputs,
     build_initial_model,

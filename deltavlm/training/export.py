@@ -16,7 +16,8 @@ from deltavlm.model.calibration import fit_platt
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor
 from deltavlm.training.build import SCOPE, RunInputs
 from deltavlm.training.calibrate import calibrate_on_ground, calibrate_on_scenes, record_margins
 from deltavlm.training.changechat_dataset import Split

@@ -37,7 +37,7 @@ CORPUS_SCENES = 6000  # scenes whose texts the tokenizer is trained on, at most
 def scene_caches(scenes: Scenes, out: Path) -> list[SceneCache]:
     """Scene caches of a run, one for each kind of scenes that it has."""
     plain = SceneOptions(change=scenes.change)
-    on_tiles = SceneOptions(change=0.55, without=scenes.ground_without)
+    on_tiles = SceneOptions(change=0.55, misregistration_px=5.0, without=scenes.ground_without)
     kinds = [
         ("scenes", scenes.train, TRAIN_SEED, plain, None),
         ("validation", scenes.validation, VALIDATION_SEED, plain, None),

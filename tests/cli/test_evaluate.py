@@ -293,7 +293,7 @@ def test_an_interrupted_run_resumes_to_equal_files(
 
     encode, calls = model.encode, 0
 
-    def failing(before: Any, after: Any) -> Any:
+    def failing(before: Any, after: Any, contexts: Any = ()) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:

@@ -47,7 +47,7 @@ def test_a_run_killed_repeatedly_resumes_to_the_same_bytes(run: Run, scene: Scen
 def test_an_interrupted_run_says_how_to_resume(run: Run, scene: Scene, model: ScriptedModel) -> None:
     encode, calls = model.encode, 0
 
-    def failing(before: object, after: object) -> object:
+    def failing(before: object, after: object, contexts: object = ()) -> object:
         nonlocal calls
         calls += 1
         if calls == 4:

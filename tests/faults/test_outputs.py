@@ -70,7 +70,7 @@ def test_an_output_opened_during_the_run(run: Run, scene: Scene, model: Scripted
     encode = model.encode
     other_program = open_elsewhere(out, mode)
 
-    def encode_and_open(before: object, after: object) -> object:
+    def encode_and_open(before: object, after: object, contexts: object = ()) -> object:
         model.encode = encode  # type: ignore[method-assign]
         other_program.__enter__()
         return encode(before, after)  # type: ignore[arg-type]

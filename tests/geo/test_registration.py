@@ -389,7 +389,7 @@ def test_false_changes_of_a_shifted_pair_fall_to_those_of_the_unshifted(tmp_path
     Chips at the right edge, whose last columns are nodata once they are moved, are left out: of one of them
     nano says yes with such a border, also if the images have no shift.
     """
-    from deltavlm.model.predictor import load_model
+    from deltavlm.model.kinds import load_model
 
     scene = make_scene(91_000, 576, 576, SceneOptions(misregistration_px=0.0, change=0.0))
     first, second = (image.transpose(2, 0, 1) for image in (scene.before, scene.after))

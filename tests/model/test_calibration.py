@@ -13,7 +13,7 @@ from deltavlm.errors import InputError
 from deltavlm.model.calibration import fit_platt, logits, read_calibration, write_calibration
 from deltavlm.model.config import Calibration, ScoreCalibration
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import load_model
+from deltavlm.model.kinds import load_model
 from tests.tiny import tiny_checkpoint
 
 SCORE = ScoreCalibration(

@@ -10,7 +10,7 @@ import pytest
 from deltavlm.errors import ModelError
 from deltavlm.model.folder import DENSE
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import load_model
+from deltavlm.model.kinds import load_model
 from deltavlm.tasks import caption
 from tests.seven import HEAD, seven_checkpoint, seven_with_head
 

@@ -14,6 +14,7 @@ from deltavlm.errors import ModelOutOfMemory
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
 from deltavlm.model.interface import Question
+from deltavlm.model.kinds import load_model
 from deltavlm.model.memory import (
     CPU_ENCODE_PAIRS,
     MAX_PAIRS,
@@ -23,7 +24,7 @@ from deltavlm.model.memory import (
     row_bytes,
     rows_that_fit,
 )
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.predictor import Predictor
 from tests.tiny import TINY, tiny_checkpoint
 
 LONG = Question("long", "how many roads are there?", max_new_tokens=9)

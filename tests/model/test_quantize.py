@@ -14,7 +14,8 @@ from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.config import LanguageConfig, RuntimeOptions
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import Predictor, load_model, resolve_device
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor, resolve_device
 from deltavlm.model.quantize import Kind, check_quantize, quantizable, quantize_layer, tensor_bytes
 from tests.tiny import TINY, tiny_checkpoint, tiny_codec, tiny_model
 

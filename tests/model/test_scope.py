@@ -16,7 +16,8 @@ from deltavlm.messages import UNSUPPORTED
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import WEIGHTS
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor
 from deltavlm.model.scope import QuestionScope
 from tests.tiny import SCOPE, TINY, constant_scope, save_with_scope
 

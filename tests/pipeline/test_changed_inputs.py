@@ -65,7 +65,7 @@ def at_batch(number: int, action: Callable[[], object]) -> ScriptedModel:
     model, asked = ScriptedModel(), 0
     encode = model.encode
 
-    def encode_and_act(before: Any, after: Any) -> Any:
+    def encode_and_act(before: Any, after: Any, contexts: Any = ()) -> Any:
         nonlocal asked
         asked += 1
         if asked == number:

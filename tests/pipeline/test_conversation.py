@@ -222,7 +222,7 @@ def test_a_chip_without_data_is_refused(tmp_path: Path, pixels: np.ndarray) -> N
 
 def test_nano_uses_the_history() -> None:
     """The same fourth question means new roads in one conversation and new buildings in the other."""
-    from deltavlm.model.predictor import load_model
+    from deltavlm.model.kinds import load_model
 
     folder = Path(__file__).parent.parent.parent / "sample_data"
     model = load_model("nano", device="cpu")

@@ -27,7 +27,7 @@ class Paced(ScriptedModel):
 
     now = 0.0
 
-    def encode(self, before: Any, after: Any) -> Any:
+    def encode(self, before: Any, after: Any, contexts: Any = ()) -> Any:
         self.now += len(before) + (0 if self.batches else 9)
         return super().encode(before, after)
 

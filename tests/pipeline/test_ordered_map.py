@@ -42,7 +42,7 @@ class ParallelModel(ScriptedModel):
     def init_worker(self) -> None:
         self.entered.append(threading.get_ident())
 
-    def encode(self, before: Any, after: Any) -> Any:
+    def encode(self, before: Any, after: Any, contexts: Any = ()) -> Any:
         with self.lock:
             self.inside += 1
             self.most_inside = max(self.inside, self.most_inside)

@@ -9,7 +9,8 @@ import pytest
 
 from deltavlm.data.synthetic.cache import render_cache
 from deltavlm.model.calibration import fit_platt
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor
 from deltavlm.scoring.synthetic import predict_scenes, score_scenes
 from deltavlm.training import calibrate
 from deltavlm.training.calibrate import scene_margins

@@ -15,7 +15,8 @@ from deltavlm.config import dump, load, shipped_config
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import InputError
 from deltavlm.model.config import Calibration, DeltaVLMConfig
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor
 from deltavlm.training import __main__ as command
 from deltavlm.training import build
 from deltavlm.training.checkpoints import final_weights, load_state

@@ -15,7 +15,8 @@ from deltavlm.config import load, shipped_config
 from deltavlm.data.images import read_image
 from deltavlm.model.config import DifferenceConfig
 from deltavlm.model.interface import Question
-from deltavlm.model.predictor import Predictor, load_model
+from deltavlm.model.kinds import load_model
+from deltavlm.model.predictor import Predictor
 from deltavlm.model.tokenizer import load_codecs
 from deltavlm.tasks import caption
 from deltavlm.training import build, run

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from deltavlm.errors import DeltaVLMError, InputError, ModelError, OutputError
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import CONFIG, SENTENCEPIECE, WEIGHTS, read_config
-from deltavlm.model.predictor import load_model
+from deltavlm.model.kinds import load_model
 from deltavlm.upstream import names
 from deltavlm.upstream.convert import convert
 from deltavlm.upstream.read import shards, tensors

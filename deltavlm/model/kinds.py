@@ -1,0 +1,79 @@
+"""Kinds of models by their name, and what is known of a model before it is loaded; imports no torch.
+
+    nano, deltavlm-7b, FOLDER    a DeltaVLM checkpoint
+
+Each kind is a module with `read_spec(name, options)` and `load(name, options)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.interface import ChangeModel
+
+CHECKPOINT = "deltavlm.model.predictor"
+KINDS: Mapping[str, str] = {}
+"""Prefix of a name, before its first colon -> module of the kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What is known of a model before it is loaded."""
+
+    name: str
+    chip_px: int  # side of the training images
+    training_gsd_m: float | None  # ground size of their pixels; None for a model of any scale
+    has_masks: bool
+    weights_bytes: int  # on this machine, 0 for a model on a server
+
+
+def kind_of(name: str) -> str:
+    """Prefix of a model's name that says its kind; empty for a checkpoint.
+
+    >>> kind_of("nano"), kind_of("C:/models/nano")
+    ('', '')
+    """
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and prefix in KINDS else ""
+
+
+def read_spec(name: str, options: RuntimeOptions | None = None) -> ModelSpec:
+    """What is known of a model by name or folder, without its weights.
+
+    Raises: InputError if there is no such model; ModelError if its configuration is broken; ConfigError if it
+        does not support an option.
+    """
+    spec: ModelSpec = _module(name).read_spec(name, options or RuntimeOptions())
+    return spec
+
+
+def load_model(
+    name_or_folder: str = "nano", options: RuntimeOptions | None = None, **fields: Any
+) -> ChangeModel:
+    """Load a model of any kind.
+
+    Args:
+        name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a
+            checkpoint folder.
+        options: how the model runs.
+        fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
+            decode, beams, prompt_style, quantize, calibration.
+
+    Returns:
+        A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,
+        questions)` and `masks(encoded)`.
+
+    Raises: InputError if there is no such model or device, or the calibration is of another model; ModelError
+        if it cannot be used.
+    """
+    options = replace(options or RuntimeOptions(), **fields)
+    model: ChangeModel = _module(name_or_folder).load(name_or_folder, options)
+    return model
+
+
+def _module(name: str) -> Any:
+    return import_module(KINDS.get(kind_of(name), CHECKPOINT))

@@ -1,0 +1,207 @@
+"""Phrasebooks: how each kind of model is asked the standard questions, and how its replies are read.
+
+A model names its phrasebook. Whatever the words are, the values, columns and scores are those of the task.
+
+>>> GENERIC.phrase("count").prompt == GENERIC.phrase("location").prompt  # one question, one reply
+True
+>>> reply = '{"new_roads": 1, "new_buildings": 3, "road_cells": [], "building_cells": ["center"]}'
+>>> GENERIC.phrase("count").read(reply), GENERIC.phrase("location").read(reply)
+(Counts(roads=1, buildings=3), Cells(roads=(), buildings=('center-center',)))
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltavlm.errors import AnswerParseError
+from deltavlm.tasks import TASKS, TaskName, caption, classify, count, locate
+from deltavlm.tasks.count import Counts
+from deltavlm.tasks.locate import LABELS, Cells
+from deltavlm.tasks.text import clean
+
+__all__ = ["DELTAVLM", "GENERIC", "PHRASEBOOKS", "Phrase", "Phrasebook"]
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A standard question in the words that a kind of model understands, and the reader of its replies."""
+
+    prompt: str
+    read: Callable[[str], Any]
+    """Reply -> value of the task (str, bool, `Counts` or `Cells`). Raises: AnswerParseError."""
+    max_new_tokens: int
+    schema: str = ""
+    """JSON schema of the reply, for servers that can be told one; empty for plain text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrasebook:
+    """Standard questions in the words that a kind of model understands."""
+
+    name: str
+    phrases: Mapping[TaskName, Phrase]
+    joins_history: bool
+    """True if earlier turns are part of the prompt; False if the model is told them as turns."""
+    agrees: bool
+    """True if the model was taught the forms in which answers agree with each other (`Task.form`)."""
+
+    def phrase(self, task: TaskName) -> Phrase:
+        """Phrase of a task. Raises: KeyError for a task without a standard question."""
+        return self.phrases[task]
+
+    def in_words_of_task(self, task: TaskName, reply: str) -> str:
+        """The reply to a standard question as DeltaVLM would write it; as it is where it cannot be read.
+
+        >>> GENERIC.in_words_of_task("change", "Yes, two houses were built.")
+        'yes'
+        """
+        if self.agrees:
+            return reply
+        try:
+            return TASKS[task].format(self.phrase(task).read(reply))
+        except AnswerParseError:
+            return reply
+
+
+_SCENE_RULES = (
+    "Compare the ground only: ignore light, season, clouds, shadows, vehicles and differences in color."
+)
+
+_CHANGE = (
+    f"Has anything changed on the ground between the two images? {_SCENE_RULES} "
+    "Answer with one word, yes or no."
+)
+_CAPTION = (
+    "In one sentence of at most 25 words, say what changed on the ground between the two images: what was "
+    f"built, removed or altered, and where in the image. {_SCENE_RULES} If nothing changed, answer exactly: "
+    "there is no difference."
+)
+_OBJECTS = (
+    "Which roads and buildings in the second image are not in the first? Divide the image into a 3x3 grid; "
+    f"its cells are {', '.join(LABELS)}. {_SCENE_RULES} Answer with JSON only, in this form: "
+    '{"new_roads": 0, "new_buildings": 0, "road_cells": [], "building_cells": []}, where the numbers count '
+    "the new roads and new buildings, and the lists name the cells with new, removed or altered roads and "
+    "buildings."
+)
+_CELL_LIST = {"type": "array", "items": {"type": "string", "enum": list(LABELS)}}
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": count.MAX_COUNT}
+_OBJECTS_SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "new_roads": _NUMBER,
+            "new_buildings": _NUMBER,
+            "road_cells": _CELL_LIST,
+            "building_cells": _CELL_LIST,
+        },
+        "required": ["new_roads", "new_buildings", "road_cells", "building_cells"],
+        "additionalProperties": False,
+    }
+)
+_YES_NO = re.compile(r"\b(yes|no)\b")
+_JSON = re.compile(r"\{.*\}", re.DOTALL)
+
+
+def _read_change(reply: str) -> bool:
+    """True for yes. A sentence is read too if it has only one of the two words.
+
+    >>> _read_change("**No.**"), _read_change("My answer is: yes")
+    (False, True)
+    """
+    try:
+        return classify.parse(reply)
+    except AnswerParseError:
+        words = {*_YES_NO.findall(reply.lower())}
+        if len(words) != 1:
+            raise
+        return words == {"yes"}
+
+
+def _read_caption(reply: str) -> str:
+    """The sentence without the quotes and asterisks around it. Raises: AnswerParseError."""
+    return caption.parse(clean(reply).strip("\"'*` "))
+
+
+def _read_object(reply: str) -> Mapping[str, Any] | None:
+    """JSON object in a reply, also inside other text or a code fence; None where there is none."""
+    match = _JSON.search(reply)
+    if match is None:
+        return None
+    try:
+        value = json.loads(match[0])
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _read_counts(reply: str) -> Counts:
+    """Counts of a JSON reply, or of plain words. Raises: AnswerParseError.
+
+    >>> _read_counts('```json {"new_roads": "2", "new_buildings": 0} ```')
+    Counts(roads=2, buildings=0)
+    >>> _read_counts("one road, no buildings")
+    Counts(roads=1, buildings=0)
+    """
+    value = _read_object(reply)
+    if value is None:
+        return count.parse(reply)
+    return Counts(_number(value, "new_roads"), _number(value, "new_buildings"))
+
+
+def _read_cells(reply: str) -> Cells:
+    """Cells of a JSON reply, or of plain words. Raises: AnswerParseError.
+
+    >>> _read_cells('{"road_cells": ["Top Left"], "building_cells": ["middle"]}')
+    Cells(roads=('top-left',), buildings=('center-center',))
+    """
+    value = _read_object(reply)
+    if value is None:
+        return locate.parse(reply)
+    lists = []
+    for key in ("road_cells", "building_cells"):
+        cells = value.get(key)
+        if not isinstance(cells, list) or not all(isinstance(cell, str) for cell in cells):
+            raise AnswerParseError(f"no list {key!r} in {reply!r}")
+        lists.append(", ".join(cells))
+    return locate.parse(f"roads [{lists[0]}] buildings [{lists[1]}]")
+
+
+def _number(value: Mapping[str, Any], key: str) -> int:
+    number = value.get(key)
+    if isinstance(number, str) and number.strip().isdecimal():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= count.MAX_COUNT:
+        raise AnswerParseError(f"no number {key!r} from 0 to {count.MAX_COUNT} in {value!r}")
+    return number
+
+
+DELTAVLM = Phrasebook(
+    "deltavlm",
+    {
+        name: Phrase(task.prompt, task.parse, task.max_new_tokens)
+        for name, task in TASKS.items()
+        if task.prompt
+    },
+    joins_history=True,
+    agrees=True,
+)
+"""Questions of ChangeChat, which DeltaVLM was trained on."""
+
+GENERIC = Phrasebook(
+    "generic",
+    {
+        "caption": Phrase(_CAPTION, _read_caption, 80),
+        "change": Phrase(_CHANGE, _read_change, 8),
+        "count": Phrase(_OBJECTS, _read_counts, 200, _OBJECTS_SCHEMA),
+        "location": Phrase(_OBJECTS, _read_cells, 200, _OBJECTS_SCHEMA),
+    },
+    joins_history=False,
+    agrees=False,
+)
+"""Questions for models that follow any instruction. Counts and cells are one question, answered in JSON."""
+
+PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC)}

@@ -1,0 +1,107 @@
+"""Phrasebooks: every reply that instruction-tuned models are known to give is read, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deltavlm.errors import AnswerParseError
+from deltavlm.tasks import TASKS
+from deltavlm.tasks.count import Counts
+from deltavlm.tasks.locate import Cells
+from deltavlm.tasks.phrasing import DELTAVLM, GENERIC, PHRASEBOOKS
+
+OBJECTS = {"new_roads": 0, "new_buildings": 3, "road_cells": [], "building_cells": ["top-left", "center"]}
+
+
+def test_every_phrasebook_asks_all_standard_questions() -> None:
+    standard = {name for name, task in TASKS.items() if task.prompt}
+    for book in PHRASEBOOKS.values():
+        assert {*book.phrases} == standard
+
+
+def test_the_words_of_deltavlm_are_those_of_its_training() -> None:
+    for name, phrase in DELTAVLM.phrases.items():
+        assert phrase.prompt == TASKS[name].prompt
+        assert DELTAVLM.in_words_of_task(name, "anything at all") == "anything at all"
+
+
+@pytest.mark.parametrize(
+    ("reply", "changed"),
+    [
+        ("Yes", True),
+        ("no.", False),
+        ("**No**", False),
+        ("Yes, three houses were built in the north.", True),
+        ("The answer is: no", False),
+        ("There is no difference.", False),
+    ],
+)
+def test_yes_and_no_are_read(reply: str, changed: bool) -> None:
+    assert GENERIC.phrase("change").read(reply) is changed
+    assert GENERIC.in_words_of_task("change", reply) == ("yes" if changed else "no")
+
+
+@pytest.mark.parametrize("reply", ["", "I cannot tell.", "It could be yes or no.", "yesterday"])
+def test_what_is_neither_yes_nor_no_is_kept_without_a_value(reply: str) -> None:
+    with pytest.raises(AnswerParseError):
+        GENERIC.phrase("change").read(reply)
+    assert GENERIC.in_words_of_task("change", reply) == reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps(OBJECTS),
+        f"```json\n{json.dumps(OBJECTS, indent=2)}\n```",
+        f"Here is the comparison: {json.dumps(OBJECTS)} Let me know if you need more.",
+        json.dumps(OBJECTS).replace("top-left", "Top Left").replace("3", '"3"'),
+    ],
+)
+def test_counts_and_cells_are_read_from_one_reply(reply: str) -> None:
+    assert GENERIC.phrase("count").read(reply) == Counts(0, 3)
+    assert GENERIC.phrase("location").read(reply) == Cells((), ("top-left", "center-center"))
+    assert GENERIC.in_words_of_task("count", reply) == "no new roads and 3 new buildings"
+    assert GENERIC.in_words_of_task("location", reply) == "roads [] buildings ['top-left', 'center-center']"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {**OBJECTS, "new_buildings": -1},
+        {**OBJECTS, "new_buildings": 1.5},
+        {**OBJECTS, "new_buildings": True},
+        {**OBJECTS, "new_buildings": None},
+        {**OBJECTS, "new_buildings": 10_000_000},
+        {},
+    ],
+)
+def test_a_count_that_is_none_is_not_read(broken: dict[str, object]) -> None:
+    with pytest.raises(AnswerParseError):
+        GENERIC.phrase("count").read(json.dumps(broken))
+
+
+@pytest.mark.parametrize("cells", ["top-left", ["north"], [1], None, [["top-left"]]])
+def test_cells_that_are_none_are_not_read(cells: object) -> None:
+    with pytest.raises(AnswerParseError):
+        GENERIC.phrase("location").read(json.dumps({**OBJECTS, "building_cells": cells}))
+
+
+def test_json_that_was_cut_off_is_not_read() -> None:
+    cut = json.dumps(OBJECTS)[:-30]
+    for task in ("count", "location"):
+        with pytest.raises(AnswerParseError):
+            GENERIC.phrase(task).read(cut)  # type: ignore[arg-type]
+
+
+def test_a_caption_loses_its_quotes() -> None:
+    assert GENERIC.in_words_of_task("caption", '"Two houses are built."\n') == "Two houses are built."
+
+
+def test_the_schema_allows_what_the_prompt_asks_for() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(GENERIC.phrase("count").schema)
+    jsonschema.validate({**OBJECTS, "building_cells": ["top-left", "center-center"]}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**OBJECTS, "road_cells": ["north"]}, schema)
