@@ -1,0 +1,47 @@
+"""Chat turns about a pair of images, for models that follow instructions; imports no torch.
+
+The images come first and the question last, so that all questions about a pair have the same beginning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltavlm.model.interface import PairContext, Question
+
+BEFORE, AFTER = {"type": "image", "date": "before"}, {"type": "image", "date": "after"}
+"""Places of the two images in a turn."""
+
+
+def chat_turns(context: PairContext, question: Question) -> list[dict[str, Any]]:
+    """Turns of a question about a pair, after its history: {"role", "content"}, where content is a list of
+    {"type": "text", "text"} and the items BEFORE and AFTER, both in the first turn."""
+    asked = [*(text for text, _ in question.history), question.prompt]
+    turns = [_turn("user", *_images(context), _text(asked[0]))]
+    for (_, answer), following in zip(question.history, asked[1:], strict=True):
+        turns += [_turn("assistant", _text(answer)), _turn("user", _text(following))]
+    return turns
+
+
+def _images(context: PairContext) -> list[dict[str, str]]:
+    """Both images with their dates, and what is known about the pair."""
+    before, after = (f" ({date})" if date else "" for date in (context.before_date, context.after_date))
+    items = [
+        _text(f"Two aerial or satellite images of the same place. First image, before{before}:"),
+        BEFORE,
+        _text(f"Second image, after{after}:"),
+        AFTER,
+    ]
+    if context.gsd_m is not None:
+        items.append(_text(f"One pixel is {context.gsd_m:.3g} m on the ground."))
+    if context.evidence:
+        items.append(_text(context.evidence))
+    return items
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _turn(role: str, *content: dict[str, str]) -> dict[str, Any]:
+    return {"role": role, "content": list(content)}
