@@ -138,9 +138,16 @@ class OutputFlags:
 class ModelFlags:
     """Model, device and decoding."""
 
-    model: Annotated[str, flag("--model", "-m", panel=MODEL, metavar="NAME|FOLDER", help="Model to ask.")] = (
-        "nano"
-    )
+    model: Annotated[
+        str,
+        flag(
+            *("--model", "-m"),
+            panel=MODEL,
+            metavar="NAME|FOLDER",
+            help="Model to ask: nano, a checkpoint, or any vision-language model as hf:OWNER/NAME or "
+            "hf:FOLDER, with an adapter as hf:...+ADAPTER.",
+        ),
+    ] = "nano"
     device: Annotated[
         str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Device of the model.")
     ] = "auto"
@@ -150,6 +157,18 @@ class ModelFlags:
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
+    offline: Annotated[
+        bool, flag("--offline", panel=MODEL, help="Use only models that were downloaded before.")
+    ] = False
+    trust_remote_code: Annotated[
+        str | None,
+        flag(
+            "--trust-remote-code",
+            panel=MODEL,
+            metavar="OWNER/NAME@COMMIT",
+            help="Let the Python code in this repository of an hf: model run on this machine.",
+        ),
+    ] = None
 
     def runtime_options(self) -> RuntimeOptions:
         """Options for loading the model. Raises: BadParameter for an unknown device."""
@@ -164,6 +183,8 @@ class ModelFlags:
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
             quantize=None if self.quantize == "none" else self.quantize,
             calibration=self.read_calibration(),
+            offline=self.offline,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def read_calibration(self) -> ScoreCalibration | None:
@@ -197,7 +218,7 @@ class ModelFlags:
         """Raises: InputError where the device does not exist, or does not support a flag."""
         runtime = self.runtime_options()
         if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's import time
-            from deltavlm.model.predictor import resolve_device
+            from deltavlm.model.device import resolve_device
 
             resolve_device(runtime)
 

@@ -313,6 +313,8 @@ class RuntimeOptions:
     prompt_style: Literal["raw", "trained"] | None = None
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
     calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
+    offline: bool = False  # use only files of the Hub that are in its cache
+    trust_remote_code: str | None = None  # OWNER/NAME@COMMIT whose own Python code may run
 
     def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """Configuration with these settings. Raises: ConfigError for a prompt style that the model does not
