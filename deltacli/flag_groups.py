@@ -6,10 +6,11 @@ A group is a frozen dataclass whose fields are flags; its methods convert them t
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -20,6 +21,7 @@ import typer
 from deltacli import options, parsing
 from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
+from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
     from deltavlm.files import NamedPath
@@ -143,9 +145,9 @@ class ModelFlags:
         flag(
             *("--model", "-m"),
             panel=MODEL,
-            metavar="NAME|FOLDER",
-            help="Model to ask: nano, a checkpoint, or any vision-language model as hf:OWNER/NAME or "
-            "hf:FOLDER, with an adapter as hf:...+ADAPTER.",
+            metavar="NAME|FOLDER|hf:MODEL|openai:URL#MODEL",
+            help="Model to ask: by name, a folder, a vision-language model of the Hub (hf:OWNER/NAME or "
+            "hf:FOLDER, with an adapter hf:...+ADAPTER), or on a server.",
         ),
     ] = "nano"
     device: Annotated[
@@ -169,6 +171,8 @@ class ModelFlags:
             help="Let the Python code in this repository of an hf: model run on this machine.",
         ),
     ] = None
+    requests: options.Requests = 4
+    yes: options.Yes = False
 
     def runtime_options(self) -> RuntimeOptions:
         """Options for loading the model. Raises: BadParameter for an unknown device."""
@@ -185,7 +189,27 @@ class ModelFlags:
             calibration=self.read_calibration(),
             offline=self.offline,
             trust_remote_code=self.trust_remote_code,
+            requests=self.requests,
+            allow_upload=self.yes,
         )
+
+    def loading_options(self) -> RuntimeOptions:
+        """Options for loading the model now: a person is told, and asked on a terminal, before pictures are
+        sent to another machine.
+
+        Raises: InputError where nobody agrees.
+        """
+        options, address = self.runtime_options(), self.read_spec().sends_to
+        if not address:
+            return options
+        notice = f"the pictures are sent to {address}, which is not this machine"
+        if options.allow_upload:
+            console.info(notice)
+        elif not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise InputError(f"{notice}; --yes agrees to that")
+        elif not typer.confirm(f"{notice[0].upper()}{notice[1:]}. Send them?", err=True):
+            raise InputError("nothing was sent; choose a model on this machine, such as nano")
+        return replace(options, allow_upload=True)
 
     def read_calibration(self) -> ScoreCalibration | None:
         """Calibration to somebody's own chips; none in this group."""
@@ -202,7 +226,6 @@ class ModelFlags:
 
     def files(self) -> list[NamedPath]:
         """Files of the model's folder; none where there is no such folder here."""
-        from deltavlm.errors import InputError
         from deltavlm.model.folder import find_folder
         from deltavlm.model.kinds import kind_of
 
@@ -226,9 +249,10 @@ class ModelFlags:
         """Load the model, and print which it is and how long that took."""
         from deltavlm import load_model
 
+        runtime = self.loading_options()
         started = time.monotonic()
         with console.waiting(f"loading the model {self.model}"):
-            model: ChangeModel = load_model(self.model, self.runtime_options())
+            model: ChangeModel = load_model(self.model, runtime)
         load_s = time.monotonic() - started
         console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
         return model

@@ -2,6 +2,7 @@
 
     nano, deltavlm-7b, FOLDER    a DeltaVLM checkpoint
     hf:OWNER/NAME, hf:FOLDER     a vision-language model for transformers, perhaps with +ADAPTER
+    openai:URL#MODEL             a model behind an OpenAI-compatible server; its URL may be in OPENAI_BASE_URL
 
 Each kind is a module with `read_spec(name, options)` and `load(name, options)`.
 """
@@ -17,7 +18,7 @@ from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel
 
 CHECKPOINT = "deltavlm.model.predictor"
-KINDS: Mapping[str, str] = {"hf": "deltavlm.model.huggingface"}
+KINDS: Mapping[str, str] = {"hf": "deltavlm.model.huggingface", "openai": "deltavlm.model.openai"}
 """Prefix of a name, before its first colon -> module of the kind."""
 
 
@@ -30,6 +31,7 @@ class ModelSpec:
     training_gsd_m: float | None  # ground size of their pixels; None for a model of any scale
     has_masks: bool
     weights_bytes: int  # on this machine, 0 for a model on a server
+    sends_to: str = ""  # address of another machine that gets the pictures; empty where none does
 
 
 def kind_of(name: str) -> str:
@@ -37,6 +39,8 @@ def kind_of(name: str) -> str:
 
     >>> kind_of("nano"), kind_of("C:/models/nano"), kind_of("hf:OWNER/NAME")
     ('', '', 'hf')
+    >>> kind_of("openai:http://localhost:8000/v1#tiny")
+    'openai'
     """
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in KINDS else ""
@@ -62,7 +66,8 @@ def load_model(
             folder, or a name with the prefix of its kind.
         options: how the model runs.
         fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize, calibration, offline, trust_remote_code.
+            decode, beams, prompt_style, quantize, calibration, offline, trust_remote_code, requests,
+            timeout_s, allow_upload.
 
     Returns:
         A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,

@@ -215,6 +215,7 @@ def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
         "decoding": "greedy",
         "encodes_once": True,
         "yes_no_scores": True,
+        "calibration": None,
     }
 
 

@@ -22,7 +22,6 @@ _UNSUPPORTED = {
     "decode": (None, "fast"),
     "beams": (None, 1),
     "prompt_style": (None,),
-    "calibration": (None,),
 }
 """Option -> values that these models support; they always decode greedily."""
 
@@ -51,8 +50,7 @@ def check_options(options: RuntimeOptions) -> None:
     for field in fields(options):
         value = getattr(options, field.name)
         if value not in _UNSUPPORTED.get(field.name, (value,)):
-            shown = "" if field.name == "calibration" else f"={value!r}"
             raise ConfigError(
-                f"models of the Hub (hf:...) do not support `{field.name}{shown}`; omit it: they are asked in"
-                " plain words, decode greedily and are not calibrated"
+                f"models of the Hub (hf:...) do not support `{field.name}={value!r}`; omit it: they are asked"
+                " in plain words and decode greedily"
             )

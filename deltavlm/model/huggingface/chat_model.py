@@ -21,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from deltavlm.errors import ModelError
 from deltavlm.messages import first_line, pluralize
 from deltavlm.model.chat_turns import chat_turns
+from deltavlm.model.config import ScoreCalibration
 from deltavlm.model.device import wrap_torch_errors
 from deltavlm.model.huggingface.prefix import Prefix, can_pad, continue_from, cut_after_images, run_prefix
 from deltavlm.model.huggingface.scores import Recorder, YesNo, answer_start, drop_reasoning
@@ -55,6 +56,7 @@ class ChatModel(Labelled):
     yes_no: YesNo
     uses_prefix: bool
     pads: bool = False  # questions of different lengths share a batch
+    calibration: ScoreCalibration | None = None  # of P(yes), to somebody's own chips
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     threads: int = 1
     tokens: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)  # by text and size of the images
@@ -193,6 +195,8 @@ class ChatModel(Labelled):
             return Reply(text, math.nan)
         if question.yes_no:
             margin = margins[start]
+            if self.calibration is not None:
+                margin = self.calibration.scale * margin + self.calibration.offset
             return Reply(text, math.nan if math.isnan(margin) else 1 / (1 + math.exp(-max(margin, -700.0))))
         return Reply(text, sum(log_probs[start:length]) / (length - start))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,10 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     if adapter is not None and adapter_folder is not None:
         sources.append((adapter, adapter_folder))
     uses_prefix = kind in TESTED_TYPES
+    label = reference.name if adapter is None else f"{reference.name}+{adapter.reference.name}"
+    fingerprint = source.fingerprint(sources)
+    if options.calibration is not None:
+        options.calibration.check_model(label, fingerprint)
     details = {
         "architecture": kind,
         "dtype": str(dtype).removeprefix("torch."),
@@ -91,17 +96,19 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         "decoding": "greedy",
         "encodes_once": uses_prefix,
         "yes_no_scores": bool(yes_no.yes),
+        "calibration": None if options.calibration is None else asdict(options.calibration),
     }
     return ChatModel(
         model,
         processor,
-        reference.name if adapter is None else f"{reference.name}+{adapter.reference.name}",
-        source.fingerprint(sources),
+        label,
+        fingerprint,
         device,
         details,
         yes_no,
         uses_prefix,
         pads=device != "cpu",
+        calibration=options.calibration,
         meter=CudaMeter(device) if device.startswith("cuda") else None,
         threads=torch.get_num_threads(),
     )
