@@ -370,3 +370,14 @@ def build(architecture: str, folder: Path, *, seed: int = SEED) -> Path:
     model.save_pretrained(folder)
     parts.processor.save_pretrained(folder)
     return folder
+
+
+def build_adapter(base: Path, folder: Path, *, seed: int = SEED) -> Path:
+    """Save a random LoRA adapter of a tiny model, made by peft, and return its folder."""
+    import peft
+
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Cache of the beginning of a conversation, up to the second image, which all questions about a pair share.
+"""Cache of the beginning of a conversation, up to the second image, shared by all its questions.
 
 Architectures in TESTED_TYPES give the same answers with and without it; others are not asked with it.
 P tokens of a prefix, T tokens after it, B rows.

@@ -1,4 +1,4 @@
-"""Sources of models for transformers: folders and repositories of the Hub, their files and fingerprints.
+"""Sources of models for transformers: folders and repositories of the Hub, files, fingerprints.
 
     reference = parse("hf:OWNER/NAME@REVISION+ADAPTER")[0]
     planned = plan(reference, hub)      # names and sizes of its files; what is missing in the cache
