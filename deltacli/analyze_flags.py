@@ -145,7 +145,7 @@ class EngineFlags:
         from deltavlm.cluster.session import start_cluster
 
         start = time.monotonic()
-        runtime = model.runtime_options()
+        runtime = model.loading_options()
         with start_cluster(
             model.load_on_worker(any_scale=any_scale),
             address=self.ray_address,

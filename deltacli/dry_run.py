@@ -68,6 +68,7 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
 
 def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Estimate | str:
     """Estimate of the run, or why there is none."""
+    from deltavlm.model.kinds import kind_of
     from deltavlm.pipeline.estimate import estimate_run
 
     chips = {plan.pair.id: plan.chips for plan in plans if plan.reason is None}
@@ -75,6 +76,8 @@ def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Es
         return "not estimated: there is nothing to ask about"
     if flags.engine.engine != "local":
         return "not estimated: a cluster is not started for it"
+    if "openai" in map(kind_of, flags.model.names):
+        return "not estimated: a server is asked nothing for it; --limit 1 measures a chip"
     specs = flags.model.read_spec(), flags.model.read_evidence_spec()
     size = sum(spec.weights_bytes for spec in specs if spec is not None)
     if size > MAX_WEIGHTS:

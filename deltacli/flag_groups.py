@@ -6,10 +6,11 @@ A group is a frozen dataclass whose fields are flags; its methods convert them t
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -20,6 +21,7 @@ import typer
 from deltacli import options, parsing
 from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
+from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
     from deltavlm.cluster.worker import LoadModel
@@ -140,9 +142,16 @@ class OutputFlags:
 class ModelFlags:
     """Model, device and decoding."""
 
-    model: Annotated[str, flag("--model", "-m", panel=MODEL, metavar="NAME|FOLDER", help="Model to ask.")] = (
-        "nano"
-    )
+    model: Annotated[
+        str,
+        flag(
+            "--model",
+            "-m",
+            panel=MODEL,
+            metavar="NAME|FOLDER|openai:URL#MODEL",
+            help="Model to ask: by name, a folder, or on a server.",
+        ),
+    ] = "nano"
     device: Annotated[
         str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Device of the model.")
     ] = "auto"
@@ -152,6 +161,8 @@ class ModelFlags:
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
+    requests: options.Requests = 4
+    yes: options.Yes = False
 
     def runtime_options(self) -> RuntimeOptions:
         """Options for loading the model. Raises: BadParameter for an unknown device."""
@@ -166,7 +177,28 @@ class ModelFlags:
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
             quantize=None if self.quantize == "none" else self.quantize,
             calibration=self.read_calibration(),
+            requests=self.requests,
+            allow_upload=self.yes,
         )
+
+    def loading_options(self) -> RuntimeOptions:
+        """Options for loading the model now: a person is told, and asked on a terminal, before pictures are
+        sent to another machine.
+
+        Raises: InputError where nobody agrees.
+        """
+        options, specs = self.runtime_options(), (self.read_spec(), self.read_evidence_spec())
+        address = " and ".join(spec.sends_to for spec in specs if spec is not None and spec.sends_to)
+        if not address:
+            return options
+        notice = f"the pictures are sent to {address}, which is not this machine"
+        if options.allow_upload:
+            console.info(notice)
+        elif not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise InputError(f"{notice}; --yes agrees to that")
+        elif not typer.confirm(f"{notice[0].upper()}{notice[1:]}. Send them?", err=True):
+            raise InputError("nothing was sent; choose a model on this machine, such as nano")
+        return replace(options, allow_upload=True)
 
     def read_calibration(self) -> ScoreCalibration | None:
         """Calibration to somebody's own chips; none in this group."""
@@ -186,6 +218,11 @@ class ModelFlags:
         """Name of the evidence model; none in this group."""
         return None
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the model, and of the evidence model if there is one."""
+        return [name for name in (self.model, self.evidence_name) if name is not None]
+
     def read_evidence_spec(self) -> ModelSpec | None:
         """Read what is known of the evidence model; None without one.
 
@@ -199,8 +236,7 @@ class ModelFlags:
 
     def files(self) -> list[NamedPath]:
         """Files of the models' folders; none of one that has no folder here."""
-        names = [name for name in (self.model, self.evidence_name) if name is not None]
-        return [file for name in names for file in _files_of_model(name)]
+        return [file for name in self.names for file in _files_of_model(name)]
 
     def check_device(self) -> None:
         """Raises: InputError where the device does not exist, or does not support a flag."""
@@ -215,12 +251,11 @@ class ModelFlags:
 
         any_scale: counts and cells are evidence far from the scale of the evidence model's training too.
         """
-        runtime = self.runtime_options()
+        runtime = self.loading_options()
         if self.evidence_name is None:
             return _load_model(self.model, runtime)
         from deltavlm.pipeline.evidence import EvidencedModel, evidence_options
 
-        self.read_evidence_spec()
         evidence_model = _load_model(self.evidence_name, evidence_options(runtime))
         return EvidencedModel(_load_model(self.model, runtime), evidence_model, any_scale=any_scale)
 
@@ -229,7 +264,7 @@ class ModelFlags:
         from deltavlm.cluster.worker import LoadEvidencedModel, load_model_on_worker
         from deltavlm.pipeline.evidence import evidence_options
 
-        runtime = self.runtime_options()
+        runtime = self.loading_options()
         load_model = partial(load_model_on_worker, self.model, runtime)
         if self.evidence_name is None:
             return load_model
@@ -255,7 +290,6 @@ def _load_model(name: str, options: RuntimeOptions) -> ChangeModel:
 
 
 def _files_of_model(name: str) -> list[NamedPath]:
-    from deltavlm.errors import InputError
     from deltavlm.model.folder import find_folder
     from deltavlm.model.kinds import kind_of
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions, ScoreCalibration
@@ -420,11 +420,8 @@ def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
     device = resolve_device(options)
     config = options.apply_to(read_config(folder))
     fingerprint, calibration = checkpoint.fingerprint(folder), options.calibration
-    if calibration is not None and calibration.fingerprint != fingerprint:
-        raise InputError(
-            f"the calibration is of {calibration.model} ({calibration.fingerprint}), not of {config.name} "
-            f"({fingerprint}); fit another by deltavlm calibrate"
-        )
+    if calibration is not None:
+        calibration.check_model(config.name, fingerprint)
     dtype = pick_dtype(options.dtype, config, device)
     if device == "cpu":
         tune_malloc()
