@@ -1,4 +1,4 @@
-"""Evidence: answers of another model about a pair, as values and as sentences for a model that reads text."""
+"""Evidence: answers of another model about a pair, as values and as sentences for the model to ask."""
 
 from __future__ import annotations
 
