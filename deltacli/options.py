@@ -30,6 +30,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --device        analyze, ask, chat, calibrate, eval, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
     --dtype         analyze, ask, chat, calibrate, eval, weights verify
+    --evidence      analyze, ask, chat, eval
     --gdal-config   analyze, ask, chat, calibrate, grid, train
     --gsd           analyze, ask, chat, calibrate, grid, train, synth scene
     --json          all
@@ -301,7 +302,8 @@ Cascade = Annotated[
     flag(
         "--cascade",
         panel=MODEL,
-        help="Ask the yes/no question first, and the other questions only about chips answered yes.",
+        help="Ask the yes/no question first, and the other questions only about chips answered yes; with "
+        "--evidence, ask only about chips that it calls changed.",
     ),
 ]
 Threshold = Annotated[
