@@ -30,7 +30,7 @@ class DoctorModelFlags(ModelFlags):
         flag(
             *("--model", "-m"),
             panel=MODEL,
-            metavar="NAME|FOLDER|openai:URL#MODEL",
+            metavar="NAME|FOLDER|hf:MODEL|openai:URL#MODEL",
             show_default="check the installation instead",
             help="Prove this model on this machine: answers to two made pairs, both images, time, memory.",
         ),

@@ -30,6 +30,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --device        analyze, ask, chat, calibrate, eval, doctor, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
     --dtype         analyze, ask, chat, calibrate, eval, doctor, weights verify
+    --evidence      analyze, ask, chat, eval
     --gdal-config   analyze, ask, chat, calibrate, grid, train
     --gsd           analyze, ask, chat, calibrate, grid, train, synth scene
     --json          all
@@ -41,6 +42,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     -m --model      analyze, ask, chat, calibrate, eval, doctor
     --nodata        analyze, ask, chat, calibrate, train
     --on-error      analyze, ask, calibrate
+    --offline       analyze, ask, chat, calibrate, eval, doctor, data fetch, weights fetch
     -o --output     analyze, ask, calibrate, grid, report, polygonize, summarize, stac, eval, train,
                     data fetch, data build, weights fetch, weights convert
     --overlap       analyze, ask, calibrate, grid
@@ -61,6 +63,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --stride        analyze, ask, calibrate, grid
     --threads       analyze, ask, chat, calibrate, eval, train, doctor
     --threshold     analyze, report, polygonize, summarize
+    --trust-remote-code analyze, ask, chat, calibrate, eval, doctor
     -v --verbose    all
     --yes           analyze, ask, chat, calibrate, eval, doctor
 
@@ -299,7 +302,8 @@ Cascade = Annotated[
     flag(
         "--cascade",
         panel=MODEL,
-        help="Ask the yes/no question first, and the other questions only about chips answered yes.",
+        help="Ask the yes/no question first, and the other questions only about chips answered yes; with "
+        "--evidence, ask only about chips that it calls changed.",
     ),
 ]
 Threshold = Annotated[

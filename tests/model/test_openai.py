@@ -632,7 +632,7 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "options", [{"device": "cuda"}, {"dtype": "bf16"}, {"quantize": "int8"}, {"beams": 2}]
+    "options", [{"device": "cuda"}, {"dtype": "bf16"}, {"quantize": "int8"}, {"beams": 2}, {"offline": True}]
 )
 def test_options_of_models_on_this_machine(options: dict[str, Any]) -> None:
     (name,) = options

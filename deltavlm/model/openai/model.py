@@ -45,6 +45,11 @@ PROBE = Question(
     "probe", "Do the two images differ? Answer with one word, yes or no.", yes_no=True, max_new_tokens=8
 )
 PROBE_PX = 64
+LOCAL_OPTIONS = (
+    *("device", "dtype", "quantize", "decode"),
+    *("beams", "prompt_style", "offline", "trust_remote_code"),
+)
+"""Fields of `RuntimeOptions` for models on this machine alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +303,9 @@ class ServerModel(Labelled):
 def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
     """What is known of a model on a server without asking it; see `kinds.read_spec`."""
     address = parse_address(name)
-    for field_name in ("dtype", "device", "quantize", "decode", "beams", "prompt_style"):
+    for field_name in LOCAL_OPTIONS:
         value = getattr(options, field_name)
-        if value not in (None, "auto"):
+        if value not in (None, "auto", False):
             raise ConfigError(f"`{field_name}={value!r}`: is for models on this machine; leave it out")
     return ModelSpec(address.model, CHIP_PX, None, False, 0, "" if address.is_local else address.url)
 
