@@ -1,4 +1,4 @@
-"""Models known to fit, from `configs/models.yaml` and a person's own models.yaml; they are not installed."""
+"""Models known to fit, from configs/models.yaml and a person's own models.yaml; none is installed."""
 
 from __future__ import annotations
 
