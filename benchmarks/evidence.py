@@ -8,7 +8,7 @@ without evidence says the same about every pair: yes or no, whichever is right m
 every cell. The difference between the copy and the evidence model's own answers is what the sentence loses.
 
 Synthetic scenes are those of `nano_scores.py`; a FOLDER of real pairs is as `compare_weights.py` reads it.
-Prints a Markdown table on stdout, messages on stderr.
+Prints a Markdown table on stdout, messages on stderr; CPU s is of one thread, reading and scoring included.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -202,11 +203,13 @@ def print_rows(
         ("nano's own answers", nano),
         ("copy of the evidence", EvidencedModel(copying_reader(), nano)),
     ):
+        start = time.process_time()
         values = score(model)
+        cpu_s = time.process_time() - start
         if reader.startswith("same"):
             values["yes/no accuracy"] = max(values["yes/no accuracy"], 1 - values["yes/no accuracy"])
         cells = {key: "" if np.isnan(value) else f"{value:.3f}" for key, value in values.items()}
-        table.row({"pairs": name, "reader": reader, **cells})
+        table.row({"pairs": name, "reader": reader, **cells, "CPU s": f"{cpu_s:.1f}"})
 
 
 def main() -> None:
