@@ -145,11 +145,11 @@ class ModelFlags:
     model: Annotated[
         str,
         flag(
-            "--model",
-            "-m",
+            *("--model", "-m"),
             panel=MODEL,
-            metavar="NAME|FOLDER|openai:URL#MODEL",
-            help="Model to ask: by name, a folder, or on a server.",
+            metavar="NAME|FOLDER|hf:MODEL|openai:URL#MODEL",
+            help="Model to ask: by name, a folder, a vision-language model of the Hub (hf:OWNER/NAME or "
+            "hf:FOLDER, with an adapter hf:...+ADAPTER), or on a server.",
         ),
     ] = "nano"
     device: Annotated[
@@ -161,6 +161,18 @@ class ModelFlags:
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
+    offline: Annotated[
+        bool, flag("--offline", panel=MODEL, help="Use only models that were downloaded before.")
+    ] = False
+    trust_remote_code: Annotated[
+        str | None,
+        flag(
+            "--trust-remote-code",
+            panel=MODEL,
+            metavar="OWNER/NAME@COMMIT",
+            help="Let the Python code in this repository of an hf: model run on this machine.",
+        ),
+    ] = None
     requests: options.Requests = 4
     yes: options.Yes = False
 
@@ -177,6 +189,8 @@ class ModelFlags:
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
             quantize=None if self.quantize == "none" else self.quantize,
             calibration=self.read_calibration(),
+            offline=self.offline,
+            trust_remote_code=self.trust_remote_code,
             requests=self.requests,
             allow_upload=self.yes,
         )
@@ -242,7 +256,7 @@ class ModelFlags:
         """Raises: InputError where the device does not exist, or does not support a flag."""
         runtime = self.runtime_options()
         if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's import time
-            from deltavlm.model.predictor import resolve_device
+            from deltavlm.model.device import resolve_device
 
             resolve_device(runtime)
 

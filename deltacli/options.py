@@ -42,6 +42,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     -m --model      analyze, ask, chat, calibrate, eval
     --nodata        analyze, ask, chat, calibrate, train
     --on-error      analyze, ask, calibrate
+    --offline       analyze, ask, chat, calibrate, eval, data fetch, weights fetch
     -o --output     analyze, ask, calibrate, grid, report, polygonize, summarize, stac, eval, train,
                     data fetch, data build, weights fetch, weights convert
     --overlap       analyze, ask, calibrate, grid
@@ -62,6 +63,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --stride        analyze, ask, calibrate, grid
     --threads       analyze, ask, chat, calibrate, eval, train
     --threshold     analyze, report, polygonize, summarize
+    --trust-remote-code analyze, ask, chat, calibrate, eval
     -v --verbose    all
     --yes           analyze, ask, chat, calibrate, eval
 

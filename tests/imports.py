@@ -21,7 +21,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "deadline": frozenset(),
     "hub": frozenset({"errors", "messages", "files", "deadline"}),
     "geo": LEAVES,
-    "model": LEAVES,
+    "model": LEAVES | {"hub"},
     "metrics": LEAVES,
     "tasks": LEAVES | {"metrics"},
     "data": LEAVES | {"hub", "model", "tasks", "metrics"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -17,13 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, ModelOutOfMemory
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions, ScoreCalibration
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.deltavlm import DeltaVLM, Generation, GenerationOptions, PairFeatures, Text
-from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
+from deltavlm.model.device import (
+    bf16_cpu,
+    pick_dtype,
+    resolve_device,
+    to_device,
+    tune_malloc,
+    wrap_torch_errors,
+)
 from deltavlm.model.folder import WEIGHTS, find_folder, read_config
 from deltavlm.model.interface import AnswerForm, Labelled, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.kinds import ModelSpec
@@ -38,7 +44,7 @@ from deltavlm.model.memory import (
     rows_that_fit,
     run_in_batches,
 )
-from deltavlm.model.quantize import check_quantize, describe
+from deltavlm.model.quantize import describe
 from deltavlm.model.scope import QuestionScope
 from deltavlm.model.tokenizer import Codec, load_codecs
 
@@ -372,21 +378,6 @@ def in_order(question: Question) -> Iterator[Question]:
     yield question
 
 
-@contextmanager
-def wrap_torch_errors(work: str, device: str) -> Iterator[None]:
-    """Raise torch's errors as ours; `work` names what was computed.
-
-    Raises: ModelOutOfMemory if memory ran out, ModelError for anything else that torch cannot compute.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelOutOfMemory(f"{work} do not fit on {device}; ask for a smaller batch") from error
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{work} failed on {device}: {reason}; try `device='cpu'`") from error
-
-
 def resize_image(image_CHW: Pixels, size: int) -> Pixels:
     """Resize to (C, size, size), bicubic with antialiasing by Pillow, the preprocessing of the published
     model; that of transformers differs by a grey level."""
@@ -394,14 +385,6 @@ def resize_image(image_CHW: Pixels, size: int) -> Pixels:
 
     image = Image.fromarray(np.ascontiguousarray(image_CHW.transpose(1, 2, 0)))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-
-
-def resolve_device(options: RuntimeOptions) -> str:
-    """Device on which a model will run. Raises: InputError if it is missing, or cannot quantize."""
-    device = pick_device(options.device)
-    if options.quantize:
-        check_quantize(options.quantize, device)
-    return device
 
 
 def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
@@ -422,7 +405,7 @@ def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
     fingerprint, calibration = checkpoint.fingerprint(folder), options.calibration
     if calibration is not None:
         calibration.check_model(config.name, fingerprint)
-    dtype = pick_dtype(options.dtype, config, device)
+    dtype = pick_dtype(options.dtype, config.language.hidden, device)
     if device == "cpu":
         tune_malloc()
     try:
