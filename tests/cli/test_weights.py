@@ -179,3 +179,24 @@ def test_a_converted_model_reads_questions_either_way(tmp_path: Path, scene: Sce
     for style in ("raw", "trained"):
         result = run("analyze", *scene.args, "-m", folder, "--prompt-style", style, "-n")
         assert result.exit_code == 0, result.stderr
+
+
+def test_models_known_to_fit_are_listed_and_can_be_added(tmp_path: Path) -> None:
+    known = json.loads(run("weights", "list", "--json").stdout)["known"]
+    assert len(known) >= 8
+    assert {*known[0]} == {"name", "size", "license", "ground", "tried"}
+    assert not any(model["tried"] for model in known)
+    home = tmp_path / "home"
+    home.mkdir()
+    own = {"name": "openai:#mine", "size": "1 GB", "license": "mine", "ground": "10 m", "tried": True}
+    (home / "models.yaml").write_text(json.dumps([own, known[0] | {"size": "other"}]))
+    result = run("weights", "list")
+    assert "openai:#mine\n    1 GB; mine; 10 m; tried\n" in result.stdout
+    assert f"{known[0]['name']}\n    other; " in result.stdout
+    assert f"{known[1]['name']}\n    {known[1]['size']}; " in result.stdout
+    (home / "models.yaml").write_text("- name: x\n  sise: 1\n")
+    result = run("weights", "list")
+    assert result.exit_code == 2
+    assert "models.yaml, model 1: unknown key 'sise'; did you mean 'size'?" in one_line(result)
+    (home / "models.yaml").write_text("name: x\n")
+    assert "expected a list of models" in one_line(run("weights", "list"))
