@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deltavlm.errors import ConfigError
+from deltavlm.errors import ConfigError, InputError
 from deltavlm.messages import preview
 from deltavlm.text_norm import normalise
 
@@ -263,6 +263,14 @@ class ScoreCalibration:
         """Raises: ValueError for a value that no fit gives."""
         _check_ranges(self, scale=(1e-6, 1e6), offset=(-1e6, 1e6), threshold=(0, 1))
 
+    def check_model(self, name: str, fingerprint: str) -> None:
+        """Raises: InputError where this is the calibration of another model."""
+        if fingerprint != self.fingerprint:
+            raise InputError(
+                f"the calibration is of {self.model} ({self.fingerprint}), not of {name} ({fingerprint}); "
+                "fit another by deltavlm calibrate"
+            )
+
     def after(self, first: Calibration) -> Calibration:
         """Calibration of the margin that is the model's own, `first`, followed by this one."""
         return Calibration(self.scale * first.scale, self.scale * first.offset + self.offset)
@@ -313,6 +321,7 @@ class RuntimeOptions:
     prompt_style: Literal["raw", "trained"] | None = None
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
     calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
+    runtime: Literal["auto", "torch", "openvino"] = "auto"  # of a checkpoint with graphs, on a CPU
 
     def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """Configuration with these settings. Raises: ConfigError for a prompt style that the model does not

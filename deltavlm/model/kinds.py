@@ -15,7 +15,7 @@ from typing import Any
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel
 
-CHECKPOINT = "deltavlm.model.predictor"
+CHECKPOINT = "deltavlm.model.runtime"
 KINDS: Mapping[str, str] = {}
 """Prefix of a name, before its first colon -> module of the kind."""
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import torch
-
 from deltavlm.errors import ModelOutOfMemory
 from deltavlm.messages import pluralize
 from deltavlm.model.config import DeltaVLMConfig
@@ -51,6 +49,8 @@ class CudaMeter:
     device: str
 
     def free(self) -> int:
+        import torch
+
         free, total = torch.cuda.mem_get_info(self.device)
         allocated = torch.cuda.memory_allocated(self.device)
         cached = torch.cuda.memory_reserved(self.device) - allocated  # free, in the allocator
@@ -58,6 +58,8 @@ class CudaMeter:
         return max(0, min(free + cached, int(allowed)))
 
     def peak(self, work: Callable[[], object]) -> int:
+        import torch
+
         torch.cuda.reset_peak_memory_stats(self.device)
         allocated = torch.cuda.memory_allocated(self.device)
         work()

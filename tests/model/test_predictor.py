@@ -13,10 +13,11 @@ import torch
 from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.model.config import Calibration, Decoding
 from deltavlm.model.device import pick_device, to_device
+from deltavlm.model.images import resize_image
 from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model
 from deltavlm.model.memory import ROWS
-from deltavlm.model.predictor import Predictor, resize_image
+from deltavlm.model.predictor import Predictor
 from tests.tiny import tiny_checkpoint
 
 CHANGED = Question(
