@@ -21,7 +21,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, not an installed copy
 
+from deltavlm.model import checkpoint  # noqa: E402
 from deltavlm.model.folder import fingerprint  # noqa: E402
+from deltavlm.model.graphs import export_graphs  # noqa: E402
 
 BEGIN, END = "<!-- {}: written by benchmarks/pack_nano.py -->", "<!-- end of {} -->"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -222,6 +224,8 @@ def main() -> None:
         sys.exit(f"{run / 'scores.json'} has other weights than {run / 'model'}; run nano_scores.py again")
     for name in FILES:
         shutil.copyfile(run / "model" / name, ROOT / "deltavlm" / "weights" / "nano" / name)
+    shipped = ROOT / "deltavlm" / "weights" / "nano"
+    export_graphs(checkpoint.load(shipped)[1], shipped)
     docs = ROOT / "docs"
     (docs / "nano").mkdir(exist_ok=True)
     for name in ("config.yaml", "log.jsonl", "scores.json"):

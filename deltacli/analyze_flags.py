@@ -147,7 +147,7 @@ class EngineFlags:
         from deltavlm.cluster.worker import load_model_on_worker
 
         start = time.monotonic()
-        runtime = model.runtime_options()
+        runtime = model.loading_options()
         with start_cluster(
             partial(load_model_on_worker, model.model, runtime),
             address=self.ray_address,

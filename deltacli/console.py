@@ -55,7 +55,11 @@ _PROGRESS_EVERY_S = 30.0  # without a terminal: a line at each tenth of the work
 _PROGRESS_PAUSE_S = 1.0  # and no more often than this
 _LABELS = {"warning": ("Warning:", "33"), "error": ("Error:", "1;31")}  # ANSI styles: yellow, bold red
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")  # of a function or options, in messages
-_FLAGS = {"gsd_m": "--gsd", "output": "-o"}  # by parameter, where another name is better
+_FLAGS = {
+    "gsd_m": "--gsd",
+    "output": "-o",
+    "allow_upload": "--yes",
+}  # by parameter, where another name is better
 _LOG_FIELDS = ("pair", "chip", "status")  # extra attributes of log records that JSON lines keep
 
 WHAT_NANO_ANSWERS = "deltavlm ask --help says what nano answers"
@@ -145,7 +149,7 @@ class Console:
         if not self.on_terminal or not self.show_progress or self.verbosity < 0:
             yield
             return
-        with self._rich_console().status(text):
+        with self._rich_console().status(redact(text)):
             yield
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -59,6 +59,7 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
 
 def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Estimate | str:
     """Estimate of the run, or why there is none."""
+    from deltavlm.model.kinds import kind_of
     from deltavlm.pipeline.estimate import estimate_run
 
     chips = {plan.pair.id: plan.chips for plan in plans if plan.reason is None}
@@ -66,6 +67,8 @@ def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Es
         return "not estimated: there is nothing to ask about"
     if flags.engine.engine != "local":
         return "not estimated: a cluster is not started for it"
+    if kind_of(flags.model.model) == "openai":
+        return "not estimated: a server is asked nothing for it; --limit 1 measures a chip"
     size = flags.model.read_spec().weights_bytes
     if size > MAX_WEIGHTS:
         return (

@@ -6,10 +6,11 @@ A group is a frozen dataclass whose fields are flags; its methods convert them t
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -20,6 +21,7 @@ import typer
 from deltacli import options, parsing
 from deltacli.console import console, print_notes, warn_about_scale
 from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
+from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
     from deltavlm.files import NamedPath
@@ -138,18 +140,28 @@ class OutputFlags:
 class ModelFlags:
     """Model, device and decoding."""
 
-    model: Annotated[str, flag("--model", "-m", panel=MODEL, metavar="NAME|FOLDER", help="Model to ask.")] = (
-        "nano"
-    )
+    model: Annotated[
+        str,
+        flag(
+            "--model",
+            "-m",
+            panel=MODEL,
+            metavar="NAME|FOLDER|openai:URL#MODEL",
+            help="Model to ask: by name, a folder, or on a server.",
+        ),
+    ] = "nano"
     device: Annotated[
         str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Device of the model.")
     ] = "auto"
     threads: Annotated[int | None, threads_flag(MODEL)] = None
+    runtime: options.Runtime = "auto"
     dtype: options.Dtype = "auto"
     decode: options.Decode = "auto"
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
+    requests: options.Requests = 4
+    yes: options.Yes = False
 
     def runtime_options(self) -> RuntimeOptions:
         """Options for loading the model. Raises: BadParameter for an unknown device."""
@@ -158,13 +170,34 @@ class ModelFlags:
         return RuntimeOptions(
             device=parsing.check_device(self.device),
             threads=self.threads,
+            runtime=self.runtime,
             dtype=self.dtype,
             decode=None if self.decode == "auto" else self.decode,
             beams=self.beams,
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
             quantize=None if self.quantize == "none" else self.quantize,
             calibration=self.read_calibration(),
+            requests=self.requests,
+            allow_upload=self.yes,
         )
+
+    def loading_options(self) -> RuntimeOptions:
+        """Options for loading the model now: a person is told, and asked on a terminal, before pictures are
+        sent to another machine.
+
+        Raises: InputError where nobody agrees.
+        """
+        options, address = self.runtime_options(), self.read_spec().sends_to
+        if not address:
+            return options
+        notice = f"the pictures are sent to {address}, which is not this machine"
+        if options.allow_upload:
+            console.info(notice)
+        elif not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise InputError(f"{notice}; --yes agrees to that")
+        elif not typer.confirm(f"{notice[0].upper()}{notice[1:]}. Send them?", err=True):
+            raise InputError("nothing was sent; choose a model on this machine, such as nano")
+        return replace(options, allow_upload=True)
 
     def read_calibration(self) -> ScoreCalibration | None:
         """Calibration to somebody's own chips; none in this group."""
@@ -181,7 +214,6 @@ class ModelFlags:
 
     def files(self) -> list[NamedPath]:
         """Files of the model's folder; none where there is no such folder here."""
-        from deltavlm.errors import InputError
         from deltavlm.model.folder import find_folder
         from deltavlm.model.kinds import kind_of
 
@@ -205,9 +237,10 @@ class ModelFlags:
         """Load the model, and print which it is and how long that took."""
         from deltavlm import load_model
 
+        runtime = self.loading_options()
         started = time.monotonic()
         with console.waiting(f"loading the model {self.model}"):
-            model: ChangeModel = load_model(self.model, self.runtime_options())
+            model: ChangeModel = load_model(self.model, runtime)
         load_s = time.monotonic() - started
         console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
         return model

@@ -53,6 +53,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     -Q --questions  analyze, ask
     -q --quiet      all
     --register      analyze, ask, chat, calibrate, train
+    --requests      analyze, ask, chat, calibrate, eval
     --resampling    analyze, ask, chat, calibrate, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
@@ -61,6 +62,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --threads       analyze, ask, chat, calibrate, eval, train
     --threshold     analyze, report, polygonize, summarize
     -v --verbose    all
+    --yes           analyze, ask, chat, calibrate, eval
 
 Flags of a single command are defined in its module, groups of flags in `flag_groups`.
 """
@@ -262,6 +264,15 @@ Dtype = Annotated[
         help="Data type of the weights; auto is 16 bit where the device is fast with it.",
     ),
 ]
+Runtime = Annotated[
+    Literal["auto", "torch", "openvino"],
+    flag(
+        "--runtime",
+        panel=MODEL,
+        help="What computes the model: OpenVINO, on a CPU and without torch, for models that have graphs for "
+        "it, such as nano; auto is OpenVINO where it can be.",
+    ),
+]
 Decode = Annotated[
     Literal["auto", "upstream", "fast"],
     flag(
@@ -349,6 +360,26 @@ Quantize = Annotated[
         "--quantize",
         panel=MODEL,
         help="Language model in 8 or 4 bit, for GPUs of 12 to 24 GB; needs the extra quantize.",
+    ),
+]
+
+Requests = Annotated[
+    int,
+    flag(
+        "--requests",
+        panel=MODEL,
+        metavar="N",
+        min=1,
+        max=256,
+        help="Requests at a time to the server of an openai: model.",
+    ),
+]
+Yes = Annotated[
+    bool,
+    flag(
+        "--yes",
+        panel=MODEL,
+        help="Agree that pictures are sent to the server of an openai: model on another machine.",
     ),
 ]
 

@@ -264,7 +264,7 @@ class ScoreCalibration:
         _check_ranges(self, scale=(1e-6, 1e6), offset=(-1e6, 1e6), threshold=(0, 1))
 
     def check_model(self, name: str, fingerprint: str) -> None:
-        """Raises: InputError where this is the calibration of another model."""
+        """Raises: InputError where the calibration is of another model."""
         if fingerprint != self.fingerprint:
             raise InputError(
                 f"the calibration is of {self.model} ({self.fingerprint}), not of {name} ({fingerprint}); "
@@ -322,6 +322,9 @@ class RuntimeOptions:
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
     calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
     runtime: Literal["auto", "torch", "openvino"] = "auto"  # of a checkpoint with graphs, on a CPU
+    requests: int = 4  # at a time, to a server
+    timeout_s: float = 300.0  # of a whole reply of a server
+    allow_upload: bool = False  # pictures may be sent to a server on another machine
 
     def apply_to(self, config: DeltaVLMConfig) -> DeltaVLMConfig:
         """Configuration with these settings. Raises: ConfigError for a prompt style that the model does not

@@ -84,7 +84,7 @@ def feature_distance(before_BCHW: Tensor, after_BCHW: Tensor) -> Tensor:
 
 def both_dates(maps_2BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (B, C, H, W) of before and of after."""
-    before, after = maps_2BCHW.unflatten(0, (2, -1)).unbind(0)  # type: ignore[no-untyped-call]
+    before, after = maps_2BCHW.reshape(2, -1, *maps_2BCHW.shape[1:]).unbind(0)
     return before, after
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from deltavlm.errors import ConfigError
 from deltavlm.files import write_atomic
 from deltavlm.model.deltavlm import DeltaVLM
+from deltavlm.model.difference import both_dates
 from deltavlm.model.folder import GRAPHS, WEIGHTS, TensorSlot, layout_digest, tensor_slots
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ class PairEncoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.dense is not None
         dates, maps = self.vision(self.vision.normalise(images.flatten(0, 1)))
-        before, after = dates.unflatten(0, (2, -1)).unbind(0)
+        before, after = both_dates(dates)
         maps, distances = self.difference.compare(maps)
         tokens = self.difference(before, after, distances)
-        halves = tokens.unflatten(1, (2, -1)).unbind(1)
+        halves = tokens.chunk(2, dim=1)
         logits, density = self.dense(torch.cat(halves, dim=2), maps, distances)
         evidence = self.dense.evidence(logits, density, distances)
         tokens = torch.cat([tokens, evidence], dim=1)
@@ -172,9 +173,7 @@ def export_graphs(model: DeltaVLM, folder: Path) -> None:
     Raises: ConfigError for a model without a mask head; OSError.
     """
     if model.dense is None or not model.dense.config.evidence:
-        raise ConfigError(
-            "only a checkpoint with a mask head has graphs, such as nano; use `runtime='torch'`"
-        )
+        raise ConfigError("graphs are for a checkpoint with a mask head, such as nano; use `runtime='torch'`")
     path = folder / WEIGHTS
     slots, digest = tensor_slots(path), layout_digest(path)
     for name, graph in zip(GRAPHS, _trace(model), strict=True):

@@ -1,6 +1,7 @@
 """Kinds of models by their name, and what is known of a model before it is loaded; imports no torch.
 
     nano, deltavlm-7b, FOLDER    a DeltaVLM checkpoint
+    openai:URL#MODEL             a model behind an OpenAI-compatible server; its URL may be in OPENAI_BASE_URL
 
 Each kind is a module with `read_spec(name, options)` and `load(name, options)`.
 """
@@ -16,7 +17,7 @@ from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel
 
 CHECKPOINT = "deltavlm.model.runtime"
-KINDS: Mapping[str, str] = {}
+KINDS: Mapping[str, str] = {"openai": "deltavlm.model.openai"}
 """Prefix of a name, before its first colon -> module of the kind."""
 
 
@@ -29,13 +30,14 @@ class ModelSpec:
     training_gsd_m: float | None  # ground size of their pixels; None for a model of any scale
     has_masks: bool
     weights_bytes: int  # on this machine, 0 for a model on a server
+    sends_to: str = ""  # address of another machine that gets the pictures; empty where none does
 
 
 def kind_of(name: str) -> str:
     """Prefix of a model's name that says its kind; empty for a checkpoint.
 
-    >>> kind_of("nano"), kind_of("C:/models/nano")
-    ('', '')
+    >>> kind_of("nano"), kind_of("C:/models/nano"), kind_of("openai:http://localhost:8000/v1#tiny")
+    ('', '', 'openai')
     """
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in KINDS else ""
@@ -61,7 +63,7 @@ def load_model(
             checkpoint folder.
         options: how the model runs.
         fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize, calibration.
+            decode, beams, prompt_style, quantize, calibration, requests, timeout_s, allow_upload.
 
     Returns:
         A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,

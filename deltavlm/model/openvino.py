@@ -69,7 +69,7 @@ class Graphs:
         request = getattr(self.requests, name)
         with wrap_runtime_errors(name):
             results = request.infer(dict(inputs), share_inputs=True)
-        return {output.get_any_name(): np.array(value) for output, value in results.items()}
+        return {alias: np.array(value) for output, value in results.items() for alias in output.get_names()}
 
 
 @dataclass(frozen=True, repr=False)

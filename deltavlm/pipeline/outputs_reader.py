@@ -74,7 +74,7 @@ PROVENANCE: Mapping[str, Any] = {  # types of the members of a provenance, if pr
     **{"tool": _TEXT, "pairs": _TEXT, "versions": _OBJECT},
     "model": {
         **{"name": _TEXT, "fingerprint": _TEXT, "device": _TEXT, "dtype": _MAYBE_TEXT},
-        **{"chip_px": _COUNT, "training_gsd_m": _NUMBER},
+        **{"chip_px": _COUNT, "training_gsd_m": _MAYBE_NUMBER},
     },
     "options": {
         **{"chip_px": _COUNT, "overlap_px": _MAYBE_COUNT, "limit": _MAYBE_COUNT, "batch_size": _MAYBE_COUNT},

@@ -1,0 +1,275 @@
+"""Commands with a model behind a server: outputs, failed chips, resuming, agreement, no key in any output."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from deltacli.main import app
+from deltavlm.model.openai import client as http
+from deltavlm.model.openai.address import Address
+from deltavlm.tasks.classify import PROMPT
+from tests.chat_server import COUNT, KEY, Answer, Asked, ChatServer, chat_server
+from tests.cli.conftest import ROOT, one_line
+from tests.conftest import Scene
+from tests.pairs import layer
+
+pytestmark = pytest.mark.network
+
+SMALL = ("--chip-size", 32)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChatServer]:
+    """Server that knows a key; the current folder is empty."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(http, "MAX_PAUSE_S", 0.001)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with chat_server() as state:
+        yield state
+
+
+def run(*args: object, **settings: Any) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], **settings)
+
+
+def analyze(scene: Scene, server: ChatServer, *args: object) -> Result:
+    return run("analyze", *scene.args, "--model", server.name, "-o", "out.gpkg", *SMALL, *args)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_analyze_writes_the_columns_of_every_model(scene: Scene, server: ChatServer, cascade: bool) -> None:
+    result = analyze(scene, server, *["--cascade"] * cascade)
+    assert result.exit_code == 0, result.stderr
+    assert "model tiny (" in result.stderr
+    rows = layer("out.gpkg", "chips")
+    (changed,) = [row for row in rows if row["changed"]]
+    assert changed["chip_id"] == scene.changed_chip
+    assert changed["caption"] == "Two houses were built."
+    assert (changed["new_roads"], changed["new_buildings"], changed["building_cells"]) == (
+        1,
+        2,
+        ["top-left"],
+    )
+    assert changed["changed_score"] == pytest.approx(0.9)
+    assert len(server.questions) == (15 + 2 if cascade else 3 * 15)
+    dates = {asked.texts[0] for asked in server.questions}
+    assert len(dates) == 1
+    report = run("report", "out.gpkg", "-o", "out.html")
+    assert report.exit_code == 0, report.stderr
+    assert "tiny" in Path("out.html").read_text()
+
+
+def test_without_scores_the_word_decides_and_that_is_said(scene: Scene, server: ChatServer) -> None:
+    def script(asked: Asked) -> Answer | None:
+        return Answer(status=400, body={"error": "logprobs?"}) if "logprobs" in asked.body else None
+
+    server.script, server.probes = script, True
+    result = analyze(scene, server, "--threshold", 0.95, "--cascade")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("gives no probabilities of yes and no") == 1
+    rows = layer("out.gpkg", "chips")
+    assert [row["chip_id"] for row in rows if row["changed"]] == [scene.changed_chip]
+    assert {row["changed_score"] for row in rows} == {None}
+
+
+def test_chips_without_an_answer_are_retried_later(scene: Scene, server: ChatServer) -> None:
+    broken: list[bytes] = []
+
+    def script(asked: Asked) -> Answer | None:
+        if asked.prompt == COUNT and asked.changed:
+            broken.append(b"")
+            return Answer('{"new_roads": 1,', finish_reason="length")
+        return None
+
+    server.script = script
+    result = analyze(scene, server, "-v")
+    assert result.exit_code == 3
+    assert f"{scene.changed_chip}: error: the JSON of the answer is cut off at 200 tokens" in result.stderr
+    assert len(broken) == 1
+    assert len(server.questions) == 3 * 15
+    rows = {row["chip_id"]: row for row in layer("out.gpkg", "chips")}
+    assert rows[scene.changed_chip]["status"] == "error"
+    assert sum(row["status"] == "answered" for row in rows.values()) == 14
+    server.script = lambda asked: None
+    result = analyze(scene, server, "--retry-failed")
+    assert result.exit_code == 0, result.stderr
+    assert len(server.questions) == 3 * 15 + 3
+    assert sum(bool(row["changed"]) for row in layer("out.gpkg", "chips")) == 1
+
+
+def test_a_server_that_goes_away_leaves_a_run_that_resumes(scene: Scene, server: ChatServer) -> None:
+    gone: list[int] = []
+
+    def script(asked: Asked) -> Answer | None:
+        if len(server.questions) > 20:
+            gone.append(1)
+            return Answer(status=401, body=b"")
+        return None
+
+    server.script = script
+    result = analyze(scene, server)
+    assert result.exit_code == 2
+    assert "the key was refused; set OPENAI_API_KEY" in result.stderr
+    assert "kept in out.gpkg.journal.jsonl; the same command resumes" in result.stderr
+    assert not Path("out.gpkg").exists()
+    server.script = lambda asked: None
+    result = analyze(scene, server)
+    assert result.exit_code == 0, result.stderr
+    assert "resuming: " in result.stderr
+    assert len(layer("out.gpkg", "chips")) == 15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_run_resumes_to_the_same_bytes(scene: Scene, server: ChatServer) -> None:
+    assert run("analyze", *scene.args, "--model", server.name, "-o", "whole.geojson", *SMALL).exit_code == 0
+    server.script = lambda asked: time.sleep(0.1)
+    command = [
+        sys.executable,
+        "-m",
+        "deltacli",
+        "analyze",
+        *scene.args,
+        "--model",
+        server.name,
+        *map(str, SMALL),
+    ]
+    command += ["-o", "out.geojson"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    journal = Path("out.geojson.journal.jsonl")
+    while process.poll() is None and not (journal.exists() and journal.read_text().count("r000") > 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    server.script = lambda asked: None
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming: " in done.stderr
+    assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
+
+
+def test_a_server_that_is_not_there_is_found_before_any_chip(scene: Scene, server: ChatServer) -> None:
+    name = "openai:http://127.0.0.1:1/v1#tiny"
+    result = run("analyze", *scene.args, "--model", name, "-o", "out.gpkg", *SMALL)
+    assert result.exit_code == 2
+    assert "no server at http://127.0.0.1:1/v1" in result.stderr.splitlines()[-1]
+    assert not [*Path().iterdir()]
+
+
+def test_ask_and_chat_pass_the_words_of_a_person_through(scene: Scene, server: ChatServer) -> None:
+    server.script = lambda asked: Answer("A white square.") if asked.prompt == "Why is it white?" else None
+    result = run("ask", *scene.args, "Why is it white?", "--model", server.name)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "A white square.\n"
+    turns = "Has anything changed?\nWhy is it white?\n"
+    result = run("chat", *scene.args, "--model", server.name, "--json", input=turns)
+    assert result.exit_code == 0, result.stderr
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert (first["answer"], first["value"]) == ("yes", True)
+    assert second["answer"] == "A white square."
+    assert [turn["role"] for turn in server.questions[-1].body["messages"]] == ["user", "assistant", "user"]
+
+
+def test_eval_scores_the_answers(server: ChatServer) -> None:
+    Path("images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    for name, value in {"a": 0, "b": 255}.items():
+        pixels[:8] = value
+        Image.fromarray(pixels).save(f"images/{name}.png")
+    record = {
+        "id": "x",
+        "image": ["a.png", "b.png"],
+        "conversations": [{"from": "human", "value": PROMPT}, {"from": "gpt", "value": "yes"}],
+        "changeflag": 1,
+    }
+    Path("test.json").write_text(json.dumps([record]))
+    result = run("eval", "test.json", "--model", server.name, "-o", "report.json", "--bootstrap", 0)
+    assert result.exit_code == 0, result.stderr + result.stdout
+    report = json.loads(Path("report.json").read_text())
+    assert report["sources"]["model"]["name"] == "tiny"
+    assert "accuracy" in result.stdout
+
+
+def test_a_dry_run_asks_nothing(scene: Scene, server: ChatServer) -> None:
+    result = analyze(scene, server, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "a server is asked nothing" in result.stdout
+    assert not server.paths
+
+
+def test_flags_of_models_on_this_machine_are_refused(scene: Scene, server: ChatServer) -> None:
+    result = analyze(scene, server, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device cuda: is for models on this machine; leave it out" in one_line(result)
+
+
+def test_sending_pictures_to_another_machine_needs_agreement(
+    scene: Scene, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Address, "is_local", False)
+    result = analyze(scene, server)
+    assert result.exit_code == 2
+    assert f"sent to {server.url}, which is not this machine; --yes agrees" in result.stderr
+    assert not server.paths
+    result = analyze(scene, server, "--yes")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count(f"the pictures are sent to {server.url}, which is not this machine") == 1
+
+
+def test_a_person_is_asked_on_a_terminal(
+    scene: Scene, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deltacli.flag_groups import ModelFlags
+
+    monkeypatch.setattr(Address, "is_local", False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    answers = iter([False, True])
+    asked: list[str] = []
+    monkeypatch.setattr("typer.confirm", lambda text, err: (asked.append(text), next(answers))[1])
+    flags = ModelFlags(model=server.name)
+    with pytest.raises(Exception, match="nothing was sent"):
+        flags.loading_options()
+    assert flags.loading_options().allow_upload
+    assert "The pictures are sent to" in asked[0]
+
+
+def test_the_key_is_in_no_output(scene: Scene, server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in files nor in messages, with success and where the server repeats it in its errors."""
+    server.script = lambda asked: (
+        Answer(status=400, body={"error": f"Bearer {KEY} at {asked.headers}"}) if asked.changed else None
+    )
+    results = [analyze(scene, server, "-vv"), run("report", "out.gpkg", "-o", "out.html")]
+    assert results[0].exit_code == 3
+    assert "error: " in results[0].stderr
+    assert "Bearer ***" in results[0].stderr
+    server.script, server.probes = lambda asked: Answer(status=403, body=f"no {KEY}".encode()), True
+    results += [analyze(scene, server, "-vv", "--overwrite"), run("ask", *scene.args, "?", "-m", server.name)]
+    server.script = lambda asked: Answer(status=500, body=f"no {KEY}".encode())
+    results.append(run("ask", *scene.args, "What?", "--model", server.name, "--log-format", "json"))
+    name = server.name.replace("http://", f"http://me:{KEY}@")
+    results.append(run("analyze", *scene.args, "--model", name, "--dry-run"))
+    for result in results:
+        assert KEY not in result.output + result.stderr
+    assert not [record for record in caplog.records if KEY in record.getMessage()]
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
