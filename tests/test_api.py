@@ -193,7 +193,7 @@ def test_a_journal_of_another_version_is_refused_before_the_model_is_loaded(
     def load(name: str) -> ScriptedModel:
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("deltavlm.model.predictor.load_model", load)
+    monkeypatch.setattr("deltavlm.model.kinds.load_model", load)
     (tmp_path / "out.gpkg.journal.jsonl").write_text('{"deltavlm_journal": 1}\n')
     with pytest.raises(OutputError, match=r"journal format 1, .* add `resume=False`"):
         analyze(*scene.args, output=tmp_path / "out.gpkg", model="nano")

@@ -99,9 +99,9 @@ def test_questions_of_equal_length_share_a_batch(
     expected = predictor.answer(encoded, [long, CAPTION, CHANGED])
     monkeypatch.setitem(ROWS, "cpu", 2)
     rows: list[int] = []
-    real = predictor.tokenize
+    real = predictor.token_ids
     monkeypatch.setattr(
-        Predictor, "tokenize", lambda _, prompts: rows.append(len({*prompts})) or real(prompts)
+        Predictor, "token_ids", lambda _, prompts: rows.append(len({*prompts})) or real(prompts)
     )
     assert [[reply.text for reply in row] for row in predictor.answer(encoded, [long, CAPTION, CHANGED])] == [
         [reply.text for reply in row] for row in expected
