@@ -267,7 +267,8 @@ def analyze_job(job: AnalyzeJob, flags: RunFlags, read: Sequence[NamedPath]) -> 
             )
         return
     with ProgressPrinter(job) as progress:
-        result = run(job, flags.engine.start(flags.model, flags.rasters), RunHooks(progress, console.info))
+        engine = flags.engine.start(flags.model, flags.rasters, any_scale=job.options.any_scale)
+        result = run(job, engine, RunHooks(progress, console.info))
     print_summary(job, result, top=flags.show.top)
     show_thumbnails(job, result.most_changed[: flags.show.top], flags.show.thumbnails)
     if flags.json_summary:

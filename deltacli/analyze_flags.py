@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -134,22 +133,21 @@ class EngineFlags:
             )
 
     @contextmanager
-    def start(self, model: ModelFlags, rasters: RasterFlags) -> Iterator[Engine]:
-        """Engine with its model loaded; prints which model it is."""
+    def start(self, model: ModelFlags, rasters: RasterFlags, *, any_scale: bool = False) -> Iterator[Engine]:
+        """Engine with its model loaded; prints which model it is. `any_scale` is about evidence."""
         if self.engine == "local":
             from deltavlm.pipeline.engine import LocalEngine
 
-            change_model = model.load()
+            change_model = model.load(any_scale=any_scale)
             run_metrics.set_model(change_model)
             yield LocalEngine(change_model)
             return
         from deltavlm.cluster.session import start_cluster
-        from deltavlm.cluster.worker import load_model_on_worker
 
         start = time.monotonic()
         runtime = model.loading_options()
         with start_cluster(
-            partial(load_model_on_worker, model.model, runtime),
+            model.load_on_worker(any_scale=any_scale),
             address=self.ray_address,
             actors=self.actors,
             actor_cpus=self.actor_cpus,
@@ -303,6 +301,7 @@ class RunFlags:
                 probability=None if masks.probability is None else Path(masks.probability),
                 changes=masks.options(),
             ),
+            evidence=self.model.evidence_name is not None,
         )
 
     def check_model(self, job: AnalyzeJob) -> ModelSpec:
@@ -310,8 +309,9 @@ class RunFlags:
         from deltavlm.pipeline.mask_codec import check_mask_head
 
         spec = self.model.read_spec()
+        evidence_spec = self.model.read_evidence_spec()
         if job.options.masks:
-            check_mask_head(spec)
+            check_mask_head(evidence_spec or spec)
         if self.engine.engine == "local":
             self.model.check_device()
         return spec

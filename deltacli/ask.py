@@ -149,6 +149,7 @@ def ask(
         if geojson:
             check_can_hold(None, (ANSWERS,), reader.geobox.crs, [reader.geobox.footprint])
         model.read_spec()
+        model.read_evidence_spec()
         model.check_device()
         chip = chips.window.select(reader)
         change_model = model.load_for(reader, chip)

@@ -97,6 +97,7 @@ def chat(
         _check_new(path, overwrite, hint=", or --overwrite")
     with open_rasters(before, after, window, rasters) as reader:
         model.read_spec()
+        model.read_evidence_spec()
         model.check_device()
         turns: list[tuple[str, str]] = []
         if records:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from deltavlm.data.examples import Problem
     from deltavlm.geo.pair import PairReader
+    from deltavlm.model.interface import ModelFacts
 
 __all__ = [
     "Color",
@@ -368,13 +369,14 @@ def print_remarks(record: Mapping[str, Any]) -> None:
         console.info(f"asked as: {record['asked']}")
 
 
-def warn_about_scale(reader: PairReader, training_gsd_m: float | None, shrink: float) -> None:
-    """Warn where the model sees the ground at a scale far from that of its training.
+def warn_about_scale(reader: PairReader, model: ModelFacts, chip_px: int) -> None:
+    """Warn where the model, or its evidence model, sees the ground at a scale far from that of its training.
 
-    `shrink`: chip side over the side of the model's input, both in pixels.
+    chip_px: side of the chip.
     """
-    from deltavlm.pipeline.scale import Scale
+    from deltavlm.pipeline.evidence import scales_of
 
-    warning = Scale(reader.gsd_m, training_gsd_m, shrink).warning()
-    if warning:
-        console.warning(warning)
+    for scale in scales_of(reader.gsd_m, model, chip_px):
+        warning = scale.warning()
+        if warning:
+            console.warning(warning)

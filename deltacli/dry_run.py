@@ -35,12 +35,20 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
     target, limit = str(job.output.path or "-"), job.options.limit
     questions = [spec.name for spec in job.questions]
     model = {"model": flags.model.model, "device": flags.model.device}
+    evidence = {} if flags.model.evidence_name is None else {"evidence": flags.model.evidence_name}
     if job.is_single:
         _print_notes(plans[0])
     estimate = _estimate(job, plans, flags)
     if as_json:
         pairs = plan_dict(plans[0]) if job.is_single else _list_dict(job, plans)
-        values = {"output": target, "extras": extras, "limit": limit, "questions": questions, **model}
+        values = {
+            "output": target,
+            "extras": extras,
+            "limit": limit,
+            "questions": questions,
+            **model,
+            **evidence,
+        }
         values["estimate"] = {"unmeasured": estimate} if isinstance(estimate, str) else asdict(estimate)
         typer.echo(json.dumps({"dry_run": True, **pairs, **values}, ensure_ascii=False))
         return
@@ -50,6 +58,7 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
     lines += [
         ("questions", ", ".join(questions)),
         ("model", f"{model['model']} on {model['device']}"),
+        *evidence.items(),
         ("output", "stdout" if target == "-" else target),
         *extras.items(),
         *([("time", estimate)] if isinstance(estimate, str) else _estimate_lines(estimate)),
@@ -67,9 +76,10 @@ def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Es
         return "not estimated: there is nothing to ask about"
     if flags.engine.engine != "local":
         return "not estimated: a cluster is not started for it"
-    if kind_of(flags.model.model) == "openai":
+    if "openai" in map(kind_of, flags.model.names):
         return "not estimated: a server is asked nothing for it; --limit 1 measures a chip"
-    size = flags.model.read_spec().weights_bytes
+    specs = flags.model.read_spec(), flags.model.read_evidence_spec()
+    size = sum(spec.weights_bytes for spec in specs if spec is not None)
     if size > MAX_WEIGHTS:
         return (
             f"not estimated: {size / 1e9:.0f} GB of weights are not loaded for it; --limit 1 measures a chip"
@@ -77,7 +87,8 @@ def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Es
     logger = logging.getLogger("deltavlm")
     level = logger.level
     start = time.monotonic()
-    with flags.engine.start(flags.model, flags.rasters) as engine:
+    any_scale = job.options.any_scale
+    with flags.engine.start(flags.model, flags.rasters, any_scale=any_scale) as engine:
         load_s = time.monotonic() - start
         try:
             logger.setLevel(logging.ERROR)  # the warnings about the pairs have been printed

@@ -10,7 +10,7 @@ import typer
 
 from deltacli import options, parsing
 from deltacli.console import console
-from deltacli.flag_groups import CommonFlags, ModelFlags, grouped
+from deltacli.flag_groups import CommonFlags, EvidenceModelFlags, grouped
 from deltacli.options import MODEL, OUTPUT, flag
 from deltavlm.errors import ConfigError
 
@@ -70,7 +70,7 @@ def evaluate(
             "loaded.",
         ),
     ] = None,
-    model: ModelFlags,
+    model: EvidenceModelFlags,
     batch_size: options.BatchSize = "auto",
     protocol: Annotated[
         Literal["strict", "paper"],
@@ -129,7 +129,7 @@ def evaluate(
     pairs_per_batch = parsing.parse_batch_size(batch_size)
     if protocol == "strict" and word_map is not None:
         raise ConfigError("--word-map is for --protocol paper; strict scores real words")
-    if predictions is not None and (model != ModelFlags() or limit or shard or images):
+    if predictions is not None and (model != EvidenceModelFlags() or limit or shard or images):
         raise ConfigError(
             "--predictions loads no model: leave out the flags of the model, --images, --limit and --shard"
         )

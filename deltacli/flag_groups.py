@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
@@ -24,6 +24,7 @@ from deltacli.options import CHIPS, MODEL, OUTPUT, RASTERS, flag, threads_flag
 from deltavlm.errors import InputError
 
 if TYPE_CHECKING:
+    from deltavlm.cluster.worker import LoadModel
     from deltavlm.files import NamedPath
     from deltavlm.geo.grid import Chip
     from deltavlm.geo.pair import PairReader, ReadOptions
@@ -38,6 +39,7 @@ __all__ = [
     "ChipFlags",
     "ChipGridFlags",
     "CommonFlags",
+    "EvidenceModelFlags",
     "ModelFlags",
     "OutputFlags",
     "RasterFlags",
@@ -143,11 +145,11 @@ class ModelFlags:
     model: Annotated[
         str,
         flag(
-            "--model",
-            "-m",
+            *("--model", "-m"),
             panel=MODEL,
-            metavar="NAME|FOLDER|openai:URL#MODEL",
-            help="Model to ask: by name, a folder, or on a server.",
+            metavar="NAME|FOLDER|hf:MODEL|openai:URL#MODEL",
+            help="Model to ask: by name, a folder, a vision-language model of the Hub (hf:OWNER/NAME or "
+            "hf:FOLDER, with an adapter hf:...+ADAPTER), or on a server.",
         ),
     ] = "nano"
     device: Annotated[
@@ -160,6 +162,18 @@ class ModelFlags:
     beams: options.Beams = None
     prompt_style: options.PromptStyle = "auto"
     quantize: options.Quantize = "none"
+    offline: Annotated[
+        bool, flag("--offline", panel=MODEL, help="Use only models that were downloaded before.")
+    ] = False
+    trust_remote_code: Annotated[
+        str | None,
+        flag(
+            "--trust-remote-code",
+            panel=MODEL,
+            metavar="OWNER/NAME@COMMIT",
+            help="Let the Python code in this repository of an hf: model run on this machine.",
+        ),
+    ] = None
     requests: options.Requests = 4
     yes: options.Yes = False
 
@@ -177,6 +191,8 @@ class ModelFlags:
             prompt_style=None if self.prompt_style == "auto" else self.prompt_style,
             quantize=None if self.quantize == "none" else self.quantize,
             calibration=self.read_calibration(),
+            offline=self.offline,
+            trust_remote_code=self.trust_remote_code,
             requests=self.requests,
             allow_upload=self.yes,
         )
@@ -187,7 +203,8 @@ class ModelFlags:
 
         Raises: InputError where nobody agrees.
         """
-        options, address = self.runtime_options(), self.read_spec().sends_to
+        options, specs = self.runtime_options(), (self.read_spec(), self.read_evidence_spec())
+        address = " and ".join(spec.sends_to for spec in specs if spec is not None and spec.sends_to)
         if not address:
             return options
         notice = f"the pictures are sent to {address}, which is not this machine"
@@ -212,49 +229,117 @@ class ModelFlags:
 
         return read_spec(self.model, self.runtime_options())
 
-    def files(self) -> list[NamedPath]:
-        """Files of the model's folder; none where there is no such folder here."""
-        from deltavlm.model.folder import find_folder
-        from deltavlm.model.kinds import kind_of
+    @property
+    def evidence_name(self) -> str | None:
+        """Name of the evidence model; none in this group."""
+        return None
 
-        if kind_of(self.model):
-            return []
-        try:
-            folder = find_folder(self.model)
-            return [("a file of the model", path) for path in folder.iterdir() if path.is_file()]
-        except (InputError, OSError):  # reported when the model is loaded, perhaps on another machine
-            return []
+    @property
+    def names(self) -> list[str]:
+        """Names of the model, and of the evidence model if there is one."""
+        return [name for name in (self.model, self.evidence_name) if name is not None]
+
+    def read_evidence_spec(self) -> ModelSpec | None:
+        """Read what is known of the evidence model; None without one.
+
+        Raises: InputError where there is no such model, ConfigError where the model to ask cannot be told.
+        """
+        if self.evidence_name is None:
+            return None
+        from deltavlm.pipeline.evidence import check_evidence
+
+        return check_evidence(self.model, self.evidence_name)
+
+    def files(self) -> list[NamedPath]:
+        """Files of the models' folders; none of one that has no folder here."""
+        return [file for name in self.names for file in _files_of_model(name)]
 
     def check_device(self) -> None:
         """Raises: InputError where the device does not exist, or does not support a flag."""
         runtime = self.runtime_options()
         if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's import time
-            from deltavlm.model.predictor import resolve_device
+            from deltavlm.model.device import resolve_device
 
             resolve_device(runtime)
 
-    def load(self) -> ChangeModel:
-        """Load the model, and print which it is and how long that took."""
-        from deltavlm import load_model
+    def load(self, *, any_scale: bool = False) -> ChangeModel:
+        """Load the model, and its evidence model, and print which they are and how long that took.
+
+        any_scale: counts and cells are evidence far from the scale of the evidence model's training too.
+        """
+        runtime = self.loading_options()
+        if self.evidence_name is None:
+            return _load_model(self.model, runtime)
+        from deltavlm.pipeline.evidence import EvidencedModel, evidence_options
+
+        evidence_model = _load_model(self.evidence_name, evidence_options(runtime))
+        return EvidencedModel(_load_model(self.model, runtime), evidence_model, any_scale=any_scale)
+
+    def load_on_worker(self, *, any_scale: bool = False) -> LoadModel:
+        """Function by which a worker of a cluster does what `load` does."""
+        from deltavlm.cluster.worker import LoadEvidencedModel, load_model_on_worker
+        from deltavlm.pipeline.evidence import evidence_options
 
         runtime = self.loading_options()
-        started = time.monotonic()
-        with console.waiting(f"loading the model {self.model}"):
-            model: ChangeModel = load_model(self.model, runtime)
-        load_s = time.monotonic() - started
-        console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
-        return model
+        load_model = partial(load_model_on_worker, self.model, runtime)
+        if self.evidence_name is None:
+            return load_model
+        load_evidence = partial(load_model_on_worker, self.evidence_name, evidence_options(runtime))
+        return LoadEvidencedModel(load_model, load_evidence, any_scale)
 
     def load_for(self, reader: PairReader, chip: Chip) -> ChangeModel:
         """Load the model for a single chip, and warn where its scale is far from that of the training."""
         model = self.load()
-        warn_about_scale(reader, model.training_gsd_m, chip.size / model.chip_px)
+        warn_about_scale(reader, model, chip.size)
         return model
 
 
+def _load_model(name: str, options: RuntimeOptions) -> ChangeModel:
+    from deltavlm import load_model
+
+    started = time.monotonic()
+    with console.waiting(f"loading the model {name}"):
+        model: ChangeModel = load_model(name, options)
+    load_s = time.monotonic() - started
+    console.info(f"model {model.name} ({model.fingerprint}) on {model.device}, loaded in {load_s:.1f} s")
+    return model
+
+
+def _files_of_model(name: str) -> list[NamedPath]:
+    from deltavlm.model.folder import find_folder
+    from deltavlm.model.kinds import kind_of
+
+    if kind_of(name):
+        return []
+    try:
+        return [("a file of the model", path) for path in find_folder(name).iterdir() if path.is_file()]
+    except (InputError, OSError):  # reported when the model is loaded, perhaps on another machine
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
-class CalibratedModelFlags(ModelFlags):
-    """Model, and the calibration of its yes/no score."""
+class EvidenceModelFlags(ModelFlags):
+    """Model, and the other model whose evidence it is told."""
+
+    evidence: Annotated[
+        str | None,
+        flag(
+            "--evidence",
+            panel=MODEL,
+            metavar="NAME|FOLDER",
+            help="Model that sees each chip first, such as nano: the model to ask is told its counts, cells "
+            "and probability of change. Masks and --cascade are then those of this model.",
+        ),
+    ] = None
+
+    @property
+    def evidence_name(self) -> str | None:
+        return self.evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedModelFlags(EvidenceModelFlags):
+    """Model, its evidence model, and the calibration of its yes/no score."""
 
     calibration: options.Calibration = None
 

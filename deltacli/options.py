@@ -17,7 +17,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --batch-size    analyze, ask, calibrate, eval
     --bbox          analyze, ask, chat, calibrate, grid, polygonize
     --bbox-crs      analyze, ask, chat, calibrate, grid, polygonize
-    --beams         analyze, ask, chat, calibrate, eval
+    --beams         analyze, ask, chat, calibrate, eval, doctor
     --before-bands  analyze, ask, chat, calibrate, train
     --before-cloud-mask analyze, ask, chat, calibrate, train
     --calibration   analyze, ask, chat
@@ -26,10 +26,11 @@ A letter means the same in every command that has it, but for two older ones: `-
     --cloud-mask    analyze, ask, chat, calibrate, train
     --color         all
     --config        all
-    --decode        analyze, ask, chat, calibrate, eval
-    --device        analyze, ask, chat, calibrate, eval, weights verify
+    --decode        analyze, ask, chat, calibrate, eval, doctor
+    --device        analyze, ask, chat, calibrate, eval, doctor, weights verify
     -n --dry-run    analyze, ask, grid, train, data fetch, weights fetch
-    --dtype         analyze, ask, chat, calibrate, eval, weights verify
+    --dtype         analyze, ask, chat, calibrate, eval, doctor, weights verify
+    --evidence      analyze, ask, chat, eval
     --gdal-config   analyze, ask, chat, calibrate, grid, train
     --gsd           analyze, ask, chat, calibrate, grid, train, synth scene
     --json          all
@@ -38,31 +39,33 @@ A letter means the same in every command that has it, but for two older ones: `-
     --log-format    all
     --match         analyze, ask, chat, calibrate, train
     --max-nodata    analyze, ask, calibrate
-    -m --model      analyze, ask, chat, calibrate, eval
+    -m --model      analyze, ask, chat, calibrate, eval, doctor
     --nodata        analyze, ask, chat, calibrate, train
     --on-error      analyze, ask, calibrate
+    --offline       analyze, ask, chat, calibrate, eval, doctor, data fetch, weights fetch
     -o --output     analyze, ask, calibrate, grid, report, polygonize, summarize, stac, eval, train,
                     data fetch, data build, weights fetch, weights convert
     --overlap       analyze, ask, calibrate, grid
     --overwrite     analyze, ask, chat, calibrate, grid, report, polygonize, summarize, stac, eval,
                     synth chips, synth scene, data fetch, data build
     --progress      all
-    --prompt-style  analyze, ask, chat, calibrate, eval
+    --prompt-style  analyze, ask, chat, calibrate, eval, doctor
     --qa-band       analyze, ask, chat, calibrate, train
-    --quantize      analyze, ask, chat, calibrate, eval, weights verify
+    --quantize      analyze, ask, chat, calibrate, eval, doctor, weights verify
     -Q --questions  analyze, ask
     -q --quiet      all
     --register      analyze, ask, chat, calibrate, train
-    --requests      analyze, ask, chat, calibrate, eval
+    --requests      analyze, ask, chat, calibrate, eval, doctor
     --resampling    analyze, ask, chat, calibrate, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
     --scale         analyze, ask, chat, calibrate, train, synth scene
     --stride        analyze, ask, calibrate, grid
-    --threads       analyze, ask, chat, calibrate, eval, train
+    --threads       analyze, ask, chat, calibrate, eval, train, doctor
     --threshold     analyze, report, polygonize, summarize
+    --trust-remote-code analyze, ask, chat, calibrate, eval, doctor
     -v --verbose    all
-    --yes           analyze, ask, chat, calibrate, eval
+    --yes           analyze, ask, chat, calibrate, eval, doctor
 
 Flags of a single command are defined in its module, groups of flags in `flag_groups`.
 """
@@ -308,7 +311,8 @@ Cascade = Annotated[
     flag(
         "--cascade",
         panel=MODEL,
-        help="Ask the yes/no question first, and the other questions only about chips answered yes.",
+        help="Ask the yes/no question first, and the other questions only about chips answered yes; with "
+        "--evidence, ask only about chips that it calls changed.",
     ),
 ]
 Threshold = Annotated[

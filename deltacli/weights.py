@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,21 +60,33 @@ def list_models(
     *,
     common: CommonFlags,
 ) -> None:
-    """List the models that --model knows by name, with size and folder."""
+    """List the models that --model knows by name, and others known to fit, which are not installed.
+
+    More of these can be written down in models.yaml in DELTAVLM_HOME, as in configs/models.yaml.
+    """
     from deltavlm.files import folder_bytes, format_bytes
     from deltavlm.model.folder import home, models
+    from deltavlm.model.known import known_models
 
+    known = known_models()
     records: list[dict[str, Any]] = [
         {"name": name, "bytes": folder_bytes(folder), "folder": str(folder)}
         for name, folder in sorted(models().items())
     ]
     if json_summary:
-        typer.echo(json.dumps({"models": records, "home": str(home())}, ensure_ascii=False))
+        listed = [asdict(model) for model in known]
+        report = {"models": records, "home": str(home()), "known": listed}
+        typer.echo(json.dumps(report, ensure_ascii=False))
         return
     for record in records:
         typer.echo(f"{record['name']:16s} {format_bytes(record['bytes']):>9s}  {record['folder']}")
     if not any(record["name"] == "deltavlm-7b" for record in records):
         typer.echo(f"{'deltavlm-7b':16s} {'missing':>9s}  deltavlm weights fetch deltavlm-7b")
+    typer.echo("\nknown to fit, with size, license, ground and whether they were tried here:")
+    for model in known:
+        tried = "tried" if model.tried else "not tried here"
+        typer.echo(f"{model.name}\n    {model.size}; {model.license}; {model.ground}; {tried}")
+    typer.echo("deltavlm doctor --model NAME proves one on this machine")
 
 
 @weights.command()
@@ -386,8 +399,6 @@ def _print_inspection(inspection: Inspection) -> None:
 
 
 def _inspection_record(inspection: Inspection) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return asdict(inspection) | {
         "path": str(inspection.path),
         "difference": inspection.difference,
@@ -396,8 +407,6 @@ def _inspection_record(inspection: Inspection) -> dict[str, Any]:
 
 
 def _checks_record(checks: list[Check], dtype: str, kind: str | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from deltavlm.upstream.verify import TOLERANCE
 
     rows = [asdict(check) | {"passed": check.passed} for check in checks]

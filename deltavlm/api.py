@@ -19,6 +19,7 @@ from deltavlm.model.kinds import read_spec
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.conversation import questions_of
 from deltavlm.pipeline.engine import LocalEngine
+from deltavlm.pipeline.evidence import EvidencedModel, check_evidence
 from deltavlm.pipeline.job import AnalyzeJob, AnalyzeOptions, OutputOptions
 from deltavlm.pipeline.mask_codec import check_mask_head
 from deltavlm.pipeline.pairs import Pair, PairList, with_ids
@@ -38,6 +39,7 @@ def analyze(
     *,
     output: Location,
     model: str | ChangeModel = "nano",
+    evidence: str | ChangeModel | None = None,
     questions: Sequence[QuestionSpec | str] | Location | None = None,
     options: AnalyzeOptions | None = None,
     read: ReadOptions | None = None,
@@ -61,6 +63,9 @@ def analyze(
         output: .gpkg, .geojson, .geojsonl, .ndjson, .fgb or .parquet. For a list of pairs, a folder (it
             ends in "/", or exists) means one GeoPackage for each pair, and folders for rasters.
         model: name of a model, a checkpoint folder, or a model from `load_model`.
+        evidence: another model that sees each chip first, such as "nano": `model`, which must read text, is
+            told its counts, cells and probability of change, and chips have the columns `evidence_*`. Masks
+            and the cascade are then those of this model.
         questions: questions as text, a question set, or its YAML file; default: caption, change, count and
             location.
         options: chip size and overlap in pixels, batching, limit, what to do with chips that fail.
@@ -84,7 +89,8 @@ def analyze(
     Raises:
         InputError: an image cannot be opened or does not overlap the other; the model is unknown.
         OutputError: the output exists, cannot be written, or is being written by another process.
-        ConfigError: options contradict each other, or the model has no mask head and masks are needed.
+        ConfigError: options contradict each other, the model has no mask head and masks are needed, or it
+            cannot be told evidence.
         WriteError: writing fails, as on a full disk; the same call resumes.
     """
     if polygons not in (False, True, "changed", "all"):
@@ -109,12 +115,11 @@ def analyze(
             mask=None if mask is None else Path(mask),
             probability=None if probability is None else Path(probability),
         ),
+        evidence=evidence is not None or isinstance(model, EvidencedModel),
     )
-    if isinstance(model, str):
-        spec = read_spec(model)
-        if job.options.masks:
-            check_mask_head(spec)
-    return run(job, _engine(model), RunHooks() if on_progress is None else RunHooks(on_progress))
+    _check_models(model, evidence, masks=job.options.masks)
+    engine = _engine(model, evidence, any_scale=job.options.any_scale)
+    return run(job, engine, RunHooks() if on_progress is None else RunHooks(on_progress))
 
 
 def open_pair(
@@ -184,8 +189,25 @@ def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> 
     return questions_of(texts) if texts else specs
 
 
+def _check_models(model: str | ChangeModel, evidence: str | ChangeModel | None, *, masks: bool) -> None:
+    """Check models that are not loaded yet. Raises: InputError, ModelError, ConfigError."""
+    spec = read_spec(model) if isinstance(model, str) else None
+    if isinstance(evidence, str):
+        spec = check_evidence(model, evidence) if isinstance(model, str) else read_spec(evidence)
+    elif evidence is not None:
+        spec = None  # it is loaded, and `encode_masks` finds out
+    if masks and spec is not None:
+        check_mask_head(spec)
+
+
 @contextmanager
-def _engine(model: str | ChangeModel) -> Iterator[LocalEngine]:
+def _engine(
+    model: str | ChangeModel, evidence: str | ChangeModel | None, *, any_scale: bool
+) -> Iterator[LocalEngine]:
     from deltavlm.model.kinds import load_model
 
-    yield LocalEngine(load_model(model) if isinstance(model, str) else model)
+    change_model = load_model(model) if isinstance(model, str) else model
+    if evidence is not None:
+        evidence_model = load_model(evidence) if isinstance(evidence, str) else evidence
+        change_model = EvidencedModel(change_model, evidence_model, any_scale=any_scale)
+    yield LocalEngine(change_model)

@@ -22,6 +22,7 @@ from typing import Literal
 from deltavlm.deadline import call_within
 from deltavlm.errors import InputError, OutputError, WriteError
 from deltavlm.files import format_bytes
+from deltavlm.messages import first_line
 
 __all__ = [
     "File",
@@ -380,7 +381,7 @@ def _hub_errors(hub: Hub, repository: Repository) -> Iterator[None]:
             raise _refusal(hub, repository, first) from error
         raise InputError(
             f"cannot get {repository.content} of {repository.name}: no connection to {hub.endpoint}"
-            f" ({_first_line(first)}); check the network and the proxy, or use `offline=True` if it was"
+            f" ({first_line(first)}); check the network and the proxy, or use `offline=True` if it was"
             f" fetched before"
         ) from error
     except OSError as error:
@@ -394,11 +395,11 @@ def _hub_errors(hub: Hub, repository: Repository) -> Iterator[None]:
                 f"cannot write to the cache {hub.cache_dir}: {error.strerror}; give another `cache_dir`"
             ) from error
         raise InputError(
-            f"the download of {repository.name} failed ({_first_line(error)}); fetch again"
+            f"the download of {repository.name} failed ({first_line(error)}); fetch again"
         ) from error
     except RuntimeError as error:  # of hf_xet, the Hub's other transfer protocol
         raise InputError(
-            f"the download of {repository.name} failed ({_first_line(error)}); try again, or set"
+            f"the download of {repository.name} failed ({first_line(error)}); try again, or set"
             f" HF_HUB_DISABLE_XET=1"
         ) from error
     except ValueError as error:  # not JSON: a page of a proxy
@@ -455,10 +456,5 @@ def _not_cached(hub: Hub, repository: Repository, name: str) -> InputError:
 def _not_a_hub(hub: Hub, repository: Repository, error: Exception) -> InputError:
     return InputError(
         f"cannot get {repository.content} of {repository.name}: {hub.endpoint} does not answer as the Hub"
-        f" does ({_first_line(error)}); check HF_ENDPOINT and the proxy"
+        f" does ({first_line(error)}); check HF_ENDPOINT and the proxy"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of an error, or the name of its class."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

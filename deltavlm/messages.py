@@ -7,7 +7,15 @@ import reprlib
 from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["UNSUPPORTED", "format_number", "pluralize", "preview", "redact", "redact_address"]
+__all__ = [
+    "UNSUPPORTED",
+    "first_line",
+    "format_number",
+    "pluralize",
+    "preview",
+    "redact",
+    "redact_address",
+]
 
 UNSUPPORTED = "this model was not taught to answer that question"
 """Answer to a question that a model was not taught to answer; `tasks.text.says_unsupported` recognizes it."""
@@ -56,6 +64,15 @@ def format_number(number: float) -> str:
     '1,200'
     """
     return f"{number:,.1f}".removesuffix(".0")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its class where there is none.
+
+    >>> first_line(ValueError("two\\nlines")), first_line(KeyError())
+    ('two', 'KeyError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class _Preview(reprlib.Repr):

@@ -21,7 +21,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "deadline": frozenset(),
     "hub": frozenset({"errors", "messages", "files", "deadline"}),
     "geo": LEAVES,
-    "model": LEAVES,
+    "model": LEAVES | {"hub"},
     "metrics": LEAVES,
     "tasks": LEAVES | {"metrics"},
     "data": LEAVES | {"hub", "model", "tasks", "metrics"},
@@ -33,7 +33,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
     "report": LEAVES | {"geo", "tasks", "pipeline"},
     "api": LEAVES | {"geo", "model", "tasks", "pipeline"},
-    "diagnostics": LEAVES | {"deltavlm", "geo", "model", "tasks"},
+    "diagnostics": LEAVES | {"deltavlm", "geo", "model", "tasks", "data", "pipeline"},
     "deltacli": LEAVES
     | {
         "deltavlm",

@@ -26,7 +26,7 @@ from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions
 from deltavlm.model.deltavlm import build
 from deltavlm.pipeline.consistency import RULES
 from deltavlm.pipeline.run_result import RunResult
-from deltavlm.pipeline.schema import CHANGES, LOCATIONS, PAIRS, chips_layer
+from deltavlm.pipeline.schema import CHANGES, EVIDENCE_COLUMNS, LOCATIONS, PAIRS, chips_layer
 from deltavlm.pipeline.totals import Totals
 from deltavlm.summaries.totals import AREAS
 from deltavlm.tasks.questions import load_questions
@@ -83,6 +83,10 @@ def table_under(heading: str, page: str = "formats.md") -> list[str]:
 def test_every_column_of_the_chips_is_described() -> None:
     layer = chips_layer(load_questions(shipped_config("questions.yaml")))
     assert table_under("Layer `chips`") == [field.name for field in layer.fields]
+
+
+def test_every_column_of_evidence_is_described() -> None:
+    assert table_under("Columns of evidence") == [field.name for field in EVIDENCE_COLUMNS]
 
 
 def test_every_column_of_the_locations_is_described() -> None:

@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 
 from deltavlm.model.config import RuntimeOptions
 from tests.scripted_model import ScriptedModel
+from tests.text_reader import text_reader
 
 
 def scripted(name: str, runtime: RuntimeOptions, threads: int) -> ScriptedModel:
     return ScriptedModel()
+
+
+def by_name(name: str, runtime: RuntimeOptions, threads: int) -> ScriptedModel:
+    """`text:` for a model that reads text, else the scripted one."""
+    return text_reader() if name.startswith("text:") else ScriptedModel()
 
 
 def small(name: str, runtime: RuntimeOptions, threads: int) -> ScriptedModel:

@@ -16,8 +16,9 @@ from deltavlm.geo.matching import ColorMatch
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
 from deltavlm.model.config import RuntimeOptions
-from deltavlm.model.interface import ChangeModel, Labelled, PairContext
+from deltavlm.model.interface import ChangeModel, Labelled, ModelFacts, PairContext
 from deltavlm.pipeline.engine import load_chips
+from deltavlm.pipeline.evidence import EvidencedModel, mask_model
 from deltavlm.pipeline.inference import BatchReplies, InferenceOptions, run_batches
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.schema import ChipStatus
@@ -25,6 +26,7 @@ from deltavlm.version import __version__
 
 __all__ = [
     "ChipReading",
+    "LoadEvidencedModel",
     "LoadModel",
     "ModelActor",
     "ModelInfo",
@@ -77,6 +79,25 @@ class ModelInfo(Labelled):
     reads_context: bool
     batch_size: int  # what suits it
     version: str  # of deltavlm
+    evidence_model: ModelInfo | None = None  # model whose evidence it is told
+
+    @classmethod
+    def of(cls, model: ModelFacts, batch_size: int) -> ModelInfo:
+        """Properties of a model, and of its evidence model if there is one."""
+        other = mask_model(model)
+        return cls(
+            model.name,
+            model.fingerprint,
+            model.device,
+            model.details,
+            model.chip_px,
+            model.training_gsd_m,
+            model.phrasebook,
+            model.reads_context,
+            batch_size,
+            __version__,
+            None if other is model else cls.of(other, batch_size),
+        )
 
     def auto_batch_size(self) -> int:
         """Batch size that suits the model."""
@@ -174,6 +195,19 @@ def load_model_on_worker(name: str, runtime: RuntimeOptions, threads: int) -> Ch
     return load_model(name, replace(runtime, threads=runtime.threads or threads))
 
 
+@dataclass(frozen=True, slots=True)
+class LoadEvidencedModel:
+    """`LoadModel` of a model that is told the evidence of another."""
+
+    load_model: LoadModel
+    load_evidence_model: LoadModel
+    any_scale: bool  # of `EvidencedModel`
+
+    def __call__(self, threads: int) -> ChangeModel:
+        models = self.load_model(threads), self.load_evidence_model(threads)
+        return EvidencedModel(*models, any_scale=self.any_scale)
+
+
 class ModelActor:
     """Model in a process of its own."""
 
@@ -186,18 +220,7 @@ class ModelActor:
         """Load the model; return its properties, or the error."""
         try:
             model = self.model = self.load_model(self.threads)
-            return ModelInfo(
-                model.name,
-                model.fingerprint,
-                model.device,
-                model.details,
-                model.chip_px,
-                model.training_gsd_m,
-                model.phrasebook,
-                model.reads_context,
-                model.auto_batch_size(),
-                __version__,
-            )
+            return ModelInfo.of(model, model.auto_batch_size())
         except DeltaVLMError as error:
             return type(error)(f"{error} (on {socket.gethostname()})")
 

@@ -322,6 +322,8 @@ class RuntimeOptions:
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
     calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
     runtime: Literal["auto", "torch", "openvino"] = "auto"  # of a checkpoint with graphs, on a CPU
+    offline: bool = False  # use only files of the Hub that are in its cache
+    trust_remote_code: str | None = None  # OWNER/NAME@COMMIT whose own Python code may run
     requests: int = 4  # at a time, to a server
     timeout_s: float = 300.0  # of a whole reply of a server
     allow_upload: bool = False  # pictures may be sent to a server on another machine

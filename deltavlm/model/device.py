@@ -1,15 +1,18 @@
-"""Device and dtype selection, allocator tuning, and copies to the device."""
+"""Device and dtype selection, allocator tuning, copies to the device, and errors of torch."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ConfigError, InputError
-from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.quantize import check_quantize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -39,8 +42,17 @@ def pick_device(device: str) -> str:
     return device
 
 
-def pick_dtype(name: str, config: DeltaVLMConfig, device: str) -> torch.dtype:
-    """Dtype of the weights, by name ("fp16", as torch has it "float16") or "auto".
+def resolve_device(options: RuntimeOptions) -> str:
+    """Device on which a model will run. Raises: InputError if it is missing, or cannot quantize."""
+    device = pick_device(options.device)
+    if options.quantize:
+        check_quantize(options.quantize, device)
+    return device
+
+
+def pick_dtype(name: str, hidden: int, device: str) -> torch.dtype:
+    """Dtype of the weights, by name ("fp16", as torch has it "float16") or "auto"; `hidden` is the
+    width of the language model.
 
     "auto" is bf16 on a CPU with instructions for it, and float32 on another CPU. On a GPU it is float32 for
     a small model, and for a large one bf16 if the device computes it in hardware, else fp16.
@@ -54,7 +66,7 @@ def pick_dtype(name: str, config: DeltaVLMConfig, device: str) -> torch.dtype:
         return dtypes[str(name).removeprefix("torch.")]
     if device == "cpu":
         return torch.bfloat16 if bf16_cpu() else torch.float32
-    if config.language.hidden < LARGE_HIDDEN:
+    if hidden < LARGE_HIDDEN:
         return torch.float32
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -88,3 +100,18 @@ def to_device(tensor: Tensor, device: str) -> Tensor:
     if not device.startswith("cuda"):
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def wrap_torch_errors(work: str, device: str) -> Iterator[None]:
+    """Raise torch's errors as ours; `work` names what was computed.
+
+    Raises: ModelOutOfMemory if memory ran out, ModelError for anything else that torch cannot compute.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelOutOfMemory(f"{work} do not fit on {device}; ask for a smaller batch") from error
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{work} failed on {device}: {reason}; try `device='cpu'`") from error

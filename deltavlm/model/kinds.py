@@ -1,6 +1,7 @@
 """Kinds of models by their name, and what is known of a model before it is loaded; imports no torch.
 
     nano, deltavlm-7b, FOLDER    a DeltaVLM checkpoint
+    hf:OWNER/NAME, hf:FOLDER     a vision-language model for transformers, perhaps with +ADAPTER
     openai:URL#MODEL             a model behind an OpenAI-compatible server; its URL may be in OPENAI_BASE_URL
 
 Each kind is a module with `read_spec(name, options)` and `load(name, options)`.
@@ -17,7 +18,7 @@ from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel
 
 CHECKPOINT = "deltavlm.model.runtime"
-KINDS: Mapping[str, str] = {"openai": "deltavlm.model.openai"}
+KINDS: Mapping[str, str] = {"hf": "deltavlm.model.huggingface", "openai": "deltavlm.model.openai"}
 """Prefix of a name, before its first colon -> module of the kind."""
 
 
@@ -36,8 +37,10 @@ class ModelSpec:
 def kind_of(name: str) -> str:
     """Prefix of a model's name that says its kind; empty for a checkpoint.
 
-    >>> kind_of("nano"), kind_of("C:/models/nano"), kind_of("openai:http://localhost:8000/v1#tiny")
-    ('', '', 'openai')
+    >>> kind_of("nano"), kind_of("C:/models/nano"), kind_of("hf:OWNER/NAME")
+    ('', '', 'hf')
+    >>> kind_of("openai:http://localhost:8000/v1#tiny")
+    'openai'
     """
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in KINDS else ""
@@ -59,11 +62,12 @@ def load_model(
     """Load a model of any kind.
 
     Args:
-        name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), or a
-            checkpoint folder.
+        name_or_folder: name of a shipped or fetched model (see `deltavlm weights list`), a checkpoint
+            folder, or a name with the prefix of its kind.
         options: how the model runs.
         fields: single fields of `RuntimeOptions`, in place of those of `options`: device, dtype, threads,
-            decode, beams, prompt_style, quantize, calibration, requests, timeout_s, allow_upload.
+            decode, beams, prompt_style, quantize, calibration, offline, trust_remote_code, requests,
+            timeout_s, allow_upload.
 
     Returns:
         A model with `encode(before, after)` for batches of (N, 3, H, W) uint8 RGB, `answer(encoded,

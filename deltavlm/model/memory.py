@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from deltavlm.errors import ModelOutOfMemory
@@ -27,6 +28,7 @@ ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 CPU_ENCODE_PAIRS = 8  # pairs that a CPU encodes at once: more are no faster, and their maps fill the memory
 
 FREE_SHARE = 0.8  # of the free memory; the remainder covers fragmentation, and what probes did not measure
+CGROUP = Path("/sys/fs/cgroup")  # limits of the container
 MAX_PAIRS = 64  # times four questions are 256 rows, beyond which a GPU of today gains nothing
 
 
@@ -178,3 +180,34 @@ def run_in_batches(
             continue
         start += len(batch)
     return results
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that a process can still use, within the limit of its container; None where the
+    system does not tell (others than Linux)."""
+    fields = _fields(Path("/proc/meminfo"))
+    if "MemAvailable" not in fields:
+        return None
+    available = fields["MemAvailable"] * 1024
+    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        reclaimable = _fields(CGROUP / "memory.stat").get("inactive_file", 0)
+        available = min(available, max(0, limit - used + reclaimable))
+    return available
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Names and numbers of a file with lines such as "MemAvailable:  123 kB"; empty if it cannot be read."""
+    try:
+        lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+def _number(path: Path) -> int | None:
+    """Number in a file; None where there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

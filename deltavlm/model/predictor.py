@@ -6,8 +6,7 @@ N pairs, R rows of (pair, question).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.errors import ModelOutOfMemory
 from deltavlm.messages import pluralize
 from deltavlm.model import checkpoint
 from deltavlm.model.answering import CheckpointModel, GeneratedRows
 from deltavlm.model.config import Decoding, DeltaVLMConfig, RuntimeOptions, ScoreCalibration
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.deltavlm import DeltaVLM, GenerationOptions, PairFeatures, Text
-from deltavlm.model.device import bf16_cpu, pick_device, pick_dtype, to_device, tune_malloc
+from deltavlm.model.device import (
+    bf16_cpu,
+    pick_dtype,
+    resolve_device,
+    to_device,
+    tune_malloc,
+    wrap_torch_errors,
+)
 from deltavlm.model.folder import WEIGHTS, find_folder, read_config
 from deltavlm.model.folder import fingerprint as fingerprint_of
 from deltavlm.model.images import resize_images
@@ -37,7 +43,7 @@ from deltavlm.model.memory import (
     row_bytes,
     rows_that_fit,
 )
-from deltavlm.model.quantize import check_quantize, describe
+from deltavlm.model.quantize import describe
 from deltavlm.model.scope import QuestionScope
 from deltavlm.model.tokenizer import Codec, load_codecs
 
@@ -187,29 +193,6 @@ class Predictor(CheckpointModel):
             )
 
 
-@contextmanager
-def wrap_torch_errors(work: str, device: str) -> Iterator[None]:
-    """Raise torch's errors as ours; `work` names what was computed.
-
-    Raises: ModelOutOfMemory if memory ran out, ModelError for anything else that torch cannot compute.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelOutOfMemory(f"{work} do not fit on {device}; ask for a smaller batch") from error
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{work} failed on {device}: {reason}; try `device='cpu'`") from error
-
-
-def resolve_device(options: RuntimeOptions) -> str:
-    """Device on which a model will run. Raises: InputError if it is missing, or cannot quantize."""
-    device = pick_device(options.device)
-    if options.quantize:
-        check_quantize(options.quantize, device)
-    return device
-
-
 def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
     if options.threads:
@@ -220,7 +203,7 @@ def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
     fingerprint, calibration = fingerprint_of(folder), options.calibration
     if calibration is not None:
         calibration.check_model(config.name, fingerprint)
-    dtype = pick_dtype(options.dtype, config, device)
+    dtype = pick_dtype(options.dtype, config.language.hidden, device)
     if device == "cpu":
         tune_malloc()
     try:

@@ -52,8 +52,8 @@ def quantizable(model: nn.Module) -> frozenset[str]:
     )
 
 
-def quantize_layer(weight: Tensor, kind: Kind, device: str) -> nn.Module:
-    """Quantized linear layer on `device` with this weight, (out, in).
+def quantize_layer(weight: Tensor, kind: Kind, device: str, bias: Tensor | None = None) -> nn.Module:
+    """Quantized linear layer on `device` with this weight, (out, in), and bias, (out,), of unchanged dtype.
 
     The weight is on the CPU; it is copied to the device and quantized there, so that the device never holds
     more than one layer in 16 bit.
@@ -86,6 +86,8 @@ def quantize_layer(weight: Tensor, kind: Kind, device: str) -> nn.Module:
             layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         else:
             layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias, requires_grad=False)
         module: nn.Module = layer.to(device).eval()
         return module
     except torch.OutOfMemoryError:

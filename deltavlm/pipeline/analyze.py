@@ -220,6 +220,7 @@ def _answered(chip: LoadedChip, job: AnalyzeJob, replies: ChipReplies | ModelErr
         mask=_blob(replies.mask),
         valid=_blob(chip.valid),
         mask_score=peak_score(replies.mask, SPECKLE) if replies.mask else None,
+        evidence=replies.evidence if job.evidence else None,
     )
 
 

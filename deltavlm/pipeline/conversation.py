@@ -30,6 +30,7 @@ from deltavlm.pipeline.answers import (
     with_history,
 )
 from deltavlm.pipeline.engine import context_of
+from deltavlm.pipeline.evidence import evidence_of, mask_model
 from deltavlm.tasks.locate import LABELS, Cells, position
 from deltavlm.tasks.questions import QuestionSpec, question_spec
 from deltavlm.tasks.text import says_unsupported
@@ -108,7 +109,14 @@ def answer_record(
         "score": answer.score,
         **chip_record(reader, chip),
         "model": model.label,
+        **_evidence_record(model, chip),
     }
+
+
+def _evidence_record(model: ChangeModel, chip: EncodedChip) -> dict[str, Any]:
+    """Member `evidence` of a record: the evidence model, and its answers; empty without one."""
+    evidence = evidence_of(chip.encoded)
+    return {} if not evidence else {"evidence": {"model": mask_model(model).label, **evidence[0].as_dict()}}
 
 
 def chip_record(reader: PairReader, chip: EncodedChip) -> dict[str, Any]:

@@ -194,6 +194,7 @@ def _written(job: AnalyzeJob, engine: Engine, store: _SampleStore) -> tuple[_Cos
         changes=job.output.polygons,
         pair_columns=not job.is_single,
         pairs=not job.one_pair_per_output,
+        evidence=job.evidence,
     )
     crs = OutputCRS(LONLAT if any(pair.record and pair.record.crs for pair in store.pairs.values()) else None)
     sizes, seconds = list[int](), list[float]()

@@ -14,8 +14,10 @@ from deltavlm.errors import ModelError, ModelOutOfMemory
 from deltavlm.messages import pluralize
 from deltavlm.model.interface import ChangeModel, PairContext, Reply
 from deltavlm.pipeline.answers import in_words_of_task, phrasebook_of, question_of, read_answer
+from deltavlm.pipeline.evidence import evidence_of
 from deltavlm.pipeline.mask_codec import encode_masks
 from deltavlm.pipeline.summary import StageTimes
+from deltavlm.tasks.evidence import Evidence
 from deltavlm.tasks.questions import QuestionSpec
 
 __all__ = ["BatchReplies", "ChipImages", "ChipReplies", "InferenceOptions", "run_batches"]
@@ -39,6 +41,7 @@ class ChipReplies:
 
     replies: list[Reply | None]  # in the order of the questions; None where it was not asked
     mask: bytes = b""  # `mask_codec.encode_masks`, if masks are kept
+    evidence: Evidence | None = None  # of another model, if there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class InferenceOptions:
     """Questions, and how they are put to the model."""
 
     questions: tuple[QuestionSpec, ...]
-    cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    cascade: bool = False  # ask only about chips that changed, by their evidence or the yes/no question
     threshold: float | None = None  # lowest score of a changed chip; None: as the model answers
     masks: bool = False
 
@@ -88,7 +91,8 @@ def run_batches(
                 masks = (
                     encode_masks(model.masks(encoded), model.name) if options.masks else [b""] * len(batch)
                 )
-            chips += [ChipReplies(*pair) for pair in zip(replies, masks, strict=True)]
+            evidence: Sequence[Evidence | None] = evidence_of(encoded) or [None] * len(batch)
+            chips += [ChipReplies(*chip) for chip in zip(replies, masks, evidence, strict=True)]
         except ModelError as error:
             if len(batch) == 1:
                 chips.append(error)
@@ -109,8 +113,9 @@ def _answer(
 ) -> list[list[Reply | None]]:
     """Replies about each of `count` encoded pairs, in the order of the questions.
 
-    With `cascade` the yes/no question comes first, and only changed pairs are asked the others; an
-    answer that cannot be parsed counts as yes.
+    With `cascade`, pairs that are unchanged by their evidence are not asked about. Without evidence the
+    yes/no question comes first, and only changed pairs are asked the others; an answer that cannot be parsed
+    counts as yes.
     """
     specs, book = options.questions, phrasebook_of(model)
     questions = [question_of(spec, options.threshold, book) for spec in specs]
@@ -123,18 +128,21 @@ def _answer(
             for row in rows
         ]
 
+    evidence = evidence_of(encoded)
     first = next((index for index, spec in enumerate(specs) if spec.task == "change"), None)
-    if not options.cascade or first is None:
-        return [list(row) for row in ask(range(len(specs)))]
-    others = [index for index in range(len(specs)) if index != first]
-    replies: list[list[Reply | None]] = []
-    changed: list[int] = []
-    for pair, (reply,) in enumerate(ask([first])):
-        replies.append([reply if index == first else None for index in range(len(specs))])
-        if read_answer(specs[first], reply, options.threshold).value is not False:
-            changed.append(pair)
-    if changed and others:
-        for pair, row in zip(changed, ask(others, changed), strict=True):
-            for index, reply in zip(others, row, strict=True):
+    replies: list[list[Reply | None]] = [[None] * len(specs) for _ in range(count)]
+    pending, changed = list(range(len(specs))), list(range(count))  # questions, and pairs to ask them about
+    if options.cascade and evidence is not None:
+        changed = [pair for pair, each in enumerate(evidence) if each.changed is not False]
+    elif options.cascade and first is not None:
+        pending.remove(first)
+        changed = []
+        for pair, (reply,) in enumerate(ask([first])):
+            replies[pair][first] = reply
+            if read_answer(specs[first], reply, options.threshold).value is not False:
+                changed.append(pair)
+    if changed and pending:
+        for pair, row in zip(changed, ask(pending, changed), strict=True):
+            for index, reply in zip(pending, row, strict=True):
                 replies[pair][index] = reply
     return replies

@@ -33,7 +33,7 @@ class AnalyzeOptions:
     limit: int | None = None  # only the first chips of the run
     on_error: Literal["skip", "fail"] = "skip"
     any_scale: bool = False  # keep counts, cells and classes far from the scale of the model's training
-    cascade: bool = False  # ask the yes/no question first, and the others only of changed chips
+    cascade: bool = False  # ask only about chips that changed, by their evidence or the yes/no question
     threshold: float | None = None  # a chip has changed from this score on; None: as the model answers
     masks: bool = False  # keep the mask of each chip; set by the job
 
@@ -92,10 +92,11 @@ class AnalyzeJob:
     read: ReadOptions = field(default_factory=ReadOptions)
     options: AnalyzeOptions = field(default_factory=AnalyzeOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+    evidence: bool = False  # the model has evidence of another one, which chips have columns for
 
     def __post_init__(self) -> None:
         output = self.output
-        if self.options.cascade and not self.asks_change:
+        if self.options.cascade and not self.asks_change and not self.evidence:
             raise ConfigError(
                 "`cascade=True` needs the yes/no question; add an entry 'task: change', or leave it out"
             )

@@ -28,7 +28,8 @@ KINDS = (
 
 _NO_MASK_HEAD = (
     "model {name} has no mask head, so there is nothing to draw polygons or rasters of change from; leave "
-    "`polygons`, `mask` and `probability` out, or ask a model that has one, such as nano"
+    "`polygons`, `mask` and `probability` out, or ask a model that has one, such as nano, or one that reads "
+    "text with `evidence='nano'`"
 )
 _SHAPE = struct.Struct("<BHH")  # classes, rows, columns
 _ZLIB_LEVEL = 6

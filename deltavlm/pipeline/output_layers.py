@@ -15,6 +15,7 @@ from deltavlm.geo.sinks import FeatureSink, open_sink
 from deltavlm.messages import pluralize
 from deltavlm.pipeline.changes import MASK_PIXEL_TAG, MASK_STYLE, PROBABILITY_STYLE, MaskMosaic, vectorize
 from deltavlm.pipeline.engine import Engine
+from deltavlm.pipeline.evidence import mask_model
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal.store import Journal
 from deltavlm.pipeline.outputs import OutputFiles, layers_of_job
@@ -164,7 +165,8 @@ def _mosaic(output: Output, journal: Journal, pair: Pair, record: PairRecord) ->
         grid, geobox = opened.chips(*options.grid), opened.geobox
     else:
         grid, geobox = record.chip_grid(*options.grid), record.geobox
-    far = Scale.of(record.gsd_m, output.engine.model, options.chip_px).is_far and not options.any_scale
+    model = mask_model(output.engine.model)
+    far = Scale.of(record.gsd_m, model, options.chip_px).is_far and not options.any_scale
     change_class = "other" if far else None
     return MaskMosaic(grid, geobox, journal.lookup(pair), journal.file.read_blob, change_class=change_class)
 

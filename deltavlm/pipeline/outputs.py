@@ -146,6 +146,7 @@ def layers_of_job(job: AnalyzeJob) -> tuple[Layer, ...]:
         changes=job.output.polygons and OutputFiles.of(job.output).polygons is None,
         pair_columns=not job.is_single,
         pairs=not job.one_pair_per_output,
+        evidence=job.evidence,
     )
 
 

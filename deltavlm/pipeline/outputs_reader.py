@@ -58,7 +58,7 @@ MAX_GRID = 10_000_000
 
 LIST_COLUMNS = frozenset(
     field.name
-    for layer in (chips_layer(()), CHANGES, PAIRS)
+    for layer in (chips_layer((), evidence=True), CHANGES, PAIRS)
     for field in layer.fields
     if field.type in ("list", "json")
 )

@@ -74,7 +74,8 @@ def job_settings(job: AnalyzeJob) -> dict[str, object]:
         del options[key]
     if not job.options.cascade:  # then it decides nothing but `changed`, which is made of the stored scores
         del options["threshold"]
-    return {"reading": _plain(job.read), "options": options, "deltavlm": __version__}
+    evidence = {"evidence": True} if job.evidence else {}
+    return {"reading": _plain(job.read), "options": options, "deltavlm": __version__, **evidence}
 
 
 def _plain(read: ReadOptions) -> dict[str, object]:

@@ -16,6 +16,7 @@ from deltavlm.errors import InputError
 from deltavlm.geo.pair import ChipPixels, PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.model.interface import ModelFacts
 from deltavlm.pipeline.engine import Callback, Engine, LoadedChip
+from deltavlm.pipeline.evidence import scales_of
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.pair_record import PairRecord
 from deltavlm.pipeline.pairs import Pair
@@ -72,14 +73,17 @@ def log_notes(pair: Pair, reader: PairReader, model: ModelFacts, job: AnalyzeJob
     Of a kind of warning only the first pair is logged at warning level; `warned` collects these kinds, which
     are texts without numbers and paths.
     """
-    scale = Scale.of(reader.gsd_m, model, job.options.chip_px)
-    warning = scale.warning(limited=not job.options.any_scale)
+    scales = scales_of(reader.gsd_m, model, job.options.chip_px)
+    warnings = [(each.kind, each.warning(limited=not job.options.any_scale), True) for each in scales]
     if not pair.id:  # a single pair: its other notes were logged when it was opened
-        if warning:
-            logger.warning("%s", warning)
+        for _, warning, _ in warnings:
+            if warning:
+                logger.warning("%s", warning)
         return
     notes = [(NUMBER_OR_PATH.sub("", note), note, note in reader.warnings) for note in reader.notes]
-    for kind, note, is_warning in [*notes, *([(scale.kind, warning, True)] if warning else [])]:
+    for kind, note, is_warning in [*notes, *warnings]:
+        if note is None:
+            continue
         if is_warning and kind not in warned:
             warned.add(kind)
             logger.warning("%s: %s (not repeated for other pairs)", pair.id, note, extra={"pair": pair.id})

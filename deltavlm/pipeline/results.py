@@ -9,6 +9,7 @@ from deltavlm.geo.grid import Chip
 from deltavlm.pipeline.answers import Answer
 from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.schema import FAILED_STATUSES, ChipStatus
+from deltavlm.tasks.evidence import Evidence
 
 __all__ = ["ChipResult"]
 
@@ -29,6 +30,7 @@ class ChipResult:
     cloud_share: float | None = None  # share of its pixels that cloud masks hide; None without a mask
     shift_px: float | None = None  # shift between the dates; None where it cannot be measured
     mask_score: float | None = None  # `mask_codec.peak_score` of the mask, 0 to 1
+    evidence: Evidence | None = None  # of another model, that the model was told
 
     @property
     def failed(self) -> bool:

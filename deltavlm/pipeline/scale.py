@@ -22,6 +22,7 @@ class Scale:
     gsd_m: float | None  # None where it is not known
     training_gsd_m: float | None  # None for a model of any scale
     shrink: float = 1.0
+    model: str = "the model"  # its name in warnings
 
     @classmethod
     def of(cls, gsd_m: float | None, model: ModelFacts, chip_px: int) -> Scale:
@@ -44,8 +45,8 @@ class Scale:
     def kind(self) -> str:
         """Kind of the warning: of pairs of one kind, only the first is warned about."""
         if self.gsd_m is None:
-            return "scale unknown"
-        return f"scale {'far ' if self.is_far else ''}{'coarser' if self.ratio > 1 else 'finer'}"
+            return f"unknown to {self.model}"
+        return f"{'far ' if self.is_far else ''}{'coarser' if self.ratio > 1 else 'finer'} than {self.model}"
 
     def warning(self, *, limited: bool = False) -> str | None:
         """Warning where the scale is not near that of the training; None where it is.
@@ -54,7 +55,7 @@ class Scale:
         """
         if self.training_gsd_m is None:
             return None
-        training = f"the model was trained at {self.training_gsd_m:g} m"
+        training = f"{self.model} was trained at {self.training_gsd_m:g} m"
         if self.gsd_m is None:
             return f"the ground size of a pixel is not known; {training}"
         ratio = self.ratio

@@ -13,6 +13,7 @@ __all__ = [
     "ANSWERS",
     "CHANGES",
     "CHIP_STATUSES",
+    "EVIDENCE_COLUMNS",
     "FAILED_STATUSES",
     "GRID",
     "LOCATIONS",
@@ -68,6 +69,23 @@ _CHIP_COLUMNS = (
     Field("building_cells", "list", "Cells of the chip's 3x3 grid with changed buildings"),
     Field("conflicts", "list", "Rules of consistency that the answers break; see docs/formats.md"),
 )
+EVIDENCE_COLUMNS = (
+    Field("evidence_changed", "bool", "Evidence: has anything changed?", "Evidence: changed?"),
+    Field(
+        "evidence_score", "float", "Evidence: probability that something changed, 0 to 1", "Evidence: score"
+    ),
+    Field("evidence_new_roads", "int", "Evidence: number of new roads", "Evidence: new roads"),
+    Field("evidence_new_buildings", "int", "Evidence: number of new buildings", "Evidence: new buildings"),
+    Field("evidence_road_cells", "list", "Evidence: cells with changed roads", "Evidence: road cells"),
+    Field(
+        "evidence_building_cells",
+        "list",
+        "Evidence: cells with changed buildings",
+        "Evidence: building cells",
+    ),
+)
+"""Columns of what another model found, which the model was told."""
+
 _SOURCE_COLUMNS = (
     Field("valid_fraction", "float", "Share of the chip with data on both dates, 0 to 1", "Share with data"),
     Field(
@@ -216,10 +234,11 @@ ANSWERS = Layer(
 )
 
 
-def chips_layer(questions: Sequence[QuestionSpec]) -> Layer:
-    """Layer `chips` for a question set: fixed columns, and a column `answer_<name>` for each question, with
-    `status_<name>` behind it if the question is in words of its own."""
-    columns = []
+def chips_layer(questions: Sequence[QuestionSpec], *, evidence: bool = False) -> Layer:
+    """Layer `chips` for a question set: fixed columns, those of `evidence` of another model, and a column
+    `answer_<name>` for each question, with `status_<name>` behind it if the question is in words of its
+    own."""
+    columns = [*EVIDENCE_COLUMNS] if evidence else []
     for spec in questions:
         columns.append(Field(f"answer_{spec.name}", "str", f"Answer to: {spec.prompt}"))
         if not spec.is_standard:
@@ -236,11 +255,16 @@ def with_pair_columns(layer: Layer) -> Layer:
 
 
 def output_layers(
-    questions: Sequence[QuestionSpec], *, changes: bool, pair_columns: bool, pairs: bool
+    questions: Sequence[QuestionSpec],
+    *,
+    changes: bool,
+    pair_columns: bool,
+    pairs: bool,
+    evidence: bool = False,
 ) -> tuple[Layer, ...]:
     """Layers of an output file, `chips` first. `changes` and `pairs` add those layers; `pair_columns` adds
-    the columns of a pair to every other layer."""
-    layers = [chips_layer(questions), LOCATIONS, *([CHANGES] if changes else [])]
+    the columns of a pair to every other layer, `evidence` those of another model to the chips."""
+    layers = [chips_layer(questions, evidence=evidence), LOCATIONS, *([CHANGES] if changes else [])]
     if pair_columns:
         layers = [with_pair_columns(layer) for layer in layers]
     return (*layers, *([PAIRS] if pairs else []))

@@ -147,6 +147,9 @@ class ResultWriter:
             "building_cells": list(cells.buildings) if cells else None,
             "conflicts": find_conflicts(statements_of(result, self.mask_threshold)),
         }
+        if result.evidence is not None:
+            evidence = result.evidence.as_dict()
+            properties |= {f"evidence_{name}": value for name, value in evidence.items()}
         for spec in self.questions:
             answer = result.answers.get(spec.name)
             properties[f"answer_{spec.name}"] = answer.text if answer else None

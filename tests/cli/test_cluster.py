@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import rasterio
 
+import deltavlm
 from deltavlm.cluster import worker
 from deltavlm.cluster.session import LOCAL, set_ray_environment
 from deltavlm.cluster.worker import ReadTask, pair_fingerprint, read_chips_of_task
 from deltavlm.geo.pair import RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
+from deltavlm.model.kinds import KINDS
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.journal.store import Journal
 from tests import workers
@@ -28,6 +30,7 @@ from tests.conftest import Scene
 from tests.pairs import write_pairs
 from tests.rasters import write_raster
 from tests.scripted_model import ScriptedModel
+from tests.text_reader import KIND
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +111,28 @@ def test_many_pairs_with_holes(run: Run, tmp_path: Path, model_there: Callable[.
     assert "nodata" in told
     assert told.count('"digest": ') - len(set(re.findall(r'"digest": "(\w+)"', told))) == 5
     assert '"failed": ' in told
+
+
+@pytest.mark.parametrize("cascade", [(), ("--cascade",)])
+def test_evidence_travels_with_answers(
+    run: Run,
+    scene: Scene,
+    model_there: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    cascade: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("deltavlm.model.kinds.KINDS", {**KINDS, **KIND})
+    monkeypatch.setitem(vars(deltavlm), "load_model", lambda name, runtime: workers.by_name(name, runtime, 1))
+    model_there(workers.by_name)
+    args = ("--model", "text:any", "--evidence", "nano", "--polygons", *SMALL, *cascade)
+    for folder, more in (("here", ()), ("there", RAY)):
+        Path(folder).mkdir()
+        result = run("analyze", *scene.args, "-o", f"{folder}/out.geojson", *args, *more)
+        assert result.exit_code == 0, result.stderr
+    assert "model text:any with evidence of scripted" in result.stderr
+    assert '"evidence_new_buildings": 2' in Path("there/out.geojson").read_text()
+    for name in ("out.geojson", "out.changes.geojson"):
+        assert same(f"here/{name}", f"there/{name}"), name
 
 
 def test_masks_travel_with_answers(

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import deltavlm
+from deltacli.main import app
 from deltavlm.diagnostics import check_proj_variables, check_torchvision, pinned_torch
 from deltavlm.errors import ModelError
 from tests.cli.conftest import ROOT, Run, one_line
@@ -176,3 +178,12 @@ def test_an_empty_proj_data_that_is_kept(tmp_path: Path, words: str) -> None:
     assert f"PROJ_DATA={tmp_path} has no readable proj.db" in line
     assert "unset PROJ_DATA" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_nano_is_proved() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--model", "nano", "--json"])
+    assert result.exit_code == 0, result.stderr + result.stdout
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert {check["status"] for check in checks.values()} == {"ok"}
+    assert "has a mask head" in checks["model"]["detail"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -273,3 +274,108 @@ def test_the_key_is_in_no_output(scene: Scene, server: ChatServer, caplog: pytes
     assert files
     for path in files:
         assert KEY.encode() not in path.read_bytes(), path
+
+
+def doctor(server: ChatServer, *args: object) -> dict[str, Any]:
+    """Findings of `doctor --model` by name, and the rest of its report."""
+    result = run("doctor", "--model", server.name, "--json", *args)
+    assert result.exit_code == 0, result.stderr + result.stdout
+    report: dict[str, Any] = json.loads(result.stdout)
+    return {check["name"]: check for check in report["checks"]} | report
+
+
+def test_doctor_proves_a_model(server: ChatServer) -> None:
+    report = doctor(server)
+    assert report["ok"]
+    assert report["model"]["name"] == "tiny"
+    assert "yes" in report["changed pair"]["detail"]
+    assert report["changed pair"]["status"] == "ok"
+    assert "9 new buildings" in report["changed pair"]["detail"]
+    assert report["same pair"]["status"] == "warning"  # the server compares pixels, and the light differs
+    assert "the right answer is no" in report["same pair"]["remedy"]
+    assert report["score"]["status"] == report["images"]["status"] == "ok"
+    assert report["order"]["status"] == "warning"
+    assert report["figures"]["seconds_per_chip"] > 0
+    assert report["figures"]["memory_bytes"] > 1e6
+    assert "versions" not in report
+
+
+def test_doctor_finds_a_model_that_sees_nothing(server: ChatServer) -> None:
+    server.script = lambda asked: Answer("Perhaps.", probability=0.5)
+    report = doctor(server)
+    assert report["images"]["status"] == report["order"]["status"] == "warning"
+    assert "another first and second image" in report["images"]["detail"]
+    assert "change, count, location" in report["reading"]["detail"]
+    assert report["changed pair"]["status"] == "warning"
+
+
+def test_doctor_finds_an_image_that_is_not_seen(server: ChatServer) -> None:
+    server.script = lambda asked: Answer(f"{asked.images[1].sum()} yes", probability=0.5)
+    report = doctor(server)
+    assert "another first image" in report["images"]["detail"]
+    assert report["order"]["status"] == "ok"
+
+
+def test_doctor_says_that_there_is_no_score(server: ChatServer) -> None:
+    def script(asked: Asked) -> Answer | None:
+        return Answer(status=400, body={"error": "logprobs?"}) if "logprobs" in asked.body else None
+
+    server.script = script
+    assert "no probability" in doctor(server)["score"]["detail"]
+    lines = run("doctor", "--model", server.name).stdout.splitlines()
+    assert any("--threshold changes nothing" in line for line in lines)
+
+
+def test_doctor_of_a_model_that_fails(server: ChatServer) -> None:
+    server.script = lambda asked: Answer("")
+    result = run("doctor", "--model", server.name)
+    assert result.exit_code == 1
+    assert "broken   model        the reply is empty" in result.stdout
+    server.probes, server.script = True, lambda asked: Answer(status=401, body=b"")
+    result = run("doctor", "--model", server.name)
+    assert result.exit_code == 2
+    assert "the key was refused" in one_line(result)
+    result = run("doctor", "--requests", 2)
+    assert result.exit_code == 2
+    assert "--requests: is for a model; add --model" in one_line(result)
+
+
+@pytest.mark.slow
+def test_a_real_server_with_a_tiny_model(scene: Scene, server: ChatServer) -> None:
+    """`transformers serve` with random weights: what it answers means nothing, and is the same each time."""
+    for name in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(name)
+    tiny_hf = pytest.importorskip("tests.tiny_hf")
+    tiny_hf.build("qwen2_5_vl", Path("tiny"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--device", "cpu"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, process)
+        args = ("--model", f"openai:http://127.0.0.1:{port}/v1#tiny", *SMALL, "--limit", 2)
+        for output in ("first.geojson", "second.geojson"):
+            result = run("analyze", *scene.args, "-o", output, *args)
+            assert result.exit_code in (0, 3), result.stderr  # JSON that random weights begin may be cut off
+        assert "gives no probabilities of yes and no" in result.stderr
+        assert Path("first.geojson").read_bytes() == Path("second.geojson").read_bytes()
+        result = run("ask", *scene.args, "Why?", *args[:4], "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["answer"]
+        text = run("analyze", *scene.args, "--model", f"openai:http://127.0.0.1:{port}/v1#none").stderr
+        assert text.count("Error: ") == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server has ended")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
+from deltavlm.model import checkpoint
 from deltavlm.model.folder import SHIPPED
 from tests.cli.conftest import one_line
 from tests.conftest import Scene
+from tests.tiny import TINY, tiny_checkpoint, tiny_model
 from tests.upstream.conftest import GOLDEN
 
 
@@ -179,3 +182,45 @@ def test_a_converted_model_reads_questions_either_way(tmp_path: Path, scene: Sce
     for style in ("raw", "trained"):
         result = run("analyze", *scene.args, "-m", folder, "--prompt-style", style, "-n")
         assert result.exit_code == 0, result.stderr
+
+
+def test_models_known_to_fit_are_listed_and_can_be_added(tmp_path: Path) -> None:
+    known = json.loads(run("weights", "list", "--json").stdout)["known"]
+    assert len(known) >= 8
+    assert {*known[0]} == {"name", "size", "license", "ground", "tried"}
+    assert not any(model["tried"] for model in known)
+    home = tmp_path / "home"
+    home.mkdir()
+    own = {"name": "openai:#mine", "size": "1 GB", "license": "mine", "ground": "10 m", "tried": True}
+    (home / "models.yaml").write_text(json.dumps([own, known[0] | {"size": "other"}]))
+    result = run("weights", "list")
+    assert "openai:#mine\n    1 GB; mine; 10 m; tried\n" in result.stdout
+    assert f"{known[0]['name']}\n    other; " in result.stdout
+    assert f"{known[1]['name']}\n    {known[1]['size']}; " in result.stdout
+    (home / "models.yaml").write_text("- name: x\n  sise: 1\n")
+    result = run("weights", "list")
+    assert result.exit_code == 2
+    assert "models.yaml, model 1: unknown key 'sise'; did you mean 'size'?" in one_line(result)
+    (home / "models.yaml").write_text("name: x\n")
+    assert "expected a list of models" in one_line(run("weights", "list"))
+
+
+def test_exported_graphs_are_used(tmp_path: Path, scene: Scene) -> None:
+    tiny_checkpoint(tmp_path)
+    refused = run("analyze", *scene.args, "-o", "out.gpkg", "--model", tmp_path, "--runtime", "openvino")
+    assert refused.exit_code == 2
+    assert "has no graphs; deltavlm weights export writes them; use --runtime torch" in refused.stderr
+    exported = run("weights", "export", tmp_path)
+    assert exported.exit_code == 0, exported.stderr
+    assert "wrote encode.onnx, query.onnx, language.onnx" in exported.stderr
+    asked = ("What?", "--model", tmp_path, "--device", "cpu", "--json")
+    assert run("ask", *scene.args, *asked).exit_code == 0
+    assert run("ask", *scene.args, *asked, "--runtime", "openvino").exit_code == 0
+
+
+def test_a_checkpoint_without_a_mask_head_is_not_exported(tmp_path: Path) -> None:
+    config = replace(TINY, dense=None)
+    checkpoint.save(tmp_path, config, tiny_model(config=config).state_dict(), provenance={})
+    result = run("weights", "export", tmp_path)
+    assert result.exit_code == 2
+    assert "graphs are for a checkpoint with a mask head" in result.stderr

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
-from deltavlm.config import load, shipped_config
 from deltavlm.model import device
-from deltavlm.model.config import DeltaVLMConfig
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -19,17 +16,14 @@ def test_a_cpu_with_bf16_instructions_uses_bf16(
     has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "bf16_cpu", lambda: has_bf16)
-    nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
-    large = replace(nano, language=replace(nano.language, hidden=device.LARGE_HIDDEN))
-    assert device.pick_dtype("auto", nano, "cpu") == device.pick_dtype("auto", large, "cpu") == dtype
+    large = device.LARGE_HIDDEN
+    assert device.pick_dtype("auto", 256, "cpu") == device.pick_dtype("auto", large, "cpu") == dtype
     assert device.pick_dtype("fp32", large, "cpu") == torch.float32
 
 
 def test_a_small_model_is_float32_on_other_devices() -> None:
-    nano = load(shipped_config("nano.yaml"), DeltaVLMConfig)
-    large = replace(nano, language=replace(nano.language, hidden=device.LARGE_HIDDEN))
-    assert device.pick_dtype("auto", nano, "mps") == torch.float32
-    assert device.pick_dtype("auto", large, "mps") == torch.float16
+    assert device.pick_dtype("auto", 256, "mps") == torch.float32
+    assert device.pick_dtype("auto", device.LARGE_HIDDEN, "mps") == torch.float16
 
 
 FAULTS = """

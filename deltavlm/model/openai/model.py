@@ -45,6 +45,11 @@ PROBE = Question(
     "probe", "Do the two images differ? Answer with one word, yes or no.", yes_no=True, max_new_tokens=8
 )
 PROBE_PX = 64
+LOCAL_OPTIONS = (
+    *("device", "dtype", "quantize", "decode"),
+    *("beams", "prompt_style", "offline", "trust_remote_code"),
+)
+"""Fields of `RuntimeOptions` for models on this machine alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,7 @@ class ServerModel(Labelled):
         (pair,) = self.encode(np.stack([[shades] * 3]), np.stack([[shades.T] * 3])).pairs
         address = self.client.address
         try:
-            self._complete(pair, PROBE, threading.Event())
+            self._complete(pair, PROBE, threading.Event(), is_first=True)
         except NoServer as error:
             raise InputError(f"{error}; start it, or correct the address") from error
         except NoAnswer as error:
@@ -221,7 +226,7 @@ class ServerModel(Labelled):
         """Reply to one question. Raises: ModelError; InputError or ToolError that ends the run."""
         pair, question = row
         completion = self._complete(pair, question, stop)
-        if completion.is_cut and question.schema and not _is_json(completion.text):
+        if completion.is_cut and question.schema and _is_cut_json(completion.text):
             raise ModelError(
                 f"the JSON of the answer is cut off at {question.max_new_tokens} tokens: "
                 f"{preview(completion.text[-40:])}"
@@ -241,12 +246,14 @@ class ServerModel(Labelled):
             return score
         return float(apply_calibration(self.calibration, logits(score)))
 
-    def _complete(self, pair: _Pair, question: Question, stop: threading.Event) -> Completion:
+    def _complete(
+        self, pair: _Pair, question: Question, stop: threading.Event, *, is_first: bool = False
+    ) -> Completion:
         """Completion of a request, without the optional fields that the server turns out to refuse."""
         features = self.features
         while True:
             body = request_body(self.name, pair.images, pair.context, question, features)
-            response = self.client.request("/chat/completions", body, stop=stop)
+            response = self.client.request("/chat/completions", body, stop=stop, is_first=is_first)
             if response.status in (400, 422, 501):
                 detail = self.client.detail(response)
                 simpler = features.without_refused(body, detail)
@@ -275,7 +282,9 @@ class ServerModel(Labelled):
                 raise NoCompletion(f"{url} answers with {page}") from None
         if 300 <= status < 400:
             raise InputError(f"{url} redirects to {response.location or 'another address'}; use that one")
-        check_key(self.client, response)
+        if status in (401, 403):
+            reason = "the key was refused" if self.client.key else "it asks for a key"
+            raise InputError(f"{url} (HTTP {status}): {reason}; set {KEY} to a valid key")
         message = f"{url} (HTTP {status}): {self.client.detail(response)}"
         if status == 404:
             raise InputError(
@@ -291,19 +300,12 @@ class ServerModel(Labelled):
             logger.warning("%s", message)
 
 
-def check_key(client: Client, response: Response) -> None:
-    """Raises: InputError where the server refuses the key."""
-    if response.status in (401, 403):
-        reason = "the key was refused" if client.key else "it asks for a key"
-        raise InputError(f"{client.address.url} (HTTP {response.status}): {reason}; set {KEY} to a valid key")
-
-
 def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
     """What is known of a model on a server without asking it; see `kinds.read_spec`."""
     address = parse_address(name)
-    for field_name in ("dtype", "device", "quantize", "decode", "beams", "prompt_style"):
+    for field_name in LOCAL_OPTIONS:
         value = getattr(options, field_name)
-        if value not in (None, "auto"):
+        if value not in (None, "auto", False):
             raise ConfigError(f"`{field_name}={value!r}`: is for models on this machine; leave it out")
     return ModelSpec(address.model, CHIP_PX, None, False, 0, "" if address.is_local else address.url)
 
@@ -322,9 +324,9 @@ def load(name: str, options: RuntimeOptions) -> ServerModel:
             "allows that"
         )
     client = Client(address, key, options.timeout_s)
-    listed = _read_models(client, is_first=True)
     model = ServerModel(client, "", options.requests)
     model.check_server()
+    listed = _read_models(client)  # behind the first question, as some servers list what they have loaded
     facts = {name: listed.get(address.model, {}).get(name) for name in ("owned_by", "root")}
     identity = [address.url, address.model, model.served_model, facts]
     model.fingerprint = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
@@ -334,41 +336,29 @@ def load(name: str, options: RuntimeOptions) -> ServerModel:
     return model
 
 
-def _read_models(client: Client, *, is_first: bool = False) -> Mapping[str, Mapping[str, Any]]:
-    """Models by name that a server lists; empty where it has no list.
-
-    Raises: InputError where it is not there, or refuses the key.
-    """
+def _read_models(client: Client) -> Mapping[str, Mapping[str, Any]]:
+    """Models by name that a server lists; empty where it has no list."""
     try:
-        response = client.request("/models", stop=threading.Event(), is_first=is_first)
-    except NoServer as error:
-        raise InputError(f"{error}; start it, or correct the address") from error
-    except NoAnswer as error:
-        raise InputError(f"{error}; try again later") from error
-    check_key(client, response)
-    try:
-        entries = response.json()["data"]
+        entries = client.request("/models", stop=threading.Event()).json()["data"]
         return {str(entry["id"]): entry for entry in entries if isinstance(entry, dict)}
-    except (ValueError, KeyError, TypeError):
+    except (NoServer, NoAnswer, ValueError, KeyError, TypeError):
         return {}
 
 
 def _list_models(client: Client) -> str:
-    try:
-        names = [*_read_models(client)]
-    except InputError:
-        names = []
+    names = [*_read_models(client)]
     if not names:
         return "; most addresses end in /v1"
     return f"; it has {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
 
 
-def _is_json(text: str) -> bool:
+def _is_cut_json(text: str) -> bool:
+    """True if a text begins a JSON object that it does not end."""
     try:
         json.loads(text[text.find("{") : text.rfind("}") + 1])
     except ValueError:
-        return False
-    return True
+        return "{" in text
+    return False
 
 
 def _data_url(image: Pixels) -> str:

@@ -14,6 +14,7 @@ from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal.blobs import BLOB_KEYS, Blob, check_address
 from deltavlm.pipeline.results import ChipResult
 from deltavlm.pipeline.schema import CHIP_STATUSES
+from deltavlm.tasks.evidence import Evidence
 
 __all__ = ["check_chip_line", "line_of", "result_of"]
 
@@ -32,6 +33,8 @@ def line_of(result: ChipResult) -> dict[str, Any]:
         line["shift_px"] = result.shift_px
     if result.mask_score is not None:
         line["mask_score"] = result.mask_score
+    if result.evidence is not None:
+        line["evidence"] = result.evidence.as_dict()
     return line | {
         "chip_id": result.chip.chip_id,
         "row": result.chip.row,
@@ -66,6 +69,7 @@ def result_of(line: Mapping[str, Any], grid: ChipGrid, job: AnalyzeJob) -> ChipR
         cloud_share=line.get("cloud_share"),
         shift_px=line.get("shift_px"),
         mask_score=line.get("mask_score"),
+        evidence=Evidence.from_dict(line["evidence"]) if "evidence" in line else None,
     )
 
 
@@ -79,6 +83,8 @@ def check_chip_line(line: Mapping[str, Any], questions: Collection[str]) -> None
     for key in BLOB_KEYS:
         if key in line:
             check_address(line[key], key)
+    if "evidence" in line:
+        Evidence.from_dict(line["evidence"])
 
 
 def _is_text(value: Any) -> bool:
@@ -118,5 +124,6 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "mask_score": _is_share,
     "cloud_share": _is_share,
     "shift_px": lambda value: _is_number(value) and value >= 0,
+    "evidence": lambda value: isinstance(value, dict),
     "end": lambda value: _is_count(value) and value > 0,
 }

@@ -1,0 +1,269 @@
+"""Models of the Hub: tiny random ones of each architecture, against plain transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+
+from deltavlm.model.chat_turns import chat_turns
+from deltavlm.model.huggingface.scores import YesNo, answer_start, drop_reasoning
+from deltavlm.model.interface import PairContext, Question, Reply
+from deltavlm.model.kinds import load_model, read_spec
+from tests.tiny_hf import BUILDERS, build
+
+QUICK = ("qwen2_5_vl", "gemma3", "lfm2_vl")  # positions in 3D; sliding windows; convolutions
+ARCHITECTURES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+CHANGED = Question("change", "has anything changed? yes or no", yes_no=True, max_new_tokens=4)
+CAPTION = Question("caption", "say in one sentence what changed between the two images", max_new_tokens=6)
+FOLLOWING = Question(
+    "question", "and where?", max_new_tokens=6, history=(("what changed?", "two houses were built"),)
+)
+QUESTIONS = (CHANGED, CAPTION, FOLLOWING)
+CONTEXTS = [PairContext("2015", "2020", 0.5), PairContext("2015", "2020", 0.5), PairContext("2015", "2020")]
+_RANDOM = np.random.default_rng(3)
+BEFORE, AFTER = (_RANDOM.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8) for _ in range(2))
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model as deltavlm loads it, and as transformers does."""
+
+    folder: Path
+
+    @cached_property
+    def model(self) -> Any:
+        return load_model(f"hf:{self.folder}", dtype="fp32", device="cpu")
+
+    @cached_property
+    def processor(self) -> Any:
+        return transformers.AutoProcessor.from_pretrained(self.folder)
+
+    @cached_property
+    def plain(self) -> Any:
+        return transformers.AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=torch.float32
+        ).eval()
+
+    def first_logits(self, pair: int, question: Question) -> torch.Tensor:
+        """Logits of the first token of an answer, (V,), by plain transformers."""
+        turns = chat_turns(CONTEXTS[pair], question)
+        images = iter([_image(BEFORE[pair]), _image(AFTER[pair])])
+        for turn in turns:
+            for item in turn["content"]:
+                if item["type"] == "image":
+                    item["image"] = next(images)
+        inputs = self.processor.apply_chat_template(
+            turns, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            logits: torch.Tensor = self.plain(**inputs).logits[0, -1]
+        return logits
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """Tiny model of an architecture, built when it is first asked for."""
+    built: dict[str, Tiny] = {}
+
+    def get(architecture: str) -> Tiny:
+        if architecture not in built:
+            if architecture == "smolvlm":
+                pytest.importorskip("num2words")
+            built[architecture] = Tiny(build(architecture, tmp_path_factory.mktemp("hf") / architecture))
+        return built[architecture]
+
+    return get
+
+
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def ask(model: Any, questions: Sequence[Question] = QUESTIONS, contexts: Any = None) -> list[list[Reply]]:
+    """Replies about all pairs in one batch."""
+    replies: list[list[Reply]] = model.answer(model.encode(BEFORE, AFTER, contexts or CONTEXTS), questions)
+    return replies
+
+
+def ask_alone(model: Any, questions: Sequence[Question] = QUESTIONS, contexts: Any = None) -> Any:
+    """Replies, each asked about a pair that was encoded for it alone."""
+    contexts = contexts or CONTEXTS
+    return [
+        [
+            model.answer(
+                model.encode(BEFORE[pair : pair + 1], AFTER[pair : pair + 1], contexts[pair : pair + 1]),
+                [question],
+            )[0][0]
+            for question in questions
+        ]
+        for pair in range(len(BEFORE))
+    ]
+
+
+def assert_equal(replies: list[list[Reply]], others: list[list[Reply]]) -> None:
+    for reply, other in zip(chain(*replies), chain(*others), strict=True):
+        assert reply.text == other.text
+        assert reply.score == pytest.approx(other.score, abs=1e-5)
+
+
+@every_architecture
+def test_answers_alone_equal_those_in_a_batch(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
+    model = tiny_of(architecture).model
+    assert_equal(ask(model), ask_alone(model))
+
+
+@every_architecture
+def test_rows_of_different_lengths_share_a_batch(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
+    """Questions are padded where a GPU answers them together, with and without the cache of the pair."""
+    model = tiny_of(architecture).model
+    questions = [replace(question, max_new_tokens=6) for question in QUESTIONS]
+    contexts = [
+        PairContext("2015", "2020", 0.5),
+        PairContext(),
+        PairContext("2015-06-01", "", None, "1 road"),
+    ]
+    alone = ask_alone(model, questions, contexts)
+    assert_equal(ask(replace(model, pads=True), questions, contexts), alone)
+    assert_equal(ask(replace(model, pads=True, uses_prefix=False), questions, contexts), alone)
+
+
+@every_architecture
+def test_the_cache_of_a_pair_changes_no_answer(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
+    model = tiny_of(architecture).model
+    assert model.uses_prefix
+    encoded = model.encode(BEFORE, AFTER, CONTEXTS)
+    replies = model.answer(encoded, QUESTIONS)
+    assert_equal(replies, model.answer(encoded, QUESTIONS))  # the cache is as it was
+    assert_equal(replies, ask(replace(model, uses_prefix=False)))  # images encoded again for each question
+
+
+@every_architecture
+def test_the_probability_of_yes_is_the_softmax_of_its_tokens(
+    architecture: str, tiny_of: Callable[[str], Tiny]
+) -> None:
+    tiny = tiny_of(architecture)
+    words = [
+        tiny.processor.tokenizer.decode([id_]).strip().lower() for id_ in range(len(tiny.processor.tokenizer))
+    ]
+    for pair, (reply, *_) in enumerate(ask(tiny.model)):
+        probabilities = tiny.first_logits(pair, CHANGED).softmax(dim=0)
+        yes, no = (
+            sum(float(probabilities[id_]) for id_, known in enumerate(words) if known == word)
+            for word in ("yes", "no")
+        )
+        assert 0 < yes < 1
+        assert reply.score == pytest.approx(yes / (yes + no), abs=1e-5)
+
+
+@every_architecture
+def test_the_history_of_a_chat_is_told(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
+    tiny = tiny_of(architecture)
+    question = replace(FOLLOWING, max_new_tokens=1)
+    for pair, (reply,) in enumerate(ask(tiny.model, [question])):
+        logits = tiny.first_logits(pair, question)
+        assert reply.score == pytest.approx(float(logits.log_softmax(dim=0).max()), abs=1e-4)
+        without = tiny.first_logits(pair, replace(question, history=()))
+        assert not torch.allclose(logits, without, atol=1e-3)
+
+
+@every_architecture
+def test_both_images_are_seen_in_their_order(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
+    model = tiny_of(architecture).model
+    (forward,), (backward,), (equal,) = (
+        model.answer(model.encode(before[:1], after[:1], CONTEXTS[:1]), [CHANGED])
+        for before, after in ((BEFORE, AFTER), (AFTER, BEFORE), (BEFORE, BEFORE))
+    )
+    scores = [reply.score for (reply,) in (forward, backward, equal)]
+    assert (
+        min(abs(first - second) for first, second in zip(scores, scores[1:] + scores[:1], strict=True)) > 1e-5
+    )
+
+
+def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
+    tiny = tiny_of("qwen2_5_vl")
+    name = f"hf:{tiny.folder}"
+    spec, model = read_spec(name), tiny.model
+    assert spec.training_gsd_m is model.training_gsd_m is None
+    assert spec.chip_px == model.chip_px == 256
+    assert not spec.has_masks
+    assert model.masks([]) is None
+    assert spec.weights_bytes == (tiny.folder / "model.safetensors").stat().st_size
+    assert model.phrasebook == "generic"
+    assert model.reads_context
+    assert model.label == f"qwen2_5_vl {model.fingerprint}"
+    assert model.details | {"transformers": ""} == {
+        "architecture": "qwen2_5_vl",
+        "dtype": "float32",
+        "quantize": None,
+        "revision": None,
+        "adapter": None,
+        "transformers": "",
+        "decoding": "greedy",
+        "encodes_once": True,
+        "yes_no_scores": True,
+        "calibration": None,
+    }
+
+
+def test_equal_questions_are_answered_once(
+    tiny_of: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts and places are one question of the generic phrasebook."""
+    model = tiny_of("qwen2_5_vl").model
+    encoded = model.encode(BEFORE[:1], AFTER[:1])
+    rows: list[int] = []
+    generate = model.model.generate
+    monkeypatch.setattr(
+        model.model,
+        "generate",
+        lambda **inputs: [rows.append(len(inputs["input_ids"])), generate(**inputs)][1],
+    )
+    count, location = model.answer(
+        encoded, [replace(CAPTION, name="count"), replace(CAPTION, name="location")]
+    )[0]
+    assert count == location
+    assert rows == [1]
+
+
+class _Tokens:
+    """Tokenizer whose tokens are the strings of a list."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.tokens[id_] for id_ in ids)
+
+
+def test_reasoning_before_the_answer_is_dropped() -> None:
+    assert drop_reasoning("<think>\nTwo roofs.\n</think>\n\nyes") == "yes"
+    assert drop_reasoning("Two roofs.</think> yes") == "yes"  # it began in the prompt
+    assert drop_reasoning("<think>Two") == ""
+    assert drop_reasoning(" yes") == "yes"
+    tokens = _Tokens("<think>", "Two", "</think>", "\n\n", " yes")
+    assert answer_start(tokens, [0, 1, 2, 3, 4]) == 4
+    assert answer_start(tokens, [1, 2, 3, 4]) == 3
+    assert answer_start(tokens, [0, 1]) == 2  # there is no answer
+    assert answer_start(tokens, [4]) == 0
+
+
+def test_words_for_yes_and_no_in_a_vocabulary() -> None:
+    vocabulary = {"yes": 0, "ĠYes": 1, "▁YES": 2, "yesterday": 3, "no": 4, "ĠNo": 5, "now": 6}
+    assert YesNo.of(vocabulary) == YesNo((0, 1, 2), (4, 5))
+    without = YesNo.of({"y": 0, "es": 1, "no": 2})
+    assert without == YesNo((), ())
+    assert math.isnan(float(without.margin(torch.zeros(1, 3))[0]))
