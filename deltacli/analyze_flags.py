@@ -147,7 +147,7 @@ class EngineFlags:
         start = time.monotonic()
         runtime = model.loading_options()
         with start_cluster(
-            model.load_on_worker(any_scale=any_scale),
+            model.load_on_worker(runtime, any_scale=any_scale),
             address=self.ray_address,
             actors=self.actors,
             actor_cpus=self.actor_cpus,

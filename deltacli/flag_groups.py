@@ -275,12 +275,11 @@ class ModelFlags:
         evidence_model = _load_model(self.evidence_name, evidence_options(runtime))
         return EvidencedModel(_load_model(self.model, runtime), evidence_model, any_scale=any_scale)
 
-    def load_on_worker(self, *, any_scale: bool = False) -> LoadModel:
-        """Function by which a worker of a cluster does what `load` does."""
+    def load_on_worker(self, runtime: RuntimeOptions, *, any_scale: bool = False) -> LoadModel:
+        """Function by which a worker of a cluster does what `load` does, with the `loading_options`."""
         from deltavlm.cluster.worker import LoadEvidencedModel, load_model_on_worker
         from deltavlm.pipeline.evidence import evidence_options
 
-        runtime = self.loading_options()
         load_model = partial(load_model_on_worker, self.model, runtime)
         if self.evidence_name is None:
             return load_model

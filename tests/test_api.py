@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -14,12 +16,15 @@ import deltavlm
 from deltavlm import analyze, load_model, open_pair
 from deltavlm.errors import ConfigError, InputError, OutputError, PartialFailure
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.model.kinds import KINDS
+from deltavlm.pipeline.evidence import EvidencedModel
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.run_result import RunResult
 from deltavlm.tasks.questions import QuestionSpec
 from tests.conftest import CHIP, Scene
 from tests.scripted_model import ScriptedModel
+from tests.text_reader import KIND, text_reader
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = AnalyzeOptions(chip_px=CHIP)
@@ -197,6 +202,52 @@ def test_a_journal_of_another_version_is_refused_before_the_model_is_loaded(
     (tmp_path / "out.gpkg.journal.jsonl").write_text('{"deltavlm_journal": 1}\n')
     with pytest.raises(OutputError, match=r"journal format 1, .* add `resume=False`"):
         analyze(*scene.args, output=tmp_path / "out.gpkg", model="nano")
+
+
+def test_evidence_of_a_loaded_model(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    output = tmp_path / "out.gpkg"
+    result = analyze(*scene.args, output=output, model=text_reader(), evidence=model, options=OPTIONS)
+    assert result.changed == 0
+    table = pyogrio.read_dataframe(output, layer="chips")
+    assert list(table.chip_id[table.evidence_changed]) == [scene.changed_chip]
+    both = EvidencedModel(text_reader(), model)
+    analyze(*scene.args, output=tmp_path / "same.gpkg", model=both, options=OPTIONS)
+    assert list(pyogrio.read_dataframe(tmp_path / "same.gpkg", layer="chips")) == list(table)
+
+
+def test_evidence_by_name(
+    scene: Scene, model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = text_reader()
+    monkeypatch.setattr("deltavlm.model.kinds.KINDS", {**KINDS, **KIND})
+    monkeypatch.setattr(
+        "deltavlm.model.kinds.load_model", lambda name: reader if name.startswith("text:") else model
+    )
+    output, options = tmp_path / "out.gpkg", replace(OPTIONS, any_scale=True)
+    analyze(*scene.args, output=output, model="text:any", evidence="nano", options=options, polygons=True)
+    assert all("new building" in context.evidence for context in reader.contexts)
+    assert "changes" in pyogrio.list_layers(output)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        ({"model": "nano", "evidence": "nano"}, "nano reads its questions alone"),
+        ({"model": "text:any", "evidence": "text:any"}, "is the model that answers"),
+        ({"model": "text:any", "evidence": "text:other", "polygons": True}, "no mask head"),
+        ({"model": "text:any", "evidence": "nosuch"}, "nosuch"),
+    ],
+)
+def test_evidence_that_cannot_be_told(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: dict[str, Any], error: str
+) -> None:
+    def load(name: str) -> ScriptedModel:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr("deltavlm.model.kinds.KINDS", {**KINDS, **KIND})
+    monkeypatch.setattr("deltavlm.model.kinds.load_model", load)
+    with pytest.raises((ConfigError, InputError), match=error):
+        analyze(*scene.args, output=tmp_path / "out.gpkg", **names)
 
 
 def test_open_pair(scene: Scene) -> None:

@@ -8,6 +8,7 @@ Each has a byte-level tokenizer, its processor and a chat template, so that `loa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -379,5 +380,7 @@ def build_adapter(base: Path, folder: Path, *, seed: int = SEED) -> Path:
     torch.manual_seed(seed)
     model = transformers.AutoModelForImageTextToText.from_pretrained(base)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    peft.get_peft_model(model, config).save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, at what peft asks of it
+        peft.get_peft_model(model, config).save_pretrained(folder)
     return folder

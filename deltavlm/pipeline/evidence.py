@@ -253,5 +253,7 @@ def check_evidence(name: str, evidence: str) -> ModelSpec:
 
 
 def evidence_options(options: RuntimeOptions) -> RuntimeOptions:
-    """Options of the evidence model: device and threads of the model that answers."""
-    return RuntimeOptions(device=options.device, threads=options.threads)
+    """Options of the evidence model: of the device, the Hub and servers as for the model that answers."""
+    return replace(
+        options, dtype="auto", decode=None, beams=None, prompt_style=None, quantize=None, calibration=None
+    )

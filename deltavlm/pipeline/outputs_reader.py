@@ -75,6 +75,7 @@ PROVENANCE: Mapping[str, Any] = {  # types of the members of a provenance, if pr
     "model": {
         **{"name": _TEXT, "fingerprint": _TEXT, "device": _TEXT, "dtype": _MAYBE_TEXT},
         **{"chip_px": _COUNT, "training_gsd_m": _MAYBE_NUMBER},
+        "evidence": {"name": _TEXT, "chip_px": _COUNT, "training_gsd_m": _MAYBE_NUMBER},
     },
     "options": {
         **{"chip_px": _COUNT, "overlap_px": _MAYBE_COUNT, "limit": _MAYBE_COUNT, "batch_size": _MAYBE_COUNT},

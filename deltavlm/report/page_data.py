@@ -18,6 +18,7 @@ from deltavlm.pipeline.schema import VERDICTS
 from deltavlm.pipeline.totals import sum_totals
 from deltavlm.report.colours import CLASS_COLOURS, RAMP
 from deltavlm.report.pairs import ReportPair, score_of
+from deltavlm.tasks.evidence import Evidence
 from deltavlm.tasks.locate import LABELS
 from deltavlm.version import __version__
 
@@ -45,7 +46,7 @@ def page_data(
         "title": _title(pairs, output),
         "file": output.path.name,
         "pairs": [_pair(pair, images) for pair in pairs],
-        "chips": _columns(pairs),
+        "chips": _columns(pairs, _evidence_name(output.provenance)),
         "changes": changes,
         "totals": sum_totals(pair.totals for pair in pairs).as_dict(),
         "leftOut": sum(len(pair.changes) for pair in pairs) - len(changes),
@@ -105,7 +106,12 @@ def _pair(pair: ReportPair, images: PageImages) -> dict[str, Any]:
     }
 
 
-def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
+def _evidence_name(record: Mapping[str, Any]) -> str:
+    """Name of the evidence model of a run; empty without one."""
+    return str(((record.get("model") or {}).get("evidence") or {}).get("name", ""))
+
+
+def _columns(pairs: Sequence[ReportPair], evidence_name: str) -> dict[str, Any]:
     """Chips as columns. Texts are indices into a list of distinct texts, since most chips share theirs."""
     text_indices: dict[str, int] = {"": 0}
 
@@ -119,7 +125,7 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
         for name in (
             *("pair", "id", "x", "y", "w", "h", "lon", "lat", "status", "changed", "score", "caption"),
             *("surety", "roads", "buildings", "road_cells", "building_cells", "conflicts", "valid"),
-            *("clouds", "shift", "verdict", "note", *answers),
+            *("clouds", "shift", "verdict", "note", *(["evidence"] if evidence_name else []), *answers),
         )
     }
     for number, pair in enumerate(pairs):
@@ -146,11 +152,22 @@ def _columns(pairs: Sequence[ReportPair]) -> dict[str, Any]:
                 "shift": _number(chip.get("shift_px"), 2),
                 "verdict": text(chip.get("verdict")),
                 "note": text(chip.get("note")),
+                "evidence": text(_evidence_text(chip, evidence_name) if evidence_name else ""),
             }
             row |= {name: text(chip.get(name)) for name in answers}
             for name, column in columns.items():
                 column.append(row[name])
     return {"columns": columns, "answers": answers, "texts": list(text_indices)}
+
+
+def _evidence_text(chip: Row, name: str) -> str:
+    """Evidence of a row of the layer `chips` in words; empty where there is none."""
+    values = {each: chip.get(f"evidence_{each}") for each in Evidence().as_dict()}
+    values |= {each: _number(values[each], 0) for each in ("new_roads", "new_buildings")}
+    try:
+        return Evidence.from_dict(values).sentences(name)
+    except ValueError:  # somebody has edited the file
+        return ""
 
 
 def _number(value: Any, digits: int) -> float | int | None:
@@ -224,6 +241,8 @@ def _provenance(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> list[
     lines.append(("Model", f"{name}{f', on {device}' if device else ''}"))
     chips = f"{options.get('chip_px')} px, overlap {options.get('overlap_px')} px"
     cascade = " Cascade: only changed chips were asked the other questions." if options.get("cascade") else ""
+    if cascade and _evidence_name(record):
+        cascade = " Cascade: only chips that the evidence calls changed were asked about."
     lines.append(("Chips", f"{chips}.{cascade}"))
     return [(label, text) for label, text in lines if text.strip()]
 
@@ -232,15 +251,16 @@ def _scale_and_area(record: Mapping[str, Any], pairs: Sequence[ReportPair]) -> l
     """Warnings about pixels far from the training's, and the area that was analyzed, as (label, text)."""
     model, options = record.get("model") or {}, record.get("options") or {}
     lines = []
-    chip_px, model_px, training_gsd_m = (
-        _number(values.get(name), 3)
-        for values, name in ((options, "chip_px"), (model, "chip_px"), (model, "training_gsd_m"))
-    )
-    if chip_px and model_px and training_gsd_m:
-        limited = not options.get("any_scale")
-        scales = (Scale(pair.gsd_m, training_gsd_m, chip_px / model_px) for pair in pairs)
-        warnings = dict.fromkeys(scale.warning(limited=limited) for scale in scales)
-        lines += [("Scale", text) for text in list(filter(None, warnings))[:3]]
+    chip_px, limited = _number(options.get("chip_px"), 3), not options.get("any_scale")
+    for name, facts in (
+        ("the model", model),
+        (f"the evidence model {_evidence_name(record)}", model.get("evidence") or {}),
+    ):
+        model_px, training_gsd_m = (_number(facts.get(each), 3) for each in ("chip_px", "training_gsd_m"))
+        if chip_px and model_px and training_gsd_m:
+            scales = (Scale(pair.gsd_m, training_gsd_m, chip_px / model_px, name) for pair in pairs)
+            warnings = dict.fromkeys(scale.warning(limited=limited) for scale in scales)
+            lines += [("Scale", text) for text in list(filter(None, warnings))[:3]]
     source = {**(record.get("inputs") or {}), **(record.get("reading") or {})}
     if source.get("bbox") or source.get("aoi"):
         lines.append(("Area", "only chips that touch the area of interest were analyzed"))

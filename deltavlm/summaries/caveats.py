@@ -125,11 +125,11 @@ def _shifts(results: Results) -> Iterator[str]:
 def _training_scales(results: Results) -> Iterator[tuple[str, tuple[float, float]]]:
     """For each model: ground sample distance that it was trained on, and how far it downsampled the chips."""
     for run in results.runs:
-        model = run.get("model", {})
-        training_gsd_m, model_chip_px = model.get("training_gsd_m"), model.get("chip_px")
-        chip_px = _option(run, "chip_px")
-        if training_gsd_m and model_chip_px and chip_px:
-            yield str(model.get("name")), (float(training_gsd_m), chip_px / model_chip_px)
+        model, chip_px = run.get("model", {}), _option(run, "chip_px")
+        for facts in (model, model.get("evidence", {})):
+            training_gsd_m, model_chip_px = facts.get("training_gsd_m"), facts.get("chip_px")
+            if training_gsd_m and model_chip_px and chip_px:
+                yield str(facts.get("name")), (float(training_gsd_m), chip_px / model_chip_px)
 
 
 def _threshold(results: Results) -> Iterator[str]:

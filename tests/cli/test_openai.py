@@ -18,7 +18,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import deltavlm
 from deltacli.main import app
+from deltavlm.model import kinds
 from deltavlm.model.openai import client as http
 from deltavlm.model.openai.address import Address
 from deltavlm.tasks.classify import PROMPT
@@ -73,6 +75,26 @@ def test_analyze_writes_the_columns_of_every_model(scene: Scene, server: ChatSer
     report = run("report", "out.gpkg", "-o", "out.html")
     assert report.exit_code == 0, report.stderr
     assert "tiny" in Path("out.html").read_text()
+
+
+def test_the_server_is_told_the_evidence(
+    scene: Scene, server: ChatServer, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = vars(deltavlm)["load_model"]  # of `loads`, for every name
+    monkeypatch.setitem(
+        vars(deltavlm),
+        "load_model",
+        lambda name, runtime: (kinds.load_model if name == server.name else scripted)(name, runtime),
+    )
+    result = analyze(scene, server, "--evidence", "nano", "--cascade")
+    assert result.exit_code == 0, result.stderr
+    assert len(server.questions) == 3  # about the only changed chip
+    for asked in server.questions:
+        told = [text for text in asked.texts if text.startswith("Another model, scripted, gives")]
+        assert len(told) == 1
+        assert "2 new buildings" in told[0]
+    (row,) = [row for row in layer("out.gpkg", "chips") if row["status"] == "answered"]
+    assert (row["new_buildings"], row["evidence_new_buildings"]) == (2, 2)
 
 
 def test_without_scores_the_word_decides_and_that_is_said(scene: Scene, server: ChatServer) -> None:

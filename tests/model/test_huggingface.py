@@ -212,7 +212,7 @@ def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
         "revision": None,
         "adapter": None,
         "transformers": "",
-        "decoding": "greedy",
+        "decoding": {"beams": 1, "repetition_penalty": 1.0, "consistent": False},
         "encodes_once": True,
         "yes_no_scores": True,
         "calibration": None,

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deltavlm.cluster.worker import LoadEvidencedModel, ModelActor, ModelInfo
 from deltavlm.errors import ConfigError, OutputError
+from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import Masks, PairContext, Question, Reply
 from deltavlm.pipeline.evidence import EvidencedModel, evidence_of, mask_model
+from deltavlm.pipeline.inference import InferenceOptions, run_batches
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.journal.lines import check_chip_line, line_of
 from deltavlm.pipeline.outputs_reader import read_output
@@ -24,8 +30,9 @@ from deltavlm.tasks.evidence import Evidence
 from deltavlm.tasks.locate import Cells
 from deltavlm.tasks.phrasing import GENERIC, PHRASEBOOKS, Phrasebook
 from deltavlm.tasks.questions import QuestionSpec
+from tests import workers
 from tests.conftest import Scene
-from tests.jobs import MemoryStore, analyzed, interrupted_after, job_into, run_job, single_job
+from tests.jobs import QUESTIONS, MemoryStore, analyzed, interrupted_after, job_into, run_job, single_job
 from tests.pairs import layer, write_pairs
 from tests.scripted_model import ScriptedModel
 from tests.text_reader import DENIALS, text_reader
@@ -238,6 +245,28 @@ def test_lines_of_a_journal(scene: Scene) -> None:
                 {**line, "evidence": wrong if wrong == 3 else {**line["evidence"], **wrong}},
                 [*line["answers"]],
             )
+
+
+def test_a_worker_of_a_cluster_has_the_same_model(scene: Scene) -> None:
+    load = LoadEvidencedModel(
+        *(partial(workers.by_name, name, RuntimeOptions()) for name in ("text:any", "nano")), any_scale=True
+    )
+    actor = ModelActor(pickle.loads(pickle.dumps(load)), 1)
+    info, model = actor.load(), EvidencedModel(text_reader(), ScriptedModel(), any_scale=True)
+    assert isinstance(info, ModelInfo)
+    assert (info.label, info.details, info.reads_context) == (model.label, model.details, True)
+    assert info.batch_size == model.auto_batch_size()
+    assert mask_model(info).label == model.evidence_model.label
+    before, after = pictures(True, False)
+    options = InferenceOptions(QUESTIONS, cascade=True, masks=True)
+    contexts = [PairContext(gsd_m=10.0)] * 2
+    there = actor.ask(options, [(0, 0), (0, 1)], 2, contexts, np.stack([before, after], axis=1))
+    images = [
+        SimpleNamespace(before=first, after=second) for first, second in zip(before, after, strict=True)
+    ]
+    here = run_batches(model, options, images, 2, contexts)
+    assert there.chips == here.chips
+    assert [chip.evidence.counts for chip in here.chips] == [Counts(1, 2), Counts(0, 0)]
 
 
 @pytest.mark.parametrize("asks_change", [True, False])

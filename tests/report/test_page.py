@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deltavlm import analyze
 from deltavlm.errors import InputError
+from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.report.build import open_report
@@ -22,9 +24,10 @@ from deltavlm.report.images import ImageOptions
 from deltavlm.report.page import ImageLimits, report_html
 from deltavlm.report.pairs import build_pairs
 from deltavlm.report.quicklook import quicklook_png
-from tests.conftest import Analyzed, Scene
+from tests.conftest import CHIP, Analyzed, Scene
 from tests.report.conftest import HOSTILE, Page, only_pair, opened, page_of, with_changes
 from tests.scripted_model import CHANGED, CONTRADICTIONS, ScriptedModel, contradicting
+from tests.text_reader import text_reader
 
 
 def columns(page: Page) -> dict[str, list[object]]:
@@ -46,6 +49,29 @@ def test_the_page_has_every_chip_with_its_answers(analyzed: Analyzed, scene: Sce
     assert sum(flag is True for flag in chips["changed"]) == 1
     assert data["pairs"][0]["pictures"]["size"] == [160, 96]
     assert dict(data["provenance"])["Before"].startswith(str(scene.before))
+
+
+def test_the_page_shows_the_evidence_of_each_chip(scene: Scene, model: ScriptedModel, tmp_path: Path) -> None:
+    path, reader = tmp_path / "out.gpkg", text_reader()
+    model.training_gsd_m = 2.0
+    options = AnalyzeOptions(chip_px=CHIP, cascade=True)
+    analyze(*scene.args, output=path, model=reader, evidence=model, options=options)
+    page = Page(page_of(path))
+    data, chips = page.data, columns(page)
+    at = chips["id"].index(scene.changed_chip)
+    (context,) = reader.contexts
+    assert data["chips"]["texts"][chips["evidence"][at]] == context.evidence
+    assert context.evidence.startswith("Another model, scripted, gives a probability of 0.90")
+    facts = dict(data["provenance"])
+    assert facts["Model"].startswith("text:any with evidence of scripted")
+    assert "only chips that the evidence calls changed" in facts["Chips"]
+    assert "the evidence model scripted was trained at 2 m" in facts["Scale"]
+    assert "evidence" not in columns(Page(page_of(written_without_evidence(scene, model, tmp_path))))
+
+
+def written_without_evidence(scene: Scene, model: ScriptedModel, folder: Path) -> Path:
+    analyze(*scene.args, output=folder / "plain.gpkg", model=model, options=AnalyzeOptions(chip_px=CHIP))
+    return folder / "plain.gpkg"
 
 
 def test_the_page_names_the_conflicts_of_each_chip(

@@ -404,6 +404,12 @@ def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> Non
     assert "touch the area of interest" in text
     assert "Scale (mine): a pixel is 0.5 m, the model was trained at 5 m" in text
     assert "synthetic scenes" not in text
+    evidence = {"name": "helper", "chip_px": 256, "training_gsd_m": 8.0}
+    model = run["model"] | {"training_gsd_m": None, "evidence": evidence}
+    told = written(tmp_path / "told.gpkg", run=run | {"model": model})
+    text = " ".join(caveats(told, summarize_chips(told)))
+    assert "Scale (helper): a pixel is 0.5 m, the model was trained at 8 m" in text
+    assert "Scale (mine)" not in text
     combined = read_results([results.paths[0], tmp_path / "other.gpkg"])
     assert "Scale (mine)" in " ".join(caveats(combined, summarize_chips(combined)))
     twice = read_results([tmp_path / "other.gpkg"] * 2)

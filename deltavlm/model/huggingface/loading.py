@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 from deltavlm.errors import InputError, ModelError, ModelOutOfMemory
 from deltavlm.files import format_bytes, parse_json, read_text
 from deltavlm.hub import Hub
-from deltavlm.messages import first_line, pluralize
-from deltavlm.model.config import RuntimeOptions
+from deltavlm.messages import first_line
+from deltavlm.model.config import Decoding, RuntimeOptions
 from deltavlm.model.device import DTYPES, pick_dtype, resolve_device
 from deltavlm.model.huggingface import source
 from deltavlm.model.huggingface.chat_model import ChatModel
@@ -93,7 +94,7 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         "revision": planned.commit,
         "adapter": _described(adapter),
         "transformers": metadata.version("transformers"),
-        "decoding": "greedy",
+        "decoding": asdict(Decoding()),  # greedy
         "encodes_once": uses_prefix,
         "yes_no_scores": bool(yes_no.yes),
         "calibration": None if options.calibration is None else asdict(options.calibration),
@@ -235,23 +236,22 @@ def _load_weights(reference: Reference, folder: Path, dtype: torch.dtype, code: 
 
 def _check_images(reference: Reference, processor: Any) -> None:
     """Raises: InputError if a conversation with two images is not formatted with both."""
-    texts = []
-    for count in (1, 2):
-        items: list[dict[str, str]] = [{"type": "image"}] * count
-        turns = [{"role": "user", "content": [*items, {"type": "text", "text": "?"}]}]
-        blank = [Image.new("RGB", (TEST_PX, TEST_PX))] * count
-        try:
-            texts.append(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-            processor(text=[texts[-1]], images=[blank], return_tensors="pt")
-        except Exception as error:  # each processor has its own
-            raise InputError(
-                f"{reference.name} takes no conversation with {pluralize(count, 'image')}"
-                f" ({first_line(error)}); give a model that takes two images"
-            ) from error
-    token = getattr(processor, "image_token", None) or ""
-    one, two = (text.count(token) if token else len(text) for text in texts)
-    if two < 2 * one if token else one == two:
-        raise InputError(f"{reference.name} takes one image only; give a model that takes two images")
+    one, two = ([{"role": "user", "content": [{"type": "image"}] * count}] for count in (1, 2))
+    blank = [Image.new("RGB", (TEST_PX, TEST_PX))] * 2
+    token = getattr(processor, "image_token", None)
+    try:
+        texts = [processor.apply_chat_template(turns, tokenize=False) for turns in (one, two)]
+        first, second = (text.count(token) if token else len(text) for text in texts)
+        if second < 2 * first if token else second == first:
+            raise InputError(f"{reference.name} takes one image only; give a model that takes two images")
+        processor(text=[texts[1]], images=[blank], return_tensors="pt")
+    except InputError:
+        raise
+    except Exception as error:  # each processor and template has its own
+        raise InputError(
+            f"{reference.name} takes no conversation with two images ({first_line(error)}); give a model that"
+            " takes two images"
+        ) from error
 
 
 def _with_adapter(model: Any, adapter: Reference, folder: Path, base: Reference, *, merge: bool) -> Any:
@@ -319,12 +319,15 @@ def _ends(model: Any, processor: Any) -> GenerationConfig:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the progress bars of transformers while loading, and its notes for good."""
+    """Hide the progress bars and warnings of libraries while loading, and the notes of transformers for
+    good."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         if was_enabled:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -192,7 +192,7 @@ def fingerprint(sources: Iterable[tuple[PlannedSource, Path]]) -> str:
 
 def _reference(text: str, *, is_adapter: bool = False) -> Reference:
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         return Reference(folder.resolve().name, folder.resolve(), is_adapter=is_adapter)
     match = _REPOSITORY.fullmatch(text)
     if match is None:

@@ -21,6 +21,7 @@ const CHIPS = (() => {
     for (const name in columns) chip[name] = columns[name][number];
     chip.status = texts[chip.status];
     for (const name of ["caption", "verdict", "note"]) chip[name] = texts[chip[name]];
+    if (columns.evidence) chip.evidence = texts[chip.evidence];
     chip.conflicts = DATA.rules.filter((_, rule) => chip.conflicts & (1 << rule));
     chip.answers = answers.map((name) => [name.slice(7), texts[chip[name]]]);
     chip.classes = new Set();

@@ -56,6 +56,7 @@ function facts(chip) {
   if (chip.roads !== null) add("New roads", String(chip.roads));
   if (chip.building_cells) add("Building cells", ...cellGrid(chip, "building"));
   if (chip.road_cells) add("Road cells", ...cellGrid(chip, "road"));
+  if (chip.evidence) add("Evidence", chip.evidence);
   const largest = [...chip.changes].sort((a, b) => (b.area || 0) - (a.area || 0));
   for (const change of largest.slice(0, 3)) {
     add("Polygon", `${change.kind.replaceAll("_", " ")}${change.area === null ? "" : `, ${integers.format(Math.round(change.area))} m²`}${change.score === null ? "" : `, score ${formatScore(change.score)}`}`);

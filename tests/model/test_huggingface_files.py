@@ -1,0 +1,351 @@
+"""Models of the Hub that cannot be used: one line that says why and what to do; adapters, downloads, code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from deltavlm.errors import ConfigError, ModelError
+from deltavlm.hub import Hub
+from deltavlm.model.config import RuntimeOptions, ScoreCalibration
+from deltavlm.model.huggingface import loading
+from deltavlm.model.huggingface.source import fingerprint, parse, plan
+from deltavlm.model.interface import PairContext, Question
+from deltavlm.model.kinds import load_model, read_spec
+from tests.hub_server import FakeHub, FakeRepo, refused, serve_hub
+from tests.tiny_hf import build, build_adapter
+
+COMMIT = "c" * 40
+QUESTION = Question("change", "has anything changed?", yes_no=True, max_new_tokens=4)
+_RANDOM = np.random.default_rng(4)
+BEFORE, AFTER = (_RANDOM.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8) for _ in range(2))
+needs_peft = pytest.mark.skipif(util.find_spec("peft") is None, reason="needs peft: pip install '.[peft]'")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("llava", tmp_path_factory.mktemp("hf") / "tiny")
+
+
+@pytest.fixture
+def copied(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+@pytest.fixture
+def adapter(tiny: Path, tmp_path: Path) -> Path:
+    pytest.importorskip("peft")
+    return build_adapter(tiny, tmp_path / "adapter")
+
+
+def load(name: object, **fields: Any) -> Any:
+    return load_model(f"hf:{name}", device="cpu", dtype="fp32", **fields)
+
+
+def edit(path: Path, **values: Any) -> None:
+    """Change values of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def scores(model: Any) -> list[float]:
+    return [reply.score for (reply,) in model.answer(model.encode(BEFORE, AFTER), [QUESTION])]
+
+
+def test_names_of_models_and_adapters(tmp_path: Path) -> None:
+    (tmp_path / "a+b").mkdir()
+    model, adapter = parse(f"hf:{tmp_path / 'a+b'}")
+    assert (model.name, adapter) == ("a+b", None)
+    model, adapter = parse(f"hf:me/base@v1+{tmp_path / 'a+b'}".replace("a+b", ""))
+    assert adapter is not None
+    assert (model.name, model.revision, adapter.folder) == ("me/base", "v1", tmp_path.resolve())
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "no/such/folder", "", "+me/adapter", "me/base@", "C:\\models\\x"]
+)
+def test_a_name_that_is_neither_folder_nor_repository(name: str) -> None:
+    message = refused(read_spec, f"hf:{name}")
+    assert "give an existing folder, or OWNER/NAME[@REVISION]" in message
+
+
+@pytest.mark.parametrize(("field", "value"), [("decode", "upstream"), ("beams", 4), ("prompt_style", "raw")])
+def test_options_of_deltavlm_are_refused(tiny: Path, field: str, value: object) -> None:
+    for call in (read_spec, load_model):
+        message = refused(call, f"hf:{tiny}", RuntimeOptions(**{field: value}), kind=ConfigError)
+        assert f"do not support `{field}={value!r}`; omit it" in message
+    assert read_spec(f"hf:{tiny}", RuntimeOptions(decode="fast", beams=1)).weights_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_type": "qwen2"}, "(architecture 'qwen2') does not answer questions about images"),
+        ({"model_type": "later_vl"}, "'later_vl', which transformers 5"),
+        ({"model_type": None}, "pip install -U transformers"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "c.C"}}, "needs Python code of its own"),
+    ],
+)
+def test_an_architecture_that_cannot_be_used(copied: Path, settings: dict[str, Any], words: str) -> None:
+    edit(copied / "config.json", **settings)
+    assert words in refused(load, copied)
+
+
+def test_a_model_for_one_image(copied: Path) -> None:
+    template = copied / "chat_template.jinja"
+    text = template.read_text()
+    template.write_text(text.replace("<image>", "{{ '<image>' if loop.first else '' }}"))
+    assert "takes one image only; give a model that takes two images" in refused(load, copied)
+    template.write_text("{{ raise_exception('one image, please') }}")
+    assert "takes no conversation with two images (one image, please)" in refused(load, copied)
+    template.unlink()
+    assert "has no chat template" in refused(load, copied)
+
+
+def test_a_model_without_a_processor_for_images(copied: Path) -> None:
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        (copied / file).unlink(missing_ok=True)
+    message = refused(load, copied, kind=ModelError)
+    assert "model cannot be loaded" in message or "transformers cannot load model" in message
+
+
+def test_a_folder_that_lacks_files(copied: Path) -> None:
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    message = refused(read_spec, f"hf:{copied}")
+    assert "has no model.safetensors; only weights as safetensors are read" in message
+    index = copied / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    (copied / "model-1.safetensors").touch()
+    assert "has no model-2.safetensors" in refused(read_spec, f"hf:{copied}")
+    index.write_text("{}")
+    assert "cannot use" in refused(read_spec, f"hf:{copied}", kind=ModelError)
+    (copied / "config.json").unlink()
+    index.unlink()
+    assert "has no config.json" in refused(read_spec, f"hf:{copied}")
+
+
+def test_damaged_weights(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    tensors = load_file(weights)
+    missing = next(name for name in tensors if "q_proj" in name)
+    del tensors[missing]
+    save_file(tensors, weights, {"format": "pt"})
+    assert "lacks 1 tensors, such as" in refused(load, copied, kind=ModelError)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "transformers cannot load model" in refused(load, copied, kind=ModelError)
+
+
+def test_memory_is_told_and_too_little_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "available_memory", lambda: 10**12)
+    with caplog.at_level(logging.INFO, "deltavlm"):
+        load(tiny)
+    assert "needs about" in caplog.text
+    assert "1.0 TB free" in caplog.text
+    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    message = refused(load, tiny)
+    assert "in memory (fp32), and 1.0 kB are free; try `quantize='int8'` or int4, or a smaller" in message
+    monkeypatch.setattr(loading, "available_memory", lambda: None)
+    load(tiny)
+
+
+def test_a_question_with_the_token_of_an_image(tiny: Path) -> None:
+    model = load(tiny)
+    encoded = model.encode(BEFORE, AFTER)
+    question = replace(QUESTION, prompt="is <image> changed?")
+    message = refused(model.answer, encoded, [question], kind=ModelError)
+    assert "ask it in other words" in message
+
+
+def test_calibration_of_the_score(tiny: Path) -> None:
+    model = load(tiny)
+    calibration = ScoreCalibration(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        method="platt",
+        scale=2.0,
+        offset=0.5,
+        threshold=0.5,
+        changed=1,
+        unchanged=1,
+    )
+    margins = torch.logit(torch.tensor(scores(model)))
+    calibrated = scores(load(tiny, calibration=calibration))
+    assert calibrated == pytest.approx(torch.sigmoid(2 * margins + 0.5).tolist(), abs=1e-5)
+    assert "fit another" in refused(load, tiny, calibration=replace(calibration, fingerprint="0" * 16))
+
+
+def test_a_tokenizer_without_words_for_yes_and_no(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading.YesNo, "of", lambda vocabulary: loading.YesNo((), ()))
+    model = load(tiny)
+    assert "has no tokens for yes and no: answers have no probability" in caplog.text
+    assert not model.details["yes_no_scores"]
+    assert np.isnan(scores(model)).all()
+
+
+@needs_peft
+def test_an_adapter_is_merged(tiny: Path, adapter: Path) -> None:
+    base, adapted = load(tiny), load(f"{tiny}+{adapter}")
+    assert adapted.name == "tiny+adapter"
+    assert adapted.details["adapter"] == "adapter"
+    assert adapted.fingerprint != base.fingerprint
+    assert np.abs(np.subtract(scores(adapted), scores(base))).min() > 1e-4
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
+    reference = parse(f"hf:{tiny}+{adapter}")
+    assert reference[1] is not None
+    unmerged = loading._with_adapter(plain, reference[1], adapter, reference[0], merge=False).eval()
+    unmerged.generation_config = adapted.model.generation_config
+    assert scores(replace(adapted, model=unmerged)) == pytest.approx(scores(adapted), abs=1e-5)
+    assert read_spec(f"hf:{tiny}+{adapter}").weights_bytes > read_spec(f"hf:{tiny}").weights_bytes
+
+
+@needs_peft
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", pytest.param("smolvlm", marks=pytest.mark.slow)])
+def test_an_adapter_of_another_base(architecture: str, adapter: Path, tmp_path: Path) -> None:
+    if architecture == "smolvlm":
+        pytest.importorskip("num2words")
+    other = build(architecture, tmp_path / "other")
+    message = refused(load, f"{other}+{adapter}")
+    assert message.startswith("the adapter adapter does not fit other: it was made for another base (")
+
+
+def test_an_adapter_without_peft(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading.util, "find_spec", lambda name: None)
+    (tmp_path / "adapter").mkdir()
+    message = refused(load, f"{tiny}+{tmp_path / 'adapter'}")
+    assert "needs the library peft; pip install '.[peft]'" in message
+
+
+def test_a_folder_that_is_no_adapter(tiny: Path) -> None:
+    pytest.importorskip("peft")
+    assert "is no adapter (peft): it has no adapter_config.json" in refused(load, f"{tiny}+{tiny}")
+
+
+def test_the_fingerprint_follows_every_file(copied: Path, tmp_path: Path) -> None:
+    def digest(folder: Path) -> str:
+        reference = parse(f"hf:{folder}")[0]
+        return fingerprint(
+            [(plan(reference, Hub("http://127.0.0.1:9", tmp_path / "cache", offline=True)), folder)]
+        )
+
+    first = digest(copied)
+    assert digest(shutil.copytree(copied, tmp_path / "again")) == first
+    (copied / "README.md").write_text("a card")
+    assert digest(copied) == first
+    edit(copied / "tokenizer_config.json", model_max_length=17)
+    second = digest(copied)
+    large = copied / "model.safetensors"
+    large.write_bytes(bytes(5_000_000))  # sampled
+    third = digest(copied)
+    large.write_bytes(bytes(4_999_999) + b"1")
+    assert len({first, second, third, digest(copied)}) == 4
+
+
+def repository(folder: Path, **settings: Any) -> FakeRepo:
+    """Repository of the Hub with the files of a folder."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    files["README.md"] = b"---\nlicense: apache-2.0\n---\n# Tiny\n"
+    files["training_args.bin"] = b"not needed"
+    return FakeRepo(files, COMMIT, **settings)
+
+
+@pytest.fixture
+def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Hub with the tiny model as me/tiny, and the same behind a gate as me/gated."""
+    repos = {"me/tiny": repository(tiny), "me/gated": repository(tiny, gated=True)}
+    with serve_hub(repos, tmp_path, monkeypatch) as served:
+        monkeypatch.setattr(
+            Hub,
+            "configure",
+            lambda offline: Hub(served.endpoint, tmp_path / "cache", offline=offline),
+        )
+        yield served
+
+
+@pytest.mark.network
+def test_a_repository_is_downloaded_once(hub: FakeHub, tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = read_spec("hf:me/tiny")
+    assert spec.weights_bytes == (tiny / "model.safetensors").stat().st_size
+    assert hub.downloads() == []
+    model = load("me/tiny")
+    assert "downloading me/tiny at cccccccccccc: " in caplog.text
+    assert "licence: apache-2.0" in caplog.text
+    downloads = hub.downloads()
+    assert "model.safetensors" in downloads
+    assert "training_args.bin" not in downloads
+    assert model.label == f"me/tiny {model.fingerprint}"
+    assert model.details["revision"] == COMMIT
+    hub.stop()  # nothing is asked of the Hub again
+    again = load("me/tiny", offline=True)
+    assert load("me/tiny").fingerprint == again.fingerprint == model.fingerprint
+    assert scores(again) == scores(model) == pytest.approx(scores(load(tiny)))
+
+
+@pytest.mark.network
+def test_repositories_that_cannot_be_had(hub: FakeHub, tmp_path: Path) -> None:
+    assert "gated" in refused(load, "me/gated") or "hf auth login" in refused(load, "me/gated")
+    assert "HF_TOKEN" in refused(load, "me/gated")
+    assert "me/unknown" in refused(read_spec, "hf:me/unknown")
+    assert "it has no revision 'v9'; give a branch, a tag" in refused(read_spec, "hf:me/tiny@v9")
+    message = refused(load, "me/tiny", offline=True)
+    assert "config.json of me/tiny" in message
+    hub.stop()
+    assert "no connection to" in refused(load, "me/tiny")
+
+
+CODE = """
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+class MyConfig(LlavaConfig):
+    model_type = "mine"
+class MyModel(LlavaForConditionalGeneration):
+    config_class = MyConfig
+"""
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_code_of_a_repository_runs_only_if_it_is_named(hub: FakeHub, tiny: Path, copied: Path) -> None:
+    (copied / "mine.py").write_text(CODE)
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(tiny)
+    save_file(plain.state_dict(), copied / "model.safetensors", {"format": "pt"})
+    edit(
+        copied / "config.json",
+        model_type="mine",
+        auto_map={"AutoConfig": "mine.MyConfig", "AutoModelForImageTextToText": "mine.MyModel"},
+    )
+    hub.repos["me/mine"] = repository(copied)
+    pinned = f"me/mine@{COMMIT}"
+    message = refused(load, "me/mine")
+    assert "which would run with your rights" in message
+    assert message.endswith(f"then give `trust_remote_code='{pinned}'`")
+    for other in ("me/mine", "me/mine@main", f"me/tiny@{COMMIT}", f"me/mine@{'d' * 40}"):
+        assert "which would run with your rights" in refused(load, "me/mine", trust_remote_code=other)
+    model = load("me/mine", trust_remote_code=pinned)
+    assert scores(model) == pytest.approx(scores(load(tiny)), abs=1e-5)
+    edit(copied / "config.json", auto_map={"AutoConfig": "you/other--mine.MyConfig"})
+    hub.repos["me/theirs"] = repository(copied)
+    assert "only code in the repository of a model" in refused(
+        load, "me/theirs", trust_remote_code=f"me/theirs@{COMMIT}"
+    )
+
+
+def test_unused_contexts_are_optional(tiny: Path) -> None:
+    model = load(tiny)
+    assert scores(model) == [
+        reply.score for (reply,) in model.answer(model.encode(BEFORE, AFTER, [PairContext()] * 2), [QUESTION])
+    ]
