@@ -1,4 +1,4 @@
-"""Answering of questions by a DeltaVLM checkpoint, whatever its runtime: rounds, batches, scores; no torch.
+"""Answering of questions by a DeltaVLM checkpoint: rounds, batches and scores; without torch.
 
 N pairs, R rows of (pair, question), S tokens.
 """

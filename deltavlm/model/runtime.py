@@ -1,4 +1,4 @@
-"""Runtime of a checkpoint: torch on any device, or OpenVINO on a CPU; imports neither before it is chosen."""
+"""Runtime of a checkpoint: torch, or OpenVINO on a CPU; imports neither before it is chosen."""
 
 from __future__ import annotations
 
