@@ -267,6 +267,15 @@ Dtype = Annotated[
         help="Data type of the weights; auto is 16 bit where the device is fast with it.",
     ),
 ]
+Runtime = Annotated[
+    Literal["auto", "torch", "openvino"],
+    flag(
+        "--runtime",
+        panel=MODEL,
+        help="What computes the model: OpenVINO, on a CPU and without torch, for models that have graphs for "
+        "it, such as nano; auto is OpenVINO where it can be.",
+    ),
+]
 Decode = Annotated[
     Literal["auto", "upstream", "fast"],
     flag(

@@ -354,6 +354,28 @@ def verify_checkpoint(
     )
 
 
+@weights.command("export")
+@grouped
+def export_checkpoint(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder with a mask head, as train writes it.")
+    ],
+    *,
+    common: CommonFlags,
+) -> None:
+    """Write the graphs with which OpenVINO runs a checkpoint on a CPU, into its folder."""
+    from deltavlm.files import format_bytes
+    from deltavlm.model import checkpoint
+    from deltavlm.model.folder import GRAPHS
+    from deltavlm.model.graphs import export_graphs
+
+    with console.waiting(f"exporting the graphs of {folder}"):
+        _, model = checkpoint.load(folder)
+        export_graphs(model, folder)
+    size = sum((folder / name).stat().st_size for name in GRAPHS)
+    console.info(f"wrote {', '.join(GRAPHS)} ({format_bytes(size)}) into {folder}")
+
+
 def _print_inspection(inspection: Inspection) -> None:
     from deltavlm.files import format_bytes
 
