@@ -1,4 +1,5 @@
-"""Phrasebooks: how each kind of model is asked the standard questions, and how its replies are read.
+"""Phrasebooks: how each kind of model is asked the standard questions, and how its replies are read and, for
+training, written.
 
 A model names its phrasebook. Whatever the words are, the values, columns and scores are those of the task.
 
@@ -21,18 +22,21 @@ from deltavlm.errors import AnswerParseError
 from deltavlm.tasks import TASKS, TaskName, caption, classify, count, locate
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
-from deltavlm.tasks.text import clean
+from deltavlm.tasks.text import NO_CHANGE, clean
 
 __all__ = ["DELTAVLM", "GENERIC", "PHRASEBOOKS", "Phrase", "Phrasebook"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A standard question in the words that a kind of model understands, and the reader of its replies."""
+    """A standard question in the words that a kind of model understands, and the reader and writer of its
+    replies."""
 
     prompt: str
     read: Callable[[str], Any]
     """Reply -> value of the task (str, bool, `Counts` or `Cells`). Raises: AnswerParseError."""
+    write: Callable[[Mapping[TaskName, Any]], str | None]
+    """Values of a pair by task -> reply, for training; None where the reply needs a value that is missing."""
     max_new_tokens: int
     schema: str = ""
     """JSON schema of the reply, for servers that can be told one; empty for plain text."""
@@ -179,10 +183,44 @@ def _number(value: Mapping[str, Any], key: str) -> int:
     return number
 
 
+def _write_caption(values: Mapping[TaskName, Any]) -> str:
+    """The sentence; one that denies a change in the words that the question asks for.
+
+    >>> _write_caption({"caption": "the two scenes seem identical"})
+    'there is no difference'
+    """
+    sentence: str = values["caption"]
+    return NO_CHANGE[0] if caption.denies_change(sentence) else caption.format_answer(sentence)
+
+
+def _write_objects(values: Mapping[TaskName, Any]) -> str | None:
+    """JSON of counts and cells; None if one of both is not known.
+
+    >>> _write_objects({"count": Counts(roads=0, buildings=1), "location": Cells(buildings=("top-left",))})
+    '{"new_roads": 0, "new_buildings": 1, "road_cells": [], "building_cells": ["top-left"]}'
+    """
+    counts, cells = values.get("count"), values.get("location")
+    if counts is None or cells is None:
+        return None
+    return json.dumps(
+        {
+            "new_roads": counts.roads,
+            "new_buildings": counts.buildings,
+            "road_cells": cells.roads,
+            "building_cells": cells.buildings,
+        }
+    )
+
+
+def _writer(name: TaskName) -> Callable[[Mapping[TaskName, Any]], str]:
+    """Writer of the value of a task as DeltaVLM words it."""
+    return lambda values: TASKS[name].format(values[name])
+
+
 DELTAVLM = Phrasebook(
     "deltavlm",
     {
-        name: Phrase(task.prompt, task.parse, task.max_new_tokens)
+        name: Phrase(task.prompt, task.parse, _writer(name), task.max_new_tokens)
         for name, task in TASKS.items()
         if task.prompt
     },
@@ -194,10 +232,10 @@ DELTAVLM = Phrasebook(
 GENERIC = Phrasebook(
     "generic",
     {
-        "caption": Phrase(_CAPTION, _read_caption, 80),
-        "change": Phrase(_CHANGE, _read_change, 8),
-        "count": Phrase(_OBJECTS, _read_counts, 200, _OBJECTS_SCHEMA),
-        "location": Phrase(_OBJECTS, _read_cells, 200, _OBJECTS_SCHEMA),
+        "caption": Phrase(_CAPTION, _read_caption, _write_caption, 80),
+        "change": Phrase(_CHANGE, _read_change, _writer("change"), 8),
+        "count": Phrase(_OBJECTS, _read_counts, _write_objects, 200, _OBJECTS_SCHEMA),
+        "location": Phrase(_OBJECTS, _read_cells, _write_objects, 200, _OBJECTS_SCHEMA),
     },
     joins_history=False,
     agrees=False,

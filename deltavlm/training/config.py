@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from deltavlm.config import from_mapping, parse_yaml, read_yaml, suggest, to_mapping
 from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.errors import ConfigError
+from deltavlm.model.kinds import kind_of
 from deltavlm.tasks import TASKS, TaskName
 
-Objective = Literal["vision", "language", "joint", "align", "instruct"]
+Objective = Literal["vision", "language", "joint", "align", "instruct", "adapter"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Module = Literal["vision", "difference", "dense", "qformer", "projection"]
 ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct")  # train on answers, so can be asked
@@ -74,6 +75,7 @@ class Phase:
     - "joint": all modules, both kinds of losses
     - "align": difference module and Q-Former; BLIP-2's contrastive and matching losses (arXiv 2301.12597)
     - "instruct": all modules but the language model; cross-entropy of answers
+    - "adapter": the adapter of a model hf:..., which has this one phase; cross-entropy of answers
 
     `rates` overrides that: learning-rate multipliers by the name of a module or parameter ("vision",
     "vision.tower.blocks.37"); 0 freezes it, and the longest matching name counts. A phase starts from the EMA
@@ -149,13 +151,34 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA adapter (arXiv 2106.09685) of the language model of a model hf:..., whose own weights stay."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ()  # names of linear layers in its blocks, as q_proj; default: all
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("rank and alpha must be at least 1, dropout at least 0 and below 1")
+
+
+ADAPTER_KEYS = frozenset(
+    {"part", "steps", "batch", "lr", "warmup", "weight_decay", "betas", "floor", "micro", "balance"}
+)
+"""Keys of a phase that the training of an adapter uses."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Configuration of a training run; `configs/train_nano.yaml` is the recipe of the shipped weights."""
 
-    model: str  # name of a model config in configs/
+    model: str  # name of a model config in configs/; with `adapter` hf:OWNER/NAME[@REVISION] or hf:FOLDER
     phases: dict[str, Phase]
     scenes: Scenes | None = None
     sets: dict[str, RecordSet] = field(default_factory=dict)
+    adapter: Adapter | None = None  # what is trained of a model hf:...
     start: str | None = None  # name or folder of the model to start from; default: random weights
     fresh: tuple[Module, ...] = ()  # modules of it to initialize anew, as the config `model` says
     pretrained: bool = True  # without a start: pretrained weights for an encoder that has some
@@ -167,7 +190,7 @@ class TrainConfig:
     validation: Validation | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "bf16"  # of autocast; trainable weights are fp32
-    language_dtype: Precision = "fp32"  # of a language model that no phase trains
+    language_dtype: Precision = "fp32"  # of a language model that no phase trains, and of a model hf:...
     recompute: bool = False  # activation checkpointing: less memory, more time
     sharding: Literal["ddp", "fsdp"] = "ddp"  # of several processes: a full replica, or a shard in each
     workers: int = 1  # threads that prefetch batches
@@ -193,6 +216,30 @@ class TrainConfig:
             self._check_metric(self.validation.metric)
         for name, phase in self.phases.items():
             self._check_phase(name, phase)
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        is_chat_model, parts = kind_of(self.model) == "hf", [phase.part for phase in self.phases.values()]
+        if is_chat_model and self.adapter is None:
+            raise ValueError(f"of {self.model} only an adapter can be trained; add adapter: {{rank: 16}}")
+        if self.adapter is None:
+            if "adapter" in parts:
+                raise ValueError("a phase of part adapter needs the key adapter, and a model hf:...")
+            return
+        if not is_chat_model:
+            raise ValueError(f"adapter is for a model hf:OWNER/NAME or hf:FOLDER, not for {self.model!r}")
+        if parts != ["adapter"]:
+            raise ValueError("a run with adapter has one phase, of part adapter")
+        unused = [
+            name for name in ("start", "fresh", "scenes", "validation", "max_epochs") if getattr(self, name)
+        ]
+        unused += ["sharding"] * (self.sharding != "ddp")
+        for name, phase in self.phases.items():
+            default = Phase(phase.part, phase.steps, phase.batch, phase.lr)
+            keys = (field.name for field in fields(Phase) if field.name not in ADAPTER_KEYS)
+            unused += [f"phases.{name}.{key}" for key in keys if getattr(phase, key) != getattr(default, key)]
+        if unused:
+            raise ValueError(f"the training of an adapter does not support {', '.join(unused)}; leave it out")
 
     def _check_metric(self, metric: str | None) -> None:
         sources = [name for name, records in self.sets.items() if records.held_out]

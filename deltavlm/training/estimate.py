@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltavlm.errors import DeltaVLMError
+from deltavlm.errors import ConfigError, DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.model.kinds import load_model
@@ -63,6 +63,8 @@ class Estimate:
 
 def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda text: None) -> Estimate:
     """Estimate a run without writing anything. Raises: ConfigError for a configuration that cannot work."""
+    if config.adapter is not None:
+        raise ConfigError("`dry_run` does not support an adapter yet; leave it out, and try a few steps")
     inputs, missing = None, None
     model_config = load_model_config(config)
     try:

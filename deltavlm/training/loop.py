@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 from deltavlm.messages import pluralize
 from deltavlm.training.checkpoints import TrainLog, load_state, save_state
-from deltavlm.training.collate import TrainBatch, TrainLoader
 from deltavlm.training.config import ANSWERING, Phase, TrainConfig, Validation
 from deltavlm.training.distributed import (
     Machine,
@@ -33,7 +32,7 @@ from deltavlm.training.distributed import (
     world,
 )
 from deltavlm.training.ema import EMA
-from deltavlm.training.learner import LOSSES, Learner
+from deltavlm.training.learner import LOSSES
 from deltavlm.training.parameter_groups import build_optimizer, freeze, set_train_mode
 from deltavlm.training.sampling import derive_seed
 from deltavlm.training.stop_signals import StopRequest
@@ -42,7 +41,22 @@ log = logging.getLogger(__name__)
 
 RunEnd = Literal["done", "early", "stopped"]  # all steps, early stopping, or a stop request
 Metrics = dict[str, float]
-Validate = Callable[[Learner, StopRequest], Metrics | None]  # None: stopped halfway
+Validate = Callable[[Any, StopRequest], Metrics | None]  # of a learner; None: stopped halfway
+
+
+class StepBatch(Protocol):
+    """Micro-batch of a learner; see `TrainBatch`."""
+
+    @property
+    def terms(self) -> dict[str, float]: ...
+
+    def to(self, device: torch.device) -> StepBatch: ...
+
+
+class Loader(Protocol):
+    """Loader of micro-batches: the slots `start` to `stop` of a step."""
+
+    def micro_batch(self, step: int, start: int, stop: int) -> StepBatch: ...
 
 
 def ignore_step(step: int, note: str) -> None:
@@ -109,7 +123,7 @@ def validates_start(config: TrainConfig, phase: Phase) -> bool:
 class Trainer:
     """Trainer of one phase; resumes from the phase's checkpoint in `hooks.out` if there is one.
 
-    Checkpoints hold all weights when the run starts from random ones (`config.start` is None), else only
+    Checkpoints hold all weights when the run starts from random ones (no `start`, no `adapter`), else only
     those that the phase can change: trainable parameters and buffers.
     """
 
@@ -117,8 +131,8 @@ class Trainer:
         self,
         config: TrainConfig,
         name: str,
-        learner: Learner,
-        loader: TrainLoader,
+        learner: nn.Module,
+        loader: Loader,
         machine: Machine,
         hooks: TrainHooks,
     ) -> None:
@@ -137,11 +151,11 @@ class Trainer:
         self.optimizer = build_optimizer(learner, self.phase, multipliers)
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-        frozen = {name for name, p in learner.named_parameters() if not p.requires_grad}
+        is_new, has_adapter = config.start is None and config.adapter is None, config.adapter is not None
+        parameters = learner.named_parameters(remove_duplicate=not has_adapter)  # tied ones by both names
+        frozen = {name for name, p in parameters if not p.requires_grad}
         self.weights: dict[str, Tensor] = {  # these share their storage with the learner
-            name: tensor
-            for name, tensor in learner.state_dict().items()
-            if config.start is None or name not in frozen
+            name: tensor for name, tensor in learner.state_dict().items() if is_new or name not in frozen
         }
         self.ema = EMA(self.weights, config.ema)
         if state:
@@ -188,10 +202,10 @@ class Trainer:
             if train_log:
                 train_log.close()
 
-    def prefetch_steps(self) -> Iterator[tuple[int, list[TrainBatch]]]:
+    def prefetch_steps(self) -> Iterator[tuple[int, list[StepBatch]]]:
         """Remaining steps with their micro-batches, which `workers` threads prefetch."""
         with ThreadPoolExecutor(self.config.workers) as pool:
-            pending: dict[int, Future[list[TrainBatch]]] = {}
+            pending: dict[int, Future[list[StepBatch]]] = {}
             try:
                 for step in range(self.step, self.phase.steps):
                     for upcoming in range(step, min(step + 1 + self.config.workers, self.phase.steps)):
@@ -202,7 +216,7 @@ class Trainer:
                 for future in pending.values():
                     future.cancel()
 
-    def load_step(self, step: int) -> list[TrainBatch]:
+    def load_step(self, step: int) -> list[StepBatch]:
         """Micro-batches of this process in a step."""
         stride = self.micro_batch_size * world.size
         offset = world.rank * self.micro_batch_size
@@ -217,7 +231,7 @@ class Trainer:
         stop.requested = True
         return True
 
-    def train_step(self, step: int, micro_batches: list[TrainBatch], should_log: bool) -> Metrics:
+    def train_step(self, step: int, micro_batches: list[StepBatch], should_log: bool) -> Metrics:
         """One optimizer step with gradient accumulation over micro-batches.
 
         Returns mean losses, learning rate and gradient norm to log; empty on steps that are not logged.

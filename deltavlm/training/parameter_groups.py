@@ -20,6 +20,7 @@ MULTIPLIERS: dict[Objective, dict[str, float]] = {
     "align": {"difference": 1, "qformer": 1},
     "instruct": {"": 1, "language": 0},
 }
+LORA = ".lora_"  # in the names of an adapter's weights, as peft gives them
 HEADS = "heads"  # layers that a loss needs and the model does not have
 
 
@@ -35,6 +36,8 @@ def lr_multipliers(names: Iterable[str], phase: Phase) -> dict[str, float]:
     for name in phase.rates:
         if name not in prefixes:
             raise ConfigError(f"rates: the model has no {name!r}{suggest(name, sorted(prefixes)[:4000])}")
+    if phase.part == "adapter":
+        return {name: float(LORA in name) for name in names}
     rules = MULTIPLIERS[phase.part] | phase.rates
     return {name: _multiplier(name, rules) for name in names}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -35,6 +37,9 @@ from deltavlm.training.loop import Trainer, TrainHooks
 from deltavlm.training.stop_signals import StopRequest, catch_stop_signals
 from deltavlm.training.synthetic_dataset import render_scenes, scene_caches
 from deltavlm.training.validate import Validator
+
+if TYPE_CHECKING:
+    from deltavlm.training.lora import AdapterInputs
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +91,30 @@ def train(
     options = options or RunOptions()
     if options.only not in (None, "none", *config.phases):
         raise InputError(f"no phase {options.only!r}; there are {', '.join(config.phases)}")
-    machine, inputs = pick_machine(config), load_inputs(config)
+    machine = pick_machine(config)
+    prepare = _prepare if config.adapter is None else _prepare_adapter
+    run = prepare(config, out, machine, options, on_progress)
+    last, step = "", 0
+    for name, phase in run.config.phases.items():
+        last, step = name, phase.steps
+        if options.only not in (None, name) or run.is_finished(name):
+            continue
+        step, stop = run.train_phase(name, options.until, on_progress)
+        if stop:
+            return TrainResult(name, step, stop)
+    model_folder, calibration = None, None
+    if world.rank == 0 and (options.only in (None, "none") or options.model_folder):
+        model_folder = options.model_folder or out / "model"
+        calibration = run.export(model_folder, options, f"{last} {step}")
+    world.barrier()
+    return TrainResult(last, step, None, model_folder, calibration)
+
+
+def _prepare(
+    config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
+) -> _Run:
+    """Run of a DeltaVLM model: inputs are checked, scenes rendered, tokenizers made."""
+    inputs = load_inputs(config)
     if inputs.start is not None:
         files = [path for path in inputs.start.iterdir() if path.is_file()]
         written = [
@@ -103,30 +131,46 @@ def train(
     codecs = prepare_tokenizers(inputs, out, has_scenes=config.scenes is not None)
     if world.rank == 0:
         prepare_scope(inputs, out)
-    run = _Run(config, inputs, codecs, machine, out)
-    last, step = "", 0
-    for name, phase in config.phases.items():
-        last, step = name, phase.steps
-        if options.only not in (None, name) or run.is_finished(name):
-            continue
-        step, stop = run.train_phase(name, options.until, on_progress)
-        if stop:
-            return TrainResult(name, step, stop)
-    model_folder, calibration = None, None
-    if world.rank == 0 and (options.only in (None, "none") or options.model_folder):
-        model_folder = options.model_folder or out / "model"
-        calibration = run.export(model_folder, options, f"{last} {step}")
+    return _CheckpointRun(config, machine, out, inputs, codecs)
+
+
+def _prepare_adapter(
+    config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
+) -> _Run:
+    """Run of an adapter: the model is loaded, and its sets are checked."""
+    from deltavlm.training.lora import load_adapter_inputs
+
+    inputs = load_adapter_inputs(config)
+    if world.rank == 0:
+        open_folder(out, config, resume=options.resume)
     world.barrier()
-    return TrainResult(last, step, None, model_folder, calibration)
+    return _AdapterRun(config, machine, out, inputs)
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(ABC):
     config: TrainConfig
-    inputs: RunInputs
-    codecs: tuple[Codec, Codec]
     machine: Machine
     out: Path
+
+    @abstractmethod
+    def build_trainer(self, name: str, on_progress: OnProgress) -> Trainer:
+        """Trainer of a phase."""
+
+    @abstractmethod
+    def export(self, folder: Path, options: RunOptions, steps: str) -> Calibration | None:
+        """Write the model folder with its provenance; returns the calibration of yes/no scores."""
+
+    def provenance(self, options: RunOptions, steps: str) -> dict[str, str]:
+        """What the model folder says about its training."""
+        config = self.config
+        return {
+            "trained_on": " and ".join(["synthetic scenes"] * bool(config.scenes) + list(config.sets)),
+            "commit": describe_commit(),
+            "command": f"deltavlm train {options.recipe}".strip(),
+            "steps": steps,
+            **options.provenance,
+        }
 
     def is_finished(self, name: str) -> bool:
         return (self.out / f"{name}.done").is_file()
@@ -155,6 +199,34 @@ class _Run:
             world.barrier()
         return trainer.step, None
 
+
+@dataclass(frozen=True, slots=True)
+class _AdapterRun(_Run):
+    """Run of an adapter of a model hf:..."""
+
+    inputs: AdapterInputs
+
+    def build_trainer(self, name: str, on_progress: OnProgress) -> Trainer:
+        from deltavlm.training.lora import build_learner, build_loader
+
+        phase, inputs = self.config.phases[name], self.inputs
+        hooks = TrainHooks(self.out, None, lambda step, note: on_progress(name, step, phase.steps, note))
+        learner, loader = build_learner(self.config, inputs), build_loader(self.config, name, inputs)
+        return Trainer(self.config, name, learner, loader, self.machine, hooks)
+
+    def export(self, folder: Path, options: RunOptions, steps: str) -> None:
+        from deltavlm.training.lora import export_adapter
+
+        export_adapter(self.config, self.inputs, self.provenance(options, steps), self.out, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckpointRun(_Run):
+    """Run of a DeltaVLM model."""
+
+    inputs: RunInputs
+    codecs: tuple[Codec, Codec]
+
     def build_trainer(self, name: str, on_progress: OnProgress) -> Trainer:
         config, inputs, machine, out = self.config, self.inputs, self.machine, self.out
         phase = config.phases[name]
@@ -171,14 +243,6 @@ class _Run:
         return Trainer(config, name, learner, loader, machine, hooks)
 
     def export(self, folder: Path, options: RunOptions, steps: str) -> Calibration:
-        """Write the model folder with its provenance; returns the calibration of yes/no scores."""
-        config = self.config
-        provenance = {
-            "trained_on": " and ".join(["synthetic scenes"] * bool(config.scenes) + list(config.sets)),
-            "commit": describe_commit(),
-            "command": f"deltavlm train {options.recipe}".strip(),
-            "steps": steps,
-            **options.provenance,
-        }
-        model = build_model(config, self.inputs, self.out, "")
-        return export_model(model, config, self.inputs, provenance, self.out, folder)
+        provenance = self.provenance(options, steps)
+        model = build_model(self.config, self.inputs, self.out, "")
+        return export_model(model, self.config, self.inputs, provenance, self.out, folder)

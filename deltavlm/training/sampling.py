@@ -55,31 +55,41 @@ class Batch:
     noise_seed: int = 0
 
 
-class MixedSampler:
+class SlotPlan:
+    """Fixed plan of all steps: which sample of which source, chosen by weight, is in a slot."""
+
+    def __init__(self, weights: Sequence[float], batch_size: int, steps: int, seed: list[int]) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        shares = np.array(weights, float) / np.sum(weights)
+        counts = np.random.default_rng([*seed, 1]).multinomial(batch_size, shares, size=steps)
+        self.counts = counts  # (steps, sources): samples from each source in each step
+        self.offsets = np.cumsum(counts, axis=0) - counts  # and in all steps before it
+
+    def slots(self, step: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """(source, index of its sample) of slots `start` to `stop` of a step, which has `batch_size`."""
+        source_of_slot = np.repeat(np.arange(self.counts.shape[1]), self.counts[step])
+        index_of_slot = np.concatenate([np.arange(count) for count in self.counts[step]])
+        shuffled = np.random.default_rng([*self.seed, 2, step]).permutation(self.batch_size)[start:stop]
+        return [
+            (source, int(self.offsets[step, source]) + index)
+            for source, index in zip(
+                source_of_slot[shuffled].tolist(), index_of_slot[shuffled].tolist(), strict=True
+            )
+        ]
+
+
+class MixedSampler(SlotPlan):
     """Sampler that mixes several sources by weight, with a fixed plan for all steps."""
 
     def __init__(
         self, sources: Sequence[tuple[SampleSource, float]], batch_size: int, steps: int, seed: list[int]
     ) -> None:
+        super().__init__([weight for _, weight in sources], batch_size, steps, seed)
         self.sources = [source for source, _ in sources]
-        self.batch_size, self.seed = batch_size, seed
-        weights = np.array([weight for _, weight in sources], float)
-        rng = np.random.default_rng([*seed, 1])
-        counts = rng.multinomial(batch_size, weights / weights.sum(), size=steps)
-        self.counts = counts  # (steps, sources): samples from each source in each step
-        self.offsets = np.cumsum(counts, axis=0) - counts  # and in all steps before it
 
     def batch(self, step: int, start: int, stop: int) -> Batch:
-        """Slots `start` to `stop` of a step, which has `batch_size` slots."""
-        source_of_slot = np.repeat(np.arange(len(self.sources)), self.counts[step])
-        index_of_slot = np.concatenate([np.arange(count) for count in self.counts[step]])
-        shuffled = np.random.default_rng([*self.seed, 2, step]).permutation(self.batch_size)[start:stop]
-        samples = [
-            self.sources[source].sample(int(self.offsets[step, source]) + index)
-            for source, index in zip(
-                source_of_slot[shuffled].tolist(), index_of_slot[shuffled].tolist(), strict=True
-            )
-        ]
+        """Slots `start` to `stop` of a step."""
+        samples = [self.sources[source].sample(index) for source, index in self.slots(step, start, stop)]
         return stack_samples(samples, noise_seed=derive_seed(*self.seed, step))
 
 

@@ -8,9 +8,9 @@ the whole conversation with each question. Rows are (pair, question).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -201,13 +201,7 @@ class ChatModel(Labelled):
 
     def _text(self, pair: EncodedPair, question: Question) -> str:
         """Conversation in the words of the chat template."""
-        turns = chat_turns(pair.context, question)
-        for turn in turns:
-            turn["content"] = [IMAGE if item["type"] == "image" else item for item in turn["content"]]
-        text: str = self.processor.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return text
+        return chat_text(self.processor, chat_turns(pair.context, question))
 
     def _inputs(self, rows: Sequence[tuple[EncodedPair, Question]]) -> dict[str, Any]:
         """Inputs of `generate` for whole conversations, padded on the left."""
@@ -215,16 +209,7 @@ class ChatModel(Labelled):
         return self._process(texts, [list(pair.images) for pair, _ in rows])
 
     def _process(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Any]:
-        bos = self.processor.tokenizer.bos_token
-        starts = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
-        try:
-            inputs = self.processor(
-                text=texts, images=images, padding=True, padding_side="left", return_tensors="pt", **starts
-            )
-        except (ValueError, IndexError, StopIteration) as error:  # a question with the token of an image
-            raise ModelError(
-                f"{self.name} cannot read a question: {first_line(error)}; ask it in other words"
-            ) from error
+        inputs = read_chats(self.processor, texts, images, padding_side="left", name=self.name)
         return {name: self._to_device(value) for name, value in inputs.items()}
 
     def _to_device(self, value: Any) -> Any:
@@ -291,6 +276,40 @@ class ChatModel(Labelled):
             eos_token_id=list(self._ends),
             pad_token_id=self._pad,
         )
+
+
+def chat_text(processor: Any, turns: Sequence[Mapping[str, Any]], *, asks: bool = True) -> str:
+    """Turns of `chat_turns` in the words of the chat template; `asks`: the turn of the answer begins."""
+    contents = [[IMAGE if item["type"] == "image" else item for item in turn["content"]] for turn in turns]
+    text: str = processor.apply_chat_template(
+        [{**turn, "content": content} for turn, content in zip(turns, contents, strict=True)],
+        tokenize=False,
+        add_generation_prompt=asks,
+        enable_thinking=False,
+    )
+    return text
+
+
+def read_chats(
+    processor: Any,
+    texts: list[str],
+    images: list[list[Image.Image]],
+    *,
+    padding_side: Literal["left", "right"],
+    name: str,
+) -> Mapping[str, Any]:
+    """Inputs of a model for texts of `chat_text` with their images. Raises: ModelError about model `name`."""
+    bos = processor.tokenizer.bos_token
+    starts = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
+    try:
+        inputs: Mapping[str, Any] = processor(
+            text=texts, images=images, padding=True, padding_side=padding_side, return_tensors="pt", **starts
+        )
+    except (ValueError, IndexError, StopIteration) as error:  # a question with the token of an image
+        raise ModelError(
+            f"{name} cannot read a question: {first_line(error)}; ask it in other words"
+        ) from error
+    return inputs
 
 
 def image_token(config: Any) -> int:

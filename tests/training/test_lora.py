@@ -1,0 +1,276 @@
+"""LoRA adapters of tiny random models hf:...: chats, masks of the loss, training, resume, bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from deltavlm.data.changechat import save_image
+from deltavlm.data.images import read_image
+from deltavlm.errors import ConfigError, InputError
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.deltavlm import IGNORE_INDEX
+from deltavlm.model.huggingface.loading import load_chat_model
+from deltavlm.model.interface import Question, standard_question
+from deltavlm.model.kinds import load_model
+from deltavlm.tasks import TASKS, TaskName
+from deltavlm.tasks.phrasing import GENERIC
+from deltavlm.training import lora, run
+from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, load_config
+from deltavlm.training.estimate import estimate_run
+from tests.tiny_hf import build
+
+CAPTIONS = ("a house is built", "a road appears", "trees are cut", "the scene is the same as before")
+OPEN = "What was there before?"
+PHASE = Phase(
+    part="adapter", steps=60, batch=10, lr=2e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
+)
+
+
+def write_set(folder: Path) -> Path:
+    """Four pairs with a caption and the yes/no question each, and the other kinds of records for the first."""
+    records = []
+    for scene, sentence in enumerate(CAPTIONS):
+        rng = np.random.default_rng(scene)
+        for date in "AB":
+            pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            save_image(folder / "images" / f"{scene}_{date}.png", pixels)
+        turns = [
+            [(TASKS["caption"].prompt, sentence)],
+            [(TASKS["change"].prompt, "no" if scene == 3 else "yes")],
+        ]
+        if scene == 0:
+            turns += [
+                [(TASKS["count"].prompt, "There are 0 new roads and 2 new buildings.")],
+                [(TASKS["location"].prompt, "roads [] buildings ['top-left']")],
+                [(OPEN, "a field")],
+                [("How many houses?", "two"), ("And roads?", "none")],
+            ]
+        for conversation in turns:
+            messages = []
+            for question, answer in conversation:
+                place = "" if messages else "<image> <image> "
+                messages += [
+                    {"from": "human", "value": f"{place}{question}"},
+                    {"from": "gpt", "value": answer},
+                ]
+            records.append(
+                {
+                    "id": f"{scene}_{len(records)}",
+                    "image": [f"{scene}_A.png", f"{scene}_B.png"],
+                    "changeflag": int(scene != 3),
+                    "conversations": messages,
+                }
+            )
+    (folder / "made_train.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    build("qwen2_5_vl", folder / "base")
+    write_set(folder / "set")
+    return folder
+
+
+def recipe(folder: Path, **changes: Any) -> TrainConfig:
+    options: dict[str, Any] = {
+        "phases": {"tune": PHASE},
+        "adapter": Adapter(rank=16, alpha=32, dropout=0.0),
+        "sets": {"made": RecordSet(folder / "set")},
+        "ema": 0.0,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    return TrainConfig(f"hf:{folder / 'base'}", **(options | changes))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def first_pair_chats(folder: Path) -> list[lora.Chat]:
+    split = lora.load_split("made", RecordSet(folder / "set"), 0)
+    return lora.pair_chats(split.train[0])
+
+
+def test_records_become_chats_in_the_form_that_the_phrasebook_asks_for(folder: Path) -> None:
+    def standard(task: TaskName, answer: str) -> lora.Chat:
+        return lora.Chat(standard_question(TASKS[task], phrase=GENERIC.phrase(task)), answer)
+
+    objects = {"new_roads": 0, "new_buildings": 2, "road_cells": [], "building_cells": ["top-left"]}
+    assert first_pair_chats(folder) == [
+        standard("caption", "a house is built"),
+        standard("change", "yes"),
+        standard("count", json.dumps(objects)),  # with the cells, and once
+        lora.Chat(Question("open", OPEN), "a field"),
+        lora.Chat(Question("dialogue", "How many houses?"), "two"),
+        lora.Chat(Question("dialogue", "And roads?", history=(("How many houses?", "two"),)), "none"),
+    ]
+
+
+def test_counts_without_cells_keep_the_words_of_their_record(folder: Path) -> None:
+    split = lora.load_split("made", RecordSet(folder / "set", tasks=("count",)), 0)
+    (chat,) = lora.pair_chats(split.train[0])
+    assert chat.question.prompt == TASKS["count"].prompt
+    assert chat.answer == "There are 0 new roads and 2 new buildings."
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "gemma3", "smolvlm"])
+def test_the_loss_is_on_the_answer_and_its_end_alone(architecture: str, folder: Path, tmp_path: Path) -> None:
+    if architecture == "smolvlm":
+        pytest.importorskip("num2words")
+    model = load_chat_model(f"hf:{build(architecture, tmp_path / 'base')}", RuntimeOptions(device="cpu"))
+    images = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (0, 255)]
+    chats = first_pair_chats(folder)
+    samples = [lora.ChatSample((images[0], images[1]), chat) for chat in chats]
+    batch = lora.collate_chats(model, samples, "token")
+    ids, attention = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    for row, chat in enumerate(chats):
+        labels = batch.labels[row][batch.labels[row] != IGNORE_INDEX]
+        assert model.processor.tokenizer.decode(labels) == f"{chat.answer}<|im_end|>"
+        (positions,) = (batch.labels[row] != IGNORE_INDEX).nonzero(as_tuple=True)
+        assert positions.tolist() == list(range(int(positions[0]), int(positions[-1]) + 1))
+        asked = model._token_ids(lora_pair(images), chat.question)  # as at inference
+        assert tuple(ids[row, : positions[0]].tolist()) == asked
+        assert int(attention[row].sum()) - 1 in (int(positions[-1]), int(positions[-1]) + 1)
+    assert batch.terms == {"words": float((batch.labels != IGNORE_INDEX).sum())}
+
+
+def lora_pair(images: list[Image.Image]) -> Any:
+    from deltavlm.model.huggingface.chat_model import EncodedPair
+    from deltavlm.model.interface import PairContext
+
+    return EncodedPair((images[0], images[1]), PairContext(), None)
+
+
+@pytest.mark.slow
+def test_an_adapter_learns_pairs_exactly_and_leaves_the_base_as_it_is(folder: Path, tmp_path: Path) -> None:
+    base = files(folder / "base")
+    tasks: tuple[TaskName, ...] = ("caption", "change")
+    config = recipe(folder, sets={"made": RecordSet(folder / "set", tasks=tasks)})
+    result = run.train(config, tmp_path / "run")
+    assert result.model_folder == tmp_path / "run" / "model"
+    assert files(folder / "base") == base
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["words"] < 0.05
+    settings = json.loads((result.model_folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "base"
+    weights = load_file(result.model_folder / "adapter_model.safetensors")
+    assert weights
+    assert all("language_model.layers" in name for name in weights)  # none of the vision encoder
+    facts = json.loads((result.model_folder / "training.json").read_text())
+    assert (facts["base"], facts["steps"], facts["trained_on"]) == ("base", "tune 60", "made")
+    adapted, plain = (
+        load_model(f"hf:{folder / 'base'}{suffix}", dtype="fp32", device="cpu")
+        for suffix in (f"+{result.model_folder}", "")
+    )
+    images = folder / "set" / "images"
+    before, after = (
+        np.stack([read_image(images / f"{scene}_{date}.png") for scene in range(4)]) for date in "AB"
+    )
+    questions = [standard_question(TASKS[task], phrase=GENERIC.phrase(task)) for task in tasks]
+    expected = [*((caption, "yes") for caption in CAPTIONS[:3]), ("there is no difference", "no")]
+    answers, others = (
+        [tuple(reply.text for reply in row) for row in model.answer(model.encode(before, after), questions)]
+        for model in (adapted, plain)
+    )
+    assert answers == expected
+    assert others != expected
+
+
+def short(folder: Path, **changes: Any) -> TrainConfig:
+    """Four steps with dropout, in micro-batches."""
+    phase = replace(PHASE, steps=4, batch=4, micro=2)
+    options: dict[str, Any] = {"adapter": Adapter(rank=2, dropout=0.2), "phases": {"tune": phase}}
+    return recipe(folder, log_every=1, **(options | changes))
+
+
+def test_a_resumed_run_equals_one_without_a_break(folder: Path, tmp_path: Path) -> None:
+    config = short(folder)
+    whole = run.train(config, tmp_path / "whole").model_folder
+
+    def interrupt(phase: str, step: int, steps: int, note: str) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    stopped = run.train(config, tmp_path / "parts", on_progress=interrupt)
+    assert (stopped.step, stopped.model_folder) == (2, None)
+    state = torch.load(tmp_path / "parts" / "tune.pt", weights_only=True)
+    assert all(".lora_" in name for name in state["weights"])  # no copy of the base
+    resumed = run.train(config, tmp_path / "parts", run.RunOptions(resume=True)).model_folder
+    assert whole is not None
+    assert resumed is not None
+    assert files(resumed) == files(whole)
+
+
+def test_recomputed_activations_give_the_same_adapter(folder: Path, tmp_path: Path) -> None:
+    adapters = [
+        run.train(short(folder, recompute=recompute), tmp_path / str(recompute)).model_folder
+        for recompute in (False, True)
+    ]
+    weights = [load_file(adapter / "adapter_model.safetensors") for adapter in adapters if adapter]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nano"}, "adapter is for a model hf:"),
+        ({"adapter": None}, "only an adapter can be trained"),
+        ({"sets": {}}, "nothing to train on"),
+        ({"max_epochs": 3}, "does not support max_epochs"),
+        ({"phases": {"tune": replace(PHASE, cut=0.1)}}, r"does not support phases\.tune\.cut"),
+        ({"phases": {"tune": replace(PHASE, part="language")}}, "one phase, of part adapter"),
+        ({"model": "nano", "adapter": None}, "needs the key adapter"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(recipe(tmp_path), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (lambda base: {"adapter": Adapter(target_modules=("q_proj", "qproj"))}, "no 'qproj'; did you mean"),
+        (lambda base: {"model": f"hf:{base}+{base}"}, "has an adapter already"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused_before_anything_is_written(
+    changes: Callable[[Path], dict[str, Any]], message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run.train(replace(recipe(folder), **changes(folder / "base")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_peft_it_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the library peft; pip install '\.\[peft\]'"):
+        run.train(recipe(folder), tmp_path / "run")
+
+
+def test_the_shipped_configuration_is_valid_and_has_no_dry_run() -> None:
+    config = load_config(
+        Path("configs/lora_hf.yaml"), ["model=hf:me/model", "adapter.target_modules=[q_proj]"]
+    )
+    assert (config.model, config.adapter) == ("hf:me/model", Adapter(16, 32, 0.05, ("q_proj",)))
+    with pytest.raises(ConfigError, match="`dry_run` does not support an adapter"):
+        estimate_run(config)
