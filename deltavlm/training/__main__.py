@@ -86,9 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
         if world.rank == 0:
             sys.stderr.write(f"{result.stop_message(args.output)}\n")
         return 128 + result.stop.signum if result.stop.signum else 0
-    if result.model_folder and result.calibration:
+    if result.model_folder:
         fit = result.calibration
-        log.info("wrote %s; P(yes) = sigmoid(%.3f margin %+.3f)", result.model_folder, fit.scale, fit.offset)
+        scores = f"; P(yes) = sigmoid({fit.scale:.3f} margin {fit.offset:+.3f})" if fit else ""
+        log.info("wrote %s%s", result.model_folder, scores)
     return 0
 
 

@@ -298,7 +298,7 @@ def build_learner(
     model.set_attention("eager" if machine.device.type == "cpu" else "sdpa")
     if config.recompute:
         for transformer in (model.language, model.qformer.bert):
-            _enable_activation_checkpointing(transformer)
+            enable_activation_checkpointing(transformer)
         tower: Any = model.vision.tower
         if hasattr(tower, "set_grad_checkpointing"):
             tower.set_grad_checkpointing(True)
@@ -306,7 +306,7 @@ def build_learner(
     return Learner(model, inputs.model, config.phases[name])
 
 
-def _enable_activation_checkpointing(transformer: Any) -> None:
+def enable_activation_checkpointing(transformer: Any) -> None:
     """Activation checkpointing of transformers, which has renamed the method and warns of the old name."""
     options = {"use_reentrant": False}
     if hasattr(transformer, "activation_checkpointing_enable"):

@@ -35,12 +35,13 @@ from deltavlm.model.checkpoint import write_tensors
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats
-from deltavlm.model.huggingface.loading import linear_layers, load_chat_model
+from deltavlm.model.huggingface.loading import linear_layers, load_chat_model, quiet
 from deltavlm.model.huggingface.source import ADAPTER_CONFIG, parse
 from deltavlm.model.interface import PairContext, Question, standard_question
 from deltavlm.scoring.inference import PairExamples
 from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC
+from deltavlm.training.build import enable_activation_checkpointing
 from deltavlm.training.changechat_dataset import Split, load_split
 from deltavlm.training.checkpoints import final_weights, wrap_write_errors
 from deltavlm.training.config import Adapter, TrainConfig
@@ -290,7 +291,7 @@ def build_learner(config: TrainConfig, inputs: AdapterInputs) -> AdapterLearner:
     """Learner of the model with its adapter."""
     (phase,) = config.phases.values()
     if config.recompute:
-        inputs.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_activation_checkpointing(inputs.model.get_base_model())
     return AdapterLearner(inputs.model, phase.balance)
 
 
@@ -345,6 +346,7 @@ def _with_new_adapter(config: TrainConfig, model: Any) -> Any:
         lora_dropout=adapter.dropout,
         target_modules=target_pattern(model, adapter),
     )
-    adapted: Any = peft.get_peft_model(model, settings)
+    with quiet():
+        adapted: Any = peft.get_peft_model(model, settings)
     adapted.peft_config["default"].base_model_name_or_path = reference.name
     return adapted

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks import TASKS
+from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
-from deltavlm.tasks.phrasing import DELTAVLM, GENERIC, PHRASEBOOKS
+from deltavlm.tasks.phrasing import DELTAVLM, GENERIC, PHRASEBOOKS, Phrasebook
 
 OBJECTS = {"new_roads": 0, "new_buildings": 3, "road_cells": [], "building_cells": ["top-left", "center"]}
 
@@ -105,3 +106,23 @@ def test_the_schema_allows_what_the_prompt_asks_for() -> None:
     jsonschema.validate({**OBJECTS, "building_cells": ["top-left", "center-center"]}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**OBJECTS, "road_cells": ["north"]}, schema)
+
+
+@pytest.mark.parametrize("book", PHRASEBOOKS.values(), ids=lambda book: str(book.name))
+def test_a_written_reply_is_read_as_the_same_value(book: Phrasebook) -> None:
+    values: dict[TaskName, Any] = {
+        "caption": "a house is built at the top left",
+        "change": True,
+        "count": Counts(roads=0, buildings=3),
+        "location": Cells(buildings=("top-left", "center-center")),
+    }
+    for name, phrase in book.phrases.items():
+        reply = phrase.write(values)
+        assert reply is not None
+        assert phrase.read(reply) == values[name]
+    assert book.phrase("change").write({"change": False}) == "no"
+
+
+def test_counts_are_written_with_cells_only() -> None:
+    assert GENERIC.phrase("count").write({"count": Counts(0, 1)}) is None
+    assert GENERIC.phrase("location").write({"location": Cells()}) is None

@@ -36,6 +36,8 @@ def test_all_four_recipes_ship() -> None:
 def test_a_shipped_run_fits_its_model(name: str) -> None:
     run = load_config(shipped_config(name))
     assert from_mapping(TrainConfig, to_mapping(run), "again") == run
+    if run.adapter is not None:
+        return
     model_config = load(shipped_config(f"{run.model}.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
         model = build(model_config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from deltavlm.data.changechat import save_image
-from deltavlm.data.images import read_image
+from deltavlm.data.images import read_image, save_image
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
@@ -26,6 +27,7 @@ from deltavlm.model.kinds import load_model
 from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC
 from deltavlm.training import lora, run
+from deltavlm.training.changechat_dataset import load_split
 from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, load_config
 from deltavlm.training.estimate import estimate_run
 from tests.tiny_hf import build
@@ -33,13 +35,13 @@ from tests.tiny_hf import build
 CAPTIONS = ("a house is built", "a road appears", "trees are cut", "the scene is the same as before")
 OPEN = "What was there before?"
 PHASE = Phase(
-    part="adapter", steps=60, batch=10, lr=2e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
+    part="adapter", steps=40, batch=8, lr=1e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
 )
 
 
 def write_set(folder: Path) -> Path:
-    """Four pairs with a caption and the yes/no question each, and the other kinds of records for the first."""
-    records = []
+    """Write four pairs with a caption and a yes/no question, and other kinds of records for the first."""
+    records: list[dict[str, Any]] = []
     for scene, sentence in enumerate(CAPTIONS):
         rng = np.random.default_rng(scene)
         for date in "AB":
@@ -57,7 +59,7 @@ def write_set(folder: Path) -> Path:
                 [("How many houses?", "two"), ("And roads?", "none")],
             ]
         for conversation in turns:
-            messages = []
+            messages: list[dict[str, str]] = []
             for question, answer in conversation:
                 place = "" if messages else "<image> <image> "
                 messages += [
@@ -79,7 +81,12 @@ def write_set(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lora")
-    build("qwen2_5_vl", folder / "base")
+    build("qwen2_5_vl", folder / "random")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder / "random")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(5)  # so that answers can be certain
+    shutil.copytree(folder / "random", folder / "base")
+    model.save_pretrained(folder / "base")
     write_set(folder / "set")
     return folder
 
@@ -101,7 +108,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def first_pair_chats(folder: Path) -> list[lora.Chat]:
-    split = lora.load_split("made", RecordSet(folder / "set"), 0)
+    split = load_split("made", RecordSet(folder / "set"), 0)
     return lora.pair_chats(split.train[0])
 
 
@@ -121,7 +128,7 @@ def test_records_become_chats_in_the_form_that_the_phrasebook_asks_for(folder: P
 
 
 def test_counts_without_cells_keep_the_words_of_their_record(folder: Path) -> None:
-    split = lora.load_split("made", RecordSet(folder / "set", tasks=("count",)), 0)
+    split = load_split("made", RecordSet(folder / "set", tasks=("count",)), 0)
     (chat,) = lora.pair_chats(split.train[0])
     assert chat.question.prompt == TASKS["count"].prompt
     assert chat.answer == "There are 0 new roads and 2 new buildings."
@@ -171,7 +178,7 @@ def test_an_adapter_learns_pairs_exactly_and_leaves_the_base_as_it_is(folder: Pa
     assert weights
     assert all("language_model.layers" in name for name in weights)  # none of the vision encoder
     facts = json.loads((result.model_folder / "training.json").read_text())
-    assert (facts["base"], facts["steps"], facts["trained_on"]) == ("base", "tune 60", "made")
+    assert (facts["base"], facts["steps"], facts["trained_on"]) == ("base", "tune 40", "made")
     adapted, plain = (
         load_model(f"hf:{folder / 'base'}{suffix}", dtype="fp32", device="cpu")
         for suffix in (f"+{result.model_folder}", "")
@@ -262,7 +269,7 @@ def test_an_adapter_that_cannot_be_is_refused_before_anything_is_written(
 def test_without_peft_it_says_what_to_install(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("deltavlm.training.lora.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs the library peft; pip install '\.\[peft\]'"):
         run.train(recipe(folder), tmp_path / "run")
 

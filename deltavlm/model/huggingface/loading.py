@@ -65,7 +65,7 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     _check_memory(planned, settings, options, device, dtype)
     folder = source.fetch(planned)
     adapter_folder = None if adapter is None else source.fetch(adapter)
-    with _quiet(), _loading_errors(reference):
+    with quiet(), _loading_errors(reference):
         processor = _load_processor(reference, folder, code)
         model = _load_weights(reference, folder, dtype, code)
     _check_images(reference, processor)
@@ -265,14 +265,17 @@ def _with_adapter(model: Any, adapter: Reference, folder: Path, base: Reference,
         f"the adapter {adapter.name} does not fit {base.name}: it was made for another base"
         f"{_base_name(folder)}; give that one"
     )
-    with _quiet():
+    with quiet():
         try:
             adapted = peft.PeftModel.from_pretrained(model, folder)
         except (RuntimeError, ValueError, KeyError) as error:
             raise other from error
     with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
-        if {*stored.keys()} != {*peft.get_peft_model_state_dict(adapted)}:
-            raise other
+        names = {*stored.keys()}
+    has_embeddings = any(part in name for name in names for part in ("embed_tokens", "lm_head"))
+    # told, since peft would ask the Hub for the base's configuration to find out
+    if names != {*peft.get_peft_model_state_dict(adapted, save_embedding_layers=has_embeddings)}:
+        raise other
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
 
 
@@ -319,7 +322,7 @@ def _ends(model: Any, processor: Any) -> GenerationConfig:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the progress bars and warnings of libraries while loading, and the notes of transformers for
     good."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
