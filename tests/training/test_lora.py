@@ -281,3 +281,22 @@ def test_the_shipped_configuration_is_valid_and_has_no_dry_run() -> None:
     assert (config.model, config.adapter) == ("hf:me/model", Adapter(16, 32, 0.05, ("q_proj",)))
     with pytest.raises(ConfigError, match="`dry_run` does not support an adapter"):
         estimate_run(config)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_vl", "gemma3", "lfm2_vl"])
+def test_the_loss_of_a_batch_is_that_of_its_chats_alone(
+    architecture: str, folder: Path, tmp_path: Path
+) -> None:
+    config = replace(short(folder), model=f"hf:{build(architecture, tmp_path / 'base')}")
+    inputs = lora.load_adapter_inputs(config)
+    learner = lora.build_learner(config, inputs).eval()
+    samples = [inputs.sources[0].sample(index) for index in range(4)]
+
+    def loss(*indices: int) -> float:
+        rows = [samples[index] for index in indices]
+        return float(learner(lora.collate_chats(inputs.chat_model, rows, "token"))["words"])
+
+    assert len({sample.chat.question.prompt for sample in samples}) > 1  # of different lengths
+    assert loss(0, 1, 2, 3) == pytest.approx(sum(map(loss, range(4))), rel=1e-4)
+    learner.crops_logits = False
+    assert loss(0, 1) == pytest.approx(loss(0) + loss(1), rel=1e-4)
