@@ -294,7 +294,8 @@ def test_the_loss_of_a_batch_is_that_of_its_chats_alone(
 
     def loss(*indices: int) -> float:
         rows = [samples[index] for index in indices]
-        return float(learner(lora.collate_chats(inputs.chat_model, rows, "token"))["words"])
+        losses = learner(lora.collate_chats(inputs.chat_model, rows, "token"))
+        return float(losses["words"].item())
 
     assert len({sample.chat.question.prompt for sample in samples}) > 1  # of different lengths
     assert loss(0, 1, 2, 3) == pytest.approx(sum(map(loss, range(4))), rel=1e-4)
