@@ -84,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.scenes < 2:
         parser.error("--scenes: give at least 2")
-    model = load_model(args.model, device="cpu")
+    model = load_model(args.model, runtime="torch", device="cpu")
     if not isinstance(model, Predictor) or model.config.dense is None or not model.config.dense.evidence:
         sys.exit(f"{args.model} has no dense head with evidence tokens; try nano")
     evidence = model.config.dense.evidence_tokens  # after the difference tokens

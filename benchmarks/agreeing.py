@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    model = load_model(args.model, device="cpu", threads=1)
+    model = load_model(args.model, runtime="torch", device="cpu", threads=1)
     assert isinstance(model, Predictor)
     models = {
         name: replace(

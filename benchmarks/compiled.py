@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     eager, compiled = (
-        load_model(args.model, device=args.device, threads=args.threads, dtype="fp32") for _ in range(2)
+        load_model(args.model, runtime="torch", device=args.device, threads=args.threads, dtype="fp32")
+        for _ in range(2)
     )
     assert isinstance(eager, Predictor)
     assert isinstance(compiled, Predictor)

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, not an installed copy
 
 from deltavlm.model import checkpoint  # noqa: E402
+from deltavlm.model.folder import fingerprint  # noqa: E402
+from deltavlm.model.graphs import export_graphs  # noqa: E402
 
 BEGIN, END = "<!-- {}: written by benchmarks/pack_nano.py -->", "<!-- end of {} -->"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -218,10 +220,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     scores = json.loads((run / "scores.json").read_text())
-    if scores["fingerprint"] != checkpoint.fingerprint(run / "model"):
+    if scores["fingerprint"] != fingerprint(run / "model"):
         sys.exit(f"{run / 'scores.json'} has other weights than {run / 'model'}; run nano_scores.py again")
     for name in FILES:
         shutil.copyfile(run / "model" / name, ROOT / "deltavlm" / "weights" / "nano" / name)
+    shipped = ROOT / "deltavlm" / "weights" / "nano"
+    export_graphs(checkpoint.load(shipped)[1], shipped)
     docs = ROOT / "docs"
     (docs / "nano").mkdir(exist_ok=True)
     for name in ("config.yaml", "log.jsonl", "scores.json"):

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     models = {
-        dtype: load_model(args.model, device="cpu", dtype=dtype, threads=args.threads)
+        dtype: load_model(args.model, runtime="torch", device="cpu", dtype=dtype, threads=args.threads)
         for dtype in ("fp32", "bf16")
     }
     print(heading(args.threads, f"torch {torch.__version__}"), end="\n\n")

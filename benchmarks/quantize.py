@@ -50,7 +50,9 @@ def main() -> None:
     questions = [question_of(spec) for spec in load_questions(shipped_config("questions.yaml"))]
     models: dict[str | None, Predictor] = {}
     for kind in KINDS:
-        model = load_model(args.model, device=args.device, threads=args.threads, dtype="fp32", quantize=kind)
+        model = load_model(
+            args.model, runtime="torch", device=args.device, threads=args.threads, dtype="fp32", quantize=kind
+        )
         assert isinstance(model, Predictor)
         models[kind] = model
     chip_px = models[None].chip_px

@@ -156,6 +156,7 @@ class ModelFlags:
         str, flag("--device", panel=MODEL, metavar="auto|cpu|cuda|mps", help="Device of the model.")
     ] = "auto"
     threads: Annotated[int | None, threads_flag(MODEL)] = None
+    runtime: options.Runtime = "auto"
     dtype: options.Dtype = "auto"
     decode: options.Decode = "auto"
     beams: options.Beams = None
@@ -183,6 +184,7 @@ class ModelFlags:
         return RuntimeOptions(
             device=parsing.check_device(self.device),
             threads=self.threads,
+            runtime=self.runtime,
             dtype=self.dtype,
             decode=None if self.decode == "auto" else self.decode,
             beams=self.beams,

@@ -59,6 +59,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --resampling    analyze, ask, chat, calibrate, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
+    --runtime       analyze, ask, chat, calibrate, eval, doctor
     --scale         analyze, ask, chat, calibrate, train, synth scene
     --stride        analyze, ask, calibrate, grid
     --threads       analyze, ask, chat, calibrate, eval, train, doctor
@@ -265,6 +266,15 @@ Dtype = Annotated[
         "--dtype",
         panel=MODEL,
         help="Data type of the weights; auto is 16 bit where the device is fast with it.",
+    ),
+]
+Runtime = Annotated[
+    Literal["auto", "torch", "openvino"],
+    flag(
+        "--runtime",
+        panel=MODEL,
+        help="What computes the model: OpenVINO, on a CPU and without torch, for models that have graphs for "
+        "it, such as nano; auto is OpenVINO where it can be.",
     ),
 ]
 Decode = Annotated[

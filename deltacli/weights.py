@@ -354,6 +354,31 @@ def verify_checkpoint(
     )
 
 
+@weights.command("export")
+@grouped
+def export_checkpoint(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder with a mask head, as train writes it.")
+    ],
+    json_summary: options.Json = False,
+    *,
+    common: CommonFlags,
+) -> None:
+    """Write the graphs with which OpenVINO runs a checkpoint on a CPU, into its folder."""
+    from deltavlm.files import format_bytes
+    from deltavlm.model import checkpoint
+    from deltavlm.model.folder import GRAPHS
+    from deltavlm.model.graphs import export_graphs
+
+    with console.waiting(f"exporting the graphs of {folder}"):
+        _, model = checkpoint.load(folder)
+        export_graphs(model, folder)
+    sizes = {name: (folder / name).stat().st_size for name in GRAPHS}
+    console.info(f"wrote {', '.join(GRAPHS)} ({format_bytes(sum(sizes.values()))}) into {folder}")
+    if json_summary:
+        typer.echo(json.dumps({"folder": str(folder), "files": sizes}))
+
+
 def _print_inspection(inspection: Inspection) -> None:
     from deltavlm.files import format_bytes
 

@@ -6,7 +6,6 @@ Loading is strict: a missing or unexpected key, or a wrong shape, is an error th
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,6 @@ from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.folder import (
     CONFIG,
     DENSE,
-    QUESTION_TOKENIZER,
-    SENTENCEPIECE,
-    TOKENIZER,
     WEIGHTS,
     read_config,
 )
@@ -254,16 +250,3 @@ def restore_buffers(model: nn.Module, dtype: torch.dtype = torch.float32) -> Non
                 value = torch.zeros(buffer.shape, dtype=dtype if buffer.is_floating_point() else buffer.dtype)
             persistent = name not in module._non_persistent_buffers_set
             module.register_buffer(name, value, persistent=persistent)
-
-
-def fingerprint(folder: Path) -> str:
-    """First 16 hex digits of the sha256 of configuration, weights and tokenizers.
-
-    The configuration of a converted checkpoint has the checksums of its large files; they are not read.
-    """
-    listed = read_config(folder).files
-    digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, DENSE, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
-        if name not in listed and (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]

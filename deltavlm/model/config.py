@@ -321,6 +321,7 @@ class RuntimeOptions:
     prompt_style: Literal["raw", "trained"] | None = None
     quantize: Literal["int8", "int4"] | None = None  # the language model's weights
     calibration: ScoreCalibration | None = None  # of the yes/no score, on top of that of the checkpoint
+    runtime: Literal["auto", "torch", "openvino"] = "auto"  # of a checkpoint with graphs, on a CPU
     offline: bool = False  # use only files of the Hub that are in its cache
     trust_remote_code: str | None = None  # OWNER/NAME@COMMIT whose own Python code may run
     requests: int = 4  # at a time, to a server

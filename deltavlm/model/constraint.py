@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from deltavlm.model.interface import AnswerForm
 
@@ -22,13 +23,13 @@ class Constraint:
     eos: int
     text: str = ""
 
-    def choose(self, token: int, logits_V: Tensor) -> int:
+    def choose(self, token: int, logits_V: npt.NDArray[np.float32]) -> int:
         """Most likely token that keeps the form, which the text then ends with; end of text if there is none.
 
         token: the most likely of all, which nearly always does.
         """
         if not self._allows(token):
-            ranked = logits_V.argsort(descending=True).tolist()
+            ranked = np.argsort(-logits_V, kind="stable").tolist()
             token = next((each for each in ranked if self._allows(each)), self.eos)
         if token != self.eos:
             self.text += self.pieces[token]

@@ -282,7 +282,7 @@ class DeltaVLM(nn.Module):
                 for index, (row, is_open) in enumerate(zip(rows.tolist(), unfinished.tolist(), strict=True)):
                     constraint = constraints[row] if is_open else None
                     if constraint is not None:
-                        chosen[index] = constraint.choose(chosen[index], penalized[index])
+                        chosen[index] = constraint.choose(chosen[index], penalized[index].cpu().numpy())
                 token = torch.tensor(chosen, device=device)
             log_prob = logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
             ids[rows[unfinished], step] = token[unfinished]

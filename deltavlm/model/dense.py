@@ -5,13 +5,14 @@ B batch, N patches (G x G), D token width, C mask classes, K counted classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import DenseConfig, VisionConfig
+from deltavlm.model.difference import both_dates
 
 UPSAMPLE = 4  # mask pixels along the side of a patch
 
@@ -49,8 +50,8 @@ class TokenDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (B, C, 4 G, 4 G) and the features (B, width, 4 G, 4 G) below them."""
         side = int(patches_BN2D.shape[1] ** 0.5)
-        x = F.relu(self.fuse(patches_BN2D)).transpose(1, 2).reshape(len(patches_BN2D), -1, side, side)
-        skips = [torch.cat(m.chunk(2), dim=1) for m in maps]
+        x = F.relu(self.fuse(patches_BN2D)).transpose(1, 2).reshape(patches_BN2D.shape[0], -1, side, side)
+        skips = [torch.cat(both_dates(m), dim=1) for m in maps]
         for up, skip in zip(self.ups, reversed(skips) if skips else (None, None), strict=True):
             x = up(x, skip)
         return self.mask(x), x
@@ -102,7 +103,7 @@ class PyramidDecoder(nn.Module):
         """Mask logits (B, C, 4 G, 4 G) and the features (B, width, 4 G, 4 G) below them."""
         x: Tensor | None = None
         for level in reversed(range(len(maps))):
-            before, after = maps[level].chunk(2)
+            before, after = both_dates(maps[level])
             diff = after - before
             features = self.dropout(torch.cat([before, after, diff, diff.abs()], dim=1))
             distance = distances[level].to(features.dtype)
@@ -161,16 +162,14 @@ class DenseHead(nn.Module):
         if self.config.decoder == "tokens":
             pooled = torch.cat([patches_BN2D, pooled], dim=2)
         density = F.softplus(self.density(pooled))
-        return logits, density.transpose(1, 2).reshape(len(x), -1, side, side)
+        return logits, density.transpose(1, 2).reshape(x.shape[0], -1, side, side)
 
     def evidence(self, mask_logits: Tensor, density: Tensor, distances: Sequence[Tensor] = ()) -> Tensor:
         """Evidence tokens (B, 10, D): class shares and counts of each cell, row by row, and of the image, and
         the mean and maximum of the distances there."""
         share = mask_logits.float().softmax(dim=1)
         mean = torch.cat([thirds(share).flatten(2), share.mean(dim=(2, 3))[..., None]], dim=2)
-        peak = torch.cat(
-            [F.adaptive_max_pool2d(share, 3).flatten(2), share.amax(dim=(2, 3))[..., None]], dim=2
-        )
+        peak = torch.cat([peaks_of_thirds(share).flatten(2), share.amax(dim=(2, 3))[..., None]], dim=2)
         area = density.float().shape[-1] ** 2
         counts = torch.cat(
             [thirds(density.float()).flatten(2) * area / 9, density.float().sum(dim=(2, 3))[..., None]], dim=2
@@ -189,13 +188,27 @@ def of_cells_and_image(map_B1HW: Tensor) -> Tensor:
     """Mean and maximum over the nine cells and over the image, (B, 10, 2)."""
     statistics = [
         torch.cat([thirds(map_B1HW).flatten(1), map_B1HW.mean(dim=(1, 2, 3))[:, None]], dim=1),
-        torch.cat(
-            [F.adaptive_max_pool2d(map_B1HW, 3).flatten(1), map_B1HW.amax(dim=(1, 2, 3))[:, None]], dim=1
-        ),
+        torch.cat([peaks_of_thirds(map_B1HW).flatten(1), map_B1HW.amax(dim=(1, 2, 3))[:, None]], dim=1),
     ]
     return torch.stack(statistics, dim=2)
 
 
 def thirds(maps_BCHW: Tensor) -> Tensor:
     """Means over the nine cells of the image, (B, C, 3, 3)."""
-    return F.adaptive_avg_pool2d(maps_BCHW, 3)
+    return of_cells(maps_BCHW, lambda cell: cell.mean(dim=(2, 3)))
+
+
+def peaks_of_thirds(maps_BCHW: Tensor) -> Tensor:
+    """Maxima over the nine cells of the image, (B, C, 3, 3)."""
+    return of_cells(maps_BCHW, lambda cell: cell.amax(dim=(2, 3)))
+
+
+def of_cells(maps_BCHW: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Values (B, C, 3, 3) of a function of each of the nine cells of the image, which overlap by a pixel
+    where a side is not divisible by 3. Slices, since adaptive pooling has no ONNX form."""
+    rows, cols = (
+        [slice(index * side // 3, -(-(index + 1) * side // 3)) for index in range(3)]
+        for side in (int(maps_BCHW.shape[2]), int(maps_BCHW.shape[3]))
+    )
+    cells = [torch.stack([reduce(maps_BCHW[..., row, col]) for col in cols], dim=-1) for row in rows]
+    return torch.stack(cells, dim=-2)

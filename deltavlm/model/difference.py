@@ -82,6 +82,12 @@ def feature_distance(before_BCHW: Tensor, after_BCHW: Tensor) -> Tensor:
     return (1 - similarity)[:, None]
 
 
+def both_dates(maps_2BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, C, H, W) of before and of after."""
+    before, after = maps_2BCHW.reshape(2, -1, *maps_2BCHW.shape[1:]).unbind(0)
+    return before, after
+
+
 class DifferencePerception(nn.Module):
     """Change-aware tokens (B, 2N, D) of both dates, before then after, from tokens (B, N, D) of each.
 
@@ -118,7 +124,7 @@ class DifferencePerception(nn.Module):
         if self.distance is None:
             return tuple(maps_2BCHW), ()
         maps = tuple(standardize(x) for standardize, x in zip(self.standardize, maps_2BCHW, strict=True))
-        return maps, tuple(feature_distance(*x.chunk(2)) for x in maps)
+        return maps, tuple(feature_distance(*both_dates(x)) for x in maps)
 
     def forward(self, before_BND: Tensor, after_BND: Tensor, distances: Sequence[Tensor] = ()) -> Tensor:
         """Tokens (B, 2N, D); `distances` (B, 1, h, w) of each map, if the module has them."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from deltavlm.config import from_mapping
@@ -14,7 +17,8 @@ from deltavlm.model.config import DeltaVLMConfig
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 DENSE = "dense.safetensors"  # a mask head that was trained on top of a published model
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
-MAX_CONFIG_BYTES = 2**20
+GRAPHS = ("encode.onnx", "query.onnx", "language.onnx")  # for runtimes without torch, see `graphs`
+MAX_CONFIG_BYTES, MAX_HEADER_BYTES = 2**20, 2**24
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -74,3 +78,59 @@ def read_config(folder: Path) -> DeltaVLMConfig:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelError(f"cannot use {path}: {reason}; copy the checkpoint folder again") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """First 16 hex digits of the sha256 of configuration, weights and tokenizers.
+
+    The configuration of a converted checkpoint has the checksums of its large files; they are not read.
+    """
+    listed = read_config(folder).files
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS, DENSE, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
+        if name not in listed and (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """Place of a tensor in a safetensors file: shape, dtype as the file names it, first byte and length."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    length: int
+
+
+def tensor_slots(path: Path) -> dict[str, TensorSlot]:
+    """Places of all tensors of a safetensors file, by name; reads the header alone. Raises: ModelError."""
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > MAX_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = parse_json(file.read(size).decode())
+        return {
+            name: TensorSlot(
+                tuple(entry["shape"]),
+                entry["dtype"],
+                8 + size + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
+
+
+def layout_digest(path: Path) -> str:
+    """16 hex digits of names, shapes, dtypes and places of the tensors of a safetensors file: equal for files
+    that differ in their values alone. Raises: ModelError."""
+    return hashlib.sha256(repr(sorted(tensor_slots(path).items())).encode()).hexdigest()[:16]
+
+
+def has_graphs(folder: Path) -> bool:
+    """True if a checkpoint folder has graphs for runtimes without torch."""
+    return all((folder / name).is_file() for name in GRAPHS)

@@ -17,7 +17,7 @@ from typing import Any
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.interface import ChangeModel
 
-CHECKPOINT = "deltavlm.model.predictor"
+CHECKPOINT = "deltavlm.model.runtime"
 KINDS: Mapping[str, str] = {"hf": "deltavlm.model.huggingface", "openai": "deltavlm.model.openai"}
 """Prefix of a name, before its first colon -> module of the kind."""
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import torch
-
 from deltavlm.errors import ModelOutOfMemory
 from deltavlm.messages import pluralize
 from deltavlm.model.config import DeltaVLMConfig
@@ -53,6 +51,8 @@ class CudaMeter:
     device: str
 
     def free(self) -> int:
+        import torch
+
         free, total = torch.cuda.mem_get_info(self.device)
         allocated = torch.cuda.memory_allocated(self.device)
         cached = torch.cuda.memory_reserved(self.device) - allocated  # free, in the allocator
@@ -60,6 +60,8 @@ class CudaMeter:
         return max(0, min(free + cached, int(allowed)))
 
     def peak(self, work: Callable[[], object]) -> int:
+        import torch
+
         torch.cuda.reset_peak_memory_stats(self.device)
         allocated = torch.cuda.memory_allocated(self.device)
         work()

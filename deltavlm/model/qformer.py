@@ -42,7 +42,7 @@ class QFormer(nn.Module):
 
     def queries(self, image_BTD: Tensor) -> Tensor:
         """Initial queries, (B, Q, hidden)."""
-        queries = self.query_tokens.expand(len(image_BTD), -1, -1)
+        queries = self.query_tokens.expand(image_BTD.shape[0], -1, -1)
         if self.anchored:
             start = image_BTD[:, -self.anchored :]
             queries = torch.cat([queries[:, : self.anchored] + start, queries[:, self.anchored :]], dim=1)

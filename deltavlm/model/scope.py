@@ -12,27 +12,16 @@ R questions, W words, E width of a word, H hidden width.
 from __future__ import annotations
 
 import math
-import re
-import zlib
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltavlm.model.config import ScopeConfig
+from deltavlm.model.scope_numpy import CLASSES, KERNEL, QuestionClass, split_words, word_buckets
 
 __all__ = ["CLASSES", "QuestionClass", "QuestionScope"]
-
-QuestionClass = Literal["answerable", "follow_up", "unsupported"]
-CLASSES: tuple[QuestionClass, ...] = get_args(QuestionClass)
-"""An answerable question, one that is answerable if the turn before it was, and one that is not."""
-
-MAX_WORDS, MAX_WORD_CHARS = 32, 24  # of a question, the last ones; of a word, the first ones
-KERNEL = 3  # words that a convolution sees
-WORD = re.compile(r"\w+")
 
 
 class QuestionScope(nn.Module):
@@ -48,7 +37,7 @@ class QuestionScope(nn.Module):
         nn.init.normal_(self.words.weight, std=0.3)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        rows = [WORD.findall(text.lower())[-MAX_WORDS:] or [""] for text in texts]
+        rows = [split_words(text) for text in texts]
         words = [word_buckets(word, self.config.buckets) for row in rows for word in row]
         lengths = torch.tensor([len(row) for row in rows])
         sizes = torch.tensor([len(buckets) for buckets in words])
@@ -87,13 +76,3 @@ class QuestionScope(nn.Module):
         """Shift the probabilities so that this one becomes 0.5."""
         with torch.no_grad():
             self.classes.bias[CLASSES.index("unsupported")] += math.log(probability / (1 - probability))
-
-
-@lru_cache(maxsize=65_536)
-def word_buckets(word: str, buckets: int) -> tuple[int, ...]:
-    """Hash buckets of a word: its own first, then of its beginning and end, and its 3-grams and 4-grams."""
-    word = word[:MAX_WORD_CHARS]
-    marked = f"<{word}>"
-    grams = [f"={word}", f"^{word[:2]}", f"${word[-2:]}"]
-    grams += [marked[start : start + size] for size in (3, 4) for start in range(len(marked) - size + 1)]
-    return tuple(zlib.crc32(gram.encode()) % buckets for gram in grams)

@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.files import format_bytes, read_text
-from deltavlm.model.deltavlm import Text
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
+
+    from deltavlm.model.deltavlm import Text
+
+Ids = npt.NDArray[np.int64]
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
 MAX_LETTERS = 64  # of a trained tokenizer
@@ -66,16 +70,25 @@ class Codec(ABC):
         """Ids for the Q-Former; a longer question is truncated to its last `max_tokens`."""
         return self.encode(text)[-max_tokens:]
 
-    def pad_batch(self, rows: Sequence[Sequence[int]], pad_side: Literal["left", "right"]) -> Text:
+    def pad_rows(self, rows: Sequence[Sequence[int]], pad_side: Literal["left", "right"]) -> tuple[Ids, Ids]:
         """Pad R rows of ids to the longest: ids and attention mask, (R, S)."""
         longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        ids = np.full((len(rows), longest), self.pad, np.int64)
+        mask = np.zeros_like(ids)
         for index, row in enumerate(rows):
             columns = slice(longest - len(row), None) if pad_side == "left" else slice(0, len(row))
-            ids[index, columns] = torch.tensor(row, dtype=torch.long)
+            ids[index, columns] = row
             mask[index, columns] = 1
-        return Text(ids, mask)
+        return ids, mask
+
+    def pad_batch(self, rows: Sequence[Sequence[int]], pad_side: Literal["left", "right"]) -> Text:
+        """The same as tensors."""
+        import torch
+
+        from deltavlm.model.deltavlm import Text
+
+        ids, mask = self.pad_rows(rows, pad_side)
+        return Text(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.messages import pluralize
-from deltavlm.model.predictor import resize_image
+from deltavlm.model.images import resize_image
 from deltavlm.scoring.inference import PairExamples, group_by_pair
 from deltavlm.tasks import dialogue
 from deltavlm.text_norm import normalise

@@ -22,7 +22,7 @@ from deltavlm.data.synthetic.cache import (
     open_cache,
 )
 from deltavlm.data.synthetic.facts import facts_of
-from deltavlm.model.predictor import resize_image
+from deltavlm.model.images import resize_image
 from deltavlm.tasks import caption
 from deltavlm.text_norm import normalise
 from deltavlm.training.config import Phase, Scenes

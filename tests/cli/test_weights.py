@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
+from deltavlm.model import checkpoint
 from deltavlm.model.folder import SHIPPED
 from tests.cli.conftest import one_line
 from tests.conftest import Scene
+from tests.tiny import TINY, tiny_checkpoint, tiny_model
 from tests.upstream.conftest import GOLDEN
 
 
@@ -200,3 +203,24 @@ def test_models_known_to_fit_are_listed_and_can_be_added(tmp_path: Path) -> None
     assert "models.yaml, model 1: unknown key 'sise'; did you mean 'size'?" in one_line(result)
     (home / "models.yaml").write_text("name: x\n")
     assert "expected a list of models" in one_line(run("weights", "list"))
+
+
+def test_exported_graphs_are_used(tmp_path: Path, scene: Scene) -> None:
+    tiny_checkpoint(tmp_path)
+    refused = run("analyze", *scene.args, "-o", "out.gpkg", "--model", tmp_path, "--runtime", "openvino")
+    assert refused.exit_code == 2
+    assert "has no graphs; deltavlm weights export writes them; use --runtime torch" in refused.stderr
+    exported = run("weights", "export", tmp_path)
+    assert exported.exit_code == 0, exported.stderr
+    assert "wrote encode.onnx, query.onnx, language.onnx" in exported.stderr
+    asked = ("What?", "--model", tmp_path, "--device", "cpu", "--json")
+    assert run("ask", *scene.args, *asked).exit_code == 0
+    assert run("ask", *scene.args, *asked, "--runtime", "openvino").exit_code == 0
+
+
+def test_a_checkpoint_without_a_mask_head_is_not_exported(tmp_path: Path) -> None:
+    config = replace(TINY, dense=None)
+    checkpoint.save(tmp_path, config, tiny_model(config=config).state_dict(), provenance={})
+    result = run("weights", "export", tmp_path)
+    assert result.exit_code == 2
+    assert "graphs are for a checkpoint with a mask head" in result.stderr

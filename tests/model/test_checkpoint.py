@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import deltavlm
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
-from deltavlm.model.folder import CONFIG, WEIGHTS
+from deltavlm.model.folder import CONFIG, WEIGHTS, fingerprint
 from tests.tiny import TINY, tiny_checkpoint
 
 
@@ -101,7 +101,7 @@ def test_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "a", seed=0)
     tiny_checkpoint(tmp_path / "b", seed=0)
     tiny_checkpoint(tmp_path / "c", seed=1)
-    a, b, c = (checkpoint.fingerprint(tmp_path / name) for name in "abc")
+    a, b, c = (fingerprint(tmp_path / name) for name in "abc")
     assert a == b != c
     assert len(a) == 16
 

@@ -124,7 +124,7 @@ class Wishful:
                 logits = torch.randn(vocab, generator=random)
                 wished = wish[step] if step < len(wish) else codec.eos
                 logits[wished] = 10
-                answer[step] = constraint.choose(wished, logits) if constraint else wished
+                answer[step] = constraint.choose(wished, logits.numpy()) if constraint else wished
                 if answer[step] == codec.eos:
                     break
         first_logits = torch.zeros(len(tokens), vocab)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.model.chat_turns import chat_turns
+from deltavlm.model.huggingface.loading import linear_layers
 from deltavlm.model.huggingface.scores import YesNo, answer_start, drop_reasoning
 from deltavlm.model.interface import PairContext, Question, Reply
 from deltavlm.model.kinds import load_model, read_spec
@@ -191,6 +192,18 @@ def test_both_images_are_seen_in_their_order(architecture: str, tiny_of: Callabl
     assert (
         min(abs(first - second) for first, second in zip(scores, scores[1:] + scores[:1], strict=True)) > 1e-5
     )
+
+
+@every_architecture
+def test_the_layers_to_quantize_are_those_of_the_language_model(
+    architecture: str, tiny_of: Callable[[str], Tiny]
+) -> None:
+    model = tiny_of(architecture).model.model
+    layers = linear_layers(model.get_decoder())
+    assert len(layers) == (12 if architecture == "lfm2_vl" else 14)  # 2 blocks
+    vision = [module for name, module in model.named_modules() if "vis" in name]
+    assert vision
+    assert not {*map(id, layers.values())} & {*map(id, vision)}
 
 
 def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:

@@ -214,6 +214,17 @@ def test_an_adapter_is_merged(tiny: Path, adapter: Path) -> None:
     assert read_spec(f"hf:{tiny}+{adapter}").weights_bytes > read_spec(f"hf:{tiny}").weights_bytes
 
 
+@pytest.mark.skipif(util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_quantized_answers_are_close(tiny: Path, adapter: Path) -> None:
+    """Also with an adapter, which is then not merged."""
+    for name in (f"{tiny}", f"{tiny}+{adapter}"):
+        quantized = load(name, quantize="int8")
+        assert quantized.details["quantize"].startswith("int8, bitsandbytes")
+        assert scores(quantized) == pytest.approx(scores(load(name)), abs=0.05)
+        assert scores(quantized) != scores(load(name))
+    assert "a multiple of 64" in refused(load, tiny, quantize="int4")
+
+
 @needs_peft
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", pytest.param("smolvlm", marks=pytest.mark.slow)])
 def test_an_adapter_of_another_base(architecture: str, adapter: Path, tmp_path: Path) -> None:
@@ -294,6 +305,17 @@ def test_a_repository_is_downloaded_once(hub: FakeHub, tiny: Path, caplog: pytes
     again = load("me/tiny", offline=True)
     assert load("me/tiny").fingerprint == again.fingerprint == model.fingerprint
     assert scores(again) == scores(model) == pytest.approx(scores(load(tiny)))
+
+
+@pytest.mark.network
+def test_a_broken_download_goes_on(hub: FakeHub) -> None:
+    """Weights come last, so that a cache with weights lacks nothing else."""
+    hub.broken = "model.safetensors"
+    refused(load, "me/tiny")
+    assert {"config.json", "tokenizer.json", "processor_config.json"} <= {*hub.downloads()}
+    hub.broken = ""
+    load("me/tiny")
+    assert hub.downloads() == ["model.safetensors"]
 
 
 @pytest.mark.network

@@ -122,7 +122,7 @@ def test_a_row_takes_no_more_than_computed(predictor: Predictor, beams: int) -> 
     encoded = model.encode(*pairs(8))
 
     def ask(count: int) -> None:
-        model._answer(encoded, [(pair % 8, LONG) for pair in range(count)], [None] * count)
+        model._answer_batch(encoded, [(pair % 8, LONG) for pair in range(count)], [None] * count)
 
     ask(2)
     few, many = (TensorMeter(0).peak(lambda n=n: ask(n)) for n in (2, 8))  # type: ignore[misc]
@@ -150,10 +150,10 @@ def test_answers_do_not_depend_on_the_memory(predictor: Predictor, monkeypatch: 
     rows = short.row_batch_size([LONG, yes_no])
     assert 1 <= rows < 8
     sizes: list[int] = []
-    real = Predictor._answer
+    real = Predictor._answer_batch
     monkeypatch.setattr(
         Predictor,
-        "_answer",
+        "_answer_batch",
         lambda self, enc, batch, forms: sizes.append(len(batch)) or real(self, enc, batch, forms),
     )
     replies = short.answer(encoded, [LONG, yes_no])
@@ -168,15 +168,15 @@ def test_rows_that_do_not_fit_are_halved_and_nothing_is_lost(
 ) -> None:
     encoded = predictor.encode(*pairs(5))
     expected = predictor.answer(encoded, [LONG])
-    real, sizes = Predictor._answer, []
+    real, sizes = predictor.model.generate, []
 
-    def short(self: Predictor, features: object, batch: list[object], forms: list[None]) -> object:
-        sizes.append(len(batch))
-        if len(batch) > 2:
+    def short(tokens: torch.Tensor, *args: object, **options: object) -> object:
+        sizes.append(len(tokens))
+        if len(tokens) > 2:
             raise torch.OutOfMemoryError("no more")
-        return real(self, features, batch, forms)  # type: ignore[arg-type]
+        return real(tokens, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Predictor, "_answer", short)
+    monkeypatch.setattr(predictor.model, "generate", short)
     replies = predictor.answer(encoded, [LONG])
     assert [row[0].text for row in replies] == [row[0].text for row in expected]
     assert sizes == [5, 2, 2, 1]

@@ -13,10 +13,11 @@ import torch
 from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.model.config import Calibration, Decoding
 from deltavlm.model.device import pick_device, to_device
+from deltavlm.model.images import resize_image
 from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model
 from deltavlm.model.memory import ROWS
-from deltavlm.model.predictor import Predictor, resize_image
+from deltavlm.model.predictor import Predictor
 from tests.tiny import tiny_checkpoint
 
 CHANGED = Question(
@@ -98,9 +99,9 @@ def test_questions_of_equal_length_share_a_batch(
     expected = predictor.answer(encoded, [long, CAPTION, CHANGED])
     monkeypatch.setitem(ROWS, "cpu", 2)
     rows: list[int] = []
-    real = predictor.tokenize
+    real = predictor.token_ids
     monkeypatch.setattr(
-        Predictor, "tokenize", lambda _, prompts: rows.append(len({*prompts})) or real(prompts)
+        Predictor, "token_ids", lambda _, prompts: rows.append(len({*prompts})) or real(prompts)
     )
     assert [[reply.text for reply in row] for row in predictor.answer(encoded, [long, CAPTION, CHANGED])] == [
         [reply.text for reply in row] for row in expected

@@ -58,7 +58,6 @@ class ChatModel(Labelled):
     pads: bool = False  # questions of different lengths share a batch
     calibration: ScoreCalibration | None = None  # of P(yes), to somebody's own chips
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
-    threads: int = 1
     tokens: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)  # by text and size of the images
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
             " of deltavlm"
         )
     planned = source.plan(reference, hub)
-    settings = source.read_settings(planned, hub)
+    settings = source.read_settings(planned)
     code = _trusted_code(planned, settings, options.trust_remote_code)
     if code:
         planned = source.plan(reference, hub, with_code=True)
@@ -63,8 +63,8 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     device = resolve_device(options)
     dtype = pick_dtype(options.dtype, _hidden(settings), device)
     _check_memory(planned, settings, options, device, dtype)
-    folder = source.fetch(planned, hub)
-    adapter_folder = None if adapter is None else source.fetch(adapter, hub)
+    folder = source.fetch(planned)
+    adapter_folder = None if adapter is None else source.fetch(adapter)
     with _quiet(), _loading_errors(reference):
         processor = _load_processor(reference, folder, code)
         model = _load_weights(reference, folder, dtype, code)
@@ -111,7 +111,6 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         pads=device != "cpu",
         calibration=options.calibration,
         meter=CudaMeter(device) if device.startswith("cuda") else None,
-        threads=torch.get_num_threads(),
     )
 
 
@@ -289,21 +288,23 @@ def _move(model: Any, options: RuntimeOptions, device: str, reference: Reference
     try:
         if options.quantize:
             decoder = model.get_decoder()
-            linear = {
-                f"{name}.weight": module
-                for name, module in decoder.named_modules()
-                if name.startswith("layers.") and type(module) is torch.nn.Linear
-            }
-            for name, module in linear.items():
-                replace_layers(
-                    decoder,
-                    {name: quantize_layer(module.weight.data, options.quantize, device, module.bias)},
-                )
+            for name, module in linear_layers(decoder).items():
+                layer = quantize_layer(module.weight.data, options.quantize, device, module.bias)
+                replace_layers(decoder, {f"{name}.weight": layer})
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
             f"{reference.name} does not fit on {device}; try `quantize='int8'` or int4, or `device='cpu'`"
         ) from error
+
+
+def linear_layers(decoder: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Linear layers by name inside the blocks of a language model, those of adapters left out."""
+    return {
+        name: module
+        for name, module in decoder.named_modules()
+        if name.startswith("layers.") and type(module) is torch.nn.Linear and "lora_" not in name
+    }
 
 
 def _ends(model: Any, processor: Any) -> GenerationConfig:

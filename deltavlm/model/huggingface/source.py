@@ -2,7 +2,7 @@
 
     reference = parse("hf:OWNER/NAME@REVISION+ADAPTER")[0]
     planned = plan(reference, hub)      # names and sizes of its files; what is missing in the cache
-    folder = fetch(planned, hub)        # downloads what is missing
+    folder = fetch(planned)             # downloads what is missing
 
 A repository whose files are all in the cache is used without asking the Hub. Imports no torch.
 """
@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "hf:"
 CHIP_PX = 256  # side of a chip; these models are not made for one
 CARD, CONFIG, ADAPTER_CONFIG = "README.md", "config.json", "adapter_config.json"
+WEIGHTS = ".safetensors"
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")  # configuration, tokenizer, processor, chat template
 MAX_TEXT_BYTES = 2**26
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a large file in a folder, for its fingerprint
@@ -61,8 +62,9 @@ class PlannedSource:
     """Files of a model or adapter, perhaps not downloaded yet."""
 
     reference: Reference
-    planned: PlannedFiles | None  # None for a folder
     files: tuple[File, ...]
+    hub: Hub  # offline if all files are in its cache
+    planned: PlannedFiles | None = None  # None for a folder
 
     @property
     def commit(self) -> str | None:
@@ -71,7 +73,7 @@ class PlannedSource:
 
     @property
     def weights_bytes(self) -> int:
-        return sum(file.size for file in self.files if file.name.endswith(".safetensors"))
+        return sum(file.size for file in self.files if file.name.endswith(WEIGHTS))
 
     @property
     def missing(self) -> int:
@@ -109,33 +111,35 @@ def plan(reference: Reference, hub: Hub, *, with_code: bool = False) -> PlannedS
         if selection.missing:
             raise InputError(_missing(reference, selection.missing[0]))
         files = (_local_file(reference.folder / name) for name in selection.names)
-        return PlannedSource(reference, None, tuple(files))
+        return PlannedSource(reference, tuple(files), hub)
     repository = Repository(
         reference.name,
         reference.revision,
         content=reference.config,
         alternative=f"or give a folder, {PREFIX}FOLDER",
     )
+    cache = replace(hub, offline=True)
     try:
-        planned = plan_files(replace(hub, offline=True), repository, [reference.config], select)
+        planned = plan_files(cache, repository, [reference.config], select)
     except InputError:
         if hub.offline:
             raise
         planned = plan_files(hub, repository, [reference.config], select)
-    return PlannedSource(reference, planned, planned.files)
+        return PlannedSource(reference, planned.files, hub, planned)
+    return PlannedSource(reference, planned.files, cache, planned)
 
 
-def fetch(source: PlannedSource, hub: Hub) -> Path:
+def fetch(source: PlannedSource) -> Path:
     """Folder of the files, downloaded if necessary; size and licence are logged before.
 
     Raises: InputError for too little disk space or a failed download; OutputError, WriteError.
     """
-    if source.reference.folder is not None:
+    if source.planned is None:
+        assert source.reference.folder is not None
         return source.reference.folder
-    planned = source.planned
-    assert planned is not None
+    hub, planned = source.hub, source.planned
     if not planned.missing:
-        return fetch_files(replace(hub, offline=True), planned, check=False)
+        return fetch_files(hub, planned, check=False)
     free = free_bytes(hub.cache_dir)
     if planned.missing > free:
         raise InputError(
@@ -143,28 +147,25 @@ def fetch(source: PlannedSource, hub: Hub) -> Path:
             f" {hub.cache_dir}, and {format_bytes(free)} are free; free some space, or set HF_HUB_CACHE to"
             " another disk"
         )
-    card = tuple(file for file in planned.files if file.name == CARD)
-    if card:
-        fetch_files(hub, replace(planned, files=card))
+    settings = tuple(file for file in planned.files if not file.name.endswith(WEIGHTS))
+    folder = fetch_files(hub, replace(planned, files=settings))  # so that nothing lacks where weights are
     logger.warning(
         "downloading %s at %s: %s; licence: %s",
         source.reference.name,
         planned.commit[:12],
         format_bytes(planned.missing),
-        _licence(fetch_files(hub, replace(planned, files=card)) / CARD) if card else "not stated",
+        _licence(folder / CARD) or "not stated",
     )
     return fetch_files(hub, planned, progress=sys.stderr.isatty())
 
 
-def read_settings(source: PlannedSource, hub: Hub) -> Mapping[str, Any]:
+def read_settings(source: PlannedSource) -> Mapping[str, Any]:
     """Configuration of a model or adapter, downloaded if necessary. Raises: InputError, ModelError."""
     folder = source.reference.folder
-    if folder is None:
-        assert source.planned is not None
+    if source.planned is not None:
         files = tuple(file for file in source.files if file.name == source.reference.config)
-        cached = all(file.cached for file in files)
-        hub = replace(hub, offline=True) if cached else hub
-        folder = fetch_files(hub, replace(source.planned, files=files), check=not cached)
+        folder = fetch_files(source.hub, replace(source.planned, files=files))
+    assert folder is not None
     path = folder / source.reference.config
     try:
         values = parse_json(read_text(path, MAX_TEXT_BYTES))
@@ -266,13 +267,12 @@ def _content_digest(path: Path) -> str:
 
 
 def _licence(card: Path) -> str:
-    """Licence in the front matter of a model card."""
-    match = re.match(r"---\s*\n(.*?)\n---\s*\n", read_text(card, MAX_TEXT_BYTES), re.DOTALL)
+    """Licence in the front matter of a model card; empty if it states none."""
     try:
+        match = re.match(r"---\s*\n(.*?)\n---\s*\n", read_text(card, MAX_TEXT_BYTES), re.DOTALL)
         values = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+    except (OSError, ValueError, yaml.YAMLError):
         values = None
     if not isinstance(values, dict):
-        return "not stated"
-    names: Sequence[Any] = [values.get(key) for key in ("license", "license_name", "license_link")]
-    return ", ".join(str(name) for name in names if name) or "not stated"
+        return ""
+    return ", ".join(str(values[key]) for key in ("license", "license_name", "license_link") if key in values)

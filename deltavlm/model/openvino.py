@@ -1,0 +1,322 @@
+"""OpenVINO runtime of a checkpoint that has graphs: the same answers on a CPU, without torch.
+
+N pairs, R rows, S text tokens, V vocabulary, L language width; see `graphs` for the other letters.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.model.answering import CheckpointModel, GeneratedRows
+from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibration
+from deltavlm.model.constraint import Constraint
+from deltavlm.model.folder import (
+    GRAPHS,
+    WEIGHTS,
+    find_folder,
+    fingerprint,
+    layout_digest,
+    read_config,
+)
+from deltavlm.model.images import resize_images
+from deltavlm.model.interface import Masks, PairContext, Pixels, Question
+from deltavlm.model.memory import CPU_ENCODE_PAIRS, PAIRS, ROWS
+from deltavlm.model.scope_numpy import NumpyScope
+from deltavlm.model.tokenizer import Codec, load_codecs
+
+Floats = npt.NDArray[np.float32]
+
+LAYOUT = "layout"  # key of a graph's metadata: `folder.layout_digest` of the weights that it refers to
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPairs:
+    """Question-independent features of N pairs."""
+
+    masks: Floats  # (N, classes, rows, cols) probabilities
+    evidence: Floats  # (N, A, D)
+    keys: Floats  # (N, X, H, T, E)
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass
+class Graphs:
+    """Compiled graphs of a checkpoint; each thread has its own inference requests."""
+
+    compiled: Mapping[str, Any]
+    requests: threading.local = field(default_factory=threading.local)
+
+    def run(self, name: str, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """Outputs of a graph by name; they are copies.
+
+        Raises: ModelOutOfMemory, ModelError.
+        """
+        if not hasattr(self.requests, name):
+            setattr(self.requests, name, self.compiled[name].create_infer_request())
+        request = getattr(self.requests, name)
+        with wrap_runtime_errors(name):
+            results = request.infer(dict(inputs), share_inputs=True)
+        return {alias: np.array(value) for output, value in results.items() for alias in output.get_names()}
+
+
+@dataclass(frozen=True, repr=False)
+class GraphPredictor(CheckpointModel):
+    """A ChangeModel: the graphs of a DeltaVLM with its tokenizers, on a CPU."""
+
+    graphs: Graphs
+    embeddings: Floats  # (V, L) of the language model's tokens
+    config: DeltaVLMConfig
+    questions: Codec
+    codec: Codec
+    fingerprint: str
+    threads: int
+    precision: str  # of the encoder
+    scope: NumpyScope | None = None
+    calibration: ScoreCalibration | None = None
+    device: str = "cpu"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        import openvino
+
+        version = openvino.__version__.partition("-")[0]
+        return {
+            "runtime": f"openvino {version}",
+            "dtype": self.precision,
+            "quantize": None,
+            **super().details,
+        }
+
+    def init_worker(self) -> None:
+        """Nothing to do: the streams of the compiled graphs have their threads."""
+
+    def encode(self, before: Pixels, after: Pixels, contexts: Sequence[PairContext] = ()) -> EncodedPairs:
+        """Encode N pairs into features that every question about them shares.
+
+        Args:
+            before, after: (N, 3, H, W) uint8 RGB, of any size.
+            contexts: not read.
+
+        Raises: ModelOutOfMemory if the batch does not fit, ModelError.
+        """
+        size = self.config.vision.image_px
+        images = np.stack([resize_images(date, size) for date in (before, after)])
+        parts = [
+            self.graphs.run("encode", {"images": images[:, start : start + CPU_ENCODE_PAIRS]})
+            for start in range(0, max(1, len(before)), CPU_ENCODE_PAIRS)
+        ]
+        names = ("masks", "evidence", "keys", "values")
+        return EncodedPairs(*(np.concatenate([part[name] for part in parts]) for name in names))
+
+    def masks(self, encoded: EncodedPairs) -> Masks | None:
+        """Change masks of N pairs, (N, classes, rows, cols)."""
+        assert self.config.dense is not None
+        return Masks(self.config.dense.classes, encoded.masks)
+
+    def auto_batch_size(self) -> int:
+        """Default number of pairs per batch."""
+        return PAIRS["cpu"]
+
+    def row_batch_size(self, questions: Sequence[Question]) -> int:
+        """Number of rows that are generated at once."""
+        return ROWS["cpu"]
+
+    def generate_rows(
+        self,
+        encoded: EncodedPairs,
+        rows: Sequence[tuple[int, Question]],
+        stops: Sequence[tuple[int, int]],
+        constraints: Sequence[Constraint | None],
+    ) -> GeneratedRows:
+        """Generate answers to one batch of rows; see `CheckpointModel.generate_rows`."""
+        for_qformer, for_language = self.token_ids_of_rows(rows)
+        ids, mask = self.questions.pad_rows(for_qformer, "right")
+        pairs = [pair for pair, _ in rows]
+        whole = pairs == list(range(len(encoded)))
+        evidence, keys, values = (
+            each if whole else each[pairs] for each in (encoded.evidence, encoded.keys, encoded.values)
+        )
+        asked = {"evidence": evidence, "keys": keys, "values": values, "ids": ids, "mask": mask}
+        soft = self.graphs.run("query", asked)["soft"]
+        text, text_mask = self.codec.pad_rows(for_language, "left")
+        embeds = np.concatenate([soft, self.embeddings[text]], axis=1)
+        attention = np.concatenate([np.ones(soft.shape[:2], np.int64), text_mask], axis=1)
+        limit = max(question.max_new_tokens for _, question in rows)
+        return self._decode(embeds, attention, limit, stops, constraints)
+
+    def _decode(
+        self,
+        embeds_RSL: Floats,
+        mask_RS: npt.NDArray[np.int64],
+        max_new_tokens: int,
+        stops: Sequence[tuple[int, int]],
+        constraints: Sequence[Constraint | None],
+    ) -> GeneratedRows:
+        """Greedy decoding as in `DeltaVLM.generate`: finished rows leave the batch as soon as they are a
+        quarter of it."""
+        count, eos = len(embeds_RSL), self.codec.eos
+        ids = np.full((count, max_new_tokens), self.codec.pad, np.int64)
+        log_probs = np.zeros((count, max_new_tokens), np.float32)
+        language = self.config.language
+        shape = (language.layers, count, language.heads, 0, language.hidden // language.heads)
+        keys = values = np.zeros(shape, np.float32)
+        rows, unfinished = np.arange(count), np.ones(count, bool)
+        positions = np.maximum(mask_RS.cumsum(axis=1) - 1, 0)
+        first_logits: Floats | None = None
+        step = 0
+        for step in range(max_new_tokens):
+            inputs = {"embeds": embeds_RSL, "mask": mask_RS, "positions": positions}
+            outputs = self.graphs.run("language", {**inputs, "keys": keys, "values": values})
+            logits, keys, values = (outputs[name] for name in ("logits", "new_keys", "new_values"))
+            token = logits.argmax(axis=1)
+            for index in np.flatnonzero(unfinished).tolist():
+                constraint = constraints[rows[index]]
+                if constraint is not None:
+                    token[index] = constraint.choose(int(token[index]), logits[index])
+            chosen = np.take_along_axis(log_softmax(logits), token[:, None], axis=1)[:, 0]
+            ids[rows[unfinished], step] = token[unfinished]
+            log_probs[rows[unfinished], step] = chosen[unfinished]
+            unfinished = unfinished & (token != eos)
+            if first_logits is None:
+                first_logits = logits
+                unfinished &= (token[:, None] != np.array(stops)).all(axis=1)
+            remaining = int(unfinished.sum())
+            if remaining == 0:
+                break
+            if remaining <= 0.75 * len(rows):
+                rows, mask_RS, token, positions = (
+                    each[unfinished] for each in (rows, mask_RS, token, positions)
+                )
+                keys, values = keys[:, unfinished], values[:, unfinished]
+                unfinished = unfinished[unfinished]
+            embeds_RSL = self.embeddings[token][:, None]
+            mask_RS = np.concatenate([mask_RS, np.ones((len(rows), 1), np.int64)], axis=1)
+            positions = positions[:, -1:] + 1
+        assert first_logits is not None  # an answer has at least one token
+        return GeneratedRows(ids[:, : step + 1], log_probs[:, : step + 1], first_logits)
+
+
+def log_softmax(logits_RV: Floats) -> Floats:
+    """Logarithm of the softmax over the last axis."""
+    shifted = logits_RV - logits_RV.max(axis=-1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+@contextmanager
+def wrap_runtime_errors(work: str) -> Iterator[None]:
+    """Raise errors of OpenVINO as ours. Raises: ModelOutOfMemory if memory ran out, else ModelError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ModelOutOfMemory(f"{work} does not fit into memory; ask for a smaller batch") from error
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if "alloc" in reason.lower():
+            raise ModelOutOfMemory(f"{work} does not fit into memory; ask for a smaller batch") from error
+        raise ModelError(f"{work} failed in OpenVINO: {reason}; try `runtime='torch'`") from error
+
+
+def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Graphs, str]:
+    """Graphs of a checkpoint folder compiled for this CPU, and the precision of the encoder.
+
+    The encoder computes in bf16 where the CPU has instructions for it, unless `dtype` is "fp32"; the language
+    model always in float32. Compiled graphs are cached in the user's cache folder, or in $OV_CACHE_DIR.
+
+    Raises: ModelError if a graph cannot be read, or is of other weights.
+    """
+    import openvino
+
+    core = openvino.Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = "bf16" if has_bf16 and dtype != "fp32" else "fp32"
+    cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{fingerprint(folder)}")
+    compiled = {}
+    digest = layout_digest(folder / WEIGHTS)
+    for name in GRAPHS:
+        path = folder / name
+        stem = path.stem
+        options: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 2 if threads > 1 else 1,
+            "INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32") if stem == "encode" else "f32",
+        }
+        if cache:
+            options["CACHE_DIR"] = cache
+        try:
+            graph = core.read_model(path)
+            has_layout = graph.has_rt_info(["framework", LAYOUT])
+            layout = graph.get_rt_info(["framework", LAYOUT]).value if has_layout else ""
+            if layout != digest:
+                raise ModelError(
+                    f"{path} is not of the weights beside it; write it again with deltavlm weights export"
+                )
+            compiled[stem] = core.compile_model(graph, "CPU", options)
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or ["?"])[-1]
+            raise ModelError(f"cannot read {path}: {reason}; copy the checkpoint folder again") from error
+    return Graphs(compiled), precision
+
+
+def cache_folder(name: str) -> str:
+    """Folder for compiled graphs, made if it is not there; empty where none can be made."""
+    base = os.environ.get("OV_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = (Path(base) if base else Path.home() / ".cache") / "deltavlm" / "openvino" / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return ""
+    return str(folder)
+
+
+def usable_cores() -> int:
+    """Number of threads: $OMP_NUM_THREADS, else the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    with suppress(AttributeError):  # Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_tensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Floats]:
+    """Tensors whose names begin with a prefix, in float32. Raises: ModelError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118  not a dict
+            return {name: file.get_tensor(name).astype(np.float32) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
+
+
+def load(name_or_folder: str, options: RuntimeOptions) -> GraphPredictor:
+    """Load the graphs of a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
+    folder = find_folder(name_or_folder)
+    config = options.apply_to(read_config(folder))
+    identity, calibration = fingerprint(folder), options.calibration
+    if calibration is not None:
+        calibration.check_model(config.name, identity)
+    threads = options.threads or usable_cores()
+    graphs, precision = compile_graphs(folder, threads, options.dtype)
+    questions, codec = load_codecs(folder)
+    tensors = read_tensors(folder / WEIGHTS, ("language.model.embed_tokens.weight", "scope."))
+    scope = None if config.scope is None else NumpyScope.of_tensors(config.scope, tensors)
+    embeddings = tensors["language.model.embed_tokens.weight"]
+    return GraphPredictor(
+        *(graphs, embeddings, config, questions, codec, identity, threads, precision, scope, calibration)
+    )

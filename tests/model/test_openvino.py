@@ -1,0 +1,249 @@
+"""OpenVINO runtime: the answers and masks of torch, from graphs that hold no weights of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deltavlm.errors import ConfigError, ModelError
+from deltavlm.model import checkpoint
+from deltavlm.model.answering import CheckpointModel
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.folder import GRAPHS, WEIGHTS, layout_digest
+from deltavlm.model.graphs import export_graphs
+from deltavlm.model.interface import ChangeModel, Question, standard_question
+from deltavlm.model.kinds import load_model
+from deltavlm.model.runtime import has_gpu, pick_runtime
+from deltavlm.model.scope import QuestionScope
+from deltavlm.model.scope_numpy import NumpyScope
+from deltavlm.tasks import TASKS
+from tests.tiny import SCOPE, TINY, tiny_checkpoint, tiny_model
+
+STANDARD = [standard_question(TASKS[name]) for name in ("caption", "change", "count", "location")]
+ROOMY = replace(TINY, language=replace(TINY.language, context=1024))  # its tokens are single letters
+OPEN = Question("open", "Were any trees removed?", max_new_tokens=20)
+LONG = Question("long", "q were any trees removed? a yes q how many were there, and where?", max_new_tokens=9)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    model = tiny_checkpoint(folder)
+    checkpoint.save_config(folder, ROOMY)
+    export_graphs(model, folder)
+    return folder
+
+
+def images(count: int, side: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    before, after = rng.integers(0, 256, (2, count, 3, side, side), dtype=np.uint8)
+    return before, after
+
+
+def both(folder: Path, **options: object) -> tuple[ChangeModel, ChangeModel]:
+    return tuple(  # type: ignore[return-value]
+        load_model(str(folder), device="cpu", runtime=runtime, **options) for runtime in ("openvino", "torch")
+    )
+
+
+def test_answers_scores_and_masks_are_those_of_torch(exported: Path) -> None:
+    graphs, reference = both(exported, dtype="fp32")
+    pairs = images(5)
+    encoded, expected = (model.encode(*pairs) for model in (graphs, reference))
+    masks = [model.masks(each) for model, each in ((graphs, encoded), (reference, expected))]
+    assert masks[0] is not None
+    assert masks[1] is not None
+    assert np.abs(masks[0].probabilities - masks[1].probabilities).max() < 1e-5
+    questions = [*STANDARD, OPEN, LONG]
+    for replies, right in zip(
+        graphs.answer(encoded, questions), reference.answer(expected, questions), strict=True
+    ):
+        assert [reply.text for reply in replies] == [reply.text for reply in right]
+        assert [reply.score for reply in replies] == pytest.approx([reply.score for reply in right], abs=1e-4)
+
+
+def test_constrained_decoding_is_that_of_torch(tmp_path: Path) -> None:
+    config = replace(ROOMY, decoding=replace(TINY.decoding, consistent=True))
+    tiny_checkpoint(tmp_path)
+    checkpoint.save_config(tmp_path, config)
+    export_graphs(tiny_model(config=config), tmp_path)
+    graphs, reference = both(tmp_path, dtype="fp32")
+    pairs = images(4, seed=3)
+    texts = [
+        [[reply.text for reply in row] for row in model.answer(model.encode(*pairs), STANDARD)]
+        for model in (graphs, reference)
+    ]
+    assert texts[0] == texts[1]
+    assert {row[1] for row in texts[0]} <= {"yes", "no"}
+
+
+def test_a_pair_has_the_same_answer_alone_and_in_any_batch(exported: Path) -> None:
+    model = load_model(str(exported), device="cpu", runtime="openvino")
+    before, after = images(9)
+    together = model.answer(model.encode(before, after), [*STANDARD, OPEN])
+    for index in (0, 4, 8):
+        one = slice(index, index + 1)
+        assert model.answer(model.encode(before[one], after[one]), [OPEN, *STANDARD])[0] == [
+            together[index][-1],
+            *together[index][:-1],
+        ]
+
+
+def test_images_of_another_size_are_resized(exported: Path) -> None:
+    graphs, reference = both(exported, dtype="fp32")
+    before, after = images(2, side=96)
+    masks = [model.masks(model.encode(before, after)) for model in (graphs, reference)]
+    assert np.abs(masks[0].probabilities - masks[1].probabilities).max() < 1e-5  # type: ignore[union-attr]
+
+
+def test_threads_share_the_compiled_graphs(exported: Path) -> None:
+    model = load_model(str(exported), device="cpu", runtime="openvino", threads=2)
+    pairs = [images(3, seed=seed) for seed in range(4)]
+
+    def answers(pair: tuple[np.ndarray, np.ndarray]) -> object:
+        return model.answer(model.encode(*pair), STANDARD)
+
+    alone = [answers(pair) for pair in pairs]
+    with ThreadPoolExecutor(2, initializer=model.init_worker) as pool:
+        assert list(pool.map(answers, pairs)) == alone
+
+
+def test_the_graphs_hold_no_weights(exported: Path) -> None:
+    import onnx
+
+    for name in GRAPHS:
+        graph = onnx.load(exported / name, load_external_data=False).graph
+        large = [each for each in graph.initializer if np.prod(each.dims) > 64]
+        assert large
+        assert all(each.data_location == onnx.TensorProto.EXTERNAL for each in large)
+        assert {entry.value for each in large for entry in each.external_data if entry.key == "location"} == {
+            WEIGHTS
+        }
+
+
+def test_new_weights_of_the_same_layout_need_no_new_graphs(exported: Path, tmp_path: Path) -> None:
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    checkpoint.save(tmp_path, ROOMY, tiny_model(1).state_dict(), provenance={"made": "for a test"})
+    assert layout_digest(tmp_path / WEIGHTS) == layout_digest(exported / WEIGHTS)
+    graphs, reference = both(tmp_path, dtype="fp32")
+    pairs = images(2)
+    masks = [model.masks(model.encode(*pairs)) for model in (graphs, reference)]
+    assert np.abs(masks[0].probabilities - masks[1].probabilities).max() < 1e-5  # type: ignore[union-attr]
+
+
+def test_weights_of_another_layout_are_refused(exported: Path, tmp_path: Path) -> None:
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = replace(TINY, language=replace(TINY.language, intermediate=64))
+    checkpoint.save(tmp_path, config, tiny_model(config=config).state_dict(), provenance={})
+    with pytest.raises(ModelError, match=r"is not of the weights beside it; .* deltavlm weights export$"):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_a_broken_graph_is_one_line(exported: Path, tmp_path: Path) -> None:
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / GRAPHS[0]).write_bytes(b"no graph")
+    with pytest.raises(ModelError, match=r"^cannot read .*encode\.onnx: [^\n]*; copy the checkpoint folder"):
+        load_model(str(tmp_path), device="cpu", runtime="openvino")
+
+
+def test_auto_is_openvino_on_a_cpu_and_torch_otherwise(exported: Path, tmp_path: Path) -> None:
+    assert pick_runtime(exported, RuntimeOptions(device="cpu")) == "openvino"
+    assert pick_runtime(exported, RuntimeOptions()) == ("torch" if has_gpu() else "openvino")
+    for options in (
+        RuntimeOptions(device="cpu", runtime="torch"),
+        RuntimeOptions(device="cuda"),
+        RuntimeOptions(device="cpu", beams=3),
+        RuntimeOptions(device="cpu", decode="upstream"),
+        RuntimeOptions(device="cpu", quantize="int8"),
+        RuntimeOptions(device="cpu", dtype="fp16"),
+    ):
+        assert pick_runtime(exported, options) == "torch"
+    tiny_checkpoint(tmp_path)
+    assert pick_runtime(tmp_path, RuntimeOptions(device="cpu")) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"device": "cuda"}, "it runs on a CPU, not on `device='cuda'`"),
+        ({"beams": 2}, "it decodes greedily without a penalty"),
+    ],
+)
+def test_openvino_that_cannot_be_used_is_refused(
+    exported: Path, options: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{reason}.*; use `runtime='torch'`$"):
+        load_model(str(exported), **{"device": "cpu", "runtime": "openvino", **options})
+
+
+def test_a_folder_without_graphs_says_how_to_write_them(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match="has no graphs; deltavlm weights export writes them"):
+        load_model(str(tmp_path), device="cpu", runtime="openvino")
+
+
+def test_a_checkpoint_without_a_mask_head_has_no_graphs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="graphs are for a checkpoint with a mask head"):
+        export_graphs(tiny_model(config=replace(TINY, dense=None)), tmp_path)
+
+
+def test_the_scope_in_numpy_is_that_in_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scope = QuestionScope(SCOPE).eval()
+    tensors = {name: tensor.numpy() for name, tensor in checkpoint.scope_tensors(scope).items()}
+    numpy_scope = NumpyScope.of_tensors(SCOPE, tensors)
+    for text in ("Were any trees removed?", "", "x", "why " * 40, "Wo sind die Häuser?"):
+        with torch.inference_mode():
+            expected = scope([text])[0].numpy()
+        assert numpy_scope.logits(text) == pytest.approx(expected, abs=1e-5)
+        for after_answer in (False, True):
+            assert numpy_scope.probability(text, after_answer=after_answer) == pytest.approx(
+                scope.probability(text, after_answer=after_answer), abs=1e-5
+            )
+    del tensors["scope.first.bias"]
+    with pytest.raises(ModelError, match=r"no scope\.first\.bias of shape"):
+        NumpyScope.of_tensors(SCOPE, tensors)
+
+
+@pytest.mark.slow
+def test_nano_answers_without_importing_torch() -> None:
+    script = """
+import sys
+import numpy as np
+from deltavlm import load_model
+from deltavlm.model.interface import Question
+model = load_model("nano", device="cpu")
+black = np.zeros((1, 3, 256, 256), np.uint8)
+replies = model.answer(model.encode(black, black), [
+    Question("change", "Has anything changed?", yes_no=True),
+    Question("open", "Has a swimming pool been built?", typed="Has a swimming pool been built?"),
+])[0]
+print([reply.text for reply in replies])
+assert not {"torch", "transformers", "timm"} & {*sys.modules}, "torch was imported"
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "['no', 'this model was not taught to answer that question']\n"
+
+
+@pytest.mark.slow
+def test_nano_gives_the_answers_of_torch() -> None:
+    models = both(Path("nano"), dtype="fp32")
+    assert all(isinstance(model, CheckpointModel) for model in models)
+    pairs = images(3, side=256)
+    questions = [*STANDARD, OPEN]
+    texts = [
+        [[reply.text for reply in row] for row in model.answer(model.encode(*pairs), questions)]
+        for model in models
+    ]
+    assert texts[0] == texts[1]
