@@ -59,6 +59,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --resampling    analyze, ask, chat, calibrate, train
     --resume        analyze, ask, train
     --retry-failed  analyze, ask
+    --runtime       analyze, ask, chat, calibrate, eval, doctor
     --scale         analyze, ask, chat, calibrate, train, synth scene
     --stride        analyze, ask, calibrate, grid
     --threads       analyze, ask, chat, calibrate, eval, train, doctor

@@ -360,6 +360,7 @@ def export_checkpoint(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder with a mask head, as train writes it.")
     ],
+    json_summary: options.Json = False,
     *,
     common: CommonFlags,
 ) -> None:
@@ -372,8 +373,10 @@ def export_checkpoint(
     with console.waiting(f"exporting the graphs of {folder}"):
         _, model = checkpoint.load(folder)
         export_graphs(model, folder)
-    size = sum((folder / name).stat().st_size for name in GRAPHS)
-    console.info(f"wrote {', '.join(GRAPHS)} ({format_bytes(size)}) into {folder}")
+    sizes = {name: (folder / name).stat().st_size for name in GRAPHS}
+    console.info(f"wrote {', '.join(GRAPHS)} ({format_bytes(sum(sizes.values()))}) into {folder}")
+    if json_summary:
+        typer.echo(json.dumps({"folder": str(folder), "files": sizes}))
 
 
 def _print_inspection(inspection: Inspection) -> None:
