@@ -1,4 +1,4 @@
-"""LoRA adapter of a vision-language model hf:...: chats of ChangeChat-format sets, loss, adapter folder.
+"""LoRA adapter of a vision-language model hf:...: chats of a set, their loss, and the adapter folder.
 
 Standard questions are asked in the words of the phrasebook `generic`, with answers in the form which it asks
 for; all others in the words of their record. The loss is on the tokens of the answers only.
