@@ -1,5 +1,4 @@
 """Phrasebooks: how each kind of model is asked the standard questions, and how it answers them.
-training, written.
 
 A model names its phrasebook. Whatever the words are, the values, columns and scores are those of the task.
 
