@@ -233,7 +233,7 @@ def wrap_runtime_errors(work: str) -> Iterator[None]:
 def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Graphs, str]:
     """Graphs of a checkpoint folder compiled for this CPU, and the precision of the encoder.
 
-    The encoder computes in bf16 where the CPU has instructions for it, unless `dtype` is "fp32"; the language
+    The encoder computes in bf16 where `dtype` is "bf16" and the CPU has instructions for it; the language
     model always in float32. Compiled graphs are cached in the user's cache folder, or in $OV_CACHE_DIR.
 
     Raises: ModelError if a graph cannot be read, or is of other weights.
@@ -242,7 +242,7 @@ def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Gra
 
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = "bf16" if has_bf16 and dtype != "fp32" else "fp32"
+    precision = "bf16" if has_bf16 and dtype == "bf16" else "fp32"
     cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{fingerprint(folder)}")
     compiled = {}
     digest = layout_digest(folder / WEIGHTS)

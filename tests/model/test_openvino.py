@@ -158,6 +158,7 @@ def test_a_broken_graph_is_one_line(exported: Path, tmp_path: Path) -> None:
 
 def test_auto_is_openvino_on_a_cpu_and_torch_otherwise(exported: Path, tmp_path: Path) -> None:
     assert pick_runtime(exported, RuntimeOptions(device="cpu")) == "openvino"
+    assert load_model(str(exported), device="cpu").details["dtype"] == "fp32"  # bf16 only if asked for
     assert pick_runtime(exported, RuntimeOptions()) == ("torch" if has_gpu() else "openvino")
     for options in (
         RuntimeOptions(device="cpu", runtime="torch"),
