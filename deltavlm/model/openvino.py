@@ -6,10 +6,12 @@ N pairs, R rows, S text tokens, V vocabulary, L language width; see `graphs` for
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,7 @@ class GraphPredictor(CheckpointModel):
 
     @property
     def details(self) -> dict[str, Any]:
-        import openvino
-
+        openvino = import_openvino()
         version = openvino.__version__.partition("-")[0]
         return {
             "runtime": f"openvino {version}",
@@ -230,6 +231,13 @@ def wrap_runtime_errors(work: str) -> Iterator[None]:
         raise ModelError(f"{work} failed in OpenVINO: {reason}; try `runtime='torch'`") from error
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which asks for a home folder and would send usage data."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # cannot be imported
+    return import_module("openvino")
+
+
 def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Graphs, str]:
     """Graphs of a checkpoint folder compiled for this CPU, and the precision of the encoder.
 
@@ -238,8 +246,7 @@ def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Gra
 
     Raises: ModelError if a graph cannot be read, or is of other weights.
     """
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = "bf16" if has_bf16 and dtype == "bf16" else "fp32"

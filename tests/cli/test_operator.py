@@ -211,7 +211,7 @@ def test_metrics_are_refreshed(
     seen: list[float] = []
     encode = model.encode
 
-    def waiting(before: object, after: object) -> object:
+    def waiting(before: object, after: object, contexts: object = ()) -> object:
         started = time.monotonic()
         while len(seen) and read()["chips_total", "answered"] <= seen[-1] and time.monotonic() < started + 20:
             time.sleep(0.01)
@@ -281,7 +281,7 @@ def test_the_script_of_the_cron_page(tmp_path: Path, unknown_user: bool) -> None
         return process.returncode, process.stdout
 
     code, mail = run_script()
-    assert code == 3
+    assert code == 3, mail
     assert mail.startswith("deltavlm: done, but something failed;")
     assert "broken" in mail
     assert read(folder / "deltavlm.prom")["exit_code", ""] == 3

@@ -225,7 +225,7 @@ def test_a_torchvision_built_for_another_torch(scene: Scene, tmp_path: Path) -> 
         tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
     process = subprocess.run(
-        [sys.executable, "-m", "deltacli", "analyze", *scene.args],
+        [sys.executable, "-m", "deltacli", "analyze", *scene.args, "--runtime", "torch"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -231,6 +231,7 @@ replies = model.answer(model.encode(black, black), [
 ])[0]
 print([reply.text for reply in replies])
 assert not {"torch", "transformers", "timm"} & {*sys.modules}, "torch was imported"
+assert sys.modules.get("openvino_telemetry") is None, "telemetry was imported"
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
