@@ -18,6 +18,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 DENSE = "dense.safetensors"  # a mask head that was trained on top of a published model
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
 GRAPHS = ("encode.onnx", "query.onnx", "language.onnx")  # for runtimes without torch, see `graphs`
+LAYOUT = "layout"  # key of a graph's metadata: `layout_digest` of the weights that it refers to
 MAX_CONFIG_BYTES, MAX_HEADER_BYTES = 2**20, 2**24
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 

@@ -24,6 +24,7 @@ from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibrati
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.folder import (
     GRAPHS,
+    LAYOUT,
     WEIGHTS,
     find_folder,
     fingerprint,
@@ -37,8 +38,6 @@ from deltavlm.model.scope_numpy import NumpyScope
 from deltavlm.model.tokenizer import Codec, load_codecs
 
 Floats = npt.NDArray[np.float32]
-
-LAYOUT = "layout"  # key of a graph's metadata: `folder.layout_digest` of the weights that it refers to
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Graphs:
     requests: threading.local = field(default_factory=threading.local)
 
     def run(self, name: str, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        """Outputs of a graph by name; they are copies.
+        """Outputs of a graph by name; they stay as they are when it runs again.
 
         Raises: ModelOutOfMemory, ModelError.
         """
@@ -71,7 +70,7 @@ class Graphs:
         request = getattr(self.requests, name)
         with wrap_runtime_errors(name):
             results = request.infer(dict(inputs), share_inputs=True)
-        return {alias: np.array(value) for output, value in results.items() for alias in output.get_names()}
+        return {alias: value for output, value in results.items() for alias in output.get_names()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -238,8 +237,10 @@ def import_openvino() -> Any:
     return import_module("openvino")
 
 
-def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Graphs, str]:
+def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto") -> tuple[Graphs, str]:
     """Graphs of a checkpoint folder compiled for this CPU, and the precision of the encoder.
+
+    identity: fingerprint of the folder, which names the cache.
 
     The encoder computes in bf16 where `dtype` is "bf16" and the CPU has instructions for it; the language
     model always in float32. Compiled graphs are cached in the user's cache folder, or in $OV_CACHE_DIR.
@@ -250,7 +251,7 @@ def compile_graphs(folder: Path, threads: int, dtype: str = "auto") -> tuple[Gra
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = "bf16" if has_bf16 and dtype == "bf16" else "fp32"
-    cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{fingerprint(folder)}")
+    cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{identity}")
     compiled = {}
     digest = layout_digest(folder / WEIGHTS)
     for name in GRAPHS:
@@ -319,7 +320,7 @@ def load(name_or_folder: str, options: RuntimeOptions) -> GraphPredictor:
     if calibration is not None:
         calibration.check_model(config.name, identity)
     threads = options.threads or usable_cores()
-    graphs, precision = compile_graphs(folder, threads, options.dtype)
+    graphs, precision = compile_graphs(folder, identity, threads, options.dtype)
     questions, codec = load_codecs(folder)
     tensors = read_tensors(folder / WEIGHTS, ("language.model.embed_tokens.weight", "scope."))
     scope = None if config.scope is None else NumpyScope.of_tensors(config.scope, tensors)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deltavlm.errors import AnswerParseError, ConfigError
 from deltavlm.model.interface import ModelFacts, Question, Reply, standard_question
-from deltavlm.tasks import TASKS, SingleTurnTask, dialogue
+from deltavlm.tasks import TASKS, SingleTurnTask
 from deltavlm.tasks.phrasing import DELTAVLM, PHRASEBOOKS, Phrasebook
 from deltavlm.tasks.questions import QuestionSpec, task_of
 from deltavlm.tasks.text import clean, says_unsupported
@@ -50,9 +50,9 @@ def question_of(spec: QuestionSpec, threshold: float | None = None, book: Phrase
     """
     task = TASKS[spec.task]
     if task_of(spec.prompt) == spec.task != "open":
-        if book.agrees:
-            return replace(standard_question(task, threshold), name=spec.name, prompt=spec.prompt)
-        return replace(standard_question(task, threshold, book.phrase(spec.task)), name=spec.name)
+        phrase = book.other_words(spec.task)
+        prompt = spec.prompt if phrase is None else phrase.prompt
+        return replace(standard_question(task, threshold, phrase), name=spec.name, prompt=prompt)
     return Question(
         spec.name,
         spec.prompt,
@@ -77,11 +77,8 @@ def check_threshold(threshold: float | None) -> None:
 
 def with_history(question: Question, turns: Sequence[tuple[str, str]], book: Phrasebook) -> Question:
     """A question after earlier (question, answer) turns, oldest first: in its prompt, or beside it."""
-    if not turns:
-        return question
-    if book.joins_history:
-        return replace(question, prompt=dialogue.prompt_with_history(turns, question.prompt))
-    return replace(question, history=tuple(turns))
+    prompt, history = book.place_history(turns, question.prompt)
+    return replace(question, prompt=prompt, history=history)
 
 
 def in_words_of_task(spec: QuestionSpec, reply: Reply, book: Phrasebook) -> Reply:

@@ -81,8 +81,7 @@ class EvidencedModel(Labelled):
         self.any_scale = any_scale
         self._phrases = [book.phrase(task) for task in EVIDENCE_TASKS]
         self._questions = [
-            standard_question(TASKS[task], phrase=None if book.agrees else book.phrase(task))
-            for task in EVIDENCE_TASKS
+            standard_question(TASKS[task], phrase=book.other_words(task)) for task in EVIDENCE_TASKS
         ]
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ from deltavlm.messages import pluralize
 from deltavlm.model.interface import ChangeModel, Pixels, Question, Reply, standard_question
 from deltavlm.scoring.prediction_log import open_prediction_log
 from deltavlm.scoring.predictions import Prediction, PredictionKey, PredictionSet, histories_of
-from deltavlm.tasks import TASKS, dialogue
+from deltavlm.tasks import TASKS
 from deltavlm.tasks.phrasing import PHRASEBOOKS, Phrasebook
 from deltavlm.tasks.questions import task_of
 from deltavlm.tasks.text import clean
@@ -284,18 +284,16 @@ class _DialogueState:
         turns = [(turn.question, answer) for turn, answer in zip(earlier, answers, strict=True)]
         task = TASKS[task_of(question) if self.example.task == "dialogue" else self.example.task]
         if not earlier and self.is_standard:
-            if self.book.agrees:
-                return replace(standard_question(task), name=self.example.task, prompt=question)
-            return replace(
-                standard_question(task, phrase=self.book.phrase(task.name)), name=self.example.task
-            )
-        joined = bool(turns) and self.book.joins_history
+            phrase = self.book.other_words(task.name)
+            prompt = question if phrase is None else phrase.prompt
+            return replace(standard_question(task, phrase=phrase), name=self.example.task, prompt=prompt)
+        prompt, history = self.book.place_history(turns, question)
         return Question(
             self.example.task,
-            dialogue.prompt_with_history(turns, question) if joined else question,
+            prompt,
             yes_no=task.yes_no,
             max_new_tokens=task.max_new_tokens,
-            history=() if joined else tuple(turns),
+            history=history,
         )
 
     def prediction(self) -> Prediction:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks import TASKS, TaskName, caption, classify, count, locate
+from deltavlm.tasks import TASKS, TaskName, caption, classify, count, dialogue, locate
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.tasks.text import NO_CHANGE, clean
@@ -55,6 +55,18 @@ class Phrasebook:
     def phrase(self, task: TaskName) -> Phrase:
         """Phrase of a task. Raises: KeyError for a task without a standard question."""
         return self.phrases[task]
+
+    def other_words(self, task: TaskName) -> Phrase | None:
+        """Phrase of a task for `standard_question`; None where the task's own words and forms are those."""
+        return None if self.agrees else self.phrase(task)
+
+    def place_history(
+        self, turns: Sequence[tuple[str, str]], prompt: str
+    ) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """Prompt, and the (question, answer) turns before it that are not part of it, oldest first."""
+        if turns and self.joins_history:
+            return dialogue.prompt_with_history(turns, prompt), ()
+        return prompt, tuple(turns)
 
     def in_words_of_task(self, task: TaskName, reply: str) -> str:
         """The reply to a standard question as DeltaVLM would write it; as it is where it cannot be read.
