@@ -232,7 +232,7 @@ def scales_of(gsd_m: float | None, model: ModelFacts, chip_px: int) -> list[Scal
     scales = [Scale.of(gsd_m, model, chip_px)]
     other = mask_model(model)
     if other is not model:
-        scales.append(replace(Scale.of(gsd_m, other, chip_px), model=f"the evidence model {other.name}"))
+        scales.append(Scale.of_evidence(gsd_m, other, chip_px))
     return scales
 
 

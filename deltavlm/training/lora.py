@@ -36,7 +36,7 @@ from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats
 from deltavlm.model.huggingface.loading import linear_layers, load_chat_model, quiet
-from deltavlm.model.huggingface.source import ADAPTER_CONFIG, parse
+from deltavlm.model.huggingface.source import ADAPTER_CONFIG, TRAINING, parse
 from deltavlm.model.interface import PairContext, Question, standard_question
 from deltavlm.scoring.inference import PairExamples
 from deltavlm.tasks import TASKS, TaskName
@@ -48,7 +48,7 @@ from deltavlm.training.config import Adapter, TrainConfig
 from deltavlm.training.loop import micro_batches
 from deltavlm.training.sampling import SlotPlan
 
-WEIGHTS, PROVENANCE = "adapter_model.safetensors", "training.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class ChatLoader:
 def collate_chats(
     chat_model: ChatModel, samples: Sequence[ChatSample], balance: Literal["root", "token"]
 ) -> ChatBatch:
-    """Inputs and labels of chats. The beginning of each is what the model is asked in `analyze`.
+    """Inputs and labels of chats. The beginning of each is what a model with the adapter is asked.
 
     Raises: ModelError if the processor cannot read a chat.
     """
@@ -322,13 +322,14 @@ def export_adapter(
         "base": chat_model.name,
         "base_fingerprint": chat_model.fingerprint,
         "base_revision": chat_model.details["revision"],
+        "tells_facts": False,  # sets have no dates and pixel sizes, so the adapter is not told any
         **provenance,
         "adapter": asdict(config.adapter) if config.adapter else None,
     }
     with wrap_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / ADAPTER_CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")
-        write_atomic(folder / PROVENANCE, json.dumps(facts, indent=2) + "\n")
+        write_atomic(folder / TRAINING, json.dumps(facts, indent=2) + "\n")
         with atomic_file(folder / WEIGHTS) as scratch:
             write_tensors(scratch, tensors, provenance)
 

@@ -75,6 +75,9 @@ def test_scale(
     run: Run, scene: Scene, reader: ScriptedModel, flag: tuple[str, ...], is_counted: bool
 ) -> None:
     args = ("--chip-size", 32, "--gsd", 10, "-o", "out.gpkg")
+    result = run("analyze", *scene.args, *EVIDENCE, *args, *flag, "--dry-run")
+    assert "the evidence model nano was trained at 0.5 m" in result.stderr
+    reader.contexts.clear()
     result = run("analyze", *scene.args, *EVIDENCE, *args, *flag)
     assert result.exit_code == 0, result.stderr
     assert "the evidence model scripted was trained at 0.5 m" in result.stderr

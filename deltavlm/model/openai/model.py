@@ -20,12 +20,12 @@ import numpy as np
 from deltavlm.errors import ConfigError, InputError, ModelError
 from deltavlm.messages import preview
 from deltavlm.model.calibration import apply_calibration, logits
+from deltavlm.model.chat_turns import REASONING_TOKENS
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.interface import Labelled, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.kinds import ModelSpec
 from deltavlm.model.openai.address import KEY, parse_address, read_key
 from deltavlm.model.openai.chat import (
-    REASONING_TOKENS,
     Completion,
     Features,
     NoCompletion,
