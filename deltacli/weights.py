@@ -13,6 +13,7 @@ from deltacli import options
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import MODEL, OUTPUT, flag
+from deltavlm.extras import require_package, require_torch
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def fetch(
     if name != "deltavlm-7b":
         raise InputError(f"no published model {name!r}; there is deltavlm-7b")
     folder = None if no_convert else output or home() / name
+    if folder is not None and not dry_run:
+        require_torch("the conversion of the downloaded files (not --no-convert)")
     if folder is not None and folder.exists():
         raise OutputError(f"{folder} exists already; delete it to fetch again, or give another -o")
     components = select_components(language=llm is None, timm=timm)
@@ -218,6 +221,7 @@ def inspect_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Show a checkpoint's modules, and whether its difference module was trained and a vision base fits."""
+    require_torch("weights inspect")
     from deltavlm.upstream.inspect import inspect
 
     inspection = inspect(file, vision)
@@ -272,6 +276,7 @@ def convert_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Convert the published files into a checkpoint folder for --model DIR."""
+    require_torch("weights convert")
     from deltavlm.upstream.components import Sources
     from deltavlm.upstream.convert import convert
 
@@ -325,6 +330,7 @@ def verify_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Compare a converted checkpoint with the original, stage by stage; exits with 1 if fp32 differs."""
+    require_torch("weights verify")
     from deltavlm.errors import ModelError
     from deltavlm.model.folder import read_config
     from deltavlm.upstream.verify import verify
@@ -365,6 +371,8 @@ def export_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Write the graphs with which OpenVINO runs a checkpoint on a CPU, into its folder."""
+    require_torch("weights export")
+    require_package("onnx", "weights export")
     from deltavlm.files import format_bytes
     from deltavlm.model import checkpoint
     from deltavlm.model.folder import GRAPHS
