@@ -17,10 +17,11 @@ from deltavlm.extras import require_package, require_torch
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
+    from deltavlm.upstream import kinds as model_kinds
     from deltavlm.upstream import plan as planning
+    from deltavlm.upstream.checks import Check
     from deltavlm.upstream.convert import Converted
     from deltavlm.upstream.inspect import Inspection
-    from deltavlm.upstream.verify import Check
 
 weights = typer.Typer(
     help="List models; fetch, inspect, convert and verify the published weights.",
@@ -40,6 +41,10 @@ Difference = Annotated[
 LinkLanguage = Annotated[
     bool,
     flag("--link-llm", panel=OUTPUT, help="Store the path of the language model instead of copying it."),
+]
+ModelKind = Annotated[
+    str,
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm or mci."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -206,7 +211,10 @@ def fetch(
 @weights.command("inspect")
 @grouped
 def inspect_checkpoint(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, or MCI_model.pth.")
+    ],
+    kind: ModelKind = "deltavlm",
     vision: Annotated[
         Path | None,
         flag(
@@ -222,6 +230,16 @@ def inspect_checkpoint(
 ) -> None:
     """Show a checkpoint's modules, and whether its difference module was trained and a vision base fits."""
     require_torch("weights inspect")
+    from deltavlm.model.folder import DEFAULT_KIND
+    from deltavlm.upstream import kinds
+
+    if kind != DEFAULT_KIND:
+        contents = kinds.inspect(kind, file)
+        if json_summary:
+            typer.echo(json.dumps(asdict(contents) | {"path": str(file)}, ensure_ascii=False))
+        else:
+            _print_contents(contents)
+        return
     from deltavlm.upstream.inspect import inspect
 
     inspection = inspect(file, vision)
@@ -235,39 +253,54 @@ def inspect_checkpoint(
 @weights.command("convert")
 @grouped
 def convert_checkpoint(
-    checkpoint: Annotated[
-        Path, flag("--checkpoint", panel=PUBLISHED, metavar="FILE", help="The published checkpoint_best.pth.")
-    ],
-    vision: Annotated[
-        Path,
-        flag(
-            "--vision",
-            panel=PUBLISHED,
-            metavar="FILE|DIR",
-            help="The EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or timm's file.",
-        ),
-    ],
-    llm: Annotated[
-        Path,
-        flag(
-            "--llm",
-            panel=PUBLISHED,
-            metavar="DIR",
-            help="The language model: vicuna-7b-v1.5 or LLaVA-1.5-7b.",
-        ),
-    ],
-    bert: Annotated[
-        Path,
-        flag(
-            "--bert", panel=PUBLISHED, metavar="DIR", help="Folder with the vocab.txt of bert-base-uncased."
-        ),
-    ],
     output: Annotated[
         Path,
         flag(
             "--output", "-o", panel=OUTPUT, metavar="DIR", help="Checkpoint folder to create; must not exist."
         ),
     ],
+    kind: ModelKind = "deltavlm",
+    checkpoint: Annotated[
+        Path | None,
+        flag(
+            "--checkpoint",
+            panel=PUBLISHED,
+            metavar="FILE",
+            help="deltavlm: the published checkpoint_best.pth; mci: MCI_model.pth.",
+        ),
+    ] = None,
+    vision: Annotated[
+        Path | None,
+        flag(
+            "--vision",
+            panel=PUBLISHED,
+            metavar="FILE|DIR",
+            help="deltavlm: the EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or "
+            "timm's file.",
+        ),
+    ] = None,
+    llm: Annotated[
+        Path | None,
+        flag(
+            "--llm",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="deltavlm: the language model, vicuna-7b-v1.5 or LLaVA-1.5-7b.",
+        ),
+    ] = None,
+    bert: Annotated[
+        Path | None,
+        flag(
+            "--bert",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="deltavlm: folder with the vocab.txt of bert-base-uncased.",
+        ),
+    ] = None,
+    vocab: Annotated[
+        Path | None,
+        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci: the vocab.json of its words."),
+    ] = None,
     heads_config: HeadsConfig = None,
     difference: Difference = "auto",
     link_llm: LinkLanguage = False,
@@ -275,13 +308,31 @@ def convert_checkpoint(
     *,
     common: CommonFlags,
 ) -> None:
-    """Convert the published files into a checkpoint folder for --model DIR."""
+    """Convert the published files of a model into a checkpoint folder for --model DIR."""
     require_torch("weights convert")
+    from deltavlm.model.folder import DEFAULT_KIND
+    from deltavlm.upstream import kinds
+
+    paths = {
+        "checkpoint": checkpoint,
+        "vision": vision,
+        "llm": llm,
+        "bert": bert,
+        "vocab": vocab,
+        "heads_config": heads_config,
+    }
+    if kind != DEFAULT_KIND:
+        made = kinds.convert(kind, paths, output, console.info)
+        _print_made(made)
+        if json_summary:
+            record = asdict(made) | {"output": str(made.folder), "kind": kind}
+            typer.echo(json.dumps({key: record[key] for key in record if key != "folder"}))
+        return
     from deltavlm.upstream.components import Sources
     from deltavlm.upstream.convert import convert
 
     converted = convert(
-        Sources(checkpoint, vision, llm, bert, heads_config),
+        kinds.make_sources(Sources, kind, paths),
         output,
         difference=difference,
         link_language=link_llm,
@@ -291,6 +342,7 @@ def convert_checkpoint(
     if json_summary:
         record = {
             "output": str(converted.folder),
+            "kind": kind,
             "bytes": converted.bytes,
             "tensors": converted.tensors,
             "ignored": list(converted.ignored),
@@ -332,29 +384,24 @@ def verify_checkpoint(
     """Compare a converted checkpoint with the original, stage by stage; exits with 1 if fp32 differs."""
     require_torch("weights verify")
     from deltavlm.errors import ModelError
-    from deltavlm.model.folder import read_config
-    from deltavlm.upstream.verify import verify
+    from deltavlm.upstream import kinds
 
-    kind = None if quantize == "none" else quantize
-    checks = verify(folder, expected, dtype=dtype, device=device, quantize=kind)
-    mode = read_config(folder).difference.mode
-    if mode != "csrm":
-        console.warning(
-            f"{folder} is configured with difference {mode}; it was compared with csrm, as the original"
-        )
+    quantization = None if quantize == "none" else quantize
+    checks = kinds.verify(folder, expected, dtype=dtype, device=device, quantize=quantization)
+    _warn_about_difference(folder)
     if json_summary:
-        typer.echo(json.dumps(_checks_record(checks, dtype, kind)))
+        typer.echo(json.dumps(_checks_record(checks, dtype, quantization)))
     else:
         for check in checks:
             error = "" if check.worst is None else f"  largest error {check.worst:.1e} of {check.size:.3g}"
-            typer.echo(f"{check.name:24s} {check.equal:3d} of {check.cases:3d} equal{error}")
+            typer.echo(f"{check.name:28s} {check.equal:3d} of {check.cases:3d} equal{error}")
     failed = [check.name for check in checks if not check.passed]
-    if dtype == "fp32" and kind is None and failed:
+    if dtype == "fp32" and quantization is None and failed:
         raise ModelError(
             f"{folder} is not equal to the original: {', '.join(failed)};"
             f" convert it again from the files that belong to {expected}"
         )
-    precision = dtype if kind is None else f"{dtype}, language model in {kind}"
+    precision = dtype if quantization is None else f"{dtype}, language model in {quantization}"
     console.info(
         f"equal to the original in {precision}" if not failed else f"drift in {precision}: see the table"
     )
@@ -417,8 +464,43 @@ def _inspection_record(inspection: Inspection) -> dict[str, Any]:
     }
 
 
+def _print_contents(contents: model_kinds.Contents) -> None:
+    """Print what a published file of another kind than DeltaVLM's holds."""
+    from deltavlm.files import format_bytes
+
+    typer.echo(f"{contents.path}: {format_bytes(contents.size)}")
+    for name, tensors, parameters, dtypes in contents.parts:
+        typer.echo(f"  {name:24s} {tensors:4d} tensors {parameters:12,d} parameters  {dtypes}")
+    typer.echo(f"  {pluralize(len(contents.ignored), 'tensor')} of these are not read by the model")
+    for name in contents.unknown:
+        typer.echo(f"  unknown: {name}")
+    for key, value in contents.dims.items():
+        typer.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+
+
+def _print_made(made: model_kinds.Converted) -> None:
+    """Print the result of a conversion of another kind than DeltaVLM's."""
+    from deltavlm.files import format_bytes
+
+    console.info(
+        f"{pluralize(made.tensors, 'tensor')} in {made.folder} ({format_bytes(made.bytes)}),"
+        f" {len(made.ignored)} ignored; from {', '.join(made.sources.values())}"
+    )
+
+
+def _warn_about_difference(folder: Path) -> None:
+    """Warn where a DeltaVLM is configured without the difference module with which it was compared."""
+    from deltavlm.model.folder import read_values
+
+    mode = read_values(folder).get("difference", {}).get("mode", "csrm")
+    if mode != "csrm":
+        console.warning(
+            f"{folder} is configured with difference {mode}; it was compared with csrm, as the original"
+        )
+
+
 def _checks_record(checks: list[Check], dtype: str, kind: str | None) -> dict[str, Any]:
-    from deltavlm.upstream.verify import TOLERANCE
+    from deltavlm.upstream.checks import TOLERANCE
 
     rows = [asdict(check) | {"passed": check.passed} for check in checks]
     return {"dtype": dtype, "quantize": kind, "tolerance": TOLERANCE, "checks": rows}

@@ -31,13 +31,13 @@ from deltavlm.extras import require_package
 from deltavlm.files import write_atomic
 from deltavlm.files.atomic import atomic_file
 from deltavlm.model.chat_turns import chat_turns
-from deltavlm.model.checkpoint import write_tensors
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats
 from deltavlm.model.huggingface.loading import linear_layers, load_chat_model, quiet
 from deltavlm.model.huggingface.source import ADAPTER_CONFIG, parse
 from deltavlm.model.interface import PairContext, Question, standard_question
+from deltavlm.model.tensors import write_tensors
 from deltavlm.scoring.inference import PairExamples
 from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC

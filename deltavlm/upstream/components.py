@@ -141,6 +141,6 @@ class Sources:
 
     checkpoint: Path  # checkpoint_best.pth
     vision: Path  # file or folder of the EVA-ViT base
-    language: Path  # folder of the Llama: config.json, weights, tokenizer.model
+    llm: Path  # folder of the Llama: config.json, weights, tokenizer.model
     bert: Path  # folder with BERT's vocab.txt
     heads_config: Path | None = None  # numbers of attention heads, which weights do not show; see `heads_of`
