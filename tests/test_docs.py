@@ -48,10 +48,10 @@ PAGES = sorted(
 USER_PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 OTHER_PROGRAMS = set(
     """
-    --index-url --torch-backend --strict --nonblock --preserve-status --nproc-per-node --threads --real --scenes --driver
+    --index-url --strict --nonblock --preserve-status --nproc-per-node --threads --real --scenes --driver
     --head --port --num-cpus --address --block
     --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --nodelist --exclude --overlap --signal
-    --array --dist
+    --array --dist --torch-backend
     """.split()  # noqa: SIM905
 )  # flags of pip, uv, pytest, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
 
