@@ -13,6 +13,7 @@ from deltacli import options
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import MODEL, OUTPUT, flag
+from deltavlm.extras import require_package, require_torch
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def fetch(
     if name not in ("deltavlm-7b", "mci"):
         raise InputError(f"no published model {name!r}; there are deltavlm-7b and mci")
     folder = None if no_convert else output or home() / name
+    if folder is not None and not dry_run:
+        require_torch("the conversion of the downloaded files (not --no-convert)")
     if folder is not None and folder.exists():
         raise OutputError(f"{folder} exists already; delete it to fetch again, or give another -o")
     components = (MCI,) if name == "mci" else select_components(language=llm is None, timm=timm)
@@ -240,6 +243,7 @@ def inspect_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Show a checkpoint's modules, and whether its difference module was trained and a vision base fits."""
+    require_torch("weights inspect")
     from deltavlm.model.folder import DEFAULT_KIND
     from deltavlm.upstream import kinds
 
@@ -319,6 +323,7 @@ def convert_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Convert the published files of a model into a checkpoint folder for --model DIR."""
+    require_torch("weights convert")
     from deltavlm.model.folder import DEFAULT_KIND
     from deltavlm.upstream import kinds
 
@@ -391,6 +396,7 @@ def verify_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Compare a converted checkpoint with the original, stage by stage; exits with 1 if fp32 differs."""
+    require_torch("weights verify")
     from deltavlm.errors import ModelError
     from deltavlm.upstream import kinds
 
@@ -426,6 +432,8 @@ def export_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Write the graphs with which OpenVINO runs a checkpoint on a CPU, into its folder."""
+    require_torch("weights export")
+    require_package("onnx", "weights export")
     from deltavlm.files import format_bytes
     from deltavlm.model import checkpoint
     from deltavlm.model.folder import GRAPHS

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from importlib import util
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 
 from deltavlm.config import suggest
 from deltavlm.data.images import read_image
-from deltavlm.errors import AnswerParseError, ConfigError, InputError
+from deltavlm.errors import AnswerParseError, ConfigError
+from deltavlm.extras import require_package
 from deltavlm.files import write_atomic
 from deltavlm.files.atomic import atomic_file
 from deltavlm.model.chat_turns import chat_turns
@@ -252,10 +252,7 @@ def load_adapter_inputs(config: TrainConfig) -> AdapterInputs:
     Raises: ConfigError, InputError, ModelError naming what is missing or cannot be used.
     """
     assert config.adapter is not None
-    if util.find_spec("peft") is None:
-        raise InputError(
-            "the training of an adapter needs the library peft; pip install '.[peft]' in a clone of deltavlm"
-        )
+    require_package("peft", "the training of an adapter")
     if parse(config.model)[1] is not None:
         raise ConfigError(f"model {config.model} has an adapter already; give the model alone")
     for name, phase in config.phases.items():

@@ -209,7 +209,7 @@ def test_exported_graphs_are_used(tmp_path: Path, scene: Scene) -> None:
     tiny_checkpoint(tmp_path)
     refused = run("analyze", *scene.args, "-o", "out.gpkg", "--model", tmp_path, "--runtime", "openvino")
     assert refused.exit_code == 2
-    assert "has no graphs; deltavlm weights export writes them; use --runtime torch" in refused.stderr
+    assert "has no graphs, which deltavlm weights export writes; use --runtime torch" in refused.stderr
     exported = run("weights", "export", tmp_path)
     assert exported.exit_code == 0, exported.stderr
     assert "wrote encode.onnx, query.onnx, language.onnx" in exported.stderr
