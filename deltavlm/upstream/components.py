@@ -124,8 +124,8 @@ MCI = Component(
     required=("MCI_model.pth",),
     licence=(
         'the repository says MIT and also "academic purposes only"; trained on LEVIR-MCI, whose images'
-        " are for research use, from a MiT-B1 of NVIDIA under a non-commercial license: ask the authors before"
-        " any other use"
+        " are for research use, from a MiT-B1 of NVIDIA under a non-commercial license: ask the authors"
+        " before any other use"
     ),
     alternative="or get MCI_model.pth from its authors",
 )
