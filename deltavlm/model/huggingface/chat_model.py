@@ -21,13 +21,12 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from deltavlm.errors import ModelError
 from deltavlm.messages import first_line, pluralize
-from deltavlm.model.chat_turns import REASONING_TOKENS, THINK, chat_turns, drop_reasoning
+from deltavlm.model.chat_turns import REASONING_TOKENS, THINK, ChatFacts, chat_turns, drop_reasoning
 from deltavlm.model.config import ScoreCalibration
 from deltavlm.model.device import wrap_torch_errors
 from deltavlm.model.huggingface.prefix import Prefix, can_pad, continue_from, cut_after_images, run_prefix
 from deltavlm.model.huggingface.scores import Recorder, YesNo, answer_start
-from deltavlm.model.huggingface.source import CHIP_PX
-from deltavlm.model.interface import Labelled, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.interface import PairContext, Pixels, Question, Reply
 from deltavlm.model.memory import ROWS, Meter, rows_that_fit, run_in_batches
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class EncodedPair:
 
 
 @dataclass(frozen=True, repr=False)
-class ChatModel(Labelled):
+class ChatModel(ChatFacts):
     """A ChangeModel: a vision-language model with its processor on one device."""
 
     model: Any  # PreTrainedModel
@@ -68,29 +67,6 @@ class ChatModel(Labelled):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.device}>"
-
-    @property
-    def chip_px(self) -> int:
-        return CHIP_PX
-
-    @property
-    def training_gsd_m(self) -> None:
-        return None
-
-    @property
-    def phrasebook(self) -> str:
-        return "generic"
-
-    @property
-    def reads_context(self) -> bool:
-        return True
-
-    @property
-    def workers(self) -> int:
-        return 1
-
-    def init_worker(self) -> None:
-        """Nothing to set up: there is one worker."""
 
     @torch.inference_mode()
     def encode(
@@ -167,10 +143,6 @@ class ChatModel(Labelled):
         limit = self._row_batch_size(max((sum(each) for each in lengths), default=1) + extra, rows)
         replies = run_in_batches(order, limit, answer_batch, key)
         return [replies[index] for index in range(len(rows))]
-
-    def masks(self, encoded: list[EncodedPair]) -> Masks | None:
-        """None: these models have no mask head."""
-        return None
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch."""

@@ -28,7 +28,6 @@ from deltavlm.hub import File, Hub, PlannedFiles, Repository, Selection, fetch_f
 logger = logging.getLogger(__name__)
 
 PREFIX = "hf:"
-CHIP_PX = 256  # side of a chip; these models are not made for one
 CARD, CONFIG, ADAPTER_CONFIG = "README.md", "config.json", "adapter_config.json"
 TRAINING = "training.json"  # of an adapter that was trained here: its base, and what it was told
 WEIGHTS = ".safetensors"
