@@ -23,7 +23,7 @@ from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.tasks.text import NO_CHANGE, clean
 
-__all__ = ["DELTAVLM", "GENERIC", "PHRASEBOOKS", "Phrase", "Phrasebook"]
+__all__ = ["DELTAVLM", "GENERIC", "MCI", "PHRASEBOOKS", "Phrase", "Phrasebook"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,4 +253,17 @@ GENERIC = Phrasebook(
 )
 """Questions for models that follow any instruction. Counts and cells are one question, answered in JSON."""
 
-PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC)}
+MCI = Phrasebook(
+    "mci",
+    {
+        "caption": Phrase("caption", _read_caption, _writer("caption"), 41),
+        "change": Phrase("changed", _read_change, _writer("change"), 1),
+        "count": Phrase("count", count.parse, _writer("count"), 1),
+        "location": Phrase("where", locate.parse, _writer("location"), 1),
+    },
+    joins_history=False,
+    agrees=False,
+)
+"""Control words of the kind mci, which reads no text: which of its outputs is asked for."""
+
+PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC, MCI)}
