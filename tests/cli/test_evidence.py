@@ -97,6 +97,24 @@ def test_dry_run_measures_both(run: Run, scene: Scene, reader: ScriptedModel) ->
     assert "evidence" not in json.loads(run("analyze", *scene.args, *args, "--json").stdout)
 
 
+def test_a_calibration_is_fitted_to_scores_with_evidence(
+    run: Run, scene: Scene, reader: ScriptedModel
+) -> None:
+    """It holds for them alone, and not for those of the model without evidence."""
+    args = ("analyze", *scene.args, "--chip-size", 32, "--overwrite")
+    assert run(*args, *EVIDENCE, "-o", "with.gpkg").exit_code == 0
+    assert run("calibrate", "with.gpkg", "--false-alarms", 0.2, "-o", "with.json").exit_code == 0
+    result = run(*args, *EVIDENCE, "--calibration", "with.json", "-o", "again.gpkg")
+    assert result.exit_code == 0, result.stderr
+    options = dict(run.loads)
+    assert options["text:any"].calibration is options["nano"].calibration is None
+    assert run(*args, "-o", "without.gpkg", "--model", "text:any").exit_code == 0
+    assert run("calibrate", "without.gpkg", "--false-alarms", 0.2, "-o", "without.json").exit_code == 0
+    result = run(*args, *EVIDENCE, "--calibration", "without.json", "-o", "wrong.gpkg")
+    assert result.exit_code == 2
+    assert "the calibration is of text:any (" in result.stderr
+
+
 def test_ask(run: Run, scene: Scene, reader: ScriptedModel) -> None:
     args = ("--at", "3.0006,45.1533", "--chip-size", 32, "--json")
     result = run("ask", *scene.args, "Has anything changed?", "What is it?", *EVIDENCE, *args)

@@ -194,8 +194,8 @@ class ServerModel(ChatFacts):
         else:
             if completion.is_cut and not _says_yes_or_no(completion.text):
                 logger.warning(
-                    "%s begins its answer to a yes/no question with %s: if it reasons first, start the server so"
-                    " that it marks reasoning, or choose a model that does not reason; else answers are cut off",
+                    "%s begins its answer to a yes/no question with %s: if it reasons first, start the server"
+                    " so that it marks reasoning, or choose another model; otherwise answers are cut off",
                     *(self.name, preview(completion.text)),
                 )
 
