@@ -1,4 +1,4 @@
-"""ChangeVG as a `ChangeModel`: features of both images once per pair, captions of the guide in the prompts.
+"""ChangeVG as a `ChangeModel`: features of both images once per pair, captions of the guide in prompts.
 
 A prompt of several lines is as many questions; their answers are the lines of the reply. Masks are those of
 the guide. Rows are (pair, question).
