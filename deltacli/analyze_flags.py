@@ -18,6 +18,7 @@ from deltacli.mask_flags import MaskFlags
 from deltacli.metrics import run_metrics
 from deltacli.options import COMMON, HTML_SUFFIXES, OUTPUT, PNG_SUFFIXES, RASTERS, flag
 from deltavlm.errors import ConfigError
+from deltavlm.extras import require_package
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class EngineFlags:
             "--engine",
             panel=CLUSTER,
             help="Where the model runs: in this process, or on a Ray cluster with the same answers (needs "
-            "pip install '.[ray]' in a clone of deltavlm).",
+            "the extra ray).",
         ),
     ] = "local"
     ray_address: Annotated[
@@ -124,13 +125,7 @@ class EngineFlags:
                         "is for --engine ray; add that, or leave it out", param_hint=parsing.flag_name(name)
                     )
             return
-        from importlib.util import find_spec
-
-        if find_spec("ray") is None:
-            raise ConfigError(
-                "--engine ray: Ray is not installed; pip install '.[ray]' in a clone of deltavlm, "
-                "also on the workers"
-            )
+        require_package("ray", "--engine ray, here and on the workers,")
 
     @contextmanager
     def start(self, model: ModelFlags, rasters: RasterFlags, *, any_scale: bool = False) -> Iterator[Engine]:

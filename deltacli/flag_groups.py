@@ -255,8 +255,17 @@ class ModelFlags:
         return [file for name in self.names for file in _files_of_model(name)]
 
     def check_device(self) -> None:
-        """Raises: InputError where the device does not exist, or does not support a flag."""
-        runtime = self.runtime_options()
+        """Raises: InputError where the device or a package is missing, or does not support a flag."""
+        from deltavlm.extras import require_torch
+        from deltavlm.model.folder import find_folder
+        from deltavlm.model.kinds import kind_of
+        from deltavlm.model.runtime import pick_runtime
+
+        runtime, kind = self.runtime_options(), kind_of(self.model)
+        if not kind:
+            pick_runtime(find_folder(self.model), runtime)
+        elif kind == "hf":
+            require_torch(self.model)
         if runtime.device not in ("auto", "cpu") or runtime.quantize:  # else not worth torch's import time
             from deltavlm.model.device import resolve_device
 

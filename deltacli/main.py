@@ -39,6 +39,7 @@ from deltacli.synth import synth
 from deltacli.train import train
 from deltacli.weights import weights
 from deltavlm.errors import DeltaVLMError
+from deltavlm.extras import EXTRAS, missing_package
 
 __all__ = ["app"]
 
@@ -136,6 +137,10 @@ def _report_error(error: Exception) -> int:
         else:
             console.error(_usage_message(error))
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) in EXTRAS:
+        missing = missing_package(name, "this")
+        console.error(str(missing))
+        return missing.exit_code
     if isinstance(error, MemoryError):
         console.error("out of memory; a smaller --batch-size or --chip-size needs less")
         return 1

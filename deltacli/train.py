@@ -17,6 +17,7 @@ from deltacli.console import console, duration
 from deltacli.flag_groups import CommonFlags, RasterFlags, grouped
 from deltacli.options import OUTPUT, flag, threads_flag
 from deltavlm.errors import ConfigError, OutputError
+from deltavlm.extras import require_torch
 from deltavlm.files import format_bytes
 from deltavlm.messages import pluralize
 
@@ -115,6 +116,7 @@ def train(
         return
     if not dry_run and output is None:
         raise ConfigError("no output folder: give -o DIR, or --dry-run")
+    require_torch("training")
     if threads:
         import torch
 

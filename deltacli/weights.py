@@ -13,13 +13,15 @@ from deltacli import options
 from deltacli.console import console
 from deltacli.flag_groups import CommonFlags, grouped
 from deltacli.options import MODEL, OUTPUT, flag
+from deltavlm.extras import require_package, require_torch
 from deltavlm.messages import pluralize
 
 if TYPE_CHECKING:
+    from deltavlm.upstream import kinds as model_kinds
     from deltavlm.upstream import plan as planning
+    from deltavlm.upstream.checks import Check
     from deltavlm.upstream.convert import Converted
     from deltavlm.upstream.inspect import Inspection
-    from deltavlm.upstream.verify import Check
 
 weights = typer.Typer(
     help="List models; fetch, inspect, convert and verify the published weights.",
@@ -39,6 +41,10 @@ Difference = Annotated[
 LinkLanguage = Annotated[
     bool,
     flag("--link-llm", panel=OUTPUT, help="Store the path of the language model instead of copying it."),
+]
+ModelKind = Annotated[
+    str,
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm or mci."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -93,7 +99,7 @@ def list_models(
 @grouped
 def fetch(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The published model: deltavlm-7b.")
+        str, typer.Argument(metavar="NAME", help="The published model: deltavlm-7b or mci.")
     ] = "deltavlm-7b",
     output: Annotated[
         Path | None,
@@ -120,6 +126,15 @@ def fetch(
     ] = False,
     llm: Annotated[
         Path | None, flag("--llm", panel=PUBLISHED, metavar="DIR", help="A local language model.")
+    ] = None,
+    vocab: Annotated[
+        Path | None,
+        flag(
+            "--vocab",
+            panel=PUBLISHED,
+            metavar="FILE",
+            help="mci: a local vocab.json, if the repository of the weights has none.",
+        ),
     ] = None,
     revision: Annotated[
         list[str] | None,
@@ -151,7 +166,7 @@ def fetch(
     *,
     common: CommonFlags,
 ) -> None:
-    """Download the four components of the published model and convert them for --model NAME.
+    """Download a published model and convert it for --model NAME: deltavlm-7b, or mci of Change-Agent.
 
     Files in the cache are not downloaded again, and every file is checked.
     """
@@ -159,14 +174,16 @@ def fetch(
     from deltavlm.model.folder import home
     from deltavlm.upstream import fetch as fetching
     from deltavlm.upstream import plan as planning
-    from deltavlm.upstream.components import parse_revisions, select_components
+    from deltavlm.upstream.components import MCI, parse_revisions, select_components
 
-    if name != "deltavlm-7b":
-        raise InputError(f"no published model {name!r}; there is deltavlm-7b")
+    if name not in ("deltavlm-7b", "mci"):
+        raise InputError(f"no published model {name!r}; there are deltavlm-7b and mci")
     folder = None if no_convert else output or home() / name
+    if folder is not None and not dry_run:
+        require_torch("the conversion of the downloaded files (not --no-convert)")
     if folder is not None and folder.exists():
         raise OutputError(f"{folder} exists already; delete it to fetch again, or give another -o")
-    components = select_components(language=llm is None, timm=timm)
+    components = (MCI,) if name == "mci" else select_components(language=llm is None, timm=timm)
     plan = planning.plan(
         components,
         vision=vision,
@@ -176,6 +193,8 @@ def fetch(
     )
     for line in plan.lines():
         console.info(line)
+    if name == "mci" and folder is not None:
+        _check_vocabulary(plan, vocab)
     if folder is not None:
         _check_space(planning.ConversionSpace.estimate(plan, folder, link_language=link_llm), dry_run)
     if not dry_run:
@@ -185,16 +204,19 @@ def fetch(
         for component in fetched.components:
             console.info(f"{component.name}: {component.repo}={component.commit} in {component.path}")
         if folder is not None:
-            from deltavlm.upstream.convert import convert
+            if name == "mci":
+                _convert_mci(fetched.components[0].folder, vocab, folder)
+            else:
+                from deltavlm.upstream.convert import convert
 
-            converted = convert(
-                fetched.sources(llm),
-                folder,
-                difference=difference,
-                link_language=link_llm,
-                notify=console.info,
-            )
-            _print_converted(converted, difference)
+                converted = convert(
+                    fetched.sources(llm),
+                    folder,
+                    difference=difference,
+                    link_language=link_llm,
+                    notify=console.info,
+                )
+                _print_converted(converted, difference)
             console.info(f"use it with --model {name if output is None else folder}")
     if json_summary:
         typer.echo(json.dumps(_fetch_record(plan, folder, dry_run)))
@@ -203,7 +225,10 @@ def fetch(
 @weights.command("inspect")
 @grouped
 def inspect_checkpoint(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, or MCI_model.pth.")
+    ],
+    kind: ModelKind = "deltavlm",
     vision: Annotated[
         Path | None,
         flag(
@@ -218,6 +243,17 @@ def inspect_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Show a checkpoint's modules, and whether its difference module was trained and a vision base fits."""
+    require_torch("weights inspect")
+    from deltavlm.model.folder import DEFAULT_KIND
+    from deltavlm.upstream import kinds
+
+    if kind != DEFAULT_KIND:
+        contents = kinds.inspect(kind, file)
+        if json_summary:
+            typer.echo(json.dumps(asdict(contents) | {"path": str(file)}, ensure_ascii=False))
+        else:
+            _print_contents(contents)
+        return
     from deltavlm.upstream.inspect import inspect
 
     inspection = inspect(file, vision)
@@ -231,39 +267,54 @@ def inspect_checkpoint(
 @weights.command("convert")
 @grouped
 def convert_checkpoint(
-    checkpoint: Annotated[
-        Path, flag("--checkpoint", panel=PUBLISHED, metavar="FILE", help="The published checkpoint_best.pth.")
-    ],
-    vision: Annotated[
-        Path,
-        flag(
-            "--vision",
-            panel=PUBLISHED,
-            metavar="FILE|DIR",
-            help="The EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or timm's file.",
-        ),
-    ],
-    llm: Annotated[
-        Path,
-        flag(
-            "--llm",
-            panel=PUBLISHED,
-            metavar="DIR",
-            help="The language model: vicuna-7b-v1.5 or LLaVA-1.5-7b.",
-        ),
-    ],
-    bert: Annotated[
-        Path,
-        flag(
-            "--bert", panel=PUBLISHED, metavar="DIR", help="Folder with the vocab.txt of bert-base-uncased."
-        ),
-    ],
     output: Annotated[
         Path,
         flag(
             "--output", "-o", panel=OUTPUT, metavar="DIR", help="Checkpoint folder to create; must not exist."
         ),
     ],
+    kind: ModelKind = "deltavlm",
+    checkpoint: Annotated[
+        Path | None,
+        flag(
+            "--checkpoint",
+            panel=PUBLISHED,
+            metavar="FILE",
+            help="deltavlm: the published checkpoint_best.pth; mci: MCI_model.pth.",
+        ),
+    ] = None,
+    vision: Annotated[
+        Path | None,
+        flag(
+            "--vision",
+            panel=PUBLISHED,
+            metavar="FILE|DIR",
+            help="deltavlm: the EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or "
+            "timm's file.",
+        ),
+    ] = None,
+    llm: Annotated[
+        Path | None,
+        flag(
+            "--llm",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="deltavlm: the language model, vicuna-7b-v1.5 or LLaVA-1.5-7b.",
+        ),
+    ] = None,
+    bert: Annotated[
+        Path | None,
+        flag(
+            "--bert",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="deltavlm: folder with the vocab.txt of bert-base-uncased.",
+        ),
+    ] = None,
+    vocab: Annotated[
+        Path | None,
+        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci: the vocab.json of its words."),
+    ] = None,
     heads_config: HeadsConfig = None,
     difference: Difference = "auto",
     link_llm: LinkLanguage = False,
@@ -271,12 +322,31 @@ def convert_checkpoint(
     *,
     common: CommonFlags,
 ) -> None:
-    """Convert the published files into a checkpoint folder for --model DIR."""
+    """Convert the published files of a model into a checkpoint folder for --model DIR."""
+    require_torch("weights convert")
+    from deltavlm.model.folder import DEFAULT_KIND
+    from deltavlm.upstream import kinds
+
+    paths = {
+        "checkpoint": checkpoint,
+        "vision": vision,
+        "llm": llm,
+        "bert": bert,
+        "vocab": vocab,
+        "heads_config": heads_config,
+    }
+    if kind != DEFAULT_KIND:
+        made = kinds.convert(kind, paths, output, console.info)
+        _print_made(made)
+        if json_summary:
+            record = asdict(made) | {"output": str(made.folder), "kind": kind}
+            typer.echo(json.dumps({key: record[key] for key in record if key != "folder"}))
+        return
     from deltavlm.upstream.components import Sources
     from deltavlm.upstream.convert import convert
 
     converted = convert(
-        Sources(checkpoint, vision, llm, bert, heads_config),
+        kinds.make_sources(Sources, kind, paths),
         output,
         difference=difference,
         link_language=link_llm,
@@ -286,6 +356,7 @@ def convert_checkpoint(
     if json_summary:
         record = {
             "output": str(converted.folder),
+            "kind": kind,
             "bytes": converted.bytes,
             "tensors": converted.tensors,
             "ignored": list(converted.ignored),
@@ -325,30 +396,26 @@ def verify_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Compare a converted checkpoint with the original, stage by stage; exits with 1 if fp32 differs."""
+    require_torch("weights verify")
     from deltavlm.errors import ModelError
-    from deltavlm.model.folder import read_config
-    from deltavlm.upstream.verify import verify
+    from deltavlm.upstream import kinds
 
-    kind = None if quantize == "none" else quantize
-    checks = verify(folder, expected, dtype=dtype, device=device, quantize=kind)
-    mode = read_config(folder).difference.mode
-    if mode != "csrm":
-        console.warning(
-            f"{folder} is configured with difference {mode}; it was compared with csrm, as the original"
-        )
+    quantization = None if quantize == "none" else quantize
+    checks = kinds.verify(folder, expected, dtype=dtype, device=device, quantize=quantization)
+    _warn_about_difference(folder)
     if json_summary:
-        typer.echo(json.dumps(_checks_record(checks, dtype, kind)))
+        typer.echo(json.dumps(_checks_record(checks, dtype, quantization)))
     else:
         for check in checks:
             error = "" if check.worst is None else f"  largest error {check.worst:.1e} of {check.size:.3g}"
-            typer.echo(f"{check.name:24s} {check.equal:3d} of {check.cases:3d} equal{error}")
+            typer.echo(f"{check.name:28s} {check.equal:3d} of {check.cases:3d} equal{error}")
     failed = [check.name for check in checks if not check.passed]
-    if dtype == "fp32" and kind is None and failed:
+    if dtype == "fp32" and quantization is None and failed:
         raise ModelError(
             f"{folder} is not equal to the original: {', '.join(failed)};"
             f" convert it again from the files that belong to {expected}"
         )
-    precision = dtype if kind is None else f"{dtype}, language model in {kind}"
+    precision = dtype if quantization is None else f"{dtype}, language model in {quantization}"
     console.info(
         f"equal to the original in {precision}" if not failed else f"drift in {precision}: see the table"
     )
@@ -365,6 +432,8 @@ def export_checkpoint(
     common: CommonFlags,
 ) -> None:
     """Write the graphs with which OpenVINO runs a checkpoint on a CPU, into its folder."""
+    require_torch("weights export")
+    require_package("onnx", "weights export")
     from deltavlm.files import format_bytes
     from deltavlm.model import checkpoint
     from deltavlm.model.folder import GRAPHS
@@ -409,8 +478,65 @@ def _inspection_record(inspection: Inspection) -> dict[str, Any]:
     }
 
 
+def _print_contents(contents: model_kinds.Contents) -> None:
+    """Print what a published file of another kind than DeltaVLM's holds."""
+    from deltavlm.files import format_bytes
+
+    typer.echo(f"{contents.path}: {format_bytes(contents.size)}")
+    for name, tensors, parameters, dtypes in contents.parts:
+        typer.echo(f"  {name:24s} {tensors:4d} tensors {parameters:12,d} parameters  {dtypes}")
+    typer.echo(f"  {pluralize(len(contents.ignored), 'tensor')} of these are not read by the model")
+    for name in contents.unknown:
+        typer.echo(f"  unknown: {name}")
+    for key, value in contents.dims.items():
+        typer.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+
+
+def _check_vocabulary(plan: planning.Plan, vocab: Path | None) -> None:
+    """Raises: InputError before a download where there is no vocabulary for the weights."""
+    from deltavlm.errors import InputError
+
+    names = [file.name for item in plan.components for file in item.planned.files]
+    if vocab is None and "vocab.json" not in names:
+        raise InputError(
+            "the repository has no vocab.json; get it from the folder LEVIR_MCI of the code "
+            "(github.com/Chen-Yang-Liu/Change-Agent) and give it with `vocab`"
+        )
+    if vocab is not None and not vocab.is_file():
+        raise InputError(f"no file {vocab}; give the vocab.json of the model with `vocab`")
+
+
+def _convert_mci(fetched: Path, vocab: Path | None, folder: Path) -> None:
+    """Convert the files of MCI in the folder of a fetched repository."""
+    from deltavlm.upstream import kinds
+
+    paths = {"checkpoint": fetched / "MCI_model.pth", "vocab": vocab or fetched / "vocab.json"}
+    _print_made(kinds.convert("mci", paths, folder, console.info))
+
+
+def _print_made(made: model_kinds.Converted) -> None:
+    """Print the result of a conversion of another kind than DeltaVLM's."""
+    from deltavlm.files import format_bytes
+
+    console.info(
+        f"{pluralize(made.tensors, 'tensor')} in {made.folder} ({format_bytes(made.bytes)}),"
+        f" {len(made.ignored)} ignored; from {', '.join(made.sources.values())}"
+    )
+
+
+def _warn_about_difference(folder: Path) -> None:
+    """Warn where a DeltaVLM is configured without the difference module with which it was compared."""
+    from deltavlm.model.folder import read_values
+
+    mode = read_values(folder).get("difference", {}).get("mode", "csrm")
+    if mode != "csrm":
+        console.warning(
+            f"{folder} is configured with difference {mode}; it was compared with csrm, as the original"
+        )
+
+
 def _checks_record(checks: list[Check], dtype: str, kind: str | None) -> dict[str, Any]:
-    from deltavlm.upstream.verify import TOLERANCE
+    from deltavlm.upstream.checks import TOLERANCE
 
     rows = [asdict(check) | {"passed": check.passed} for check in checks]
     return {"dtype": dtype, "quantize": kind, "tolerance": TOLERANCE, "checks": rows}

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-LEAVES = frozenset({"version", "errors", "messages", "config", "text_norm", "files", "deadline"})
+LEAVES = frozenset({"version", "errors", "extras", "messages", "config", "text_norm", "files", "deadline"})
 
 #: part of the project -> parts of deltavlm that it may import (itself is always allowed)
 ARROWS: dict[str, frozenset[str]] = {
     "deltavlm": frozenset({"version", "api", "model"}),  # the package's own __init__
     "version": frozenset(),
     "errors": frozenset({"messages"}),
+    "extras": frozenset({"errors"}),
     "config": frozenset({"errors", "messages", "files"}),
     "messages": frozenset(),
     "text_norm": frozenset({"errors", "messages"}),

@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "files": GROUND | TORCH | TERMINAL,
     "hub": GROUND | TERMINAL,
     "errors": GROUND | TORCH | TERMINAL,
+    "extras": GROUND | TORCH | TERMINAL,
     "config": GROUND | TORCH | TERMINAL,
     "messages": GROUND | TORCH | TERMINAL,
     "deadline": GROUND | TORCH | TERMINAL,
@@ -137,7 +138,7 @@ def test_the_tables_agree_with_each_other() -> None:
             "metrics imports torch.nn",
         ),
         ("deltavlm/pipeline/x.py", "from rich.progress import Progress", "pipeline imports rich.progress"),
-        ("deltavlm/extras/x.py", "", "has no place"),
+        ("deltavlm/addons/x.py", "", "has no place"),
     ],
 )
 def test_a_broken_arrow_is_seen(tmp_path: Path, file: str, source: str, complaint: str) -> None:

@@ -51,9 +51,9 @@ OTHER_PROGRAMS = set(
     --index-url --strict --nonblock --preserve-status --nproc-per-node --threads --real --scenes --driver
     --head --port --num-cpus --address --block
     --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --nodelist --exclude --overlap --signal
-    --array --dist
+    --array --dist --torch-backend
     """.split()  # noqa: SIM905
-)  # flags of pip, pytest, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
+)  # flags of pip, uv, pytest, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

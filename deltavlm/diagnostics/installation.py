@@ -1,4 +1,4 @@
-"""Diagnose an installation: packages, torch, devices, GDAL and PROJ, questions, the shipped model."""
+"""Diagnose an installation: packages, runtimes, devices, GDAL and PROJ, questions, the shipped model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltavlm.errors import ConfigError, DeltaVLMError
+from deltavlm.extras import TORCH_PACKAGES, install_command
 from deltavlm.messages import pluralize
 from deltavlm.version import __version__
 
@@ -23,9 +24,8 @@ __all__ = ["Finding", "check_proj_variables", "check_torchvision", "diagnose", "
 logger = logging.getLogger(__name__)
 
 REQUIRED_PACKAGES = (
-    *("numpy", "rasterio", "pyproj", "shapely", "pyogrio", "pyarrow", "geopandas"),
-    *("torch", "torchvision", "transformers", "timm", "tokenizers", "safetensors", "pillow"),
-    *("typer", "rich", "pyyaml"),
+    *("numpy", "scipy", "rasterio", "pyproj", "shapely", "pyogrio", "pyarrow", "geopandas"),
+    *("openvino", "tokenizers", "safetensors", "huggingface-hub", "pillow", "typer", "rich", "pyyaml"),
 )
 PROJ_VARIABLES = ("PROJ_DATA", "PROJ_LIB")
 
@@ -60,9 +60,10 @@ def _summarize(error: BaseException) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of deltavlm, Python and the required packages; None where one is not installed."""
+    """Versions of deltavlm, Python, and the packages required and of the extra torch; None where one is not
+    installed."""
     return {"deltavlm": __version__, "python": platform.python_version()} | {
-        name: _version(name) for name in REQUIRED_PACKAGES
+        name: _version(name) for name in (*REQUIRED_PACKAGES, *TORCH_PACKAGES)
     }
 
 
@@ -77,12 +78,38 @@ def _check_packages() -> Iterator[Finding]:
     versions = package_versions()
     installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     yield Finding("versions", "ok", f"{installed}; {platform.platform()}")
-    for name, version in versions.items():
-        if version is None:
+    for name in REQUIRED_PACKAGES:
+        if versions[name] is None:
             yield Finding(name, "broken", "not installed", f"pip install {name}")
 
 
+def _check_openvino() -> Iterator[Finding]:
+    from deltavlm.model.openvino import cache_folder, import_openvino
+
+    core = import_openvino().Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+    instructions = f"{'with' if has_bf16 else 'without'} instructions for bf16"
+    yield Finding("openvino", "ok", f"nano runs on it without torch; {processor}, {instructions}")
+    if not cache_folder("doctor"):
+        yield Finding(
+            "cache",
+            "warning",
+            "compiled graphs cannot be stored, so that each process compiles for some seconds",
+            "set OV_CACHE_DIR to a folder that can be written",
+        )
+
+
 def _check_torch() -> Iterator[Finding]:
+    missing = [name for name in TORCH_PACKAGES if util.find_spec(name) is None]
+    if missing:
+        remedy = install_command("torch")
+        if "torch" in missing:
+            uses = "nano and openai: models on a CPU run without it, all other models and training do not"
+            yield Finding("torch", "ok", f"not installed: {uses}; {remedy}")
+        else:
+            yield Finding("torch", "broken", f"{', '.join(missing)} not installed", remedy)
+        return
     failure = _import_error("torch")
     if failure is not None:
         remedy = "pip install --force-reinstall torch torchvision"
@@ -143,6 +170,12 @@ def pinned_torch(requirements: list[str]) -> str | None:
 
 
 def _check_devices() -> Iterator[Finding]:
+    if util.find_spec("torch") is None:
+        from deltavlm.model.openvino import usable_cores
+
+        cores, threads = pluralize(os.cpu_count() or 1, "core"), pluralize(usable_cores(), "thread")
+        yield Finding("devices", "ok", f"cpu: {cores}, {threads}")
+        return
     import torch
 
     devices = [
@@ -264,27 +297,36 @@ def _check_questions() -> Iterator[Finding]:
 
 
 def _check_model() -> Iterator[Finding]:
-    if _import_error("torchvision") is not None:
-        yield Finding("model", "warning", "not tried: it needs torch and torchvision", "repair these first")
-        return
     import numpy as np
 
     from deltavlm import load_model
+    from deltavlm.model.config import RuntimeOptions
+    from deltavlm.model.folder import find_folder
     from deltavlm.model.interface import Question
+    from deltavlm.model.runtime import pick_runtime
     from deltavlm.tasks.classify import PROMPT
 
     try:
+        if pick_runtime(find_folder("nano"), RuntimeOptions()) == "torch" and _import_error("torchvision"):
+            detail = "not tried: it runs on a GPU, and needs torch and torchvision there"
+            yield Finding("model", "warning", detail, "repair these first")
+            return
         model = load_model("nano")
         black = np.zeros((1, 3, model.chip_px, model.chip_px), np.uint8)
         ((reply,),) = model.answer(model.encode(black, black), [Question("change", PROMPT, yes_no=True)])
     except DeltaVLMError as error:
         yield Finding("model", "broken", str(error), "reinstall deltavlm")
         return
+    runtime = model.details.get("runtime", "torch")
     yield Finding(
         "model",
         "ok",
-        f"{model.name} ({model.fingerprint}) runs on {model.device}; two black images changed? {reply.text}",
+        f"{model.name} ({model.fingerprint}) runs on {model.device} with {runtime}; "
+        f"two black images changed? {reply.text}",
     )
 
 
-CHECKS = (_check_packages, _check_torch, _check_devices, _check_gdal, _check_questions, _check_model)
+CHECKS = (
+    *(_check_packages, _check_openvino, _check_torch, _check_devices),
+    *(_check_gdal, _check_questions, _check_model),
+)

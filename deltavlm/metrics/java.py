@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from deltavlm.errors import ToolError
+from deltavlm.extras import install_command
 from deltavlm.metrics.bootstrap import Array, Metric
 
 __all__ = ["METEOR_STATISTICS", "meteor", "meteor_statistics", "ptb_tokenize", "pycocoevalcap_folder"]
@@ -100,9 +101,7 @@ def pycocoevalcap_folder() -> Path:
     try:
         import pycocoevalcap
     except ImportError as error:
-        raise ToolError(
-            "pycocoevalcap is not installed: pip install '.[eval]' in a clone of deltavlm"
-        ) from error
+        raise ToolError(f"pycocoevalcap is not installed; {install_command('pycocoevalcap')}") from error
     return Path(next(iter(pycocoevalcap.__path__)))
 
 

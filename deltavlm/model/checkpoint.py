@@ -5,9 +5,8 @@ Loading is strict: a missing or unexpected key, or a wrong shape, is an error th
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -27,8 +26,8 @@ from deltavlm.model.folder import (
 )
 from deltavlm.model.quantize import Kind, quantizable, quantize_layer, replace_layers
 from deltavlm.model.scope import QuestionScope
+from deltavlm.model.tensors import check_weights, read_tensors, write_tensors
 
-MAX_NAMED_KEYS = 5  # in an error
 SCOPE = "scope."  # prefix of the tensors of the question scope
 
 
@@ -45,22 +44,6 @@ def save(
     with atomic_file(folder / WEIGHTS) as scratch:
         write_tensors(scratch, half_weights, provenance)
     save_config(folder, config)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
-    """Write a safetensors file of contiguous tensors that share no memory.
-
-    Equal tensors and provenance give equal bytes: the metadata has a single key, because the library writes
-    several in arbitrary order. Raises: OSError.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata={"deltavlm": json.dumps(dict(provenance), sort_keys=True)})
-    except SafetensorError as error:  # a full disk too
-        raise OSError(errno.ENOSPC, str(error)) from error
-    path.chmod(0o644)  # the library creates it readable by the owner only
 
 
 def save_config(folder: Path, config: DeltaVLMConfig) -> None:
@@ -166,7 +149,6 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a file by the names of our modules, those with a prefix, floats converted to their dtype.
     Raises: ModelError."""
-    from safetensors import SafetensorError, safe_open
 
     def dtype_of(name: str) -> torch.dtype:
         return language_dtype if name.startswith("language.") else dtype
@@ -178,12 +160,10 @@ def _tensors(
                 if name := checkpoint_name(key):
                     yield name, tensor.to(device, dtype_of(name) if tensor.is_floating_point() else None)
             return
-        with safe_open(path, framework="pt", device=device) as file:
-            for key in file.keys():  # noqa: SIM118  not a dict
-                if key.startswith(prefix) and (name := checkpoint_name(key)):
-                    tensor = file.get_tensor(key)
-                    yield name, tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor
-    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
+        for key, tensor in read_tensors(path, device, prefix):
+            if name := checkpoint_name(key):
+                yield name, tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"cannot read {path}: {error}; copy the file again") from error
 
 
@@ -204,31 +184,11 @@ def checkpoint_name(name: str) -> str | None:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, *, tied: bool) -> None:
     """Load weights into a model of meta tensors, strictly. Raises: ModelError naming the first faults."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if is_stored(name, tied=tied)}
-    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
-    wrong = [
-        f"{name} is {tuple(weights[name].shape)}, should be {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    faults = [
-        f"{len(names)} {fault}: {_first_names(names)}"
-        for fault, names in (
-            ("keys missing", missing),
-            ("keys unexpected", unexpected),
-            ("shapes wrong", wrong),
-        )
-        if names
-    ]
-    if faults:
-        raise ModelError(f"{source} does not fit its {CONFIG}: {'; '.join(faults)}")
+    check_weights(weights, expected, source)
     restore_buffers(model, next(t.dtype for t in weights.values() if t.is_floating_point()))
     model.load_state_dict(dict(weights), strict=False, assign=True)
     if tied:
         model.language.tie_weights()  # type: ignore[operator,union-attr]
-
-
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join([*names[:MAX_NAMED_KEYS], "..."] if len(names) > MAX_NAMED_KEYS else names)
 
 
 def restore_buffers(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:

@@ -18,7 +18,7 @@ EFFICIENTNET_CHANNELS = (24, 40, 112)  # of EfficientNet-Lite0 at strides 4, 8, 
 WIDTHS, DEPTHS, HEADS, VOCABULARY = (1, 65_536), (1, 512), (1, 1024), (1, 2**22)
 
 
-def _check_ranges(owner: object, **ranges: tuple[float, float]) -> None:
+def check_ranges(owner: object, **ranges: tuple[float, float]) -> None:
     """Check numbers, which a config.json from elsewhere may hold: far beyond every model they only exhaust
     the memory. Raises: ValueError naming the field."""
     for name, (low, high) in ranges.items():
@@ -51,7 +51,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(
+        check_ranges(
             self,
             image_px=(1, 4096),
             patch_px=(1, self.image_px),
@@ -106,7 +106,7 @@ class DifferenceConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, dropout=(0, 1))
+        check_ranges(self, dropout=(0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, width=WIDTHS, count_basis=(1, 4096), dropout=(0, 1))
+        check_ranges(self, width=WIDTHS, count_basis=(1, 4096), dropout=(0, 1))
         if not 2 <= len(self.classes) <= 64 or len(self.counted) > 64:
             raise ValueError("classes are not 2 to 64 names")
 
@@ -154,7 +154,7 @@ class QFormerConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(
+        check_ranges(
             self,
             hidden=WIDTHS,
             layers=DEPTHS,
@@ -185,7 +185,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(
+        check_ranges(
             self,
             hidden=WIDTHS,
             layers=DEPTHS,
@@ -207,7 +207,7 @@ class ScopeConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, buckets=(1, VOCABULARY[1]), width=WIDTHS, hidden=WIDTHS)
+        check_ranges(self, buckets=(1, VOCABULARY[1]), width=WIDTHS, hidden=WIDTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, scale=(-1e6, 1e6), offset=(-1e6, 1e6))
+        check_ranges(self, scale=(-1e6, 1e6), offset=(-1e6, 1e6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +261,7 @@ class ScoreCalibration:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no fit gives."""
-        _check_ranges(self, scale=(1e-6, 1e6), offset=(-1e6, 1e6), threshold=(0, 1))
+        check_ranges(self, scale=(1e-6, 1e6), offset=(-1e6, 1e6), threshold=(0, 1))
 
     def check_model(self, name: str, fingerprint: str) -> None:
         """Raises: InputError where the calibration is of another model."""
@@ -291,7 +291,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that cannot be used."""
-        _check_ranges(self, beams=(1, 64), repetition_penalty=(0.01, 100))
+        check_ranges(self, beams=(1, 64), repetition_penalty=(0.01, 100))
 
     @property
     def is_plain(self) -> bool:
@@ -375,6 +375,6 @@ class DeltaVLMConfig:
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that no model has."""
-        _check_ranges(self, chip_px=(1, 16_384), training_gsd_m=(1e-6, 1e6))
+        check_ranges(self, chip_px=(1, 16_384), training_gsd_m=(1e-6, 1e6))
         if not 1 <= len(self.name) <= 100 or not self.name.isprintable():
             raise ValueError(f"name {preview(self.name)} is not one line of up to 100 characters")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from deltavlm.config import from_mapping
 from deltavlm.errors import ConfigError, InputError, ModelError
@@ -17,10 +19,15 @@ from deltavlm.model.config import DeltaVLMConfig
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 DENSE = "dense.safetensors"  # a mask head that was trained on top of a published model
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
+VOCABULARY = "vocab.json"  # words of a captioner: word -> id
 GRAPHS = ("encode.onnx", "query.onnx", "language.onnx")  # for runtimes without torch, see `graphs`
 LAYOUT = "layout"  # key of a graph's metadata: `layout_digest` of the weights that it refers to
 MAX_CONFIG_BYTES, MAX_HEADER_BYTES = 2**20, 2**24
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
+KIND = "kind"  # key of config.json; a checkpoint without it is of DEFAULT_KIND
+DEFAULT_KIND = "deltavlm"
+
+Config = TypeVar("Config")
 
 
 def home() -> Path:
@@ -58,8 +65,8 @@ def find_folder(name_or_folder: str) -> Path:
     return folder
 
 
-def read_config(folder: Path) -> DeltaVLMConfig:
-    """Configuration of a checkpoint folder.
+def read_values(folder: Path) -> Mapping[str, Any]:
+    """Plain values of the config.json of a checkpoint folder, of any kind.
 
     Raises: InputError if it is missing, or a file of the folder is a pipe or a device; ModelError if broken.
     """
@@ -69,16 +76,44 @@ def read_config(folder: Path) -> DeltaVLMConfig:
             with suppress(FileNotFoundError):  # a link to nothing
                 check_regular(file)
         values = parse_json(read_text(path, MAX_CONFIG_BYTES))
-        return from_mapping(DeltaVLMConfig, values, source=str(path))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is not a checkpoint: it has no {CONFIG}; give a checkpoint folder or a model's name"
         ) from error
-    except ConfigError as error:
-        raise ModelError(f"{error}; copy the checkpoint folder again") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelError(f"cannot use {path}: {reason}; copy the checkpoint folder again") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"cannot use {path}: it is no JSON object; copy the checkpoint folder again")
+    return values
+
+
+def read_kind(folder: Path) -> str:
+    """Kind of the model in a checkpoint folder, as its config.json says. Raises: InputError, ModelError."""
+    return str(read_values(folder).get(KIND, DEFAULT_KIND))
+
+
+def read_config_as(config_type: type[Config], folder: Path) -> Config:
+    """Configuration of a checkpoint folder, as the dataclass of its kind.
+
+    Raises: InputError if it is missing; ModelError if it is broken.
+    """
+    try:
+        return from_mapping(config_type, read_values(folder), source=str(folder / CONFIG))
+    except ConfigError as error:
+        raise ModelError(f"{error}; copy the checkpoint folder again") from error
+
+
+def read_config(folder: Path) -> DeltaVLMConfig:
+    """Configuration of a checkpoint folder of a DeltaVLM.
+
+    Raises: InputError if it is missing, of another kind, or a file of the folder is a pipe or a device;
+        ModelError if broken.
+    """
+    kind = read_kind(folder)
+    if kind != DEFAULT_KIND:
+        raise InputError(f"{folder} is a checkpoint of kind {kind!r}; this needs one of a DeltaVLM")
+    return read_config_as(DeltaVLMConfig, folder)
 
 
 def fingerprint(folder: Path) -> str:
@@ -86,9 +121,9 @@ def fingerprint(folder: Path) -> str:
 
     The configuration of a converted checkpoint has the checksums of its large files; they are not read.
     """
-    listed = read_config(folder).files
+    listed = read_values(folder).get("files", {})
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, DENSE, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
+    for name in (CONFIG, WEIGHTS, DENSE, TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER, VOCABULARY):
         if name not in listed and (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]

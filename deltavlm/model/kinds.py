@@ -1,6 +1,6 @@
 """Kinds of models by their name, and what is known of a model before it is loaded; imports no torch.
 
-    nano, deltavlm-7b, FOLDER    a DeltaVLM checkpoint
+    nano, deltavlm-7b, FOLDER    a checkpoint folder; its config.json has the kind, by default DeltaVLM
     hf:OWNER/NAME, hf:FOLDER     a vision-language model for transformers, perhaps with +ADAPTER
     openai:URL#MODEL             a model behind an OpenAI-compatible server; its URL may be in OPENAI_BASE_URL
 
@@ -14,10 +14,16 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
+from deltavlm.errors import ModelError
 from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.folder import DEFAULT_KIND, find_folder, read_kind
 from deltavlm.model.interface import ChangeModel
 
-CHECKPOINT = "deltavlm.model.runtime"
+CHECKPOINTS: Mapping[str, str] = {
+    DEFAULT_KIND: "deltavlm.model.runtime",
+    "mci": "deltavlm.model.mci",
+}
+"""`kind` in the config.json of a checkpoint folder -> module of the kind."""
 KINDS: Mapping[str, str] = {"hf": "deltavlm.model.huggingface", "openai": "deltavlm.model.openai"}
 """Prefix of a name, before its first colon -> module of the kind."""
 
@@ -82,4 +88,14 @@ def load_model(
 
 
 def _module(name: str) -> Any:
-    return import_module(KINDS.get(kind_of(name), CHECKPOINT))
+    prefix = kind_of(name)
+    if prefix:
+        return import_module(KINDS[prefix])
+    folder = find_folder(name)
+    kind = read_kind(folder)
+    if kind not in CHECKPOINTS:
+        raise ModelError(
+            f"{folder} holds a model of kind {kind!r}, which this version does not know; known are "
+            f"{', '.join(CHECKPOINTS)}"
+        )
+    return import_module(CHECKPOINTS[kind])

@@ -65,6 +65,7 @@ class Predictor(CheckpointModel):
     calibration: ScoreCalibration | None = (
         None  # to somebody's own chips, for the record; `config` has its effect
     )
+    allow_bf16: bool = True  # of images on a CPU; False where float32 was asked for
 
     @property
     def details(self) -> dict[str, Any]:
@@ -79,7 +80,8 @@ class Predictor(CheckpointModel):
     def encode(self, before: Pixels, after: Pixels, contexts: Sequence[PairContext] = ()) -> PairFeatures:
         """Encode N pairs into features that every question about them shares.
 
-        On a CPU with bf16 matrix instructions the images are encoded in bf16, as in training.
+        On a CPU with bf16 matrix instructions the images are encoded in bf16, as in training, unless float32
+        was asked for.
 
         Args:
             before, after: (N, 3, H, W) uint8 RGB, of any size.
@@ -89,7 +91,7 @@ class Predictor(CheckpointModel):
 
         Raises: ModelOutOfMemory if the batch does not fit, ModelError.
         """
-        use_bf16 = self.device == "cpu" and bf16_cpu()
+        use_bf16 = self.allow_bf16 and self.device == "cpu" and bf16_cpu()
         step = CPU_ENCODE_PAIRS if self.device == "cpu" and self.meter is None else max(1, len(before))
         with (
             wrap_torch_errors(pluralize(len(before), "pair"), self.device),
@@ -225,4 +227,5 @@ def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
         torch.get_num_threads(),
         checkpoint.load_scope(folder / WEIGHTS, config.scope) if config.scope else None,
         calibration,
+        allow_bf16=options.dtype == "auto" or dtype != torch.float32,
     )

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import metadata
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deltavlm.errors import InputError, ModelError
+from deltavlm.extras import require_package
 
 Kind = Literal["int8", "int4"]
 THRESHOLD = 6.0  # of LLM.int8(), as in the paper
@@ -31,11 +32,7 @@ def check_quantize(kind: Kind, device: str) -> None:
     """Check that this machine can quantize to `kind` on `device`. Raises: InputError."""
     if device.split(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"`quantize='{kind}'` runs on cuda and cpu, not on {device}; omit it")
-    if util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"`quantize='{kind}'` needs the library bitsandbytes; "
-            "pip install '.[quantize]' in a clone of deltavlm"
-        )
+    require_package("bitsandbytes", f"`quantize='{kind}'`")
 
 
 def describe(kind: Kind) -> str:

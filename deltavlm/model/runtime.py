@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from deltavlm.errors import ConfigError
+from deltavlm.extras import require_torch
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, has_graphs, read_config
 from deltavlm.model.interface import ChangeModel
@@ -39,15 +40,18 @@ def pick_runtime(folder: Path, options: RuntimeOptions) -> str:
 
     "auto" is OpenVINO where the folder has graphs, the device is a CPU, and no option needs torch.
 
-    Raises: ConfigError if OpenVINO is asked for and cannot be used.
+    Raises: ConfigError if OpenVINO is asked for and cannot be used; InputError if torch is needed and not
+        installed.
     """
     if options.runtime == "torch":
+        require_torch("`runtime='torch'`")
         return "torch"
     reason = why_not_openvino(folder, options)
     if reason is None:
         return "openvino"
     if options.runtime == "openvino":
         raise ConfigError(f"`runtime='openvino'`: {reason}; use `runtime='torch'`")
+    require_torch(f"without OpenVINO ({reason}), the model {folder.name}")
     return "torch"
 
 
@@ -56,7 +60,7 @@ def why_not_openvino(folder: Path, options: RuntimeOptions) -> str | None:
     if options.device != "cpu" and not (options.device == "auto" and not has_gpu()):
         return f"it runs on a CPU, not on `device='{options.device}'`"
     if not has_graphs(folder):
-        return f"{folder} has no graphs; deltavlm weights export writes them"
+        return f"{folder} has no graphs, which deltavlm weights export writes"
     config = options.apply_to(read_config(folder))
     if not config.decoding.is_plain or options.quantize or options.dtype not in ("auto", "fp32", "bf16"):
         return "it decodes greedily without a penalty, in bf16 or fp32 and not quantized"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from deltavlm.config import suggest
-from deltavlm.errors import ConfigError, InputError, ToolError
+from deltavlm.errors import ConfigError, InputError
+from deltavlm.extras import require_package
 from deltavlm.geo.lonlat import cut_at_180, polygon_of_ring
 from deltavlm.geo.vector_reader import read_layer, split_layer
 from deltavlm.summaries.areas import Areas, Parts, divide, require_crs, single_area
@@ -40,7 +41,7 @@ def make_areas(
     """Areas by name: None for a single one, "pair", "grid", "h3", or a vector file as FILE or FILE:LAYER.
 
     Raises:
-        InputError, ConfigError and ToolError: as the function of that kind of areas.
+        InputError and ConfigError: as the function of that kind of areas.
     """
     match by:
         case None:
@@ -106,16 +107,12 @@ def areas_from_h3(results: Results, resolution: int = H3_RESOLUTION) -> Areas:
     """Cells of Uber's H3, resolution 0 to 15.
 
     Raises:
-        ToolError: the package h3 is not installed.
-        InputError: the results have no CRS.
+        InputError: the results have no CRS, or the package h3 is not installed.
     """
     require_crs(results)
-    try:
-        import h3
-    except ImportError as error:
-        raise ToolError(
-            "`by='h3'` needs the package h3; pip install '.[h3]' in a clone of deltavlm"
-        ) from error
+    require_package("h3", "`by='h3'`")
+    import h3
+
     names = sorted({cell for shape in results.lonlat for cell in _h3_cells(shape, resolution)})
     rings = [[(lon, lat) for lat, lon in h3.cell_to_boundary(name)] for name in names]
     kind = f"H3 cell of resolution {resolution}"

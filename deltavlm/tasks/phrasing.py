@@ -23,7 +23,7 @@ from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.tasks.text import NO_CHANGE, clean
 
-__all__ = ["CHANGECHAT_87K", "DELTAVLM", "GENERIC", "PHRASEBOOKS", "Phrase", "Phrasebook"]
+__all__ = ["CHANGECHAT_87K", "DELTAVLM", "GENERIC", "MCI", "PHRASEBOOKS", "Phrase", "Phrasebook"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +292,19 @@ GENERIC = Phrasebook(
 )
 """Questions for models that follow any instruction. Counts and cells are one question, answered in JSON."""
 
+MCI = Phrasebook(
+    "mci",
+    {
+        "caption": Phrase("caption", _read_caption, _writer("caption"), 41),
+        "change": Phrase("changed", _read_change, _writer("change"), 1),
+        "count": Phrase("count", count.parse, _writer("count"), 1),
+        "location": Phrase("where", locate.parse, _writer("location"), 1),
+    },
+    joins_history=False,
+    agrees=False,
+)
+"""Control words of the kind mci, which reads no text: which of its outputs is asked for."""
+
 CHANGECHAT_87K = Phrasebook(
     "changechat-87k",
     {
@@ -306,4 +319,6 @@ CHANGECHAT_87K = Phrasebook(
 """Questions of ChangeChat-87k, which ChangeChat was trained on. Counts are the second turn of its dialogues,
 the only counting question with fixed words; places are polygons, of which the cells are kept."""
 
-PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC, CHANGECHAT_87K)}
+PHRASEBOOKS: Mapping[str, Phrasebook] = {
+    book.name: book for book in (DELTAVLM, GENERIC, MCI, CHANGECHAT_87K)
+}

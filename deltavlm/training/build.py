@@ -31,6 +31,7 @@ from deltavlm.model.folder import (
     read_config,
 )
 from deltavlm.model.qformer import QFormer
+from deltavlm.model.tensors import write_tensors
 from deltavlm.model.tokenizer import Codec, load_codecs, train_codec
 from deltavlm.model.vision import EfficientNetTower, VisionEncoder
 from deltavlm.training.changechat_dataset import (
@@ -211,7 +212,7 @@ def prepare_scope(inputs: RunInputs, out: Path) -> None:
             )
             scope = None
     scope = scope or fit_scope(config, questions)
-    checkpoint.write_tensors(path, checkpoint.scope_tensors(scope), {})
+    write_tensors(path, checkpoint.scope_tensors(scope), {})
 
 
 def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:

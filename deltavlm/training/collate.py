@@ -20,8 +20,8 @@ from deltavlm.training.config import ANSWERING, Phase
 from deltavlm.training.sampling import Batch, MixedSampler, Turn
 
 MAX_ANSWER_TOKENS = 256  # as in the published training; longer answers are truncated
-BUCKET_ROWS = 16  # at least, for each length bucket
-MAX_BUCKETS = 3
+BUCKET_ROWS = 8  # at least, for each length bucket
+MAX_BUCKETS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def collate_answers(
 ) -> list[AnswerBatch]:
     """Tokenize and pad the turns of all pairs, in buckets of like length to save padding.
 
-    Default of `buckets`: at most 3, of at least 16 rows each. Questions are formatted as at inference,
+    Default of `buckets`: at most 6, of at least 8 rows each. Questions are formatted as at inference,
     answers are normalised. A prompt too long for the language model's context loses its beginning.
     """
     questions, codec = codecs

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from importlib import util
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -27,17 +26,18 @@ from torch import Tensor, nn
 
 from deltavlm.config import suggest
 from deltavlm.data.images import read_image
-from deltavlm.errors import AnswerParseError, ConfigError, InputError
+from deltavlm.errors import AnswerParseError, ConfigError
+from deltavlm.extras import require_package
 from deltavlm.files import write_atomic
 from deltavlm.files.atomic import atomic_file
 from deltavlm.model.chat_turns import chat_turns
-from deltavlm.model.checkpoint import write_tensors
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats
 from deltavlm.model.huggingface.loading import linear_layers, load_chat_model, quiet
 from deltavlm.model.huggingface.source import ADAPTER_CONFIG, parse
 from deltavlm.model.interface import PairContext, Question, standard_question
+from deltavlm.model.tensors import write_tensors
 from deltavlm.scoring.inference import PairExamples
 from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC
@@ -252,10 +252,7 @@ def load_adapter_inputs(config: TrainConfig) -> AdapterInputs:
     Raises: ConfigError, InputError, ModelError naming what is missing or cannot be used.
     """
     assert config.adapter is not None
-    if util.find_spec("peft") is None:
-        raise InputError(
-            "the training of an adapter needs the library peft; pip install '.[peft]' in a clone of deltavlm"
-        )
+    require_package("peft", "the training of an adapter")
     if parse(config.model)[1] is not None:
         raise ConfigError(f"model {config.model} has an adapter already; give the model alone")
     for name, phase in config.phases.items():

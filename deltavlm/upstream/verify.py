@@ -7,14 +7,13 @@ A folder of expected results has `expected.safetensors` (images, tokens, soft pr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deltavlm.errors import InputError, ModelError
+from deltavlm.errors import InputError
 from deltavlm.files import parse_json, read_text
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Decoding
@@ -22,26 +21,11 @@ from deltavlm.model.device import DTYPES, pick_device
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.quantize import Kind, check_quantize
 from deltavlm.model.tokenizer import load_codecs
+from deltavlm.upstream.checks import TOLERANCE, Check, Comparison
 from deltavlm.upstream.read import tensors
 
-TOLERANCE = 1e-4  # largest absolute difference in float32
 EXACT = ("pixels", "question ids", "text ids")
 Dtype = Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Comparison of one stage over all cases."""
-
-    name: str
-    cases: int
-    equal: int  # cases within the tolerance, or equal token for token
-    worst: float | None  # largest absolute difference; None for ids and texts
-    size: float | None = None  # largest absolute expected value
-
-    @property
-    def passed(self) -> bool:
-        return self.equal == self.cases
 
 
 def verify(
@@ -67,16 +51,10 @@ def verify(
     model.set_attention("eager")
     questions, codec = load_codecs(folder)
     predictor = Predictor(model, config, questions, codec, device, "")
-    results: dict[str, list[tuple[bool, float | None, float | None]]] = {}
+    comparison = Comparison()
 
     def compare(name: str, actual: Tensor, expected: Tensor) -> None:
-        if actual.shape != expected.shape:
-            raise ModelError(
-                f"{name} is {tuple(actual.shape)}, expected {tuple(expected.shape)}; the sizes differ"
-            )
-        error = float((actual.float().cpu() - expected.float()).abs().max())
-        bound = 0.0 if name in EXACT else TOLERANCE
-        results.setdefault(name, []).append((error <= bound, error, float(expected.abs().max())))
+        comparison.tensors(name, actual, expected, 0.0 if name in EXACT else TOLERANCE)
 
     prompts = list(dict.fromkeys(case["prompt"] for case in cases))
     with torch.inference_mode():
@@ -104,17 +82,8 @@ def verify(
                 vocab = logits.shape[-1]  # the original adds a random row for padding
                 compare("first logits", logits, arrays[stem + "first_logits"][..., :vocab])
         for name, is_equal in _compare_answers(predictor, pixels, cases):
-            results.setdefault(name, []).append((is_equal, None, None))
-    return [
-        Check(
-            name,
-            len(rows),
-            sum(is_equal for is_equal, _, _ in rows),
-            max((error for _, error, _ in rows if error is not None), default=None),
-            max((size for _, _, size in rows if size is not None), default=None),
-        )
-        for name, rows in results.items()
-    ]
+            comparison.values(name, is_equal, True)
+    return comparison.checks()
 
 
 def _compare_answers(

@@ -5,6 +5,7 @@ Unwritable locations are made without permissions, because tests may run as root
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -201,8 +202,11 @@ def test_a_missing_device(run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatc
 def test_quantize_without_its_library(
     run: Run, scene: Scene, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    words = ("bitsandbytes", "pip install '.[quantize]' in a clone of deltavlm")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    words = ("bitsandbytes", 'pip install "deltavlm[quantize]"')
     refused(run, *scene.args, "--quantize", "int4", *flags, words=words)
 
 

@@ -91,16 +91,23 @@ def test_a_torchvision_built_for_another_torch_is_explained() -> None:
 
 
 def test_a_model_is_not_tried_without_torchvision(
-    run: Run, load_by: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+    run: Run, load_by: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its error names neither package, and the remedy was to reinstall deltavlm."""
-    monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it fails
+    monkeypatch.setattr("deltavlm.model.runtime.has_gpu", lambda: True)
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('no torchvision::nms')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     load_by(None)
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert one_line(result) == "Error: broken: torchvision; see the remedies above"
     (check,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "model"]
-    assert (check["status"], check["detail"]) == ("warning", "not tried: it needs torch and torchvision")
+    assert (check["status"], check["detail"]) == (
+        "warning",
+        "not tried: it runs on a GPU, and needs torch and torchvision there",
+    )
 
 
 def test_a_failing_check_shows_its_traceback(run: Run, load_by: Callable[[Any], None]) -> None:

@@ -16,7 +16,7 @@ def test_without_ray_the_extra_is_named(run: Run, scene: Scene, monkeypatch: pyt
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else find(name))
     result = run("analyze", *scene.args, "--engine", "ray")
     assert result.exit_code == 2
-    assert "pip install '.[ray]' in a clone of deltavlm" in one_line(result)
+    assert 'pip install "deltavlm[ray]"' in one_line(result)
 
 
 @pytest.mark.parametrize("flag", [("--ray-address", "auto"), ("--actors", "2"), ("--actor-cpus", "2")])

@@ -192,9 +192,8 @@ def test_metrics_during_a_run_and_after_a_signal(scene: Scene, tmp_path: Path) -
     args = (*scene.args, "-o", tmp_path / "o.gpkg", "--chip-size", 32, "--batch-size", 1, "--metrics", file)
     with program("analyze", *args, pause=0.5) as process:
         journal = tmp_path / "o.gpkg.journal.jsonl"
-        while (
-            not journal.exists() or journal.read_bytes().count(b"\n") < 4
-        ):  # header, pair, 2 chips: 1 is counted
+        # header, pair and two chips: one is counted
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
             assert process.poll() is None
             time.sleep(0.02)
         assert read(file)["run_active", ""] == 1

@@ -52,7 +52,7 @@ def test_convert_verify_and_analyze(tmp_path: Path, scene: Scene) -> None:
     assert "smallest cosine" in result.stderr  # the base of the fixture differs on purpose
     verified = run("weights", "verify", folder, "--expected", GOLDEN)
     assert verified.exit_code == 0, verified.stderr
-    assert "ids, 5 beams               9 of   9 equal" in verified.stdout
+    assert "ids, 5 beams                   9 of   9 equal" in verified.stdout
     assert "equal to the original in fp32" in verified.stderr
     listed = run("weights", "list", "--json")
     assert [model["name"] for model in json.loads(listed.stdout)["models"]] == ["deltavlm-7b", "nano"]
@@ -151,7 +151,7 @@ def test_a_model_configuration_is_given_with_heads_config(tmp_path: Path) -> Non
         (("inspect", GOLDEN / "eva_vit_g.pth"), "is no checkpoint of DeltaVLM"),
         (("verify", "nowhere", "--expected", GOLDEN), "nowhere is not a checkpoint"),
         (("verify", SHIPPED / "nano", "--expected", "nowhere"), "no file nowhere/expected.json"),
-        (("convert",), "Missing option '--checkpoint'"),
+        (("convert",), "Missing option '--output'"),
     ],
 )
 def test_bad_input_is_a_line_on_stderr(args: tuple[object, ...], words: str) -> None:
@@ -209,7 +209,7 @@ def test_exported_graphs_are_used(tmp_path: Path, scene: Scene) -> None:
     tiny_checkpoint(tmp_path)
     refused = run("analyze", *scene.args, "-o", "out.gpkg", "--model", tmp_path, "--runtime", "openvino")
     assert refused.exit_code == 2
-    assert "has no graphs; deltavlm weights export writes them; use --runtime torch" in refused.stderr
+    assert "has no graphs, which deltavlm weights export writes; use --runtime torch" in refused.stderr
     exported = run("weights", "export", tmp_path)
     assert exported.exit_code == 0, exported.stderr
     assert "wrote encode.onnx, query.onnx, language.onnx" in exported.stderr

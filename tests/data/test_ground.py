@@ -13,8 +13,10 @@ from scipy import ndimage
 
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import SceneCache, open_cache
+from deltavlm.data.synthetic.events import subdivision
 from deltavlm.data.synthetic.ground import (
     Ground,
+    GroundNeighborhood,
     GroundRenderer,
     GroundTiles,
     guess_cover,
@@ -77,6 +79,21 @@ def test_the_share_of_changed_scenes_is_that_of_the_options(folder: Path) -> Non
             for seed in range(8)
         ]
         assert np.mean(changed) == 0 if change == 0 else np.mean(changed) >= 0.6
+
+
+def test_a_subdivision_has_dozens_of_houses_along_parallel_streets(tmp_path: Path) -> None:
+    """So that counts beyond ten are taught: of all other events on real ground, one in 500 had more."""
+    write_tile(tmp_path / "a.png", side=320)
+    houses = []
+    for seed in range(6):
+        plan, rng = Plan((256, 256), 1.0), np.random.default_rng(seed)
+        area = GroundNeighborhood(rng, plan, Ground(GroundTiles(tmp_path).read(tmp_path / "a.png")), None)
+        subdivision(area)
+        assert {house.when for house in plan.houses} == {"built"}
+        streets = [road.line[-1] - road.line[0] for road in plan.roads]
+        assert np.allclose(streets, streets[0])
+        houses.append(len(plan.houses))
+    assert np.median(houses) >= 15
 
 
 def test_an_unchanged_pair_differs_in_its_pixels(folder: Path) -> None:

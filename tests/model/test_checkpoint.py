@@ -15,6 +15,7 @@ import deltavlm
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import CONFIG, WEIGHTS, fingerprint
+from deltavlm.model.tensors import write_tensors
 from tests.tiny import TINY, tiny_checkpoint
 
 
@@ -124,7 +125,7 @@ def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
 
 def test_weights_that_cannot_be_written_are_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file or directory"):
-        checkpoint.write_tensors(tmp_path / "gone" / WEIGHTS, {"bias": torch.ones(3)}, {})
+        write_tensors(tmp_path / "gone" / WEIGHTS, {"bias": torch.ones(3)}, {})
 
 
 def test_pickles_are_never_loaded_without_weights_only() -> None:

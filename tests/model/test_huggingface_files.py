@@ -236,10 +236,11 @@ def test_an_adapter_of_another_base(architecture: str, adapter: Path, tmp_path: 
 
 
 def test_an_adapter_without_peft(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.util, "find_spec", lambda name: None)
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "peft" else find(name))
     (tmp_path / "adapter").mkdir()
     message = refused(load, f"{tiny}+{tmp_path / 'adapter'}")
-    assert "needs the library peft; pip install '.[peft]'" in message
+    assert 'needs peft, which is not installed; pip install "deltavlm[peft]"' in message
 
 
 def test_a_folder_that_is_no_adapter(tiny: Path) -> None:

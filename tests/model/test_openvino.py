@@ -32,6 +32,12 @@ OPEN = Question("open", "Were any trees removed?", max_new_tokens=20)
 LONG = Question("long", "q were any trees removed? a yes q how many were there, and where?", max_new_tokens=9)
 
 
+@pytest.fixture(autouse=True)
+def torch_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with instructions for bf16, torch encodes images in it, as in training."""
+    monkeypatch.setattr("deltavlm.model.predictor.bf16_cpu", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
@@ -189,7 +195,7 @@ def test_openvino_that_cannot_be_used_is_refused(
 
 def test_a_folder_without_graphs_says_how_to_write_them(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path)
-    with pytest.raises(ConfigError, match="has no graphs; deltavlm weights export writes them"):
+    with pytest.raises(ConfigError, match="has no graphs, which deltavlm weights export writes;"):
         load_model(str(tmp_path), device="cpu", runtime="openvino")
 
 

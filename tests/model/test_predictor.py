@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
+from deltavlm.model import predictor as predictor_module
 from deltavlm.model.config import Calibration, Decoding
 from deltavlm.model.device import pick_device, to_device
 from deltavlm.model.images import resize_image
@@ -255,3 +256,17 @@ def test_a_gpu_gives_the_answers_of_the_cpu(tmp_path: Path) -> None:
         assert [reply.score for reply in replies] == pytest.approx(
             [reply.score for reply in expected], abs=1e-3
         )
+
+
+def test_images_are_encoded_in_float32_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a CPU with bf16 instructions, which are used by default."""
+    tiny_checkpoint(tmp_path)
+    before, after = pairs(2)
+    monkeypatch.setattr(predictor_module, "bf16_cpu", lambda: False)
+    exact = load_model(str(tmp_path), device="cpu", dtype="fp32").encode(before, after).tokens
+    monkeypatch.setattr(predictor_module, "bf16_cpu", lambda: True)
+    for dtype, is_equal in (("fp32", True), ("bf16", False)):
+        encoded = load_model(str(tmp_path), device="cpu", dtype=dtype).encode(before, after).tokens
+        assert torch.equal(encoded.float(), exact) == is_equal

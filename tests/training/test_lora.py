@@ -269,8 +269,10 @@ def test_an_adapter_that_cannot_be_is_refused_before_anything_is_written(
 def test_without_peft_it_says_what_to_install(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltavlm.training.lora.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs the library peft; pip install '\.\[peft\]'"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r'needs peft, which is not installed; pip install "deltavlm\[peft\]"'
+    ):
         run.train(recipe(folder), tmp_path / "run")
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from deltavlm.errors import InputError
 from deltavlm.model.folder import WEIGHTS
-from deltavlm.upstream.verify import TOLERANCE, verify
+from deltavlm.upstream.checks import TOLERANCE
+from deltavlm.upstream.verify import verify
 from tests.upstream.conftest import GOLDEN
 
 

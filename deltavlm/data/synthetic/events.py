@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from deltavlm.data.synthetic.layout import Neighborhood
-from deltavlm.data.synthetic.plan import Patch, Plan, Pond, Road, Wood, blob, rectangle
+from deltavlm.data.synthetic.plan import Patch, Plan, Pond, Road, Wood, blob, curve, rectangle
 
-__all__ = ["EVENTS", "EVENT_PROBABILITIES", "clear_trees", "remove_crossed_houses"]
+__all__ = ["EVENTS", "EVENT_PROBABILITIES", "clear_trees", "remove_crossed_houses", "subdivision"]
 
 
 def estate(area: Neighborhood) -> None:
@@ -27,6 +27,35 @@ def estate(area: Neighborhood) -> None:
         for house in plan.houses[start:]:
             yard = blob(rng, house.center, house.radius * 1.7)
             plan.patches.append(Patch(yard, rng.choice(["lawn", "soil"]), "built"))
+
+
+def subdivision(area: Neighborhood) -> None:
+    """A whole subdivision: parallel streets, new or there before, with new houses on both sides."""
+    rng, plan = area.rng, area.plan
+    if rng.random() < 0.7:  # of the whole image
+        area.center = plan.size[0] / 2, plan.size[1] / 2
+        area.reach = max(plan.size) * rng.uniform(0.8, 1.1)
+    area.house_px = max(11.0, area.house_px * rng.uniform(0.45, 0.9))  # small lots
+    area.yard_share, area.yard_ground = rng.choice([0.3, 0.9]), rng.choice(["lawn", "soil"], p=[0.7, 0.3])
+    clear_trees(plan, area.center, area.reach * 0.6)
+    if rng.random() < 0.3:
+        site = rectangle(area.center, area.reach * 1.1, area.reach * rng.uniform(0.6, 1.1), area.street_angle)
+        plan.patches.append(Patch(site, area.yard_ground, "built"))
+    model, length = area.road("built" if rng.random() < 0.6 else "both"), area.reach * rng.uniform(1.0, 1.5)
+    heading = area.street_angle + rng.normal(0, 0.05)
+    start = np.asarray(area.center) - length / 2 * np.array([np.cos(heading), np.sin(heading)])
+    line = curve(rng, (float(start[0]), float(start[1])), heading, length, rng.choice([0.05, 0.4]))
+    across = np.array([-np.sin(heading), np.cos(heading)])
+    width = model.width * rng.uniform(0.5, 1.0)
+    spacing = width + area.house_px * rng.uniform(3.0, 4.2)  # two rows of lots back to back
+    count = max(1, round(area.reach / spacing))
+    offsets = spacing * (np.arange(count) - (count - 1) / 2 + rng.uniform(-0.3, 0.3))
+    streets = [Road(line + offset * across, max(width, 3.0), model.surface, model.when) for offset in offsets]
+    plan.roads.extend(streets)
+    for street in streets:
+        remove_crossed_houses(plan, street)
+    for street in streets:
+        area.add_row(street, "built", share=rng.uniform(0.7, 1.0))
 
 
 def row(area: Neighborhood) -> None:
@@ -123,7 +152,8 @@ EVENTS: Mapping[str, Callable[[Neighborhood], None]] = {
     "pond": pond,
     "construction": construction,
 }
-"""Functions that add one event to the plan of a neighborhood; their order is part of a seed's scene."""
+"""Functions that add one event to the plan of a neighborhood; their order is part of a seed's scene. On real
+ground there is `subdivision` too."""
 EVENT_PROBABILITIES = [0.24, 0.15, 0.17, 0.09, 0.09, 0.02, 0.08, 0.06, 0.02, 0.03, 0.05]
 
 

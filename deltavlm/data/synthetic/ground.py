@@ -40,9 +40,10 @@ from deltavlm.data.synthetic.tiles import (
 __all__ = ["GroundTiles", "make_georeferenced_scene", "make_ground_scene"]
 
 GROUND_EVENTS: Mapping[str, float] = {
-    "estate": 0.24,
-    "row": 0.14,
-    "houses": 0.28,
+    "subdivision": 0.24,
+    "estate": 0.16,
+    "row": 0.08,
+    "houses": 0.18,
     "works": 0.12,
     "road": 0.07,
     "road_gone": 0.02,
@@ -52,7 +53,8 @@ GROUND_EVENTS: Mapping[str, float] = {
     "pond": 0.02,
     "construction": 0.04,
 }
-"""Probability of each of `events.EVENTS` on real ground."""
+"""Probability of each event on real ground."""
+EVENTS = {**events.EVENTS, "subdivision": events.subdivision}
 
 
 def make_ground_scene(
@@ -306,7 +308,7 @@ def lay_out(
         for _ in range(4):  # on occupied ground an event may find no place
             area = GroundNeighborhood(rng, plan, ground, tiles if has_cutouts else None)
             for name in rng.choice(names, 1 + (rng.random() < 0.3), replace=False, p=probabilities):
-                events.EVENTS[str(name)](area)
+                EVENTS[str(name)](area)
             if count_changes(plan) > objects:
                 break
     return [building for building in hidden if is_clear(plan, building)]

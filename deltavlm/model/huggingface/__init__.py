@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from deltavlm.errors import ConfigError
+from deltavlm.extras import require_torch
 from deltavlm.hub import Hub
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.huggingface.source import CHIP_PX, parse, plan
@@ -40,6 +41,7 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
 def load(name: str, options: RuntimeOptions) -> ChangeModel:
     """Load a model and its adapter; see `kinds.load_model`."""
     check_options(options)
+    require_torch(name)
     from deltavlm.model.huggingface.loading import load_chat_model
 
     return load_chat_model(name, options)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from deltavlm.errors import InputError, ModelError, ModelOutOfMemory
+from deltavlm.extras import require_package
 from deltavlm.files import format_bytes, parse_json, read_text
 from deltavlm.hub import Hub
 from deltavlm.messages import first_line
@@ -49,11 +50,8 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         torch.set_num_threads(options.threads)
     hub = Hub.configure(offline=options.offline)
     reference, adapter_reference = source.parse(name)
-    if adapter_reference is not None and util.find_spec("peft") is None:
-        raise InputError(
-            f"the adapter {adapter_reference.name} needs the library peft; pip install '.[peft]' in a clone"
-            " of deltavlm"
-        )
+    if adapter_reference is not None:
+        require_package("peft", f"the adapter {adapter_reference.name}")
     planned = source.plan(reference, hub)
     settings = source.read_settings(planned)
     code = _trusted_code(planned, settings, options.trust_remote_code)

@@ -1,0 +1,51 @@
+"""MCI, the mask-and-caption model of Change-Agent (arXiv 2403.19646), as a kind of checkpoint.
+
+It answers the standard questions alone: a caption, whether anything changed, counts and cells of roads and
+buildings; it knows no others. Imports no torch before `load`.
+"""
+
+from __future__ import annotations
+
+from deltavlm.errors import ConfigError
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.folder import find_folder, read_config_as
+from deltavlm.model.interface import ChangeModel
+from deltavlm.model.kinds import ModelSpec
+from deltavlm.model.mci.config import MCIConfig
+
+_SUPPORTED = {
+    "decode": (None, "fast"),
+    "beams": (None, 1),
+    "prompt_style": (None,),
+    "quantize": (None,),
+    "runtime": ("auto", "torch"),
+}
+"""Option -> values that these models support; they always decode greedily."""
+
+
+def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
+    """Facts about a checkpoint without its weights; see `kinds.read_spec`."""
+    check_options(options)
+    folder = find_folder(name)
+    config = read_config_as(MCIConfig, folder)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return ModelSpec(config.name, config.chip_px, config.training_gsd_m, has_masks=True, weights_bytes=size)
+
+
+def load(name: str, options: RuntimeOptions) -> ChangeModel:
+    """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
+    check_options(options)
+    from deltavlm.model.mci.model import load_model
+
+    return load_model(find_folder(name), options)
+
+
+def check_options(options: RuntimeOptions) -> None:
+    """Raises: ConfigError for an option that these models do not support."""
+    for field, values in _SUPPORTED.items():
+        value = getattr(options, field)
+        if value not in values:
+            raise ConfigError(
+                f"models of kind mci do not support `{field}={value!r}`; omit it: they decode greedily, in "
+                "torch"
+            )
