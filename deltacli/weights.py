@@ -44,7 +44,7 @@ LinkLanguage = Annotated[
 ]
 ModelKind = Annotated[
     str,
-    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm or mci."),
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm, mci or changechat."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -226,7 +226,8 @@ def fetch(
 @grouped
 def inspect_checkpoint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, or MCI_model.pth.")
+        Path,
+        typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, MCI_model.pth, or a folder."),
     ],
     kind: ModelKind = "deltavlm",
     vision: Annotated[
@@ -290,7 +291,7 @@ def convert_checkpoint(
             panel=PUBLISHED,
             metavar="FILE|DIR",
             help="deltavlm: the EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or "
-            "timm's file.",
+            "timm's file; changechat: the folder of clip-vit-large-patch14-336.",
         ),
     ] = None,
     llm: Annotated[
@@ -315,6 +316,29 @@ def convert_checkpoint(
         Path | None,
         flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci: the vocab.json of its words."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        flag("--base", panel=PUBLISHED, metavar="DIR", help="changechat: the folder of llava-v1.5-7b."),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        flag(
+            "--adapter",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="changechat: the folder of the LoRA, which is merged; without it the base alone.",
+        ),
+    ] = None,
+    projector: Annotated[
+        Path | None,
+        flag(
+            "--projector",
+            panel=PUBLISHED,
+            metavar="FILE",
+            show_default="the adapter's if it has one, else the base's",
+            help="changechat: an mm_projector.bin in place of that of the adapter and of the base.",
+        ),
+    ] = None,
     heads_config: HeadsConfig = None,
     difference: Difference = "auto",
     link_llm: LinkLanguage = False,
@@ -333,6 +357,9 @@ def convert_checkpoint(
         "llm": llm,
         "bert": bert,
         "vocab": vocab,
+        "base": base,
+        "adapter": adapter,
+        "projector": projector,
         "heads_config": heads_config,
     }
     if kind != DEFAULT_KIND:

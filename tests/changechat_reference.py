@@ -72,7 +72,8 @@ def write_files(folder: Path) -> None:
     saved = (
         "base_model.model.model.vision_tower.vision_tower.vision_model.embeddings.position_embedding.weight"
     )
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "use_dora": False}
+    config: dict[str, Any] = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none"}
+    config["target_modules"] = [f"{name}_proj" for name in (*"qkvo", "gate", "up", "down")]
     for path, trained in (
         (folder / ADAPTER, {saved: table}),
         (
@@ -105,7 +106,7 @@ def write_files(folder: Path) -> None:
 @cache
 def tokenizer_model() -> bytes:
     """SentencePiece model with the settings of Llama's: BPE with bytes, and text as it is."""
-    texts = [*SYSTEMS.values(), CAPTION, CHANGED, COUNT, "Yes", "No", "yes", "no", "some houses are built"]
+    texts = [*SYSTEMS.values(), CAPTION, CHANGED, COUNT, *["Yes", "No"] * 100, "some houses are built"]
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(texts * 4),
@@ -329,7 +330,7 @@ def _base_config() -> dict[str, Any]:
         "num_key_value_heads": HEADS,
         "intermediate_size": INTERMEDIATE,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     }

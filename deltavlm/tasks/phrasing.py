@@ -319,6 +319,4 @@ CHANGECHAT_87K = Phrasebook(
 """Questions of ChangeChat-87k, which ChangeChat was trained on. Counts are the second turn of its dialogues,
 the only counting question with fixed words; places are polygons, of which the cells are kept."""
 
-PHRASEBOOKS: Mapping[str, Phrasebook] = {
-    book.name: book for book in (DELTAVLM, GENERIC, MCI, CHANGECHAT_87K)
-}
+PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC, MCI, CHANGECHAT_87K)}
