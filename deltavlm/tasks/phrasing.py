@@ -240,6 +240,16 @@ def _read_contours(reply: str) -> Cells:
     return contours.cells_of(contours.parse(reply))
 
 
+def _read_sentence(reply: str) -> str:
+    """The sentence as `caption` has it: without an upper-case letter first and a full stop.
+
+    >>> _read_sentence("Some houses are built.")
+    'some houses are built'
+    """
+    sentence = caption.parse(reply).rstrip(" .")
+    return f"{sentence[:1].lower()}{sentence[1:]}"
+
+
 def _write_sentence(values: Mapping[TaskName, Any]) -> str:
     """The sentence with an upper-case letter first and a full stop.
 
@@ -308,7 +318,7 @@ MCI = Phrasebook(
 CHANGECHAT_87K = Phrasebook(
     "changechat-87k",
     {
-        "caption": Phrase(caption.PROMPT, caption.parse, _write_sentence, 100),
+        "caption": Phrase(caption.PROMPT, _read_sentence, _write_sentence, 100),
         "change": Phrase(classify.PROMPT, classify.parse, _write_yes_no, 8),
         "count": Phrase(dialogue.TURNS[1], count.parse, _write_changed_counts, 100),
         "location": Phrase(contours.PROMPT, _read_contours, lambda values: None, contours.MAX_NEW_TOKENS),

@@ -26,7 +26,7 @@ from deltavlm.config import to_mapping
 from deltavlm.errors import InputError, ModelError
 from deltavlm.files import folder_bytes, parse_json, read_text, write_atomic
 from deltavlm.model.changechat.config import ChangeChatConfig, TowerConfig
-from deltavlm.model.changechat.network import ChangeChatNetwork
+from deltavlm.model.changechat.network import POSITIONS, ChangeChatNetwork
 from deltavlm.model.changechat.prompt import PromptCodec
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import CONFIG, SENTENCEPIECE, WEIGHTS
@@ -63,7 +63,6 @@ TRAINED_NAMES: Table = (
     (r"(base_model\.)?(model\.)*mm_projector\.0\.(weight|bias)", r"projector.linear_1.\3"),
     (r"(base_model\.)?(model\.)*mm_projector\.2\.(weight|bias)", r"projector.linear_2.\3"),
 )
-POSITIONS = "vision.embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     adapter = None if sources.adapter is None else read_adapter(sources.adapter)
     small = dict(_renamed(sources.vision, CLIP, ignored))
     small[POSITIONS] = resample_positions(_required(small, POSITIONS, sources.vision), config)
-    own_projector, config = _own_projector(sources, config, ignored)
+    projector, config = _projector_of(sources, config, ignored)
     provenance = {
         "base": describe_source(sources.base),
         "vision": describe_source(sources.vision),
@@ -113,7 +112,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
             shapes |= {key: tensor.shape for key, tensor in shard.items()}
         if adapter is not None:
             check_all_merged(adapter, frozenset(map(language_layer, shapes)))
-        small |= own_projector
+        small |= projector
         check_shapes(shapes | {key: tensor.shape for key, tensor in small.items()}, expected, sources.base)
         notify(f"writing {WEIGHTS}: vision tower and projector")
         save_tensors(scratch / WEIGHTS, small, provenance)
@@ -130,7 +129,7 @@ def inspect(path: Path) -> Contents:
     files = [path]
     if adapter is not None:
         files = [path / TRAINED] if (path / TRAINED).is_file() else []
-    parts: dict[str, list[Tensor]] = {}
+    modules: dict[str, list[Tensor]] = {}
     ignored, unknown = [], []
     for published, tensor in (item for file in files for item in tensors(file)):
         try:
@@ -140,10 +139,10 @@ def inspect(path: Path) -> Contents:
             continue
         if name is None:
             ignored.append(published)
-        parts.setdefault("ignored" if name is None else name.partition(".")[0], []).append(tensor)
+        modules.setdefault("ignored" if name is None else name.partition(".")[0], []).append(tensor)
     dims: dict[str, Any] = {}
     if adapter is not None:
-        parts["lora"] = [matrix for matrices in adapter.matrices.values() for matrix in matrices]
+        modules["lora"] = [matrix for matrices in adapter.matrices.values() for matrix in matrices]
         dims = {"rank": adapter.rank, "alpha": adapter.alpha, "layers": len(adapter.matrices)}
     return Contents(
         path,
@@ -155,7 +154,7 @@ def inspect(path: Path) -> Contents:
                 sum(tensor.numel() for tensor in group),
                 ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in group})),
             )
-            for name, group in parts.items()
+            for name, group in modules.items()
         ),
         tuple(ignored),
         tuple(unknown),
@@ -194,13 +193,13 @@ def read_config(sources: Sources, name: str) -> ChangeChatConfig:
         raise InputError(f"{path} is not the configuration of CLIP: {error}") from error
     language = language_config(sources.base)
     try:
-        pieces = len(PromptCodec.load(sources.base / SENTENCEPIECE, "v1").get_vocab())
+        vocabulary = len(PromptCodec.load(sources.base / SENTENCEPIECE, "v1").get_vocab())
     except ModelError as error:
         raise InputError(str(error)) from error
-    if pieces > language.vocab:
+    if vocabulary > language.vocab:
         raise InputError(
-            f"{sources.base / SENTENCEPIECE} has {pieces} tokens, the language model {language.vocab}; give"
-            " the tokenizer of LLaVA-1.5"
+            f"{sources.base / SENTENCEPIECE} has {vocabulary} tokens, the language model {language.vocab};"
+            " give the tokenizer of LLaVA-1.5"
         )
     return ChangeChatConfig(name=name, language=language, tower=tower)
 
@@ -255,7 +254,7 @@ def _required(weights: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
     return weights[name]
 
 
-def _own_projector(
+def _projector_of(
     sources: Sources, config: ChangeChatConfig, ignored: list[str]
 ) -> tuple[dict[str, Tensor], ChangeChatConfig]:
     """Projector in place of the base's, and the configuration that says where it comes from; empty for the

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from deltavlm.errors import InputError
 from deltavlm.model.changechat.model import ChangeChat, PromptProcessor, load_changechat
+from deltavlm.model.changechat.network import POSITIONS
 from deltavlm.model.changechat.prompt import IMAGE, IMAGE_ID, TEMPLATES, PromptCodec
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.interface import Question
-from deltavlm.upstream.changechat import POSITIONS
 from deltavlm.upstream.checks import Check, Comparison, read_results
 
 History = Sequence[tuple[str, str]]
@@ -158,9 +158,9 @@ def _turns(case: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], History]]:
 
 def _with_template(model: ChangeChat, template: str) -> ChangeChat:
     """The model with another template. Raises: InputError for one that is not known."""
-    for name, known in TEMPLATES.items():
+    for name, words in TEMPLATES.items():
         if name == template:
-            codec = PromptCodec(model.prompts.codec, known)
+            codec = PromptCodec(model.prompts.codec, words)
             return replace(model, processor=PromptProcessor(codec), tokens={})
     raise InputError(f"the expected results have the template {template!r}; known are {', '.join(TEMPLATES)}")
 

@@ -15,6 +15,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from deltavlm.model.changechat.config import ChangeChatConfig
 from deltavlm.model.language import llama
 
+POSITIONS = "vision.embeddings.position_embedding.weight"  # table for images of `image_px`
+
 
 class Projector(nn.Module):
     """Two linear layers from features of the tower to embeddings of the language model."""

@@ -46,7 +46,7 @@ class Template:
 
     def format(self, question: str, history: History = ()) -> str:
         """Whole prompt, with `<image>` for each image and `</s>` after each answer."""
-        questions = [*(asked for asked, _ in history), question]
+        questions = [*(earlier for earlier, _ in history), question]
         text = f"{self.start}{IMAGE}{self.after_images[0]}{IMAGE}{self.first_turn(questions[0])}"
         for (_, answer), following in zip(history, questions[1:], strict=True):
             text += f" {answer}{END}{self.next_turn(following)}"
@@ -117,23 +117,23 @@ class PromptCodec:
 
     def _segments(self, question: str, history: History, answer: str | None) -> list[tuple[list[int], int]]:
         """Turns as (ids, number of ids before the answer): question, answer and the end of the answer."""
-        questions = [*(asked for asked, _ in history), question]
+        questions = [*(earlier for earlier, _ in history), question]
         for text in questions:
             if IMAGE in text:
                 raise ConfigError(
                     f"the question {text!r} has {IMAGE}, which stands for an image in the model's prompt;"
                     " leave it out"
                 )
-        answers = [*(told for _, told in history), answer]
+        answers = [*(reply for _, reply in history), answer]
         segments = []
-        for number, (asked, told) in enumerate(zip(questions, answers, strict=True)):
+        for number, (text, reply) in enumerate(zip(questions, answers, strict=True)):
             encode = self._continue if number else self.codec.encode
-            text = self.template.next_turn(asked) if number else self.template.first_turn(asked)
-            asked_ids = encode(text)
-            if told is None:
-                segments.append((asked_ids, len(asked_ids)))
+            turn = self.template.next_turn(text) if number else self.template.first_turn(text)
+            question_ids = encode(turn)
+            if reply is None:
+                segments.append((question_ids, len(question_ids)))
             else:
-                segments.append(([*encode(f"{text} {told}"), self.codec.eos], len(asked_ids)))
+                segments.append(([*encode(f"{turn} {reply}"), self.codec.eos], len(question_ids)))
         return segments
 
     def _continue(self, text: str) -> list[int]:
