@@ -44,7 +44,7 @@ LinkLanguage = Annotated[
 ]
 ModelKind = Annotated[
     str,
-    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm, mci or changechat."),
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="deltavlm, mci, changechat or changevg."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -226,8 +226,7 @@ def fetch(
 @grouped
 def inspect_checkpoint(
     file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, MCI_model.pth, or a folder."),
+        Path, typer.Argument(metavar="FILE", help="checkpoint_best.pth; MCI_model.pth; folder of a LoRA.")
     ],
     kind: ModelKind = "deltavlm",
     vision: Annotated[
@@ -312,13 +311,14 @@ def convert_checkpoint(
             help="deltavlm: folder with the vocab.txt of bert-base-uncased.",
         ),
     ] = None,
-    vocab: Annotated[
-        Path | None,
-        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci: the vocab.json of its words."),
-    ] = None,
     base: Annotated[
         Path | None,
-        flag("--base", panel=PUBLISHED, metavar="DIR", help="changechat: the folder of llava-v1.5-7b."),
+        flag(
+            "--base",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="changechat: the folder of llava-v1.5-7b; changevg: that of Qwen2.5-VL-7B-Instruct.",
+        ),
     ] = None,
     adapter: Annotated[
         Path | None,
@@ -326,8 +326,21 @@ def convert_checkpoint(
             "--adapter",
             panel=PUBLISHED,
             metavar="DIR",
-            help="changechat: the folder of the LoRA, which is merged; without it the base alone.",
+            help="changevg, changechat: the folder of the LoRA, which is merged (changechat: optional).",
         ),
+    ] = None,
+    mci: Annotated[
+        Path | None,
+        flag(
+            "--mci",
+            panel=PUBLISHED,
+            metavar="FILE|DIR",
+            help="changevg: the guide: MCI_model.pth, the folder that has it, or a checkpoint of kind mci.",
+        ),
+    ] = None,
+    vocab: Annotated[
+        Path | None,
+        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci, changevg: the vocab.json of MCI."),
     ] = None,
     projector: Annotated[
         Path | None,
@@ -356,9 +369,10 @@ def convert_checkpoint(
         "vision": vision,
         "llm": llm,
         "bert": bert,
-        "vocab": vocab,
         "base": base,
         "adapter": adapter,
+        "mci": mci,
+        "vocab": vocab,
         "projector": projector,
         "heads_config": heads_config,
     }

@@ -23,6 +23,7 @@ CHECKPOINTS: Mapping[str, str] = {
     DEFAULT_KIND: "deltavlm.model.runtime",
     "mci": "deltavlm.model.mci",
     "changechat": "deltavlm.model.changechat",
+    "changevg": "deltavlm.model.changevg",
 }
 """`kind` in the config.json of a checkpoint folder -> module of the kind."""
 KINDS: Mapping[str, str] = {"hf": "deltavlm.model.huggingface", "openai": "deltavlm.model.openai"}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, str] = {
     "mci": "deltavlm.upstream.mci",
     "changechat": "deltavlm.upstream.changechat",
+    "changevg": "deltavlm.upstream.changevg",
 }
 """Kind of a model, beside that of DeltaVLM -> module that converts its published files."""
 
