@@ -33,7 +33,7 @@ from typing import Any
 from deltavlm.data.examples import Example, Problem, Turn, parse_turns, require_text
 from deltavlm.errors import AnswerParseError
 from deltavlm.messages import pluralize
-from deltavlm.tasks import TASKS, TaskName, caption, classify, contours, count, locate
+from deltavlm.tasks import TaskName, caption, classify, contours, count, locate
 from deltavlm.tasks.text import says_no_change
 
 __all__ = ["TASK_OF_TYPE", "is_typed", "parse_record", "read_records"]
@@ -134,7 +134,7 @@ def _contradicts_itself(example: Example) -> bool:
     if example.task != "dialogue" or len(example.turns) < 2:
         return False
     try:
-        changed = TASKS["change"].parse(example.turns[0].answers[0])
+        changed = classify.parse(example.turns[0].answers[0])
         counts = count.parse(example.turns[1].answers[0])
     except AnswerParseError:
         return False
