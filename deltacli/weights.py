@@ -44,7 +44,7 @@ LinkLanguage = Annotated[
 ]
 ModelKind = Annotated[
     str,
-    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm or mci."),
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm, mci or changevg."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -99,7 +99,7 @@ def list_models(
 @grouped
 def fetch(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The published model: deltavlm-7b.")
+        str, typer.Argument(metavar="NAME", help="The published model: deltavlm-7b or mci.")
     ] = "deltavlm-7b",
     output: Annotated[
         Path | None,
@@ -126,6 +126,15 @@ def fetch(
     ] = False,
     llm: Annotated[
         Path | None, flag("--llm", panel=PUBLISHED, metavar="DIR", help="A local language model.")
+    ] = None,
+    vocab: Annotated[
+        Path | None,
+        flag(
+            "--vocab",
+            panel=PUBLISHED,
+            metavar="FILE",
+            help="mci: a local vocab.json, if the repository of the weights has none.",
+        ),
     ] = None,
     revision: Annotated[
         list[str] | None,
@@ -157,7 +166,7 @@ def fetch(
     *,
     common: CommonFlags,
 ) -> None:
-    """Download the four components of the published model and convert them for --model NAME.
+    """Download a published model and convert it for --model NAME: deltavlm-7b, or mci of Change-Agent.
 
     Files in the cache are not downloaded again, and every file is checked.
     """
@@ -165,16 +174,16 @@ def fetch(
     from deltavlm.model.folder import home
     from deltavlm.upstream import fetch as fetching
     from deltavlm.upstream import plan as planning
-    from deltavlm.upstream.components import parse_revisions, select_components
+    from deltavlm.upstream.components import MCI, parse_revisions, select_components
 
-    if name != "deltavlm-7b":
-        raise InputError(f"no published model {name!r}; there is deltavlm-7b")
+    if name not in ("deltavlm-7b", "mci"):
+        raise InputError(f"no published model {name!r}; there are deltavlm-7b and mci")
     folder = None if no_convert else output or home() / name
     if folder is not None and not dry_run:
         require_torch("the conversion of the downloaded files (not --no-convert)")
     if folder is not None and folder.exists():
         raise OutputError(f"{folder} exists already; delete it to fetch again, or give another -o")
-    components = select_components(language=llm is None, timm=timm)
+    components = (MCI,) if name == "mci" else select_components(language=llm is None, timm=timm)
     plan = planning.plan(
         components,
         vision=vision,
@@ -184,6 +193,8 @@ def fetch(
     )
     for line in plan.lines():
         console.info(line)
+    if name == "mci" and folder is not None:
+        _check_vocabulary(plan, vocab)
     if folder is not None:
         _check_space(planning.ConversionSpace.estimate(plan, folder, link_language=link_llm), dry_run)
     if not dry_run:
@@ -193,16 +204,19 @@ def fetch(
         for component in fetched.components:
             console.info(f"{component.name}: {component.repo}={component.commit} in {component.path}")
         if folder is not None:
-            from deltavlm.upstream.convert import convert
+            if name == "mci":
+                _convert_mci(fetched.components[0].folder, vocab, folder)
+            else:
+                from deltavlm.upstream.convert import convert
 
-            converted = convert(
-                fetched.sources(llm),
-                folder,
-                difference=difference,
-                link_language=link_llm,
-                notify=console.info,
-            )
-            _print_converted(converted, difference)
+                converted = convert(
+                    fetched.sources(llm),
+                    folder,
+                    difference=difference,
+                    link_language=link_llm,
+                    notify=console.info,
+                )
+                _print_converted(converted, difference)
             console.info(f"use it with --model {name if output is None else folder}")
     if json_summary:
         typer.echo(json.dumps(_fetch_record(plan, folder, dry_run)))
@@ -212,7 +226,7 @@ def fetch(
 @grouped
 def inspect_checkpoint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, or MCI_model.pth.")
+        Path, typer.Argument(metavar="FILE", help="checkpoint_best.pth; MCI_model.pth; folder of a LoRA.")
     ],
     kind: ModelKind = "deltavlm",
     vision: Annotated[
@@ -297,9 +311,28 @@ def convert_checkpoint(
             help="deltavlm: folder with the vocab.txt of bert-base-uncased.",
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        flag(
+            "--base", panel=PUBLISHED, metavar="DIR", help="changevg: the folder of Qwen2.5-VL-7B-Instruct."
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        flag("--adapter", panel=PUBLISHED, metavar="DIR", help="changevg: the folder of the LoRA."),
+    ] = None,
+    mci: Annotated[
+        Path | None,
+        flag(
+            "--mci",
+            panel=PUBLISHED,
+            metavar="FILE|DIR",
+            help="changevg: the guide: MCI_model.pth, the folder that has it, or a checkpoint of kind mci.",
+        ),
+    ] = None,
     vocab: Annotated[
         Path | None,
-        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci: the vocab.json of its words."),
+        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci, changevg: the vocab.json of MCI."),
     ] = None,
     heads_config: HeadsConfig = None,
     difference: Difference = "auto",
@@ -318,6 +351,9 @@ def convert_checkpoint(
         "vision": vision,
         "llm": llm,
         "bert": bert,
+        "base": base,
+        "adapter": adapter,
+        "mci": mci,
         "vocab": vocab,
         "heads_config": heads_config,
     }
@@ -476,6 +512,28 @@ def _print_contents(contents: model_kinds.Contents) -> None:
         typer.echo(f"  unknown: {name}")
     for key, value in contents.dims.items():
         typer.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+
+
+def _check_vocabulary(plan: planning.Plan, vocab: Path | None) -> None:
+    """Raises: InputError before a download where there is no vocabulary for the weights."""
+    from deltavlm.errors import InputError
+
+    names = [file.name for item in plan.components for file in item.planned.files]
+    if vocab is None and "vocab.json" not in names:
+        raise InputError(
+            "the repository has no vocab.json; get it from the folder LEVIR_MCI of the code "
+            "(github.com/Chen-Yang-Liu/Change-Agent) and give it with `vocab`"
+        )
+    if vocab is not None and not vocab.is_file():
+        raise InputError(f"no file {vocab}; give the vocab.json of the model with `vocab`")
+
+
+def _convert_mci(fetched: Path, vocab: Path | None, folder: Path) -> None:
+    """Convert the files of MCI in the folder of a fetched repository."""
+    from deltavlm.upstream import kinds
+
+    paths = {"checkpoint": fetched / "MCI_model.pth", "vocab": vocab or fetched / "vocab.json"}
+    _print_made(kinds.convert("mci", paths, folder, console.info))
 
 
 def _print_made(made: model_kinds.Converted) -> None:

@@ -1,8 +1,9 @@
 """Take the pictures of docs/report.md and docs/qgis.md.
 
-The report of the sample pair in headless Chromium, its quicklook, and its layers and a form in QGIS.
+The report of the sample pair in headless Chromium, its quicklook, its layers and a form in QGIS, and the
+plugin in a QGIS desktop.
 
-python docs/screenshots.py              needs chromium, chromedriver, selenium, and QGIS (QGIS_PYTHON)
+python docs/screenshots.py              needs chromium, chromedriver, selenium, QGIS (QGIS_PYTHON), xvfb-run
 """
 
 from __future__ import annotations
@@ -75,6 +76,37 @@ def qgis(scratch: Path, **wish: Any) -> None:
     subprocess.run(command, cwd=scratch, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
+def plugin(scratch: Path) -> None:
+    """Dialog, main window and model designer of a QGIS desktop with the plugin, on a screen of Xvfb."""
+    plugins = scratch / "profile" / "profiles" / "default" / "python" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "deltavlm_processing").symlink_to(ROOT / "qgis" / "deltavlm_processing")
+    program = scratch / "bin" / "deltavlm"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m deltacli "$@"\n')
+    program.chmod(0o755)
+    settings = {
+        "HOME": str(scratch),
+        "PATH": f"{program.parent}:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "GDAL_PAM_ENABLED": "NO",
+        "QGIS_CUSTOM_CONFIG_PATH": str(scratch / "profile"),
+        "DELTAVLM_PICTURES": str(scratch),
+        "DELTAVLM_ROOT": str(ROOT),
+    }
+    process = shutil.which("qgis_process.bin") or "qgis_process"  # Debian's wrapper passes a flag too much
+    enable = [process, "plugins", "enable", "deltavlm_processing"]
+    subprocess.run(enable, env={**settings, "QT_QPA_PLATFORM": "offscreen"}, check=True)
+    command = ["xvfb-run", "-a", "-s", "-screen 0 1600x1000x24", "qgis", "--nologo"]
+    command += ["--code", str(ROOT / "docs" / "qgis_plugin_pictures.py")]
+    subprocess.run(command, env=settings, check=True)
+    save(scratch / "window.png", "qgis_plugin.jpg")
+    for name in ("dialog", "designer"):
+        with Image.open(scratch / f"{name}.png") as picture:
+            colors = picture.convert("RGB").quantize(64)
+            colors.save(IMAGES / f"qgis_plugin_{name}.png", optimize=True)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -102,6 +134,7 @@ def main() -> None:
         qgis(scratch, layers=layers[:1], edit=[[opinion]], form="form.png")
         with Image.open(scratch / "form.png") as form:
             form.convert("RGB").quantize(64).save(IMAGES / "qgis_form.png", optimize=True)
+        plugin(scratch)
 
 
 if __name__ == "__main__":

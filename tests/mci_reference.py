@@ -53,8 +53,29 @@ class Reference:
     counts: list[dict[str, int]]
 
 
-def random_weights(seed: int = SEED) -> dict[str, Weights]:
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of random weights; those of the published model are in `PUBLISHED`."""
+
+    widths: tuple[int, ...] = WIDTHS
+    depths: tuple[int, ...] = DEPTHS
+    reductions: tuple[int, ...] = REDUCTIONS
+    caption_layers: int = CAPTION_LAYERS
+    mask_layers: int = MASK_LAYERS
+    decoder_layers: int = DECODER_LAYERS
+    width: int = WIDTH  # of the decoder
+    hidden: int = HIDDEN
+    positions: int = POSITIONS
+    max_words: int = MAX_WORDS
+    words: int = len(WORDS)
+
+
+PUBLISHED = Sizes((64, 128, 320, 512), (2, 2, 2, 2), (8, 4, 2, 1), 3, 3, 1, 512, 2048, 16, 41, 468)
+
+
+def random_weights(seed: int = SEED, sizes: Sizes | None = None) -> dict[str, Weights]:
     """The three state dicts of MCI_model.pth, with the tensors that nothing reads."""
+    sizes = sizes or Sizes()
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, Weights] = {"encoder_dict": {}, "encoder_trans_dict": {}, "decoder_dict": {}}
 
@@ -75,33 +96,33 @@ def random_weights(seed: int = SEED) -> dict[str, Weights]:
         add(part, f"{name}.weight", *shape, scale=scale)
         parts[part][f"{name}.bias"] = 0.3 * torch.randn(outputs or shape[0], generator=generator)
 
-    for index, width in enumerate(WIDTHS):
+    for index, width in enumerate(sizes.widths):
         part, number = "encoder_dict", index + 1
         stem = "cnn.segformer."
         kernel = 3 if index else 7
-        layer(part, f"{stem}patch_embed{number}.proj", width, (3, *WIDTHS)[index], kernel, kernel)
+        layer(part, f"{stem}patch_embed{number}.proj", width, (3, *sizes.widths)[index], kernel, kernel)
         norm(part, f"{stem}patch_embed{number}.norm", width)
-        for block in range(DEPTHS[index]):
+        for block in range(sizes.depths[index]):
             name = f"{stem}block{number}.{block}"
             norm(part, f"{name}.norm1", width)
             layer(part, f"{name}.attn.q", width, width)
             layer(part, f"{name}.attn.kv", 2 * width, width)
             layer(part, f"{name}.attn.proj", width, width)
-            if REDUCTIONS[index] > 1:
-                layer(part, f"{name}.attn.sr", width, width, REDUCTIONS[index], REDUCTIONS[index])
+            if sizes.reductions[index] > 1:
+                layer(part, f"{name}.attn.sr", width, width, sizes.reductions[index], sizes.reductions[index])
                 norm(part, f"{name}.attn.norm", width)
             norm(part, f"{name}.norm2", width)
             layer(part, f"{name}.mlp.fc1", 4 * width, width)
             layer(part, f"{name}.mlp.dwconv.dwconv", 4 * width, 1, 3, 3)
             layer(part, f"{name}.mlp.fc2", width, 4 * width)
         norm(part, f"{stem}norm{number}", width)
-    part, width = "encoder_trans_dict", WIDTHS[3]
+    part, width = "encoder_trans_dict", sizes.widths[3]
     for neck, suffix, layers in (
-        ("Dynamic_DIF_aware_TR", "", CAPTION_LAYERS),
-        ("Transformer_aug_CD", "_CD", MASK_LAYERS),
+        ("Dynamic_DIF_aware_TR", "", sizes.caption_layers),
+        ("Transformer_aug_CD", "_CD", sizes.mask_layers),
     ):
         for side in "hw":
-            add(part, f"{side}_embedding{suffix}.weight", POSITIONS, width // 2, scale=2.0)
+            add(part, f"{side}_embedding{suffix}.weight", sizes.positions, width // 2, scale=2.0)
         for index in range(layers):
             for date in range(2):
                 name = f"{neck}.{index}.{date}"
@@ -128,8 +149,8 @@ def random_weights(seed: int = SEED) -> dict[str, Weights]:
                 layer(part, f"{name}.PCM.3", width, width, 1, 1)
             if not suffix:
                 layer(part, f"{neck}.{index}.2", width, 2 * width)
-    for index, width in enumerate(WIDTHS):
-        finer = (WIDTHS[0], *WIDTHS)[index]
+    for index, width in enumerate(sizes.widths):
+        finer = (sizes.widths[0], *sizes.widths)[index]
         layer(part, f"conv_dif.{index}.0", width, width, 1, 1)
         norm(part, f"conv_dif.{index}.1", width, batch=True)
         layer(part, f"conv_fuse.{index}.0", 2 * width, 3 * width, 3, 3)
@@ -138,38 +159,40 @@ def random_weights(seed: int = SEED) -> dict[str, Weights]:
         layer(part, f"to_fused.{index}.0", 2 * width, 2 * width, 1, 1)
         norm(part, f"to_fused.{index}.1", 2 * width, batch=True)
         layer(part, f"to_fused.{index}.3", 2 * width, 2 * finer, 4, 4, outputs=2 * finer)
-    layer(part, "to_seg.0", 2 * WIDTHS[0], WIDTHS[0], 4, 4, outputs=WIDTHS[0])
-    layer(part, "to_seg.1", 3, WIDTHS[0], 1, 1)
+    layer(part, "to_seg.0", 2 * sizes.widths[0], sizes.widths[0], 4, 4, outputs=sizes.widths[0])
+    layer(part, "to_seg.1", 3, sizes.widths[0], 1, 1)
     part = "decoder_dict"
-    layer(part, "Conv1", WIDTH, 2 * WIDTHS[3], 1, 1)
+    layer(part, "Conv1", sizes.width, 2 * sizes.widths[3], 1, 1)
     for index, shape in (
-        (0, (WIDTH // 2, WIDTH, 1, 1)),
-        (3, (WIDTH // 2,) * 2 + (3, 3)),
-        (6, (WIDTH, WIDTH // 2, 1, 1)),
+        (0, (sizes.width // 2, sizes.width, 1, 1)),
+        (3, (sizes.width // 2,) * 2 + (3, 3)),
+        (6, (sizes.width, sizes.width // 2, 1, 1)),
     ):
         layer(part, f"LN.left.{index}", *shape)
         norm(part, f"LN.left.{index + 1}", shape[0], batch=True)
-    add(part, "vocab_embedding.weight", len(WORDS), WIDTH, scale=2.5)
-    for index in range(DECODER_LAYERS):
+    add(part, "vocab_embedding.weight", sizes.words, sizes.width, scale=2.5)
+    for index in range(sizes.decoder_layers):
         name = f"transformer.layers.{index}"
         for member in ("self_attn", "multihead_attn"):
-            add(part, f"{name}.{member}.in_proj_weight", 3 * WIDTH, WIDTH, scale=2.0)
-            parts[part][f"{name}.{member}.in_proj_bias"] = 0.3 * torch.randn(3 * WIDTH, generator=generator)
-            layer(part, f"{name}.{member}.out_proj", WIDTH, WIDTH)
-        layer(part, f"{name}.linear1", HIDDEN, WIDTH)
-        layer(part, f"{name}.linear2", WIDTH, HIDDEN)
+            add(part, f"{name}.{member}.in_proj_weight", 3 * sizes.width, sizes.width, scale=2.0)
+            parts[part][f"{name}.{member}.in_proj_bias"] = 0.3 * torch.randn(
+                3 * sizes.width, generator=generator
+            )
+            layer(part, f"{name}.{member}.out_proj", sizes.width, sizes.width)
+        layer(part, f"{name}.linear1", sizes.hidden, sizes.width)
+        layer(part, f"{name}.linear2", sizes.width, sizes.hidden)
         for member in ("norm1", "norm2", "norm3"):
-            norm(part, f"{name}.{member}", WIDTH)
+            norm(part, f"{name}.{member}", sizes.width)
         for member in ("fc_alpha1", "fc_alpha2", "fc_alpha3"):
-            layer(part, f"{name}.{member}", WIDTH, 2 * WIDTH)
-    place = torch.arange(MAX_WORDS)[:, None] * torch.exp(
-        -math.log(10_000.0) * torch.arange(0, WIDTH, 2) / WIDTH
+            layer(part, f"{name}.{member}", sizes.width, 2 * sizes.width)
+    place = torch.arange(sizes.max_words)[:, None] * torch.exp(
+        -math.log(10_000.0) * torch.arange(0, sizes.width, 2) / sizes.width
     )
     parts[part]["position_encoding.pe"] = torch.stack([place.sin(), place.cos()], dim=2).reshape(
-        MAX_WORDS, 1, WIDTH
+        sizes.max_words, 1, sizes.width
     )
-    add(part, "position_encoding.embedding_1D.weight", 5, WIDTH)
-    layer(part, "wdc", len(WORDS), WIDTH, scale=3.0)
+    add(part, "position_encoding.embedding_1D.weight", 5, sizes.width)
+    layer(part, "wdc", sizes.words, sizes.width, scale=3.0)
     for name in ("vocab_embedding.weight", "wdc.weight", "wdc.bias"):
         rows = parts[part][name]
         rows[[NULL, SAID_EARLY, END, SAID_LATE]] = rows[[SAID_EARLY, NULL, SAID_LATE, END]]

@@ -116,6 +116,21 @@ TIMM_BASE = Component(
     alternative="or give a local eva_vit_g.pth as the vision base",
 )
 
+MCI = Component(
+    name=CHECKPOINT,
+    repo="lcybuaa/Change-Agent",
+    revision="main",
+    files=("MCI_model.pth", "vocab.json"),
+    required=("MCI_model.pth",),
+    licence=(
+        'the repository says MIT and also "academic purposes only"; trained on LEVIR-MCI, whose images'
+        " are for research use, from a MiT-B1 of NVIDIA under a non-commercial license: ask the authors"
+        " before any other use"
+    ),
+    alternative="or get MCI_model.pth from its authors",
+)
+"""Change-Agent's mask-and-caption model; its vocabulary is perhaps with the code alone."""
+
 
 def select_components(*, language: bool = True, timm: bool = False) -> tuple[Component, ...]:
     """Components to fetch: with or without the language model; `timm` replaces InstructBLIP's vision base."""

@@ -1,0 +1,12 @@
+"""Translation of the plugin's words by Qt: files i18n/deltavlm_processing_LANGUAGE.qm."""
+
+from __future__ import annotations
+
+from qgis.PyQt.QtCore import QCoreApplication
+
+CONTEXT = "deltavlm_processing"
+
+
+def tr(text: str) -> str:
+    """Text in the language of QGIS, or as it is."""
+    return str(QCoreApplication.translate(CONTEXT, text))

@@ -1,0 +1,141 @@
+"""Commands with a tiny random model of the kind mci: conversion, fetch, outputs, questions, evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deltacli.main import app
+from deltavlm.messages import UNSUPPORTED
+from deltavlm.upstream import kinds
+from deltavlm.upstream.components import MCI
+from deltavlm.upstream.plan import plan
+from tests.cli.conftest import one_line
+from tests.conftest import Scene
+from tests.hub_server import FakeHub, FakeRepo, serve_hub
+from tests.mci_reference import Reference, write_files
+from tests.pairs import layer
+from tests.tiny_hf import build
+
+SMALL = ("--chip-size", "32", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return write_files(tmp_path_factory.mktemp("mci") / "published", pairs=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    paths = {"checkpoint": reference.folder / "MCI_model.pth", "vocab": reference.folder / "vocab.json"}
+    return kinds.convert("mci", paths, tmp_path_factory.mktemp("home") / "mci").folder
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path) -> None:
+    """The model has the name mci."""
+    monkeypatch.setenv("DELTAVLM_HOME", str(tiny.parent))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def run(*args: object, **settings: Any) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], **settings)
+
+
+def test_convert_inspect_and_verify(reference: Reference, tmp_path: Path) -> None:
+    files = reference.folder
+    words = ("--checkpoint", files / "MCI_model.pth", "--vocab", files / "vocab.json")
+    result = run("weights", "convert", "--kind", "mci", *words, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["kind"] == "mci"
+    assert record["tensors"] > 500
+    assert "encoder_trans_dict/Dynamic_DIF_aware_TR.0.2.weight" in record["ignored"]
+    verified = run("weights", "verify", tmp_path / "out", "--expected", files)
+    assert verified.exit_code == 0, verified.stderr
+    assert "ids, greedy, batched           1 of   1 equal" in verified.stdout
+    shown = run("weights", "inspect", "--kind", "mci", files / "MCI_model.pth")
+    assert "mask_neck_layers: 3" in shown.stdout
+    as_json = run("weights", "inspect", "--kind", "mci", files / "MCI_model.pth", "--json")
+    assert json.loads(as_json.stdout)["dims"]["words"] == 35
+    refused = run("weights", "convert", "--kind", "mci", *words[:2], "-o", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "--vocab is missing; a model of kind mci is converted from --checkpoint" in one_line(refused)
+    quantized = run("weights", "verify", tmp_path / "out", "--expected", files, "--quantize", "int8")
+    assert quantized.exit_code == 2
+
+
+def test_analyze_with_polygons_mask_and_report(scene: Scene) -> None:
+    words = ("--polygons", "--mask", "mask.tif", "--overlap", 0)
+    result = run("analyze", *scene.args, "--model", "mci", "-o", "out.gpkg", *SMALL, *words)
+    assert result.exit_code == 0, result.stderr
+    rows = layer("out.gpkg", "chips")
+    assert {row["status"] for row in rows} == {"answered"}
+    assert all(0 <= row["changed_score"] <= 1 and row["caption"] for row in rows)
+    assert all(row["new_roads"] is not None and row["road_cells"] is not None for row in rows)
+    assert Path("mask.tif").is_file()
+    assert {row["class"] for row in layer("out.gpkg", "changes")} <= {"road", "building"}
+    report = run("report", "out.gpkg", "-o", "out.html")
+    assert report.exit_code == 0, report.stderr
+    assert "mci" in Path("out.html").read_text()
+
+
+def test_ask_and_chat_know_the_standard_questions_alone(scene: Scene) -> None:
+    questions = ("How many houses were built?", "Where did it change?", "Is the river wider?")
+    asked = [word for question in questions for word in ("-q", question)]
+    result = run("ask", *scene.args, "--model", "mci", "--device", "cpu", "--json", *asked)
+    assert result.exit_code == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["status"] for record in records] == ["answered", "answered", "unsupported"]
+    assert records[2]["answer"] == UNSUPPORTED
+    text = "\n".join(questions)
+    chat = run("chat", *scene.args, "--model", "mci", "--device", "cpu", "--json", input=text)
+    assert chat.exit_code == 0, chat.stderr
+    answers = [json.loads(line)["answer"] for line in chat.stdout.splitlines()]
+    assert answers == [record["answer"] for record in records]
+
+
+def test_masks_and_answers_are_evidence_for_a_model_that_reads_text(scene: Scene, tmp_path: Path) -> None:
+    reader = f"hf:{build('llava', tmp_path / 'reader')}"
+    words = ("--evidence", "mci", "--polygons", "--limit", 1, "--overlap", 0)
+    result = run("analyze", *scene.args, "--model", reader, "-o", "out.gpkg", *SMALL, *words)
+    assert result.exit_code == 0, result.stderr
+    (row,) = layer("out.gpkg", "chips")
+    assert "evidence of mci" in row["model"]
+    refused = run("analyze", *scene.args, "--model", "mci", "--evidence", "nano", "-o", "other.gpkg", *SMALL)
+    assert refused.exit_code == 2
+    assert "reads its questions alone" in one_line(refused)
+
+
+@pytest.fixture
+def hub(reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    repo = FakeRepo({"MCI_model.pth": (reference.folder / "MCI_model.pth").read_bytes()}, "ab" * 20)
+    with serve_hub({MCI.repo: repo}, tmp_path, monkeypatch) as hub:
+        monkeypatch.setattr("deltavlm.upstream.plan.plan", partial(plan, endpoint=hub.endpoint))
+        monkeypatch.setenv("DELTAVLM_HOME", str(tmp_path / "home"))
+        yield hub
+
+
+def test_fetch_tells_terms_and_sizes_first(hub: FakeHub, reference: Reference, tmp_path: Path) -> None:
+    fetch = ("weights", "fetch", "mci", "--cache-dir", tmp_path / "cache")
+    refused = run(*fetch)
+    assert refused.exit_code == 2
+    assert "academic purposes only" in refused.stderr
+    assert "the repository has no vocab.json" in refused.stderr
+    assert hub.downloads() == []
+    vocabulary = ("--vocab", reference.folder / "vocab.json")
+    planned = run(*fetch, *vocabulary, "--dry-run", "--json")
+    assert planned.exit_code == 0, planned.stderr
+    assert json.loads(planned.stdout)["parts"][MCI.repo]["missing"] > 100_000
+    assert hub.downloads() == []
+    result = run(*fetch, *vocabulary)
+    assert result.exit_code == 0, result.stderr
+    assert "use it with --model mci" in result.stderr
+    assert (tmp_path / "home" / "mci" / "config.json").is_file()
