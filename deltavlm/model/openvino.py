@@ -154,9 +154,9 @@ class GraphPredictor(CheckpointModel):
         for_qformer, for_language = self.token_ids_of_rows(rows)
         ids, mask = self.questions.pad_rows(for_qformer, "right")
         pairs = [pair for pair, _ in rows]
-        whole = pairs == list(range(len(encoded)))
+        is_each_once = pairs == list(range(len(encoded)))
         evidence, keys, values = (
-            each if whole else each[pairs] for each in (encoded.evidence, encoded.keys, encoded.values)
+            each if is_each_once else each[pairs] for each in (encoded.evidence, encoded.keys, encoded.values)
         )
         asked = {"evidence": evidence, "keys": keys, "values": values, "ids": ids, "mask": mask}
         soft = self.graphs.run("query", asked)["soft"]
@@ -263,7 +263,7 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ConfigError("`dtype='bf16'`: this CPU has no instructions for bf16; omit it")
     cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{identity}")
-    kept = set() if cache is None else remove_damaged(cache)
+    intact = set() if cache is None else remove_damaged(cache)
     digest = layout_digest(folder / WEIGHTS)
 
     def compile_graph(name: str) -> Any:
@@ -293,7 +293,7 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
             zip((Path(name).stem for name in GRAPHS), pool.map(compile_graph, GRAPHS), strict=True)
         )
     if cache is not None:
-        store_checksums(cache, kept)
+        store_checksums(cache, intact)
     return Graphs(compiled), precision
 
 
@@ -316,9 +316,9 @@ def remove_damaged(folder: Path) -> set[str]:
     stored: Any = None
     with suppress(OSError, ValueError):
         stored = parse_json((folder / CHECKSUMS).read_text())
-    known = stored if isinstance(stored, dict) else {}
+    expected = stored if isinstance(stored, dict) else {}
     checksums = blob_checksums(folder)
-    damaged = {name for name, checksum in checksums.items() if known.get(name) != checksum}
+    damaged = {name for name, checksum in checksums.items() if expected.get(name) != checksum}
     for name in damaged:
         logger.info("%s is damaged, or was not stored completely: compiled again", folder / name)
         with suppress(OSError):  # open on Windows
@@ -326,13 +326,13 @@ def remove_damaged(folder: Path) -> set[str]:
     return checksums.keys() - damaged
 
 
-def store_checksums(folder: Path, kept: set[str]) -> None:
+def store_checksums(folder: Path, intact: set[str]) -> None:
     """Store the checksums of the compiled graphs in a folder, for `remove_damaged`.
 
-    kept: files whose checksums are stored.
+    intact: files whose checksums are stored.
     """
     with suppress(OSError):  # a full disk; they are compiled again then
-        if {path.name for path in folder.glob("*.blob")} != kept:
+        if {path.name for path in folder.glob("*.blob")} != intact:
             write_atomic(folder / CHECKSUMS, json.dumps(blob_checksums(folder), indent=1).encode())
 
 
