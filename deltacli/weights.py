@@ -44,7 +44,7 @@ LinkLanguage = Annotated[
 ]
 ModelKind = Annotated[
     str,
-    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm or mci."),
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm, mci or changevg."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -226,7 +226,7 @@ def fetch(
 @grouped
 def inspect_checkpoint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The published checkpoint_best.pth, or MCI_model.pth.")
+        Path, typer.Argument(metavar="FILE", help="checkpoint_best.pth; MCI_model.pth; folder of a LoRA.")
     ],
     kind: ModelKind = "deltavlm",
     vision: Annotated[
@@ -311,9 +311,28 @@ def convert_checkpoint(
             help="deltavlm: folder with the vocab.txt of bert-base-uncased.",
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        flag(
+            "--base", panel=PUBLISHED, metavar="DIR", help="changevg: the folder of Qwen2.5-VL-7B-Instruct."
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        flag("--adapter", panel=PUBLISHED, metavar="DIR", help="changevg: the folder of the LoRA."),
+    ] = None,
+    mci: Annotated[
+        Path | None,
+        flag(
+            "--mci",
+            panel=PUBLISHED,
+            metavar="FILE|DIR",
+            help="changevg: the guide: MCI_model.pth, the folder that has it, or a checkpoint of kind mci.",
+        ),
+    ] = None,
     vocab: Annotated[
         Path | None,
-        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci: the vocab.json of its words."),
+        flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci, changevg: the vocab.json of MCI."),
     ] = None,
     heads_config: HeadsConfig = None,
     difference: Difference = "auto",
@@ -332,6 +351,9 @@ def convert_checkpoint(
         "vision": vision,
         "llm": llm,
         "bert": bert,
+        "base": base,
+        "adapter": adapter,
+        "mci": mci,
         "vocab": vocab,
         "heads_config": heads_config,
     }

@@ -32,9 +32,10 @@ from deltavlm.data.examples import SPLITS, Dataset, Example, Problem, Turn, pars
 from deltavlm.errors import AnswerParseError, InputError
 from deltavlm.messages import pluralize
 from deltavlm.tasks import TaskName, caption, classify, count, locate
+from deltavlm.tasks.phrasing import CELL_WORDS
 from deltavlm.tasks.text import says_no_change, simplify
 
-__all__ = ["CELL_LABELS", "FILES", "find_folder", "read_folder"]
+__all__ = ["FILES", "find_folder", "read_folder"]
 
 FILES: Mapping[str, TaskName] = {
     "caption.json": "caption",
@@ -45,19 +46,6 @@ FILES: Mapping[str, TaskName] = {
     "loc_build.json": "location",
     "mul.json": "dialogue",
 }
-CELL_LABELS: Mapping[str, str] = {
-    "top left corner": "top-left",
-    "top": "top-center",
-    "top right corner": "top-right",
-    "left": "center-left",
-    "center": "center-center",
-    "right": "center-right",
-    "lower left corner": "bottom-left",
-    "lower": "bottom-center",
-    "lower right corner": "bottom-right",
-}
-"""Labels of the nine cells in ChangeIMTI -> ours."""
-
 _IMAGE_MARKS = re.compile(r"\s*:?\s*<image>(\s*and\s*<image>)?")  # "... in these images:<image> and <image>?"
 _Value = TypeVar("_Value")
 
@@ -183,9 +171,9 @@ def _parse_cells(answer: str) -> tuple[str, ...]:
     if says_no_change(answer):
         return ()
     names = [simplify(name) for name in answer.split(",") if simplify(name)]
-    if not names or any(name not in CELL_LABELS for name in names):
-        raise ValueError(f"{answer!r} is not a list of cells: {', '.join(CELL_LABELS)}")
-    labels = {CELL_LABELS[name] for name in names}
+    if not names or any(name not in CELL_WORDS for name in names):
+        raise ValueError(f"{answer!r} is not a list of cells: {', '.join(CELL_WORDS)}")
+    labels = {CELL_WORDS[name] for name in names}
     return tuple(label for label in locate.LABELS if label in labels)
 
 

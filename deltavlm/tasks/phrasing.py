@@ -23,7 +23,9 @@ from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 from deltavlm.tasks.text import NO_CHANGE, clean
 
-__all__ = ["DELTAVLM", "GENERIC", "MCI", "PHRASEBOOKS", "Phrase", "Phrasebook"]
+__all__ = [
+    *("CELL_WORDS", "CHANGEIMTI", "DELTAVLM", "GENERIC", "MCI", "PHRASEBOOKS", "Phrase", "Phrasebook"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,120 @@ GENERIC = Phrasebook(
 )
 """Questions for models that follow any instruction. Counts and cells are one question, answered in JSON."""
 
+CELL_WORDS: Mapping[str, str] = {
+    "top left corner": "top-left",
+    "top": "top-center",
+    "top right corner": "top-right",
+    "left": "center-left",
+    "center": "center-center",
+    "right": "center-right",
+    "lower left corner": "bottom-left",
+    "lower": "bottom-center",
+    "lower right corner": "bottom-right",
+}
+"""Cells of the grid in ChangeIMTI -> ours."""
+_IN_IMAGES = "in these two images:<image> and <image>"
+_NUMBER_ANSWER = re.compile(r"[0-9]{1,4}")
+
+
+def _lines(reply: str) -> tuple[str, str]:
+    """The lines of a reply about roads and about buildings. Raises: AnswerParseError."""
+    lines = [line.strip().rstrip(".").strip() for line in reply.split("\n")]
+    if len(lines) != 2:
+        raise AnswerParseError(f"not two lines, of roads and of buildings: {reply!r}")
+    return lines[0], lines[1]
+
+
+def _read_numbers(reply: str) -> Counts:
+    """Counts of two lines. Raises: AnswerParseError.
+
+    >>> _read_numbers("1\\n12")
+    Counts(roads=1, buildings=12)
+    """
+    lines = _lines(reply)
+    if not all(_NUMBER_ANSWER.fullmatch(line) for line in lines):
+        raise AnswerParseError(f"no two numbers in {reply!r}")
+    return Counts(int(lines[0]), int(lines[1]))
+
+
+def _read_cell_words(reply: str) -> Cells:
+    """Cells of two lines. Raises: AnswerParseError.
+
+    >>> _read_cell_words("No change\\ntop left corner,top")
+    Cells(roads=(), buildings=('top-left', 'top-center'))
+    """
+    lists = []
+    for line in _lines(reply):
+        names = [] if line.lower() == "no change" else [name.strip().lower() for name in line.split(",")]
+        unknown = [name for name in names if name not in CELL_WORDS]
+        if unknown:
+            raise AnswerParseError(f"unknown cell {unknown[0]!r} in {reply!r}")
+        lists.append(", ".join(CELL_WORDS[name] for name in names))
+    return locate.parse(f"roads [{lists[0]}] buildings [{lists[1]}]")
+
+
+def _write_plain_sentence(values: Mapping[TaskName, Any]) -> str:
+    """The sentence without full stops; one that denies a change in the words of the set.
+
+    >>> _write_plain_sentence({"caption": "there is no difference"})
+    'the scene is the same as before'
+    """
+    sentence: str = values["caption"]
+    if caption.denies_change(sentence):
+        return "the scene is the same as before"
+    return caption.format_answer(sentence).replace(".", "").strip()
+
+
+def _write_cell_words(values: Mapping[TaskName, Any]) -> str:
+    """Two lines of cells.
+
+    >>> _write_cell_words({"location": Cells(buildings=("top-left", "top-center"))})
+    'No change\\ntop left corner,top'
+    """
+    words = {cell: word for word, cell in CELL_WORDS.items()}
+    lists = (values["location"].roads, values["location"].buildings)
+    return "\n".join(",".join(words[cell] for cell in cells) or "No change" for cells in lists)
+
+
+CHANGEIMTI = Phrasebook(
+    "changeimti",
+    {
+        "caption": Phrase(
+            "<guide>Please describe the changes in <image> and <image>",
+            caption.parse,
+            _write_plain_sentence,
+            64,
+        ),
+        "change": Phrase(
+            f"Please check if there have been any changes to the roads or buildings {_IN_IMAGES}. "
+            "Please answer yes or no.",
+            classify.parse,
+            lambda values: "Yes" if values["change"] else "No",
+            4,
+        ),
+        "count": Phrase(
+            "\n".join(f"How many {kind} have been changed {_IN_IMAGES}" for kind in ("roads", "buildings")),
+            _read_numbers,
+            lambda values: f"{values['count'].roads}\n{values['count'].buildings}",
+            8,
+        ),
+        "location": Phrase(
+            "\n".join(
+                f"Please tell me where the {kind} have changed {_IN_IMAGES},"
+                "if no change please output: No change."
+                for kind in ("roads", "buildings")
+            ),
+            _read_cell_words,
+            _write_cell_words,
+            64,
+        ),
+    },
+    joins_history=False,
+    agrees=False,
+)
+"""Questions of ChangeIMTI, which ChangeVG was trained on. Each line is a question of its own, about roads or
+about buildings, and its answer a line of the reply; `<guide>` is the place of the guide's caption."""
+
 MCI = Phrasebook(
     "mci",
     {
@@ -266,4 +382,4 @@ MCI = Phrasebook(
 )
 """Control words of the kind mci, which reads no text: which of its outputs is asked for."""
 
-PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC, MCI)}
+PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC, CHANGEIMTI, MCI)}

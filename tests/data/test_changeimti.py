@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from deltavlm.data.changeimti import CELL_LABELS, FILES
+from deltavlm.data.changeimti import FILES
 from deltavlm.data.examples import missing_images
 from deltavlm.data.read import read_dataset
 from deltavlm.errors import InputError
 from deltavlm.tasks import TASKS, count, locate
+from deltavlm.tasks.phrasing import CELL_WORDS
 from tests.data.records import imti_record as record
 
 
@@ -105,7 +106,7 @@ def test_without_yes_or_no_the_other_records_decide_the_flag(folder: Path) -> No
 
 
 def test_every_label_is_another_cell() -> None:
-    assert sorted(CELL_LABELS.values()) == sorted(locate.LABELS)
+    assert sorted(CELL_WORDS.values()) == sorted(locate.LABELS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""ChangeVG (arXiv 2509.23105): Qwen2.5-VL with a LoRA, guided by the captions of MCI.
+
+A checkpoint folder of this kind holds `config.json`, `model/` as transformers reads it, with the LoRA merged,
+and `guide/`, a checkpoint of kind mci. Imports no torch before `load`.
+"""
+
+from __future__ import annotations
+
+from deltavlm.errors import ConfigError
+from deltavlm.model.changevg.config import GUIDE, MODEL, ChangeVGConfig
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.folder import find_folder, read_config_as
+from deltavlm.model.interface import ChangeModel
+from deltavlm.model.kinds import ModelSpec
+
+_SUPPORTED = {
+    "decode": (None, "fast"),
+    "beams": (None, 1),
+    "prompt_style": (None,),
+    "runtime": ("auto", "torch"),
+}
+"""Option -> values that these models support; they always decode greedily."""
+
+
+def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
+    """Facts about a checkpoint without its weights; see `kinds.read_spec`."""
+    check_options(options)
+    folder = find_folder(name)
+    config = read_config_as(ChangeVGConfig, folder)
+    files = [*folder.glob(f"{MODEL}/*.safetensors"), *folder.glob(f"{GUIDE}/*.safetensors")]
+    size = sum(path.stat().st_size for path in files)
+    return ModelSpec(config.name, config.chip_px, config.training_gsd_m, has_masks=True, weights_bytes=size)
+
+
+def load(name: str, options: RuntimeOptions) -> ChangeModel:
+    """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
+    check_options(options)
+    from deltavlm.model.changevg.model import load_model
+
+    return load_model(find_folder(name), options)
+
+
+def check_options(options: RuntimeOptions) -> None:
+    """Raises: ConfigError for an option that these models do not support."""
+    for field, values in _SUPPORTED.items():
+        value = getattr(options, field)
+        if value not in values:
+            raise ConfigError(
+                f"models of kind changevg do not support `{field}={value!r}`; omit it: they decode greedily, "
+                "in torch"
+            )
