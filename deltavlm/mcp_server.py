@@ -1,4 +1,4 @@
-"""Server of the Model Context Protocol: commands of deltavlm as tools, limited to folders named at start.
+"""Server of the Model Context Protocol: deltavlm's commands as tools, limited to named folders.
 
     serve(Folders.of(read=[Path("images")], write=[Path("results")]), model="nano")
 
