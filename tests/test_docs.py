@@ -54,7 +54,7 @@ OTHER_PROGRAMS = set(
     --array --dist --torch-backend
     --from --recipe --repository --rm --set --target --output-format
     """.split()  # noqa: SIM905
-)  # flags of pip, uv, pytest, mypy, flock, timeout, torchrun, benchmarks, ray, SLURM and packaging in examples
+)  # flags of pip, uv, pytest, mypy, flock, timeout, torchrun, benchmarks, ray, SLURM, packaging
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
