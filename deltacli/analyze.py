@@ -257,7 +257,7 @@ def analyze_job(job: AnalyzeJob, flags: RunFlags, read: Sequence[NamedPath]) -> 
             " of them (--overlap 0: as many as without masks)"
         )
     if flags.out.dry_run:
-        plans = plan_run(job, spec.chip_px, spec.training_gsd_m)
+        plans = plan_run(job, spec, flags.model.read_evidence_spec())
         print_dry_run(job, plans, flags, as_json=flags.json_summary)
         failed = [plan.reason for plan in plans if plan.reason]
         if failed:

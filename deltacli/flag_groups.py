@@ -282,18 +282,19 @@ class ModelFlags:
         from deltavlm.pipeline.evidence import EvidencedModel, evidence_options
 
         evidence_model = _load_model(self.evidence_name, evidence_options(runtime))
-        return EvidencedModel(_load_model(self.model, runtime), evidence_model, any_scale=any_scale)
+        model = _load_model(self.model, replace(runtime, calibration=None))  # which is of both together
+        return EvidencedModel(model, evidence_model, any_scale=any_scale, calibration=runtime.calibration)
 
     def load_on_worker(self, runtime: RuntimeOptions, *, any_scale: bool = False) -> LoadModel:
         """Function by which a worker of a cluster does what `load` does, with the `loading_options`."""
         from deltavlm.cluster.worker import LoadEvidencedModel, load_model_on_worker
         from deltavlm.pipeline.evidence import evidence_options
 
-        load_model = partial(load_model_on_worker, self.model, runtime)
         if self.evidence_name is None:
-            return load_model
+            return partial(load_model_on_worker, self.model, runtime)
+        load_model = partial(load_model_on_worker, self.model, replace(runtime, calibration=None))
         load_evidence = partial(load_model_on_worker, self.evidence_name, evidence_options(runtime))
-        return LoadEvidencedModel(load_model, load_evidence, any_scale)
+        return LoadEvidencedModel(load_model, load_evidence, any_scale, runtime.calibration)
 
     def load_for(self, reader: PairReader, chip: Chip) -> ChangeModel:
         """Load the model for a single chip, and warn where its scale is far from that of the training."""

@@ -1,4 +1,4 @@
-"""`deltavlm`: the app with its commands, and the conversion of errors to one line and an exit code.
+"""`deltavlm`: the app with its commands, `mcp` among them, and errors as one line and an exit code.
 
 Exit codes: 0 success, 1 failure, 2 usage error or bad input, 3 finished with some chips failed,
 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 when the reader of stdout went away (`| head`).
@@ -7,12 +7,14 @@ Nothing heavy is imported here: every command imports what it needs in its body.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -38,7 +40,7 @@ from deltacli.summarize import summarize
 from deltacli.synth import synth
 from deltacli.train import train
 from deltacli.weights import weights
-from deltavlm.errors import DeltaVLMError
+from deltavlm.errors import DeltaVLMError, InputError
 from deltavlm.extras import EXTRAS, missing_package
 
 __all__ = ["app"]
@@ -211,6 +213,54 @@ def _expected_number(error: Any) -> str:
     return f"{noun} of at least {low:,}" if high is None else f"{noun} from {low:,} to {high:,}"
 
 
+@grouped
+def mcp(
+    read: Annotated[
+        list[Path] | None,
+        options.flag("--read", panel=options.RASTERS, metavar="FOLDER", help="Folder of images; repeatable."),
+    ] = None,
+    write: Annotated[
+        list[Path] | None,
+        options.flag(
+            "--write",
+            panel=options.OUTPUT,
+            metavar="FOLDER",
+            help="Folder of results, which may be read too; repeatable.",
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        options.flag(
+            *("--model", "-m"),
+            panel=options.MODEL,
+            metavar="NAME|FOLDER|hf:MODEL|openai:URL#MODEL",
+            help="Model that the tools ask.",
+        ),
+    ] = "nano",
+    as_json: options.Json = False,
+    *,
+    common: CommonFlags,
+) -> None:
+    """Serve check_pair, analyze, ask, summarize, report and polygons as MCP tools on stdin and stdout.
+
+    Only files in the folders that are named may be read and written; URLs and links out of them are refused.
+    With --json the folders and tools are printed instead, and nothing is served. Needs the extra mcp.
+    """
+    from deltavlm.extras import require_package
+
+    require_package("mcp", "deltavlm mcp")
+    from deltavlm.mcp_server import TOOLS, Folders, serve
+
+    if not (read or write):
+        raise InputError("no folder may be read; name one by --read FOLDER, and one for results by --write")
+    folders = Folders.of(read or [], write or [])
+    if as_json:
+        named = {"read": [*map(str, folders.read)], "write": [*map(str, folders.write)]}
+        typer.echo(json.dumps({**named, "model": model, "tools": TOOLS}, ensure_ascii=False))
+        return
+    serve(folders, model)
+
+
 app = typer.Typer(
     name="deltavlm",
     cls=App,
@@ -233,6 +283,7 @@ app.command(cls=ProjCommand)(stac)
 app.command("eval")(evaluate)
 app.command()(train)
 app.command()(doctor)
+app.command()(mcp)
 app.add_typer(synth, name="synth")
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")

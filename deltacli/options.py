@@ -39,7 +39,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --log-format    all
     --match         analyze, ask, chat, calibrate, train
     --max-nodata    analyze, ask, calibrate
-    -m --model      analyze, ask, chat, calibrate, eval, doctor
+    -m --model      analyze, ask, chat, calibrate, eval, doctor, mcp
     --nodata        analyze, ask, chat, calibrate, train
     --on-error      analyze, ask, calibrate
     --offline       analyze, ask, chat, calibrate, eval, doctor, data fetch, weights fetch

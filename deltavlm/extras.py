@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, str] = {
     **dict.fromkeys(TORCH_PACKAGES, "torch"),
     "bitsandbytes": "quantize",
     "h3": "h3",
+    "mcp": "mcp",
     "onnx": "export",
     "peft": "peft",
     "pycocoevalcap": "eval",

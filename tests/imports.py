@@ -33,6 +33,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "upstream": LEAVES | {"hub", "model"},
     "cluster": LEAVES | {"geo", "model", "tasks", "pipeline"},
     "report": LEAVES | {"geo", "tasks", "pipeline"},
+    "mcp_server": LEAVES | {"geo", "pipeline", "report"},
     "api": LEAVES | {"geo", "model", "tasks", "pipeline"},
     "diagnostics": LEAVES | {"deltavlm", "geo", "model", "tasks", "data", "pipeline"},
     "deltacli": LEAVES
@@ -51,6 +52,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "report",
         "summaries",
         "diagnostics",
+        "mcp_server",
     },
 }
 

@@ -59,6 +59,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "upstream": GROUND | TERMINAL,
     "cluster": TORCH | TERMINAL,
     "report": TORCH | TERMINAL,
+    "mcp_server": TORCH | TERMINAL,
     "diagnostics": TERMINAL,
     "deltacli": frozenset(),
 }

@@ -15,7 +15,7 @@ from deltavlm.errors import DeltaVLMError, InputError
 from deltavlm.geo.matching import ColorMatch
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions, open_pair
 from deltavlm.geo.registration import Registration
-from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.interface import ChangeModel, Labelled, ModelFacts, PairContext
 from deltavlm.pipeline.engine import load_chips
 from deltavlm.pipeline.evidence import EvidencedModel, mask_model
@@ -201,11 +201,12 @@ class LoadEvidencedModel:
 
     load_model: LoadModel
     load_evidence_model: LoadModel
-    any_scale: bool  # of `EvidencedModel`
+    any_scale: bool = False  # of `EvidencedModel`
+    calibration: ScoreCalibration | None = None
 
     def __call__(self, threads: int) -> ChangeModel:
         models = self.load_model(threads), self.load_evidence_model(threads)
-        return EvidencedModel(*models, any_scale=self.any_scale)
+        return EvidencedModel(*models, any_scale=self.any_scale, calibration=self.calibration)
 
 
 class ModelActor:

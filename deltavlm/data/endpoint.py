@@ -10,32 +10,27 @@ again. The key is sent to the endpoint, and never shown or stored.
 from __future__ import annotations
 
 import hashlib
-import json
-import time
+import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from deltavlm.data.build import PairFacts
 from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, join_labels
-from deltavlm.deadline import call_within
 from deltavlm.errors import InputError, OutputError, ToolError
 from deltavlm.files import JsonLines, parse_json, read_text
+from deltavlm.model.openai.address import Address
+from deltavlm.model.openai.client import Client, NoAnswer, NoServer, Response
 from deltavlm.tasks.text import clean
 
 __all__ = ["Endpoint", "QuestionWriter", "ReplyLog", "make_prompt", "parse_reply"]
 
 MAX_QUESTIONS, MAX_QUESTION_CHARS, MAX_ANSWER_CHARS = 6, 300, 600
-MAX_REPLY_BYTES = 1_000_000
 MAX_REPLIES = 3  # asked for one pair until one of them is usable
 MAX_FAILED_PAIRS = 5  # in a row; then the model is the wrong one
-MAX_WAIT_S = 60.0
 TIMEOUT_S = 60.0
 TASK = (
     "You write questions and answers about what changed between two aerial images of one place, taken at"
@@ -55,7 +50,7 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     timeout_s: float = TIMEOUT_S  # of a whole reply
     tries: int = 5  # of a request that fails with 429, 5xx or without a connection
-    sleep: Callable[[float], None] = time.sleep
+    stop: threading.Event = field(default_factory=threading.Event)  # ends the pauses between tries
 
     def __post_init__(self) -> None:
         """Raises: InputError for an address or a key that HTTP cannot use."""
@@ -198,81 +193,29 @@ def request_reply(endpoint: Endpoint, log: Path, prompt: str) -> str:
     does not answer.
     """
     messages = [{"role": "system", "content": TASK}, {"role": "user", "content": prompt}]
-    body = json.dumps({"model": endpoint.model, "messages": messages}).encode()
-    address = endpoint.url.rstrip("/") + "/chat/completions"
-    saved = f"; replies so far are saved in {log}" if log.exists() else ""
-    fault = ""
-    for attempt in range(endpoint.tries):
-        request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
-        if endpoint.key:
-            request.add_unredirected_header("Authorization", f"Bearer {endpoint.key}")
-        wait_s = min(MAX_WAIT_S, 2.0**attempt)
-        try:
-            response = _send(request, endpoint.timeout_s)
-        except TimeoutError as error:
-            raise ToolError(
-                f"{endpoint.url} gave no whole answer in {endpoint.timeout_s:g} s{saved}; run the same"
-                " command again to resume, perhaps with a longer `llm_timeout`"
-            ) from error
-        except (URLError, HTTPException, OSError) as error:  # no connection, cut off
-            fault = str(getattr(error, "reason", "") or error) or type(error).__name__
-        else:
-            if response.status < 400:
-                return _message_text(endpoint, response.content)
-            if response.status != 429 and response.status < 500:
-                raise InputError(_explain_refusal(endpoint, response))
-            fault = f"HTTP {response.status}"
-            if response.retry_after.isdecimal():
-                wait_s = min(MAX_WAIT_S, float(response.retry_after))
-        if attempt + 1 < endpoint.tries:
-            endpoint.sleep(wait_s)
-    raise ToolError(
-        f"{endpoint.url} did not answer in {endpoint.tries} tries ({fault}){saved};"
-        f" run the same command again to resume"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    status: int
-    reason: str
-    retry_after: str
-    content: bytes  # at most MAX_REPLY_BYTES
-
-
-def _send(request: Request, timeout_s: float) -> _Response:
-    """Response to a request within `timeout_s`, from the name of the host to the last byte.
-
-    Raises: TimeoutError; URLError, HTTPException or OSError where the connection fails.
-    """
-
-    def send() -> _Response:
-        try:
-            response: Any = urlopen(request, timeout=timeout_s)
-        except HTTPError as error:
-            response = error
-        with response:
-            content = response.read(MAX_REPLY_BYTES)
-            retry_after = response.headers.get("Retry-After", "")
-            return _Response(response.status, str(response.reason), retry_after, content)
-
+    address = Address(endpoint.url.rstrip("/"), endpoint.model)
+    hint = "a longer `llm_timeout` may help"
+    client = Client(address, endpoint.key, endpoint.timeout_s, endpoint.tries, timeout_hint=hint)
+    body = {"model": endpoint.model, "messages": messages}
     try:
-        return call_within(timeout_s, send)  # the timeout of `urlopen` begins anew with every byte
-    except URLError as error:
-        raise error.reason if isinstance(error.reason, TimeoutError) else error from None
+        response = client.request("/chat/completions", body, stop=endpoint.stop)
+    except (NoAnswer, NoServer) as error:
+        saved = f"; replies so far are saved in {log}" if log.exists() else ""
+        raise ToolError(f"{error}{saved}; run the same command again to resume") from error
+    if not 200 <= response.status < 300:
+        raise InputError(_explain_refusal(endpoint, client, response))
+    return _message_text(endpoint, response.content)
 
 
-def _explain_refusal(endpoint: Endpoint, response: _Response) -> str:
+def _explain_refusal(endpoint: Endpoint, client: Client, response: Response) -> str:
     """Message for a refusal: its reason and the next step, without the key if the reply repeats it."""
     if response.status in (401, 403):
         reason = "the key was refused" if endpoint.key else "it asks for a key"
         return f"{endpoint.url} (HTTP {response.status}): {reason}; set DELTAVLM_LLM_KEY to a valid key"
-    detail = clean(response.content.decode("utf-8", "replace"))
-    if endpoint.key:
-        detail = detail.replace(endpoint.key, "***")
+    detail = f"a redirect to {response.location}" if response.location else client.detail(response)
     return (
-        f"{endpoint.url} (HTTP {response.status}) refuses a request for {endpoint.model}:"
-        f" {detail[:200] or response.reason}; check `llm_endpoint` and `llm_model`"
+        f"{endpoint.url} (HTTP {response.status}) refuses a request for {endpoint.model}: {detail}; check "
+        "`llm_endpoint` and `llm_model`"
     )
 
 

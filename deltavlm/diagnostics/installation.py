@@ -91,7 +91,7 @@ def _check_openvino() -> Iterator[Finding]:
     processor = core.get_property("CPU", "FULL_DEVICE_NAME")
     instructions = f"{'with' if has_bf16 else 'without'} instructions for bf16"
     yield Finding("openvino", "ok", f"nano runs on it without torch; {processor}, {instructions}")
-    if not cache_folder("doctor"):
+    if cache_folder() is None:
         yield Finding(
             "cache",
             "warning",

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from deltavlm.geo.geobox import GeoBox, Window
@@ -72,15 +71,13 @@ def measure_shift(
     if min(valid.shape) < MIN_WINDOW_PX or valid.mean() < MIN_VALID:
         return None
     interior = None if valid.all() else _interior(valid)
-    spectra = [
-        scipy.fft.rfft2(_laplacian(image[:, *crop], interior), overwrite_x=True) for image in (before, after)
-    ]
+    spectra = [np.fft.rfft2(_laplacian(image[:, *crop], interior)) for image in (before, after)]
     cross = spectra[0].conj() * spectra[1]
     magnitude = np.abs(cross)
     if not magnitude.any():
         return None
     cross *= _band_pass(valid.shape) / np.maximum(magnitude, np.finfo(np.float32).tiny)
-    surface = scipy.fft.irfft2(cross, valid.shape, overwrite_x=True)
+    surface = np.fft.irfft2(cross, valid.shape)
     reach = min(MAX_PX, min(valid.shape) // 4)
     return _peak(np.abs(np.roll(surface, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]), reach)
 
@@ -122,7 +119,7 @@ def _taper(shape: tuple[int, int]) -> Floats:
 @lru_cache(maxsize=8)
 def _band_pass(shape: tuple[int, int]) -> Floats:
     """Weights of half a spectrum, as `rfft2` gives it: the frequency times a Gaussian."""
-    rows, cols = scipy.fft.fftfreq(shape[0]), scipy.fft.rfftfreq(shape[1])
+    rows, cols = np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1])
     frequency = np.hypot(rows[:, None], cols)
     weights: Floats = (frequency * np.exp(-0.5 * (frequency / CUTOFF) ** 2)).astype(np.float32)
     return weights

@@ -1,16 +1,55 @@
-"""Chat turns about a pair of images, for models that follow instructions; imports no torch.
+"""Chat turns about a pair of images, for models that follow instructions, and the answer in a reply.
 
 The images come first and the question last, so that all questions about a pair have the same beginning.
+Imports no torch.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from deltavlm.model.interface import PairContext, Question
+from deltavlm.model.interface import Labelled, PairContext, Question
+
+CHIP_PX = 256  # side of a chip; models that follow instructions are not made for one
+THINK, THINK_END = "<think>", "</think>"  # around the reasoning of a model that reasons first
+REASONING_TOKENS = 4096  # more than for the answer alone, for such a model
+_REASONING = re.compile(rf"{THINK}.*?(?:{THINK_END}|\Z)", re.DOTALL)
 
 BEFORE, AFTER = {"type": "image", "date": "before"}, {"type": "image", "date": "after"}
 """Places of the two images in a turn."""
+
+
+class ChatFacts(Labelled):
+    """Mixin for models that follow instructions: chips of any size and scale, no mask head, one worker."""
+
+    __slots__ = ()
+
+    @property
+    def chip_px(self) -> int:
+        return CHIP_PX
+
+    @property
+    def training_gsd_m(self) -> None:
+        return None
+
+    @property
+    def phrasebook(self) -> str:
+        return "generic"
+
+    @property
+    def reads_context(self) -> bool:
+        return True
+
+    @property
+    def workers(self) -> int:
+        return 1
+
+    def init_worker(self) -> None:
+        """Nothing to set up: there is one worker."""
+
+    def masks(self, encoded: Any) -> None:
+        """None: there is no mask head."""
 
 
 def chat_turns(context: PairContext, question: Question) -> list[dict[str, Any]]:
@@ -21,6 +60,17 @@ def chat_turns(context: PairContext, question: Question) -> list[dict[str, Any]]
     for (_, answer), following in zip(question.history, asked[1:], strict=True):
         turns += [_turn("assistant", _text(answer)), _turn("user", _text(following))]
     return turns
+
+
+def drop_reasoning(reply: str) -> str:
+    """Answer in a reply, without the reasoning before it; empty if the reply ends while reasoning.
+
+    >>> drop_reasoning("<think>Two roofs.</think> yes"), drop_reasoning("<think>Two")
+    ('yes', '')
+    >>> drop_reasoning("Two roofs.</think> yes")  # the prompt ends with <think>
+    'yes'
+    """
+    return _REASONING.sub("", reply).rpartition(THINK_END)[2].strip()
 
 
 def _images(context: PairContext) -> list[dict[str, str]]:

@@ -5,10 +5,14 @@ N pairs, R rows, S text tokens, V vocabulary, L language width; see `graphs` for
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
+from deltavlm.files import parse_json, write_atomic
 from deltavlm.model.answering import CheckpointModel, GeneratedRows
 from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibration
 from deltavlm.model.constraint import Constraint
@@ -37,7 +42,11 @@ from deltavlm.model.memory import CPU_ENCODE_PAIRS, PAIRS, ROWS
 from deltavlm.model.scope_numpy import NumpyScope
 from deltavlm.model.tokenizer import Codec, load_codecs
 
+logger = logging.getLogger(__name__)
+
 Floats = npt.NDArray[np.float32]
+
+CHECKSUMS = "checksums.json"  # of the compiled graphs in a folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +154,9 @@ class GraphPredictor(CheckpointModel):
         for_qformer, for_language = self.token_ids_of_rows(rows)
         ids, mask = self.questions.pad_rows(for_qformer, "right")
         pairs = [pair for pair, _ in rows]
-        whole = pairs == list(range(len(encoded)))
+        is_each_once = pairs == list(range(len(encoded)))
         evidence, keys, values = (
-            each if whole else each[pairs] for each in (encoded.evidence, encoded.keys, encoded.values)
+            each if is_each_once else each[pairs] for each in (encoded.evidence, encoded.keys, encoded.values)
         )
         asked = {"evidence": evidence, "keys": keys, "values": values, "ids": ids, "mask": mask}
         soft = self.graphs.run("query", asked)["soft"]
@@ -242,28 +251,30 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
 
     identity: fingerprint of the folder, which names the cache.
 
-    The encoder computes in bf16 where `dtype` is "bf16" and the CPU has instructions for it; the language
-    model always in float32. Compiled graphs are cached in the user's cache folder, or in $OV_CACHE_DIR.
+    The encoder computes in bf16 if `dtype` is "bf16"; the language model always in float32. Compiled graphs
+    are cached in the user's cache folder, or in $OV_CACHE_DIR.
 
-    Raises: ModelError if a graph cannot be read, or is of other weights.
+    Raises: ModelError if a graph cannot be read, or is of other weights; ConfigError for bf16 on a CPU
+        without instructions for it.
     """
     openvino = import_openvino()
     core = openvino.Core()
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = "bf16" if has_bf16 and dtype == "bf16" else "fp32"
+    precision = "bf16" if dtype == "bf16" else "fp32"
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ConfigError("`dtype='bf16'`: this CPU has no instructions for bf16; omit it")
     cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{identity}")
-    compiled = {}
+    intact = set() if cache is None else remove_damaged(cache)
     digest = layout_digest(folder / WEIGHTS)
-    for name in GRAPHS:
+
+    def compile_graph(name: str) -> Any:
         path = folder / name
-        stem = path.stem
         options: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 2 if threads > 1 else 1,
-            "INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32") if stem == "encode" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if name == GRAPHS[0] and precision == "bf16" else "f32",
         }
-        if cache:
-            options["CACHE_DIR"] = cache
+        if cache is not None:
+            options["CACHE_DIR"] = str(cache)
         try:
             graph = core.read_model(path)
             has_layout = graph.has_rt_info(["framework", LAYOUT])
@@ -272,22 +283,66 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
                 raise ModelError(
                     f"{path} is not of the weights beside it; write it again with deltavlm weights export"
                 )
-            compiled[stem] = core.compile_model(graph, "CPU", options)
+            return core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["?"])[-1]
             raise ModelError(f"cannot read {path}: {reason}; copy the checkpoint folder again") from error
+
+    with ThreadPoolExecutor(len(GRAPHS)) as pool:
+        compiled = dict(
+            zip((Path(name).stem for name in GRAPHS), pool.map(compile_graph, GRAPHS), strict=True)
+        )
+    if cache is not None:
+        store_checksums(cache, intact)
     return Graphs(compiled), precision
 
 
-def cache_folder(name: str) -> str:
-    """Folder for compiled graphs, made if it is not there; empty where none can be made."""
+def cache_folder(name: str = "") -> Path | None:
+    """Folder for compiled graphs, made if it is not there; None where none can be written."""
     base = os.environ.get("OV_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     try:
         folder = (Path(base) if base else Path.home() / ".cache") / "deltavlm" / "openvino" / name
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
-        return ""
-    return str(folder)
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def remove_damaged(folder: Path) -> set[str]:
+    """Remove compiled graphs that are not as they were stored: OpenVINO would compute with their weights.
+
+    Returns: file names of the others.
+    """
+    stored: Any = None
+    with suppress(OSError, ValueError):
+        stored = parse_json((folder / CHECKSUMS).read_text())
+    expected = stored if isinstance(stored, dict) else {}
+    checksums = blob_checksums(folder)
+    damaged = {name for name, checksum in checksums.items() if expected.get(name) != checksum}
+    for name in damaged:
+        logger.info("%s is damaged, or was not stored completely: compiled again", folder / name)
+        with suppress(OSError):  # open on Windows
+            (folder / name).unlink()
+    return checksums.keys() - damaged
+
+
+def store_checksums(folder: Path, intact: set[str]) -> None:
+    """Store the checksums of the compiled graphs in a folder, for `remove_damaged`.
+
+    intact: files whose checksums are stored.
+    """
+    with suppress(OSError):  # a full disk; they are compiled again then
+        if {path.name for path in folder.glob("*.blob")} != intact:
+            write_atomic(folder / CHECKSUMS, json.dumps(blob_checksums(folder), indent=1).encode())
+
+
+def blob_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each compiled graph in a folder, by file name."""
+    checksums = {}
+    for path in sorted(folder.glob("*.blob")):
+        with suppress(OSError), path.open("rb") as file:  # removed meanwhile by another process
+            checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums
 
 
 def usable_cores() -> int:

@@ -113,7 +113,7 @@ class ScoredChips:
             if row["changed_score"] is None:
                 raise InputError(
                     f"{path}, chip {row['chip_id']}: has no score of change; run analyze with the yes/no "
-                    "question"
+                    "question, by a model that gives probabilities, without a cascade after an evidence model"
                 )
         scores = np.array([float(row["changed_score"]) for row in rows])
         if model.get("calibration") is not None:

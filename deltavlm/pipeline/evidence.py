@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deltavlm.errors import AnswerParseError, ConfigError
-from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.calibration import apply_calibration, logits
+from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.interface import (
     ChangeModel,
     Labelled,
@@ -39,6 +40,10 @@ _READS_NO_TEXT = (
     "out, or ask a model that follows instructions"
 )
 _SAME = "`evidence='{evidence}'`: is the model that answers; name another one, such as nano"
+_CALIBRATED = (
+    "the calibration of {model} is of its scores without evidence; load it without one, and give one of the "
+    "scores with evidence"
+)
 _NO_QUESTIONS = (
     "`evidence='{evidence}'`: does not answer the standard questions about change, counts and cells; name a "
     "model that does, such as nano"
@@ -62,13 +67,20 @@ class EvidencedModel(Labelled):
     """A ChangeModel that answers by `model`, which reads the evidence of `evidence_model` about each pair.
 
     Counts and cells are no evidence where the scale is far from that of the evidence model's training, unless
-    `any_scale`. The masks are those of the evidence model.
+    `any_scale`. The masks are those of the evidence model. `calibration` is of the scores with evidence.
 
-    Raises: ConfigError where `model` reads no text, the evidence model does not answer the standard
-        questions, or both are the same.
+    Raises: ConfigError where `model` reads no text or is calibrated, the evidence model does not answer the
+        standard questions, or both are the same; InputError for a calibration of another model.
     """
 
-    def __init__(self, model: ChangeModel, evidence_model: ChangeModel, *, any_scale: bool = False) -> None:
+    def __init__(
+        self,
+        model: ChangeModel,
+        evidence_model: ChangeModel,
+        *,
+        any_scale: bool = False,
+        calibration: ScoreCalibration | None = None,
+    ) -> None:
         if not model.reads_context:
             raise ConfigError(_READS_NO_TEXT.format(name=model.name, evidence=evidence_model.name))
         if model.fingerprint == evidence_model.fingerprint:
@@ -76,9 +88,14 @@ class EvidencedModel(Labelled):
         book = phrasebook_of(evidence_model)
         if not {*EVIDENCE_TASKS} <= book.phrases.keys():
             raise ConfigError(_NO_QUESTIONS.format(evidence=evidence_model.name))
+        if model.details.get("calibration") is not None:
+            raise ConfigError(_CALIBRATED.format(model=model.name))
         self.model = model
         self.evidence_model = evidence_model
         self.any_scale = any_scale
+        self.calibration = calibration
+        if calibration is not None:
+            calibration.check_model(self.name, self.fingerprint)
         self._phrases = [book.phrase(task) for task in EVIDENCE_TASKS]
         self._questions = [
             standard_question(TASKS[task], phrase=book.other_words(task)) for task in EVIDENCE_TASKS
@@ -106,6 +123,7 @@ class EvidencedModel(Labelled):
         """Details of the model that answers, both identities, and the details of the evidence model."""
         return {
             **self.model.details,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
             "answering": {"name": self.model.name, "fingerprint": self.model.fingerprint},
             "evidence": {
                 "name": self.evidence_model.name,
@@ -172,7 +190,8 @@ class EvidencedModel(Labelled):
         """
         pairs = range(len(encoded.evidence)) if pairs is None else pairs
         index_of = self._encode(encoded, pairs)
-        return self.model.answer(encoded.features, questions, [index_of[pair] for pair in pairs])
+        replies = self.model.answer(encoded.features, questions, [index_of[pair] for pair in pairs])
+        return [[*map(self._calibrated, questions, row)] for row in replies]
 
     def answer_rows(self, encoded: _EncodedPairs, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """Answer rows of (index of a pair, question), in their order.
@@ -180,9 +199,9 @@ class EvidencedModel(Labelled):
         Raises: ModelOutOfMemory, ModelError.
         """
         index_of = self._encode(encoded, [pair for pair, _ in rows])
-        return self.model.answer_rows(
-            encoded.features, [(index_of[pair], question) for pair, question in rows]
-        )
+        asked = [(index_of[pair], question) for pair, question in rows]
+        replies = self.model.answer_rows(encoded.features, asked)
+        return [self._calibrated(question, reply) for (_, question), reply in zip(rows, replies, strict=True)]
 
     def masks(self, encoded: _EncodedPairs) -> Masks | None:
         """Change masks of the evidence model; None if it has no mask head."""
@@ -197,6 +216,12 @@ class EvidencedModel(Labelled):
             )
             encoded.encoded = chosen
         return {pair: index for index, pair in enumerate(encoded.encoded)}
+
+    def _calibrated(self, question: Question, reply: Reply) -> Reply:
+        """Reply whose score, of a yes/no question, is calibrated."""
+        if self.calibration is None or not question.yes_no or math.isnan(reply.score):
+            return reply
+        return replace(reply, score=float(apply_calibration(self.calibration, logits(reply.score))))
 
     def _evidence(self, replies: Sequence[Reply], *, is_far: bool) -> Evidence:
         """Evidence of the replies to the standard questions."""
@@ -232,7 +257,7 @@ def scales_of(gsd_m: float | None, model: ModelFacts, chip_px: int) -> list[Scal
     scales = [Scale.of(gsd_m, model, chip_px)]
     other = mask_model(model)
     if other is not model:
-        scales.append(replace(Scale.of(gsd_m, other, chip_px), model=f"the evidence model {other.name}"))
+        scales.append(Scale.of_evidence(gsd_m, other, chip_px))
     return scales
 
 

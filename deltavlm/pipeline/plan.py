@@ -9,6 +9,7 @@ from deltavlm.errors import InputError, OutputError
 from deltavlm.geo.grid import ChipGrid
 from deltavlm.geo.pair import PairReader
 from deltavlm.geo.sinks import is_in_lonlat
+from deltavlm.model.kinds import ModelSpec
 from deltavlm.pipeline.job import AnalyzeJob
 from deltavlm.pipeline.outputs import check_format, check_format_of_list
 from deltavlm.pipeline.pairs import Pair
@@ -55,22 +56,21 @@ class PairPlan:
         )
 
 
-def plan_run(job: AnalyzeJob, model_chip_px: int, training_gsd_m: float | None) -> list[PairPlan]:
-    """Open each pair of a job, and cut it into chips.
-
-    `model_chip_px` and `training_gsd_m` are the chip size and ground size of a pixel of the model's training.
+def plan_run(job: AnalyzeJob, model: ModelSpec, evidence: ModelSpec | None = None) -> list[PairPlan]:
+    """Open each pair of a job, cut it into chips, and compare its scale with the training of the model, and
+    of the evidence model if there is one.
 
     Raises: InputError where a single pair cannot be opened.
     """
     plans: list[PairPlan] = []
     for pair in job.pairs.pairs:
         is_first = all(plan.reason is not None for plan in plans)  # that can be opened
-        plans.append(_plan_pair(pair, job, model_chip_px, training_gsd_m, is_first=is_first))
+        plans.append(_plan_pair(pair, job, model, evidence, is_first=is_first))
     return plans
 
 
 def _plan_pair(
-    pair: Pair, job: AnalyzeJob, model_chip_px: int, training_gsd_m: float | None, *, is_first: bool
+    pair: Pair, job: AnalyzeJob, model: ModelSpec, evidence: ModelSpec | None, *, is_first: bool
 ) -> PairPlan:
     options = job.options
     try:
@@ -84,9 +84,9 @@ def _plan_pair(
         if job.is_single or isinstance(error, OutputError):
             raise
         return PairPlan(pair, reason=str(error))
-    scale = Scale(plan.gsd_m, training_gsd_m, options.chip_px / model_chip_px).warning(
-        limited=not options.any_scale
-    )
-    if scale is None:
-        return plan
-    return replace(plan, notes=(*plan.notes, scale), warnings=(*plan.warnings, scale))
+    scales = [Scale.of(plan.gsd_m, model, options.chip_px)]
+    if evidence is not None:
+        scales.append(Scale.of_evidence(plan.gsd_m, evidence, options.chip_px))
+    warnings = [each.warning(limited=not options.any_scale) for each in scales]
+    found = tuple(text for text in warnings if text is not None)
+    return replace(plan, notes=(*plan.notes, *found), warnings=(*plan.warnings, *found))

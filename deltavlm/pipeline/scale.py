@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltavlm.model.interface import ModelFacts
+from deltavlm.model.kinds import ModelSpec
 
 __all__ = ["FAR_GSD_RATIO", "Scale"]
 
@@ -25,9 +26,14 @@ class Scale:
     model: str = "the model"  # its name in warnings
 
     @classmethod
-    def of(cls, gsd_m: float | None, model: ModelFacts, chip_px: int) -> Scale:
+    def of(cls, gsd_m: float | None, model: ModelFacts | ModelSpec, chip_px: int) -> Scale:
         """Scale of chips of `chip_px` pixels for a model."""
         return cls(gsd_m, model.training_gsd_m, chip_px / model.chip_px)
+
+    @classmethod
+    def of_evidence(cls, gsd_m: float | None, model: ModelFacts | ModelSpec, chip_px: int) -> Scale:
+        """The same for an evidence model, which the warnings name."""
+        return replace(cls.of(gsd_m, model, chip_px), model=f"the evidence model {model.name}")
 
     @property
     def ratio(self) -> float:

@@ -230,9 +230,7 @@ class TrainConfig:
             raise ValueError(f"adapter is for a model hf:OWNER/NAME or hf:FOLDER, not for {self.model!r}")
         if parts != ["adapter"]:
             raise ValueError("a run with adapter has one phase, of part adapter")
-        unused = [
-            name for name in ("start", "fresh", "scenes", "validation", "max_epochs") if getattr(self, name)
-        ]
+        unused = [name for name in ("start", "fresh", "scenes", "max_epochs") if getattr(self, name)]
         unused += ["sharding"] * (self.sharding != "ddp")
         for name, phase in self.phases.items():
             default = Phase(phase.part, phase.steps, phase.batch, phase.lr)

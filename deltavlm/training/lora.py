@@ -8,11 +8,12 @@ R rows (a chat about a pair), S tokens, V tokens of the vocabulary.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -35,8 +36,8 @@ from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats
 from deltavlm.model.huggingface.loading import linear_layers, load_chat_model, quiet
-from deltavlm.model.huggingface.source import ADAPTER_CONFIG, parse
-from deltavlm.model.interface import PairContext, Question, standard_question
+from deltavlm.model.huggingface.source import ADAPTER_CONFIG, TRAINING, parse
+from deltavlm.model.interface import ChangeModel, PairContext, Question, standard_question
 from deltavlm.model.tensors import write_tensors
 from deltavlm.scoring.inference import PairExamples
 from deltavlm.tasks import TASKS, TaskName
@@ -45,10 +46,12 @@ from deltavlm.training.build import enable_activation_checkpointing
 from deltavlm.training.changechat_dataset import Split, load_split
 from deltavlm.training.checkpoints import final_weights, wrap_write_errors
 from deltavlm.training.config import Adapter, TrainConfig
+from deltavlm.training.distributed import Machine
 from deltavlm.training.loop import micro_batches
 from deltavlm.training.sampling import SlotPlan
+from deltavlm.training.validate import BaseValidator
 
-WEIGHTS, PROVENANCE = "adapter_model.safetensors", "training.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class AdapterInputs:
 
     chat_model: ChatModel
     model: Any  # its weights with an adapter, on the CPU; the trainer moves them
+    splits: tuple[Split, ...]
     sources: tuple[ChatSource, ...]  # of the sets with a weight
     weights: tuple[float, ...]
 
@@ -118,13 +122,17 @@ def _values(task: TaskName, answers: Sequence[str]) -> Iterator[Any]:
 
 
 class ChatSource:
-    """Infinite samples of a set's training pairs, epoch by epoch; an epoch has each chat once, in an order of
+    """Infinite samples of image pairs of a set, epoch by epoch; an epoch has each chat once, in an order of
     its own."""
 
-    def __init__(self, split: Split, seed: list[int]) -> None:
-        self.image_folder, self.seed = split.image_folder, seed
-        self.chats = [(pair, chat) for pair in split.train for chat in pair_chats(pair)]
+    def __init__(self, pairs: Sequence[PairExamples], image_folder: Path, seed: list[int]) -> None:
+        self.image_folder, self.seed = image_folder, seed
+        self.chats = [(pair, chat) for pair in pairs for chat in pair_chats(pair)]
         self.order = lru_cache(maxsize=2)(self._order)
+
+    def __len__(self) -> int:
+        """Number of chats in an epoch."""
+        return len(self.chats)
 
     def _order(self, epoch: int) -> list[int]:
         order: list[int] = np.random.default_rng([*self.seed, epoch]).permutation(len(self.chats)).tolist()
@@ -178,7 +186,7 @@ class ChatLoader:
 def collate_chats(
     chat_model: ChatModel, samples: Sequence[ChatSample], balance: Literal["root", "token"]
 ) -> ChatBatch:
-    """Inputs and labels of chats. The beginning of each is what the model is asked in `analyze`.
+    """Inputs and labels of chats. The beginning of each is what a model with the adapter is asked.
 
     Raises: ModelError if the processor cannot read a chat.
     """
@@ -259,10 +267,15 @@ def load_adapter_inputs(config: TrainConfig) -> AdapterInputs:
         micro_batches(name, phase)
     splits = [load_split(name, records, config.seed) for name, records in config.sets.items()]
     weighted = [split for split in splits if config.sets[split.name].weight]
-    sources = tuple(ChatSource(split, [config.seed, number]) for number, split in enumerate(weighted))
+    sources = tuple(
+        ChatSource(split.train, split.image_folder, [config.seed, number])
+        for number, split in enumerate(weighted)
+    )
     weights = tuple(config.sets[split.name].weight for split in weighted)
     chat_model = load_chat_model(config.model, RuntimeOptions(device="cpu", dtype=config.language_dtype))
-    return AdapterInputs(chat_model, _with_new_adapter(config, chat_model.model), sources, weights)
+    return AdapterInputs(
+        chat_model, _with_new_adapter(config, chat_model.model), tuple(splits), sources, weights
+    )
 
 
 def target_pattern(model: Any, adapter: Adapter) -> str:
@@ -299,6 +312,29 @@ def build_loader(config: TrainConfig, name: str, inputs: AdapterInputs) -> ChatL
     return ChatLoader(plan, inputs.sources, inputs.chat_model, phase.balance)
 
 
+class AdapterValidator(BaseValidator):
+    """Validation of an adapter on the held-out pairs of its sets."""
+
+    def __init__(self, config: TrainConfig, name: str, inputs: AdapterInputs, machine: Machine) -> None:
+        super().__init__(config, name, inputs.splits, machine)
+        self.sources = {
+            split.name: ChatSource(split.held_out, split.image_folder, [0]) for split in self.splits
+        }
+        self.asks_questions = self.plan.answers
+        processor = copy.deepcopy(inputs.chat_model.processor)  # a tokenizer serves one thread at a time
+        device = str(machine.device)
+        self.chat_model = replace(
+            inputs.chat_model, processor=processor, device=device, pads=device != "cpu", tokens={}
+        )
+
+    def make_batch(self, samples: Sequence[ChatSample], noise_seed: int) -> ChatBatch:
+        return collate_chats(self.chat_model, samples, self.phase.balance)
+
+    def answering_model(self, learner: AdapterLearner) -> ChangeModel:
+        base: Any = learner.model
+        return replace(self.chat_model, model=base.get_base_model())
+
+
 def export_adapter(
     config: TrainConfig, inputs: AdapterInputs, provenance: Mapping[str, str], out: Path, folder: Path
 ) -> None:
@@ -310,7 +346,8 @@ def export_adapter(
 
     (name,) = config.phases
     chat_model, model = inputs.chat_model, inputs.model
-    model.load_state_dict(final_weights(out, name, best=False), strict=False)
+    best = config.validation is not None and config.validation.metric is not None
+    model.load_state_dict(final_weights(out, name, best=best), strict=False)
     weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     values = model.peft_config["default"].to_dict() | {"inference_mode": True}
@@ -319,13 +356,14 @@ def export_adapter(
         "base": chat_model.name,
         "base_fingerprint": chat_model.fingerprint,
         "base_revision": chat_model.details["revision"],
+        "tells_facts": False,  # sets have no dates and pixel sizes, so the adapter is not told any
         **provenance,
         "adapter": asdict(config.adapter) if config.adapter else None,
     }
     with wrap_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / ADAPTER_CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")
-        write_atomic(folder / PROVENANCE, json.dumps(facts, indent=2) + "\n")
+        write_atomic(folder / TRAINING, json.dumps(facts, indent=2) + "\n")
         with atomic_file(folder / WEIGHTS) as scratch:
             write_tensors(scratch, tensors, provenance)
 

@@ -207,12 +207,17 @@ class _AdapterRun(_Run):
     inputs: AdapterInputs
 
     def build_trainer(self, name: str, on_progress: OnProgress) -> Trainer:
-        from deltavlm.training.lora import build_learner, build_loader
+        from deltavlm.training.lora import AdapterValidator, build_learner, build_loader
 
-        phase, inputs = self.config.phases[name], self.inputs
-        hooks = TrainHooks(self.out, None, lambda step, note: on_progress(name, step, phase.steps, note))
-        learner, loader = build_learner(self.config, inputs), build_loader(self.config, name, inputs)
-        return Trainer(self.config, name, learner, loader, self.machine, hooks)
+        config, inputs = self.config, self.inputs
+        phase = config.phases[name]
+        hooks = TrainHooks(
+            self.out,
+            AdapterValidator(config, name, inputs, self.machine) if config.validation else None,
+            lambda step, note: on_progress(name, step, phase.steps, note),
+        )
+        learner, loader = build_learner(config, inputs), build_loader(config, name, inputs)
+        return Trainer(config, name, learner, loader, self.machine, hooks)
 
     def export(self, folder: Path, options: RunOptions, steps: str) -> None:
         from deltavlm.training.lora import export_adapter

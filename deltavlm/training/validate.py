@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from deltavlm.model.config import Calibration
+from deltavlm.model.interface import ChangeModel
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.tokenizer import Codec
 from deltavlm.scoring.inference import predict_batches
@@ -20,9 +23,10 @@ from deltavlm.scoring.synthetic import predict_scenes, score_scenes
 from deltavlm.training.build import RunInputs
 from deltavlm.training.changechat_dataset import ChangeChatSource, Split
 from deltavlm.training.collate import collate
-from deltavlm.training.config import ANSWERING, TrainConfig
+from deltavlm.training.config import ANSWERING, Phase, TrainConfig, Validation
 from deltavlm.training.distributed import Machine, world
 from deltavlm.training.learner import Learner
+from deltavlm.training.loop import StepBatch
 from deltavlm.training.sampling import stack_samples
 from deltavlm.training.stop_signals import StopRequest
 from deltavlm.training.synthetic_dataset import ValidationScenes
@@ -33,51 +37,49 @@ CONFUSION_COUNTS = ("tp", "fp", "fn", "tn")
 BATCH_SIZE = 16  # pairs whose answers are generated together
 
 
-class Validator:
+class ValidationSource(Protocol):
+    """Samples of held-out data."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Any:
+        """Sample of an index below the length."""
+        ...
+
+
+class BaseValidator(ABC):
     """Validation of one phase: metrics of a learner, SOURCE.loss.NAME and SOURCE.TASK.GROUP.METRIC."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        name: str,
-        inputs: RunInputs,
-        codecs: tuple[Codec, Codec],
-        machine: Machine,
-        out: Path,
-    ) -> None:
+    plan: Validation
+    phase: Phase
+    machine: Machine
+    splits: Sequence[Split]  # with the held-out pairs that are used
+    sources: Mapping[str, ValidationSource]
+    asks_questions: bool
+
+    def __init__(self, config: TrainConfig, name: str, splits: Sequence[Split], machine: Machine) -> None:
         assert config.validation is not None
-        self.plan, self.phase = config.validation, config.phases[name]
-        self.model_config, self.codecs, self.machine, self.out = inputs.model, codecs, machine, out
+        self.plan, self.phase, self.machine = config.validation, config.phases[name], machine
         self.splits = [
-            replace(split, held_out=split.held_out[: self.plan.pairs])
-            for split in inputs.splits
-            if split.held_out
+            replace(split, held_out=split.held_out[: self.plan.pairs]) for split in splits if split.held_out
         ]
-        uncropped = replace(self.phase, crop_px=None)
-        size = inputs.model.vision.image_px
-        self.sources: dict[str, ValidationScenes | ChangeChatSource] = {}
-        if config.scenes:
-            self.sources["scenes"] = ValidationScenes(out, uncropped, size)
-        if self.phase.part != "vision":
-            for split in self.splits:
-                self.sources[split.name] = ChangeChatSource(
-                    split.held_out, split.image_folder, uncropped, size, [0], train=False
-                )
-        self.asks_questions = self.plan.answers and self.phase.part in ANSWERING
-        if self.asks_questions and machine.sharding == "fsdp" and world.size > 1:
-            self.asks_questions = False
-            log.warning("with fsdp, validation has losses only; score the model folder with `deltavlm eval`")
         self.logged_warnings: set[str] = set()
 
-    def __call__(self, learner: Learner, stop: StopRequest) -> dict[str, float] | None:
+    @abstractmethod
+    def make_batch(self, samples: Sequence[Any], noise_seed: int) -> StepBatch:
+        """Batch of samples, with the same noise each time."""
+
+    @abstractmethod
+    def answering_model(self, learner: Any) -> ChangeModel:
+        """Model of a learner as it is asked questions."""
+
+    def __call__(self, learner: Any, stop: StopRequest) -> dict[str, float] | None:
         """Finite metrics of all sources, the same in all processes; None if a stop was requested."""
         metrics: dict[str, float] = {}
         for name, source in self.sources.items():
             metrics |= self.losses(learner, name, source)
         if self.asks_questions:
-            config = replace(self.model_config, calibration=Calibration())
-            device = str(self.machine.device)
-            model = Predictor(learner.model, config, *self.codecs, device, "training")
+            model = self.answering_model(learner)
             with self.machine.autocast():
                 metrics |= self.answer_metrics(model, stop)
         if any(world.all_gather_objects(stop.requested)):
@@ -87,9 +89,7 @@ class Validator:
         return {name: value for name, value in of_rank_0.items() if math.isfinite(value)}
 
     @torch.no_grad()
-    def losses(
-        self, learner: Learner, name: str, source: ValidationScenes | ChangeChatSource
-    ) -> dict[str, float]:
+    def losses(self, learner: Any, name: str, source: ValidationSource) -> dict[str, float]:
         """Mean losses over at most `pairs` evenly spaced samples of a source, shared between processes."""
         total = min(self.plan.pairs, len(source)) // world.size * world.size
         batch_size = max(1, self.phase.micro or self.phase.batch // world.size)
@@ -99,8 +99,7 @@ class Validator:
             count = min(batch_size, (total - start) // world.size)
             first = start + world.rank * count
             indices = [number * len(source) // total for number in range(first, first + count)]
-            stacked = stack_samples([source.sample(index) for index in indices], noise_seed=start)
-            batch = collate(stacked, self.phase, self.model_config, self.codecs)
+            batch = self.make_batch([source.sample(index) for index in indices], noise_seed=start)
             with self.machine.autocast():
                 batch_sums = learner(batch.to(self.machine.device))
             for key, value in batch_sums.items():
@@ -115,12 +114,9 @@ class Validator:
             for key, value, count in zip(keys, totals, counts, strict=True)
         }
 
-    def answer_metrics(self, model: Predictor, stop: StopRequest) -> dict[str, float]:
-        """Scores of generated answers: rank 0 asks about the validation scenes, all ranks about the sets."""
+    def answer_metrics(self, model: ChangeModel, stop: StopRequest) -> dict[str, float]:
+        """Scores of generated answers about the held-out pairs of the sets, shared between processes."""
         metrics: dict[str, float] = {}
-        if "scenes" in self.sources and world.rank == 0:
-            scores = score_scenes(*predict_scenes(model, self.out / "validation", limit=self.plan.pairs))
-            metrics |= {f"scenes.{key}": float(value) for key, value in scores.items() if key != "pairs"}
         for split in self.splits:
             local = split.held_out[world.rank :: world.size]
             predictions: list[Prediction] = []
@@ -156,3 +152,50 @@ class Validator:
         if text not in self.logged_warnings:
             self.logged_warnings.add(text)
             log.warning("validation: %s", text)
+
+
+class Validator(BaseValidator):
+    """Validation of a phase of a DeltaVLM, on scenes too."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        name: str,
+        inputs: RunInputs,
+        codecs: tuple[Codec, Codec],
+        machine: Machine,
+        out: Path,
+    ) -> None:
+        super().__init__(config, name, inputs.splits, machine)
+        self.model_config, self.codecs, self.out = inputs.model, codecs, out
+        uncropped = replace(self.phase, crop_px=None)
+        size = inputs.model.vision.image_px
+        sources: dict[str, ValidationSource] = {}
+        if config.scenes:
+            sources["scenes"] = ValidationScenes(out, uncropped, size)
+        if self.phase.part != "vision":
+            for split in self.splits:
+                sources[split.name] = ChangeChatSource(
+                    split.held_out, split.image_folder, uncropped, size, [0], train=False
+                )
+        self.sources = sources
+        self.asks_questions = self.plan.answers and self.phase.part in ANSWERING
+        if self.asks_questions and machine.sharding == "fsdp" and world.size > 1:
+            self.asks_questions = False
+            log.warning("with fsdp, validation has losses only; score the model folder with `deltavlm eval`")
+
+    def make_batch(self, samples: Sequence[Any], noise_seed: int) -> StepBatch:
+        stacked = stack_samples(samples, noise_seed=noise_seed)
+        return collate(stacked, self.phase, self.model_config, self.codecs)
+
+    def answering_model(self, learner: Learner) -> ChangeModel:
+        config = replace(self.model_config, calibration=Calibration())
+        return Predictor(learner.model, config, *self.codecs, str(self.machine.device), "training")
+
+    def answer_metrics(self, model: ChangeModel, stop: StopRequest) -> dict[str, float]:
+        """Scores of generated answers: rank 0 asks about the validation scenes, all ranks about the sets."""
+        metrics: dict[str, float] = {}
+        if "scenes" in self.sources and world.rank == 0:
+            scores = score_scenes(*predict_scenes(model, self.out / "validation", limit=self.plan.pairs))
+            metrics |= {f"scenes.{key}": float(value) for key, value in scores.items() if key != "pairs"}
+        return metrics | super().answer_metrics(model, stop)

@@ -75,6 +75,9 @@ def test_scale(
     run: Run, scene: Scene, reader: ScriptedModel, flag: tuple[str, ...], is_counted: bool
 ) -> None:
     args = ("--chip-size", 32, "--gsd", 10, "-o", "out.gpkg")
+    result = run("analyze", *scene.args, *EVIDENCE, *args, *flag, "--dry-run")
+    assert "the evidence model nano was trained at 0.5 m" in result.stderr
+    reader.contexts.clear()
     result = run("analyze", *scene.args, *EVIDENCE, *args, *flag)
     assert result.exit_code == 0, result.stderr
     assert "the evidence model scripted was trained at 0.5 m" in result.stderr
@@ -92,6 +95,24 @@ def test_dry_run_measures_both(run: Run, scene: Scene, reader: ScriptedModel) ->
     plan = json.loads(run("analyze", *scene.args, *EVIDENCE, *args, "--json").stdout)
     assert (plan["model"], plan["evidence"]) == ("text:any", "nano")
     assert "evidence" not in json.loads(run("analyze", *scene.args, *args, "--json").stdout)
+
+
+def test_a_calibration_is_fitted_to_scores_with_evidence(
+    run: Run, scene: Scene, reader: ScriptedModel
+) -> None:
+    """It holds for them alone, and not for those of the model without evidence."""
+    args = ("analyze", *scene.args, "--chip-size", 32, "--overwrite")
+    assert run(*args, *EVIDENCE, "-o", "with.gpkg").exit_code == 0
+    assert run("calibrate", "with.gpkg", "--false-alarms", 0.2, "-o", "with.json").exit_code == 0
+    result = run(*args, *EVIDENCE, "--calibration", "with.json", "-o", "again.gpkg")
+    assert result.exit_code == 0, result.stderr
+    options = dict(run.loads)
+    assert options["text:any"].calibration is options["nano"].calibration is None
+    assert run(*args, "-o", "without.gpkg", "--model", "text:any").exit_code == 0
+    assert run("calibrate", "without.gpkg", "--false-alarms", 0.2, "-o", "without.json").exit_code == 0
+    result = run(*args, *EVIDENCE, "--calibration", "without.json", "-o", "wrong.gpkg")
+    assert result.exit_code == 2
+    assert "the calibration is of text:any (" in result.stderr
 
 
 def test_ask(run: Run, scene: Scene, reader: ScriptedModel) -> None:

@@ -17,9 +17,9 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 
-from deltavlm.model.chat_turns import chat_turns
+from deltavlm.model.chat_turns import REASONING_TOKENS, chat_turns, drop_reasoning
 from deltavlm.model.huggingface.loading import linear_layers
-from deltavlm.model.huggingface.scores import YesNo, answer_start, drop_reasoning
+from deltavlm.model.huggingface.scores import YesNo, answer_start
 from deltavlm.model.interface import PairContext, Question, Reply
 from deltavlm.model.kinds import load_model, read_spec
 from tests.tiny_hf import BUILDERS, build
@@ -228,6 +228,7 @@ def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
         "decoding": {"beams": 1, "repetition_penalty": 1.0, "consistent": False},
         "encodes_once": True,
         "yes_no_scores": True,
+        "tells_facts": True,
         "calibration": None,
     }
 
@@ -272,6 +273,57 @@ def test_reasoning_before_the_answer_is_dropped() -> None:
     assert answer_start(tokens, [1, 2, 3, 4]) == 3
     assert answer_start(tokens, [0, 1]) == 2  # there is no answer
     assert answer_start(tokens, [4]) == 0
+    assert answer_start(tokens, [4], reasons=True) == 1
+    assert answer_start(tokens, [1, 2, 4], reasons=True) == 2
+
+
+def replies_of_script(
+    model: Any, script: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Reply], list[int]]:
+    """Replies to CHANGED and CAPTION of a model that writes `script`, and the limits that it was given."""
+    tokenizer = model.processor.tokenizer
+    written = [*tokenizer.encode(script, add_special_tokens=False), tokenizer.eos_token_id]
+    limits: list[int] = []
+
+    def generate(**inputs: Any) -> torch.Tensor:
+        limits.append(inputs["generation_config"].max_new_tokens)
+        rows = inputs["input_ids"]
+        for id_ in written[: limits[-1]]:
+            logits = torch.zeros(len(rows), len(tokenizer))
+            logits[:, id_] = 9
+            inputs["logits_processor"][0](rows, logits)
+        return torch.cat([rows, torch.tensor(written[: limits[-1]]).expand(len(rows), -1)], dim=1)
+
+    monkeypatch.setattr(model.model, "generate", generate)
+    (replies,) = model.answer(model.encode(BEFORE[:1], AFTER[:1]), [CHANGED, CAPTION])
+    return replies, limits
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_model_that_reasons_has_room_for_it(
+    begun: bool, tiny_of: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it begins by itself, or the chat template does."""
+    model = replace(tiny_of("qwen2_5_vl").model, uses_prefix=False, always_reasons=begun)
+    thought = f"{'' if begun else '<think>'}two roofs, no and yes and no</think>"
+    (changed, caption), limits = replies_of_script(model, f"{thought}\n Yes", monkeypatch)
+    assert (changed.text, caption.text) == ("Yes", "Yes")
+    assert changed.score > 0.99
+    roomy = [each + REASONING_TOKENS for each in (CHANGED.max_new_tokens, CAPTION.max_new_tokens)]
+    assert limits == (roomy if begun else [CHANGED.max_new_tokens, CAPTION.max_new_tokens, *roomy])
+    (changed, caption), _ = replies_of_script(model, f"{thought}yes {'and ' * 99}", monkeypatch)
+    assert 3 < len(changed.text) < len(caption.text) < 40  # cut at its own length
+
+
+def test_reasoning_without_an_end_is_no_answer(
+    tiny_of: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = replace(tiny_of("qwen2_5_vl").model, uses_prefix=False, warned=set())
+    for _ in range(2):
+        replies, _ = replies_of_script(model, "<think>" + "yes no " * 5000, monkeypatch)
+        assert [reply.text for reply in replies] == ["", ""]
+        assert all(math.isnan(reply.score) for reply in replies)
+    assert caplog.text.count("reasons for more than 4096 tokens") == 1
 
 
 def test_words_for_yes_and_no_in_a_vocabulary() -> None:

@@ -227,12 +227,70 @@ def test_quantized_answers_are_close(tiny: Path, adapter: Path) -> None:
 
 @needs_peft
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", pytest.param("smolvlm", marks=pytest.mark.slow)])
-def test_an_adapter_of_another_base(architecture: str, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base(
+    architecture: str, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if architecture == "smolvlm":
         pytest.importorskip("num2words")
     other = build(architecture, tmp_path / "other")
     message = refused(load, f"{other}+{adapter}")
     assert message.startswith("the adapter adapter does not fit other: it was made for another base (")
+    assert "answers may be worthless" not in caplog.text  # it is an error
+
+
+@needs_peft
+def test_an_adapter_of_a_base_of_the_same_shape_is_warned_about(
+    tiny: Path, adapter: Path, copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(base: Path) -> list[str]:
+        caplog.clear()
+        load(f"{base}+{adapter}")
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    config = adapter / "adapter_config.json"
+    edit(config, base_model_name_or_path=None)
+    assert warnings(tiny) == []  # it names no base
+    edit(config, base_model_name_or_path="somebody/Tiny")  # of which the folder may be a copy
+    assert warnings(tiny) == []
+    other = "the adapter adapter was made for {}, not for this {}: answers may be worthless; give that one"
+    assert warnings(copied) == [other.format("somebody/Tiny", "model")]
+    training = adapter / "training.json"
+    reference = parse(f"hf:{tiny}")[0]
+    identity = fingerprint([(plan(reference, Hub("http://127.0.0.1:9", tmp_path, offline=True)), tiny)])
+    training.write_text(json.dumps({"base_fingerprint": identity, "base_revision": None}))
+    assert warnings(copied) == []  # the same weights by another name
+    tensors = load_file(tiny / "model.safetensors")
+    again = tmp_path / "again" / "tiny"
+    shutil.copytree(tiny, again)
+    save_file(
+        {name: tensor * 2 for name, tensor in tensors.items()}, again / "model.safetensors", {"format": "pt"}
+    )
+    assert warnings(again) == [other.format("other weights of tiny", "tiny")]
+    training.write_text("[]")
+    assert "is no JSON object" in refused(load, f"{tiny}+{adapter}", kind=ModelError)
+
+
+@needs_peft
+def test_an_adapter_trained_without_dates_and_pixel_sizes_is_told_none(tiny: Path, adapter: Path) -> None:
+    facts = [PairContext("2015", "2020", 0.5)] * 2
+    question = replace(QUESTION, max_new_tokens=1)
+
+    def asked(contexts: list[PairContext]) -> list[float]:
+        model = load(f"{tiny}+{adapter}")
+        return [reply.score for (reply,) in model.answer(model.encode(BEFORE, AFTER, contexts), [question])]
+
+    assert asked(facts) != asked([])
+    (adapter / "training.json").write_text(json.dumps({"tells_facts": False}))
+    assert asked(facts) == asked([])
+    told = [replace(context, evidence="It counts 2 new roads.") for context in facts]
+    assert asked(told) != asked([])
+
+
+def test_a_chat_template_that_begins_the_reasoning_is_noticed(copied: Path) -> None:
+    assert not load(copied).always_reasons
+    template = copied / "chat_template.jinja"
+    template.write_text(template.read_text().rstrip() + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    assert load(copied).always_reasons
 
 
 def test_an_adapter_without_peft(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

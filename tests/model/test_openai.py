@@ -263,6 +263,21 @@ def test_reasoning_is_no_answer(server: ChatServer) -> None:
     assert ask(server).text == "Yes"
 
 
+@pytest.mark.parametrize(
+    ("text", "is_cut", "is_warned"),
+    [("Okay, the first image", True, True), ("Yes, since", True, False), ("They differ.", False, False)],
+)
+def test_a_model_that_seems_to_reason_without_a_mark_is_warned_about(
+    server: ChatServer, caplog: pytest.LogCaptureFixture, text: str, is_cut: bool, is_warned: bool
+) -> None:
+    server.script, server.probes = (
+        lambda asked: Answer(text, finish_reason="length" if is_cut else "stop"),
+        True,
+    )
+    load_model(server.name)
+    assert ("if it reasons first, start the server so that it marks reasoning" in caplog.text) == is_warned
+
+
 @pytest.mark.parametrize("message", [{}, {"reasoning_content": "Let me see"}])
 def test_a_model_that_reasons_first_gets_more_tokens(server: ChatServer, message: dict[str, Any]) -> None:
     def script(asked: Asked) -> Answer:

@@ -162,6 +162,71 @@ def test_a_broken_graph_is_one_line(exported: Path, tmp_path: Path) -> None:
         load_model(str(tmp_path), device="cpu", runtime="openvino")
 
 
+def blobs(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.blob"))
+
+
+def test_damaged_compiled_graphs_are_compiled_again(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With zeros in place of half of the weights, as after a power failure, the answers were others."""
+    monkeypatch.setenv("OV_CACHE_DIR", str(tmp_path))
+    pairs = images(2)
+
+    def masks() -> np.ndarray:
+        model = load_model(str(exported), device="cpu", runtime="openvino")
+        found = model.masks(model.encode(*pairs))
+        assert found is not None
+        return found.probabilities
+
+    expected = masks()
+    whole = {path: path.read_bytes() for path in blobs(tmp_path)}
+    assert len(whole) == len(GRAPHS)
+    for damage in (lambda b: b[: len(b) // 2].ljust(len(b), b"\0"), lambda b: b[:100], lambda b: b""):
+        for path, content in whole.items():
+            path.unlink()
+            path.write_bytes(damage(content))
+        assert (masks() == expected).all()
+        assert [path.name for path in blobs(tmp_path)] == [path.name for path in whole]
+        assert all(path.stat().st_size > 1000 for path in blobs(tmp_path))
+    (checksums,) = tmp_path.rglob("checksums.json")
+    for text in ("", "[1]", "{"):
+        checksums.write_text(text)
+        assert (masks() == expected).all()
+    kept = [path.stat().st_mtime_ns for path in blobs(tmp_path)]
+    assert (masks() == expected).all()
+    assert [path.stat().st_mtime_ns for path in blobs(tmp_path)] == kept  # read, not written again
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OV_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # a read-only file system; tests run as root
+    load_model(str(exported), device="cpu", runtime="openvino")
+    assert blobs(tmp_path) == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OV_CACHE_DIR", str(tmp_path / "file"))
+    load_model(str(exported), device="cpu", runtime="openvino")
+
+
+def test_without_openvino(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails
+    assert pick_runtime(exported, RuntimeOptions(device="cpu")) == "torch"
+    with pytest.raises(ConfigError, match=r"the package openvino is not installed; use `runtime='torch'`$"):
+        load_model(str(exported), device="cpu", runtime="openvino")
+
+
+def test_bf16_on_a_cpu_without_it(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *names: [])
+    with pytest.raises(
+        ConfigError, match=r"^`dtype='bf16'`: this CPU has no instructions for bf16; omit it$"
+    ):
+        load_model(str(exported), device="cpu", dtype="bf16")
+
+
 def test_auto_is_openvino_on_a_cpu_and_torch_otherwise(exported: Path, tmp_path: Path) -> None:
     assert pick_runtime(exported, RuntimeOptions(device="cpu")) == "openvino"
     assert load_model(str(exported), device="cpu").details["dtype"] == "fp32"  # bf16 only if asked for

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from deltavlm.cluster.worker import LoadEvidencedModel, ModelActor, ModelInfo
-from deltavlm.errors import ConfigError, OutputError
-from deltavlm.model.config import RuntimeOptions
+from deltavlm.errors import ConfigError, InputError, OutputError
+from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.interface import Masks, PairContext, Question, Reply
 from deltavlm.pipeline.evidence import EvidencedModel, evidence_of, mask_model
 from deltavlm.pipeline.inference import InferenceOptions, run_batches
@@ -147,6 +147,37 @@ def test_masks_and_identity() -> None:
     assert len({model.fingerprint, *(each.fingerprint for each in others)}) == 3
     assert mask_model(model) is model.evidence_model
     assert mask_model(model.model) is model.model
+
+
+def test_a_calibration_is_of_the_scores_with_evidence() -> None:
+    question = Question("change", GENERIC.phrase("change").prompt, yes_no=True)
+    plain = evidenced()
+    calibration = ScoreCalibration(
+        model=plain.name,
+        fingerprint=plain.fingerprint,
+        method="platt",
+        scale=2.0,
+        offset=0.5,
+        threshold=0.5,
+        changed=1,
+        unchanged=1,
+    )
+    model = EvidencedModel(text_reader(), ScriptedModel(), calibration=calibration)
+    encoded = model.encode(*pictures(True, False))
+    right = [
+        1 / (1 + np.exp(-(2 * np.log(reply.score / (1 - reply.score)) + 0.5)))
+        for (reply,) in plain.answer(plain.encode(*pictures(True, False)), [question])
+    ]
+    assert [row[0].score for row in model.answer(encoded, [question])] == pytest.approx(right)
+    rows = [(pair, question) for pair in (0, 1)]
+    assert [reply.score for reply in model.answer_rows(encoded, rows)] == pytest.approx(right)
+    assert model.details["calibration"]["scale"] == 2.0
+    with pytest.raises(InputError, match="fit another by deltavlm calibrate"):
+        EvidencedModel(text_reader(), ScriptedModel(), calibration=replace(calibration, fingerprint="0" * 16))
+    alone = text_reader()
+    alone.details = {"calibration": {}}
+    with pytest.raises(ConfigError, match="is of its scores without evidence"):
+        EvidencedModel(alone, ScriptedModel())
 
 
 def test_models_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from deltavlm.errors import ConfigError, InputError, OutputError, PartialFailure
 from deltavlm.geo.pair import ReadOptions
+from deltavlm.model.kinds import ModelSpec
 from deltavlm.pipeline.plan import plan_run
 from tests.conftest import Scene
 from tests.jobs import interrupted_after, job_into, run_job
@@ -167,7 +168,7 @@ def test_every_pair_of_a_list_must_have_a_place_in_geojson(model: ScriptedModel,
         with pytest.raises(OutputError, match=r"pair site: .*'a building site' does not lead to longitude"):
             run_job(job, model)
         with pytest.raises(OutputError, match="pair site: "):
-            plan_run(job, 32, 0.5)
+            plan_run(job, ModelSpec("any", 32, 0.5, has_masks=False, weights_bytes=0))
     assert model.batches == []
     run_job(job_into("out.gpkg", path), model)
     assert model.batches

@@ -28,7 +28,7 @@ from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC
 from deltavlm.training import lora, run
 from deltavlm.training.changechat_dataset import load_split
-from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, load_config
+from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, Validation, load_config
 from deltavlm.training.estimate import estimate_run
 from tests.tiny_hf import build
 
@@ -220,6 +220,49 @@ def test_a_resumed_run_equals_one_without_a_break(folder: Path, tmp_path: Path) 
     assert whole is not None
     assert resumed is not None
     assert files(resumed) == files(whole)
+
+
+def test_held_out_pairs_validate_and_the_best_weights_are_exported(folder: Path, tmp_path: Path) -> None:
+    tasks: tuple[TaskName, ...] = ("caption", "change")
+    plan = Validation(every=1, pairs=4, metric="made.loss.words")  # the highest, so that it is not the last
+    phase = replace(PHASE, steps=3, batch=4)
+    config = short(
+        folder,
+        phases={"tune": phase},
+        validation=plan,
+        sets={"made": RecordSet(folder / "set", tasks=tasks, held_out=1)},
+    )
+    exported = run.train(config, tmp_path / "run").model_folder
+    assert exported is not None
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    validations = {line["step"]: line for line in lines if "made.loss.words" in line}
+    losses = {step: line["made.loss.words"] for step, line in validations.items()}
+    assert [*losses] == [1, 2, 3]
+    assert "made.change.all.accuracy" in validations[3]
+    best = max(losses, key=lambda step: losses[step])
+    assert best < 3
+    inputs = lora.load_adapter_inputs(config)
+    (split,) = inputs.splits
+    held_out = lora.ChatSource(split.held_out, split.image_folder, [0])
+    assert len(held_out) == 2
+    adapted = load_chat_model(f"{config.model}+{exported}", RuntimeOptions(device="cpu", dtype="fp32"))
+    learner = lora.AdapterLearner(inputs.model, "token").eval()
+    learner.model = WithBase(adapted.model)
+    batch = lora.collate_chats(inputs.chat_model, [held_out.sample(index) for index in range(2)], "token")
+    with torch.no_grad():
+        loss = float(learner(batch)["words"]) / batch.terms["words"]
+    assert loss == pytest.approx(losses[best], rel=1e-3)
+
+
+class WithBase(torch.nn.Module):
+    """Model that the learner calls as one of peft."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.base(**inputs)
 
 
 def test_recomputed_activations_give_the_same_adapter(folder: Path, tmp_path: Path) -> None:

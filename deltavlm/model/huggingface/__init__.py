@@ -14,8 +14,9 @@ from dataclasses import fields
 from deltavlm.errors import ConfigError
 from deltavlm.extras import require_torch
 from deltavlm.hub import Hub
+from deltavlm.model.chat_turns import CHIP_PX
 from deltavlm.model.config import RuntimeOptions
-from deltavlm.model.huggingface.source import CHIP_PX, parse, plan
+from deltavlm.model.huggingface.source import parse, plan
 from deltavlm.model.interface import ChangeModel
 from deltavlm.model.kinds import ModelSpec
 

@@ -7,6 +7,7 @@ the whole conversation with each question. Rows are (pair, question).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +21,15 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from deltavlm.errors import ModelError
 from deltavlm.messages import first_line, pluralize
-from deltavlm.model.chat_turns import chat_turns
+from deltavlm.model.chat_turns import REASONING_TOKENS, THINK, ChatFacts, chat_turns, drop_reasoning
 from deltavlm.model.config import ScoreCalibration
 from deltavlm.model.device import wrap_torch_errors
 from deltavlm.model.huggingface.prefix import Prefix, can_pad, continue_from, cut_after_images, run_prefix
-from deltavlm.model.huggingface.scores import Recorder, YesNo, answer_start, drop_reasoning
-from deltavlm.model.huggingface.source import CHIP_PX
-from deltavlm.model.interface import Labelled, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.huggingface.scores import Recorder, YesNo, answer_start
+from deltavlm.model.interface import PairContext, Pixels, Question, Reply
 from deltavlm.model.memory import ROWS, Meter, rows_that_fit, run_in_batches
+
+logger = logging.getLogger(__name__)
 
 PAIRS = {"cpu": 8, "mps": 8, "cuda": 32}  # per batch; the cache of each is kept until all are answered
 IMAGE = {"type": "image"}  # in the words of chat templates
@@ -44,7 +46,7 @@ class EncodedPair:
 
 
 @dataclass(frozen=True, repr=False)
-class ChatModel(Labelled):
+class ChatModel(ChatFacts):
     """A ChangeModel: a vision-language model with its processor on one device."""
 
     model: Any  # PreTrainedModel
@@ -56,35 +58,15 @@ class ChatModel(Labelled):
     yes_no: YesNo
     uses_prefix: bool
     pads: bool = False  # questions of different lengths share a batch
+    always_reasons: bool = False  # the chat template begins the reasoning of every answer
+    tells_facts: bool = True  # dates and ground size of a pixel are in the prompt
     calibration: ScoreCalibration | None = None  # of P(yes), to somebody's own chips
     meter: Meter | None = None  # of the memory that batch sizes follow; None for fixed sizes
     tokens: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)  # by text and size of the images
+    warned: set[str] = field(default_factory=set)  # messages that were logged
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.device}>"
-
-    @property
-    def chip_px(self) -> int:
-        return CHIP_PX
-
-    @property
-    def training_gsd_m(self) -> None:
-        return None
-
-    @property
-    def phrasebook(self) -> str:
-        return "generic"
-
-    @property
-    def reads_context(self) -> bool:
-        return True
-
-    @property
-    def workers(self) -> int:
-        return 1
-
-    def init_worker(self) -> None:
-        """Nothing to set up: there is one worker."""
 
     @torch.inference_mode()
     def encode(
@@ -99,6 +81,8 @@ class ChatModel(Labelled):
         Raises: ModelOutOfMemory if a pair does not fit, ModelError.
         """
         contexts = contexts or [PairContext()] * len(before)
+        if not self.tells_facts:
+            contexts = [PairContext(evidence=context.evidence) for context in contexts]
         with wrap_torch_errors(pluralize(len(before), "pair"), self.device):
             return [
                 self._encode_pair((_image(first), _image(second)), context)
@@ -120,12 +104,28 @@ class ChatModel(Labelled):
     def answer_rows(self, encoded: list[EncodedPair], rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """Answer rows of (index of a pair, question), in their order; equal rows are answered once.
 
-        A batch that does not fit into memory is halved.
+        A batch that does not fit into memory is halved. Rows that end while the model reasons are asked again
+        with more room.
 
         Raises: ModelOutOfMemory if a single row does not fit, ModelError.
         """
-        distinct = list(dict.fromkeys(rows))
-        batches = [(encoded[pair], question) for pair, question in distinct]
+        room = REASONING_TOKENS if self.always_reasons else 0
+        replies = dict.fromkeys(rows)
+        for extra in dict.fromkeys((room, REASONING_TOKENS)):
+            missing = [row for row, reply in replies.items() if reply is None]
+            replies.update(zip(missing, self._answer_distinct(encoded, missing, extra), strict=True))
+        if None in replies.values():
+            self._warn_once(
+                f"{self.name} reasons for more than {REASONING_TOKENS} tokens: some answers are empty"
+            )
+        return [replies[row] or Reply("", math.nan) for row in rows]
+
+    def _answer_distinct(
+        self, encoded: list[EncodedPair], rows: Sequence[tuple[int, Question]], extra: int
+    ) -> list[Reply | None]:
+        """Answer rows, none twice, in their order; `extra` tokens are for reasoning. None for a row that ends
+        while the model reasons."""
+        batches = [(encoded[pair], question) for pair, question in rows]
         with wrap_torch_errors(pluralize(len(rows), "question"), self.device):
             lengths = [self._lengths(*row) for row in batches]
 
@@ -135,21 +135,14 @@ class ChatModel(Labelled):
             padded = self.pads and (prefix is None or can_pad(prefix))
             return (limit, () if padded else lengths[index])
 
-        def answer_batch(batch: Sequence[int]) -> list[Reply]:
+        def answer_batch(batch: Sequence[int]) -> list[Reply | None]:
             with wrap_torch_errors(pluralize(len(batch), "question"), self.device):
-                return self._answer([batches[index] for index in batch])
+                return self._answer([batches[index] for index in batch], extra)
 
-        order = sorted(
-            range(len(distinct)), key=lambda index: (batches[index][1].max_new_tokens, lengths[index])
-        )
-        limit = self._row_batch_size(max((sum(each) for each in lengths), default=1), distinct)
+        order = sorted(range(len(rows)), key=lambda index: (batches[index][1].max_new_tokens, lengths[index]))
+        limit = self._row_batch_size(max((sum(each) for each in lengths), default=1) + extra, rows)
         replies = run_in_batches(order, limit, answer_batch, key)
-        by_row = {row: replies[index] for index, row in enumerate(distinct)}
-        return [by_row[row] for row in rows]
-
-    def masks(self, encoded: list[EncodedPair]) -> Masks | None:
-        """None: these models have no mask head."""
-        return None
+        return [replies[index] for index in range(len(rows))]
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch."""
@@ -164,32 +157,47 @@ class ChatModel(Labelled):
         prefix = run_prefix(self.model, inputs, generation_config=self._generation_config(1))
         return EncodedPair(images, context, prefix)
 
-    def _answer(self, rows: Sequence[tuple[EncodedPair, Question]]) -> list[Reply]:
-        """Answer one batch."""
+    def _answer(self, rows: Sequence[tuple[EncodedPair, Question]], extra: int) -> list[Reply | None]:
+        """Answer one batch; see `_answer_distinct`."""
         inputs = self._continued(rows) if self.uses_prefix else self._inputs(rows)
         recorder = Recorder(self.yes_no)
         sequences = self.model.generate(
             **inputs,
-            generation_config=self._generation_config(max(question.max_new_tokens for _, question in rows)),
+            generation_config=self._generation_config(
+                max(question.max_new_tokens for _, question in rows) + extra
+            ),
             logits_processor=LogitsProcessorList([recorder]),
         )
         new = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         log_probs, margins = recorder.rows()
         return [
-            self._reply(question, *generated)
+            self._reply(question, extra, *generated)
             for (_, question), *generated in zip(rows, new, log_probs, margins, strict=True)
         ]
 
     def _reply(
-        self, question: Question, ids: Sequence[int], log_probs: Sequence[float], margins: Sequence[float]
-    ) -> Reply:
-        """Text and score of a generated row; see `Reply.score`. Reasoning before the answer does not count;
-        the score is NaN if there is nothing else, or if the tokenizer has no tokens for yes and no."""
-        ids = ids[: question.max_new_tokens]  # its own limit; the batch ran to the largest
+        self,
+        question: Question,
+        extra: int,
+        ids: Sequence[int],
+        log_probs: Sequence[float],
+        margins: Sequence[float],
+    ) -> Reply | None:
+        """Text and score of a generated row, see `Reply.score`; None if it ends while the model reasons.
+
+        Reasoning before the answer does not count; the score is NaN if there is nothing else, or if the
+        tokenizer has no tokens for yes and no.
+        """
+        ids = ids[: question.max_new_tokens + extra]  # its own limit; the batch ran to the largest
         end = next((index for index, id_ in enumerate(ids) if id_ in self._ends), len(ids))
         tokenizer = self.processor.tokenizer
-        text = drop_reasoning(tokenizer.decode(ids[:end], skip_special_tokens=True))
-        start, length = answer_start(tokenizer, ids[:end]), min(end + 1, len(ids))
+        start = answer_start(tokenizer, ids[:end], reasons=self.always_reasons)
+        if start == end == len(ids):
+            return None
+        end = min(end, start + question.max_new_tokens)
+        length = min(end + 1, start + question.max_new_tokens, len(ids))
+        before = THINK if self.always_reasons else ""
+        text = drop_reasoning(before + tokenizer.decode(ids[:end], skip_special_tokens=True))
         if start >= length:
             return Reply(text, math.nan)
         if question.yes_no:
@@ -198,6 +206,11 @@ class ChatModel(Labelled):
                 margin = self.calibration.scale * margin + self.calibration.offset
             return Reply(text, math.nan if math.isnan(margin) else 1 / (1 + math.exp(-max(margin, -700.0))))
         return Reply(text, sum(log_probs[start:length]) / (length - start))
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self.warned:
+            self.warned.add(message)
+            logger.warning("%s", message)
 
     def _text(self, pair: EncodedPair, question: Question) -> str:
         """Conversation in the words of the chat template."""

@@ -23,13 +23,15 @@ from deltavlm.extras import require_package
 from deltavlm.files import format_bytes, parse_json, read_text
 from deltavlm.hub import Hub
 from deltavlm.messages import first_line
+from deltavlm.model.chat_turns import THINK, chat_turns
 from deltavlm.model.config import Decoding, RuntimeOptions
 from deltavlm.model.device import DTYPES, pick_dtype, resolve_device
 from deltavlm.model.huggingface import source
-from deltavlm.model.huggingface.chat_model import ChatModel
+from deltavlm.model.huggingface.chat_model import ChatModel, chat_text
 from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo
 from deltavlm.model.huggingface.source import PlannedSource, Reference
+from deltavlm.model.interface import PairContext, Question
 from deltavlm.model.memory import CudaMeter, available_memory
 from deltavlm.model.quantize import describe, quantize_layer, replace_layers
 
@@ -67,8 +69,11 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         processor = _load_processor(reference, folder, code)
         model = _load_weights(reference, folder, dtype, code)
     _check_images(reference, processor)
+    training: Mapping[str, Any] = {}
     if adapter is not None and adapter_folder is not None:
+        training = source.read_training(adapter_folder)
         model = _with_adapter(model, adapter.reference, adapter_folder, reference, merge=not options.quantize)
+        _warn_of_other_base(adapter.reference, adapter_folder, training, planned, folder)
     model = _move(model, options, device, reference)
     model.generation_config = _ends(model, processor)
     yes_no = YesNo.of(processor.tokenizer.get_vocab())
@@ -85,6 +90,7 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     fingerprint = source.fingerprint(sources)
     if options.calibration is not None:
         options.calibration.check_model(label, fingerprint)
+    tells_facts = training.get("tells_facts") is not False
     details = {
         "architecture": kind,
         "dtype": str(dtype).removeprefix("torch."),
@@ -95,6 +101,7 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         "decoding": asdict(Decoding()),  # greedy
         "encodes_once": uses_prefix,
         "yes_no_scores": bool(yes_no.yes),
+        "tells_facts": tells_facts,
         "calibration": None if options.calibration is None else asdict(options.calibration),
     }
     return ChatModel(
@@ -107,6 +114,8 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         yes_no,
         uses_prefix,
         pads=device != "cpu",
+        always_reasons=_always_reasons(processor),
+        tells_facts=tells_facts,
         calibration=options.calibration,
         meter=CudaMeter(device) if device.startswith("cuda") else None,
     )
@@ -259,9 +268,10 @@ def _with_adapter(model: Any, adapter: Reference, folder: Path, base: Reference,
     import peft
     from safetensors import safe_open
 
+    made_for = _base_name(folder)
     other = InputError(
         f"the adapter {adapter.name} does not fit {base.name}: it was made for another base"
-        f"{_base_name(folder)}; give that one"
+        f"{f' ({made_for})' if made_for else ''}; give that one"
     )
     with quiet():
         try:
@@ -277,11 +287,41 @@ def _with_adapter(model: Any, adapter: Reference, folder: Path, base: Reference,
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
 
 
+def _warn_of_other_base(
+    adapter: Reference, folder: Path, training: Mapping[str, Any], base: PlannedSource, base_folder: Path
+) -> None:
+    """Warn where an adapter was made for another base than that which it is given with; one of the same shape
+    loads all the same.
+
+    Folders and repositories are compared by their names, as a folder may be a copy; the base of an adapter
+    that was trained here also by commit, or by the checksum of its folder.
+    """
+    name, made_for = base.reference.name, _base_name(folder)
+    if training.get("base_fingerprint") == source.fingerprint([(base, base_folder)]):
+        return
+    trained_revision = training.get("base_revision")
+    is_other = made_for and Path(made_for).name.lower() != Path(name).name.lower()
+    is_changed = "base_fingerprint" in training and (base.commit is None) == (trained_revision is None)
+    if is_other or is_changed:
+        revision = f" at {trained_revision}" if trained_revision and not is_other else ""
+        other = f"{made_for or name}{revision}" if is_other or revision else f"other weights of {name}"
+        logger.warning(
+            "the adapter %s was made for %s, not for this %s: answers may be worthless; give that one",
+            *(adapter.name, other, name),
+        )
+
+
 def _base_name(folder: Path) -> str:
-    """Base of an adapter, as its configuration names it, in brackets."""
+    """Base of an adapter, as its configuration names it; empty if it does not."""
     config = parse_json(read_text(folder / source.ADAPTER_CONFIG))
     name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return f" ({name})" if name else ""
+    return str(name or "").rstrip("/\\")
+
+
+def _always_reasons(processor: Any) -> bool:
+    """True if the chat template begins the reasoning of every answer, although it is asked not to."""
+    turns = chat_turns(PairContext(), Question("", ""))
+    return chat_text(processor, turns).rstrip().endswith(THINK)
 
 
 def _move(model: Any, options: RuntimeOptions, device: str, reference: Reference) -> Any:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from deltavlm.model.chat_turns import THINK, THINK_END
+
 BLANKS = "Ġ▁ "  # as a tokenizer writes the blank before a word
-THINK, THINK_END = "<think>", "</think>"
 
 
 def word_ids(vocabulary: Mapping[str, int], word: str) -> tuple[int, ...]:
@@ -66,23 +67,13 @@ class Recorder(LogitsProcessor):
         return log_probs, margins
 
 
-def drop_reasoning(text: str) -> str:
-    """The answer in a reply, without the reasoning before it; empty if the reply ends while reasoning.
-
-    >>> drop_reasoning("<think>Two roofs.</think> yes"), drop_reasoning("<think>Two")
-    ('yes', '')
-    """
-    if THINK_END in text:
-        return text.rpartition(THINK_END)[2].strip()
-    return "" if text.lstrip().startswith(THINK) else text.strip()
-
-
-def answer_start(tokenizer: Any, ids: Sequence[int]) -> int:
+def answer_start(tokenizer: Any, ids: Sequence[int], *, reasons: bool = False) -> int:
     """Index of the first token of the answer: 0, or the first after the reasoning that is no blank; the
-    number of tokens if the reply ends while reasoning."""
+    number of tokens if the reply ends while reasoning, with which the prompt began it if `reasons`."""
     text = tokenizer.decode(ids)
     if THINK_END not in text:
-        return len(ids) if text.lstrip().startswith(THINK) else 0
+        start = text.lstrip()[: len(THINK)]  # perhaps cut inside <think>
+        return len(ids) if reasons or (start and THINK.startswith(start)) else 0
     ends = text.count(THINK_END)
     start = next(end for end in range(len(ids) + 1) if tokenizer.decode(ids[:end]).count(THINK_END) == ends)
     while start < len(ids) and not tokenizer.decode(ids[start : start + 1]).strip():

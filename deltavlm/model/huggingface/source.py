@@ -28,8 +28,8 @@ from deltavlm.hub import File, Hub, PlannedFiles, Repository, Selection, fetch_f
 logger = logging.getLogger(__name__)
 
 PREFIX = "hf:"
-CHIP_PX = 256  # side of a chip; these models are not made for one
 CARD, CONFIG, ADAPTER_CONFIG = "README.md", "config.json", "adapter_config.json"
+TRAINING = "training.json"  # of an adapter that was trained here: its base, and what it was told
 WEIGHTS = ".safetensors"
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")  # configuration, tokenizer, processor, chat template
 MAX_TEXT_BYTES = 2**26
@@ -166,7 +166,20 @@ def read_settings(source: PlannedSource) -> Mapping[str, Any]:
         files = tuple(file for file in source.files if file.name == source.reference.config)
         folder = fetch_files(source.hub, replace(source.planned, files=files))
     assert folder is not None
-    path = folder / source.reference.config
+    return _read_object(folder / source.reference.config)
+
+
+def read_training(folder: Path) -> Mapping[str, Any]:
+    """Facts about the training of an adapter in a folder; empty for one that was not trained here.
+
+    Raises: ModelError.
+    """
+    path = folder / TRAINING
+    return _read_object(path) if path.is_file() else {}
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    """JSON object in a file. Raises: ModelError."""
     try:
         values = parse_json(read_text(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:

@@ -10,16 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltavlm.errors import ModelError
-from deltavlm.model.chat_turns import AFTER, BEFORE, chat_turns
+from deltavlm.model.chat_turns import AFTER, BEFORE, THINK_END, chat_turns, drop_reasoning
 from deltavlm.model.interface import PairContext, Question
 
 __all__ = ["Completion", "Features", "NoCompletion", "read_completion", "request_body"]
 
 TOP_TOKENS, FEW_TOP_TOKENS = 20, 5  # alternatives of a token that are asked for
-REASONING_TOKENS = 4096  # more than for the answer alone, for models that reason in words first
-
-_REASONING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_END_OF_REASONING = "</think>"
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -117,7 +113,7 @@ def read_completion(value: Any, question: Question) -> Completion:
     if not isinstance(message, dict):
         raise NoCompletion("the reply has no message")
     content = _content(message.get("content"))
-    text = _REASONING.sub("", content).rpartition(_END_OF_REASONING)[2].strip()
+    text = drop_reasoning(content)
     has_reasoned = text != content.strip() or any(
         message.get(name) for name in ("reasoning", "reasoning_content")
     )
@@ -159,7 +155,7 @@ def _answer_tokens(logprobs: Any, text: str) -> Iterator[_Token]:
     start, joined = 0, ""
     for index, token in enumerate(tokens):
         joined += token.text
-        if joined.endswith(_END_OF_REASONING):
+        if joined.endswith(THINK_END):
             start = index + 1
     words = _WORD.search(text)
     for token in tokens[start:]:

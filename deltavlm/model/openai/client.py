@@ -79,6 +79,7 @@ class Client:
     timeout_s: float = 300.0  # of a whole reply
     tries: int = TRIES
     jitter: Callable[[], float] = random.random
+    timeout_hint: str = "fewer `requests` at a time may help"
 
     @property
     def deadline_s(self) -> float:
@@ -106,7 +107,7 @@ class Client:
             try:
                 response = self._send(path, content)
             except TimeoutError:
-                fault = f"no whole answer in {self.timeout_s:g} s; fewer `requests` at a time may help"
+                fault = f"no whole answer in {self.timeout_s:g} s; {self.timeout_hint}"
             except (HTTPException, OSError) as error:
                 reason = getattr(error, "reason", error)
                 is_gone = isinstance(reason, _NoConnection)

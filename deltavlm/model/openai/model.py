@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -20,12 +21,12 @@ import numpy as np
 from deltavlm.errors import ConfigError, InputError, ModelError
 from deltavlm.messages import preview
 from deltavlm.model.calibration import apply_calibration, logits
+from deltavlm.model.chat_turns import CHIP_PX, REASONING_TOKENS, ChatFacts
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
-from deltavlm.model.interface import Labelled, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.interface import PairContext, Pixels, Question, Reply
 from deltavlm.model.kinds import ModelSpec
 from deltavlm.model.openai.address import KEY, parse_address, read_key
 from deltavlm.model.openai.chat import (
-    REASONING_TOKENS,
     Completion,
     Features,
     NoCompletion,
@@ -38,7 +39,6 @@ __all__ = ["EncodedPairs", "ServerModel", "load", "read_spec"]
 
 logger = logging.getLogger(__name__)
 
-CHIP_PX = 256
 MAX_REPLIES = 20_000  # that are kept, so that a batch that is repeated asks nothing twice
 LISTED = 8  # models of a server that a message names
 PROBE = Question(
@@ -82,8 +82,11 @@ class _Refusal(ModelError):
 
 
 @dataclass(repr=False)
-class ServerModel(Labelled):
-    """A ChangeModel whose weights are on a server, and which is asked as any instruction-tuned model is."""
+class ServerModel(ChatFacts):
+    """A ChangeModel whose weights are on a server, and which is asked as any instruction-tuned model is.
+
+    The requests of a batch run in threads of their own, so there is one worker.
+    """
 
     client: Client
     fingerprint: str
@@ -113,30 +116,6 @@ class ServerModel(Labelled):
             "weights": "not known: the server does not show them",
             "calibration": None if self.calibration is None else asdict(self.calibration),
         }
-
-    @property
-    def chip_px(self) -> int:
-        return CHIP_PX
-
-    @property
-    def training_gsd_m(self) -> None:
-        return None
-
-    @property
-    def phrasebook(self) -> str:
-        return "generic"
-
-    @property
-    def reads_context(self) -> bool:
-        return True
-
-    @property
-    def workers(self) -> int:
-        """One: the requests of a batch run in threads of their own."""
-        return 1
-
-    def init_worker(self) -> None:
-        """Nothing to set up."""
 
     def auto_batch_size(self) -> int:
         """As many pairs as requests, so that little is asked again after an interruption."""
@@ -188,10 +167,6 @@ class ServerModel(Labelled):
             replies.append(outcome)
         return replies
 
-    def masks(self, encoded: EncodedPairs) -> Masks | None:
-        """None: there is no mask head."""
-        return None
-
     def check_server(self) -> None:
         """Ask about two small images, as the first request.
 
@@ -201,7 +176,7 @@ class ServerModel(Labelled):
         (pair,) = self.encode(np.stack([[shades] * 3]), np.stack([[shades.T] * 3])).pairs
         address = self.client.address
         try:
-            self._complete(pair, PROBE, threading.Event(), is_first=True)
+            completion = self._complete(pair, PROBE, threading.Event(), is_first=True)
         except NoServer as error:
             raise InputError(f"{error}; start it, or correct the address") from error
         except NoAnswer as error:
@@ -216,6 +191,13 @@ class ServerModel(Labelled):
             ) from error
         except ModelError as error:  # about the answer, not the server
             logger.info("first question to %s: %s", address.url, error)
+        else:
+            if completion.is_cut and not _says_yes_or_no(completion.text):
+                logger.warning(
+                    "%s begins its answer to a yes/no question with %s: if it reasons first, start the server"
+                    " so that it marks reasoning, or choose another model; otherwise answers are cut off",
+                    *(self.name, preview(completion.text)),
+                )
 
     def _keep(self, key: Hashable, outcome: Reply | ModelError) -> None:
         self._replies[key] = outcome
@@ -350,6 +332,10 @@ def _list_models(client: Client) -> str:
     if not names:
         return "; most addresses end in /v1"
     return f"; it has {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+
+
+def _says_yes_or_no(text: str) -> bool:
+    return re.search(r"\b(yes|no)\b", text, re.IGNORECASE) is not None
 
 
 def _is_cut_json(text: str) -> bool:

@@ -1,0 +1,229 @@
+"""`deltavlm mcp`: the official SDK's own client on a real pair, and paths that are refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pyogrio
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.server.mcpserver.exceptions import ToolError
+
+from deltavlm.errors import InputError
+from deltavlm.mcp_server import TOOLS, Folders
+from tests.cli.conftest import Run, one_line
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    for name in ("images", "results", "secret"):
+        (tmp_path / name).mkdir()
+    for date in ("before", "after"):
+        shutil.copy(ROOT / "sample_data" / f"{date}.tif", tmp_path / "images")
+    shutil.copy(ROOT / "sample_data" / "before.tif", tmp_path / "secret")
+    return Folders.of([tmp_path / "images"], [tmp_path / "results"])
+
+
+class Session:
+    """Client of a server in a process of its own."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.progress: list[tuple[float, float | None]] = []
+
+    async def call(self, tool: str, **arguments: Any) -> Any:
+        """Result of a tool as the client gets it."""
+
+        async def show(done: float, total: float | None, message: str | None) -> None:
+            self.progress.append((done, total))
+
+        return await self.client.call_tool(tool, arguments, progress_callback=show)
+
+    async def values(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """JSON of a tool that succeeds."""
+        result = await self.call(tool, **arguments)
+        text = result.content[0].text
+        assert not result.is_error, text
+        values: dict[str, Any] = json.loads(text)
+        return values
+
+    async def refusal(self, tool: str, **arguments: Any) -> str:
+        """Message of a tool that refuses."""
+        result = await self.call(tool, **arguments)
+        assert result.is_error, result.content
+        return str(result.content[0].text)
+
+
+def serve(folders: Folders, steps: Any) -> None:
+    """Run `steps(session)` with a server for these folders."""
+    words = ["-m", "deltacli", "mcp"]
+    words += [word for folder in folders.read[:1] for word in ("--read", str(folder))]
+    words += [word for folder in folders.write for word in ("--write", str(folder))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DELTAVLM_ANALYZE_BATCH_SIZE": "2"}
+    server = StdioServerParameters(command=sys.executable, args=words, env=environment)
+
+    async def run() -> None:
+        async with Client(server) as client:
+            await steps(Session(client))
+
+    anyio.run(run)
+
+
+@pytest.mark.slow
+def test_every_tool_on_the_sample_pair(folders: Folders) -> None:
+    images, results = folders.read[0], folders.write[0]
+    pair = {"before": str(images / "before.tif"), "after": str(images / "after.tif")}
+    out, probability = str(results / "out.gpkg"), str(results / "probability.tif")
+
+    async def steps(session: Session) -> None:
+        listed = (await session.client.list_tools()).tools
+        assert {tool.name for tool in listed} == set(TOOLS)
+        assert all(tool.description for tool in listed)
+
+        plan = await session.values("check_pair", **pair)
+        assert (plan["chips"], round(plan["gsd_m"], 1)) == (12, 0.5)
+        summary = await session.values("analyze", **pair, output=out, probability=probability)
+        table = pyogrio.read_dataframe(out, layer="chips")
+        assert (summary["chips"], summary["changed"]) == (len(table), table["changed"].sum())
+        assert (summary["output"], summary["extras"]) == (out, {"probability": probability})
+        assert "exists already" in await session.refusal("analyze", **pair, output=out)
+
+        (answer,) = (await session.values("ask", **pair, questions=["Has it changed?"], at="15.002,48.751"))[
+            "answers"
+        ]
+        assert (answer["status"], answer["answer"] in ("yes", "no")) == ("answered", True)
+        totals = await session.values("summarize", outputs=[out], by="grid", cell=300)
+        assert (totals["all"]["changed"], len(totals["areas"]) > 1) == (summary["changed"], True)
+        surer = await session.values(
+            "polygons", source=out, output=str(results / "surer.gpkg"), mask_threshold=0.9
+        )
+        assert 0 < surer["polygons"] < summary["polygons"]
+
+        html, png = str(results / "report.html"), str(results / "quicklook.png")
+        plain = await session.call("report", source=out, output=html, quicklook=png)
+        assert [content.type for content in plain.content] == ["text"]
+        asked = await session.call(
+            "report", source=out, output=html, quicklook=png, return_picture=True, overwrite=True
+        )
+        assert [content.type for content in asked.content] == ["text", "image"]
+        assert base64.b64decode(asked.content[1].data) == Path(png).read_bytes()
+
+    serve(folders, steps)
+
+
+@pytest.mark.slow
+def test_a_cancelled_call_stops_the_run_and_the_next_one_resumes(folders: Folders) -> None:
+    images, results = folders.read[0], folders.write[0]
+    pair = {"before": str(images / "before.tif"), "after": str(images / "after.tif")}
+    out = results / "out.gpkg"
+    journal = results / "out.gpkg.journal.jsonl"
+
+    async def steps(session: Session) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: session.call("analyze", **pair, output=str(out)))
+            while not journal.exists() or journal.read_bytes().count(b"\n") < 4:  # header, pair, 2 chips
+                await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+        while True:  # until the cancelled run has let go of the output
+            result = await session.call("analyze", **pair, output=str(out))
+            if not result.is_error:
+                break
+            assert "another run" in result.content[0].text
+        summary = json.loads(result.content[0].text)
+        assert (summary["chips"], 2 <= summary["earlier"] < 20) == (20, True)
+        assert session.progress
+        assert {total for _, total in session.progress} == {20}
+
+    serve(folders, steps)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/a.tif",
+        "/vsicurl/https://example.org/a.tif",
+        "vsizip/a.zip/a.tif",
+        "GTIFF_DIR:1:a.tif",
+        "s3://bucket/a.tif",
+        "file:///etc/passwd",
+        "~/a.tif",
+        "-",
+        "",
+        "a\0.tif",
+    ],
+)
+def test_what_is_no_local_path_is_refused(folders: Folders, text: str) -> None:
+    for resolve in (folders.input, folders.output):
+        with pytest.raises(ToolError, match="is not a path of a local file"):
+            resolve(text)
+
+
+def test_files_outside_of_the_folders_are_refused(folders: Folders, tmp_path: Path) -> None:
+    images, results = folders.read[0], folders.write[0]
+    secret = tmp_path / "secret" / "before.tif"
+    (images / "link.tif").symlink_to(secret)
+    (images / "folder").symlink_to(secret.parent)
+    (results / "link.gpkg").symlink_to(tmp_path / "secret" / "new.gpkg")
+    (images / "circle.tif").symlink_to(images / "circle.tif")
+    for text in (secret, images / "link.tif", images / "folder" / "before.tif", "/etc/passwd", "before.tif"):
+        with pytest.raises(ToolError, match="outside of the folders that may be read"):
+            folders.input(str(text))
+    with pytest.raises(ToolError, match=r"without '\.\.'"):
+        folders.input(str(images / ".." / "images" / "before.tif"))
+    with pytest.raises(ToolError, match=r"cannot be resolved|no such file"):
+        folders.input(str(images / "circle.tif"))
+    for text in (images / "out.gpkg", results / "link.gpkg", tmp_path / "out.gpkg"):
+        with pytest.raises(ToolError, match="outside of the folders that may be written"):
+            folders.output(str(text))
+    with pytest.raises(ToolError, match="its folder does not exist"):
+        folders.output(str(results / "deeper" / "out.gpkg"))
+    assert folders.input(str(images / "before.tif")) == images / "before.tif"
+    assert folders.output(str(results / "out.gpkg")) == results / "out.gpkg"
+
+
+@pytest.mark.slow
+def test_an_output_that_names_images_elsewhere_is_not_rendered(
+    folders: Folders, tmp_path: Path, run: Run
+) -> None:
+    """A report embeds its images: those of an output that somebody wrote may be anywhere."""
+    results = folders.write[0]
+    secret, after = tmp_path / "secret" / "before.tif", folders.read[0] / "after.tif"
+    out = results / "out.gpkg"
+    assert run("analyze", secret, after, "--limit", 1, "-o", out).exit_code == 0
+
+    async def steps(session: Session) -> None:
+        message = await session.refusal("report", source=str(out), output=str(results / "report.html"))
+        assert f"refers to {secret}, which is outside of the folders" in message
+        message = await session.refusal("check_pair", before=str(secret), after=str(after))
+        assert "outside of the folders that may be read" in message
+
+    serve(folders, steps)
+    assert not (results / "report.html").exists()
+
+
+def test_folders_must_exist_and_one_is_needed(run: Run, tmp_path: Path) -> None:
+    result = run("mcp")
+    assert (result.exit_code, "--read FOLDER" in one_line(result)) == (2, True)
+    result = run("mcp", "--read", tmp_path / "nowhere")
+    assert (result.exit_code, "nowhere: no such folder" in one_line(result)) == (2, True)
+    with pytest.raises(InputError):
+        Folders.of([], [tmp_path / "nowhere"])
+
+
+def test_json_lists_folders_and_tools(run: Run, tmp_path: Path) -> None:
+    result = run("mcp", "--write", tmp_path, "--json")
+    assert json.loads(result.stdout) == {
+        "read": [str(tmp_path)],
+        "write": [str(tmp_path)],
+        "model": "nano",
+        "tools": list(TOOLS),
+    }
