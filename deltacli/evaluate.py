@@ -73,8 +73,12 @@ def evaluate(
     model: EvidenceModelFlags,
     batch_size: options.BatchSize = "auto",
     protocol: Annotated[
-        Literal["strict", "paper"],
-        flag("--protocol", panel=SCORES, help="strict is sound; paper reproduces the published scorer."),
+        Literal["strict", "paper", "changeimti"],
+        flag(
+            "--protocol",
+            panel=SCORES,
+            help="strict is sound; paper reproduces DeltaVLM's scorer; changeimti has ChangeVG's metrics.",
+        ),
     ] = "strict",
     word_map: Annotated[
         Path | None,
@@ -127,8 +131,8 @@ def evaluate(
 
     task_names, shard_index = _parse_tasks(tasks), parsing.parse_shard(shard)
     pairs_per_batch = parsing.parse_batch_size(batch_size)
-    if protocol == "strict" and word_map is not None:
-        raise ConfigError("--word-map is for --protocol paper; strict scores real words")
+    if protocol != "paper" and word_map is not None:
+        raise ConfigError(f"--word-map is for --protocol paper; {protocol} scores real words")
     if predictions is not None and (model != EvidenceModelFlags() or limit or shard or images):
         raise ConfigError(
             "--predictions loads no model: leave out the flags of the model, --images, --limit and --shard"

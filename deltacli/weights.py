@@ -44,7 +44,7 @@ LinkLanguage = Annotated[
 ]
 ModelKind = Annotated[
     str,
-    flag("--kind", panel=PUBLISHED, metavar="KIND", help="Kind of the model: deltavlm, mci or changevg."),
+    flag("--kind", panel=PUBLISHED, metavar="KIND", help="deltavlm, mci, changechat or changevg."),
 ]
 HeadsConfig = Annotated[
     Path | None,
@@ -290,7 +290,7 @@ def convert_checkpoint(
             panel=PUBLISHED,
             metavar="FILE|DIR",
             help="deltavlm: the EVA-CLIP-g base: eva_vit_g.pth, the folder of instructblip-vicuna-7b, or "
-            "timm's file.",
+            "timm's file; changechat: the folder of clip-vit-large-patch14-336.",
         ),
     ] = None,
     llm: Annotated[
@@ -314,12 +314,20 @@ def convert_checkpoint(
     base: Annotated[
         Path | None,
         flag(
-            "--base", panel=PUBLISHED, metavar="DIR", help="changevg: the folder of Qwen2.5-VL-7B-Instruct."
+            "--base",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="changechat: the folder of llava-v1.5-7b; changevg: that of Qwen2.5-VL-7B-Instruct.",
         ),
     ] = None,
     adapter: Annotated[
         Path | None,
-        flag("--adapter", panel=PUBLISHED, metavar="DIR", help="changevg: the folder of the LoRA."),
+        flag(
+            "--adapter",
+            panel=PUBLISHED,
+            metavar="DIR",
+            help="changevg, changechat: the folder of the LoRA, which is merged (changechat: optional).",
+        ),
     ] = None,
     mci: Annotated[
         Path | None,
@@ -333,6 +341,16 @@ def convert_checkpoint(
     vocab: Annotated[
         Path | None,
         flag("--vocab", panel=PUBLISHED, metavar="FILE", help="mci, changevg: the vocab.json of MCI."),
+    ] = None,
+    projector: Annotated[
+        Path | None,
+        flag(
+            "--projector",
+            panel=PUBLISHED,
+            metavar="FILE",
+            show_default="the adapter's if it has one, else the base's",
+            help="changechat: an mm_projector.bin in place of that of the adapter and of the base.",
+        ),
     ] = None,
     heads_config: HeadsConfig = None,
     difference: Difference = "auto",
@@ -355,6 +373,7 @@ def convert_checkpoint(
         "adapter": adapter,
         "mci": mci,
         "vocab": vocab,
+        "projector": projector,
         "heads_config": heads_config,
     }
     if kind != DEFAULT_KIND:

@@ -143,3 +143,24 @@ def loads(model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
 
     monkeypatch.setitem(vars(deltavlm), "load_model", load_model)  # setattr would import the real one first
     return calls
+
+
+@pytest.fixture(scope="session")
+def changechat_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random published files of ChangeChat at small size, with expected results."""
+    from tests.changechat_reference import write_files
+
+    folder = tmp_path_factory.mktemp("changechat-files")
+    write_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def changechat_folder(changechat_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint converted from `changechat_files`."""
+    from deltavlm.upstream.changechat import Sources, convert
+    from tests.changechat_reference import ADAPTER, BASE, CLIP
+
+    folder = tmp_path_factory.mktemp("changechat") / "tiny"
+    convert(Sources(changechat_files / BASE, changechat_files / CLIP, changechat_files / ADAPTER), folder)
+    return folder

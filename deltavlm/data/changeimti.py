@@ -17,6 +17,10 @@ value}, ...]}`: caption, binary_class, count_road, count_build, loc_road, loc_bu
 has no id and no change flag, its paths are absolute and end in SPLIT/A/NAME, and roads and buildings are in
 different records. The reader joins the records of a pair and rewrites questions and answers in the wording of
 ChangeChat-105k, so that every task can parse and score them.
+
+Where no building changed, the turn about buildings of a released dialogue asks about roads, and answers 0 or
+No change, also where roads did change: two contradictory answers to one question. The reader lets it ask
+about buildings, of which the answer is true, and says how many dialogues these were.
 """
 
 from __future__ import annotations
@@ -61,6 +65,7 @@ class _PairRecords:
     counts: dict[str, int] = field(default_factory=dict)  # by file name
     cells: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by file name
     dialogues: list[tuple[Turn, ...]] = field(default_factory=list)
+    repaired: int = 0  # dialogues that asked about roads twice
 
 
 def find_folder(path: Path, split: str) -> Path | None:
@@ -98,6 +103,12 @@ def read_folder(folder: Path, split: str, tasks: Sequence[TaskName]) -> Dataset:
             except (ValueError, AnswerParseError) as error:
                 problems.append(Problem("record", f"{file}, record {number}", str(error)))
     examples = [example for pair in pairs.values() for example in _examples(pair, problems)]
+    if repaired := sum(pair.repaired for pair in pairs.values()):
+        said = pluralize(repaired, "dialogue asks", "dialogues ask")
+        message = (
+            f"{said} about roads where the answer is about buildings; read as a question about buildings"
+        )
+        problems.append(Problem("repaired", "mul.json", message))
     if not examples:
         raise InputError(problems[0].message if problems else f"{folder} holds no records")
     return Dataset(
@@ -140,7 +151,23 @@ def _add_record(pairs: dict[str, _PairRecords], file: str, record: Any) -> None:
     elif task == "location":
         pair.cells[file] = _merge_value(pair.cells.get(file), _parse_cells(answer))
     else:
-        pair.dialogues.append(tuple(map(_rewrite_turn, turns)))
+        repaired = _ask_about_buildings(turns)
+        pair.repaired += repaired != turns
+        pair.dialogues.append(tuple(map(_rewrite_turn, repaired)))
+
+
+def _ask_about_buildings(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Turns of a dialogue; the second of two equal questions about roads is one about buildings.
+
+    >>> turns = tuple(Turn("How many roads have been changed?", (answer,)) for answer in "20")
+    >>> [turn.question for turn in _ask_about_buildings(turns)]
+    ['How many roads have been changed?', 'How many buildings have been changed?']
+    """
+    repaired = list(turns)
+    for index, (turn, earlier) in enumerate(zip(turns[1:], turns, strict=False), start=1):
+        if turn.question == earlier.question and "roads" in turn.question:
+            repaired[index] = replace(turn, question=turn.question.replace("roads", "buildings"))
+    return tuple(repaired)
 
 
 def _relative_path(path: str, date: str) -> str:

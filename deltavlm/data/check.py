@@ -121,7 +121,8 @@ class _Contents:
         """Add a dataset and its problems; returns the number of its examples by task."""
         self.datasets.append(dataset)
         for problem in dataset.problems:
-            (self.notes if problem.kind == "duplicate" else self.faults).append(problem)
+            is_note = problem.kind in ("duplicate", "repaired", "contradiction")
+            (self.notes if is_note else self.faults).append(problem)
         return Counter(example.task for example in dataset.examples)
 
     def read_changeimti(self, folder: Path) -> None:

@@ -68,7 +68,18 @@ class Example:
 class Problem:
     """Fault of a file, record or image: its location, and a message for the user."""
 
-    kind: Literal["file", "variant", "record", "duplicate", "image", "prediction", "reference", "answer"]
+    kind: Literal[
+        "file",
+        "variant",
+        "record",
+        "duplicate",
+        "repaired",
+        "contradiction",
+        "image",
+        "prediction",
+        "reference",
+        "answer",
+    ]
     location: str
     message: str
 

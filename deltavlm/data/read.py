@@ -1,4 +1,4 @@
-"""Reader of question sets: ChangeChat-105k, sets in its layout, and ChangeIMTI."""
+"""Reader of question sets: ChangeChat-105k, sets in its layout, ChangeChat-87k and ChangeIMTI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deltavlm.data import changeimti
+from deltavlm.data import changechat_87k, changeimti
 from deltavlm.data.examples import (
     KINDS,
     Dataset,
@@ -39,7 +39,8 @@ def read_dataset(
 ) -> Dataset:
     """Read one split of a question set.
 
-    path: folder of a set in ChangeChat-105k's layout (SET_SPLIT.json, SET_SPLIT_KIND.json) or of ChangeIMTI
+    path: folder of a set in ChangeChat-105k's layout (SET_SPLIT.json, SET_SPLIT_KIND.json), with records of
+    ChangeChat-105k or of ChangeChat-87k, or of ChangeIMTI
     (recognized by its train_task_data or test_task_data), or one JSON file with any name.
     keep_duplicates: keep every record under the id that it has, for training, where ids do not matter.
     Otherwise only the first of the records with one task, id and question is kept, and a second question
@@ -54,6 +55,7 @@ def read_dataset(
         return replace(changeimti.read_folder(folder, split, tasks), path=path)
     files, problems = _find_files(path, split)
     records: list[Example] = []
+    typed: list[tuple[Example, bool | None]] = []  # of ChangeChat-87k
     record_counts: list[int] = []
     for file in files:
         match = match_file_name(file.name)
@@ -68,9 +70,15 @@ def read_dataset(
         record_counts.append(len(content))
         for number, record in enumerate(content, start=1):
             try:
-                records.append(_parse_record(record, KINDS.get(kind or "")))
+                if changechat_87k.is_typed(record):
+                    typed.append(changechat_87k.parse_record(record))
+                else:
+                    records.append(_parse_record(record, KINDS.get(kind or "")))
             except ValueError as error:
                 problems.append(Problem("record", f"{file.name}, record {number}", str(error)))
+    typed_examples, notes = changechat_87k.read_records(typed, for_training=keep_duplicates)
+    records += typed_examples
+    problems += notes
     if not records:
         raise InputError(problems[0].message if problems else f"{path} holds no records")
     examples, duplicates = (records, []) if keep_duplicates else _deduplicate(records)

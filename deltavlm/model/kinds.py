@@ -22,6 +22,7 @@ from deltavlm.model.interface import ChangeModel
 CHECKPOINTS: Mapping[str, str] = {
     DEFAULT_KIND: "deltavlm.model.runtime",
     "mci": "deltavlm.model.mci",
+    "changechat": "deltavlm.model.changechat",
     "changevg": "deltavlm.model.changevg",
 }
 """`kind` in the config.json of a checkpoint folder -> module of the kind."""

@@ -1,1 +1,1 @@
-"""Evaluation of models and predictions on datasets, under the protocols `strict` and `paper`."""
+"""Evaluation of models and predictions on datasets, under three protocols."""

@@ -86,7 +86,7 @@ def evaluate(
             "`protocol='paper'` scores text on the ids of a word map: give `word_map`,"
             " or leave text out with `tasks='change,count,location'`"
         )
-    setup = replace(setup, with_published=(dataset.name, dataset.split) == DATA)
+    setup = replace(setup, with_published=(dataset.name, dataset.split) == DATA[setup.protocol])
     if isinstance(source, Inference):
         pairs = select_pairs(examples, source)
         examples = [example for pair in pairs for example in pair.examples]

@@ -14,7 +14,7 @@ from deltavlm.errors import OutputError
 from deltavlm.files import NamedPath, write_atomic
 from deltavlm.messages import pluralize
 from deltavlm.scoring.predictions import summarize_names
-from deltavlm.scoring.published import SOURCE
+from deltavlm.scoring.published import SOURCES
 from deltavlm.scoring.score import CONFUSION_COUNTS, MetricValue
 from deltavlm.version import __version__
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReportFiles", "findings", "markdown", "record", "table"]
 
+TOLD = ("file", "variant", "repaired", "contradiction")  # kinds of problems that are told in full
 _COLUMNS = ("task", "of", "metric", "value", "95 % interval", "n", "published")
 _COUNTS = (*CONFUSION_COUNTS, "unreadable")
 _UNSCALED = ("mae", "rmse", *_COUNTS)  # all other metrics are shown times 100, as in the papers
@@ -109,9 +110,7 @@ def record(evaluation: Evaluation, word_map: Path | None = None) -> dict[str, An
         "tokens": scores.tokenizer,
         "word_map_size": None if setup.word_map is None else len(setup.word_map),
         "bootstrap": {"rounds": setup.bootstrap_rounds, "seed": setup.seed, "share": 0.95},
-        "published_source": f"{SOURCE}; comparable under the paper protocol only"
-        if setup.with_published
-        else None,
+        "published_source": SOURCES[setup.protocol] if setup.with_published else None,
         "figures": [
             {key: _none_if_nan(value) for key, value in asdict(metric).items()} for metric in scores.metrics
         ],
@@ -126,7 +125,7 @@ def record(evaluation: Evaluation, word_map: Path | None = None) -> dict[str, An
 def findings(evaluation: Evaluation) -> list[str]:
     """A line for each kind of example or prediction that was not scored: the number, and a few names."""
     matched, problems = evaluation.matched, evaluation.problems
-    lines = [problem.message for problem in problems if problem.kind in ("file", "variant")]
+    lines = [problem.message for problem in problems if problem.kind in TOLD]
     total = len({(example.task, example.id) for example, _ in matched.pairs}) + len(matched.missing)
     for names, noun, remark in (
         ([f"{e.task} {e.id}" for e in matched.missing], "example", f"of {total:,} without an answer"),

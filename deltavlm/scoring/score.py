@@ -1,8 +1,9 @@
-"""Metrics of predictions against references, under the protocols `strict` and `paper`.
+"""Metrics of predictions against references, under the protocols `strict`, `paper` and `changeimti`.
 
 `strict`: text metrics on real words, yes/no from the yes/no answer, lenient parsers of `deltavlm.tasks`,
 Jaccard of two empty sets is 1. `paper` reproduces the published evaluation: text metrics on ids of a word
-map, yes/no from the caption, its own parsers, Jaccard of two empty sets is 0. See docs/evaluation.md.
+map, yes/no from the caption, its own parsers, Jaccard of two empty sets is 0. `changeimti` is `strict`
+with the metrics of ChangeVG's tables, and with both rules for empty sets. See docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from deltavlm.tasks import TASKS, TaskName, classify, count, dialogue, locate
 
 __all__ = ["MetricValue", "Protocol", "Scores", "Setup", "score"]
 
-Protocol = Literal["strict", "paper"]
+Protocol = Literal["strict", "paper", "changeimti"]
 Pair = tuple[Example, Prediction]
 TextPair = tuple[str, tuple[str, ...]]  # an answer and its references
 Parser = Callable[[str], Any]
@@ -98,7 +99,7 @@ class Scores:
             is_count = name in (*CONFUSION_COUNTS, "unreadable")
             interval = None if is_count else metric.confidence_interval(setup.bootstrap_rounds, setup.seed)
             low, high = interval or (None, None)
-            reference = published(task, group, name) if setup.with_published else None
+            reference = published(setup.protocol, task, group, name) if setup.with_published else None
             n = len(metric.rows)
             self.metrics.append(
                 MetricValue(task, group, name, setup.protocol, metric.value(), low, high, n, reference)
@@ -259,6 +260,16 @@ def _score_cells(scores: Scores, task: str, pairs: Sequence[Pair]) -> None:
             metrics = sets.compute_metrics(
                 answers, true_cells, labels=len(locate.LABELS), empty=empty_jaccard
             )
+            if scores.setup.protocol == "changeimti":
+                empty_is_wrong = sets.compute_metrics(
+                    answers, true_cells, labels=len(locate.LABELS), empty=0.0
+                )
+                metrics = {
+                    "example_accuracy": metrics["jaccard"],
+                    **{name: metrics[name] for name in ("precision", "recall", "f1", "subset")},
+                    "jaccard_empty_0": empty_is_wrong["jaccard"],
+                    "hamming": metrics["hamming"],
+                }
             scores.add(task, group, metrics)
     scores.add(task, "both", {"unreadable": _count_unparsed(predicted)})
 

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.tasks import TASKS, TaskName, caption, classify, count, dialogue, locate
+from deltavlm.tasks import TASKS, TaskName, caption, classify, contours, count, dialogue, locate
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
+from deltavlm.tasks.questions import task_meant
 from deltavlm.tasks.text import NO_CHANGE, clean
 
 __all__ = [
-    *("CELL_WORDS", "CHANGEIMTI", "DELTAVLM", "GENERIC", "MCI", "PHRASEBOOKS", "Phrase", "Phrasebook"),
+    *("CELL_WORDS", "CHANGECHAT_87K", "CHANGEIMTI", "DELTAVLM", "GENERIC", "MCI", "PHRASEBOOKS"),
+    *("Phrase", "Phrasebook"),
 ]
 
 
@@ -53,6 +55,8 @@ class Phrasebook:
     """True if earlier turns are part of the prompt; False if the model is told them as turns."""
     agrees: bool
     """True if the model was taught the forms in which answers agree with each other (`Task.form`)."""
+    reads_text: bool = True
+    """False if the model knows the prompts of its phrases alone, as words of control."""
 
     def phrase(self, task: TaskName) -> Phrase:
         """Phrase of a task. Raises: KeyError for a task without a standard question."""
@@ -61,6 +65,16 @@ class Phrasebook:
     def other_words(self, task: TaskName) -> Phrase | None:
         """Phrase of a task for `standard_question`; None where the task's own words and forms are those."""
         return None if self.agrees else self.phrase(task)
+
+    def task_for(self, question: str) -> TaskName | None:
+        """Task whose phrase stands for a question of a model that reads no text; None for other models, and
+        for questions that mean no task.
+
+        >>> MCI.task_for("How many houses were built?"), GENERIC.task_for("How many houses were built?")
+        ('count', None)
+        """
+        task = "open" if self.reads_text else task_meant(question)
+        return task if task in self.phrases else None
 
     def place_history(
         self, turns: Sequence[tuple[str, str]], prompt: str
@@ -230,6 +244,55 @@ def _writer(name: TaskName) -> Callable[[Mapping[TaskName, Any]], str]:
     return lambda values: TASKS[name].format(values[name])
 
 
+def _read_contours(reply: str) -> Cells:
+    """Cells that the polygons of a reply reach into. Raises: AnswerParseError.
+
+    >>> _read_contours(
+    ...     "The contours of the changed roads are:[], The contours of the changed buildings are:"
+    ...     "[[[10,10],[40,10],[40,100],[10,100]]]."
+    ... )
+    Cells(roads=(), buildings=('top-left', 'center-left'))
+    """
+    return contours.cells_of(contours.parse(reply))
+
+
+def _read_sentence(reply: str) -> str:
+    """The sentence as `caption` has it: without an upper-case letter first and a full stop.
+
+    >>> _read_sentence("Some houses are built.")
+    'some houses are built'
+    """
+    sentence = caption.parse(reply).rstrip(" .")
+    return f"{sentence[:1].lower()}{sentence[1:]}"
+
+
+def _write_sentence(values: Mapping[TaskName, Any]) -> str:
+    """The sentence with an upper-case letter first and a full stop.
+
+    >>> _write_sentence({"caption": "some houses are built"})
+    'Some houses are built.'
+    """
+    sentence = caption.format_answer(values["caption"]).rstrip(" .")
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def _write_yes_no(values: Mapping[TaskName, Any]) -> str:
+    return "Yes" if values["change"] else "No"
+
+
+def _write_changed_counts(values: Mapping[TaskName, Any]) -> str:
+    """Counts as in the dialogues of ChangeChat-87k.
+
+    >>> _write_changed_counts({"count": Counts(roads=1, buildings=0)})
+    '1 road has changed, and no buildings has changed.'
+    """
+    roads, buildings = (
+        f"{number or 'no'} {noun}{'' if number == 1 else 's'} {'have' if number > 1 else 'has'} changed"
+        for number, noun in ((values["count"].roads, "road"), (values["count"].buildings, "building"))
+    )
+    return f"{roads}, and {buildings}."
+
+
 DELTAVLM = Phrasebook(
     "deltavlm",
     {
@@ -379,7 +442,24 @@ MCI = Phrasebook(
     },
     joins_history=False,
     agrees=False,
+    reads_text=False,
 )
 """Control words of the kind mci, which reads no text: which of its outputs is asked for."""
 
-PHRASEBOOKS: Mapping[str, Phrasebook] = {book.name: book for book in (DELTAVLM, GENERIC, CHANGEIMTI, MCI)}
+CHANGECHAT_87K = Phrasebook(
+    "changechat-87k",
+    {
+        "caption": Phrase(caption.PROMPT, _read_sentence, _write_sentence, 100),
+        "change": Phrase(classify.PROMPT, classify.parse, _write_yes_no, 8),
+        "count": Phrase(dialogue.TURNS[1], count.parse, _write_changed_counts, 100),
+        "location": Phrase(contours.PROMPT, _read_contours, lambda values: None, contours.MAX_NEW_TOKENS),
+    },
+    joins_history=False,
+    agrees=False,
+)
+"""Questions of ChangeChat-87k, which ChangeChat was trained on. Counts are the second turn of its dialogues,
+the only counting question with fixed words; places are polygons, of which the cells are kept."""
+
+PHRASEBOOKS: Mapping[str, Phrasebook] = {
+    book.name: book for book in (DELTAVLM, GENERIC, CHANGEIMTI, MCI, CHANGECHAT_87K)
+}

@@ -22,7 +22,11 @@ from deltavlm.model.folder import DEFAULT_KIND, KIND, read_kind
 if TYPE_CHECKING:
     from deltavlm.upstream.checks import Check
 
-KINDS: Mapping[str, str] = {"mci": "deltavlm.upstream.mci", "changevg": "deltavlm.upstream.changevg"}
+KINDS: Mapping[str, str] = {
+    "mci": "deltavlm.upstream.mci",
+    "changechat": "deltavlm.upstream.changechat",
+    "changevg": "deltavlm.upstream.changevg",
+}
 """Kind of a model, beside that of DeltaVLM -> module that converts its published files."""
 
 Dtype = Literal["fp32", "bf16", "fp16"]

@@ -162,17 +162,8 @@ def test_a_server_that_goes_away_leaves_a_run_that_resumes(scene: Scene, server:
 def test_a_killed_run_resumes_to_the_same_bytes(scene: Scene, server: ChatServer) -> None:
     assert run("analyze", *scene.args, "--model", server.name, "-o", "whole.geojson", *SMALL).exit_code == 0
     server.script = lambda asked: time.sleep(0.1)
-    command = [
-        sys.executable,
-        "-m",
-        "deltacli",
-        "analyze",
-        *scene.args,
-        "--model",
-        server.name,
-        *map(str, SMALL),
-    ]
-    command += ["-o", "out.geojson"]
+    words = ["analyze", *scene.args, "--model", server.name, *map(str, SMALL), "-o", "out.geojson"]
+    command = [sys.executable, "-m", "deltacli", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     journal = Path("out.geojson.journal.jsonl")
@@ -182,8 +173,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(scene: Scene, server: ChatServer
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     server.script = lambda asked: None
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run(*words)  # here, to save the start of a program
+    assert done.exit_code == 0, done.stderr
     assert "resuming: " in done.stderr
     assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
 

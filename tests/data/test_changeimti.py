@@ -83,6 +83,25 @@ def test_the_records_of_a_pair_are_one_example_per_task(folder: Path) -> None:
     assert not any(one.changed for one in data.examples if one.id == "y.png")
 
 
+def test_a_dialogue_that_asks_about_roads_twice_is_repaired_and_counted(folder: Path) -> None:
+    ask = "in these two images"
+    talk = ("Any <image> and <image>?", "Yes", f"How many roads have been changed {ask}?", "2")
+    twice = record("x.png", *talk, f"How many roads have been changed {ask}?", "0", "Describe.", "a road")
+    right = record("y.png", *talk, f"How many buildings have been changed {ask}?", "0", "Describe.", "a road")
+    write(folder / "test_task_data", {"mul.json": [twice, right]})
+    data = read_dataset(folder)
+    (problem,) = data.problems
+    assert (problem.kind, problem.location) == ("repaired", "mul.json")
+    assert problem.message.startswith("1 dialogue asks about roads where the answer is about buildings")
+    for example in data.examples:
+        if example.task == "dialogue":
+            asked = [(turn.question, turn.answers[0]) for turn in example.turns[1:3]]
+            assert asked == [
+                (f"How many roads have been changed {ask}?", "2"),
+                (f"How many buildings have been changed {ask}?", "0"),
+            ]
+
+
 def test_paths_are_relative_to_levirs_images(folder: Path, tmp_path: Path) -> None:
     data = read_dataset(folder, tasks=["count"])
     assert {one.before for one in data.examples} == {"test/A/x.png", "test/A/y.png"}

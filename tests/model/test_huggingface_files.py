@@ -227,12 +227,15 @@ def test_quantized_answers_are_close(tiny: Path, adapter: Path) -> None:
 
 @needs_peft
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", pytest.param("smolvlm", marks=pytest.mark.slow)])
-def test_an_adapter_of_another_base(architecture: str, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base(
+    architecture: str, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if architecture == "smolvlm":
         pytest.importorskip("num2words")
     other = build(architecture, tmp_path / "other")
     message = refused(load, f"{other}+{adapter}")
     assert message.startswith("the adapter adapter does not fit other: it was made for another base (")
+    assert "answers may be worthless" not in caplog.text  # it is an error
 
 
 @needs_peft

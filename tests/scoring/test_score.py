@@ -115,6 +115,29 @@ def test_counts_under_strict_and_paper() -> None:
     assert [problem.location for problem in strict.problems] == ["count 5"]
 
 
+def test_cells_under_changeimti_have_both_rules_for_empty_sets() -> None:
+    cell = "roads ['top-left'] buildings []"
+    none = "roads [] buildings []"
+    rows = pairs(
+        "location", (cell, cell, True), (none, none, False), (none, cell, True), ("no idea", none, False)
+    )
+    result = values(scored(rows, ["location"], "changeimti"), "location", "roads")
+    assert (result["example_accuracy"], result["jaccard_empty_0"], result["subset"]) == (0.5, 0.25, 0.5)
+    assert (result["precision"], result["recall"]) == (1.0, 0.5)
+    strict = values(scored(rows, ["location"]), "location", "roads")
+    assert strict["jaccard"] == result["example_accuracy"]
+    published = {(m.group, m.metric): m.published for m in scored(rows, ["location"], "changeimti").metrics}
+    assert published["roads", "example_accuracy"] == 0.7865
+    assert published["buildings", "f1"] == 0.9137
+    assert published["roads, always empty", "f1"] is None
+
+
+def test_counts_under_changeimti_are_compared_with_changevg() -> None:
+    rows = pairs("count", ("2 new roads and no new buildings", "1 new road and no new buildings", True))
+    metrics = {(m.group, m.metric): m for m in scored(rows, ["count"], "changeimti").metrics}
+    assert (metrics["roads", "mae"].value, metrics["roads", "mae"].published) == (1.0, 0.156)
+
+
 def test_cells_under_strict_and_paper() -> None:
     empty = "roads [] buildings []"
     rows = pairs(

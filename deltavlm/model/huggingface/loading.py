@@ -72,8 +72,8 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     training: Mapping[str, Any] = {}
     if adapter is not None and adapter_folder is not None:
         training = source.read_training(adapter_folder)
-        _warn_of_other_base(adapter.reference, adapter_folder, training, planned, folder)
         model = _with_adapter(model, adapter.reference, adapter_folder, reference, merge=not options.quantize)
+        _warn_of_other_base(adapter.reference, adapter_folder, training, planned, folder)
     model = _move(model, options, device, reference)
     model.generation_config = _ends(model, processor)
     yes_no = YesNo.of(processor.tokenizer.get_vocab())
