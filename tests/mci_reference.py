@@ -374,10 +374,14 @@ def memory(weights: Weights, before: Tensor, after: Tensor) -> Tensor:
     return (hidden + joined).relu().flatten(1).T
 
 
-def next_scores(weights: Weights, memory_TD: Tensor, ids: Sequence[int]) -> Tensor:
-    """Scores (S, V) of the next word behind each word, all computed at once."""
+def next_scores(
+    weights: Weights, memory_TD: Tensor, ids: Sequence[int], hidden: tuple[int, ...] = (NULL,)
+) -> Tensor:
+    """Scores (S, V) of the next word behind each word, all computed at once; `hidden`: ids that none sees."""
     tokens = weights["vocab_embedding.weight"][list(ids)] + weights["position_encoding.pe"][: len(ids), 0]
-    hidden_keys = torch.ones(len(ids), len(ids)).triu(1).bool() | (torch.tensor(ids) == NULL)
+    hidden_keys = torch.ones(len(ids), len(ids)).triu(1).bool() | torch.isin(
+        torch.tensor(ids), torch.tensor(hidden)
+    )
     for index in range(DECODER_LAYERS):
         name = f"transformer.layers.{index}"
 

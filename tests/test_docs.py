@@ -52,8 +52,9 @@ OTHER_PROGRAMS = set(
     --head --port --num-cpus --address --block
     --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --nodelist --exclude --overlap --signal
     --array --dist --torch-backend
+    --from --recipe --repository --rm --set --target --output-format
     """.split()  # noqa: SIM905
-)  # flags of pip, uv, pytest, mypy, flock, timeout, torchrun, benchmarks, ray and SLURM in examples
+)  # flags of pip, uv, pytest, mypy, flock, timeout, torchrun, benchmarks, ray, SLURM, packaging
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -49,6 +49,10 @@ class ClusterEngine:
         """Batches that are read in advance; only their metadata comes to this process."""
         return self.actors.max_in_flight
 
+    @property
+    def small_batches(self) -> int:
+        return 0  # each batch is a task
+
     def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
     ) -> Generator[LoadedChip, None, None]:

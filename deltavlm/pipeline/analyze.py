@@ -31,6 +31,7 @@ __all__ = ["analyze_chips"]
 
 logger = logging.getLogger(__name__)
 
+_SMALL_BATCH = 8  # chips to ask about in a small batch
 _MAX_BATCH_CHIPS = 256  # chips stored together, where most of them are nodata
 
 
@@ -64,7 +65,7 @@ def analyze_chips(
     items = read_chips_of_pairs(job, engine, store, opened)
     with prefetch(items, engine.prefetch_batches * batch_size, stages) as prefetched:
         chips = with_callbacks(prefetched, analysis.start_pair, analysis.changes.append)
-        batches = _batches(chips, batch_size, analysis.cache)
+        batches = _batches(chips, batch_size, engine.small_batches, analysis.cache)
         with closing(engine.infer(batches, asking, batch_size)) as answered:
             for batch, replies in answered:
                 analysis.add(batch, replies)
@@ -152,9 +153,10 @@ class _Analysis:
 
 
 def _batches(
-    chips: Iterable[LoadedChip | Callback], batch_size: int, cache: ResultCache
+    chips: Iterable[LoadedChip | Callback], batch_size: int, small_batches: int, cache: ResultCache
 ) -> Iterator[ChipBatch]:
-    """Batches of chips in order, each with `batch_size` to ask; identical chips are asked once."""
+    """Batches of chips in order, each with `batch_size` to ask, or fewer in the first `small_batches`;
+    identical chips are asked once."""
     batch, to_ask = ChipBatch(), 0
     for chip in chips:
         if not isinstance(chip, LoadedChip):
@@ -168,7 +170,10 @@ def _batches(
             chip = replace(chip, cached=entry, pixels=chip.pixels if is_new else None)
         batch.chips.append(chip)
         to_ask += chip.pixels is not None
-        if to_ask == batch_size or len(batch.chips) == _MAX_BATCH_CHIPS:
+        if to_ask == (min(batch_size, _SMALL_BATCH) if small_batches > 0 else batch_size) or (
+            len(batch.chips) == _MAX_BATCH_CHIPS
+        ):
+            small_batches -= to_ask > 0
             yield batch
             batch, to_ask = ChipBatch(), 0
     if batch.chips or batch.callbacks:

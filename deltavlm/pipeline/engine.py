@@ -87,6 +87,12 @@ class Engine(Protocol):
         """Batches of chips that are read in advance."""
         ...
 
+    @property
+    def small_batches(self) -> int:
+        """Number of first batches that are small: workers begin before much was read, and share the chips of
+        a small pair."""
+        ...
+
     def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""
     ) -> Generator[LoadedChip, None, None]:
@@ -109,6 +115,10 @@ class LocalEngine:
     @property
     def prefetch_batches(self) -> int:
         return 2 if self.model.workers == 1 else 1  # with several workers one more waits in `map_ordered`
+
+    @property
+    def small_batches(self) -> int:
+        return 0 if self.model.workers == 1 else self.model.workers
 
     def load(
         self, reader: PairReader, chips: Iterable[Chip], options: AnalyzeOptions, pair: str = ""

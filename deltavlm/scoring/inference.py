@@ -282,6 +282,10 @@ class _DialogueState:
         else:
             answers = [turn.answers[0] for turn in earlier]
         turns = [(turn.question, answer) for turn, answer in zip(earlier, answers, strict=True)]
+        meant = self.book.task_for(question)
+        if meant is not None:
+            meant_question = standard_question(TASKS[meant], phrase=self.book.phrase(meant))
+            return replace(meant_question, name=self.example.task)
         task = TASKS[task_of(question) if self.example.task == "dialogue" else self.example.task]
         if not earlier and self.is_standard:
             phrase = self.book.other_words(task.name)
@@ -300,6 +304,10 @@ class _DialogueState:
         texts = [reply.text for reply in self.replies]
         if self.is_standard:
             texts[0] = self.book.in_words_of_task(task_of(self.example.turns[0].question), texts[0])
+        for index, turn in enumerate(self.example.turns):
+            meant = self.book.task_for(turn.question)
+            if meant is not None:
+                texts[index] = self.book.in_words_of_task(meant, texts[index])
         answers = tuple(clean(text) for text in texts)
         score = self.replies[0].score if len(self.replies) == 1 else None
         return Prediction(self.example.id, self.example.task, answers, score, self.history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import regex
@@ -12,6 +13,12 @@ __all__ = ["Form", "SingleTurnTask", "Task", "TaskName"]
 
 SingleTurnTask = Literal["caption", "change", "count", "location", "open"]
 TaskName = Literal[SingleTurnTask, "dialogue"]
+
+
+@cache
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """Compiled regular expression: the cache of `regex` takes longer than a match of a short text."""
+    return regex.compile(pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +36,12 @@ class Form:
 
     def begins(self, text: str) -> bool:
         """True if an answer may begin with this text."""
-        match = regex.fullmatch(self.pattern, text, partial=True)
+        match = compiled(self.pattern).fullmatch(text, partial=True)
         return match is not None and not self.rejects(text)
 
     def ends(self, text: str) -> bool:
         """True if this text is a complete answer."""
-        return regex.fullmatch(self.pattern, text) is not None and not self.rejects(text)
+        return compiled(self.pattern).fullmatch(text) is not None and not self.rejects(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from deltavlm.errors import AnswerParseError
 from deltavlm.tasks import TASKS, TaskName, caption, classify, contours, count, dialogue, locate
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
+from deltavlm.tasks.questions import task_meant
 from deltavlm.tasks.text import NO_CHANGE, clean
 
 __all__ = [
@@ -54,6 +55,8 @@ class Phrasebook:
     """True if earlier turns are part of the prompt; False if the model is told them as turns."""
     agrees: bool
     """True if the model was taught the forms in which answers agree with each other (`Task.form`)."""
+    reads_text: bool = True
+    """False if the model knows the prompts of its phrases alone, as words of control."""
 
     def phrase(self, task: TaskName) -> Phrase:
         """Phrase of a task. Raises: KeyError for a task without a standard question."""
@@ -62,6 +65,16 @@ class Phrasebook:
     def other_words(self, task: TaskName) -> Phrase | None:
         """Phrase of a task for `standard_question`; None where the task's own words and forms are those."""
         return None if self.agrees else self.phrase(task)
+
+    def task_for(self, question: str) -> TaskName | None:
+        """Task whose phrase stands for a question of a model that reads no text; None for other models, and
+        for questions that mean no task.
+
+        >>> MCI.task_for("How many houses were built?"), GENERIC.task_for("How many houses were built?")
+        ('count', None)
+        """
+        task = "open" if self.reads_text else task_meant(question)
+        return task if task in self.phrases else None
 
     def place_history(
         self, turns: Sequence[tuple[str, str]], prompt: str
@@ -429,6 +442,7 @@ MCI = Phrasebook(
     },
     joins_history=False,
     agrees=False,
+    reads_text=False,
 )
 """Control words of the kind mci, which reads no text: which of its outputs is asked for."""
 

@@ -25,7 +25,8 @@ from deltavlm.files import folder_bytes, parse_json, read_text, write_atomic
 from deltavlm.messages import pluralize
 from deltavlm.model.device import DTYPES, pick_device
 from deltavlm.model.folder import CONFIG, VOCABULARY, WEIGHTS
-from deltavlm.model.mci.config import CLASSES, NULL, MCIConfig, read_vocabulary
+from deltavlm.model.mci.config import CLASSES, END, NULL, MCIConfig, read_vocabulary
+from deltavlm.model.mci.losses import losses
 from deltavlm.model.mci.model import MCIModel, load_folder
 from deltavlm.model.mci.network import MCI
 from deltavlm.upstream.checks import Check, Comparison, read_results
@@ -35,6 +36,8 @@ from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, sav
 
 PARTS = ("encoder_dict", "encoder_trans_dict", "decoder_dict")
 LEVEL_TOLERANCE = 3e-5  # of the maps of the backbone
+TRAIN_TOLERANCE = 1e-3  # of the scores of given words
+UNSURE = 255  # in an expected mask: not compared
 
 # Beginning of a published name -> ours; the first match counts. The position tables have the names of the
 # other side: `h_embedding` is read by the column of a pixel, `w_embedding` by its row.
@@ -317,6 +320,8 @@ def verify(folder: Path, expected: Path, dtype: Dtype = "fp32", device: str = "c
             _compare_stages(comparison, model.network, arrays, values, index)
             _compare_answers(comparison, model, arrays, [case], "")
         _compare_answers(comparison, model, arrays, values["cases"], ", batched")
+    if "train" in values:
+        _compare_training(comparison, model.network, arrays, values["train"])
     return comparison.checks()
 
 
@@ -346,7 +351,7 @@ def _compare_stages(
     compare("memory", encoding.memory[0], arrays[f"p{pair}/memory"])
     stride = values["mask_logits_stride"]
     compare("mask logits", encoding.mask_logits[0, :, ::stride, ::stride], arrays[f"p{pair}/mask_logits"])
-    labels, known = encoding.mask_logits[0].argmax(dim=0).cpu(), arrays[f"p{pair}/mask"] != 255
+    labels, known = encoding.mask_logits[0].argmax(dim=0).cpu(), arrays[f"p{pair}/mask"] != UNSURE
     comparison.values("mask", bool((labels == arrays[f"p{pair}/mask"])[known].all()), True)
     wanted, captioner = arrays[f"p{pair}/caption_logits"], network.captioner
     words = torch.tensor([values["cases"][pair]["token_ids"][: len(wanted)]], device=encoding.memory.device)
@@ -354,6 +359,40 @@ def _compare_stages(
     cache, masked = captioner.begin(encoding.memory), words.new_tensor([NULL])
     steps = [captioner.read(words[:, :count], cache, masked) for count in range(1, len(wanted) + 1)]
     compare("caption logits, word by word", torch.cat(steps, dim=1)[0], wanted)
+
+
+def _compare_training(
+    comparison: Comparison, network: MCI, arrays: Mapping[str, Tensor], train: Mapping[str, Any]
+) -> None:
+    """Compare the losses of a batch, and their gradients relative to the largest of each tensor. Two pairs
+    are the batch, and the mask of each is the label of the other."""
+    device = network.captioner.classify.weight.device
+    pairs, width = train["pairs"], network.captioner.max_words
+    words = torch.tensor([[*ids, *[NULL] * (width - len(ids))] for ids in train["token_ids"]], device=device)
+    pixels = [network.normalise(torch.from_numpy(_images(arrays, date, pairs))) for date in "AB"]
+    labels = torch.stack([arrays[f"p{pair}/mask"].long() for pair in reversed(pairs)]).to(device)
+    labels = labels.masked_fill(labels == UNSURE, 0)
+    with torch.no_grad():
+        memory = network(*pixels).memory
+        scores = network.captioner.score(memory, words, (NULL, END))
+    comparison.tensors("training, caption logits", scores, arrays["train/caption_logits"], TRAIN_TOLERANCE)
+    for name, value in train["losses"].items():
+        loss = losses(network, pixels[0], pixels[1], words, labels)[name]
+        comparison.tensors(f"loss, {name}", loss.detach(), torch.tensor(value))
+        network.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = dict(network.named_parameters())
+        for key, gradient in arrays.items():
+            if key.startswith(f"train/{name}/"):
+                ours = from_published(key.removeprefix(f"train/{name}/"))
+                assert ours is not None
+                actual = parameters[ours].grad
+                scale = gradient.abs().max()
+                comparison.tensors(
+                    f"gradients, {name}",
+                    torch.zeros_like(gradient) if actual is None else actual.cpu() / scale,
+                    gradient / scale,
+                )
 
 
 def _compare_answers(

@@ -12,11 +12,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
+from deltavlm.data.read import read_dataset
 from deltavlm.messages import UNSUPPORTED
+from deltavlm.model.mci.model import load_folder
+from deltavlm.scoring.inference import group_by_pair, predict_batches
+from deltavlm.tasks import count
 from deltavlm.upstream import kinds
 from deltavlm.upstream.components import MCI
 from deltavlm.upstream.plan import plan
-from tests.cli.conftest import one_line
+from tests.cli.conftest import ROOT, one_line
 from tests.conftest import Scene
 from tests.hub_server import FakeHub, FakeRepo, serve_hub
 from tests.mci_reference import Reference, write_files
@@ -112,6 +116,18 @@ def test_masks_and_answers_are_evidence_for_a_model_that_reads_text(scene: Scene
     refused = run("analyze", *scene.args, "--model", "mci", "--evidence", "nano", "-o", "other.gpkg", *SMALL)
     assert refused.exit_code == 2
     assert "reads its questions alone" in one_line(refused)
+
+
+def test_turns_of_a_dialogue_that_mean_a_standard_question_are_answered(tiny: Path) -> None:
+    data = ROOT / "sample_data" / "changechat_mini"
+    dataset = read_dataset(data, split="test", tasks=["dialogue"])
+    pairs = group_by_pair(dataset.examples)[:1]
+    ((predictions, problems),) = predict_batches(load_folder(tiny), pairs, data / "images", 1)
+    assert not problems
+    for prediction in predictions:
+        assert prediction.answers[0] in ("yes", "no")
+        assert count.parse(prediction.answers[1])
+        assert prediction.answers[2] != UNSUPPORTED
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 pytest.importorskip("peft", reason="needs peft: pip install '.[peft]'")
@@ -27,6 +28,13 @@ from deltavlm.upstream import kinds
 from deltavlm.upstream.adapters import Lora
 from tests.changevg_reference import write_files
 
+LORA_LINEARS = tuple(
+    f"{name}.weight"
+    for name in (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("attn.qkv", "attn.proj"),
+    )
+)
 HEAD = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -227,6 +235,26 @@ def test_answers_are_those_of_the_questions_alone(model: ChangeVGModel, images: 
     single = [model.answer_rows(encoded, [(0, Question("x", line, max_new_tokens=6))])[0] for line in lines]
     assert count.text == "\n".join(reply.text for reply in single)
     assert 0 <= together[0][1].score <= 1
+
+
+def test_published_sizes() -> None:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            **{"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28},
+            **{"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152_064},
+        },
+        vision_config={
+            **{"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16},
+            **{"out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31]},
+        },
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        tensors = transformers.Qwen2_5_VLForConditionalGeneration(config).state_dict()
+    assert len(tensors) == 729
+    assert sum(tensor.numel() for tensor in tensors.values()) == 8_292_166_656
+    adapted = [name for name in tensors if name.endswith(LORA_LINEARS) and tensors[name].ndim == 2]
+    assert len(adapted) == 196 + 160
 
 
 def test_replies_are_read_and_written_as_in_the_set() -> None:

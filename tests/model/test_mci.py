@@ -23,13 +23,27 @@ from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model, read_spec
 from deltavlm.model.mci import network as networks
 from deltavlm.model.mci.config import NULL, MCIConfig
+from deltavlm.model.mci.losses import losses
 from deltavlm.model.mci.model import MCIModel, find_objects, load_folder
 from deltavlm.model.mci.network import MCI
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
 from deltavlm.tasks.phrasing import MCI as BOOK
 from deltavlm.upstream import kinds
-from tests.mci_reference import Reference, write_files
+from deltavlm.upstream.mci import from_published
+from tests.mci_reference import (
+    MEAN,
+    STD,
+    Reference,
+    mask_logits,
+    memory,
+    necks,
+    next_scores,
+    pyramid,
+    random_images,
+    random_weights,
+    write_files,
+)
 
 OPEN = Question("question", "Is the river wider?")
 
@@ -254,3 +268,98 @@ def test_damaged_folders_are_named(folder: Path, tmp_path: Path) -> None:
     (copy / VOCABULARY).unlink()
     with pytest.raises(ModelError, match=r"no file .*vocab\.json"):
         load_folder(copy)
+
+
+def test_losses_and_their_gradients_are_those_of_the_formulas(folder: Path) -> None:
+    parts = random_weights()
+    for weights in parts.values():
+        for tensor in weights.values():
+            if tensor.is_floating_point():
+                tensor.requires_grad_()
+    before, after = random_images(2, 7)
+    captions = [[2, 8, 5, 6, 3], [2, 20, 3]]
+    labels = torch.randint(0, 3, (2, 256, 256), generator=torch.Generator().manual_seed(0))
+    words, masks = [], []
+    for pair, ids in enumerate(captions):
+        levels = [
+            pyramid(parts["encoder_dict"], (torch.from_numpy(date[pair]).float() - MEAN) / STD)
+            for date in (before, after)
+        ]
+        of_captions, of_masks = necks(parts["encoder_trans_dict"], levels[0][3], levels[1][3])
+        attended = memory(parts["decoder_dict"], *of_captions)
+        scores = next_scores(parts["decoder_dict"], attended, ids, hidden=(0, 3))
+        words.append(F.cross_entropy(scores[:-1], torch.tensor(ids[1:]), reduction="none"))
+        maps = ([*level[:3], last] for level, last in zip(levels, of_masks, strict=True))
+        masks.append(
+            F.cross_entropy(mask_logits(parts["encoder_trans_dict"], *maps)[None], labels[pair : pair + 1])
+        )
+    expected = {"caption": torch.cat(words).mean(), "mask": torch.stack(masks).mean()}
+    network = load_folder(folder).network
+    pixels = [network.normalise(torch.from_numpy(date)) for date in (before, after)]
+    padded = torch.tensor([[*ids, *[NULL] * (5 - len(ids))] for ids in captions])
+    for name, published in (
+        ("caption", "encoder_trans_dict/h_embedding.weight"),
+        ("caption", "decoder_dict/vocab_embedding.weight"),
+        ("mask", "encoder_trans_dict/conv_dif.0.0.weight"),
+        ("mask", "encoder_dict/cnn.segformer.patch_embed1.proj.bias"),
+    ):
+        part, _, key = published.partition("/")
+        (gradient,) = torch.autograd.grad(expected[name], parts[part][key], retain_graph=True)
+        loss = losses(network, pixels[0], pixels[1], padded, labels)
+        assert loss[name].item() == pytest.approx(expected[name].item(), abs=1e-4)
+        assert loss["joint"].item() == pytest.approx(2)
+        network.zero_grad()
+        loss[name].backward()
+        ours = dict(network.named_parameters())[from_published(published) or ""].grad
+        assert ours is not None
+        assert (ours - gradient).abs().max().item() < 1e-3 * gradient.abs().max().item()
+
+
+@pytest.mark.slow
+def test_a_tiny_network_learns_captions_and_masks_of_eight_pairs() -> None:
+    """All three losses, in the stages of the training: joint, then the caption alone, then the mask alone."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"widths": (16, 20, 40, 32), "depths": (1, 1, 1, 1), "image_px": 64, "words": 12}
+    config = MCIConfig(name="tiny", **sizes, decoder_width=32, decoder_hidden=64, max_words=6)
+    network = MCI(config)
+    random = np.random.default_rng(0)
+    before = random.integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
+    after = before.copy()
+    labels, words = torch.zeros(8, 64, 64, dtype=torch.long), []
+    for pair in range(8):
+        code, cell = 1 + pair % 2, 16 * (pair // 2)
+        after[pair, :, cell : cell + 16, 8:40] = 255 * (code - 1)
+        labels[pair, cell : cell + 16, 8:40] = code
+        words.append([2, 4 + pair // 2, 9 + pair % 2, 3])
+    given = torch.tensor(words)
+    pixels = [network.normalise(torch.from_numpy(date)) for date in (before, after)]
+    for stage, modules in (
+        ("joint", (network,)),
+        ("caption", (network.caption_neck, network.captioner)),
+        ("mask", (network.mask_neck, network.mask_head)),
+    ):
+        parameters = [each for module in modules for each in module.parameters()]
+        network.train(stage == "joint")  # what is frozen keeps its statistics
+        for module in modules:
+            module.train()
+        optimizer = torch.optim.Adam(parameters, lr=2e-3)
+        for _ in range(90 if stage == "joint" else 20):
+            optimizer.zero_grad()
+            losses(network, pixels[0], pixels[1], given, labels)[stage].backward()
+            optimizer.step()
+    network.eval()
+    with torch.inference_mode():
+        encoding = network(*pixels)
+        assert network.captioner.write(encoding.memory).ids[:, :3].tolist() == given[:, 1:].tolist()
+        assert (encoding.mask_logits.argmax(dim=1) == labels).float().mean() > 0.97
+
+
+def test_without_torch_the_command_that_installs_it_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltavlm.extras.util.find_spec", lambda package: None)
+    assert read_spec(str(folder)).name == "mci"
+    with pytest.raises(
+        InputError, match=r"a model of kind mci needs torch, which is not installed; pip install"
+    ):
+        load_model(str(folder))

@@ -128,6 +128,14 @@ def test_the_batch_size_changes_nothing(scene: Scene, batch_size: int) -> None:
     assert max(model.batches) == min(batch_size, 15)
 
 
+def test_several_workers_share_the_chips_of_a_small_pair(scene: Scene) -> None:
+    model = ScriptedModel(workers=2)
+    sink, _ = run(scene, model, batch_size=64)
+    expected, _ = run(scene, ScriptedModel(), batch_size=15)
+    assert list(sink.chips().items()) == list(expected.chips().items())
+    assert sorted(model.batches) == [7, 8]
+
+
 def test_every_question_of_a_batch_is_asked_at_once(scene: Scene, model: ScriptedModel) -> None:
     run(scene, model, batch_size=15)
     assert len(model.history) == 1
