@@ -108,7 +108,7 @@ def test_the_python_example_of_the_readme_runs(here: Path, capsys: pytest.Captur
 def test_the_site_has_a_page_for_each_command(tmp_path: Path) -> None:
     """With --strict, so a broken link is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert process.returncode == 0, process.stderr
     pages = {path.name for path in (tmp_path / "site" / "commands").iterdir()}
     for name, top in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
