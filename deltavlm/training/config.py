@@ -174,7 +174,7 @@ ADAPTER_KEYS = frozenset(
 class TrainConfig:
     """Configuration of a training run; `configs/train_nano.yaml` is the recipe of the shipped weights."""
 
-    model: str  # name of a model config in configs/; with `adapter` hf:OWNER/NAME[@REVISION] or hf:FOLDER
+    model: str  # name of a model config in configs/; with `adapter` hf:..., or a folder of kind changechat
     phases: dict[str, Phase]
     scenes: Scenes | None = None
     sets: dict[str, RecordSet] = field(default_factory=dict)
@@ -226,8 +226,11 @@ class TrainConfig:
             if "adapter" in parts:
                 raise ValueError("a phase of part adapter needs the key adapter, and a model hf:...")
             return
-        if not is_chat_model:
-            raise ValueError(f"adapter is for a model hf:OWNER/NAME or hf:FOLDER, not for {self.model!r}")
+        if not is_chat_model and "/" not in self.model and not Path(self.model).is_dir():
+            raise ValueError(
+                "adapter is for a model hf:OWNER/NAME or hf:FOLDER, or a folder of kind changechat, not for"
+                f" {self.model!r}"
+            )
         if parts != ["adapter"]:
             raise ValueError("a run with adapter has one phase, of part adapter")
         unused = [name for name in ("start", "fresh", "scenes", "max_epochs") if getattr(self, name)]

@@ -17,6 +17,7 @@ from deltavlm.errors import InputError, ModelOutOfMemory
 from deltavlm.files import check_distinct_files
 from deltavlm.messages import pluralize
 from deltavlm.model.config import Calibration
+from deltavlm.model.kinds import kind_of
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.build import (
     RunInputs,
@@ -138,7 +139,10 @@ def _prepare_adapter(
     config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
 ) -> _Run:
     """Run of an adapter: the model is loaded, and its sets are checked."""
-    from deltavlm.training.lora import load_adapter_inputs
+    if kind_of(config.model):
+        from deltavlm.training.lora import load_adapter_inputs
+    else:
+        from deltavlm.training.changechat_lora import load_adapter_inputs
 
     inputs = load_adapter_inputs(config)
     if world.rank == 0:
@@ -202,7 +206,7 @@ class _Run(ABC):
 
 @dataclass(frozen=True, slots=True)
 class _AdapterRun(_Run):
-    """Run of an adapter of a model hf:..."""
+    """Run of an adapter of a model hf:... or of kind changechat."""
 
     inputs: AdapterInputs
 
@@ -216,8 +220,19 @@ class _AdapterRun(_Run):
             AdapterValidator(config, name, inputs, self.machine) if config.validation else None,
             lambda step, note: on_progress(name, step, phase.steps, note),
         )
-        learner, loader = build_learner(config, inputs), build_loader(config, name, inputs)
-        return Trainer(config, name, learner, loader, self.machine, hooks)
+        if kind_of(config.model):
+            learner, loader = build_learner(config, inputs), build_loader(config, name, inputs)
+            return Trainer(config, name, learner, loader, self.machine, hooks)
+        from deltavlm.training import changechat_lora
+
+        return Trainer(
+            config,
+            name,
+            changechat_lora.build_learner(config, inputs),
+            changechat_lora.build_loader(config, name, inputs),
+            self.machine,
+            hooks,
+        )
 
     def export(self, folder: Path, options: RunOptions, steps: str) -> None:
         from deltavlm.training.lora import export_adapter

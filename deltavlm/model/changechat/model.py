@@ -116,10 +116,10 @@ class ChangeChat(ChatModel):
         cache = DynamicCache(config=self.model.config)
         embedded = self.network.embed(self.prompts.beginning, images_2PD)
         self.model.model(inputs_embeds=embedded, use_cache=True, **{cache_argument(): cache})
-        return Prefix(self._beginning, cache, None)
+        return Prefix(self.beginning, cache, None)
 
     @property
-    def _beginning(self) -> tuple[int, ...]:
+    def beginning(self) -> tuple[int, ...]:
         """Ids of the beginning of all prompts, with PLACEHOLDER for each token of an image."""
         start, between = self.prompts.beginning
         image = (PLACEHOLDER,) * self.config.image_tokens
@@ -133,7 +133,7 @@ class ChangeChat(ChatModel):
         key = (question.prompt, question.history)
         ids = self.tokens.get(key)
         if ids is None:
-            ids = self.tokens[key] = (*self._beginning, *self.prompts.ending(*key))
+            ids = self.tokens[key] = (*self.beginning, *self.prompts.ending(*key))
             if len(ids) >= self.config.language.context:
                 raise ConfigError(
                     f"question {question.name!r} with the turns before it has {len(ids)} tokens, and"
