@@ -85,7 +85,9 @@ def labels_of(folder: Path) -> dict[str, str]:
 def measure(folder: Path, model: Any, scratch: Path) -> Measured:
     """Analyze each pair of a folder."""
     measured, labels = Measured(folder.name), labels_of(folder)
-    for before in sorted({path.parent: path for path in sorted(folder.rglob("before.*"))}.values()):
+    for before in sorted(
+        {path.parent: path for path in sorted(folder.rglob("before.*")) if path.suffix != ".xml"}.values()
+    ):
         pair = before.parent.relative_to(folder).as_posix()
         output = scratch / f"{measured.pairs}.gpkg"
         deltavlm.analyze(

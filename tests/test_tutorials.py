@@ -89,7 +89,7 @@ def run_python(page: Path) -> None:
 def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_python(TUTORIALS / "python.md")
     stdout = capsys.readouterr().out
-    assert stdout.startswith("6 of 12 chips changed, 0 failed\n")
+    assert stdout.startswith("7 of 12 chips changed, 0 failed\n")
     assert "missing failed: " in stdout
     files = {path.name for path in here.iterdir()}
     assert files >= {"map.gpkg", "part.geojson", "part.changes.geojson", "mask.tif", "all.gpkg"}
@@ -99,7 +99,7 @@ def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_the_python_example_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_python(ROOT / "README.md")
-    assert capsys.readouterr().out.startswith("6 ChangedChip(")
+    assert capsys.readouterr().out.startswith("7 ChangedChip(")
     assert Path("changes.gpkg").exists()
 
 
@@ -108,7 +108,7 @@ def test_the_python_example_of_the_readme_runs(here: Path, capsys: pytest.Captur
 def test_the_site_has_a_page_for_each_command(tmp_path: Path) -> None:
     """With --strict, so a broken link is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert process.returncode == 0, process.stderr
     pages = {path.name for path in (tmp_path / "site" / "commands").iterdir()}
     for name, top in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]

@@ -60,7 +60,8 @@ def find_folder(name_or_folder: str) -> Path:
         fetch = "run deltavlm weights fetch deltavlm-7b, or " if name_or_folder == "deltavlm-7b" else ""
         raise InputError(
             f"no model {name_or_folder!r}; {fetch}give the name of an installed one"
-            f" ({', '.join(sorted(folders)) or 'none'}) or the path of a checkpoint folder"
+            f" ({', '.join(sorted(folders)) or 'none'}) or the path of a checkpoint folder;"
+            " models of the Hub begin with hf:, those of a server with openai:"
         )
     return folder
 

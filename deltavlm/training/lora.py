@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from deltavlm.config import suggest
 from deltavlm.data.images import read_image
-from deltavlm.errors import AnswerParseError, ConfigError
+from deltavlm.errors import AnswerParseError, ConfigError, InputError
 from deltavlm.extras import require_package
 from deltavlm.files import write_atomic
 from deltavlm.files.atomic import atomic_file
@@ -273,6 +273,11 @@ def load_adapter_inputs(config: TrainConfig) -> AdapterInputs:
     )
     weights = tuple(config.sets[split.name].weight for split in weighted)
     chat_model = load_chat_model(config.model, RuntimeOptions(device="cpu", dtype=config.language_dtype))
+    if chat_model.always_reasons:
+        raise InputError(
+            f"the chat template of {chat_model.name} begins every answer with reasoning, which no set has;"
+            " give a model that answers at once"
+        )
     return AdapterInputs(
         chat_model, _with_new_adapter(config, chat_model.model), tuple(splits), sources, weights
     )

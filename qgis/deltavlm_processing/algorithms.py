@@ -63,10 +63,10 @@ class Algorithm(QgsProcessingAlgorithm):
         return self.NAME
 
     def displayName(self) -> str:
-        return tr(self.TITLE)
+        return self.TITLE
 
     def shortHelpString(self) -> str:
-        return tr(self.HELP)
+        return self.HELP
 
     def group(self) -> str:
         return ""
@@ -374,6 +374,11 @@ def _layer(path: str, name: str) -> str:
     return f"{path}|layername={name}"
 
 
+def _with_flags(note: str) -> str:
+    """Note of a plan, which names parameters of Python, with flags in their place: `register=True`."""
+    return re.sub(r"`([a-z_]+)=True`", lambda match: "--" + match[1].replace("_", "-"), note)
+
+
 def _check_raster(layer: Any, allow_no_crs: bool) -> None:
     """Raises: QgsProcessingException for a web service, and a file without CRS."""
     if layer is None:
@@ -435,8 +440,8 @@ class Analyze(Algorithm):
     """`deltavlm analyze` for one pair; batch mode takes many."""
 
     NAME = "analyze"
-    TITLE = "Analyze a pair of images"
-    HELP = (
+    TITLE = tr("Analyze a pair of images")
+    HELP = tr(
         "Cuts two images of the same area into chips, asks a model about each what changed, and writes the"
         " answers as polygons: whether it changed and with what score, a caption, new buildings and roads,"
         " and the outlines of changed ground. The layers open styled.\n\nCancel keeps what was answered: run"
@@ -517,8 +522,8 @@ class Ask(Algorithm):
     """`deltavlm ask` at a point, or about every chip."""
 
     NAME = "ask"
-    TITLE = "Ask a question"
-    HELP = (
+    TITLE = tr("Ask a question")
+    HELP = tr(
         "Asks your own questions about two images of the same area, one a line: about a small pair as a"
         " whole, about a large one at the point that you name. The answer is in the log, and an output of the"
         " algorithm. With an output layer every chip is asked instead.\n\nThe built-in model answers"
@@ -600,8 +605,8 @@ class CheckPair(Algorithm):
     """`deltavlm analyze --dry-run`."""
 
     NAME = "checkpair"
-    TITLE = "Check a pair (dry run)"
-    HELP = (
+    TITLE = tr("Check a pair (dry run)")
+    HELP = tr(
         "Checks whether two images can be compared, and says what an analysis would do: CRS, bands, pixel"
         " size, overlap and shift of the images, number of chips, time and memory. Writes nothing."
     )
@@ -646,7 +651,7 @@ class CheckPair(Algorithm):
             "PIXEL_SIZE": summary.get("gsd_m"),
             "OVERLAP": summary.get("overlap_share"),
             "SECONDS": summary.get("estimate", {}).get("seconds"),
-            "NOTES": "\n".join(summary.get("notes", ())),
+            "NOTES": self.with_titles("\n".join(map(_with_flags, summary.get("notes", ())))),
         }
         return {name: value for name, value in outputs.items() if value is not None}
 
@@ -655,8 +660,8 @@ class Report(Algorithm):
     """`deltavlm report`."""
 
     NAME = "report"
-    TITLE = "Report"
-    HELP = (
+    TITLE = tr("Report")
+    HELP = tr(
         "Renders an output of 'Analyze a pair of images' as one HTML file with both images, answers, filters"
         " and totals, which needs no server. A quicklook is a PNG of both images with the changed chips"
         " outlined."
@@ -703,8 +708,8 @@ class Summarize(Algorithm):
     """`deltavlm summarize`: a table, a map of areas, or both."""
 
     NAME = "summarize"
-    TITLE = "Summarize by area"
-    HELP = (
+    TITLE = tr("Summarize by area")
+    HELP = tr(
         "Adds up outputs of 'Analyze a pair of images': changed ground, new buildings and roads, chips not"
         " analyzed, and what a review says; as a whole, or by the polygons of a layer, by grid cell, by H3"
         " cell or by pair. Writes a table or a document (.csv, .md, .html), and a styled map of the areas."
@@ -792,8 +797,8 @@ class Polygonize(Algorithm):
     """`deltavlm polygonize`."""
 
     NAME = "polygonize"
-    TITLE = "Polygons from probability"
-    HELP = (
+    TITLE = tr("Polygons from probability")
+    HELP = tr(
         "Draws the outlines of changed ground again with another threshold, smallest area or class, from the"
         " raster 'Probability of change' of an analysis; no model runs. With the layer of chips the outlines"
         " of changed chips are drawn, with captions; with the raster alone those of all."
@@ -879,8 +884,8 @@ class Install(Algorithm):
     """Private environment of the program, made with uv."""
 
     NAME = "install"
-    TITLE = "Install the program"
-    HELP = (
+    TITLE = tr("Install the program")
+    HELP = tr(
         "Makes a private Python environment with uv, in the settings folder of QGIS, and installs deltavlm"
         " into it, with what it needs from the Python package index. Nothing is added to the Python of QGIS."
         " Not needed where deltavlm is installed already. Run it again to update; delete the folder to remove"

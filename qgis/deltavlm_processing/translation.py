@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgis.PyQt.QtCore import QCoreApplication
 
-CONTEXT = "deltavlm_processing"
+CONTEXT = "@default"  # in which pylupdate5 puts the words of tr()
 
 
 def tr(text: str) -> str:

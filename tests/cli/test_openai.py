@@ -187,6 +187,14 @@ def test_a_server_that_is_not_there_is_found_before_any_chip(scene: Scene, serve
     assert not [*Path().iterdir()]
 
 
+@pytest.mark.parametrize("name", ["openai:", "openai:localhost:8000#tiny", "openai:http://localhost:8000/v1"])
+def test_a_name_that_is_wrong_is_told_how_to_write_it(scene: Scene, name: str) -> None:
+    """Also on a terminal, where URLs lose their fragments."""
+    result = run("analyze", *scene.args, "--model", name, "-o", "out.gpkg")
+    assert result.exit_code == 2
+    assert "openai:URL#MODEL, where URL is such as http://localhost:11434/v1" in one_line(result)
+
+
 def test_ask_and_chat_pass_the_words_of_a_person_through(scene: Scene, server: ChatServer) -> None:
     server.script = lambda asked: Answer("A white square.") if asked.prompt == "Why is it white?" else None
     result = run("ask", *scene.args, "Why is it white?", "--model", server.name)

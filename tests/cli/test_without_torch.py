@@ -61,6 +61,7 @@ REFUSED = {
     **{name: (["analyze", *SAMPLE, *flags], words) for name, (flags, words) in ONE_OPTION.items()},
     "dry run": (["analyze", *SAMPLE, "--dry-run", "--runtime", "torch"], "--runtime torch needs torch"),
     "ask": (["ask", *SAMPLE, "Trees?", *PLACE, "--model", "tiny"], "tiny has no graphs"),
+    "7b": (["analyze", *SAMPLE, "--model", "deltavlm-7b"], "the model deltavlm-7b needs torch"),
     "hf": (["analyze", *SAMPLE, "--model", "hf:tiny"], "hf:tiny needs torch"),
     "eval": (["eval", CHATS, "--model", "tiny"], "the model tiny needs torch"),
     "doctor": (["doctor", "--model", "tiny"], "the model tiny needs torch"),
@@ -96,10 +97,11 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
     folder = tmp_path_factory.mktemp("refused")
-    (folder / "tiny").mkdir()
-    tiny_checkpoint(folder / "tiny")
+    for name in ("tiny", "deltavlm-7b"):
+        (folder / name).mkdir()
+        tiny_checkpoint(folder / name)
     commands = [command for command, _ in REFUSED.values()]
-    return dict(zip(REFUSED, run(folder, *commands), strict=True))
+    return dict(zip(REFUSED, run(folder, *commands, home=str(folder)), strict=True))
 
 
 @pytest.mark.parametrize("name", WORKS)

@@ -352,3 +352,14 @@ def test_a_tiny_network_learns_captions_and_masks_of_eight_pairs() -> None:
         encoding = network(*pixels)
         assert network.captioner.write(encoding.memory).ids[:, :3].tolist() == given[:, 1:].tolist()
         assert (encoding.mask_logits.argmax(dim=1) == labels).float().mean() > 0.97
+
+
+def test_without_torch_the_command_that_installs_it_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltavlm.extras.util.find_spec", lambda package: None)
+    assert read_spec(str(folder)).name == "mci"
+    with pytest.raises(
+        InputError, match=r"a model of kind mci needs torch, which is not installed; pip install"
+    ):
+        load_model(str(folder))

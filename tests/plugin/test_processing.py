@@ -108,6 +108,7 @@ def test_every_algorithm_runs_and_loads_styled_layers(environment: dict[str, str
     checked, analyzed, asked, surer, of_roads, summed, _ = (report["results"] for report in reports)
     assert (checked["CHIP_COUNT"], round(checked["PIXEL_SIZE"], 2), checked["OVERLAP"]) == (1, 0.5, 1)
     assert checked["SECONDS"] > 0
+    assert "`" not in checked["NOTES"]
 
     table = pyogrio.read_dataframe(out, layer="chips")
     assert (analyzed["CHIP_COUNT"], analyzed["CHANGED_COUNT"]) == (len(table), table["changed"].sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_stage_two_trains_the_parameters_of_the_paper() -> None:
 
 
 def test_nano_is_trained_as_it_was() -> None:
+    """But for the length: the shipped weights went on from weights of an earlier recipe."""
     run = load_config(shipped_config("train_nano.yaml"))
     assert [phase.part for phase in run.phases.values()] == ["vision", "language"]
     assert all(
@@ -75,7 +77,9 @@ def test_nano_is_trained_as_it_was() -> None:
     shipped = from_mapping(
         TrainConfig, read_yaml(Path(__file__).parents[2] / "docs" / "nano" / "config.yaml"), "docs"
     )
-    assert run.phases["masks"] == shipped.phases["masks"]
+    for name, phase in run.phases.items():
+        length = {field: getattr(phase, field) for field in ("steps", "batch", "lr", "warmup", "floor")}
+        assert replace(shipped.phases[name], **length) == phase
     assert run.scenes == shipped.scenes
     assert run.phases["masks"].rates == {"vision.tower.encoder": 0}
     assert (run.precision, run.start, run.validation) == ("bf16", None, None)

@@ -309,6 +309,14 @@ def test_an_adapter_that_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_always_reasons_is_refused(folder: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(folder / "base", tmp_path / "base"))
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text().rstrip() + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    with pytest.raises(InputError, match="begins every answer with reasoning"):
+        run.train(replace(recipe(folder), model=f"hf:{base}"), tmp_path / "run")
+
+
 def test_without_peft_it_says_what_to_install(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from deltavlm.errors import ConfigError
+from deltavlm.extras import require_torch
 from deltavlm.model.changechat.config import ChangeChatConfig
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
@@ -32,6 +33,7 @@ def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
 def load(name_or_folder: str, options: RuntimeOptions) -> ChangeModel:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
     check_options(options)
+    require_torch("a model of kind changechat")
     from deltavlm.model.changechat.model import load_changechat
 
     return load_changechat(find_folder(name_or_folder), options)

@@ -7,6 +7,7 @@ and `guide/`, a checkpoint of kind mci. Imports no torch before `load`.
 from __future__ import annotations
 
 from deltavlm.errors import ConfigError
+from deltavlm.extras import require_torch
 from deltavlm.model.changevg.config import GUIDE, MODEL, ChangeVGConfig
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
@@ -35,6 +36,7 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
 def load(name: str, options: RuntimeOptions) -> ChangeModel:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
     check_options(options)
+    require_torch("a model of kind changevg")
     from deltavlm.model.changevg.model import load_model
 
     return load_model(find_folder(name), options)

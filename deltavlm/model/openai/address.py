@@ -13,7 +13,7 @@ from deltavlm.messages import preview, redact_address
 __all__ = ["BASE_URL", "KEY", "Address", "parse_address", "read_key"]
 
 BASE_URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"  # environment variables
-EXAMPLE = "openai:http://localhost:11434/v1#MODEL"
+EXAMPLE = "openai:URL#MODEL, where URL is such as http://localhost:11434/v1"  # one word would lose its #MODEL
 MAX_NAME_CHARS = 200
 
 
