@@ -82,6 +82,7 @@ class ChatServer:
     models_status: int = 200
     served_model: str = "tiny"
     most_at_once: int = 0  # requests
+    stop: Callable[[], None] = lambda: None  # from then on nothing listens there
     probes: bool = False  # the script answers the first question of a model too
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -178,15 +179,21 @@ running = [0]
 
 
 @contextmanager
-def chat_server(script: Script = lambda asked: None) -> Iterator[ChatServer]:
-    """Server on a free port of 127.0.0.1 inside the `with`."""
+def chat_server(script: Script = lambda asked: None, port: int = 0) -> Iterator[ChatServer]:
+    """Server on a port of 127.0.0.1, 0: a free one, inside the `with`."""
     state = ChatServer(script=script)
     running[0] = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"state": state})) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (_Handler,), {"state": state})) as server:
         server.daemon_threads = True
         state.url = f"http://127.0.0.1:{server.server_port}/v1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+
+        state.stop = stop
         yield state
         server.shutdown()
         thread.join()

@@ -81,7 +81,11 @@ PROGRAMS = ("pip install", "deltavlm data fetch", "deltavlm analyze", "deltavlm 
 def test_the_library_names_parameters_not_flags() -> None:
     """Errors of the Python API told its users to add --overwrite. A whole command may be named."""
     flag = re.compile(r"(?<![\w-])(--[a-z{]|-o\b)")
-    others = ("deltavlm/training/__main__.py", "deltavlm/training/export.py")  # argparse, arguments of git
+    others = (
+        "deltavlm/training/__main__.py",  # argparse
+        "deltavlm/training/export.py",  # arguments of git
+        "deltavlm/mcp_server.py",  # runs the command line
+    )
     assert [
         text
         for text in library_texts()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import locale
 import logging
 import os
 import sys
@@ -288,13 +289,27 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
             reason = (str(error).strip().splitlines() or ["?"])[-1]
             raise ModelError(f"cannot read {path}: {reason}; copy the checkpoint folder again") from error
 
-    with ThreadPoolExecutor(len(GRAPHS)) as pool:
+    with locale_kept(), ThreadPoolExecutor(len(GRAPHS)) as pool:
         compiled = dict(
             zip((Path(name).stem for name in GRAPHS), pool.map(compile_graph, GRAPHS), strict=True)
         )
     if cache is not None:
         store_checksums(cache, intact)
     return Graphs(compiled), precision
+
+
+@contextmanager
+def locale_kept() -> Iterator[None]:
+    """The locale of the process as it was before.
+
+    OpenVINO sets the locale "C" while it reads a graph, and back afterwards; of two threads, the later one
+    may take "C" for what was set before. Text would then be read as ASCII in the whole process.
+    """
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def cache_folder(name: str = "") -> Path | None:

@@ -174,6 +174,8 @@ def _read_counts(reply: str) -> Counts:
 
     >>> _read_counts('```json {"new_roads": "2", "new_buildings": 0} ```')
     Counts(roads=2, buildings=0)
+    >>> _read_counts('{"new_roads": 2.0, "new_buildings": "1.0"}')
+    Counts(roads=2, buildings=1)
     >>> _read_counts("one road, no buildings")
     Counts(roads=1, buildings=0)
     """
@@ -202,12 +204,18 @@ def _read_cells(reply: str) -> Cells:
 
 
 def _number(value: Mapping[str, Any], key: str) -> int:
+    """Count as a JSON number, also 2.0, or as a string of one. Raises: AnswerParseError."""
     number = value.get(key)
-    if isinstance(number, str) and number.strip().isdecimal():
-        number = int(number)
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= count.MAX_COUNT:
-        raise AnswerParseError(f"no number {key!r} from 0 to {count.MAX_COUNT} in {value!r}")
-    return number
+    if isinstance(number, str) and re.fullmatch(r"\s*\d{1,9}(\.0*)?\s*", number):
+        number = float(number)
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int | float)
+        or not 0 <= number <= count.MAX_COUNT
+        or number % 1
+    ):
+        raise AnswerParseError(f"no whole number {key!r} from 0 to {count.MAX_COUNT} in {value!r}")
+    return int(number)
 
 
 def _write_caption(values: Mapping[TaskName, Any]) -> str:

@@ -24,7 +24,7 @@ from deltavlm.model import kinds
 from deltavlm.model.openai import client as http
 from deltavlm.model.openai.address import Address
 from deltavlm.tasks.classify import PROMPT
-from tests.chat_server import COUNT, KEY, Answer, Asked, ChatServer, chat_server
+from tests.chat_server import COUNT, KEY, Answer, Asked, ChatServer, chat_server, is_probe
 from tests.cli.conftest import ROOT, one_line
 from tests.conftest import Scene
 from tests.pairs import layer
@@ -155,6 +155,36 @@ def test_a_server_that_goes_away_leaves_a_run_that_resumes(scene: Scene, server:
     assert result.exit_code == 0, result.stderr
     assert "resuming: " in result.stderr
     assert len(layer("out.gpkg", "chips")) == 15
+
+
+@pytest.mark.parametrize("fault", ["busy", "stopped"])
+def test_a_server_that_fails_from_some_chip_on_leaves_a_run_that_resumes_to_the_same_bytes(
+    scene: Scene, server: ChatServer, fault: str
+) -> None:
+    args = ("analyze", *scene.args, *SMALL, "--requests", 1, "--ask", "change")
+    assert run(*args, "--model", server.name, "-o", "whole.geojson").exit_code == 0
+    port = int(server.name.split(":")[3].split("/")[0])
+    server.stop()
+
+    def script(asked: Asked) -> Answer | None:
+        if (is_probe(asked) and not failing.questions) or len(failing.questions) <= 3:
+            return None
+        if fault == "stopped":
+            failing.stop()
+        return Answer("Yes", cut_at=0) if fault == "stopped" else Answer(status=503, body=b"busy")
+
+    with chat_server(script, port) as failing:
+        failing.probes = True
+        result = run(*args, "--model", failing.name, "-o", "out.geojson")
+    assert result.exit_code == 1
+    assert "Error: " in result.stderr.splitlines()[-1]
+    assert "3 chips kept in out.geojson.journal.jsonl; the same command resumes" in result.stderr
+    assert not Path("out.geojson").exists()
+    with chat_server(port=port) as mended:
+        result = run(*args, "--model", mended.name, "-o", "out.geojson")
+        assert len(mended.questions) == 15 - 3
+    assert result.exit_code == 0, result.stderr
+    assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
 
 
 @pytest.mark.slow

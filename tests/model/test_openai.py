@@ -330,7 +330,7 @@ def test_a_failure_that_stays_is_that_of_its_pair_alone(
     text = failure(ModelError, model.answer, model.encode(before, after), QUESTIONS)
     assert text.startswith(f"{server.url} did not answer in 5 tries (HTTP 500: out of slots")
     count = len(server.questions)
-    assert count == 8 + 5
+    assert count == 8 + 5 + 1  # and one that had been answered
     for index in (0, 2):
         single = model.encode(before[index : index + 1], after[index : index + 1])
         assert model.answer(single, QUESTIONS)[0][1].text == "Yes."
@@ -559,6 +559,49 @@ def test_a_server_that_goes_away_ends_the_run() -> None:
     encoded = model.encode(*pairs(True, False))
     text = failure(ToolError, model.answer, encoded, QUESTIONS)
     assert "no server at" in text
+
+
+@pytest.mark.parametrize(
+    "fault", [Answer(status=429, body=b"busy"), Answer(status=503, body=b"busy"), Answer("Yes", cut_at=0)]
+)
+def test_a_server_that_answers_nothing_any_more_ends_the_run(server: ChatServer, fault: Answer) -> None:
+    model = load_model(server.name, RuntimeOptions(requests=1))
+    server.script, server.probes = lambda asked: fault, True
+    text = failure(ToolError, model.answer, model.encode(*pairs(True, False)), QUESTIONS)
+    assert "did not answer in 5 tries" in text
+    assert text.endswith("nor to a question that it has answered before; try again later")
+    assert len(server.asked) == 1 + 5 + 5
+
+
+def test_a_server_that_fails_for_every_pair_ends_the_run(server: ChatServer) -> None:
+    """Also where it answers again what it has answered before; an answered pair begins the count anew."""
+    model = load_model(server.name)
+    before, after = pairs(*[True] * 12)
+    good = before[3].transpose(1, 2, 0)
+
+    def script(asked: Asked) -> Answer | None:
+        return None if np.array_equal(asked.images[0], good) else Answer(status=500, body=b"out of memory")
+
+    def answer(pair: int) -> Any:
+        return model.answer(model.encode(before[[pair]], after[[pair]]), [CHANGE])
+
+    server.script = script
+    for pair in range(11):
+        if pair == 3:
+            assert answer(pair)[0][0].text == "Yes."
+        else:
+            failure(ModelError, answer, pair)
+    text = failure(ToolError, answer, 11)
+    assert text.endswith("(HTTP 500: out of memory), for 8 pairs in a row; see the log of the server")
+
+
+@pytest.mark.parametrize("fault", [Answer(status=400, body=b"no"), Answer(""), Answer(body=b"<html>")])
+def test_faults_of_pairs_do_not_end_the_run(server: ChatServer, fault: Answer) -> None:
+    model = load_model(server.name)
+    server.script = lambda asked: fault
+    encoded = model.encode(*pairs(*[True] * 12))
+    for index in range(12):
+        failure(ModelError, model.answer, encoded, [CHANGE], [index])
 
 
 def test_a_key_that_is_revoked_ends_the_run(server: ChatServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,21 @@ def test_answers_scores_and_masks_are_those_of_torch(exported: Path) -> None:
     ):
         assert [reply.text for reply in replies] == [reply.text for reply in right]
         assert [reply.score for reply in replies] == pytest.approx([reply.score for reply in right], abs=1e-4)
+
+
+def test_the_locale_of_the_process_stays(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two graphs read at the same time often left "C", so that text was read as ASCII from then on."""
+    openvino = pytest.importorskip("openvino")
+    compile_model = openvino.Core.compile_model
+
+    def leaves_another_locale(*args: object) -> object:
+        locale.setlocale(locale.LC_ALL, "C")
+        return compile_model(*args)
+
+    before = locale.setlocale(locale.LC_ALL)
+    monkeypatch.setattr(openvino.Core, "compile_model", leaves_another_locale)
+    load_model(str(exported), runtime="openvino")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_constrained_decoding_is_that_of_torch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,8 @@ def test_what_is_neither_yes_nor_no_is_kept_without_a_value(reply: str) -> None:
         f"```json\n{json.dumps(OBJECTS, indent=2)}\n```",
         f"Here is the comparison: {json.dumps(OBJECTS)} Let me know if you need more.",
         json.dumps(OBJECTS).replace("top-left", "Top Left").replace("3", '"3"'),
+        json.dumps(OBJECTS).replace("0", "0.0").replace("3", "3.0"),
+        json.dumps(OBJECTS).replace("3", '"3.0"'),
     ],
 )
 def test_counts_and_cells_are_read_from_one_reply(reply: str) -> None:
@@ -72,6 +75,8 @@ def test_counts_and_cells_are_read_from_one_reply(reply: str) -> None:
     [
         {**OBJECTS, "new_buildings": -1},
         {**OBJECTS, "new_buildings": 1.5},
+        {**OBJECTS, "new_buildings": "1.5"},
+        {**OBJECTS, "new_buildings": math.inf},
         {**OBJECTS, "new_buildings": True},
         {**OBJECTS, "new_buildings": None},
         {**OBJECTS, "new_buildings": 10_000_000},

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from deltavlm.errors import ConfigError, InputError, ModelError
-from deltavlm.messages import preview
+from deltavlm.errors import ConfigError, InputError, ModelError, ToolError
+from deltavlm.messages import pluralize, preview
 from deltavlm.model.calibration import apply_calibration, logits
 from deltavlm.model.chat_turns import CHIP_PX, REASONING_TOKENS, ChatFacts
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
@@ -40,6 +40,7 @@ __all__ = ["EncodedPairs", "ServerModel", "load", "read_spec"]
 logger = logging.getLogger(__name__)
 
 MAX_REPLIES = 20_000  # that are kept, so that a batch that is repeated asks nothing twice
+MAX_FAILED_PAIRS = 8  # in a row, before the fault is that of the server
 LISTED = 8  # models of a server that a message names
 PROBE = Question(
     "probe", "Do the two images differ? Answer with one word, yes or no.", yes_no=True, max_new_tokens=8
@@ -97,6 +98,8 @@ class ServerModel(ChatFacts):
     _replies: OrderedDict[Hashable, Reply | ModelError] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _notes: set[str] = field(default_factory=set)  # kinds of messages that were logged
+    _answered: tuple[_Pair, Question] | None = None  # the last question that the server has answered
+    _failed_pairs: set[str] = field(default_factory=set)  # digests of pairs in a row without an answer
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} at {self.client.address.url}>"
@@ -145,7 +148,7 @@ class ServerModel(ChatFacts):
         Replies are kept: where one of several pairs fails, and the others are asked again, they are at hand.
 
         Raises: ModelError where a question got no answer, after all others have theirs; InputError where the
-            server refuses the key or the model; ToolError where it is gone.
+            server refuses the key or the model; ToolError where it is gone or fails for every pair.
         """
         keys = [(encoded.digests[pair], question) for pair, question in rows]
         distinct = dict(zip(keys, rows, strict=True))
@@ -155,6 +158,7 @@ class ServerModel(ChatFacts):
         for index, outcome in _run_in_threads(self._ask, asked, self.requests):
             outcomes[missing[index]] = outcome
             self._keep(missing[index], outcome)
+        self._count_failed_pairs(outcomes)
         failed = [key for key in distinct if isinstance(outcomes[key], ModelError)]
         if failed and len(encoded) == 1:  # nobody repeats this for the sake of another pair
             for key in failed:
@@ -191,7 +195,9 @@ class ServerModel(ChatFacts):
             ) from error
         except ModelError as error:  # about the answer, not the server
             logger.info("first question to %s: %s", address.url, error)
+            self._answered = pair, PROBE
         else:
+            self._answered = pair, PROBE
             if completion.is_cut and not _says_yes_or_no(completion.text):
                 logger.warning(
                     "%s begins its answer to a yes/no question with %s: if it reasons first, start the server"
@@ -207,7 +213,12 @@ class ServerModel(ChatFacts):
     def _ask(self, row: tuple[_Pair, Question], stop: threading.Event) -> Reply:
         """Reply to one question. Raises: ModelError; InputError or ToolError that ends the run."""
         pair, question = row
-        completion = self._complete(pair, question, stop)
+        try:
+            completion = self._complete(pair, question, stop)
+        except NoAnswer:
+            self._repeat_answered(stop)
+            raise
+        self._answered = row
         if completion.is_cut and question.schema and _is_cut_json(completion.text):
             raise ModelError(
                 f"the JSON of the answer is cut off at {question.max_new_tokens} tokens: "
@@ -222,6 +233,39 @@ class ServerModel(ChatFacts):
         if completion.model and completion.model != self.name:
             self._warn_once("model", f"{self.device} answers as {preview(completion.model)}, not {self.name}")
         return Reply(completion.text, self._calibrated(completion.score, question))
+
+    def _repeat_answered(self, stop: threading.Event) -> None:
+        """Ask again what the server has answered before, to tell a fault of the server from one of a pair.
+
+        Raises: ToolError where it has no answer now.
+        """
+        if self._answered is None:
+            return
+        try:
+            self._complete(*self._answered, stop)
+        except NoAnswer as error:
+            raise ToolError(
+                f"{error}, nor to a question that it has answered before; try again later"
+            ) from error
+        except ModelError:  # it answers
+            pass
+
+    def _count_failed_pairs(self, outcomes: Mapping[tuple[str, Question], Reply | ModelError]) -> None:
+        """Count pairs in a row with a question that the server did not answer.
+
+        Raises: ToolError where these are MAX_FAILED_PAIRS.
+        """
+        errors = {pair: error for (pair, _), error in outcomes.items() if isinstance(error, NoAnswer)}
+        if any(pair not in errors for pair, _ in outcomes):
+            self._failed_pairs.clear()
+            return
+        self._failed_pairs.update(errors)
+        if len(self._failed_pairs) >= MAX_FAILED_PAIRS:
+            count = pluralize(len(self._failed_pairs), "pair")
+            self._failed_pairs.clear()
+            raise ToolError(
+                f"{next(reversed(errors.values()))}, for {count} in a row; see the log of the server"
+            )
 
     def _calibrated(self, score: float, question: Question) -> float:
         if self.calibration is None or not question.yes_no or math.isnan(score):
