@@ -1,6 +1,6 @@
 """Runtimes of nano on a CPU: OpenVINO against torch, in turns.
 
-    python benchmarks/runtimes.py [--scenes 300] [--rounds 3] [--threads 1] [--real FOLDER]
+    python benchmarks/runtimes.py [--scenes 300] [--rounds 3] [--threads 1] [--dtype fp32] [--real FOLDER]
 
 Processor time a pair of encoding and of the four standard questions; seconds until a fresh process has loaded
 the model and answered about one pair, and until `deltavlm analyze` has written the sample pair's map; and how
@@ -100,10 +100,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="auto", help="auto: on a CPU that can, torch encodes in bf16")
     parser.add_argument("--real", type=Path)
     args = parser.parse_args()
     models: dict[str, ChangeModel] = {
-        runtime: load_model("nano", device="cpu", runtime=runtime, threads=args.threads)
+        runtime: load_model("nano", device="cpu", runtime=runtime, threads=args.threads, dtype=args.dtype)
         for runtime in RUNTIMES
     }
     before, after = scenes(args.scenes)
