@@ -24,7 +24,7 @@ from deltavlm.model.folder import (
     WEIGHTS,
     read_config,
 )
-from deltavlm.model.quantize import Kind, quantizable, quantize_layer, replace_layers
+from deltavlm.model.quantize import Kind, quantizable, quantize_weights, replace_layers
 from deltavlm.model.scope import QuestionScope
 from deltavlm.model.tensors import check_weights, read_tensors, write_tensors
 
@@ -87,17 +87,17 @@ def load(
         raise ModelError(
             f"{folder / CONFIG}: no model can be built from its values ({error}); copy the file again"
         ) from error
-    to_quantize = quantizable(model) if quantize else frozenset()
-    weights: dict[str, Tensor] = {}
+    stored = (
+        (name, tensor)
+        for path in files
+        for name, tensor in _tensors(path, dtype, language_dtype or dtype, "cpu" if quantize else device)
+        if config.scope is None or not name.startswith(SCOPE)  # of `load_scope`
+    )
     layers: dict[str, nn.Module] = {}
-    for path in files:
-        for name, tensor in _tensors(path, dtype, language_dtype or dtype, "cpu" if quantize else device):
-            if config.scope is not None and name.startswith(SCOPE):
-                continue  # of `load_scope`
-            weights[name] = tensor
-            if quantize and name in to_quantize and tensor.ndim == 2:
-                layers[name] = quantize_layer(tensor, quantize, device)
-                weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")  # for the shape check
+    if quantize:
+        weights, layers = quantize_weights(stored, quantizable(model), quantize, device)
+    else:
+        weights = dict(stored)
     load_weights(model, weights, str(folder / WEIGHTS), tied=config.language.tied)
     replace_layers(model, layers)
     model.eval()

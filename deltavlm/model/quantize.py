@@ -13,7 +13,7 @@ is an optional dependency.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Any, Literal
 
@@ -94,6 +94,26 @@ def quantize_layer(weight: Tensor, kind: Kind, device: str, bias: Tensor | None 
         raise ModelError(
             f"bitsandbytes cannot quantize to {kind} on {device}: {reason}; omit `quantize`"
         ) from error
+
+
+def quantize_weights(
+    weights: Iterable[tuple[str, Tensor]], names: frozenset[str], kind: Kind, device: str
+) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+    """Weights by name, and the quantized layers of those with one of `names`, made one by one as `weights`
+    are read from files.
+
+    The weight of a quantized layer becomes a meta tensor of its shape, for `tensors.check_weights`; the layer
+    is put into its model by `replace_layers`. Raises: as `quantize_layer`.
+    """
+    kept: dict[str, Tensor] = {}
+    layers: dict[str, nn.Module] = {}
+    for name, tensor in weights:
+        if name in names and tensor.ndim == 2:
+            layers[name] = quantize_layer(tensor, kind, device)
+            kept[name] = torch.empty_like(tensor, device="meta")
+        else:
+            kept[name] = tensor
+    return kept, layers
 
 
 def replace_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:

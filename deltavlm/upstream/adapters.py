@@ -29,6 +29,9 @@ PLAIN = {
     "alpha_pattern": ({},),
     "modules_to_save": ([],),
     "layer_replication": ([],),
+    "use_qalora": (False,),
+    "alora_invocation_tokens": ([],),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # others change the base's weights
 }
 """Setting of peft -> values (or none) of a plain LoRA; others change more than its matrices say."""
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
@@ -67,7 +70,7 @@ class Lora:
 def read_adapter(folder: Path) -> Lora:
     """Adapter of a folder that peft wrote; layers of the language model are named `layers.N...`.
 
-    Raises: InputError if it cannot be read, is no LoRA, or lacks one of two matrices.
+    Raises: InputError if it cannot be read, is no plain LoRA, or has one of two matrices, or one twice.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; give the folder of the adapter")
@@ -80,7 +83,10 @@ def read_adapter(folder: Path) -> Lora:
         match = _TENSOR.fullmatch(name)
         if match is None:
             raise InputError(f"{path}: {name} is no tensor of a LoRA")
-        sides[match["side"]][_LANGUAGE.sub("", match["layer"])] = tensor
+        side, layer = sides[match["side"]], _LANGUAGE.sub("", match["layer"])
+        if layer in side:
+            raise InputError(f"{path} has lora_{match['side']} of {layer} twice, under two names")
+        side[layer] = tensor
     down, up = sides["A"], sides["B"]
     alone = sorted(down.keys() ^ up.keys())
     if alone or not down:

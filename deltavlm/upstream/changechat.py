@@ -258,17 +258,27 @@ def _projector_of(
     sources: Sources, config: ChangeChatConfig, ignored: list[str]
 ) -> tuple[dict[str, Tensor], ChangeChatConfig]:
     """Projector in place of the base's, and the configuration that says where it comes from; empty for the
-    base's. That of a file comes before the adapter's. Raises: InputError."""
+    base's. That of a file comes before the adapter's. Raises: InputError, also for a part of one."""
     trained = None if sources.adapter is None else sources.adapter / TRAINED
     projector = dict(_renamed(trained, TRAINED_NAMES, ignored)) if trained and trained.is_file() else {}
-    if projector:
+    if trained and projector:
+        _check_projector(projector, trained)
         config = replace(config, projector="adapter")
     if sources.projector is not None:
         projector = dict(_renamed(sources.projector, TRAINED_NAMES, ignored))
         config = replace(config, projector=sources.projector.name)
-        if not projector:
-            raise InputError(f"{sources.projector} has no projector (mm_projector.0, mm_projector.2)")
+        _check_projector(projector, sources.projector)
     return projector, config
+
+
+def _check_projector(projector: Mapping[str, Tensor], path: Path) -> None:
+    """Raises: InputError if one of its tensors is missing, which would then be the base's."""
+    for number in (1, 2):
+        for part in ("weight", "bias"):
+            if f"projector.linear_{number}.{part}" not in projector:
+                raise InputError(
+                    f"{path} has no mm_projector.{2 * number - 2}.{part}; give the whole projector"
+                )
 
 
 def _merged(weights: Iterator[tuple[str, Tensor]], adapter: Lora | None) -> Iterator[tuple[str, Tensor]]:

@@ -37,7 +37,7 @@ from deltavlm.model.device import DTYPES, pick_device
 from deltavlm.model.folder import CONFIG, DEFAULT_KIND, KIND
 from deltavlm.model.huggingface.loading import quiet
 from deltavlm.upstream import mci
-from deltavlm.upstream.adapters import Lora, read_adapter
+from deltavlm.upstream.adapters import Lora, check_all_merged, read_adapter
 from deltavlm.upstream.checks import Check, Comparison, read_results
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, sha256_of, shards, source_name, tensors
@@ -105,13 +105,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     expected = _expected_shapes(sources.base)
     adapter = read_adapter(sources.adapter)
     adapter = replace(adapter, matrices={from_adapter(each): pair for each, pair in adapter.matrices.items()})
-    layers = {name.removesuffix(".weight") for name in expected}
-    unused = sorted(adapter.matrices.keys() - layers)
-    if unused:
-        raise InputError(
-            f"{adapter.path}: the base has no {unused[0]} (of {len(unused)} such layers); give the base that"
-            " it was made for"
-        )
+    check_all_merged(adapter, frozenset(name.removesuffix(".weight") for name in expected))
     provenance = {
         "base": source_name(sources.base),
         "adapter": describe_source(adapter.path),

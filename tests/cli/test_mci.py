@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from deltacli.main import app
 from deltavlm.data.read import read_dataset
 from deltavlm.messages import UNSUPPORTED
+from deltavlm.model.folder import WEIGHTS
+from deltavlm.model.mci.config import END, START
 from deltavlm.model.mci.model import load_folder
 from deltavlm.scoring.inference import group_by_pair, predict_batches
 from deltavlm.tasks import count
@@ -116,6 +123,69 @@ def test_masks_and_answers_are_evidence_for_a_model_that_reads_text(scene: Scene
     refused = run("analyze", *scene.args, "--model", "mci", "--evidence", "nano", "-o", "other.gpkg", *SMALL)
     assert refused.exit_code == 2
     assert "reads its questions alone" in one_line(refused)
+
+
+@pytest.fixture
+def divided(tiny: Path, scene: Scene, tmp_path: Path) -> Path:
+    """The model, changed so that it calls 8 of the 15 chips of the scene unchanged: the empty caption says no
+    change, and the bias of its end is such that half of the chips get it."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "divided"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"no_change": [""]}))
+    chips = []
+    for path in scene.args:
+        with rasterio.open(path) as image:
+            pixels = image.read()
+        chips.append(
+            np.stack([pixels[:, r : r + 32, c : c + 32] for r, c in np.ndindex(65, 129) if not (r | c) % 32])
+        )
+    model = load_folder(folder)
+    encoded = model.encode(chips[0], chips[1])
+    with torch.inference_mode():
+        scores = model.network.captioner.score(encoded.memory, torch.full((15, 1), START))[:, 0]
+    is_end = torch.arange(scores.shape[1]) == END
+    margins = scores[:, ~is_end].logsumexp(1) - scores[:, END]
+    weights = load_file(folder / WEIGHTS)
+    weights["captioner.classify.bias"][END] += margins.sort().values[7:9].mean()
+    save_file(weights, folder / WEIGHTS)
+    return folder
+
+
+def test_a_cascade_asks_mci_about_changed_chips_alone(divided: Path, scene: Scene) -> None:
+    words = ("--model", divided, *SMALL, "--overlap", 0)
+    outputs = {}
+    for name, flags in (("all", ()), ("cascade", ("--cascade", "--polygons"))):
+        result = run("analyze", *scene.args, *words, *flags, "-o", f"{name}.gpkg", "--json")
+        assert result.exit_code == 0, result.stderr
+        outputs[name] = {row["chip_id"]: row for row in layer(f"{name}.gpkg", "chips")}
+    assert json.loads(result.stdout)["cascaded"] == 8
+    columns = ("status", "changed", "changed_score", "caption", "new_roads", "new_buildings", "road_cells")
+    for chip, row in outputs["cascade"].items():
+        alone = outputs["all"][chip]
+        assert row["changed"] is alone["changed"]
+        if row["changed"]:
+            assert [row[name] for name in columns] == [alone[name] for name in columns]
+        else:
+            assert row["status"] == "cascaded"
+            assert row["changed_score"] == alone["changed_score"]
+            assert row["caption"] == "there is no difference"
+
+
+def test_a_cascade_asks_only_about_chips_that_mci_calls_changed(
+    divided: Path, scene: Scene, tmp_path: Path
+) -> None:
+    reader = f"hf:{build('llava', tmp_path / 'reader')}"
+    words = ("--evidence", divided, "--cascade", *SMALL, "--overlap", 0)
+    result = run("analyze", *scene.args, "--model", reader, *words, "-o", "out.gpkg", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert (record["answered"], record["cascaded"]) == (7, 8)
+    rows = layer("out.gpkg", "chips")
+    assert {(row["status"], row["evidence_changed"]) for row in rows} == {
+        ("answered", True),
+        ("cascaded", False),
+    }
+    assert all(row["evidence_score"] < 0.5 for row in rows if row["status"] == "cascaded")
 
 
 def test_turns_of_a_dialogue_that_mean_a_standard_question_are_answered(tiny: Path) -> None:

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from deltavlm.errors import InputError, ModelError
-from deltavlm.model import checkpoint
+from deltavlm.model import checkpoint, quantize
+from deltavlm.model.changechat import model as changechat
+from deltavlm.model.changechat.config import ChangeChatConfig
 from deltavlm.model.config import LanguageConfig, RuntimeOptions
+from deltavlm.model.folder import read_config_as
 from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor, resolve_device
@@ -87,8 +90,8 @@ def test_only_the_blocks_of_the_language_model_change(wide: Path, kind: Kind) ->
 def test_at_most_one_layer_is_in_full_precision(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layer is quantized before the next one is read."""
     events: list[str] = []
-    real = checkpoint.quantize_layer
-    monkeypatch.setattr(checkpoint, "quantize_layer", lambda *args: events.append("quantized") or real(*args))
+    real = quantize_layer
+    monkeypatch.setattr(quantize, "quantize_layer", lambda *args: events.append("quantized") or real(*args))
     tensors = checkpoint._tensors
 
     def read_tensors(*args: object) -> object:
@@ -102,6 +105,36 @@ def test_at_most_one_layer_is_in_full_precision(wide: Path, monkeypatch: pytest.
     language = [event for event in events if event == "quantized"]
     assert len(language) == 21
     assert all(events[index - 1] == "read" for index, event in enumerate(events) if event == "quantized")
+
+
+def test_quantized_layers_take_the_place_of_their_weights(
+    wide: Path, changechat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With unquantized layers in their place, both loaders give the model that they give without."""
+    replaced: list[torch.Tensor] = []
+
+    def same_layer(weight: torch.Tensor, *_: object) -> torch.nn.Module:
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.weight = torch.nn.Parameter(weight)
+        replaced.append(weight)
+        return layer
+
+    monkeypatch.setattr(quantize, "quantize_layer", same_layer)
+    config = read_config_as(ChangeChatConfig, changechat_folder)
+
+    def load_network(options: RuntimeOptions) -> torch.nn.Module:
+        return changechat.load_network(changechat_folder, config, options, device="cpu", dtype=torch.float32)
+
+    loaders = (
+        lambda kind: checkpoint.load(wide, quantize=kind)[1],
+        lambda kind: load_network(RuntimeOptions(quantize=kind)),
+    )
+    for load, layers in zip(loaders, (WIDE.language.layers, config.language.layers), strict=True):
+        replaced.clear()
+        full, model = load(None).state_dict(), load("int8").state_dict()
+        assert len(replaced) == 7 * layers
+        assert full.keys() == model.keys()
+        assert all(torch.equal(full[name], model[name]) for name in full)
 
 
 @needs_library

@@ -339,13 +339,37 @@ def test_files_that_cannot_be_used_are_refused_in_one_line(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("use_rslora", True), ("use_dora", True), ("bias", "all"), ("r", 8), ("peft_type", "IA3")],
+    [
+        *(("use_rslora", True), ("use_dora", True), ("bias", "all"), ("r", 8), ("peft_type", "IA3")),
+        *(("init_lora_weights", "pissa"), ("alora_invocation_tokens", [1, 2])),
+    ],
 )
 def test_only_a_plain_lora_of_its_rank_is_merged(files: Path, tmp_path: Path, key: str, value: Any) -> None:
     path = files / ADAPTER / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(InputError, match=r"rank|LoRA"):
         convert(sources(files), tmp_path / "tiny")
+
+
+def test_a_matrix_under_two_names_is_refused(files: Path, tmp_path: Path) -> None:
+    path = files / ADAPTER / "adapter_model.bin"
+    adapter = torch.load(path, weights_only=True)
+    name = next(iter(adapter))
+    torch.save(adapter | {name.replace(".weight", ".default.weight"): adapter[name] + 1}, path)
+    with pytest.raises(InputError, match=r"has lora_A of layers\.0\..* twice"):
+        convert(sources(files), tmp_path / "tiny")
+
+
+def test_a_part_of_a_projector_is_not_completed_by_the_base(files: Path, tmp_path: Path) -> None:
+    projector = torch.load(files / PROJECTOR, weights_only=True)
+    name = next(name for name in projector if name.endswith("mm_projector.2.bias"))
+    del projector[name]
+    torch.save(projector, files / PROJECTOR)
+    with pytest.raises(InputError, match=r"mm_projector\.bin has no mm_projector\.2\.bias"):
+        convert(sources(files, projector=files / PROJECTOR), tmp_path / "file")
+    shutil.copy(files / PROJECTOR, files / ADAPTER / "non_lora_trainables.bin")
+    with pytest.raises(InputError, match=r"non_lora_trainables\.bin has no mm_projector\.2\.bias"):
+        convert(sources(files), tmp_path / "adapter")
 
 
 def test_a_pickle_with_code_is_not_opened(files: Path, tmp_path: Path) -> None:

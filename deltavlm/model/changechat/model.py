@@ -36,7 +36,7 @@ from deltavlm.model.images import resize_images
 from deltavlm.model.interface import PairContext, Pixels, Question
 from deltavlm.model.language import cache_argument
 from deltavlm.model.memory import CudaMeter, available_memory
-from deltavlm.model.quantize import describe, quantizable, quantize_layer, replace_layers
+from deltavlm.model.quantize import describe, quantizable, quantize_weights, replace_layers
 from deltavlm.model.tensors import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -176,15 +176,17 @@ def load_network(
         network = ChangeChatNetwork(config)
     to_quantize = quantizable(network) if options.quantize else frozenset()
     _check_memory(config.name, files, to_quantize, options, device, dtype)
-    weights: dict[str, Tensor] = {}
+    stored = (
+        (name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        for path in files
+        for name, tensor in read_tensors(path, "cpu" if options.quantize else device)
+    )
     layers: dict[str, nn.Module] = {}
     try:
-        for path in files:
-            for name, tensor in read_tensors(path, "cpu" if options.quantize else device):
-                weights[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-                if options.quantize and name in to_quantize and tensor.ndim == 2:
-                    layers[name] = quantize_layer(weights[name], options.quantize, device)
-                    weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")  # for its shape
+        if options.quantize:
+            weights, layers = quantize_weights(stored, to_quantize, options.quantize, device)
+        else:
+            weights = dict(stored)
         load_weights(network, weights, str(folder / WEIGHTS), tied=config.language.tied)
         replace_layers(network, layers)
         return network.eval().to(device)
