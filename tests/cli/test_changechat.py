@@ -67,9 +67,15 @@ def test_analyze_and_report(scene: Scene) -> None:
     assert all(row["model"].startswith("tiny ") for row in rows)
     report = run("report", "out.gpkg", "-o", "out.html")
     assert report.exit_code == 0, report.stderr
-    refused = run("analyze", *scene.args, "--model", "tiny", "-o", "o.gpkg", "--polygons", *DEVICE)
-    assert refused.exit_code == 2
-    assert "no mask" in one_line(refused)
+
+
+@pytest.mark.parametrize("flags", [("--polygons",), ("--mask", "m.tif"), ("--probability", "p.tif")])
+def test_outputs_of_a_mask_are_refused_before_the_run(scene: Scene, flags: tuple[str, ...]) -> None:
+    result = run("analyze", *scene.args, "--model", "tiny", "-o", "out.gpkg", *flags, *DEVICE)
+    assert result.exit_code == 2
+    assert "model tiny has no mask head" in one_line(result)
+    assert "loaded" not in result.stderr
+    assert not any(Path(name).exists() for name in ("out.gpkg", "m.tif", "p.tif"))
 
 
 def test_ask_and_chat_with_questions_of_ones_own(scene: Scene) -> None:

@@ -27,7 +27,7 @@ from deltavlm.tasks.classify import PROMPT
 from tests.chat_server import COUNT, KEY, Answer, Asked, ChatServer, chat_server, is_probe
 from tests.cli.conftest import ROOT, one_line
 from tests.conftest import Scene
-from tests.pairs import layer
+from tests.pairs import layer, write_pairs
 
 pytestmark = pytest.mark.network
 
@@ -257,6 +257,27 @@ def test_eval_scores_the_answers(server: ChatServer) -> None:
     report = json.loads(Path("report.json").read_text())
     assert report["sources"]["model"]["name"] == "tiny"
     assert "accuracy" in result.stdout
+
+
+def test_a_calibration_to_a_list_of_pairs_is_that_of_the_server(server: ChatServer) -> None:
+    pairs = write_pairs(Path("pairs"), 36)  # every third has changed
+    head, *rows = pairs.read_text().splitlines()
+    labelled = [f"{row},{index % 3 == 0}" for index, row in enumerate(rows)]
+    Path("pairs/labelled.csv").write_text("\n".join([f"{head},changed", *labelled]))
+    server.script = lambda asked: Answer("Yes.", probability=0.9 if asked.changed else 0.7)
+    model = ("--model", server.name, *SMALL)
+    result = run("calibrate", "pairs/labelled.csv", *model)
+    assert result.exit_code == 0, result.stderr
+    assert len(server.questions) == 36
+    result = run("analyze", "--pairs", pairs, *model, "--calibration", "calibration.json", "-o", "out.gpkg")
+    assert result.exit_code == 0, result.stderr
+    assert {row["pair_id"] for row in layer("out.gpkg", "chips") if row["changed"]} == {
+        f"p{index}" for index in range(0, 36, 3)
+    }
+    server.served_model = "another"
+    result = run("analyze", "--pairs", pairs, *model, "--calibration", "calibration.json", "-o", "b.gpkg")
+    assert result.exit_code == 2
+    assert "fit another by deltavlm calibrate" in result.stderr
 
 
 def test_a_dry_run_asks_nothing(scene: Scene, server: ChatServer) -> None:

@@ -573,6 +573,15 @@ def test_a_server_that_answers_nothing_any_more_ends_the_run(server: ChatServer,
     assert len(server.asked) == 1 + 5 + 5
 
 
+def test_a_server_that_has_become_too_slow_ends_the_run(server: ChatServer) -> None:
+    model = load_model(server.name, RuntimeOptions(requests=1, timeout_s=0.5))
+    ends = threading.Event()
+    server.script, server.probes = lambda asked: Answer("Yes") if ends.wait() else None, True
+    text = failure(ToolError, model.answer, model.encode(*pairs(True, False)), [CHANGE])
+    ends.set()
+    assert "(no whole answer in 0.5 s; fewer `requests` at a time may help), nor to a question" in text
+
+
 def test_a_server_that_fails_for_every_pair_ends_the_run(server: ChatServer) -> None:
     """Also where it answers again what it has answered before; an answered pair begins the count anew."""
     model = load_model(server.name)
