@@ -19,7 +19,7 @@ from deltavlm.errors import ConfigError
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model.config import DeltaVLMConfig, ScoreCalibration
 from deltavlm.model.constraint import Constraint
-from deltavlm.model.interface import AnswerForm, Labelled, Question, Reply
+from deltavlm.model.interface import AnswerForm, CheckpointFacts, Question, Reply
 from deltavlm.model.memory import run_in_batches
 from deltavlm.model.tokenizer import Codec
 
@@ -41,7 +41,7 @@ class GeneratedRows:
     first_logits: npt.NDArray[np.float32]  # (R, vocabulary) of the first token, before any penalty
 
 
-class CheckpointModel(Labelled, ABC):
+class CheckpointModel(CheckpointFacts, ABC):
     """A ChangeModel of a DeltaVLM checkpoint; a runtime adds `encode`, `masks` and `generate_rows`."""
 
     config: DeltaVLMConfig
@@ -52,13 +52,6 @@ class CheckpointModel(Labelled, ABC):
     threads: int  # of the CPU
     scope: Scope | None  # None: every question is answered
     calibration: ScoreCalibration | None  # to somebody's own chips, for the record; `config` has its effect
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.label} on {self.device}>"
-
-    @property
-    def name(self) -> str:
-        return self.config.name
 
     @property
     def details(self) -> dict[str, Any]:
@@ -71,20 +64,8 @@ class CheckpointModel(Labelled, ABC):
         }
 
     @property
-    def chip_px(self) -> int:
-        return self.config.chip_px
-
-    @property
-    def training_gsd_m(self) -> float:
-        return self.config.training_gsd_m
-
-    @property
     def phrasebook(self) -> str:
         return "deltavlm"
-
-    @property
-    def reads_context(self) -> bool:
-        return False
 
     @property
     def workers(self) -> int:

@@ -172,6 +172,40 @@ class Labelled:
         return f"{self.name} {self.fingerprint}"
 
 
+class CheckpointFacts(Labelled):
+    """Mixin for models of a checkpoint: what its configuration says, no context, one worker."""
+
+    config: Any
+    device: str
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label} on {self.device}>"
+
+    @property
+    def name(self) -> str:
+        return str(self.config.name)
+
+    @property
+    def chip_px(self) -> int:
+        return int(self.config.chip_px)
+
+    @property
+    def training_gsd_m(self) -> float:
+        return float(self.config.training_gsd_m)
+
+    @property
+    def reads_context(self) -> bool:
+        return False
+
+    @property
+    def workers(self) -> int:
+        return 1
+
+    def init_worker(self) -> None:
+        """Nothing to set up: there is one worker."""
+
+
 class ModelFacts(Protocol):
     """Identity and properties of a model, wherever it runs."""
 

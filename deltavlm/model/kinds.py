@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from deltavlm.errors import ModelError
+from deltavlm.errors import ConfigError, ModelError
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import DEFAULT_KIND, find_folder, read_kind
 from deltavlm.model.interface import ChangeModel
@@ -40,6 +40,28 @@ class ModelSpec:
     has_masks: bool
     weights_bytes: int  # on this machine, 0 for a model on a server
     sends_to: str = ""  # address of another machine that gets the pictures; empty where none does
+
+
+GREEDY_ON_TORCH: Mapping[str, tuple[Any, ...]] = {
+    "decode": (None, "fast"),
+    "beams": (None, 1),
+    "prompt_style": (None,),
+    "runtime": ("auto", "torch"),
+}
+"""Option -> values that models support which always decode greedily, on torch."""
+
+
+def check_options(
+    kind: str, options: RuntimeOptions, supported: Mapping[str, tuple[Any, ...]] = GREEDY_ON_TORCH
+) -> None:
+    """Raises: ConfigError for an option that models of a kind do not support."""
+    for field, values in supported.items():
+        value = getattr(options, field)
+        if value not in values:
+            raise ConfigError(
+                f"models of kind {kind} do not support `{field}={value!r}`; omit it: they decode greedily, "
+                "on torch"
+            )
 
 
 def kind_of(name: str) -> str:

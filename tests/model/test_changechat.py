@@ -212,7 +212,7 @@ def test_another_fingerprint_for_other_weights(
 
 @pytest.mark.parametrize("options", [{"beams": 5}, {"decode": "upstream"}, {"prompt_style": "raw"}])
 def test_options_of_other_kinds_are_refused(changechat_folder: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="a model of kind changechat does not support"):
+    with pytest.raises(ConfigError, match="models of kind changechat do not support"):
         load_model(str(changechat_folder), device="cpu", **options)
 
 

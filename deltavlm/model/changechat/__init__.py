@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from deltavlm.errors import ConfigError
 from deltavlm.extras import require_torch
 from deltavlm.model.changechat.config import ChangeChatConfig
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
 from deltavlm.model.interface import ChangeModel
-from deltavlm.model.kinds import ModelSpec
-
-_UNSUPPORTED = {
-    "decode": (None, "fast"),
-    "beams": (None, 1),
-    "prompt_style": (None,),
-    "runtime": ("auto", "torch"),
-}
-"""Option -> values that these models support; they always decode greedily."""
+from deltavlm.model.kinds import ModelSpec, check_options
 
 
 def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
     """Facts about a checkpoint without its weights; see `kinds.read_spec`."""
-    check_options(options)
+    check_options("changechat", options)
     folder = find_folder(name_or_folder)
     config = read_config_as(ChangeChatConfig, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -32,19 +21,8 @@ def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
 
 def load(name_or_folder: str, options: RuntimeOptions) -> ChangeModel:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
-    check_options(options)
+    check_options("changechat", options)
     require_torch("a model of kind changechat")
     from deltavlm.model.changechat.model import load_changechat
 
     return load_changechat(find_folder(name_or_folder), options)
-
-
-def check_options(options: RuntimeOptions) -> None:
-    """Raises: ConfigError for an option that these models do not support."""
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if value not in _UNSUPPORTED.get(field.name, (value,)):
-            raise ConfigError(
-                f"a model of kind changechat does not support `{field.name}={value!r}`; omit it: it decodes"
-                " greedily, on torch"
-            )

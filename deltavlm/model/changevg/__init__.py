@@ -6,26 +6,17 @@ and `guide/`, a checkpoint of kind mci. Imports no torch before `load`.
 
 from __future__ import annotations
 
-from deltavlm.errors import ConfigError
 from deltavlm.extras import require_torch
 from deltavlm.model.changevg.config import GUIDE, MODEL, ChangeVGConfig
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
 from deltavlm.model.interface import ChangeModel
-from deltavlm.model.kinds import ModelSpec
-
-_SUPPORTED = {
-    "decode": (None, "fast"),
-    "beams": (None, 1),
-    "prompt_style": (None,),
-    "runtime": ("auto", "torch"),
-}
-"""Option -> values that these models support; they always decode greedily."""
+from deltavlm.model.kinds import ModelSpec, check_options
 
 
 def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
     """Facts about a checkpoint without its weights; see `kinds.read_spec`."""
-    check_options(options)
+    check_options("changevg", options)
     folder = find_folder(name)
     config = read_config_as(ChangeVGConfig, folder)
     files = [*folder.glob(f"{MODEL}/*.safetensors"), *folder.glob(f"{GUIDE}/*.safetensors")]
@@ -35,19 +26,8 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
 
 def load(name: str, options: RuntimeOptions) -> ChangeModel:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
-    check_options(options)
+    check_options("changevg", options)
     require_torch("a model of kind changevg")
     from deltavlm.model.changevg.model import load_model
 
     return load_model(find_folder(name), options)
-
-
-def check_options(options: RuntimeOptions) -> None:
-    """Raises: ConfigError for an option that these models do not support."""
-    for field, values in _SUPPORTED.items():
-        value = getattr(options, field)
-        if value not in values:
-            raise ConfigError(
-                f"models of kind changevg do not support `{field}={value!r}`; omit it: they decode greedily, "
-                "in torch"
-            )

@@ -47,7 +47,7 @@ from deltavlm.model.folder import read_config_as
 from deltavlm.model.huggingface.loading import linear_layers, quiet
 from deltavlm.model.huggingface.scores import Recorder, YesNo
 from deltavlm.model.images import resize_image
-from deltavlm.model.interface import Labelled, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.interface import CheckpointFacts, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.mci.model import MCIModel
 from deltavlm.model.mci.model import load_folder as load_guide
 from deltavlm.model.mci.network import Encoding
@@ -89,7 +89,7 @@ class RowPenalty(LogitsProcessor):
 
 
 @dataclass(frozen=True, repr=False)
-class ChangeVGModel(Labelled):
+class ChangeVGModel(CheckpointFacts):
     """A ChangeModel: Qwen2.5-VL with its tokenizer, and the guide, on one device."""
 
     model: Any  # Qwen2_5_VLForConditionalGeneration
@@ -102,13 +102,6 @@ class ChangeVGModel(Labelled):
     yes_no: YesNo
     quantize: str | None = None  # method and library version, for the record
     calibration: ScoreCalibration | None = None  # of P(yes), to somebody's own chips
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.label} on {self.device}>"
-
-    @property
-    def name(self) -> str:
-        return self.config.name
 
     @property
     def details(self) -> dict[str, Any]:
@@ -124,27 +117,8 @@ class ChangeVGModel(Labelled):
         }
 
     @property
-    def chip_px(self) -> int:
-        return self.config.chip_px
-
-    @property
-    def training_gsd_m(self) -> float:
-        return self.config.training_gsd_m
-
-    @property
     def phrasebook(self) -> str:
         return "changeimti"
-
-    @property
-    def reads_context(self) -> bool:
-        return False
-
-    @property
-    def workers(self) -> int:
-        return 1
-
-    def init_worker(self) -> None:
-        """Nothing to set up: there is one worker."""
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch."""

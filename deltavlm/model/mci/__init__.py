@@ -6,27 +6,17 @@ buildings; it knows no others. Imports no torch before `load`.
 
 from __future__ import annotations
 
-from deltavlm.errors import ConfigError
 from deltavlm.extras import require_torch
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
 from deltavlm.model.interface import ChangeModel
-from deltavlm.model.kinds import ModelSpec
+from deltavlm.model.kinds import GREEDY_ON_TORCH, ModelSpec, check_options
 from deltavlm.model.mci.config import MCIConfig
-
-_SUPPORTED = {
-    "decode": (None, "fast"),
-    "beams": (None, 1),
-    "prompt_style": (None,),
-    "quantize": (None,),
-    "runtime": ("auto", "torch"),
-}
-"""Option -> values that these models support; they always decode greedily."""
 
 
 def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
     """Facts about a checkpoint without its weights; see `kinds.read_spec`."""
-    check_options(options)
+    check_options("mci", options, {**GREEDY_ON_TORCH, "quantize": (None,)})
     folder = find_folder(name)
     config = read_config_as(MCIConfig, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -35,19 +25,8 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
 
 def load(name: str, options: RuntimeOptions) -> ChangeModel:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
-    check_options(options)
+    check_options("mci", options, {**GREEDY_ON_TORCH, "quantize": (None,)})
     require_torch("a model of kind mci")
     from deltavlm.model.mci.model import load_model
 
     return load_model(find_folder(name), options)
-
-
-def check_options(options: RuntimeOptions) -> None:
-    """Raises: ConfigError for an option that these models do not support."""
-    for field, values in _SUPPORTED.items():
-        value = getattr(options, field)
-        if value not in values:
-            raise ConfigError(
-                f"models of kind mci do not support `{field}={value!r}`; omit it: they decode greedily, in "
-                "torch"
-            )

@@ -30,7 +30,7 @@ from deltavlm.model.device import DTYPES, resolve_device, to_device, tune_malloc
 from deltavlm.model.folder import CONFIG, VOCABULARY, WEIGHTS, read_config_as
 from deltavlm.model.folder import fingerprint as fingerprint_of
 from deltavlm.model.images import resize_images
-from deltavlm.model.interface import Labelled, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.interface import CheckpointFacts, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.mci.config import CLASSES, END, NULL, START, MCIConfig, read_vocabulary
 from deltavlm.model.mci.network import MCI, Encoding
 from deltavlm.model.tensors import fill, read_tensors
@@ -91,7 +91,7 @@ class Caption:
 
 
 @dataclass(frozen=True, repr=False)
-class MCIModel(Labelled):
+class MCIModel(CheckpointFacts):
     """A ChangeModel: an MCI with its vocabulary on one device."""
 
     network: MCI
@@ -100,13 +100,6 @@ class MCIModel(Labelled):
     device: str
     fingerprint: str
     calibration: ScoreCalibration | None = None  # of P(yes), to somebody's own chips
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.label} on {self.device}>"
-
-    @property
-    def name(self) -> str:
-        return self.config.name
 
     @property
     def details(self) -> dict[str, Any]:
@@ -119,27 +112,8 @@ class MCIModel(Labelled):
         }
 
     @property
-    def chip_px(self) -> int:
-        return self.config.chip_px
-
-    @property
-    def training_gsd_m(self) -> float:
-        return self.config.training_gsd_m
-
-    @property
     def phrasebook(self) -> str:
         return "mci"
-
-    @property
-    def reads_context(self) -> bool:
-        return False
-
-    @property
-    def workers(self) -> int:
-        return 1
-
-    def init_worker(self) -> None:
-        """Nothing to set up: there is one worker."""
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch."""
