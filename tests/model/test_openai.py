@@ -570,7 +570,7 @@ def test_a_server_that_answers_nothing_any_more_ends_the_run(server: ChatServer,
     text = failure(ToolError, model.answer, model.encode(*pairs(True, False)), QUESTIONS)
     assert "did not answer in 5 tries" in text
     assert text.endswith("nor to a question that it has answered before; try again later")
-    assert len(server.asked) == 1 + 5 + 5
+    assert 1 + 5 + 5 <= len(server.asked) <= 1 + 5 + 5 + 2  # of 8; the next one may have begun meanwhile
 
 
 def test_a_server_that_has_become_too_slow_ends_the_run(server: ChatServer) -> None:
