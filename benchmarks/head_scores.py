@@ -8,7 +8,8 @@ FOLDER has pairs.csv as `compare_weights.py` reads it. `--run` is the folder of 
 averaged weights of a phase's checkpoint, finished or not; "" is the untrained model with its pretrained
 encoder. A pair's score is the mean probability of built or removed buildings and roads, that of their most
 probable 5 % of the mask, the same of any change, and the mean of the largest 5 % of the distances at strides
-16 and 8. No training, calibration or choice may have used any of the pairs.
+16 and 8. Last, by the number of true buildings, the mean of the head's densities summed over the image: its
+own count. No training, calibration or choice may have used any of the pairs.
 
 Prints Markdown on stdout.
 """
@@ -42,6 +43,8 @@ from deltavlm.training.checkpoints import final_weights  # noqa: E402
 from deltavlm.training.config import load_config  # noqa: E402
 
 Array = npt.NDArray[np.float32]
+BUILDING = 1  # of the counted classes, roads and buildings
+TRUE_BUILDINGS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 99))
 TOP = 0.05  # share of the map that a pair's score is the mean of
 
 
@@ -52,6 +55,7 @@ class HeadResult:
     truth: Truth
     scores: dict[str, float]
     overlap: Overlap
+    buildings: float  # sum of the density
 
 
 def load_head(args: argparse.Namespace) -> tuple[DeltaVLM, tuple[str, ...]]:
@@ -88,6 +92,7 @@ def run_head(model: DeltaVLM, classes: tuple[str, ...], truths: Sequence[Truth])
             normalise = model.vision.normalise
             pair = model.encode_pair(normalise(before), normalise(after))
         assert pair.mask_logits is not None
+        assert pair.density is not None
         shares = pair.mask_logits.float().softmax(dim=1).numpy()
         for index, truth in enumerate(group):
             built, any_change = shares[index, 1:5].sum(axis=0), 1 - shares[index, 0]
@@ -105,7 +110,8 @@ def run_head(model: DeltaVLM, classes: tuple[str, ...], truths: Sequence[Truth])
                 }
             true = np.asarray(Image.open(truth.folder / "mask.png").convert("L"))[:size, :size] > 127
             masks = Masks(classes, shares[index : index + 1])
-            results.append(HeadResult(truth, scores, mask_overlap(masks, true, BUILDINGS)))
+            counted = float(pair.density[index, BUILDING].sum())
+            results.append(HeadResult(truth, scores, mask_overlap(masks, true, BUILDINGS), counted))
     return results
 
 
@@ -147,6 +153,19 @@ def main() -> None:
             cells[f"AUC: {name}"] = interval(auc_of(name), of_source) if len(labels) == 2 else "-"
         cells["mask F1, buildings"] = interval(lambda rs: f1([r.overlap for r in rs]), of_source)
         table.row(cells)
+    print()
+    table = Table()
+    for low, high in TRUE_BUILDINGS:
+        some = [r for r in results if r.truth.buildings is not None and low <= r.truth.buildings <= high]
+        if some:
+            table.row(
+                {
+                    "true buildings": f"{low} to {high}",
+                    "pairs": len(some),
+                    "mean": f"{np.mean([r.truth.buildings for r in some]):.1f}",
+                    "mean of the head's own count": f"{np.mean([r.buildings for r in some]):.1f}",
+                }
+            )
 
 
 if __name__ == "__main__":

@@ -170,9 +170,8 @@ def _batches(
             chip = replace(chip, cached=entry, pixels=chip.pixels if is_new else None)
         batch.chips.append(chip)
         to_ask += chip.pixels is not None
-        if to_ask == (min(batch_size, _SMALL_BATCH) if small_batches > 0 else batch_size) or (
-            len(batch.chips) == _MAX_BATCH_CHIPS
-        ):
+        limit = min(batch_size, _SMALL_BATCH) if small_batches > 0 else batch_size
+        if to_ask == limit or len(batch.chips) == _MAX_BATCH_CHIPS:
             small_batches -= to_ask > 0
             yield batch
             batch, to_ask = ChipBatch(), 0

@@ -36,9 +36,8 @@ from deltavlm.upstream.checks import Check
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, sha256_of, tensors
 from deltavlm.upstream.sizes import language_config
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors
+from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors, split_tensors
 
-SHARD_BYTES = 2 << 30  # of the language model's files, the amount held in memory at once
 TRAINED = "non_lora_trainables.bin"  # what an adapter's training changed beside the adapter
 
 Table = Sequence[tuple[str, str | None]]
@@ -104,7 +103,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     shapes: dict[str, torch.Size] = {}
     with new_checkpoint(folder) as scratch:
         merged = _merged(_renamed(sources.base, BASE, ignored), adapter)
-        for number, shard in enumerate(_shards(merged, small), start=1):
+        for number, shard in enumerate(split_tensors(_language_weights(merged, small)), start=1):
             name = f"language-{number:05d}.safetensors"
             notify(f"writing {name}")
             save_tensors(scratch / name, shard, provenance)
@@ -287,20 +286,12 @@ def _merged(weights: Iterator[tuple[str, Tensor]], adapter: Lora | None) -> Iter
         yield name, tensor if adapter is None else adapter.merge(language_layer(name), tensor)
 
 
-def _shards(
+def _language_weights(
     weights: Iterator[tuple[str, Tensor]], small: dict[str, Tensor]
-) -> Iterator[Mapping[str, Tensor]]:
-    """Tensors of the language model, SHARD_BYTES at a time; others are added to `small`."""
-    shard: dict[str, Tensor] = {}
-    size = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the language model; others are added to `small`."""
     for name, tensor in weights:
-        if not name.startswith("language."):
+        if name.startswith("language."):
+            yield name, tensor
+        else:
             small[name] = tensor
-            continue
-        shard[name] = tensor
-        size += tensor.numel() * tensor.element_size()
-        if size >= SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-    if shard:
-        yield shard

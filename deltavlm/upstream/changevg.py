@@ -41,9 +41,8 @@ from deltavlm.upstream.adapters import Lora, check_all_merged, read_adapter
 from deltavlm.upstream.checks import Check, Comparison, read_results
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, sha256_of, shards, source_name, tensors
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors
+from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors, split_tensors
 
-SHARD_BYTES = 2 << 30  # of the written files, the amount held in memory at once
 INDEX = "model.safetensors.index.json"
 REQUIRED = ("config.json", "tokenizer.json")
 OPTIONAL = (
@@ -190,7 +189,7 @@ def _write_weights(
     """Write the weights with the adapter merged, in shards with an index; return their shapes."""
     shapes: dict[str, torch.Size] = {}
     holders: dict[str, str] = {}
-    for number, shard in enumerate(_merged_shards(base, adapter), start=1):
+    for number, shard in enumerate(split_tensors(_merged(base, adapter)), start=1):
         file = f"model-{number:05d}.safetensors"
         notify(f"writing {file}")
         save_tensors(folder / file, shard, provenance)
@@ -201,26 +200,17 @@ def _write_weights(
     return shapes
 
 
-def _merged_shards(base: Path, adapter: Lora) -> Iterator[dict[str, Tensor]]:
-    """Tensors of the base by the names of transformers 5, with the adapter, about SHARD_BYTES at a time.
+def _merged(base: Path, adapter: Lora) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the base by the names of transformers 5, with the adapter.
 
     Raises: InputError for a tensor that is not Qwen2.5-VL's.
     """
-    shard: dict[str, Tensor] = {}
-    size = 0
     for key, tensor in tensors(base):
         try:
             name = from_published(key)
         except KeyError:
             raise InputError(f"{base}: {key} is no tensor of Qwen2.5-VL") from None
-        merged = adapter.merge(name.removesuffix(".weight"), tensor)
-        shard[name] = merged
-        size += merged.numel() * merged.element_size()
-        if size >= SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-    if shard:
-        yield shard
+        yield name, adapter.merge(name.removesuffix(".weight"), tensor)
 
 
 def _repetition_penalty(base: Path) -> float:

@@ -10,7 +10,7 @@ every tensor of ours is filled, in its shape. Tensors keep their dtype; the opti
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,12 +33,11 @@ from deltavlm.upstream.inspect import Inspection, inspect_weights, read_checkpoi
 from deltavlm.upstream.read import describe_source, sha256_of, source_name, tensors
 from deltavlm.upstream.sizes import read_config
 from deltavlm.upstream.tower import read_tower
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors
+from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors, split_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SHARD_BYTES = 2 << 30  # of the language model's files, the amount held in memory at once
 Difference = Literal["auto", "csrm", "concat"]
 
 
@@ -123,21 +122,12 @@ def convert(
     return Converted(folder, config, inspection, len(expected), tuple(ignored), folder_bytes(folder))
 
 
-def language_shards(folder: Path) -> Iterable[dict[str, Tensor]]:
-    """The language model's tensors by our names, about SHARD_BYTES at a time."""
-    shard: dict[str, Tensor] = {}
-    size = 0
+def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The language model's tensors by our names."""
     for key, tensor in tensors(folder):
         name = checkpoint_name(key)
-        if name is None:
-            continue
-        shard[name] = tensor
-        size += tensor.numel() * tensor.element_size()
-        if size >= SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-    if shard:
-        yield shard
+        if name is not None:
+            yield name, tensor
 
 
 def _check_language(folder: Path) -> None:
@@ -193,7 +183,7 @@ def _copy_language(
 ) -> dict[str, torch.Size]:
     """Write the language model in shards, add their checksums to `files`, and return its tensors' shapes."""
     shapes: dict[str, torch.Size] = {}
-    for number, shard in enumerate(language_shards(source), start=1):
+    for number, shard in enumerate(split_tensors(language_weights(source)), start=1):
         name = f"language-{number:05d}.safetensors"
         notify(f"writing {name}")
         save_tensors(folder / name, shard, provenance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from deltavlm.errors import InputError, OutputError
 from deltavlm.files import atomic_folder
 from deltavlm.model.tensors import write_tensors
+
+SHARD_BYTES = 2 << 30  # of the written files, the amount held in memory at once
 
 
 def check_new(folder: Path) -> None:
@@ -37,6 +39,20 @@ def save_tensors(path: Path, weights: Mapping[str, Tensor], provenance: Mapping[
     """Write a safetensors file. Raises: OSError."""
     copies = {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}
     write_tensors(path, copies, provenance)
+
+
+def split_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Tensors by name, about SHARD_BYTES at a time."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in weights:
+        shard[name] = tensor
+        size += tensor.numel() * tensor.element_size()
+        if size >= SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
 
 
 def check_shapes(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: Path) -> None:
