@@ -34,7 +34,7 @@ from deltavlm.files.atomic import atomic_file
 from deltavlm.model.chat_turns import chat_turns
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
-from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats
+from deltavlm.model.huggingface.chat_model import ChatModel, chat_text, read_chats, to_image
 from deltavlm.model.huggingface.loading import linear_layers, load_chat_model, quiet
 from deltavlm.model.huggingface.source import ADAPTER_CONFIG, TRAINING, parse
 from deltavlm.model.interface import ChangeModel, PairContext, Question, standard_question
@@ -143,12 +143,7 @@ class ChatSource:
         epoch, position = divmod(index, len(self.chats))
         pair, chat = self.chats[self.order(epoch)[position]]
         before, after = (read_image(self.image_folder / name) for name in (pair.before, pair.after))
-        return ChatSample((_image(before), _image(after)), chat)
-
-
-def _image(pixels: Any) -> Image.Image:
-    """Image of (3, H, W) uint8."""
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        return ChatSample((to_image(before), to_image(after)), chat)
 
 
 @dataclass(frozen=True, slots=True)
