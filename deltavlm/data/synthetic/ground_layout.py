@@ -1,4 +1,4 @@
-"""Layout of a scene on real ground: where its tile has room, and what is built, removed and hidden there."""
+"""Layout of a scene on real ground: where its tile has room, what is built, removed and hidden."""
 
 from __future__ import annotations
 

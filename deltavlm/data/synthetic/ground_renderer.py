@@ -1,4 +1,4 @@
-"""Renderer of a scene on real ground: its tile at both dates, differences that are no change, objects."""
+"""Renderer of a scene on real ground: its tile at both dates, what differs without change, objects."""
 
 from __future__ import annotations
 
