@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 
 CHECKSUMS = "checksums.json"  # of the compiled graphs in a folder
+UNUSED_DAYS = 30  # after which compiled graphs of other weights or versions are removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,8 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
         raise ConfigError("`dtype='bf16'`: this CPU has no instructions for bf16; omit it")
     cache = cache_folder(f"{openvino.__version__.partition('-')[0]}-{identity}")
     intact = set() if cache is None else remove_damaged(cache)
+    if cache is not None:
+        remove_unused(cache)
     digest = layout_digest(folder / WEIGHTS)
 
     def compile_graph(name: str) -> Any:
@@ -339,6 +343,20 @@ def remove_damaged(folder: Path) -> set[str]:
         with suppress(OSError):  # open on Windows
             (folder / name).unlink()
     return checksums.keys() - damaged
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove compiled graphs in the folders beside this one that were not used for UNUSED_DAYS: those of
+    other weights, and of other versions of OpenVINO. The time of a folder is that of its last use."""
+    with suppress(OSError):  # on a read-only disk nothing is removed
+        os.utime(folder)
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    for other in folder.parent.iterdir():
+        with suppress(OSError):  # removed meanwhile, or open on Windows
+            if other != folder and other.is_dir() and other.stat().st_mtime < oldest:
+                for path in (*other.glob("*.blob"), other / CHECKSUMS):
+                    path.unlink(missing_ok=True)
+                other.rmdir()
 
 
 def store_checksums(folder: Path, intact: set[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import locale
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +220,28 @@ def test_damaged_compiled_graphs_are_compiled_again(
     kept = [path.stat().st_mtime_ns for path in blobs(tmp_path)]
     assert (masks() == expected).all()
     assert [path.stat().st_mtime_ns for path in blobs(tmp_path)] == kept  # read, not written again
+
+
+def test_compiled_graphs_that_are_not_used_are_removed(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of other weights stayed for ever."""
+    monkeypatch.setenv("OV_CACHE_DIR", str(tmp_path))
+    load_model(str(exported), device="cpu", runtime="openvino")
+    (used,) = {path.parent for path in blobs(tmp_path)}
+    old, recent, foreign = (used.with_name(name) for name in ("old", "recent", "foreign"))
+    month = 31 * 24 * 3600
+    for folder, age in ((old, month), (recent, month - 2 * 24 * 3600), (foreign, month), (used, month)):
+        folder.mkdir(exist_ok=True)
+        (folder / "1.blob").touch()
+        (folder / "checksums.json").touch()
+        if folder == foreign:
+            (folder / "notes.txt").touch()
+        os.utime(folder, (time.time() - age,) * 2)
+    load_model(str(exported), device="cpu", runtime="openvino")
+    assert sorted(path.name for path in used.parent.iterdir()) == sorted(["recent", "foreign", used.name])
+    assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
+    assert time.time() - used.stat().st_mtime < month / 2
 
 
 def test_a_cache_folder_that_cannot_be_written(
