@@ -49,7 +49,7 @@ def show_toolbox(window):
                 index = model.index(row, 0)
                 if "deltavlm" in str(model.data(index)):
                     tree.expand(index)
-                    tree.scrollTo(index, QTreeView.PositionAtTop)
+                    tree.scrollTo(index, QTreeView.ScrollHint.PositionAtTop)
 
 
 def take():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,8 @@ from click.testing import CliRunner
 from deltavlm.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 RECIPE = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
 #: names on the package index -> names on conda-forge
 CONDA_NAMES = {"torch": "pytorch", "huggingface-hub": "huggingface_hub"}
@@ -41,6 +43,9 @@ def test_the_conda_recipe_asks_for_what_pyproject_asks_for() -> None:
     light, torch = RECIPE["outputs"]
     assert run_requirements(light) == dict(map(requirement, PROJECT["dependencies"]))
     assert run_requirements(torch) == dict(map(requirement, PROJECT["optional-dependencies"]["torch"]))
+    assert [host.replace(" ", "") for host in light["requirements"]["host"][2:]] == PYPROJECT["build-system"][
+        "requires"
+    ]
     (entry_point,) = light["build"]["python"]["entry_points"]
     assert entry_point == f"deltavlm = {PROJECT['scripts']['deltavlm']}"
     assert PROJECT["requires-python"] == f">={RECIPE['context']['python_min']}"
@@ -52,6 +57,21 @@ def test_versions_are_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     versions = {RECIPE["context"]["version"], metadata["general"]["version"], citation["version"]}
     assert versions == {__version__}
+
+
+def test_the_description_on_the_package_index_has_no_link_that_leads_nowhere() -> None:
+    """README.md as hatch-fancy-pypi-readme changes it: no relative links nor pictures, all commands."""
+    readme = text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for rule in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets == [
+        target for target in re.findall(r"\]\(([^)]*)\)", readme) if target.startswith("https://")
+    ]
+    assert "The pair is synthetic" not in text  # the caption of a picture that is left out
+    assert re.findall(r"^(#.*|```.*|deltavlm .*)$", text, re.M) == re.findall(
+        r"^(#.*|```.*|deltavlm .*)$", readme, re.M
+    )
 
 
 def test_zenodo_and_the_citation_agree() -> None:
@@ -96,3 +116,31 @@ def test_the_step_of_a_gdal_pipeline_writes_what_gdal_reads(tmp_path: Path) -> N
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert len(pyogrio.read_dataframe(tmp_path / "step_out.gpkg", layer="chips")) == 12
+
+
+def gdal_version() -> tuple[int, ...]:
+    """Version of the program gdal, (0,) where there is none."""
+    if shutil.which("gdal") is None:
+        return (0,)
+    text = subprocess.run(["gdal", "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.match(r"GDAL (\d+)\.(\d+)", text)
+    return tuple(map(int, match.groups())) if match else (0,)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("gdal_version() < (3, 13)", reason="no gdal 3.13 for pipelines with external programs")
+def test_the_whole_line_of_a_gdal_pipeline(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
+    line = re.search(r"<!-- test:gdal -->\n```bash\n(.*)\n", text)
+    assert line is not None
+    for date in ("before", "after"):
+        shutil.copy(ROOT / "sample_data" / f"{date}.tif", tmp_path)
+    program = tmp_path / "deltavlm"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m deltacli "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["/bin/sh", "-c", line[1]], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    chips = pyogrio.read_info(tmp_path / "changes.gpkg", layer="chips")
+    assert (chips["features"], "deltavlm" in chips["layer_metadata"]) == (12, True)
+    styles = pyogrio.read_dataframe(tmp_path / "changes.gpkg", layer="layer_styles")
+    assert set(styles["f_table_name"]) == {"chips", "locations"}

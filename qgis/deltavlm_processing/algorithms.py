@@ -38,6 +38,7 @@ from qgis.core import (
     QgsProviderRegistry,
     QgsRasterLayer,
 )
+from qgis.PyQt.QtCore import QCoreApplication, QThread
 
 from . import program
 from .program import ProgramError
@@ -139,6 +140,8 @@ class Algorithm(QgsProcessingAlgorithm):
         """Fill `paths`; the context of `prepareAlgorithm` would lose the layers that are to be loaded."""
         for definition in self.destinationParameterDefinitions():
             name = definition.name()
+            if name in parameters and not _sink(parameters[name]):
+                continue  # as batch mode gives an output that is left out; QGIS would load a layer of no name
             is_file = definition.type() == "fileDestination"
             read = self.parameterAsFileOutput if is_file else self.parameterAsOutputLayer
             path = read(parameters, name, context)
@@ -164,7 +167,7 @@ class Algorithm(QgsProcessingAlgorithm):
                 feedback.pushInfo(text)
 
         try:
-            result = program.run(command, is_canceled=feedback.isCanceled, on_message=show)
+            result = program.run(command, is_canceled=lambda: _is_canceled(feedback), on_message=show)
         except ProgramError as error:
             raise QgsProcessingException(str(error)) from error
         text = self.with_titles("; ".join(result.errors))
@@ -257,13 +260,16 @@ class Algorithm(QgsProcessingAlgorithm):
             return
         planned = context.layersToLoadOnCompletion()
         details = planned.pop(path)
+        is_temporary = Path(QgsProcessingUtils.tempFolder()) in Path(path).parents
+        of_pair = "" if is_temporary else f" ({Path(path).stem})"  # tells the rows of a batch apart
         for number, (name, title) in enumerate(layers.items()):
+            named = title + of_pair
             detail = QgsProcessingContext.LayerDetails(
-                title, details.project, details.outputName, QgsProcessingUtils.LayerHint.Vector
+                named, details.project, details.outputName, QgsProcessingUtils.LayerHint.Vector
             )
             if hasattr(detail, "layerSortKey"):  # QGIS 3.32: the highest is drawn last
                 detail.layerSortKey = len(layers) - number
-            STYLES.append(_Style())
+            STYLES.append(_Style(named))
             detail.setPostProcessor(STYLES[-1])
             planned[_layer(path, name)] = detail
         context.setLayersToLoadOnCompletion(planned)
@@ -360,9 +366,14 @@ FLAGS = {
 
 
 class _Style(QgsProcessingLayerPostProcessorInterface):
-    """Style that is stored in the file, for a loaded layer; Processing would load it without."""
+    """Style that is stored in the file, and name, for a loaded layer; Processing names it as in the file."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
     def postProcessLayer(self, layer: Any, context: Any, feedback: Any) -> None:
+        layer.setName(self.name)
         layer.loadDefaultStyle()
         layer.triggerRepaint()
 
@@ -415,16 +426,29 @@ def _source_path(layer: Any) -> str:
     return str(QgsProviderRegistry.instance().decodeUri("ogr", layer.source())["path"])
 
 
+def _is_canceled(feedback: Any) -> bool:
+    """Whether Cancel was pressed; batch mode runs in the thread of the windows, which must stay alive."""
+    application = QCoreApplication.instance()
+    if QThread.currentThread() == application.thread():
+        application.processEvents()
+    return bool(feedback.isCanceled())
+
+
 def _warn_of_edits(layer: Any, feedback: Any) -> None:
     if layer.isModified():
         text = tr("The layer {} has edits that are not saved; deltavlm reads the file without them")
         feedback.pushWarning(text.format(layer.name()))
 
 
+def _sink(value: Any) -> Any:
+    """Path of an output, or what else QGIS was given for it."""
+    sink = getattr(value, "sink", value)
+    return sink.staticValue() if hasattr(sink, "staticValue") else sink
+
+
 def _check_folder(title: str, value: Any) -> None:
     """Raises: QgsProcessingException if the folder of an output cannot be written."""
-    sink = getattr(value, "sink", value)
-    text = sink if isinstance(sink, str) else sink.staticValue()
+    text = _sink(value)
     if not isinstance(text, str) or text in ("", QgsProcessing.TEMPORARY_OUTPUT):
         return
     folder = Path(text).expanduser().absolute().parent
@@ -925,7 +949,7 @@ class Install(Algorithm):
                 feedback.pushCommandInfo(shlex.join(command))
                 result = program.run(
                     command,
-                    is_canceled=feedback.isCanceled,
+                    is_canceled=lambda: _is_canceled(feedback),
                     on_message=lambda message: feedback.pushInfo(message["message"]),
                 )
                 if result.canceled:

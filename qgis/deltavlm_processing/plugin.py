@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsApplication, QgsSettings
+from qgis.core import QgsApplication
 from qgis.PyQt.QtCore import QCoreApplication, QLocale, QTranslator
 
 from .provider import Provider
@@ -16,10 +16,10 @@ class Plugin:
 
     def __init__(self, iface: Any) -> None:
         self.provider: Any = None
-        locale = QgsSettings().value("locale/userLocale", "") or QLocale.system().name()
         self.translator = QTranslator()
-        file = Path(__file__).parent / "i18n" / f"deltavlm_processing_{str(locale)[:2]}.qm"
-        if file.is_file() and self.translator.load(str(file)):
+        locale = QLocale(QgsApplication.instance().locale())
+        folder = Path(__file__).parent / "i18n"
+        if self.translator.load(locale, "deltavlm_processing", "_", str(folder)):
             QCoreApplication.installTranslator(self.translator)
 
     def initProcessing(self) -> None:

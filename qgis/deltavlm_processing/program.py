@@ -31,6 +31,7 @@ QGIS_VARIABLES = (
     *("GDAL_DATA", "GDAL_DRIVER_PATH", "QT_PLUGIN_PATH"),
 )
 
+tr: Callable[[str], str] = str  # translation.py puts the language of QGIS here
 _versions: dict[tuple[str, int], tuple[int, ...]] = {}  # by path and time of modification
 
 
@@ -71,10 +72,11 @@ def find_program(setting: str, private_folder: Path) -> str:
         path = Path(setting).expanduser()
         path = path / _NAME if path.is_dir() else path
         if not path.is_file() or not os.access(path, os.X_OK):
-            raise ProgramError(
-                f"{setting} is not a program; set its path in Settings > Options > Processing > Providers >"
-                " deltavlm, or leave it empty"
+            text = tr(
+                "{} is not a program; set its path in Settings > Options > Processing > Providers > deltavlm,"
+                " or leave it empty"
             )
+            raise ProgramError(text.format(setting))
         return str(path)
     linked = Path.home() / ".local" / "bin"  # a desktop may start QGIS without it on PATH
     folders = os.pathsep.join([os.environ.get("PATH", ""), str(linked)])
@@ -85,9 +87,11 @@ def find_program(setting: str, private_folder: Path) -> str:
     if private.is_file():
         return str(private)
     raise ProgramError(
-        "no deltavlm program found. Run the algorithm 'Install the program' of this provider, or install"
-        " deltavlm yourself (uv tool install deltavlm) and set its path in Settings > Options > Processing >"
-        " Providers > deltavlm"
+        tr(
+            "no deltavlm program found. Run the algorithm 'Install the program' of this provider, or install"
+            " deltavlm yourself (uv tool install deltavlm) and set its path in Settings > Options >"
+            " Processing > Providers > deltavlm"
+        )
     )
 
 
@@ -107,20 +111,22 @@ def check_version(program: str) -> str:
                 **_no_window(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ProgramError(f"{program} cannot be started: {error}") from error
+            raise ProgramError(tr("{} cannot be started: {}").format(program, error)) from error
         match = re.match(r"deltavlm (\d+(?:\.\d+)*)", process.stdout.strip())
         if process.returncode != 0 or match is None:
-            words = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
-            raise ProgramError(f"{program} --version failed, so it is not a working deltavlm: {words}")
+            words = (process.stderr.strip() or process.stdout.strip() or tr("no output")).splitlines()[-1]
+            message = tr("{} --version failed, so it is not a working deltavlm: {}")
+            raise ProgramError(message.format(program, words))
         _versions[key] = tuple(map(int, match[1].split(".")))
     version = _versions[key]
     text = ".".join(map(str, version))
     if version < MIN_VERSION:
         needed = ".".join(map(str, MIN_VERSION))
-        raise ProgramError(
-            f"{program} is deltavlm {text}, and this plugin needs {needed} or later; update it (uv tool"
-            " upgrade deltavlm, or the algorithm 'Install the program' again)"
+        message = tr(
+            "{} is deltavlm {}, and this plugin needs {} or later; update it (uv tool upgrade deltavlm, or"
+            " the algorithm 'Install the program' again)"
         )
+        raise ProgramError(message.format(program, text, needed))
     return text
 
 
@@ -156,7 +162,8 @@ def run(
             **_no_window(),
         )
     except OSError as error:
-        raise ProgramError(f"{command[0]} cannot be started: {error.strerror or error}") from error
+        message = tr("{} cannot be started: {}")
+        raise ProgramError(message.format(command[0], error.strerror or error)) from error
     lines: queue.Queue[str | None] = queue.Queue()
     words: list[str] = []
     readers = [
@@ -218,9 +225,11 @@ def find_uv() -> str:
     found = shutil.which("uv", path=os.pathsep.join(folders))
     if not found:
         raise ProgramError(
-            "uv is needed to make the environment, and is not installed: https://docs.astral.sh/uv. Or"
-            " install deltavlm in another way, and set its path in Settings > Options > Processing >"
-            " Providers > deltavlm"
+            tr(
+                "uv is needed to make the environment, and is not installed: https://docs.astral.sh/uv. Or"
+                " install deltavlm in another way, and set its path in Settings > Options > Processing >"
+                " Providers > deltavlm"
+            )
         )
     return found
 

@@ -8,25 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from affine import Affine
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import SceneCache, open_cache
 from deltavlm.data.synthetic.events import subdivision
-from deltavlm.data.synthetic.ground import (
-    Ground,
-    GroundNeighborhood,
-    GroundRenderer,
-    GroundTiles,
-    guess_cover,
-    hide_buildings,
-    make_georeferenced_scene,
-    make_ground_scene,
-)
+from deltavlm.data.synthetic.ground import GroundTiles, make_georeferenced_scene, make_ground_scene
+from deltavlm.data.synthetic.ground_layout import Ground, GroundNeighborhood, guess_cover, hide_buildings
+from deltavlm.data.synthetic.ground_renderer import GroundRenderer, random_wings
 from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE
 from deltavlm.data.synthetic.imaging import random_light
-from deltavlm.data.synthetic.plan import House, Plan
+from deltavlm.data.synthetic.plan import House, Patch, Plan, polygon, rectangle
+from deltavlm.data.synthetic.render import Light
 from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings, gray_of
 from deltavlm.errors import InputError
@@ -170,8 +164,63 @@ def test_growth_alters_the_texture_of_plants_and_little_of_built_land(tmp_path: 
         return [float(value) for value in np.mean(correlations, axis=0)]
 
     wild, built = correlation()
-    assert wild < 0.3 < 0.5 < built
+    assert wild < 0.3 < 0.4 < built
     assert correlation("growth") == pytest.approx([1, 1])
+
+
+def test_relighting_retones_covers_apart_and_alters_the_relief(tmp_path: Path) -> None:
+    """Covers get tones of their own, and what stood out does so less or more."""
+    write_tile(tmp_path / "tile.png", masked=True)
+    ground = Ground(GroundTiles(tmp_path).draw_window(np.random.default_rng(0), (96, 96)))
+    ratios, reliefs = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        renderer = GroundRenderer(rng, Plan((96, 96), 1.0, rich=True), ground, [], ())
+        land = renderer.pixels.copy()
+        renderer.relight(rng, land)
+        gains = [
+            land[ground.cover == code].mean() / renderer.pixels[ground.cover == code].mean()
+            for code in np.unique(ground.cover)
+        ]
+        ratios.append(max(gains) / min(gains))
+        fine = [gray_of(p) - ndimage.uniform_filter(gray_of(p), 9) for p in (renderer.pixels, land)]
+        reliefs.append(fine[1].std() / fine[0].std())
+    assert np.median(ratios) > 1.05
+    assert np.ptp(reliefs) > 0.1
+
+
+def test_winged_roofs_stay_on_their_houses_and_have_slopes_of_their_own_brightness(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tile.png", side=96)
+    ground = Ground(GroundTiles(tmp_path).read(tmp_path / "tile.png"))
+    house = House((48, 48), 40, 30, 0.4, 0, "hip")
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        plan = Plan((96, 96), 1.0, rich=True)
+        plan.houses.append(house)
+        renderer = GroundRenderer(rng, plan, ground, [], ())
+        renderer.wings = [random_wings(rng)]
+        image = Image.new("RGB", (96, 96))
+        light = Light(0.6, 0.3, 0.5, (0.0, 0.0))
+        renderer.draw_roof(ImageDraw.Draw(image), house, np.array([120, 100, 90], np.float32), light)
+        roof = np.asarray(image).any(axis=2)
+        outline = Image.new("L", (96, 96))
+        ImageDraw.Draw(outline).polygon(polygon(house.footprint), fill=1)
+        footprint = np.asarray(outline, bool)
+        assert (roof & ~ndimage.binary_dilation(footprint, iterations=2)).sum() == 0
+        assert 0.5 < (roof & footprint).sum() / footprint.sum() <= 1
+        assert len(np.unique(np.asarray(image)[roof], axis=0)) >= 4
+
+
+def test_cleared_ground_is_free_for_houses_whatever_the_tile_shows(folder: Path) -> None:
+    ground = Ground(GroundTiles(folder).draw_window(np.random.default_rng(0), (96, 96)))
+    ground.occupied[:] = 1.0
+    plan = Plan((96, 96), 1.0, rich=True)
+    area = GroundNeighborhood(np.random.default_rng(0), plan, ground, None)
+    area.tolerance = 0.3
+    house = House((48, 48), 20, 15, 0.0, 5, "hip")
+    assert not area.fits(house)
+    plan.patches.append(Patch(rectangle((48, 48), 60, 60, 0.0), "soil", "built"))
+    assert area.fits(house)
 
 
 def test_where_nothing_is_drawn_the_ground_stays_as_it_is(folder: Path) -> None:

@@ -4,8 +4,9 @@ python3 qgis_run.py WORK.json              with the Python that has QGIS
 
 WORK: {"program": PATH, "steps": [{"algorithm": ID or FILE.model3, "parameters": {...},
 "layers": {NAME: SPEC}, "load": [OUTPUT], "cancel": true}]}. `layers` are raster layers by name, as [PATH or
-URI, PROVIDER, CRS or ""]; parameters refer to them by name. `cancel` cancels at the first progress. Prints a
-JSON list, one object for each step.
+URI, PROVIDER, CRS or ""]; parameters refer to them by name. `cancel` cancels at the first progress, and
+`cancel_ms` by a timer. A step with `rows`, a list of parameters, is run by the dialog of batch mode. Prints
+a JSON list, one object for each step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path[:0] = ["/usr/share/qgis/python", "/usr/share/qgis/python/plugins", str(
 import processing  # noqa: E402
 from processing.core.Processing import Processing  # noqa: E402
 from processing.core.ProcessingConfig import ProcessingConfig  # noqa: E402
+from processing.gui.BatchAlgorithmDialog import BatchAlgorithmDialog  # noqa: E402
 from qgis.core import (  # noqa: E402
     QgsApplication,
     QgsCoordinateReferenceSystem,
@@ -34,6 +36,8 @@ from qgis.core import (  # noqa: E402
     QgsProject,
     QgsRasterLayer,
 )
+from qgis.PyQt.QtCore import QTimer  # noqa: E402
+from qgis.PyQt.QtWidgets import QTextEdit  # noqa: E402
 
 
 class Feedback(QgsProcessingFeedback):
@@ -84,6 +88,8 @@ def run(step: dict[str, Any]) -> dict[str, Any]:
     context = QgsProcessingContext()
     context.setProject(project)
     context.setFeedback(feedback)
+    if "cancel_ms" in step:
+        QTimer.singleShot(step["cancel_ms"], feedback.cancel)
     try:
         results = processing.run(algorithm, parameters, feedback=feedback, context=context)
         if step.get("load"):
@@ -93,23 +99,51 @@ def run(step: dict[str, Any]) -> dict[str, Any]:
             assert handleAlgorithmResults(found, context, feedback) or feedback.isCanceled()
     except QgsProcessingException as error:
         return {"error": str(error), "lines": feedback.lines, "progress": feedback.progress}
-    layers = {
+    results = {
+        name: value if isinstance(value, (str, int, float)) else str(value) for name, value in results.items()
+    }
+    return {
+        "results": results,
+        "layers": loaded_layers(),
+        "lines": feedback.lines,
+        "progress": feedback.progress,
+    }
+
+
+def loaded_layers() -> dict[str, Any]:
+    return {
         layer.name(): {
             "source": layer.source(),
             "renderer": layer.renderer().type(),
             "valid": layer.isValid(),
         }
-        for layer in project.mapLayers().values()
+        for layer in QgsProject.instance().mapLayers().values()
     }
-    results = {
-        name: value if isinstance(value, (str, int, float)) else str(value) for name, value in results.items()
-    }
-    return {"results": results, "layers": layers, "lines": feedback.lines, "progress": feedback.progress}
+
+
+def run_batch(step: dict[str, Any]) -> dict[str, Any]:
+    QgsProject.instance().clear()
+    dialog = BatchAlgorithmDialog(QgsApplication.processingRegistry().createAlgorithmById(step["algorithm"]))
+    panel, context = dialog.mainWidget(), QgsProcessingContext()
+    panel.checkLoadLayersOnCompletion.setChecked(True)
+    panel.addRow(len(step["rows"]) - 1)
+    for number, row in enumerate(step["rows"]):
+        for name, value in row.items():
+            column = panel.parameter_to_column[name]
+            if panel.alg.parameterDefinition(name).isDestination():
+                panel.tblParameters.cellWidget(number + 1, column).setValue(value)
+            else:
+                panel.wrappers[number][column].setParameterValue(value, context)
+    dialog.runButton().click()
+    (log,) = (
+        edit.toPlainText() for edit in dialog.findChildren(QTextEdit) if "Results" in edit.toPlainText()
+    )
+    return {"lines": log.splitlines(), "layers": loaded_layers()}
 
 
 def main() -> None:
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    application = QgsApplication([], False)
+    application = QgsApplication([], True)
     application.initQgis()
     Processing.initialize()
     from deltavlm_processing.provider import PROGRAM, Provider
@@ -117,7 +151,7 @@ def main() -> None:
     provider = Provider()
     QgsApplication.processingRegistry().addProvider(provider)
     ProcessingConfig.setSettingValue(PROGRAM, work["program"])
-    reports = [run(step) for step in work["steps"]]
+    reports = [run_batch(step) if "rows" in step else run(step) for step in work["steps"]]
     print(json.dumps(reports))
     sys.stdout.flush()
     os._exit(0)  # QGIS of Debian may crash on its way out

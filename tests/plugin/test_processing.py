@@ -154,6 +154,38 @@ def test_cancel_keeps_the_journal_and_the_next_run_resumes(
     assert sorted(path.name for path in tmp_path.glob("out.gpkg*")) == ["out.gpkg"]
 
 
+def test_cancel_reaches_a_program_that_says_nothing_in_the_thread_of_the_windows(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    text = '#!/bin/sh\n[ "$1" = --version ] && echo deltavlm 9.0 && exit\nexec sleep 60\n'
+    (tmp_path / "bin" / "deltavlm").write_text(text)
+    (report,) = run_steps(environment, tmp_path, {**step("checkpair", **PAIR), "cancel_ms": 300})
+    assert report["results"] == {}
+    assert [line for line in report["lines"] if line.startswith("Canceled: ")]
+
+
+def test_batch_mode_runs_each_row_and_tells_its_layers_apart(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    rows = [
+        {**PAIR, "EXTRA": "--limit 1", "OUTPUT": str(tmp_path / "east.gpkg")},
+        {"BEFORE": BEFORE, "AFTER": str(tmp_path / "missing.tif"), "OUTPUT": str(tmp_path / "no.gpkg")},
+        {**PAIR, "EXTRA": "--limit 2", "POLYGONS": False, "OUTPUT": str(tmp_path / "west.gpkg")},
+    ]
+    (report,) = run_steps(environment, tmp_path, {"algorithm": "deltavlm:analyze", "rows": rows})
+    assert set(report["layers"]) == {
+        *("Changes (east)", "Chips (east)", "Locations (east)"),
+        *("Chips (west)", "Locations (west)"),
+    }
+    counts = [
+        len(pyogrio.read_dataframe(tmp_path / f"{name}.gpkg", layer="chips")) for name in ("east", "west")
+    ]
+    assert counts == [1, 2]
+    lines = report["lines"]
+    assert "1 executions failed. See log for further details." in lines
+    assert not [line for line in lines if "not correctly generated" in line]  # of an output that is left out
+
+
 def test_what_a_person_gets_wrong_is_said_in_the_dialog(environment: dict[str, str], tmp_path: Path) -> None:
     no_crs = tmp_path / "no_crs.tif"
     profile = {"driver": "GTiff", "width": 256, "height": 256, "count": 3, "dtype": "uint8"}

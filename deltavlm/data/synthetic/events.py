@@ -35,10 +35,11 @@ def subdivision(area: Neighborhood) -> None:
     if rng.random() < 0.7:  # of the whole image
         area.center = plan.size[0] / 2, plan.size[1] / 2
         area.reach = max(plan.size) * rng.uniform(0.8, 1.1)
-    area.house_px = max(11.0, area.house_px * rng.uniform(0.45, 0.9))  # small lots
+    area.house_px = max(11.0, area.house_px * rng.uniform(0.6, 1.05))
+    area.depths, area.gaps, area.clearance = (0.8, 1.35), (1.1, 1.45), 0.73
     area.yard_share, area.yard_ground = rng.choice([0.3, 0.9]), rng.choice(["lawn", "soil"], p=[0.7, 0.3])
     clear_trees(plan, area.center, area.reach * 0.6)
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         site = rectangle(area.center, area.reach * 1.1, area.reach * rng.uniform(0.6, 1.1), area.street_angle)
         plan.patches.append(Patch(site, area.yard_ground, "built"))
     model, length = area.road("built" if rng.random() < 0.6 else "both"), area.reach * rng.uniform(1.0, 1.5)
@@ -47,7 +48,7 @@ def subdivision(area: Neighborhood) -> None:
     line = curve(rng, (float(start[0]), float(start[1])), heading, length, rng.choice([0.05, 0.4]))
     across = np.array([-np.sin(heading), np.cos(heading)])
     width = model.width * rng.uniform(0.5, 1.0)
-    spacing = width + area.house_px * rng.uniform(3.0, 4.2)  # two rows of lots back to back
+    spacing = width + area.house_px * rng.uniform(2.8, 3.8)  # two rows of lots back to back
     count = max(1, round(area.reach / spacing))
     offsets = spacing * (np.arange(count) - (count - 1) / 2 + rng.uniform(-0.3, 0.3))
     streets = [Road(line + offset * across, max(width, 3.0), model.surface, model.when) for offset in offsets]

@@ -119,24 +119,26 @@ def photograph(
     strength: float,
     *,
     rich: bool,
+    softness: float = 1.0,
 ) -> Bytes:
     """Image of a clean rendering as a sensor delivers it, (height, width, 3), without the margin.
 
     strength: of the differences of light, haze and contrast. rich: also elastic warps and `add_artifacts`.
+    softness: factor of blur and noise.
     """
     if rich and rng.random() < 0.3:
         clean = warp_elastically(rng, clean, misregistration_px)
     image = misregister(rng, Image.fromarray(clean), margin, misregistration_px)
     if rich:
         image = add_artifacts(rng, image)
-    blur = abs(rng.normal(0, 0.7)) + 0.35
+    blur = (abs(rng.normal(0, 0.7)) + 0.35) * softness
     image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = expose(rng, np.asarray(image, np.float32), strength)
     size = (pixels.shape[1], pixels.shape[0])
     if rng.random() < 0.3:
         pixels *= 1 + 0.05 * noise(rng, size, 40.0)[..., None]
     grain = noise(rng, size, 0.5) if rng.random() < 0.7 else noise(rng, size, 1.0)
-    pixels += (grain * abs(rng.normal(0, 4)))[..., None]
+    pixels += (grain * abs(rng.normal(0, 4)) * softness)[..., None]
     output = np.clip(pixels, 0, 255).astype(np.uint8)
     if rng.random() < 0.5 and max(size) <= 512:
         buffer = io.BytesIO()

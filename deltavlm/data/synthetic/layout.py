@@ -35,6 +35,8 @@ class Neighborhood:
         self.style = rng.choice(["gable", "hip", "flat", "ell"], p=[0.45, 0.25, 0.2, 0.1])
         self.yard_share = rng.choice([0.0, 0.3, 0.9])  # of houses with their own ground
         self.yard_ground: Ground = rng.choice(["lawn", "soil"])
+        self.depths, self.gaps = (0.55, 0.95), (1.25, 2.0)  # of houses, and of lots along a road, in lengths
+        self.clearance = 0.85  # least distance of two houses, as a share of the sum of their radii
 
     def random_point(self, share: float = 1.0) -> tuple[float, float]:
         """Point in the inner `share` of the square."""
@@ -57,7 +59,7 @@ class Neighborhood:
         """Random house in the style of the neighborhood; `grow` makes it larger, as a hall."""
         rng = self.rng
         length = self.house_px * rng.uniform(0.8, 1.25) * grow
-        depth = length * rng.uniform(0.55, 0.95)
+        depth = length * rng.uniform(*self.depths)
         roof = self.style if rng.random() < 0.7 else rng.choice(["gable", "hip", "flat", "ell"])
         height = (rng.uniform(5, 10) if grow < 1.6 else rng.uniform(8, 16)) * self.plan.scale
         if grow > 1.6 and rng.random() < 0.7:
@@ -68,7 +70,9 @@ class Neighborhood:
         """True when the house is clear of all houses and roads of either date, and of water."""
         x, y = house.center
         for other in self.plan.houses_near(house.center):
-            if np.hypot(x - other.center[0], y - other.center[1]) < 0.85 * (house.radius + other.radius):
+            if np.hypot(x - other.center[0], y - other.center[1]) < self.clearance * (
+                house.radius + other.radius
+            ):
                 return False
         if any(road.is_near(house.center, house.radius * 0.85 + road.width / 2) for road in self.plan.roads):
             return False
@@ -106,7 +110,7 @@ class Neighborhood:
         rng, count = self.rng, 0
         steps = np.diff(road.line, axis=0)
         distances = np.concatenate([[0], np.cumsum(np.hypot(*steps.T))])
-        gap = self.house_px * rng.uniform(1.25, 2.0)
+        gap = self.house_px * rng.uniform(*self.gaps)
         sides = [1, -1] if rng.random() < 0.7 else [int(rng.choice([1, -1]))]
         for side in sides:
             setback = road.width / 2 + self.house_px * rng.uniform(0.65, 1.1)
