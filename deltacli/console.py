@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from deltacli.signals import SignalState
 from deltavlm.files.stderr import drop_what_stderr_refuses
-from deltavlm.messages import pluralize, redact
+from deltavlm.messages import NOTE, pluralize, redact
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -60,6 +60,7 @@ _FLAGS = {
     "gsd_m": "--gsd",
     "output": "-o",
     "allow_upload": "--yes",
+    "timeout_s": "--timeout",
 }  # by parameter, where another name is better
 _LOG_FIELDS = ("pair", "chip", "status")  # extra attributes of log records that JSON lines keep
 
@@ -168,10 +169,9 @@ class Console:
         self._rich_console().print(table)
 
     def route_logging(self) -> None:
-        """Send the library's log to stderr: warnings by default, more with -v and -vv, errors with -q."""
-        library_level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(
-            self.verbosity, logging.DEBUG
-        )
+        """Send the library's log to stderr: notes and warnings by default, more with -v and -vv, errors with
+        -q."""
+        library_level = {-1: logging.ERROR, 0: NOTE, 1: logging.INFO}.get(self.verbosity, logging.DEBUG)
         other_level = {0: logging.ERROR, 1: logging.WARNING}.get(self.verbosity, logging.INFO)
         root = logging.getLogger()
         root.handlers = [old for old in root.handlers if not isinstance(old, _ConsoleHandler)]

@@ -175,6 +175,7 @@ class ModelFlags:
         ),
     ] = None
     requests: options.Requests = 4
+    timeout: options.Timeout = 300.0
     yes: options.Yes = False
 
     def runtime_options(self) -> RuntimeOptions:
@@ -194,6 +195,7 @@ class ModelFlags:
             offline=self.offline,
             trust_remote_code=self.trust_remote_code,
             requests=self.requests,
+            timeout_s=self.timeout,
             allow_upload=self.yes,
         )
 

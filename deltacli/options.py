@@ -64,6 +64,7 @@ A letter means the same in every command that has it, but for two older ones: `-
     --stride        analyze, ask, calibrate, grid
     --threads       analyze, ask, chat, calibrate, eval, train, doctor
     --threshold     analyze, report, polygonize, summarize
+    --timeout       analyze, ask, chat, calibrate, eval, doctor
     --trust-remote-code analyze, ask, chat, calibrate, eval, doctor
     -v --verbose    all
     --yes           analyze, ask, chat, calibrate, eval, doctor
@@ -377,6 +378,17 @@ Requests = Annotated[
         min=1,
         max=256,
         help="Requests at a time to the server of an openai: model.",
+    ),
+]
+Timeout = Annotated[
+    float,
+    flag(
+        "--timeout",
+        panel=MODEL,
+        metavar="S",
+        min=1,
+        max=86_400,
+        help="Seconds for one whole reply of the server of an openai: model.",
     ),
 ]
 Yes = Annotated[

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 __all__ = [
+    "NOTE",
     "UNSUPPORTED",
     "first_line",
     "format_number",
@@ -17,6 +18,8 @@ __all__ = [
     "redact_address",
 ]
 
+NOTE = 25
+"""Level of log records that a person should see although they warn of nothing, between INFO and WARNING."""
 UNSUPPORTED = "this model was not taught to answer that question"
 """Answer to a question that a model was not taught to answer; `tasks.text.says_unsupported` recognizes it."""
 

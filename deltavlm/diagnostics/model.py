@@ -159,7 +159,7 @@ def _score_finding(*pairs: _Answered) -> Finding:
             "score",
             "warning",
             "yes/no answers have no probability: no ranking, no calibration, and `threshold` changes nothing",
-            "choose a server that gives top_logprobs, such as vLLM or llama.cpp",
+            "choose a model with words for yes and no; a server has to give top_logprobs, as vLLM does",
         )
     return Finding("score", "ok", "yes/no answers have a probability")
 

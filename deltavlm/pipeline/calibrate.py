@@ -78,10 +78,11 @@ class ScoredChips:
 
         job: asks the yes/no question; its output is not written.
 
-        Raises: InputError where no chip has a score; RasterError, ModelError with `on_error="fail"`.
+        Raises: InputError where the first chips that are answered, or all, have no score; RasterError,
+            ModelError with `on_error="fail"`.
         """
         check_options(job.read)
-        store = _MemoryStore()
+        store = _ScoreStore(job.pairs.name)
         analyze_chips(job, engine, store, RunResult(total=len(job.pairs.pairs)), on_progress=on_progress)
         labels = {pair.id: pair.changed for pair in job.pairs.pairs}
         answers = [(chip.pair, chip.of_task("change")) for chip in store.results if not chip.failed]
@@ -131,10 +132,12 @@ class ScoredChips:
 
 
 @dataclass
-class _MemoryStore:
-    """Store of the results of a run that is not resumed."""
+class _ScoreStore:
+    """Store of the results of a run that is not resumed, and ends where the model gives no scores."""
 
+    source: str  # for messages
     results: list[ChipResult] = field(default_factory=list)
+    has_scores: bool = False
 
     def completed(self) -> Iterator[ChipResult]:
         return iter(self.results)
@@ -153,7 +156,15 @@ class _MemoryStore:
         self.results = [result for result in self.results if result.pair != pair.id]
 
     def add(self, results: list[ChipResult], batch_size: int) -> None:
+        """Raises: InputError where none of the first chips that are answered has a score."""
         self.results += results
+        answers = [answer for chip in results if (answer := chip.of_task("change")) is not None]
+        self.has_scores = self.has_scores or any(answer.score is not None for answer in answers)
+        if answers and not self.has_scores:
+            raise InputError(
+                f"{self.source}: the model answers yes or no without a probability, so there is nothing to "
+                "calibrate; choose one that gives it (deltavlm doctor --model tells)"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def answer_record(
     value = answer.value
     return {
         "question": text,
-        "asked": spec.prompt,
+        "asked": question_of(spec, book=phrasebook_of(model)).prompt,
         "answer": answer.text,
         "status": answer.status,
         "task": answer.task,

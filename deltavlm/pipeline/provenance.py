@@ -47,11 +47,15 @@ def provenance(
         source: dict[str, object] = {"pairs": job.pairs.name, "reading": _plain(job.read)}
     else:
         source = {"inputs": inputs}
-    training = {"chip_px": model.chip_px, "training_gsd_m": model.training_gsd_m}
+    asked = {
+        "chip_px": model.chip_px,
+        "training_gsd_m": model.training_gsd_m,
+        "phrasebook": model.phrasebook,
+    }
     return {
         "tool": "deltavlm analyze",
         **source,
-        "model": _model(model) | training | {"device": model.device},
+        "model": _model(model) | asked | {"device": model.device},
         "questions": [asdict(spec) for spec in job.questions],
         "options": asdict(job.options),
         "versions": library_versions(),

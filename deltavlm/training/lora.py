@@ -34,6 +34,7 @@ from deltavlm.files import write_atomic
 from deltavlm.files.atomic import atomic_file
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.folder import find_folder, read_kind
+from deltavlm.model.huggingface.chat_model import to_image
 from deltavlm.model.huggingface.loading import quiet
 from deltavlm.model.huggingface.source import ADAPTER_CONFIG, TRAINING
 from deltavlm.model.interface import ChangeModel, Question, standard_question
@@ -192,7 +193,7 @@ class ChatSource:
         epoch, position = divmod(index, len(self.chats))
         pair, chat = self.chats[self.order(epoch)[position]]
         before, after = (read_image(self.image_folder / name) for name in (pair.before, pair.after))
-        return ChatSample((_image(before), _image(after)), chat)
+        return ChatSample((to_image(before), to_image(after)), chat)
 
 
 def chat_source(
@@ -200,11 +201,6 @@ def chat_source(
 ) -> ChatSource:
     """Samples of pairs in the words of a model."""
     return ChatSource([(pair, chat) for pair in pairs for chat in target.chats(pair)], image_folder, seed)
-
-
-def _image(pixels: Any) -> Image.Image:
-    """Image of (3, H, W) uint8."""
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True)

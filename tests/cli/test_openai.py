@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,9 @@ from deltacli.main import app
 from deltavlm.model import kinds
 from deltavlm.model.openai import client as http
 from deltavlm.model.openai.address import Address
+from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.tasks.classify import PROMPT
+from deltavlm.tasks.phrasing import GENERIC
 from tests.chat_server import COUNT, KEY, Answer, Asked, ChatServer, chat_server, is_probe
 from tests.cli.conftest import ROOT, one_line
 from tests.conftest import Scene
@@ -32,6 +35,7 @@ from tests.pairs import layer, write_pairs
 pytestmark = pytest.mark.network
 
 SMALL = ("--chip-size", 32)
+SILENT = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}
 
 
 @pytest.fixture
@@ -70,6 +74,7 @@ def test_analyze_writes_the_columns_of_every_model(scene: Scene, server: ChatSer
     )
     assert changed["changed_score"] == pytest.approx(0.9)
     assert len(server.questions) == (15 + 2 if cascade else 3 * 15)
+    assert read_output(Path("out.gpkg")).provenance["model"]["phrasebook"] == "generic"
     dates = {asked.texts[0] for asked in server.questions}
     assert len(dates) == 1
     report = run("report", "out.gpkg", "-o", "out.html")
@@ -235,6 +240,7 @@ def test_ask_and_chat_pass_the_words_of_a_person_through(scene: Scene, server: C
     assert result.exit_code == 0, result.stderr
     first, second = (json.loads(line) for line in result.stdout.splitlines())
     assert (first["answer"], first["value"]) == ("yes", True)
+    assert first["asked"] == server.questions[-2].prompt == GENERIC.phrase("change").prompt
     assert second["answer"] == "A white square."
     assert [turn["role"] for turn in server.questions[-1].body["messages"]] == ["user", "assistant", "user"]
 
@@ -278,6 +284,29 @@ def test_a_calibration_to_a_list_of_pairs_is_that_of_the_server(server: ChatServ
     result = run("analyze", "--pairs", pairs, *model, "--calibration", "calibration.json", "-o", "b.gpkg")
     assert result.exit_code == 2
     assert "fit another by deltavlm calibrate" in result.stderr
+
+
+def test_a_calibration_of_a_server_without_scores_ends_with_the_first_batch(server: ChatServer) -> None:
+    pairs = write_pairs(Path("pairs"), 36)
+    server.script = lambda asked: Answer(body=SILENT)  # as `transformers serve`, which ignores logprobs
+    result = run("calibrate", pairs, "--false-alarms", 0.1, "--model", server.name, *SMALL, "--requests", 2)
+    assert result.exit_code == 2
+    assert "the model answers yes or no without a probability" in result.stderr
+    assert len(server.questions) <= 2 * 2  # the next batch may have begun
+    assert not Path("calibration.json").exists()
+
+
+def test_a_time_out_is_set_by_a_flag_or_the_file_of_defaults(scene: Scene, server: ChatServer) -> None:
+    ended = threading.Event()
+    server.script = lambda asked: Answer("Yes.") if ended.wait(20) else None
+    Path("defaults.toml").write_text("[ask]\ntimeout = 1\n")
+    ask = ("ask", *scene.args, "Has anything changed?", "--model", server.name)
+    for setting in (("--timeout", 1), ("--config", "defaults.toml")):
+        result = run(*ask, *setting)
+        assert result.exit_code == 1
+        hint = "no whole answer in 1 s; a longer --timeout or fewer --requests at a time may help"
+        assert hint in result.stderr.splitlines()[-1]
+    ended.set()
 
 
 def test_a_dry_run_asks_nothing(scene: Scene, server: ChatServer) -> None:

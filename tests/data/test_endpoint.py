@@ -264,7 +264,7 @@ def test_a_reply_without_an_end_is_given_up(tmp_path: Path, sent: bytes) -> None
         text = refused(writer, "test/x.png", FACTS, kind=ToolError)
         ended.set()
         thread.join()
-    assert f"{endpoint.url} did not answer in 1 tries (no whole answer in 0.3 s" in text
+    assert f"{endpoint.url} did not answer in 2 tries (no whole answer in 0.3 s" in text
     assert "`llm_timeout`" in text
 
 

@@ -19,11 +19,13 @@ from PIL import Image
 
 from deltavlm.model.chat_turns import REASONING_TOKENS, chat_turns, drop_reasoning
 from deltavlm.model.huggingface.loading import linear_layers
+from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo, answer_start
 from deltavlm.model.interface import PairContext, Question, Reply
 from deltavlm.model.kinds import load_model, read_spec
 from tests.tiny_hf import BUILDERS, build
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("qwen2_5_vl", "gemma3", "lfm2_vl")  # positions in 3D; sliding windows; convolutions
 ARCHITECTURES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -145,6 +147,7 @@ def test_rows_of_different_lengths_share_a_batch(architecture: str, tiny_of: Cal
 @every_architecture
 def test_the_cache_of_a_pair_changes_no_answer(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
     model = tiny_of(architecture).model
+    assert model.details["architecture"] == architecture
     assert model.uses_prefix
     encoded = model.encode(BEFORE, AFTER, CONTEXTS)
     replies = model.answer(encoded, QUESTIONS)
@@ -204,6 +207,14 @@ def test_the_layers_to_quantize_are_those_of_the_language_model(
     vision = [module for name, module in model.named_modules() if "vis" in name]
     assert vision
     assert not {*map(id, layers.values())} & {*map(id, vision)}
+
+
+def test_the_documented_architectures_are_those_of_these_tests() -> None:
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("| architecture (")[2]
+    cells = [line.split("|")[1::2] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    encoded_once = {name for kinds, once in cells if once.strip() == "yes" for name in kinds.split("`")[1::2]}
+    assert encoded_once == {*BUILDERS} == TESTED_TYPES
+    assert len(BUILDERS) >= 10
 
 
 def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:

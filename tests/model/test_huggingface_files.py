@@ -20,6 +20,7 @@ from deltavlm.errors import ConfigError, ModelError
 from deltavlm.hub import Hub
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.huggingface import loading
+from deltavlm.model.huggingface.adapters import with_adapter
 from deltavlm.model.huggingface.source import fingerprint, parse, plan
 from deltavlm.model.interface import PairContext, Question
 from deltavlm.model.kinds import load_model, read_spec
@@ -208,7 +209,8 @@ def test_an_adapter_is_merged(tiny: Path, adapter: Path) -> None:
     plain = transformers.AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
     reference = parse(f"hf:{tiny}+{adapter}")
     assert reference[1] is not None
-    unmerged = loading._with_adapter(plain, reference[1], adapter, reference[0], merge=False).eval()
+    with loading.quiet():
+        unmerged = with_adapter(plain, reference[1], adapter, reference[0], merge=False).eval()
     unmerged.generation_config = adapted.model.generation_config
     assert scores(replace(adapted, model=unmerged)) == pytest.approx(scores(adapted), abs=1e-5)
     assert read_spec(f"hf:{tiny}+{adapter}").weights_bytes > read_spec(f"hf:{tiny}").weights_bytes

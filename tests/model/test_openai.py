@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import socket
 import subprocess
 import sys
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.network
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = ("caption", "change", "count", "location")
 QUESTIONS = [standard_question(TASKS[name], phrase=GENERIC.phrase(name)) for name in NAMES]
-CHANGE, COUNTS = QUESTIONS[1], QUESTIONS[2]
+CAPTION, CHANGE, COUNTS = QUESTIONS[:3]
 
 
 @pytest.fixture(autouse=True)
@@ -379,6 +380,13 @@ def test_retry_after_is_obeyed(waits: Callable[..., list[float]]) -> None:
     assert waits(**{"Retry-After": "86400"}) == []  # beyond the time for all tries
 
 
+def test_a_short_time_out_leaves_time_for_a_busy_server(
+    waits: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "timeout_s", 2.0)
+    assert waits(**{"Retry-After": "30"}) == [30] * 4
+
+
 def test_a_slow_server_is_given_up(server: ChatServer) -> None:
     ended = threading.Event()
 
@@ -389,7 +397,7 @@ def test_a_slow_server_is_given_up(server: ChatServer) -> None:
     model = load_model(server.name, timeout_s=0.2)
     text = failure(ModelError, model.answer, model.encode(*pairs(True)), [CHANGE])
     ended.set()
-    assert "no whole answer in 0.2 s; fewer `requests`" in text
+    assert "did not answer in 2 tries (no whole answer in 0.2 s; a longer `timeout_s`" in text
 
 
 def test_a_byte_now_and_then_is_no_answer() -> None:
@@ -579,7 +587,8 @@ def test_a_server_that_has_become_too_slow_ends_the_run(server: ChatServer) -> N
     server.script, server.probes = lambda asked: Answer("Yes") if ends.wait() else None, True
     text = failure(ToolError, model.answer, model.encode(*pairs(True, False)), [CHANGE])
     ends.set()
-    assert "(no whole answer in 0.5 s; fewer `requests` at a time may help), nor to a question" in text
+    assert "(no whole answer in 0.5 s; a longer `timeout_s` or fewer `requests` at a time may help)" in text
+    assert "nor to a question" in text
 
 
 def test_a_server_that_fails_for_every_pair_ends_the_run(server: ChatServer) -> None:
@@ -601,7 +610,70 @@ def test_a_server_that_fails_for_every_pair_ends_the_run(server: ChatServer) -> 
         else:
             failure(ModelError, answer, pair)
     text = failure(ToolError, answer, 11)
-    assert text.endswith("(HTTP 500: out of memory), for 8 pairs in a row; see the log of the server")
+    asked = f"(HTTP 500: out of memory), to '{CHANGE.prompt[:20]}"
+    assert asked in text
+    assert text.endswith("for 8 pairs in a row; see the log of the server")
+
+
+def test_a_server_that_fails_for_one_question_about_every_pair_ends_the_run(server: ChatServer) -> None:
+    """Also where the others are answered before it, as with a cascade."""
+    model = load_model(server.name)
+    server.script = lambda asked: Answer(status=500, body=b"busy") if asked.prompt == CAPTION.prompt else None
+    before, after = pairs(*[True] * 8)
+    for index in range(8):
+        pair = model.encode(before[[index]], after[[index]])
+        assert model.answer(pair, [CHANGE])[0][0].text == "Yes."
+        kind = ToolError if index == 7 else ModelError
+        text = failure(kind, model.answer, pair, [CAPTION, COUNTS])
+        assert ("for 8 pairs in a row" in text) == (index == 7)
+    assert sum(asked.prompt == CAPTION.prompt for asked in server.questions) == 8 * 5
+    assert sum(asked.prompt == CHANGE.prompt for asked in server.questions) >= 8
+
+
+@pytest.mark.parametrize("detail", ["failed to load the model's vocabulary for format", "internal error"])
+def test_a_server_that_fails_for_a_json_schema_is_asked_without(server: ChatServer, detail: str) -> None:
+    def script(asked: Asked) -> Answer | None:
+        refused = "response_format" in asked.body
+        return Answer(status=500, body={"error": detail}) if refused else None
+
+    server.script = script
+    model = load_model(server.name, requests=1)
+    replies = model.answer(model.encode(*pairs(True, True, px=40)), [COUNTS])
+    assert {json.loads(row[0].text)["new_buildings"] for row in replies} == {2}
+    assert sum("response_format" in asked.body for asked in server.questions) == 5
+    assert all(asked.body["logprobs"] for asked in server.questions)
+
+
+def test_a_server_that_fails_for_logprobs_is_asked_without_where_it_names_them(server: ChatServer) -> None:
+    """Else it may only be busy, as while it loads the model."""
+
+    def script(asked: Asked) -> Answer | None:
+        return Answer(status=500, body=words) if "logprobs" in asked.body else None
+
+    server.script, server.probes, words = script, True, b"no logprobs here"
+    assert math.isnan(ask(server).score)
+    words = b"loading the model"
+    assert "loading the model); try again later" in failure(InputError, load_model, server.name)
+
+
+def test_a_field_that_was_answered_is_not_left_out(server: ChatServer) -> None:
+    """The answers of a run would differ from those before."""
+    model = load_model(server.name)
+    before, after = pairs(True, True, px=40)
+    assert json.loads(model.answer(model.encode(before[:1], after[:1]), [COUNTS])[0][0].text)
+    server.script = lambda asked: Answer(status=500, body=b"response_format: busy")
+    failure(ToolError, model.answer, model.encode(before[1:], after[1:]), [COUNTS])
+    assert all("response_format" in asked.body for asked in server.questions)
+
+
+def test_errors_survive_the_way_from_another_process(server: ChatServer) -> None:
+    """As with Ray."""
+    model = load_model(server.name)
+    for status in (400, 500):
+        server.script = lambda asked, status=status: Answer(status=status, body=b"no")
+        with pytest.raises(ModelError) as caught:
+            model.answer(model.encode(*pairs(True)), [CHANGE])
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 @pytest.mark.parametrize("fault", [Answer(status=400, body=b"no"), Answer(""), Answer(body=b"<html>")])

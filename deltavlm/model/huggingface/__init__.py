@@ -9,23 +9,13 @@ Imports no torch before `load`.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from deltavlm.errors import ConfigError
 from deltavlm.extras import require_torch
 from deltavlm.hub import Hub
 from deltavlm.model.chat_turns import CHIP_PX
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.huggingface.source import parse, plan
 from deltavlm.model.interface import ChangeModel
-from deltavlm.model.kinds import ModelSpec
-
-_UNSUPPORTED = {
-    "decode": (None, "fast"),
-    "beams": (None, 1),
-    "prompt_style": (None,),
-}
-"""Option -> values that these models support; they always decode greedily."""
+from deltavlm.model.kinds import ModelSpec, check_options
 
 
 def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
@@ -33,7 +23,7 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
 
     Asks the Hub if a file is not in its cache.
     """
-    check_options(options)
+    check_options("hf", options)
     hub = Hub.configure(offline=options.offline)
     size = sum(plan(reference, hub).weights_bytes for reference in parse(name) if reference is not None)
     return ModelSpec(name, CHIP_PX, None, has_masks=False, weights_bytes=size)
@@ -41,19 +31,8 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
 
 def load(name: str, options: RuntimeOptions) -> ChangeModel:
     """Load a model and its adapter; see `kinds.load_model`."""
-    check_options(options)
+    check_options("hf", options)
     require_torch(name)
     from deltavlm.model.huggingface.loading import load_chat_model
 
     return load_chat_model(name, options)
-
-
-def check_options(options: RuntimeOptions) -> None:
-    """Raises: ConfigError for an option that these models do not support."""
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if value not in _UNSUPPORTED.get(field.name, (value,)):
-            raise ConfigError(
-                f"models of the Hub (hf:...) do not support `{field.name}={value!r}`; omit it: they are asked"
-                " in plain words and decode greedily"
-            )

@@ -85,7 +85,7 @@ class ChatModel(ChatFacts):
             contexts = [PairContext(evidence=context.evidence) for context in contexts]
         with wrap_torch_errors(pluralize(len(before), "pair"), self.device):
             return [
-                self._encode_pair((_image(first), _image(second)), context)
+                self._encode_pair((to_image(first), to_image(second)), context)
                 for first, second, context in zip(before, after, contexts, strict=True)
             ]
 
@@ -125,21 +125,21 @@ class ChatModel(ChatFacts):
     ) -> list[Reply | None]:
         """Answer rows, none twice, in their order; `extra` tokens are for reasoning. None for a row that ends
         while the model reasons."""
-        batches = [(encoded[pair], question) for pair, question in rows]
+        asked = [(encoded[pair], question) for pair, question in rows]
         with wrap_torch_errors(pluralize(len(rows), "question"), self.device):
-            lengths = [self._lengths(*row) for row in batches]
+            lengths = [self._lengths(*row) for row in asked]
 
         def key(index: int) -> Hashable:
             """Rows with an equal key may share a batch."""
-            prefix, limit = batches[index][0].prefix, batches[index][1].max_new_tokens
+            prefix, limit = asked[index][0].prefix, asked[index][1].max_new_tokens
             padded = self.pads and (prefix is None or can_pad(prefix))
             return (limit, () if padded else lengths[index])
 
         def answer_batch(batch: Sequence[int]) -> list[Reply | None]:
             with wrap_torch_errors(pluralize(len(batch), "question"), self.device):
-                return self._answer([batches[index] for index in batch], extra)
+                return self._answer([asked[index] for index in batch], extra)
 
-        order = sorted(range(len(rows)), key=lambda index: (batches[index][1].max_new_tokens, lengths[index]))
+        order = sorted(range(len(rows)), key=lambda index: (asked[index][1].max_new_tokens, lengths[index]))
         limit = self._row_batch_size(max((sum(each) for each in lengths), default=1) + extra, rows)
         replies = run_in_batches(order, limit, answer_batch, key)
         return [replies[index] for index in range(len(rows))]
@@ -334,7 +334,7 @@ def image_token(config: Any) -> int:
     return -1
 
 
-def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
     """Image of (3, H, W) uint8."""
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 

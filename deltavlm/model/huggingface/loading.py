@@ -1,4 +1,4 @@
-"""Loading of vision-language models with transformers: checks, memory, adapters, quantization."""
+"""Loading of vision-language models with transformers: checks, memory, quantization."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from transformers.utils import logging as transformers_logging
 
 from deltavlm.errors import InputError, ModelError, ModelOutOfMemory
 from deltavlm.extras import require_package
-from deltavlm.files import format_bytes, parse_json, read_text
+from deltavlm.files import format_bytes
 from deltavlm.hub import Hub
-from deltavlm.messages import first_line
+from deltavlm.messages import NOTE, first_line
 from deltavlm.model.chat_turns import THINK, chat_turns
 from deltavlm.model.config import Decoding, RuntimeOptions
 from deltavlm.model.device import DTYPES, pick_dtype, resolve_device
 from deltavlm.model.huggingface import source
+from deltavlm.model.huggingface.adapters import warn_of_other_base, with_adapter
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text
 from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo
@@ -72,15 +73,14 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     training: Mapping[str, Any] = {}
     if adapter is not None and adapter_folder is not None:
         training = source.read_training(adapter_folder)
-        model = _with_adapter(model, adapter.reference, adapter_folder, reference, merge=not options.quantize)
-        _warn_of_other_base(adapter.reference, adapter_folder, training, planned, folder)
+        with quiet():
+            model = with_adapter(
+                model, adapter.reference, adapter_folder, reference, merge=not options.quantize
+            )
+        warn_of_other_base(adapter.reference, adapter_folder, training, planned, folder)
     model = _move(model, options, device, reference)
     model.generation_config = _ends(model, processor)
-    yes_no = YesNo.of(processor.tokenizer.get_vocab())
-    if not yes_no.yes:
-        logger.warning(
-            "the tokenizer of %s has no tokens for yes and no: answers have no probability", reference.name
-        )
+    yes_no = _yes_no(reference, processor)
     kind = str(settings.get("model_type"))
     sources = [(planned, folder)]
     if adapter is not None and adapter_folder is not None:
@@ -119,6 +119,16 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
         calibration=options.calibration,
         meter=CudaMeter(device) if device.startswith("cuda") else None,
     )
+
+
+def _yes_no(reference: Reference, processor: Any) -> YesNo:
+    """Tokens for yes and no; a warning where the tokenizer has none."""
+    yes_no = YesNo.of(processor.tokenizer.get_vocab())
+    if not yes_no.yes:
+        logger.warning(
+            "the tokenizer of %s has no tokens for yes and no: answers have no probability", reference.name
+        )
+    return yes_no
 
 
 def _described(adapter: PlannedSource | None) -> str | None:
@@ -189,7 +199,8 @@ def _check_memory(
     free = CudaMeter(device).free() if device.startswith("cuda") else available_memory()
     name = next(key for key, value in DTYPES.items() if value == dtype)
     where = "the GPU" if device.startswith("cuda") else "memory"
-    logger.info(
+    logger.log(
+        NOTE,
         "%s needs about %s in %s; %s free",
         planned.reference.name,
         format_bytes(needed),
@@ -258,64 +269,6 @@ def _check_images(reference: Reference, processor: Any) -> None:
             f"{reference.name} takes no conversation with two images ({first_line(error)}); give a model that"
             " takes two images"
         ) from error
-
-
-def _with_adapter(model: Any, adapter: Reference, folder: Path, base: Reference, *, merge: bool) -> Any:
-    """Model with an adapter of peft, merged into its weights if `merge`.
-
-    Raises: InputError if the adapter is of another base.
-    """
-    import peft
-    from safetensors import safe_open
-
-    made_for = _base_name(folder)
-    other = InputError(
-        f"the adapter {adapter.name} does not fit {base.name}: it was made for another base"
-        f"{f' ({made_for})' if made_for else ''}; give that one"
-    )
-    with quiet():
-        try:
-            adapted = peft.PeftModel.from_pretrained(model, folder)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise other from error
-    with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
-        names = {*stored.keys()}
-    has_embeddings = any(part in name for name in names for part in ("embed_tokens", "lm_head"))
-    # told, since peft would ask the Hub for the base's configuration to find out
-    if names != {*peft.get_peft_model_state_dict(adapted, save_embedding_layers=has_embeddings)}:
-        raise other
-    return adapted.merge_and_unload() if merge else adapted.get_base_model()
-
-
-def _warn_of_other_base(
-    adapter: Reference, folder: Path, training: Mapping[str, Any], base: PlannedSource, base_folder: Path
-) -> None:
-    """Warn where an adapter was made for another base than that which it is given with; one of the same shape
-    loads all the same.
-
-    Folders and repositories are compared by their names, as a folder may be a copy; the base of an adapter
-    that was trained here also by commit, or by the checksum of its folder.
-    """
-    name, made_for = base.reference.name, _base_name(folder)
-    if training.get("base_fingerprint") == source.fingerprint([(base, base_folder)]):
-        return
-    trained_revision = training.get("base_revision")
-    is_other = made_for and Path(made_for).name.lower() != Path(name).name.lower()
-    is_changed = "base_fingerprint" in training and (base.commit is None) == (trained_revision is None)
-    if is_other or is_changed:
-        revision = f" at {trained_revision}" if trained_revision and not is_other else ""
-        other = f"{made_for or name}{revision}" if is_other or revision else f"other weights of {name}"
-        logger.warning(
-            "the adapter %s was made for %s, not for this %s: answers may be worthless; give that one",
-            *(adapter.name, other, name),
-        )
-
-
-def _base_name(folder: Path) -> str:
-    """Base of an adapter, as its configuration names it; empty if it does not."""
-    config = parse_json(read_text(folder / source.ADAPTER_CONFIG))
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return str(name or "").rstrip("/\\")
 
 
 def _always_reasons(processor: Any) -> bool:

@@ -33,7 +33,8 @@ from deltavlm.version import __version__
 __all__ = ["Client", "NoAnswer", "NoServer", "Response", "Stopped"]
 
 CONNECT_S = 10.0
-TRIES = 5
+TRIES, TIMED_OUT_TRIES = 5, 2
+RETRY_S = 600.0  # for all tries of a request, unless the time-outs allow more
 MAX_PAUSE_S = 60.0  # of ours; a server may ask for a longer one
 MAX_REPLY_BYTES = 16_000_000
 RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -42,6 +43,9 @@ MAX_DETAIL_CHARS = 200
 
 class NoAnswer(ModelError):
     """A request that was tried several times and failed each time."""
+
+    status: int | None = None  # of the last response; None where there was none
+    detail: str = ""  # what the server says of it
 
 
 class NoServer(ToolError):
@@ -79,19 +83,20 @@ class Client:
     timeout_s: float = 300.0  # of a whole reply
     tries: int = TRIES
     jitter: Callable[[], float] = random.random
-    timeout_hint: str = "fewer `requests` at a time may help"
+    timeout_hint: str = "a longer `timeout_s` or fewer `requests` at a time may help"
 
     @property
     def deadline_s(self) -> float:
         """Time for all tries of a request, and the pauses between them."""
-        return 2 * self.timeout_s
+        return max(RETRY_S, TIMED_OUT_TRIES * self.timeout_s)
 
     def request(
         self, path: str, body: Any = None, *, stop: threading.Event, is_first: bool = False
     ) -> Response:
         """Response to a GET of a path below the base URL, or to a POST of a body as JSON.
 
-        Failures that may pass (429, 5xx, a connection that breaks, no answer in time) are tried again.
+        Failures that may pass (429, 5xx, a connection that breaks) are tried again, and once more where there
+        is no answer in time.
 
         Args:
             stop: ends the pauses between tries.
@@ -101,12 +106,14 @@ class Client:
         """
         end = time.monotonic() + self.deadline_s
         content = None if body is None else json.dumps(body).encode()
+        timed_out = 0
         for attempt in range(self.tries):
             pause_s = min(MAX_PAUSE_S, 2.0**attempt) * (0.5 + 0.5 * self.jitter())
-            is_gone = False
+            is_gone, status, detail = False, None, ""
             try:
                 response = self._send(path, content)
             except TimeoutError:
+                timed_out += 1
                 fault = f"no whole answer in {self.timeout_s:g} s; {self.timeout_hint}"
             except (HTTPException, OSError) as error:
                 reason = getattr(error, "reason", error)
@@ -115,9 +122,10 @@ class Client:
             else:
                 if response.status not in RETRIED:
                     return response
-                fault = f"HTTP {response.status}: {self.detail(response)}"
+                status, detail = response.status, self.detail(response)
+                fault = f"HTTP {status}: {detail}"
                 pause_s = _seconds(response.retry_after, pause_s)
-            is_last = attempt + 1 == self.tries or (is_gone and is_first)
+            is_last = attempt + 1 == self.tries or timed_out == TIMED_OUT_TRIES or (is_gone and is_first)
             if is_last or time.monotonic() + pause_s > end:
                 break
             if stop.wait(pause_s):
@@ -126,7 +134,9 @@ class Client:
             raise NoServer(f"no server at {self.address.url} ({fault})")
         if not is_last and pause_s > MAX_PAUSE_S:
             fault += f"; it asks to wait {pause_s:.0f} s"
-        raise NoAnswer(f"{self.address.url} did not answer in {attempt + 1} tries ({fault})")
+        failure = NoAnswer(f"{self.address.url} did not answer in {attempt + 1} tries ({fault})")
+        failure.status, failure.detail = status, detail
+        raise failure
 
     def describe_fault(self, error: Exception) -> str:
         """Words for a connection that failed."""

@@ -47,7 +47,7 @@ PROBE = Question(
 )
 PROBE_PX = 64
 LOCAL_OPTIONS = (
-    *("device", "dtype", "quantize", "decode"),
+    *("device", "runtime", "dtype", "quantize", "decode"),
     *("beams", "prompt_style", "offline", "trust_remote_code"),
 )
 """Fields of `RuntimeOptions` for models on this machine alone."""
@@ -77,10 +77,6 @@ class EncodedPairs:
 class _Refusal(ModelError):
     """A response with an error that another try will not change."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
 
 @dataclass(repr=False)
 class ServerModel(ChatFacts):
@@ -99,7 +95,9 @@ class ServerModel(ChatFacts):
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _notes: set[str] = field(default_factory=set)  # kinds of messages that were logged
     _answered: tuple[_Pair, Question] | None = None  # the last question that the server has answered
-    _failed_pairs: set[str] = field(default_factory=set)  # digests of pairs in a row without an answer
+    _answered_fields: set[str] = field(default_factory=set)  # of requests that the server has answered
+    _failed_pairs: dict[Question, set[str]] = field(default_factory=dict)
+    """Question -> digests of pairs in a row to which the server has not answered it."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} at {self.client.address.url}>"
@@ -251,21 +249,23 @@ class ServerModel(ChatFacts):
             pass
 
     def _count_failed_pairs(self, outcomes: Mapping[tuple[str, Question], Reply | ModelError]) -> None:
-        """Count pairs in a row with a question that the server did not answer.
+        """Count, for each question, pairs in a row without an answer of the server to it.
 
         Raises: ToolError where these are MAX_FAILED_PAIRS.
         """
-        errors = {pair: error for (pair, _), error in outcomes.items() if isinstance(error, NoAnswer)}
-        if any(pair not in errors for pair, _ in outcomes):
-            self._failed_pairs.clear()
-            return
-        self._failed_pairs.update(errors)
-        if len(self._failed_pairs) >= MAX_FAILED_PAIRS:
-            count = pluralize(len(self._failed_pairs), "pair")
-            self._failed_pairs.clear()
-            raise ToolError(
-                f"{next(reversed(errors.values()))}, for {count} in a row; see the log of the server"
-            )
+        for question in dict.fromkeys(question for _, question in outcomes):
+            by_pair = {pair: outcome for (pair, asked), outcome in outcomes.items() if asked == question}
+            if not all(isinstance(outcome, NoAnswer) for outcome in by_pair.values()):
+                self._failed_pairs.pop(question, None)
+                continue
+            failed = self._failed_pairs.setdefault(question, set())
+            failed.update(by_pair)
+            if len(failed) >= MAX_FAILED_PAIRS:
+                self._failed_pairs.clear()
+                raise ToolError(
+                    f"{next(reversed(by_pair.values()))}, to {preview(question.prompt)} for "
+                    f"{pluralize(len(failed), 'pair')} in a row; see the log of the server"
+                )
 
     def _calibrated(self, score: float, question: Question) -> float:
         if self.calibration is None or not question.yes_no or math.isnan(score):
@@ -279,7 +279,14 @@ class ServerModel(ChatFacts):
         features = self.features
         while True:
             body = request_body(self.name, pair.images, pair.context, question, features)
-            response = self.client.request("/chat/completions", body, stop=stop, is_first=is_first)
+            try:
+                response = self.client.request("/chat/completions", body, stop=stop, is_first=is_first)
+            except NoAnswer as error:
+                simpler = self._without_failing(features, body, error)
+                if simpler is None:
+                    raise
+                features = simpler
+                continue
             if response.status in (400, 422, 501):
                 detail = self.client.detail(response)
                 simpler = features.without_refused(body, detail)
@@ -289,6 +296,7 @@ class ServerModel(ChatFacts):
                     continue
             content = self._content(response)
             self.features = features
+            self._answered_fields |= body.keys()
             completion = read_completion(content, question)
             if not completion.is_reasoning:
                 self.served_model = completion.model
@@ -296,6 +304,17 @@ class ServerModel(ChatFacts):
             if features.reasoning_tokens:
                 raise ModelError(f"no answer within {REASONING_TOKENS} tokens of reasoning")
             features = replace(features, reasoning_tokens=REASONING_TOKENS)
+
+    def _without_failing(
+        self, features: Features, body: Mapping[str, Any], error: NoAnswer
+    ) -> Features | None:
+        """Features without an optional field for which a server may fail (HTTP 500) instead of refusing it;
+        None where there is none. A field that it has answered before is not the reason, and logprobs only
+        where it names them, as a server that still loads its model fails too."""
+        doubtful = {name: body[name] for name in body.keys() - self._answered_fields}
+        if "logprob" not in error.detail.lower():
+            doubtful.pop("logprobs", None)
+        return features.without_refused(doubtful, error.detail) if error.status == 500 else None
 
     def _content(self, response: Response) -> Any:
         """JSON of a response. Raises: _Refusal, NoCompletion; InputError for a refusal of everything."""
@@ -316,7 +335,7 @@ class ServerModel(ChatFacts):
             raise InputError(
                 f"{message}; no model {self.name} there, or another address{_list_models(self.client)}"
             )
-        raise _Refusal(message, status)
+        raise _Refusal(message)
 
     def _warn_once(self, kind: str, message: str) -> None:
         with self._lock:
