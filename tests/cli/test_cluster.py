@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import rasterio
+from typer.testing import CliRunner
 
 import deltavlm
+from deltacli.main import app
 from deltavlm.cluster import worker
 from deltavlm.cluster.session import LOCAL, set_ray_environment
 from deltavlm.cluster.worker import ReadTask, pair_fingerprint, read_chips_of_task
@@ -25,9 +27,10 @@ from deltavlm.model.kinds import KINDS
 from deltavlm.pipeline.job import AnalyzeOptions
 from deltavlm.pipeline.journal.store import Journal
 from tests import workers
+from tests.chat_server import COUNT, Answer, Asked, chat_server
 from tests.cli.conftest import Run
 from tests.conftest import Scene
-from tests.pairs import write_pairs
+from tests.pairs import features, write_pairs
 from tests.rasters import write_raster
 from tests.scripted_model import ScriptedModel
 from tests.text_reader import KIND
@@ -281,3 +284,28 @@ def test_a_reader_with_other_files_says_so(scene: Scene, tmp_path: Path, gone: b
     assert ("no such file" if gone else "is another file") in seen[0][2]
     assert f" (on {socket.gethostname()})" in seen[0][2]
     assert [piece.size for piece in pieces] == [0, 0]
+
+
+def test_workers_ask_a_server(
+    cluster: None, scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where it refuses a question: the error comes back from the worker."""
+    monkeypatch.setattr("deltavlm.cluster.session._connected", lambda address: nullcontext())
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+
+    def script(asked: Asked) -> Answer | None:
+        return (
+            Answer(status=400, body={"error": "too long"})
+            if asked.prompt == COUNT and asked.changed
+            else None
+        )
+
+    with chat_server(script) as server:
+        for output, engine in (("local.geojson", ()), ("ray.geojson", RAY)):
+            words = ("analyze", *scene.args, "--model", server.name, *SMALL, *engine, "-o", output)
+            result = CliRunner().invoke(app, [str(word) for word in words])
+            assert result.exit_code == 3, result.stderr
+    assert same("local.geojson", "ray.geojson")
+    statuses = [each["properties"]["status"] for each in features("ray.geojson")]
+    assert (statuses.count("error"), statuses.count("answered")) == (1, 14)

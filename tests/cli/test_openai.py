@@ -192,6 +192,32 @@ def test_a_server_that_fails_from_some_chip_on_leaves_a_run_that_resumes_to_the_
     assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
 
 
+def test_a_cascade_whose_second_questions_fail_ends_and_loses_no_chip(server: ChatServer) -> None:
+    pairs = write_pairs(Path("pairs"), 30)  # every third has changed
+    args = (
+        "analyze",
+        "--pairs",
+        pairs,
+        *SMALL,
+        "--model",
+        server.name,
+        "--cascade",
+        "--ask",
+        "change,caption",
+    )
+    assert run(*args, "-o", "whole.geojson").exit_code == 0
+    caption = GENERIC.phrase("caption").prompt
+    server.script = lambda asked: Answer(status=500, body=b"busy") if asked.prompt == caption else None
+    result = run(*args, "-o", "out.geojson")
+    assert result.exit_code == 1
+    assert "for 8 pairs in a row" in result.stderr
+    assert "the same command resumes" in result.stderr
+    server.script = lambda asked: None
+    assert run(*args, "-o", "out.geojson").exit_code == 3  # chips with an error stay until they are retried
+    assert run(*args, "-o", "out.geojson", "--retry-failed").exit_code == 0
+    assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_run_resumes_to_the_same_bytes(scene: Scene, server: ChatServer) -> None:
