@@ -1,4 +1,4 @@
-"""LoRA adapter of a checkpoint of kind changevg: its chats, with the captions of its guide, and its batches.
+"""LoRA adapter of a checkpoint of kind changevg: chats with the captions of its guide, and batches.
 
     model without adapter -> `train` -> adapter_config.json, adapter_model.safetensors
       -> `weights convert --kind changevg --adapter` merges it
