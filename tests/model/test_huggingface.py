@@ -144,6 +144,17 @@ def test_rows_of_different_lengths_share_a_batch(architecture: str, tiny_of: Cal
     assert_equal(ask(replace(model, pads=True, uses_prefix=False), questions, contexts), alone)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "lfm2_vl"])
+def test_pairs_of_other_sizes_keep_their_positions(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
+    """Some models number the tokens after an image by its shape, alone and in a batch."""
+    model = tiny_of(architecture).model
+    square = model.encode(BEFORE[:1], AFTER[:1])
+    wide = model.encode(BEFORE[:1, :, :32], AFTER[:1, :, :32])
+    again = [replace(model, uses_prefix=False).answer(pair, QUESTIONS)[0] for pair in (square, wide)]
+    assert_equal([model.answer(pair, QUESTIONS)[0] for pair in (square, wide)], again)
+    assert_equal(replace(model, pads=True).answer([*square, *wide], QUESTIONS), again)
+
+
 @every_architecture
 def test_the_cache_of_a_pair_changes_no_answer(architecture: str, tiny_of: Callable[[str], Tiny]) -> None:
     model = tiny_of(architecture).model
