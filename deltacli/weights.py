@@ -326,7 +326,7 @@ def convert_checkpoint(
             "--adapter",
             panel=PUBLISHED,
             metavar="DIR",
-            help="changevg, changechat: the folder of the LoRA, which is merged (changechat: optional).",
+            help="changevg, changechat: the folder of the LoRA, which is merged; none to train from.",
         ),
     ] = None,
     mci: Annotated[

@@ -22,7 +22,7 @@ from deltavlm.data.changechat import NAME, ImagePair, Record, training_records, 
 from deltavlm.data.examples import SPLITS, Problem
 from deltavlm.data.images import image_size
 from deltavlm.data.levircc import PairCaptions
-from deltavlm.data.masks import LEVIR_MCI, ClassMap, MaskRules, measure_mask, read_mask
+from deltavlm.data.masks import LEVIR_MCI, ClassMap, MaskRules, find_mask, measure_mask, read_mask
 from deltavlm.data.progress import CountProgress, no_progress
 from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, count_sentence
 from deltavlm.errors import ConfigError, InputError, OutputError
@@ -68,10 +68,7 @@ class BuildSources:
 
     def read_facts(self, split: str, file: str) -> PairFacts:
         """Facts about the pair of this file name. Raises: InputError when it lacks something."""
-        labels = self.masks / split / "label"
-        path = (labels if labels.is_dir() else self.masks / split) / file
-        if not path.is_file():
-            path = path.with_suffix(".png")  # a lossy image may have a lossless mask
+        path = find_mask(self.masks, f"{split}/A/{file}")
         mask = read_mask(path, self.classes)
         if min(mask.shape) < 3:
             raise InputError(f"{path} is {mask.shape[1]} x {mask.shape[0]} px, too small for nine cells")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -35,7 +35,10 @@ from deltavlm.messages import pluralize
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 
-__all__ = ["CELL_RULES", "LEVIR_MCI", "ClassMap", "MaskRules", "measure_mask", "parse_class_map", "read_mask"]
+__all__ = [
+    *("CELL_RULES", "LEVIR_MCI", "ClassMap", "MaskRules", "find_mask", "measure_mask", "parse_class_map"),
+    "read_mask",
+]
 
 CellRule = Literal["any", "share", "centroid"]
 CELL_RULES: tuple[CellRule, ...] = ("any", "share", "centroid")
@@ -125,6 +128,19 @@ def read_mask(path: Path, classes: ClassMap = LEVIR_MCI) -> npt.NDArray[np.uint8
     codes = np.array([code_of[value] for value in unique_values.tolist()], np.uint8)
     mask: npt.NDArray[np.uint8] = codes[indices.reshape(values.shape)]
     return mask
+
+
+def find_mask(masks: Path, before: str) -> Path:
+    """Mask of the pair whose first image is SPLIT/A/NAME: MASKS/SPLIT/label/NAME or MASKS/SPLIT/NAME; a lossy
+    image may have a lossless mask. The file may be missing.
+
+    >>> find_mask(Path("masks"), "train/A/7.jpg").as_posix()
+    'masks/train/7.png'
+    """
+    image = PurePosixPath(before)
+    folder = masks / (image.parent.parent if image.parent.name == "A" else image.parent)
+    path = (folder / "label" if (folder / "label").is_dir() else folder) / image.name
+    return path if path.is_file() else path.with_suffix(".png")
 
 
 def measure_mask(mask: npt.NDArray[np.uint8], rules: MaskRules = MaskRules()) -> tuple[Counts, Cells]:

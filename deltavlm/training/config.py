@@ -14,10 +14,15 @@ from deltavlm.errors import ConfigError
 from deltavlm.model.kinds import kind_of
 from deltavlm.tasks import TASKS, TaskName
 
-Objective = Literal["vision", "language", "joint", "align", "instruct", "adapter"]
+Objective = Literal[
+    "vision", "language", "joint", "align", "instruct", "adapter", "mci_joint", "mci_caption", "mci_mask"
+]
 Precision = Literal["fp32", "bf16", "fp16"]
 Module = Literal["vision", "difference", "dense", "qformer", "projection"]
-ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct")  # train on answers, so can be asked
+ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct", "mci_joint", "mci_caption")
+"""Parts that train on answers, so that the model can be asked."""
+STAGES: tuple[Objective, ...] = ("mci_joint", "mci_caption", "mci_mask")
+"""Parts of a model of kind mci."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class RecordSet:
     tasks: tuple[TaskName, ...] = tuple(TASKS)
     weight: float = 1.0  # sampling weight
     held_out: int | Literal["auto"] = 0  # "auto": a fifth of the pairs, 200 at most
+    masks: Path | None = None  # MASKS/SPLIT/label/NAME or MASKS/SPLIT/NAME, for the stages of kind mci
+    class_map: str | None = None  # of their values, such as road=1,building=2; default: LEVIR-MCI's
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,10 @@ class Phase:
     - "joint": all modules, both kinds of losses
     - "align": difference module and Q-Former; BLIP-2's contrastive and matching losses (arXiv 2301.12597)
     - "instruct": all modules but the language model; cross-entropy of answers
-    - "adapter": the adapter of a model hf:..., which has this one phase; cross-entropy of answers
+    - "adapter": what the key `adapter` describes, in a run with this one phase; cross-entropy of answers
+    - "mci_joint": all modules of a model of kind mci; both losses, each divided by its own value
+    - "mci_caption": its caption neck and decoder; cross-entropy of captions
+    - "mci_mask": its mask neck and mask head; cross-entropy of the classes of pixels
 
     `rates` overrides that: learning-rate multipliers by the name of a module or parameter ("vision",
     "vision.tower.blocks.37"); 0 freezes it, and the longest matching name counts. A phase starts from the EMA
@@ -106,11 +116,12 @@ class Phase:
     floor: float = 0.01  # learning rate at the end of the cosine, as a share of lr
     micro: int | None = None  # micro-batch of a process, in pairs; default: its whole share of the batch
     balance: Literal["root", "token"] = "root"  # weight of an answer: root of its length, or its length
+    b_rate: float = 1.0  # learning-rate multiplier of an adapter's matrices B (LoRA+, arXiv 2402.12354)
     cut: float = 0.0  # random crop of up to this share of an image's side, the same of both dates
     turn_deg: float = 0.0  # random rotation by up to so many degrees, the same of both dates
 
     def __post_init__(self) -> None:
-        minimum = {"steps": 1, "batch": 1, "warmup": 0, "rows": 1, "lr": 0, "turn_deg": 0}
+        minimum = {"steps": 1, "batch": 1, "warmup": 0, "rows": 1, "lr": 0, "turn_deg": 0, "b_rate": 0}
         for name, limit in minimum.items():
             if not limit <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, less than {limit} or not finite")
@@ -152,7 +163,8 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """LoRA adapter (arXiv 2106.09685) of the language model of a model hf:..., whose own weights stay."""
+    """LoRA adapter (arXiv 2106.09685) of a model hf:... or of kind changechat or changevg, whose own weights
+    stay."""
 
     rank: int = 16
     alpha: int = 32
@@ -165,16 +177,22 @@ class Adapter:
 
 
 ADAPTER_KEYS = frozenset(
-    {"part", "steps", "batch", "lr", "warmup", "weight_decay", "betas", "floor", "micro", "balance"}
+    {"part", "steps", "batch", "lr", "warmup", "weight_decay", "betas", "floor", "micro", "balance", "b_rate"}
 )
 """Keys of a phase that the training of an adapter uses."""
+
+
+STAGE_KEYS = frozenset(
+    {"part", "steps", "batch", "lr", "warmup", "weight_decay", "betas", "floor", "micro", "rates"}
+)
+"""Keys of a phase that the stages of a model of kind mci use."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Configuration of a training run; `configs/train_nano.yaml` is the recipe of the shipped weights."""
 
-    model: str  # name of a model config in configs/; with `adapter` hf:..., or a folder of kind changechat
+    model: str  # name of a model config in configs/; hf:... or a folder of another kind that is trained
     phases: dict[str, Phase]
     scenes: Scenes | None = None
     sets: dict[str, RecordSet] = field(default_factory=dict)
@@ -217,6 +235,7 @@ class TrainConfig:
         for name, phase in self.phases.items():
             self._check_phase(name, phase)
         self._check_adapter()
+        self._check_stages()
 
     def _check_adapter(self) -> None:
         is_chat_model, parts = kind_of(self.model) == "hf", [phase.part for phase in self.phases.values()]
@@ -228,19 +247,37 @@ class TrainConfig:
             return
         if not is_chat_model and "/" not in self.model and not Path(self.model).is_dir():
             raise ValueError(
-                "adapter is for a model hf:OWNER/NAME or hf:FOLDER, or a folder of kind changechat, not for"
-                f" {self.model!r}"
+                "adapter is for a model hf:OWNER/NAME or hf:FOLDER, or a folder of kind changechat or"
+                f" changevg, not for {self.model!r}"
             )
         if parts != ["adapter"]:
             raise ValueError("a run with adapter has one phase, of part adapter")
+        self._check_unused("the training of an adapter", ADAPTER_KEYS)
+
+    def _check_stages(self) -> None:
+        """Rules of the stages of a model of kind mci."""
+        stages = {name: phase.part in STAGES for name, phase in self.phases.items()}
+        if not any(stages.values()):
+            if with_masks := [name for name, records in self.sets.items() if records.masks]:
+                raise ValueError(f"sets.{with_masks[0]}.masks are for phases of part mci_...; leave it out")
+            return
+        if not all(stages.values()):
+            raise ValueError("phases of part mci_... are of a model of kind mci, and the others are not")
+        self._check_unused("the training of a model of kind mci", STAGE_KEYS)
+        needs_masks = any(phase.part != "mci_caption" for phase in self.phases.values())
+        if without := [name for name, records in self.sets.items() if needs_masks and not records.masks]:
+            raise ValueError(f"sets.{without[0]} has no masks; set sets.{without[0]}.masks to their folder")
+
+    def _check_unused(self, trained: str, phase_keys: frozenset[str]) -> None:
+        """Raises: ValueError for values that the training of another kind of model would ignore."""
         unused = [name for name in ("start", "fresh", "scenes", "max_epochs") if getattr(self, name)]
         unused += ["sharding"] * (self.sharding != "ddp")
         for name, phase in self.phases.items():
             default = Phase(phase.part, phase.steps, phase.batch, phase.lr)
-            keys = (field.name for field in fields(Phase) if field.name not in ADAPTER_KEYS)
+            keys = (field.name for field in fields(Phase) if field.name not in phase_keys)
             unused += [f"phases.{name}.{key}" for key in keys if getattr(phase, key) != getattr(default, key)]
         if unused:
-            raise ValueError(f"the training of an adapter does not support {', '.join(unused)}; leave it out")
+            raise ValueError(f"{trained} does not support {', '.join(unused)}; leave it out")
 
     def _check_metric(self, metric: str | None) -> None:
         sources = [name for name, records in self.sets.items() if records.held_out]

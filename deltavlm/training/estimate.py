@@ -34,7 +34,7 @@ from deltavlm.training.build import (
 )
 from deltavlm.training.calibrate import scene_margins
 from deltavlm.training.collate import TrainLoader, collate
-from deltavlm.training.config import TrainConfig
+from deltavlm.training.config import STAGES, TrainConfig
 from deltavlm.training.distributed import pick_machine, world
 from deltavlm.training.export import write_model_folder
 from deltavlm.training.learner import Learner
@@ -63,8 +63,10 @@ class Estimate:
 
 def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda text: None) -> Estimate:
     """Estimate a run without writing anything. Raises: ConfigError for a configuration that cannot work."""
-    if config.adapter is not None:
-        raise ConfigError("`dry_run` does not support an adapter yet; leave it out, and try a few steps")
+    if config.adapter is not None or any(phase.part in STAGES for phase in config.phases.values()):
+        raise ConfigError(
+            "`dry_run` supports neither an adapter nor a model of kind mci; leave it out, and try a few steps"
+        )
     inputs, missing = None, None
     model_config = load_model_config(config)
     try:

@@ -28,7 +28,8 @@ from deltavlm.training.losses import (
 
 PROJECTION_WIDTH = 256  # of the contrastive space, as in BLIP-2
 FALSE_ALARM_GRID = 4  # cells along a side of the smooth random false alarms
-LOSSES = ("mask", "density", "words", "contrastive", "matching")  # optimized; other sums are only logged
+LOSSES = ("mask", "density", "words", "contrastive", "matching", "caption", "joint")
+"""Sums that are optimized; others are only logged."""
 
 
 class AlignmentHeads(nn.Module):

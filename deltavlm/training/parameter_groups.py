@@ -19,6 +19,9 @@ MULTIPLIERS: dict[Objective, dict[str, float]] = {
     "joint": {"": 1},
     "align": {"difference": 1, "qformer": 1},
     "instruct": {"": 1, "language": 0},
+    "mci_joint": {"": 1},
+    "mci_caption": {"caption_neck": 1, "captioner": 1},
+    "mci_mask": {"mask_neck": 1, "mask_head": 1},
 }
 LORA = ".lora_"  # in the names of an adapter's weights, as peft gives them
 HEADS = "heads"  # layers that a loss needs and the model does not have
@@ -37,7 +40,8 @@ def lr_multipliers(names: Iterable[str], phase: Phase) -> dict[str, float]:
         if name not in prefixes:
             raise ConfigError(f"rates: the model has no {name!r}{suggest(name, sorted(prefixes)[:4000])}")
     if phase.part == "adapter":
-        return {name: float(LORA in name) for name in names}
+        rates = {f"{LORA}A.": 1.0, f"{LORA}B.": phase.b_rate}
+        return {name: next((rates[each] for each in rates if each in name), 0.0) for name in names}
     rules = MULTIPLIERS[phase.part] | phase.rates
     return {name: _multiplier(name, rules) for name in names}
 

@@ -17,7 +17,6 @@ from deltavlm.errors import InputError, ModelOutOfMemory
 from deltavlm.files import check_distinct_files
 from deltavlm.messages import pluralize
 from deltavlm.model.config import Calibration
-from deltavlm.model.kinds import kind_of
 from deltavlm.model.tokenizer import Codec
 from deltavlm.training.build import (
     RunInputs,
@@ -31,7 +30,7 @@ from deltavlm.training.build import (
 )
 from deltavlm.training.checkpoints import open_folder
 from deltavlm.training.collate import TrainLoader, collate
-from deltavlm.training.config import TrainConfig
+from deltavlm.training.config import STAGES, TrainConfig
 from deltavlm.training.distributed import Machine, pick_machine, world
 from deltavlm.training.export import describe_commit, export_model
 from deltavlm.training.loop import Trainer, TrainHooks
@@ -41,6 +40,7 @@ from deltavlm.training.validate import Validator
 
 if TYPE_CHECKING:
     from deltavlm.training.lora import AdapterInputs
+    from deltavlm.training.mci import StageInputs
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ def train(
     if options.only not in (None, "none", *config.phases):
         raise InputError(f"no phase {options.only!r}; there are {', '.join(config.phases)}")
     machine = pick_machine(config)
-    prepare = _prepare if config.adapter is None else _prepare_adapter
+    is_staged = any(phase.part in STAGES for phase in config.phases.values())
+    prepare = _prepare_stages if is_staged else _prepare if config.adapter is None else _prepare_adapter
     run = prepare(config, out, machine, options, on_progress)
     last, step = "", 0
     for name, phase in run.config.phases.items():
@@ -139,16 +140,26 @@ def _prepare_adapter(
     config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
 ) -> _Run:
     """Run of an adapter: the model is loaded, and its sets are checked."""
-    if kind_of(config.model):
-        from deltavlm.training.lora import load_adapter_inputs
-    else:
-        from deltavlm.training.changechat_lora import load_adapter_inputs
+    from deltavlm.training.lora import load_adapter_inputs
 
     inputs = load_adapter_inputs(config)
     if world.rank == 0:
         open_folder(out, config, resume=options.resume)
     world.barrier()
     return _AdapterRun(config, machine, out, inputs)
+
+
+def _prepare_stages(
+    config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
+) -> _Run:
+    """Run of the stages of a model of kind mci: the model is loaded, and its sets are checked."""
+    from deltavlm.training.mci import load_stage_inputs
+
+    inputs = load_stage_inputs(config)
+    if world.rank == 0:
+        open_folder(out, config, resume=options.resume)
+    world.barrier()
+    return _StagedRun(config, machine, out, inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +217,7 @@ class _Run(ABC):
 
 @dataclass(frozen=True, slots=True)
 class _AdapterRun(_Run):
-    """Run of an adapter of a model hf:... or of kind changechat."""
+    """Run of an adapter."""
 
     inputs: AdapterInputs
 
@@ -220,24 +231,37 @@ class _AdapterRun(_Run):
             AdapterValidator(config, name, inputs, self.machine) if config.validation else None,
             lambda step, note: on_progress(name, step, phase.steps, note),
         )
-        if kind_of(config.model):
-            learner, loader = build_learner(config, inputs), build_loader(config, name, inputs)
-            return Trainer(config, name, learner, loader, self.machine, hooks)
-        from deltavlm.training import changechat_lora
-
-        return Trainer(
-            config,
-            name,
-            changechat_lora.build_learner(config, inputs),
-            changechat_lora.build_loader(config, name, inputs),
-            self.machine,
-            hooks,
-        )
+        learner, loader = build_learner(config, inputs), build_loader(config, name, inputs)
+        return Trainer(config, name, learner, loader, self.machine, hooks)
 
     def export(self, folder: Path, options: RunOptions, steps: str) -> None:
         from deltavlm.training.lora import export_adapter
 
         export_adapter(self.config, self.inputs, self.provenance(options, steps), self.out, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _StagedRun(_Run):
+    """Run of a model of kind mci."""
+
+    inputs: StageInputs
+
+    def build_trainer(self, name: str, on_progress: OnProgress) -> Trainer:
+        from deltavlm.training.mci import StageLearner, StageValidator, build_loader, build_network
+
+        config, inputs = self.config, self.inputs
+        hooks = TrainHooks(
+            self.out,
+            StageValidator(config, name, inputs, self.machine) if config.validation else None,
+            lambda step, note: on_progress(name, step, config.phases[name].steps, note),
+        )
+        learner = StageLearner(build_network(config, inputs, self.out, name))
+        return Trainer(config, name, learner, build_loader(config, name, inputs), self.machine, hooks)
+
+    def export(self, folder: Path, options: RunOptions, steps: str) -> None:
+        from deltavlm.training.mci import export_stages
+
+        export_stages(self.config, self.inputs, self.provenance(options, steps), self.out, folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,12 +43,14 @@ TRAINED = "non_lora_trainables.bin"  # what an adapter's training changed beside
 Table = Sequence[tuple[str, str | None]]
 """Regular expression of a published name -> ours; None for a tensor that is ignored."""
 
-# Base in LLaVA-1.5's first layout, then as llava-hf has it.
+# Base in LLaVA-1.5's first layout; in that of llava-hf, where the language model is nested; and as in
+# transformers 5, where all but the head of the language model is in `model.`.
 BASE: Table = (
-    (r"(model\.mm_projector|multi_modal_projector)\.(0|linear_1)\.(weight|bias)", r"projector.linear_1.\3"),
-    (r"(model\.mm_projector|multi_modal_projector)\.(2|linear_2)\.(weight|bias)", r"projector.linear_2.\3"),
-    (r"(language_model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", None),  # a computed buffer
-    (r"(model\.vision_tower\.|vision_tower\.).*", None),  # the tower comes from CLIP's own file
+    (r"(model\.)?(mm|multi_modal)_projector\.(0|linear_1)\.(weight|bias)", r"projector.linear_1.\4"),
+    (r"(model\.)?(mm|multi_modal)_projector\.(2|linear_2)\.(weight|bias)", r"projector.linear_2.\4"),
+    (r"(language_model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", None),  # computed
+    (r"(model\.)?vision_tower\..*", None),  # the tower comes from CLIP's own file
+    (r"model\.language_model\.((embed_tokens|layers|norm)\..*)", r"language.model.\1"),
     (r"(language_model\.)?(model\.(embed_tokens|layers|norm)\..*|lm_head\.weight)", r"language.\2"),
 )
 CLIP: Table = (

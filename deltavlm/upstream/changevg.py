@@ -66,8 +66,8 @@ class Sources:
     """Local files, the input of a conversion."""
 
     base: Path  # folder of Qwen2.5-VL
-    adapter: Path  # folder of the LoRA
     mci: Path  # MCI_model.pth, a folder with it and vocab.json, or a checkpoint of kind mci
+    adapter: Path | None = None  # folder of the LoRA; None: the base alone, to train from
     vocab: Path | None = None  # vocab.json of the guide
 
 
@@ -102,12 +102,10 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     """
     check_new(folder)
     expected = _expected_shapes(sources.base)
-    adapter = read_adapter(sources.adapter)
-    adapter = replace(adapter, matrices={from_adapter(each): pair for each, pair in adapter.matrices.items()})
-    check_all_merged(adapter, frozenset(name.removesuffix(".weight") for name in expected))
+    adapter = None if sources.adapter is None else _read_adapter(sources.adapter, frozenset(expected))
     provenance = {
         "base": source_name(sources.base),
-        "adapter": describe_source(adapter.path),
+        **({} if adapter is None else {"adapter": describe_source(adapter.path)}),
         "guide": describe_source(_guide_file(sources.mci)),
     }
     with new_checkpoint(folder) as scratch:
@@ -131,6 +129,15 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
         )
         write_atomic(scratch / CONFIG, json.dumps(to_mapping(config), indent=1) + "\n")
     return Converted(folder, len(shapes) + guide.tensors, guide.ignored, folder_bytes(folder), provenance)
+
+
+def _read_adapter(folder: Path, weights: frozenset[str]) -> Lora:
+    """Adapter by the names of transformers 5. Raises: InputError, also for a layer that is not among the
+    weights."""
+    adapter = read_adapter(folder)
+    adapter = replace(adapter, matrices={from_adapter(each): pair for each, pair in adapter.matrices.items()})
+    check_all_merged(adapter, frozenset(name.removesuffix(".weight") for name in weights))
+    return adapter
 
 
 def _expected_shapes(base: Path) -> dict[str, torch.Size]:
@@ -181,7 +188,7 @@ def _convert_guide(sources: Sources, folder: Path, notify: Callable[[str], None]
 
 def _write_weights(
     base: Path,
-    adapter: Lora,
+    adapter: Lora | None,
     folder: Path,
     provenance: Mapping[str, str],
     notify: Callable[[str], None],
@@ -200,7 +207,7 @@ def _write_weights(
     return shapes
 
 
-def _merged(base: Path, adapter: Lora) -> Iterator[tuple[str, Tensor]]:
+def _merged(base: Path, adapter: Lora | None) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the base by the names of transformers 5, with the adapter.
 
     Raises: InputError for a tensor that is not Qwen2.5-VL's.
@@ -210,7 +217,7 @@ def _merged(base: Path, adapter: Lora) -> Iterator[tuple[str, Tensor]]:
             name = from_published(key)
         except KeyError:
             raise InputError(f"{base}: {key} is no tensor of Qwen2.5-VL") from None
-        yield name, adapter.merge(name.removesuffix(".weight"), tensor)
+        yield name, tensor if adapter is None else adapter.merge(name.removesuffix(".weight"), tensor)
 
 
 def _repetition_penalty(base: Path) -> float:

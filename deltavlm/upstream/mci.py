@@ -9,30 +9,28 @@ or on the list of those that nothing reads, and every tensor of ours is filled, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltavlm.config import to_mapping
 from deltavlm.errors import InputError, ModelError
-from deltavlm.files import folder_bytes, parse_json, read_text, write_atomic
+from deltavlm.files import folder_bytes, parse_json, read_text
 from deltavlm.messages import pluralize
 from deltavlm.model.device import DTYPES, pick_device
-from deltavlm.model.folder import CONFIG, VOCABULARY, WEIGHTS
+from deltavlm.model.folder import WEIGHTS
 from deltavlm.model.mci.config import CLASSES, END, NULL, MCIConfig, read_vocabulary
 from deltavlm.model.mci.losses import losses
-from deltavlm.model.mci.model import MCIModel, load_folder
+from deltavlm.model.mci.model import MCIModel, load_folder, save_folder
 from deltavlm.model.mci.network import MCI
 from deltavlm.upstream.checks import Check, Comparison, read_results
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
-from deltavlm.upstream.read import describe_source, sha256_of, unpickle
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors
+from deltavlm.upstream.read import describe_source, unpickle
+from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint
 
 PARTS = ("encoder_dict", "encoder_trans_dict", "decoder_dict")
 LEVEL_TOLERANCE = 3e-5  # of the maps of the backbone
@@ -161,11 +159,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     }
     with new_checkpoint(folder) as scratch:
         notify(f"writing {WEIGHTS}")
-        save_tensors(scratch / WEIGHTS, weights, provenance)
-        vocabulary = {word: index for index, word in enumerate(words)}
-        write_atomic(scratch / VOCABULARY, json.dumps(vocabulary, ensure_ascii=False) + "\n")
-        config = replace(config, sources=provenance, files={WEIGHTS: sha256_of(scratch / WEIGHTS)})
-        write_atomic(scratch / CONFIG, json.dumps(to_mapping(config), indent=1) + "\n")
+        save_folder(scratch, config, words, weights, provenance)
     return Converted(folder, len(weights), ignored, folder_bytes(folder), provenance)
 
 

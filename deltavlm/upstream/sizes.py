@@ -21,6 +21,15 @@ from deltavlm.model.config import (
 from deltavlm.upstream.components import Sources
 from deltavlm.upstream.inspect import blocks_of
 
+LLAMA_7B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11_008,
+    "vocab_size": 32_000,
+}
+"""Values of transformers that a nested configuration leaves out."""
+
 
 def read_config(
     sources: Sources, published: Mapping[str, Tensor], tower: Mapping[str, Tensor]
@@ -101,7 +110,8 @@ def language_config(folder: Path) -> LanguageConfig:
     path = folder / "config.json"
     try:
         values = parse_json(read_text(path))
-        values = values.get("text_config", values)  # LLaVA nests that of its Llama
+        if "text_config" in values:  # LLaVA nests that of its Llama, without what every Llama-7B has
+            values = LLAMA_7B | values["text_config"]
         if values.get("num_key_value_heads", values["num_attention_heads"]) != values["num_attention_heads"]:
             raise InputError(
                 f"{path}: grouped key and value heads are not supported; the model used Vicuna-7B v1.5"

@@ -138,6 +138,39 @@ def test_quantized_layers_take_the_place_of_their_weights(
 
 
 @needs_library
+def test_changechat_answers_in_8_bit(changechat_folder: Path) -> None:
+    full, quantized = (
+        load_model(str(changechat_folder), device="cpu", dtype="fp32", quantize=kind)
+        for kind in (None, "int8")
+    )
+    assert isinstance(full, changechat.ChangeChat)
+    assert isinstance(quantized, changechat.ChangeChat)
+    assert quantized.details["quantize"].startswith("int8, bitsandbytes ")
+    assert type(quantized.model.model.layers[0].mlp.up_proj).__name__ == "Linear8bitLt"
+    assert type(quantized.network.projector.linear_1) is torch.nn.Linear
+    rng = np.random.default_rng(3)
+    dates = [rng.integers(0, 256, (1, 3, 64, 64), dtype=np.uint8) for _ in range(2)]
+    texts = [*full.prompts.beginning, full.prompts.ending("Where?")]
+    with torch.no_grad():
+        tokens = full.network.image_tokens(full.pixels(np.concatenate(dates)))
+        logits = [
+            each.model(inputs_embeds=each.network.embed(texts, tokens)).logits[0, -1]
+            for each in (full, quantized)
+        ]
+    drift = float((logits[0] - logits[1]).norm() / logits[0].norm())
+    assert 1e-4 < drift < 0.2
+    assert (
+        len(quantized.answer(quantized.encode(*dates), [Question("x", "Where?", max_new_tokens=5)])[0]) == 1
+    )
+
+
+@needs_library
+def test_changechat_of_a_width_that_int4_cannot_have_is_refused(changechat_folder: Path) -> None:
+    with pytest.raises(InputError, match="needs layers whose width is a multiple of 64"):
+        load_model(str(changechat_folder), device="cpu", quantize="int4")
+
+
+@needs_library
 def test_a_wrong_shape_is_an_error(wide: Path, tmp_path: Path) -> None:
     weights = {
         **tiny_model(config=WIDE).state_dict(),

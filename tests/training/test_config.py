@@ -13,7 +13,15 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
-from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig, config_differences, load_config
+from deltavlm.training.config import (
+    STAGES,
+    Phase,
+    RecordSet,
+    Scenes,
+    TrainConfig,
+    config_differences,
+    load_config,
+)
 from deltavlm.training.learner import Learner
 from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
 
@@ -37,8 +45,8 @@ def test_all_four_recipes_ship() -> None:
 def test_a_shipped_run_fits_its_model(name: str) -> None:
     run = load_config(shipped_config(name))
     assert from_mapping(TrainConfig, to_mapping(run), "again") == run
-    if run.adapter is not None:
-        return
+    if run.adapter is not None or all(phase.part in STAGES for phase in run.phases.values()):
+        return  # of a model that is no DeltaVLM
     model_config = load(shipped_config(f"{run.model}.yaml"), DeltaVLMConfig)
     with torch.device("meta"):
         model = build(model_config)

@@ -26,7 +26,7 @@ from deltavlm.model.interface import Question, standard_question
 from deltavlm.model.kinds import load_model
 from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC
-from deltavlm.training import lora, run
+from deltavlm.training import lora, lora_hf, run
 from deltavlm.training.changechat_dataset import load_split
 from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, Validation, load_config
 from deltavlm.training.estimate import estimate_run
@@ -109,7 +109,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def first_pair_chats(folder: Path) -> list[lora.Chat]:
     split = load_split("made", RecordSet(folder / "set"), 0)
-    return lora.pair_chats(split.train[0])
+    return lora_hf.pair_chats(split.train[0])
 
 
 def test_records_become_chats_in_the_form_that_the_phrasebook_asks_for(folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_records_become_chats_in_the_form_that_the_phrasebook_asks_for(folder: P
 
 def test_counts_without_cells_keep_the_words_of_their_record(folder: Path) -> None:
     split = load_split("made", RecordSet(folder / "set", tasks=("count",)), 0)
-    (chat,) = lora.pair_chats(split.train[0])
+    (chat,) = lora_hf.pair_chats(split.train[0])
     assert chat.question.prompt == TASKS["count"].prompt
     assert chat.answer == "There are 0 new roads and 2 new buildings."
 
@@ -142,7 +142,7 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(architecture: str, folder: 
     images = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (0, 255)]
     chats = first_pair_chats(folder)
     samples = [lora.ChatSample((images[0], images[1]), chat) for chat in chats]
-    batch = lora.collate_chats(model, samples, "token")
+    batch = lora_hf.collate_chats(model, samples, "token")
     ids, attention = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     for row, chat in enumerate(chats):
         labels = batch.labels[row][batch.labels[row] != IGNORE_INDEX]
@@ -243,12 +243,14 @@ def test_held_out_pairs_validate_and_the_best_weights_are_exported(folder: Path,
     assert best < 3
     inputs = lora.load_adapter_inputs(config)
     (split,) = inputs.splits
-    held_out = lora.ChatSource(split.held_out, split.image_folder, [0])
+    held_out = lora.chat_source(inputs.target, split.held_out, split.image_folder, [0])
     assert len(held_out) == 2
     adapted = load_chat_model(f"{config.model}+{exported}", RuntimeOptions(device="cpu", dtype="fp32"))
-    learner = lora.AdapterLearner(inputs.model, "token").eval()
+    learner = lora.AdapterLearner(inputs.target.adapted, "token").eval()
     learner.model = WithBase(adapted.model)
-    batch = lora.collate_chats(inputs.chat_model, [held_out.sample(index) for index in range(2)], "token")
+    batch = lora_hf.collate_chats(
+        inputs.target.model, [held_out.sample(index) for index in range(2)], "token"
+    )
     with torch.no_grad():
         loss = float(learner(batch)["words"]) / batch.terms["words"]
     assert loss == pytest.approx(losses[best], rel=1e-3)
@@ -332,7 +334,7 @@ def test_the_shipped_configuration_is_valid_and_has_no_dry_run() -> None:
         Path("configs/lora_hf.yaml"), ["model=hf:me/model", "adapter.target_modules=[q_proj]"]
     )
     assert (config.model, config.adapter) == ("hf:me/model", Adapter(16, 32, 0.05, ("q_proj",)))
-    with pytest.raises(ConfigError, match="`dry_run` does not support an adapter"):
+    with pytest.raises(ConfigError, match="`dry_run` supports neither an adapter"):
         estimate_run(config)
 
 
@@ -347,7 +349,7 @@ def test_the_loss_of_a_batch_is_that_of_its_chats_alone(
 
     def loss(*indices: int) -> float:
         rows = [samples[index] for index in indices]
-        losses = learner(lora.collate_chats(inputs.chat_model, rows, "token"))
+        losses = learner(lora_hf.collate_chats(inputs.target.model, rows, "token"))
         return float(losses["words"].item())
 
     assert len({sample.chat.question.prompt for sample in samples}) > 1  # of different lengths

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +24,8 @@ from deltavlm.model.folder import WEIGHTS
 from deltavlm.upstream import changechat, kinds
 from deltavlm.upstream.changechat import Sources, convert, inspect, verify
 from deltavlm.upstream.checks import TOLERANCE, Check
+from deltavlm.upstream.read import tensors
+from deltavlm.upstream.sizes import language_config
 from tests.changechat_reference import ADAPTER, ALPHA, BASE, CLIP, OWN, PROJECTOR, RANK
 from tests.upstream.conftest import GOLDEN as DELTAVLM
 
@@ -94,6 +97,71 @@ def test_a_projector_from_a_file_comes_first(changechat_files: Path, tmp_path: P
     assert torch.equal(small["projector.linear_1.weight"], both["projector.linear_1.weight"])
     with pytest.raises(InputError, match=r"has the projector of mm_projector\.bin, and the results"):
         verify(tmp_path / "both", changechat_files / OWN, "fp32", "cpu")
+
+
+def _as_transformers_saves_it(files: Path, folder: Path) -> dict[str, Tensor]:
+    """Write the base as a LLaVA of transformers; returns its tensors by the names of the first layout."""
+    values = json.loads((files / BASE / "config.json").read_text())
+    tower = json.loads((files / CLIP / "config.json").read_text())["vision_config"]
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**values), vision_config=transformers.CLIPVisionConfig(**tower)
+    )
+    model = transformers.LlavaForConditionalGeneration(config)
+    base = dict(tensors(files / BASE))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            key = name.replace("model.language_model.", "model.").replace("multi_modal_", "mm_")
+            key = key.replace("linear_1", "0").replace("linear_2", "2")
+            if key in base:
+                parameter.copy_(base[key])
+    model.save_pretrained(folder)
+    shutil.copy(files / BASE / "tokenizer.model", folder)
+    return base
+
+
+@pytest.mark.parametrize("layout", ["as saved", "transformers 5", "llava-hf"])
+def test_a_base_in_the_layouts_of_transformers(changechat_files: Path, tmp_path: Path, layout: str) -> None:
+    base = _as_transformers_saves_it(changechat_files, tmp_path / "base")
+    nested = {"transformers 5": "model.language_model.", "llava-hf": "language_model.model."}
+    if layout != "as saved":
+        stem = "model." if layout == "transformers 5" else ""
+        weights = {f"{stem}vision_tower.vision_model.x": torch.zeros(1)}
+        for name, tensor in base.items():
+            for old, new in (("0", "linear_1"), ("2", "linear_2")):
+                name = name.replace(f"model.mm_projector.{old}", f"{stem}multi_modal_projector.{new}")
+            if name.startswith("model.") and "projector" not in name:
+                name = nested[layout] + name.removeprefix("model.")
+            if name == "lm_head.weight" and layout == "llava-hf":
+                name = "language_model.lm_head.weight"
+            weights[name] = tensor.contiguous()
+        (file,) = (tmp_path / "base").glob("*.safetensors")
+        save_file(weights, file)
+    for name, folder in (("first", changechat_files / BASE), ("nested", tmp_path / "base")):
+        convert(sources(changechat_files, base=folder), tmp_path / name)
+    first, nested_ = (
+        {
+            name: tensor
+            for file in (tmp_path / each).glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+        for each in ("first", "nested")
+    )
+    assert first.keys() == nested_.keys()
+    assert all(torch.equal(tensor, nested_[name]) for name, tensor in first.items())
+
+
+def test_the_sizes_that_a_nested_configuration_leaves_out(tmp_path: Path) -> None:
+    """config.json of llava-hf/llava-1.5-7b-hf names few values of its Llama."""
+    nested = {
+        "model_type": "llama",
+        "vocab_size": 32_064,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": nested}))
+    config = language_config(tmp_path)
+    assert (config.hidden, config.layers, config.heads, config.intermediate) == (4096, 32, 32, 11_008)
+    assert config.vocab == 32_064
 
 
 def test_half_precision_reports_its_drift(changechat_folder: Path, few: Path) -> None:

@@ -223,7 +223,7 @@ class ChangeVGModel(CheckpointFacts):
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, an image as its number of tokens; special tokens in plain text are text."""
-        special, ids = self._special_ids, list[int]()
+        special, ids = self.special_ids, list[int]()
         for segment in prompt.segments:
             if segment == IMAGE_TOKEN:
                 ids += [special[IMAGE_TOKEN]] * self._image_tokens
@@ -241,14 +241,14 @@ class ChangeVGModel(CheckpointFacts):
         The types of tokens are among them: without them the positions are silently those of plain text.
         """
         length = max(map(len, ids))
-        padded = torch.tensor([[self._pad] * (length - len(row)) + [*row] for row in ids], device=self.device)
+        padded = torch.tensor([[self.pad] * (length - len(row)) + [*row] for row in ids], device=self.device)
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.device)
         grid = self.config.image_px // self.processor.patch_size
         features = encoded.features[list(pairs)].flatten(0, 1)
         return {
             "input_ids": padded,
             "attention_mask": mask,
-            "mm_token_type_ids": (padded == self._special_ids[IMAGE_TOKEN]).int(),
+            "mm_token_type_ids": (padded == self.special_ids[IMAGE_TOKEN]).int(),
             "image_grid_thw": torch.tensor([[1, grid, grid]] * len(features), device=self.device),
             "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tuple(features))},  # type: ignore[arg-type]
         }
@@ -272,7 +272,7 @@ class ChangeVGModel(CheckpointFacts):
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 eos_token_id=list(self._ends),
-                pad_token_id=self._pad,
+                pad_token_id=self.pad,
             ),
             logits_processor=LogitsProcessorList([recorder, RowPenalty(penalties, inputs["attention_mask"])]),
         )
@@ -300,7 +300,7 @@ class ChangeVGModel(CheckpointFacts):
         return self.config.repetition_penalty if prompt.images_first else 1.0
 
     @cached_property
-    def _special_ids(self) -> dict[str, int]:
+    def special_ids(self) -> dict[str, int]:
         return {token: self.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
 
     @cached_property
@@ -315,7 +315,7 @@ class ChangeVGModel(CheckpointFacts):
         return tuple(ends) if isinstance(ends, list) else (ends,)
 
     @cached_property
-    def _pad(self) -> int:
+    def pad(self) -> int:
         pad = self.model.generation_config.pad_token_id
         return int(self._ends[-1] if pad is None else pad)
 

@@ -39,17 +39,27 @@ def joint_loss(mask: Tensor, caption: Tensor) -> Tensor:
 
 
 def losses(
-    network: MCI, before_N3HW: Tensor, after_N3HW: Tensor, words_NS: Tensor, labels_NHW: Tensor
+    network: MCI,
+    before_N3HW: Tensor,
+    after_N3HW: Tensor,
+    words_NS: Tensor | None,
+    labels_NHW: Tensor | None,
 ) -> Mapping[str, Tensor]:
-    """Losses `caption`, `mask` and `joint` of a batch, for backpropagation.
+    """Losses `caption` and `mask` of a batch, and `joint` of both, for backpropagation.
 
     Args:
         network: in training or evaluation mode.
         before_N3HW, after_N3HW: pixels, from `MCI.normalise`.
-        words_NS: captions from START to END, padded with NULL; no word sees NULL or END.
-        labels_NHW: classes of the pixels.
+        words_NS: captions from START to END, padded with NULL; no word sees NULL or END. None: no captions.
+        labels_NHW: classes of the pixels. None: no masks.
     """
-    encoding = network(before_N3HW, after_N3HW)
-    scores = network.captioner.score(encoding.memory, words_NS, (NULL, END))
-    caption, mask = caption_loss(scores, words_NS), mask_loss(encoding.mask_logits, labels_NHW)
-    return {"caption": caption, "mask": mask, "joint": joint_loss(mask, caption)}
+    maps = network.maps(before_N3HW, after_N3HW)
+    values: dict[str, Tensor] = {}
+    if words_NS is not None:
+        scores = network.captioner.score(network.memory(*maps), words_NS, (NULL, END))
+        values["caption"] = caption_loss(scores, words_NS)
+    if labels_NHW is not None:
+        values["mask"] = mask_loss(network.mask_logits(*maps), labels_NHW)
+    if len(values) == 2:
+        values["joint"] = joint_loss(values["mask"], values["caption"])
+    return values

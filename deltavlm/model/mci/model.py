@@ -11,9 +11,11 @@ The model knows the four words of its phrasebook as questions:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
+from deltavlm.config import to_mapping
 from deltavlm.errors import ModelError
+from deltavlm.files import write_atomic
+from deltavlm.files.atomic import atomic_file
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.device import DTYPES, resolve_device, to_device, tune_malloc, wrap_torch_errors
@@ -33,7 +39,7 @@ from deltavlm.model.images import resize_images
 from deltavlm.model.interface import CheckpointFacts, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.mci.config import CLASSES, END, NULL, START, MCIConfig, read_vocabulary
 from deltavlm.model.mci.network import MCI, Encoding
-from deltavlm.model.tensors import fill, read_tensors
+from deltavlm.model.tensors import fill, read_tensors, write_tensors
 
 PAIRS = {"cpu": 8, "mps": 16, "cuda": 64}  # per batch
 ROWS = ("top", "center", "bottom")
@@ -69,16 +75,21 @@ def find_objects(labels: NDArray[np.integer], min_component_px: int) -> Findings
     """
     counts, cells = {}, {}
     for code, name in enumerate(CLASSES[1:], start=1):
-        components, _ = ndimage.label(labels == code, structure=np.ones((3, 3)))
-        sizes = np.bincount(components.ravel())
-        sizes[0] = 0  # the background
-        is_counted = sizes >= min_component_px
-        rows, cols = np.nonzero(is_counted[components])
+        components = label_components(labels == code, min_component_px)
+        rows, cols = np.nonzero(components)
         edges = [np.linspace(0, length, 4).round()[1:3] for length in labels.shape]
         indices = 3 * np.searchsorted(edges[0], rows, "right") + np.searchsorted(edges[1], cols, "right")
-        counts[name] = int(is_counted.sum())
+        counts[name] = len(np.unique(components[rows, cols]))
         cells[name] = tuple(CELLS[index] for index in np.unique(indices))
     return Findings(counts, cells)
+
+
+def label_components(mask: NDArray[np.bool_], min_component_px: int) -> NDArray[np.integer]:
+    """8-connected components of a mask by number; 0 for the background and those of fewer pixels."""
+    components, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    is_large = np.bincount(components.ravel()) >= min_component_px
+    labelled: NDArray[np.integer] = np.where(is_large[components], components, 0)
+    return labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +189,19 @@ class MCIModel(CheckpointFacts):
         return [replies.get((pair, question.prompt), unsupported) for pair, question in rows]
 
     def masks(self, encoded: Encoding) -> Masks:
-        """Change masks of the pairs, at the resolution of the image; the first class is "none"."""
+        """Change masks of the pairs, at the resolution of the image; the first class is "none".
+
+        Components that are too small to be counted are "none", so that what is drawn is what is counted.
+        """
         with wrap_torch_errors(f"masks of {pluralize(len(encoded), 'pair')}", self.device):
             probabilities = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
+        for planes in probabilities:
+            labels = planes.argmax(axis=0)
+            for code in range(1, len(CLASSES)):
+                mask = labels == code
+                is_speckle = mask & (label_components(mask, self.config.min_component_px) == 0)
+                planes[:, is_speckle] = 0
+                planes[0, is_speckle] = 1
         return Masks(("none", *CLASSES[1:]), probabilities)
 
     @torch.inference_mode()
@@ -230,6 +251,32 @@ class MCIModel(CheckpointFacts):
             for words in sentences
             if all(word in index_of for word in words)
         ]
+
+
+def save_folder(
+    folder: Path,
+    config: MCIConfig,
+    words: Sequence[str],
+    weights: Mapping[str, Tensor],
+    provenance: Mapping[str, str],
+) -> None:
+    """Write a checkpoint into an existing folder, each file atomically; `provenance` becomes its `sources`.
+
+    Raises: OSError.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in weights.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    with atomic_file(folder / WEIGHTS) as scratch:
+        write_tensors(scratch, tensors, provenance)
+    vocabulary = {word: index for index, word in enumerate(words)}
+    write_atomic(folder / VOCABULARY, json.dumps(vocabulary, ensure_ascii=False) + "\n")
+    with (folder / WEIGHTS).open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    config = replace(config, sources=dict(provenance), files={WEIGHTS: checksum})
+    write_atomic(folder / CONFIG, json.dumps(to_mapping(config), indent=1) + "\n")
 
 
 def load_folder(

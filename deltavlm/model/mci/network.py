@@ -433,10 +433,23 @@ class MCI(nn.Module):
         )
         return ((images_N3HW.to(weight.device).float() - mean) / std).to(weight.dtype)
 
+    def maps(self, before_N3HW: Tensor, after_N3HW: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Four maps of each date, finest first, of pixels from `normalise`."""
+        levels = self.backbone(torch.cat([before_N3HW, after_N3HW]))
+        before, after = zip(*(level.chunk(2) for level in levels), strict=True)
+        return before, after
+
+    def memory(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+        """Memory (N, T, D) of the captioner, of the maps of both dates."""
+        return self.captioner.memory(*self.caption_neck(before[3], after[3]))
+
+    def mask_logits(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+        """Logits (N, classes, image, image) of the change mask, of the maps of both dates."""
+        last = self.mask_neck(before[3], after[3])
+        logits: Tensor = self.mask_head([*before[:3], last[0]], [*after[:3], last[1]])
+        return logits
+
     def forward(self, before_N3HW: Tensor, after_N3HW: Tensor) -> Encoding:
         """Encode the pixels of N pairs, from `normalise`."""
-        maps = self.backbone(torch.cat([before_N3HW, after_N3HW]))
-        before, after = zip(*(level.chunk(2) for level in maps), strict=True)
-        memory = self.captioner.memory(*self.caption_neck(before[3], after[3]))
-        last = self.mask_neck(before[3], after[3])
-        return Encoding(memory, self.mask_head([*before[:3], last[0]], [*after[:3], last[1]]))
+        maps = self.maps(before_N3HW, after_N3HW)
+        return Encoding(self.memory(*maps), self.mask_logits(*maps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from deltavlm.model.interface import standard_question
 from deltavlm.model.kinds import load_model
 from deltavlm.tasks import TASKS, contours
 from deltavlm.tasks.phrasing import CHANGECHAT_87K
-from deltavlm.training import changechat_lora, run
+from deltavlm.training import lora, run
 from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, Validation
 from deltavlm.upstream.changechat import Sources, convert
 from tests.changechat_reference import BASE, CLIP
@@ -77,7 +78,7 @@ def recipe(base: Path, records: Path, **changes: Any) -> TrainConfig:
 
 def test_records_are_chats_in_the_words_of_the_model(base: Path, records: Path) -> None:
     config = recipe(base, records, sets={"made": RecordSet(records)})
-    inputs = changechat_lora.load_adapter_inputs(config)
+    inputs = lora.load_adapter_inputs(config)
     chats = [chat for pair, chat in inputs.sources[0].chats if pair.before == "0_A.png"]
     assert [(chat.question.prompt, chat.answer) for chat in chats] == [
         (TASKS["change"].prompt, "No"),
@@ -85,9 +86,10 @@ def test_records_are_chats_in_the_words_of_the_model(base: Path, records: Path) 
         (contours.PROMPT, contours.format_answer(contours.Contours())),
     ]
     assert chats[1].question.history == (("Any?", "No"),)
-    model = changechat_lora._changechat(inputs)
+    target = inputs.target
+    model = target.model
     samples = [inputs.sources[0].sample(index) for index in range(3)]
-    batch = changechat_lora.collate_chats(model, samples, "token")
+    batch = target.collate(samples, "token")
     for ids, labels, sample in zip(batch.inputs["input_ids"], batch.labels, samples, strict=True):
         question = sample.chat.question
         asked = [*model.beginning, *model.prompts.ending(question.prompt, question.history)]
@@ -122,8 +124,8 @@ def test_eight_pairs_are_learned_and_the_merged_adapter_answers_them(
 
 
 def test_only_the_adapter_is_trained(base: Path, records: Path) -> None:
-    inputs = changechat_lora.load_adapter_inputs(recipe(base, records))
-    learner = changechat_lora.build_learner(recipe(base, records), inputs)
+    inputs = lora.load_adapter_inputs(recipe(base, records))
+    learner = lora.build_learner(recipe(base, records), inputs)
     trained = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 7 * 2
     assert all("lora_" in name and ".layers." in name for name in trained)
@@ -133,11 +135,12 @@ def test_only_the_adapter_is_trained(base: Path, records: Path) -> None:
 @torch.no_grad()
 def test_the_loss_is_that_of_the_model(base: Path, records: Path) -> None:
     config = recipe(base, records)
-    inputs = changechat_lora.load_adapter_inputs(config)
-    model, learner = changechat_lora._changechat(inputs), changechat_lora.build_learner(config, inputs)
+    inputs = lora.load_adapter_inputs(config)
+    target, learner = inputs.target, lora.build_learner(config, inputs)
+    model = target.model
     samples = [inputs.sources[0].sample(index) for index in range(2)]
-    total = learner(changechat_lora.collate_chats(model, samples, "token"))["words"]
-    single = sum(learner(changechat_lora.collate_chats(model, [each], "token"))["words"] for each in samples)
+    total = learner(target.collate(samples, "token"))["words"]
+    single = sum(learner(target.collate([each], "token"))["words"] for each in samples)
     assert float(total) == pytest.approx(float(single), rel=1e-4)
     (sample,) = samples[:1]
     pixels = torch.cat([model.pixels(np.asarray(image).transpose(2, 0, 1)[None]) for image in sample.images])
@@ -147,19 +150,22 @@ def test_the_loss_is_that_of_the_model(base: Path, records: Path) -> None:
     learned = model.prompts.labels(sample.chat.question.prompt, (), sample.chat.answer)
     rows = logits[0, -len(ending) - 1 : -1].log_softmax(1)
     expected = -sum(float(row[id_]) for row, id_, on in zip(rows, ending, learned, strict=True) if on)
-    alone = learner(changechat_lora.collate_chats(model, samples[:1], "token"))["words"]
+    alone = learner(target.collate(samples[:1], "token"))["words"]
     assert float(alone) == pytest.approx(expected, rel=1e-4)
 
 
+def test_held_out_pairs_are_asked(base: Path, records: Path, tmp_path: Path) -> None:
+    phase = replace(PHASE, steps=2, batch=2)
+    sets = {"made": RecordSet(records, tasks=("change",), held_out=2)}
+    plan = Validation(every=1, metric="made.loss.words", lower=True)
+    run.train(recipe(base, records, phases={"tune": phase}, sets=sets, validation=plan), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scored = [line for line in lines if "made.loss.words" in line]
+    assert [line["step"] for line in scored] == [1, 2]
+    assert all("made.change.all.accuracy" in line for line in scored)
+
+
 def test_what_cannot_be_trained_is_refused(base: Path, records: Path) -> None:
-    validated = recipe(
-        base,
-        records,
-        validation=Validation(every=5),
-        sets={"made": RecordSet(records, tasks=("change",), held_out=2)},
-    )
-    with pytest.raises(ConfigError, match="validation is not supported"):
-        changechat_lora.load_adapter_inputs(validated)
-    nano = Path(changechat_lora.__file__).parent.parent / "weights" / "nano"
-    with pytest.raises(ConfigError, match=r"or a folder of kind changechat; .* is of deltavlm"):
-        changechat_lora.load_adapter_inputs(recipe(nano, records))
+    nano = Path(lora.__file__).parent.parent / "weights" / "nano"
+    with pytest.raises(ConfigError, match=r"or a folder of kind changechat or changevg; .* is of deltavlm"):
+        lora.load_adapter_inputs(recipe(nano, records))
