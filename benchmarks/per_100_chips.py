@@ -6,7 +6,8 @@ A folder is read as by `consistency.py`, and its sources are those of SOURCES. A
 `pairs.csv`, by its part of mask.png from 0.5 % on, or has not where `labels.csv` says that neither a building
 nor a road is new; others are left out and named. Synthetic scenes are drawn from seeds that no training or
 calibration uses. `--chart` draws the false alarms and misses at a threshold of 0.5; `--examples` the first
-scenes, in the order of their seeds, that are a hit, a false alarm and a miss (changed buildings alone).
+scenes, in the order of their seeds, that are a hit, a false alarm and a miss, where there is one (changed
+buildings alone).
 
 Prints Markdown on stdout, messages on stderr. Intervals are 95 % (Wilson), each chip counted as independent.
 """
@@ -278,7 +279,7 @@ def chart(groups: dict[str, list[ScoredChip]]) -> str:
 
 
 def draw_examples(path: Path, chips: Sequence[ScoredChip], folder: Path) -> None:
-    """The first scenes that are a hit, a false alarm and a miss, with the true change outlined.
+    """The first scenes that are a hit, a false alarm and a miss, if there are, with the true change outlined.
 
     Scenes are of the first kind, in the order of their seeds; changed ones have a new or removed building.
     """
@@ -289,8 +290,9 @@ def draw_examples(path: Path, chips: Sequence[ScoredChip], folder: Path) -> None
         if chip.site == site and (not chip.changed or facts_of(*truth[number]).building_cells):
             firsts.setdefault((chip.score >= THRESHOLDS[0], chip.changed), number)
     kinds = {"Hit": (True, True), "False alarm": (True, False), "Miss": (False, True)}
+    kinds = {kind: key for kind, key in kinds.items() if key in firsts}  # there may be no false alarm
     tile = 2 * SIDE + 4
-    sheet = Image.new("RGB", (3 * (tile + GAP) + GAP, SIDE + TEXT + 2 * GAP), "white")
+    sheet = Image.new("RGB", (len(kinds) * (tile + GAP) + GAP, SIDE + TEXT + 2 * GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (kind, key) in enumerate(kinds.items()):
         number, x = firsts[key], GAP + column * (tile + GAP)

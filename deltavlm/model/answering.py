@@ -23,6 +23,8 @@ from deltavlm.model.interface import AnswerForm, CheckpointFacts, Question, Repl
 from deltavlm.model.memory import run_in_batches
 from deltavlm.model.tokenizer import Codec
 
+BUILDINGS = "building_built"  # class whose number the answers give
+
 
 class Scope(Protocol):
     """Question scope: tells which questions a model was taught to answer."""
@@ -89,6 +91,19 @@ class CheckpointModel(CheckpointFacts, ABC):
         """
 
     @abstractmethod
+    def counts(self, encoded: Any) -> npt.NDArray[np.float32] | None:
+        """Numbers (N, K) of the new objects that the mask head counts; None without one."""
+
+    def new_buildings(self, encoded: Any) -> Sequence[int | None]:
+        """New buildings of each of N pairs by the mask head; None where the language model counts them."""
+        dense, counts = self.config.dense, None
+        if self.config.decoding.counts == "dense" and dense is not None and BUILDINGS in dense.counted:
+            counts = self.counts(encoded)
+        if dense is None or counts is None:
+            return [None] * len(encoded)
+        return [round(float(number)) for number in counts[:, dense.counted.index(BUILDINGS)]]
+
+    @abstractmethod
     def row_batch_size(self, questions: Sequence[Question]) -> int:
         """Number of rows that are generated at once, for the longest of these questions."""
 
@@ -142,6 +157,7 @@ class CheckpointModel(CheckpointFacts, ABC):
         if not self.config.decoding.is_constrained:
             return self._answer_round(encoded, rows, [None] * len(rows))
         replies: dict[tuple[int, Question], Reply] = {}
+        buildings = self.new_buildings(encoded)
         pending = list(dict.fromkeys((pair, each) for pair, asked in rows for each in in_order(asked)))
         while pending:
             forms: dict[tuple[int, Question], AnswerForm | None] = {}  # of the rows of this round
@@ -149,7 +165,8 @@ class CheckpointModel(CheckpointFacts, ABC):
                 if not all((pair, each) in replies for each in question.agrees_with):
                     continue
                 earlier = [replies[pair, each] for each in question.agrees_with]
-                form = question.form and question.form(*(reply.text for reply in earlier))
+                counted = {"counted": buildings[pair]} if question.counted else {}
+                form = question.form and question.form(*(reply.text for reply in earlier), **counted)
                 drafts = [
                     reply
                     for each, reply in zip(question.agrees_with, earlier, strict=True)

@@ -283,11 +283,15 @@ class Decoding:
 
     `consistent` decodes the answers to the standard questions about a pair so that they agree with each
     other (`Question.agrees_with`). Beam search is not constrained.
+
+    `counts` names the part that counts new buildings: the language model, or the mask head, whose density is
+    summed. The language model then still says whether there are any, and the form of its answer the number.
     """
 
     beams: int = 1
     repetition_penalty: float = 1.0
     consistent: bool = False
+    counts: Literal["language", "dense"] = "language"
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a value that cannot be used."""

@@ -32,19 +32,21 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
+FEATURES = ("masks", "evidence", "keys", "values", "counts")  # outputs of the encoder
 MASKED = -1e9  # added to the logits of attention where there is nothing to attend to
 
 
 class PairEncoder(nn.Module):
     """Encoder of pairs: images (2, B, 3, H, W) uint8, before first -> mask probabilities (B, C, h, w),
-    evidence tokens (B, A, D), and keys and values (B, X, H, T, E) of the Q-Former's cross-attention."""
+    evidence tokens (B, A, D), keys and values (B, X, H, T, E) of the Q-Former's cross-attention, and counts
+    (B, K)."""
 
     def __init__(self, model: DeltaVLM) -> None:
         super().__init__()
         self.vision, self.difference, self.dense = model.vision, model.difference, model.dense
         self.qformer = model.qformer
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         assert self.dense is not None
         dates, maps = self.vision(self.vision.normalise(images.flatten(0, 1)))
         before, after = both_dates(dates)
@@ -63,7 +65,7 @@ class PairEncoder(nn.Module):
             torch.stack([split_heads(getattr(each, name)(tokens), heads) for each in attentions], dim=1)
             for name in ("key", "value")
         )
-        return logits.softmax(dim=1), evidence, keys, values
+        return logits.softmax(dim=1), evidence, keys, values, density.sum(dim=(2, 3))
 
 
 class Query(nn.Module):
@@ -188,7 +190,7 @@ def _trace(model: DeltaVLM) -> Sequence[onnx.ModelProto]:
     images = torch.zeros((2, pairs, 3, side, side), dtype=torch.uint8)
     encoder, query, language = PairEncoder(model), Query(model), LanguageStep(model)
     with torch.no_grad():
-        _, evidence, keys, values = encoder(images)
+        _, evidence, keys, values, _ = encoder(images)
         of_rows = [each[:1].repeat_interleave(rows, dim=0) for each in (evidence, keys, values)]
         config: Any = model.language.config
         cache = torch.zeros(
@@ -206,9 +208,8 @@ def _trace(model: DeltaVLM) -> Sequence[onnx.ModelProto]:
         _export(
             encoder,
             {"images": images},
-            ["masks", "evidence", "keys", "values"],
-            {"images": {1: "pairs"}}
-            | {name: {0: "pairs"} for name in ("masks", "evidence", "keys", "values")},
+            list(FEATURES),
+            {"images": {1: "pairs"}} | {name: {0: "pairs"} for name in FEATURES},
         ),
         _export(
             query,

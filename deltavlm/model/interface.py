@@ -46,6 +46,7 @@ class Question:
     threshold: float = 0.5  # of a yes/no question: lowest P(yes) that a consistent model answers with yes
     agrees_with: tuple[Question, ...] = ()
     form: Callable[..., AnswerForm] | None = None
+    counted: bool = False  # `form` also takes the mask head's number of new buildings, by this name
     history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns that are not in the prompt
     schema: str = ""  # JSON schema of the answer, where it is to be JSON
 
@@ -79,6 +80,9 @@ class StandardTask(Protocol):
     def agrees_with(self) -> tuple[Any, ...]:
         """Tasks whose answers about the same pair come first, and decide on the form of this one's."""
         ...
+
+    @property
+    def counted(self) -> bool: ...
 
     @property
     def form(self) -> Callable[..., AnswerForm] | None: ...
@@ -123,6 +127,7 @@ def standard_question(
         threshold=threshold,
         agrees_with=tuple(standard_question(each, threshold) for each in task.agrees_with),
         form=task.form,
+        counted=task.counted,
     )
 
 

@@ -60,6 +60,7 @@ class EncodedPairs:
     evidence: Floats  # (N, A, D)
     keys: Floats  # (N, X, H, T, E)
     values: Floats
+    counts: Floats | None = None  # (N, K); None in graphs of before they had them
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -131,7 +132,12 @@ class GraphPredictor(CheckpointModel):
             for start in range(0, max(1, len(before)), CPU_ENCODE_PAIRS)
         ]
         names = ("masks", "evidence", "keys", "values")
-        return EncodedPairs(*(np.concatenate([part[name] for part in parts]) for name in names))
+        counts = [part["counts"] for part in parts if "counts" in part]
+        features = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return EncodedPairs(**features, counts=np.concatenate(counts) if counts else None)
+
+    def counts(self, encoded: EncodedPairs) -> Floats | None:
+        return encoded.counts
 
     def masks(self, encoded: EncodedPairs) -> Masks | None:
         """Change masks of N pairs, (N, classes, rows, cols)."""

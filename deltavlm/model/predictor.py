@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -113,6 +114,12 @@ class Predictor(CheckpointModel):
         with wrap_torch_errors(f"masks of {pluralize(len(encoded), 'pair')}", self.device):
             probabilities = encoded.mask_logits.float().softmax(dim=1).cpu().numpy()
         return Masks(self.config.dense.classes, probabilities)
+
+    def counts(self, encoded: PairFeatures) -> npt.NDArray[np.float32] | None:
+        if encoded.density is None:
+            return None
+        totals: npt.NDArray[np.float32] = encoded.density.float().sum(dim=(2, 3)).cpu().numpy()
+        return totals
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch; on a GPU as many as its memory holds, measured with noise."""

@@ -74,3 +74,5 @@ class Task:
     """
     form: Callable[..., Form] | None = None
     """Texts of those answers -> form of the answers that agree with them."""
+    counted: bool = False
+    """True if `form` also takes the number of new buildings by the mask head, `counted`."""

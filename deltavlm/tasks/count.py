@@ -111,32 +111,43 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
     }
 
 
-def form(draft: str, described: str) -> Form:
+def form(draft: str, described: str, counted: int | None = None) -> Form:
     """Form of counts that agree with the caption: those of the draft, and at least 1 of what the caption says
-    is built."""
+    is built.
+
+    counted: new buildings by the mask head, which the answer gives if it gives any.
+    """
     counts, built = parse(draft), caption.kinds_built(described)
     roads, buildings = (
-        _some(noun) if noun in built and not number else _phrase(number, noun)
-        for noun, number in (("road", counts.roads), ("building", counts.buildings))
+        _some(noun, counts_of_head) if noun in built and not number else _phrase(number, noun)
+        for noun, number, counts_of_head in (
+            ("road", counts.roads, None),
+            ("building", counts.buildings, counted),
+        )
     )
     if counts == Counts(0, 0) and not built:
         return Form.of_texts(draft)
     return Form(f"({roads}) and ({buildings})")
 
 
-def _form_of_draft(change: str) -> Form:
-    """Form of counts that agree with the answer to the yes/no question: 0 of an unchanged pair."""
+def _form_of_draft(change: str, counted: int | None = None) -> Form:
+    """Form of counts that agree with the answer to the yes/no question: 0 of an unchanged pair.
+
+    counted: new buildings by the mask head, which the answer gives if it gives any.
+    """
     none = format_answer(Counts(0, 0))
     if not classify.parse(change):
         return Form.of_texts(none)
     (roads, no_roads), (buildings, no_buildings) = (
-        (_some(noun), _phrase(0, noun)) for noun in ("road", "building")
+        (_some(noun, number), _phrase(0, noun)) for noun, number in (("road", None), ("building", counted))
     )
     return Form(f"({roads}) and ({buildings}|{no_buildings})|{no_roads} and ({buildings})|{NONE_NEW}|{none}")
 
 
-def _some(noun: str) -> str:
-    """Regular expression of `_phrase` with a number from 1."""
+def _some(noun: str, number: int | None = None) -> str:
+    """Regular expression of `_phrase` with a number from 1: this one, if it is given."""
+    if number is not None:
+        return _phrase(min(max(1, number), MAX_COUNT), noun)
     return rf"1 new {noun}|([2-9]|[1-9]\d{{1,3}}) new {noun}s"
 
 
@@ -173,6 +184,7 @@ _DRAFT = Task(
     max_new_tokens=48,  # also of an answer in single letters
     agrees_with=(classify.TASK,),
     form=_form_of_draft,
+    counted=True,
 )
 
 TASK = replace(

@@ -112,6 +112,8 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         # training goes through the difference module, even if the checkpoint's mode bypasses it
         anew = {name: getattr(model, name) for name in ("vision", "dense") if name in config.fresh}
         model = replace(start_model, difference=model.difference, prompt=model.prompt, **anew)
+    if config.sets:  # whose counts the language model learns; they teach the mask head none
+        model = replace(model, decoding=replace(model.decoding, counts="language"))
     splits = tuple(load_split(name, records, config.seed) for name, records in config.sets.items())
     return RunInputs(model, start, splits)
 

@@ -1,7 +1,7 @@
 """Calibration of yes/no scores: Platt scaling of the margin logit(yes) - logit(no) on held-out pairs.
 
 With tiles of real ground the fit is to pairs drawn on them, and the score is the probability of a change
-where one chip in ten has changed (`CHANGED_SHARE`). Without, as many hard negatives are added to the
+where one chip in five has changed (`CHANGED_SHARE`). Without, as many hard negatives are added to the
 validation scenes: scenes without a change, in which season, light and haze differ more than in training;
 changed and unchanged pairs have the same weight in the fit, whatever their number, so the score is a
 probability at even odds. A model trained on a set is calibrated on the held-out pairs of that set; the
@@ -31,7 +31,7 @@ from deltavlm.scoring.synthetic import STANDARD_QUESTIONS
 log = logging.getLogger(__name__)
 
 HARD_SEED = 700_000_000
-CHANGED_SHARE = 0.1  # of the chips of a map; real unchanged ground differs more than any that is made
+CHANGED_SHARE = 0.2  # of the chips of a map
 HARD_STRENGTH = 1.5  # of the differences in light, haze and season
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from deltavlm.errors import AnswerParseError
-from deltavlm.model.config import Decoding, RuntimeOptions
+from deltavlm.model.answering import BUILDINGS
+from deltavlm.model.config import Decoding, DenseConfig, RuntimeOptions
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.deltavlm import IGNORE_INDEX, Generation, GenerationOptions, PairFeatures, Text
 from deltavlm.model.interface import Question, standard_question
@@ -22,6 +23,7 @@ from deltavlm.pipeline.answers import question_of
 from deltavlm.pipeline.consistency import ChipStatements, find_conflicts
 from deltavlm.tasks import TASKS
 from deltavlm.tasks.base import Form
+from deltavlm.tasks.count import Counts
 from deltavlm.tasks.questions import QuestionSpec
 from deltavlm.tasks.text import NO_CHANGE, clean
 from tests.tiny import TINY, tiny_model
@@ -188,6 +190,33 @@ def test_the_cells_asked_alone_follow_from_all_other_answers(codec: Codec) -> No
     assert count.text.endswith(" and 12 new buildings")
     assert not count.text.startswith("no ")
     assert "[]" not in cells.text
+
+
+@pytest.mark.parametrize(("density", "expected"), [(7.4, "7 new buildings"), (0.2, "1 new building")])
+def test_the_mask_head_counts_new_buildings(codec: Codec, density: float, expected: str) -> None:
+    """With `counts: dense` the language model says whether there are any, and how many new roads."""
+    config = replace(
+        CONSISTENT,
+        dense=DenseConfig(classes=("none", BUILDINGS), counted=("road_built", BUILDINGS), width=8),
+        decoding=Decoding(consistent=True, counts="dense"),
+    )
+    of_counts = torch.full((1, 2, 4, 4), 9.0)
+    of_counts[:, 1] = density / 16
+    features = PairFeatures(torch.zeros(1, 1, 1), density=of_counts)
+    caption = "many houses and a road are built on the grass"
+    for count, buildings in [
+        ("1 new road and 12 new buildings", expected),
+        ("1 new road and no new buildings", expected),  # against its own caption
+    ]:
+        model: Any = Wishful(codec, True, {"caption": caption, "count": count})
+        predictor = replace(predictor_of(codec), model=model, config=config)
+        assert predictor.answer(features, questions()[2:3])[0][0].text == f"1 new road and {buildings}"
+    model = Wishful(codec, True, {"caption": "a road is built", "count": "1 new road and no new buildings"})
+    predictor = replace(predictor_of(codec), model=model, config=config)
+    assert predictor.answer(features, questions()[2:3])[0][0].text == "1 new road and no new buildings"
+    model = Wishful(codec, False, {"count": "1 new road and 12 new buildings"})
+    predictor = replace(predictor_of(codec), model=model, config=config)
+    assert TASKS["count"].parse(predictor.answer(features, questions(1.0)[2:3])[0][0].text) == Counts(0, 0)
 
 
 def test_without_the_option_every_question_is_answered_by_itself(codec: Codec) -> None:

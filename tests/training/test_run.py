@@ -21,7 +21,7 @@ from deltavlm.training import __main__ as command
 from deltavlm.training import build
 from deltavlm.training.checkpoints import final_weights, load_state
 from deltavlm.training.collate import TrainBatch
-from deltavlm.training.config import TrainConfig
+from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig
 from deltavlm.training.loop import Trainer
 from tests.tiny import TINY
 
@@ -58,6 +58,16 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(dump(small))
     return path
+
+
+def test_after_training_on_a_set_the_language_model_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets teach it numbers, and the mask head, by which nano counts, nothing."""
+    monkeypatch.setattr(build, "load_split", lambda *of_set: None)
+    phases = {"words": Phase(part="language", steps=1, batch=1, lr=1e-4)}
+    on_scenes = TrainConfig("nano", phases, scenes=Scenes(1, 1), start="nano")
+    on_set = replace(on_scenes, sets={"made": RecordSet(Path("set"))})
+    counts = [build.load_inputs(config).model.decoding.counts for config in (on_scenes, on_set)]
+    assert counts == ["dense", "language"]
 
 
 @pytest.mark.slow
